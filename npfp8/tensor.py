@@ -1,0 +1,302 @@
+"""Quantized tensors: 8-bit codes, the scales that give them meaning, and how to make them.
+
+The granularities and the shapes of their scales are those of ONNX's
+QuantizeLinear (opset 21): per tensor, per index of one axis, or per block of an
+axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.codec import decode, encode, is_bfloat16
+from npfp8.formats import Format, IntFormat
+
+__all__ = ["QuantizedTensor", "absmax_scale", "quantize"]
+
+Float32Array = npt.NDArray[np.float32]
+
+_MIN_NORMAL = np.finfo(np.float32).tiny
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """An array of 8-bit codes whose values are ``(code value - zero_point) * scale``.
+
+    Parameters
+    ----------
+    codes : ndarray of uint8 (int8 for INT8)
+    scale : array_like of float32
+        Positive, finite and normal (not subnormal). Its shape:
+
+        - per tensor (``axis=None``): ``()``;
+        - per index of ``axis``: ``(codes.shape[axis],)``;
+        - per block: the shape of ``codes`` with ``codes.shape[axis]`` replaced
+          by ``ceil(codes.shape[axis] / block)``.
+    fmt : FloatFormat or IntFormat
+    axis : int, optional
+        The axis along which the scale varies; a negative one counts from the end
+        and is stored as its non-negative equal.
+    zero_point : array_like of fmt's code dtype, optional
+        The code of the real number 0, of the shape of ``scale``; IntFormat only.
+    block : int, optional
+        Elements of ``axis`` that share a scale.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype, a shape or a scale is not as said above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN, QuantizedTensor
+    >>> QuantizedTensor(np.uint8([0x38, 0xB8]), 0.5, E4M3FN).dequantize()
+    array([ 0.5, -0.5], dtype=float32)
+    """
+
+    codes: npt.NDArray[Any]
+    scale: Float32Array
+    fmt: Format
+    axis: int | None = None
+    zero_point: npt.NDArray[Any] | None = None
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        codes = np.asarray(self.codes)
+        if codes.dtype != self.fmt.code_dtype:
+            raise TypeError(f"{self.fmt} codes: expected {self.fmt.code_dtype}, found {codes.dtype}")
+        axis = None if self.axis is None else _normalized(self.axis, codes.ndim)
+        scale = _checked_scale(self.scale)
+        expected = _scale_shape(codes.shape, axis, self.block)
+        if scale.shape != expected:
+            raise ValueError(
+                f"scale: expected shape {expected} for codes of shape {codes.shape}, axis "
+                f"{self.axis} and block {self.block}, found {scale.shape}"
+            )
+        set_field = object.__setattr__  # the way to normalise a field of a frozen dataclass
+        if self.zero_point is not None:
+            if not isinstance(self.fmt, IntFormat):
+                raise ValueError(f"zero_point: expected None for {self.fmt}, a format with a zero")
+            zero_point = np.asarray(self.zero_point)
+            if zero_point.dtype != codes.dtype or zero_point.shape != expected:
+                raise ValueError(
+                    f"zero_point: expected {codes.dtype} of shape {expected}, found "
+                    f"{zero_point.dtype} of shape {zero_point.shape}"
+                )
+            set_field(self, "zero_point", zero_point)
+        set_field(self, "codes", codes)
+        set_field(self, "scale", scale)
+        set_field(self, "axis", axis)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the codes."""
+        return self.codes.shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of the codes."""
+        return self.codes.ndim
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes, the scales and the zero points."""
+        zero_point_bytes = 0 if self.zero_point is None else self.zero_point.nbytes
+        return self.codes.nbytes + self.scale.nbytes + zero_point_bytes
+
+    @property
+    def mT(self) -> QuantizedTensor:  # noqa: N802 (the array API's name)
+        """The tensor with its last two axes swapped; shares memory."""
+        if self.ndim < 2:
+            raise ValueError(f"mT: expected at least 2 axes, found shape {self.shape}")
+        axis, last = self.axis, self.ndim - 1
+        if axis is not None and axis >= last - 1:
+            axis = 2 * last - 1 - axis
+
+        def swap(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return x.swapaxes(-1, -2) if x.ndim > 1 else x
+
+        zero_point = None if self.zero_point is None else swap(self.zero_point)
+        return QuantizedTensor(
+            swap(self.codes), swap(self.scale), self.fmt, axis, zero_point, self.block
+        )
+
+    def code_values(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+        """The values of the codes, zero point taken off, without the scale; exact."""
+        values = decode(self.codes, self.fmt, dtype)
+        if self.zero_point is not None:
+            values -= self.spread(self.zero_point)
+        return values
+
+    def dequantize(self) -> Float32Array:
+        """The values as float32: code value times scale, rounded once."""
+        return np.multiply(self.code_values(), self.spread(self.scale))
+
+    def spread(self, per_scale: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Shape an array of the scale's shape so that it broadcasts against the codes."""
+        if self.axis is None:
+            return per_scale
+        if self.block is not None:
+            wide = np.repeat(per_scale, self.block, axis=self.axis)
+            return wide.take(range(self.shape[self.axis]), axis=self.axis)
+        return per_scale.reshape([-1 if i == self.axis else 1 for i in range(self.ndim)])
+
+
+def quantize(
+    x: npt.ArrayLike,
+    fmt: Format,
+    scale: npt.ArrayLike | None = None,
+    axis: int | None = None,
+    block: int | None = None,
+) -> QuantizedTensor:
+    """Quantize an array: ``encode(x / scale)``, one float32 division and one rounding.
+
+    Parameters
+    ----------
+    x : array_like
+        Numbers; what is wider than float32 is first rounded to float32.
+    fmt : FloatFormat or IntFormat
+    scale : array_like of float32, optional
+        The scale, of the shape that :class:`QuantizedTensor` states. Without
+        it, the absolute maximum of each group of elements that share a scale
+        is mapped to the format's largest value (:func:`absmax_scale`).
+    axis : int, optional
+        None for one scale per tensor, otherwise the axis that has a scale of
+        its own for each index.
+    block : int, optional
+        With ``axis``: a scale for each run of so many elements along that
+        axis, separately at each index of the other axes.
+
+    Returns
+    -------
+    QuantizedTensor
+        Beyond the largest value it saturates. With a given scale a NaN becomes
+        the format's NaN, and an error where it has none.
+
+    Raises
+    ------
+    ValueError
+        If no scale is given and ``x`` has a NaN or an infinity, or the given
+        scale is not positive, finite, normal and of the right shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import INT8, quantize
+    >>> q = quantize(np.float32([[1.0, -2.0], [0.5, 0.25]]), INT8, axis=0)
+    >>> q.codes
+    array([[  64, -127],
+           [ 127,   64]], dtype=int8)
+    """
+    values = _to_float32(np.asarray(x))
+    if axis is not None:
+        axis = _normalized(axis, values.ndim)
+    shape = _scale_shape(values.shape, axis, block)
+    if scale is None:
+        scales = absmax_scale(_absmax(values, axis, block), fmt)
+    else:
+        scales = _checked_scale(scale)
+        if scales.shape != shape:
+            raise ValueError(f"scale: expected shape {shape}, found {scales.shape}")
+    # Empty codes give the scale its meaning before there are real ones.
+    blank = QuantizedTensor(np.empty(values.shape, fmt.code_dtype), scales, fmt, axis, None, block)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scaled = np.divide(values, blank.spread(blank.scale), dtype=np.float32)
+    return QuantizedTensor(encode(scaled, fmt), scales, fmt, axis, None, block)
+
+
+def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
+    """The float32 scale that maps an absolute maximum to the format's largest value.
+
+    ``float32(absmax / fmt.max)``; 1 where ``absmax`` is 0; never below the
+    smallest normal float32.
+
+    Parameters
+    ----------
+    absmax : array_like of float32
+        Non-negative and finite.
+    fmt : FloatFormat or IntFormat
+
+    Returns
+    -------
+    ndarray of float32, of the same shape
+
+    Raises
+    ------
+    ValueError
+        If ``absmax`` is negative, infinite or NaN.
+
+    Examples
+    --------
+    >>> from npfp8 import E4M3FN
+    >>> from npfp8.tensor import absmax_scale
+    >>> float(absmax_scale(896.0, E4M3FN))
+    2.0
+    """
+    largest = np.asarray(absmax, np.float32)
+    if not (np.isfinite(largest) & (largest >= 0)).all():
+        raise ValueError(f"absmax: expected finite and not negative, found {_first_bad(largest)}")
+    with np.errstate(under="ignore"):
+        scale = np.maximum(largest / np.float32(fmt.max), _MIN_NORMAL)
+    return np.asarray(np.where(largest == 0, np.float32(1), scale), np.float32)
+
+
+def _absmax(x: Float32Array, axis: int | None, block: int | None) -> Float32Array:
+    """The absolute maximum of each group of elements that share a scale; 0 for an empty one."""
+    if axis is None:
+        return np.maximum(x.max(initial=0), -x.min(initial=0))
+    if block is None:
+        others = tuple(i for i in range(x.ndim) if i != axis)
+        return np.maximum(x.max(axis=others, initial=0), -x.min(axis=others, initial=0))
+    if not x.shape[axis]:
+        return np.abs(x)
+    return np.maximum.reduceat(np.abs(x), range(0, x.shape[axis], block), axis=axis)
+
+
+def _to_float32(x: npt.NDArray[Any]) -> Float32Array:
+    if not (x.dtype.kind in "fiu" or is_bfloat16(x.dtype)):
+        raise TypeError(f"quantize: expected real numbers, found {x.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(np.float32, copy=False)
+
+
+def _normalized(axis: int, ndim: int) -> int:
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis: expected one of {ndim} axes, found {axis}")
+    return axis % ndim
+
+
+def _scale_shape(
+    shape: tuple[int, ...], axis: int | None, block: int | None
+) -> tuple[int, ...]:
+    """The shape of the scale of codes of ``shape``."""
+    if block is not None and (axis is None or block < 1):
+        raise ValueError(f"block: expected at least 1, with an axis; found {block}, axis {axis}")
+    if axis is None:
+        return ()
+    if block is None:
+        return (shape[axis],)
+    return (*shape[:axis], -(-shape[axis] // block), *shape[axis + 1 :])
+
+
+def _checked_scale(scale: npt.ArrayLike) -> Float32Array:
+    """The scale as float32; an error unless every one is positive, finite and normal."""
+    given = np.asarray(scale)
+    with np.errstate(over="ignore", under="ignore"):
+        checked = given.astype(np.float32, copy=False)
+    if not (np.isfinite(checked) & (checked >= _MIN_NORMAL)).all():
+        raise ValueError(
+            f"scale: expected positive, finite, normal float32, found {_first_bad(given)}"
+        )
+    return checked
+
+
+def _first_bad(values: npt.NDArray[Any]) -> float:
+    bad = ~(np.isfinite(values) & (values >= _MIN_NORMAL)) & (values != 0)
+    flat = values[bad] if bad.any() else values.reshape(-1)
+    return float(flat.reshape(-1)[0])
