@@ -1,6 +1,32 @@
-"""npfp8: bit-exact FP8 (and INT8) in NumPy: codes, scales, tensors, exact products."""
+"""npfp8: bit-exact FP8 and INT8 in NumPy: codes, scales, quantized tensors, exact products.
+
+Examples
+--------
+>>> import numpy as np, npfp8
+>>> npfp8.decode(npfp8.encode([0.1, 3.14159, 1000.0], npfp8.E4M3FN), npfp8.E4M3FN)
+array([1.015625e-01, 3.250000e+00, 4.480000e+02], dtype=float32)
+"""
 
 from npfp8.codec import decode, encode, encode_bfloat16
 from npfp8.formats import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, IntFormat
+from npfp8.matmul import matmul
+from npfp8.tensor import QuantizedTensor, absmax_scale, quantize
 
-__all__ = ["E4M3FN","E5M2","INT8","UINT8","FloatFormat","Format","IntFormat","decode","encode","encode_bfloat16"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "E4M3FN",
+    "E5M2",
+    "INT8",
+    "UINT8",
+    "FloatFormat",
+    "Format",
+    "IntFormat",
+    "QuantizedTensor",
+    "absmax_scale",
+    "decode",
+    "encode",
+    "encode_bfloat16",
+    "matmul",
+    "quantize",
+]

@@ -88,7 +88,7 @@ def encode(x: npt.ArrayLike, fmt: Format, saturate: bool = True) -> npt.NDArray[
     if values.dtype.kind in "fiu":
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
     table = _code_table(fmt, saturate, "float16" if values.dtype == np.float16 else "bfloat16")
-    return _lookup(table, values, _keys)
+    return lookup(table, values, _keys)
 
 
 def encode_bfloat16(
@@ -115,7 +115,7 @@ def encode_bfloat16(
     patterns = np.asarray(bits)
     if patterns.dtype != np.uint16:
         raise TypeError(f"bfloat16 bits: expected uint16, found {patterns.dtype}")
-    return _lookup(_code_table(fmt, saturate, "bfloat16"), patterns, lambda keys: keys)
+    return lookup(_code_table(fmt, saturate, "bfloat16"), patterns, lambda keys: keys)
 
 
 def decode(
@@ -154,7 +154,7 @@ def decode(
     if patterns.dtype != fmt.code_dtype:
         raise TypeError(f"{fmt} codes: expected {fmt.code_dtype}, found {patterns.dtype}")
     table = _value_table(fmt, np.dtype(dtype))
-    return _lookup(table, patterns, lambda block: block.view(np.uint8))
+    return lookup(table, patterns, lambda block: block.view(np.uint8))
 
 
 @lru_cache(maxsize=64)
@@ -211,12 +211,12 @@ def _code_table(fmt: FloatFormat, saturate: bool, source: str) -> npt.NDArray[np
     return table
 
 
-def _lookup(
+def lookup(
     table: npt.NDArray[Any],
     x: npt.NDArray[Any],
     keys_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
 ) -> npt.NDArray[Any]:
-    """``table[keys_of(x)]``, block by block so that what ``keys_of`` makes stays in cache."""
+    """Return ``table[keys_of(x)]``, block by block so that what ``keys_of`` makes stays in cache."""
     out = np.empty(x.shape, table.dtype)
     source = np.ascontiguousarray(x).reshape(-1)
     target = out.reshape(-1)

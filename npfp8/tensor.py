@@ -130,21 +130,13 @@ class QuantizedTensor:
         """The values of the codes, zero point taken off, without the scale; exact."""
         values = decode(self.codes, self.fmt, dtype)
         if self.zero_point is not None:
-            values -= self.spread(self.zero_point)
+            values -= spread(self.zero_point, self.shape, self.axis, self.block)
         return values
 
     def dequantize(self) -> Float32Array:
         """The values as float32: code value times scale, rounded once."""
-        return np.multiply(self.code_values(), self.spread(self.scale))
-
-    def spread(self, per_scale: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Shape an array of the scale's shape so that it broadcasts against the codes."""
-        if self.axis is None:
-            return per_scale
-        if self.block is not None:
-            wide = np.repeat(per_scale, self.block, axis=self.axis)
-            return wide.take(range(self.shape[self.axis]), axis=self.axis)
-        return per_scale.reshape([-1 if i == self.axis else 1 for i in range(self.ndim)])
+        scale = spread(self.scale, self.shape, self.axis, self.block)
+        return np.multiply(self.code_values(), scale)
 
 
 def quantize(
@@ -203,10 +195,8 @@ def quantize(
         scales = _checked_scale(scale)
         if scales.shape != shape:
             raise ValueError(f"scale: expected shape {shape}, found {scales.shape}")
-    # Empty codes give the scale its meaning before there are real ones.
-    blank = QuantizedTensor(np.empty(values.shape, fmt.code_dtype), scales, fmt, axis, None, block)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        scaled = np.divide(values, blank.spread(blank.scale), dtype=np.float32)
+        scaled = np.divide(values, spread(scales, values.shape, axis, block))
     return QuantizedTensor(encode(scaled, fmt), scales, fmt, axis, None, block)
 
 
@@ -239,11 +229,23 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
     2.0
     """
     largest = np.asarray(absmax, np.float32)
-    if not (np.isfinite(largest) & (largest >= 0)).all():
-        raise ValueError(f"absmax: expected finite and not negative, found {_first_bad(largest)}")
+    bad = ~(np.isfinite(largest) & (largest >= 0))
+    if bad.any():
+        raise ValueError(f"absmax: expected finite and not negative, found {largest[bad][0]}")
     with np.errstate(under="ignore"):
         scale = np.maximum(largest / np.float32(fmt.max), _MIN_NORMAL)
     return np.asarray(np.where(largest == 0, np.float32(1), scale), np.float32)
+
+
+def spread(
+    per_scale: npt.NDArray[Any], shape: tuple[int, ...], axis: int | None, block: int | None
+) -> npt.NDArray[Any]:
+    """Shape an array of one element a scale so that it broadcasts against codes of ``shape``."""
+    if axis is None:
+        return per_scale
+    if block is not None:
+        return np.repeat(per_scale, block, axis=axis).take(range(shape[axis]), axis=axis)
+    return per_scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
 def _absmax(x: Float32Array, axis: int | None, block: int | None) -> Float32Array:
@@ -289,14 +291,7 @@ def _checked_scale(scale: npt.ArrayLike) -> Float32Array:
     given = np.asarray(scale)
     with np.errstate(over="ignore", under="ignore"):
         checked = given.astype(np.float32, copy=False)
-    if not (np.isfinite(checked) & (checked >= _MIN_NORMAL)).all():
-        raise ValueError(
-            f"scale: expected positive, finite, normal float32, found {_first_bad(given)}"
-        )
+    bad = ~(np.isfinite(checked) & (checked >= _MIN_NORMAL))
+    if bad.any():
+        raise ValueError(f"scale: expected positive, finite, normal float32, found {given[bad][0]}")
     return checked
-
-
-def _first_bad(values: npt.NDArray[Any]) -> float:
-    bad = ~(np.isfinite(values) & (values >= _MIN_NORMAL)) & (values != 0)
-    flat = values[bad] if bad.any() else values.reshape(-1)
-    return float(flat.reshape(-1)[0])

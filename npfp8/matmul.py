@@ -1,0 +1,340 @@
+"""Matrix products of quantized tensors, accumulated without any rounding.
+
+Why a BLAS product can be exact
+-------------------------------
+Every finite value of a format is an integer multiple of its smallest subnormal
+``q`` and at most ``max``. A product of two values is then a multiple of
+``qa * qb``, and every partial sum of K products, in whatever order, is a
+multiple of it no larger than ``K * max_a * max_b``. While::
+
+    K * max_a * max_b <= 2^53 * qa * qb                                    (1)
+
+each of them is a float64, so no addition rounds, and blocking, FMA, the number
+of threads and the BLAS make no difference. E4M3FN by E4M3FN: ``q = 2^-9``,
+``max = 448``, so K up to 171,196. For integers (1) holds with 2^24 already,
+that is in float32, for K up to 1,040 (INT8 by INT8): longer sums are cut into
+blocks of K that are added in float64, again exactly.
+
+E5M2 spans too many binades for (1). Its values are cut by magnitude into a high
+and a low part, value by value, so that each spans about half of the binades;
+E4M3FN by E5M2 is then two exact products, E5M2 by E5M2 four, each with (1)
+holding up to K = 342,392 and 684,784. The parts are added without error and rounded once,
+see :func:`_round_sum`.
+
+NaN and infinity are taken out first and laid over the finite result: a BLAS may
+skip a zero, and an infinity times a part that is zero must not become NaN.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.codec import lookup
+from npfp8.formats import FloatFormat, Format, IntFormat
+from npfp8.tensor import QuantizedTensor, spread
+
+__all__ = ["exact_k_limit", "matmul"]
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+
+def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") -> Float32Array:
+    """Matrix product of quantized tensors: what a tensor core with an ideal accumulator gives.
+
+    The codes' values are multiplied and summed exactly over K; the sum is
+    rounded to float32 (nearest, ties to even) and multiplied in float32 by the
+    float32 product of the two scales.
+
+    Parameters
+    ----------
+    a : QuantizedTensor of shape (..., M, K)
+    b : QuantizedTensor of shape (..., K, N)
+        The leading axes broadcast, as in :func:`numpy.matmul`. Scales may vary
+        along any axis but K, along K only by block: then the products of the
+        blocks, each rounded and scaled as above, are added in float32 from the
+        first block to the last.
+    accumulate : {"exact", "float32"}
+        "exact" is bit-reproducible. "float32" leaves the sum to a float32 BLAS
+        product: fast, but its bits depend on the BLAS, its threads and blocking.
+
+    Returns
+    -------
+    ndarray of float32, shape (..., M, N)
+        A NaN is the canonical 0x7FC00000; infinities of E5M2 propagate as in
+        IEEE 754; a sum that is exactly zero is +0.
+
+    Raises
+    ------
+    TypeError
+        If an operand is no QuantizedTensor.
+    ValueError
+        If the shapes do not fit, K exceeds :func:`exact_k_limit`, or a scale
+        varies along K without blocks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN, matmul, quantize
+    >>> a = quantize(np.float32([[1, 2], [3, 4]]), E4M3FN, scale=1.0)
+    >>> matmul(a, a)
+    array([[ 7., 10.],
+           [15., 22.]], dtype=float32)
+    """
+    _check_operands(a, b)
+    if accumulate not in ("exact", "float32"):
+        raise ValueError(f"accumulate: expected 'exact' or 'float32', found {accumulate!r}")
+    a_k, b_k = a.ndim - 1, b.ndim - 2
+    k = a.shape[a_k]
+    a_block = a.block if a.axis == a_k else None
+    b_block = b.block if b.axis == b_k else None
+    if a_block and b_block and a_block != b_block:
+        raise ValueError(f"blocks along K: expected equal ones, found {a_block} and {b_block}")
+    block = a_block or b_block
+    if block is None:
+        return _scaled_product(a, b, slice(None), accumulate, _scale_of(a, a_k), _scale_of(b, b_k))
+
+    total: Float32Array | None = None
+    for i, start in enumerate(range(0, k, block)):
+        scale_a = a.scale[..., i : i + 1] if a_block else _scale_of(a, a_k)
+        scale_b = b.scale[..., i : i + 1, :] if b_block else _scale_of(b, b_k)
+        part = _scaled_product(a, b, slice(start, start + block), accumulate, scale_a, scale_b)
+        total = part if total is None else total + part
+    return np.matmul(a.codes, b.codes).astype(np.float32) if total is None else total  # K = 0
+
+
+@lru_cache(maxsize=64)
+def exact_k_limit(fmt_a: Format, fmt_b: Format, zero_point: bool = False) -> int:
+    """The largest K for which :func:`matmul` accumulates exactly.
+
+    Parameters
+    ----------
+    fmt_a, fmt_b : FloatFormat or IntFormat
+    zero_point : bool
+        Whether a zero point is subtracted from integer codes: their range doubles.
+
+    Examples
+    --------
+    >>> from npfp8 import E4M3FN, E5M2
+    >>> from npfp8.matmul import exact_k_limit
+    >>> exact_k_limit(E4M3FN, E4M3FN), exact_k_limit(E5M2, E5M2)
+    (171196, 684784)
+    """
+    parts = product(_parts(fmt_a, zero_point), _parts(fmt_b, zero_point))
+    return min(_k_limit(x, y, 53) for x, y in parts)
+
+
+class _Part(NamedTuple):
+    """The values of a format in a range of magnitudes: multiples of ``quantum`` up to ``max``."""
+
+    quantum: float
+    max: float
+
+
+@lru_cache(maxsize=64)
+def _parts(fmt: Format, zero_point: bool = False) -> tuple[_Part, ...]:
+    """Into which parts, high before low, the values of a format are cut."""
+    if isinstance(fmt, IntFormat):
+        span = fmt.max_code - fmt.min_code if zero_point else max(fmt.max_code, -fmt.min_code)
+        return (_Part(1.0, float(span)),)
+    whole = _Part(fmt.min_subnormal, fmt.max)
+    if _k_limit(whole, whole, 53) >= 1 << 16:
+        return (whole,)
+    # Cut where both parts span equally many bits: the high part's quantum is
+    # the spacing of the values from the threshold on.
+    magnitudes = fmt.values[: fmt.max_code + 1]
+    cuts = []
+    for code in range(1 << fmt.mantissa_bits, fmt.max_code, 1 << fmt.mantissa_bits):
+        high = _Part(float(magnitudes[code + 1] - magnitudes[code]), fmt.max)
+        cuts.append((high, _Part(fmt.min_subnormal, float(magnitudes[code - 1]))))
+    return min(cuts, key=lambda cut: max(part.max / part.quantum for part in cut))
+
+
+def _k_limit(a: _Part, b: _Part, precision: int) -> int:
+    """The largest K that satisfies (1) for two parts and a float of ``precision`` bits."""
+    return int(2**precision / ((a.max / a.quantum) * (b.max / b.quantum)))
+
+
+def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
+    for name, operand in (("a", a), ("b", b)):
+        if not isinstance(operand, QuantizedTensor):
+            raise TypeError(f"{name}: expected a QuantizedTensor, found {type(operand).__name__}")
+        if operand.ndim < 2:
+            raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"expected shapes (..., M, K) and (..., K, N), found {a.shape} and {b.shape}"
+        )
+
+
+def _scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
+    """The scale of ``x``, with a K axis of length 1 so that it broadcasts against the product."""
+    if x.axis is None:
+        return x.scale
+    if x.axis == k_axis or x.block is not None:
+        raise ValueError(
+            "a scale that varies along K does not factor out of the sum: expected another axis, "
+            f"or blocks of K, found axis {x.axis} and block {x.block} of shape {x.shape}"
+        )
+    return x.scale.reshape([-1 if i == x.axis else 1 for i in range(x.ndim)])
+
+
+def _scaled_product(
+    a: QuantizedTensor,
+    b: QuantizedTensor,
+    ks: slice,
+    accumulate: str,
+    scale_a: Float32Array,
+    scale_b: Float32Array,
+) -> Float32Array:
+    """The product over the part ``ks`` of K, times its scale."""
+    with np.errstate(over="ignore", under="ignore"):
+        scale = np.multiply(scale_a, scale_b)
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError("the product of the operands' scales overflows or underflows float32")
+    if accumulate == "exact":
+        result = _exact_product(a, b, ks)
+    else:
+        result = np.matmul(_values(a, ks, -1, np.float32), _values(b, ks, -2, np.float32))
+    result += np.float32(0)  # -0 becomes +0; which one a BLAS gives is its own affair
+    _overlay_specials(result, a, b, ks)
+    with np.errstate(over="ignore", under="ignore"):
+        np.multiply(result, scale, out=result)
+    return result
+
+
+def _exact_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32Array:
+    """The exact sums over ``ks``, specials counted as 0, rounded once to float32."""
+    zero_point = a.zero_point is not None or b.zero_point is not None
+    parts_a, parts_b = _parts(a.fmt, zero_point), _parts(b.fmt, zero_point)
+    k = len(range(*ks.indices(a.shape[-1])))
+    limit = exact_k_limit(a.fmt, b.fmt, zero_point)
+    if k > limit:
+        raise ValueError(f"{a.fmt} by {b.fmt}: expected K of at most {limit}, found {k}")
+
+    # One part each whose sums fit float32 is the faster way; only integers do.
+    single = _k_limit(parts_a[0], parts_b[0], 24) if len(parts_a) == len(parts_b) == 1 else 0
+    if single >= 256:
+        x, y = _values(a, ks, -1, np.float32), _values(b, ks, -2, np.float32)
+        if k <= single:
+            return np.matmul(x, y)
+        total: Float64Array = np.zeros((), np.float64)
+        for start in range(0, k, single):
+            block = slice(start, start + single)
+            total = total + np.matmul(x[..., block], y[..., block, :])
+        return total.astype(np.float32)
+
+    xs = [_values(a, ks, -1, np.float64, part) for part in range(len(parts_a))]
+    ys = [_values(b, ks, -2, np.float64, part) for part in range(len(parts_b))]
+    sums = [np.matmul(x, y) for x in xs for y in ys]
+    if len(sums) == 1:
+        return sums[0].astype(np.float32)
+    return _round_sum(sums, a.fmt.min_subnormal * b.fmt.min_subnormal)
+
+
+def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
+    """Add up to 2^10 arrays without error and round to float32 once.
+
+    Each element is a multiple of ``quantum``, and at most ``2^93 * quantum``.
+    Fixed point in two limbs: with ``unit = 2^42 * quantum`` an element is
+    ``high * unit + low``, ``high`` an integer of at most 2^51 and ``0 <= low <
+    unit``. Added up, the lows stay multiples of ``quantum`` below ``2^52 *
+    quantum`` and the highs integers below 2^53 as long as their total is: all
+    exact. (Format pairs that are cut in parts total below 2^84 quanta.) Carried
+    over, the two limbs go into one error-free addition, ``s + r``: ``s`` is the
+    total rounded to float64 and ``r`` what that lost. Where ``r`` is not 0 and
+    the last bit of ``s`` is 0, the neighbour of ``s`` on the side of ``r`` is
+    the total rounded to odd, from which the rounding to float32 (29 bits less)
+    is as good as one from the exact total.
+    """
+    unit = 2.0**42 * quantum
+    high: Float64Array = np.zeros(sums[0].shape)
+    low: Float64Array = np.zeros(sums[0].shape)
+    for x in sums:
+        whole = np.floor(x / unit)
+        high += whole
+        low += x - whole * unit
+    carry = np.floor(low / unit)
+    high += carry
+    low -= carry * unit
+    high *= unit
+
+    # Knuth's two-sum: high + low == s + r exactly, whatever their sizes.
+    s = high + low
+    back = s - high
+    r = (high - (s - back)) + (low - back)
+    bits = s.view(np.int64)
+    to_odd = (r != 0) & (bits & 1 == 0)
+    away_from_zero = (r > 0) == (s > 0)
+    bits += np.where(to_odd, np.where(away_from_zero, 1, -1), 0)
+    return s.astype(np.float32)
+
+
+def _values(
+    x: QuantizedTensor, ks: slice, k_axis: int, dtype: npt.DTypeLike, part: int | None = None
+) -> npt.NDArray[Any]:
+    """The code values of the part ``ks`` of K; NaN, infinity and other parts' values are 0."""
+    window = (..., ks) if k_axis == -1 else (..., ks, slice(None))
+    table = _finite_values(x.fmt, np.dtype(dtype), part)
+    values = lookup(table, x.codes[window], lambda block: block.view(np.uint8))
+    if x.zero_point is not None:
+        zero_point = spread(x.zero_point, x.shape, x.axis, x.block)
+        values -= np.broadcast_to(zero_point, x.shape)[window]
+    return values
+
+
+@lru_cache(maxsize=64)
+def _finite_values(fmt: Format, dtype: np.dtype[Any], part: int | None) -> npt.NDArray[Any]:
+    """The value of each code, 0 where it is not finite or, given a part, belongs to another."""
+    if isinstance(fmt, IntFormat):
+        return np.arange(256, dtype=np.uint8).view(fmt.code_dtype).astype(dtype)
+    table = np.where(np.isfinite(fmt.values), fmt.values, 0)
+    if part is not None:
+        parts = _parts(fmt)
+        magnitude = np.abs(table)
+        floor = parts[part + 1].max if part + 1 < len(parts) else -1.0
+        table = np.where((magnitude > floor) & (magnitude <= parts[part].max), table, 0)
+    return table.astype(dtype)
+
+
+def _overlay_specials(
+    result: Float32Array, a: QuantizedTensor, b: QuantizedTensor, ks: slice
+) -> None:
+    """Put into ``result`` what NaN and infinity among the operands make of it (IEEE 754)."""
+    codes_a, codes_b = a.codes[..., ks], b.codes[..., ks, :]
+    if _all_finite(codes_a, a.fmt) and _all_finite(codes_b, b.fmt):
+        return
+    x = _special_values(codes_a, a.fmt)
+    y = _special_values(codes_b, b.fmt)
+
+    def count(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Float32Array:
+        """How often both hold along K; only compared with 0, so its rounding is no matter."""
+        return np.matmul(left.astype(np.float32), right.astype(np.float32))
+
+    everywhere_x, everywhere_y = np.ones(x.shape, bool), np.ones(y.shape, bool)
+    nan = count(np.isnan(x), everywhere_y) + count(everywhere_x, np.isnan(y))
+    nan += count(np.isinf(x), y == 0) + count(x == 0, np.isinf(y))
+    plus = count(x == np.inf, y > 0) + count(x == -np.inf, y < 0)
+    plus += count(x > 0, y == np.inf) + count(x < 0, y == -np.inf)
+    minus = count(x == np.inf, y < 0) + count(x == -np.inf, y > 0)
+    minus += count(x > 0, y == -np.inf) + count(x < 0, y == np.inf)
+    result[plus > 0] = np.inf
+    result[minus > 0] = -np.inf
+    result[(nan > 0) | ((plus > 0) & (minus > 0))] = np.nan
+
+
+def _all_finite(codes: npt.NDArray[Any], fmt: Format) -> bool:
+    if isinstance(fmt, IntFormat):
+        return True
+    # Above the largest finite code of each sign there are only specials.
+    return bool(np.bitwise_and(codes, 0x7F).max(initial=0) <= fmt.max_code)
+
+
+def _special_values(codes: npt.NDArray[Any], fmt: Format) -> npt.NDArray[Any]:
+    """The codes' values; only their signs and which are special matter."""
+    return fmt.values[codes] if isinstance(fmt, FloatFormat) else codes
