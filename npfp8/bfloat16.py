@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.rounding import float64_to_float32
+
 __all__ = ["from_bits", "round_to_bfloat16", "to_bits"]
 
 Float32Array = npt.NDArray[np.float32]
@@ -65,14 +67,14 @@ def to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
 
 
 def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Float32Array:
-    """Round float32 to the nearest bfloat16 value, ties to even, kept as float32.
+    """Round to the nearest bfloat16 value, ties to even, once, kept as float32.
 
     Values beyond the largest bfloat16 become infinity (IEEE 754 rounding); a
     NaN becomes the canonical quiet NaN 0x7FC0 with its sign.
 
     Parameters
     ----------
-    x : array_like of float32
+    x : array_like of float32 or float64
         Values to round.
     out : ndarray of float32, optional
         Where to put the result; C-contiguous, of the same shape, may be ``x``.
@@ -84,7 +86,7 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     Raises
     ------
     TypeError
-        If ``x`` or ``out`` is not float32 (a float64 would be rounded twice).
+        If ``x`` is neither float32 nor float64, or ``out`` is not float32.
     ValueError
         If ``out`` has another shape or is not C-contiguous.
 
@@ -95,8 +97,9 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     >>> round_to_bfloat16(np.float32([1.00390625, 1.01171875, 3.0]))
     array([1.      , 1.015625, 3.      ], dtype=float32)
     """
-    values = _as_float32(x)
-    shape = np.shape(x)
+    given = np.asarray(x)
+    shape = given.shape
+    values = _as_float32(float64_to_float32(given) if given.dtype == np.float64 else given)
     if out is None:
         out = np.empty(shape, np.float32)
     elif out.dtype != np.float32:

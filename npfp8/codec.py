@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from npfp8.bfloat16 import from_bits
 from npfp8.formats import FloatFormat, Format, IntFormat
+from npfp8.rounding import float32_to_bfloat16_bits, float64_to_float32, integer_to_float64
 
 __all__ = ["decode", "encode", "encode_bfloat16"]
 
@@ -230,11 +231,11 @@ def lookup(
 def _keys(x: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """The 16 bits that decide the code of each element: from wide to narrow, rounding to odd."""
     if x.dtype.kind in "iu":
-        x = _integer_to_float64(x)
+        x = integer_to_float64(x)
     if x.dtype == np.float64:
-        x = _float64_to_float32(x)
+        x = float64_to_float32(x)
     if x.dtype == np.float32:
-        return _float32_to_bfloat16_bits(x)
+        return float32_to_bfloat16_bits(x)
     if x.dtype == np.float16 or is_bfloat16(x.dtype):
         return x.view(np.uint16)
     raise TypeError(
@@ -245,44 +246,6 @@ def _keys(x: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Whether ``dtype`` is ml_dtypes' bfloat16, told without importing ml_dtypes."""
     return dtype.name == "bfloat16" and dtype.itemsize == 2
-
-
-def _float32_to_bfloat16_bits(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round float32 to odd to bfloat16. A NaN whose payload is cut off stays one: bit 0 is set."""
-    bits = x.view(np.uint32)
-    inexact = (bits & np.uint32(0xFFFF)) != 0
-    keys = (bits >> np.uint32(16)).astype(np.uint16)
-    np.bitwise_or(keys, inexact, out=keys)
-    return keys
-
-
-def _float64_to_float32(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Round float64 to odd to float32: beyond the range, to the largest finite float32."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        nearest = x.astype(np.float32)
-    back = nearest.astype(np.float64)
-    bits = nearest.view(np.uint32)
-    # Where the cast went away from zero step back: now it is a truncation.
-    np.subtract(bits, np.abs(back) > np.abs(x), out=bits)
-    np.bitwise_or(bits, back != x, out=bits)
-    nan = np.isnan(x)
-    if nan.any():  # stated, because processors differ in a NaN's sign after a cast
-        bits[nan] = np.where(np.signbit(x[nan]), 0xFFC00000, 0x7FC00000)
-    return nearest
-
-
-def _integer_to_float64(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Round integers to odd to float64; exact up to 32 bits and below 2^53."""
-    if x.dtype.itemsize < 8:
-        return x.astype(np.float64)
-    negative = x < 0
-    magnitude = x.astype(np.uint64)
-    np.negative(magnitude, where=negative, out=magnitude)  # wraps: -2^63 becomes 2^63
-    sticky = (magnitude & np.uint64(0x7FF) != 0).astype(np.uint64) << np.uint64(11)
-    odd = magnitude & ~np.uint64(0x7FF) | sticky
-    result = np.where(magnitude >> np.uint64(53) != 0, odd, magnitude).astype(np.float64)
-    np.negative(result, where=negative, out=result)
-    return result
 
 
 def _encode_integer(

@@ -1,0 +1,36 @@
+"""bert_numpy: BERT in NumPy, calibrated, quantized to FP8 or INT8, and evaluated.
+
+Examples
+--------
+>>> import bert_numpy
+>>> model = bert_numpy.load("bert-tiny-sst2")
+>>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+>>> batch = tokenizer.batch(["a warm and funny film"])
+>>> model.config.labels[model(**batch).logits.argmax()]
+'positive'
+"""
+
+from bert_numpy.calibration import Calibration, calibrate
+from bert_numpy.config import BertConfig
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.loading import load
+from bert_numpy.model import Model, ModelOutput
+from bert_numpy.quantization import QuantizedModel, apply_recipe
+from bert_numpy.recipe import PRESETS, Recipe
+from bert_numpy.tokenization import Tokenizer, load_tokenizer
+
+__all__ = [
+    "PRESETS",
+    "BertConfig",
+    "BertNumpyError",
+    "Calibration",
+    "Model",
+    "ModelOutput",
+    "QuantizedModel",
+    "Recipe",
+    "Tokenizer",
+    "apply_recipe",
+    "calibrate",
+    "load",
+    "load_tokenizer",
+]

@@ -1,0 +1,133 @@
+"""The model's ``config.json``, checked and typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_numpy.errors import BertNumpyError
+
+__all__ = ["BertConfig", "read_config", "read_json"]
+
+_SEQUENCE_CLASSIFICATION = "BertForSequenceClassification"
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The hyperparameters of a BERT, under the names that ``config.json`` uses.
+
+    ``labels`` holds the names of the head's outputs in their order (from
+    ``id2label``); ``architecture`` the class that wrote the checkpoint.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    pad_token_id: int
+    labels: tuple[str, ...]
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether there is a sequence classification (or regression) head."""
+        return self.architecture == _SEQUENCE_CLASSIFICATION
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; raises :class:`BertNumpyError` naming it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BertNumpyError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BertNumpyError(f"{path}: expected JSON, found an error: {error}") from None
+    if not isinstance(value, dict):
+        raise BertNumpyError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_config(path: Path) -> BertConfig:
+    """Read and check a BERT's ``config.json``.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing or no JSON, or a key is missing, of another type
+        or of a value that this implementation does not compute.
+    """
+    raw = read_json(path)
+
+    def get(key: str, kind: type, default: Any = None) -> Any:
+        value = raw.get(key, default)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            found = "nothing" if value is None else repr(value)
+            raise BertNumpyError(f"{path}: key {key!r}: expected {kind.__name__}, found {found}")
+        return value
+
+    def positive(key: str, default: int | None = None) -> int:
+        value: int = get(key, int, default)
+        if value < 1:
+            raise BertNumpyError(f"{path}: key {key!r}: expected at least 1, found {value}")
+        return value
+
+    for key, expected in (
+        ("model_type", "bert"),
+        ("position_embedding_type", "absolute"),
+        ("is_decoder", False),
+        ("add_cross_attention", False),
+    ):
+        if (found := raw.get(key, expected)) != expected:
+            raise BertNumpyError(f"{path}: key {key!r}: expected {expected!r}, found {found!r}")
+
+    config = BertConfig(
+        architecture=_architecture(raw, path),
+        vocab_size=positive("vocab_size"),
+        hidden_size=positive("hidden_size"),
+        num_hidden_layers=positive("num_hidden_layers"),
+        num_attention_heads=positive("num_attention_heads"),
+        intermediate_size=positive("intermediate_size"),
+        # These defaults are those of transformers' BertConfig.
+        hidden_act=get("hidden_act", str, "gelu"),
+        max_position_embeddings=positive("max_position_embeddings", 512),
+        type_vocab_size=positive("type_vocab_size", 2),
+        layer_norm_eps=get("layer_norm_eps", float, 1e-12),
+        pad_token_id=get("pad_token_id", int, 0),
+        labels=_labels(raw, path),
+    )
+    if config.hidden_size % config.num_attention_heads:
+        raise BertNumpyError(
+            f"{path}: expected hidden_size to be a multiple of num_attention_heads, found "
+            f"{config.hidden_size} and {config.num_attention_heads}"
+        )
+    return config
+
+
+def _architecture(raw: Mapping[str, Any], path: Path) -> str:
+    names = raw.get("architectures") or ["BertModel"]
+    if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
+        raise BertNumpyError(f"{path}: key 'architectures': expected one name, found {names!r}")
+    return names[0]
+
+
+def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    count = raw.get("num_labels", 2)  # 2 is transformers' default
+    names = raw.get("id2label")
+    if names is None:
+        if not isinstance(count, int) or count < 1:
+            raise BertNumpyError(f"{path}: key 'num_labels': expected at least 1, found {count!r}")
+        return tuple(f"LABEL_{i}" for i in range(count))
+    wanted = [str(i) for i in range(len(names))] if isinstance(names, dict) else None
+    if not wanted or sorted(names) != sorted(wanted):
+        raise BertNumpyError(f"{path}: key 'id2label': expected names for 0..n-1, found {names!r}")
+    return tuple(str(names[i]) for i in wanted)

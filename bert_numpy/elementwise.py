@@ -1,0 +1,207 @@
+"""What BERT computes between its matrix products, in float32 and in bfloat16.
+
+An :class:`Arithmetic` is the set of these operations that a forward pass is
+given. ``FLOAT32`` is plain NumPy. ``BFLOAT16`` is the paper's choice for
+everything that is no GEMM: bfloat16 in, float32 inside, one rounding to
+bfloat16 out (the arrays stay float32 arrays, of bfloat16 values).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.errors import BertNumpyError
+from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
+from npfp8.codec import lookup
+
+__all__ = ["ACTIVATIONS", "BFLOAT16", "FLOAT32", "Arithmetic", "gelu"]
+
+Float32Array = npt.NDArray[np.float32]
+
+#: Elements worked on at a time where several passes go over an array.
+_BLOCK = 1 << 14
+
+_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+#: GELU's tail: coefficients of t^6 .. t^1 in t = 1 / (1 + 0.4 |x|), by scripts/fit_gelu.py.
+_TAIL = (0.0570140666, -0.256962657, 0.342941494, 0.0109186538, 0.189489339, 0.156599278)
+_TAIL_SLOPE = 0.4
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The operations between the GEMMs. Each takes and returns float32 arrays.
+
+    Attributes
+    ----------
+    name : str
+        "float32" or "bfloat16": the precision of every result.
+    round : callable (x) -> x
+        To that precision.
+    add : callable (x, y)
+        The sum of two arrays (residuals, embeddings).
+    multiply : callable (x, factor)
+        The array times a number (the attention scores by 1/sqrt(d)).
+    softmax : callable (x)
+        Over the last axis.
+    layer_norm : callable (x, weight, bias, eps)
+        Over the last axis.
+    activation : callable (name, x)
+        A key of :data:`ACTIVATIONS`, by ``hidden_act``.
+    tanh : callable (x)
+    """
+
+    name: str
+    round: Callable[[Float32Array], Float32Array]
+    add: Callable[[Float32Array, Float32Array], Float32Array]
+    multiply: Callable[[Float32Array, np.float32], Float32Array]
+    softmax: Callable[[Float32Array], Float32Array]
+    layer_norm: Callable[[Float32Array, Float32Array, Float32Array, float], Float32Array]
+    activation: Callable[[str, Float32Array], Float32Array]
+    tanh: Callable[[Float32Array], Float32Array]
+
+
+def gelu(x: Float32Array) -> Float32Array:
+    """``x Phi(x)`` with the normal distribution's Phi, within 1e-7 (absolute) + 2 ulp.
+
+    ``max(x, 0) - |x| Q(|x|)``, with the tail ``Q(a) = exp(-a^2 / 2) P(1 / (1 + 0.4 a))``,
+    P a polynomial; neither term loses digits to cancellation.
+    """
+    flat = np.ascontiguousarray(x).reshape(-1)
+    out = np.empty_like(flat)
+    buffers = np.empty((3, min(_BLOCK, flat.size)), np.float32)
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        result = out[start : start + _BLOCK]
+        a, t, tail = buffers[:, : block.size]
+        np.abs(block, out=a)
+        np.multiply(a, np.float32(_TAIL_SLOPE), out=t)
+        np.add(t, np.float32(1), out=t)
+        np.reciprocal(t, out=t)
+        np.multiply(t, np.float32(_TAIL[0]), out=tail)
+        for coefficient in _TAIL[1:]:
+            np.add(tail, np.float32(coefficient), out=tail)
+            np.multiply(tail, t, out=tail)
+        np.multiply(tail, a, out=tail)  # |x| P(t)
+        np.multiply(a, a, out=a)
+        np.multiply(a, np.float32(-0.5), out=a)
+        np.exp(a, out=a)
+        np.multiply(tail, a, out=tail)  # |x| Q(|x|)
+        np.maximum(block, np.float32(0), out=result)
+        np.subtract(result, tail, out=result)
+    return out.reshape(x.shape)
+
+
+def _gelu_tanh(x: Any) -> Any:
+    inner = type_of(x)(_SQRT_2_OVER_PI) * (x + type_of(x)(0.044715) * x * x * x)
+    return type_of(x)(0.5) * x * (1 + np.tanh(inner))
+
+
+def _silu(x: Any) -> Any:
+    return x / (1 + np.exp(-x))
+
+
+def _relu(x: Any) -> Any:
+    return np.maximum(x, 0)
+
+
+def _gelu_float64(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    erfc = np.array([math.erfc(v) for v in (x / -math.sqrt(2)).tolist()])
+    return x * 0.5 * erfc
+
+
+def type_of(x: Any) -> Any:
+    """The scalar type of an array, so that a constant does not change its precision."""
+    return x.dtype.type
+
+
+#: ``hidden_act`` to its float32 function and its float64 one (for bfloat16 tables).
+ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "gelu": (gelu, _gelu_float64),
+    "gelu_new": (_gelu_tanh, _gelu_tanh),
+    "gelu_pytorch_tanh": (_gelu_tanh, _gelu_tanh),
+    "relu": (_relu, _relu),
+    "silu": (_silu, _silu),
+}
+
+
+def _activation(name: str, x: Float32Array) -> Float32Array:
+    return _named(name)[0](x)  # type: ignore[no-any-return]
+
+
+def _activation_bfloat16(name: str, x: Float32Array) -> Float32Array:
+    return lookup(_activation_table(name), round_to_bfloat16(x), to_bits)
+
+
+@lru_cache(maxsize=8)
+def _activation_table(name: str) -> Float32Array:
+    """The activation of each of the 65,536 bfloat16 values, rounded once to bfloat16."""
+    with np.errstate(all="ignore"):  # the table has infinities and NaN too
+        x = from_bits(np.arange(1 << 16, dtype=np.uint16)).astype(np.float64)
+        return round_to_bfloat16(_named(name)[1](x))
+
+
+def _named(name: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    if name not in ACTIVATIONS:
+        raise BertNumpyError(
+            f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {name!r}"
+        )
+    return ACTIVATIONS[name]
+
+
+def _softmax(x: Float32Array) -> Float32Array:
+    shifted = x - x.max(axis=-1, keepdims=True)
+    np.exp(shifted, out=shifted)
+    shifted /= shifted.sum(axis=-1, keepdims=True)
+    return shifted
+
+
+def _layer_norm(
+    x: Float32Array, weight: Float32Array, bias: Float32Array, eps: float
+) -> Float32Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    centred /= np.sqrt(variance + np.float32(eps))
+    centred *= weight
+    centred += bias
+    return centred
+
+
+def _rounded(function: Callable[..., Float32Array]) -> Callable[..., Float32Array]:
+    """The function with its result rounded to bfloat16, in place: the result is a new array."""
+
+    def rounded(*operands: Any) -> Float32Array:
+        result = np.ascontiguousarray(function(*operands))
+        return round_to_bfloat16(result, out=result)
+
+    return rounded
+
+
+FLOAT32 = Arithmetic(
+    name="float32",
+    round=lambda x: x,
+    add=np.add,
+    multiply=np.multiply,
+    softmax=_softmax,
+    layer_norm=_layer_norm,
+    activation=_activation,
+    tanh=np.tanh,
+)
+
+BFLOAT16 = Arithmetic(
+    name="bfloat16",
+    round=round_to_bfloat16,
+    add=_rounded(np.add),
+    multiply=_rounded(np.multiply),
+    softmax=_rounded(_softmax),
+    layer_norm=_rounded(_layer_norm),
+    activation=_activation_bfloat16,
+    tanh=lambda x: _rounded(np.tanh)(round_to_bfloat16(x)),
+)

@@ -1,0 +1,66 @@
+"""From what a user calls a model to a folder on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bert_numpy.errors import BertNumpyError
+
+__all__ = ["EMBEDDED", "resolve"]
+
+#: The checkpoint that comes with the package.
+EMBEDDED = "bert-tiny-sst2"
+
+_ASSETS = Path(__file__).parent / "assets"
+
+#: What this package reads of a hub repository; nothing else is fetched.
+_FILES = [
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+]
+
+
+def resolve(name: str | Path) -> Path:
+    """Return the folder of a model.
+
+    Parameters
+    ----------
+    name : str or Path
+        In this order: a folder; ``bert-tiny-sst2``, the embedded model; an
+        ``owner/name`` on the Hugging Face hub, fetched into its cache.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is no such folder and the hub does not give it.
+    """
+    text = str(name)
+    folder = Path(text)
+    if folder.is_dir():
+        return folder
+    if text == EMBEDDED:
+        return _ASSETS / EMBEDDED
+    if folder.exists():
+        raise BertNumpyError(f"{text}: expected a model folder, found a file")
+    if not text or folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        raise BertNumpyError(f"{text or repr(text)}: expected a model folder, found no such folder")
+    return _fetch(text)
+
+
+def _fetch(repository: str) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (only where the hub is asked)
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=_FILES))
+    except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BertNumpyError(
+            f"{repository}: expected a model folder or a hub id, found no such folder, and from "
+            f"the hub: {reason}"
+        ) from error

@@ -1,0 +1,108 @@
+"""From a padded batch to a list of tokens and back: padding is left out, not masked.
+
+Attention is then computed over exactly the tokens that there are. No large
+negative number stands in for "not there", and a sequence's result does not
+depend on what it is batched with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.errors import BertNumpyError
+
+__all__ = ["AttentionGroup", "Packing", "pack"]
+
+IntArray = npt.NDArray[np.int64]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionGroup:
+    """Sequences that attend in one product: equally many queries and keys each.
+
+    ``queries`` (sequences, queries) and ``keys`` (sequences, keys) are rows of
+    the packed (tokens, hidden) matrix.
+    """
+
+    queries: IntArray
+    keys: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Which positions of a (batch, length) array are computed.
+
+    Attributes
+    ----------
+    shape : (batch, length)
+    tokens : ndarray of int, (tokens,)
+        Flat positions in the padded array, ascending.
+    first : ndarray of int, (batch,)
+        The packed row of each sequence's position 0.
+    groups : tuple of AttentionGroup
+    """
+
+    shape: tuple[int, int]
+    tokens: IntArray
+    first: IntArray
+    groups: tuple[AttentionGroup, ...]
+
+    @property
+    def positions(self) -> IntArray:
+        """Each token's position in its sequence, (tokens,)."""
+        return self.tokens % self.shape[1]
+
+    def take(self, padded: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+        """(batch, length) -> (tokens,)."""
+        return padded.reshape(-1)[self.tokens]
+
+    def unpack(self, packed: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+        """(tokens, hidden) -> (batch, length, hidden), zero where nothing was computed."""
+        batch, length = self.shape
+        padded = np.zeros((batch * length, packed.shape[-1]), packed.dtype)
+        padded[self.tokens] = packed
+        return padded.reshape(batch, length, -1)
+
+
+def pack(mask: npt.NDArray[np.bool_]) -> Packing:
+    """Plan the computation of a batch.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, (batch, length)
+        True for tokens. Keys are the tokens; queries are the tokens and
+        position 0, which the pooler reads even where it is masked.
+
+    Raises
+    ------
+    BertNumpyError
+        If a row has no token.
+    """
+    if not mask.any(axis=1).all():
+        row = int(np.flatnonzero(~mask.any(axis=1))[0])
+        raise BertNumpyError(f"attention_mask: expected a token in each row, found none in row {row}")
+    computed = mask.copy()
+    computed[:, 0] = True
+    row_of = (np.cumsum(computed) - 1).reshape(mask.shape)  # position -> packed row
+    counts = np.stack([computed.sum(axis=1), mask.sum(axis=1)], axis=1)
+    groups = []
+    for queries, keys in np.unique(counts, axis=0):
+        member = (counts == (queries, keys)).all(axis=1)
+        rows = row_of[member]
+        groups.append(
+            AttentionGroup(
+                queries=rows[computed[member]].reshape(-1, queries),
+                keys=rows[mask[member]].reshape(-1, keys),
+            )
+        )
+    return Packing(
+        shape=(mask.shape[0], mask.shape[1]),
+        tokens=np.flatnonzero(computed),
+        first=row_of[:, 0],
+        groups=tuple(groups),
+    )

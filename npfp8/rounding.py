@@ -1,0 +1,55 @@
+"""Rounding to odd: the narrowing step that a later rounding to nearest does not notice.
+
+To round to odd is to cut the lower bits off and, if any of them was set, to set
+the last bit kept. A value rounded to odd keeps the side it is on of every
+coarser value and midpoint, so rounding it again, to nearest and to at least two
+bits less, gives what rounding the exact value would have given (Boldo and
+Melquiond, IEEE Transactions on Computers 57, 2008).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["float32_to_bfloat16_bits", "float64_to_float32", "integer_to_float64"]
+
+
+def float32_to_bfloat16_bits(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Round float32 to odd to bfloat16. A NaN whose payload is cut off stays one: bit 0 is set."""
+    bits = x.view(np.uint32)
+    inexact = (bits & np.uint32(0xFFFF)) != 0
+    keys = (bits >> np.uint32(16)).astype(np.uint16)
+    np.bitwise_or(keys, inexact, out=keys)
+    return keys
+
+
+def float64_to_float32(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Round float64 to odd to float32: beyond the range, to the largest finite float32."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        nearest = x.astype(np.float32)
+    back = nearest.astype(np.float64)
+    bits = nearest.view(np.uint32)
+    # Where the cast went away from zero step back: now it is a truncation.
+    np.subtract(bits, np.abs(back) > np.abs(x), out=bits)
+    np.bitwise_or(bits, back != x, out=bits)
+    nan = np.isnan(x)
+    if nan.any():  # stated, because processors differ in a NaN's sign after a cast
+        bits[nan] = np.where(np.signbit(x[nan]), 0xFFC00000, 0x7FC00000)
+    return nearest
+
+
+def integer_to_float64(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Round integers to odd to float64; exact up to 32 bits and below 2^53."""
+    if x.dtype.itemsize < 8:
+        return x.astype(np.float64)
+    negative = x < 0
+    magnitude = x.astype(np.uint64)
+    np.negative(magnitude, where=negative, out=magnitude)  # wraps: -2^63 becomes 2^63
+    sticky = (magnitude & np.uint64(0x7FF) != 0).astype(np.uint64) << np.uint64(11)
+    odd = magnitude & ~np.uint64(0x7FF) | sticky
+    result = np.where(magnitude >> np.uint64(53) != 0, odd, magnitude).astype(np.float64)
+    np.negative(result, where=negative, out=result)
+    return result
