@@ -33,7 +33,6 @@ class BertConfig:
     max_position_embeddings: int
     type_vocab_size: int
     layer_norm_eps: float
-    pad_token_id: int
     labels: tuple[str, ...]
 
     @property
@@ -102,7 +101,6 @@ def read_config(path: Path) -> BertConfig:
         max_position_embeddings=positive("max_position_embeddings", 512),
         type_vocab_size=positive("type_vocab_size", 2),
         layer_norm_eps=get("layer_norm_eps", float, 1e-12),
-        pad_token_id=get("pad_token_id", int, 0),
         labels=_labels(raw, path),
     )
     if config.hidden_size % config.num_attention_heads:

@@ -1,0 +1,291 @@
+"""The ``bert-numpy`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import npfp8
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.evaluation import calibrate_on
+from bert_numpy.glue import TASKS, read_examples, task_named
+from bert_numpy.hub import EMBEDDED, resolve
+from bert_numpy.job import Job, prepare, run
+from bert_numpy.loading import load
+from bert_numpy.model import Model, encoder_sites
+from bert_numpy.quantization import apply_recipe
+from bert_numpy.recipe import PRESETS, Recipe, preset
+from bert_numpy.report import comparison_row, print_comparison, progress_bar, write_json
+from bert_numpy.tokenization import load_tokenizer
+
+__all__ = ["main"]
+
+#: Review sentences in SST-2's layout; the training file is for calibration.
+REVIEWS = Path(__file__).parent / "assets" / "reviews"
+
+_DESCRIPTION = "BERT in NumPy, with post-training quantization to FP8 and INT8."
+
+_EPILOG = f"""\
+MODEL is a folder with a safetensors checkpoint, the embedded {EMBEDDED}, or
+a Hugging Face hub id (owner/name).
+
+formats:
+  fp32   no quantization, float32 throughout
+  bf16   no quantization, float32 products, everything else in bfloat16
+  e4m3   the paper's: every encoder product in FP8 E4M3, static scale per tensor,
+         everything else in bfloat16
+  e5m2   the same in FP8 E5M2
+  int8   the same in symmetric INT8
+
+examples:
+  bert-numpy demo
+  bert-numpy compare ./my-model --task sst2 --data glue/SST-2
+  bert-numpy predict {EMBEDDED} "a warm and funny film" --format e4m3
+
+exit codes: 0 done, 2 input that cannot be used, 130 interrupted
+"""
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Name an option's default where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
+    arguments = _parser().parse_args(argv)
+    try:
+        report = arguments.run(arguments)
+        if arguments.json is not None:
+            write_json(arguments.json, report)
+    except KeyboardInterrupt:
+        print("bert-numpy: interrupted", file=sys.stderr)
+        return 130
+    except (BertNumpyError, OSError) as error:
+        if arguments.debug:
+            raise
+        print(f"bert-numpy: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "bert-numpy", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_HelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=npfp8.__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, function: Callable[[argparse.Namespace], dict[str, Any]], summary: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=_HelpFormatter
+        )
+        sub.set_defaults(run=function)
+        sub.add_argument(
+            "--json", metavar="FILE", help="write the results as JSON too; - prints them instead"
+        )
+        sub.add_argument("--debug", action="store_true", help="show a traceback on an error")
+        if name != "demo":
+            sub.add_argument("model", metavar="MODEL", help="a folder, or a hub id")
+        return sub
+
+    demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
+    compare = command("compare", _compare, "Compare formats on a task's development set.")
+    evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
+    predict = command("predict", _predict, "Classify or score a text, or a pair of texts.")
+    command("info", _info, "Describe a checkpoint.")
+
+    for sub in (demo, compare):
+        sub.add_argument(
+            "--formats",
+            metavar="LIST",
+            default="fp32,int8,e4m3,e5m2",
+            help="comma-separated; fp32 always runs, as the others are compared with it",
+        )
+    for sub in (evaluate, predict):
+        sub.add_argument("--format", metavar="NAME", default="fp32", help=", ".join(PRESETS))
+    for sub in (compare, evaluate):
+        _add_data_options(sub)
+    predict.add_argument("text", metavar="TEXT")
+    predict.add_argument("pair", metavar="SECOND_TEXT", nargs="?")
+    predict.add_argument(
+        "--calibration-data",
+        metavar="FILE",
+        default=str(REVIEWS / "train.tsv"),
+        help="sentences to calibrate on, in SST-2's layout",
+    )
+    return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--task", required=True, metavar="NAME", help=", ".join(TASKS))
+    add(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="the task's official GLUE folder, a folder of such folders, or a file to evaluate on",
+    )
+    add("--limit", type=_positive, metavar="N", help="evaluate only the first N examples")
+    add(
+        "--calibration-samples",
+        type=_positive,
+        metavar="N",
+        default=256,
+        help="training examples to calibrate on, spread evenly over the file",
+    )
+    add(
+        "--calibration-data",
+        metavar="FILE",
+        help="take them from FILE instead of the training file beside the data",
+    )
+    add("--max-length", type=_positive, metavar="N", default=128, help="cut inputs to N tokens")
+    add("--batch-size", type=_positive, metavar="N", default=32, help="sequences at a time")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    return value
+
+
+def _recipes(names: str) -> list[Recipe]:
+    """The recipes of a comma-separated list, fp32 first, each once."""
+    wanted = ["fp32", *(name.strip() for name in names.split(",") if name.strip())]
+    return [preset(name) for name in dict.fromkeys(wanted)]
+
+
+def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
+    return _comparison(arguments, prepare(EMBEDDED, "sst2", REVIEWS))
+
+
+def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    return _comparison(arguments, _prepared(arguments, _recipes(arguments.formats)))
+
+
+def _comparison(arguments: argparse.Namespace, job: Job) -> dict[str, Any]:
+    reference = None
+    rows = []
+    for result in run(job, _recipes(arguments.formats), progress_bar):
+        reference = reference or result
+        rows.append(comparison_row(result, reference))
+    report = _header(job) | {"rows": rows}
+    if arguments.json != "-":
+        print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)
+    return report
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    recipe = preset(arguments.format)
+    job = _prepared(arguments, [recipe])
+    (result,) = run(job, [recipe], progress_bar)
+    report = {
+        **_header(job),
+        **comparison_row(result, None),
+        "predictions": result.predictions.tolist(),
+        "logits": result.logits.tolist(),  # as doubles, which restore every float32
+        "sites": {name: vars(count) for name, count in result.counts.items()},
+    }
+    if arguments.json != "-":
+        metrics = "  ".join(f"{name} {100 * value:.2f}" for name, value in result.metrics.items())
+        print(
+            f"{job.model.name}  {job.task.name}  {recipe.name}  {len(job.examples)} examples  "
+            f"{metrics}  {result.seconds:.2f} s"
+        )
+    return report
+
+
+def _prepared(arguments: argparse.Namespace, recipes: list[Recipe]) -> Job:
+    return prepare(
+        arguments.model,
+        arguments.task,
+        arguments.data,
+        calibrated=any(recipe.fmt is not None for recipe in recipes),
+        calibration_data=arguments.calibration_data,
+        calibration_samples=arguments.calibration_samples,
+        limit=arguments.limit,
+        max_length=arguments.max_length,
+        batch_size=arguments.batch_size,
+    )
+
+
+def _header(job: Job) -> dict[str, Any]:
+    return {
+        "model": job.model.name,
+        "task": job.task.name,
+        "examples": len(job.examples),
+        "truncated": job.truncated,
+        "calibration_samples": len(job.calibration_texts),
+    }
+
+
+def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
+    recipe = preset(arguments.format)
+    model, tokenizer = load(arguments.model), load_tokenizer(arguments.model)
+    if not model.config.has_classifier:
+        raise BertNumpyError(
+            f"{model.name}: expected a BertForSequenceClassification, found "
+            f"{model.config.architecture}"
+        )
+    batch = tokenizer.batch([arguments.text], arguments.pair and [arguments.pair])
+    calibration = None
+    if recipe.fmt is not None:
+        texts = read_examples(Path(arguments.calibration_data), task_named("sst2")).texts
+        pairs = [*texts[1:], texts[0]] if arguments.pair else None
+        limit = min(128, tokenizer.model_max_length)
+        calibration = calibrate_on(model, tokenizer.encode(texts, pairs, limit))
+        print(f"scales: from the sentences of {arguments.calibration_data}", file=sys.stderr)
+    logits = apply_recipe(model, recipe, calibration)(**batch).logits
+    assert logits is not None
+    report = {"model": model.name, "format": recipe.name} | _answer(model, logits[0])
+    if arguments.json != "-":
+        for label, value in (report.get("probabilities") or report["logits"]).items():
+            print(f"{label}  {value:.4f}")
+    return report
+
+
+def _answer(model: Model, logits: Any) -> dict[str, Any]:
+    """The logits by label and, for a classifier, the label and the probabilities, falling."""
+    labels = model.config.labels
+    by_label = dict(zip(labels, logits.tolist(), strict=True))
+    if len(labels) == 1:
+        return {"logits": by_label}
+    likelihood = np.exp(logits - logits.max())
+    probabilities = (likelihood / likelihood.sum()).tolist()
+    ranked = sorted(zip(labels, probabilities, strict=True), key=lambda item: -item[1])
+    return {"label": ranked[0][0], "probabilities": dict(ranked), "logits": by_label}
+
+
+def _info(arguments: argparse.Namespace) -> dict[str, Any]:
+    model = load(arguments.model)
+    sites = encoder_sites(model.config)
+    quantizable = sum(
+        model.weights[f"{site}.weight"].nbytes for site in sites if f"{site}.weight" in model.weights
+    )
+    report: dict[str, Any] = {
+        "model": model.name,
+        "folder": str(resolve(arguments.model)),
+        **vars(model.config),
+        "head": "classifier" if model.config.has_classifier else "none: a bare encoder",
+        "parameters": model.weight_bytes // 4,
+        "weight_bytes_fp32": model.weight_bytes,
+        "weight_bytes_8bit": model.weight_bytes - quantizable + quantizable // 4,
+        "quantized_products": len(sites),
+    }
+    if arguments.json != "-":
+        for key, value in report.items():
+            shown = ", ".join(value) if isinstance(value, tuple) else value
+            print(f"{key:<26}{f'{shown:,}' if isinstance(shown, int) else shown}")
+    return report

@@ -1,0 +1,70 @@
+"""The official GLUE metrics, as fractions of 1.
+
+Wang et al., *GLUE* (arXiv 1804.07461), table 1. The names are those of the
+GLUE metric in Hugging Face's ``evaluate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["METRICS", "accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
+
+Array = npt.NDArray[Any]
+
+
+def accuracy(labels: Array, predictions: Array) -> float:
+    """The fraction of predictions that equal their label."""
+    return float(np.mean(labels == predictions))
+
+
+def f1(labels: Array, predictions: Array) -> float:
+    """F1 of class 1 (Dice coefficient); 0 if nothing is, or is predicted to be, of class 1."""
+    hits = np.count_nonzero((labels == 1) & (predictions == 1))
+    total = np.count_nonzero(labels == 1) + np.count_nonzero(predictions == 1)
+    return float(2 * hits / total) if total else 0.0
+
+
+def matthews_correlation(labels: Array, predictions: Array) -> float:
+    """Matthews correlation coefficient of any number of classes; 0 if a side has only one class."""
+    classes = np.unique(np.concatenate([labels, predictions]))
+    true = labels[:, None] == classes
+    guess = predictions[:, None] == classes
+    n = len(labels)
+    t, p = true.sum(axis=0, dtype=np.int64), guess.sum(axis=0, dtype=np.int64)
+    agree = np.count_nonzero(labels == predictions)
+    covariance = agree * n - int(t @ p)
+    spread = float(n * n - int(p @ p)) * float(n * n - int(t @ t))
+    return float(covariance / np.sqrt(spread)) if spread else 0.0
+
+
+def pearson(labels: Array, predictions: Array) -> float:
+    """Pearson's correlation coefficient; NaN if a side is constant or there are under 2 examples."""
+    x = labels.astype(np.float64)
+    y = predictions.astype(np.float64)
+    x, y = x - x.mean(), y - y.mean()
+    spread = np.sqrt((x @ x) * (y @ y))
+    return float(np.clip((x @ y) / spread, -1, 1)) if spread else float("nan")
+
+
+def spearmanr(labels: Array, predictions: Array) -> float:
+    """Spearman's rank correlation: Pearson's of the ranks, equal values sharing their mean rank."""
+    return pearson(_ranks(labels), _ranks(predictions))
+
+
+def _ranks(values: Array) -> Array:
+    _, position, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    mean_rank: Array = last - (count - 1) / 2
+    return mean_rank[position]
+
+
+#: Metric by name: a function of the labels and the predictions.
+METRICS: dict[str, Callable[[Array, Array], float]] = {
+    function.__name__: function
+    for function in (accuracy, f1, matthews_correlation, pearson, spearmanr)
+}

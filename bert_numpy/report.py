@@ -1,0 +1,121 @@
+"""What the commands show and write: tables, progress bars, JSON files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.evaluation import Evaluation, compare_with
+
+__all__ = ["comparison_row", "print_comparison", "progress_bar", "write_json"]
+
+
+def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str, Any]:
+    """A recipe's results as a JSON object, with what changed against the reference if given."""
+    change = {} if reference is None else compare_with(reference, result)
+    counts = result.counts.values()
+    return {
+        "format": result.recipe,
+        "metrics": result.metrics,
+        **change,
+        "weight_bytes": result.weight_bytes,
+        "seconds": result.seconds,
+        "quantized_elements": sum(count.elements for count in counts),
+        "saturated_elements": sum(count.saturated for count in counts),
+        "underflowed_elements": sum(count.underflowed for count in counts),
+    }
+
+
+def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows of a comparison as a table."""
+    table = Table(title=title, title_justify="left", box=MARKDOWN, header_style="bold")
+    change = "mean_abs_difference" if "mean_abs_difference" in rows[0] else "flips"
+    metrics = list(rows[0]["metrics"])
+    headers = (*metrics, change, "relative_logit_error", "weight_bytes", "seconds")
+    table.add_column("format", no_wrap=True)
+    for header in headers:
+        table.add_column(header.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["format"]).upper(),
+            *(f"{100 * row['metrics'][name]:.2f}" for name in metrics),
+            str(row[change]) if change == "flips" else f"{row[change]:.4f}",
+            f"{row['relative_logit_error']:.4f}",
+            f"{row['weight_bytes']:,}",
+            f"{row['seconds']:.2f}",
+        )
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+@contextmanager
+def progress_bar(total: int, label: str) -> Iterator[Any]:
+    """A progress bar on a terminal's standard error; yields the function that advances it."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def write_json(target: str, value: Mapping[str, Any]) -> None:
+    """Write a JSON object to a file, whole or not at all; ``-`` is standard output.
+
+    NaN (a correlation of constants) becomes null.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file cannot be written.
+    """
+    text = json.dumps(_without_nan(value), indent=1, allow_nan=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    path = Path(target)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 is for secrets
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise BertNumpyError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
