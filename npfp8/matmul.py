@@ -15,11 +15,12 @@ of threads and the BLAS make no difference. E4M3FN by E4M3FN: ``q = 2^-9``,
 that is in float32, for K up to 1,040 (INT8 by INT8): longer sums are cut into
 blocks of K that are added in float64, again exactly.
 
-E5M2 spans too many binades for (1). Its values are cut by magnitude into a high
-and a low part, value by value, so that each spans about half of the binades;
-E4M3FN by E5M2 is then two exact products, E5M2 by E5M2 four, each with (1)
-holding up to K = 342,392 and 684,784. The parts are added without error and rounded once,
-see :func:`_round_sum`.
+E5M2 spans too many binades for (1). Codes that do not satisfy it are cut by
+magnitude into a high and a low part, so that each spans about half of the
+binades: (1) then holds for each product of parts, for E5M2 by E5M2 up to K =
+684,784. One operand is cut if that is enough for the magnitudes that it really
+has, otherwise both. The products of the parts are added without error and
+rounded once, see :func:`_round_sum`.
 
 NaN and infinity are taken out first and laid over the finite result: a BLAS may
 skip a zero, and an infinity times a part that is zero must not become NaN.
@@ -28,7 +29,6 @@ skip a zero, and an infinity times a part that is zero must not become NaN.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,9 @@ __all__ = ["exact_k_limit", "matmul"]
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+
+#: Elements worked on at a time where several passes go over an array.
+_BLOCK = 1 << 14
 
 
 def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") -> Float32Array:
@@ -108,13 +111,26 @@ def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") ->
     return np.matmul(a.codes, b.codes).astype(np.float32) if total is None else total  # K = 0
 
 
-@lru_cache(maxsize=64)
-def exact_k_limit(fmt_a: Format, fmt_b: Format, zero_point: bool = False) -> int:
-    """The largest K for which :func:`matmul` accumulates exactly.
+class _Part(NamedTuple):
+    """The values of a format whose magnitudes have the codes ``first`` to ``last``.
+
+    ``span`` is the largest of them over the number that all are multiples of.
+    """
+
+    first: int
+    last: int
+    span: float
+
+
+def exact_k_limit(fmt_a: Format, fmt_b: Format, *, parts: int = 2, zero_point: bool = False) -> int:
+    """The largest K for which a sum of products is exact, whatever the codes.
 
     Parameters
     ----------
     fmt_a, fmt_b : FloatFormat or IntFormat
+    parts : {1, 2}
+        Into how many parts each operand may be cut: 1 is a single float64
+        product, 2 is the limit of :func:`matmul`.
     zero_point : bool
         Whether a zero point is subtracted from integer codes: their range doubles.
 
@@ -122,42 +138,75 @@ def exact_k_limit(fmt_a: Format, fmt_b: Format, zero_point: bool = False) -> int
     --------
     >>> from npfp8 import E4M3FN, E5M2
     >>> from npfp8.matmul import exact_k_limit
-    >>> exact_k_limit(E4M3FN, E4M3FN), exact_k_limit(E5M2, E5M2)
-    (171196, 684784)
+    >>> exact_k_limit(E4M3FN, E4M3FN, parts=1), exact_k_limit(E4M3FN, E5M2, parts=1)
+    (171196, 10)
+    >>> exact_k_limit(E5M2, E5M2)
+    684784
     """
-    parts = product(_parts(fmt_a, zero_point), _parts(fmt_b, zero_point))
-    return min(_k_limit(x, y, 53) for x, y in parts)
+    cut_a = _cut(fmt_a, *_full_range(fmt_a), parts, zero_point)
+    cut_b = _cut(fmt_b, *_full_range(fmt_b), parts, zero_point)
+    return _k_limit(cut_a, cut_b, 53)
 
 
-class _Part(NamedTuple):
-    """The values of a format in a range of magnitudes: multiples of ``quantum`` up to ``max``."""
-
-    quantum: float
-    max: float
+def _k_limit(a: tuple[_Part, ...], b: tuple[_Part, ...], precision: int) -> int:
+    """The largest K that satisfies (1) for all pairs of parts, in a float of ``precision`` bits."""
+    return int(2**precision / (max(x.span for x in a) * max(y.span for y in b)))
 
 
-@lru_cache(maxsize=64)
-def _parts(fmt: Format, zero_point: bool = False) -> tuple[_Part, ...]:
-    """Into which parts, high before low, the values of a format are cut."""
+@lru_cache(maxsize=1024)
+def _cut(
+    fmt: Format, first: int, last: int, parts: int, zero_point: bool = False
+) -> tuple[_Part, ...]:
+    """Cut the codes of magnitudes ``first`` to ``last`` into parts of about equal span."""
     if isinstance(fmt, IntFormat):
         span = fmt.max_code - fmt.min_code if zero_point else max(fmt.max_code, -fmt.min_code)
-        return (_Part(1.0, float(span)),)
-    whole = _Part(fmt.min_subnormal, fmt.max)
-    if _k_limit(whole, whole, 53) >= 1 << 16:
-        return (whole,)
-    # Cut where both parts span equally many bits: the high part's quantum is
-    # the spacing of the values from the threshold on.
-    magnitudes = fmt.values[: fmt.max_code + 1]
-    cuts = []
-    for code in range(1 << fmt.mantissa_bits, fmt.max_code, 1 << fmt.mantissa_bits):
-        high = _Part(float(magnitudes[code + 1] - magnitudes[code]), fmt.max)
-        cuts.append((high, _Part(fmt.min_subnormal, float(magnitudes[code - 1]))))
-    return min(cuts, key=lambda cut: max(part.max / part.quantum for part in cut))
+        return (_Part(first, last, float(span)),)
+
+    def part(low: int, high: int) -> _Part:
+        exponent = max(low >> fmt.mantissa_bits, 1)  # all from `low` on are multiples of its step
+        step = 2.0 ** (exponent - fmt.bias - fmt.mantissa_bits)
+        return _Part(low, high, float(fmt.values[high]) / step)
+
+    binades = range(1 << fmt.mantissa_bits, last + 1, 1 << fmt.mantissa_bits)
+    cuts = [(part(code, last), part(first, code - 1)) for code in binades if code > first]
+    if parts == 1 or not cuts:
+        return (part(first, last),)
+    return min(cuts, key=lambda cut: max(cut[0].span, cut[1].span))
 
 
-def _k_limit(a: _Part, b: _Part, precision: int) -> int:
-    """The largest K that satisfies (1) for two parts and a float of ``precision`` bits."""
-    return int(2**precision / ((a.max / a.quantum) * (b.max / b.quantum)))
+def _full_range(fmt: Format) -> tuple[int, int]:
+    """The magnitudes of a format: the codes of the smallest and of the largest but zero."""
+    return 1, fmt.max_code
+
+
+def _used_range(codes: npt.NDArray[Any], fmt: Format) -> tuple[int, int]:
+    """The smallest and the largest magnitude among the codes; zeros and specials aside."""
+    magnitudes = codes & np.uint8(0x7F)
+    magnitudes[magnitudes > fmt.max_code] = 0
+    largest = int(magnitudes.max(initial=0))
+    magnitudes -= np.uint8(1)  # 0 wraps to 255, out of the minimum's way
+    return (int(magnitudes.min(initial=255)) + 1, largest) if largest else (1, 1)
+
+
+def _plan(
+    a: QuantizedTensor, b: QuantizedTensor, ks: slice, k: int
+) -> tuple[tuple[_Part, ...], tuple[_Part, ...]]:
+    """Into which parts to cut each operand: the fewest products of which each is exact."""
+    zero_point = a.zero_point is not None or b.zero_point is not None
+    limit = exact_k_limit(a.fmt, b.fmt, zero_point=zero_point)
+    if k > limit:
+        raise ValueError(f"{a.fmt} by {b.fmt}: expected K of at most {limit}, found {k}")
+    whole_a = _cut(a.fmt, *_full_range(a.fmt), 1, zero_point)
+    whole_b = _cut(b.fmt, *_full_range(b.fmt), 1, zero_point)
+    if k <= _k_limit(whole_a, whole_b, 53):
+        return whole_a, whole_b
+    range_a = _used_range(a.codes[..., ks], a.fmt)
+    range_b = _used_range(b.codes[..., ks, :], b.fmt)
+    plans = (
+        (_cut(a.fmt, *range_a, parts_a), _cut(b.fmt, *range_b, parts_b))
+        for parts_a, parts_b in ((1, 1), (1, 2), (2, 1), (2, 2))
+    )
+    return next(plan for plan in plans if k <= _k_limit(*plan, 53))
 
 
 def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
@@ -210,77 +259,85 @@ def _scaled_product(
 
 def _exact_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32Array:
     """The exact sums over ``ks``, specials counted as 0, rounded once to float32."""
-    zero_point = a.zero_point is not None or b.zero_point is not None
-    parts_a, parts_b = _parts(a.fmt, zero_point), _parts(b.fmt, zero_point)
     k = len(range(*ks.indices(a.shape[-1])))
-    limit = exact_k_limit(a.fmt, b.fmt, zero_point)
-    if k > limit:
-        raise ValueError(f"{a.fmt} by {b.fmt}: expected K of at most {limit}, found {k}")
-
-    # One part each whose sums fit float32 is the faster way; only integers do.
-    single = _k_limit(parts_a[0], parts_b[0], 24) if len(parts_a) == len(parts_b) == 1 else 0
-    if single >= 256:
-        x, y = _values(a, ks, -1, np.float32), _values(b, ks, -2, np.float32)
-        if k <= single:
-            return np.matmul(x, y)
-        total: Float64Array = np.zeros((), np.float64)
-        for start in range(0, k, single):
-            block = slice(start, start + single)
-            total = total + np.matmul(x[..., block], y[..., block, :])
-        return total.astype(np.float32)
-
-    xs = [_values(a, ks, -1, np.float64, part) for part in range(len(parts_a))]
-    ys = [_values(b, ks, -2, np.float64, part) for part in range(len(parts_b))]
+    parts_a, parts_b = _plan(a, b, ks, k)
+    if isinstance(a.fmt, IntFormat) and isinstance(b.fmt, IntFormat):
+        return _exact_integer_product(a, b, ks, k, _k_limit(parts_a, parts_b, 24))
+    xs = [_values(a, ks, -1, np.float64, part) for part in parts_a]
+    ys = [_values(b, ks, -2, np.float64, part) for part in parts_b]
     sums = [np.matmul(x, y) for x in xs for y in ys]
     if len(sums) == 1:
         return sums[0].astype(np.float32)
     return _round_sum(sums, a.fmt.min_subnormal * b.fmt.min_subnormal)
 
 
+def _exact_integer_product(
+    a: QuantizedTensor, b: QuantizedTensor, ks: slice, k: int, block: int
+) -> Float32Array:
+    """Float32 products, the faster ones, over blocks of K short enough to be exact."""
+    x, y = _values(a, ks, -1, np.float32), _values(b, ks, -2, np.float32)
+    if k <= block:
+        return np.matmul(x, y)
+    total = np.matmul(x[..., :block], y[..., :block, :]).astype(np.float64)
+    for start in range(block, k, block):
+        end = start + block
+        total += np.matmul(x[..., start:end], y[..., start:end, :])
+    return total.astype(np.float32)
+
+
 def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
-    """Add up to 2^10 arrays without error and round to float32 once.
+    """Add two to four arrays without error and round to float32 once.
 
     Each element is a multiple of ``quantum``, and at most ``2^93 * quantum``.
     Fixed point in two limbs: with ``unit = 2^42 * quantum`` an element is
     ``high * unit + low``, ``high`` an integer of at most 2^51 and ``0 <= low <
-    unit``. Added up, the lows stay multiples of ``quantum`` below ``2^52 *
-    quantum`` and the highs integers below 2^53 as long as their total is: all
-    exact. (Format pairs that are cut in parts total below 2^84 quanta.) Carried
-    over, the two limbs go into one error-free addition, ``s + r``: ``s`` is the
-    total rounded to float64 and ``r`` what that lost. Where ``r`` is not 0 and
-    the last bit of ``s`` is 0, the neighbour of ``s`` on the side of ``r`` is
-    the total rounded to odd, from which the rounding to float32 (29 bits less)
-    is as good as one from the exact total.
+    unit``. Added up, the lows stay multiples of ``quantum`` below ``2^44 *
+    quantum`` and the highs integers of at most 2^53: all exact. Carried over,
+    the two limbs go into one error-free addition, ``s + r``: ``s`` is the total
+    rounded to float64 and ``r`` what that lost. Where ``r`` is not 0 and the
+    last bit of ``s`` is 0, the neighbour of ``s`` on the side of ``r`` is the
+    total rounded to odd, from which the rounding to float32 (29 bits less) is
+    as good as one from the exact total.
+
+    Sums of products of codes stay below 2^93 quanta: of the formats here the
+    widest, E5M2, spans 2^32, squared, times a K below 2^20.
     """
     unit = 2.0**42 * quantum
-    high: Float64Array = np.zeros(sums[0].shape)
-    low: Float64Array = np.zeros(sums[0].shape)
-    for x in sums:
-        whole = np.floor(x / unit)
-        high += whole
-        low += x - whole * unit
-    carry = np.floor(low / unit)
-    high += carry
-    low -= carry * unit
-    high *= unit
+    out = np.empty(sums[0].shape, np.float32)
+    flat = out.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        window = slice(start, start + _BLOCK)
+        high, low = np.zeros((2, flat[window].size))
+        for x in (array.reshape(-1)[window] for array in sums):
+            whole = np.floor(x / unit)
+            high += whole
+            whole *= unit
+            low += x - whole
+        carry = np.floor(low / unit)
+        high += carry
+        high *= unit
+        carry *= unit
+        low -= carry
 
-    # Knuth's two-sum: high + low == s + r exactly, whatever their sizes.
-    s = high + low
-    back = s - high
-    r = (high - (s - back)) + (low - back)
-    bits = s.view(np.int64)
-    to_odd = (r != 0) & (bits & 1 == 0)
-    away_from_zero = (r > 0) == (s > 0)
-    bits += np.where(to_odd, np.where(away_from_zero, 1, -1), 0)
-    return s.astype(np.float32)
+        # Knuth's two-sum: high + low == s + r exactly, whatever their sizes.
+        s = high + low
+        back = s - high
+        r = (high - (s - back)) + (low - back)
+        bits = s.view(np.int64)
+        to_odd = (r != 0) & (bits & 1 == 0)
+        away_from_zero = (r > 0) == (s > 0)
+        bits += to_odd * np.where(away_from_zero, 1, -1)
+        flat[window] = s
+    return out
 
 
 def _values(
-    x: QuantizedTensor, ks: slice, k_axis: int, dtype: npt.DTypeLike, part: int | None = None
+    x: QuantizedTensor, ks: slice, k_axis: int, dtype: npt.DTypeLike, part: _Part | None = None
 ) -> npt.NDArray[Any]:
     """The code values of the part ``ks`` of K; NaN, infinity and other parts' values are 0."""
     window = (..., ks) if k_axis == -1 else (..., ks, slice(None))
-    table = _finite_values(x.fmt, np.dtype(dtype), part)
+    part = part or _Part(*_full_range(x.fmt), 0.0)
+    table = _value_table(x.fmt, np.dtype(dtype), part.first, part.last)
     values = lookup(table, x.codes[window], lambda block: block.view(np.uint8))
     if x.zero_point is not None:
         zero_point = spread(x.zero_point, x.shape, x.axis, x.block)
@@ -288,18 +345,14 @@ def _values(
     return values
 
 
-@lru_cache(maxsize=64)
-def _finite_values(fmt: Format, dtype: np.dtype[Any], part: int | None) -> npt.NDArray[Any]:
-    """The value of each code, 0 where it is not finite or, given a part, belongs to another."""
+@lru_cache(maxsize=1024)
+def _value_table(fmt: Format, dtype: np.dtype[Any], first: int, last: int) -> npt.NDArray[Any]:
+    """The value of each code; 0 where its magnitude is not in ``first`` to ``last``."""
+    codes = np.arange(256, dtype=np.uint8)
     if isinstance(fmt, IntFormat):
-        return np.arange(256, dtype=np.uint8).view(fmt.code_dtype).astype(dtype)
-    table = np.where(np.isfinite(fmt.values), fmt.values, 0)
-    if part is not None:
-        parts = _parts(fmt)
-        magnitude = np.abs(table)
-        floor = parts[part + 1].max if part + 1 < len(parts) else -1.0
-        table = np.where((magnitude > floor) & (magnitude <= parts[part].max), table, 0)
-    return table.astype(dtype)
+        return codes.view(fmt.code_dtype).astype(dtype)
+    magnitudes = codes & 0x7F
+    return np.where((first <= magnitudes) & (magnitudes <= last), fmt.values, 0).astype(dtype)
 
 
 def _overlay_specials(
