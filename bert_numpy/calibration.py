@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,9 +48,7 @@ class Calibration:
         return absmax_scale(left, fmt), absmax_scale(right, fmt)
 
 
-def calibrate(
-    model: Model, batches: Iterable[Mapping[str, npt.NDArray[np.int64]]]
-) -> Calibration:
+def calibrate(model: Model, batches: Iterable[Mapping[str, npt.NDArray[np.int64]]]) -> Calibration:
     """Run the model in float32 over a sample and note the operands' absolute maxima.
 
     Parameters
@@ -79,9 +77,7 @@ def calibrate(
 def observing_policy(inner: Policy, absmax: dict[str, tuple[float, float]]) -> Policy:
     """A policy that computes as ``inner`` does and notes the absolute maxima of each site."""
 
-    def gemm(
-        site: str, a: Float32Array, b: Operand, bias: Float32Array | None
-    ) -> Float32Array:
+    def gemm(site: str, a: Float32Array, b: Operand, bias: Float32Array | None) -> Float32Array:
         assert isinstance(b, np.ndarray), site
         seen = absmax.get(site, (0.0, 0.0))
         absmax[site] = (_larger(site, seen[0], a), _larger(site, seen[1], b))
@@ -93,5 +89,7 @@ def observing_policy(inner: Policy, absmax: dict[str, tuple[float, float]]) -> P
 def _larger(site: str, seen: float, x: Float32Array) -> float:
     largest = float(np.maximum(x.max(), -x.min()))
     if not np.isfinite(largest):
-        raise BertNumpyError(f"calibration: site {site!r}: expected finite operands, found {largest}")
+        raise BertNumpyError(
+            f"calibration: site {site!r}: expected finite operands, found {largest}"
+        )
     return max(seen, largest)

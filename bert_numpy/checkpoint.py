@@ -162,5 +162,7 @@ def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise BertNumpyError(f"{path}: key {twice!r}: expected once, found {keys.count(twice)} times")
+        raise BertNumpyError(
+            f"{path}: key {twice!r}: expected once, found {keys.count(twice)} times"
+        )
     return dict(pairs)

@@ -272,7 +272,9 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     model = load(arguments.model)
     sites = encoder_sites(model.config)
     quantizable = sum(
-        model.weights[f"{site}.weight"].nbytes for site in sites if f"{site}.weight" in model.weights
+        model.weights[f"{site}.weight"].nbytes
+        for site in sites
+        if f"{site}.weight" in model.weights
     )
     report: dict[str, Any] = {
         "model": model.name,

@@ -133,7 +133,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 
 def _activation(name: str, x: Float32Array) -> Float32Array:
-    return _named(name)[0](x)  # type: ignore[no-any-return]
+    return _named(name)[0](x)
 
 
 def _activation_bfloat16(name: str, x: Float32Array) -> Float32Array:

@@ -54,7 +54,7 @@ def resolve(name: str | Path) -> Path:
 
 def _fetch(repository: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 (only where the hub is asked)
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     try:
         return Path(snapshot_download(repository, allow_patterns=_FILES))

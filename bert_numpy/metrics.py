@@ -43,7 +43,7 @@ def matthews_correlation(labels: Array, predictions: Array) -> float:
 
 
 def pearson(labels: Array, predictions: Array) -> float:
-    """Pearson's correlation coefficient; NaN if a side is constant or there are under 2 examples."""
+    """Pearson's correlation coefficient; NaN if a side is constant or has under 2 examples."""
     x = labels.astype(np.float64)
     y = predictions.astype(np.float64)
     x, y = x - x.mean(), y - y.mean()

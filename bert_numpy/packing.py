@@ -85,7 +85,9 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
     """
     if not mask.any(axis=1).all():
         row = int(np.flatnonzero(~mask.any(axis=1))[0])
-        raise BertNumpyError(f"attention_mask: expected a token in each row, found none in row {row}")
+        raise BertNumpyError(
+            f"attention_mask: expected a token in each row, found none in row {row}"
+        )
     computed = mask.copy()
     computed[:, 0] = True
     row_of = (np.cumsum(computed) - 1).reshape(mask.shape)  # position -> packed row

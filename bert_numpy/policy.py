@@ -18,7 +18,6 @@ from bert_numpy.elementwise import BFLOAT16, FLOAT32, Arithmetic
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.recipe import Recipe
 from npfp8 import FloatFormat, QuantizedTensor, matmul, quantize
-from npfp8.bfloat16 import round_to_bfloat16
 
 __all__ = ["ARITHMETICS", "FLOAT32_POLICY", "OperandCounts", "Policy", "quantized_policy"]
 
@@ -37,9 +36,7 @@ class Policy:
     arithmetic: Arithmetic
 
 
-def float32_gemm(
-    site: str, a: Float32Array, b: Operand, bias: Float32Array | None
-) -> Float32Array:
+def float32_gemm(site: str, a: Float32Array, b: Operand, bias: Float32Array | None) -> Float32Array:
     """A plain float32 product."""
     assert isinstance(b, np.ndarray), site
     product = np.matmul(a, b)
@@ -105,9 +102,7 @@ def quantized_policy(
         counts.setdefault(name, OperandCounts()).add(x, q)
         return q
 
-    def gemm(
-        site: str, a: Float32Array, b: Operand, bias: Float32Array | None
-    ) -> Float32Array:
+    def gemm(site: str, a: Float32Array, b: Operand, bias: Float32Array | None) -> Float32Array:
         if site not in scales:
             product = float32_gemm(site, a, b, bias)
             return arithmetic.round(product) if site.startswith("encoder.") else product

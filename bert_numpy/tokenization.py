@@ -76,10 +76,14 @@ class Tokenizer:
         if max_length is not None and not _SHORTEST <= max_length <= limit:
             raise BertNumpyError(f"max_length: expected {_SHORTEST}..{limit}, found {max_length}")
         if pairs is not None and len(pairs) != len(texts):
-            raise BertNumpyError(f"expected as many pairs as texts, found {len(pairs)}/{len(texts)}")
+            raise BertNumpyError(
+                f"expected as many pairs as texts, found {len(pairs)}/{len(texts)}"
+            )
         for number, text in enumerate((*texts, *(pairs or ()))):
             if not text.strip():
-                raise BertNumpyError(f"text {number % len(texts) + 1}: expected words, found {text!r}")
+                raise BertNumpyError(
+                    f"text {number % len(texts) + 1}: expected words, found {text!r}"
+                )
         self.backend.no_padding()
         if max_length is None:
             self.backend.no_truncation()
@@ -92,7 +96,9 @@ class Tokenizer:
                 raise BertNumpyError(
                     f"text {number + 1}: expected at most {limit} tokens, found {len(item.ids)}"
                 )
-            encoded.append(EncodedText(tuple(item.ids), tuple(item.type_ids), bool(item.overflowing)))
+            encoded.append(
+                EncodedText(tuple(item.ids), tuple(item.type_ids), bool(item.overflowing))
+            )
         return encoded
 
     def batch(

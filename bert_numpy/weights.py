@@ -65,7 +65,10 @@ def canonical_names(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
     renamed: dict[str, StoredTensor] = {}
     for key, tensor in stored.items():
         name = key.removeprefix("bert.")
-        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        for old, new in (
+            ("LayerNorm.gamma", "LayerNorm.weight"),
+            ("LayerNorm.beta", "LayerNorm.bias"),
+        ):
             if name.endswith(old):
                 name = name.removesuffix(old) + new
         if name in renamed:

@@ -217,7 +217,7 @@ def lookup(
     x: npt.NDArray[Any],
     keys_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
 ) -> npt.NDArray[Any]:
-    """Return ``table[keys_of(x)]``, block by block so that what ``keys_of`` makes stays in cache."""
+    """Return ``table[keys_of(x)]``, block by block so that what ``keys_of`` makes stays cached."""
     out = np.empty(x.shape, table.dtype)
     source = np.ascontiguousarray(x).reshape(-1)
     target = out.reshape(-1)

@@ -177,7 +177,7 @@ class IntFormat:
 
     @cached_property
     def code_dtype(self) -> np.dtype[np.int8 | np.uint8]:
-        """dtype of the code arrays."""
+        """Dtype of the code arrays."""
         return np.dtype(self.dtype)
 
     @property

@@ -69,7 +69,9 @@ class QuantizedTensor:
     def __post_init__(self) -> None:
         codes = np.asarray(self.codes)
         if codes.dtype != self.fmt.code_dtype:
-            raise TypeError(f"{self.fmt} codes: expected {self.fmt.code_dtype}, found {codes.dtype}")
+            raise TypeError(
+                f"{self.fmt} codes: expected {self.fmt.code_dtype}, found {codes.dtype}"
+            )
         axis = None if self.axis is None else _normalized(self.axis, codes.ndim)
         scale = _checked_scale(self.scale)
         expected = _scale_shape(codes.shape, axis, self.block)
@@ -273,9 +275,7 @@ def _normalized(axis: int, ndim: int) -> int:
     return axis % ndim
 
 
-def _scale_shape(
-    shape: tuple[int, ...], axis: int | None, block: int | None
-) -> tuple[int, ...]:
+def _scale_shape(shape: tuple[int, ...], axis: int | None, block: int | None) -> tuple[int, ...]:
     """The shape of the scale of codes of ``shape``."""
     if block is not None and (axis is None or block < 1):
         raise ValueError(f"block: expected at least 1, with an axis; found {block}, axis {axis}")

@@ -1,0 +1,91 @@
+"""What all tests share: where real checkpoints and data are, and the peers to compare with."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+#: Another package that a test compares with, by the fixture that imports it.
+PEERS = {
+    "ml_dtypes": "ml_dtypes",
+    "torch": "torch",
+    "transformers": "transformers",
+    "sklearn_metrics": "sklearn.metrics",
+    "scipy_stats": "scipy.stats",
+}
+
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that asks for a peer, so that ``-m peers`` selects them."""
+    for item in items:
+        if set(PEERS) & set(getattr(item, "fixturenames", ())):
+            item.add_marker("peers")
+
+
+def _peer(module: str) -> ModuleType:
+    package = module.partition(".")[0]
+    pytest.importorskip(package, reason=f"{package} is not installed (extra: peers)")
+    return importlib.import_module(module)
+
+
+@pytest.fixture(scope="session")
+def ml_dtypes() -> ModuleType:
+    return _peer(PEERS["ml_dtypes"])
+
+
+@pytest.fixture(scope="session")
+def torch() -> ModuleType:
+    return _peer(PEERS["torch"])
+
+
+@pytest.fixture(scope="session")
+def transformers() -> ModuleType:
+    return _peer(PEERS["transformers"])
+
+
+@pytest.fixture(scope="session")
+def sklearn_metrics() -> ModuleType:
+    return _peer(PEERS["sklearn_metrics"])
+
+
+@pytest.fixture(scope="session")
+def scipy_stats() -> ModuleType:
+    return _peer(PEERS["scipy_stats"])
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of checkpoints and data sets that are too large for the repository."""
+    folder = Path(os.environ.get("FP8_BERT_SHARED", ROOT.parent / "shared"))
+    if not (folder / "models" / "assemble.py").is_file():
+        pytest.skip(f"no checkpoints and data at {folder} (set FP8_BERT_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glue(shared: Path) -> Path:
+    """The folder of GLUE's task folders."""
+    return shared / "data" / "glue"
+
+
+@pytest.fixture(scope="session")
+def checkpoints(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of complete checkpoint folders, by name."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    assemble = shared / "models" / "assemble.py"
+    subprocess.run([sys.executable, assemble, folder], check=True, stdout=subprocess.DEVNULL)
+    for name in ("bert-tiny-sst2", "bert-tiny-mlm"):
+        (folder / name).symlink_to(shared / "models" / name)
+    return folder
