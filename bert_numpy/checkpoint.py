@@ -9,6 +9,7 @@ read too.
 from __future__ import annotations
 
 import json
+import os.path
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def _is_plain_name(name: str) -> bool:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that no file can have
         raise BertNumpyError(f"{path}: no such file")
     try:
         with safe_open(path, framework="numpy"):
@@ -146,16 +147,22 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             file.read(size), object_pairs_hook=lambda pairs: _unique(pairs, path)
         )
     return {
-        key: StoredTensor(
-            path,
-            key,
-            info["dtype"],
-            tuple(info["shape"]),
-            *(8 + size + offset for offset in info["data_offsets"]),
-        )
+        key: _stored(path, key, info, 8 + size)
         for key, info in header.items()
         if key != "__metadata__"
     }
+
+
+def _stored(path: Path, key: str, info: Any, start: int) -> StoredTensor:
+    """The tensor that a header's entry describes; the file's data begins at ``start``."""
+    # The library takes other spellings too, such as a list of the three values.
+    if not isinstance(info, dict) or not isinstance(info["dtype"], str):
+        raise BertNumpyError(
+            f"{path}: tensor {key!r}: expected an object of dtype, shape and data_offsets, "
+            f"found {info!r}"
+        )
+    begin, end = info["data_offsets"]
+    return StoredTensor(path, key, info["dtype"], tuple(info["shape"]), start + begin, start + end)
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

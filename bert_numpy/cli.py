@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (BertNumpyError, OSError) as error:
         if arguments.debug:
-            raise
-        print(f"bert-numpy: {error}", file=sys.stderr)
+            traceback.print_exc()
+        else:
+            print(f"bert-numpy: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -155,9 +157,9 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
     return value
 
 
@@ -239,7 +241,7 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{model.name}: expected a BertForSequenceClassification, found "
             f"{model.config.architecture}"
         )
-    batch = tokenizer.batch([arguments.text], arguments.pair and [arguments.pair])
+    batch = tokenizer.batch([arguments.text], None if arguments.pair is None else [arguments.pair])
     calibration = None
     if recipe.fmt is not None:
         texts = read_examples(Path(arguments.calibration_data), task_named("sst2")).texts
@@ -271,11 +273,12 @@ def _answer(model: Model, logits: Any) -> dict[str, Any]:
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     model = load(arguments.model)
     sites = encoder_sites(model.config)
-    quantizable = sum(
+    quantizable = [
         model.weights[f"{site}.weight"].nbytes
         for site in sites
         if f"{site}.weight" in model.weights
-    )
+    ]
+    saved = sum(nbytes - nbytes // 4 - 4 for nbytes in quantizable)  # codes and a scale are left
     report: dict[str, Any] = {
         "model": model.name,
         "folder": str(resolve(arguments.model)),
@@ -283,7 +286,7 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
         "head": "classifier" if model.config.has_classifier else "none: a bare encoder",
         "parameters": model.weight_bytes // 4,
         "weight_bytes_fp32": model.weight_bytes,
-        "weight_bytes_8bit": model.weight_bytes - quantizable + quantizable // 4,
+        "weight_bytes_8bit": model.weight_bytes - saved,
         "quantized_products": len(sites),
     }
     if arguments.json != "-":

@@ -47,7 +47,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BertNumpyError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise BertNumpyError(f"{path}: expected a file, found an error: {error}") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number too long to read
         raise BertNumpyError(f"{path}: expected JSON, found an error: {error}") from None
     if not isinstance(value, dict):
         raise BertNumpyError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -67,8 +69,6 @@ def read_config(path: Path) -> BertConfig:
 
     def get(key: str, kind: type, default: Any = None) -> Any:
         value = raw.get(key, default)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
         if not isinstance(value, kind) or isinstance(value, bool):
             found = "nothing" if value is None else repr(value)
             raise BertNumpyError(f"{path}: key {key!r}: expected {kind.__name__}, found {found}")
@@ -100,7 +100,7 @@ def read_config(path: Path) -> BertConfig:
         hidden_act=get("hidden_act", str, "gelu"),
         max_position_embeddings=positive("max_position_embeddings", 512),
         type_vocab_size=positive("type_vocab_size", 2),
-        layer_norm_eps=get("layer_norm_eps", float, 1e-12),
+        layer_norm_eps=_layer_norm_eps(raw, path),
         labels=_labels(raw, path),
     )
     if config.hidden_size % config.num_attention_heads:
@@ -118,11 +118,18 @@ def _architecture(raw: Mapping[str, Any], path: Path) -> str:
     return names[0]
 
 
+def _layer_norm_eps(raw: Mapping[str, Any], path: Path) -> float:
+    value = raw.get("layer_norm_eps", 1e-12)
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # NaN is not either
+        raise BertNumpyError(f"{path}: key 'layer_norm_eps': expected 0..1, found {value!r}")
+    return float(value)
+
+
 def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     count = raw.get("num_labels", 2)  # 2 is transformers' default
     names = raw.get("id2label")
     if names is None:
-        if not isinstance(count, int) or count < 1:
+        if type(count) is not int or count < 1:
             raise BertNumpyError(f"{path}: key 'num_labels': expected at least 1, found {count!r}")
         return tuple(f"LABEL_{i}" for i in range(count))
     wanted = [str(i) for i in range(len(names))] if isinstance(names, dict) else None

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
-from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
-from npfp8.codec import lookup
+from npfp8.bfloat16 import from_bits, round_to_bfloat16
+from npfp8.lookup import lookup
 
 __all__ = ["ACTIVATIONS", "BFLOAT16", "FLOAT32", "Arithmetic", "gelu"]
 
@@ -69,7 +69,7 @@ class Arithmetic:
 
 
 def gelu(x: Float32Array) -> Float32Array:
-    """``x Phi(x)`` with the normal distribution's Phi, within 1e-7 (absolute) + 2 ulp.
+    """``x Phi(x)`` with the normal distribution's Phi, within 1e-7 (absolute) + 2 ulp for finite x.
 
     ``max(x, 0) - |x| Q(|x|)``, with the tail ``Q(a) = exp(-a^2 / 2) P(1 / (1 + 0.4 a))``,
     P a polynomial; neither term loses digits to cancellation.
@@ -100,8 +100,16 @@ def gelu(x: Float32Array) -> Float32Array:
 
 
 def _gelu_tanh(x: Any) -> Any:
-    inner = type_of(x)(_SQRT_2_OVER_PI) * (x + type_of(x)(0.044715) * x * x * x)
-    return type_of(x)(0.5) * x * (1 + np.tanh(inner))
+    return type_of(x)(0.5) * x * (1 + np.tanh(_gelu_tanh_inner(x)))
+
+
+def _gelu_tanh_float64(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The same without the cancellation of 1 + tanh: (1 + tanh u) / 2 = 1 / (1 + exp(-2 u))."""
+    return x / (1 + np.exp(-2 * _gelu_tanh_inner(x)))
+
+
+def _gelu_tanh_inner(x: Any) -> Any:
+    return type_of(x)(_SQRT_2_OVER_PI) * (x + type_of(x)(0.044715) * x * x * x)
 
 
 def _silu(x: Any) -> Any:
@@ -125,19 +133,21 @@ def type_of(x: Any) -> Any:
 #: ``hidden_act`` to its float32 function and its float64 one (for bfloat16 tables).
 ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "gelu": (gelu, _gelu_float64),
-    "gelu_new": (_gelu_tanh, _gelu_tanh),
-    "gelu_pytorch_tanh": (_gelu_tanh, _gelu_tanh),
+    "gelu_new": (_gelu_tanh, _gelu_tanh_float64),
+    "gelu_pytorch_tanh": (_gelu_tanh, _gelu_tanh_float64),
     "relu": (_relu, _relu),
     "silu": (_silu, _silu),
 }
 
 
 def _activation(name: str, x: Float32Array) -> Float32Array:
-    return _named(name)[0](x)
+    function = _named(name)[0]
+    with np.errstate(over="ignore"):  # where a square or an exp overflows the result is the limit
+        return function(x)
 
 
 def _activation_bfloat16(name: str, x: Float32Array) -> Float32Array:
-    return lookup(_activation_table(name), round_to_bfloat16(x), to_bits)
+    return lookup(_activation_table(name), round_to_bfloat16(x))
 
 
 @lru_cache(maxsize=8)

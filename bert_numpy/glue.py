@@ -253,6 +253,8 @@ def _lines(path: Path) -> list[str]:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise BertNumpyError(f"{path}: no such file") from None
+    except OSError as error:
+        raise BertNumpyError(f"{path}: expected a file, found: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise BertNumpyError(f"{path} line {line}: expected UTF-8, found {error.reason}") from None

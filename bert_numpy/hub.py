@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 
 from bert_numpy.errors import BertNumpyError
@@ -41,11 +42,11 @@ def resolve(name: str | Path) -> Path:
     """
     text = str(name)
     folder = Path(text)
-    if folder.is_dir():
+    if os.path.isdir(text):  # unlike Path.is_dir, False for "" and for what no path can be
         return folder
     if text == EMBEDDED:
         return _ASSETS / EMBEDDED
-    if folder.exists():
+    if os.path.exists(text):
         raise BertNumpyError(f"{text}: expected a model folder, found a file")
     if not text or folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise BertNumpyError(f"{text or repr(text)}: expected a model folder, found no such folder")
@@ -54,12 +55,12 @@ def resolve(name: str | Path) -> Path:
 
 def _fetch(repository: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 (only where the hub is asked)
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     try:
         return Path(snapshot_download(repository, allow_patterns=_FILES))
-    except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # its own errors, and whatever its HTTP library raises
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2]) or type(error).__name__  # "404", then what that means
         raise BertNumpyError(
             f"{repository}: expected a model folder or a hub id, found no such folder, and from "
             f"the hub: {reason}"

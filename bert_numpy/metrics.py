@@ -43,16 +43,28 @@ def matthews_correlation(labels: Array, predictions: Array) -> float:
 
 
 def pearson(labels: Array, predictions: Array) -> float:
-    """Pearson's correlation coefficient; NaN if a side is constant or has under 2 examples."""
+    """Pearson's correlation coefficient; NaN if a side is constant or has a NaN."""
     x = labels.astype(np.float64)
     y = predictions.astype(np.float64)
-    x, y = x - x.mean(), y - y.mean()
-    spread = np.sqrt((x @ x) * (y @ y))
-    return float(np.clip((x @ y) / spread, -1, 1)) if spread else float("nan")
+    if x.min() == x.max() or y.min() == y.max():  # the mean of equal numbers may be another
+        return float("nan")
+    x, y = _centred(x), _centred(y)
+    return float(np.clip((x @ y) / np.sqrt((x @ x) * (y @ y)), -1, 1))
+
+
+def _centred(x: Array) -> Array:
+    """``x`` less its mean, scaled so that squares neither overflow nor vanish; not constant."""
+    centred: Array = x - x.mean()
+    return centred / np.abs(centred).max()
 
 
 def spearmanr(labels: Array, predictions: Array) -> float:
-    """Spearman's rank correlation: Pearson's of the ranks, equal values sharing their mean rank."""
+    """Spearman's rank correlation: Pearson's of the ranks, equal values sharing their mean rank.
+
+    NaN where Pearson's is, and if there is a NaN.
+    """
+    if np.isnan(labels).any() or np.isnan(predictions).any():
+        return float("nan")
     return pearson(_ranks(labels), _ranks(predictions))
 
 

@@ -13,7 +13,7 @@ same pass calibrates, or runs quantized.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,7 @@ class Model:
     """
 
     config: BertConfig
-    weights: Weights
+    weights: Weights = field(repr=False)
     policy: Policy
     name: str = "model"
 
@@ -232,11 +232,14 @@ def encoder_sites(config: BertConfig) -> list[str]:
 
 def _checked_ids(name: str, values: npt.ArrayLike, limit: int) -> IntArray:
     """``values`` as a (batch, length) int64 array of numbers in 0..limit-1."""
-    given = np.asarray(values)
-    if given.dtype.kind not in "iub":
-        raise BertNumpyError(f"{name}: expected integers, found {given.dtype}")
+    try:
+        given = np.asarray(values)
+    except ValueError:
+        raise BertNumpyError(f"{name}: expected rows of one length, found several") from None
     if given.ndim != 2 or not given.size:
         raise BertNumpyError(f"{name}: expected shape (batch, length), found {given.shape}")
+    if given.dtype.kind not in "iub":
+        raise BertNumpyError(f"{name}: expected integers, found {given.dtype}")
     bad = (given < 0) | (given >= limit)
     if bad.any():
         row, column = np.argwhere(bad)[0]

@@ -62,8 +62,9 @@ class OperandCounts:
         fmt = q.fmt
         self.elements += x.size
         largest = np.maximum(x.max(initial=0), -x.min(initial=0))
-        if largest / q.scale > fmt.max:
-            self.saturated += int(np.count_nonzero(np.abs(x) / q.scale > fmt.max))
+        with np.errstate(over="ignore"):
+            if not largest / q.scale <= fmt.max:  # beyond, or a NaN hides what is
+                self.saturated += int(np.count_nonzero(np.abs(x) / q.scale > fmt.max))
         # A float's zero has two codes, which differ in the sign bit.
         codes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else q.codes
         self.underflowed += int(np.count_nonzero(x) - np.count_nonzero(codes))

@@ -40,14 +40,24 @@ def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str
 
 
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the rows of a comparison as a table."""
-    table = Table(title=title, title_justify="left", box=MARKDOWN, header_style="bold")
+    """Print the rows of a comparison as a table; no cell is ever cut.
+
+    On a terminal that is too narrow for it the headers are broken into lines.
+    """
+    table = _comparison_table(rows, " ")
+    if sys.stdout.isatty() and _width(table) > Console().width:
+        table = _comparison_table(rows, "\n")
+    print(title)
+    _console(_width(table)).print(table)
+
+
+def _comparison_table(rows: Sequence[Mapping[str, Any]], between_words: str) -> Table:
+    table = Table(box=MARKDOWN, header_style="bold")
     change = "mean_abs_difference" if "mean_abs_difference" in rows[0] else "flips"
     metrics = list(rows[0]["metrics"])
-    headers = (*metrics, change, "relative_logit_error", "weight_bytes", "seconds")
     table.add_column("format", no_wrap=True)
-    for header in headers:
-        table.add_column(header.replace("_", " "), justify="right")
+    for header in (*metrics, change, "relative_logit_error", "weight_bytes", "seconds"):
+        table.add_column(header.replace("_", between_words), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             str(row["format"]).upper(),
@@ -57,7 +67,17 @@ def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
             f"{row['weight_bytes']:,}",
             f"{row['seconds']:.2f}",
         )
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    return table
+
+
+def _width(table: Table) -> int:
+    """The columns that a table takes with nothing wrapped or cut."""
+    return _console(1 << 16).measure(table).maximum
+
+
+def _console(width: int) -> Console:
+    # With the width alone, rich takes a terminal that calls itself dumb for 80 columns wide.
+    return Console(width=width, height=100)
 
 
 @contextmanager
@@ -71,7 +91,7 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
     ) as progress:
         task = progress.add_task(label, total=total)
         yield lambda count: progress.advance(task, count)
@@ -80,7 +100,8 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
 def write_json(target: str, value: Mapping[str, Any]) -> None:
     """Write a JSON object to a file, whole or not at all; ``-`` is standard output.
 
-    NaN (a correlation of constants) becomes null.
+    NaN (a correlation of constants) becomes null. What is there and is no
+    file, such as ``/dev/null`` or a pipe, is written into, not replaced.
 
     Raises
     ------
@@ -93,6 +114,9 @@ def write_json(target: str, value: Mapping[str, Any]) -> None:
         return
     path = Path(target)
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_text(text, encoding="utf-8")
+            return
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ IntArray = npt.NDArray[np.int64]
 
 #: [CLS] and [SEP], and one token to say something.
 _SHORTEST = 3
+
+#: In a str, half of a character: undecodable bytes of a command line come as these.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,14 @@ class Tokenizer:
         limit = self.model_max_length
         if max_length is not None and not _SHORTEST <= max_length <= limit:
             raise BertNumpyError(f"max_length: expected {_SHORTEST}..{limit}, found {max_length}")
+        if isinstance(texts, str) or isinstance(pairs, str):
+            raise BertNumpyError("expected a list of texts, found one text")
         if pairs is not None and len(pairs) != len(texts):
             raise BertNumpyError(
                 f"expected as many pairs as texts, found {len(pairs)}/{len(texts)}"
             )
         for number, text in enumerate((*texts, *(pairs or ()))):
-            if not text.strip():
+            if not text.strip() or _SURROGATE.search(text):
                 raise BertNumpyError(
                     f"text {number % len(texts) + 1}: expected words, found {text!r}"
                 )
@@ -113,6 +119,8 @@ class Tokenizer:
 
 def pad(encoded: Sequence[EncodedText]) -> dict[str, IntArray]:
     """Pad to the longest, on the right: ``input_ids``, ``attention_mask``, ``token_type_ids``."""
+    if not encoded:
+        raise BertNumpyError("expected at least one text, found none")
     shape = (len(encoded), max(len(item.input_ids) for item in encoded))
     names = ("input_ids", "attention_mask", "token_type_ids")
     arrays = {name: np.zeros(shape, np.int64) for name in names}

@@ -8,15 +8,43 @@ array([1.015625e-01, 3.250000e+00, 4.480000e+02], dtype=float32)
 """
 
 from npfp8.codec import decode, encode, encode_bfloat16
-from npfp8.formats import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, IntFormat
+from npfp8.formats import (
+    E2M1,
+    E2M3,
+    E3M2,
+    E3M4,
+    E4M3,
+    E4M3B11FNUZ,
+    E4M3FN,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    E8M0FNU,
+    INT8,
+    UINT8,
+    FloatFormat,
+    Format,
+    IntFormat,
+    describe,
+    values,
+)
 from npfp8.matmul import matmul
 from npfp8.tensor import QuantizedTensor, absmax_scale, quantize
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "E2M1",
+    "E2M3",
+    "E3M2",
+    "E3M4",
+    "E4M3",
+    "E4M3B11FNUZ",
     "E4M3FN",
+    "E4M3FNUZ",
     "E5M2",
+    "E5M2FNUZ",
+    "E8M0FNU",
     "INT8",
     "UINT8",
     "FloatFormat",
@@ -25,8 +53,10 @@ __all__ = [
     "QuantizedTensor",
     "absmax_scale",
     "decode",
+    "describe",
     "encode",
     "encode_bfloat16",
     "matmul",
     "quantize",
+    "values",
 ]

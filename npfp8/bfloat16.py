@@ -98,6 +98,8 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     array([1.      , 1.015625, 3.      ], dtype=float32)
     """
     given = np.asarray(x)
+    if given.dtype not in (np.float32, np.float64):
+        raise TypeError(f"bfloat16 rounding: expected float32 or float64, found {given.dtype}")
     shape = given.shape
     values = _as_float32(float64_to_float32(given) if given.dtype == np.float64 else given)
     if out is None:
@@ -131,5 +133,5 @@ def _as_float32(x: npt.ArrayLike) -> Float32Array:
     """A C-contiguous float32 array of at least one dimension, in native byte order."""
     values = np.asarray(x)
     if values.dtype != np.float32:
-        raise TypeError(f"bfloat16 rounding: expected float32, found {values.dtype}")
+        raise TypeError(f"bfloat16 values: expected float32, found {values.dtype}")
     return np.ascontiguousarray(values, dtype=np.float32)

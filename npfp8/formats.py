@@ -1,60 +1,94 @@
-"""Number formats of eight bits, each described once; everything else follows.
+"""Number formats of up to eight bits, each described once; everything else follows.
 
 A :class:`FloatFormat` states the few facts that a specification states (widths,
 bias, which codes are special). The value of every code, the largest finite
 value and the rounding boundaries are derived from those facts, never listed.
 
 Sources: *FP8 Formats for Deep Learning* (arXiv 2209.05433), section 3 and
-table 1; *OCP 8-bit Floating Point Specification (OFP8)* revision 1.0.
+table 1; *OCP 8-bit Floating Point Specification (OFP8)* revision 1.0; *OCP
+Microscaling Formats (MX) Specification* version 1.0, section 5; *8-bit
+Numerical Formats for Deep Neural Networks* (arXiv 2206.02915) for the FNUZ
+formats; ml_dtypes for the names of all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["E4M3FN", "E5M2", "INT8", "UINT8", "FloatFormat", "Format", "IntFormat"]
+__all__ = [
+    "E2M1",
+    "E2M3",
+    "E3M2",
+    "E3M4",
+    "E4M3",
+    "E4M3B11FNUZ",
+    "E4M3FN",
+    "E4M3FNUZ",
+    "E5M2",
+    "E5M2FNUZ",
+    "E8M0FNU",
+    "FLOAT_FORMATS",
+    "INT8",
+    "UINT8",
+    "FloatFormat",
+    "Format",
+    "IntFormat",
+    "describe",
+    "values",
+]
 
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """An 8-bit floating-point format: sign, exponent, mantissa, from high to low bits.
+    """A floating-point format of at most 8 bits: sign, exponent, mantissa, from high to low.
 
     A code with exponent field ``e`` and mantissa field ``m`` has the value
     ``(-1)^sign * 2^(e - bias) * (1 + m / 2^mantissa_bits)``, and for ``e == 0``
     the subnormal value ``(-1)^sign * 2^(1 - bias) * m / 2^mantissa_bits``,
-    unless it is an infinity or one of ``nan_codes``.
+    unless it is an infinity or one of ``nan_codes``. A format of fewer than 8
+    bits has its codes in the low bits of a uint8.
 
     Parameters
     ----------
     exponent_bits, mantissa_bits : int
-        Field widths; with the sign bit they make 8.
+        Field widths; with the sign bit, if there is one, at most 8.
     bias : int
         Exponent bias.
     has_infinity : bool
         Whether the all-ones exponent with a zero mantissa is an infinity.
     nan_codes : tuple of int
-        Every code that is a NaN, of both signs.
+        Every code that is a NaN, of both signs. If the code that would be -0 is
+        one (the FNUZ formats), the format has no negative zero.
+    signed : bool
+        Whether there is a sign bit.
+    has_zero : bool
+        Whether exponent field 0 holds zero and the subnormals. Without, it is
+        an exponent like any other (E8M0FNU).
     name : str
         For messages and reports; two formats that differ in name only are equal.
 
     Raises
     ------
     ValueError
-        If the widths do not make 8 bits, there is no NaN code below 0x80, or
-        what encoding relies on does not hold: at most 5 mantissa bits, the
-        range within bfloat16's, positive finite codes contiguous from 0.
+        If the widths are not as said; if the positive finite codes are not
+        contiguous from 0, or the negative ones not their mirror image; or if a
+        rounding boundary is no float32 of few enough bits to be in a table of
+        2^18 (which bounds the exponents, about, to float32's).
 
     Examples
     --------
-    >>> from npfp8 import E4M3FN, E5M2
+    >>> from npfp8 import E4M3FN, E5M2, FloatFormat
     >>> E4M3FN.max, E4M3FN.min_normal, E4M3FN.min_subnormal
     (448.0, 0.015625, 0.001953125)
     >>> E5M2.max, E5M2.has_infinity
     (57344.0, True)
+    >>> FloatFormat(3, 2, bias=3, name="six bits").values.size
+    64
     """
 
     exponent_bits: int
@@ -62,49 +96,52 @@ class FloatFormat:
     bias: int
     has_infinity: bool = False
     nan_codes: tuple[int, ...] = ()
+    signed: bool = True
+    has_zero: bool = True
     name: str = field(default="custom", compare=False)
 
     code_dtype = np.dtype(np.uint8)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.mantissa_bits <= 5:
+        if self.exponent_bits < 0 or self.mantissa_bits < 0 or not 2 <= self.bits <= 8:
             raise ValueError(
-                f"{self.name}: expected 1 to 5 mantissa bits, found {self.mantissa_bits}"
+                f"{self.name}: expected field widths of 2 to 8 bits in all, found "
+                f"{int(self.signed)} + {self.exponent_bits} + {self.mantissa_bits}"
             )
-        if 1 + self.exponent_bits + self.mantissa_bits != 8:
+        if self.exponent_bits == 0 and (self.has_infinity or not self.has_zero):
+            raise ValueError(f"{self.name}: expected exponent bits, found none")
+        if bad := [code for code in self.nan_codes if not 0 <= code < 1 << self.bits]:
+            raise ValueError(f"{self.name}: expected NaN codes of {self.bits} bits, found {bad}")
+        positive = self.values[: self._positive_codes]
+        if not np.isfinite(positive[0]):
+            raise ValueError(f"{self.name}: expected code 0 to be finite, found {positive[0]}")
+        if self.max_code < 1 or np.isfinite(positive[self.max_code + 1 :]).any():
             raise ValueError(
-                f"{self.name}: expected 1 + exponent_bits + mantissa_bits == 8, found "
-                f"1 + {self.exponent_bits} + {self.mantissa_bits}"
+                f"{self.name}: expected positive finite codes contiguous from 0, two at least"
             )
-        if bad := [code for code in self.nan_codes if not 0 <= code <= 0xFF]:
-            raise ValueError(f"{self.name}: expected NaN codes in 0..255, found {bad}")
-        if not self.positive_nan_codes:
-            raise ValueError(f"{self.name}: expected a NaN code below 0x80, found {self.nan_codes}")
-        if not -126 < -self.bias - self.mantissa_bits < self.exponent_ones - self.bias < 127:
-            raise ValueError(f"{self.name}: bias {self.bias} leads out of the range of bfloat16")
-        finite = np.isfinite(self.values[:128])
-        if not finite[: self.max_code + 1].all():
-            raise ValueError(f"{self.name}: the positive finite codes are not contiguous from 0")
+        if self.signed:
+            mirrored = -self.values[self.sign_bit :]
+            if not np.array_equal(mirrored[1:], positive[1:], equal_nan=True):
+                raise ValueError(f"{self.name}: expected specials alike in both signs")
+        if self.key_shift < 14:
+            raise ValueError(
+                f"{self.name}: bias {self.bias} leads out of the range of the codec's float32 keys"
+            )
 
-    @cached_property
-    def values(self) -> npt.NDArray[np.float64]:
-        """The value of each of the 256 codes, float64, read-only; exact."""
-        codes = np.arange(256)
-        mantissa_ones = (1 << self.mantissa_bits) - 1
-        mantissa = codes & mantissa_ones
-        exponent = (codes >> self.mantissa_bits) & self.exponent_ones
-        normal = exponent > 0
-        significand = np.where(normal, mantissa + (mantissa_ones + 1), mantissa)
-        values = np.ldexp(
-            significand.astype(np.float64),
-            np.maximum(exponent, 1) - self.bias - self.mantissa_bits,
-        )
-        if self.has_infinity:
-            values[(exponent == self.exponent_ones) & (mantissa == 0)] = np.inf
-        values = np.where(codes & 0x80, -values, values)
-        values[list(self.nan_codes)] = np.nan
-        values.flags.writeable = False
-        return values
+    @property
+    def bits(self) -> int:
+        """The width of a code."""
+        return int(self.signed) + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def sign_bit(self) -> int:
+        """The code's sign bit, 0 where there is none."""
+        return 1 << (self.bits - 1) if self.signed else 0
+
+    @property
+    def _positive_codes(self) -> int:
+        """The codes without the sign bit: 0 up to this number."""
+        return 1 << (self.bits - int(self.signed))
 
     @property
     def exponent_ones(self) -> int:
@@ -112,9 +149,55 @@ class FloatFormat:
         return (1 << self.exponent_bits) - 1
 
     @cached_property
+    def values(self) -> npt.NDArray[np.float64]:
+        """The value of each code, in the order of the codes; float64, read-only, exact."""
+        codes = np.arange(1 << self.bits)
+        hidden = 1 << self.mantissa_bits
+        mantissa = codes & (hidden - 1)
+        exponent = (codes >> self.mantissa_bits) & self.exponent_ones
+        normal = (exponent > 0) | (not self.has_zero)
+        significand = np.where(normal, mantissa + hidden, mantissa)
+        shift = np.where(normal, exponent, 1) - self.bias - self.mantissa_bits
+        values = np.ldexp(significand.astype(np.float64), shift)
+        if self.has_infinity:
+            values[(exponent == self.exponent_ones) & (mantissa == 0)] = np.inf
+        values = np.where(codes & self.sign_bit, -values, values)
+        values[list(self.nan_codes)] = np.nan
+        values.flags.writeable = False
+        return values
+
+    @cached_property
     def max_code(self) -> int:
         """The code of the largest finite value."""
-        return int(np.flatnonzero(np.isfinite(self.values[:128]))[-1])
+        return int(np.flatnonzero(np.isfinite(self.values[: self._positive_codes]))[-1])
+
+    @cached_property
+    def grid(self) -> npt.NDArray[np.float64]:
+        """The values of codes 0 to ``max_code`` and the one that would follow; exact, read-only."""
+        exponent = self.max_code >> self.mantissa_bits
+        if self.has_zero:
+            exponent = max(exponent, 1)
+        step = 2.0 ** (exponent - self.bias - self.mantissa_bits)
+        grid = np.append(self.values[: self.max_code + 1], self.max + step)
+        grid.flags.writeable = False
+        return grid
+
+    @cached_property
+    def key_shift(self) -> int:
+        """How many low bits of a float32 decide nothing but ties, at most 16.
+
+        Every value of :attr:`grid` and every midpoint between two of them has
+        so many low bits clear, and one more. 0 if one of them is no float32.
+        """
+        midpoints = (self.grid[:-1] + self.grid[1:]) / 2  # exact: one more bit than the grid's
+        boundaries = np.concatenate([self.grid[:-1], midpoints])
+        with np.errstate(over="ignore", under="ignore"):
+            narrow = boundaries.astype(np.float32)
+        if not np.array_equal(narrow, boundaries):
+            return 0
+        used = int(np.bitwise_or.reduce(narrow.view(np.uint32)))
+        trailing_zeros = (used & -used).bit_length() - 1
+        return min(trailing_zeros - 1, 16)
 
     @cached_property
     def max(self) -> float:
@@ -123,13 +206,23 @@ class FloatFormat:
 
     @cached_property
     def min_normal(self) -> float:
-        """The smallest positive normal value."""
-        return float(2.0 ** (1 - self.bias))
+        """The smallest positive normal value (where it would be, if there is no exponent)."""
+        return float(2.0 ** (int(self.has_zero) - self.bias))
 
     @cached_property
     def min_subnormal(self) -> float:
-        """The smallest positive value; every finite value is an integer multiple of it."""
-        return float(2.0 ** (1 - self.bias - self.mantissa_bits))
+        """The smallest step: every finite value is an integer multiple of it."""
+        return float(self.min_normal / 2**self.mantissa_bits)
+
+    @cached_property
+    def min_positive(self) -> float:
+        """The smallest positive value."""
+        return float(self.values[int(self.has_zero)])
+
+    @cached_property
+    def has_negative_zero(self) -> bool:
+        """Whether -0 has a code of its own."""
+        return self.signed and self.has_zero and self.sign_bit not in self.nan_codes
 
     @cached_property
     def infinity_code(self) -> int | None:
@@ -137,9 +230,21 @@ class FloatFormat:
         return self.max_code + 1 if self.has_infinity else None
 
     @cached_property
-    def positive_nan_codes(self) -> tuple[int, ...]:
-        """The NaN codes whose sign bit is clear, ascending."""
-        return tuple(sorted(code for code in self.nan_codes if code < 0x80))
+    def nan_code(self) -> int | None:
+        """The positive NaN of the largest payload, or the only one, or None."""
+        positive = [code for code in self.nan_codes if not code & self.sign_bit]
+        return max(positive or self.nan_codes, default=None)
+
+    @cached_property
+    def quiet_nan_code(self) -> int | None:
+        """The positive NaN with only the mantissa's top bit set; :attr:`nan_code` if it is none."""
+        quiet = self.max_code + 1 + (1 << self.mantissa_bits >> 1)
+        return quiet if quiet in self.nan_codes else self.nan_code
+
+    @cached_property
+    def is_finite(self) -> npt.NDArray[np.bool_]:
+        """Whether each code is a number, neither infinity nor NaN."""
+        return np.isfinite(self.values)
 
     def __str__(self) -> str:
         return self.name
@@ -177,8 +282,15 @@ class IntFormat:
 
     @cached_property
     def code_dtype(self) -> np.dtype[np.int8 | np.uint8]:
-        """Dtype of the code arrays."""
+        """The dtype of the code arrays."""
         return np.dtype(self.dtype)
+
+    @cached_property
+    def values(self) -> npt.NDArray[np.float64]:
+        """The value of each code, by the code's 8 bits; float64, read-only."""
+        values = np.arange(256, dtype=np.uint8).view(self.code_dtype).astype(np.float64)
+        values.flags.writeable = False
+        return values
 
     @property
     def max(self) -> float:
@@ -197,21 +309,145 @@ class IntFormat:
 #: What a quantized tensor can be made of.
 Format = FloatFormat | IntFormat
 
+
+def _ieee_nans(*positive: int) -> tuple[int, ...]:
+    return (*positive, *(code | 0x80 for code in positive))
+
+
 #: OFP8 E4M3: no infinity, one NaN per sign, largest value 448.
 E4M3FN = FloatFormat(4, 3, bias=7, nan_codes=(0x7F, 0xFF), name="E4M3FN")
 
 #: OFP8 E5M2: IEEE 754 in eight bits, largest value 57344.
 E5M2 = FloatFormat(
-    5,
-    2,
-    bias=15,
-    has_infinity=True,
-    nan_codes=(0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF),
-    name="E5M2",
+    5, 2, bias=15, has_infinity=True, nan_codes=_ieee_nans(0x7D, 0x7E, 0x7F), name="E5M2"
 )
+
+#: E4M3 with the code of -0 as its only NaN, no infinity; bias 8, largest value 240.
+E4M3FNUZ = FloatFormat(4, 3, bias=8, nan_codes=(0x80,), name="E4M3FNUZ")
+
+#: E5M2 with the code of -0 as its only NaN, no infinity; bias 16, largest value 57344.
+E5M2FNUZ = FloatFormat(5, 2, bias=16, nan_codes=(0x80,), name="E5M2FNUZ")
+
+#: E4M3 as IEEE 754 would have it: infinities and many NaNs, largest value 240.
+E4M3 = FloatFormat(
+    4, 3, bias=7, has_infinity=True, nan_codes=_ieee_nans(*range(0x79, 0x80)), name="E4M3"
+)
+
+#: E3M4 as IEEE 754 would have it; largest value 15.5.
+E3M4 = FloatFormat(
+    3, 4, bias=3, has_infinity=True, nan_codes=_ieee_nans(*range(0x71, 0x80)), name="E3M4"
+)
+
+#: E4M3FNUZ with bias 11; largest value 30.
+E4M3B11FNUZ = FloatFormat(4, 3, bias=11, nan_codes=(0x80,), name="E4M3B11FNUZ")
+
+#: OCP MX's scale: a power of two, no sign, no zero, one NaN.
+E8M0FNU = FloatFormat(
+    8, 0, bias=127, nan_codes=(0xFF,), signed=False, has_zero=False, name="E8M0FNU"
+)
+
+#: OCP MX's FP6 with 3 mantissa bits; largest value 7.5; every code a number.
+E2M3 = FloatFormat(2, 3, bias=1, name="E2M3")
+
+#: OCP MX's FP6 with 2 mantissa bits; largest value 28; every code a number.
+E3M2 = FloatFormat(3, 2, bias=3, name="E3M2")
+
+#: OCP MX's FP4; largest value 6; every code a number.
+E2M1 = FloatFormat(2, 1, bias=1, name="E2M1")
 
 #: Symmetric signed integers, -127..127.
 INT8 = IntFormat(-127, 127, "int8", name="INT8")
 
 #: Unsigned integers, 0..255, for asymmetric quantization with a zero point.
 UINT8 = IntFormat(0, 255, "uint8", name="UINT8")
+
+#: The float formats above, by name.
+FLOAT_FORMATS = {
+    fmt.name: fmt
+    for fmt in (
+        E4M3FN,
+        E5M2,
+        E4M3FNUZ,
+        E5M2FNUZ,
+        E4M3,
+        E3M4,
+        E4M3B11FNUZ,
+        E8M0FNU,
+        E2M3,
+        E3M2,
+        E2M1,
+    )
+}
+
+
+def values(fmt: Format) -> npt.NDArray[np.float64]:
+    """Return the value of every code of a format, in the order of the codes' bits.
+
+    Parameters
+    ----------
+    fmt : FloatFormat or IntFormat
+
+    Returns
+    -------
+    ndarray of float64, (2^bits,), read-only
+        Exact; NaN for a NaN's code.
+
+    Examples
+    --------
+    >>> from npfp8 import E2M1, values
+    >>> values(E2M1)[:8]
+    array([0. , 0.5, 1. , 1.5, 2. , 3. , 4. , 6. ])
+    """
+    return fmt.values
+
+
+def describe(fmt: FloatFormat) -> dict[str, Any]:
+    """Return the properties of a float format, as a specification tabulates them.
+
+    Parameters
+    ----------
+    fmt : FloatFormat
+
+    Returns
+    -------
+    dict
+        ``name``, ``bits``, ``signed``, ``exponent_bits``, ``mantissa_bits``,
+        ``bias``, ``max``, ``min_normal``, ``min_subnormal`` (None where there
+        are no subnormals), ``negative_zero``, ``infinity_codes``,
+        ``nan_codes``, ``finite_values`` (how many codes are numbers; +0 and -0
+        are two).
+
+    Examples
+    --------
+    >>> from npfp8 import E5M2, describe
+    >>> for key, value in describe(E5M2).items():
+    ...     print(f"{key:<16}{value}")
+    name            E5M2
+    bits            8
+    signed          True
+    exponent_bits   5
+    mantissa_bits   2
+    bias            15
+    max             57344.0
+    min_normal      6.103515625e-05
+    min_subnormal   1.52587890625e-05
+    negative_zero   True
+    infinity_codes  (124, 252)
+    nan_codes       (125, 126, 127, 253, 254, 255)
+    finite_values   248
+    """
+    return {
+        "name": fmt.name,
+        "bits": fmt.bits,
+        "signed": fmt.signed,
+        "exponent_bits": fmt.exponent_bits,
+        "mantissa_bits": fmt.mantissa_bits,
+        "bias": fmt.bias,
+        "max": fmt.max,
+        "min_normal": fmt.min_normal,
+        "min_subnormal": fmt.min_subnormal if fmt.has_zero and fmt.mantissa_bits else None,
+        "negative_zero": fmt.has_negative_zero,
+        "infinity_codes": tuple(int(code) for code in np.flatnonzero(np.isinf(fmt.values))),
+        "nan_codes": fmt.nan_codes,
+        "finite_values": int(fmt.is_finite.sum()),
+    }

@@ -12,7 +12,7 @@ multiple of it no larger than ``K * max_a * max_b``. While::
 each of them is a float64, so no addition rounds, and blocking, FMA, the number
 of threads and the BLAS make no difference. E4M3FN by E4M3FN: ``q = 2^-9``,
 ``max = 448``, so K up to 171,196. For integers (1) holds with 2^24 already,
-that is in float32, for K up to 1,040 (INT8 by INT8): longer sums are cut into
+that is in float32, for K up to 1,024 (INT8 by INT8): longer sums are cut into
 blocks of K that are added in float64, again exactly.
 
 E5M2 spans too many binades for (1). Codes that do not satisfy it are cut by
@@ -34,14 +34,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.codec import lookup
 from npfp8.formats import FloatFormat, Format, IntFormat
+from npfp8.lookup import lookup
 from npfp8.tensor import QuantizedTensor, spread
 
 __all__ = ["exact_k_limit", "matmul"]
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+
+#: Bits of the largest sum that :func:`_round_sum` takes, in units of the smallest.
+_SUM_BITS = 93
 
 #: Elements worked on at a time where several passes go over an array.
 _BLOCK = 1 << 14
@@ -107,8 +110,12 @@ def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") ->
         scale_a = a.scale[..., i : i + 1] if a_block else _scale_of(a, a_k)
         scale_b = b.scale[..., i : i + 1, :] if b_block else _scale_of(b, b_k)
         part = _scaled_product(a, b, slice(start, start + block), accumulate, scale_a, scale_b)
-        total = part if total is None else total + part
-    return np.matmul(a.codes, b.codes).astype(np.float32) if total is None else total  # K = 0
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            total = part if total is None else total + part
+    if total is None:  # K = 0
+        return np.matmul(a.codes, b.codes).astype(np.float32)
+    total[np.isnan(total)] = np.nan  # the sign of infinity minus infinity is the processor's
+    return total
 
 
 class _Part(NamedTuple):
@@ -143,13 +150,13 @@ def exact_k_limit(fmt_a: Format, fmt_b: Format, *, parts: int = 2, zero_point: b
     >>> exact_k_limit(E5M2, E5M2)
     684784
     """
-    cut_a = _cut(fmt_a, *_full_range(fmt_a), parts, zero_point)
-    cut_b = _cut(fmt_b, *_full_range(fmt_b), parts, zero_point)
-    return _k_limit(cut_a, cut_b, 53)
+    whole_a, cut_a = (_cut(fmt_a, *_full_range(fmt_a), n, zero_point) for n in (1, parts))
+    whole_b, cut_b = (_cut(fmt_b, *_full_range(fmt_b), n, zero_point) for n in (1, parts))
+    return min(_k_limit(cut_a, cut_b, 53), _k_limit(whole_a, whole_b, _SUM_BITS))
 
 
 def _k_limit(a: tuple[_Part, ...], b: tuple[_Part, ...], precision: int) -> int:
-    """The largest K that satisfies (1) for all pairs of parts, in a float of ``precision`` bits."""
+    """The largest K that satisfies (1) for all pairs of parts, with 2^precision in it."""
     return int(2**precision / (max(x.span for x in a) * max(y.span for y in b)))
 
 
@@ -159,11 +166,13 @@ def _cut(
 ) -> tuple[_Part, ...]:
     """Cut the codes of magnitudes ``first`` to ``last`` into parts of about equal span."""
     if isinstance(fmt, IntFormat):
-        span = fmt.max_code - fmt.min_code if zero_point else max(fmt.max_code, -fmt.min_code)
+        limits = np.iinfo(fmt.dtype)  # a code outside the format's range is no error: INT8's -128
+        span = limits.max - limits.min if zero_point else max(limits.max, -limits.min)
         return (_Part(first, last, float(span)),)
 
     def part(low: int, high: int) -> _Part:
-        exponent = max(low >> fmt.mantissa_bits, 1)  # all from `low` on are multiples of its step
+        # All from `low` on are multiples of its step.
+        exponent = max(low >> fmt.mantissa_bits, int(fmt.has_zero))
         step = 2.0 ** (exponent - fmt.bias - fmt.mantissa_bits)
         return _Part(low, high, float(fmt.values[high]) / step)
 
@@ -176,12 +185,19 @@ def _cut(
 
 def _full_range(fmt: Format) -> tuple[int, int]:
     """The magnitudes of a format: the codes of the smallest and of the largest but zero."""
-    return 1, fmt.max_code
+    return int(isinstance(fmt, IntFormat) or fmt.has_zero), fmt.max_code
+
+
+def _magnitudes(codes: npt.NDArray[Any], fmt: FloatFormat) -> npt.NDArray[np.uint8]:
+    """The codes without their sign bit."""
+    return codes & np.uint8((fmt.sign_bit or 256) - 1)
 
 
 def _used_range(codes: npt.NDArray[Any], fmt: Format) -> tuple[int, int]:
     """The smallest and the largest magnitude among the codes; zeros and specials aside."""
-    magnitudes = codes & np.uint8(0x7F)
+    if isinstance(fmt, IntFormat) or not fmt.has_zero:
+        return _full_range(fmt)
+    magnitudes = _magnitudes(codes, fmt)
     magnitudes[magnitudes > fmt.max_code] = 0
     largest = int(magnitudes.max(initial=0))
     magnitudes -= np.uint8(1)  # 0 wraps to 255, out of the minimum's way
@@ -203,7 +219,7 @@ def _plan(
     range_a = _used_range(a.codes[..., ks], a.fmt)
     range_b = _used_range(b.codes[..., ks, :], b.fmt)
     plans = (
-        (_cut(a.fmt, *range_a, parts_a), _cut(b.fmt, *range_b, parts_b))
+        (_cut(a.fmt, *range_a, parts_a, zero_point), _cut(b.fmt, *range_b, parts_b, zero_point))
         for parts_a, parts_b in ((1, 1), (1, 2), (2, 1), (2, 2))
     )
     return next(plan for plan in plans if k <= _k_limit(*plan, 53))
@@ -288,19 +304,17 @@ def _exact_integer_product(
 def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
     """Add two to four arrays without error and round to float32 once.
 
-    Each element is a multiple of ``quantum``, and at most ``2^93 * quantum``.
+    Each element is a multiple of ``quantum``, and their sum at most ``2^93 *
+    quantum`` even if all signs were equal (:func:`exact_k_limit` sees to it).
     Fixed point in two limbs: with ``unit = 2^42 * quantum`` an element is
-    ``high * unit + low``, ``high`` an integer of at most 2^51 and ``0 <= low <
-    unit``. Added up, the lows stay multiples of ``quantum`` below ``2^44 *
-    quantum`` and the highs integers of at most 2^53: all exact. Carried over,
-    the two limbs go into one error-free addition, ``s + r``: ``s`` is the total
-    rounded to float64 and ``r`` what that lost. Where ``r`` is not 0 and the
-    last bit of ``s`` is 0, the neighbour of ``s`` on the side of ``r`` is the
-    total rounded to odd, from which the rounding to float32 (29 bits less) is
-    as good as one from the exact total.
-
-    Sums of products of codes stay below 2^93 quanta: of the formats here the
-    widest, E5M2, spans 2^32, squared, times a K below 2^20.
+    ``high * unit + low``, ``high`` an integer and ``0 <= low < unit``. Added
+    up, the lows stay multiples of ``quantum`` below ``2^44 * quantum`` and the
+    highs integers of at most 2^51 + 4: all exact. Carried over, the two limbs
+    go into one error-free addition, ``s + r``: ``s`` is the total rounded to
+    float64 and ``r`` what that lost. Where ``r`` is not 0 and the last bit of
+    ``s`` is 0, the neighbour of ``s`` on the side of ``r`` is the total rounded
+    to odd, from which the rounding to float32 (29 bits less) is as good as one
+    from the exact total.
     """
     unit = 2.0**42 * quantum
     out = np.empty(sums[0].shape, np.float32)
@@ -338,7 +352,7 @@ def _values(
     window = (..., ks) if k_axis == -1 else (..., ks, slice(None))
     part = part or _Part(*_full_range(x.fmt), 0.0)
     table = _value_table(x.fmt, np.dtype(dtype), part.first, part.last)
-    values = lookup(table, x.codes[window], lambda block: block.view(np.uint8))
+    values = lookup(table, x.codes[window].view(np.uint8))
     if x.zero_point is not None:
         zero_point = spread(x.zero_point, x.shape, x.axis, x.block)
         values -= np.broadcast_to(zero_point, x.shape)[window]
@@ -351,8 +365,8 @@ def _value_table(fmt: Format, dtype: np.dtype[Any], first: int, last: int) -> np
     codes = np.arange(256, dtype=np.uint8)
     if isinstance(fmt, IntFormat):
         return codes.view(fmt.code_dtype).astype(dtype)
-    magnitudes = codes & 0x7F
-    return np.where((first <= magnitudes) & (magnitudes <= last), fmt.values, 0).astype(dtype)
+    magnitudes, values = _magnitudes(codes, fmt), np.resize(fmt.values, 256)
+    return np.where((first <= magnitudes) & (magnitudes <= last), values, 0).astype(dtype)
 
 
 def _overlay_specials(
@@ -362,8 +376,8 @@ def _overlay_specials(
     codes_a, codes_b = a.codes[..., ks], b.codes[..., ks, :]
     if _all_finite(codes_a, a.fmt) and _all_finite(codes_b, b.fmt):
         return
-    x = _special_values(codes_a, a.fmt)
-    y = _special_values(codes_b, b.fmt)
+    x = _special_values(a)[..., ks]
+    y = _special_values(b)[..., ks, :]
 
     def count(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Float32Array:
         """How often both hold along K; only compared with 0, so its rounding is no matter."""
@@ -384,10 +398,12 @@ def _overlay_specials(
 def _all_finite(codes: npt.NDArray[Any], fmt: Format) -> bool:
     if isinstance(fmt, IntFormat):
         return True
-    # Above the largest finite code of each sign there are only specials.
-    return bool(np.bitwise_and(codes, 0x7F).max(initial=0) <= fmt.max_code)
+    # Specials are above the largest finite code of each sign, or in the place of -0.
+    if fmt.sign_bit in fmt.nan_codes and (codes == fmt.sign_bit).any():
+        return False
+    return bool(_magnitudes(codes, fmt).max(initial=0) <= fmt.max_code)
 
 
-def _special_values(codes: npt.NDArray[Any], fmt: Format) -> npt.NDArray[Any]:
+def _special_values(x: QuantizedTensor) -> npt.NDArray[Any]:
     """The codes' values; only their signs and which are special matter."""
-    return fmt.values[codes] if isinstance(fmt, FloatFormat) else codes
+    return x.fmt.values[x.codes] if isinstance(x.fmt, FloatFormat) else x.code_values()

@@ -42,7 +42,7 @@ def float64_to_float32(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def integer_to_float64(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Round integers to odd to float64; exact up to 32 bits and below 2^53."""
+    """Round integers to odd to float64: exact below 2^53, to a multiple of 2^11 from there on."""
     if x.dtype.itemsize < 8:
         return x.astype(np.float64)
     negative = x < 0

@@ -72,6 +72,9 @@ class QuantizedTensor:
             raise TypeError(
                 f"{self.fmt} codes: expected {self.fmt.code_dtype}, found {codes.dtype}"
             )
+        known = self.fmt.values.size
+        if known < 256 and codes.max(initial=0) >= known:
+            raise ValueError(f"{self.fmt} codes: expected 0..{known - 1}, found {codes.max()}")
         axis = None if self.axis is None else _normalized(self.axis, codes.ndim)
         scale = _checked_scale(self.scale)
         expected = _scale_shape(codes.shape, axis, self.block)
@@ -136,9 +139,11 @@ class QuantizedTensor:
         return values
 
     def dequantize(self) -> Float32Array:
-        """The values as float32: code value times scale, rounded once."""
+        """The values as float32: code value times scale, rounded once (to infinity if need be)."""
+        values: Float32Array = self.code_values()
         scale = spread(self.scale, self.shape, self.axis, self.block)
-        return np.multiply(self.code_values(), scale)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            return np.multiply(values, scale, out=values)
 
 
 def quantize(
@@ -230,7 +235,8 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
     >>> float(absmax_scale(896.0, E4M3FN))
     2.0
     """
-    largest = np.asarray(absmax, np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        largest = np.asarray(absmax, np.float32)
     bad = ~(np.isfinite(largest) & (largest >= 0))
     if bad.any():
         raise ValueError(f"absmax: expected finite and not negative, found {largest[bad][0]}")
@@ -246,7 +252,7 @@ def spread(
     if axis is None:
         return per_scale
     if block is not None:
-        return np.repeat(per_scale, block, axis=axis).take(range(shape[axis]), axis=axis)
+        return per_scale.take(np.arange(shape[axis]) // block, axis=axis)
     return per_scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
@@ -265,7 +271,7 @@ def _absmax(x: Float32Array, axis: int | None, block: int | None) -> Float32Arra
 def _to_float32(x: npt.NDArray[Any]) -> Float32Array:
     if not (x.dtype.kind in "fiu" or is_bfloat16(x.dtype)):
         raise TypeError(f"quantize: expected real numbers, found {x.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return x.astype(np.float32, copy=False)
 
 

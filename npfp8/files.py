@@ -1,0 +1,57 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["replaced_file"]
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` once all of it is written.
+
+    If the body raises, whatever was at ``path`` stays as it was. What is there
+    and is no file, such as ``/dev/null`` or a pipe, is written into, not
+    replaced.
+
+    Parameters
+    ----------
+    path : Path
+
+    Yields
+    ------
+    binary file, open for writing
+
+    Raises
+    ------
+    OSError
+        If the folder is missing or cannot be written to, or ``path`` is one.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 is for secrets
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

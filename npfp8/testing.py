@@ -1,0 +1,265 @@
+"""Test your own codec: hypothesis strategies and ready checks. Needs the package hypothesis.
+
+Three lines test an encoder and a decoder of yours::
+
+    from npfp8 import E4M3FN, testing
+    testing.check_encoder(my_encode, E4M3FN)   # float32 array -> uint8 array
+    testing.check_decoder(my_decode, E4M3FN)   # uint8 array -> float array
+
+A check raises AssertionError with the input's bits, what was expected and what
+was found, and, where the mistake is a usual one, its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis.extra.numpy as hypothesis_numpy
+import numpy as np
+import numpy.typing as npt
+from hypothesis import strategies as st
+
+from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.codec import decode, encode
+from npfp8.formats import FloatFormat
+
+__all__ = [
+    "arrays_near_boundaries",
+    "boundary_values",
+    "check_decoder",
+    "check_encoder",
+    "codes",
+    "edge_cases",
+    "finite_values",
+]
+
+Float32Array = npt.NDArray[np.float32]
+Encoder = Callable[[Float32Array], npt.NDArray[Any]]
+Decoder = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
+
+
+def codes(fmt: FloatFormat) -> st.SearchStrategy[int]:
+    """Draw codes of a format, NaN and infinity among them.
+
+    Examples
+    --------
+    >>> from hypothesis import given
+    >>> from npfp8 import E4M3FN, testing
+    >>> @given(testing.codes(E4M3FN))
+    ... def test_range(code):
+    ...     assert 0 <= code < 256
+    >>> test_range()
+    """
+    return st.integers(0, fmt.values.size - 1)
+
+
+def finite_values(fmt: FloatFormat) -> st.SearchStrategy[float]:
+    """Draw the finite values of a format, as floats; -0.0 too where it has one."""
+    return st.sampled_from(fmt.values[fmt.is_finite].tolist())
+
+
+def boundary_values(fmt: FloatFormat) -> st.SearchStrategy[float]:
+    """Draw float32 numbers on and beside the boundaries at which rounding changes its mind.
+
+    Boundaries are the values, the midpoints, the overflow threshold, and the
+    float32 numbers next to each; and what has no neighbours: zeros, infinities,
+    NaN, the smallest and the largest float32.
+    """
+    return st.sampled_from(edge_cases(fmt).tolist())
+
+
+def arrays_near_boundaries(
+    fmt: FloatFormat, shape: int | tuple[int, ...]
+) -> st.SearchStrategy[Float32Array]:
+    """Draw float32 arrays of a shape, of boundary values and of any float32 numbers."""
+    anything = st.floats(width=32)
+    elements = st.one_of(boundary_values(fmt), anything)
+    return hypothesis_numpy.arrays(np.float32, shape, elements=elements)
+
+
+def edge_cases(fmt: FloatFormat) -> Float32Array:
+    """Return every number that :func:`boundary_values` draws from, float32, as an array.
+
+    Parameters
+    ----------
+    fmt : FloatFormat
+
+    Returns
+    -------
+    ndarray of float32, of some thousands of elements
+    """
+    grid = fmt.grid
+    midpoints = (grid[:-1] + grid[1:]) / 2
+    # Quarters and eighths tell a lost sticky bit or a second rounding from the first.
+    fractions = [grid[:-1] + np.diff(grid) * part / 8 for part in range(1, 8)]
+    # An overflow threshold that is off by a step, or read off another format.
+    beyond = fmt.max * np.array([1.03125, 1.0625, 1.125, 1.25, 1.5, 2.0, 4.0, 1024.0])
+    with np.errstate(over="ignore"):
+        exact = np.concatenate([grid, midpoints, *fractions, beyond]).astype(np.float32)
+        below = np.nextafter(exact, np.float32(0))
+        above = np.nextafter(exact, np.float32(np.inf))
+        # Beside a tie by less than a bfloat16's or float16's last bit: double rounding's trap.
+        ties = midpoints.astype(np.float32)
+        traps = [ties * np.float32(1 + sign * 2.0**-bits) for bits in (9, 12) for sign in (1, -1)]
+    special = np.array([0, np.inf, np.nan, 2.0**-149, 2.0**-126], np.float32)
+    largest = np.array([np.finfo(np.float32).max], np.float32)
+    positive = np.concatenate([exact, below, above, *traps, special, largest])
+    return np.concatenate([positive, -positive])
+
+
+def check_encoder(encoder: Encoder, fmt: FloatFormat, saturate: bool = True) -> None:
+    """Check an encoder against this package's, over the whole of float32's range.
+
+    The inputs are :func:`edge_cases`, every bfloat16 and every float16 value,
+    and float32 numbers that lie evenly among all bit patterns: some 400,000.
+
+    Parameters
+    ----------
+    encoder : callable (ndarray of float32) -> ndarray of uint8
+        Rounds to nearest, ties to even. Called with 1-D arrays.
+    fmt : FloatFormat
+    saturate : bool
+        Which of :func:`npfp8.encode`'s modes it is to agree with. Where a
+        format has a NaN, the inputs hold NaN, and only whether the result is
+        one is checked, not which.
+
+    Raises
+    ------
+    AssertionError
+        If a code differs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN, encode, testing
+    >>> testing.check_encoder(lambda x: encode(x, E4M3FN), E4M3FN)
+    >>> def truncating(x):
+    ...     return encode(x, E4M3FN, rounding="toward_zero")
+    >>> testing.check_encoder(truncating, E4M3FN)
+    Traceback (most recent call last):
+    ...
+    AssertionError: E4M3FN encoder: 36375 of 401156 codes differ; first for 0.0029296875 \
+(bits 0x3B400000): expected 0x02, found 0x01. It looks like truncation
+    """
+    x = _inputs(fmt)
+    expected = encode(x, fmt, saturate)
+    found = np.asarray(encoder(x))
+    if found.dtype != np.uint8 or found.shape != x.shape:
+        raise AssertionError(
+            f"{fmt} encoder: expected uint8 of shape {x.shape}, found {found.dtype} of shape "
+            f"{found.shape}"
+        )
+    if fmt.values.size < 256 and (too_wide := found >= fmt.values.size).any():
+        index = int(np.flatnonzero(too_wide)[0])
+        raise AssertionError(f"{fmt} encoder: found {found[index]:#04x}, more than {fmt.bits} bits")
+    nan = np.isnan(fmt.values)
+    wrong = (found != expected) & ~(nan[found] & nan[expected])
+    if not wrong.any():
+        return
+    index = int(np.flatnonzero(wrong)[0])
+    cause = _usual_mistake(x, found, wrong, fmt, saturate)
+    raise AssertionError(
+        f"{fmt} encoder: {np.count_nonzero(wrong)} of {x.size} codes differ; first for "
+        f"{x[index]} (bits 0x{x.view(np.uint32)[index]:08X}): expected 0x{expected[index]:02X}, "
+        f"found 0x{found[index]:02X}{cause and '. It looks like '}{cause}"
+    )
+
+
+def check_decoder(decoder: Decoder, fmt: FloatFormat) -> None:
+    """Check a decoder over every code.
+
+    Parameters
+    ----------
+    decoder : callable (ndarray of uint8) -> ndarray of floats
+        Called with a 1-D array.
+    fmt : FloatFormat
+
+    Raises
+    ------
+    AssertionError
+        If a value differs, the sign of a zero or the NaN-ness included.
+
+    Examples
+    --------
+    >>> from npfp8 import E5M2, decode, testing
+    >>> testing.check_decoder(lambda codes: decode(codes, E5M2), E5M2)
+    >>> testing.check_decoder(lambda codes: decode(codes, E5M2) * 2, E5M2)
+    Traceback (most recent call last):
+    ...
+    AssertionError: E5M2 decoder: code 0x01: expected 1.52587890625e-05, found 3.0517578125e-05
+    """
+    patterns = np.arange(fmt.values.size, dtype=np.uint8)
+    expected = decode(patterns, fmt, np.float64)
+    found = np.asarray(decoder(patterns)).astype(np.float64)
+    if found.shape != expected.shape:
+        raise AssertionError(f"{fmt} decoder: expected shape {expected.shape}, found {found.shape}")
+    same = (found == expected) & (np.signbit(found) == np.signbit(expected))
+    wrong = ~(same | (np.isnan(found) & np.isnan(expected)))
+    if wrong.any():
+        code = int(np.flatnonzero(wrong)[0])
+        raise AssertionError(
+            f"{fmt} decoder: code 0x{code:02X}: expected {expected[code]}, found {found[code]}"
+        )
+
+
+def _inputs(fmt: FloatFormat) -> Float32Array:
+    """What :func:`check_encoder` tries; without NaN if the format has none."""
+    halves = np.arange(1 << 16, dtype=np.uint32)
+    bfloat16 = (halves << np.uint32(16)).view(np.float32)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        float16 = halves.astype(np.uint16).view(np.float16).astype(np.float32)
+    # An odd stride visits exponents, mantissas and low bits evenly.
+    spread = (np.arange(1 << 18, dtype=np.uint64) * np.uint64(16411)).astype(np.uint32)
+    x = np.concatenate([edge_cases(fmt), bfloat16, float16, spread.view(np.float32)])
+    return x[~np.isnan(x)] if fmt.nan_code is None else x
+
+
+def _usual_mistake(
+    x: Float32Array,
+    found: npt.NDArray[np.uint8],
+    wrong: npt.NDArray[np.bool_],
+    fmt: FloatFormat,
+    saturate: bool,
+) -> str:
+    """The name of the mistake that explains every wrong code, or ''."""
+    x, found = x[wrong], found[wrong]
+    for name, mistaken in _mistakes(fmt, saturate):
+        codes = mistaken(x)
+        nan = np.isnan(fmt.values)
+        if ((codes == found) | (nan[codes] & nan[found])).all():
+            return name
+    return ""
+
+
+def _mistakes(fmt: FloatFormat, saturate: bool) -> list[tuple[str, Encoder]]:
+    """Encoders with one usual mistake each."""
+
+    def ties_away(x: Float32Array) -> npt.NDArray[np.uint8]:
+        # A last bit's worth farther from 0, a tie is one no more; what is none stays none.
+        return encode(np.nextafter(x, np.copysign(np.float32(np.inf), x)), fmt, saturate)
+
+    def twice(through: Any) -> Encoder:
+        def encoder(x: Float32Array) -> npt.NDArray[np.uint8]:
+            with np.errstate(all="ignore"):
+                return encode(through(x), fmt, saturate)
+
+        return encoder
+
+    def flushed(x: Float32Array) -> npt.NDArray[np.uint8]:
+        result = encode(x, fmt, saturate)
+        small = np.abs(fmt.values[result]) < fmt.min_normal
+        zero = encode(np.copysign(np.float32(0), x), fmt, saturate)
+        return np.where(small, zero, result)
+
+    return [
+        ("truncation", lambda x: encode(x, fmt, saturate, rounding="toward_zero")),
+        ("ties rounded away from zero", ties_away),
+        (
+            "overflow that does not saturate" if saturate else "overflow that saturates",
+            lambda x: encode(x, fmt, not saturate),
+        ),
+        ("subnormals flushed to zero", flushed),
+        ("double rounding through bfloat16", twice(round_to_bfloat16)),
+        ("double rounding through float16", twice(lambda x: x.astype(np.float16))),
+    ]

@@ -1,0 +1,155 @@
+"""Small checkpoints and safetensors files, written without the code under test."""
+
+from __future__ import annotations
+
+import json
+import string
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+VOCABULARY = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *string.ascii_lowercase,
+    *string.digits,
+    *(f"##{character}" for character in string.ascii_lowercase + string.digits),
+    *string.punctuation,
+    *("an", "the", "is", "was", "not", "and", "very", "warm", "funny", "dull", "good", "bad"),
+    *("film", "movie", "plot", "actor"),
+    *("##ing", "##ly", "##ed", "##er", "##est"),
+]
+
+CONFIG = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 128,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+}
+
+_ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    config_overrides: Mapping[str, Any] | None = None,
+    dtype: str = "F32",
+    shards: int = 1,
+    labels: Sequence[str] = ("negative", "positive"),
+    seed: int = 0,
+) -> Path:
+    """Write a checkpoint folder of random weights, as transformers lays one out.
+
+    With ``architectures`` of ``BertModel`` it is a bare encoder: no classifier,
+    and no ``bert.`` before its names.
+    """
+    config = CONFIG | {
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    config |= config_overrides or {}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    write_tensors(folder, random_tensors(config, len(labels), seed), dtype, shards)
+    return folder
+
+
+def random_tensors(config: Mapping[str, Any], outputs: int, seed: int) -> dict[str, np.ndarray]:
+    """Random float32 parameters under transformers' names."""
+    generator = np.random.default_rng(seed)
+    classifies = config["architectures"] == ["BertForSequenceClassification"]
+    prefix = "" if config["architectures"] == ["BertModel"] else "bert."
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    tensors = {}
+
+    def normal(name: str, *shape: int, mean: float = 0.0, deviation: float = 0.3) -> None:
+        tensors[name] = generator.normal(mean, deviation, shape).astype(np.float32)
+
+    def linear(name: str, outputs: int, inputs: int) -> None:
+        normal(f"{name}.weight", outputs, inputs)
+        normal(f"{name}.bias", outputs)
+
+    def layer_norm(name: str) -> None:
+        normal(f"{name}.weight", hidden, mean=1.0, deviation=0.1)
+        normal(f"{name}.bias", hidden, deviation=0.1)
+
+    embeddings = f"{prefix}embeddings"
+    normal(f"{embeddings}.word_embeddings.weight", config["vocab_size"], hidden)
+    normal(f"{embeddings}.position_embeddings.weight", config["max_position_embeddings"], hidden)
+    normal(f"{embeddings}.token_type_embeddings.weight", config["type_vocab_size"], hidden)
+    layer_norm(f"{embeddings}.LayerNorm")
+    for i in range(config["num_hidden_layers"]):
+        layer = f"{prefix}encoder.layer.{i}"
+        for name in ("query", "key", "value"):
+            linear(f"{layer}.attention.self.{name}", hidden, hidden)
+        linear(f"{layer}.attention.output.dense", hidden, hidden)
+        layer_norm(f"{layer}.attention.output.LayerNorm")
+        linear(f"{layer}.intermediate.dense", inner, hidden)
+        linear(f"{layer}.output.dense", hidden, inner)
+        layer_norm(f"{layer}.output.LayerNorm")
+    linear(f"{prefix}pooler.dense", hidden, hidden)
+    if classifies:
+        linear("classifier", outputs, hidden)
+    return tensors
+
+
+def write_tokenizer(folder: Path, vocabulary: Sequence[str] = VOCABULARY) -> None:
+    """Write ``vocab.txt`` and the ``tokenizer.json`` of the same uncased WordPiece tokenizer."""
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary))
+    numbered = {token: i for i, token in enumerate(vocabulary)}
+    tokenizers.BertWordPieceTokenizer(numbered).save(str(folder / "tokenizer.json"))
+
+
+def write_tensors(
+    folder: Path, tensors: Mapping[str, np.ndarray], dtype: str = "F32", shards: int = 1
+) -> None:
+    """Write float32 arrays as ``model.safetensors``, or as shards and their index."""
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", tensors, dtype)
+        return
+    weight_map = {}
+    for number in range(shards):
+        name = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        part = dict(list(tensors.items())[number::shards])
+        write_safetensors(folder / name, part, dtype)
+        weight_map |= dict.fromkeys(part, name)
+    total = sum(tensor.size * _ITEM_SIZES[dtype] for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str = "F32") -> None:
+    """Write float32 arrays as one safetensors file; BF16 cuts the lower bits off."""
+    header = {}
+    data = b""
+    for name, tensor in tensors.items():
+        stored = stored_bytes(tensor, dtype)
+        offsets = [len(data), len(data) + len(stored)]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        data += stored
+    path.write_bytes(safetensors_bytes(header, data))
+
+
+def stored_bytes(tensor: np.ndarray, dtype: str) -> bytes:
+    """The bytes of a float32 array in a safetensors dtype."""
+    if dtype == "BF16":
+        return (tensor.view(np.uint32) >> 16).astype("<u2").tobytes()
+    return tensor.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
+
+
+def safetensors_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:
+    """A safetensors file: the header's length, the header (JSON, or as given), the data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data

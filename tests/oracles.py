@@ -1,0 +1,141 @@
+"""Exact arithmetic to compare with, straight from the formats' definitions; no npfp8 in it.
+
+Values are Fractions (a Python float where they are infinite or NaN), so that
+nothing here rounds but :func:`nearest` and :func:`to_odd`, once each.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from fractions import Fraction
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Exact = Fraction | float
+
+
+class Binary(NamedTuple):
+    """A binary interchange format of IEEE 754: significant bits, exponents of its normals."""
+
+    precision: int
+    emin: int
+    emax: int
+
+    @property
+    def max(self) -> Fraction:
+        return (2 - Fraction(2) ** (1 - self.precision)) * Fraction(2) ** self.emax
+
+
+BFLOAT16 = Binary(8, -126, 127)
+FLOAT32 = Binary(24, -126, 127)
+FLOAT64 = Binary(53, -1022, 1023)
+
+
+def _is_special(x: Exact) -> bool:
+    """Whether ``x`` is a zero, which may have a sign, an infinity or NaN."""
+    return not x or (isinstance(x, float) and not math.isfinite(x))
+
+
+def _quantum(x: Fraction, kind: Binary) -> Fraction:
+    """The distance of neighbouring numbers of ``kind`` around ``x``."""
+    exponent = x.numerator.bit_length() - x.denominator.bit_length()
+    if abs(x) < Fraction(2) ** exponent:
+        exponent -= 1
+    return Fraction(2) ** (max(exponent, kind.emin) - kind.precision + 1)
+
+
+def nearest(x: Exact, kind: Binary) -> float:
+    """Round to nearest, ties to even, once; a zero has the sign of ``x``, specials stay."""
+    if _is_special(x):
+        return float(x)
+    x = Fraction(x)
+    quantum = _quantum(x, kind)
+    rounded = round(x / quantum) * quantum  # Python rounds a Fraction's ties to even
+    return math.copysign(float(rounded) if abs(rounded) <= kind.max else math.inf, x)
+
+
+def to_odd(x: Exact, kind: Binary) -> float:
+    """Cut off and, if anything was lost, take the neighbour whose last bit is 1; no overflow."""
+    if _is_special(x):
+        return float(x)
+    x = Fraction(x)
+    quantum = _quantum(x, kind)
+    whole = math.floor(abs(x) / quantum)
+    whole += whole * quantum != abs(x) and whole % 2 == 0
+    return math.copysign(float(min(whole * quantum, kind.max)), x)
+
+
+def _float32_op(x: float, y: float, exact: Exact, ieee: float) -> float:
+    # Zeros and specials follow from the operands' signs alone, in any precision.
+    return nearest(exact, FLOAT32) if isinstance(exact, Fraction) and exact else ieee
+
+
+def multiply32(x: float, y: float) -> float:
+    """The float32 product of two float32 numbers."""
+    finite = math.isfinite(x) and math.isfinite(y)
+    return _float32_op(x, y, Fraction(x) * Fraction(y) if finite else math.nan, x * y)
+
+
+def add32(x: float, y: float) -> float:
+    """The float32 sum of two float32 numbers."""
+    finite = math.isfinite(x) and math.isfinite(y)
+    return _float32_op(x, y, Fraction(x) + Fraction(y) if finite else math.nan, x + y)
+
+
+@cache
+def code_values(name: str) -> tuple[Exact, ...]:
+    """The value of each of the 256 codes of a format, by the code's eight bits."""
+    return tuple(_code_value(name, code) for code in range(256))
+
+
+def _code_value(name: str, code: int) -> Exact:
+    if name == "UINT8":
+        return Fraction(code)
+    if name == "INT8":
+        return Fraction(code - 256 if code > 127 else code)
+    exponent_bits, bias = {"E4M3FN": (4, 7), "E5M2": (5, 15)}[name]
+    mantissa_bits = 7 - exponent_bits
+    sign = -1 if code & 0x80 else 1
+    exponent = (code & 0x7F) >> mantissa_bits
+    mantissa = Fraction(code & ((1 << mantissa_bits) - 1), 1 << mantissa_bits)
+    if name == "E4M3FN" and code & 0x7F == 0x7F:
+        return math.nan
+    if name == "E5M2" and exponent == 31:
+        return math.nan if mantissa else sign * math.inf
+    if exponent == 0:
+        return sign * mantissa * Fraction(2) ** (1 - bias)
+    return sign * (1 + mantissa) * Fraction(2) ** (exponent - bias)
+
+
+def finite_codes(name: str) -> list[int]:
+    """The codes of a format (their eight bits) whose values are finite."""
+    return [code for code, value in enumerate(code_values(name)) if isinstance(value, Fraction)]
+
+
+def nearest_code(name: str, x: float) -> int:
+    """The eight bits of the code nearest to ``x``, ties to even, saturating; ``x`` no NaN."""
+    exact = Fraction(x) if math.isfinite(x) else Fraction(2) ** 200 * (1 if x > 0 else -1)
+    if name in ("INT8", "UINT8"):
+        low, high = (-127, 127) if name == "INT8" else (0, 255)
+        return min(max(round(exact), low), high) & 0xFF
+    positive = [value for value in code_values(name)[:128] if isinstance(value, Fraction)]
+    above = bisect.bisect(positive, abs(exact))
+    candidates = range(max(above - 1, 0), min(above + 1, len(positive)))
+    code = min(candidates, key=lambda code: (abs(positive[code] - abs(exact)), code % 2))
+    return code | (0x80 if math.copysign(1, x) < 0 else 0)
+
+
+def bits_of(x: npt.ArrayLike) -> npt.NDArray[Any]:
+    """The bits of a float array, so that comparing tells -0 from +0 and NaN from NaN."""
+    values = np.asarray(x)
+    return values.view(f"u{values.itemsize}")
+
+
+def assert_same_bits(actual: npt.ArrayLike, expected: npt.ArrayLike) -> None:
+    """Assert that dtypes, shapes and bits are equal."""
+    assert np.asarray(actual).dtype == np.asarray(expected).dtype
+    np.testing.assert_array_equal(bits_of(actual), bits_of(expected), strict=True)

@@ -1,0 +1,944 @@
+"""The commands: what they print and write, and how they end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from factories import CONFIG, random_tensors, write_checkpoint, write_tensors
+from oracles import assert_same_bits
+
+import bert_numpy
+import npfp8
+from bert_numpy import PRESETS, Model, ModelOutput, evaluation, job, report
+from bert_numpy.cli import REVIEWS, main
+from bert_numpy.glue import TASKS, read_examples
+from bert_numpy.job import prepare, run
+
+EMBEDDED = "bert-tiny-sst2"
+POSITIVE = "a warm and funny film with a wonderful cast"
+COMMANDS = ["demo", "compare", "evaluate", "predict", "info"]
+Capture = pytest.CaptureFixture[str]
+
+#: The fields of a row that the JSON of a comparison promises, and their types.
+ROW_FIELDS = {
+    "format": str,
+    "metrics": dict,
+    "relative_logit_error": float,
+    "weight_bytes": int,
+    "seconds": float,
+}
+
+
+def write_sst2(path: Path, start: int = 0, count: int = 30) -> Path:
+    """Some of the embedded reviews, as another file in SST-2's layout."""
+    lines = (REVIEWS / "dev.tsv").read_text().split("\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([lines[0], *lines[1 + start : 1 + start + count]]) + "\n")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_sst2(tmp_path / "SST-2" / "dev.tsv")
+    write_sst2(tmp_path / "SST-2" / "train.tsv", start=40, count=40)
+    return tmp_path / "SST-2"
+
+
+def arguments(command: str, data: Path, *more: str, model: str | Path = EMBEDDED) -> list[str]:
+    return [command, str(model), "--task", "sst2", "--data", str(data), *more]
+
+
+def run_json(argv: Sequence[str], tmp_path: Path) -> dict[str, Any]:
+    target = tmp_path / "result.json"
+    assert main([*argv, "--json", str(target)]) == 0
+    result = json.loads(target.read_text(encoding="utf-8"))
+    assert isinstance(result, dict)
+    return result
+
+
+def table_of(text: str) -> list[list[str]]:
+    """The cells of a printed table, the header's lines joined; every line must be whole."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({(line.count("|"), len(line)) for line in lines}) == 1
+    assert all(line.endswith("|") for line in lines)
+    rule = next(i for i, line in enumerate(lines) if set(line) == {"|", "-"})
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    header = [" ".join(words).strip() for words in zip(*cells[:rule], strict=True)]
+    return [header, *cells[rule + 1 :]]
+
+
+def run_process(
+    *argv: str, cwd: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "bert_numpy", *argv],
+        cwd=cwd,
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# The demo.
+
+
+def check_demo_table(text: str) -> None:
+    assert text.startswith(f"{EMBEDDED}, sst2, 308 examples\n")
+    header, *rows = table_of(text)
+    assert header == [
+        *("format", "accuracy", "flips", "relative logit error", "weight bytes", "seconds")
+    ]
+    assert [row[0] for row in rows] == ["FP32", "INT8", "E4M3", "E5M2"]
+    assert rows[0][2:4] == ["0", "0.0000"]
+    for row in rows:
+        assert 60 < float(row[1]) < 80
+        assert int(row[2]) < 31
+        assert float(row[3]) < 0.3
+        assert row[4] == ("17,544,712" if row[0] == "FP32" else "16,365,112")
+        assert float(row[5]) < 10
+
+
+def test_demo_takes_no_network_and_little_time(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the demo opened a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    begin = time.perf_counter()
+    assert main(["demo"]) == 0
+    assert time.perf_counter() - begin < 10
+    output = capsys.readouterr()
+    check_demo_table(output.out)
+    assert output.err == ""
+
+
+def test_demo_as_a_process(tmp_path: Path) -> None:
+    """From any folder, in a narrow window, with no warning; the progress bars are for a person."""
+    environment = {"COLUMNS": "30", "FORCE_COLOR": "", "NO_COLOR": "1"}
+    begin = time.perf_counter()
+    done = run_process("demo", "--json", "demo.json", cwd=tmp_path, environment=environment)
+    assert time.perf_counter() - begin < 10
+    assert (done.returncode, done.stderr) == (0, "")
+    check_demo_table(done.stdout)
+    result = json.loads((tmp_path / "demo.json").read_text())
+    assert (result["model"], result["task"], result["examples"]) == (EMBEDDED, "sst2", 308)
+    assert result["calibration_samples"] == 100
+    assert [row["format"] for row in result["rows"]] == ["fp32", "int8", "e4m3", "e5m2"]
+
+
+def test_demo_formats(capsys: Capture) -> None:
+    assert main(["demo", "--formats", "e4m3, bf16,e4m3,", "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["format"] for row in result["rows"]] == ["fp32", "e4m3", "bf16"]
+
+
+def test_console_script() -> None:
+    (script,) = metadata.entry_points(group="console_scripts", name="bert-numpy")
+    assert script.load() is main
+
+
+# compare
+
+
+def check_comparison(result: dict[str, Any], model: str, task: str, examples: int) -> None:
+    assert (result["model"], result["task"], result["examples"]) == (model, task, examples)
+    assert isinstance(result["rows"], list)
+    change = ("flips", int) if task != "stsb" else ("mean_abs_difference", float)
+    for row in result["rows"]:
+        for name, kind in (*ROW_FIELDS.items(), change):
+            assert type(row[name]) is kind, name
+        assert ("flips" in row) != ("mean_abs_difference" in row)
+        assert row["metrics"].keys() == set(TASKS[task].metrics)
+        for value in row["metrics"].values():
+            assert type(value) is float
+            assert -1 <= value <= 1
+    first = result["rows"][0]
+    assert first["format"] == "fp32"
+    assert first[change[0]] == 0
+    assert first["relative_logit_error"] == 0.0
+    assert first["quantized_elements"] == first["saturated_elements"] == 0
+
+
+def test_compare(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    result = run_json(arguments("compare", data), tmp_path)
+    check_comparison(result, EMBEDDED, "sst2", 30)
+    assert [row["format"] for row in result["rows"]] == ["fp32", "int8", "e4m3", "e5m2"]
+    header, *rows = table_of(capsys.readouterr().out)
+    assert header[:2] == ["format", "accuracy"]
+    for cells, row in zip(rows, result["rows"], strict=True):
+        assert cells == [
+            row["format"].upper(),
+            f"{100 * row['metrics']['accuracy']:.2f}",
+            str(row["flips"]),
+            f"{row['relative_logit_error']:.4f}",
+            f"{row['weight_bytes']:,}",
+            f"{row['seconds']:.2f}",
+        ]
+
+
+def test_compare_is_the_job_that_it_says(data: Path, tmp_path: Path) -> None:
+    options = ["--limit", "11", "--calibration-samples", "5", "--max-length", "9"]
+    result = run_json(
+        arguments("compare", data, *options, "--batch-size", "4", "--formats", "e5m2"), tmp_path
+    )
+    check_comparison(result, EMBEDDED, "sst2", 11)
+    assert result["calibration_samples"] == 5
+    work = prepare(
+        EMBEDDED, "sst2", data, limit=11, calibration_samples=5, max_length=9, batch_size=4
+    )
+    assert result["truncated"] == work.truncated > 0
+    reference, expected = run(work, [PRESETS["fp32"], PRESETS["e5m2"]])
+    row = result["rows"][1]
+    assert row["metrics"] == expected.metrics
+    change = evaluation.compare_with(reference, expected)
+    assert (row["flips"], row["relative_logit_error"]) == tuple(change.values())
+    for name, field in (
+        ("quantized_elements", "elements"),
+        ("saturated_elements", "saturated"),
+        ("underflowed_elements", "underflowed"),
+    ):
+        assert row[name] == sum(getattr(count, field) for count in expected.counts.values())
+
+
+def test_batch_size(data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results hardly depend on it, so it is looked for where the work is done."""
+    sizes: list[int] = []
+
+    def noted(model: Model, batch: dict[str, np.ndarray]) -> ModelOutput:
+        sizes.append(len(batch["input_ids"]))
+        return forward(model, **batch)
+
+    forward = Model.__call__
+    monkeypatch.setattr(Model, "__call__", lambda model, **batch: noted(model, batch))
+    assert main(arguments("evaluate", data, "--limit", "11", "--batch-size", "4")) == 0
+    assert sizes == [4, 4, 3]
+
+
+def test_calibration_data(data: Path, tmp_path: Path) -> None:
+    other = write_sst2(tmp_path / "other.tsv", start=100, count=3)
+    (data / "train.tsv").unlink()
+    more = ["--formats", "int8", "--calibration-data", str(other)]
+    result = run_json(arguments("compare", data, *more), tmp_path)
+    assert result["calibration_samples"] == 3
+
+
+@pytest.mark.parametrize("place", ["folder", "parent", "file"])
+def test_places_of_data(place: str, data: Path, tmp_path: Path) -> None:
+    path = {"folder": data, "parent": data.parent, "file": data / "dev.tsv"}[place]
+    assert run_json(arguments("compare", path, "--formats", "fp32"), tmp_path)["examples"] == 30
+
+
+def test_json_instead_of_the_table(data: Path, capsys: Capture) -> None:
+    assert main(arguments("compare", data, "--formats", "e4m3", "--json", "-")) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    check_comparison(json.loads(output.out), EMBEDDED, "sst2", 30)
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [("minilm-sst2", "sst2"), ("minilm-mrpc", "mrpc"), ("bert-tiny-stsb", "stsb")],
+)
+def test_compare_on_official_data(
+    model: str, task: str, checkpoints: Path, glue: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    argv = ["compare", str(checkpoints / model), "--task", task, "--data", str(glue)]
+    argv += ["--limit", "24", "--calibration-samples", "24"]
+    result = run_json(argv, tmp_path)
+    check_comparison(result, str(checkpoints / model), task, 24)
+    rows = {row["format"]: row for row in result["rows"]}
+    assert 0 < rows["e4m3"]["relative_logit_error"] < rows["e5m2"]["relative_logit_error"]
+    header, *cells = table_of(capsys.readouterr().out)
+    assert header[: 2 + len(TASKS[task].metrics)] == [
+        "format",
+        *TASKS[task].metrics,
+        "mean abs difference" if task == "stsb" else "flips",
+    ]
+    assert [row[0] for row in cells] == ["FP32", "INT8", "E4M3", "E5M2"]
+    assert [row[-2] for row in cells] == [f"{row['weight_bytes']:,}" for row in result["rows"]]
+
+
+# evaluate
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "e4m3"])
+def test_evaluate(name: str, data: Path, tmp_path: Path, capsys: Capture) -> None:
+    result = run_json(arguments("evaluate", data, "--format", name), tmp_path)
+    work = prepare(EMBEDDED, "sst2", data)
+    (expected,) = run(work, [PRESETS[name]])
+    assert (result["model"], result["task"], result["examples"]) == (EMBEDDED, "sst2", 30)
+    assert result["format"] == name
+    assert result["metrics"] == expected.metrics
+    assert result["weight_bytes"] == expected.weight_bytes
+    assert result["seconds"] > 0
+    assert all(type(prediction) is int for prediction in result["predictions"])
+    assert result["predictions"] == expected.predictions.tolist()
+    logits = np.array(result["logits"])
+    assert logits.shape == (30, 2)
+    assert_same_bits(logits.astype(np.float32), expected.logits)
+    line = capsys.readouterr().out
+    assert line.startswith(f"{EMBEDDED}  sst2  {name}  30 examples  accuracy ")
+    assert f"{100 * expected.metrics['accuracy']:.2f}" in line
+
+
+def test_results_are_in_the_order_of_the_data(data: Path, tmp_path: Path) -> None:
+    """Whatever order the batches had: each logit is that of its own text."""
+    result = run_json(arguments("evaluate", data), tmp_path)
+    model = bert_numpy.load(EMBEDDED)
+    tokenizer = bert_numpy.load_tokenizer(EMBEDDED)
+    examples = read_examples(data / "dev.tsv", TASKS["sst2"])
+    for text, logits, prediction in zip(
+        examples.texts, result["logits"], result["predictions"], strict=True
+    ):
+        expected = model(**tokenizer.batch([text])).logits
+        assert expected is not None
+        np.testing.assert_allclose(logits, expected[0], rtol=0, atol=1e-4)
+        assert prediction == int(expected[0, 1] > expected[0, 0])
+
+
+def test_quantized_sites(data: Path, tmp_path: Path) -> None:
+    sites = run_json(arguments("evaluate", data, "--format", "int8"), tmp_path)["sites"]
+    assert len(sites) == 2 * (8 + 2)  # both operands of the attention's two products
+    for count in sites.values():
+        assert set(count) == {"elements", "saturated", "underflowed"}
+        assert 0 <= count["saturated"] + count["underflowed"] <= count["elements"]
+
+
+def test_regression(tmp_path: Path, capsys: Capture) -> None:
+    model = write_checkpoint(tmp_path / "model", labels=("similarity",))
+    rows = [f"the film\tthe {word}\t{i}.5" for i, word in enumerate(("movie", "plot", "actor"))]
+    for name in ("dev.tsv", "train.tsv"):
+        text = "\n".join(["sentence1\tsentence2\tscore", *rows])
+        (tmp_path / name).write_text(text)
+    argv = [str(model), "--task", "stsb", "--data", str(tmp_path)]
+    check_comparison(run_json(["compare", *argv], tmp_path), str(model), "stsb", 3)
+    assert table_of(capsys.readouterr().out)[0][3] == "mean abs difference"
+    result = run_json(["evaluate", *argv, "--format", "e4m3"], tmp_path)
+    assert result["predictions"] == [logit for (logit,) in result["logits"]]
+    assert all(type(score) is float for score in result["predictions"])
+
+
+def test_metric_without_a_value_is_null(tmp_path: Path, capsys: Capture) -> None:
+    """JSON has no NaN: a correlation with constant scores is null."""
+    model = write_checkpoint(tmp_path / "model", labels=("similarity",))
+    text = "sentence1\tsentence2\tscore\nthe film\ta film\t2\nthe plot\tan actor\t2\n"
+    (tmp_path / "dev.tsv").write_text(text)
+    argv = ["evaluate", str(model), "--task", "stsb", "--data", str(tmp_path)]
+    result = run_json(argv, tmp_path)
+    assert result["metrics"] == {"pearson": None, "spearmanr": None}
+    assert "pearson nan" in capsys.readouterr().out
+
+
+# predict
+
+
+def expected_logits(*texts: str) -> np.ndarray:
+    model, tokenizer = bert_numpy.load(EMBEDDED), bert_numpy.load_tokenizer(EMBEDDED)
+    logits = model(**tokenizer.batch(*[[text] for text in texts])).logits
+    assert logits is not None
+    return logits[0]
+
+
+@pytest.mark.parametrize("texts", [[POSITIVE], [POSITIVE, "and so it is"]], ids=["one", "pair"])
+def test_predict(texts: list[str], tmp_path: Path, capsys: Capture) -> None:
+    result = run_json(["predict", EMBEDDED, *texts], tmp_path)
+    logits = expected_logits(*texts)
+    assert (result["model"], result["format"]) == (EMBEDDED, "fp32")
+    found = [result["logits"][label] for label in ("negative", "positive")]
+    assert_same_bits(np.array(found).astype(np.float32), logits)
+    assert result["label"] == ("negative", "positive")[int(logits.argmax())]
+    assert sum(result["probabilities"].values()) == pytest.approx(1)
+    odds = float(logits[1]) - float(logits[0])
+    assert result["probabilities"]["positive"] == pytest.approx(1 / (1 + math.exp(-odds)))
+    output = capsys.readouterr()
+    assert output.err == ""
+    lines = [line.split() for line in output.out.splitlines()]
+    assert [label for label, _ in lines] == list(result["probabilities"])
+    assert lines[0][0] == result["label"]
+    assert float(lines[0][1]) >= 0.5
+
+
+def test_predict_tells_good_from_bad(capsys: Capture) -> None:
+    for text, label in ((POSITIVE, "positive"), ("dull, lifeless and far too long", "negative")):
+        assert main(["predict", EMBEDDED, text]) == 0
+        assert capsys.readouterr().out.startswith(label)
+
+
+@pytest.mark.parametrize("texts", [[POSITIVE], [POSITIVE, "and so it is"]], ids=["one", "pair"])
+@pytest.mark.parametrize("name", ["bf16", "int8", "e4m3", "e5m2"])
+def test_predict_quantized(name: str, texts: list[str], tmp_path: Path, capsys: Capture) -> None:
+    result = run_json(["predict", EMBEDDED, *texts, "--format", name], tmp_path)
+    assert result["format"] == name
+    found = np.array(list(result["logits"].values()))
+    error = np.abs(found - expected_logits(*texts)).max()
+    assert 0 < error < 0.5
+    from_where = (
+        "" if name == "bf16" else f"scales: from the sentences of {REVIEWS / 'train.tsv'}\n"
+    )
+    assert capsys.readouterr().err == from_where
+
+
+def test_predict_a_score(tmp_path: Path, capsys: Capture) -> None:
+    model = write_checkpoint(tmp_path / "model", labels=("similarity",))
+    result = run_json(["predict", str(model), "the film", "the movie"], tmp_path)
+    assert result.keys() == {"model", "format", "logits"}
+    score = result["logits"]["similarity"]
+    assert capsys.readouterr().out == f"similarity  {score:.4f}\n"
+
+
+# info
+
+
+def test_info(tmp_path: Path, capsys: Capture) -> None:
+    result = run_json(["info", EMBEDDED], tmp_path)
+    model = bert_numpy.load(EMBEDDED)
+    assert result["model"] == EMBEDDED
+    assert Path(result["folder"]).is_dir()
+    assert (result["hidden_size"], result["num_hidden_layers"]) == (128, 2)
+    assert result["labels"] == ["negative", "positive"]
+    assert result["weight_bytes_fp32"] == model.weight_bytes == 4 * result["parameters"]
+    work = prepare(EMBEDDED, "sst2", REVIEWS, limit=1, calibration_samples=1)
+    (quantized,) = run(work, [PRESETS["e4m3"]])
+    assert result["weight_bytes_8bit"] == quantized.weight_bytes
+    assert result["quantized_products"] == 16
+    output = capsys.readouterr().out
+    assert re.search(r"^parameters +4,386,178$", output, re.MULTILINE)
+    assert re.search(r"^labels +negative, positive$", output, re.MULTILINE)
+
+
+def test_info_of_a_bare_encoder(tmp_path: Path, capsys: Capture) -> None:
+    overrides = {"architectures": ["BertModel"]}
+    model = write_checkpoint(tmp_path / "model", config_overrides=overrides)
+    assert main(["info", str(model)]) == 0
+    assert "none: a bare encoder" in capsys.readouterr().out
+
+
+# Help.
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_help(command: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    if not command:
+        assert all(name in text for name in (*COMMANDS, *PRESETS))
+        return
+    options = re.findall(r"^  (?:-\w, )?--([\w-]+).*?(?:  |\n {20})(.*)$", text, re.MULTILINE)
+    assert {"help", "json", "debug"} <= {name for name, _ in options}
+    assert len(options) == len(re.findall(r"^  -", text, re.MULTILINE))
+    for name, description in options:
+        assert re.match(r" *[a-z-]", description), name
+    if command[0] in ("compare", "evaluate"):
+        assert all(task in text for task in TASKS)
+        for default in ("256", "128", "32"):
+            assert f"(default: {default})" in text
+
+
+def test_version(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == npfp8.__version__
+
+
+# Bad input: one line, exit code 2.
+
+
+def broken_weights(change: Callable[[dict[str, np.ndarray]], None]) -> Callable[[Path], None]:
+    def breaking(model: Path) -> None:
+        tensors = random_tensors(CONFIG, 2, seed=0)
+        change(tensors)
+        write_tensors(model, tensors)
+
+    return breaking
+
+
+def truncated(model: Path) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+
+#: What is done to a model's folder, and what the message says: the file first, the key, the fault.
+BROKEN_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing folder": (shutil.rmtree, r"{model}: expected a model folder, found no such folder"),
+    "no weights": (
+        lambda model: (model / "model.safetensors").unlink(),
+        r"{model}: expected model.safetensors or .*, found neither",
+    ),
+    "truncated weights": (truncated, r"{model}/model.safetensors: expected .*, found"),
+    "weights are text": (
+        lambda model: (model / "model.safetensors").write_text("not a tensor at all"),
+        r"{model}/model.safetensors: expected .*, found",
+    ),
+    "wrong shape": (
+        broken_weights(lambda tensors: tensors.update({QUERY: np.zeros((16, 8), np.float32)})),
+        rf"{{model}}/model.safetensors: tensor '{QUERY}': expected shape \(16, 16\).*"
+        r"found \(16, 8\)",
+    ),
+    "missing key": (
+        broken_weights(lambda tensors: tensors.pop(QUERY)),
+        r"{model}/model.safetensors: tensor 'encoder.layer.1.attention.self.query.weight': "
+        r"expected .*missing",
+    ),
+    "NaN": (
+        broken_weights(lambda tensors: tensors[QUERY].__setitem__((3, 4), np.nan)),
+        rf"{{model}}/model.safetensors: tensor '{QUERY}': expected finite .*nan at \[3, 4\]",
+    ),
+    "no config": (
+        lambda model: (model / "config.json").unlink(),
+        r"{model}/config.json: no such file",
+    ),
+    "config is no JSON": (
+        lambda model: (model / "config.json").write_text("{\n'a':"),
+        r"{model}/config.json: expected JSON, found",
+    ),
+    "missing config key": (
+        lambda model: (model / "config.json").write_text('{"model_type": "bert"}'),
+        r"{model}/config.json: key '\w+': expected .*found nothing",
+    ),
+    "no tokenizer": (
+        lambda model: [(model / name).unlink() for name in ("vocab.txt", "tokenizer.json")],
+        r"{model}: expected tokenizer.json or vocab.txt, found neither",
+    ),
+    "tokenizer is text": (
+        lambda model: (model / "tokenizer.json").write_text("no JSON"),
+        r"{model}/tokenizer.json: expected a tokenizer, found",
+    ),
+}
+
+
+def only_line(capsys: Capture) -> str:
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.endswith("\n")
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("bert-numpy: ")
+    assert "Traceback" not in output.err
+    return output.err.removeprefix("bert-numpy: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        (command, fault)
+        for command in ("compare", "evaluate", "predict", "info")
+        for fault in BROKEN_MODELS
+        if command != "info" or "tokenizer" not in fault  # which it does not read
+    ],
+)
+def test_broken_model(
+    command: str, fault: str, data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    breaking, message = BROKEN_MODELS[fault]
+    breaking(model)
+    argv = [command, str(model)]
+    argv += {"predict": ["a film"], "info": []}.get(
+        command, ["--task", "sst2", "--data", str(data)]
+    )
+    assert main(argv) == 2
+    pattern = message.replace("{model}", re.escape(str(model)))
+    assert re.match(pattern, only_line(capsys))
+
+
+def test_file_as_model(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "model.bin"
+    path.touch()
+    assert main(["info", str(path)]) == 2
+    assert only_line(capsys) == f"{path}: expected a model folder, found a file"
+
+
+def test_model_of_another_size(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = write_checkpoint(tmp_path / "model", labels=("a", "b", "c"))
+    assert main(arguments("compare", data, model=model)) == 2
+    assert only_line(capsys) == "task sst2: expected a model with 2 outputs, found 3: a, b, c"
+
+
+@pytest.mark.parametrize("command", ["compare", "evaluate", "predict"])
+def test_bare_encoder(command: str, data: Path, tmp_path: Path, capsys: Capture) -> None:
+    overrides = {"architectures": ["BertModel"]}
+    model = write_checkpoint(tmp_path / "model", config_overrides=overrides)
+    argv = arguments(command, data, model=model)
+    assert main(["predict", str(model), "a film"] if command == "predict" else argv) == 2
+    message = f"{model}: expected a BertForSequenceClassification, found BertModel"
+    assert only_line(capsys) == message
+
+
+def replaced(path: str, text: str) -> Callable[[Path], Any]:
+    return lambda data: (data / path).write_text(text)
+
+
+#: What is done to the data's folder, and what the message says.
+BROKEN_DATA: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing folder": (shutil.rmtree, "{data}: no such file or folder"),
+    "missing file": (
+        lambda data: (data / "dev.tsv").unlink(),
+        "{data}: expected dev.tsv or SST-2/dev.tsv, found neither",
+    ),
+    "no training file": (
+        lambda data: (data / "train.tsv").unlink(),
+        "{data}: expected train.tsv or SST-2/train.tsv, found neither",
+    ),
+    "empty file": (
+        replaced("dev.tsv", ""),
+        "{data}/dev.tsv: expected a header and examples, found an empty file",
+    ),
+    "empty training file": (
+        replaced("train.tsv", "sentence\tlabel\n"),
+        "{data}/train.tsv: expected examples, found none",
+    ),
+    "malformed row": (
+        replaced("dev.tsv", "sentence\tlabel\ngood\t1\nbad\n"),
+        "{data}/dev.tsv line 3: expected 2 columns, found 1",
+    ),
+    "malformed label": (
+        replaced("train.tsv", "sentence\tlabel\ngood\tyes\n"),
+        "{data}/train.tsv line 2: expected label 0 or 1, found 'yes'",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN_DATA)
+def test_broken_data(fault: str, data: Path, capsys: Capture) -> None:
+    breaking, message = BROKEN_DATA[fault]
+    breaking(data)
+    assert main(arguments("compare", data)) == 2
+    assert only_line(capsys) == message.replace("{data}", str(data))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--task", "sst3"], "task: expected one of cola, sst2,"),
+        (["--formats", "fp32,fp16"], "format: expected one of fp32, bf16, int8, e4m3, e5m2, found"),
+        (["--max-length", "513"], "max_length: expected 3..512, found 513"),
+        (["--max-length", "2"], "max_length: expected 3..512, found 2"),
+        (["--calibration-data", "/missing.tsv"], "/missing.tsv: no such file"),
+        (["--calibration-data", "/"], "/: expected a file, found"),
+    ],
+)
+def test_bad_values(more: list[str], message: str, data: Path, capsys: Capture) -> None:
+    assert main(arguments("compare", data, *more)) == 2
+    assert only_line(capsys).startswith(message)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_unknown_format(command: str, data: Path, capsys: Capture) -> None:
+    argv = arguments(command, data) if command == "evaluate" else [command, EMBEDDED, POSITIVE]
+    assert main([*argv, "--format", "E4M3"]) == 2
+    assert only_line(capsys).endswith("found 'E4M3'")
+
+
+@pytest.mark.parametrize("texts", [[""], [" \t"], [POSITIVE, ""], ["", POSITIVE]])
+def test_blank_text(texts: list[str], capsys: Capture) -> None:
+    assert main(["predict", EMBEDDED, *texts]) == 2
+    blank = next(text for text in texts if not text.strip())
+    assert only_line(capsys).endswith(f"expected words, found {blank!r}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "COMMAND"),
+        (["quantize"], "invalid choice: 'quantize'"),
+        (["compare"], "MODEL"),
+        (["compare", EMBEDDED, "--data", "."], "--task"),
+        (["compare", EMBEDDED, "--task", "sst2"], "--data"),
+        (["predict", EMBEDDED], "TEXT"),
+        (["info", EMBEDDED, "--limit", "3"], "unrecognized arguments: --limit 3"),
+        *(
+            (
+                ["compare", EMBEDDED, "--task", "sst2", "--data", ".", option, value],
+                f"argument {option}: expected a whole number of at least 1, found '{value}'",
+            )
+            for option in ("--limit", "--calibration-samples", "--max-length", "--batch-size")
+            for value in ("0", "-1", "1.5", "many")
+        ),
+    ],
+)
+def test_bad_options(argv: list[str], message: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err.splitlines()[-1]
+
+
+def test_debug_shows_where(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["info", str(tmp_path / "none"), "--debug"]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("Traceback (most recent call last):\n")
+    assert "BertNumpyError: " in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_bad_input_of_a_process(debug: bool, tmp_path: Path) -> None:
+    done = run_process("info", "./none", *["--debug"] * debug, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    last = "./none: expected a model folder, found no such folder"
+    if debug:
+        assert done.stderr.startswith("Traceback")
+        assert done.stderr.splitlines()[-1].endswith(last)
+    else:
+        assert done.stderr == f"bert-numpy: {last}\n"
+
+
+def test_hub_that_cannot_be_asked(tmp_path: Path) -> None:
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = run_process("info", "nobody/nothing", cwd=tmp_path, environment=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("bert-numpy: nobody/nothing: expected a model folder or a hub id")
+    assert done.stderr.count("\n") == 1
+
+
+# Interrupts.
+
+
+def test_interrupt(data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = data / "result.json"
+    target.write_text("old")
+
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr(job, "evaluate", interrupted)
+    assert main(arguments("compare", data, "--json", str(target))) == 130
+    assert only_line(capsys) == "interrupted"
+    assert target.read_text() == "old"
+
+
+def test_interrupt_of_a_process(tmp_path: Path) -> None:
+    """It waits for calibration data from a pipe; Ctrl-C comes once it does."""
+    pipe = tmp_path / "calibration.tsv"
+    os.mkfifo(pipe)
+    argv = ["predict", EMBEDDED, "film", "--format", "e4m3", "--calibration-data", str(pipe)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bert_numpy", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        writer = None
+        deadline = time.monotonic() + 60
+        while writer is None and time.monotonic() < deadline and process.poll() is None:
+            try:
+                writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # nobody reads yet
+                time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert writer is not None
+    os.close(writer)
+    assert (process.returncode, out, err) == (130, "", "bert-numpy: interrupted\n")
+
+
+# JSON files.
+
+VALUE = {"rows": [1, 2.5, None], "name": "caf\u00e9"}
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("old", [None, 0o600, 0o666])
+def test_permissions_follow_the_umask(mask: int, old: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    if old is not None:
+        path.write_text("old")
+        path.chmod(old)
+    with umask(mask):
+        report.write_json(str(path), VALUE)
+        assert os.umask(mask) == mask
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+    assert json.loads(path.read_text(encoding="utf-8")) == VALUE
+
+
+def test_numbers_that_json_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    report.write_json(str(path), {"a": [math.nan, (math.inf, 1.0)], "b": {"c": -math.inf}})
+    assert json.loads(path.read_text()) == {"a": [None, [None, 1.0]], "b": {"c": None}}
+
+
+@pytest.mark.parametrize("place", ["missing/result.json", "."])
+def test_file_that_cannot_be_written(place: str, tmp_path: Path, capsys: Capture) -> None:
+    target = tmp_path / place
+    assert main(["predict", EMBEDDED, POSITIVE, "--json", str(target)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"bert-numpy: {target}: cannot be written: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
+    """A full disk, here a limit on the size of files, shows in the middle of writing."""
+    target = tmp_path / "result.json"
+    target.write_text("old")
+    code = (
+        "import resource, sys; from bert_numpy.report import write_json; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+        "write_json(sys.argv[1], {'rows': list(range(100000))})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, target], capture_output=True, text=True, check=False
+    )
+    assert f"BertNumpyError: {target}: cannot be written: File too large" in done.stderr
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "result.json"
+    target.write_text("old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report.write_json(str(target), VALUE)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_pipe_is_written_into(tmp_path: Path) -> None:
+    """As is a device: ``--json /dev/null`` must not put a file in its place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    seen: list[str] = []
+    reader = threading.Thread(target=lambda: seen.append(pipe.read_text(encoding="utf-8")))
+    reader.start()
+    report.write_json(str(pipe), VALUE)
+    reader.join(timeout=10)
+    assert [json.loads(text) for text in seen] == [VALUE]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+# Tables and progress bars.
+
+
+def made_up_row(name: str, change: str) -> dict[str, Any]:
+    return {
+        "format": name,
+        "metrics": {"matthews_correlation": 0.30701, "spearmanr": math.nan},
+        change: 12 if change == "flips" else 0.04567,
+        "relative_logit_error": 0.12345,
+        "weight_bytes": 1_317_544_140,
+        "seconds": 1234.567,
+    }
+
+
+@pytest.mark.parametrize("terminal", [None, "dumb", "xterm"])
+@pytest.mark.parametrize("columns", ["1", "40", "80", "300"])
+@pytest.mark.parametrize("change", ["flips", "mean_abs_difference"])
+def test_table_is_never_cut(
+    change: str,
+    columns: str,
+    terminal: str | None,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", terminal or "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal is not None)
+    title = "/models/[bold]a[/bold]/" + "long/" * 30
+    report.print_comparison(title, [made_up_row("fp32", change), made_up_row("e4m3", change)])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert text.startswith(f"{title}\n")
+    header, *rows = table_of(text)
+    assert header == [
+        *("format", "matthews correlation", "spearmanr", change.replace("_", " ")),
+        *("relative logit error", "weight bytes", "seconds"),
+    ]
+    shown = "12" if change == "flips" else "0.0457"
+    numbers = ["30.70", "nan", shown, "0.1235", "1,317,544,140", "1234.57"]
+    assert rows == [["FP32", *numbers], ["E4M3", *numbers]]
+    if terminal != "dumb":  # of unknown width
+        wraps = any(line.startswith("|  ") for line in text.splitlines())
+        assert wraps == (terminal is not None and columns != "300")
+
+
+@pytest.mark.parametrize("color", ["0", "1"])
+def test_no_progress_bars_in_a_log(
+    color: str, data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where colours are asked for, as CI services do."""
+    monkeypatch.setenv("FORCE_COLOR", color)
+    assert main(arguments("compare", data, "--formats", "e4m3")) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_bars_on_a_terminal(data: Path) -> None:
+    ours, theirs = pty.openpty()
+    seen = bytearray()
+
+    def listen() -> None:
+        try:
+            while part := os.read(ours, 4096):
+                seen.extend(part)
+        except OSError:  # the other end is closed
+            pass
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    argv = arguments("compare", data, "--formats", "e4m3", "--json", "-")
+    done = subprocess.run(
+        [sys.executable, "-m", "bert_numpy", *argv],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+        check=False,
+    )
+    os.close(theirs)
+    listener.join(timeout=10)
+    os.close(ours)
+    assert done.returncode == 0
+    for shown in (b"calibration", b"40/40", b"fp32", b"e4m3", b"30/30"):
+        assert shown in seen
+    check_comparison(json.loads(done.stdout), EMBEDDED, "sst2", 30)
+
+
+def test_row_without_a_reference(data: Path) -> None:
+    (result,) = run(prepare(EMBEDDED, "sst2", data, limit=3), [PRESETS["e4m3"]])
+    row = report.comparison_row(result, None)
+    assert "flips" not in row
+    assert "relative_logit_error" not in row
+    assert report.comparison_row(result, result)["flips"] == 0
+    assert row["quantized_elements"] > row["saturated_elements"] + row["underflowed_elements"] >= 0

@@ -1,0 +1,389 @@
+"""What is computed between the products, against float64 (or better), in both arithmetics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from decimal import Decimal, localcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bert_numpy import BertNumpyError
+from bert_numpy.elementwise import ACTIVATIONS, BFLOAT16, FLOAT32, Arithmetic, gelu
+
+Float32Array = npt.NDArray[np.float32]
+
+BOTH = [pytest.param(arithmetic, id=arithmetic.name) for arithmetic in (FLOAT32, BFLOAT16)]
+
+#: Half a unit in the last of bfloat16's 8 bits, relative; some more for the float32 inside.
+HALF_ULP = 2.0**-8 * (1 + 1e-3)
+
+#: Every bfloat16 value.
+EVERY = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
+EVERY_FINITE = EVERY[np.isfinite(EVERY)]
+
+EXTREMES = np.float32(
+    [0, 1e-45, 1e-38, 1e-20, 1e-6, 1, 14, 50, 88, 89, 104, 1e3, 1e10, 1e13, 2e19, 3.4e38]
+)
+EXTREMES = np.concatenate([EXTREMES, -EXTREMES])
+
+
+def floats(limit: float, **options: Any) -> st.SearchStrategy[Float32Array]:
+    """float32 arrays of any shape, with values up to a limit."""
+    limit = float(np.float32(limit))
+    values = st.floats(-limit, limit, width=32, **options)
+    return hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=9), elements=values)
+
+
+def round_once(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """float64 to the nearest bfloat16, ties to even, in one step."""
+    exponent = np.maximum(np.frexp(x)[1] - 8, -133)
+    rounded = np.ldexp(np.rint(np.ldexp(x, -exponent)), exponent)
+    largest = float(EVERY_FINITE.max())
+    return np.where(np.abs(rounded) > largest, np.copysign(np.inf, rounded), rounded)
+
+
+def on_grid(x: Float32Array) -> bool:
+    """Whether every value is a bfloat16 value."""
+    return x.dtype == np.float32 and not (x.view(np.uint32) & 0xFFFF).any()
+
+
+# Activations: scalar definitions, with more digits than float64 has where it cancels.
+
+
+def gelu_exactly(x: float) -> float:
+    return 0.5 * x * math.erfc(-x / math.sqrt(2))
+
+
+def logistic(x: float, slope_times_x: Decimal) -> float:
+    """``x / (1 + exp(-slope_times_x))``; beyond 1000 the exp is nothing or everything."""
+    if abs(slope_times_x) > 1000:
+        return x if slope_times_x > 0 else 0.0
+    return float(Decimal(x) / (1 + (-slope_times_x).exp()))
+
+
+def gelu_tanh_exactly(x: float) -> float:
+    inner = Decimal(x) + Decimal("0.044715") * Decimal(x) ** 3
+    return logistic(x, inner * 2 * Decimal(math.sqrt(2 / math.pi)))
+
+
+def silu_exactly(x: float) -> float:
+    return logistic(x, Decimal(x))
+
+
+def tanh_exactly(x: float) -> float:
+    power = (-2 * abs(Decimal(x)).min(1000)).exp()
+    return math.copysign(float((1 - power) / (1 + power)), x)
+
+
+EXACT: dict[str, Callable[[float], float]] = {
+    "gelu": gelu_exactly,
+    "gelu_new": gelu_tanh_exactly,
+    "gelu_pytorch_tanh": gelu_tanh_exactly,
+    "relu": lambda x: max(x, 0.0),
+    "silu": silu_exactly,
+    "tanh": tanh_exactly,
+}
+
+
+def exact(name: str, x: Float32Array) -> npt.NDArray[np.float64]:
+    with localcontext() as context:
+        context.prec = 60  # 1 - exp(-2 x) loses up to 45 digits of it
+        values = [EXACT[name](value) for value in x.reshape(-1).tolist()]
+    return np.array(values).reshape(x.shape)
+
+
+def gelu_bound(truth: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return 1e-7 + 2 * np.spacing(np.abs(truth).astype(np.float32)).astype(np.float64)
+
+
+def test_every_activation_has_a_truth() -> None:
+    assert set(ACTIVATIONS) == set(EXACT) - {"tanh"}
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        pytest.param(np.linspace(-16, 16, 400_001, dtype=np.float32), id="dense"),
+        pytest.param(np.linspace(-0.01, 0.01, 20_001, dtype=np.float32), id="around zero"),
+        pytest.param(EVERY_FINITE, id="every bfloat16"),
+    ],
+)
+def test_gelu_error_bound(x: Float32Array) -> None:
+    truth = np.array([gelu_exactly(value) for value in x.tolist()])
+    assert (np.abs(FLOAT32.activation("gelu", x) - truth) <= gelu_bound(truth)).all()
+
+
+@given(x=floats(3.4e38))
+def test_gelu_of_any_array(x: Float32Array) -> None:
+    truth = exact("gelu", x)
+    result = FLOAT32.activation("gelu", x)
+    assert (np.abs(result - truth) <= gelu_bound(truth)).all()
+    assert (result.dtype, result.shape) == (np.float32, x.shape)
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 40_000])
+def test_gelu_of_an_element_does_not_depend_on_its_place(size: int) -> None:
+    x = np.random.default_rng(size).normal(0, 3, size).astype(np.float32)
+    whole = gelu(x)
+    np.testing.assert_array_equal(whole[::-1], gelu(x[::-1].copy()))
+    np.testing.assert_array_equal(whole[::-1], gelu(x[::-1]))  # not contiguous
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh", "relu", "silu"])
+@given(x=floats(3.4e38) | floats(20))
+def test_other_activations(name: str, x: Float32Array) -> None:
+    np.testing.assert_allclose(FLOAT32.activation(name, x), exact(name, x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_bfloat16_activations_of_every_input(name: str) -> None:
+    x = EVERY_FINITE
+    result = BFLOAT16.tanh(x) if name == "tanh" else BFLOAT16.activation(name, x)
+    assert on_grid(result)
+    np.testing.assert_array_equal(result.astype(np.float64), round_once(exact(name, x)))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_bfloat16_activations_round_their_input(name: str) -> None:
+    def function(x: Float32Array) -> Float32Array:
+        return BFLOAT16.tanh(x) if name == "tanh" else BFLOAT16.activation(name, x)
+
+    x = np.random.default_rng(0).normal(0, 3, (40, 50)).astype(np.float32)
+    rounded = round_once(x.astype(np.float64)).astype(np.float32)
+    assert not on_grid(x)
+    np.testing.assert_array_equal(function(x), function(rounded))
+    np.testing.assert_array_equal(function(x.T), function(x).T)
+
+
+@pytest.mark.parametrize("arithmetic", BOTH)
+@pytest.mark.parametrize("name", EXACT)
+def test_extreme_finite_inputs(arithmetic: Arithmetic, name: str) -> None:
+    """No warning (they are errors here), no NaN, and the right limit."""
+    x = EXTREMES
+    if arithmetic is BFLOAT16:  # the largest must not become infinity on input
+        x = np.clip(x, EVERY_FINITE.min(), EVERY_FINITE.max())
+    result = arithmetic.tanh(x) if name == "tanh" else arithmetic.activation(name, x)
+    tolerance = 1e-6 if arithmetic is FLOAT32 else 2 * HALF_ULP
+    np.testing.assert_allclose(result, exact(name, x), rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_bfloat16_infinity_and_nan(name: str) -> None:
+    x = np.float32([np.inf, np.nan, -np.nan])
+    result = BFLOAT16.tanh(x) if name == "tanh" else BFLOAT16.activation(name, x)
+    assert result[0] == (1 if name == "tanh" else np.inf)
+    assert np.isnan(result[1:]).all()
+
+
+@pytest.mark.parametrize("arithmetic", BOTH)
+def test_unknown_activation(arithmetic: Arithmetic) -> None:
+    with pytest.raises(BertNumpyError) as caught:
+        arithmetic.activation("swish", np.zeros(1, np.float32))
+    assert str(caught.value) == (
+        "hidden_act: expected one of gelu, gelu_new, gelu_pytorch_tanh, relu, silu, found 'swish'"
+    )
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu", "silu"])
+def test_activations_as_torch(torch: Any, name: str) -> None:
+    x = np.random.default_rng(0).normal(0, 4, (64, 512)).astype(np.float32)
+    functional = torch.nn.functional
+    peer = {
+        "gelu": functional.gelu,
+        "gelu_new": lambda t: functional.gelu(t, approximate="tanh"),
+        "relu": functional.relu,
+        "silu": functional.silu,
+    }[name]
+    expected = peer(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(FLOAT32.activation(name, x), expected, rtol=1e-6, atol=1e-6)
+
+
+# Softmax
+
+
+def softmax_exactly(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    wide = x.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@given(x=floats(100) | floats(1e38))
+def test_softmax(x: Float32Array) -> None:
+    result = FLOAT32.softmax(x)
+    assert (result.dtype, result.shape) == (np.float32, x.shape)
+    # A difference of float32 values up to 200 is off by up to 2^-17.
+    np.testing.assert_allclose(result, softmax_exactly(x), rtol=2e-5, atol=1e-37)
+
+
+@given(x=floats(100) | floats(1e38))
+def test_bfloat16_softmax(x: Float32Array) -> None:
+    result = BFLOAT16.softmax(x)
+    assert on_grid(result)
+    np.testing.assert_allclose(result, softmax_exactly(x), rtol=HALF_ULP + 2e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("arithmetic", BOTH)
+def test_softmax_of_extremes(arithmetic: Arithmetic) -> None:
+    def softmax(*row: float) -> list[float]:
+        return arithmetic.softmax(np.float32([row]))[0].tolist()
+
+    assert softmax(-1e38) == [1]
+    assert softmax(1e38, -1e38) == [1, 0]
+    assert softmax(-3e38, -3e38) == [0.5, 0.5]
+    assert softmax(5, -np.inf) == [1, 0]
+    assert softmax(0, 0, 0, 0) == [0.25] * 4
+    assert softmax(0, -200) == [1, 0]
+
+
+def test_softmax_of_a_long_row() -> None:
+    x = np.random.default_rng(0).normal(0, 3, (4, 2, 512)).astype(np.float32)
+    result = FLOAT32.softmax(x)
+    np.testing.assert_allclose(result, softmax_exactly(x), rtol=3e-6)
+    np.testing.assert_allclose(result.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_softmax_as_torch(torch: Any) -> None:
+    x = np.random.default_rng(0).normal(0, 3, (4, 2, 16, 100)).astype(np.float32)
+    expected = torch.softmax(torch.from_numpy(x), -1).numpy()
+    np.testing.assert_allclose(FLOAT32.softmax(x), expected, rtol=3e-6)
+
+
+# LayerNorm
+
+
+def layer_norm_exactly(
+    x: Float32Array, weight: Float32Array, bias: Float32Array, eps: float
+) -> npt.NDArray[np.float64]:
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + eps) * weight + bias
+
+
+def norm_operands(
+    width: int, mean: float = 0.0, deviation: float = 1.0
+) -> tuple[Float32Array, Float32Array, Float32Array]:
+    generator = np.random.default_rng(width)
+    x = generator.normal(mean, deviation, (5, 7, width)).astype(np.float32)
+    weight = generator.normal(1, 0.3, width).astype(np.float32)
+    return x, weight, generator.normal(0, 0.3, width).astype(np.float32)
+
+
+@pytest.mark.parametrize("width", [2, 3, 16, 384, 768, 1024])
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.5])
+@pytest.mark.parametrize(("mean", "deviation"), [(0, 1), (-3, 1), (0, 1e-4), (0, 1e6)])
+def test_layer_norm(width: int, eps: float, mean: float, deviation: float) -> None:
+    x, weight, bias = norm_operands(width, mean, deviation)
+    truth = layer_norm_exactly(x, weight, bias, eps)
+    result = FLOAT32.layer_norm(x, weight, bias, eps)
+    assert (result.dtype, result.shape) == (np.float32, x.shape)
+    # The mean's rounding is divided by the row's deviation, which is small in a row of two.
+    spread = np.sqrt(x.astype(np.float64).var(axis=-1, keepdims=True) + eps)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    assert (np.abs(result - truth) <= 2e-6 * (1 + largest / spread) * (1 + np.abs(weight))).all()
+
+    narrow = BFLOAT16.layer_norm(x, weight, bias, eps)
+    assert on_grid(narrow)
+    limit = HALF_ULP * np.abs(truth) + 4e-6 * (1 + largest / spread)
+    assert (np.abs(narrow - truth) <= limit).all()
+
+
+@pytest.mark.parametrize("arithmetic", BOTH)
+@pytest.mark.parametrize("value", [0.0, 1.0, -1e4, 1e30])
+def test_layer_norm_of_a_constant_row_is_the_bias(arithmetic: Arithmetic, value: float) -> None:
+    x = np.full((2, 8), value, np.float32)
+    bias = np.arange(8, dtype=np.float32)
+    result = arithmetic.layer_norm(x, np.full(8, 3, np.float32), bias, 1e-12)
+    np.testing.assert_array_equal(result, [bias, bias])
+
+
+def test_layer_norm_as_torch(torch: Any) -> None:
+    x, weight, bias = norm_operands(384, mean=0.5, deviation=2)
+    tensors = (torch.from_numpy(array) for array in (weight, bias))
+    expected = torch.nn.functional.layer_norm(torch.from_numpy(x), (384,), *tensors, 1e-12).numpy()
+    np.testing.assert_allclose(
+        FLOAT32.layer_norm(x, weight, bias, 1e-12), expected, rtol=1e-5, atol=2e-6
+    )
+
+
+# Sums and products
+
+
+_EVERY = st.sampled_from(EVERY_FINITE.tolist())
+_GRID = hnp.arrays(np.float32, (6,), elements=_EVERY)
+
+
+@given(x=_GRID, y=_GRID)
+def test_bfloat16_sum_is_rounded_once(x: Float32Array, y: Float32Array) -> None:
+    with np.errstate(over="ignore"):
+        result = BFLOAT16.add(x, y)
+    truth = round_once(x.astype(np.float64) + y)
+    assert on_grid(result)
+    np.testing.assert_array_equal(result.astype(np.float64), truth)
+
+
+def test_bfloat16_sums_as_torch(torch: Any) -> None:
+    generator = np.random.default_rng(0)
+    x, y = (BFLOAT16.round(generator.normal(0, 9, 10_000).astype(np.float32)) for _ in range(2))
+    peer = (torch.from_numpy(array).to(torch.bfloat16) for array in (x, y))
+    np.testing.assert_array_equal(BFLOAT16.add(x, y), sum(peer, start=0).float().numpy())
+
+
+@given(x=_GRID, factor=st.floats(2.0**-10, 1, width=32))
+def test_bfloat16_product(x: Float32Array, factor: float) -> None:
+    result = BFLOAT16.multiply(x, np.float32(factor))
+    inside = (x * np.float32(factor)).astype(np.float64)
+    assert on_grid(result)
+    np.testing.assert_array_equal(result.astype(np.float64), round_once(inside))
+
+
+@given(x=floats(1e38), y=st.floats(-1, 1, width=32))
+def test_float32_sums_and_products_are_numpys(x: Float32Array, y: float) -> None:
+    factor = np.float32(y)
+    np.testing.assert_array_equal(FLOAT32.add(x, x), x + x)
+    np.testing.assert_array_equal(FLOAT32.multiply(x, factor), x * factor)
+    np.testing.assert_array_equal(FLOAT32.round(x), x)
+
+
+@given(x=floats(3.4e38))
+def test_bfloat16_round(x: Float32Array) -> None:
+    result = BFLOAT16.round(x)
+    assert on_grid(result)
+    np.testing.assert_array_equal(result.astype(np.float64), round_once(x.astype(np.float64)))
+
+
+@pytest.mark.parametrize("arithmetic", BOTH)
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_inputs_are_left_as_they_are(arithmetic: Arithmetic, contiguous: bool) -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(0, 2, (2, 8, 8)).astype(np.float32)
+    if not contiguous:
+        x, y = x.T, y[::-1]
+    weight, bias = generator.normal(0, 1, (2, 8)).astype(np.float32)
+    operands = (x, y, weight, bias)
+    before = [operand.copy() for operand in operands]
+    results = [
+        arithmetic.add(x, y),
+        arithmetic.multiply(x, np.float32(0.3)),
+        arithmetic.softmax(x),
+        arithmetic.layer_norm(x, weight, bias, 1e-5),
+        arithmetic.tanh(x),
+        *(arithmetic.activation(name, x) for name in ACTIVATIONS),
+    ]
+    arithmetic.round(x)
+    for operand, copy in zip(operands, before, strict=True):
+        np.testing.assert_array_equal(operand, copy)
+    for result in results:
+        assert result.dtype == np.float32
+        assert not any(np.shares_memory(result, operand) for operand in operands)
+        result[...] = 0  # a table's entries would change here
+    for operand, copy in zip(operands, before, strict=True):
+        np.testing.assert_array_equal(operand, copy)
+    assert arithmetic.activation("gelu", np.float32([1.0]))[0] == pytest.approx(0.8413, abs=2e-3)
