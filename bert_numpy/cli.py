@@ -193,9 +193,11 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = preset(arguments.format)
     job = _prepared(arguments, [recipe])
     (result,) = run(job, [recipe], progress_bar)
+    row = comparison_row(result, None)
     report = {
         **_header(job),
-        **comparison_row(result, None),
+        **row,
+        "rows": [row],  # as `compare` writes them, so that one reader serves both
         "predictions": result.predictions.tolist(),
         "logits": result.logits.tolist(),  # as doubles, which restore every float32
         "sites": {name: vars(count) for name, count in result.counts.items()},

@@ -39,6 +39,9 @@ __all__ = ["codes_of", "decode", "encode", "encode_bfloat16"]
 
 Float64Array = npt.NDArray[np.float64]
 
+#: Every 16-bit pattern.
+BITS16 = np.arange(1 << 16, dtype=np.uint16)
+
 _ROUNDINGS = ("nearest", "toward_zero", "stochastic")
 
 
@@ -319,9 +322,9 @@ def _signed_codes(
 def _value_table(fmt: Format, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The value of each code, by the code's 8 bits; raises TypeError if inexact."""
     exact = np.resize(fmt.values, 256)
-    with np.errstate(over="ignore", under="ignore"):
-        table = exact.astype(dtype)
-    if not np.array_equal(table.astype(np.float64), exact, equal_nan=True):
+    with np.errstate(all="ignore"):
+        table = exact.astype(dtype if dtype.kind == "f" else np.float16)
+    if dtype.kind != "f" or not np.array_equal(table.astype(np.float64), exact, equal_nan=True):
         raise TypeError(f"decode: dtype {dtype} cannot hold every value of {fmt} exactly")
     table.flags.writeable = False
     return table

@@ -115,7 +115,7 @@ class FloatFormat:
         positive = self.values[: self._positive_codes]
         if not np.isfinite(positive[0]):
             raise ValueError(f"{self.name}: expected code 0 to be finite, found {positive[0]}")
-        if self.max_code < 1 or np.isfinite(positive[self.max_code + 1 :]).any():
+        if self.max_code < 1 or not np.isfinite(positive[: self.max_code]).all():
             raise ValueError(
                 f"{self.name}: expected positive finite codes contiguous from 0, two at least"
             )
