@@ -158,7 +158,8 @@ def check_encoder(encoder: Encoder, fmt: FloatFormat, saturate: bool = True) -> 
     if not wrong.any():
         return
     index = int(np.flatnonzero(wrong)[0])
-    cause = _usual_mistake(x, found, wrong, fmt, saturate)
+    with np.errstate(all="ignore"):
+        cause = _usual_mistake(x, found, fmt, saturate)
     raise AssertionError(
         f"{fmt} encoder: {np.count_nonzero(wrong)} of {x.size} codes differ; first for "
         f"{x[index]} (bits 0x{x.view(np.uint32)[index]:08X}): expected 0x{expected[index]:02X}, "
@@ -216,17 +217,12 @@ def _inputs(fmt: FloatFormat) -> Float32Array:
 
 
 def _usual_mistake(
-    x: Float32Array,
-    found: npt.NDArray[np.uint8],
-    wrong: npt.NDArray[np.bool_],
-    fmt: FloatFormat,
-    saturate: bool,
+    x: Float32Array, found: npt.NDArray[np.uint8], fmt: FloatFormat, saturate: bool
 ) -> str:
-    """The name of the mistake that explains every wrong code, or ''."""
-    x, found = x[wrong], found[wrong]
+    """The name of the one mistake that explains every code found, right and wrong, or ''."""
+    nan = np.isnan(fmt.values)
     for name, mistaken in _mistakes(fmt, saturate):
         codes = mistaken(x)
-        nan = np.isnan(fmt.values)
         if ((codes == found) | (nan[codes] & nan[found])).all():
             return name
     return ""
@@ -235,22 +231,17 @@ def _usual_mistake(
 def _mistakes(fmt: FloatFormat, saturate: bool) -> list[tuple[str, Encoder]]:
     """Encoders with one usual mistake each."""
 
+    def right(x: Float32Array) -> npt.NDArray[np.uint8]:
+        return encode(x, fmt, saturate)
+
     def ties_away(x: Float32Array) -> npt.NDArray[np.uint8]:
-        # A last bit's worth farther from 0, a tie is one no more; what is none stays none.
-        return encode(np.nextafter(x, np.copysign(np.float32(np.inf), x)), fmt, saturate)
+        # A float64's last bit farther from 0, a tie is one no more, and no other number is.
+        exact = x.astype(np.float64)
+        farther = np.nextafter(exact, np.copysign(np.inf, exact))
+        return encode(np.where(x == 0, exact, farther), fmt, saturate)
 
-    def twice(through: Any) -> Encoder:
-        def encoder(x: Float32Array) -> npt.NDArray[np.uint8]:
-            with np.errstate(all="ignore"):
-                return encode(through(x), fmt, saturate)
-
-        return encoder
-
-    def flushed(x: Float32Array) -> npt.NDArray[np.uint8]:
-        result = encode(x, fmt, saturate)
-        small = np.abs(fmt.values[result]) < fmt.min_normal
-        zero = encode(np.copysign(np.float32(0), x), fmt, saturate)
-        return np.where(small, zero, result)
+    def flushed(x: Float32Array, magnitude: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        return np.where(magnitude < fmt.min_normal, right(np.copysign(np.float32(0), x)), right(x))
 
     return [
         ("truncation", lambda x: encode(x, fmt, saturate, rounding="toward_zero")),
@@ -259,7 +250,8 @@ def _mistakes(fmt: FloatFormat, saturate: bool) -> list[tuple[str, Encoder]]:
             "overflow that does not saturate" if saturate else "overflow that saturates",
             lambda x: encode(x, fmt, not saturate),
         ),
-        ("subnormals flushed to zero", flushed),
-        ("double rounding through bfloat16", twice(round_to_bfloat16)),
-        ("double rounding through float16", twice(lambda x: x.astype(np.float16))),
+        ("subnormals flushed to zero", lambda x: flushed(x, np.abs(x))),
+        ("subnormals flushed to zero", lambda x: flushed(x, np.abs(fmt.values[right(x)]))),
+        ("double rounding through bfloat16", lambda x: right(round_to_bfloat16(x))),
+        ("double rounding through float16", lambda x: right(x.astype(np.float16))),
     ]

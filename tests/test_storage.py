@@ -1,0 +1,181 @@
+"""FP8 safetensors files: our reader and writer against the library and torch."""
+
+import contextlib
+import json
+import struct
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npfp8 import E4M3FN, E5M2, E8M0FNU, FloatFormat
+from npfp8.storage import Fp8Array, load_file, read_header, save_file
+
+ALL_CODES = np.arange(256, dtype=np.uint8)
+
+
+def file_of(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype="U8", shape=(2,), offsets=(0, 2)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tensors = {
+        "e4m3": Fp8Array(ALL_CODES.reshape(16, 16), E4M3FN),
+        "e5m2": Fp8Array(ALL_CODES[::-1], E5M2),
+        "e8m0": Fp8Array(ALL_CODES[:0], E8M0FNU),
+        "scale": np.float32(0.5),
+        "ids": np.arange(6).reshape(2, 3).T,
+        "big-endian": np.arange(3, dtype=">f8"),
+        "flags": np.array([True, False]),
+    }
+    save_file(tensors, tmp_path / "x.safetensors", {"made by": "npfp8"})
+    return tensors, tmp_path / "x.safetensors"
+
+
+def test_round_trip(saved):
+    tensors, path = saved
+    found = load_file(path)
+    assert set(found) == set(tensors)
+    for key, tensor in tensors.items():
+        if isinstance(tensor, Fp8Array):
+            assert found[key].fmt == tensor.fmt
+            assert found[key].codes.dtype == np.uint8
+            assert np.array_equal(found[key].codes, tensor.codes)
+        else:
+            assert found[key].dtype == np.asarray(tensor).dtype.newbyteorder("=")
+            assert np.array_equal(found[key], tensor)
+
+
+def test_the_library_accepts_it(saved):
+    tensors, path = saved
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert set(file.keys()) == set(tensors)
+        assert file.metadata() == {"made by": "npfp8"}
+        assert file.get_slice("e4m3").get_dtype() == "F8_E4M3"
+        assert file.get_slice("e5m2").get_dtype() == "F8_E5M2"
+        assert np.array_equal(file.get_tensor("ids"), tensors["ids"])
+
+
+@pytest.mark.parametrize(
+    ("fmt", "name"), [(E4M3FN, "float8_e4m3fn"), (E5M2, "float8_e5m2")], ids=str
+)
+def test_torch_reads_ours_and_we_read_torch(fmt, name, torch, tmp_path):
+    from safetensors.torch import load_file as load_torch  # noqa: PLC0415
+    from safetensors.torch import save_file as save_torch  # noqa: PLC0415
+
+    save_file({"w": Fp8Array(ALL_CODES, fmt)}, tmp_path / "ours")
+    tensor = load_torch(tmp_path / "ours")["w"]
+    assert tensor.dtype == getattr(torch, name)
+    assert np.array_equal(tensor.view(torch.uint8).numpy(), ALL_CODES)
+    save_torch({"w": tensor, "b": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "theirs")
+    found = load_file(tmp_path / "theirs")
+    assert (found["w"].fmt, found["w"].codes.tolist()) == (fmt, ALL_CODES.tolist())
+    assert found["b"].tolist() == [0x3F80] * 3
+
+
+def test_same_input_same_bytes_whatever_the_order(saved):
+    tensors, path = saved
+    other = path.with_name("y.safetensors")
+    save_file(dict(reversed(tensors.items())), other, {"made by": "npfp8"})
+    assert other.read_bytes() == path.read_bytes()
+
+
+def test_reads_what_the_library_writes(tmp_path):
+    arrays = {"a": np.arange(5, dtype=np.float16), "b": np.ones((2, 0, 3)), "c": np.int8([[-1]])}
+    safetensors.numpy.save_file(arrays, tmp_path / "x")
+    found = load_file(tmp_path / "x")
+    assert all(np.array_equal(found[key], arrays[key]) for key in arrays)
+    assert all(found[key].dtype == arrays[key].dtype for key in arrays)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "8 bytes of header length, found 0"),
+        (b"\x01\0\0", "8 bytes of header length, found 3"),
+        (struct.pack("<Q", 2**63) + b"{}", "found a length of 9223372036854775808"),
+        (struct.pack("<Q", 3) + b"{}", "within 2 bytes, found a length of 3"),
+        (file_of(b" {}"), "begins with '{'"),
+        (file_of(b"{"), "JSON header"),
+        (file_of(b'{"\xff": 1}'), "JSON header"),
+        (file_of(b"{" + b'"a":[' * 9999), "JSON header"),
+        (file_of({"a": 1}), "tensor 'a': expected dtype, shape and data_offsets, found 1"),
+        (file_of({"a": {**entry(), "more": 1}}), "tensor 'a': expected dtype, shape"),
+        (file_of({"a": {**entry(), "dtype": ["U8"]}}), "expected a dtype's name"),
+        (file_of({"a": entry("F8_E3M4")}), "expected dtype F64.*found F8_E3M4"),
+        (file_of({"a": entry(shape=[-1])}), "non-negative integers"),
+        (file_of({"a": entry(shape=[True])}), "non-negative integers"),
+        (file_of({"a": entry(shape=[2.0])}), "non-negative integers"),
+        (file_of({"a": entry(offsets=[0, 2, 3])}), "non-negative integers"),
+        (file_of({"a": entry(shape=[3])}, b"ab"), "tensor 'a': expected 3 bytes for U8"),
+        (file_of({"a": entry(offsets=[2, 0], shape=[0])}), "expected 0 bytes for U8"),
+        (file_of({"a": entry(offsets=[1, 3])}, b"abc"), "data from byte 0, .* found 1"),
+        (file_of({"a": entry(), "b": entry(offsets=[1, 3])}, b"abc"), "'b': expected data from"),
+        (file_of({"a": entry()}, b"a"), "bytes by the header, found"),
+        (file_of({"a": entry()}, b"abc"), "bytes by the header, found"),
+        (file_of({"__metadata__": {"a": 1}}), "'__metadata__': expected strings"),
+        (file_of({"__metadata__": []}), "'__metadata__': expected strings"),
+        (file_of(b'{"a":{},"a":{}}'), "key 'a': expected once, found 2 times"),
+    ],
+)
+def test_corrupt_files(content, message, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_file(path)
+    assert str(path) in str(error.value)
+
+
+@given(data=st.data())
+def test_no_corruption_gets_another_error(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "x"
+    save_file({"w": Fp8Array(ALL_CODES[:9], E4M3FN), "s": np.float32([1, 2])}, path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with contextlib.suppress(ValueError):
+        load_file(path)
+
+
+def test_unwritable(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError, match="tensor 'a': expected a real dtype, found complex128"):
+        save_file({"a": np.array([1j])}, path)
+    with pytest.raises(TypeError, match="expected uint8 codes of E4M3FN"):
+        save_file({"a": Fp8Array(ALL_CODES, FloatFormat(3, 3, 3))}, path)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+    with pytest.raises(FileNotFoundError):
+        save_file({}, tmp_path / "none" / "x")
+    with pytest.raises(FileNotFoundError):
+        read_header(tmp_path / "none")
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
+    from npfp8.files import replaced_file  # noqa: PLC0415
+
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        with replaced_file(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(IsADirectoryError), replaced_file(tmp_path):
+        pass
