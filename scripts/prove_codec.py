@@ -1,0 +1,182 @@
+"""Prove the codec on every float32: all 2^32 bit patterns, every format, both modes.
+
+    python scripts/prove_codec.py --write tests/digests/codec.txt    # all: about 20 minutes
+    python scripts/prove_codec.py --check tests/digests/codec.txt --share 8
+    python scripts/prove_codec.py --check tests/digests/codec.txt --no-peers
+
+For each block of 2^24 bit patterns, every format and both modes of `encode`
+are compared with ml_dtypes and torch, where these have the format, and the
+SHA-256 of the codes is written to a file or compared with one. Where a peer
+differs on purpose, `peer_codes` says for which inputs; nowhere else may it.
+
+Inputs that are NaN count as 0 for formats that have no NaN (encode refuses them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import itertools
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8 import E4M3FN, E5M2, E8M0FNU, FloatFormat, encode
+from npfp8.files import replaced_file
+from npfp8.formats import FLOAT_FORMATS
+from npfp8.interop import ML_DTYPES_NAMES
+
+Float32Array = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.uint8]
+
+BLOCKS = 256
+BLOCK_SIZE = 1 << 24
+
+#: Blocks that hold zero and the subnormals, the overflow thresholds of the formats, infinity
+#: and NaN, of both signs.
+EDGE_BLOCKS = [
+    sign | block for sign in (0x00, 0x80) for block in (0x00, 0x40, 0x41, 0x43, 0x47, 0x7E, 0x7F)
+]
+
+TORCH_NAMES = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+
+
+def block_of(index: int) -> Float32Array:
+    """The float32 numbers whose upper 8 bits are ``index``."""
+    return np.arange(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE, dtype=np.uint32).view(np.float32)
+
+
+def digests_of(index: int, peers: frozenset[str]) -> list[str]:
+    """The lines of a block: format, mode, block, SHA-256. Exits if a peer differs."""
+    x = block_of(index)
+    lines = []
+    for fmt, saturate in itertools.product(FLOAT_FORMATS.values(), (True, False)):
+        numbers = np.where(np.isnan(x), np.float32(0), x) if fmt.nan_code is None else x
+        codes = encode(numbers, fmt, saturate)
+        for name, theirs, excepted in peer_codes(numbers, fmt, saturate, peers):
+            wrong = (codes != theirs) & ~excepted
+            if wrong.any():
+                i = int(np.flatnonzero(wrong)[0])
+                sys.exit(
+                    f"{fmt} saturate={saturate}: {np.count_nonzero(wrong)} differ from {name} in "
+                    f"block {index:02x}, first for bits 0x{numbers.view(np.uint32)[i]:08X} "
+                    f"({numbers[i]}): 0x{codes[i]:02X}, {name} has 0x{theirs[i]:02X}"
+                )
+        mode = "saturate" if saturate else "overflow"
+        lines.append(f"{fmt} {mode} {index:02x} {hashlib.sha256(codes.data).hexdigest()}")
+    return lines
+
+
+def peer_codes(
+    x: Float32Array, fmt: FloatFormat, saturate: bool, peers: frozenset[str]
+) -> Iterator[tuple[str, Codes, npt.NDArray[np.bool_]]]:
+    """The name, the codes and the stated exceptions of each peer.
+
+    Neither peer saturates every format: for that mode they are given clipped
+    numbers. What is excepted then is NaN, of which they keep the sign, and, in a
+    format without sign or zero, what is below its smallest number.
+    """
+    nan = np.isnan(x)
+    given, excepted = x, np.zeros(x.shape, bool)
+    if saturate:
+        low = np.float32(-fmt.max if fmt.signed else fmt.min_positive)
+        given = np.clip(x, low, np.float32(fmt.max))
+        excepted = nan | ((x < 0) & (not fmt.signed))
+    if "ml_dtypes" in peers:
+        import ml_dtypes  # noqa: PLC0415
+
+        with np.errstate(all="ignore"):
+            theirs = given.astype(getattr(ml_dtypes, ML_DTYPES_NAMES[fmt])).view(np.uint8)
+        # It rounds what is between 2^-127 and the tie above, subnormal in float32, up to 2^-126.
+        beside = (given > 2.0**-127) & (given < 1.5 * 2.0**-127) & (fmt == E8M0FNU)
+        yield "ml_dtypes", theirs, excepted | beside
+    if "torch" in peers and ML_DTYPES_NAMES[fmt] in TORCH_NAMES:
+        import torch  # noqa: PLC0415
+
+        torch.set_num_threads(1)
+        dtype = getattr(torch, ML_DTYPES_NAMES[fmt])
+        theirs = torch.from_numpy(given).to(dtype).view(torch.uint8).numpy()
+        # Its E5M2 NaN has all bits set, ours (and ml_dtypes') one; E4M3FN saturates in both modes.
+        differs = nan if fmt == E5M2 else np.zeros(x.shape, bool)
+        if fmt == E4M3FN and not saturate:
+            differs = np.abs(x) > 464
+        yield "torch", theirs, excepted | differs
+
+
+def nan_codes_are_as_stated(index: int) -> None:
+    """What is excepted above because peers keep a NaN's sign, checked by the stated rule."""
+    x = block_of(index)
+    nan, negative = np.isnan(x), np.signbit(x)
+    for fmt in FLOAT_FORMATS.values():
+        if fmt.nan_code is None or fmt.quiet_nan_code is None:
+            continue
+        sign = np.where(negative & bool(fmt.nan_code != 0x80), fmt.sign_bit, 0)
+        if (encode(x, fmt)[nan] != fmt.nan_code).any():
+            sys.exit(f"{fmt}: a NaN of block {index:02x} is not 0x{fmt.nan_code:02X}")
+        if (encode(x, fmt, False)[nan] != (fmt.quiet_nan_code | sign)[nan]).any():
+            sys.exit(f"{fmt} saturate=False: a NaN of block {index:02x} is not as stated")
+
+
+def prove_block(task: tuple[int, frozenset[str]]) -> list[str]:
+    index, peers = task
+    nan_codes_are_as_stated(index)
+    return digests_of(index, peers)
+
+
+def chosen_blocks(share: int | None, seed: int) -> list[int]:
+    """All blocks, or the edge blocks and ``share`` others, by the seed."""
+    if share is None:
+        return list(range(BLOCKS))
+    others = [index for index in range(BLOCKS) if index not in EDGE_BLOCKS]
+    rotation = np.random.default_rng(seed).permutation(others)[:share]
+    return sorted({*EDGE_BLOCKS, *rotation.tolist()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--write", type=Path, metavar="FILE", help="write the digests")
+    action.add_argument("--check", type=Path, metavar="FILE", help="compare with them")
+    parser.add_argument("--share", type=int, metavar="N", help="the edge blocks and N others only")
+    parser.add_argument("--seed", type=int, help="chooses the others (default: another every run)")
+    parser.add_argument("--no-peers", action="store_true", help="compare with the file only")
+    parser.add_argument("--processes", type=int, default=2, metavar="N")
+    arguments = parser.parse_args()
+
+    seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
+    blocks = chosen_blocks(arguments.share, seed)
+    wanted = () if arguments.no_peers else ("ml_dtypes", "torch")
+    peers = frozenset(name for name in wanted if importlib.util.find_spec(name))
+    print(f"{len(blocks)} blocks of 2^24, seed {seed}, peers: {', '.join(sorted(peers)) or 'none'}")
+    known = set(arguments.check.read_text().splitlines()) if arguments.check else None
+
+    lines: list[str] = []
+    begin = time.perf_counter()
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        tasks = [(index, peers) for index in blocks]
+        for done, found in enumerate(pool.map(prove_block, tasks), 1):
+            lines += found
+            if known is not None and (strange := [line for line in found if line not in known]):
+                sys.exit(f"not in {arguments.check}: {strange[0]}")
+            if done % 16 == 0 or done == len(blocks):
+                print(
+                    f"{done}/{len(blocks)} blocks, {time.perf_counter() - begin:.0f} s", flush=True
+                )
+    if arguments.write:
+        arguments.write.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(arguments.write) as file:
+            file.write(("\n".join(sorted(lines)) + "\n").encode())
+    print(f"all as expected: {len(lines)} digests")
+
+
+if __name__ == "__main__":
+    main()
