@@ -21,6 +21,7 @@ PEERS = {
     "transformers": "transformers",
     "sklearn_metrics": "sklearn.metrics",
     "scipy_stats": "scipy.stats",
+    "gfloat": "gfloat",
 }
 
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
@@ -63,6 +64,11 @@ def sklearn_metrics() -> ModuleType:
 @pytest.fixture(scope="session")
 def scipy_stats() -> ModuleType:
     return _peer(PEERS["scipy_stats"])
+
+
+@pytest.fixture(scope="session")
+def gfloat() -> ModuleType:
+    return _peer(PEERS["gfloat"])
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """npfp8.testing: right codecs pass, each usual mistake is caught, as a user would call it."""
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npfp8 import E4M3FN, E5M2, decode, encode, testing
+from npfp8 import E2M1, E4M3FN, E5M2, decode, encode, testing
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.interop import ML_DTYPES_NAMES
@@ -41,6 +43,21 @@ def test_torch_passes(fmt, torch):
 
     testing.check_encoder(torch_encode, fmt)
     testing.check_decoder(lambda c: torch.from_numpy(c).view(dtype).float().numpy(), fmt)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "name"), [(E4M3FN, "ocp_e4m3"), (E5M2, "ocp_e5m2"), (E2M1, "ocp_e2m1")], ids=str
+)
+def test_gfloat_passes(fmt, name, gfloat):
+    info = getattr(importlib.import_module("gfloat.formats"), f"format_info_{name}")
+
+    def gfloat_encode(x):
+        rounded = gfloat.round_ndarray(info, x.astype(np.float64), sat=True)
+        return gfloat.encode_ndarray(info, rounded).astype(np.uint8)
+
+    with np.errstate(all="ignore"):
+        testing.check_encoder(gfloat_encode, fmt)
+    testing.check_decoder(lambda codes: gfloat.decode_ndarray(info, codes.astype(np.int64)), fmt)
 
 
 def with_sign(code, x, fmt):
