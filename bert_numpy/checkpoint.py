@@ -1,20 +1,14 @@
 """Reading safetensors checkpoints, single or sharded, as Hugging Face writes them.
 
-The ``safetensors`` library checks every header strictly (sizes, offsets, gaps,
-overlaps); this module adds what it does not say (which file, which key, a
-duplicated key) and maps the data, so that bfloat16, which NumPy lacks, can be
-read too.
+Every header is checked twice: by the ``safetensors`` library, and by
+:mod:`npfp8.storage`, which says which key is wrong, lets no other spelling
+through, and reads what NumPy lacks (bfloat16).
 """
 
 from __future__ import annotations
 
-import json
 import os.path
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from npfp8 import bfloat16
+from npfp8.storage import StoredTensor, read_header
 
-__all__ = ["StoredTensor", "open_checkpoint"]
+__all__ = ["open_checkpoint", "read_float32"]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -33,50 +28,28 @@ _INDEX = "model.safetensors.index.json"
 _FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies: its file, key, dtype (safetensors' name), shape and byte range."""
+def read_float32(tensor: StoredTensor) -> Float32Array:
+    """Read a tensor as float32 (exact for F32, F16 and BF16).
 
-    file: Path
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return self.end - self.begin
-
-    def read(self) -> Float32Array:
-        """Read the tensor as float32 (exact for F32, F16 and BF16).
-
-        Raises
-        ------
-        BertNumpyError
-            If it is of another dtype, or has a NaN or an infinity.
-        """
-        if self.dtype not in _FLOAT_DTYPES:
-            raise BertNumpyError(
-                f"{self.file}: tensor {self.key!r}: expected dtype F32, F16 or BF16, "
-                f"found {self.dtype}"
-            )
-        count = int(np.prod(self.shape, dtype=np.int64))
-        stored = np.fromfile(
-            self.file, _FLOAT_DTYPES[self.dtype], count=count, offset=self.begin
-        ).reshape(self.shape)
-        if self.dtype == "BF16":
-            values = bfloat16.from_bits(stored.astype(np.uint16, copy=False))
-        else:
-            values = stored.astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
-            index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-            raise BertNumpyError(
-                f"{self.file}: tensor {self.key!r}: expected finite numbers, found "
-                f"{values[index]} at {list(index)}"
-            )
-        return values
+    Raises
+    ------
+    BertNumpyError
+        If it is of another dtype, or has a NaN or an infinity.
+    """
+    place = f"{tensor.file}: tensor {tensor.key!r}"
+    if tensor.dtype not in _FLOAT_DTYPES:
+        raise BertNumpyError(f"{place}: expected dtype F32, F16 or BF16, found {tensor.dtype}")
+    stored = tensor.read_as(_FLOAT_DTYPES[tensor.dtype])
+    if tensor.dtype == "BF16":
+        values = bfloat16.from_bits(stored.astype(np.uint16, copy=False))
+    else:
+        values = stored.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise BertNumpyError(
+            f"{place}: expected finite numbers, found {values[index]} at {list(index)}"
+        )
+    return values
 
 
 def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
@@ -141,35 +114,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             pass  # opening checks the header against the file's size
     except SafetensorError as error:
         raise BertNumpyError(f"{path}: expected a safetensors file, found: {error}") from None
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header: Mapping[str, Any] = json.loads(
-            file.read(size), object_pairs_hook=lambda pairs: _unique(pairs, path)
-        )
-    return {
-        key: _stored(path, key, info, 8 + size)
-        for key, info in header.items()
-        if key != "__metadata__"
-    }
-
-
-def _stored(path: Path, key: str, info: Any, start: int) -> StoredTensor:
-    """The tensor that a header's entry describes; the file's data begins at ``start``."""
-    # The library takes other spellings too, such as a list of the three values.
-    if not isinstance(info, dict) or not isinstance(info["dtype"], str):
-        raise BertNumpyError(
-            f"{path}: tensor {key!r}: expected an object of dtype, shape and data_offsets, "
-            f"found {info!r}"
-        )
-    begin, end = info["data_offsets"]
-    return StoredTensor(path, key, info["dtype"], tuple(info["shape"]), start + begin, start + end)
-
-
-def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BertNumpyError(
-            f"{path}: key {twice!r}: expected once, found {keys.count(twice)} times"
-        )
-    return dict(pairs)
+    try:
+        return read_header(path)
+    except ValueError as error:  # what the library lets through
+        raise BertNumpyError(str(error)) from None

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from rich.table import Table
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, compare_with
+from npfp8.files import replaced_file
 
 __all__ = ["comparison_row", "print_comparison", "progress_bar", "write_json"]
 
@@ -114,27 +113,10 @@ def write_json(target: str, value: Mapping[str, Any]) -> None:
         return
     path = Path(target)
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            path.write_text(text, encoding="utf-8")
-            return
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 is for secrets
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replaced_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise BertNumpyError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _without_nan(value: Any) -> Any:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.checkpoint import StoredTensor
+from bert_numpy.checkpoint import read_float32
 from bert_numpy.config import BertConfig
 from bert_numpy.errors import BertNumpyError
 from npfp8 import QuantizedTensor
+from npfp8.storage import StoredTensor
 
 __all__ = ["Weights", "canonical_names", "expected_shapes", "read_weights"]
 
@@ -106,5 +107,5 @@ def read_weights(
                 f"{tensor.file}: tensor {tensor.key!r}: expected shape {shape} by config.json, "
                 f"found {tensor.shape}"
             )
-        weights[name] = tensor.read()
+        weights[name] = read_float32(tensor)
     return weights

@@ -82,10 +82,15 @@ class StoredTensor:
     begin: int
     end: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.end - self.begin
+
     def read_as(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Read the bytes as an array of ``dtype`` and the tensor's shape."""
         stored = np.dtype(dtype)
-        count = (self.end - self.begin) // stored.itemsize
+        count = self.nbytes // stored.itemsize
         return np.fromfile(self.file, stored, count, offset=self.begin).reshape(self.shape)
 
 
@@ -160,17 +165,19 @@ def _parse(text: bytes, file: Path) -> dict[str, Any]:
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{file}: key '__metadata__': expected strings, found {metadata!r}")
-    return header
+    return dict(header)
 
 
 def _stored(file: Path, key: str, info: Any, begin: int) -> StoredTensor:
     """One entry of the header, checked."""
     place = f"{file}: tensor {key!r}"
     if not isinstance(info, dict) or set(info) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{place}: expected dtype, shape and data_offsets, found {info!r}")
+        raise ValueError(
+            f"{place}: expected an object of dtype, shape and data_offsets, found {info!r}"
+        )
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(dtype, str):
-        raise ValueError(f"{place}: expected a dtype's name, found {dtype!r}")
+        raise ValueError(f"{place}: expected the name of a dtype, found {dtype!r}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(
             f"{place}: expected non-negative integers in shape and two in data_offsets, "

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_numpy import BertNumpyError, load
-from bert_numpy.checkpoint import open_checkpoint
+from bert_numpy.checkpoint import open_checkpoint, read_float32
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -40,7 +40,7 @@ def write_index(folder: Path, weight_map: Any) -> Path:
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    return {key: tensor.read() for key, tensor in open_checkpoint(folder).items()}
+    return {key: read_float32(tensor) for key, tensor in open_checkpoint(folder).items()}
 
 
 def refusal(folder: Path, file: str) -> str:
@@ -115,9 +115,9 @@ def test_only_what_is_read_must_be_float(tmp_path: Path) -> None:
     ids = np.arange(4)
     safetensors.numpy.save_file({"a": np.ones(1, np.float32), "ids": ids}, tmp_path / SINGLE)
     stored = open_checkpoint(tmp_path)
-    assert stored["a"].read() == 1
+    assert read_float32(stored["a"]) == 1
     with pytest.raises(BertNumpyError, match="expected dtype F32, F16 or BF16, found I64") as error:
-        stored["ids"].read()
+        read_float32(stored["ids"])
     assert f"{tmp_path / SINGLE}: tensor 'ids'" in str(error.value)
 
 
@@ -190,13 +190,19 @@ def test_wrong_header_length(tmp_path: Path, length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "info", [["F32", [2], [0, 8]], {"dtype": {"F32": None}, "shape": [2], "data_offsets": [0, 8]}]
+    ("info", "expected"),
+    [
+        (["F32", [2], [0, 8]], "an object of dtype, shape and data_offsets, found ['F32', ["),
+        (
+            {"dtype": {"F32": None}, "shape": [2], "data_offsets": [0, 8]},
+            "the name of a dtype, found {'F32': None}",
+        ),
+    ],
 )
-def test_spellings_that_only_the_library_knows(tmp_path: Path, info: Any) -> None:
+def test_spellings_that_only_the_library_knows(tmp_path: Path, info: Any, expected: str) -> None:
     """Its JSON reader takes a list for an object, and an object for the name of a dtype."""
     message = refusal(write(tmp_path, safetensors_bytes({"a": info}, DATA)), SINGLE)
-    assert message.startswith("tensor 'a': expected an object of dtype, shape and data_offsets")
-    assert repr(info) in message
+    assert message.startswith(f"tensor 'a': expected {expected}")
 
 
 def test_duplicate_key(tmp_path: Path) -> None:

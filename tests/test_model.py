@@ -329,11 +329,11 @@ def test_a_sequence_does_not_depend_on_its_batch(embedded: Model) -> None:
         length = batch["input_ids"].shape[1]
         padded = {name: np.pad(array, ((0, 0), (0, 200))) for name, array in batch.items()}
         alone, wide = embedded(**batch), embedded(**padded)
-        assert relative(together.logits[row], alone.logits[0]) <= 1e-6
-        assert relative(wide.logits, alone.logits) <= 1e-6
+        assert relative(together.logits[row], alone.logits[0]) <= 1e-5
+        assert relative(wide.logits, alone.logits) <= 1e-5
         hidden = alone.last_hidden_state[0]
-        assert relative(together.last_hidden_state[row, :length], hidden) <= 1e-6
-        assert relative(wide.last_hidden_state[0, :length], hidden) <= 1e-6
+        assert relative(together.last_hidden_state[row, :length], hidden) <= 1e-5
+        assert relative(wide.last_hidden_state[0, :length], hidden) <= 1e-5
         assert not together.last_hidden_state[row, length:].any()
         assert not wide.last_hidden_state[0, length:].any()
 
