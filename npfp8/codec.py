@@ -39,9 +39,6 @@ __all__ = ["codes_of", "decode", "encode", "encode_bfloat16"]
 
 Float64Array = npt.NDArray[np.float64]
 
-#: Every 16-bit pattern.
-BITS16 = np.arange(1 << 16, dtype=np.uint16)
-
 _ROUNDINGS = ("nearest", "toward_zero", "stochastic")
 
 
@@ -470,7 +467,7 @@ def _refuse_nan(x: npt.NDArray[Any], fmt: Format) -> None:
 
 
 def _exceeds(x: npt.NDArray[Any], limit: int) -> bool:
-    return bool(x.max() > limit or x.min() < -limit)
+    return bool(x.max(initial=0) > limit or x.min(initial=0) < -limit)
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:

@@ -126,9 +126,9 @@ def test_demo_takes_no_network_and_little_time(
         raise AssertionError("the demo opened a socket")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    begin = time.process_time()  # of both cores; the wall clock counts what else runs too
+    begin = time.perf_counter()
     assert main(["demo"]) == 0
-    assert time.process_time() - begin < 10
+    assert time.perf_counter() - begin < 10
     output = capsys.readouterr()
     check_demo_table(output.out)
     assert output.err == ""
@@ -137,7 +137,9 @@ def test_demo_takes_no_network_and_little_time(
 def test_demo_as_a_process(tmp_path: Path) -> None:
     """From any folder, in a narrow window, with no warning; the progress bars are for a person."""
     environment = {"COLUMNS": "30", "FORCE_COLOR": "", "NO_COLOR": "1"}
+    begin = time.perf_counter()
     done = run_process("demo", "--json", "demo.json", cwd=tmp_path, environment=environment)
+    assert time.perf_counter() - begin < 10
     assert (done.returncode, done.stderr) == (0, "")
     check_demo_table(done.stdout)
     result = json.loads((tmp_path / "demo.json").read_text())

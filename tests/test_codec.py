@@ -12,7 +12,7 @@ from oracles import nearest_code
 import npfp8
 from npfp8 import E2M1, E4M3FN, E4M3FNUZ, E5M2, E8M0FNU, INT8, UINT8, FloatFormat, decode, encode
 from npfp8.bfloat16 import from_bits
-from npfp8.codec import BITS16, codes_of
+from npfp8.codec import codes_of
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.interop import ML_DTYPES_NAMES
 from npfp8.testing import edge_cases
@@ -29,6 +29,7 @@ by_format = pytest.mark.parametrize("fmt", FORMATS, ids=str)
 by_any_format = pytest.mark.parametrize("fmt", FORMATS + UNUSUAL, ids=str)
 by_mode = pytest.mark.parametrize("saturate", [True, False], ids=["saturate", "overflow"])
 
+BITS16 = np.arange(1 << 16, dtype=np.uint16)
 BFLOAT16 = from_bits(BITS16)
 with np.errstate(invalid="ignore"):
     FLOAT16 = BITS16.view(np.float16)
@@ -342,6 +343,12 @@ def test_stochastic_rounding_is_reproducible_whatever_the_layout():
     for other in (np.asfortranarray(x), x.astype(">f8")):
         found = encode(other, E5M2, rounding="stochastic", rng=np.random.default_rng(4), threads=2)
         assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float16, np.float64])
+def test_stochastic_rounding_of_nothing(dtype):
+    x = np.zeros((0, 3), dtype)
+    assert encode(x, E4M3FN, rounding="stochastic", rng=np.random.default_rng(0)).shape == (0, 3)
 
 
 def test_stochastic_errors():
