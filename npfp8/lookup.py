@@ -25,7 +25,7 @@ Kernel = Callable[[npt.NDArray[Any], npt.NDArray[Any]], None]
 BLOCK = 1 << 16
 
 #: Arrays no larger than this are not shared between threads.
-_SMALLEST_SHARE = 1 << 17
+_SMALLEST_SHARE = 1 << 19
 
 #: Codes in a block from which a table of pairs, once made, is worth its memory.
 _PAIRS_FROM = 1 << 10
@@ -132,7 +132,7 @@ def apply_blockwise(
     out : ndarray of ``dtype``, optional
         Of the shape of ``x``, in any layout; may overlap it.
     threads : int
-        Threads that share an array of more than 2^17 elements.
+        Threads that share an array of more than 2^19 elements.
     order : {"K", "C"}
         In which the elements come: as they lie in memory, or row by row.
 
@@ -164,10 +164,14 @@ def apply_blockwise(
         x = x.copy()  # else one thread could write what another has yet to read
     axis = int(np.argmax(x.shape))
     inputs, outputs = (np.array_split(array, threads, axis) for array in (x, out))
-    with ThreadPoolExecutor(threads) as pool:
-        list(
-            pool.map(lambda source, target: _apply(kernel, source, target, order), inputs, outputs)
-        )
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [
+            pool.submit(_apply, kernel, source, target, order)
+            for source, target in zip(inputs[1:], outputs[1:], strict=True)
+        ]
+        _apply(kernel, inputs[0], outputs[0], order)
+        for other in others:
+            other.result()
     return out
 
 
