@@ -8,6 +8,7 @@ array([1.015625e-01, 3.250000e+00, 4.480000e+02], dtype=float32)
 """
 
 from npfp8.codec import decode, encode, encode_bfloat16
+from npfp8.float_matmul import matmul_float32
 from npfp8.formats import (
     E2M1,
     E2M3,
@@ -57,6 +58,7 @@ __all__ = [
     "encode",
     "encode_bfloat16",
     "matmul",
+    "matmul_float32",
     "quantize",
     "values",
 ]

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.float_matmul import overlay_specials
 from npfp8.formats import FloatFormat, Format, IntFormat
 from npfp8.lookup import lookup
 from npfp8.tensor import QuantizedTensor, spread
@@ -372,27 +373,9 @@ def _value_table(fmt: Format, dtype: np.dtype[Any], first: int, last: int) -> np
 def _overlay_specials(
     result: Float32Array, a: QuantizedTensor, b: QuantizedTensor, ks: slice
 ) -> None:
-    """Put into ``result`` what NaN and infinity among the operands make of it (IEEE 754)."""
     codes_a, codes_b = a.codes[..., ks], b.codes[..., ks, :]
-    if _all_finite(codes_a, a.fmt) and _all_finite(codes_b, b.fmt):
-        return
-    x = _special_values(a)[..., ks]
-    y = _special_values(b)[..., ks, :]
-
-    def count(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Float32Array:
-        """How often both hold along K; only compared with 0, so its rounding is no matter."""
-        return np.matmul(left.astype(np.float32), right.astype(np.float32))
-
-    everywhere_x, everywhere_y = np.ones(x.shape, bool), np.ones(y.shape, bool)
-    nan = count(np.isnan(x), everywhere_y) + count(everywhere_x, np.isnan(y))
-    nan += count(np.isinf(x), y == 0) + count(x == 0, np.isinf(y))
-    plus = count(x == np.inf, y > 0) + count(x == -np.inf, y < 0)
-    plus += count(x > 0, y == np.inf) + count(x < 0, y == -np.inf)
-    minus = count(x == np.inf, y < 0) + count(x == -np.inf, y > 0)
-    minus += count(x > 0, y == -np.inf) + count(x < 0, y == np.inf)
-    result[plus > 0] = np.inf
-    result[minus > 0] = -np.inf
-    result[(nan > 0) | ((plus > 0) & (minus > 0))] = np.nan
+    if not (_all_finite(codes_a, a.fmt) and _all_finite(codes_b, b.fmt)):
+        overlay_specials(result, _special_values(a)[..., ks], _special_values(b)[..., ks, :])
 
 
 def _all_finite(codes: npt.NDArray[Any], fmt: Format) -> bool:

@@ -1,0 +1,249 @@
+"""exp, tanh, the logistic and the GELU functions in float64, the same bits on every machine.
+
+NumPy's ``exp`` and ``tanh``, and C's ``erf``, differ in their last bits between
+versions, processors and libraries. Here every result is a fixed sequence of the
+operations that IEEE 754 defines to the last bit (+, -, x, /, and bit shifts on
+integers), one elementwise NumPy call each, so that nothing can be fused or
+reordered. The results are within a few units in the last place of float64;
+``tests/test_elementary.py`` holds them to it with an arbitrary-precision
+library, and ``npfp8.golden`` makes correctly rounded bfloat16 tables of them.
+
+All functions take float64 arrays and return new ones; NaN gives NaN, and where
+a result overflows or underflows it is the limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["exp", "gelu", "gelu_tanh", "normal_tail", "relu", "sigmoid", "silu", "tanh"]
+
+Float64Array = npt.NDArray[np.float64]
+Function = Callable[[Float64Array], Float64Array]
+
+#: Elements worked on at a time: a block's temporaries (128 kB each) stay in cache.
+_BLOCK = 1 << 14
+
+_LOG2_E = 1.4426950408889634
+#: ln 2 in two parts; the first has 32 significant bits, so that k times it is exact.
+_LN_2_HIGH, _LN_2_LOW = 0.6931471803691238, 1.9082149292705877e-10
+#: Added and taken off again, it rounds to an integer, which its low bits then hold.
+_ROUNDER = 1.5 * 2.0**52
+_ROUNDER_BITS = int(np.float64(_ROUNDER).view(np.int64))
+#: Beyond these exp is infinite, or 0 even as a subnormal.
+_EXP_RANGE = (-746.0, 710.0)
+#: 1/13! .. 1/2!: on |r| <= ln(2)/2 the series cut off after r^13 / 13! is exact to 2^-57.
+_EXP_SERIES = tuple(1 / math.factorial(n) for n in range(13, 1, -1))
+
+#: tanh(x) / x - 1 by powers of x^2, from x^10 down; to 2^-56 for |x| <= 2^-5.
+_TANH_SERIES = (-1382 / 155925, 62 / 2835, -17 / 315, 2 / 15, -1 / 3)
+_TANH_SERIES_LIMIT = 2.0**-5
+
+#: (1 + 2 a) exp(a^2 / 2) Q(a): its Chebyshev coefficients, by scripts/fit_normal_tail.py.
+_TAIL_CENTRE = 3.75
+_TAIL = (
+    0.7612344158611731,
+    0.10392177489838174,
+    -0.1006326109554889,
+    0.043229756269229355,
+    -0.011602184280511215,
+    0.0018276525725409206,
+    -6.26684827664919e-05,
+    -3.764087605019632e-05,
+    5.541035166908334e-06,
+    7.578654642204564e-07,
+    -2.2097858194586004e-07,
+    -2.1218041230088276e-08,
+    8.523436961136773e-09,
+    9.420948872957978e-10,
+    -3.3280985694432493e-10,
+    -5.5470877567387454e-11,
+    1.2131779029806842e-11,
+    3.4801889123539773e-12,
+    -3.14191830727297e-13,
+    -2.065297044564798e-13,
+    -4.994123112347297e-15,
+    1.0592946745968195e-14,
+    1.5947174508147315e-15,
+    -3.9032205520526494e-16,
+    -1.4884718748299816e-16,
+    7.842024868505705e-19,
+)
+#: Where exp(-a^2 / 2) is 0; larger arguments are as good as this one.
+_TAIL_LIMIT = 40.0
+
+_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+#: Below this, x Phi(x) and x / (1 + exp(-x)) are x / 2 plus less than float64 can show.
+_TINY = 2.0**-60
+
+
+def _blockwise(function: Function) -> Function:
+    """Apply a function to any array, block by block."""
+
+    @wraps(function)
+    def wrapped(x: Any) -> Float64Array:
+        flat = np.asarray(x, np.float64).reshape(-1)
+        out = np.empty(flat.shape)
+        with np.errstate(all="ignore"):
+            for start in range(0, flat.size, _BLOCK):
+                out[start : start + _BLOCK] = function(flat[start : start + _BLOCK])
+        return out.reshape(np.shape(x))
+
+    return wrapped
+
+
+def _exp(x: Float64Array) -> Float64Array:
+    """2^k exp(r), with k the integer nearest x / ln 2 and r = x - k ln 2."""
+    x = np.clip(x, *_EXP_RANGE)
+    k = x * _LOG2_E
+    k += _ROUNDER
+    exponent = k.view(np.int64) - _ROUNDER_BITS
+    k -= _ROUNDER
+    r = x - k * _LN_2_HIGH
+    k *= _LN_2_LOW
+    r -= k
+    # exp(r) = 1 + (r + r^2 (1/2 + r (1/6 + ...))): the largest term is added last.
+    p = r * _EXP_SERIES[0]
+    for coefficient in _EXP_SERIES[1:]:
+        p += coefficient
+        p *= r
+    p *= r
+    p += r
+    p += 1.0
+    # In two steps, of which only the second can overflow or underflow.
+    half = exponent >> 1
+    p *= _power_of_two(half)
+    p *= _power_of_two(exponent - half)
+    return p
+
+
+def _power_of_two(exponent: npt.NDArray[np.int64]) -> Float64Array:
+    return ((exponent + 1023) << 52).view(np.float64)
+
+
+def _normal_tail(a: Float64Array) -> Float64Array:
+    a = np.minimum(a, _TAIL_LIMIT)
+    t = (a - _TAIL_CENTRE) / (a + _TAIL_CENTRE)
+    # Clenshaw's recurrence, b_n = c_n + 2 t b_(n+1) - b_(n+2).
+    twice = t + t
+    b, after, spare = np.full_like(t, _TAIL[-1]), np.zeros_like(t), np.empty_like(t)
+    for coefficient in _TAIL[-2:0:-1]:
+        np.multiply(twice, b, out=spare)
+        spare -= after
+        spare += coefficient
+        b, after, spare = spare, b, after
+    b *= t
+    b -= after
+    b += _TAIL[0]
+    b /= 1.0 + 2.0 * a
+    # a^2 is exact for every a of float32's 24 bits.
+    b *= _exp(a * a * -0.5)
+    return b
+
+
+@_blockwise
+def exp(x: Float64Array) -> Float64Array:
+    """e to the power x, within 1 ulp (of a subnormal result: of its 2^-1074)."""
+    return _exp(x)
+
+
+@_blockwise
+def tanh(x: Float64Array) -> Float64Array:
+    """The hyperbolic tangent, within 2^-49 relative: ``(1 - e) / (1 + e)``, e = exp(-2 |x|).
+
+    Near 0, where that cancels, by its series.
+    """
+    a = np.abs(x)
+    e = _exp(-2.0 * a)
+    result = (1.0 - e) / (1.0 + e)
+    near = a < _TANH_SERIES_LIMIT
+    small = a[near]
+    square = small * small
+    p = np.full_like(square, _TANH_SERIES[0])
+    for coefficient in _TANH_SERIES[1:]:
+        p *= square
+        p += coefficient
+    p *= square
+    p *= small
+    result[near] = small + p
+    return np.copysign(result, x)
+
+
+@_blockwise
+def sigmoid(x: Float64Array) -> Float64Array:
+    """The logistic function ``1 / (1 + exp(-x))``, within 4 ulp, however small."""
+    e = _exp(-np.abs(x))
+    return np.where(x < 0, e, 1.0) / (1.0 + e)
+
+
+@_blockwise
+def normal_tail(a: Float64Array) -> Float64Array:
+    """Q(a), the normal distribution's upper tail, for a >= 0 of at most 24 bits (float32).
+
+    Within 2^-50 relative: of such numbers a^2 is exact.
+    """
+    return _normal_tail(a)
+
+
+@_blockwise
+def gelu(x: Float64Array) -> Float64Array:
+    """GELU, ``x Phi(x)`` (Hendrycks and Gimpel, arXiv 1606.08415): ``max(x, 0) - |x| Q(|x|)``.
+
+    Neither term cancels digits of the other. For x of at most 24 bits.
+    """
+    a = np.abs(x)
+    result = np.where(x > 0, x, 0.0) - _finite(a) * _normal_tail(a)
+    return _half_near_zero(np.copysign(result, x), x)
+
+
+@_blockwise
+def gelu_tanh(x: Float64Array) -> Float64Array:
+    """GELU by tanh, ``x (1 + tanh u) / 2`` with ``u = sqrt(2 / pi) (x + 0.044715 x^3)``.
+
+    As ``x / (1 + exp(-2 u))``, which does not cancel; within 2^-40 relative.
+    """
+    u = _SQRT_2_OVER_PI * (x + 0.044715 * (x * x * x))
+    return _half_near_zero(_times_sigmoid(x, 2.0 * u), x)
+
+
+@_blockwise
+def silu(x: Float64Array) -> Float64Array:
+    """SiLU, ``x / (1 + exp(-x))``."""
+    return _half_near_zero(_times_sigmoid(x, x), x)
+
+
+@_blockwise
+def relu(x: Float64Array) -> Float64Array:
+    """``max(x, 0)``; of -0 and of what is below it, +0."""
+    return np.where(x < 0, 0.0, x) + 0.0
+
+
+def _times_sigmoid(x: Float64Array, argument: Float64Array) -> Float64Array:
+    e = _exp(-np.abs(argument))
+    below = argument < 0
+    return np.where(below, _finite(x), x) * np.where(below, e, 1.0) / (1.0 + e)
+
+
+def _finite(x: Float64Array) -> Float64Array:
+    """x with infinity replaced by the largest number: times 0 it is 0, not NaN."""
+    largest = np.finfo(np.float64).max
+    return np.clip(x, -largest, largest)
+
+
+def _half_near_zero(result: Float64Array, x: Float64Array) -> Float64Array:
+    """Put in, next to 0, x / 2 and a little more: the number above it where x is not 0.
+
+    The functions there are x / 2 + c x^2 with a positive c. x / 2 itself may be
+    the midpoint of two numbers of the precision to which it is rounded later;
+    then the little decides.
+    """
+    half = x * 0.5
+    half = np.where(half == 0, half, np.nextafter(half, np.inf))
+    return np.where(np.abs(x) < _TINY, half, result)

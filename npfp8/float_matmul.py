@@ -1,0 +1,216 @@
+"""Matrix products of float32 numbers, correctly rounded: the same bits from every BLAS.
+
+The product of two float32 numbers is exact in float64 (24 + 24 bits), so a
+float64 BLAS product errs only by its K - 1 additions. In whatever order they
+are done, with or without FMA, with any blocking and any number of threads, the
+computed sum ``c`` is within
+
+    error = K * 2^-53 * |row of a| * |column of b|                          (1)
+
+of the exact one (Higham, *Accuracy and Stability of Numerical Algorithms*,
+section 3.1, with the Cauchy-Schwarz inequality for the sum of the |products|).
+If ``c - error`` and ``c + error`` round to the same float32, so does the exact
+sum, and that float32 is the answer. This settles all but some in 10^4 elements;
+in the rest the exact sum is near the midpoint of two float32 numbers (or is
+one, or is near 0), and it is computed without error:
+
+* The products of the row and the column are split, as in Rump, Ogita and Oishi,
+  *Accurate floating-point summation* (SIAM J. Sci. Comput. 31, 2008): adding
+  and taking off a large power of two cuts off their upper bits, all multiples
+  of one unit and so few that they add up exactly in any order; what is left
+  over is treated likewise until nothing is left.
+* These few exact sums are added by ``math.fsum`` (correctly rounded) and the
+  result is made odd if the remainder, again by ``fsum``, says that it is not
+  exact. Rounding to odd and then to float32, 29 bits less, is rounding once
+  (:mod:`npfp8.rounding`); rounding to nearest twice would go wrong at
+  2^30 + 2^6 + 2^-32.
+
+Which elements take the second way may depend on the BLAS. The results cannot.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["matmul_float32", "overlay_specials"]
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+#: Elements of the result that are checked, or products that are split, at a time.
+_BLOCK = 1 << 17
+
+#: Largest K: the cut-off parts of so many products must add up exactly, see _exact_sums.
+_K_LIMIT = 1 << 24
+
+
+def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
+    """Matrix product of float32 arrays, every element the exact sum rounded once.
+
+    Parameters
+    ----------
+    a : ndarray of float32, (..., M, K)
+    b : ndarray of float32, (..., K, N)
+        The leading axes broadcast, as in :func:`numpy.matmul`. K up to 2^24.
+
+    Returns
+    -------
+    ndarray of float32, (..., M, N)
+        Rounded to nearest, ties to even; an exact sum of zero is +0. Infinities
+        and NaN propagate as in IEEE 754; a NaN is the canonical 0x7FC00000.
+
+    Raises
+    ------
+    TypeError
+        If an operand is no array of float32.
+    ValueError
+        If the shapes do not fit, or K is too large.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import matmul_float32
+    >>> a = np.float32([[2**30, 2**6, 2**-32]])  # in float32 2^30 + 2^6 is a tie
+    >>> int(matmul_float32(a, np.ones((3, 1), np.float32))[0, 0]) - 2**30
+    128
+    """
+    for name, operand in (("a", a), ("b", b)):
+        if not isinstance(operand, np.ndarray) or operand.dtype != np.float32:
+            found = getattr(operand, "dtype", type(operand).__name__)
+            raise TypeError(f"{name}: expected an array of float32, found {found}")
+        if operand.ndim < 2:
+            raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
+    k = a.shape[-1]
+    if k != b.shape[-2]:
+        raise ValueError(
+            f"expected shapes (..., M, K) and (..., K, N), found {a.shape} and {b.shape}"
+        )
+    if k > _K_LIMIT:
+        raise ValueError(f"expected K of at most {_K_LIMIT}, found {k}")
+    x, y = _finite(a), _finite(b)
+    sums = np.matmul(x, y)
+    result = np.empty(sums.shape, np.float32)
+    # (1), enlarged by 2 K^-1 and 2^-20 for the roundings of the norms and of c +- error.
+    row = np.sqrt(np.sum(x * x, axis=-1)) * ((k + 2) * 2.0**-53 * (1 + 2.0**-20))
+    column = np.sqrt(np.sum(y * y, axis=-2))
+    lines = math.prod(sums.shape[:-2]) * sums.shape[-1]
+    step = max(1, _BLOCK // max(1, lines))
+    for start in range(0, sums.shape[-2], step):
+        window = (..., slice(start, start + step), slice(None))
+        error = row[..., start : start + step, None] * column[..., None, :]
+        _round_settled(sums[window], error, result[window], x[window], y)
+    if x is not a or y is not b:
+        overlay_specials(result, a, b)
+    return result
+
+
+def _finite(x: Float32Array) -> Float64Array:
+    """As float64, with NaN and infinity replaced by 0."""
+    wide = x.astype(np.float64)
+    finite = np.isfinite(wide)
+    if not finite.all():
+        wide[~finite] = 0.0
+    return wide
+
+
+def _round_settled(
+    sums: Float64Array, error: Float64Array, out: Float32Array, x: Float64Array, y: Float64Array
+) -> None:
+    """Round ``sums`` where their ``error`` leaves no doubt, and compute the others exactly."""
+    with np.errstate(over="ignore", under="ignore"):
+        low = (sums - error).astype(np.float32)
+        np.add(sums, error, out=error)
+        out[...] = error  # the upper end
+    low += np.float32(0)  # -0, of a sum that is 0 or underflows, to +0
+    out += np.float32(0)
+    doubtful = low != out
+    if not doubtful.any():
+        return
+    shape = out.shape[:-2]
+    indices = np.nonzero(doubtful)
+    rows = np.broadcast_to(x, (*shape, *x.shape[-2:]))[indices[:-1]]
+    columns = np.broadcast_to(y, (*shape, *y.shape[-2:])).swapaxes(-1, -2)
+    columns = columns[(*indices[:-2], indices[-1])]
+    step = max(1, _BLOCK // x.shape[-1])
+    exact = [
+        _exact_sums(rows[start : start + step] * columns[start : start + step])
+        for start in range(0, len(rows), step)
+    ]
+    out[doubtful] = np.concatenate(exact)
+
+
+def _exact_sums(terms: Float64Array) -> Float32Array:
+    """The sums of each row of float64 numbers, rounded once to float32. Overwrites ``terms``.
+
+    The terms are products of two float32 numbers: 0 or of 2^-298 to 2^256.
+
+    A row's largest magnitude is below ``2^e``. With ``K <= 2^k`` terms and
+    ``sigma = 2^(e + k + 1)``, ``(sigma + term) - sigma`` is the term rounded to a
+    multiple of ulp(sigma / 2) = 2^(e + k - 52): ``sigma + term`` is between
+    sigma / 2 and 2 sigma. The subtraction is exact (Sterbenz), and so is the
+    remainder, of at most 2^(e + k - 52). The K rounded terms are each at most
+    2^e, their sums at most 2^(e + k), multiples of that unit: exact in any
+    order. A step reduces the largest magnitude by 2^(52 - k) or more.
+    """
+    count = (terms.shape[-1] - 1).bit_length()
+    sums = []
+    while True:
+        largest = np.abs(terms).max(axis=-1, keepdims=True)
+        if not largest.any():
+            break
+        exponent = np.frexp(largest)[1]  # largest < 2^exponent
+        sigma = np.ldexp(1.0, exponent + (count + 1))
+        upper = (terms + sigma) - sigma
+        terms -= upper
+        sums.append(upper.sum(axis=-1))
+    rounded = np.zeros(len(terms))
+    for i, parts in enumerate(zip(*(part.tolist() for part in sums), strict=True)):
+        rounded[i] = _fsum_to_odd(list(parts))
+    with np.errstate(over="ignore", under="ignore"):
+        return rounded.astype(np.float32) + np.float32(0)
+
+
+def _fsum_to_odd(parts: list[float]) -> float:
+    """The exact sum of a few numbers rounded to odd to float64."""
+    total = math.fsum(parts)
+    rest = math.fsum([*parts, -total])
+    if rest == 0.0 or int(np.float64(total).view(np.int64)) & 1:
+        return total
+    return math.nextafter(total, math.inf if rest > 0 else -math.inf)
+
+
+def overlay_specials(result: Float32Array, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    """Put into the product ``result`` of the finite values what NaN and infinity make of it.
+
+    As IEEE 754 has it, whatever the order of the sum: a NaN or an infinity times
+    0 gives NaN, as do infinities of both signs. A BLAS is not asked, as it may
+    skip a zero.
+
+    Parameters
+    ----------
+    result : ndarray of float32, (..., M, N)
+        Changed in place.
+    x, y : ndarray, (..., M, K) and (..., K, N)
+        The operands, or anything of their signs that is special where they are.
+    """
+
+    def count(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Float32Array:
+        """How often both hold along K; only compared with 0, so its rounding is no matter."""
+        return np.matmul(left.astype(np.float32), right.astype(np.float32))
+
+    if np.isfinite(x).all() and np.isfinite(y).all():
+        return
+    everywhere_x, everywhere_y = np.ones(x.shape, bool), np.ones(y.shape, bool)
+    nan = count(np.isnan(x), everywhere_y) + count(everywhere_x, np.isnan(y))
+    nan += count(np.isinf(x), y == 0) + count(x == 0, np.isinf(y))
+    plus = count(x == np.inf, y > 0) + count(x == -np.inf, y < 0)
+    plus += count(x > 0, y == np.inf) + count(x < 0, y == -np.inf)
+    minus = count(x == np.inf, y < 0) + count(x == -np.inf, y > 0)
+    minus += count(x > 0, y == -np.inf) + count(x < 0, y == np.inf)
+    result[plus > 0] = np.inf
+    result[minus > 0] = -np.inf
+    result[(nan > 0) | ((plus > 0) & (minus > 0))] = np.nan

@@ -1,0 +1,290 @@
+"""What a Transformer computes between its products, the same bits on every machine.
+
+Sums have a fixed order (:func:`tree_sum`), functions are those of
+:mod:`npfp8.elementary`, everything else is one elementwise IEEE 754 operation
+at a time. No BLAS, no SIMD level, no NumPy version and no shape of the batch
+can change a bit; a result depends on its own row alone.
+
+Inputs are float32 arrays, as a rule of bfloat16 values; inside it is float64;
+the result is rounded once, to the ``precision`` asked for, "bfloat16" or
+"float32", and is a float32 array. A NaN among the results is 0x7FC00000, which
+is bfloat16's 0x7FC0. ``docs/golden.md`` has the argument at length.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8 import elementary
+from npfp8.bfloat16 import from_bits, round_to_bfloat16
+from npfp8.lookup import lookup
+
+__all__ = [
+    "UNARY",
+    "add",
+    "layer_norm",
+    "multiply",
+    "require_ieee754",
+    "softmax",
+    "tree_sum",
+    "unary",
+]
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+#: Elements worked on at a time: a block's temporaries (128 kB each) stay in cache.
+_BLOCK = 1 << 14
+
+#: The functions that :func:`unary` knows, by name.
+UNARY = {
+    function.__name__: function
+    for function in (
+        elementary.exp,
+        elementary.gelu,
+        elementary.gelu_tanh,
+        elementary.relu,
+        elementary.sigmoid,
+        elementary.silu,
+        elementary.tanh,
+    )
+}
+
+PRECISIONS = ("bfloat16", "float32")
+
+# For require_ieee754: long enough for the SIMD loops that data takes.
+_ONES = np.ones(19, np.float32)
+_NORMALS = np.full(19, np.finfo(np.float32).smallest_normal)
+_SUBNORMALS = np.full(19, 0x400000, np.uint32).view(np.float32)
+_QUARTER_ULP = np.full(19, np.finfo(np.float32).eps / 4, np.float32)
+
+
+def tree_sum(x: npt.NDArray[np.floating], axis: int = -1) -> npt.NDArray[np.floating]:
+    """Sum along an axis in a fixed order: fold in half until one element is left.
+
+    The axis counts as padded with zeros to a power of two, ``n``; then
+    ``x[:n/2] + x[n/2:]``, and so on. Zeros appended to ``x`` change no bit of
+    the sum. The error is at most ``log2(n)`` roundings of each partial sum,
+    where a running sum has ``n``.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64
+    axis : int
+
+    Returns
+    -------
+    ndarray of the same dtype, without the axis
+        A sum that is zero is +0, and so is the sum of nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.golden import tree_sum
+    >>> x = np.float64([1e16, 1.0, -1e16, 1.0])
+    >>> float(tree_sum(x))  # (1e16 - 1e16) + (1 + 1)
+    2.0
+    """
+    if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64):
+        found = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"tree_sum: expected an array of float32 or float64, found {found}")
+    folded = np.moveaxis(x, axis, -1)
+    length = folded.shape[-1]
+    while length > 1:
+        half = 1 << (length - 1).bit_length() - 1
+        sums = folded[..., :half] + x.dtype.type(0)  # of -0 and a padded zero, too, +0
+        sums[..., : length - half] += folded[..., half:]
+        folded, length = sums, half
+    if length == 0:
+        return np.zeros(folded.shape[:-1], x.dtype)
+    return np.asarray(folded[..., 0] + x.dtype.type(0))
+
+
+def unary(name: str, x: Float32Array, precision: str = "bfloat16") -> Float32Array:
+    """Apply a function of :data:`UNARY`.
+
+    Parameters
+    ----------
+    name : str
+        "exp", "gelu", "gelu_tanh", "relu", "sigmoid", "silu" or "tanh".
+    x : ndarray of float32
+        bfloat16 values where ``precision`` is "bfloat16": the lower 16 bits are
+        not looked at.
+    precision : {"bfloat16", "float32"}
+        bfloat16 results are correctly rounded, by a table that the tests check
+        at all 65,536 inputs; float32 results are rounded from float64 and may
+        once in a million be the other neighbour.
+
+    Raises
+    ------
+    ValueError
+        If the name or the precision is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.golden import unary
+    >>> unary("gelu", np.float32([-1, 0, 1]))
+    array([-0.15820312,  0.        ,  0.83984375], dtype=float32)
+    """
+    if name not in UNARY:
+        raise ValueError(f"unary: expected one of {', '.join(UNARY)}, found {name!r}")
+    _check_precision(precision)
+    values = _checked("x", x)
+    if precision == "bfloat16":
+        return lookup(_bfloat16_table(name), values)
+    return _rounded(UNARY[name](values), precision)
+
+
+@lru_cache(maxsize=16)
+def _bfloat16_table(name: str) -> Float32Array:
+    """The function of each of the 65,536 bfloat16 values, rounded once to bfloat16."""
+    with np.errstate(invalid="ignore"):  # the table has signalling NaNs too
+        x = from_bits(np.arange(1 << 16, dtype=np.uint16)).astype(np.float64)
+    table = _rounded(UNARY[name](x), "bfloat16")
+    table.flags.writeable = False
+    return table
+
+
+def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float32Array:
+    """``x + y``, rounded once if both are of the precision asked for.
+
+    For bfloat16 the sum is rounded to float32 first, which for bfloat16
+    operands (p = 8 bits) does not matter: float32 has more than 2 p + 2
+    (Figueroa, *When is double rounding innocuous?*, SIGNUM 30, 1995).
+    """
+    _check_precision(precision)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _rounded(np.add(_checked("x", x), _checked("y", y)), precision)
+
+
+def multiply(x: Float32Array, factor: float, precision: str = "bfloat16") -> Float32Array:
+    """``x * factor`` with a float32 number, rounded once: in float64 the product is exact."""
+    _check_precision(precision)
+    number = np.float32(factor)
+    if number != factor:
+        raise ValueError(f"factor: expected a float32 number, found {factor!r}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _rounded(_checked("x", x).astype(np.float64) * np.float64(number), precision)
+
+
+def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
+    """Softmax over the last axis: ``exp(x - max)`` over the tree sum of these, in float64.
+
+    Parameters
+    ----------
+    x : ndarray of float32, (..., n)
+        n at least 1. A row with a NaN or +infinity gives NaN; -infinity counts as exp = 0.
+    precision : {"bfloat16", "float32"}
+    """
+    _check_precision(precision)
+    rows, out = _rows(x)
+    for window in _windows(rows):
+        with np.errstate(invalid="ignore"):
+            shifted = rows[window].astype(np.float64)
+            shifted -= shifted.max(axis=-1, keepdims=True)
+            weights = elementary.exp(shifted)
+            weights /= tree_sum(weights)[:, None]
+        out[window] = _rounded(weights, precision)
+    return out.reshape(x.shape)
+
+
+def layer_norm(
+    x: Float32Array,
+    weight: Float32Array,
+    bias: Float32Array,
+    eps: float,
+    precision: str = "bfloat16",
+) -> Float32Array:
+    """Layer normalisation over the last axis (Ba et al., arXiv 1607.06450), in float64.
+
+    ``(x - mean) / sqrt(variance + eps) * weight + bias`` with tree sums; the
+    variance is the mean of the squares of ``x - mean``.
+
+    Parameters
+    ----------
+    x : ndarray of float32, (..., n)
+    weight, bias : ndarray of float32, (n,)
+    eps : float
+    precision : {"bfloat16", "float32"}
+    """
+    _check_precision(precision)
+    rows, out = _rows(x)
+    length = rows.shape[-1]
+    scale, shift = (_checked(name, y) for name, y in (("weight", weight), ("bias", bias)))
+    if not scale.shape == shift.shape == (length,):
+        raise ValueError(
+            f"weight and bias: expected shape ({length},), found {scale.shape} and {shift.shape}"
+        )
+    scale, shift = scale.astype(np.float64), shift.astype(np.float64)
+    for window in _windows(rows):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            centred = rows[window].astype(np.float64)
+            centred -= (tree_sum(centred) / length)[:, None]
+            variance = tree_sum(centred * centred) / length
+            centred /= np.sqrt(variance + eps)[:, None]
+            centred *= scale
+            centred += shift
+        out[window] = _rounded(centred, precision)
+    return out.reshape(x.shape)
+
+
+def require_ieee754() -> None:
+    """Check the processor's state: results of this module are IEEE 754's only in its default mode.
+
+    Raises
+    ------
+    FloatingPointError
+        If subnormal numbers are flushed to zero, or rounding is not to nearest.
+        Some libraries set these modes for the whole thread (``-ffast-math``).
+    """
+    if not (_NORMALS * np.float32(0.5)).view(np.uint32).all() or not (_SUBNORMALS * _ONES).all():
+        raise FloatingPointError(
+            "golden arithmetic: expected IEEE 754, found that subnormal numbers are flushed to zero"
+        )
+    if (_ONES + _QUARTER_ULP != _ONES).any() or (-_ONES - _QUARTER_ULP != -_ONES).any():
+        raise FloatingPointError(
+            "golden arithmetic: expected rounding to nearest, found another rounding mode"
+        )
+
+
+def _rounded(x: npt.NDArray[np.floating], precision: str) -> Float32Array:
+    """Round once; a NaN becomes the canonical one."""
+    if precision == "bfloat16":
+        result = round_to_bfloat16(x)
+    else:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            result = x.astype(np.float32)
+    nan = np.isnan(result)
+    if nan.any():
+        result[nan] = np.float32(np.nan)
+    return result
+
+
+def _checked(name: str, x: Float32Array) -> Float32Array:
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        found = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"{name}: expected an array of float32, found {found}")
+    return x
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected 'bfloat16' or 'float32', found {precision!r}")
+
+
+def _rows(x: Float32Array) -> tuple[Float32Array, Float32Array]:
+    """``x`` as (rows, n), and an empty array of that shape."""
+    values = np.ascontiguousarray(_checked("x", x))
+    if values.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x: expected a last axis of at least 1, found shape {x.shape}")
+    rows = values.reshape(-1, x.shape[-1])
+    return rows, np.empty_like(rows)
+
+
+def _windows(rows: Float32Array) -> list[slice]:
+    step = max(1, _BLOCK // rows.shape[-1])
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
