@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model
-from bert_numpy.policy import FLOAT32_POLICY, Operand, Policy
+from bert_numpy.policy import Operand, Policy, float32_policy
 from npfp8 import Format, absmax_scale
 
 __all__ = ["Calibration", "calibrate"]
@@ -48,7 +48,9 @@ class Calibration:
         return absmax_scale(left, fmt), absmax_scale(right, fmt)
 
 
-def calibrate(model: Model, batches: Iterable[Mapping[str, npt.NDArray[np.int64]]]) -> Calibration:
+def calibrate(
+    model: Model, batches: Iterable[Mapping[str, npt.NDArray[np.int64]]], golden: bool = False
+) -> Calibration:
     """Run the model in float32 over a sample and note the operands' absolute maxima.
 
     Parameters
@@ -57,6 +59,9 @@ def calibrate(model: Model, batches: Iterable[Mapping[str, npt.NDArray[np.int64]
         Its weights must not be quantized.
     batches : iterable of mappings
         The arguments of calls of the model: ``input_ids`` and so on.
+    golden : bool
+        Whether to run in golden arithmetic, so that the maxima, and with them
+        every code of the quantized model, are the same on every machine.
 
     Raises
     ------
@@ -64,7 +69,7 @@ def calibrate(model: Model, batches: Iterable[Mapping[str, npt.NDArray[np.int64]
         If there is no batch, or an operand is NaN or infinite; names the site.
     """
     absmax: dict[str, tuple[float, float]] = {}
-    observing = replace(model, policy=observing_policy(FLOAT32_POLICY, absmax))
+    observing = replace(model, policy=observing_policy(float32_policy(golden), absmax))
     samples = 0
     for batch in batches:
         observing(**batch)

@@ -4,6 +4,9 @@ An :class:`Arithmetic` is the set of these operations that a forward pass is
 given. ``FLOAT32`` is plain NumPy. ``BFLOAT16`` is the paper's choice for
 everything that is no GEMM: bfloat16 in, float32 inside, one rounding to
 bfloat16 out (the arrays stay float32 arrays, of bfloat16 values).
+
+``GOLDEN_FLOAT32`` and ``GOLDEN_BFLOAT16`` are the same two precisions with the
+same bits on every machine, by :mod:`npfp8.golden`: float64 inside.
 """
 
 from __future__ import annotations
@@ -11,17 +14,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
-from npfp8.bfloat16 import from_bits, round_to_bfloat16
-from npfp8.lookup import lookup
+from npfp8 import golden
+from npfp8.bfloat16 import round_to_bfloat16
 
-__all__ = ["ACTIVATIONS", "BFLOAT16", "FLOAT32", "Arithmetic", "gelu"]
+__all__ = [
+    "ACTIVATIONS",
+    "BFLOAT16",
+    "FLOAT32",
+    "GOLDEN_BFLOAT16",
+    "GOLDEN_FLOAT32",
+    "Arithmetic",
+    "gelu",
+]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -103,11 +114,6 @@ def _gelu_tanh(x: Any) -> Any:
     return type_of(x)(0.5) * x * (1 + np.tanh(_gelu_tanh_inner(x)))
 
 
-def _gelu_tanh_float64(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The same without the cancellation of 1 + tanh: (1 + tanh u) / 2 = 1 / (1 + exp(-2 u))."""
-    return x / (1 + np.exp(-2 * _gelu_tanh_inner(x)))
-
-
 def _gelu_tanh_inner(x: Any) -> Any:
     return type_of(x)(_SQRT_2_OVER_PI) * (x + type_of(x)(0.044715) * x * x * x)
 
@@ -120,23 +126,18 @@ def _relu(x: Any) -> Any:
     return np.maximum(x, 0)
 
 
-def _gelu_float64(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    erfc = np.array([math.erfc(v) for v in (x / -math.sqrt(2)).tolist()])
-    return x * 0.5 * erfc
-
-
 def type_of(x: Any) -> Any:
     """The scalar type of an array, so that a constant does not change its precision."""
     return x.dtype.type
 
 
-#: ``hidden_act`` to its float32 function and its float64 one (for bfloat16 tables).
-ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "gelu": (gelu, _gelu_float64),
-    "gelu_new": (_gelu_tanh, _gelu_tanh_float64),
-    "gelu_pytorch_tanh": (_gelu_tanh, _gelu_tanh_float64),
-    "relu": (_relu, _relu),
-    "silu": (_silu, _silu),
+#: ``hidden_act`` to its float32 function and its name in :data:`npfp8.golden.UNARY`.
+ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "gelu": (gelu, "gelu"),
+    "gelu_new": (_gelu_tanh, "gelu_tanh"),
+    "gelu_pytorch_tanh": (_gelu_tanh, "gelu_tanh"),
+    "relu": (_relu, "relu"),
+    "silu": (_silu, "silu"),
 }
 
 
@@ -146,19 +147,11 @@ def _activation(name: str, x: Float32Array) -> Float32Array:
         return function(x)
 
 
-def _activation_bfloat16(name: str, x: Float32Array) -> Float32Array:
-    return lookup(_activation_table(name), round_to_bfloat16(x))
+def _golden_activation(precision: str, name: str, x: Float32Array) -> Float32Array:
+    return golden.unary(_named(name)[1], x, precision)
 
 
-@lru_cache(maxsize=8)
-def _activation_table(name: str) -> Float32Array:
-    """The activation of each of the 65,536 bfloat16 values, rounded once to bfloat16."""
-    with np.errstate(all="ignore"):  # the table has infinities and NaN too
-        x = from_bits(np.arange(1 << 16, dtype=np.uint16)).astype(np.float64)
-        return round_to_bfloat16(_named(name)[1](x))
-
-
-def _named(name: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def _named(name: str) -> tuple[Callable[[Any], Any], str]:
     if name not in ACTIVATIONS:
         raise BertNumpyError(
             f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {name!r}"
@@ -205,6 +198,7 @@ FLOAT32 = Arithmetic(
     tanh=np.tanh,
 )
 
+#: Its unary functions are golden already: nothing is faster than a table.
 BFLOAT16 = Arithmetic(
     name="bfloat16",
     round=round_to_bfloat16,
@@ -212,6 +206,28 @@ BFLOAT16 = Arithmetic(
     multiply=_rounded(np.multiply),
     softmax=_rounded(_softmax),
     layer_norm=_rounded(_layer_norm),
-    activation=_activation_bfloat16,
-    tanh=lambda x: _rounded(np.tanh)(round_to_bfloat16(x)),
+    activation=lambda name, x: _golden_activation("bfloat16", name, round_to_bfloat16(x)),
+    tanh=lambda x: golden.unary("tanh", round_to_bfloat16(x)),
+)
+
+GOLDEN_FLOAT32 = Arithmetic(
+    name="float32",
+    round=FLOAT32.round,
+    add=partial(golden.add, precision="float32"),
+    multiply=partial(golden.multiply, precision="float32"),
+    softmax=partial(golden.softmax, precision="float32"),
+    layer_norm=partial(golden.layer_norm, precision="float32"),
+    activation=partial(_golden_activation, "float32"),
+    tanh=lambda x: golden.unary("tanh", x, "float32"),
+)
+
+GOLDEN_BFLOAT16 = Arithmetic(
+    name="bfloat16",
+    round=round_to_bfloat16,
+    add=golden.add,
+    multiply=golden.multiply,
+    softmax=golden.softmax,
+    layer_norm=golden.layer_norm,
+    activation=BFLOAT16.activation,
+    tanh=BFLOAT16.tanh,
 )

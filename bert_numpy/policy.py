@@ -1,7 +1,7 @@
 """Gemm policies: what a matrix product of the forward pass means.
 
-A policy is the one thing in which a float, a calibrating and a quantized run
-differ. Its ``gemm(site, a, b, bias)`` gets the site's name, the left operand
+A policy is the one thing in which a float, a calibrating, a quantized and a
+golden run differ. Its ``gemm(site, a, b, bias)`` gets the site's name, the left operand
 (..., M, K), the right one (..., K, N) and the bias (N,) or None, and returns
 float32 (..., M, N).
 """
@@ -14,19 +14,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.elementwise import BFLOAT16, FLOAT32, Arithmetic
+from bert_numpy.elementwise import (
+    BFLOAT16,
+    FLOAT32,
+    GOLDEN_BFLOAT16,
+    GOLDEN_FLOAT32,
+    Arithmetic,
+)
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.recipe import Recipe
-from npfp8 import FloatFormat, QuantizedTensor, matmul, quantize
+from bert_numpy.recipe import PRESETS, Recipe
+from npfp8 import FloatFormat, QuantizedTensor, matmul, matmul_float32, quantize
+from npfp8.golden import require_ieee754
 
-__all__ = ["ARITHMETICS", "FLOAT32_POLICY", "OperandCounts", "Policy", "quantized_policy"]
+__all__ = ["FLOAT32_POLICY", "OperandCounts", "Policy", "float32_policy", "quantized_policy"]
 
 Float32Array = npt.NDArray[np.float32]
 Operand = Float32Array | QuantizedTensor
 Gemm = Callable[[str, Float32Array, Operand, Float32Array | None], Float32Array]
-
-ARITHMETICS = {arithmetic.name: arithmetic for arithmetic in (FLOAT32, BFLOAT16)}
-
 
 @dataclass(frozen=True, eq=False)
 class Policy:
@@ -36,17 +40,42 @@ class Policy:
     arithmetic: Arithmetic
 
 
-def float32_gemm(site: str, a: Float32Array, b: Operand, bias: Float32Array | None) -> Float32Array:
-    """A plain float32 product."""
-    assert isinstance(b, np.ndarray), site
-    product = np.matmul(a, b)
-    if bias is not None:
-        product += bias
-    return product
+@dataclass(frozen=True, eq=False)
+class _Numerics:
+    """How to compute what no format prescribes, and what to make sure of at each product."""
+
+    matmul: Callable[[Float32Array, Float32Array], Float32Array]
+    arithmetics: Mapping[str, Arithmetic]
+    check: Callable[[str, Float32Array], None]
 
 
-#: Parity with Hugging Face: float32 throughout.
-FLOAT32_POLICY = Policy(float32_gemm, FLOAT32)
+def _refuse_non_finite(site: str, x: Float32Array) -> None:
+    """Golden outputs have no NaN: which one it is, and what becomes of it, is the machine's."""
+    finite = np.isfinite(x)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise BertNumpyError(f"{site}: expected finite numbers, found {x[index]} at {index}")
+
+
+def _check_golden(site: str, x: Float32Array) -> None:
+    try:
+        require_ieee754()
+    except FloatingPointError as error:
+        raise BertNumpyError(f"{site}: {error}") from None
+    _refuse_non_finite(site, x)
+
+
+_FAST = _Numerics(
+    np.matmul, {"float32": FLOAT32, "bfloat16": BFLOAT16}, check=lambda site, x: None
+)
+_GOLDEN = _Numerics(
+    matmul_float32, {"float32": GOLDEN_FLOAT32, "bfloat16": GOLDEN_BFLOAT16}, _check_golden
+)
+
+
+def float32_policy(golden: bool = False) -> Policy:
+    """Float32 throughout: parity with Hugging Face, or the same bits on every machine."""
+    return quantized_policy(PRESETS["fp32"], {}, {}, golden)
 
 
 @dataclass
@@ -67,13 +96,14 @@ class OperandCounts:
                 self.saturated += int(np.count_nonzero(np.abs(x) / q.scale > fmt.max))
         # A float's zero has two codes, which differ in the sign bit.
         codes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else q.codes
-        self.underflowed += int(np.count_nonzero(x) - np.count_nonzero(codes))
+        self.underflowed += int(np.count_nonzero(x != 0) - np.count_nonzero(codes))
 
 
 def quantized_policy(
     recipe: Recipe,
     scales: Mapping[str, tuple[Float32Array, Float32Array]],
     counts: dict[str, OperandCounts],
+    golden: bool = False,
 ) -> Policy:
     """The paper's quantized inference.
 
@@ -89,8 +119,23 @@ def quantized_policy(
         Static scales of the left and the right operand, by site.
     counts : dict
         Filled with :class:`OperandCounts` by ``site:a`` and ``site:b``.
+    golden : bool
+        The same bits on every machine: products that are not quantized are
+        correctly rounded, the arithmetic is :mod:`npfp8.golden`'s, and NaN or
+        infinity in an operand or a result is an error that names the site.
+
+    Raises
+    ------
+    BertNumpyError
+        If golden products are asked for from a recipe that accumulates in float32.
     """
-    arithmetic = ARITHMETICS[recipe.arithmetic]
+    numerics = _GOLDEN if golden else _FAST
+    arithmetic = numerics.arithmetics[recipe.arithmetic]
+    if golden and recipe.accumulate != "exact":
+        raise BertNumpyError(
+            f"recipe {recipe.name}: golden products are accumulated 'exact', "
+            f"found {recipe.accumulate!r}"
+        )
 
     def quantized(name: str, x: Operand, scale: Float32Array) -> QuantizedTensor:
         if isinstance(x, QuantizedTensor):
@@ -104,14 +149,23 @@ def quantized_policy(
         return q
 
     def gemm(site: str, a: Float32Array, b: Operand, bias: Float32Array | None) -> Float32Array:
-        if site not in scales:
-            product = float32_gemm(site, a, b, bias)
-            return arithmetic.round(product) if site.startswith("encoder.") else product
-        scale_a, scale_b = scales[site]
-        qa, qb = quantized(f"{site}:a", a, scale_a), quantized(f"{site}:b", b, scale_b)
-        product = matmul(qa, qb, recipe.accumulate)
+        numerics.check(f"{site}:a", a)
+        if site in scales:
+            scale_a, scale_b = scales[site]
+            qa, qb = quantized(f"{site}:a", a, scale_a), quantized(f"{site}:b", b, scale_b)
+            product = matmul(qa, qb, recipe.accumulate)
+        else:
+            assert isinstance(b, np.ndarray), site
+            product = numerics.matmul(a, b)
         if bias is not None:
             product += bias
-        return arithmetic.round(product)
+        if site.startswith("encoder."):
+            product = arithmetic.round(product)
+        numerics.check(site, product)
+        return product
 
     return Policy(gemm, arithmetic)
+
+
+#: Parity with Hugging Face.
+FLOAT32_POLICY = float32_policy()

@@ -32,7 +32,10 @@ class QuantizedModel(Model):
 
 
 def apply_recipe(
-    model: Model, recipe: Recipe, calibration: Calibration | None = None
+    model: Model,
+    recipe: Recipe,
+    calibration: Calibration | None = None,
+    golden: bool = False,
 ) -> QuantizedModel:
     """Quantize a model: convert the weights, fix the scales; nothing is trained.
 
@@ -43,6 +46,10 @@ def apply_recipe(
     recipe : Recipe
     calibration : Calibration, optional
         Needed unless the recipe quantizes nothing.
+    golden : bool
+        Whether the model computes the same bits on every machine, whatever the
+        batch; a calibration that shall not depend on the machine either has to
+        be made with ``golden`` too, or loaded from a file.
 
     Returns
     -------
@@ -66,5 +73,5 @@ def apply_recipe(
         if isinstance(weight, np.ndarray):  # the attention products have none
             weights[f"{site}.weight"] = quantize(weight, recipe.fmt, scales[site][1])
     counts: dict[str, OperandCounts] = {}
-    policy = quantized_policy(recipe, scales, counts)
+    policy = quantized_policy(recipe, scales, counts, golden)
     return QuantizedModel(model.config, weights, policy, model.name, recipe=recipe, counts=counts)

@@ -2,8 +2,8 @@
 
 NumPy has no bfloat16. Here a bfloat16 number lives in a float32 array (a
 bfloat16 is the upper half of a float32, so every one is exactly a float32), or
-as its 16 bits in a uint16 array. Only integer operations are used, so the
-result does not depend on the processor's rounding or flush-to-zero mode.
+as its 16 bits in a uint16 array. Float32 is rounded by integer operations only,
+so the result does not depend on the processor's rounding or flush-to-zero mode.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ __all__ = ["from_bits", "round_to_bfloat16", "to_bits"]
 
 Float32Array = npt.NDArray[np.float32]
 
-#: Elements worked on at a time: the block's temporaries (256 kB each) stay in cache.
+#: Elements worked on at a time: the block's temporaries (256 to 512 kB each) stay in cache.
 _BLOCK = 1 << 16
 
 #: Round half up by adding just under a half, made half-to-even by the kept bit.
 _HALF_MINUS = np.uint32(0x7FFF)
+_HALF_MINUS_64 = np.uint64((1 << 44) - 1)
+
+_NAN, _NEGATIVE_NAN = np.uint32(0x7FC00000), np.uint32(0xFFC00000)
 
 
 def from_bits(bits: npt.ArrayLike) -> Float32Array:
@@ -100,33 +103,54 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     given = np.asarray(x)
     if given.dtype not in (np.float32, np.float64):
         raise TypeError(f"bfloat16 rounding: expected float32 or float64, found {given.dtype}")
-    shape = given.shape
-    values = _as_float32(float64_to_float32(given) if given.dtype == np.float64 else given)
     if out is None:
-        out = np.empty(shape, np.float32)
+        out = np.empty(given.shape, np.float32)
     elif out.dtype != np.float32:
         raise TypeError(f"out: expected float32, found {out.dtype}")
-    elif out.shape != shape or not out.flags.c_contiguous:
-        raise ValueError(f"out: expected C-contiguous shape {shape}, found {out.shape}")
-    source = values.view(np.uint32).reshape(-1)
-    target = out.reshape(-1).view(np.uint32)
-    carry = np.empty(min(_BLOCK, source.size), np.uint32)
+    elif out.shape != given.shape or not out.flags.c_contiguous:
+        raise ValueError(f"out: expected C-contiguous shape {given.shape}, found {out.shape}")
+    source = np.ascontiguousarray(given, given.dtype.newbyteorder("=")).reshape(-1)
+    target = out.reshape(-1)
+    round_block = _round_float64 if source.dtype == np.float64 else _round_float32
+    work = np.empty(min(_BLOCK, source.size), f"u{source.itemsize}")
     for start in range(0, source.size, _BLOCK):
-        bits = source[start : start + _BLOCK]
+        block = source[start : start + _BLOCK]
+        # NaN is looked for first: the result may be in the memory of the block.
+        nan = np.isnan(block)
+        signs = np.signbit(block[nan]) if nan.any() else None
         result = target[start : start + _BLOCK]
-        add = carry[: bits.size]
-        # NaN is looked for first: `result` may be the memory of `bits`.
-        is_nan = np.isnan(bits.view(np.float32))
-        any_nan = bool(is_nan.any())
-        signs = bits[is_nan] & np.uint32(0x80000000) if any_nan else None
-        np.right_shift(bits, np.uint32(16), out=add)
-        np.bitwise_and(add, np.uint32(1), out=add)
-        np.add(add, _HALF_MINUS, out=add)
-        np.add(bits, add, out=result)
-        np.bitwise_and(result, np.uint32(0xFFFF0000), out=result)
-        if any_nan:
-            result[is_nan] = signs | np.uint32(0x7FC00000)
+        round_block(block, result, work[: block.size])
+        if signs is not None:
+            result[nan] = np.where(signs, _NEGATIVE_NAN, _NAN).view(np.float32)
     return out
+
+
+def _round_float32(x: Float32Array, out: Float32Array, work: npt.NDArray[np.uint32]) -> None:
+    bits, result = x.view(np.uint32), out.view(np.uint32)
+    np.right_shift(bits, np.uint32(16), out=work)
+    np.bitwise_and(work, np.uint32(1), out=work)
+    np.add(work, _HALF_MINUS, out=work)
+    np.add(bits, work, out=result)
+    np.bitwise_and(result, np.uint32(0xFFFF0000), out=result)
+
+
+def _round_float64(
+    x: npt.NDArray[np.float64], out: Float32Array, work: npt.NDArray[np.uint64]
+) -> None:
+    """To 8 significant bits; where float32's exponent ends, which has fewer, by way of odd."""
+    bits = x.view(np.uint64)
+    np.right_shift(bits, np.uint64(45), out=work)
+    np.bitwise_and(work, np.uint64(1), out=work)
+    np.add(work, _HALF_MINUS_64, out=work)
+    np.add(bits, work, out=work)
+    np.bitwise_and(work, ~np.uint64((1 << 45) - 1), out=work)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        out[...] = work.view(np.float64)
+    subnormal = (out.view(np.uint32) & np.uint32(0x7F800000)) == 0
+    if subnormal.any():
+        odd = float64_to_float32(x[subnormal])
+        _round_float32(odd, odd, np.empty(odd.shape, np.uint32))
+        out[subnormal] = odd
 
 
 def _as_float32(x: npt.ArrayLike) -> Float32Array:
