@@ -55,7 +55,7 @@ class Arithmetic:
     name : str
         "float32" or "bfloat16": the precision of every result.
     round : callable (x) -> x
-        To that precision.
+        To that precision, in place: what it is given is not needed any more.
     add : callable (x, y)
         The sum of two arrays (residuals, embeddings).
     multiply : callable (x, factor)
@@ -180,11 +180,12 @@ def _layer_norm(
 def _rounded(function: Callable[..., Float32Array]) -> Callable[..., Float32Array]:
     """The function with its result rounded to bfloat16, in place: the result is a new array."""
 
-    def rounded(*operands: Any) -> Float32Array:
-        result = np.ascontiguousarray(function(*operands))
-        return round_to_bfloat16(result, out=result)
+    return lambda *operands: _round_in_place(function(*operands))
 
-    return rounded
+
+def _round_in_place(x: Float32Array) -> Float32Array:
+    contiguous = np.ascontiguousarray(x)
+    return round_to_bfloat16(contiguous, out=contiguous)
 
 
 FLOAT32 = Arithmetic(
@@ -201,7 +202,7 @@ FLOAT32 = Arithmetic(
 #: Its unary functions are golden already: nothing is faster than a table.
 BFLOAT16 = Arithmetic(
     name="bfloat16",
-    round=round_to_bfloat16,
+    round=_round_in_place,
     add=_rounded(np.add),
     multiply=_rounded(np.multiply),
     softmax=_rounded(_softmax),
@@ -223,7 +224,7 @@ GOLDEN_FLOAT32 = Arithmetic(
 
 GOLDEN_BFLOAT16 = Arithmetic(
     name="bfloat16",
-    round=round_to_bfloat16,
+    round=_round_in_place,
     add=golden.add,
     multiply=golden.multiply,
     softmax=golden.softmax,

@@ -23,7 +23,14 @@ from bert_numpy.elementwise import (
 )
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.recipe import PRESETS, Recipe
-from npfp8 import FloatFormat, QuantizedTensor, matmul, matmul_float32, quantize
+from npfp8 import (
+    FloatFormat,
+    QuantizedTensor,
+    matmul,
+    matmul_float32,
+    quantize,
+    quantize_bfloat16,
+)
 from npfp8.golden import require_ieee754
 
 __all__ = ["FLOAT32_POLICY", "OperandCounts", "Policy", "float32_policy", "quantized_policy"]
@@ -90,13 +97,16 @@ class OperandCounts:
         """Count the elements of ``x`` that became ``q``, a tensor of one scale."""
         fmt = q.fmt
         self.elements += x.size
-        largest = np.maximum(x.max(initial=0), -x.min(initial=0))
-        with np.errstate(over="ignore"):
-            if not largest / q.scale <= fmt.max:  # beyond, or a NaN hides what is
-                self.saturated += int(np.count_nonzero(np.abs(x) / q.scale > fmt.max))
-        # A float's zero has two codes, which differ in the sign bit.
-        codes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else q.codes
-        self.underflowed += int(np.count_nonzero(x != 0) - np.count_nonzero(codes))
+        # Of the codes first, whose bytes are fewer. A float's sign bit is taken
+        # off: its zero has two codes.
+        magnitudes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else np.abs(q.codes)
+        if magnitudes.max(initial=0) >= fmt.max_code:
+            with np.errstate(over="ignore"):
+                largest = np.abs(x[magnitudes >= fmt.max_code]) / q.scale
+            self.saturated += int(np.count_nonzero(largest > fmt.max))
+        not_zero = int(np.count_nonzero(magnitudes))
+        if not_zero < x.size:
+            self.underflowed += int(np.count_nonzero(x != 0)) - not_zero
 
 
 def quantized_policy(
@@ -137,12 +147,14 @@ def quantized_policy(
             f"found {recipe.accumulate!r}"
         )
 
+    to_codes = quantize_bfloat16 if recipe.arithmetic == "bfloat16" else quantize
+
     def quantized(name: str, x: Operand, scale: Float32Array) -> QuantizedTensor:
         if isinstance(x, QuantizedTensor):
             return x
         assert recipe.fmt is not None
         try:
-            q = quantize(x, recipe.fmt, scale)
+            q = to_codes(x, recipe.fmt, scale)
         except ValueError as error:
             raise BertNumpyError(f"{name}: {error}") from None
         counts.setdefault(name, OperandCounts()).add(x, q)

@@ -30,7 +30,7 @@ from npfp8.formats import (
     values,
 )
 from npfp8.matmul import matmul
-from npfp8.tensor import QuantizedTensor, absmax_scale, quantize
+from npfp8.tensor import QuantizedTensor, absmax_scale, quantize, quantize_bfloat16
 
 __version__ = "0.1.0"
 
@@ -60,5 +60,6 @@ __all__ = [
     "matmul",
     "matmul_float32",
     "quantize",
+    "quantize_bfloat16",
     "values",
 ]

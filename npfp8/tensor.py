@@ -8,15 +8,18 @@ axis.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.bfloat16 import from_bits
 from npfp8.codec import decode, encode, is_bfloat16
-from npfp8.formats import Format, IntFormat
+from npfp8.formats import FloatFormat, Format, IntFormat
+from npfp8.lookup import lookup
 
-__all__ = ["QuantizedTensor", "absmax_scale", "quantize"]
+__all__ = ["QuantizedTensor", "absmax_scale", "quantize", "quantize_bfloat16"]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -205,6 +208,67 @@ def quantize(
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         scaled = np.divide(values, spread(scales, values.shape, axis, block))
     return QuantizedTensor(encode(scaled, fmt), scales, fmt, axis, None, block)
+
+
+def quantize_bfloat16(x: Float32Array, fmt: Format, scale: npt.ArrayLike) -> QuantizedTensor:
+    """:func:`quantize` of bfloat16 values with one given scale, twice as fast: by a table.
+
+    There are 65,536 bfloat16 values, so the division by the scale and the
+    rounding to a code are done once for each of them and looked up from then on.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+        bfloat16 values, as :func:`npfp8.bfloat16.round_to_bfloat16` makes them;
+        the lower 16 bits of others are dropped unseen.
+    fmt : FloatFormat or IntFormat
+    scale : float32
+        One number; positive, finite and normal.
+
+    Returns
+    -------
+    QuantizedTensor
+        The same as ``quantize(x, fmt, scale)``.
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is no array of float32.
+    ValueError
+        As :func:`quantize`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN
+    >>> from npfp8.tensor import quantize_bfloat16
+    >>> quantize_bfloat16(np.float32([1, 3, 1000]), E4M3FN, 2.0).codes
+    array([ 48,  60, 126], dtype=uint8)
+    """
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        found = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"x: expected an array of float32, found {found}")
+    checked = _checked_scale(scale)
+    if checked.shape != ():
+        raise ValueError(f"scale: expected one number, found shape {checked.shape}")
+    if not _has_nan(fmt) and np.isnan(x).any():
+        raise ValueError(f"encode: found NaN, and {fmt} has no code for it")
+    return QuantizedTensor(lookup(_bfloat16_codes(fmt, float(checked)), x), checked, fmt)
+
+
+@lru_cache(maxsize=1024)
+def _bfloat16_codes(fmt: Format, scale: float) -> npt.NDArray[Any]:
+    """The code of each of the 65,536 bfloat16 values; 0 for NaN where there is no code for it."""
+    x = from_bits(np.arange(1 << 16, dtype=np.uint16))
+    if not _has_nan(fmt):
+        x = np.where(np.isnan(x), np.float32(0), x)
+    codes = quantize(x, fmt, scale).codes
+    codes.flags.writeable = False
+    return codes
+
+
+def _has_nan(fmt: Format) -> bool:
+    return isinstance(fmt, FloatFormat) and fmt.nan_code is not None
 
 
 def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
