@@ -39,6 +39,7 @@ Float32Array = npt.NDArray[np.float32]
 Operand = Float32Array | QuantizedTensor
 Gemm = Callable[[str, Float32Array, Operand, Float32Array | None], Float32Array]
 
+
 @dataclass(frozen=True, eq=False)
 class Policy:
     """How matrices are multiplied, and the arithmetic of all the rest."""
@@ -72,9 +73,7 @@ def _check_golden(site: str, x: Float32Array) -> None:
     _refuse_non_finite(site, x)
 
 
-_FAST = _Numerics(
-    np.matmul, {"float32": FLOAT32, "bfloat16": BFLOAT16}, check=lambda site, x: None
-)
+_FAST = _Numerics(np.matmul, {"float32": FLOAT32, "bfloat16": BFLOAT16}, check=lambda site, x: None)
 _GOLDEN = _Numerics(
     matmul_float32, {"float32": GOLDEN_FLOAT32, "bfloat16": GOLDEN_BFLOAT16}, _check_golden
 )

@@ -94,18 +94,40 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
     x, y = _finite(a), _finite(b)
     sums = np.matmul(x, y)
     result = np.empty(sums.shape, np.float32)
-    # (1), enlarged by 2 K^-1 and 2^-20 for the roundings of the norms and of c +- error.
+    # (1), enlarged by 2 / K and 2^-20 for the roundings of the norms and of c +- error.
     row = np.sqrt(np.sum(x * x, axis=-1)) * ((k + 2) * 2.0**-53 * (1 + 2.0**-20))
     column = np.sqrt(np.sum(y * y, axis=-2))
+    row_span, column_span = _spans(x, _precision(a), -1), _spans(y, _precision(b), -2)
+    limit = 2.0**53 / max(k, 1)
     lines = math.prod(sums.shape[:-2]) * sums.shape[-1]
     step = max(1, _BLOCK // max(1, lines))
     for start in range(0, sums.shape[-2], step):
         window = (..., slice(start, start + step), slice(None))
         error = row[..., start : start + step, None] * column[..., None, :]
+        if row_span.min(initial=1) * column_span.min(initial=1) <= limit:  # else there is none
+            span = row_span[..., start : start + step, None] * column_span[..., None, :]
+            error[span <= limit] = 0.0
         _round_settled(sums[window], error, result[window], x[window], y)
     if x is not a or y is not b:
         overlay_specials(result, a, b)
     return result
+
+
+def _precision(x: Float32Array) -> int:
+    """The significant bits that all elements are content with: 24, for bfloat16 values 8."""
+    used = int(np.bitwise_or.reduce(x.view(np.uint32), axis=None)) & 0x7FFFFF | 0x800000
+    return 24 - (used & -used).bit_length() + 1
+
+
+def _spans(x: Float64Array, precision: int, axis: int) -> Float64Array:
+    """Along K, the largest magnitude over a power of two that all elements are multiples of."""
+    magnitude = np.abs(x)
+    largest = magnitude.max(axis=axis, initial=0.0)
+    magnitude[magnitude == 0] = np.inf
+    smallest = np.minimum(magnitude.min(axis=axis, initial=np.inf), 2.0**128)
+    # smallest >= 2^(exponent - 1), but subnormal numbers have no finer steps than 2^-126.
+    exponent = np.maximum(np.frexp(smallest)[1], -125)
+    return largest / np.ldexp(1.0, exponent - precision)
 
 
 def _finite(x: Float32Array) -> Float64Array:
