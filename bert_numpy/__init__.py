@@ -10,7 +10,12 @@ Examples
 'positive'
 """
 
-from bert_numpy.calibration import Calibration, calibrate
+from bert_numpy.calibration import (
+    Calibration,
+    calibrate,
+    load_calibration,
+    save_calibration,
+)
 from bert_numpy.config import BertConfig
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.loading import load
@@ -32,5 +37,7 @@ __all__ = [
     "apply_recipe",
     "calibrate",
     "load",
+    "load_calibration",
     "load_tokenizer",
+    "save_calibration",
 ]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model
 from bert_numpy.policy import Operand, Policy, float32_policy
 from npfp8 import Format, absmax_scale
+from npfp8.files import replaced_file
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "load_calibration", "save_calibration"]
 
 Float32Array = npt.NDArray[np.float32]
+
+_FILE_FORMAT = "bert-numpy calibration 1"
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,13 @@ class Calibration:
         weights P) and the right one (the layer's weights, K^T, or V).
     samples : int
         How many sequences were seen.
+    golden : bool
+        Whether they were run in golden arithmetic.
     """
 
     absmax: Mapping[str, tuple[float, float]]
     samples: int
+    golden: bool = False
 
     def scales(self, site: str, fmt: Format) -> tuple[Float32Array, Float32Array]:
         """The static scales of both operands of ``site`` in ``fmt``.
@@ -76,7 +87,61 @@ def calibrate(
         samples += len(batch["input_ids"])
     if not samples:
         raise BertNumpyError("calibration: expected at least one sample, found none")
-    return Calibration(absmax, samples)
+    return Calibration(absmax, samples, golden)
+
+
+def save_calibration(calibration: Calibration, path: str | Path) -> None:
+    """Write a calibration to a JSON file, whole or not at all; every maximum to its last bit.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file cannot be written.
+    """
+    content = {
+        "format": _FILE_FORMAT,
+        "samples": calibration.samples,
+        "golden": calibration.golden,
+        "absmax": {site: list(pair) for site, pair in calibration.absmax.items()},
+    }
+    try:
+        with replaced_file(Path(path)) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise BertNumpyError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def load_calibration(path: str | Path) -> Calibration:
+    """Read a calibration that :func:`save_calibration` wrote.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing or is not as it was written; names the key or the site.
+    """
+    content = read_json(Path(path))
+
+    def get(key: str, kind: type) -> Any:
+        value = content.get(key)
+        if type(value) is not kind:
+            raise BertNumpyError(f"{path}: key {key!r}: expected {kind.__name__}, found {value!r}")
+        return value
+
+    if get("format", str) != _FILE_FORMAT:
+        raise BertNumpyError(
+            f"{path}: key 'format': expected {_FILE_FORMAT!r}, found {content['format']!r}"
+        )
+    absmax: dict[str, tuple[float, float]] = {}
+    for site, pair in get("absmax", dict).items():
+        numbers = pair if isinstance(pair, list) else []
+        good = [x for x in numbers if type(x) in (int, float) and math.isfinite(x) and x >= 0]
+        if not len(numbers) == len(good) == 2:
+            raise BertNumpyError(
+                f"{path}: site {site!r}: expected two numbers, finite and not negative, "
+                f"found {pair!r}"
+            )
+        absmax[site] = (float(good[0]), float(good[1]))
+    return Calibration(absmax, get("samples", int), get("golden", bool))
 
 
 def observing_policy(inner: Policy, absmax: dict[str, tuple[float, float]]) -> Policy:

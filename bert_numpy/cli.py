@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import npfp8
 from bert_numpy.errors import BertNumpyError
@@ -23,6 +22,7 @@ from bert_numpy.quantization import apply_recipe
 from bert_numpy.recipe import PRESETS, Recipe, preset
 from bert_numpy.report import comparison_row, print_comparison, progress_bar, write_json
 from bert_numpy.tokenization import load_tokenizer
+from npfp8.golden import softmax
 
 __all__ = ["main"]
 
@@ -47,6 +47,8 @@ examples:
   bert-numpy demo
   bert-numpy compare ./my-model --task sst2 --data glue/SST-2
   bert-numpy predict {EMBEDDED} "a warm and funny film" --format e4m3
+
+  bert-numpy evaluate ./my-model --task sst2 --data glue/SST-2 --format e4m3 --golden
 
 exit codes: 0 done, 2 input that cannot be used, 130 interrupted
 """
@@ -108,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "Classify or score a text, or a pair of texts.")
     command("info", _info, "Describe a checkpoint.")
 
+    for sub in (demo, compare, evaluate, predict):
+        sub.add_argument(
+            "--golden",
+            action="store_true",
+            help="compute the same bits on every machine and in every batch, calibration included",
+        )
     for sub in (demo, compare):
         sub.add_argument(
             "--formats",
@@ -152,6 +160,12 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="take them from FILE instead of the training file beside the data",
     )
+    add(
+        "--calibration",
+        metavar="FILE",
+        help="take the scales from FILE, which --save-calibration wrote; nothing is calibrated",
+    )
+    add("--save-calibration", metavar="FILE", help="write the calibration to FILE")
     add("--max-length", type=_positive, metavar="N", default=128, help="cut inputs to N tokens")
     add("--batch-size", type=_positive, metavar="N", default=32, help="sequences at a time")
 
@@ -180,10 +194,17 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
 def _comparison(arguments: argparse.Namespace, job: Job) -> dict[str, Any]:
     reference = None
     rows = []
-    for result in run(job, _recipes(arguments.formats), progress_bar):
+    results = run(
+        job,
+        _recipes(arguments.formats),
+        progress_bar,
+        golden=arguments.golden,
+        calibration_output=getattr(arguments, "save_calibration", None),
+    )
+    for result in results:
         reference = reference or result
         rows.append(comparison_row(result, reference))
-    report = _header(job) | {"rows": rows}
+    report = _header(job, arguments.golden) | {"rows": rows}
     if arguments.json != "-":
         print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)
     return report
@@ -192,14 +213,21 @@ def _comparison(arguments: argparse.Namespace, job: Job) -> dict[str, Any]:
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = preset(arguments.format)
     job = _prepared(arguments, [recipe])
-    (result,) = run(job, [recipe], progress_bar)
+    (result,) = run(
+        job,
+        [recipe],
+        progress_bar,
+        golden=arguments.golden,
+        calibration_output=arguments.save_calibration,
+    )
     row = comparison_row(result, None)
     report = {
-        **_header(job),
+        **_header(job, arguments.golden),
         **row,
         "rows": [row],  # as `compare` writes them, so that one reader serves both
         "predictions": result.predictions.tolist(),
         "logits": result.logits.tolist(),  # as doubles, which restore every float32
+        "logits_sha256": hashlib.sha256(result.logits.astype("<f4").tobytes()).hexdigest(),
         "sites": {name: vars(count) for name, count in result.counts.items()},
     }
     if arguments.json != "-":
@@ -217,6 +245,7 @@ def _prepared(arguments: argparse.Namespace, recipes: list[Recipe]) -> Job:
         arguments.task,
         arguments.data,
         calibrated=any(recipe.fmt is not None for recipe in recipes),
+        calibration=arguments.calibration,
         calibration_data=arguments.calibration_data,
         calibration_samples=arguments.calibration_samples,
         limit=arguments.limit,
@@ -225,13 +254,15 @@ def _prepared(arguments: argparse.Namespace, recipes: list[Recipe]) -> Job:
     )
 
 
-def _header(job: Job) -> dict[str, Any]:
+def _header(job: Job, golden: bool) -> dict[str, Any]:
+    samples = job.calibration.samples if job.calibration else len(job.calibration_texts)
     return {
         "model": job.model.name,
         "task": job.task.name,
         "examples": len(job.examples),
         "truncated": job.truncated,
-        "calibration_samples": len(job.calibration_texts),
+        "calibration_samples": samples,
+        "golden": golden,
     }
 
 
@@ -249,11 +280,14 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
         texts = read_examples(Path(arguments.calibration_data), task_named("sst2")).texts
         pairs = [*texts[1:], texts[0]] if arguments.pair else None
         limit = min(128, tokenizer.model_max_length)
-        calibration = calibrate_on(model, tokenizer.encode(texts, pairs, limit))
+        calibration = calibrate_on(
+            model, tokenizer.encode(texts, pairs, limit), golden=arguments.golden
+        )
         print(f"scales: from the sentences of {arguments.calibration_data}", file=sys.stderr)
-    logits = apply_recipe(model, recipe, calibration)(**batch).logits
+    logits = apply_recipe(model, recipe, calibration, arguments.golden)(**batch).logits
     assert logits is not None
-    report = {"model": model.name, "format": recipe.name} | _answer(model, logits[0])
+    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
+    report |= _answer(model, logits[0])
     if arguments.json != "-":
         for label, value in (report.get("probabilities") or report["logits"]).items():
             print(f"{label}  {value:.4f}")
@@ -266,8 +300,7 @@ def _answer(model: Model, logits: Any) -> dict[str, Any]:
     by_label = dict(zip(labels, logits.tolist(), strict=True))
     if len(labels) == 1:
         return {"logits": by_label}
-    likelihood = np.exp(logits - logits.max())
-    probabilities = (likelihood / likelihood.sum()).tolist()
+    probabilities = softmax(logits, "float32").tolist()
     ranked = sorted(zip(labels, probabilities, strict=True), key=lambda item: -item[1])
     return {"label": ranked[0][0], "probabilities": dict(ranked), "logits": by_label}
 

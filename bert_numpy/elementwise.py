@@ -179,7 +179,6 @@ def _layer_norm(
 
 def _rounded(function: Callable[..., Float32Array]) -> Callable[..., Float32Array]:
     """The function with its result rounded to bfloat16, in place: the result is a new array."""
-
     return lambda *operands: _round_in_place(function(*operands))
 
 

@@ -98,6 +98,7 @@ def calibrate_on(
     encoded: Sequence[EncodedText],
     batch_size: int = 32,
     progress: Progress | None = None,
+    golden: bool = False,
 ) -> Calibration:
     """Calibrate on encoded texts; see :func:`bert_numpy.calibrate`."""
 
@@ -107,7 +108,7 @@ def calibrate_on(
             if progress is not None:
                 progress(len(rows))
 
-    return calibrate(model, reported())
+    return calibrate(model, reported(), golden)
 
 
 def evaluate(

@@ -122,9 +122,7 @@ def _exp(x: Float64Array) -> Float64Array:
     half = np.right_shift(exponent, 1, out=k.view(np.int64))
     exponent -= half
     for power in (half, exponent):
-        power += 1023
-        power <<= 52
-        p *= power.view(np.float64)
+        p *= ((power + 1023) << 52).view(np.float64)
     return p
 
 
@@ -150,7 +148,7 @@ def _normal_tail(a: Float64Array) -> Float64Array:
 
 @_blockwise
 def exp(x: Float64Array) -> Float64Array:
-    """e to the power x, within 1 ulp (of a subnormal result: of its 2^-1074)."""
+    """The exponential function, within 1 ulp (of a subnormal result: of its 2^-1074)."""
     return _exp(x)
 
 
@@ -232,7 +230,7 @@ def _times_sigmoid(x: Float64Array, argument: Float64Array) -> Float64Array:
 
 
 def _finite(x: Float64Array) -> Float64Array:
-    """x with infinity replaced by the largest number: times 0 it is 0, not NaN."""
+    """Infinity replaced by the largest number: times 0 it is 0, not NaN."""
     largest = np.finfo(np.float64).max
     return np.clip(x, -largest, largest)
 

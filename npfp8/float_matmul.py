@@ -156,7 +156,8 @@ def _round_settled(
     indices = np.nonzero(doubtful)
     rows = np.broadcast_to(x, (*shape, *x.shape[-2:]))[indices[:-1]]
     columns = np.broadcast_to(y, (*shape, *y.shape[-2:])).swapaxes(-1, -2)
-    columns = columns[(*indices[:-2], indices[-1])]
+    where = (*indices[:-2], indices[-1])
+    columns = columns[where]
     step = max(1, _BLOCK // x.shape[-1])
     exact = [
         _exact_sums(rows[start : start + step] * columns[start : start + step])

@@ -141,7 +141,7 @@ def unary(name: str, x: Float32Array, precision: str = "bfloat16") -> Float32Arr
     values = _checked("x", x)
     if precision == "bfloat16":
         return lookup(_bfloat16_table(name), values)
-    return _rounded(UNARY[name](values), precision)
+    return _rounded(UNARY[name](values.astype(np.float64)), precision)
 
 
 @lru_cache(maxsize=16)
@@ -166,7 +166,9 @@ def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float3
         return _rounded(np.add(_checked("x", x), _checked("y", y)), precision)
 
 
-def multiply(x: Float32Array, factor: float, precision: str = "bfloat16") -> Float32Array:
+def multiply(
+    x: Float32Array, factor: float | np.float32, precision: str = "bfloat16"
+) -> Float32Array:
     """``x * factor`` with a float32 number, rounded once: in float64 the product is exact."""
     _check_precision(precision)
     number = np.float32(factor)
