@@ -22,6 +22,7 @@ PEERS = {
     "sklearn_metrics": "sklearn.metrics",
     "scipy_stats": "scipy.stats",
     "gfloat": "gfloat",
+    "mpmath": "mpmath",
 }
 
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
@@ -69,6 +70,11 @@ def scipy_stats() -> ModuleType:
 @pytest.fixture(scope="session")
 def gfloat() -> ModuleType:
     return _peer(PEERS["gfloat"])
+
+
+@pytest.fixture(scope="session")
+def mpmath() -> ModuleType:
+    return _peer(PEERS["mpmath"])
 
 
 @pytest.fixture(scope="session")

@@ -204,6 +204,60 @@ def test_float64_extremes(x: float, expected: int) -> None:
     assert to_bits(round_to_bfloat16(x)) == expected
 
 
+@given(st.floats(-(2.0**-125), 2.0**-125))
+def test_subnormal_float64_rounds_to_nearest(x: float) -> None:
+    """Where there are fewer bits the smaller the number."""
+    assert_same_bits(round_to_bfloat16(np.float64([x])), np.float32([nearest(x, BFLOAT16)]))
+
+
+@given(st.integers(0, 0x7F7F), st.integers(-3, 3), st.booleans())
+def test_float64_beside_midpoints(lower: int, steps: int, negative: bool) -> None:
+    """Some float64 numbers away from each, which a float32 in between would not tell from it."""
+    ends = from_bits(np.uint16([lower, min(lower + 1, 0x7F7F)])).astype(np.float64)
+    x = np.float64([ends.sum() / 2]).view(np.int64) + (steps if lower else abs(steps))
+    value = float(x.view(np.float64)[0]) * (-1 if negative else 1)
+    assert_same_bits(round_to_bfloat16(np.float64([value])), np.float32([nearest(value, BFLOAT16)]))
+
+
+@pytest.mark.parametrize("exponent", [-1074, -1022, -150, -149, -135, -134, -133, -127, -126, 127])
+def test_float64_around_powers_of_two(exponent: int) -> None:
+    """Below 2^-126 8 bits are too many: what rounds up to it from there must do so once."""
+    offsets = [sign * 2.0**-i for i in range(1, 53) for sign in (-1, 1)]
+    offsets += [-(2.0**-8) + 2.0**-20, -(2.0**-8) - 2.0**-20, -(2.0**-9), -3 * 2.0**-9, 0.0]
+    offsets += [-(2.0**-8) + 2.0**-52, -(2.0**-8) - 2.0**-52]
+    x = np.ldexp(1 + np.float64(offsets), exponent)
+    x = np.concatenate([x, -x])
+    expected = np.float32([nearest(value, BFLOAT16) for value in x.tolist()])
+    assert_same_bits(round_to_bfloat16(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (np.nextafter(2.0**128 - 2.0**119, 0), 0x7F7F),
+        (2.0**128 - 2.0**119, 0x7F80),  # a tie, and infinity is even
+        (2.0**128, 0x7F80),
+        (np.finfo(np.float64).max, 0x7F80),
+        (np.nextafter(2.0**-126 - 2.0**-134, 0), 0x007F),
+        (2.0**-126 - 2.0**-134, 0x0080),
+        (np.nextafter(2.0**-126, 0), 0x0080),
+    ],
+)
+def test_float64_at_the_ends_of_the_normal_range(x: float, expected: int) -> None:
+    assert_same_bits(
+        to_bits(round_to_bfloat16(np.float64([x, -x]))), np.uint16([expected, expected | 0x8000])
+    )
+
+
+@pytest.mark.parametrize(
+    "bits", [0x7FF0000000000001, 0x7FF8000000000000, 0x7FFFFFFFFFFFFFFF, 0x7FF7FFFFFFFFFFFF]
+)
+def test_float64_nan_keeps_only_its_sign(bits: int) -> None:
+    """Adding to these could wrap, or lose the payload and so be infinity."""
+    x = np.uint64([bits, bits | 1 << 63]).view(np.float64)
+    assert_same_bits(to_bits(round_to_bfloat16(x)), np.uint16([0x7FC0, 0xFFC0]))
+
+
 @pytest.mark.parametrize("x", [[1, 2], np.float16([1]), np.uint16([1]), np.bool_([1]), ["1"]])
 def test_rounding_wants_floats(x: object) -> None:
     with pytest.raises(
@@ -229,6 +283,27 @@ def test_out_may_be_the_input(size: int) -> None:
     expected = rounded_bits(x)
     assert round_to_bfloat16(x, out=x) is x
     assert_same_bits(to_bits(x), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_around_a_block_of_float64(size: int) -> None:
+    """With a NaN, an infinity and subnormal numbers in every block."""
+    rng = np.random.default_rng(size)
+    x = np.ldexp(rng.uniform(-1, 1, size), rng.integers(-140, 132, size))
+    x[:1], x[-1:], x[3:size:1000] = -np.nan, np.inf, np.nan
+    expected = np.concatenate(
+        [round_to_bfloat16(x[i : i + 1000]) for i in range(0, size, 1000)] or [x]
+    )
+    kept = x.copy()
+    x.flags.writeable = False
+    out = np.full(size, 9, np.float32)
+    assert round_to_bfloat16(x, out=out) is out
+    assert_same_bits(out, expected.astype(np.float32))
+    assert_same_bits(round_to_bfloat16(x), out)
+    assert_same_bits(x, kept)
+    some = slice(max(size - 300, 0), size)
+    by_hand = [nearest(value, BFLOAT16) for value in x[some].tolist()]
+    np.testing.assert_array_equal(out[some], np.float32(by_hand))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

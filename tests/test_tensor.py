@@ -26,8 +26,11 @@ from oracles import (
 
 from npfp8 import (
     E2M1,
+    E3M2,
     E4M3FN,
+    E4M3FNUZ,
     E5M2,
+    E8M0FNU,
     INT8,
     UINT8,
     Format,
@@ -36,7 +39,9 @@ from npfp8 import (
     decode,
     encode,
     quantize,
+    quantize_bfloat16,
 )
+from npfp8.bfloat16 import from_bits
 
 FORMATS = [E4M3FN, E5M2, INT8, UINT8]
 LARGEST = {"E4M3FN": 448, "E5M2": 57344, "INT8": 127, "UINT8": 255}
@@ -762,3 +767,119 @@ def test_no_floating_point_exception_reaches_the_caller(fmt: Format) -> None:
         QuantizedTensor(np.full(2, 100, fmt.code_dtype), 3e38, fmt).dequantize()
     overflowed = QuantizedTensor(np.full(2, 100, fmt.code_dtype), 3e38, fmt).dequantize()
     assert_same_bits(overflowed, np.float32([np.inf, np.inf]))
+
+
+# Quantizing bfloat16 values by a table
+
+
+EVERY_BFLOAT16 = from_bits(np.arange(1 << 16, dtype=np.uint16))
+EXTREME_SCALES = [
+    1.0,
+    0.0371,
+    2.0**-126,
+    1e-38 * 1.5,
+    3.0,
+    2.0**100,
+    float(np.finfo(np.float32).max),
+]
+
+every_table = pytest.mark.parametrize("fmt", [*FORMATS, E2M1, E3M2, E8M0FNU, E4M3FNUZ], ids=str)
+
+
+def have_codes(fmt: Format) -> np.ndarray:
+    """Every bfloat16 value, without NaN if the format has none."""
+    nan = np.isnan(decode(np.arange(fmt.values.size, dtype=np.uint8).view(fmt.code_dtype), fmt))
+    return EVERY_BFLOAT16 if nan.any() else EVERY_BFLOAT16[~np.isnan(EVERY_BFLOAT16)]
+
+
+def assert_same_tensors(found: QuantizedTensor, expected: QuantizedTensor) -> None:
+    assert_same_bits(found.codes, expected.codes)
+    assert_same_bits(found.scale, expected.scale)
+    for name in ("fmt", "axis", "zero_point", "block"):
+        assert getattr(found, name) == getattr(expected, name)
+
+
+@every_table
+@pytest.mark.parametrize("scale", EXTREME_SCALES)
+def test_the_table_gives_the_codes_of_quantize(fmt: Format, scale: float) -> None:
+    x = have_codes(fmt)
+    assert len(x) >= 65536 - 254
+    kept = x.copy()
+    found = quantize_bfloat16(x, fmt, scale)
+    assert_same_tensors(found, quantize(x, fmt, scale))
+    assert_same_bits(x, kept)
+
+
+@every_table
+@given(scale=st.floats(float(MIN_NORMAL), float(np.finfo(np.float32).max), width=32))
+def test_the_table_is_that_of_its_scale(fmt: Format, scale: float) -> None:
+    x = have_codes(fmt)[::97]
+    assert_same_tensors(quantize_bfloat16(x, fmt, scale), quantize(x, fmt, scale))
+
+
+@every_table
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (2, 3, 4)])
+def test_shapes_and_layouts_of_tables(fmt: Format, shape: tuple[int, ...]) -> None:
+    x = np.resize(np.float32([1, -2, 0.5, 96]), shape)
+    assert_same_tensors(quantize_bfloat16(x, fmt, 0.5), quantize(x, fmt, 0.5))
+    assert_same_tensors(quantize_bfloat16(x.T, fmt, 0.5), quantize(x.T, fmt, 0.5))
+    scale = np.array(0.5, np.float32)
+    assert_same_tensors(quantize_bfloat16(x, fmt, scale), quantize(x, fmt, scale))
+
+
+def test_a_table_cannot_be_changed_through_its_results() -> None:
+    x = np.float32([1, 2])
+    quantize_bfloat16(x, E4M3FN, 1.0).codes[:] = 0
+    assert_same_bits(quantize_bfloat16(x, E4M3FN, 1.0).codes, quantize(x, E4M3FN, 1.0).codes)
+
+
+def test_lower_bits_are_not_looked_at() -> None:
+    x = np.float32([1 + 2.0**-4 + 2.0**-20])  # above a midpoint of E4M3FN only by these
+    assert quantize(x, E4M3FN, 1.0).codes == 0x39
+    assert quantize_bfloat16(x, E4M3FN, 1.0).codes == 0x38
+
+
+@pytest.mark.parametrize("fmt", [INT8, UINT8, E2M1], ids=str)
+@pytest.mark.parametrize("bits", [0x7FC0, 0xFFC0, 0x7F81, 0xFFFF])
+def test_nan_without_a_code_is_refused(fmt: Format, bits: int) -> None:
+    x = np.concatenate([np.ones(9, np.float32), EVERY_BFLOAT16[[bits]]])
+    message = f"found NaN, and {fmt} has no code"
+    with pytest.raises(ValueError, match=message):
+        quantize_bfloat16(x, fmt, 0.25)
+    with pytest.raises(ValueError, match=message):
+        quantize(x, fmt, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("x", "found"),
+    [
+        ([1.0], "list"),
+        (np.float64([1]), "float64"),
+        (np.uint16([1]), "uint16"),
+        (np.float32(1), "float32"),
+        (np.ones(1, ">f4"), ">f4"),
+    ],
+)
+def test_tables_want_arrays_of_float32(x: Any, found: str) -> None:
+    with pytest.raises(TypeError, match=f"x: expected an array of float32, found {found}"):
+        quantize_bfloat16(x, E4M3FN, 1.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e-40, 1e60])
+def test_tables_want_a_scale_that_is_one(scale: float) -> None:
+    message = "scale: expected positive, finite, normal float32, found"
+    with pytest.raises(ValueError, match=message):
+        quantize_bfloat16(np.float32([1]), E4M3FN, scale)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (1, 1)])
+def test_tables_want_one_scale(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"scale: expected one number, found shape \("):
+        quantize_bfloat16(np.ones(2, np.float32), E4M3FN, np.ones(shape, np.float32))
+
+
+def test_no_floating_point_exception_reaches_the_caller_of_a_table() -> None:
+    with np.errstate(all="raise"):
+        for fmt in (E4M3FN, E5M2):
+            quantize_bfloat16(EVERY_BFLOAT16, fmt, 2.0**-126 * 1.25)
+            quantize_bfloat16(EVERY_BFLOAT16, fmt, 2.0**126 * 1.25)
