@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["exp", "gelu", "gelu_tanh", "normal_tail", "relu", "sigmoid", "silu", "tanh"]
+__all__ = ["exp", "gelu", "gelu_tanh", "log", "normal_tail", "relu", "sigmoid", "silu", "tanh"]
 
 Float64Array = npt.NDArray[np.float64]
 Function = Callable[[Float64Array], Float64Array]
@@ -40,6 +40,9 @@ _ROUNDER_BITS = int(np.float64(_ROUNDER).view(np.int64))
 _EXP_RANGE = (-746.0, 710.0)
 #: 1/13! .. 1/2!: on |r| <= ln(2)/2 the series cut off after r^13 / 13! is exact to 2^-57.
 _EXP_SERIES = tuple(1 / math.factorial(n) for n in range(13, 1, -1))
+
+#: log's series ends with s^21 / 21: |s| <= 0.172, so what is cut off is below 2^-60 s.
+_LOG_TERMS = 21
 
 #: tanh(x) / x - 1 by powers of x^2, from x^10 down; to 2^-56 for |x| <= 2^-5.
 _TANH_SERIES = (-1382 / 155925, 62 / 2835, -17 / 315, 2 / 15, -1 / 3)
@@ -150,6 +153,28 @@ def _normal_tail(a: Float64Array) -> Float64Array:
 def exp(x: Float64Array) -> Float64Array:
     """The exponential function, within 1 ulp (of a subnormal result: of its 2^-1074)."""
     return _exp(x)
+
+
+@_blockwise
+def log(x: Float64Array) -> Float64Array:
+    """The natural logarithm, within 4 ulp; -inf of 0, NaN below it.
+
+    ``x = 2^k m`` with m between sqrt(1/2) and sqrt(2), ``log(m) = 2 artanh(s)``
+    with ``s = (m - 1) / (m + 1)``, by its series.
+    """
+    m, k = np.frexp(x)
+    low = m < math.sqrt(0.5)
+    m = np.where(low, 2.0 * m, m)
+    s = (m - 1.0) / (m + 1.0)
+    square = s * s
+    p = np.full_like(s, 1 / _LOG_TERMS)
+    for n in range(_LOG_TERMS - 2, 0, -2):
+        p *= square
+        p += 1 / n
+    exponent = (k - low).astype(np.float64)
+    result = exponent * _LN_2_HIGH + (2.0 * (s * p) + exponent * _LN_2_LOW)
+    result = np.where(x == 0, -np.inf, np.where(x == np.inf, np.inf, result))
+    return np.where(x < 0, np.nan, result)
 
 
 @_blockwise

@@ -19,7 +19,16 @@ from npfp8.codec import decode, encode, is_bfloat16
 from npfp8.formats import FloatFormat, Format, IntFormat
 from npfp8.lookup import lookup
 
-__all__ = ["QuantizedTensor", "absmax_scale", "quantize", "quantize_bfloat16"]
+__all__ = [
+    "QuantizedTensor",
+    "absmax_scale",
+    "affine_scale",
+    "group_extrema",
+    "power_of_two_scale",
+    "quantize",
+    "quantize_bfloat16",
+    "spread",
+]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -155,6 +164,7 @@ def quantize(
     scale: npt.ArrayLike | None = None,
     axis: int | None = None,
     block: int | None = None,
+    zero_point: npt.ArrayLike | None = None,
 ) -> QuantizedTensor:
     """Quantize an array: ``encode(x / scale)``, one float32 division and one rounding.
 
@@ -173,6 +183,9 @@ def quantize(
     block : int, optional
         With ``axis``: a scale for each run of so many elements along that
         axis, separately at each index of the other axes.
+    zero_point : array_like of the codes' dtype, optional
+        With ``scale``, of its shape, IntFormat only: the code of 0, added after
+        the rounding to an integer. :func:`affine_scale` finds both.
 
     Returns
     -------
@@ -183,8 +196,9 @@ def quantize(
     Raises
     ------
     ValueError
-        If no scale is given and ``x`` has a NaN or an infinity, or the given
-        scale is not positive, finite, normal and of the right shape.
+        If no scale is given and ``x`` has a NaN or an infinity, or a zero point
+        is; or the given scale is not positive, finite, normal and of the right
+        shape.
 
     Examples
     --------
@@ -200,17 +214,31 @@ def quantize(
         axis = _normalized(axis, values.ndim)
     shape = _scale_shape(values.shape, axis, block)
     if scale is None:
-        scales = absmax_scale(_absmax(values, axis, block), fmt)
+        if zero_point is not None:
+            raise ValueError("zero_point: expected a scale with it, found none")
+        low, high = group_extrema(values, axis, block)
+        scales = absmax_scale(np.maximum(high, -low), fmt)
     else:
         scales = _checked_scale(scale)
         if scales.shape != shape:
             raise ValueError(f"scale: expected shape {shape}, found {scales.shape}")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         scaled = np.divide(values, spread(scales, values.shape, axis, block))
-    return QuantizedTensor(encode(scaled, fmt), scales, fmt, axis, None, block)
+    if zero_point is None:
+        return QuantizedTensor(encode(scaled, fmt), scales, fmt, axis, None, block)
+    zeros = np.asarray(zero_point, fmt.code_dtype)
+    if zeros.shape != shape or not isinstance(fmt, IntFormat):
+        raise ValueError(
+            f"zero_point: expected an IntFormat and shape {shape}, found {zeros.shape}"
+        )
+    with np.errstate(invalid="ignore"):
+        shifted = np.rint(scaled) + spread(zeros, values.shape, axis, block).astype(np.float32)
+    return QuantizedTensor(encode(shifted, fmt), scales, fmt, axis, zeros, block)
 
 
-def quantize_bfloat16(x: Float32Array, fmt: Format, scale: npt.ArrayLike) -> QuantizedTensor:
+def quantize_bfloat16(
+    x: Float32Array, fmt: Format, scale: npt.ArrayLike, zero_point: int | None = None
+) -> QuantizedTensor:
     """:func:`quantize` of bfloat16 values with one given scale, twice as fast: by a table.
 
     There are 65,536 bfloat16 values, so the division by the scale and the
@@ -224,11 +252,13 @@ def quantize_bfloat16(x: Float32Array, fmt: Format, scale: npt.ArrayLike) -> Qua
     fmt : FloatFormat or IntFormat
     scale : float32
         One number; positive, finite and normal.
+    zero_point : int, optional
+        As for :func:`quantize`.
 
     Returns
     -------
     QuantizedTensor
-        The same as ``quantize(x, fmt, scale)``.
+        The same as ``quantize(x, fmt, scale, zero_point=zero_point)``.
 
     Raises
     ------
@@ -253,16 +283,18 @@ def quantize_bfloat16(x: Float32Array, fmt: Format, scale: npt.ArrayLike) -> Qua
         raise ValueError(f"scale: expected one number, found shape {checked.shape}")
     if not _has_nan(fmt) and np.isnan(x).any():
         raise ValueError(f"encode: found NaN, and {fmt} has no code for it")
-    return QuantizedTensor(lookup(_bfloat16_codes(fmt, float(checked)), x), checked, fmt)
+    codes = lookup(_bfloat16_codes(fmt, float(checked), zero_point), x)
+    zero = None if zero_point is None else np.asarray(zero_point, fmt.code_dtype)
+    return QuantizedTensor(codes, checked, fmt, zero_point=zero)
 
 
 @lru_cache(maxsize=1024)
-def _bfloat16_codes(fmt: Format, scale: float) -> npt.NDArray[Any]:
+def _bfloat16_codes(fmt: Format, scale: float, zero_point: int | None) -> npt.NDArray[Any]:
     """The code of each of the 65,536 bfloat16 values; 0 for NaN where there is no code for it."""
     x = from_bits(np.arange(1 << 16, dtype=np.uint16))
     if not _has_nan(fmt):
         x = np.where(np.isnan(x), np.float32(0), x)
-    codes = quantize(x, fmt, scale).codes
+    codes = quantize(x, fmt, scale, zero_point=zero_point).codes
     codes.flags.writeable = False
     return codes
 
@@ -309,6 +341,66 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
     return np.asarray(np.where(largest == 0, np.float32(1), scale), np.float32)
 
 
+def affine_scale(
+    low: npt.ArrayLike, high: npt.ArrayLike, fmt: IntFormat
+) -> tuple[Float32Array, npt.NDArray[Any]]:
+    """The float32 scale and the zero point that map a range to an integer format's whole range.
+
+    ``scale = float32((high - low) / (max_code - min_code))`` and ``zero_point =
+    min_code - round(low / scale)``, so that the real number 0 has a code
+    (Jacob et al., arXiv 1712.05877, section 2.1).
+
+    Parameters
+    ----------
+    low, high : array_like of float32
+        ``low <= 0 <= high``, finite.
+    fmt : IntFormat
+
+    Returns
+    -------
+    scale : ndarray of float32
+        1 for an empty range.
+    zero_point : ndarray of the codes' dtype
+
+    Raises
+    ------
+    ValueError
+        If a range is not finite or does not contain 0.
+
+    Examples
+    --------
+    >>> from npfp8 import UINT8
+    >>> from npfp8.tensor import affine_scale
+    >>> scale, zero_point = affine_scale(-1.0, 4.1, UINT8)
+    >>> round(float(scale), 6), int(zero_point)
+    (0.02, 50)
+    """
+    lows, highs = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    bad = ~(np.isfinite(lows) & np.isfinite(highs) & (lows <= 0) & (highs >= 0))
+    if bad.any():
+        raise ValueError(f"range: expected finite, with 0, found {lows[bad][0]}..{highs[bad][0]}")
+    width = (highs.astype(np.float64) - lows) / (fmt.max_code - fmt.min_code)
+    scale = np.where(width == 0, 1.0, np.maximum(width, _MIN_NORMAL)).astype(np.float32)
+    zero_point = np.clip(fmt.min_code - np.rint(lows / scale), fmt.min_code, fmt.max_code)
+    return np.asarray(scale), zero_point.astype(fmt.code_dtype)
+
+
+def power_of_two_scale(scale: npt.ArrayLike) -> Float32Array:
+    """The smallest powers of two that are not below the scales: nothing more saturates.
+
+    Such a scale changes exponents alone, so scaling by it does not round.
+
+    Examples
+    --------
+    >>> from npfp8.tensor import power_of_two_scale
+    >>> power_of_two_scale([0.3, 0.5, 3.0])
+    array([0.5, 0.5, 4. ], dtype=float32)
+    """
+    fraction, exponent = np.frexp(_checked_scale(scale))
+    exponent = np.minimum(exponent - (fraction == 0.5), 127)
+    return np.asarray(np.ldexp(np.float32(1), exponent), np.float32)
+
+
 def spread(
     per_scale: npt.NDArray[Any], shape: tuple[int, ...], axis: int | None, block: int | None
 ) -> npt.NDArray[Any]:
@@ -320,16 +412,29 @@ def spread(
     return per_scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
-def _absmax(x: Float32Array, axis: int | None, block: int | None) -> Float32Array:
-    """The absolute maximum of each group of elements that share a scale; 0 for an empty one."""
+def group_extrema(
+    x: Float32Array, axis: int | None = None, block: int | None = None
+) -> tuple[Float32Array, Float32Array]:
+    """The least and the largest element of each group that shares a scale; at most and at least 0.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+    axis, block : int, optional
+        As for :func:`quantize`; the results are of the scale's shape.
+    """
     if axis is None:
-        return np.maximum(x.max(initial=0), -x.min(initial=0))
-    if block is None:
-        others = tuple(i for i in range(x.ndim) if i != axis)
-        return np.maximum(x.max(axis=others, initial=0), -x.min(axis=others, initial=0))
-    if not x.shape[axis]:
-        return np.abs(x)
-    return np.maximum.reduceat(np.abs(x), range(0, x.shape[axis], block), axis=axis)
+        low, high = x.min(initial=0), x.max(initial=0)
+    elif block is None:
+        others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+        low, high = x.min(axis=others, initial=0), x.max(axis=others, initial=0)
+    elif not x.shape[axis]:
+        low, high = np.zeros_like(x), np.zeros_like(x)
+    else:
+        starts = range(0, x.shape[axis], block)
+        low = np.minimum(np.minimum.reduceat(x, starts, axis=axis), np.float32(0))
+        high = np.maximum(np.maximum.reduceat(x, starts, axis=axis), np.float32(0))
+    return np.asarray(low), np.asarray(high)
 
 
 def _to_float32(x: npt.NDArray[Any]) -> Float32Array:
