@@ -60,7 +60,8 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
     Returns
     -------
     ndarray of float32, (..., M, N)
-        Rounded to nearest, ties to even; an exact sum of zero is +0. Infinities
+        Rounded to nearest, ties to even; zero is +0, be the sum exactly zero or
+        a negative one that underflows. Infinities
         and NaN propagate as in IEEE 754; a NaN is the canonical 0x7FC00000.
 
     Raises
@@ -104,7 +105,9 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
     for start in range(0, sums.shape[-2], step):
         window = (..., slice(start, start + step), slice(None))
         error = row[..., start : start + step, None] * column[..., None, :]
-        if row_span.min(initial=1) * column_span.min(initial=1) <= limit:  # else there is none
+        if (
+            row_span.min(initial=np.inf) * column_span.min(initial=np.inf) <= limit
+        ):  # else there is none
             span = row_span[..., start : start + step, None] * column_span[..., None, :]
             error[span <= limit] = 0.0
         _round_settled(sums[window], error, result[window], x[window], y)
@@ -132,7 +135,8 @@ def _spans(x: Float64Array, precision: int, axis: int) -> Float64Array:
 
 def _finite(x: Float32Array) -> Float64Array:
     """As float64, with NaN and infinity replaced by 0."""
-    wide = x.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        wide = x.astype(np.float64)
     finite = np.isfinite(wide)
     if not finite.all():
         wide[~finite] = 0.0

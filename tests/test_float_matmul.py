@@ -296,14 +296,24 @@ def test_sums_that_float64_holds_are_not_doubted(
     assert counter.sums == 0
 
 
-@pytest.mark.parametrize("spread", range(12, 40))
-def test_around_what_float64_holds(spread: int) -> None:
-    """Two numbers of 8 bits, ``spread`` exponents apart, on either side of the shortcut's limit."""
-    rng = np.random.default_rng(spread)
-    large, small = (round_to_bfloat16(rng.uniform(1, 2, (60, 3))) for _ in range(2))
-    a = np.concatenate([large, small * np.float32(2.0**-spread)], axis=-1)
-    a *= rng.choice([-1, 1], a.shape).astype(np.float32)
-    check(a[:30], a[30:].T)
+@pytest.mark.parametrize("exponent", [0, -96, 60])
+@pytest.mark.parametrize("mantissa", [1.0, 1.5, 1 + 2.0**-7, 1 + 2.0**-23])
+def test_around_what_float64_holds(exponent: int, mantissa: float) -> None:
+    """A tie of float32 and a number that float64 just has, or just has not, room for."""
+    wrong = 0
+    for spread in range(22, 58):
+        small = 2.0**-spread * mantissa
+        rows = np.float32([[1, 2.0**-24, small], [1, 2.0**-24, -small], [1, 3 * 2.0**-24, -small]])
+        rows *= np.float32(2.0**exponent)
+        ones = np.ones((3, 1), np.float32)
+        check(rows, ones)
+        float64 = np.matmul(rows.astype(np.float64), ones).astype(np.float32)
+        wrong += int((float64 != exact_matmul(rows, ones)).sum())
+        # The same products, their exponents shared out between the two.
+        half = spread // 2
+        a = np.float32([[1, 2.0**-12, 2.0**-half]]) * np.float32(2.0**exponent)
+        check(a, np.float32([[1], [2.0**-12], [2.0 ** (half - spread) * mantissa]]))
+    assert wrong
 
 
 def exact_terms(terms: np.ndarray) -> np.ndarray:
