@@ -1,9 +1,7 @@
-"""Calibration: the range of every product's operands over a sample of real input."""
+"""Calibration: what every product's activations look like over a sample of real input."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,57 +10,80 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model
-from bert_numpy.policy import Operand, Policy, float32_policy
-from npfp8 import Format, absmax_scale
-from npfp8.files import replaced_file
+from bert_numpy.observers import Statistics, clip_range, merge, observe
+from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy, range_scale
+from bert_numpy.recipe import Operand
+from npfp8.storage import load_file, read_metadata, save_file
 
-__all__ = ["Calibration", "calibrate", "load_calibration", "save_calibration"]
+__all__ = [
+    "Calibration",
+    "calibrate",
+    "load_calibration",
+    "merge_calibrations",
+    "save_calibration",
+]
 
 Float32Array = npt.NDArray[np.float32]
 
-_FILE_FORMAT = "bert-numpy calibration 1"
+#: The products of two activations; at all others the right operand is a weight.
+_ATTENTION_PRODUCTS = (".attention.scores", ".attention.context")
+
+_FILE_FORMAT = "bert-numpy calibration 2"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
-    """The absolute maxima of both operands of every site.
+    """What was seen of the activations at every site.
 
     Attributes
     ----------
-    absmax : mapping of str to (float, float)
-        By site: the left operand (the activations, Q, or the attention
-        weights P) and the right one (the layer's weights, K^T, or V).
+    operands : mapping of str to Statistics
+        By ``site:a``, the left operand (activations, Q, or the attention weights
+        P), and for the attention's products ``site:b``, the right one (K^T or V).
+    channels : mapping of str to ndarray of float32, (K,)
+        By the site of a linear layer: the absolute maximum of each column of
+        its left operand.
     samples : int
         How many sequences were seen.
     golden : bool
         Whether they were run in golden arithmetic.
     """
 
-    absmax: Mapping[str, tuple[float, float]]
+    operands: Mapping[str, Statistics]
+    channels: Mapping[str, Float32Array]
     samples: int
     golden: bool = False
 
-    def scales(self, site: str, fmt: Format) -> tuple[Float32Array, Float32Array]:
-        """The static scales of both operands of ``site`` in ``fmt``.
+    def scale(self, name: str, operand: Operand) -> Scale:
+        """The static scale of an operand, ``site:a`` or ``site:b``.
 
         Raises
         ------
         BertNumpyError
-            If the calibration did not see the site.
+            If the calibration did not see it.
         """
-        if site not in self.absmax:
-            raise BertNumpyError(f"calibration: site {site!r}: expected absmax, found none")
-        left, right = self.absmax[site]
-        return absmax_scale(left, fmt), absmax_scale(right, fmt)
+        assert operand.fmt is not None
+        if name not in self.operands:
+            raise BertNumpyError(f"calibration: operand {name!r}: expected statistics, found none")
+        return observed_scale(self.operands[name], operand)
+
+
+def observed_scale(seen: Statistics, operand: Operand) -> Scale:
+    """The scale that an operand's observer makes of statistics."""
+    assert operand.fmt is not None
+    low, high = clip_range(seen, operand.observer, operand.fmt, operand.percentile)
+    scale, zero_point = range_scale(np.float32(low), np.float32(high), operand)
+    return Scale(scale, None if zero_point is None else int(zero_point))
 
 
 def calibrate(
     model: Model, batches: Iterable[Mapping[str, npt.NDArray[np.int64]]], golden: bool = False
 ) -> Calibration:
-    """Run the model in float32 over a sample and note the operands' absolute maxima.
+    """Run the model in float32 over a sample and note what the activations look like.
+
+    Memory does not grow with the sample: see :mod:`bert_numpy.observers`.
 
     Parameters
     ----------
@@ -71,42 +92,95 @@ def calibrate(
     batches : iterable of mappings
         The arguments of calls of the model: ``input_ids`` and so on.
     golden : bool
-        Whether to run in golden arithmetic, so that the maxima, and with them
-        every code of the quantized model, are the same on every machine.
+        Whether to run in golden arithmetic, so that the statistics, and with
+        them every code of the quantized model, are the same on every machine.
 
     Raises
     ------
     BertNumpyError
         If there is no batch, or an operand is NaN or infinite; names the site.
     """
-    absmax: dict[str, tuple[float, float]] = {}
-    observing = replace(model, policy=observing_policy(float32_policy(golden), absmax))
+    operands: dict[str, Statistics] = {}
+    channels: dict[str, Float32Array] = {}
+    policy = observing_policy(float32_policy(golden), operands, channels)
+    observing = replace(model, policy=policy)
     samples = 0
     for batch in batches:
         observing(**batch)
         samples += len(batch["input_ids"])
     if not samples:
         raise BertNumpyError("calibration: expected at least one sample, found none")
-    return Calibration(absmax, samples, golden)
+    return Calibration(operands, channels, samples, golden)
+
+
+def observing_policy(
+    inner: Policy, operands: dict[str, Statistics], channels: dict[str, Float32Array]
+) -> Policy:
+    """A policy that computes as ``inner`` does and notes what it is given."""
+
+    def see(name: str, x: Float32Array) -> None:
+        operands[name] = observe(name, operands.get(name), x)
+
+    def gemm(site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None) -> Float32Array:
+        assert isinstance(b, np.ndarray), site
+        see(f"{site}:a", a)
+        if site.endswith(_ATTENTION_PRODUCTS):
+            see(f"{site}:b", b)
+        else:
+            largest = np.abs(a.reshape(-1, a.shape[-1])).max(axis=0, initial=0)
+            channels[site] = np.maximum(channels.get(site, largest), largest)
+        return inner.gemm(site, a, b, bias)
+
+    return Policy(gemm, inner.arithmetic)
+
+
+def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
+    """The calibration over both samples; its moving averages are ``b``'s.
+
+    Raises
+    ------
+    BertNumpyError
+        If the two did not see the same sites.
+    """
+    if a.operands.keys() != b.operands.keys() or a.channels.keys() != b.channels.keys():
+        raise BertNumpyError("calibrations: expected the same sites in both")
+    return Calibration(
+        {name: merge(seen, b.operands[name]) for name, seen in a.operands.items()},
+        {site: np.maximum(seen, b.channels[site]) for site, seen in a.channels.items()},
+        a.samples + b.samples,
+        a.golden and b.golden,
+    )
 
 
 def save_calibration(calibration: Calibration, path: str | Path) -> None:
-    """Write a calibration to a JSON file, whole or not at all; every maximum to its last bit.
+    """Write a calibration to a safetensors file, whole or not at all; nothing is rounded.
+
+    Each operand has ``NAME/range``, the extrema and moving averages, and the
+    histogram as ``NAME/bits`` and ``NAME/counts``; each linear layer
+    ``SITE/channels``. The number of samples is in the metadata.
 
     Raises
     ------
     BertNumpyError
         If the file cannot be written.
     """
-    content = {
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for name, seen in calibration.operands.items():
+        bits = np.flatnonzero(seen.histogram)
+        tensors[f"{name}/range"] = np.array(
+            [seen.low, seen.high, seen.average_low, seen.average_high]
+        )
+        tensors[f"{name}/bits"] = bits.astype(np.uint16)
+        tensors[f"{name}/counts"] = seen.histogram[bits]
+    for site, largest in calibration.channels.items():
+        tensors[f"{site}/channels"] = largest
+    metadata = {
         "format": _FILE_FORMAT,
-        "samples": calibration.samples,
-        "golden": calibration.golden,
-        "absmax": {site: list(pair) for site, pair in calibration.absmax.items()},
+        "samples": str(calibration.samples),
+        "golden": str(calibration.golden).lower(),
     }
     try:
-        with replaced_file(Path(path)) as file:
-            file.write((json.dumps(content, indent=1) + "\n").encode())
+        save_file(tensors, path, metadata)
     except OSError as error:
         raise BertNumpyError(f"{path}: cannot be written: {error.strerror or error}") from None
 
@@ -117,49 +191,61 @@ def load_calibration(path: str | Path) -> Calibration:
     Raises
     ------
     BertNumpyError
-        If the file is missing or is not as it was written; names the key or the site.
+        If the file is missing, damaged or not as it was written; names the
+        tensor or the key.
     """
-    content = read_json(Path(path))
+    try:
+        tensors, metadata = load_file(path), read_metadata(path)
+    except FileNotFoundError:
+        raise BertNumpyError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        text = str(error)
+        raise BertNumpyError(text if str(path) in text else f"{path}: {text}") from None
 
-    def get(key: str, kind: type) -> Any:
-        value = content.get(key)
-        if type(value) is not kind:
-            raise BertNumpyError(f"{path}: key {key!r}: expected {kind.__name__}, found {value!r}")
-        return value
+    def value(key: str, good: Any, expected: str) -> str:
+        found = metadata.get(key, "")
+        if not good(found):
+            raise BertNumpyError(f"{path}: metadata {key!r}: expected {expected}, found {found!r}")
+        return found
 
-    if get("format", str) != _FILE_FORMAT:
-        raise BertNumpyError(
-            f"{path}: key 'format': expected {_FILE_FORMAT!r}, found {content['format']!r}"
-        )
-    absmax: dict[str, tuple[float, float]] = {}
-    for site, pair in get("absmax", dict).items():
-        numbers = pair if isinstance(pair, list) else []
-        good = [x for x in numbers if type(x) in (int, float) and math.isfinite(x) and x >= 0]
-        if not len(numbers) == len(good) == 2:
-            raise BertNumpyError(
-                f"{path}: site {site!r}: expected two numbers, finite and not negative, "
-                f"found {pair!r}"
+    value("format", lambda x: x == _FILE_FORMAT, repr(_FILE_FORMAT))
+    samples = int(value("samples", str.isdecimal, "a number"))
+    golden = value("golden", lambda x: x in ("true", "false"), "true or false") == "true"
+
+    def tensor(key: str, dtype: str, good: Any, expected: str) -> npt.NDArray[Any]:
+        found = tensors.get(key)
+        if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != 1:
+            what = "nothing" if found is None else getattr(found, "dtype", type(found).__name__)
+            raise BertNumpyError(f"{path}: tensor {key!r}: expected 1-D {dtype}, found {what}")
+        if not good(found):
+            raise BertNumpyError(f"{path}: tensor {key!r}: expected {expected}")
+        return found
+
+    operands, channels = {}, {}
+    for key in tensors:
+        name, _, what = key.rpartition("/")
+        if what == "range":
+            extrema = tensor(key, "float64", _is_range, "4 finite numbers around 0")
+            bits = tensor(f"{name}/bits", "uint16", _rises, "rising numbers")
+            counts = tensor(
+                f"{name}/counts",
+                "int64",
+                lambda x, n=bits.size: x.size == n and (x > 0).all(),
+                f"{bits.size} positive numbers",
             )
-        absmax[site] = (float(good[0]), float(good[1]))
-    return Calibration(absmax, get("samples", int), get("golden", bool))
+            histogram = np.zeros(1 << 16, np.int64)
+            histogram[bits] = counts
+            operands[name] = Statistics(*extrema.tolist(), histogram)
+        elif what == "channels":
+            channels[name] = tensor(
+                key, "float32", lambda x: np.isfinite(x).all() and (x >= 0).all(), "magnitudes"
+            )
+    return Calibration(operands, channels, samples, golden)
 
 
-def observing_policy(inner: Policy, absmax: dict[str, tuple[float, float]]) -> Policy:
-    """A policy that computes as ``inner`` does and notes the absolute maxima of each site."""
-
-    def gemm(site: str, a: Float32Array, b: Operand, bias: Float32Array | None) -> Float32Array:
-        assert isinstance(b, np.ndarray), site
-        seen = absmax.get(site, (0.0, 0.0))
-        absmax[site] = (_larger(site, seen[0], a), _larger(site, seen[1], b))
-        return inner.gemm(site, a, b, bias)
-
-    return Policy(gemm, inner.arithmetic)
+def _is_range(x: npt.NDArray[np.float64]) -> bool:
+    return x.size == 4 and bool(np.isfinite(x).all() and x[0] <= 0 <= x[1])
 
 
-def _larger(site: str, seen: float, x: Float32Array) -> float:
-    largest = float(np.maximum(x.max(), -x.min()))
-    if not np.isfinite(largest):
-        raise BertNumpyError(
-            f"calibration: site {site!r}: expected finite operands, found {largest}"
-        )
-    return max(seen, largest)
+def _rises(x: npt.NDArray[np.uint16]) -> bool:
+    return bool((np.diff(x.astype(np.int64)) > 0).all())

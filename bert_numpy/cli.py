@@ -244,7 +244,7 @@ def _prepared(arguments: argparse.Namespace, recipes: list[Recipe]) -> Job:
         arguments.model,
         arguments.task,
         arguments.data,
-        calibrated=any(recipe.fmt is not None for recipe in recipes),
+        calibrated=any(recipe.calibrated for recipe in recipes),
         calibration=arguments.calibration,
         calibration_data=arguments.calibration_data,
         calibration_samples=arguments.calibration_samples,
@@ -276,7 +276,7 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     batch = tokenizer.batch([arguments.text], None if arguments.pair is None else [arguments.pair])
     calibration = None
-    if recipe.fmt is not None:
+    if recipe.calibrated:
         texts = read_examples(Path(arguments.calibration_data), task_named("sst2")).texts
         pairs = [*texts[1:], texts[0]] if arguments.pair else None
         limit = min(128, tokenizer.model_max_length)

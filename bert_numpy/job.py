@@ -145,7 +145,7 @@ def run(
     """
     bar = progress_bar or _no_bar
     calibration = job.calibration
-    if calibration is None and any(recipe.fmt is not None for recipe in recipes):
+    if calibration is None and any(recipe.calibrated for recipe in recipes):
         with bar(len(job.calibration_texts), "calibration") as advance:
             calibration = calibrate_on(
                 job.model, job.calibration_texts, job.batch_size, advance, golden

@@ -25,7 +25,7 @@ from bert_numpy.policy import Policy
 from bert_numpy.weights import Weights
 from npfp8 import QuantizedTensor
 
-__all__ = ["Model", "ModelOutput", "encoder_sites"]
+__all__ = ["Model", "ModelOutput", "encoder_sites", "model_sites"]
 
 Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -228,6 +228,16 @@ def encoder_sites(config: BertConfig) -> list[str]:
     )
     layers = range(config.num_hidden_layers)
     return [f"encoder.layer.{i}.{product}" for i in layers for product in products]
+
+
+def model_sites(model: Model) -> list[str]:
+    """The name of every matrix product of a model: the encoder's, the pooler's and the head's."""
+    heads = [
+        name.removesuffix(".weight")
+        for name in model.weights
+        if name.endswith(".weight") and not name.startswith(("embeddings.", "encoder."))
+    ]
+    return encoder_sites(model.config) + heads
 
 
 def _checked_ids(name: str, values: npt.ArrayLike, limit: int) -> IntArray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,11 @@ from bert_numpy.elementwise import (
     Arithmetic,
 )
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.recipe import PRESETS, Recipe
+from bert_numpy.observers import is_affine
+from bert_numpy.recipe import PRESETS, Operand, Recipe, SiteRecipe
 from npfp8 import (
     FloatFormat,
+    IntFormat,
     QuantizedTensor,
     matmul,
     matmul_float32,
@@ -32,12 +35,30 @@ from npfp8 import (
     quantize_bfloat16,
 )
 from npfp8.golden import require_ieee754
+from npfp8.tensor import (
+    absmax_scale,
+    affine_scale,
+    group_extrema,
+    power_of_two_scale,
+    spread,
+)
 
-__all__ = ["FLOAT32_POLICY", "OperandCounts", "Policy", "float32_policy", "quantized_policy"]
+__all__ = [
+    "FLOAT32_POLICY",
+    "OperandCounts",
+    "Operandlike",
+    "Policy",
+    "Scale",
+    "SitePlan",
+    "float32_policy",
+    "quantize_operand",
+    "quantized_policy",
+    "range_scale",
+]
 
 Float32Array = npt.NDArray[np.float32]
-Operand = Float32Array | QuantizedTensor
-Gemm = Callable[[str, Float32Array, Operand, Float32Array | None], Float32Array]
+Operandlike = Float32Array | QuantizedTensor
+Gemm = Callable[[str, Float32Array, Operandlike, Float32Array | None], Float32Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,39 +114,111 @@ class OperandCounts:
     underflowed: int = 0  # not zero, but the code of zero
 
     def add(self, x: Float32Array, q: QuantizedTensor) -> None:
-        """Count the elements of ``x`` that became ``q``, a tensor of one scale."""
+        """Count the elements of ``x`` that became ``q``."""
         fmt = q.fmt
         self.elements += x.size
+        if q.zero_point is not None:
+            # Beyond the range: a code at its end whose value is not within half a scale.
+            ends = (q.codes == fmt.max_code) | (q.codes == 0)
+            off = np.abs(x - q.dequantize()) > 0.5000001 * spread(q.scale, q.shape, q.axis, q.block)
+            self.saturated += int(np.count_nonzero(ends & off))
+            zeros = q.codes == spread(q.zero_point, q.shape, q.axis, q.block)
+            self.underflowed += int(np.count_nonzero(zeros & (x != 0)))
+            return
         # Of the codes first, whose bytes are fewer. A float's sign bit is taken
         # off: its zero has two codes.
         magnitudes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else np.abs(q.codes)
         if magnitudes.max(initial=0) >= fmt.max_code:
+            largest = magnitudes >= fmt.max_code
+            scales = np.broadcast_to(spread(q.scale, q.shape, q.axis, q.block), x.shape)
             with np.errstate(over="ignore"):
-                largest = np.abs(x[magnitudes >= fmt.max_code]) / q.scale
-            self.saturated += int(np.count_nonzero(largest > fmt.max))
+                quotients = np.abs(x[largest]) / scales[largest]
+            self.saturated += int(np.count_nonzero(quotients > fmt.max))
         not_zero = int(np.count_nonzero(magnitudes))
         if not_zero < x.size:
             self.underflowed += int(np.count_nonzero(x != 0)) - not_zero
 
 
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """A static scale of one tensor, and the zero point of a format that is used with one."""
+
+    scale: Float32Array
+    zero_point: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SitePlan:
+    """A site's recipe with what a calibration has made of it.
+
+    Attributes
+    ----------
+    recipe : SiteRecipe
+    a, b : Scale, optional
+        The static scales; None for an operand that is not quantized, has scales
+        of its own, or is quantized already.
+    smoothing : ndarray of float32, (K,), optional
+        What the columns of ``a`` are divided by; the weights are multiplied already.
+    """
+
+    recipe: SiteRecipe
+    a: Scale | None = None
+    b: Scale | None = None
+    smoothing: Float32Array | None = None
+
+
+def range_scale(low: Any, high: Any, operand: Operand) -> tuple[Float32Array, Any]:
+    """The scales, and zero points or None, that map ranges around 0 to an operand's format."""
+    assert operand.fmt is not None
+    if is_affine(operand.fmt):
+        assert isinstance(operand.fmt, IntFormat)
+        return affine_scale(low, high, operand.fmt)
+    scale = absmax_scale(np.maximum(high, np.negative(low)), operand.fmt)
+    return power_of_two_scale(scale) if operand.power_of_two else scale, None
+
+
+def quantize_operand(x: Float32Array, operand: Operand, k_axis: int) -> QuantizedTensor:
+    """Quantize an operand with scales of its own.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+    operand : Operand
+    k_axis : int
+        The axis that the product sums over: -1 for a left operand, -2 for a
+        right one. A scale per token is one block along it.
+    """
+    assert operand.fmt is not None
+    axis, block = {
+        "tensor": (None, None),
+        "channel": (-3 - k_axis, None),
+        "token": (k_axis, x.shape[k_axis]),
+        "block": (k_axis, operand.block),
+    }[operand.granularity]
+    axis = None if axis is None else axis % x.ndim
+    scale, zero_point = range_scale(*group_extrema(x, axis, block), operand)
+    return quantize(x, operand.fmt, scale, axis, block, zero_point)
+
+
 def quantized_policy(
     recipe: Recipe,
-    scales: Mapping[str, tuple[Float32Array, Float32Array]],
+    plans: Mapping[str, SitePlan],
     counts: dict[str, OperandCounts],
     golden: bool = False,
 ) -> Policy:
     """The paper's quantized inference.
 
-    At a site with scales both operands become 8-bit codes (weights are codes
+    At a site with a plan the operands become 8-bit codes (weights are codes
     already), the codes are multiplied exactly, scaled, and the bias added in
-    float32. At other sites the product is float32. Every result is rounded to
-    the recipe's arithmetic, but for a head's, which are the model's answer.
+    float32. At other sites, and where only one operand is quantized, the
+    product is float32. Every result is rounded to the recipe's arithmetic, but
+    for a head's, which are the model's answer.
 
     Parameters
     ----------
     recipe : Recipe
-    scales : mapping of str to pair of float32
-        Static scales of the left and the right operand, by site.
+    plans : mapping of str to SitePlan
+        By site.
     counts : dict
         Filled with :class:`OperandCounts` by ``site:a`` and ``site:b``.
     golden : bool
@@ -145,29 +238,49 @@ def quantized_policy(
             f"recipe {recipe.name}: golden products are accumulated 'exact', "
             f"found {recipe.accumulate!r}"
         )
+    bfloat16 = recipe.arithmetic == "bfloat16"
 
-    to_codes = quantize_bfloat16 if recipe.arithmetic == "bfloat16" else quantize
-
-    def quantized(name: str, x: Operand, scale: Float32Array) -> QuantizedTensor:
-        if isinstance(x, QuantizedTensor):
+    def quantized(
+        name: str, x: Operandlike, operand: Operand, static: Scale | None, k_axis: int
+    ) -> Operandlike:
+        if isinstance(x, QuantizedTensor) or operand.fmt is None:
             return x
-        assert recipe.fmt is not None
         try:
-            q = to_codes(x, recipe.fmt, scale)
+            if static is None:
+                q = quantize_operand(x, operand, k_axis)
+            elif bfloat16:
+                q = quantize_bfloat16(x, operand.fmt, static.scale, static.zero_point)
+            else:
+                q = quantize(x, operand.fmt, static.scale, zero_point=static.zero_point)
         except ValueError as error:
             raise BertNumpyError(f"{name}: {error}") from None
         counts.setdefault(name, OperandCounts()).add(x, q)
         return q
 
-    def gemm(site: str, a: Float32Array, b: Operand, bias: Float32Array | None) -> Float32Array:
+    def multiply(a: Operandlike, b: Operandlike) -> Float32Array:
+        if isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor):
+            return matmul(a, b, recipe.accumulate)
+        return numerics.matmul(_float32(a), _float32(b))
+
+    def planned(site: str, plan: SitePlan, a: Float32Array, b: Operandlike) -> Float32Array:
+        if plan.smoothing is not None:
+            a = arithmetic.round(a / plan.smoothing)
+        outliers = None
+        if plan.recipe.outlier_threshold is not None:
+            beyond = np.abs(a) > np.float32(plan.recipe.outlier_threshold)
+            outliers, a = np.where(beyond, a, np.float32(0)), np.where(beyond, np.float32(0), a)
+        qa = quantized(f"{site}:a", a, plan.recipe.a, plan.a, -1)
+        qb = quantized(f"{site}:b", b, plan.recipe.b, plan.b, -2)
+        product = multiply(qa, qb)
+        if outliers is not None:
+            # Also where a row has none, so that -0 + 0 is the same in every batch.
+            product += numerics.matmul(outliers, _float32(qb)) if outliers.any() else np.float32(0)
+        return product
+
+    def gemm(site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None) -> Float32Array:
         numerics.check(f"{site}:a", a)
-        if site in scales:
-            scale_a, scale_b = scales[site]
-            qa, qb = quantized(f"{site}:a", a, scale_a), quantized(f"{site}:b", b, scale_b)
-            product = matmul(qa, qb, recipe.accumulate)
-        else:
-            assert isinstance(b, np.ndarray), site
-            product = numerics.matmul(a, b)
+        plan = plans.get(site)
+        product = multiply(a, b) if plan is None else planned(site, plan, a, b)
         if bias is not None:
             product += bias
         if site.startswith("encoder."):
@@ -176,6 +289,10 @@ def quantized_policy(
         return product
 
     return Policy(gemm, arithmetic)
+
+
+def _float32(x: Operandlike) -> Float32Array:
+    return x.dequantize() if isinstance(x, QuantizedTensor) else x
 
 
 #: Parity with Hugging Face.

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from bert_numpy.calibration import Calibration
+from bert_numpy.calibration import Calibration, observed_scale
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.model import Model, encoder_sites
-from bert_numpy.policy import OperandCounts, quantized_policy
-from bert_numpy.recipe import Recipe
-from npfp8 import quantize
+from bert_numpy.model import Model, model_sites
+from bert_numpy.observers import observe
+from bert_numpy.policy import OperandCounts, SitePlan, quantize_operand, quantized_policy
+from bert_numpy.recipe import Operand, Recipe
+from npfp8 import QuantizedTensor, quantize
+from npfp8.elementary import log
 
 __all__ = ["QuantizedModel", "apply_recipe"]
+
+Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +51,7 @@ def apply_recipe(
         In float32; it is not changed.
     recipe : Recipe
     calibration : Calibration, optional
-        Needed unless the recipe quantizes nothing.
+        Needed if the recipe has static scales of activations, or migrates.
     golden : bool
         Whether the model computes the same bits on every machine, whatever the
         batch; a calibration that shall not depend on the machine either has to
@@ -59,19 +65,71 @@ def apply_recipe(
     Raises
     ------
     BertNumpyError
-        If a calibration is needed and there is none, or it misses a site.
+        If a calibration is needed and there is none, or it misses a site; or an
+        override's pattern fits no site.
     """
-    if recipe.fmt is not None and calibration is None:
-        raise BertNumpyError(f"recipe {recipe.name}: expected a calibration, found none")
+    sites = model_sites(model)
+    recipe.check_overrides(sites)
     weights = dict(model.weights)
-    scales = {}
-    for site in encoder_sites(model.config):
-        if recipe.fmt is None or calibration is None or not recipe.quantizes(site):
+    plans = {}
+    for site in sites:
+        how = recipe.site(site)
+        if not how.quantizes:
             continue
-        scales[site] = calibration.scales(site, recipe.fmt)
         weight = weights.get(f"{site}.weight")
-        if isinstance(weight, np.ndarray):  # the attention products have none
-            weights[f"{site}.weight"] = quantize(weight, recipe.fmt, scales[site][1])
+        smoothing = None
+        if isinstance(weight, np.ndarray):
+            if how.migration is not None:
+                smoothing = _smoothing(_needed(calibration, recipe), site, weight, how.migration)
+                weight = weight * smoothing
+            if how.b.fmt is not None:
+                weights[f"{site}.weight"] = quantize_weight(f"{site}.weight", weight, how.b)
+            elif smoothing is not None:
+                weights[f"{site}.weight"] = weight
+        scales = {
+            name: _needed(calibration, recipe).scale(f"{site}:{name}", operand)
+            for name, operand in (("a", how.a), ("b", how.b))
+            if operand.fmt is not None
+            and not operand.dynamic
+            and not (name == "b" and weight is not None)
+        }
+        plans[site] = SitePlan(how, scales.get("a"), scales.get("b"), smoothing)
     counts: dict[str, OperandCounts] = {}
-    policy = quantized_policy(recipe, scales, counts, golden)
+    policy = quantized_policy(recipe, plans, counts, golden)
     return QuantizedModel(model.config, weights, policy, model.name, recipe=recipe, counts=counts)
+
+
+def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> QuantizedTensor:
+    """The codes of a linear layer's weight, (out_features, in_features), as stored.
+
+    Per tensor the operand's observer decides the scale; per channel and per
+    block it is from the absolute maximum.
+    """
+    assert operand.fmt is not None
+    if operand.granularity != "tensor":
+        return quantize_operand(weight.T, operand, -2).mT
+    scale = observed_scale(observe(name, None, weight), operand)
+    return quantize(weight, operand.fmt, scale.scale, zero_point=scale.zero_point)
+
+
+def _needed(calibration: Calibration | None, recipe: Recipe) -> Calibration:
+    if calibration is None:
+        raise BertNumpyError(f"recipe {recipe.name}: expected a calibration, found none")
+    return calibration
+
+
+def _smoothing(
+    calibration: Calibration, site: str, weight: Float32Array, alpha: float
+) -> Float32Array:
+    """SmoothQuant's factors, rounded to powers of two: so neither side is rounded by them.
+
+    1 for a column that is 0 in the activations or in the weights.
+    """
+    if site not in calibration.channels:
+        raise BertNumpyError(f"calibration: site {site!r}: expected channels, found none")
+    activations = calibration.channels[site].astype(np.float64)
+    columns = np.abs(weight).max(axis=0).astype(np.float64)
+    usable = (activations > 0) & (columns > 0)
+    a, w = np.where(usable, activations, 1.0), np.where(usable, columns, 1.0)
+    exponent = (alpha * log(a) - (1 - alpha) * log(w)) / math.log(2)
+    return np.ldexp(np.float32(1), np.rint(exponent).astype(np.int32)).astype(np.float32)

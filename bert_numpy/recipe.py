@@ -1,30 +1,152 @@
-"""Recipes: what is quantized, and into which format."""
+"""Recipes: what is quantized, into which formats, with which scales. Frozen, and JSON."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
+from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
-from npfp8 import E4M3FN, E5M2, INT8, Format
+from bert_numpy.observers import OBSERVERS, is_affine
+from npfp8 import E4M3FN, E5M2, FLOAT_FORMATS, INT8, UINT8, Format
+from npfp8.files import replaced_file
 
-__all__ = ["PRESETS", "Recipe", "preset"]
+__all__ = ["PRESETS", "Operand", "Recipe", "SiteRecipe", "load_recipe", "preset", "save_recipe"]
+
+#: The formats that a recipe can name.
+FORMATS: dict[str, Format] = {str(fmt): fmt for fmt in (*FLOAT_FORMATS, INT8, UINT8)}
+
+GRANULARITIES = ("tensor", "channel", "token", "block")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """How one operand of a product is quantized.
+
+    Attributes
+    ----------
+    fmt : FloatFormat or IntFormat, optional
+        None leaves the operand in the recipe's arithmetic. UINT8 is used with a
+        zero point, the others symmetrically.
+    granularity : {"tensor", "channel", "token", "block"}
+        Who has a scale: the tensor; each output channel (weights only); each
+        token (the left operand's rows; Q, K and P, not V, whose tokens are
+        summed over); or each run of ``block`` elements along the sum.
+    dynamic : bool
+        Whether the scales of an activation come from itself and not from the
+        calibration. Per token and per block they always do. Per tensor they
+        cannot: they would depend on the batch.
+    observer : str
+        Of static scales; see :mod:`bert_numpy.observers`. A weight's scales
+        are from the absolute maximum unless they are per tensor.
+    percentile : float
+        For the observer "percentile".
+    power_of_two : bool
+        Whether scales are rounded up to powers of two (as in Perez et al.,
+        *Training and inference of large language models using 8-bit floating
+        point*, arXiv 2309.17224).
+    block : int
+    """
+
+    fmt: Format | None = None
+    granularity: str = "tensor"
+    dynamic: bool = False
+    observer: str = "absmax"
+    percentile: float = 99.99
+    power_of_two: bool = False
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        def check(name: str, good: bool, expected: str) -> None:
+            if not good:
+                raise BertNumpyError(
+                    f"operand: {name}: expected {expected}, found {getattr(self, name)!r}"
+                )
+
+        check(
+            "granularity", self.granularity in GRANULARITIES, f"one of {', '.join(GRANULARITIES)}"
+        )
+        check("observer", self.observer in OBSERVERS, f"one of {', '.join(OBSERVERS)}")
+        check("percentile", 0 < self.percentile <= 100, "0..100")
+        check("block", self.block > 0, "at least 1")
+        runtime = self.granularity in ("token", "block")
+        if self.fmt is not None and self.dynamic != runtime:
+            check(
+                "dynamic",
+                False,
+                "True for scales per token and per block, which no calibration can know"
+                if runtime
+                else "False for one scale per tensor, which would depend on the batch",
+            )
+        if self.fmt is not None and is_affine(self.fmt):
+            check("power_of_two", not self.power_of_two, "False for a format with a zero point")
+
+
+@dataclass(frozen=True)
+class SiteRecipe:
+    """How one product is quantized.
+
+    Attributes
+    ----------
+    a, b : Operand
+        The left operand (activations, Q, or the attention weights P) and the
+        right one (weights, K^T, or V).
+    outlier_threshold : float, optional
+        Elements of ``a`` beyond it are left out of the quantized product and
+        multiplied in the recipe's arithmetic with the dequantized weights, as
+        in LLM.int8() (Dettmers et al., arXiv 2208.07339), but token by token.
+    migration : float, optional
+        SmoothQuant's alpha (Xiao et al., arXiv 2211.10438): column j of ``a`` is
+        divided, and row j of the weights multiplied, by
+        ``max|a_j|^alpha / max|b_j|^(1 - alpha)``. Linear layers only.
+    """
+
+    a: Operand = Operand()
+    b: Operand = Operand()
+    outlier_threshold: float | None = None
+    migration: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.a.granularity == "channel":
+            raise BertNumpyError(
+                "operand a: granularity: expected no 'channel', which weights have"
+            )
+        if self.outlier_threshold is not None and not self.outlier_threshold > 0:
+            raise BertNumpyError(
+                f"outlier_threshold: expected more than 0, found {self.outlier_threshold}"
+            )
+        if self.migration is not None and not 0 <= self.migration <= 1:
+            raise BertNumpyError(f"migration: expected 0..1, found {self.migration}")
+        if {self.a.granularity, self.b.granularity} == {"block"} and self.a.block != self.b.block:
+            raise BertNumpyError(f"block: expected one, found {self.a.block} and {self.b.block}")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether an operand is quantized."""
+        return self.a.fmt is not None or self.b.fmt is not None
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a model is quantized.
 
-    The encoder's linear layers and both attention products are quantized with
-    one static scale per tensor; the pooler and the head are not (FP8-BERT,
-    section 3).
+    By default only the encoder is: linear layers by ``linear``, Q K^T by
+    ``scores`` and P V by ``context`` (FP8-BERT, section 3).
 
     Attributes
     ----------
     name : str
-        As on the command line.
-    fmt : FloatFormat or IntFormat, optional
-        The format of both operands of every quantized product; None quantizes
-        nothing.
+    linear, scores, context : SiteRecipe
+        The default quantizes nothing.
+    overrides : tuple of (str, SiteRecipe)
+        Exceptions by the site's name, a pattern with ``*`` and ``?``; the last
+        that fits holds. ``SiteRecipe()`` leaves a site unquantized. The only
+        way to quantize the pooler and the head, for instance with
+        ``("pooler.dense", recipe.linear)``.
     arithmetic : str
         The precision of everything else: "bfloat16" or "float32".
     accumulate : str
@@ -32,30 +154,247 @@ class Recipe:
     """
 
     name: str
-    fmt: Format | None
+    linear: SiteRecipe = SiteRecipe()
+    scores: SiteRecipe = SiteRecipe()
+    context: SiteRecipe = SiteRecipe()
+    overrides: tuple[tuple[str, SiteRecipe], ...] = ()
     arithmetic: str = "bfloat16"
     accumulate: str = "exact"
 
-    def quantizes(self, site: str) -> bool:
-        """Whether the product at ``site`` is quantized."""
-        return self.fmt is not None and site.startswith("encoder.")
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("arithmetic", ("bfloat16", "float32")),
+            ("accumulate", ("exact", "float32")),
+        ):
+            if getattr(self, name) not in choices:
+                raise BertNumpyError(
+                    f"recipe {self.name}: {name}: expected {' or '.join(map(repr, choices))}, "
+                    f"found {getattr(self, name)!r}"
+                )
+        for name in ("scores", "context"):
+            site: SiteRecipe = getattr(self, name)
+            if site.migration is not None or site.outlier_threshold is not None:
+                raise BertNumpyError(
+                    f"recipe {self.name}: {name}: migration and outlier_threshold are for "
+                    "products with weights"
+                )
+            if site.b.granularity == "channel":
+                raise BertNumpyError(
+                    f"recipe {self.name}: {name}: granularity 'channel' is for weights"
+                )
+        if self.context.b.granularity == "token":
+            raise BertNumpyError(
+                f"recipe {self.name}: context: V cannot have a scale per token: the sum over "
+                "tokens does not factor; expected 'tensor' or 'block'"
+            )
+
+    def site(self, site: str) -> SiteRecipe:
+        """How the product at ``site`` is quantized."""
+        found = SiteRecipe()
+        if site.startswith("encoder."):
+            kind = site.rpartition(".")[2]
+            found = {"scores": self.scores, "context": self.context}.get(kind, self.linear)
+        for pattern, override in self.overrides:
+            if fnmatchcase(site, pattern):
+                found = override
+        return found
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether some scale of an activation may come from a calibration."""
+        overridden = tuple(site for _, site in self.overrides)
+
+        def static(operand: Operand) -> bool:
+            return operand.fmt is not None and not operand.dynamic
+
+        return any(
+            site.migration is not None or static(site.a)
+            for site in (self.linear, self.scores, self.context, *overridden)
+        ) or any(static(site.b) for site in (self.scores, self.context))
+
+    def check_overrides(self, sites: Iterable[str]) -> None:
+        """Raise :class:`BertNumpyError` if an override's pattern fits none of the sites."""
+        names = list(sites)
+        for pattern, _ in self.overrides:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise BertNumpyError(
+                    f"recipe {self.name}: override {pattern!r}: expected to fit a site, "
+                    f"such as {names[0]}"
+                )
+
+    def skipping(self, *patterns: str) -> Recipe:
+        """The recipe with the sites of some patterns left unquantized."""
+        skipped = tuple((pattern, SiteRecipe()) for pattern in patterns)
+        return replace(self, overrides=self.overrides + skipped)
 
 
-#: The named recipes, from the reference to the coarsest.
-PRESETS = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("fp32", None, arithmetic="float32"),
-        Recipe("bf16", None),
-        Recipe("int8", INT8),
-        Recipe("e4m3", E4M3FN),
-        Recipe("e5m2", E5M2),
+def _paper(name: str, fmt: Format, **operand: Any) -> Recipe:
+    """Every product of the encoder in one format, one scale per tensor."""
+    both = Operand(fmt, **operand)
+    site = SiteRecipe(both, both)
+    return Recipe(name, site, site, site)
+
+
+def _with_weights(recipe: Recipe, name: str, **weights: Any) -> Recipe:
+    linear = replace(recipe.linear, b=replace(recipe.linear.b, **weights))
+    return replace(recipe, name=name, linear=linear)
+
+
+def _per_token(name: str, fmt: Format) -> Recipe:
+    """Scales for each token, from itself; per output channel for weights, per tensor for V."""
+    token = Operand(fmt, "token", dynamic=True)
+    return Recipe(
+        name,
+        SiteRecipe(token, Operand(fmt, "channel")),
+        SiteRecipe(token, token),
+        SiteRecipe(token, Operand(fmt)),
     )
-}
+
+
+def _per_block(name: str, fmt: Format) -> Recipe:
+    block = Operand(fmt, "block", dynamic=True)
+    return Recipe(
+        name, SiteRecipe(block, block), SiteRecipe(block, block), SiteRecipe(block, block)
+    )
+
+
+def _presets() -> dict[str, Recipe]:
+    int8, e4m3, e5m2 = _paper("int8", INT8), _paper("e4m3", E4M3FN), _paper("e5m2", E5M2)
+    channels = replace(int8.linear, b=Operand(INT8, "channel"))
+    asymmetric = SiteRecipe(Operand(UINT8), Operand(INT8))
+    token = _per_token("int8-token", INT8)
+    mixed = SiteRecipe(Operand(E5M2), Operand(E4M3FN))
+    recipes = (
+        Recipe("fp32", arithmetic="float32"),
+        Recipe("bf16"),
+        int8,
+        e4m3,
+        e5m2,
+        replace(int8, name="int8-channel", linear=channels),
+        replace(
+            int8, name="int8-asymmetric", linear=asymmetric, scores=int8.scores, context=asymmetric
+        ),
+        _paper("int8-percentile", INT8, observer="percentile"),
+        _paper("int8-mse", INT8, observer="mse"),
+        _paper("int8-entropy", INT8, observer="entropy"),
+        token,
+        replace(token, name="int8-outliers", linear=replace(token.linear, outlier_threshold=6.0)),
+        replace(int8, name="int8-smooth", linear=replace(channels, migration=0.5)),
+        _with_weights(e4m3, "e4m3-channel", granularity="channel"),
+        _per_token("e4m3-token", E4M3FN),
+        _per_block("e4m3-block", E4M3FN),
+        _paper("e4m3-pow2", E4M3FN, power_of_two=True),
+        _paper("e4m3-mse", E4M3FN, observer="mse"),
+        replace(
+            e4m3,
+            name="e4m3-smooth",
+            linear=replace(e4m3.linear, migration=0.5),
+        ),
+        Recipe("e4m3-weights", SiteRecipe(b=Operand(E4M3FN))),
+        Recipe("mixed", mixed, mixed, mixed),
+    )
+    return {recipe.name: recipe for recipe in recipes}
+
+
+#: The named recipes. The first five are the paper's comparison, from the reference down.
+PRESETS = _presets()
 
 
 def preset(name: str) -> Recipe:
-    """Look a recipe up by its name; raises :class:`BertNumpyError` if there is none."""
+    """Look a recipe up by its name, or read it from a file that ends in ``.json``.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is none of the name, or the file is not a recipe.
+    """
+    if name.endswith(".json"):
+        return load_recipe(name)
     if name not in PRESETS:
         raise BertNumpyError(f"format: expected one of {', '.join(PRESETS)}, found {name!r}")
     return PRESETS[name]
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write a recipe as JSON, whole or not at all."""
+    text = json.dumps(asdict(recipe, dict_factory=_plain), indent=1) + "\n"
+    with replaced_file(Path(path)) as file:
+        file.write(text.encode())
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from JSON; what is not given has its default.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing or no JSON, or a key is unknown, of another type
+        or of a value that cannot be.
+    """
+    try:
+        return _build(Recipe, read_json(Path(path)), "recipe")
+    except BertNumpyError as error:
+        text = str(error)
+        raise BertNumpyError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Format) else value for key, value in items}
+
+
+def _build(kind: type, values: Any, place: str) -> Any:
+    """A dataclass of ``kind`` from a JSON object; each value checked against the default's type."""
+    if not isinstance(values, Mapping):
+        raise BertNumpyError(f"{place}: expected a JSON object, found {values!r}")
+    known = {item.name for item in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise BertNumpyError(
+            f"{place}: key {unknown[0]!r}: expected one of {', '.join(sorted(known))}"
+        )
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        where = f"{place}: key {key!r}"
+        if key in ("linear", "scores", "context"):
+            arguments[key] = _build(SiteRecipe, value, where)
+        elif key in ("a", "b"):
+            arguments[key] = _build(Operand, value, where)
+        elif key == "overrides":
+            arguments[key] = tuple(_override(item, where) for item in value)
+        elif key == "fmt":
+            if value is not None and value not in FORMATS:
+                raise BertNumpyError(
+                    f"{where}: expected null or one of {', '.join(FORMATS)}, found {value!r}"
+                )
+            arguments[key] = None if value is None else FORMATS[value]
+        else:
+            expected = _TYPES[key]
+            if type(value) not in expected:
+                names = " or ".join(item.__name__ for item in expected)
+                raise BertNumpyError(f"{where}: expected {names}, found {value!r}")
+            arguments[key] = value
+    try:
+        return kind(**arguments)
+    except TypeError:
+        raise BertNumpyError(f"{place}: key 'name': expected a string, but missing") from None
+
+
+def _override(item: Any, where: str) -> tuple[str, SiteRecipe]:
+    if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)):
+        raise BertNumpyError(f"{where}: expected [pattern, site] pairs, found {item!r}")
+    return item[0], _build(SiteRecipe, item[1], f"{where} {item[0]!r}")
+
+
+_NONE = type(None)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "arithmetic": (str,),
+    "accumulate": (str,),
+    "granularity": (str,),
+    "observer": (str,),
+    "dynamic": (bool,),
+    "power_of_two": (bool,),
+    "block": (int,),
+    "percentile": (int, float),
+    "outlier_threshold": (int, float, _NONE),
+    "migration": (int, float, _NONE),
+}

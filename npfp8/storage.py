@@ -22,7 +22,14 @@ import numpy.typing as npt
 from npfp8.files import replaced_file
 from npfp8.formats import E4M3FN, E5M2, E8M0FNU, FloatFormat
 
-__all__ = ["Fp8Array", "StoredTensor", "load_file", "read_header", "save_file"]
+__all__ = [
+    "Fp8Array",
+    "StoredTensor",
+    "load_file",
+    "read_header",
+    "read_metadata",
+    "save_file",
+]
 
 #: safetensors' names of the FP8 formats.
 _FP8_NAMES = {E4M3FN: "F8_E4M3", E5M2: "F8_E5M2", E8M0FNU: "F8_E8M0"}
@@ -144,6 +151,24 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     if end != size:
         raise ValueError(f"{file}: expected {end} bytes by the header, found {size}")
     return tensors
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read a safetensors file's metadata: strings by name; {} where it has none.
+
+    Raises
+    ------
+    ValueError
+        As :func:`read_header`.
+    """
+    file = Path(path)
+    read_header(file)
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        metadata = _parse(stream.read(length), file).get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
+        raise ValueError(f"{file}: key '__metadata__': expected strings, found {metadata!r}")
+    return metadata
 
 
 def _parse(text: bytes, file: Path) -> dict[str, Any]:

@@ -271,9 +271,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, command, variables in all_settings(arguments, Path(folder)):
             report = (
-                command
-                if isinstance(command, str)
-                else run_setting(command, variables, arguments)
+                command if isinstance(command, str) else run_setting(command, variables, arguments)
             )
             if isinstance(report, str):
                 print(f"{name}: {report}", flush=True)
