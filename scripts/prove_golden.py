@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -49,10 +50,6 @@ from bert_numpy.quantization import apply_recipe  # noqa: E402
 from bert_numpy.recipe import PRESETS  # noqa: E402
 from npfp8 import QuantizedTensor  # noqa: E402
 
-try:
-    from numpy._core import _multiarray_umath as umath
-except ImportError:  # NumPy 1
-    from numpy.core import _multiarray_umath as umath  # type: ignore[no-redef]
 
 RECIPES = ("e4m3", "e5m2", "int8", "bf16", "fp32")
 BATCH_SIZES = (16, 5)
@@ -156,6 +153,8 @@ def simd_features() -> list[str]:
 
 def numpy_features() -> tuple[dict[str, bool], list[str]]:
     """Whether NumPy uses each SIMD feature, and which of them it can be told not to use."""
+    core = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
+    umath = importlib.import_module(f"{core}._multiarray_umath")
     return umath.__cpu_features__, list(umath.__cpu_dispatch__)
 
 
