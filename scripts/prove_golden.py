@@ -2,7 +2,7 @@
 
     python scripts/prove_golden.py                       # this machine and interpreter
     python scripts/prove_golden.py --numpy 1.26.4 2.0.2 newest --python python3.10 python3.12
-    python scripts/prove_golden.py --interpreter "BLIS=/opt/x/python" --interpreter "arm64=/opt/y/python"
+    python scripts/prove_golden.py --interpreter "BLIS=/opt/x/python"
     python scripts/prove_golden.py job                   # the job alone; prints its digests
 
 The job calibrates the embedded model (or --model) and runs it in golden
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -41,10 +42,19 @@ sys.path.insert(0, str(REPOSITORY))  # the job runs by interpreters that have no
 
 import numpy as np  # noqa: E402
 
+from bert_numpy import load, load_tokenizer  # noqa: E402
+from bert_numpy.evaluation import batches, calibrate_on  # noqa: E402
+from bert_numpy.glue import read_examples, task_named  # noqa: E402
+from bert_numpy.policy import Policy  # noqa: E402
+from bert_numpy.quantization import apply_recipe  # noqa: E402
+from bert_numpy.recipe import PRESETS  # noqa: E402
+from npfp8 import QuantizedTensor  # noqa: E402
+
+
 RECIPES = ("e4m3", "e5m2", "int8", "bf16", "fp32")
 BATCH_SIZES = (16, 5)
 
-#: Names that OpenBLAS takes for its kernels on x86; some are aliases, so the core it reports is kept.
+#: Names that OpenBLAS takes for its x86 kernels. Some are aliases: the core it reports is kept.
 CORES = ("Prescott", "Core2", "Nehalem", "Barcelona", "Sandybridge", "Haswell", "Zen", "SkylakeX")
 
 #: Variables that choose a library's code; each setting starts without any.
@@ -64,14 +74,6 @@ CHOOSERS = (
 
 def run_job(model_name: str, samples: int) -> dict[str, Any]:
     """The digests of one golden job here, and of the plain float32 policy."""
-    from bert_numpy import load, load_tokenizer
-    from bert_numpy.evaluation import batches, calibrate_on
-    from bert_numpy.glue import read_examples, task_named
-    from bert_numpy.policy import Policy
-    from bert_numpy.quantization import apply_recipe
-    from bert_numpy.recipe import PRESETS
-    from npfp8 import QuantizedTensor
-
     model, tokenizer = load(model_name), load_tokenizer(model_name)
     reviews = REPOSITORY / "bert_numpy" / "assets" / "reviews"
     task = task_named("sst2")
@@ -151,10 +153,8 @@ def simd_features() -> list[str]:
 
 def numpy_features() -> tuple[dict[str, bool], list[str]]:
     """Whether NumPy uses each SIMD feature, and which of them it can be told not to use."""
-    try:
-        from numpy._core import _multiarray_umath as umath
-    except ImportError:  # NumPy 1
-        from numpy.core import _multiarray_umath as umath  # type: ignore[no-redef]
+    core = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
+    umath = importlib.import_module(f"{core}._multiarray_umath")
     return umath.__cpu_features__, list(umath.__cpu_dispatch__)
 
 
