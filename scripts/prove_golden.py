@@ -50,7 +50,6 @@ from bert_numpy.quantization import apply_recipe  # noqa: E402
 from bert_numpy.recipe import PRESETS  # noqa: E402
 from npfp8 import QuantizedTensor  # noqa: E402
 
-
 RECIPES = ("e4m3", "e5m2", "int8", "bf16", "fp32")
 BATCH_SIZES = (16, 5)
 
