@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model
 from bert_numpy.observers import Statistics, clip_range, merge, observe
-from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy, range_scale
+from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy
 from bert_numpy.recipe import Operand
 from npfp8.storage import load_file, read_metadata, save_file
 
@@ -74,8 +74,7 @@ def observed_scale(seen: Statistics, operand: Operand) -> Scale:
     """The scale that an operand's observer makes of statistics."""
     assert operand.fmt is not None
     low, high = clip_range(seen, operand.observer, operand.fmt, operand.percentile)
-    scale, zero_point = range_scale(np.float32(low), np.float32(high), operand)
-    return Scale(scale, None if zero_point is None else int(zero_point))
+    return Scale.of(low, high, operand)
 
 
 def calibrate(
@@ -235,7 +234,8 @@ def load_calibration(path: str | Path) -> Calibration:
             )
             histogram = np.zeros(1 << 16, np.int64)
             histogram[bits] = counts
-            operands[name] = Statistics(*extrema.tolist(), histogram)
+            low, high, average_low, average_high = extrema.tolist()
+            operands[name] = Statistics(low, high, average_low, average_high, histogram)
         elif what == "channels":
             channels[name] = tensor(
                 key, "float32", lambda x: np.isfinite(x).all() and (x >= 0).all(), "magnitudes"

@@ -133,7 +133,8 @@ class OperandCounts:
             scales = np.broadcast_to(spread(q.scale, q.shape, q.axis, q.block), x.shape)
             with np.errstate(over="ignore"):
                 quotients = np.abs(x[largest]) / scales[largest]
-            self.saturated += int(np.count_nonzero(quotients > fmt.max))
+            # A scale from the largest element itself may round to just beyond.
+            self.saturated += int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
         not_zero = int(np.count_nonzero(magnitudes))
         if not_zero < x.size:
             self.underflowed += int(np.count_nonzero(x != 0)) - not_zero
@@ -145,6 +146,12 @@ class Scale:
 
     scale: Float32Array
     zero_point: int | None = None
+
+    @staticmethod
+    def of(low: float, high: float, operand: Operand) -> Scale:
+        """The scale that maps a range around 0 to an operand's format."""
+        scale, zero_point = range_scale(np.float32(low), np.float32(high), operand)
+        return Scale(scale, None if zero_point is None else int(zero_point))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,13 @@ from bert_numpy.calibration import Calibration, observed_scale
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model, model_sites
 from bert_numpy.observers import observe
-from bert_numpy.policy import OperandCounts, SitePlan, quantize_operand, quantized_policy
+from bert_numpy.policy import (
+    OperandCounts,
+    Scale,
+    SitePlan,
+    quantize_operand,
+    quantized_policy,
+)
 from bert_numpy.recipe import Operand, Recipe
 from npfp8 import QuantizedTensor, quantize
 from npfp8.elementary import log
@@ -86,14 +92,17 @@ def apply_recipe(
                 weights[f"{site}.weight"] = quantize_weight(f"{site}.weight", weight, how.b)
             elif smoothing is not None:
                 weights[f"{site}.weight"] = weight
-        scales = {
+        static = {
             name: _needed(calibration, recipe).scale(f"{site}:{name}", operand)
             for name, operand in (("a", how.a), ("b", how.b))
             if operand.fmt is not None
             and not operand.dynamic
             and not (name == "b" and weight is not None)
         }
-        plans[site] = SitePlan(how, scales.get("a"), scales.get("b"), smoothing)
+        if smoothing is not None and "a" in static:
+            largest = (_needed(calibration, recipe).channels[site] / smoothing).max()
+            static["a"] = Scale.of(-largest, largest, how.a)
+        plans[site] = SitePlan(how, static.get("a"), static.get("b"), smoothing)
     counts: dict[str, OperandCounts] = {}
     policy = quantized_policy(recipe, plans, counts, golden)
     return QuantizedModel(model.config, weights, policy, model.name, recipe=recipe, counts=counts)

@@ -12,13 +12,14 @@ from typing import Any
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.observers import OBSERVERS, is_affine
-from npfp8 import E4M3FN, E5M2, FLOAT_FORMATS, INT8, UINT8, Format
+from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 from npfp8.files import replaced_file
+from npfp8.formats import FLOAT_FORMATS
 
 __all__ = ["PRESETS", "Operand", "Recipe", "SiteRecipe", "load_recipe", "preset", "save_recipe"]
 
 #: The formats that a recipe can name.
-FORMATS: dict[str, Format] = {str(fmt): fmt for fmt in (*FLOAT_FORMATS, INT8, UINT8)}
+FORMATS: dict[str, Format] = {**FLOAT_FORMATS, "INT8": INT8, "UINT8": UINT8}
 
 GRANULARITIES = ("tensor", "channel", "token", "block")
 
@@ -119,8 +120,14 @@ class SiteRecipe:
             raise BertNumpyError(
                 f"outlier_threshold: expected more than 0, found {self.outlier_threshold}"
             )
-        if self.migration is not None and not 0 <= self.migration <= 1:
-            raise BertNumpyError(f"migration: expected 0..1, found {self.migration}")
+        if self.migration is not None:
+            if not 0 <= self.migration <= 1:
+                raise BertNumpyError(f"migration: expected 0..1, found {self.migration}")
+            if self.a.observer != "absmax":
+                raise BertNumpyError(
+                    f"migration: expected the observer 'absmax', found {self.a.observer!r}: of "
+                    "divided columns only the largest magnitudes are known"
+                )
         if {self.a.granularity, self.b.granularity} == {"block"} and self.a.block != self.b.block:
             raise BertNumpyError(f"block: expected one, found {self.a.block} and {self.b.block}")
 
