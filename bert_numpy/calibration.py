@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ __all__ = ["Calibration", "calibrate", "load_calibration", "save_calibration"]
 Float32Array = npt.NDArray[np.float32]
 
 _FILE_FORMAT = "bert-numpy calibration 1"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,17 @@ def load_calibration(path: str | Path) -> Calibration:
     absmax: dict[str, tuple[float, float]] = {}
     for site, pair in get("absmax", dict).items():
         numbers = pair if isinstance(pair, list) else []
-        good = [x for x in numbers if type(x) in (int, float) and math.isfinite(x) and x >= 0]
+        good = [x for x in numbers if type(x) in (int, float) and 0 <= x <= _LARGEST]
         if not len(numbers) == len(good) == 2:
             raise BertNumpyError(
                 f"{path}: site {site!r}: expected two numbers, finite and not negative, "
                 f"found {pair!r}"
             )
         absmax[site] = (float(good[0]), float(good[1]))
+    if get("samples", int) < 1:
+        raise BertNumpyError(
+            f"{path}: key 'samples': expected at least 1, found {get('samples', int)}"
+        )
     return Calibration(absmax, get("samples", int), get("golden", bool))
 
 

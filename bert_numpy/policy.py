@@ -42,10 +42,14 @@ Gemm = Callable[[str, Float32Array, Operand, Float32Array | None], Float32Array]
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """How matrices are multiplied, and the arithmetic of all the rest."""
+    """How matrices are multiplied, and the arithmetic of all the rest.
+
+    ``check(site, x)`` is called with what the model gives back and no product has checked.
+    """
 
     gemm: Gemm
     arithmetic: Arithmetic
+    check: Callable[[str, Float32Array], None] = lambda site, x: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,13 +173,14 @@ def quantized_policy(
             assert isinstance(b, np.ndarray), site
             product = numerics.matmul(a, b)
         if bias is not None:
-            product += bias
+            with np.errstate(over="ignore", invalid="ignore"):
+                product += bias
         if site.startswith("encoder."):
             product = arithmetic.round(product)
         numerics.check(site, product)
         return product
 
-    return Policy(gemm, arithmetic)
+    return Policy(gemm, arithmetic, numerics.check)
 
 
 #: Parity with Hugging Face.

@@ -1,4 +1,4 @@
-"""What is computed between the products, against float64 (or better), in both arithmetics."""
+"""What is computed between the products, against float64 (or better), in every arithmetic."""
 
 from __future__ import annotations
 
@@ -15,14 +15,30 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_numpy import BertNumpyError
-from bert_numpy.elementwise import ACTIVATIONS, BFLOAT16, FLOAT32, Arithmetic, gelu
+from bert_numpy.elementwise import (
+    ACTIVATIONS,
+    BFLOAT16,
+    FLOAT32,
+    GOLDEN_BFLOAT16,
+    GOLDEN_FLOAT32,
+    Arithmetic,
+    gelu,
+)
 
 Float32Array = npt.NDArray[np.float32]
 
-BOTH = [pytest.param(arithmetic, id=arithmetic.name) for arithmetic in (FLOAT32, BFLOAT16)]
+FLOAT32S = [pytest.param(FLOAT32, id="float32"), pytest.param(GOLDEN_FLOAT32, id="golden float32")]
+BFLOAT16S = [
+    pytest.param(BFLOAT16, id="bfloat16"),
+    pytest.param(GOLDEN_BFLOAT16, id="golden bfloat16"),
+]
+EACH = FLOAT32S + BFLOAT16S
 
 #: Half a unit in the last of bfloat16's 8 bits, relative; some more for the float32 inside.
 HALF_ULP = 2.0**-8 * (1 + 1e-3)
+
+#: The same of golden results, which have float64 inside: rounded once.
+GOLDEN_HALF_ULP = {"float32": 2.0**-24 * (1 + 1e-6), "bfloat16": 2.0**-8 * (1 + 1e-9)}
 
 #: Every bfloat16 value.
 EVERY = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
@@ -58,14 +74,24 @@ def on_grid(x: Float32Array) -> bool:
 
 
 def gelu_exactly(x: float) -> float:
-    return 0.5 * x * math.erfc(-x / math.sqrt(2))
+    result = 0.5 * x * math.erfc(-x / math.sqrt(2))
+    # It is above x / 2, a tie of the smallest bfloat16 values, by less than float64 can show.
+    return math.nextafter(result, math.inf) if x and result == x / 2 else result
+
+
+def toward(exact: Decimal) -> float:
+    """The float64 next to a number, on the number's side of a tie of shorter formats."""
+    result = float(exact)
+    if Decimal(result) == exact:
+        return result
+    return math.nextafter(result, math.copysign(math.inf, exact - Decimal(result)))
 
 
 def logistic(x: float, slope_times_x: Decimal) -> float:
     """``x / (1 + exp(-slope_times_x))``; beyond 1000 the exp is nothing or everything."""
     if abs(slope_times_x) > 1000:
         return x if slope_times_x > 0 else 0.0
-    return float(Decimal(x) / (1 + (-slope_times_x).exp()))
+    return toward(Decimal(x) / (1 + (-slope_times_x).exp()))
 
 
 def gelu_tanh_exactly(x: float) -> float:
@@ -118,6 +144,8 @@ def test_every_activation_has_a_truth() -> None:
 def test_gelu_error_bound(x: Float32Array) -> None:
     truth = np.array([gelu_exactly(value) for value in x.tolist()])
     assert (np.abs(FLOAT32.activation("gelu", x) - truth) <= gelu_bound(truth)).all()
+    golden = GOLDEN_FLOAT32.activation("gelu", x)
+    np.testing.assert_allclose(golden, truth, rtol=2.0**-24 * (1 + 1e-4), atol=2.0**-149)
 
 
 @given(x=floats(3.4e38))
@@ -143,6 +171,14 @@ def test_other_activations(name: str, x: Float32Array) -> None:
 
 
 @pytest.mark.parametrize("name", EXACT)
+@given(x=floats(3.4e38) | floats(20))
+def test_golden_activations(name: str, x: Float32Array) -> None:
+    found = GOLDEN_FLOAT32.tanh(x) if name == "tanh" else GOLDEN_FLOAT32.activation(name, x)
+    assert (found.dtype, found.shape) == (np.float32, x.shape)
+    np.testing.assert_allclose(found, exact(name, x), rtol=2.0**-24 * (1 + 1e-4), atol=2.0**-149)
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_bfloat16_activations_of_every_input(name: str) -> None:
     x = EVERY_FINITE
     result = BFLOAT16.tanh(x) if name == "tanh" else BFLOAT16.activation(name, x)
@@ -162,15 +198,15 @@ def test_bfloat16_activations_round_their_input(name: str) -> None:
     np.testing.assert_array_equal(function(x.T), function(x).T)
 
 
-@pytest.mark.parametrize("arithmetic", BOTH)
+@pytest.mark.parametrize("arithmetic", EACH)
 @pytest.mark.parametrize("name", EXACT)
 def test_extreme_finite_inputs(arithmetic: Arithmetic, name: str) -> None:
     """No warning (they are errors here), no NaN, and the right limit."""
     x = EXTREMES
-    if arithmetic is BFLOAT16:  # the largest must not become infinity on input
+    if arithmetic.name == "bfloat16":  # the largest must not become infinity on input
         x = np.clip(x, EVERY_FINITE.min(), EVERY_FINITE.max())
     result = arithmetic.tanh(x) if name == "tanh" else arithmetic.activation(name, x)
-    tolerance = 1e-6 if arithmetic is FLOAT32 else 2 * HALF_ULP
+    tolerance = 1e-6 if arithmetic.name == "float32" else 2 * HALF_ULP
     np.testing.assert_allclose(result, exact(name, x), rtol=tolerance, atol=1e-6)
 
 
@@ -182,7 +218,7 @@ def test_bfloat16_infinity_and_nan(name: str) -> None:
     assert np.isnan(result[1:]).all()
 
 
-@pytest.mark.parametrize("arithmetic", BOTH)
+@pytest.mark.parametrize("arithmetic", EACH)
 def test_unknown_activation(arithmetic: Arithmetic) -> None:
     with pytest.raises(BertNumpyError) as caught:
         arithmetic.activation("swish", np.zeros(1, np.float32))
@@ -229,7 +265,18 @@ def test_bfloat16_softmax(x: Float32Array) -> None:
     np.testing.assert_allclose(result, softmax_exactly(x), rtol=HALF_ULP + 2e-5, atol=1e-37)
 
 
-@pytest.mark.parametrize("arithmetic", BOTH)
+@pytest.mark.parametrize("arithmetic", [GOLDEN_FLOAT32, GOLDEN_BFLOAT16], ids=lambda a: a.name)
+@given(x=floats(100) | floats(1e38))
+def test_golden_softmax(arithmetic: Arithmetic, x: Float32Array) -> None:
+    result = arithmetic.softmax(x)
+    assert (result.dtype, result.shape) == (np.float32, x.shape)
+    assert arithmetic is GOLDEN_FLOAT32 or on_grid(result)
+    least = 2.0**-149 if arithmetic is GOLDEN_FLOAT32 else 2.0**-133
+    half_ulp = GOLDEN_HALF_ULP[arithmetic.name]
+    np.testing.assert_allclose(result, softmax_exactly(x), rtol=half_ulp, atol=least)
+
+
+@pytest.mark.parametrize("arithmetic", EACH)
 def test_softmax_of_extremes(arithmetic: Arithmetic) -> None:
     def softmax(*row: float) -> list[float]:
         return arithmetic.softmax(np.float32([row]))[0].tolist()
@@ -294,8 +341,15 @@ def test_layer_norm(width: int, eps: float, mean: float, deviation: float) -> No
     limit = HALF_ULP * np.abs(truth) + 4e-6 * (1 + largest / spread)
     assert (np.abs(narrow - truth) <= limit).all()
 
+    for arithmetic in (GOLDEN_FLOAT32, GOLDEN_BFLOAT16):
+        golden = arithmetic.layer_norm(x, weight, bias, eps)
+        half_ulp = GOLDEN_HALF_ULP[arithmetic.name]
+        limit = half_ulp * np.abs(truth) + 1e-14 * (1 + largest / spread) * (1 + np.abs(weight))
+        assert (np.abs(golden - truth) <= limit).all()
+        assert arithmetic is GOLDEN_FLOAT32 or on_grid(golden)
 
-@pytest.mark.parametrize("arithmetic", BOTH)
+
+@pytest.mark.parametrize("arithmetic", EACH)
 @pytest.mark.parametrize("value", [0.0, 1.0, -1e4, 1e30])
 def test_layer_norm_of_a_constant_row_is_the_bias(arithmetic: Arithmetic, value: float) -> None:
     x = np.full((2, 8), value, np.float32)
@@ -320,10 +374,13 @@ _EVERY = st.sampled_from(EVERY_FINITE.tolist())
 _GRID = hnp.arrays(np.float32, (6,), elements=_EVERY)
 
 
+@pytest.mark.parametrize("arithmetic", BFLOAT16S)
 @given(x=_GRID, y=_GRID)
-def test_bfloat16_sum_is_rounded_once(x: Float32Array, y: Float32Array) -> None:
+def test_bfloat16_sum_is_rounded_once(
+    arithmetic: Arithmetic, x: Float32Array, y: Float32Array
+) -> None:
     with np.errstate(over="ignore"):
-        result = BFLOAT16.add(x, y)
+        result = arithmetic.add(x, y)
     truth = round_once(x.astype(np.float64) + y)
     assert on_grid(result)
     np.testing.assert_array_equal(result.astype(np.float64), truth)
@@ -344,22 +401,35 @@ def test_bfloat16_product(x: Float32Array, factor: float) -> None:
     np.testing.assert_array_equal(result.astype(np.float64), round_once(inside))
 
 
+@given(x=_GRID, factor=st.floats(2.0**-10, 1, width=32))
+def test_golden_bfloat16_product_is_rounded_once(x: Float32Array, factor: float) -> None:
+    result = GOLDEN_BFLOAT16.multiply(x, np.float32(factor))
+    np.testing.assert_array_equal(
+        result.astype(np.float64), round_once(x.astype(np.float64) * factor)
+    )
+
+
+@pytest.mark.parametrize("arithmetic", FLOAT32S)
 @given(x=floats(1e38), y=st.floats(-1, 1, width=32))
-def test_float32_sums_and_products_are_numpys(x: Float32Array, y: float) -> None:
+def test_float32_sums_and_products_are_numpys(
+    arithmetic: Arithmetic, x: Float32Array, y: float
+) -> None:
     factor = np.float32(y)
-    np.testing.assert_array_equal(FLOAT32.add(x, x), x + x)
-    np.testing.assert_array_equal(FLOAT32.multiply(x, factor), x * factor)
-    np.testing.assert_array_equal(FLOAT32.round(x), x)
+    np.testing.assert_array_equal(arithmetic.add(x, x), x + x)
+    np.testing.assert_array_equal(arithmetic.multiply(x, factor), x * factor)
+    np.testing.assert_array_equal(arithmetic.round(x), x)
 
 
+@pytest.mark.parametrize("arithmetic", BFLOAT16S)
 @given(x=floats(3.4e38))
-def test_bfloat16_round(x: Float32Array) -> None:
-    result = BFLOAT16.round(x)
+def test_bfloat16_round(arithmetic: Arithmetic, x: Float32Array) -> None:
+    truth = round_once(x.astype(np.float64))
+    result = arithmetic.round(x)  # in place
     assert on_grid(result)
-    np.testing.assert_array_equal(result.astype(np.float64), round_once(x.astype(np.float64)))
+    np.testing.assert_array_equal(result.astype(np.float64), truth)
 
 
-@pytest.mark.parametrize("arithmetic", BOTH)
+@pytest.mark.parametrize("arithmetic", EACH)
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_inputs_are_left_as_they_are(arithmetic: Arithmetic, contiguous: bool) -> None:
     generator = np.random.default_rng(0)
@@ -377,7 +447,6 @@ def test_inputs_are_left_as_they_are(arithmetic: Arithmetic, contiguous: bool) -
         arithmetic.tanh(x),
         *(arithmetic.activation(name, x) for name in ACTIVATIONS),
     ]
-    arithmetic.round(x)
     for operand, copy in zip(operands, before, strict=True):
         np.testing.assert_array_equal(operand, copy)
     for result in results:

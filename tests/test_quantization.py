@@ -35,6 +35,7 @@ from bert_numpy.model import encoder_sites
 from bert_numpy.policy import OperandCounts, Policy, quantized_policy
 from bert_numpy.recipe import preset
 from npfp8 import QuantizedTensor, quantize
+from npfp8.bfloat16 import round_to_bfloat16
 
 FORMATS = ["e4m3", "e5m2", "int8"]
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0, "int8": 127.0}
@@ -164,6 +165,7 @@ def test_product_step_by_step(
     scales: tuple[float, float],
 ) -> None:
     site = "encoder.layer.0.attention.scores"
+    a, b = round_to_bfloat16(a), round_to_bfloat16(b)  # as operands are in a model
     float_scales = (np.array(scales[0], np.float32), np.array(scales[1], np.float32))
     policy = quantized_policy(PRESETS[name], {site: float_scales}, {})
     found = policy.gemm(site, a, b, bias)
