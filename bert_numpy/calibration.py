@@ -208,7 +208,7 @@ def load_calibration(path: str | Path) -> Calibration:
         return found
 
     value("format", lambda x: x == _FILE_FORMAT, repr(_FILE_FORMAT))
-    samples = int(value("samples", str.isdecimal, "a number"))
+    samples = int(value("samples", _is_positive, "a number of at least 1"))
     golden = value("golden", lambda x: x in ("true", "false"), "true or false") == "true"
 
     def tensor(key: str, dtype: str, good: Any, expected: str) -> npt.NDArray[Any]:
@@ -224,7 +224,7 @@ def load_calibration(path: str | Path) -> Calibration:
     for key in tensors:
         name, _, what = key.rpartition("/")
         if what == "range":
-            extrema = tensor(key, "float64", _is_range, "4 finite numbers around 0")
+            extrema = tensor(key, "float64", _is_range, "4 float32 numbers, 0 between the first two")
             bits = tensor(f"{name}/bits", "uint16", _rises, "rising numbers")
             counts = tensor(
                 f"{name}/counts",
@@ -243,8 +243,13 @@ def load_calibration(path: str | Path) -> Calibration:
     return Calibration(operands, channels, samples, golden)
 
 
+def _is_positive(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and int(text) > 0
+
+
 def _is_range(x: npt.NDArray[np.float64]) -> bool:
-    return x.size == 4 and bool(np.isfinite(x).all() and x[0] <= 0 <= x[1])
+    largest = np.finfo(np.float32).max
+    return x.size == 4 and bool((np.abs(x) <= largest).all() and x[0] <= 0 <= x[1])
 
 
 def _rises(x: npt.NDArray[np.uint16]) -> bool:

@@ -122,6 +122,7 @@ def forward(
     x = embeddings(model, packing.take(input_ids), packing.take(token_type_ids), packing.positions)
     for i in range(model.config.num_hidden_layers):
         x = layer(model, f"encoder.layer.{i}", x, packing)  # (tokens, hidden)
+    model.policy.check("last_hidden_state", x)
 
     pooled = logits = None
     if "pooler.dense.weight" in model.weights:

@@ -63,10 +63,14 @@ Gemm = Callable[[str, Float32Array, Operandlike, Float32Array | None], Float32Ar
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """How matrices are multiplied, and the arithmetic of all the rest."""
+    """How matrices are multiplied, and the arithmetic of all the rest.
+
+    ``check(site, x)`` is called with what the model gives back and no product has checked.
+    """
 
     gemm: Gemm
     arithmetic: Arithmetic
+    check: Callable[[str, Float32Array], None] = lambda site, x: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,13 +293,14 @@ def quantized_policy(
         plan = plans.get(site)
         product = multiply(a, b) if plan is None else planned(site, plan, a, b)
         if bias is not None:
-            product += bias
+            with np.errstate(over="ignore", invalid="ignore"):
+                product += bias
         if site.startswith("encoder."):
             product = arithmetic.round(product)
         numerics.check(site, product)
         return product
 
-    return Policy(gemm, arithmetic)
+    return Policy(gemm, arithmetic, numerics.check)
 
 
 def _float32(x: Operandlike) -> Float32Array:

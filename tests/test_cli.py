@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -28,7 +29,8 @@ from oracles import assert_same_bits
 
 import bert_numpy
 import npfp8
-from bert_numpy import PRESETS, Model, ModelOutput, evaluation, job, report
+from bert_numpy import PRESETS, Model, ModelOutput, cli, evaluation, job, report
+from bert_numpy.calibration import load_calibration
 from bert_numpy.cli import REVIEWS, main
 from bert_numpy.glue import TASKS, read_examples
 from bert_numpy.job import prepare, run
@@ -351,6 +353,154 @@ def test_metric_without_a_value_is_null(tmp_path: Path, capsys: Capture) -> None
     assert "pearson nan" in capsys.readouterr().out
 
 
+# Golden runs and saved calibrations
+
+
+def sha256_of(logits: list[list[float]]) -> str:
+    return hashlib.sha256(np.array(logits, "<f4").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["fp32", "e4m3"])
+def test_golden_evaluation_in_any_batches(name: str, data: Path, tmp_path: Path) -> None:
+    """The same bits for every size of batch, and with the saved scales instead of the data's."""
+    saved = tmp_path / "calibration.json"
+    argv = arguments("evaluate", data, "--format", name, "--golden")
+    scales = ["--save-calibration", str(saved)] if name != "fp32" else []
+    result = run_json([*argv, *scales], tmp_path)
+    assert result["golden"] is True
+    assert result["logits_sha256"] == sha256_of(result["logits"])
+    (expected,) = run(prepare(EMBEDDED, "sst2", data), [PRESETS[name]], golden=True)
+    assert_same_bits(np.array(result["logits"]).astype(np.float32), expected.logits)
+    others = [["--batch-size", "7"]]
+    if scales:
+        (data / "train.tsv").unlink()
+        others = [["--calibration", str(saved), *more] for more in others]
+        others.append(["--calibration", str(saved), "--save-calibration", str(tmp_path / "again")])
+    for more in others:
+        other = run_json([*argv, *more], tmp_path)
+        assert other["logits_sha256"] == result["logits_sha256"]
+        assert other["predictions"] == result["predictions"]
+        assert other.get("calibration_samples") == result["calibration_samples"]
+    if scales:
+        assert load_calibration(saved).golden
+        assert (tmp_path / "again").read_bytes() == saved.read_bytes()
+
+
+def test_evaluation_that_is_not_golden(data: Path, tmp_path: Path) -> None:
+    plain, golden = (
+        run_json(arguments("evaluate", data, *more), tmp_path) for more in ([], ["--golden"])
+    )
+    assert plain["golden"] is False
+    assert plain["logits_sha256"] == sha256_of(plain["logits"]) != golden["logits_sha256"]
+    np.testing.assert_allclose(golden["logits"], plain["logits"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("command", ["demo", "compare"])
+def test_golden_comparison(
+    command: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("dev.tsv", "train.tsv"):
+        write_sst2(data / name, count=8)
+    monkeypatch.setattr(cli, "REVIEWS", data)  # fewer than the demo's own
+    argv = ["demo"] if command == "demo" else arguments("compare", data)
+    argv += ["--formats", "bf16,e4m3"]
+    result = run_json([*argv, "--golden"], tmp_path)
+    assert result["golden"] is True
+    check_comparison(result, EMBEDDED, "sst2", 8)
+    assert run_json(argv, tmp_path)["golden"] is False
+    reference, *others = run(
+        prepare(EMBEDDED, "sst2", data, batch_size=3),
+        [PRESETS[name] for name in ("fp32", "bf16", "e4m3")],
+        golden=True,
+    )
+    for row, other in zip(result["rows"][1:], others, strict=True):
+        change = evaluation.compare_with(reference, other)
+        assert row["relative_logit_error"] == change["relative_logit_error"]  # to the last bit
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_golden_prediction(name: str, data: Path, tmp_path: Path) -> None:
+    """The logits are those of the same text in a golden evaluation with these scales."""
+    train = data / "train.tsv"
+    lines = (data / "dev.tsv").read_text().split("\n")
+    text, _ = lines[1].split("\t")
+    argv = ["predict", EMBEDDED, text, "--format", name, "--calibration-data", str(train)]
+    result = run_json([*argv, "--golden"], tmp_path)
+    assert result["golden"] is True
+    assert run_json(argv, tmp_path)["golden"] is False
+    whole = run_json(arguments("evaluate", data, "--format", name, "--golden"), tmp_path)
+    assert list(result["logits"].values()) == whole["logits"][0]
+
+
+def test_saved_calibration_is_the_runs(data: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "calibration.json"
+    more = ["--formats", "int8", "--calibration-samples", "9", "--save-calibration", str(saved)]
+    result = run_json(arguments("compare", data, *more), tmp_path)
+    work = prepare(EMBEDDED, "sst2", data, calibration_samples=9)
+    expected = evaluation.calibrate_on(work.model, work.calibration_texts)
+    assert load_calibration(saved) == expected
+    again = arguments("compare", data, "--formats", "int8", "--calibration", str(saved))
+    other = run_json(again, tmp_path)
+    assert other["calibration_samples"] == result["calibration_samples"] == 9
+    errors = (item["rows"][1]["relative_logit_error"] for item in (other, result))
+    assert len(set(errors)) == 1
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_no_calibration_to_save(
+    command: str, name: str, data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    saved = tmp_path / "calibration.json"
+    option = "--format" if command == "evaluate" else "--formats"
+    argv = arguments(command, data, option, name, "--save-calibration", str(saved))
+    assert main(argv) == 2
+    message = f"{saved}: expected a format that needs a calibration, found "
+    assert only_line(capsys).startswith(message)
+    assert not saved.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("scales", "expected JSON, found an error"),
+        ("{}", "key 'format': expected str, found None"),
+    ],
+)
+def test_unreadable_calibration(
+    text: str | None, message: str, data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "calibration.json"
+    if text is not None:
+        path.write_text(text)
+    argv = arguments("evaluate", data, "--format", "e4m3", "--golden", "--calibration", str(path))
+    assert main(argv) == 2
+    assert only_line(capsys).startswith(f"{path}: {message}")
+
+
+def test_calibration_of_another_model(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    saved = tmp_path / "calibration.json"
+    run_json(
+        arguments("compare", data, "--formats", "e4m3", "--save-calibration", str(saved)), tmp_path
+    )
+    capsys.readouterr()
+    deeper = {"num_hidden_layers": 3}
+    model = write_checkpoint(tmp_path / "model", config_overrides=deeper)
+    argv = arguments("evaluate", data, "--format", "e4m3", "--calibration", str(saved), model=model)
+    assert main(argv) == 2
+    assert only_line(capsys) == (
+        "calibration: site 'encoder.layer.2.attention.self.query': expected absmax, found none"
+    )
+
+
+def test_calibration_that_cannot_be_saved(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "missing" / "calibration.json"
+    argv = arguments("evaluate", data, "--format", "e4m3", "--save-calibration", str(path))
+    assert main(argv) == 2
+    assert only_line(capsys).startswith(f"{path}: cannot be written: ")
+
+
 # predict
 
 
@@ -403,7 +553,7 @@ def test_predict_quantized(name: str, texts: list[str], tmp_path: Path, capsys: 
 def test_predict_a_score(tmp_path: Path, capsys: Capture) -> None:
     model = write_checkpoint(tmp_path / "model", labels=("similarity",))
     result = run_json(["predict", str(model), "the film", "the movie"], tmp_path)
-    assert result.keys() == {"model", "format", "logits"}
+    assert result.keys() == {"model", "format", "golden", "logits"}
     score = result["logits"]["similarity"]
     assert capsys.readouterr().out == f"similarity  {score:.4f}\n"
 
