@@ -14,6 +14,7 @@ from bert_numpy.calibration import (
     Calibration,
     calibrate,
     load_calibration,
+    merge_calibrations,
     save_calibration,
 )
 from bert_numpy.config import BertConfig
@@ -21,7 +22,7 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.loading import load
 from bert_numpy.model import Model, ModelOutput
 from bert_numpy.quantization import QuantizedModel, apply_recipe
-from bert_numpy.recipe import PRESETS, Recipe
+from bert_numpy.recipe import PRESETS, Operand, Recipe, SiteRecipe, load_recipe, save_recipe
 from bert_numpy.tokenization import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -31,13 +32,18 @@ __all__ = [
     "Calibration",
     "Model",
     "ModelOutput",
+    "Operand",
     "QuantizedModel",
     "Recipe",
+    "SiteRecipe",
     "Tokenizer",
     "apply_recipe",
     "calibrate",
     "load",
     "load_calibration",
+    "load_recipe",
     "load_tokenizer",
+    "merge_calibrations",
     "save_calibration",
+    "save_recipe",
 ]

@@ -110,8 +110,11 @@ def run_job(model_name: str, samples: int) -> dict[str, Any]:
 
     texts = encoded("dev.tsv")
     calibration = calibrate_on(model, encoded("train.tsv"), golden=True)
-    maxima = json.dumps(sorted(calibration.absmax.items())).encode()
-    digests = {"calibration": hashlib.sha256(maxima).hexdigest()}
+    statistics = hashlib.sha256()
+    for name, seen in sorted(calibration.operands.items()):
+        statistics.update(f"{name} {seen.low!r} {seen.high!r}".encode())
+        statistics.update(seen.histogram.astype("<i8").tobytes())
+    digests = {"calibration": statistics.hexdigest()}
     for name in RECIPES:
         digests[name] = digest(apply_recipe(model, PRESETS[name], calibration, golden=True))
     return {
