@@ -224,9 +224,7 @@ def load_calibration(path: str | Path) -> Calibration:
     for key in tensors:
         name, _, what = key.rpartition("/")
         if what == "range":
-            extrema = tensor(
-                key, "float64", _is_range, "4 float32 numbers, 0 between the first two"
-            )
+            extrema = tensor(key, "float64", _is_range, "4 numbers around 0")
             bits = tensor(f"{name}/bits", "uint16", _rises, "rising numbers")
             counts = tensor(
                 f"{name}/counts",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -324,7 +324,7 @@ def preset(name: str) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write a recipe as JSON, whole or not at all."""
-    text = json.dumps(asdict(recipe, dict_factory=_plain), indent=1) + "\n"
+    text = json.dumps(_plain(recipe), indent=1) + "\n"
     with replaced_file(Path(path)) as file:
         file.write(text.encode())
 
@@ -345,8 +345,13 @@ def load_recipe(path: str | Path) -> Recipe:
         raise BertNumpyError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
-def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Format) else value for key, value in items}
+def _plain(value: Any) -> Any:
+    """A recipe, or a part of one, as JSON has it: formats by their names."""
+    if isinstance(value, (Recipe, SiteRecipe, Operand)):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Format) else value
 
 
 def _build(kind: type, values: Any, place: str) -> Any:
@@ -366,9 +371,11 @@ def _build(kind: type, values: Any, place: str) -> Any:
         elif key in ("a", "b"):
             arguments[key] = _build(Operand, value, where)
         elif key == "overrides":
+            if not isinstance(value, list):
+                raise BertNumpyError(f"{where}: expected a list, found {value!r}")
             arguments[key] = tuple(_override(item, where) for item in value)
         elif key == "fmt":
-            if value is not None and value not in FORMATS:
+            if value is not None and not (isinstance(value, str) and value in FORMATS):
                 raise BertNumpyError(
                     f"{where}: expected null or one of {', '.join(FORMATS)}, found {value!r}"
                 )
