@@ -26,7 +26,15 @@ from npfp8.elementary import log
 from npfp8.golden import tree_sum
 from npfp8.tensor import absmax_scale, affine_scale
 
-__all__ = ["OBSERVERS", "Statistics", "clip_range", "is_affine", "merge", "observe"]
+__all__ = [
+    "OBSERVERS",
+    "Statistics",
+    "clip_range",
+    "is_affine",
+    "merge",
+    "observe",
+    "quantization_noise",
+]
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -154,6 +162,24 @@ def clip_range(
     if observer == "unit_scaling":  # not a range of the data: a scale
         return -threshold, threshold
     return max(seen.low, -threshold), min(seen.high, threshold)
+
+
+def quantization_noise(
+    seen: Statistics, observer: str, fmt: Format, percentile: float = 99.99
+) -> tuple[float, float]:
+    """The sums of squares of what was seen, and of what quantizing it changes.
+
+    Parameters
+    ----------
+    seen : Statistics
+    observer, fmt, percentile
+        As for :func:`clip_range`.
+    """
+    values, counts = _values_and_counts(seen)
+    low, high = clip_range(seen, observer, fmt, percentile)
+    error = _round_trip(values, low, high, fmt)[1].astype(np.float64) - values
+    signal = tree_sum(np.square(values.astype(np.float64)) * counts)
+    return float(signal), float(tree_sum(np.square(error) * counts))
 
 
 def _absmax(seen: Statistics, fmt: Format, percentile: float) -> float:

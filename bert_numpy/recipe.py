@@ -16,7 +16,16 @@ from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 from npfp8.files import replaced_file
 from npfp8.formats import FLOAT_FORMATS
 
-__all__ = ["PRESETS", "Operand", "Recipe", "SiteRecipe", "load_recipe", "preset", "save_recipe"]
+__all__ = [
+    "PRESETS",
+    "Operand",
+    "Recipe",
+    "SiteRecipe",
+    "load_recipe",
+    "preset",
+    "recipe_json",
+    "save_recipe",
+]
 
 #: The formats that a recipe can name.
 FORMATS: dict[str, Format] = {**FLOAT_FORMATS, "INT8": INT8, "UINT8": UINT8}
@@ -322,9 +331,14 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
+def recipe_json(recipe: Recipe) -> str:
+    """A recipe as JSON text, every setting named."""
+    return json.dumps(_plain(recipe), indent=1)
+
+
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write a recipe as JSON, whole or not at all."""
-    text = json.dumps(_plain(recipe), indent=1) + "\n"
+    text = recipe_json(recipe) + "\n"
     with replaced_file(Path(path)) as file:
         file.write(text.encode())
 

@@ -1,0 +1,261 @@
+"""Fill the paper's tables: every model and task, every recipe; one run that can be resumed.
+
+    python scripts/reproduce_paper.py --out DIR MODEL:TASK:DATA ...
+        [--recipes LIST] [--limit N] [--workers N | --scheduler ADDRESS]
+
+The cells (a recipe on a part of a task's examples) are pure and independent, and
+run as tasks of dask.distributed (extra: study): on a local cluster of processes,
+or on the scheduler at ADDRESS, whose workers need this package and the same
+paths. Each cell writes a file in DIR/cells; what is there is not run again, so a
+run that was cut off, or whose workers were lost, goes on where it stopped. The
+tables do not depend on the number of workers: each has one BLAS thread, and the
+results are put together in the examples' order.
+
+Writes DIR/results.json, .csv and .md, and figures as PNG files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from dask.distributed import Client, LocalCluster, as_completed
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.progress import Progress
+
+from bert_numpy.calibration import load_calibration
+from bert_numpy.observers import clip_range
+from bert_numpy.recipe import PRESETS, Operand, Recipe, preset
+from bert_numpy.study import (
+    Cell,
+    Subject,
+    calibrate_subject,
+    cells_of,
+    compare_results,
+    merged,
+    run_cell,
+    sqnr,
+)
+from npfp8 import E4M3FN, E5M2, INT8, Format, absmax_scale
+from npfp8.bfloat16 import from_bits
+from npfp8.files import replaced_file
+
+ONE_BLAS_THREAD = dict.fromkeys(
+    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
+)
+FORMATS: dict[str, Format] = {"INT8": INT8, "E4M3": E4M3FN, "E5M2": E5M2}
+
+
+def run_study(
+    subjects: Sequence[Subject], recipes: Sequence[Recipe], out: Path, client: Client
+) -> list[dict[str, Any]]:
+    """Run what has not been run yet; returns a row for each subject and recipe."""
+    calibrating = client.map(calibrate_subject, subjects, pure=False)
+    client.gather(calibrating)
+    folder = out / "cells"
+    cells = {
+        (subject, recipe.name): cells_of(subject, recipe, folder)
+        for subject in subjects
+        for recipe in recipes
+    }
+    wanted = [cell for part in cells.values() for cell in part if not cell.file.exists()]
+    run_all(wanted, client)
+    rows = []
+    for subject in subjects:
+        reference = merged(cells[subject, "fp32"])
+        for recipe in recipes:
+            row = compare_results(merged(cells[subject, recipe.name]), reference)
+            named = {"model": Path(subject.model).name, "task": subject.task, "recipe": recipe.name}
+            rows.append({**named, "examples": len(reference.labels), **row})
+    return rows
+
+
+def run_all(cells: Sequence[Cell], client: Client) -> None:
+    """Run cells on the cluster; a lost worker's cells are run by another."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("cells", total=len(cells))
+        futures = client.map(run_cell, cells, pure=False, retries=3)
+        for future in as_completed(futures):
+            future.result()
+            progress.advance(task)
+
+
+# Tables
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for each model and task."""
+    text = io.StringIO()
+    for key in dict.fromkeys((row["model"], row["task"]) for row in rows):
+        part = [row for row in rows if (row["model"], row["task"]) == key]
+        change = "flips" if "flips" in part[0] else "mean_abs_difference"
+        metrics = [
+            name
+            for name in part[0]
+            if name
+            not in {"model", "task", "recipe", "examples", "relative_logit_error", change}
+            | {"difference", "interval"}
+        ]
+        heads = ["recipe", *metrics, "difference (95 % interval)", change, "relative logit error"]
+        print(f"### {key[0]}, {key[1]}, {part[0]['examples']} examples\n", file=text)
+        print(f"| {' | '.join(head.replace('_', ' ') for head in heads)} |", file=text)
+        print("| --- |" + " ---: |" * (len(heads) - 1), file=text)
+        for row in part:
+            low, high = (100 * x for x in row["interval"])
+            cells = [row["recipe"], *(f"{100 * row[name]:.2f}" for name in metrics)]
+            cells.append(f"{100 * row['difference']:+.2f} ({low:+.2f}..{high:+.2f})")
+            cells.append(f"{row[change]:.4f}" if change != "flips" else str(row[change]))
+            cells.append(f"{row['relative_logit_error']:.4f}")
+            print(f"| {' | '.join(cells)} |", file=text)
+        print(file=text)
+    return text.getvalue()
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a row, all columns of all tasks."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+# Figures
+
+
+def draw_drop(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The first metric's difference from FP32, by recipe, with its interval."""
+    recipes = [name for name in dict.fromkeys(row["recipe"] for row in rows) if name != "fp32"]
+    keys = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
+    figure, axes = plt.subplots(1, len(keys), figsize=(3 * len(keys) + 1.5, 5), sharey=True)
+    for axis, key in zip(np.atleast_1d(axes), keys, strict=True):
+        for place, recipe in enumerate(recipes):
+            row = next(
+                row for row in rows if (row["model"], row["task"], row["recipe"]) == (*key, recipe)
+            )
+            low, high = (100 * x for x in row["interval"])
+            colour = "tab:red" if recipe.startswith("int8") else "tab:blue"
+            axis.plot([low, high], [place, place], color=colour, alpha=0.4)
+            axis.plot(100 * row["difference"], place, "o", color=colour, markersize=4)
+        axis.axvline(0, color="black", linewidth=0.5)
+        axis.set_title(f"{key[0]}\n{key[1]}", fontsize=9)
+        axis.set_xlabel("points against FP32")
+    np.atleast_1d(axes)[0].set_yticks(range(len(recipes)), recipes)
+    np.atleast_1d(axes)[0].invert_yaxis()
+    save(figure, path)
+
+
+def draw_sqnr(subject: Subject, path: Path) -> None:
+    """The signal-to-quantization-noise ratio of every operand, by format."""
+    operands = load_calibration(subject.calibration).operands
+    names = [name for name in operands if name.startswith("encoder.")]
+    figure, axis = plt.subplots(figsize=(7, 0.16 * len(names) + 1))
+    for label, fmt in FORMATS.items():
+        ratios = [sqnr(operands[name], Operand(fmt)) for name in names]
+        axis.plot(ratios, range(len(names)), "o", markersize=3, label=label)
+    axis.set_yticks(
+        range(len(names)), [name.removeprefix("encoder.") for name in names], fontsize=6
+    )
+    axis.invert_yaxis()
+    axis.set_xlabel("signal-to-quantization-noise ratio, dB (absmax, per tensor)")
+    axis.legend()
+    axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def draw_histogram(subject: Subject, name: str, path: Path) -> None:
+    """An operand's elements against the values that each format has for them."""
+    seen = load_calibration(subject.calibration).operands[name]
+    bits = np.flatnonzero(seen.histogram).astype(np.uint16)
+    magnitudes, counts = np.abs(from_bits(bits)), seen.histogram[bits]
+    edges = np.geomspace(max(seen.absmax * 2.0**-24, 1e-12), seen.absmax * 1.1, 97)
+    figure, axis = plt.subplots(figsize=(8, 4))
+    axis.hist(magnitudes, edges, weights=counts, color="lightgray")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    top = axis.get_ylim()[1]
+    for level, (label, fmt) in enumerate(FORMATS.items()):
+        low, high = clip_range(seen, "absmax", fmt)
+        scale = float(absmax_scale(np.float32(max(high, -low)), fmt))
+        grid = np.unique(np.abs(fmt.values[np.isfinite(fmt.values)])) * scale
+        grid = grid[(grid >= edges[0]) & (grid <= edges[-1] * 1.01)]
+        axis.plot(grid, np.full(grid.size, top * 2 ** (level + 1)), "|", markersize=9, label=label)
+    axis.set_xlabel(f"|{name}|")
+    axis.set_ylabel("elements")
+    axis.legend(loc="upper left", title="values of")
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    with replaced_file(path) as file:
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("subjects", nargs="+", metavar="MODEL:TASK:DATA")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipes", default=",".join(PRESETS), help="names, or .json files")
+    parser.add_argument("--limit", type=int, help="only the first so many examples of each task")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--scheduler", metavar="ADDRESS")
+    arguments = parser.parse_args()
+
+    mpl.use("agg")
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    names = ["fp32", *(name for name in arguments.recipes.split(",") if name != "fp32")]
+    recipes = [preset(name) for name in names]
+    subjects = []
+    for text in arguments.subjects:
+        model, task, data = text.split(":")
+        calibration = out / f"calibration-{Path(model).name}-{task}.safetensors"
+        subjects.append(Subject(model, task, data, str(calibration), arguments.limit))
+
+    if arguments.scheduler:
+        client = Client(arguments.scheduler)
+    else:
+        cluster = LocalCluster(
+            n_workers=arguments.workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            env=ONE_BLAS_THREAD,
+        )
+        client = Client(cluster)
+    with client:
+        rows = run_study(subjects, recipes, out, client)
+    for name, text in (
+        ("results.json", json.dumps(rows, indent=1) + "\n"),
+        ("results.csv", comma_separated(rows)),
+        ("results.md", markdown(rows)),
+    ):
+        with replaced_file(out / name) as file:
+            file.write(text.encode())
+    draw_drop(rows, out / "difference.png")
+    for subject in subjects:
+        stem = f"{Path(subject.model).name}-{subject.task}"
+        draw_sqnr(subject, out / f"sqnr-{stem}.png")
+    draw_histogram(
+        subjects[0], "encoder.layer.1.output.dense:a", out / f"histogram-{subjects[0].task}.png"
+    )
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

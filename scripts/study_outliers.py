@@ -1,0 +1,106 @@
+"""Why INT8 loses where FP8 holds: the same function with larger and larger outlier channels.
+
+    python scripts/study_outliers.py MODEL --task mrpc --data DIR --out DIR [--limit N]
+
+Query and value channels of each head are scaled by 2^k, key channels and the
+attention output's columns by 2^-k (bert_numpy/outliers.py): the checkpoint's
+float32 output stays what it is, its activations get the outlier channels of
+large models. For each k and recipe: metrics, flips and relative logit error
+against float32. Writes DIR/outliers.json, .md and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+
+from bert_numpy.evaluation import calibrate_on, compare_with
+from bert_numpy.job import evaluate_job, prepare
+from bert_numpy.outliers import with_outliers
+from bert_numpy.quantization import apply_recipe
+from bert_numpy.recipe import PRESETS
+from npfp8.files import replaced_file
+
+RECIPES = ("int8", "int8-channel", "int8-percentile", "int8-token", "e4m3", "e4m3-token", "e5m2")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--channels", type=int, default=4, help="of each head")
+    parser.add_argument("--exponents", type=int, nargs="+", default=[0, 2, 4, 6, 8, 10, 12, 14])
+    arguments = parser.parse_args()
+
+    mpl.use("agg")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    job = prepare(arguments.model, arguments.task, arguments.data, limit=arguments.limit)
+    rows: list[dict[str, Any]] = []
+    reference = evaluate_job(job, apply_recipe(job.model, PRESETS["fp32"]))
+    for exponent in arguments.exponents:
+        model = with_outliers(job.model, exponent, arguments.channels)
+        calibration = calibrate_on(model, job.calibration_texts, job.batch_size)
+        for name in ("fp32", *RECIPES):
+            result = evaluate_job(job, apply_recipe(model, PRESETS[name], calibration))
+            rows.append(
+                {"exponent": exponent, "recipe": name}
+                | result.metrics
+                | compare_with(reference, result)
+            )
+            print(rows[-1], flush=True)
+
+    metric = next(iter(reference.metrics))
+    change = "flips" if "flips" in rows[0] else "mean_abs_difference"
+    names = ["fp32", *RECIPES]
+    lines = [
+        f"{job.model.name}, {job.task.name}, {len(job.examples)} examples: {change} "
+        f"(relative logit error) against float32, by the outliers' size",
+        "",
+        "| recipe | " + " | ".join(f"2^{k}" for k in arguments.exponents) + " |",
+        "| --- |" + " ---: |" * len(arguments.exponents),
+    ]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for name in names:
+        part = [row for row in rows if row["recipe"] == name]
+        cells = [
+            (f"{row[change]:.3f}" if change != "flips" else str(row[change]))
+            + f" ({row['relative_logit_error']:.3f})"
+            for row in part
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        errors = np.maximum([row["relative_logit_error"] for row in part], 1e-6)
+        left.plot(arguments.exponents, errors, "o-", markersize=3, label=name)
+        right.plot(arguments.exponents, [100 * row[metric] for row in part], "o-", markersize=3)
+    left.set_yscale("log")
+    left.set_ylabel("relative logit error")
+    left.legend(fontsize=7)
+    right.set_ylabel(f"{metric}, %")
+    for axis in (left, right):
+        axis.set_xlabel("k: outlier channels are 2^k times as large")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    with replaced_file(arguments.out / "outliers.png") as file:
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    text = "\n".join(lines) + "\n"
+    for name, content in (
+        ("outliers.json", json.dumps(rows, indent=1) + "\n"),
+        ("outliers.md", text),
+    ):
+        with replaced_file(arguments.out / name) as file:
+            file.write(content.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
