@@ -897,7 +897,7 @@ def test_interrupt_of_a_process(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         # A shell that runs the tests in the background has its children ignore SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         writer = None
         deadline = time.monotonic() + 60
