@@ -12,7 +12,7 @@ from typing import Any
 
 import npfp8
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.evaluation import calibrate_on
+from bert_numpy.evaluation import Evaluation, calibrate_on
 from bert_numpy.glue import TASKS, read_examples, task_named
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run
@@ -21,6 +21,7 @@ from bert_numpy.model import Model, encoder_sites
 from bert_numpy.quantization import apply_recipe
 from bert_numpy.recipe import PRESETS, Recipe, preset
 from bert_numpy.report import comparison_row, print_comparison, progress_bar, write_json
+from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
 from npfp8.golden import softmax
 
@@ -49,6 +50,7 @@ examples:
   bert-numpy predict {EMBEDDED} "a warm and funny film" --format e4m3
 
   bert-numpy evaluate ./my-model --task sst2 --data glue/SST-2 --format e4m3 --golden
+  bert-numpy evaluate ./my-qa-model --task squad --data squad --predictions answers.json
 
 exit codes: 0 done, 2 input that cannot be used, 130 interrupted
 """
@@ -127,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--format", metavar="NAME", default="fp32", help=", ".join(PRESETS))
     for sub in (compare, evaluate):
         _add_data_options(sub)
+    evaluate.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="squad: write the answers to FILE, in the layout that its official script reads",
+    )
     predict.add_argument("text", metavar="TEXT")
     predict.add_argument("pair", metavar="SECOND_TEXT", nargs="?")
     predict.add_argument(
@@ -140,12 +147,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--task", required=True, metavar="NAME", help=", ".join(TASKS))
+    add("--task", required=True, metavar="NAME", help=", ".join((*TASKS, SQUAD.name)))
     add(
         "--data",
         required=True,
         metavar="DIR",
-        help="the task's official GLUE folder, a folder of such folders, or a file to evaluate on",
+        help="the task's official folder, a folder of such folders, or a file to evaluate on",
     )
     add("--limit", type=_positive, metavar="N", help="evaluate only the first N examples")
     add(
@@ -166,7 +173,13 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="take the scales from FILE, which --save-calibration wrote; nothing is calibrated",
     )
     add("--save-calibration", metavar="FILE", help="write the calibration to FILE")
-    add("--max-length", type=_positive, metavar="N", default=128, help="cut inputs to N tokens")
+    add(
+        "--max-length",
+        type=_positive,
+        metavar="N",
+        help="cut inputs to N tokens (default: 128), "
+        f"contexts of questions into windows (default: {SQUAD.max_length})",
+    )
     add("--batch-size", type=_positive, metavar="N", default=32, help="sequences at a time")
 
 
@@ -213,6 +226,8 @@ def _comparison(arguments: argparse.Namespace, job: Job) -> dict[str, Any]:
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = preset(arguments.format)
     job = _prepared(arguments, [recipe])
+    if arguments.predictions is not None and not isinstance(job.examples, Questions):
+        raise BertNumpyError(f"--predictions: expected task squad, found {job.task.name}")
     (result,) = run(
         job,
         [recipe],
@@ -225,11 +240,12 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         **_header(job, arguments.golden),
         **row,
         "rows": [row],  # as `compare` writes them, so that one reader serves both
-        "predictions": result.predictions.tolist(),
-        "logits": result.logits.tolist(),  # as doubles, which restore every float32
+        **_outputs(job, result),
         "logits_sha256": hashlib.sha256(result.logits.astype("<f4").tobytes()).hexdigest(),
         "sites": {name: vars(count) for name, count in result.counts.items()},
     }
+    if arguments.predictions is not None:
+        write_json(arguments.predictions, report["predictions"])
     if arguments.json != "-":
         metrics = "  ".join(f"{name} {100 * value:.2f}" for name, value in result.metrics.items())
         print(
@@ -237,6 +253,21 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{metrics}  {result.seconds:.2f} s"
         )
     return report
+
+
+def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
+    """Predictions and logits of each example; of questions, by their ids, the likely answers."""
+    if not isinstance(job.examples, Questions):
+        return {
+            "predictions": result.predictions.tolist(),
+            "logits": result.logits.tolist(),  # as doubles, which restore every float32
+        }
+    ids = [question.id for question in job.examples.items]
+    n_best = [[vars(answer) for answer in best] for best in result.answers]
+    return {
+        "predictions": dict(zip(ids, result.predictions.tolist(), strict=True)),
+        "n_best": dict(zip(ids, n_best, strict=True)),
+    }
 
 
 def _prepared(arguments: argparse.Namespace, recipes: list[Recipe]) -> Job:
@@ -305,6 +336,12 @@ def _answer(model: Model, logits: Any) -> dict[str, Any]:
     return {"label": ranked[0][0], "probabilities": dict(ranked), "logits": by_label}
 
 
+def _head(model: Model) -> str:
+    if model.config.has_qa_outputs:
+        return "question answering"
+    return "classifier" if model.config.has_classifier else "none: a bare encoder"
+
+
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     model = load(arguments.model)
     sites = encoder_sites(model.config)
@@ -318,7 +355,7 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": model.name,
         "folder": str(resolve(arguments.model)),
         **vars(model.config),
-        "head": "classifier" if model.config.has_classifier else "none: a bare encoder",
+        "head": _head(model),
         "parameters": model.weight_bytes // 4,
         "weight_bytes_fp32": model.weight_bytes,
         "weight_bytes_8bit": model.weight_bytes - saved,

@@ -13,6 +13,7 @@ from bert_numpy.errors import BertNumpyError
 __all__ = ["BertConfig", "read_config", "read_json"]
 
 _SEQUENCE_CLASSIFICATION = "BertForSequenceClassification"
+_QUESTION_ANSWERING = "BertForQuestionAnswering"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class BertConfig:
     def has_classifier(self) -> bool:
         """Whether there is a sequence classification (or regression) head."""
         return self.architecture == _SEQUENCE_CLASSIFICATION
+
+    @property
+    def has_qa_outputs(self) -> bool:
+        """Whether there is a question answering head: two logits a token, start and end."""
+        return self.architecture == _QUESTION_ANSWERING
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import numpy.typing as npt
 from bert_numpy.calibration import Calibration, calibrate
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.glue import Task, label_order
-from bert_numpy.metrics import METRICS
+from bert_numpy.metrics import ANSWER_METRICS, METRICS
 from bert_numpy.model import Model
 from bert_numpy.policy import OperandCounts
 from bert_numpy.quantization import QuantizedModel
-from bert_numpy.tokenization import EncodedText, pad
+from bert_numpy.spans import Answer, best_answers
+from bert_numpy.squad import Questions, SpanTask
+from bert_numpy.tokenization import EncodedText, Window, pad
 
 __all__ = [
     "Evaluation",
@@ -25,7 +27,9 @@ __all__ = [
     "calibrate_on",
     "compare_with",
     "evaluate",
+    "evaluate_answers",
     "predict_logits",
+    "predict_span_logits",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -41,9 +45,10 @@ class Evaluation:
     ----------
     recipe : str
     logits : ndarray of float32, (examples, outputs)
-        In the data's order; outputs in the model's.
+        In the data's order; outputs in the model's. For questions (tokens, 2):
+        start and end logits of every token of every window, padding left out.
     predictions : ndarray, (examples,)
-        The task's class numbers (int64), or scores (float64).
+        The task's class numbers (int64), scores (float64), or answers (str, as objects).
     metrics : dict of str to float
     weight_bytes : int
         See :attr:`bert_numpy.Model.weight_bytes`.
@@ -51,6 +56,8 @@ class Evaluation:
         For the forward passes alone.
     counts : dict of str to OperandCounts
         Saturated and underflowed elements by operand.
+    answers : tuple of tuples of Answer
+        For questions: the most likely answers to each, the best first.
     """
 
     recipe: str
@@ -60,6 +67,7 @@ class Evaluation:
     weight_bytes: int
     seconds: float
     counts: Mapping[str, OperandCounts] = field(default_factory=dict)
+    answers: tuple[tuple[Answer, ...], ...] = ()
 
 
 def batches(
@@ -91,6 +99,28 @@ def predict_logits(
         if progress is not None:
             progress(len(rows))
     return logits
+
+
+def predict_span_logits(
+    model: Model,
+    encoded: Sequence[EncodedText],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> list[Float32Array]:
+    """Start and end logits of every token of every text, in order. Each float32 (tokens, 2)."""
+    logits: dict[int, Float32Array] = {}
+    for rows, batch in batches(encoded, batch_size):
+        output = model(**batch)
+        if output.start_logits is None or output.end_logits is None:
+            raise BertNumpyError(
+                f"{model.name}: expected a BertForQuestionAnswering, found "
+                f"{model.config.architecture}"
+            )
+        for row, *pair in zip(rows, output.start_logits, output.end_logits, strict=True):
+            logits[row] = np.stack(pair, axis=1)[: len(encoded[row].input_ids)]
+        if progress is not None:
+            progress(len(rows))
+    return [logits[row] for row in range(len(encoded))]
 
 
 def calibrate_on(
@@ -156,6 +186,62 @@ def evaluate(
     )
 
 
+def evaluate_answers(
+    model: QuantizedModel,
+    task: SpanTask,
+    questions: Questions,
+    windows: Sequence[Sequence[Window]],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Answer questions with a model, by its recipe, and score the answers.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+        As :func:`bert_numpy.apply_recipe` makes it; the recipe ``fp32`` too.
+    task : SpanTask
+    questions : Questions
+    windows : sequence of sequences of Window
+        Of each question, as :meth:`bert_numpy.Tokenizer.windows` makes them.
+    batch_size : int
+    progress : callable, optional
+        Called with numbers of windows.
+
+    Raises
+    ------
+    BertNumpyError
+        If the model has no question answering head.
+    """
+    encoded = [window.encoded for parts in windows for window in parts]
+    begin = time.perf_counter()
+    logits = predict_span_logits(model, encoded, batch_size, progress)
+    seconds = time.perf_counter() - begin
+    remaining = iter(logits)
+    answers = tuple(
+        best_answers(
+            question.context,
+            parts,
+            [next(remaining) for _ in parts],
+            task.n_best,
+            task.max_answer_length,
+        )
+        for question, parts in zip(questions.items, windows, strict=True)
+    )
+    texts = [best[0].text for best in answers]
+    right = [question.answers for question in questions.items]
+    return Evaluation(
+        model.recipe.name,
+        np.concatenate(logits),
+        np.array(texts, object),  # a str array would lose a NUL at the end
+        {name: metric(right, texts) for name, metric in ANSWER_METRICS.items()},
+        model.weight_bytes,
+        seconds,
+        model.counts,
+        answers,
+    )
+
+
 def compare_with(reference: Evaluation, result: Evaluation) -> dict[str, float]:
     """What a recipe changed on the same data: usually, against FP32.
 
@@ -163,8 +249,8 @@ def compare_with(reference: Evaluation, result: Evaluation) -> dict[str, float]:
     -------
     dict
         ``relative_logit_error``, ``norm(logits - reference) / norm(reference)``
-        over the whole data set; and ``flips``, how many predicted classes
-        differ, or for scores ``mean_abs_difference``.
+        over the whole data set; and ``flips``, how many predicted classes or
+        answers differ, or for scores ``mean_abs_difference``.
     """
     base = reference.logits.astype(np.float64)
     error = float(np.linalg.norm(result.logits - base) / np.linalg.norm(base))

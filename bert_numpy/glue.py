@@ -167,15 +167,28 @@ class Examples:
 
         All of them if there are no more than ``count``.
         """
-        n = len(self)
-        return self if count >= n else self.select([i * n // count for i in range(count)])
+        return self.select(spread(len(self), count))
 
 
-def task_named(name: str) -> Task:
-    """Look a task up by its name; case, ``-`` and ``_`` make no difference (``SST-2``)."""
+def spread(n: int, count: int) -> list[int]:
+    """``count`` of ``n`` rows, evenly: ``floor(i * n / count)``; all if there are no more."""
+    count = min(count, n)
+    return [i * n // count for i in range(count)]
+
+
+def task_named(name: str, others: Sequence[str] = ()) -> Task:
+    """Look a task up by its name; case, ``-`` and ``_`` make no difference (``SST-2``).
+
+    Raises
+    ------
+    BertNumpyError
+        If there is none of that name; lists the names, and ``others`` that the
+        caller knows.
+    """
     plain = name.lower().replace("-", "").replace("_", "")
     if (found := TASKS.get(_ALIASES.get(plain, plain))) is None:
-        raise BertNumpyError(f"task: expected one of {', '.join(TASKS)}, found {name!r}")
+        known = ", ".join((*TASKS, *others))
+        raise BertNumpyError(f"task: expected one of {known}, found {name!r}")
     return found
 
 

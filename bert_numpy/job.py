@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bert_numpy.calibration import Calibration, load_calibration, save_calibration
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.evaluation import Evaluation, Progress, calibrate_on, evaluate
+from bert_numpy.evaluation import (
+    Evaluation,
+    Progress,
+    calibrate_on,
+    evaluate,
+    evaluate_answers,
+)
 from bert_numpy.glue import Examples, Task, find_file, label_order, read_examples, task_named
 from bert_numpy.loading import load
 from bert_numpy.model import Model
-from bert_numpy.quantization import apply_recipe
+from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.recipe import Recipe
-from bert_numpy.tokenization import EncodedText, load_tokenizer
+from bert_numpy.squad import SQUAD, Questions, SpanTask, find_questions, read_questions
+from bert_numpy.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 
 __all__ = ["Job", "ProgressBar", "prepare", "run"]
 
@@ -27,21 +34,25 @@ ProgressBar = Callable[[int, str], AbstractContextManager[Progress]]
 class Job:
     """A model, the examples that it is evaluated on, and what it is calibrated by.
 
-    ``calibration`` is a given one; without it ``calibration_texts`` are run.
+    ``encoded`` holds what the model is run on: the examples, or the windows of
+    all questions, which ``windows`` has question by question. ``calibration``
+    is a given one; without it ``calibration_texts`` are run.
     """
 
     model: Model
-    task: Task
-    examples: Examples
+    task: Task | SpanTask
+    examples: Examples | Questions
     encoded: list[EncodedText]
     calibration_texts: list[EncodedText]
     batch_size: int
     calibration: Calibration | None = None
+    windows: list[list[Window]] = field(default_factory=list)
 
     @property
     def truncated(self) -> int:
-        """How many examples were cut to the length limit."""
-        return sum(item.truncated for item in self.encoded)
+        """How many examples were cut to the length limit; a context in windows is not cut."""
+        inputs = [parts[0].encoded for parts in self.windows] or self.encoded
+        return sum(item.truncated for item in inputs)
 
 
 def prepare(
@@ -54,7 +65,7 @@ def prepare(
     calibration_data: str | Path | None = None,
     calibration_samples: int = 256,
     limit: int | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     batch_size: int = 32,
 ) -> Job:
     """Load and check everything that a run needs, before any of it starts.
@@ -64,7 +75,7 @@ def prepare(
     model : str or Path
         See :func:`bert_numpy.load`.
     task : str
-        A GLUE task's name.
+        A GLUE task's name, or ``squad``.
     data : str or Path
         The task's folder, a folder of tasks' folders, or a file to evaluate on.
     calibrated : bool
@@ -74,11 +85,13 @@ def prepare(
     calibration_data : str or Path, optional
         A file in the task's layout; by default the training file beside ``data``.
     calibration_samples : int
-        How many of its examples to use; see :meth:`Examples.sample`.
+        How many of its examples to use; see :meth:`Examples.sample`. Of a
+        question all windows are used.
     limit : int, optional
         Evaluate only the first so many examples.
-    max_length : int
-        In tokens; longer inputs are cut.
+    max_length : int, optional
+        In tokens; longer inputs are cut, contexts of questions into windows.
+        By default 128, and 384 for SQuAD.
     batch_size : int
 
     Raises
@@ -86,35 +99,66 @@ def prepare(
     BertNumpyError
         If anything is missing, malformed or does not fit together.
     """
-    task_ = task_named(task)
+    task_ = _task_named(task)
     place = Path(data)
-    path = place if place.is_file() else find_file(place, task_, task_.dev)
-    examples = read_examples(path, task_)
+    path = place if place.is_file() else _find(place, task_, task_.dev)
+    examples = _read(path, task_)
     if limit is not None and limit < len(examples):
         examples = examples.select(range(limit))
     sample = None
     given = load_calibration(calibration) if calibrated and calibration is not None else None
     if calibrated and given is None:
-        source = find_file(path.parent, task_, task_.train) if calibration_data is None else None
-        sample = read_examples(source or Path(str(calibration_data)), task_)
+        source = _find(path.parent, task_, task_.train) if calibration_data is None else None
+        sample = _read(source or Path(str(calibration_data)), task_)
         sample = sample.sample(calibration_samples)
     loaded = load(model)
-    if not loaded.config.has_classifier:
-        raise BertNumpyError(
-            f"{loaded.name}: expected a BertForSequenceClassification, found "
-            f"{loaded.config.architecture}"
-        )
-    label_order(loaded.config.labels, task_)
+    _check_head(loaded, task_)
     tokenizer = load_tokenizer(model)
-    return Job(
-        loaded,
-        task_,
-        examples,
-        tokenizer.encode(examples.texts, examples.pairs, max_length),
-        [] if sample is None else tokenizer.encode(sample.texts, sample.pairs, max_length),
-        batch_size,
-        given,
+    encoded, windows = _encode(tokenizer, examples, max_length)
+    calibration_texts = [] if sample is None else _encode(tokenizer, sample, max_length)[0]
+    return Job(loaded, task_, examples, encoded, calibration_texts, batch_size, given, windows)
+
+
+def _task_named(name: str) -> Task | SpanTask:
+    return SQUAD if name.lower() == SQUAD.name else task_named(name, others=[SQUAD.name])
+
+
+def _find(folder: Path, task: Task | SpanTask, name: str) -> Path:
+    if isinstance(task, SpanTask):
+        return find_questions(folder, name)
+    return find_file(folder, task, name)
+
+
+def _read(path: Path, task: Task | SpanTask) -> Examples | Questions:
+    return read_questions(path) if isinstance(task, SpanTask) else read_examples(path, task)
+
+
+def _check_head(model: Model, task: Task | SpanTask) -> None:
+    """Refuse a model whose head is not the task's."""
+    config = model.config
+    answers = isinstance(task, SpanTask)
+    if not (config.has_qa_outputs if answers else config.has_classifier):
+        expected = "BertForQuestionAnswering" if answers else "BertForSequenceClassification"
+        raise BertNumpyError(f"{model.name}: expected a {expected}, found {config.architecture}")
+    if isinstance(task, Task):
+        label_order(config.labels, task)
+
+
+def _encode(
+    tokenizer: Tokenizer, examples: Examples | Questions, max_length: int | None
+) -> tuple[list[EncodedText], list[list[Window]]]:
+    """What the model is run on and, of questions, each one's windows."""
+    if isinstance(examples, Examples):
+        limit = 128 if max_length is None else max_length
+        return tokenizer.encode(examples.texts, examples.pairs, limit), []
+    windows = tokenizer.windows(
+        [item.question for item in examples.items],
+        [item.context for item in examples.items],
+        SQUAD.max_length if max_length is None else max_length,
+        SQUAD.doc_stride,
+        SQUAD.max_query_length,
     )
+    return [window.encoded for parts in windows for window in parts], windows
 
 
 def run(
@@ -159,10 +203,17 @@ def run(
         save_calibration(calibration, calibration_output)
     for recipe in recipes:
         model = apply_recipe(job.model, recipe, calibration, golden)
-        with bar(len(job.examples), recipe.name) as advance:
-            yield evaluate(
-                model, job.task, job.encoded, job.examples.labels, job.batch_size, advance
-            )
+        with bar(len(job.encoded), recipe.name) as advance:
+            yield _evaluate(job, model, advance)
+
+
+def _evaluate(job: Job, model: QuantizedModel, progress: Progress) -> Evaluation:
+    task, examples = job.task, job.examples
+    if isinstance(task, SpanTask) and isinstance(examples, Questions):
+        return evaluate_answers(model, task, examples, job.windows, job.batch_size, progress)
+    assert isinstance(task, Task)
+    assert isinstance(examples, Examples)
+    return evaluate(model, task, job.encoded, examples.labels, job.batch_size, progress)
 
 
 @contextmanager

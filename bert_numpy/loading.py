@@ -29,8 +29,9 @@ def load(folder_or_hub_id: str | Path) -> Model:
     Returns
     -------
     Model
-        In float32. ``BertForSequenceClassification`` has logits; any other
-        BERT architecture is loaded as a bare encoder.
+        In float32. ``BertForSequenceClassification`` has logits,
+        ``BertForQuestionAnswering`` start and end logits; any other BERT
+        architecture is loaded as a bare encoder.
 
     Raises
     ------

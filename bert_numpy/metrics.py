@@ -1,18 +1,34 @@
-"""The official GLUE metrics, as fractions of 1.
+"""The official metrics of GLUE and of SQuAD, as fractions of 1.
 
-Wang et al., *GLUE* (arXiv 1804.07461), table 1. The names are those of the
-GLUE metric in Hugging Face's ``evaluate``.
+Wang et al., *GLUE* (arXiv 1804.07461), table 1, and Rajpurkar et al., *SQuAD*
+(arXiv 1606.05250), section 6.1, as its ``evaluate-v1.1.py`` computes them. The
+names are those of the GLUE and SQuAD metrics in Hugging Face's ``evaluate``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["METRICS", "accuracy", "f1", "matthews_correlation", "pearson", "spearmanr"]
+__all__ = [
+    "ANSWER_METRICS",
+    "METRICS",
+    "accuracy",
+    "answer_f1",
+    "exact_match",
+    "f1",
+    "matthews_correlation",
+    "normalize_answer",
+    "pearson",
+    "spearmanr",
+]
 
 Array = npt.NDArray[Any]
 
@@ -79,4 +95,68 @@ def _ranks(values: Array) -> Array:
 METRICS: dict[str, Callable[[Array, Array], float]] = {
     function.__name__: function
     for function in (accuracy, f1, matthews_correlation, pearson, spearmanr)
+}
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """A text as SQuAD compares it: lower case, no ASCII punctuation, no articles, single spaces.
+
+    In this order, so that ``a.`` is an article, and ``t.h.e`` too. Letters,
+    word boundaries and spaces are Unicode's; other punctuation stays.
+    """
+    plain = text.lower().translate(_WITHOUT_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", plain).split())
+
+
+def exact_match(answers: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
+    """The fraction of predicted texts that equal an answer to their question, normalized.
+
+    Parameters
+    ----------
+    answers : sequence of sequences of str
+        The right answers to each question, at least one.
+    predictions : sequence of str
+    """
+    return _best_of(lambda answer, text: float(answer == text), answers, predictions)
+
+
+def answer_f1(answers: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
+    """The mean F1 of the words of a predicted text and of the answer nearest to it, normalized.
+
+    Words are counted as often as they occur; without one in common F1 is 0,
+    also where neither text has a word. Parameters as in :func:`exact_match`.
+    """
+    return _best_of(_word_f1, answers, predictions)
+
+
+def _word_f1(answer: str, text: str) -> float:
+    words, others = text.split(), answer.split()
+    common = (Counter(words) & Counter(others)).total()
+    if not common:
+        return 0.0
+    precision, recall = common / len(words), common / len(others)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _best_of(
+    score: Callable[[str, str], float],
+    answers: Sequence[Sequence[str]],
+    predictions: Sequence[str],
+) -> float:
+    """The mean over the questions of the score against the answer that has the highest."""
+    scores = [
+        max(score(normalize_answer(answer), normalize_answer(text)) for answer in right)
+        for right, text in zip(answers, predictions, strict=True)
+    ]
+    return math.fsum(scores) / len(scores)
+
+
+#: Metric of answers by name: a function of the right answers and the predicted texts.
+ANSWER_METRICS: dict[str, Callable[[Sequence[Sequence[str]], Sequence[str]], float]] = {
+    "exact_match": exact_match,
+    "f1": answer_f1,
 }

@@ -43,12 +43,19 @@ class ModelOutput:
     pooler_output : ndarray of float32, (batch, hidden_size), or None
         None where the checkpoint has no pooler.
     logits : ndarray of float32, (batch, labels), or None
-        None for a bare encoder.
+        None without a classification head.
+    start_logits, end_logits : ndarray of float32, (batch, length), or None
+        Of each position to be the first, and the last, token of the answer.
+        -infinity at positions that the attention mask leaves out: a softmax
+        gives them 0, and no sum with them is ever the largest. None without
+        a question answering head.
     """
 
     last_hidden_state: Float32Array
     pooler_output: Float32Array | None = None
     logits: Float32Array | None = None
+    start_logits: Float32Array | None = None
+    end_logits: Float32Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +131,14 @@ def forward(
         x = layer(model, f"encoder.layer.{i}", x, packing)  # (tokens, hidden)
     model.policy.check("last_hidden_state", x)
 
-    pooled = logits = None
+    pooled = logits = starts = ends = None
     if "pooler.dense.weight" in model.weights:
         pooled = pooler(model, x[packing.first])  # (batch, hidden)
         if model.config.has_classifier:
             logits = linear(model, "classifier", pooled)  # (batch, labels)
-    return ModelOutput(packing.unpack(x), pooled, logits)
+    if model.config.has_qa_outputs:
+        starts, ends = span_logits(model, x, packing)  # (batch, length) each
+    return ModelOutput(packing.unpack(x), pooled, logits, starts, ends)
 
 
 def embeddings(
@@ -181,6 +190,15 @@ def attention(model: Model, site: str, x: Float32Array, packing: Packing) -> Flo
 def pooler(model: Model, first: Float32Array) -> Float32Array:
     """The first token's hidden state through a tanh layer. (batch, hidden) -> the same."""
     return model.policy.arithmetic.tanh(linear(model, "pooler.dense", first))
+
+
+def span_logits(
+    model: Model, x: Float32Array, packing: Packing
+) -> tuple[Float32Array, Float32Array]:
+    """Start and end logits of each token. (tokens, hidden) -> 2 x (batch, length)."""
+    logits = packing.unpack(linear(model, "qa_outputs", x))  # (batch, length, 2)
+    logits[~packing.mask] = -np.inf
+    return logits[..., 0], logits[..., 1]
 
 
 def linear(model: Model, site: str, x: Float32Array) -> Float32Array:

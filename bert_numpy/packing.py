@@ -40,6 +40,8 @@ class Packing:
     Attributes
     ----------
     shape : (batch, length)
+    mask : ndarray of bool, (batch, length)
+        True for tokens.
     tokens : ndarray of int, (tokens,)
         Flat positions in the padded array, ascending.
     first : ndarray of int, (batch,)
@@ -48,6 +50,7 @@ class Packing:
     """
 
     shape: tuple[int, int]
+    mask: npt.NDArray[np.bool_]
     tokens: IntArray
     first: IntArray
     groups: tuple[AttentionGroup, ...]
@@ -104,6 +107,7 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
         )
     return Packing(
         shape=(mask.shape[0], mask.shape[1]),
+        mask=mask,
         tokens=np.flatnonzero(computed),
         first=row_of[:, 0],
         groups=tuple(groups),

@@ -16,7 +16,7 @@ from bert_numpy.config import read_config, read_json
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.hub import resolve
 
-__all__ = ["EncodedText", "Tokenizer", "load_tokenizer", "pad"]
+__all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -38,6 +38,29 @@ class EncodedText:
     input_ids: tuple[int, ...]
     token_type_ids: tuple[int, ...]
     truncated: bool
+
+
+@dataclass(frozen=True)
+class Window:
+    """A question with as much of its context as fits: [CLS] question [SEP] window [SEP].
+
+    Attributes
+    ----------
+    encoded : EncodedText
+        ``truncated`` says whether the question was cut.
+    position : int
+        Where in ``encoded.input_ids`` the window begins.
+    first : int
+        Which of the context's tokens stands there.
+    offsets : tuple of (int, int)
+        For each token of the window the characters of the context that it
+        stands for: from the one up to and without the other.
+    """
+
+    encoded: EncodedText
+    position: int
+    first: int
+    offsets: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,17 +102,7 @@ class Tokenizer:
         limit = self.model_max_length
         if max_length is not None and not _SHORTEST <= max_length <= limit:
             raise BertNumpyError(f"max_length: expected {_SHORTEST}..{limit}, found {max_length}")
-        if isinstance(texts, str) or isinstance(pairs, str):
-            raise BertNumpyError("expected a list of texts, found one text")
-        if pairs is not None and len(pairs) != len(texts):
-            raise BertNumpyError(
-                f"expected as many pairs as texts, found {len(pairs)}/{len(texts)}"
-            )
-        for number, text in enumerate((*texts, *(pairs or ()))):
-            if not text.strip() or _SURROGATE.search(text):
-                raise BertNumpyError(
-                    f"text {number % len(texts) + 1}: expected words, found {text!r}"
-                )
+        _check_texts(texts, pairs)
         self.backend.no_padding()
         if max_length is None:
             self.backend.no_truncation()
@@ -115,6 +128,119 @@ class Tokenizer:
     ) -> dict[str, IntArray]:
         """:meth:`encode`, padded to arrays: the keyword arguments of a call of the model."""
         return pad(self.encode(texts, pairs, max_length))
+
+    def windows(
+        self,
+        questions: Sequence[str],
+        contexts: Sequence[str],
+        max_length: int,
+        doc_stride: int,
+        max_query_length: int,
+    ) -> list[list[Window]]:
+        """Encode questions with their contexts, a long context in several windows that overlap.
+
+        The windows are those of ``run_squad.py`` of the original BERT
+        (github.com/google-research/bert): each is as long as fits, begins
+        ``doc_stride`` tokens after the one before it, and the last one is the
+        first that reaches the context's end.
+
+        Parameters
+        ----------
+        questions, contexts : sequences of str, of equal length
+            No text may be blank.
+        max_length : int
+            Of an input, in tokens, special ones included.
+        doc_stride : int
+            At least 1. Where it is more than fits, windows follow each other
+            without a gap.
+        max_query_length : int
+            At least 1. A longer question is cut to so many tokens.
+
+        Returns
+        -------
+        list of lists of Window
+            For each question its windows, in the order of the context; at least one.
+
+        Raises
+        ------
+        BertNumpyError
+            If a text is blank, a context has no token, ``max_length`` is beyond
+            the model's, or leaves no token for the context beside its question.
+        """
+        _check_texts(questions, contexts)
+        for name, value in (("doc_stride", doc_stride), ("max_query_length", max_query_length)):
+            if value < 1:
+                raise BertNumpyError(f"{name}: expected at least 1, found {value}")
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        special = self.backend.num_special_tokens_to_add(True)  # of a pair
+        whole = self.backend.encode_batch(list(questions), add_special_tokens=False)
+        lengths = [_whole_characters(item, max_query_length) for item in whole]
+        queries = [
+            question
+            if length == len(item.ids)
+            else question[: item.offsets[length - 1][1] if length else 0]
+            for question, item, length in zip(questions, whole, lengths, strict=True)
+        ]
+        least = max(lengths, default=0) + special + 1
+        if not least <= max_length <= self.model_max_length:
+            raise BertNumpyError(
+                f"max_length: expected {least}..{self.model_max_length} for these questions, "
+                f"found {max_length}"
+            )
+        found: list[list[Window]] = [[] for _ in questions]
+        for length in sorted(set(lengths)):  # the overlap depends on the question's length
+            rows = [row for row, other in enumerate(lengths) if other == length]
+            room = max_length - special - length
+            step = min(doc_stride, room)
+            self.backend.enable_truncation(max_length, stride=room - step, strategy="only_second")
+            pairs = [(queries[row], contexts[row]) for row in rows]
+            for row, item in zip(rows, self.backend.encode_batch(pairs), strict=True):
+                found[row] = [
+                    _window(part, number * step, lengths[row] < len(whole[row].ids))
+                    for number, part in enumerate((item, *item.overflowing))
+                ]
+        for number, parts in enumerate(found):
+            if not parts[0].offsets:
+                raise BertNumpyError(
+                    f"text {number + 1}: expected a context with words, found {contexts[number]!r}"
+                )
+        return found
+
+
+def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    """Refuse what is no list of texts, texts without words, and pairs that lack a side."""
+    if isinstance(texts, str) or isinstance(pairs, str):
+        raise BertNumpyError("expected a list of texts, found one text")
+    if pairs is not None and len(pairs) != len(texts):
+        raise BertNumpyError(f"expected as many pairs as texts, found {len(pairs)}/{len(texts)}")
+    for number, text in enumerate((*texts, *(pairs or ()))):
+        if not text.strip() or _SURROGATE.search(text):
+            raise BertNumpyError(f"text {number % len(texts) + 1}: expected words, found {text!r}")
+
+
+def _whole_characters(item: Any, most: int) -> int:
+    """How many of at most ``most`` tokens to keep of an encoded text, to cut no character in two.
+
+    WordPiece takes the longest piece first, so the text up to the end of a
+    token has the tokens there that it has in the whole text; but the pieces of
+    a Hangul syllable may be tokens of their own.
+    """
+    length = min(len(item.ids), most)
+    while 0 < length < len(item.ids) and item.offsets[length][0] < item.offsets[length - 1][1]:
+        length -= 1
+    return length
+
+
+def _window(item: Any, first: int, cut: bool) -> Window:
+    """A window from what the library encoded; its ``first`` token is the context's."""
+    places = [place for place, text in enumerate(item.sequence_ids) if text == 1]
+    return Window(
+        EncodedText(tuple(item.ids), tuple(item.type_ids), cut),
+        position=places[0] if places else len(item.ids),
+        first=first,
+        offsets=tuple(item.offsets[place] for place in places),
+    )
 
 
 def pad(encoded: Sequence[EncodedText]) -> dict[str, IntArray]:

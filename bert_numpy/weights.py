@@ -52,6 +52,8 @@ def expected_shapes(config: BertConfig, pooler: bool = True) -> dict[str, tuple[
         linear("pooler.dense", hidden, hidden)
     if config.has_classifier:
         linear("classifier", len(config.labels), hidden)
+    if config.has_qa_outputs:
+        linear("qa_outputs", 2, hidden)
     return shapes
 
 
@@ -85,8 +87,9 @@ def read_weights(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Read every parameter that ``config`` calls for, as float32.
 
-    A bare encoder may lack the pooler. Tensors that are not parameters of the
-    architecture (``position_ids``, other heads) are left unread.
+    A bare encoder may lack the pooler; question answering has none, as in
+    transformers. Tensors that are not parameters of the architecture
+    (``position_ids``, other heads, a pooler that nothing reads) are left unread.
 
     Raises
     ------
@@ -94,7 +97,9 @@ def read_weights(
         If a tensor is missing, of another shape or dtype, or not finite.
     """
     tensors = canonical_names(stored)
-    pooler = config.has_classifier or "pooler.dense.weight" in tensors
+    pooler = config.has_classifier or (
+        not config.has_qa_outputs and "pooler.dense.weight" in tensors
+    )
     weights = {}
     for name, shape in expected_shapes(config, pooler).items():
         if name not in tensors:

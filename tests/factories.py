@@ -52,7 +52,7 @@ def write_checkpoint(
     """Write a checkpoint folder of random weights, as transformers lays one out.
 
     With ``architectures`` of ``BertModel`` it is a bare encoder: no classifier,
-    and no ``bert.`` before its names.
+    and no ``bert.`` before its names. ``BertForQuestionAnswering`` has no pooler.
     """
     config = CONFIG | {
         "id2label": {str(i): label for i, label in enumerate(labels)},
@@ -99,7 +99,10 @@ def random_tensors(config: Mapping[str, Any], outputs: int, seed: int) -> dict[s
         linear(f"{layer}.intermediate.dense", inner, hidden)
         linear(f"{layer}.output.dense", hidden, inner)
         layer_norm(f"{layer}.output.LayerNorm")
-    linear(f"{prefix}pooler.dense", hidden, hidden)
+    if config["architectures"] == ["BertForQuestionAnswering"]:
+        linear("qa_outputs", 2, hidden)
+    else:
+        linear(f"{prefix}pooler.dense", hidden, hidden)
     if classifies:
         linear("classifier", outputs, hidden)
     return tensors

@@ -896,6 +896,8 @@ def test_interrupt_of_a_process(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has its children ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         writer = None
         deadline = time.monotonic() + 60
@@ -905,7 +907,10 @@ def test_interrupt_of_a_process(tmp_path: Path) -> None:
             except OSError:  # nobody reads yet
                 time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert writer is not None
     os.close(writer)
     assert (process.returncode, out, err) == (130, "", "bert-numpy: interrupted\n")

@@ -1,0 +1,177 @@
+"""SQuAD v1.1: questions, their contexts and answers, from the official JSON files.
+
+Rajpurkar et al., *SQuAD: 100,000+ Questions for Machine Comprehension of Text*
+(arXiv 1606.05250).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_numpy.config import read_json
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.glue import spread
+
+__all__ = ["SQUAD", "Question", "Questions", "SpanTask", "find_questions", "read_questions"]
+
+_VERSION = "1.1"
+
+
+@dataclass(frozen=True)
+class SpanTask:
+    """A task whose answers are spans of a context.
+
+    The numbers are those that ``run_squad.py`` of the original BERT
+    (github.com/google-research/bert) takes by default.
+
+    Attributes
+    ----------
+    name : str
+        As on the command line, and of the data's folder.
+    dev, train : str
+        File names.
+    max_length, doc_stride, max_query_length : int
+        See :meth:`bert_numpy.Tokenizer.windows`.
+    n_best, max_answer_length : int
+        See :func:`bert_numpy.spans.best_answers`.
+    """
+
+    name: str
+    dev: str
+    train: str
+    max_length: int = 384
+    doc_stride: int = 128
+    max_query_length: int = 64
+    n_best: int = 20
+    max_answer_length: int = 30
+
+
+SQUAD = SpanTask("squad", "dev-v1.1.json", "train-v1.1.json")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a context, and the answers that people gave: each a part of the context."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions in the file's order."""
+
+    items: tuple[Question, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def select(self, rows: Sequence[int]) -> Questions:
+        """The questions of the given rows, in their order."""
+        return Questions(tuple(self.items[row] for row in rows))
+
+    def sample(self, count: int) -> Questions:
+        """``count`` questions spread evenly, as :meth:`bert_numpy.glue.Examples.sample` does."""
+        return self.select(spread(len(self), count))
+
+
+def find_questions(data: Path, name: str) -> Path:
+    """The file ``name`` in ``data``: SQuAD's own folder, or one that has a folder ``squad``.
+
+    Raises
+    ------
+    BertNumpyError
+        If it is in neither.
+    """
+    if not data.exists():
+        raise BertNumpyError(f"{data}: no such file or folder")
+    for path in (data / name, data / SQUAD.name / name):
+        if path.is_file():
+            return path
+    raise BertNumpyError(f"{data}: expected {name} or {SQUAD.name}/{name}, found neither")
+
+
+def read_questions(path: Path) -> Questions:
+    """Read a file in SQuAD's v1.1 layout.
+
+    Every answer must stand in its context where ``answer_start`` says. The
+    metrics do not need that place, but offsets that are off say that the file
+    was damaged on its way, by another encoding or another form of Unicode.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing, no JSON or of another version, has no question,
+        or anything in it is missing, of another type, blank or a duplicate:
+        names the file and the place in it, what was found and what was expected.
+    """
+    root = _Node(path, "", read_json(path))
+    if (version := root.get("version", str)) != _VERSION:
+        raise root.error("version", repr(_VERSION), repr(version))
+    questions: dict[str, Question] = {}
+    for article in root.items("data"):
+        for paragraph in article.items("paragraphs"):
+            context = paragraph.text("context")
+            for node in paragraph.items("qas"):
+                name = node.text("id")
+                if name in questions:
+                    raise node.error("id", "an id of its own", f"another {name!r}")
+                answers = tuple(_answers(node, context))
+                questions[name] = Question(name, node.text("question"), context, answers)
+    return Questions(tuple(questions.values()))
+
+
+def _answers(question: _Node, context: str) -> Iterator[str]:
+    for answer in question.items("answers"):
+        text, start = answer.text("text"), answer.get("answer_start", int)
+        there = context[start : start + len(text)] if start >= 0 else ""
+        if there != text:
+            raise answer.error("answer_start", f"where {text!r} begins", f"{start}, {there!r}")
+        yield text
+
+
+@dataclass(frozen=True)
+class _Node:
+    """An object in a JSON file, and the way to it: ``data[0].paragraphs[3]``."""
+
+    file: Path
+    place: str
+    value: Mapping[str, Any]
+
+    def error(self, key: str, expected: str, found: str) -> BertNumpyError:
+        place = f"{self.place}.{key}".lstrip(".")
+        return BertNumpyError(f"{self.file}: {place}: expected {expected}, found {found}")
+
+    def get(self, key: str, kind: type) -> Any:
+        value = self.value.get(key)
+        if type(value) is not kind:
+            found = repr(value) if key in self.value else "nothing"
+            raise self.error(key, kind.__name__, found if len(found) < 80 else f"{found[:80]}...")
+        return value
+
+    def text(self, key: str) -> str:
+        """A text with words in it, and no halves of characters."""
+        value: str = self.get(key, str)
+        if not value.strip():
+            raise self.error(key, "text", repr(value))
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(key, "Unicode text", repr(value[error.start])) from None
+        return value
+
+    def items(self, key: str) -> list[_Node]:
+        """The objects of a list, which has some."""
+        values = self.get(key, list)
+        if not values:
+            raise self.error(key, "at least one", "none")
+        for number, value in enumerate(values):
+            if not isinstance(value, dict):
+                raise self.error(f"{key}[{number}]", "an object", type(value).__name__)
+        place = f"{self.place}.{key}".lstrip(".")
+        return [_Node(self.file, f"{place}[{i}]", value) for i, value in enumerate(values)]
