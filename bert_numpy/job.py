@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bert_numpy.calibration import Calibration, load_calibration, save_calibration
@@ -24,7 +24,7 @@ from bert_numpy.recipe import Recipe
 from bert_numpy.squad import SQUAD, Questions, SpanTask, find_questions, read_questions
 from bert_numpy.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 
-__all__ = ["Job", "ProgressBar", "prepare", "run"]
+__all__ = ["Job", "ProgressBar", "evaluate_job", "prepare", "run"]
 
 #: Makes a progress bar: called with a total and a label.
 ProgressBar = Callable[[int, str], AbstractContextManager[Progress]]
@@ -47,6 +47,13 @@ class Job:
     batch_size: int
     calibration: Calibration | None = None
     windows: list[list[Window]] = field(default_factory=list)
+
+    def select(self, rows: Sequence[int]) -> Job:
+        """The same with only the examples of the given rows."""
+        encoded = [self.encoded[row] for row in rows] if not self.windows else []
+        windows = [self.windows[row] for row in rows] if self.windows else []
+        encoded += [window.encoded for parts in windows for window in parts]
+        return replace(self, examples=self.examples.select(rows), encoded=encoded, windows=windows)
 
     @property
     def truncated(self) -> int:
@@ -204,10 +211,11 @@ def run(
     for recipe in recipes:
         model = apply_recipe(job.model, recipe, calibration, golden)
         with bar(len(job.encoded), recipe.name) as advance:
-            yield _evaluate(job, model, advance)
+            yield evaluate_job(job, model, advance)
 
 
-def _evaluate(job: Job, model: QuantizedModel, progress: Progress) -> Evaluation:
+def evaluate_job(job: Job, model: QuantizedModel, progress: Progress | None = None) -> Evaluation:
+    """Evaluate a model on a job's examples, whatever their kind."""
     task, examples = job.task, job.examples
     if isinstance(task, SpanTask) and isinstance(examples, Questions):
         return evaluate_answers(model, task, examples, job.windows, job.batch_size, progress)

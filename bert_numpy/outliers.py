@@ -24,6 +24,7 @@ import numpy.typing as npt
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model
 from bert_numpy.weights import Weights
+from npfp8 import QuantizedTensor
 
 __all__ = ["with_outliers"]
 
@@ -64,7 +65,9 @@ def with_outliers(model: Model, exponent: int, channels: int = 4) -> Model:
     return replace(model, weights=weights, name=f"{model.name}, outliers 2^{exponent}")
 
 
-def _scale(weights: dict[str, Float32Array], site: str, factors: Float32Array) -> None:
+def _scale(
+    weights: dict[str, Float32Array | QuantizedTensor], site: str, factors: Float32Array
+) -> None:
     weights[f"{site}.weight"] = _exact(f"{site}.weight", weights, factors[:, None])
     weights[f"{site}.bias"] = _exact(f"{site}.bias", weights, factors)
 

@@ -45,6 +45,10 @@ __all__ = [
 ]
 
 
+#: Of every example: classes and scores as arrays, answers as lists.
+Outputs = npt.NDArray[Any] | Sequence[Any]
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model on a task's data.
@@ -101,8 +105,8 @@ class Result:
         Of all examples, in a row.
     """
 
-    labels: Sequence[Any]
-    predictions: Sequence[Any]
+    labels: Outputs
+    predictions: Outputs
     logits: npt.NDArray[np.float32]
     metrics: dict[str, Callable[..., float]]
 
@@ -161,8 +165,7 @@ def merged(cells: Sequence[Cell]) -> Result:
     if isinstance(job.examples, Examples):
         names = getattr(job.task, "metrics", ())
         metrics = {name: METRICS[name] for name in names}
-        labels: Sequence[Any] = job.examples.labels
-        return Result(labels, np.array(predictions), np.concatenate(logits), metrics)
+        return Result(job.examples.labels, np.array(predictions), np.concatenate(logits), metrics)
     answers = [item.answers for item in job.examples.items]
     return Result(answers, predictions, np.concatenate(logits), dict(ANSWER_METRICS))
 
@@ -188,7 +191,7 @@ def compare_results(
     if isinstance(result.predictions, np.ndarray) and result.predictions.dtype.kind == "f":
         row["mean_abs_difference"] = float(np.mean([abs(a - b) for a, b in pairs]))
     else:
-        row["flips"] = sum(a != b for a, b in pairs)
+        row["flips"] = int(sum(a != b for a, b in pairs))
     name, metric = next(iter(result.metrics.items()))
     row["difference"] = row[name] - metric(reference.labels, reference.predictions)
     row["interval"] = list(bootstrap_interval(metric, result, reference, resamples))
@@ -221,11 +224,12 @@ def bootstrap_interval(
 
 def sqnr(seen: Statistics, operand: Operand) -> float:
     """Signal-to-quantization-noise ratio of an operand's elements with a static scale, in dB."""
+    assert operand.fmt is not None
     signal, noise = quantization_noise(seen, operand.observer, operand.fmt, operand.percentile)
     return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else math.nan
 
 
-def _taken(values: Sequence[Any], rows: npt.NDArray[np.int64]) -> Any:
+def _taken(values: Outputs, rows: npt.NDArray[np.int64]) -> Any:
     return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
 
 

@@ -169,7 +169,7 @@ def draw_sqnr(subject: Subject, path: Path) -> None:
     )
     axis.invert_yaxis()
     axis.set_xlabel("signal-to-quantization-noise ratio, dB (absmax, per tensor)")
-    axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axis.grid(alpha=0.3)
     save(figure, path)
 

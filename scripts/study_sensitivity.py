@@ -26,6 +26,31 @@ from bert_numpy.recipe import PRESETS, Recipe, preset
 from npfp8.files import replaced_file
 
 
+def markdown(report: dict[str, Any]) -> str:
+    """The ranking as a table, and the suggestion."""
+    whole = report["all"]
+    unit = "flips" if "flips" in whole else "mean_abs_difference"
+    lines = [
+        f"{report['model']}, {report['task']}, {report['examples']} examples, {report['recipe']}: "
+        f"all sites {whole[unit]} {unit.replace('_', ' ')}, relative logit error "
+        f"{whole['relative_logit_error']:.4f}",
+        "",
+        f"| site | alone: {unit} | error | all but it: {unit} | error |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in report["sites"]:
+        cells = [row["site"]]
+        for part in (row["alone"], row["without"]):
+            number = part[unit]
+            cells += [str(number) if unit == "flips" else f"{number:.4f}"]
+            cells += [f"{part['relative_logit_error']:.4f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    if report["suggestion"] is not None:
+        lines += ["", f"Kept in bfloat16 for at most {report['budget']} flips: "]
+        lines[-1] += ", ".join(report["suggestion"]) or "none"
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -90,26 +115,7 @@ def main() -> None:
         "steps": steps,
         "suggestion": suggestion,
     }
-    unit = "flips" if "flips" in whole else "mean_abs_difference"
-    lines = [
-        f"{job.model.name}, {job.task.name}, {len(job.examples)} examples, {base.name}: "
-        f"all sites {whole[unit]} {unit.replace('_', ' ')}, relative logit error "
-        f"{whole['relative_logit_error']:.4f}",
-        "",
-        f"| site | alone: {unit} | error | all but it: {unit} | error |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        cells = [row["site"]]
-        for part in (row["alone"], row["without"]):
-            number = part[unit]
-            cells += [str(number) if unit == "flips" else f"{number:.4f}"]
-            cells += [f"{part['relative_logit_error']:.4f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    if suggestion is not None:
-        lines += ["", f"Kept in bfloat16 for at most {arguments.budget} flips: "]
-        lines[-1] += ", ".join(suggestion) or "none"
-    text = "\n".join(lines) + "\n"
+    text = markdown(report)
     for name, content in (
         ("sensitivity.json", json.dumps(report, indent=1) + "\n"),
         ("sensitivity.md", text),
