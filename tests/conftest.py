@@ -23,6 +23,7 @@ PEERS = {
     "scipy_stats": "scipy.stats",
     "gfloat": "gfloat",
     "mpmath": "mpmath",
+    "distributed": "distributed",
 }
 
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
@@ -75,6 +76,11 @@ def gfloat() -> ModuleType:
 @pytest.fixture(scope="session")
 def mpmath() -> ModuleType:
     return _peer(PEERS["mpmath"])
+
+
+@pytest.fixture(scope="session")
+def distributed() -> ModuleType:
+    return _peer(PEERS["distributed"])
 
 
 @pytest.fixture(scope="session")

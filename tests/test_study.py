@@ -1,0 +1,188 @@
+"""The study: cells that can be interrupted and spread, what they add up to, outlier channels."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles import assert_same_bits
+
+import bert_numpy
+from bert_numpy import PRESETS, BertNumpyError, apply_recipe
+from bert_numpy.calibration import load_calibration
+from bert_numpy.metrics import accuracy
+from bert_numpy.outliers import with_outliers
+from bert_numpy.recipe import Operand
+from bert_numpy.study import (
+    Result,
+    Subject,
+    bootstrap_interval,
+    calibrate_subject,
+    cells_of,
+    compare_results,
+    merged,
+    run_cell,
+    sqnr,
+)
+from npfp8 import E4M3FN, E5M2, INT8
+
+REVIEWS = Path(bert_numpy.__file__).parent / "assets" / "reviews"
+EXAMPLES = 26
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    file = tmp_path_factory.mktemp("calibration") / "reviews.safetensors"
+    found = Subject("bert-tiny-sst2", "sst2", str(REVIEWS), str(file), EXAMPLES)
+    calibrate_subject(found, samples=20)
+    return found
+
+
+def test_cells_cover_the_examples_in_order(subject: Subject, tmp_path: Path) -> None:
+    cells = cells_of(subject, PRESETS["e4m3"], tmp_path, size=10)
+    assert [(cell.start, cell.stop) for cell in cells] == [(0, 10), (10, 20), (20, 26)]
+    with pytest.raises(BertNumpyError, match="the cell has not been run"):
+        merged(cells)
+    for cell in reversed(cells):
+        run_cell(cell)
+    result = merged(cells)
+    (whole,) = cells_of(subject, PRESETS["e4m3"], tmp_path, size=100)
+    run_cell(whole)
+    np.testing.assert_array_equal(result.labels, merged([whole]).labels)
+    np.testing.assert_allclose(result.logits, merged([whole]).logits, rtol=1e-4, atol=1e-4)
+    assert len(result.predictions) == EXAMPLES
+
+
+def test_a_cell_that_is_there_is_not_run_again(subject: Subject, tmp_path: Path) -> None:
+    (cell,) = cells_of(subject, PRESETS["int8"], tmp_path)
+    run_cell(cell)
+    before = cell.file.stat().st_mtime_ns
+    run_cell(cell)
+    assert cell.file.stat().st_mtime_ns == before
+
+
+def test_the_file_of_a_cell_depends_on_all_that_decides_it(
+    subject: Subject, tmp_path: Path
+) -> None:
+    cells = cells_of(subject, PRESETS["e4m3"], tmp_path, size=10)
+    others = [
+        replace(cells[0], recipe=PRESETS["e5m2"]),
+        replace(cells[0], recipe=PRESETS["e4m3"].skipping("*.scores")),
+        replace(cells[0], subject=replace(subject, model="another")),
+    ]
+    files = {cell.file for cell in (*cells, *others)}
+    assert len(files) == len(cells) + len(others)
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(Path(subject.calibration).read_bytes())
+    moved = replace(cells[0], subject=replace(subject, calibration=str(copy)))
+    assert moved.file == cells[0].file  # its content decides, not its place
+    copy.write_bytes(b"something else")
+    assert moved.file != cells[0].file
+
+
+def result_of(predictions: list[int], labels: list[int]) -> Result:
+    logits = np.float32(predictions) + np.float32(1)
+    return Result(np.array(labels), np.array(predictions), logits, {"accuracy": accuracy})
+
+
+def test_comparison() -> None:
+    labels = [0, 1] * 50
+    reference = result_of(labels, labels)
+    row = compare_results(result_of([1 - labels[0], *labels[1:]], labels), reference)
+    assert row["accuracy"] == 0.99
+    assert row["flips"] == 1
+    assert row["difference"] == pytest.approx(-0.01)
+    low, high = row["interval"]  # type: ignore[misc]
+    assert -0.04 <= low <= -0.01 <= high == 0
+    same = compare_results(reference, reference)
+    assert same["interval"] == [0, 0]
+    assert same["relative_logit_error"] == 0
+
+
+def test_interval_covers_the_difference() -> None:
+    """Of 60 samples in which the difference is -0.1 by design, about 95 % have it inside."""
+    generator = np.random.default_rng(5)
+    inside = 0
+    for _ in range(60):
+        labels = generator.integers(0, 2, 400)
+        wrong = generator.random((2, 400)) < [[0.2], [0.1]]
+        ours, theirs = (
+            result_of(np.where(part, 1 - labels, labels).tolist(), labels.tolist())
+            for part in wrong
+        )
+        low, high = bootstrap_interval(accuracy, ours, theirs, resamples=200)
+        inside += low <= -0.1 <= high
+    assert inside >= 50
+
+
+def test_signal_to_noise(subject: Subject) -> None:
+    """Of smooth data E4M3 has about 31.5 dB, a bit less 6: its noise is relative."""
+    operands = load_calibration(subject.calibration).operands
+    ratios = {
+        name: [sqnr(seen, Operand(fmt)) for fmt in (E4M3FN, E5M2)]
+        for name, seen in operands.items()
+        if name.startswith("encoder.")
+    }
+    for name, (e4m3, e5m2) in ratios.items():
+        assert 30.5 < e4m3 < 33, name
+        assert 5 < e4m3 - e5m2 < 7, name
+    context = sqnr(operands["encoder.layer.1.output.dense:a"], Operand(INT8))
+    assert context < ratios["encoder.layer.1.output.dense:a"][0]  # GELU's long tail
+
+
+def test_cluster_whose_worker_is_killed(subject: Subject, tmp_path: Path, distributed: Any) -> None:
+    recipes = [PRESETS[name] for name in ("fp32", "int8", "e4m3", "int8-token")]
+    alone = [
+        cell for recipe in recipes for cell in cells_of(subject, recipe, tmp_path / "alone", 7)
+    ]
+    for cell in alone:
+        run_cell(cell)
+    spread = [replace(cell, folder=str(tmp_path / "spread")) for cell in alone]
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    )
+    with cluster, distributed.Client(cluster) as client:
+        futures = client.map(run_cell, spread, pure=False, retries=3)
+        os.kill(cluster.workers[0].process.pid, signal.SIGKILL)
+        client.gather(futures)
+    parts = len(alone) // len(recipes)
+    for start in range(0, len(alone), parts):
+        window = slice(start, start + parts)
+        np.testing.assert_allclose(
+            merged(spread[window]).logits, merged(alone[window]).logits, rtol=1e-4, atol=1e-4
+        )
+
+
+# Outlier channels
+
+
+def test_outliers_change_no_bit_of_the_golden_float32_output() -> None:
+    model = bert_numpy.load("bert-tiny-sst2")
+    batch = {"input_ids": [[101, 2204, 3185, 102], [101, 2919, 2143, 102]]}
+    expected = apply_recipe(model, PRESETS["fp32"], golden=True)(**batch).logits
+    for exponent in (1, 8, -5):
+        changed = with_outliers(model, exponent)
+        found = apply_recipe(changed, PRESETS["fp32"], golden=True)(**batch).logits
+        assert_same_bits(found, expected)
+        weight = "encoder.layer.0.attention.self.query.weight"
+        assert not np.array_equal(changed.weights[weight], model.weights[weight])
+    assert math.isclose(
+        np.abs(with_outliers(model, 8).weights[weight]).max() / np.abs(model.weights[weight]).max(),
+        256,
+        rel_tol=0.9,
+    )
+
+
+def test_outliers_that_float32_cannot_hold() -> None:
+    model = bert_numpy.load("bert-tiny-sst2")
+    with pytest.raises(BertNumpyError, match=r"expected float32's range to hold it"):
+        with_outliers(model, 127)
+    with pytest.raises(BertNumpyError, match=r"channels: expected 1\.\.64, found 65"):
+        with_outliers(model, 1, channels=65)
