@@ -197,7 +197,9 @@ def load_calibration(path: str | Path) -> Calibration:
         tensors, metadata = load_file(path), read_metadata(path)
     except FileNotFoundError:
         raise BertNumpyError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BertNumpyError(f"{path}: expected a file, found an error: {error.strerror}") from None
+    except ValueError as error:
         text = str(error)
         raise BertNumpyError(text if str(path) in text else f"{path}: {text}") from None
 

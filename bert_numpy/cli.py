@@ -41,8 +41,16 @@ formats:
   bf16   no quantization, float32 products, everything else in bfloat16
   e4m3   the paper's: every encoder product in FP8 E4M3, static scale per tensor,
          everything else in bfloat16
-  e5m2   the same in FP8 E5M2
-  int8   the same in symmetric INT8
+  e5m2, int8     the same in FP8 E5M2, in symmetric INT8
+  mixed          E4M3 weights, K and V; E5M2 activations, Q and P
+  int8-asymmetric                                  UINT8 activations with a zero point
+  int8-percentile, int8-mse, int8-entropy, e4m3-mse   other observers than absmax
+  int8-channel, e4m3-channel                       a scale for each output of a weight
+  int8-token, e4m3-token, e4m3-block               scales per token, per 128 elements
+  int8-outliers                                    int8-token with outliers in bfloat16
+  int8-smooth, e4m3-smooth                         SmoothQuant's migration
+  e4m3-pow2, e4m3-weights                          power-of-two scales; only weights
+  FILE.json                                        a recipe of your own
 
 examples:
   bert-numpy demo

@@ -42,6 +42,9 @@ Float64Array = npt.NDArray[np.float64]
 #: The weight of a new batch in the moving average.
 MOMENTUM = 0.1
 
+#: The largest bfloat16 value.
+_LARGEST = np.float32(2.0**128 - 2.0**120)
+
 #: The thresholds that the searches try: absmax times i / 64.
 _CANDIDATES = 64
 
@@ -98,6 +101,8 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
     if not (math.isfinite(low) and math.isfinite(high)):
         found = high if math.isfinite(low) else low
         raise BertNumpyError(f"calibration: site {site!r}: expected finite operands, found {found}")
+    if max(high, -low) > _LARGEST:  # else it would round to infinity
+        x = np.clip(x, -_LARGEST, _LARGEST)
     bits = to_bits(round_to_bfloat16(x)).reshape(-1)
     histogram = np.bincount(bits, minlength=1 << 16).astype(np.int64)
     if seen is None:

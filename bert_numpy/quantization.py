@@ -116,7 +116,10 @@ def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> Quanti
     """
     assert operand.fmt is not None
     if operand.granularity != "tensor":
-        return quantize_operand(weight.T, operand, -2).mT
+        try:
+            return quantize_operand(weight.T, operand, -2).mT
+        except ValueError as error:
+            raise BertNumpyError(f"{name}: {error}") from None
     scale = observed_scale(observe(name, None, weight), operand)
     return quantize(weight, operand.fmt, scale.scale, zero_point=scale.zero_point)
 
@@ -141,4 +144,5 @@ def _smoothing(
     usable = (activations > 0) & (columns > 0)
     a, w = np.where(usable, activations, 1.0), np.where(usable, columns, 1.0)
     exponent = (alpha * log(a) - (1 - alpha) * log(w)) / math.log(2)
-    return np.ldexp(np.float32(1), np.rint(exponent).astype(np.int32)).astype(np.float32)
+    powers = np.clip(np.rint(exponent), -126, 127).astype(np.int32)
+    return np.ldexp(np.float32(1), powers).astype(np.float32)

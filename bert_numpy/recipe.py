@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -29,6 +30,13 @@ __all__ = [
 
 #: The formats that a recipe can name.
 FORMATS: dict[str, Format] = {**FLOAT_FORMATS, "INT8": INT8, "UINT8": UINT8}
+
+#: The attention's products, to see whether a pattern can fit one.
+_ATTENTION_PRODUCTS = [
+    f"encoder.layer.{i}.attention.{product}"
+    for i in range(100)
+    for product in ("scores", "context")
+]
 
 GRANULARITIES = ("tensor", "channel", "token", "block")
 
@@ -125,9 +133,10 @@ class SiteRecipe:
             raise BertNumpyError(
                 "operand a: granularity: expected no 'channel', which weights have"
             )
-        if self.outlier_threshold is not None and not self.outlier_threshold > 0:
+        if self.outlier_threshold is not None and not 0 < self.outlier_threshold < math.inf:
             raise BertNumpyError(
-                f"outlier_threshold: expected more than 0, found {self.outlier_threshold}"
+                "outlier_threshold: expected more than 0 and finite, "
+                f"found {self.outlier_threshold}"
             )
         if self.migration is not None:
             if not 0 <= self.migration <= 1:
@@ -137,8 +146,13 @@ class SiteRecipe:
                     f"migration: expected the observer 'absmax', found {self.a.observer!r}: of "
                     "divided columns only the largest magnitudes are known"
                 )
-        if {self.a.granularity, self.b.granularity} == {"block"} and self.a.block != self.b.block:
-            raise BertNumpyError(f"block: expected one, found {self.a.block} and {self.b.block}")
+        along = [x for x in (self.a, self.b) if x.fmt is not None and x.dynamic]
+        if len({(x.granularity, x.granularity == "block" and x.block) for x in along}) > 1:
+            found = " and ".join(f"{x.granularity!r} ({x.block})" for x in along)
+            raise BertNumpyError(
+                "a, b: scales that vary along the sum, or are one along it, must do so alike: "
+                f"expected the same granularity and block of both, found {found}"
+            )
 
     @property
     def quantizes(self) -> bool:
@@ -188,19 +202,22 @@ class Recipe:
                     f"found {getattr(self, name)!r}"
                 )
         for name in ("scores", "context"):
-            site: SiteRecipe = getattr(self, name)
-            if site.migration is not None or site.outlier_threshold is not None:
-                raise BertNumpyError(
-                    f"recipe {self.name}: {name}: migration and outlier_threshold are for "
-                    "products with weights"
-                )
-            if site.b.granularity == "channel":
-                raise BertNumpyError(
-                    f"recipe {self.name}: {name}: granularity 'channel' is for weights"
-                )
-        if self.context.b.granularity == "token":
+            self._check_attention(name, getattr(self, name))
+
+    def _check_attention(self, place: str, site: SiteRecipe) -> None:
+        """Refuse what a product of two activations cannot have."""
+        if site.migration is not None or site.outlier_threshold is not None:
             raise BertNumpyError(
-                f"recipe {self.name}: context: V cannot have a scale per token: the sum over "
+                f"recipe {self.name}: {place}: migration and outlier_threshold are for "
+                "products with weights"
+            )
+        if site.b.granularity == "channel":
+            raise BertNumpyError(
+                f"recipe {self.name}: {place}: granularity 'channel' is for weights"
+            )
+        if place.endswith("context") and site.b.granularity == "token":
+            raise BertNumpyError(
+                f"recipe {self.name}: {place}: V cannot have a scale per token: the sum over "
                 "tokens does not factor; expected 'tensor' or 'block'"
             )
 
@@ -218,21 +235,29 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether some scale of an activation may come from a calibration."""
-        overridden = tuple(site for _, site in self.overrides)
 
         def static(operand: Operand) -> bool:
             return operand.fmt is not None and not operand.dynamic
 
+        def fits_attention(pattern: str) -> bool:
+            return any(fnmatchcase(site, pattern) for site in _ATTENTION_PRODUCTS)
+
+        sites = [self.linear, self.scores, self.context, *(site for _, site in self.overrides)]
+        products = [self.scores, self.context]
+        products += [site for pattern, site in self.overrides if fits_attention(pattern)]
         return any(
-            site.migration is not None or static(site.a)
-            for site in (self.linear, self.scores, self.context, *overridden)
-        ) or any(static(site.b) for site in (self.scores, self.context))
+            static(site.a) or (site.migration is not None and site.quantizes) for site in sites
+        ) or any(static(site.b) for site in products)
 
     def check_overrides(self, sites: Iterable[str]) -> None:
-        """Raise :class:`BertNumpyError` if an override's pattern fits none of the sites."""
+        """Raise :class:`BertNumpyError` if an override fits no site, or one that cannot have it."""
         names = list(sites)
-        for pattern, _ in self.overrides:
-            if not any(fnmatchcase(name, pattern) for name in names):
+        for pattern, site in self.overrides:
+            fitting = [name for name in names if fnmatchcase(name, pattern)]
+            for name in fitting:
+                if name.endswith((".scores", ".context")):
+                    self._check_attention(name, site)
+            if not fitting:
                 raise BertNumpyError(
                     f"recipe {self.name}: override {pattern!r}: expected to fit a site, "
                     f"such as {names[0]}"

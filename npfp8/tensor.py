@@ -226,11 +226,16 @@ def quantize(
         scaled = np.divide(values, spread(scales, values.shape, axis, block))
     if zero_point is None:
         return QuantizedTensor(encode(scaled, fmt), scales, fmt, axis, None, block)
-    zeros = np.asarray(zero_point, fmt.code_dtype)
-    if zeros.shape != shape or not isinstance(fmt, IntFormat):
+    if not isinstance(fmt, IntFormat):
+        raise ValueError(f"zero_point: expected None for {fmt}, a format with a zero")
+    zeros = np.asarray(zero_point)
+    if zeros.dtype.kind not in "iu" or ((zeros < fmt.min_code) | (zeros > fmt.max_code)).any():
         raise ValueError(
-            f"zero_point: expected an IntFormat and shape {shape}, found {zeros.shape}"
+            f"zero_point: expected integers in {fmt.min_code}..{fmt.max_code}, found {zeros}"
         )
+    zeros = zeros.astype(fmt.code_dtype)
+    if zeros.shape != shape:
+        raise ValueError(f"zero_point: expected shape {shape}, found {zeros.shape}")
     with np.errstate(invalid="ignore"):
         shifted = np.rint(scaled) + spread(zeros, values.shape, axis, block).astype(np.float32)
     return QuantizedTensor(encode(shifted, fmt), scales, fmt, axis, zeros, block)
@@ -386,7 +391,7 @@ def affine_scale(
 
 
 def power_of_two_scale(scale: npt.ArrayLike) -> Float32Array:
-    """The smallest powers of two that are not below the scales: nothing more saturates.
+    """The smallest powers of two that are not below the scales, but at most 2^127.
 
     Such a scale changes exponents alone, so scaling by it does not round.
 

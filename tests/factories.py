@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from oracles import assert_same_bits
 
 VOCABULARY = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
@@ -156,3 +157,25 @@ def safetensors_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> b
     """A safetensors file: the header's length, the header (JSON, or as given), the data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
+
+
+#: The recipes of the paper's comparison, which come first.
+PAPER = ["fp32", "bf16", "int8", "e4m3", "e5m2"]
+
+
+def assert_same_statistics(actual: Any, expected: Any) -> None:
+    """Assert that two operands' statistics are equal to the last bit."""
+    for name in ("low", "high", "average_low", "average_high"):
+        assert getattr(actual, name).hex() == getattr(expected, name).hex(), name
+    assert_same_bits(actual.histogram, expected.histogram)
+
+
+def assert_same_calibrations(actual: Any, expected: Any) -> None:
+    """Assert that two calibrations are equal to the last bit."""
+    assert (actual.samples, actual.golden) == (expected.samples, expected.golden)
+    assert actual.operands.keys() == expected.operands.keys()
+    assert actual.channels.keys() == expected.channels.keys()
+    for name, seen in expected.operands.items():
+        assert_same_statistics(actual.operands[name], seen)
+    for site, largest in expected.channels.items():
+        assert_same_bits(actual.channels[site], largest)

@@ -7,13 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import VOCABULARY, write_checkpoint
+from factories import (
+    VOCABULARY,
+    assert_same_calibrations,
+    assert_same_statistics,
+    write_checkpoint,
+)
+from oracles import BFLOAT16, assert_same_bits, nearest
 
 import bert_numpy
-from bert_numpy import BertNumpyError, Calibration, Model, calibrate
+from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, apply_recipe, calibrate
+from bert_numpy.calibration import merge_calibrations
 from bert_numpy.model import encoder_sites
+from bert_numpy.observers import Statistics, observe
 from bert_numpy.policy import Policy
-from npfp8 import E4M3FN, E5M2, INT8, Format
+from bert_numpy.recipe import Operand
+from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 
 Batch = dict[str, np.ndarray]
 
@@ -36,46 +45,91 @@ def random_batch(seed: int, lengths: tuple[int, ...] = (7, 4, 9)) -> Batch:
     }
 
 
-def recorded_absmax(model: Model, batches: list[Batch]) -> dict[str, tuple[float, float]]:
-    """The largest magnitude of both operands of each product, seen by a policy of this test."""
-    seen: dict[str, list[tuple[float, float]]] = {}
+def recorded_operands(
+    model: Model, batches: list[Batch]
+) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Both operands of each product, seen by a policy of this test."""
+    seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def gemm(site: str, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        seen.setdefault(site, []).append((float(abs(a).max()), float(abs(b).max())))
+        seen.setdefault(site, []).append((a.copy(), b.copy()))
         return model.policy.gemm(site, a, b, bias)
 
     watched = replace(model, policy=Policy(gemm, model.policy.arithmetic))
     for batch in batches:
         watched(**batch)
+    return seen
+
+
+def recorded_absmax(model: Model, batches: list[Batch]) -> dict[str, tuple[float, float]]:
+    """The largest magnitude of both operands of each product."""
     return {
-        site: (max(left for left, _ in pairs), max(right for _, right in pairs))
-        for site, pairs in seen.items()
+        site: (
+            max(float(abs(a).max()) for a, _ in pairs),
+            max(float(abs(b).max()) for _, b in pairs),
+        )
+        for site, pairs in recorded_operands(model, batches).items()
     }
+
+
+def attends(site: str) -> bool:
+    return site.endswith((".attention.scores", ".attention.context"))
+
+
+def operands_of(sites: list[str]) -> list[str]:
+    """What a calibration sees at some sites, in order."""
+    pairs = ([f"{site}:a", f"{site}:b"] if attends(site) else [f"{site}:a"] for site in sites)
+    return [name for pair in pairs for name in pair]
 
 
 def test_absmax_of_every_product(model: Model) -> None:
     batches = [random_batch(seed) for seed in range(3)]
     found = calibrate(model, batches)
-    assert list(found.absmax) == encoder_sites(model.config) + HEAD_SITES
-    assert found.absmax == recorded_absmax(model, batches)
-    assert found.samples == 9
+    sites = encoder_sites(model.config) + HEAD_SITES
+    assert list(found.operands) == operands_of(sites)
+    assert list(found.channels) == [site for site in sites if not attends(site)]
+    recorded = recorded_absmax(model, batches)
+    for name, seen in found.operands.items():
+        site, _, side = name.rpartition(":")
+        assert seen.absmax == recorded[site]["ab".index(side)], name
+    assert (found.samples, found.golden) == (9, False)
 
 
-def test_right_operand_of_a_layer_is_its_weight(model: Model) -> None:
-    absmax = calibrate(model, [random_batch(0)]).absmax
-    linear = [site for site in absmax if f"{site}.weight" in model.weights]
+def test_weights_are_not_seen_but_columns_of_activations_are(model: Model) -> None:
+    batches = [random_batch(seed) for seed in range(2)]
+    found = calibrate(model, batches)
+    linear = [site for site in found.channels if f"{site}.weight" in model.weights]
+    assert linear == list(found.channels)
     assert len(linear) == 6 * 2 + 2
+    operands = recorded_operands(model, batches)
     for site in linear:
-        weight = model.weights[f"{site}.weight"]
-        assert isinstance(weight, np.ndarray)
-        assert absmax[site][1] == float(np.abs(weight).max()), site
+        assert f"{site}:b" not in found.operands
+        columns = np.concatenate([a.reshape(-1, a.shape[-1]) for a, _ in operands[site]])
+        assert_same_bits(found.channels[site], np.abs(columns).max(axis=0))
+        assert found.channels[site].max() == found.operands[f"{site}:a"].absmax
+
+
+def test_histograms_are_of_every_element(model: Model) -> None:
+    """By the bits of the nearest bfloat16 value, which an oracle rounds to."""
+    batches = [random_batch(seed, (3, 2)) for seed in range(2)]
+    found = calibrate(model, batches)
+    operands = recorded_operands(model, batches)
+    for name in ("encoder.layer.0.attention.scores:b", "encoder.layer.1.output.dense:a"):
+        site, _, side = name.rpartition(":")
+        values = [pair["ab".index(side)].reshape(-1) for pair in operands[site]]
+        expected = np.zeros(1 << 16, np.int64)
+        for value in np.concatenate(values).tolist():
+            rounded = np.float32(nearest(value, BFLOAT16))
+            expected[int(rounded.view(np.uint32)) >> 16] += 1
+        np.testing.assert_array_equal(found.operands[name].histogram, expected)
 
 
 def test_attention_weights_are_within_one(model: Model) -> None:
-    absmax = calibrate(model, [random_batch(0)]).absmax
+    operands = calibrate(model, [random_batch(0)]).operands
     for layer in range(2):
-        left, _ = absmax[f"encoder.layer.{layer}.attention.context"]
-        assert 1 / 9 <= left <= 1  # a row of 9 weights sums to 1
+        weights = operands[f"encoder.layer.{layer}.attention.context:a"]
+        assert 1 / 9 <= weights.high <= 1  # a row of 9 weights sums to 1
+        assert weights.low == 0
 
 
 def test_batches_are_merged(model: Model) -> None:
@@ -84,11 +138,45 @@ def test_batches_are_merged(model: Model) -> None:
     for order in (batches, batches[::-1]):
         whole = calibrate(model, iter(order))
         assert whole.samples == 5
-        for site, absmax in whole.absmax.items():
-            for side in (0, 1):
-                assert absmax[side] == max(part.absmax[site][side] for part in parts)
-    by_part = [{site: absmax[0] for site, absmax in part.absmax.items()} for part in parts]
-    assert len({min(range(3), key=lambda i: -by_part[i][site]) for site in by_part[0]}) > 1
+        for name, seen in whole.operands.items():
+            of_parts = [part.operands[name] for part in parts]
+            assert seen.low == min(part.low for part in of_parts)
+            assert seen.high == max(part.high for part in of_parts)
+            total = sum(part.histogram for part in of_parts)
+            np.testing.assert_array_equal(seen.histogram, total)
+        for site, largest in whole.channels.items():
+            expected = np.max([part.channels[site] for part in parts], axis=0)
+            assert_same_bits(largest, expected)
+    by_part = [{name: seen.absmax for name, seen in part.operands.items()} for part in parts]
+    assert len({min(range(3), key=lambda i: -by_part[i][name]) for name in by_part[0]}) > 1
+    merged = merge_calibrations(merge_calibrations(parts[0], parts[1]), parts[2])
+    whole = calibrate(model, batches)
+    for name, seen in merged.operands.items():  # the averages are of an order
+        averages = vars(whole.operands[name]) | {
+            "average_low": seen.average_low,
+            "average_high": seen.average_high,
+        }
+        assert_same_statistics(seen, Statistics(**averages))
+        assert seen.average_high == parts[2].operands[name].average_high
+    assert merged.samples == 5
+
+
+def test_merging_wants_the_same_sites(model: Model) -> None:
+    whole = calibrate(model, [random_batch(0)])
+    operands = dict(list(whole.operands.items())[1:])
+    channels = dict(list(whole.channels.items())[1:])
+    for other in (replace(whole, operands=operands), replace(whole, channels=channels)):
+        for pair in ((whole, other), (other, whole)):
+            with pytest.raises(BertNumpyError) as error:
+                merge_calibrations(*pair)
+            assert str(error.value) == "calibrations: expected the same sites in both"
+
+
+@pytest.mark.parametrize(("a", "b"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_merged_calibration_is_golden_if_both_are(a: bool, b: bool, model: Model) -> None:
+    whole = calibrate(model, [random_batch(0)])
+    merged = merge_calibrations(replace(whole, golden=a), replace(whole, golden=b))
+    assert merged.golden is (a and b)
 
 
 def test_padding_is_not_seen(model: Model) -> None:
@@ -100,7 +188,7 @@ def test_padding_is_not_seen(model: Model) -> None:
     quiet = random_batch(1)
     quiet["input_ids"] = np.maximum(quiet["input_ids"], 1)
     padded = quiet | {"input_ids": np.where(quiet["attention_mask"] == 1, quiet["input_ids"], 0)}
-    assert calibrate(loud, [padded]).absmax == calibrate(loud, [quiet]).absmax
+    assert_same_calibrations(calibrate(loud, [padded]), calibrate(loud, [quiet]))
 
 
 def test_model_is_left_as_it_was(model: Model) -> None:
@@ -125,20 +213,36 @@ def test_weight_that_is_not_finite(model: Model, site: str, value: float) -> Non
     weight = np.array(model.weights[f"{site}.weight"])
     weight[1, 3] = value
     broken = replace(model, weights=dict(model.weights) | {f"{site}.weight": weight})
-    with pytest.raises(BertNumpyError) as error:
-        calibrate(broken, [random_batch(0)])
-    assert str(error.value).startswith(
-        f"calibration: site {site!r}: expected finite operands, found "
-    )
+    with np.errstate(invalid="ignore"):
+        if site == "classifier":  # what comes out of it, nothing takes
+            calibration = calibrate(broken, [random_batch(0)])
+        else:
+            with pytest.raises(BertNumpyError, match=r"calibration: site '.*': expected finite"):
+                calibrate(broken, [random_batch(0)])
+            calibration = calibrate(model, [random_batch(0)])
+    assert calibration.samples == 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["e4m3", "int8-mse", "e4m3-channel", "e4m3-block", "e4m3-smooth"])
+def test_weight_that_cannot_be_quantized(model: Model, name: str, value: float) -> None:
+    for site in ("encoder.layer.1.output.dense", "classifier"):
+        weight = np.array(model.weights[f"{site}.weight"])
+        weight[1, 3] = value
+        broken = replace(model, weights=dict(model.weights) | {f"{site}.weight": weight})
+        recipe = replace(PRESETS[name], overrides=(("classifier", PRESETS[name].linear),))
+        calibration = calibrate(model, [random_batch(0)])
+        with np.errstate(invalid="ignore"), pytest.raises(BertNumpyError, match=f"{site}.weight"):
+            apply_recipe(broken, recipe, calibration)
 
 
 @pytest.mark.parametrize(
     ("parameter", "site"),
     [
-        ("embeddings.LayerNorm.bias", "encoder.layer.0.attention.self.query"),
-        ("encoder.layer.0.attention.self.query.bias", "encoder.layer.0.attention.scores"),
-        ("encoder.layer.0.attention.self.value.bias", "encoder.layer.0.attention.context"),
-        ("encoder.layer.1.output.LayerNorm.weight", "pooler.dense"),
+        ("embeddings.LayerNorm.bias", "encoder.layer.0.attention.self.query:a"),
+        ("encoder.layer.0.attention.self.query.bias", "encoder.layer.0.attention.scores:a"),
+        ("encoder.layer.0.attention.self.value.bias", "encoder.layer.0.attention.context:b"),
+        ("encoder.layer.1.output.LayerNorm.weight", "pooler.dense:a"),
     ],
 )
 def test_activation_that_is_nan(model: Model, parameter: str, site: str) -> None:
@@ -158,21 +262,36 @@ def test_no_batches(model: Model) -> None:
 
 @pytest.mark.parametrize(("fmt", "largest"), [(E4M3FN, 448), (E5M2, 57344), (INT8, 127)], ids=str)
 def test_scales(fmt: Format, largest: float) -> None:
-    calibration = Calibration({"site": (3.7, 0.011), "still": (0.0, 2.0)}, samples=1)
-    left, right = calibration.scales("site", fmt)
-    for scale, absmax in ((left, 3.7), (right, 0.011)):
-        assert scale.dtype == np.float32
-        assert scale.shape == ()
-        assert scale == np.float32(absmax) / np.float32(largest)
-    left, right = calibration.scales("still", fmt)
-    assert left == 1
-    assert right == np.float32(2) / np.float32(largest)
+    x = {
+        "site:a": np.float32([0.25, -3.7]),
+        "site:b": np.float32([0.011]),
+        "still:a": np.zeros(3, np.float32),
+    }
+    seen = {name: observe(name, None, values) for name, values in x.items()}
+    calibration = Calibration(seen, {}, samples=1)
+    for name, absmax in (("site:a", 3.7), ("site:b", 0.011)):
+        found = calibration.scale(name, Operand(fmt))
+        assert found.zero_point is None
+        assert found.scale.dtype == np.float32
+        assert found.scale.shape == ()
+        assert found.scale == np.float32(absmax) / np.float32(largest)
+    assert calibration.scale("still:a", Operand(fmt)).scale == 1
 
 
-def test_scales_of_a_site_that_was_not_seen() -> None:
+def test_scale_and_zero_point() -> None:
+    x = np.float32([-1, 0.5, 4.1])
+    calibration = Calibration({"site:a": observe("site:a", None, x)}, {}, samples=1)
+    found = calibration.scale("site:a", Operand(UINT8))
+    assert found.scale == np.float32((float(np.float32(4.1)) + 1) / 255)
+    assert found.zero_point == 50
+    assert isinstance(found.zero_point, int)
+
+
+def test_scale_of_an_operand_that_was_not_seen() -> None:
+    seen = {"one:a": observe("one:a", None, np.ones(1, np.float32))}
     with pytest.raises(BertNumpyError) as error:
-        Calibration({"one": (1.0, 1.0)}, samples=1).scales("another", E4M3FN)
-    assert str(error.value) == "calibration: site 'another': expected absmax, found none"
+        Calibration(seen, {}, samples=1).scale("one:b", Operand(E4M3FN))
+    assert str(error.value) == ("calibration: operand 'one:b': expected statistics, found none")
 
 
 def test_sample_in_training_set_is_enough_for_its_own_range(glue: Path) -> None:
@@ -183,7 +302,7 @@ def test_sample_in_training_set_is_enough_for_its_own_range(glue: Path) -> None:
     batch = tokenizer.batch([line.split("\t")[0] for line in lines])
     calibration = calibrate(model, [batch])
     assert calibration.samples == 64
-    for site, (left, right) in recorded_absmax(model, [batch]).items():
-        scale_left, scale_right = calibration.scales(site, E4M3FN)
-        assert left / scale_left == pytest.approx(448, rel=1e-6)
-        assert right / scale_right == pytest.approx(448, rel=1e-6)
+    for site, pair in recorded_absmax(model, [batch]).items():
+        for name, absmax in zip(operands_of([site]), pair, strict=False):
+            scale = calibration.scale(name, Operand(E4M3FN)).scale
+            assert absmax / scale == pytest.approx(448, rel=1e-6)

@@ -238,3 +238,51 @@ def test_no_floating_point_exception_reaches_the_caller(name: str) -> None:
         getattr(elementary, name)(x)
         if name != "normal_tail":
             getattr(elementary, name)(-x)
+
+
+# The logarithm, which the observers take
+
+
+def log_inputs() -> np.ndarray:
+    rng = np.random.default_rng(7)
+    near_one = 1 + np.concatenate([rng.uniform(-1e-3, 1e-3, 500), rng.uniform(-1e-12, 1e-12, 200)])
+    ulps = 1 + 2.0**-52 * np.arange(-40, 41)
+    seams = [math.sqrt(0.5), math.sqrt(2), 0.5, 2.0, 2.0**-1022, 2.0**-1074, 1.7976931348623157e308]
+    around = [np.nextafter(x, [0, np.inf]) for x in seams[:-2]]
+    return np.concatenate(
+        [
+            *(rng.uniform(0, 10, 1000), rng.uniform(0.5, 1.5, 1000), near_one, ulps, seams),
+            *(np.exp2(rng.uniform(-1022, 1023, 1000)), np.exp2(rng.uniform(-1074, -1022, 300))),
+            *around,
+        ]
+    )
+
+
+def test_log_is_as_accurate_as_stated(mpmath: ModuleType) -> None:
+    x = log_inputs()
+    with mpmath.workdps(60):
+        for given, found in zip(x.tolist(), elementary.log(x).tolist(), strict=True):
+            exact = mpmath.log(mpmath.mpf(given))
+            assert abs(mpmath.mpf(found) - exact) <= 4 * math.ulp(float(exact)), given
+
+
+def test_log_of_powers_of_two_and_of_one() -> None:
+    assert_same_bits(elementary.log(np.float64([1])), np.float64([0]))
+    k = np.arange(-1074, 1024)
+    np.testing.assert_allclose(elementary.log(np.ldexp(1.0, k)), k * math.log(2), rtol=4e-16)
+
+
+def test_log_of_specials() -> None:
+    x = np.array([0.0, -0.0, np.inf, -np.inf, -1.0, -(2.0**-1074), np.nan])
+    with np.errstate(all="raise"):
+        found = elementary.log(x)
+    np.testing.assert_array_equal(found, [-np.inf, -np.inf, np.inf, *[np.nan] * 4])
+
+
+def test_log_of_no_elements_and_of_one_at_a_time() -> None:
+    x = log_inputs()[:500].reshape(10, 50)
+    found = elementary.log(x)
+    assert found.shape == x.shape
+    for index in np.ndindex(x.shape):
+        assert_same_bits(elementary.log(x[index].reshape(1)), found[index].reshape(1))
+    assert elementary.log(np.zeros((0, 3))).shape == (0, 3)

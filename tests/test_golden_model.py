@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from factories import write_checkpoint
+from factories import PAPER, assert_same_calibrations, write_checkpoint
 from oracles import assert_same_bits
 
 import bert_numpy
@@ -38,11 +38,15 @@ from bert_numpy.elementwise import ACTIVATIONS
 from bert_numpy.evaluation import calibrate_on, predict_logits
 from bert_numpy.glue import read_examples, task_named
 from bert_numpy.model import encoder_sites
+from bert_numpy.observers import Statistics, observe
 from bert_numpy.policy import float32_policy
 from bert_numpy.tokenization import EncodedText
+from npfp8.storage import load_file, read_metadata, save_file
 
 REVIEWS = ROOT / "bert_numpy" / "assets" / "reviews"
-RECIPES = list(PRESETS)
+RECIPES = PAPER
+#: Recipes whose scales come from the batch, or that leave elements out.
+OWN_SCALES = ["e4m3-token", "e4m3-block", "int8-outliers"]
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 
 #: Random models by name; the embedded one is "tiny".
@@ -150,8 +154,14 @@ def sequences_for(model: Model) -> list[Tokens]:
     return plain + [Tokens.random(model, 12, seed=3, holes=hole) for hole in holes]
 
 
-@every_recipe
-@pytest.mark.parametrize("name", ["tiny", "small", "odd"])
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        *(("small", recipe) for recipe in PRESETS),
+        *(("odd", recipe) for recipe in (*PAPER, *OWN_SCALES)),
+        *(("tiny", recipe) for recipe in (*PAPER, *OWN_SCALES)),
+    ],
+)
 def test_batch_changes_no_bit(name: str, recipe: str, models: dict[str, Model]) -> None:
     model = with_recipe(models[name], recipe)
     sequences = sequences_for(model)
@@ -443,22 +453,39 @@ def test_calibration_in_any_batches(reviews: list[EncodedText], models: dict[str
     assert (whole.golden, whole.samples) == (True, len(reviews))
     interleaved = reviews[::2] + reviews[1::2]
     for size, order in ((1, reviews), (5, reviews), (5, reviews[::-1]), (7, interleaved)):
-        assert calibrate_on(model, order, size, golden=True).absmax == whole.absmax
+        found = calibrate_on(model, order, size, golden=True)
+        assert_same_calibrations(without_averages(found), without_averages(whole))
     plain = calibrate_on(model, reviews)
     assert not plain.golden
-    assert plain.absmax.keys() == whole.absmax.keys()
-    assert plain.absmax != whole.absmax
-    for site, pair in whole.absmax.items():
-        np.testing.assert_allclose(pair, plain.absmax[site], rtol=1e-5)
+    assert plain.operands.keys() == whole.operands.keys()
+    highs = [[seen.high for seen in item.operands.values()] for item in (plain, whole)]
+    assert highs[0] != highs[1]
+    np.testing.assert_allclose(*highs, rtol=1e-5)
+    for name, seen in whole.operands.items():
+        assert seen.count == plain.operands[name].count
+
+
+def without_averages(calibration: Calibration) -> Calibration:
+    """Moving averages aside, which depend on the order of the batches."""
+    operands = {
+        name: replace(seen, average_low=0.0, average_high=0.0)
+        for name, seen in calibration.operands.items()
+    }
+    return replace(calibration, operands=operands)
 
 
 def a_calibration(golden: bool = True) -> Calibration:
-    """Maxima that decimals cut short would change, and the limits."""
-    absmax = {
-        f"site {i}": (float(np.float32(x)), float(np.nextafter(np.float32(x), np.float32(9e9))))
-        for i, x in enumerate([1 / 3, 1e-45, 0.0, 3.4e38, 0.1, 2.0**-126])
-    }
-    return Calibration(absmax | {"sité": (1.0, 2.0)}, samples=17, golden=golden)
+    """Numbers that decimals cut short would change, and the limits."""
+    values = [1 / 3, 1e-45, 0.0, 3.4e38, 0.1, 2.0**-126]
+    operands = {}
+    for i, x in enumerate(values):
+        histogram = np.zeros(1 << 16, np.int64)
+        histogram[[i, 0x7F7F, 0xFFFF - i]] = [1, 2**62, i + 3]
+        high = float(np.nextafter(np.float32(x), np.float32(9e9)))
+        operands[f"site {i}:a"] = Statistics(-float(np.float32(x)), high, -x / 3, x / 7, histogram)
+    operands["sité:b"] = observe("sité:b", None, np.zeros((0, 3), np.float32))
+    channels = {"site/0": np.float32(values), "sité": np.float32([1, 2])}
+    return Calibration(operands, channels, samples=17, golden=golden)
 
 
 @pytest.mark.parametrize("golden", [True, False])
@@ -467,10 +494,12 @@ def test_saved_calibration_is_loaded_to_the_last_bit(golden: bool, tmp_path: Pat
     saved = a_calibration(golden)
     save_calibration(saved, path)
     loaded = load_calibration(str(path))
-    assert loaded == saved
-    assert list(loaded.absmax) == list(saved.absmax)
+    assert_same_calibrations(loaded, saved)
     assert loaded.golden is golden
     assert list(tmp_path.iterdir()) == [path]
+    before = path.read_bytes()
+    save_calibration(loaded, path)
+    assert path.read_bytes() == before
 
 
 def test_loaded_calibration_gives_the_same_model(small: Model, tmp_path: Path) -> None:
@@ -478,7 +507,7 @@ def test_loaded_calibration_gives_the_same_model(small: Model, tmp_path: Path) -
     calibration = calibrate(small, [batch], golden=True)
     save_calibration(calibration, tmp_path / "calibration.json")
     loaded = load_calibration(tmp_path / "calibration.json")
-    for recipe in ("int8", "e4m3", "e5m2"):
+    for recipe in ("int8", "e4m3", "e5m2", "int8-smooth", "int8-asymmetric", "e4m3-mse"):
         found, expected = (
             apply_recipe(small, PRESETS[recipe], item, golden=True)(**batch)
             for item in (loaded, calibration)
@@ -512,79 +541,141 @@ def test_calibration_that_cannot_be_written(place: str, tmp_path: Path) -> None:
     assert str(error.value).startswith(f"{tmp_path / place}: cannot be written: ")
 
 
-GOOD = {
-    "format": "bert-numpy calibration 1",
-    "samples": 3,
-    "golden": True,
-    "absmax": {"site": [1.5, 2]},
+GOOD_METADATA = {"format": "bert-numpy calibration 2", "samples": "3", "golden": "true"}
+GOOD_TENSORS = {
+    "site:a/range": np.array([-1.5, 2.0, -1.0, 1.0]),
+    "site:a/bits": np.array([0, 0x3F80, 0xFFFF], np.uint16),
+    "site:a/counts": np.array([5, 1, 2**40], np.int64),
+    "site/channels": np.array([0.0, 2.0], np.float32),
 }
+RANGE = "tensor 'site:a/range': expected 4 "
+BITS = "tensor 'site:a/bits': expected rising numbers"
+COUNTS = "tensor 'site:a/counts': expected 3 positive numbers"
+CHANNELS = "tensor 'site/channels': expected magnitudes"
+FORMAT = "metadata 'format': expected 'bert-numpy calibration 2', found "
+SAMPLES = "metadata 'samples': expected a number of at least 1, found "
+GOLDEN = "metadata 'golden': expected true or false, found "
 
 
-def without(key: str) -> str:
-    return json.dumps({name: value for name, value in GOOD.items() if name != key})
+def not_1d(key: str, dtype: str, found: str) -> str:
+    return f"tensor {key!r}: expected 1-D {dtype}, found {found}"
 
 
-def with_value(key: str, value: Any) -> str:
-    return json.dumps(GOOD | {key: value})
-
-
-def with_pair(pair: Any) -> str:
-    return with_value("absmax", {"good": [1.0, 1.0], "bad site": pair})
-
-
-#: A file's text, and what the message says after the file's name.
-MALFORMED = {
-    "empty": ("", "expected JSON, found an error"),
-    "no JSON": ("scales: 1", "expected JSON, found an error"),
-    "a list": ("[1, 2]", "expected a JSON object, found list"),
-    "cut short": (json.dumps(GOOD)[:-5], "expected JSON, found an error"),
-    "another format": (
-        with_value("format", "bert-numpy calibration 2"),
-        "key 'format': expected 'bert-numpy calibration 1', found 'bert-numpy calibration 2'",
-    ),
-    "format is a number": (with_value("format", 1), "key 'format': expected str, found 1"),
-    "absmax is a list": (with_value("absmax", [1, 2]), "key 'absmax': expected dict, found [1, 2]"),
-    "samples is true": (with_value("samples", True), "key 'samples': expected int, found True"),
-    "samples is 1.5": (with_value("samples", 1.5), "key 'samples': expected int, found 1.5"),
-    "golden is 1": (with_value("golden", 1), "key 'golden': expected bool, found 1"),
-    **{f"no {key}": (without(key), f"key {key!r}: expected ") for key in GOOD},
+#: What is changed in the metadata and the tensors (None: left out), and the message's beginning.
+MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
+    "another format": ({"format": "bert-numpy calibration 1"}, FORMAT),
+    "no format": ({"format": None}, f"{FORMAT}''"),
+    "no samples": ({"samples": None}, f"{SAMPLES}''"),
     **{
-        f"pair is {json.dumps(pair)}": (
-            with_pair(pair),
-            "site 'bad site': expected two numbers, finite and not negative, found ",
+        f"samples {text!r}": ({"samples": text}, f"{SAMPLES}{text!r}")
+        for text in ("0", "000", "-3", "1.5", "1e3", "many", "", " 3", "+3", "\u0663")
+    },
+    "no golden": ({"golden": None}, f"{GOLDEN}''"),
+    **{
+        f"golden {text!r}": ({"golden": text}, f"{GOLDEN}{text!r}")
+        for text in ("1", "True", "yes", "")
+    },
+    "no bits": ({"site:a/bits": None}, not_1d("site:a/bits", "uint16", "nothing")),
+    "no counts": ({"site:a/counts": None}, not_1d("site:a/counts", "int64", "nothing")),
+    **{
+        f"{key} of {dtype}": (
+            {key: GOOD_TENSORS[key].astype(dtype)},
+            not_1d(key, GOOD_TENSORS[key].dtype.name, dtype),
         )
-        for pair in (
-            *([np.nan, 1.0], [1.0, np.inf], [-1.0, 1.0], [1.0, -1e-9], ["1", "2"], [True, 1.0]),
-            *([1.0], [1.0, 2.0, 3.0], [], 1.0, None, "12", {"a": 1, "b": 2}, [[1.0], [2.0]]),
-            [1.0, None],
+        for key, dtype in (
+            ("site:a/range", "float32"),
+            ("site:a/bits", "int64"),
+            ("site:a/bits", "int16"),
+            ("site:a/counts", "int32"),
+            ("site:a/counts", "float64"),
+            ("site/channels", "float64"),
         )
     },
-    "an integer of 401 digits": (
-        with_pair([10**400, 1.0]),
-        "site 'bad site': expected two numbers, finite and not negative, found ",
-    ),
+    **{
+        f"{key} of two axes": (
+            {key: value[None]},
+            not_1d(key, value.dtype.name, ""),
+        )
+        for key, value in GOOD_TENSORS.items()
+    },
+    "range of 3": ({"site:a/range": np.zeros(3)}, RANGE),
+    "range of 5": ({"site:a/range": np.zeros(5)}, RANGE),
+    **{
+        f"range {values}": ({"site:a/range": np.array(values)}, RANGE)
+        for values in (
+            *([0.5, 2, 0, 1], [-2, -0.5, -1, 0], [1e39, 1e39, 0, 0], [-1e39, 1, 0, 0]),
+            *([-1, 3.5e38, 0, 0], [-1, 1, -1e39, 0], [-1, 1, 0, 1e39]),
+            *([np.nan, 1, 0, 0], [-1, np.nan, 0, 0], [-1, 1, np.nan, 0], [-1, 1, 0, np.inf]),
+        )
+    },
+    "bits that fall": ({"site:a/bits": np.uint16([3, 2, 9])}, BITS),
+    "bits that wrap": ({"site:a/bits": np.uint16([3, 0xFFFF, 1])}, BITS),
+    "bits twice": ({"site:a/bits": np.uint16([3, 3, 9])}, BITS),
+    "counts of 0": ({"site:a/counts": np.int64([1, 0, 2])}, COUNTS),
+    "counts below 0": ({"site:a/counts": np.int64([1, -1, 2])}, COUNTS),
+    "two counts": ({"site:a/counts": np.int64([1, 1])}, COUNTS),
+    "four counts": ({"site:a/counts": np.int64([1, 1, 1, 1])}, COUNTS),
+    **{
+        f"channels {value}": ({"site/channels": np.float32([0, value])}, CHANNELS)
+        for value in (-1.0, np.nan, np.inf)
+    },
 }
+
+
+def write_calibration(path: Path, changes: dict[str, Any]) -> None:
+    metadata, tensors = (
+        {key: value for key, value in ({**good, **changes}).items() if value is not None}
+        for good in (GOOD_METADATA, GOOD_TENSORS)
+    )
+    save_file(
+        {key: value for key, value in tensors.items() if isinstance(value, np.ndarray)},
+        path,
+        {key: value for key, value in metadata.items() if isinstance(value, str)},
+    )
 
 
 @pytest.mark.parametrize("fault", MALFORMED)
 def test_malformed_calibration(fault: str, tmp_path: Path) -> None:
-    path = tmp_path / "calibration.json"
-    text, message = MALFORMED[fault]
-    path.write_text(text)
+    path = tmp_path / "calibration.safetensors"
+    changes, message = MALFORMED[fault]
+    write_calibration(path, changes)
     with pytest.raises(BertNumpyError) as error:
         load_calibration(path)
     assert str(error.value).startswith(f"{path}: {message}")
-    path.write_text(json.dumps(GOOD))
-    assert load_calibration(path) == Calibration({"site": (1.5, 2.0)}, 3, True)
 
 
-def test_calibration_beyond_float32(small: Model, tmp_path: Path) -> None:
-    """1e39 is finite as JSON has it, but no float32: one message, when loaded or when used."""
+def test_well_formed_calibration(tmp_path: Path) -> None:
+    """The file that the malformed ones are made of."""
+    path = tmp_path / "calibration.safetensors"
+    write_calibration(path, {})
+    histogram = np.zeros(1 << 16, np.int64)
+    histogram[[0, 0x3F80, 0xFFFF]] = [5, 1, 2**40]
+    operands = {"site:a": Statistics(-1.5, 2.0, -1.0, 1.0, histogram)}
+    expected = Calibration(operands, {"site": np.float32([0, 2])}, 3, True)
+    assert_same_calibrations(load_calibration(path), expected)
+    save_calibration(expected, tmp_path / "saved")
+    assert (tmp_path / "saved").read_bytes() == path.read_bytes()
+    assert read_metadata(tmp_path / "saved") == GOOD_METADATA
+    assert load_file(tmp_path / "saved").keys() == GOOD_TENSORS.keys()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 40, -1])
+def test_truncated_calibration(kept: int, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.safetensors"
+    write_calibration(path, {})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(BertNumpyError) as error:
+        load_calibration(path)
+    assert str(error.value).startswith(f"{path}: expected ")
+
+
+def test_calibration_that_is_json(tmp_path: Path) -> None:
+    """As an earlier version wrote it."""
     path = tmp_path / "calibration.json"
-    sites = encoder_sites(small.config)
-    path.write_text(with_value("absmax", {site: [1e39, 1.0] for site in sites}))
-    with pytest.raises(BertNumpyError, match=r"encoder\.layer\.0\.attention\.self\.query"):
-        apply_recipe(small, PRESETS["e4m3"], load_calibration(path), golden=True)
+    path.write_text(json.dumps({"format": "bert-numpy calibration 1", "samples": 3}))
+    with pytest.raises(BertNumpyError) as error:
+        load_calibration(path)
+    assert str(error.value).startswith(f"{path}: ")
 
 
 def test_calibration_file_that_is_not_there(tmp_path: Path) -> None:
@@ -599,12 +690,12 @@ def test_calibration_file_that_is_not_there(tmp_path: Path) -> None:
 def test_loaded_calibration_that_misses_a_site(small: Model, tmp_path: Path) -> None:
     whole = calibrate(small, [random_batch(small)], golden=True)
     site = encoder_sites(small.config)[7]
-    rest = {name: pair for name, pair in whole.absmax.items() if name != site}
-    save_calibration(replace(whole, absmax=rest), tmp_path / "calibration.json")
+    rest = {name: seen for name, seen in whole.operands.items() if name != f"{site}:a"}
+    save_calibration(replace(whole, operands=rest), tmp_path / "calibration.json")
     loaded = load_calibration(tmp_path / "calibration.json")
     with pytest.raises(BertNumpyError) as error:
         apply_recipe(small, PRESETS["e4m3"], loaded, golden=True)
-    assert str(error.value) == f"calibration: site {site!r}: expected absmax, found none"
+    assert str(error.value) == (f"calibration: operand '{site}:a': expected statistics, found none")
 
 
 # Other settings of the machine, as processes
@@ -662,7 +753,7 @@ def test_golden_digests_are_the_committed_ones(
     setting: str, jobs: dict[str, dict[str, Any]]
 ) -> None:
     expected = json.loads(DIGESTS.read_text())
-    assert expected.keys() == {"calibration", *PRESETS}
+    assert expected.keys() == {"calibration", *PAPER}
     assert jobs[setting]["golden"] == expected
     assert len(set(expected.values())) == len(expected)
     if setting == "no SIMD":

@@ -43,8 +43,10 @@ from npfp8 import (
     Format,
     QuantizedTensor,
     matmul,
+    quantize,
 )
 from npfp8.matmul import exact_k_limit
+from npfp8.tensor import affine_scale, group_extrema
 
 FLOAT_PAIRS = list(itertools.product((E4M3FN, E5M2), repeat=2))
 INTEGER_PAIRS = list(itertools.product((INT8, UINT8), repeat=2))
@@ -1024,3 +1026,48 @@ def test_scales_of_mx_in_float32() -> None:
     a, b = tensor(E8M0FNU, [[0, 127], [253, 255]]), tensor_of(E4M3FN, [[2.0, 0.0], [0.0, 1.0]])
     expected = np.float32([[2.0**-126, 1.0], [np.nan, np.nan]])
     assert_same_bits(matmul(a, b, "float32"), expected)
+
+
+# What a model multiplies: quantized numbers, with every kind of scale and zero point
+
+KINDS: dict[str, dict[str, Any]] = {
+    "tensor": {},
+    "row": {"axis": 1},
+    "token": {"axis": 2, "block": 48},
+    "block": {"axis": 2, "block": 16},
+    "short last block": {"axis": 2, "block": 20},
+}
+
+
+def quantized_left(x: np.ndarray, fmt: Format, kind: str) -> QuantizedTensor:
+    if fmt not in (INT8, UINT8):
+        return quantize(x, fmt, **KINDS[kind])
+    extrema = group_extrema(x, **KINDS[kind])
+    scale, zero_point = affine_scale(*extrema, fmt)
+    return quantize(x, fmt, scale, zero_point=zero_point, **KINDS[kind])
+
+
+@pytest.mark.parametrize("right", ["tensor", "column", "same block"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("fmt_a", "fmt_b"), [(UINT8, INT8), (INT8, UINT8), (INT8, INT8), (E4M3FN, E5M2)], ids=str
+)
+def test_product_is_that_of_the_dequantized_operands(
+    fmt_a: Format, fmt_b: Format, kind: str, right: str
+) -> None:
+    rng = np.random.default_rng(5)
+    a = quantized_left(rng.normal(0.3, 1, (2, 7, 48)).astype(np.float32), fmt_a, kind)
+    y = rng.normal(-0.2, 2, (2, 48, 5)).astype(np.float32)
+    block = KINDS[kind].get("block", 12)
+    how = {"tensor": {}, "column": {"axis": 2}, "same block": {"axis": 1, "block": block}}[right]
+    if fmt_b in (INT8, UINT8):
+        scale, zero_point = affine_scale(*group_extrema(y, **how), fmt_b)
+        b = quantize(y, fmt_b, scale, zero_point=zero_point, **how)
+    else:
+        b = quantize(y, fmt_b, **how)
+    left, right_values = (
+        x.code_values(np.float64) * per_element(x.scale, x).astype(np.float64) for x in (a, b)
+    )
+    magnitude = np.abs(left) @ np.abs(right_values)
+    error = np.abs(matmul(a, b) - left @ right_values)
+    assert (error <= 4 * 2.0**-24 * magnitude).all()

@@ -29,18 +29,24 @@ from oracles import (
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, QuantizedModel, Recipe
+from bert_numpy import policy as policy_module
 from bert_numpy.evaluation import compare_with
 from bert_numpy.job import prepare, run
 from bert_numpy.model import encoder_sites
-from bert_numpy.policy import OperandCounts, Policy, quantized_policy
-from bert_numpy.recipe import preset
-from npfp8 import QuantizedTensor, quantize
+from bert_numpy.policy import OperandCounts, Policy, Scale, SitePlan, quantized_policy
+from bert_numpy.recipe import FORMATS as RECIPE_FORMATS
+from bert_numpy.recipe import Operand, SiteRecipe, preset
+from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format, QuantizedTensor, matmul, quantize
 from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.tensor import affine_scale, group_extrema
 
 FORMATS = ["e4m3", "e5m2", "int8"]
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0, "int8": 127.0}
 SMALLEST = {"e4m3": 2.0**-9, "e5m2": 2.0**-16, "int8": 1.0}
 CODE_DTYPES = {"e4m3": np.uint8, "e5m2": np.uint8, "int8": np.int8}
+#: A quotient so little beyond the largest value does not count as saturated: its scale may be from
+#: the element itself.
+SLACK = 1 + 2.0**-20
 ORACLE_NAMES = {"e4m3": "E4M3FN", "e5m2": "E5M2", "int8": "INT8"}
 LINEAR_SITES = [
     "attention.self.query",
@@ -167,7 +173,8 @@ def test_product_step_by_step(
     site = "encoder.layer.0.attention.scores"
     a, b = round_to_bfloat16(a), round_to_bfloat16(b)  # as operands are in a model
     float_scales = (np.array(scales[0], np.float32), np.array(scales[1], np.float32))
-    policy = quantized_policy(PRESETS[name], {site: float_scales}, {})
+    plan = SitePlan(PRESETS[name].scores, *map(Scale, float_scales))
+    policy = quantized_policy(PRESETS[name], {site: plan}, {})
     found = policy.gemm(site, a, b, bias)
     assert_same_bits(found, expected_product(name, (a, b), scales, bias))
 
@@ -184,10 +191,14 @@ def test_every_product_of_a_model(name: str, small: Model) -> None:
     largest = np.float32(LARGEST[name])
     for site in sites:
         a, b, bias, found = record.products[site]
-        scales = tuple(float(np.float32(x) / largest) for x in calibration.absmax[site])
+        absmax = [calibration.operands[f"{site}:a"].absmax]
         if f"{site}.weight" in small.weights:
             assert isinstance(b, QuantizedTensor)
             b = small.weights[f"{site}.weight"].T  # the codes must be those of the float weights
+            absmax.append(float(np.abs(b).max()))
+        else:
+            absmax.append(calibration.operands[f"{site}:b"].absmax)
+        scales = [float(np.float32(x) / largest) for x in absmax]
         assert_same_bits(found, expected_product(name, (a, b), (scales[0], scales[1]), bias))
 
 
@@ -334,26 +345,38 @@ def test_recipe_needs_a_calibration(name: str, small: Model) -> None:
 def test_calibration_that_misses_a_site(index: int, small: Model) -> None:
     whole = bert_numpy.calibrate(small, [batch_of((5,))])
     site = encoder_sites(small.config)[index]
-    absmax = {name: pair for name, pair in whole.absmax.items() if name != site}
-    with pytest.raises(BertNumpyError) as error:
-        bert_numpy.apply_recipe(small, PRESETS["e4m3"], Calibration(absmax, whole.samples))
-    assert str(error.value) == f"calibration: site {site!r}: expected absmax, found none"
+    sides = "ab" if index == 3 else "a"
+    for side in sides:
+        missed = f"{site}:{side}"
+        operands = {name: seen for name, seen in whole.operands.items() if name != missed}
+        with pytest.raises(BertNumpyError) as error:
+            bert_numpy.apply_recipe(small, PRESETS["e4m3"], replace(whole, operands=operands))
+        assert str(error.value) == (
+            f"calibration: operand {missed!r}: expected statistics, found none"
+        )
+    if index != 3:
+        channels = {name: seen for name, seen in whole.channels.items() if name != site}
+        part = replace(whole, channels=channels)
+        with pytest.raises(BertNumpyError) as error:
+            bert_numpy.apply_recipe(small, PRESETS["e4m3-smooth"], part)
+        assert str(error.value) == f"calibration: site {site!r}: expected channels, found none"
 
 
 def test_presets() -> None:
-    assert list(PRESETS) == ["fp32", "bf16", "int8", "e4m3", "e5m2"]
+    assert list(PRESETS)[:5] == ["fp32", "bf16", "int8", "e4m3", "e5m2"]
     for name, recipe in PRESETS.items():
         assert preset(name) is recipe
         assert recipe.name == name
-        quantizes = name in FORMATS
-        assert recipe.quantizes("encoder.layer.0.attention.scores") == quantizes
-        assert not recipe.quantizes("pooler.dense")
-        assert not recipe.quantizes("classifier")
+        attends = name not in ("fp32", "bf16", "e4m3-weights")
+        assert recipe.site("encoder.layer.0.attention.scores").quantizes == attends
+        assert recipe.site("encoder.layer.1.output.dense").quantizes == (
+            name not in ("fp32", "bf16")
+        )
+        assert not recipe.site("pooler.dense").quantizes
+        assert not recipe.site("classifier").quantizes
     with pytest.raises(BertNumpyError) as error:
         preset("fp16")
-    assert str(error.value) == (
-        "format: expected one of fp32, bf16, int8, e4m3, e5m2, found 'fp16'"
-    )
+    assert str(error.value) == (f"format: expected one of {', '.join(PRESETS)}, found 'fp16'")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -391,13 +414,13 @@ def test_float32_accumulation_is_close_to_exact(small: Model) -> None:
 def counted(name: str, xs: list[np.ndarray], scale: float) -> OperandCounts:
     counts = OperandCounts()
     for x in xs:
-        counts.add(x, quantize(x, PRESETS[name].fmt, np.float32(scale)))  # type: ignore[arg-type]
+        counts.add(x, quantize(x, RECIPE_FORMATS[ORACLE_NAMES[name]], np.float32(scale)))
     return counts
 
 
 def boundary_values(name: str, scale: float) -> np.ndarray:
-    """The largest value, the largest that underflows, and the float32 numbers next to them."""
-    edges = np.array([LARGEST[name] * scale, SMALLEST[name] / 2 * scale, 0.0], np.float32)
+    """The largest that does not saturate, and that underflows; the float32 numbers next to them."""
+    edges = np.array([SLACK * LARGEST[name] * scale, SMALLEST[name] / 2 * scale, 0], np.float32)
     near = [edges, np.nextafter(edges, np.float32(np.inf)), np.nextafter(edges, np.float32(0))]
     values = np.concatenate(near)
     return np.concatenate([values, -values])
@@ -437,7 +460,7 @@ def test_counts_by_brute_force(name: str, xs: list[np.ndarray], scale: float) ->
         elements += 1
         exact = Fraction(abs(value)) / Fraction(scale) if math.isfinite(value) else math.inf
         scaled = nearest(exact, FLOAT32)
-        saturated += scaled > LARGEST[name]
+        saturated += scaled > float(np.float32(SLACK * LARGEST[name]))
         underflowed += value != 0 and scaled <= SMALLEST[name] / 2
     assert counted(name, xs, scale) == OperandCounts(elements, saturated, underflowed)
 
@@ -514,6 +537,571 @@ def test_nan_is_not_lost_in_fp8(name: str, small: Model) -> None:
     logits = model(**batch_of((5,))).logits
     assert logits is not None
     assert np.isnan(logits).all()
+
+
+# All presets
+
+every_preset = pytest.mark.parametrize("name", PRESETS)
+QUERY = "encoder.layer.0.attention.self.query"
+
+
+@pytest.fixture(scope="module")
+def models(small: Model, tiny: Model) -> dict[str, tuple[Model, Calibration]]:
+    return {
+        name: (model, bert_numpy.calibrate(model, [batch_of((9, 6, 7))], golden=True))
+        for name, model in (("small", small), ("tiny", tiny))
+    }
+
+
+@pytest.fixture
+def operands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[QuantizedTensor, QuantizedTensor]]:
+    """The operands of every product of codes, in order."""
+    kept: list[tuple[QuantizedTensor, QuantizedTensor]] = []
+
+    def watched(a: QuantizedTensor, b: QuantizedTensor, accumulate: str) -> np.ndarray:
+        kept.append((a, b))
+        return matmul(a, b, accumulate)
+
+    monkeypatch.setattr(policy_module, "matmul", watched)
+    return kept
+
+
+def relative_error(found: np.ndarray | None, expected: np.ndarray | None) -> float:
+    assert found is not None
+    assert expected is not None
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@every_preset
+@pytest.mark.parametrize("which", ["small", "tiny"])
+def test_every_preset_runs(
+    which: str, name: str, models: dict[str, tuple[Model, Calibration]]
+) -> None:
+    model, calibration = models[which]
+    batch = batch_of((9, 4), seed=5)
+    expected = model(**batch).last_hidden_state
+    for golden in (False, True):
+        made = bert_numpy.apply_recipe(model, PRESETS[name], calibration, golden)
+        found = made(**batch)
+        assert np.isfinite(found.last_hidden_state).all()
+        assert relative_error(found.last_hidden_state, expected) < 0.5
+        again = made(**batch)
+        assert_same_bits(again.logits, found.logits)
+
+
+#: The format, and the axis and whether there are blocks, of the operands of each kind of product.
+LAYOUTS = {
+    "e4m3": ("E4M3FN", "E4M3FN", (None, False), (None, False), (None, False)),
+    "mixed": ("E5M2", "E4M3FN", (None, False), (None, False), (None, False)),
+    "int8-asymmetric": ("UINT8", "INT8", (None, False), (None, False), (None, False)),
+    "int8-channel": ("INT8", "INT8", (None, False), (1, False), (None, False)),
+    "int8-smooth": ("INT8", "INT8", (None, False), (1, False), (None, False)),
+    "int8-token": ("INT8", "INT8", (-1, True), (1, False), (-2, True)),
+    "e4m3-token": ("E4M3FN", "E4M3FN", (-1, True), (1, False), (-2, True)),
+    "int8-outliers": ("INT8", "INT8", (-1, True), (1, False), (-2, True)),
+    "e4m3-block": ("E4M3FN", "E4M3FN", (-1, True), (-2, True), (-2, True)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(
+    name: str,
+    models: dict[str, tuple[Model, Calibration]],
+    operands: list[tuple[QuantizedTensor, QuantizedTensor]],
+) -> None:
+    """Query, key, value, scores, context and so on."""
+    model, calibration = models["small"]
+    bert_numpy.apply_recipe(model, PRESETS[name], calibration)(**batch_of((5,)))
+    assert len(operands) == 16
+    fmt_a, fmt_b, left, weights, keys = LAYOUTS[name]
+
+    def layout(x: QuantizedTensor) -> tuple[int | None, bool]:
+        return x.axis, x.block is not None
+
+    def expected(axis_and_block: tuple[int | None, bool], ndim: int) -> tuple[int | None, bool]:
+        axis, block = axis_and_block
+        return None if axis is None else axis % ndim, block
+
+    for number, (a, b) in enumerate(operands):
+        kind = {3: "scores", 4: "context"}.get(number % 8, "linear")
+        asymmetric = name == "int8-asymmetric" and kind != "scores"
+        assert a.fmt.name == (fmt_a if name != "int8-asymmetric" or asymmetric else "INT8")
+        assert b.fmt.name == fmt_b
+        assert (a.zero_point is not None) == asymmetric
+        assert b.zero_point is None
+        assert layout(a) == expected(left, a.ndim)
+        if kind == "linear":
+            assert layout(b) == expected(weights, b.ndim)
+        elif kind == "scores" or name.endswith("block"):
+            assert layout(b) == expected(keys, b.ndim)
+        else:
+            assert layout(b) == (None, False)
+        if name.endswith(("token", "outliers")):
+            assert a.scale.shape == (*a.shape[:-1], 1)
+        if name == "e4m3-block":
+            assert a.block == 128
+
+
+def test_zero_points_of_activations(
+    models: dict[str, tuple[Model, Calibration]],
+    operands: list[tuple[QuantizedTensor, QuantizedTensor]],
+) -> None:
+    """The range of the calibration is that of the codes; the attention's weights are at 0."""
+    model, calibration = models["small"]
+    made = bert_numpy.apply_recipe(model, PRESETS["int8-asymmetric"], calibration)
+    made(**batch_of((9, 9)))
+    for site, (a, _) in zip(encoder_sites(model.config), operands, strict=False):
+        if a.zero_point is None:
+            continue
+        seen = calibration.operands[f"{site}:a"]
+        assert a.codes.dtype == np.uint8
+        scale = np.float32((seen.high - seen.low) / 255)
+        assert a.scale == scale
+        assert a.zero_point == np.rint(np.float32(-seen.low) / scale)
+        if site.endswith("context"):
+            assert a.zero_point == 0
+
+
+@pytest.mark.parametrize("name", ["int8-channel", "e4m3-channel", "int8-token"])
+def test_weights_per_channel(name: str, small: Model) -> None:
+    model = quantized(small, name, batch_of((5,)))
+    fmt = name.partition("-")[0]
+    for key, weight in model.weights.items():
+        original = small.weights[key]
+        if not isinstance(weight, QuantizedTensor):
+            assert weight is original
+            continue
+        assert isinstance(original, np.ndarray)
+        assert (weight.axis, weight.scale.shape) == (0, (len(original),))
+        assert_same_bits(weight.scale, np.abs(original).max(axis=1) / np.float32(LARGEST[fmt]))
+        assert_same_bits(weight.codes, quantize(original, weight.fmt, axis=0).codes)
+
+
+def test_weights_per_block(tiny: Model) -> None:
+    block = Operand(INT8, "block", dynamic=True, block=48)
+    how = SiteRecipe(block, block)
+    model = bert_numpy.apply_recipe(tiny, Recipe("blocks", how, how, how))
+    for key, weight in model.weights.items():
+        if isinstance(weight, QuantizedTensor):
+            original = tiny.weights[key]
+            expected = quantize(original, INT8, axis=1, block=48)
+            assert (weight.axis, weight.block) == (1, 48)
+            assert_same_bits(weight.scale, expected.scale)
+            assert_same_bits(weight.codes, expected.codes)
+    assert any(isinstance(weight, QuantizedTensor) for weight in model.weights.values())
+
+
+def test_scales_that_are_powers_of_two(
+    models: dict[str, tuple[Model, Calibration]],
+    operands: list[tuple[QuantizedTensor, QuantizedTensor]],
+) -> None:
+    model, calibration = models["small"]
+    scales = []
+    for name in ("e4m3-pow2", "e4m3"):
+        operands.clear()
+        bert_numpy.apply_recipe(model, PRESETS[name], calibration)(**batch_of((5,)))
+        scales.append([float(x.scale) for pair in operands for x in pair])
+    assert all(math.frexp(scale)[0] == 0.5 for scale in scales[0])
+    assert not all(math.frexp(scale)[0] == 0.5 for scale in scales[1])
+    for power, plain in zip(*scales, strict=True):
+        assert plain <= power < 2 * plain
+
+
+def test_weights_alone(models: dict[str, tuple[Model, Calibration]]) -> None:
+    """Activations stay in bfloat16: the model is that of the dequantized weights."""
+    model, _ = models["tiny"]
+    for golden in (False, True):
+        made = bert_numpy.apply_recipe(model, PRESETS["e4m3-weights"], golden=golden)
+        held = made.weights
+        dequantized = {
+            key: weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+            for key, weight in held.items()
+        }
+        assert sum(isinstance(weight, QuantizedTensor) for weight in held.values()) == 12
+        plain = bert_numpy.apply_recipe(
+            replace(model, weights=dequantized), PRESETS["bf16"], golden=golden
+        )
+        batch = batch_of((7, 3))
+        found, expected = made(**batch), plain(**batch)
+        if golden:
+            assert_same_bits(found.logits, expected.logits)
+            assert_same_bits(found.last_hidden_state, expected.last_hidden_state)
+        assert relative_error(found.logits, expected.logits) < 1e-2
+        assert made.counts == {}
+
+
+# Outliers
+
+
+def outlier_recipe(threshold: float, arithmetic: str = "bfloat16") -> Recipe:
+    linear = replace(PRESETS["int8-outliers"].linear, outlier_threshold=threshold)
+    return replace(PRESETS["int8-outliers"], linear=linear, arithmetic=arithmetic)
+
+
+def operand_with_outliers(rows: int = 12, k: int = 40) -> np.ndarray:
+    """Every third row has none."""
+    rng = np.random.default_rng(3)
+    a = rng.uniform(-5, 5, (rows, k))
+    a[rng.random(a.shape) < 0.1] *= 20
+    a[::3] = rng.uniform(-5, 5, a[::3].shape)
+    a[0, :3], a[1, :3] = 6, (6, -6, 6.03125)  # at the threshold, and next to it
+    return round_to_bfloat16(a.astype(np.float32))
+
+
+@pytest.mark.parametrize("golden", [False, True])
+def test_outliers_are_multiplied_apart(golden: bool) -> None:
+    a = operand_with_outliers()
+    weight = np.random.default_rng(4).normal(0, 1, (9, 40)).astype(np.float32)
+    b = quantize(weight, INT8, axis=0).mT
+    bias = np.linspace(-1, 1, 9, dtype=np.float32)
+    recipe = outlier_recipe(6.0, "float32")
+    counts: dict[str, OperandCounts] = {}
+    policy = quantized_policy(recipe, {QUERY: SitePlan(recipe.linear)}, counts, golden)
+    kept = a.copy()
+    found = policy.gemm(QUERY, a, b, bias)
+    assert_same_bits(a, kept)
+    expected = np.empty(found.shape)
+    for row, x in enumerate(a.astype(np.float64)):
+        inside = np.where(np.abs(x) <= 6, x, 0.0)
+        scale = np.float32(np.abs(inside).max()) / np.float32(127)
+        codes = np.rint(inside.astype(np.float32) / scale)
+        assert np.abs(codes).max() == 127
+        near = codes.astype(np.float64) * float(scale)
+        values = b.code_values(np.float64) * b.scale.astype(np.float64)
+        expected[row] = near @ values + (x - inside) @ values + bias
+    magnitude = np.abs(a).astype(np.float64) @ np.abs(b.dequantize()) + 1
+    assert (np.abs(found - expected) <= 4 * 2.0**-23 * magnitude).all()
+    plain = a.astype(np.float64) @ b.dequantize() + bias
+    without = replace(recipe, linear=replace(recipe.linear, outlier_threshold=None))
+    direct = quantized_policy(without, {QUERY: SitePlan(without.linear)}, {}, golden)
+    rows = np.abs(a).max(axis=1) > 6
+    errors = [np.abs(x - plain)[rows].mean() for x in (found, direct.gemm(QUERY, a, b, bias))]
+    assert errors[0] < errors[1] / 3
+    assert counts[f"{QUERY}:a"].saturated == 0
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.5, 6.0])
+def test_a_row_with_outliers_changes_no_other(threshold: float) -> None:
+    """Golden: alone, among others, in another order; with outliers and without."""
+    a = operand_with_outliers()
+    a[3] = 0  # a row of nothing, whose sum must keep its sign of zero
+    weight = np.random.default_rng(4).normal(0, 1, (9, 40)).astype(np.float32)
+    b = quantize(weight, INT8, axis=0).mT
+    recipe = outlier_recipe(threshold)
+    policy = quantized_policy(recipe, {QUERY: SitePlan(recipe.linear)}, {}, golden=True)
+    bias = np.float32([0, -0.0, *range(7)])
+    for added in (bias, None):
+        together = policy.gemm(QUERY, a, b, added)
+        assert_same_bits(policy.gemm(QUERY, a[::-1], b, added), together[::-1])
+        for row in range(len(a)):
+            assert_same_bits(policy.gemm(QUERY, a[row : row + 1], b, added)[0], together[row])
+
+
+@pytest.mark.parametrize("which", ["small", "tiny"])
+def test_outliers_of_a_model_in_any_batch(
+    which: str, models: dict[str, tuple[Model, Calibration]]
+) -> None:
+    model, calibration = models[which]
+    made = bert_numpy.apply_recipe(model, outlier_recipe(1.5), calibration, golden=True)
+    lengths = (7, 3, 5, 7)
+    batch = batch_of(lengths, seed=8)
+
+    def run_rows(rows: list[int]) -> list[np.ndarray]:
+        logits = made(**{key: value[rows] for key, value in batch.items()}).logits
+        assert logits is not None
+        return list(logits)
+
+    together = run_rows([0, 1, 2, 3])
+    for row, logits in zip([2, 0, 3, 1], run_rows([2, 0, 3, 1]), strict=True):
+        assert_same_bits(logits, together[row])
+    for row, length in enumerate(lengths):
+        alone = {key: value[[row], :length] for key, value in batch.items()}
+        logits = made(**alone).logits
+        assert logits is not None
+        assert_same_bits(logits[0], together[row])
+    plain = bert_numpy.apply_recipe(model, PRESETS["int8-token"], calibration, golden=True)
+    assert (plain(**batch).logits != np.array(together)).any()
+
+
+# Migration
+
+
+@pytest.mark.parametrize("golden", [False, True])
+def test_migration_that_quantizes_nothing_changes_no_bit(golden: bool) -> None:
+    rng = np.random.default_rng(6)
+    a = round_to_bfloat16(rng.normal(0, 3, (7, 24)).astype(np.float32))
+    weight = rng.normal(0, 1, (24, 5)).astype(np.float32)
+    s = np.exp2(rng.integers(-6, 7, 24)).astype(np.float32)
+    recipe = PRESETS["int8-smooth"]
+    plan = SitePlan(SiteRecipe(), smoothing=s)
+    smooth = quantized_policy(recipe, {QUERY: plan}, {}, golden)
+    plain = quantized_policy(recipe, {}, {}, golden)
+    found = smooth.gemm(QUERY, a, weight * s[:, None], None)
+    assert_same_bits(found, plain.gemm(QUERY, a, weight, None))
+
+
+def expected_smoothing(seen: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
+    columns = np.abs(weight).max(axis=0)
+    exact = seen.astype(np.float64) ** alpha / columns.astype(np.float64) ** (1 - alpha)
+    return np.exp2(np.rint(np.log2(exact))).astype(np.float32)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.75, 1.0])
+def test_migration_of_a_model(
+    alpha: float,
+    models: dict[str, tuple[Model, Calibration]],
+    operands: list[tuple[QuantizedTensor, QuantizedTensor]],
+) -> None:
+    """Weights are multiplied, activations divided; the scale is from the divided columns."""
+    model, calibration = models["small"]
+    recipe = PRESETS["int8-smooth"]
+    recipe = replace(recipe, linear=replace(recipe.linear, migration=alpha))
+    made = bert_numpy.apply_recipe(model, recipe, calibration)
+    record = Record()
+    record(made, batch_of((6, 6)))
+    sites = encoder_sites(model.config)
+    for site, (a, b) in zip(sites, operands, strict=True):
+        weight = model.weights.get(f"{site}.weight")
+        if not isinstance(weight, np.ndarray):
+            continue
+        seen = calibration.channels[site]
+        s = expected_smoothing(seen, weight, alpha)
+        wanted = quantize(weight * s, INT8, axis=0)
+        held = made.weights[f"{site}.weight"]
+        assert isinstance(held, QuantizedTensor)
+        assert_same_bits(held.codes, wanted.codes)
+        assert_same_bits(held.scale, wanted.scale)
+        assert_same_bits(b.codes, wanted.codes.T)
+        assert a.scale == (seen / s).max() / np.float32(127)
+        x, _, bias, product = record.products[site]
+        assert_same_bits(a.codes, quantize(x / s, INT8, a.scale).codes)
+        exact = x.astype(np.float64) @ weight.T + bias
+        assert relative_error(product, exact) < 0.2
+        near = a.dequantize().astype(np.float64) @ b.dequantize() + bias
+        assert relative_error(product, near) < 2.0**-8
+
+
+def with_loud_channels(model: Model) -> Model:
+    weights = dict(model.weights)
+    quieter = ("query.weight", "key.weight", "value.weight", "intermediate.dense.weight")
+    for key, weight in model.weights.items():
+        assert isinstance(weight, np.ndarray)
+        loud = np.arange(weight.shape[-1]) % 8 == 3
+        if key.endswith("LayerNorm.weight"):
+            weights[key] = np.where(loud, 40 * weight, weight)
+        elif key.endswith(quieter):  # so that they count no more than before
+            weights[key] = np.where(loud, weight / 40, weight)
+    return replace(model, weights=weights)
+
+
+def test_migration_helps_with_loud_channels(tiny: Model) -> None:
+    model = with_loud_channels(tiny)
+    batch = batch_of((12, 9, 11))
+    calibration = bert_numpy.calibrate(model, [batch])
+    errors = {}
+    for name in ("int8-channel", "int8-smooth"):
+        record, plain = Record(), Record()
+        made = bert_numpy.apply_recipe(model, PRESETS[name], calibration)
+        record(made, batch)
+        plain(model, batch)
+        site = "encoder.layer.0.intermediate.dense"
+        first = "encoder.layer.0.attention.self.query"
+        errors[name] = [
+            relative_error(record.products[x][3], plain.products[x][3]) for x in (first, site)
+        ]
+    for before, after in zip(errors["int8-channel"], errors["int8-smooth"], strict=True):
+        assert after < before / 2
+
+
+def test_migration_of_a_column_that_is_zero(small: Model) -> None:
+    batch = batch_of((5,))
+    key = f"{QUERY}.weight"
+    weight = np.array(small.weights[key])
+    weight[:, 4] = 0
+    model = replace(small, weights=dict(small.weights) | {key: weight})
+    calibration = bert_numpy.calibrate(model, [batch])
+    channels = dict(calibration.channels)
+    channels[QUERY] = channels[QUERY] * (np.arange(16) != 7)
+    calibration = replace(calibration, channels=channels)
+    made = bert_numpy.apply_recipe(model, PRESETS["int8-smooth"], calibration)
+    found = made.weights[key]
+    assert isinstance(found, QuantizedTensor)
+    assert not found.codes[:, 4].any()
+    assert np.isfinite(made(**batch).logits).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_migration_of_extreme_columns(alpha: float, small: Model) -> None:
+    """Columns of the smallest numbers there are, in the weights."""
+    batch = batch_of((5,))
+    key = f"{QUERY}.weight"
+    weight = np.array(small.weights[key])
+    weight[:, 4] = 2.0**-148
+    model = replace(small, weights=dict(small.weights) | {key: weight})
+    calibration = bert_numpy.calibrate(model, [batch])
+    recipe = PRESETS["int8-smooth"]
+    recipe = replace(recipe, linear=replace(recipe.linear, migration=alpha))
+    made = bert_numpy.apply_recipe(model, recipe, calibration)
+    assert np.isfinite(made(**batch).logits).all()
+
+
+# Overrides
+
+
+def test_pooler_and_head_by_override(small: Model) -> None:
+    batch = batch_of((5, 7))
+    recipe = PRESETS["int8"]
+    heads = (("pooler.dense", recipe.linear), ("classifier", PRESETS["e4m3-token"].linear))
+    recipe = replace(recipe, overrides=heads)
+    calibration = bert_numpy.calibrate(small, [batch])
+    made = bert_numpy.apply_recipe(small, recipe, calibration)
+    record = Record()
+    output = record(made, batch)
+    for site, fmt in (("pooler.dense", INT8), ("classifier", E4M3FN)):
+        weight = made.weights[f"{site}.weight"]
+        assert isinstance(weight, QuantizedTensor)
+        assert weight.fmt is fmt
+        assert made.counts[f"{site}:a"].elements == 2 * 16
+    a, _, bias, found = record.products["pooler.dense"]
+    scales = (
+        float(np.float32(calibration.operands["pooler.dense:a"].absmax) / np.float32(127)),
+        float(made.weights["pooler.dense.weight"].scale),  # type: ignore[union-attr]
+    )
+    left = expected_values("int8", a, scales[0])
+    right = expected_values("int8", small.weights["pooler.dense.weight"].T, scales[1])  # type: ignore[union-attr]
+    factor = multiply32(*scales)
+    for index, exact in np.ndenumerate(np.matmul(left, right)):
+        value = add32(multiply32(nearest(exact, FLOAT32), factor), float(bias[index[-1]]))
+        assert found[index] == value  # float32: no head's result is rounded to bfloat16
+    assert_same_bits(output.logits, record.products["classifier"][3])
+    assert relative_error(output.logits, small(**batch).logits) < 0.2
+
+
+def test_skipped_sites_stay_as_they_are(small: Model) -> None:
+    batch = batch_of((5, 7))
+    calibration = bert_numpy.calibrate(small, [batch])
+    recipe = PRESETS["int8-smooth"].skipping("encoder.layer.0.*", "*.output.dense")
+    kept = {
+        name: seen
+        for name, seen in calibration.operands.items()
+        if ".layer.1." in name and ".output.dense" not in name
+    }
+    calibration = replace(calibration, operands=kept)  # no more than that is needed
+    made = bert_numpy.apply_recipe(small, recipe, calibration)
+    made(**batch)
+    for key, weight in made.weights.items():
+        left_out = "encoder.layer.1" not in key or ".output.dense" in key
+        if left_out or not key.endswith(".weight") or "LayerNorm" in key:
+            assert weight is small.weights[key], key
+        else:
+            assert isinstance(weight, QuantizedTensor), key
+    assert made.counts.keys() == kept.keys()
+    nothing = bert_numpy.apply_recipe(small, PRESETS["int8"].skipping("*"))
+    plain = bert_numpy.apply_recipe(small, PRESETS["bf16"])
+    assert_same_bits(nothing(**batch).logits, plain(**batch).logits)
+    assert nothing.counts == {}
+
+
+# Other combinations than the presets
+
+
+def dynamic(fmt: Format, granularity: str, block: int = 32) -> Operand:
+    return Operand(fmt, granularity, dynamic=True, block=block)
+
+
+@pytest.mark.parametrize("golden", [False, True])
+@pytest.mark.parametrize(
+    ("left", "weights", "keys", "values"),
+    [
+        ("token UINT8", "block 512", "token", "tensor"),
+        ("block UINT8", "block", "block", "block"),
+        ("token INT8", "block", "block", "block"),
+        ("block INT8", "channel", "token", "tensor"),
+        ("block INT8", "tensor", "tensor", "tensor"),
+        ("tensor INT8", "block", "block", "block"),
+    ],
+)
+def test_granularities_together(
+    left: str,
+    weights: str,
+    keys: str,
+    values: str,
+    golden: bool,
+    models: dict[str, tuple[Model, Calibration]],
+) -> None:
+    """Every pair that a recipe allows is one that can be multiplied."""
+    model, calibration = models["tiny"]
+    granularity, fmt = left.split()
+
+    def operand(what: str) -> Operand:
+        kind, _, block = what.partition(" ")
+        if kind in ("tensor", "channel"):
+            return Operand(INT8, kind)
+        return dynamic(RECIPE_FORMATS["INT8"], kind, int(block or 32))
+
+    a = Operand(INT8) if granularity == "tensor" else dynamic(RECIPE_FORMATS[fmt], granularity)
+    try:
+        recipe = Recipe(
+            "together",
+            SiteRecipe(a, operand(weights)),
+            SiteRecipe(a, operand(keys)),
+            SiteRecipe(a, operand(values)),
+        )
+    except BertNumpyError:
+        return  # refused before any of it runs
+    made = bert_numpy.apply_recipe(model, recipe, calibration, golden)
+    batch = batch_of((9, 4), seed=5)
+    found, expected = made(**batch), model(**batch)
+    assert relative_error(found.last_hidden_state, expected.last_hidden_state) < 0.2
+
+
+# Counts of every granularity
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "axis", "token", "block"])
+@pytest.mark.parametrize("fmt", [E4M3FN, E5M2, INT8, UINT8], ids=str)
+@pytest.mark.parametrize("shrunk", [1.0, 0.3])
+def test_counts_by_granularity(fmt: Format, granularity: str, shrunk: float) -> None:
+    """With scales too small by a factor, and numbers of many magnitudes."""
+    rng = np.random.default_rng(11)
+    x = rng.normal(0, 1, (3, 6, 20)) * np.exp2(rng.integers(-50, 3, (3, 6, 20)))
+    x = round_to_bfloat16(x.astype(np.float32))
+    x[rng.random(x.shape) < 0.1] = 0
+    axis, block = {"tensor": (None, None), "axis": (1, None), "token": (2, 20), "block": (2, 8)}[
+        granularity
+    ]
+    low, high = group_extrema(x, axis, block)
+    if fmt is UINT8:
+        scale, zero = affine_scale(low, high, UINT8)
+    else:
+        scale, zero = np.maximum(high, -low) / np.float32(fmt.max), None
+    scale = (scale * np.float32(shrunk)).astype(np.float32)
+    q = quantize(x, fmt, scale, axis, block, zero)
+    counts = OperandCounts()
+    counts.add(x, q)
+    saturated = underflowed = 0
+    for index in np.ndindex(x.shape):
+        where: tuple[int, ...] = ()
+        if axis is not None:
+            where = (index[axis],)
+            if block is not None:
+                where = (*index[:2], index[2] // block)
+        scaled = nearest(Fraction(float(x[index])) / Fraction(float(scale[where])), FLOAT32)
+        if zero is not None:
+            code = round(Fraction(scaled)) + int(zero[where])
+            # The half between two codes belongs to both.
+            beyond = max(-int(zero[where]) - scaled, scaled - 255 + int(zero[where]))
+            saturated += not 0 <= code <= 255 and beyond > 0.5001
+            underflowed += bool(x[index] != 0 and min(max(code, 0), 255) == int(zero[where]))
+        else:
+            saturated += abs(scaled) > fmt.max * SLACK
+            bits = nearest_code(fmt.name, scaled)
+            underflowed += bool(x[index] != 0 and code_values(fmt.name)[bits] == 0)
+    assert counts == OperandCounts(x.size, saturated, underflowed)
+    assert (saturated > 0) == (shrunk < 1)
+    assert underflowed > 0
+    counts.add(x, q)
+    assert counts == OperandCounts(2 * x.size, 2 * saturated, 2 * underflowed)
 
 
 #: Relative logit error on the development set, as measured by a separate simulation.

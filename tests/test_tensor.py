@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from oracles import (
@@ -42,6 +42,7 @@ from npfp8 import (
     quantize_bfloat16,
 )
 from npfp8.bfloat16 import from_bits
+from npfp8.tensor import affine_scale, group_extrema, power_of_two_scale
 
 FORMATS = [E4M3FN, E5M2, INT8, UINT8]
 LARGEST = {"E4M3FN": 448, "E5M2": 57344, "INT8": 127, "UINT8": 255}
@@ -883,3 +884,236 @@ def test_no_floating_point_exception_reaches_the_caller_of_a_table() -> None:
         for fmt in (E4M3FN, E5M2):
             quantize_bfloat16(EVERY_BFLOAT16, fmt, 2.0**-126 * 1.25)
             quantize_bfloat16(EVERY_BFLOAT16, fmt, 2.0**126 * 1.25)
+
+
+# Scales with zero points
+
+INTEGERS = [INT8, UINT8]
+every_integer = pytest.mark.parametrize("fmt", INTEGERS, ids=str)
+CODES = {"INT8": (-127, 127), "UINT8": (0, 255)}
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def affine_by_hand(low: float, high: float, name: str) -> tuple[float, int]:
+    """In exact fractions, rounded where the definition says."""
+    least, largest = CODES[name]
+    width = Fraction(high) - Fraction(low)
+    if not width:
+        return 1.0, least
+    # The width is taken in float64, so that it may be rounded there before it is to float32.
+    exact = np.float64(high) - np.float64(low)
+    scale = max(float(np.float32(exact / (largest - least))), 2.0**-126)
+    quotient = nearest(Fraction(low) / Fraction(scale), FLOAT32)
+    return scale, min(max(least - round(Fraction(quotient)), least), largest)
+
+
+below, above = (
+    st.just(0.0) | st.floats(*ends, width=32) for ends in ((-FLOAT32_MAX, 0), (0, FLOAT32_MAX))
+)
+
+
+@every_integer
+@given(low=below, high=above)
+@example(-1.0, 4.125)
+@example(-FLOAT32_MAX, FLOAT32_MAX)
+@example(-(2.0**-149), 0.0)
+@example(-(2.0**-140), 2.0**-149)
+def test_affine_scale(fmt: Format, low: float, high: float) -> None:
+    scale, zero_point = affine_scale(low, high, fmt)
+    assert scale.dtype == np.float32
+    assert zero_point.dtype == fmt.code_dtype
+    assert scale.shape == zero_point.shape == ()
+    assert (float(scale), int(zero_point)) == affine_by_hand(low, high, fmt.name)
+
+
+@every_integer
+@given(low=st.floats(-(2.0**60), 0, width=32), high=st.floats(0, 2.0**60, width=32))
+def test_ends_of_an_affine_range(fmt: Format, low: float, high: float) -> None:
+    """Zero is exact; the ends are within a scale and a half: both roundings, and no more."""
+    scale, zero_point = affine_scale(low, high, fmt)
+    x = np.float32([low, 0, high])
+    q = quantize(x, fmt, scale, zero_point=zero_point)
+    assert q.codes[1] == zero_point
+    least, largest = CODES[fmt.name]
+    if high - low > 300 * 2.0**-126:
+        assert q.codes[0] <= least + 1
+        assert q.codes[2] >= largest - 1
+    found = q.dequantize().astype(np.float64)
+    assert found[1] == 0
+    assert (np.abs(found - x) <= 0.5001 * float(scale)).all()
+
+
+@every_integer
+def test_affine_scales_of_arrays(fmt: Format) -> None:
+    lows, highs = np.float32([[-1, 0, 0], [-2, -3, -1e30]]), np.float32([[1, 2, 0], [0, 1, 5]])
+    scale, zero_point = affine_scale(lows, highs, fmt)
+    for index in np.ndindex(lows.shape):
+        one = affine_scale(lows[index], highs[index], fmt)
+        assert (scale[index], zero_point[index]) == one
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.5, 1), (-2, -1), (np.nan, 1), (-1, np.nan), (-np.inf, 0), (0, np.inf), (1, -1)],
+)
+def test_refused_ranges(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="range: expected finite, with 0, found"):
+        affine_scale(low, high, UINT8)
+    with pytest.raises(ValueError, match="range: expected finite, with 0, found"):
+        affine_scale([-1.0, low], [1.0, high], INT8)
+
+
+def shifted_by_hand(x: np.ndarray, scale: np.ndarray, zero: np.ndarray, fmt: Format) -> np.ndarray:
+    least, largest = CODES[fmt.name]
+    codes = np.empty(x.shape, np.int64)
+    for index in np.ndindex(x.shape):
+        quotient = nearest(Fraction(float(x[index])) / Fraction(float(scale[index])), FLOAT32)
+        # What lies beyond 2^24 saturates, whatever rounding the float32 sum does.
+        codes[index] = min(max(round(Fraction(quotient)) + int(zero[index]), least), largest)
+    return codes.astype(fmt.code_dtype)
+
+
+@every_integer
+@settings(max_examples=60)
+@given(
+    x=hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=1, max_dims=3, max_side=5),
+        elements=st.floats(-300, 300, width=32) | moderate,
+    ),
+    granularity=st.sampled_from(["tensor", "axis", "block"]),
+    data=st.data(),
+)
+def test_quantize_with_zero_points(
+    fmt: Format, x: np.ndarray, granularity: str, data: st.DataObject
+) -> None:
+    axis = None if granularity == "tensor" else data.draw(st.integers(0, x.ndim - 1))
+    block = data.draw(st.integers(1, 4)) if granularity == "block" else None
+    shape: tuple[int, ...] = ()
+    where: Any = (Ellipsis,)
+    if axis is not None:
+        index = np.indices(x.shape)
+        shape, where = (x.shape[axis],), (index[axis],)
+        if block is not None:
+            shape = (*x.shape[:axis], -(-x.shape[axis] // block), *x.shape[axis + 1 :])
+            index[axis] //= block
+            where = tuple(index)
+    scale = data.draw(hnp.arrays(np.float32, shape, elements=st.floats(2.0**-10, 8, width=32)))
+    least, largest = CODES[fmt.name]
+    zero = data.draw(hnp.arrays(fmt.code_dtype, shape, elements=st.integers(least, largest)))
+    q = quantize(x, fmt, scale, axis, block, zero)
+    spread_scale, spread_zero = (np.broadcast_to(v[where], x.shape) for v in (scale, zero))
+    assert_same_bits(q.codes, shifted_by_hand(x, spread_scale, spread_zero, fmt))
+    assert q.zero_point is not None
+    assert_same_bits(q.zero_point, zero)
+    values = q.codes.astype(np.float64) - spread_zero
+    expected = (values * spread_scale.astype(np.float64)).astype(np.float32)
+    np.testing.assert_array_equal(q.dequantize(), expected)
+    assert (quantize(np.zeros_like(x), fmt, scale, axis, block, zero).codes == spread_zero).all()
+
+
+def test_zero_points_and_saturation() -> None:
+    x = np.float32([-np.inf, -1e38, -10.5, -9.5, -0.5, 0.5, 1.5, 245, 245.5, 3e38, np.inf])
+    q = quantize(x, UINT8, 1.0, zero_point=10)
+    assert q.codes.tolist() == [0, 0, 0, 0, 10, 10, 12, 255, 255, 255, 255]
+    q = quantize(x, INT8, 1.0, zero_point=-120)
+    assert q.codes.tolist() == [-127, -127, -127, -127, -120, -120, -118, 125, 126, 127, 127]
+
+
+@pytest.mark.parametrize(
+    ("x", "fmt", "kwargs", "message"),
+    [
+        ([1.0], UINT8, {"zero_point": 3}, "zero_point: expected a scale with it"),
+        ([1.0], E4M3FN, {"scale": 1.0, "zero_point": 3}, "zero_point: expected"),
+        ([1.0], UINT8, {"scale": 1.0, "zero_point": [3]}, "zero_point: expected"),
+        ([1.0], UINT8, {"scale": [1.0], "axis": 0, "zero_point": 3}, "zero_point: expected"),
+        ([np.nan], UINT8, {"scale": 1.0, "zero_point": 3}, "encode: found NaN"),
+    ],
+)
+def test_refused_zero_points(x: Any, fmt: Format, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quantize(x, fmt, **kwargs)
+
+
+@pytest.mark.parametrize("fmt", INTEGERS, ids=str)
+@pytest.mark.parametrize("scale", [0.0371, 2.0**-126, 3.0, 2.0**100])
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_the_table_with_a_zero_point(fmt: Format, scale: float, share: float) -> None:
+    least, largest = CODES[fmt.name]
+    zero_point = round(least + share * (largest - least))
+    x = have_codes(fmt)
+    found = quantize_bfloat16(x, fmt, scale, zero_point)
+    assert_same_tensors(found, quantize(x, fmt, scale, zero_point=zero_point))
+    assert found.zero_point == zero_point
+    other = quantize_bfloat16(x, fmt, scale, zero_point + (1 if zero_point < largest else -1))
+    assert (found.codes != other.codes).any()
+
+
+# Powers of two
+
+
+def test_powers_of_two_stay() -> None:
+    powers = np.exp2(np.arange(-126, 128)).astype(np.float32)
+    assert_same_bits(power_of_two_scale(powers), powers)
+    upward = np.nextafter(powers[:-1], np.float32(np.inf))
+    assert_same_bits(power_of_two_scale(upward), powers[1:])
+    assert_same_bits(power_of_two_scale(np.nextafter(powers[1:], np.float32(0))), powers[1:])
+
+
+@given(st.floats(2.0**-126, 2.0**127, width=32))
+def test_power_of_two_is_the_smallest_that_is_not_below(scale: float) -> None:
+    found = power_of_two_scale(scale)
+    assert (found.dtype, found.shape) == (np.float32, ())
+    assert np.frexp(found)[0] == 0.5
+    assert scale <= float(found) < 2 * scale
+
+
+def test_largest_power_of_two() -> None:
+    """Above 2^127 there is none in float32: it is 2^127, the only one that is below its scale."""
+    assert power_of_two_scale([2.0**127 * 1.5, FLOAT32_MAX]).tolist() == [2.0**127] * 2
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, 1e-40, np.nan, np.inf])
+def test_refused_powers_of_two(bad: float) -> None:
+    with pytest.raises(ValueError, match="scale: expected positive, finite, normal"):
+        power_of_two_scale([1.0, bad])
+
+
+# Extrema of groups
+
+
+@given(arrays_with_axis(), st.none() | st.integers(1, 6))
+def test_group_extrema(case: tuple[np.ndarray, int], block: int | None) -> None:
+    x, axis = case
+    low, high = group_extrema(x)
+    assert (low, high) == (min(x.min(), 0), max(x.max(), 0))
+    low, high = group_extrema(x, axis, block)
+    moved = np.moveaxis(x, axis, 0)
+    if block is None:
+        lows = [min(part.min(), 0) for part in moved]
+        highs = [max(part.max(), 0) for part in moved]
+        assert (low.tolist(), high.tolist()) == (lows, highs)
+        return
+    parts = [moved[start : start + block] for start in range(0, len(moved), block)]
+    lows = np.moveaxis([np.minimum(part.min(axis=0), 0) for part in parts], 0, axis)
+    highs = np.moveaxis([np.maximum(part.max(axis=0), 0) for part in parts], 0, axis)
+    np.testing.assert_array_equal(low, lows, strict=True)
+    np.testing.assert_array_equal(high, highs, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "block", "expected"),
+    [
+        ((0, 3), None, None, ()),
+        ((0, 3), 0, None, (0,)),
+        ((0, 3), 1, None, (3,)),
+        ((0, 3), 0, 2, (0, 3)),
+        ((0, 3), 1, 2, (0, 2)),
+    ],
+)
+def test_extrema_of_nothing(
+    shape: tuple[int, ...], axis: int | None, block: int | None, expected: tuple[int, ...]
+) -> None:
+    for found in group_extrema(np.zeros(shape, np.float32), axis, block):
+        assert found.shape == expected
+        assert not found.any()

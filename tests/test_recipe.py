@@ -1,0 +1,411 @@
+"""Recipes: what they check, how sites find theirs, and their files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import write_checkpoint
+
+import bert_numpy
+from bert_numpy import PRESETS, BertNumpyError, Model, Recipe, apply_recipe
+from bert_numpy.model import model_sites
+from bert_numpy.observers import OBSERVERS
+from bert_numpy.recipe import (
+    FORMATS,
+    Operand,
+    SiteRecipe,
+    load_recipe,
+    preset,
+    save_recipe,
+)
+from npfp8 import E4M3FN, INT8, UINT8
+
+every_preset = pytest.mark.parametrize("name", PRESETS)
+INT8_BOTH = SiteRecipe(Operand(INT8), Operand(INT8))
+TOKEN = Operand(INT8, "token", dynamic=True)
+BLOCK = Operand(INT8, "block", dynamic=True)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return bert_numpy.load(write_checkpoint(tmp_path_factory.mktemp("model")))
+
+
+# Files
+
+
+def loaded(values: Any, folder: Path) -> Recipe:
+    path = folder / "recipe.json"
+    path.write_text(json.dumps(values))
+    return load_recipe(path)
+
+
+@every_preset
+def test_saved_recipe_is_loaded(name: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    save_recipe(PRESETS[name], first)
+    found = load_recipe(first)
+    assert found == PRESETS[name]
+    save_recipe(found, second)
+    assert first.read_bytes() == second.read_bytes()
+    assert preset(str(first)) == PRESETS[name]
+    assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+def test_saved_overrides_are_loaded(tmp_path: Path) -> None:
+    recipe = replace(
+        PRESETS["int8-outliers"],
+        overrides=(("pooler.*", INT8_BOTH), ("*.layer.0.*", SiteRecipe())),
+        accumulate="float32",
+    )
+    save_recipe(recipe, tmp_path / "recipe.json")
+    assert load_recipe(tmp_path / "recipe.json") == recipe
+
+
+def test_a_file_is_plain(tmp_path: Path) -> None:
+    """Formats by name, in plain JSON, for other programs to read and write."""
+    save_recipe(PRESETS["int8-smooth"], tmp_path / "recipe.json")
+    values = json.loads((tmp_path / "recipe.json").read_text())
+    assert values["name"] == "int8-smooth"
+    assert values["linear"]["a"]["fmt"] == "INT8"
+    assert values["linear"]["b"]["granularity"] == "channel"
+    assert values["linear"]["migration"] == 0.5
+    assert values["scores"]["migration"] is None
+    assert values["overrides"] == []
+
+
+def test_what_is_not_given_has_its_default(tmp_path: Path) -> None:
+    assert loaded({"name": "x"}, tmp_path) == Recipe("x")
+    site = {"a": {"fmt": "E4M3FN"}, "b": {"fmt": "INT8", "granularity": "channel"}}
+    found = loaded({"name": "y", "linear": site, "overrides": [["pooler.dense", {}]]}, tmp_path)
+    linear = SiteRecipe(Operand(E4M3FN), Operand(INT8, "channel"))
+    assert found == Recipe("y", linear, overrides=(("pooler.dense", SiteRecipe()),))
+    assert found.arithmetic == "bfloat16"
+    assert found.accumulate == "exact"
+    assert not found.scores.quantizes
+
+
+def in_operand(**values: Any) -> dict[str, Any]:
+    return {"name": "x", "linear": {"a": values}}
+
+
+def in_site(**values: Any) -> dict[str, Any]:
+    return {"name": "x", "linear": values}
+
+
+#: The file's content, and what of the message must be there after the file's name.
+BAD_FILES: dict[str, tuple[Any, list[str]]] = {
+    "a list": ([], ["expected"]),
+    "no name": ({}, ["name", "missing"]),
+    "name is a number": ({"name": 1}, ["key 'name': expected str, found 1"]),
+    "name is null": ({"name": None}, ["key 'name': expected str, found None"]),
+    "unknown key": ({"name": "x", "lineal": {}}, ["key 'lineal': expected one of", "linear"]),
+    "unknown key of a site": (in_site(c={}), ["'linear'", "key 'c': expected one of a, b,"]),
+    "unknown key of an operand": (
+        in_operand(format="INT8"),
+        ["'linear'", "'a'", "key 'format': expected one of", "fmt"],
+    ),
+    "site is a string": ({"name": "x", "scores": "INT8"}, ["'scores'", "JSON object", "'INT8'"]),
+    "operand is null": (in_site(a=None), ["'linear'", "'a'", "JSON object", "None"]),
+    **{
+        f"fmt {value!r}": (in_operand(fmt=value), ["'fmt'", "expected null or one of", "INT8"])
+        for value in ("FP16", "e4m3", "", 8, True, ["INT8"], {"INT8": 1})
+    },
+    "granularity": (in_operand(granularity="row"), ["granularity: expected one of tensor,"]),
+    "granularity is null": (in_operand(granularity=None), ["'granularity': expected str"]),
+    "observer": (in_operand(observer="max"), ["observer: expected one of absmax,"]),
+    **{
+        f"percentile {value}": (in_operand(percentile=value), ["percentile: expected 0..100"])
+        for value in (0, -1, 100.5, 1e9)
+    },
+    "percentile is true": (in_operand(percentile=True), ["'percentile': expected int or float"]),
+    "percentile is text": (in_operand(percentile="99"), ["'percentile': expected int or float"]),
+    **{
+        f"block {value}": (in_operand(block=value), ["block: expected at least 1"])
+        for value in (0, -8)
+    },
+    "block is 1.5": (in_operand(block=1.5), ["'block': expected int, found 1.5"]),
+    "block is true": (in_operand(block=True), ["'block': expected int, found True"]),
+    "dynamic is 1": (in_operand(dynamic=1), ["'dynamic': expected bool, found 1"]),
+    "power_of_two is null": (in_operand(power_of_two=None), ["'power_of_two': expected bool"]),
+    "dynamic per tensor": (in_operand(fmt="INT8", dynamic=True), ["dynamic", "the batch"]),
+    "static per token": (in_operand(fmt="INT8", granularity="token"), ["dynamic", "calibration"]),
+    "threshold is text": (in_site(outlier_threshold="6"), ["'outlier_threshold': expected int or"]),
+    "threshold of 0": (in_site(outlier_threshold=0), ["outlier_threshold: expected more than 0"]),
+    "migration of 1.5": (in_site(migration=1.5), ["migration: expected 0..1, found 1.5"]),
+    "migration is true": (in_site(migration=True), ["'migration': expected int or float"]),
+    "arithmetic": ({"name": "x", "arithmetic": "float16"}, ["arithmetic: expected 'bfloat16' or"]),
+    "accumulate": ({"name": "x", "accumulate": "fast"}, ["accumulate: expected 'exact' or"]),
+    "arithmetic is a number": ({"name": "x", "arithmetic": 32}, ["'arithmetic': expected str"]),
+    **{
+        f"overrides {value!r}": ({"name": "x", "overrides": value}, ["'overrides': expected"])
+        for value in (
+            *({}, {"pooler": {}}, "pooler", None, 1, ["pooler"], [["pooler"]], [[1, {}]]),
+            *([["pooler", {}, {}]], [{"pooler": {}}]),
+        )
+    },
+    "override of a site that is none": (
+        {"name": "x", "overrides": [["pooler", []]]},
+        ["'overrides'", "'pooler'", "JSON object"],
+    ),
+    "override of an unknown key": (
+        {"name": "x", "overrides": [["*", {"c": 1}]]},
+        ["'overrides'", "'*'", "key 'c'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FILES)
+def test_bad_files(fault: str, tmp_path: Path) -> None:
+    values, parts = BAD_FILES[fault]
+    with pytest.raises(BertNumpyError) as error:
+        loaded(values, tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'recipe.json'}: ")
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "x", "linear": {"a": {"percentile": NaN}}}',
+        '{"name": "x", "linear": {"outlier_threshold": NaN}}',
+        '{"name": "x", "linear": {"migration": NaN}}',
+        '{"name": "x", "linear": {"a": {"percentile": Infinity}}}',
+        '{"name": "x", "linear": {"migration": -Infinity}}',
+        '{"name": "x"',
+        "",
+        "name: x",
+    ],
+)
+def test_bad_text(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(BertNumpyError) as error:
+        load_recipe(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "none.json"
+    for read in (load_recipe, lambda path: preset(str(path))):
+        with pytest.raises(BertNumpyError) as error:
+            read(path)
+        assert str(error.value) == f"{path}: no such file"
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"granularity": "head"}, "operand: granularity: expected one of tensor, channel, token"),
+        ({"observer": "minmax"}, "operand: observer: expected one of absmax, moving_average"),
+        ({"percentile": 0}, "operand: percentile: expected 0..100, found 0"),
+        ({"block": 0}, "operand: block: expected at least 1, found 0"),
+        ({"fmt": INT8, "dynamic": True}, "which would depend on the batch, found True"),
+        ({"fmt": INT8, "granularity": "channel", "dynamic": True}, "dynamic: expected False"),
+        ({"fmt": INT8, "granularity": "token"}, "which no calibration can know, found False"),
+        ({"fmt": INT8, "granularity": "block"}, "operand: dynamic: expected True"),
+        ({"fmt": UINT8, "power_of_two": True}, "power_of_two: expected False for a format with a"),
+    ],
+)
+def test_bad_operands(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(BertNumpyError) as error:
+        Operand(**values)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_good_operands(name: str, observer: str) -> None:
+    operand = Operand(FORMATS[name], observer=observer, percentile=100, block=1)
+    assert SiteRecipe(operand, operand).quantizes
+    assert SiteRecipe(b=operand).quantizes
+    assert SiteRecipe(operand).quantizes
+    assert not SiteRecipe().quantizes
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"a": Operand(INT8, "channel")}, "operand a: granularity: expected no 'channel'"),
+        (
+            {"outlier_threshold": 0.0},
+            "outlier_threshold: expected more than 0 and finite, found 0.0",
+        ),
+        ({"outlier_threshold": -6}, "outlier_threshold: expected more than 0 and finite, found -6"),
+        ({"migration": 1.01}, "migration: expected 0..1, found 1.01"),
+        ({"migration": -0.1}, "migration: expected 0..1, found -0.1"),
+        *(
+            (
+                {"migration": 0.5, "a": Operand(INT8, observer=observer)},
+                f"migration: expected the observer 'absmax', found {observer!r}",
+            )
+            for observer in OBSERVERS
+            if observer != "absmax"
+        ),
+        ({"a": BLOCK, "b": replace(BLOCK, block=64)}, "a, b: scales that vary along the sum"),
+    ],
+)
+def test_bad_sites(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(BertNumpyError) as error:
+        SiteRecipe(**values)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("product", ["scores", "context"])
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        (SiteRecipe(Operand(INT8), Operand(INT8), migration=0.5), "for products with weights"),
+        (SiteRecipe(TOKEN, Operand(INT8), 6.0), "for products with weights"),
+        (SiteRecipe(Operand(INT8), Operand(INT8, "channel")), "'channel' is for weights"),
+    ],
+)
+def test_bad_attention_products(product: str, site: SiteRecipe, message: str) -> None:
+    """In the recipe and as an override alike."""
+    with pytest.raises(BertNumpyError) as error:
+        Recipe("bad", **{product: site})  # type: ignore[arg-type]
+    assert str(error.value).startswith(f"recipe bad: {product}: ")
+    assert message in str(error.value)
+    assert Recipe("good", linear=site).linear is site
+
+
+def test_values_have_no_scale_per_token() -> None:
+    with pytest.raises(BertNumpyError) as error:
+        Recipe("bad", context=SiteRecipe(TOKEN, TOKEN))
+    assert str(error.value) == (
+        "recipe bad: context: V cannot have a scale per token: the sum over tokens does not "
+        "factor; expected 'tensor' or 'block'"
+    )
+    assert Recipe("good", scores=SiteRecipe(TOKEN, TOKEN)).scores.b is TOKEN
+    assert Recipe("good", context=SiteRecipe(BLOCK, BLOCK)).context.b is BLOCK
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        SiteRecipe(Operand(INT8), Operand(INT8), migration=0.5),
+        SiteRecipe(TOKEN, Operand(INT8), 6.0),
+        SiteRecipe(TOKEN, TOKEN),
+        SiteRecipe(Operand(INT8), Operand(INT8, "channel")),
+    ],
+    ids=["migration", "outliers", "V per token", "channel"],
+)
+def test_an_override_cannot_do_what_a_product_cannot(site: SiteRecipe, small: Model) -> None:
+    """An override that fits an attention product is held to the rules of those."""
+    calibration = bert_numpy.calibrate(small, [{"input_ids": [[2, 3, 4]]}])
+
+    def apply() -> None:
+        recipe = Recipe("bad", overrides=(("encoder.layer.1.attention.context", site),))
+        apply_recipe(small, recipe, calibration)
+
+    with pytest.raises(BertNumpyError):
+        apply()
+
+
+# Sites
+
+
+def test_sites_of_the_encoder() -> None:
+    recipe = PRESETS["int8-smooth"]
+    assert recipe.site("encoder.layer.3.attention.scores") is recipe.scores
+    assert recipe.site("encoder.layer.11.attention.context") is recipe.context
+    for name in ("attention.self.query", "attention.output.dense", "output.dense"):
+        assert recipe.site(f"encoder.layer.0.{name}") is recipe.linear
+    for name in ("pooler.dense", "classifier"):
+        assert recipe.site(name) == SiteRecipe()
+
+
+def test_the_last_override_that_fits_holds() -> None:
+    e4m3, e5m2 = PRESETS["e4m3"].linear, PRESETS["e5m2"].linear
+    recipe = replace(
+        PRESETS["int8"],
+        overrides=(
+            ("encoder.layer.?.output.dense", e4m3),
+            ("encoder.layer.1.*", e5m2),
+            ("*.scores", SiteRecipe()),
+            ("classifier", e4m3),
+        ),
+    )
+    assert recipe.site("encoder.layer.0.output.dense") is e4m3
+    assert recipe.site("encoder.layer.1.output.dense") is e5m2
+    assert recipe.site("encoder.layer.10.output.dense") is recipe.linear
+    assert recipe.site("encoder.layer.0.attention.output.dense") is recipe.linear
+    assert recipe.site("encoder.layer.1.attention.scores") == SiteRecipe()
+    assert recipe.site("classifier") is e4m3
+    assert recipe.site("Classifier") == SiteRecipe()
+    assert recipe.site("pooler.dense") == SiteRecipe()
+
+
+def test_skipping() -> None:
+    recipe = replace(PRESETS["e4m3"], overrides=(("classifier", INT8_BOTH),))
+    found = recipe.skipping("encoder.layer.0.*", "*.context")
+    assert found.overrides[:1] == recipe.overrides
+    assert found.name == recipe.name
+    assert not found.site("encoder.layer.0.attention.self.key").quantizes
+    assert not found.site("encoder.layer.1.attention.context").quantizes
+    assert found.site("encoder.layer.1.attention.scores").quantizes
+    assert found.site("classifier") is INT8_BOTH
+    assert not found.skipping("*").site("classifier").quantizes
+    assert recipe.skipping() == recipe
+    assert recipe.overrides == (("classifier", INT8_BOTH),)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["encoder.layer.2.*", "pooler", "", "Encoder*", "encoder.layer.0.attention"]
+)
+def test_override_that_fits_no_site(pattern: str, small: Model) -> None:
+    recipe = PRESETS["bf16"].skipping("classifier", pattern, "*")
+    with pytest.raises(BertNumpyError) as error:
+        apply_recipe(small, recipe)
+    assert str(error.value) == (
+        f"recipe bf16: override {pattern!r}: expected to fit a site, such as "
+        "encoder.layer.0.attention.self.query"
+    )
+    names = model_sites(small)
+    assert names[-2:] == ["pooler.dense", "classifier"]
+    PRESETS["bf16"].skipping(*names, "*", "pooler.*").check_overrides(names)
+
+
+# Whether there must be a calibration
+
+
+def needs_calibration(recipe: Recipe, model: Model) -> bool:
+    message = ""
+    try:
+        apply_recipe(model, recipe)
+    except BertNumpyError as error:
+        message = str(error)
+    assert message in ("", f"recipe {recipe.name}: expected a calibration, found none")
+    return bool(message)
+
+
+@every_preset
+def test_calibrated(name: str, small: Model) -> None:
+    assert PRESETS[name].calibrated == needs_calibration(PRESETS[name], small)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "calibrated"),
+    [
+        (Recipe("x", overrides=(("pooler.dense", INT8_BOTH),)), True),
+        (Recipe("x", overrides=(("pooler.dense", SiteRecipe(b=Operand(INT8))),)), False),
+        (Recipe("x", overrides=(("*.scores", SiteRecipe(b=Operand(INT8))),)), True),
+        (Recipe("x", scores=SiteRecipe(TOKEN, TOKEN)), False),
+        (Recipe("x", scores=SiteRecipe(TOKEN, Operand(INT8))), True),
+        (Recipe("x", context=SiteRecipe(b=Operand(INT8))), True),
+        (Recipe("x", linear=SiteRecipe(TOKEN, Operand(INT8), migration=0.5)), True),
+        (Recipe("x", linear=SiteRecipe(TOKEN, Operand(INT8), 6.0)), False),
+        (Recipe("x", linear=SiteRecipe(BLOCK, BLOCK)), False),
+    ],
+)
+def test_calibrated_by_part(recipe: Recipe, calibrated: bool, small: Model) -> None:
+    assert recipe.calibrated == calibrated == needs_calibration(recipe, small)
