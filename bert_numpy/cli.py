@@ -134,7 +134,13 @@ def _parser() -> argparse.ArgumentParser:
             help="comma-separated; fp32 always runs, as the others are compared with it",
         )
     for sub in (evaluate, predict):
-        sub.add_argument("--format", metavar="NAME", default="fp32", help=", ".join(PRESETS))
+        sub.add_argument(
+            "--format",
+            "--recipe",
+            metavar="NAME",
+            default="fp32",
+            help="see the list of formats in bert-numpy --help; or a recipe's .json file",
+        )
     for sub in (compare, evaluate):
         _add_data_options(sub)
     evaluate.add_argument(
