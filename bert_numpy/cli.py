@@ -19,7 +19,7 @@ from bert_numpy.job import Job, prepare, run
 from bert_numpy.loading import load
 from bert_numpy.model import Model, encoder_sites
 from bert_numpy.quantization import apply_recipe
-from bert_numpy.recipe import PRESETS, Recipe, preset
+from bert_numpy.recipe import Recipe, preset
 from bert_numpy.report import comparison_row, print_comparison, progress_bar, write_json
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
