@@ -892,7 +892,11 @@ def test_interrupt(data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch)
         time.sleep(60)
 
     monkeypatch.setattr(job, "evaluate", interrupted)
-    assert main(arguments("compare", data, "--json", str(target))) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(arguments("compare", data, "--json", str(target))) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert only_line(capsys) == "interrupted"
     assert target.read_text() == "old"
 
