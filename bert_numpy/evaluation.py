@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -242,7 +242,17 @@ def evaluate_answers(
     )
 
 
-def compare_with(reference: Evaluation, result: Evaluation) -> dict[str, float]:
+class Outputs(Protocol):
+    """Logits and predictions of a data set, however they were put together."""
+
+    @property
+    def logits(self) -> Float32Array: ...
+
+    @property
+    def predictions(self) -> npt.NDArray[Any]: ...
+
+
+def compare_with(reference: Outputs, result: Outputs) -> dict[str, float]:
     """What a recipe changed on the same data: usually, against FP32.
 
     Returns

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -192,7 +192,17 @@ def task_named(name: str, others: Sequence[str] = ()) -> Task:
     return found
 
 
-def find_file(data: Path, task: Task, name: str) -> Path:
+class Foldered(Protocol):
+    """A task, by its name and by the official name of its folder."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def folder(self) -> str: ...
+
+
+def find_file(data: Path, task: Foldered, name: str) -> Path:
     """The file ``name`` of a task in ``data``: the task's own folder, or one of all tasks.
 
     Raises
@@ -202,8 +212,7 @@ def find_file(data: Path, task: Task, name: str) -> Path:
     """
     if not data.exists():
         raise BertNumpyError(f"{data}: no such file or folder")
-    places = [data / name, data / task.folder / name, data / task.name / name]
-    for path in places:
+    for path in (data / name, data / task.folder / name, data / task.name / name):
         if path.is_file():
             return path
     raise BertNumpyError(f"{data}: expected {name} or {task.folder}/{name}, found neither")

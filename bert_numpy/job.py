@@ -21,7 +21,7 @@ from bert_numpy.loading import load
 from bert_numpy.model import Model
 from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.recipe import Recipe
-from bert_numpy.squad import SQUAD, Questions, SpanTask, find_questions, read_questions
+from bert_numpy.squad import SQUAD, Questions, SpanTask, read_questions
 from bert_numpy.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 
 __all__ = ["Job", "ProgressBar", "evaluate_job", "prepare", "run"]
@@ -108,14 +108,14 @@ def prepare(
     """
     task_ = _task_named(task)
     place = Path(data)
-    path = place if place.is_file() else _find(place, task_, task_.dev)
+    path = place if place.is_file() else find_file(place, task_, task_.dev)
     examples = _read(path, task_)
     if limit is not None and limit < len(examples):
         examples = examples.select(range(limit))
     sample = None
     given = load_calibration(calibration) if calibrated and calibration is not None else None
     if calibrated and given is None:
-        source = _find(path.parent, task_, task_.train) if calibration_data is None else None
+        source = find_file(path.parent, task_, task_.train) if calibration_data is None else None
         sample = _read(source or Path(str(calibration_data)), task_)
         sample = sample.sample(calibration_samples)
     loaded = load(model)
@@ -128,12 +128,6 @@ def prepare(
 
 def _task_named(name: str) -> Task | SpanTask:
     return SQUAD if name.lower() == SQUAD.name else task_named(name, others=[SQUAD.name])
-
-
-def _find(folder: Path, task: Task | SpanTask, name: str) -> Path:
-    if isinstance(task, SpanTask):
-        return find_questions(folder, name)
-    return find_file(folder, task, name)
 
 
 def _read(path: Path, task: Task | SpanTask) -> Examples | Questions:

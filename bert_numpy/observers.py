@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from npfp8 import FloatFormat, Format, IntFormat, quantize
 from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
-from npfp8.tensor import absmax_scale, affine_scale
+from npfp8.tensor import absmax_scale, affine_scale, power_of_two_scale
 
 __all__ = [
     "OBSERVERS",
@@ -34,6 +35,7 @@ __all__ = [
     "merge",
     "observe",
     "quantization_noise",
+    "range_scale",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -283,16 +285,23 @@ def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
     return from_bits(negative_first), seen.histogram[negative_first].astype(np.float64)
 
 
+def range_scale(
+    low: Any, high: Any, fmt: Format, power_of_two: bool = False
+) -> tuple[Float32Array, npt.NDArray[Any] | None]:
+    """The scales, and zero points or None, that map ranges around 0 to a format."""
+    if is_affine(fmt):
+        assert isinstance(fmt, IntFormat)
+        return affine_scale(low, high, fmt)
+    scale = absmax_scale(np.maximum(high, np.negative(low)), fmt)
+    return power_of_two_scale(scale) if power_of_two else scale, None
+
+
 def _round_trip(
     values: Float32Array, low: float, high: float, fmt: Format
 ) -> tuple[npt.NDArray[np.intp], Float32Array]:
     """The codes of values (as 0..255) under a range's scale, and what they dequantize to."""
-    if is_affine(fmt):
-        assert isinstance(fmt, IntFormat)
-        scale, zero_point = affine_scale(low, high, fmt)
-        q = quantize(values, fmt, scale, zero_point=zero_point)
-    else:
-        q = quantize(values, fmt, absmax_scale(max(high, -low), fmt))
+    scale, zero_point = range_scale(low, high, fmt)
+    q = quantize(values, fmt, scale, zero_point=zero_point)
     codes = q.codes.view(np.uint8).astype(np.intp)
     if isinstance(fmt, FloatFormat):
         codes[codes == fmt.sign_bit] = 0  # -0 is 0

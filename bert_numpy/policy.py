@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +22,10 @@ from bert_numpy.elementwise import (
     Arithmetic,
 )
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.observers import is_affine
+from bert_numpy.observers import range_scale
 from bert_numpy.recipe import PRESETS, Operand, Recipe, SiteRecipe
 from npfp8 import (
     FloatFormat,
-    IntFormat,
     QuantizedTensor,
     matmul,
     matmul_float32,
@@ -35,13 +33,7 @@ from npfp8 import (
     quantize_bfloat16,
 )
 from npfp8.golden import require_ieee754
-from npfp8.tensor import (
-    absmax_scale,
-    affine_scale,
-    group_extrema,
-    power_of_two_scale,
-    spread,
-)
+from npfp8.tensor import group_extrema, spread
 
 __all__ = [
     "FLOAT32_POLICY",
@@ -53,7 +45,6 @@ __all__ = [
     "float32_policy",
     "quantize_operand",
     "quantized_policy",
-    "range_scale",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -154,7 +145,10 @@ class Scale:
     @staticmethod
     def of(low: float, high: float, operand: Operand) -> Scale:
         """The scale that maps a range around 0 to an operand's format."""
-        scale, zero_point = range_scale(np.float32(low), np.float32(high), operand)
+        assert operand.fmt is not None
+        scale, zero_point = range_scale(
+            np.float32(low), np.float32(high), operand.fmt, operand.power_of_two
+        )
         return Scale(scale, None if zero_point is None else int(zero_point))
 
 
@@ -178,16 +172,6 @@ class SitePlan:
     smoothing: Float32Array | None = None
 
 
-def range_scale(low: Any, high: Any, operand: Operand) -> tuple[Float32Array, Any]:
-    """The scales, and zero points or None, that map ranges around 0 to an operand's format."""
-    assert operand.fmt is not None
-    if is_affine(operand.fmt):
-        assert isinstance(operand.fmt, IntFormat)
-        return affine_scale(low, high, operand.fmt)
-    scale = absmax_scale(np.maximum(high, np.negative(low)), operand.fmt)
-    return power_of_two_scale(scale) if operand.power_of_two else scale, None
-
-
 def quantize_operand(x: Float32Array, operand: Operand, k_axis: int) -> QuantizedTensor:
     """Quantize an operand with scales of its own.
 
@@ -207,7 +191,8 @@ def quantize_operand(x: Float32Array, operand: Operand, k_axis: int) -> Quantize
         "block": (k_axis, operand.block),
     }[operand.granularity]
     axis = None if axis is None else axis % x.ndim
-    scale, zero_point = range_scale(*group_extrema(x, axis, block), operand)
+    low, high = group_extrema(x, axis, block)
+    scale, zero_point = range_scale(low, high, operand.fmt, operand.power_of_two)
     return quantize(x, operand.fmt, scale, axis, block, zero_point)
 
 

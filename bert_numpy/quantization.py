@@ -112,10 +112,10 @@ def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> Quanti
     """The codes of a linear layer's weight, (out_features, in_features), as stored.
 
     Per tensor the operand's observer decides the scale; per channel and per
-    block it is from the absolute maximum.
+    block it is from the absolute maximum, which needs no histogram.
     """
     assert operand.fmt is not None
-    if operand.granularity != "tensor":
+    if operand.granularity != "tensor" or operand.observer == "absmax":
         try:
             return quantize_operand(weight.T, operand, -2).mT
         except ValueError as error:

@@ -15,7 +15,7 @@ from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.glue import spread
 
-__all__ = ["SQUAD", "Question", "Questions", "SpanTask", "find_questions", "read_questions"]
+__all__ = ["SQUAD", "Question", "Questions", "SpanTask", "read_questions"]
 
 _VERSION = "1.1"
 
@@ -48,6 +48,11 @@ class SpanTask:
     n_best: int = 20
     max_answer_length: int = 30
 
+    @property
+    def folder(self) -> str:
+        """The data's folder, as GLUE's tasks have it."""
+        return self.name
+
 
 SQUAD = SpanTask("squad", "dev-v1.1.json", "train-v1.1.json")
 
@@ -78,22 +83,6 @@ class Questions:
     def sample(self, count: int) -> Questions:
         """``count`` questions spread evenly, as :meth:`bert_numpy.glue.Examples.sample` does."""
         return self.select(spread(len(self), count))
-
-
-def find_questions(data: Path, name: str) -> Path:
-    """The file ``name`` in ``data``: SQuAD's own folder, or one that has a folder ``squad``.
-
-    Raises
-    ------
-    BertNumpyError
-        If it is in neither.
-    """
-    if not data.exists():
-        raise BertNumpyError(f"{data}: no such file or folder")
-    for path in (data / name, data / SQUAD.name / name):
-        if path.is_file():
-            return path
-    raise BertNumpyError(f"{data}: expected {name} or {SQUAD.name}/{name}, found neither")
 
 
 def read_questions(path: Path) -> Questions:

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from bert_numpy.calibration import Calibration, load_calibration, save_calibration
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.evaluation import calibrate_on
-from bert_numpy.glue import Examples
+from bert_numpy.evaluation import calibrate_on, compare_with
+from bert_numpy.glue import Examples, Task
 from bert_numpy.job import Job, evaluate_job, prepare
 from bert_numpy.metrics import ANSWER_METRICS, METRICS
 from bert_numpy.observers import Statistics, quantization_noise
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-#: Of every example: classes and scores as arrays, answers as lists.
+#: Of every example: classes, scores and texts as arrays, the right answers as lists.
 Outputs = npt.NDArray[Any] | Sequence[Any]
 
 
@@ -99,14 +99,16 @@ class Result:
     ----------
     labels : sequence
         Of the examples: classes, scores, or of each question the answers.
-    predictions : sequence
-        Of the same kind: classes, scores, or texts.
+    predictions : ndarray
+        Classes, scores, or texts as objects.
     logits : ndarray of float32
         Of all examples, in a row.
+    metrics : dict of str to callable (labels, predictions)
+        The task's.
     """
 
     labels: Outputs
-    predictions: Outputs
+    predictions: npt.NDArray[Any]
     logits: npt.NDArray[np.float32]
     metrics: dict[str, Callable[..., float]]
 
@@ -154,20 +156,22 @@ def merged(cells: Sequence[Cell]) -> Result:
     """
     logits, predictions = [], []
     for cell in cells:
-        if not cell.file.exists():
-            raise BertNumpyError(f"{cell.file}: no such file: the cell has not been run")
-        with np.load(cell.file) as arrays:
+        file = cell.file  # its name takes reading the calibration
+        if not file.exists():
+            raise BertNumpyError(f"{file}: no such file: the cell has not been run")
+        with np.load(file) as arrays:
             logits.append(arrays["logits"])
             found = arrays["predictions"]
             texts = found.dtype == np.uint8
             predictions += json.loads(found.tobytes()) if texts else found.tolist()
     job = _job(cells[0].subject)
     if isinstance(job.examples, Examples):
-        names = getattr(job.task, "metrics", ())
-        metrics = {name: METRICS[name] for name in names}
+        assert isinstance(job.task, Task)
+        metrics = {name: METRICS[name] for name in job.task.metrics}
         return Result(job.examples.labels, np.array(predictions), np.concatenate(logits), metrics)
     answers = [item.answers for item in job.examples.items]
-    return Result(answers, predictions, np.concatenate(logits), dict(ANSWER_METRICS))
+    answers_given = np.array(predictions, object)
+    return Result(answers, answers_given, np.concatenate(logits), dict(ANSWER_METRICS))
 
 
 def compare_results(
@@ -185,13 +189,7 @@ def compare_results(
     row: dict[str, Any] = {
         name: metric(result.labels, result.predictions) for name, metric in result.metrics.items()
     }
-    base = reference.logits.astype(np.float64)
-    row["relative_logit_error"] = float(np.linalg.norm(result.logits - base) / np.linalg.norm(base))
-    pairs = zip(result.predictions, reference.predictions, strict=True)
-    if isinstance(result.predictions, np.ndarray) and result.predictions.dtype.kind == "f":
-        row["mean_abs_difference"] = float(np.mean([abs(a - b) for a, b in pairs]))
-    else:
-        row["flips"] = int(sum(a != b for a, b in pairs))
+    row |= compare_with(reference, result)
     name, metric = next(iter(result.metrics.items()))
     row["difference"] = row[name] - metric(reference.labels, reference.predictions)
     row["interval"] = list(bootstrap_interval(metric, result, reference, resamples))

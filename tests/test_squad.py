@@ -31,11 +31,12 @@ from bert_numpy import (
 from bert_numpy.cli import main
 from bert_numpy.config import read_config
 from bert_numpy.evaluation import compare_with, evaluate_answers, predict_span_logits
+from bert_numpy.glue import find_file
 from bert_numpy.hub import EMBEDDED
 from bert_numpy.job import Job, prepare, run
 from bert_numpy.metrics import ANSWER_METRICS, answer_f1, exact_match, normalize_answer
 from bert_numpy.spans import Answer, best_answers, most_context
-from bert_numpy.squad import SQUAD, Question, Questions, find_questions, read_questions
+from bert_numpy.squad import SQUAD, Question, Questions, read_questions
 from bert_numpy.tokenization import EncodedText, Window
 from bert_numpy.weights import expected_shapes
 
@@ -146,17 +147,16 @@ def test_offsets_count_characters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [".", "squad"])
 def test_finds_the_official_name(data: Path, place: str) -> None:
-    assert find_questions(data / place, SQUAD.dev) == data / place / ("squad" * (place == ".")) / (
-        SQUAD.dev
-    )
+    found = find_file(data / place, SQUAD, SQUAD.dev)
+    assert found == data / place / ("squad" * (place == ".")) / SQUAD.dev
 
 
 def test_no_file(tmp_path: Path) -> None:
-    assert refusal(lambda: find_questions(tmp_path, SQUAD.dev)) == (
+    assert refusal(lambda: find_file(tmp_path, SQUAD, SQUAD.dev)) == (
         f"{tmp_path}: expected dev-v1.1.json or squad/dev-v1.1.json, found neither"
     )
     missing = tmp_path / "missing"
-    assert refusal(lambda: find_questions(missing, SQUAD.dev)) == (
+    assert refusal(lambda: find_file(missing, SQUAD, SQUAD.dev)) == (
         f"{missing}: no such file or folder"
     )
     assert refusal(lambda: read_questions(missing)) == f"{missing}: no such file"
