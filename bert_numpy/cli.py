@@ -13,14 +13,14 @@ from typing import Any
 import npfp8
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, calibrate_on
-from bert_numpy.glue import TASKS, read_examples, task_named
+from bert_numpy.glue import TASKS, Task, TestSet, read_examples, submission, task_named
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run
 from bert_numpy.loading import load
 from bert_numpy.model import Model, encoder_sites
 from bert_numpy.quantization import apply_recipe
 from bert_numpy.recipe import Recipe, preset
-from bert_numpy.report import comparison_row, print_comparison, progress_bar, write_json
+from bert_numpy.report import comparison_row, print_comparison, progress_bar, write_json, write_text
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
 from npfp8.golden import softmax
@@ -117,10 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
     compare = command("compare", _compare, "Compare formats on a task's development set.")
     evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
+    submit = command("submit", _submit, "Write a GLUE test set's predictions for its server.")
     predict = command("predict", _predict, "Classify or score a text, or a pair of texts.")
     command("info", _info, "Describe a checkpoint.")
 
-    for sub in (demo, compare, evaluate, predict):
+    for sub in (demo, compare, evaluate, submit, predict):
         sub.add_argument(
             "--golden",
             action="store_true",
@@ -133,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
             default="fp32,int8,e4m3,e5m2",
             help="comma-separated; fp32 always runs, as the others are compared with it",
         )
-    for sub in (evaluate, predict):
+    for sub in (evaluate, submit, predict):
         sub.add_argument(
             "--format",
             "--recipe",
@@ -141,8 +142,18 @@ def _parser() -> argparse.ArgumentParser:
             default="fp32",
             help="see the list of formats in bert-numpy --help; or a recipe's .json file",
         )
-    for sub in (compare, evaluate):
+    for sub in (compare, evaluate, submit):
         _add_data_options(sub)
+    for sub in (compare, evaluate):
+        sub.add_argument(
+            "--limit", type=_positive, metavar="N", help="evaluate only the first N examples"
+        )
+    submit.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the file to write, or a folder for one of the name that the server expects",
+    )
     evaluate.add_argument(
         "--predictions",
         metavar="FILE",
@@ -165,10 +176,10 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--data",
         required=True,
-        metavar="DIR",
-        help="the task's official folder, a folder of such folders, or a file to evaluate on",
+        metavar="DATA",
+        help="the task's folder, a folder of such folders, a file to evaluate on, or a data set "
+        "on the hub (nyu-mll/glue, rajpurkar/squad)",
     )
-    add("--limit", type=_positive, metavar="N", help="evaluate only the first N examples")
     add(
         "--calibration-samples",
         type=_positive,
@@ -269,6 +280,27 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def _submit(arguments: argparse.Namespace) -> dict[str, Any]:
+    recipe = preset(arguments.format)
+    job = _prepared(arguments, [recipe], test=True)
+    assert isinstance(job.task, Task)
+    assert isinstance(job.examples, TestSet)
+    path = Path(arguments.out)
+    if path.is_dir():
+        path /= f"{job.task.submission_name or job.task.folder}.tsv"
+    (result,) = run(
+        job,
+        [recipe],
+        progress_bar,
+        golden=arguments.golden,
+        calibration_output=arguments.save_calibration,
+    )
+    write_text(path, submission(job.task, job.examples.ids, result.predictions))
+    if arguments.json != "-":
+        print(f"{path}: {len(job.examples)} predictions")
+    return _header(job, arguments.golden) | {"format": recipe.name, "file": str(path)}
+
+
 def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
     """Predictions and logits of each example; of questions, by their ids, the likely answers."""
     if not isinstance(job.examples, Questions):
@@ -284,7 +316,7 @@ def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _prepared(arguments: argparse.Namespace, recipes: list[Recipe]) -> Job:
+def _prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool = False) -> Job:
     return prepare(
         arguments.model,
         arguments.task,
@@ -293,9 +325,10 @@ def _prepared(arguments: argparse.Namespace, recipes: list[Recipe]) -> Job:
         calibration=arguments.calibration,
         calibration_data=arguments.calibration_data,
         calibration_samples=arguments.calibration_samples,
-        limit=arguments.limit,
+        limit=getattr(arguments, "limit", None),
         max_length=arguments.max_length,
         batch_size=arguments.batch_size,
+        test=test,
     )
 
 

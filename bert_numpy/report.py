@@ -19,7 +19,7 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, compare_with
 from npfp8.files import replaced_file
 
-__all__ = ["comparison_row", "print_comparison", "progress_bar", "write_json"]
+__all__ = ["comparison_row", "print_comparison", "progress_bar", "write_json", "write_text"]
 
 
 def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str, Any]:
@@ -111,7 +111,17 @@ def write_json(target: str, value: Mapping[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
         return
-    path = Path(target)
+    write_text(Path(target), text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file cannot be written.
+    """
     try:
         with replaced_file(path) as file:
             file.write(text.encode())

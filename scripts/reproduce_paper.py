@@ -1,6 +1,6 @@
 """Fill the paper's tables: every model and task, every recipe; one run that can be resumed.
 
-    python scripts/reproduce_paper.py --out DIR MODEL:TASK:DATA ...
+    python scripts/reproduce_paper.py --out DIR MODEL:TASK:DATA[:CALIBRATION_DATA] ...
         [--recipes LIST] [--limit N] [--workers N | --scheduler ADDRESS]
 
 The cells (a recipe on a part of a task's examples) are pure and independent, and
@@ -208,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("subjects", nargs="+", metavar="MODEL:TASK:DATA")
+    parser.add_argument("subjects", nargs="+", metavar="MODEL:TASK:DATA[:CALIBRATION_DATA]")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipes", default=",".join(PRESETS), help="names, or .json files")
     parser.add_argument("--limit", type=int, help="only the first so many examples of each task")
@@ -223,9 +223,11 @@ def main() -> None:
     recipes = [preset(name) for name in names]
     subjects = []
     for text in arguments.subjects:
-        model, task, data = text.split(":")
+        model, task, data, *other = text.split(":")
         calibration = out / f"calibration-{Path(model).name}-{task}.safetensors"
-        subjects.append(Subject(model, task, data, str(calibration), arguments.limit))
+        subjects.append(
+            Subject(model, task, data, str(calibration), *other or [None], limit=arguments.limit)
+        )
 
     if arguments.scheduler:
         client = Client(arguments.scheduler)
@@ -234,7 +236,7 @@ def main() -> None:
             n_workers=arguments.workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address=":0",
             env=ONE_BLAS_THREAD,
         )
         client = Client(cluster)

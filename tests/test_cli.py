@@ -761,11 +761,13 @@ BROKEN_DATA: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing folder": (shutil.rmtree, "{data}: no such file or folder"),
     "missing file": (
         lambda data: (data / "dev.tsv").unlink(),
-        "{data}: expected dev.tsv or SST-2/dev.tsv, found neither",
+        "{data}: expected one of dev.tsv, dev.jsonl, validation.jsonl, validation-*-of-*.parquet, "
+        "here or in SST-2, found none of them",
     ),
     "no training file": (
         lambda data: (data / "train.tsv").unlink(),
-        "{data}: expected train.tsv or SST-2/train.tsv, found neither",
+        "{data}: expected one of train.tsv, train.jsonl, train-*-of-*.parquet, "
+        "here or in SST-2, found none of them",
     ),
     "empty file": (
         replaced("dev.tsv", ""),
@@ -1112,3 +1114,26 @@ def test_row_without_a_reference(data: Path) -> None:
     assert "relative_logit_error" not in row
     assert report.comparison_row(result, result)["flips"] == 0
     assert row["quantized_elements"] > row["saturated_elements"] + row["underflowed_elements"] >= 0
+
+
+def test_submission(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The test set's predictions: those of the same texts as a development set, by their numbers."""
+    lines = (data / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    texts = [line.split("\t")[0] for line in lines]
+    rows = [f"{3 * i}\t{text}" for i, text in enumerate(texts)]
+    (data / "test.tsv").write_text("index\tsentence\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    argv = arguments("submit", data, "--format", "e4m3", "--out", str(tmp_path / "out"))
+    assert main(argv) == 0
+    file = tmp_path / "out" / "SST-2.tsv"
+    assert capsys.readouterr().out == f"{file}: 30 predictions\n"
+    expected = run_json(arguments("evaluate", data, "--format", "e4m3"), tmp_path)["predictions"]
+    shown = [f"{3 * i}\t{prediction}" for i, prediction in enumerate(expected)]
+    assert file.read_text().splitlines() == ["index\tprediction", *shown]
+
+    argv[-1] = str(tmp_path / "AX.tsv")
+    assert main(argv) == 0
+    assert (tmp_path / "AX.tsv").read_text() == file.read_text()
+    argv[-1] = str(tmp_path / "none" / "AX.tsv")
+    assert main(argv) == 2
+    assert "AX.tsv: cannot be written: " in capsys.readouterr().err

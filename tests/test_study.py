@@ -40,7 +40,7 @@ EXAMPLES = 26
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     file = tmp_path_factory.mktemp("calibration") / "reviews.safetensors"
-    found = Subject("bert-tiny-sst2", "sst2", str(REVIEWS), str(file), EXAMPLES)
+    found = Subject("bert-tiny-sst2", "sst2", str(REVIEWS), str(file), limit=EXAMPLES)
     calibrate_subject(found, samples=20)
     return found
 
@@ -146,7 +146,7 @@ def test_cluster_whose_worker_is_killed(subject: Subject, tmp_path: Path, distri
         run_cell(cell)
     spread = [replace(cell, folder=str(tmp_path / "spread")) for cell in alone]
     cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
     )
     with cluster, distributed.Client(cluster) as client:
         futures = client.map(run_cell, spread, pure=False, retries=3)
