@@ -7,12 +7,15 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import npfp8
+from bert_numpy.calibration import load_calibration
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, calibrate_on
+from bert_numpy.figures import describe, draw_histogram, draw_sqnr
 from bert_numpy.glue import TASKS, Task, TestSet, read_examples, submission, task_named
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run
@@ -20,7 +23,14 @@ from bert_numpy.loading import load
 from bert_numpy.model import Model, encoder_sites
 from bert_numpy.quantization import apply_recipe
 from bert_numpy.recipe import Recipe, preset
-from bert_numpy.report import comparison_row, print_comparison, progress_bar, write_json, write_text
+from bert_numpy.report import (
+    comparison_row,
+    print_comparison,
+    print_operands,
+    progress_bar,
+    write_json,
+    write_text,
+)
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
 from npfp8.golden import softmax
@@ -110,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
             "--json", metavar="FILE", help="write the results as JSON too; - prints them instead"
         )
         sub.add_argument("--debug", action="store_true", help="show a traceback on an error")
-        if name != "demo":
+        if name == "calibration":
+            sub.add_argument("file", metavar="FILE", help="what --save-calibration wrote")
+        elif name != "demo":
             sub.add_argument("model", metavar="MODEL", help="a folder, or a hub id")
         return sub
 
@@ -120,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     submit = command("submit", _submit, "Write a GLUE test set's predictions for its server.")
     predict = command("predict", _predict, "Classify or score a text, or a pair of texts.")
     command("info", _info, "Describe a checkpoint.")
+    calibration = command("calibration", _calibration, "Describe and plot a saved calibration.")
 
     for sub in (demo, compare, evaluate, submit, predict):
         sub.add_argument(
@@ -158,6 +171,14 @@ def _parser() -> argparse.ArgumentParser:
         "--predictions",
         metavar="FILE",
         help="squad: write the answers to FILE, in the layout that its official script reads",
+    )
+    calibration.add_argument(
+        "--operand", metavar="PATTERN", default="*", help="only these, such as '*.scores:*'"
+    )
+    calibration.add_argument(
+        "--plot",
+        metavar="DIR",
+        help="draw the operands' noise by format and each one's elements (extra: plot)",
     )
     predict.add_argument("text", metavar="TEXT")
     predict.add_argument("pair", metavar="SECOND_TEXT", nargs="?")
@@ -381,6 +402,35 @@ def _answer(model: Model, logits: Any) -> dict[str, Any]:
     probabilities = softmax(logits, "float32").tolist()
     ranked = sorted(zip(labels, probabilities, strict=True), key=lambda item: -item[1])
     return {"label": ranked[0][0], "probabilities": dict(ranked), "logits": by_label}
+
+
+def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
+    calibration = load_calibration(arguments.file)
+    operands = {
+        name: seen
+        for name, seen in calibration.operands.items()
+        if fnmatchcase(name, arguments.operand)
+    }
+    if not operands:
+        raise BertNumpyError(
+            f"{arguments.file}: expected operands that fit {arguments.operand!r}, found none"
+        )
+    described = {name: describe(seen) for name, seen in operands.items()}
+    if arguments.plot is not None:
+        folder = Path(arguments.plot)
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_sqnr(operands, folder / "sqnr.png")
+        for name, seen in operands.items():
+            draw_histogram(name, seen, folder / f"{name.replace(':', '-')}.png")
+    if arguments.json != "-":
+        print(f"{arguments.file}: {calibration.samples} samples")
+        print_operands(described)
+    return {
+        "file": str(arguments.file),
+        "samples": calibration.samples,
+        "golden": calibration.golden,
+        "operands": described,
+    }
 
 
 def _head(model: Model) -> str:

@@ -26,9 +26,8 @@ from bert_numpy.evaluation import calibrate_on, compare_with
 from bert_numpy.glue import Examples, Task
 from bert_numpy.job import Job, evaluate_job, prepare
 from bert_numpy.metrics import ANSWER_METRICS, METRICS
-from bert_numpy.observers import Statistics, quantization_noise
 from bert_numpy.quantization import QuantizedModel, apply_recipe
-from bert_numpy.recipe import Operand, Recipe, recipe_json
+from bert_numpy.recipe import Recipe, recipe_json
 from bert_numpy.squad import Questions
 from npfp8.files import replaced_file
 
@@ -42,7 +41,6 @@ __all__ = [
     "compare_results",
     "merged",
     "run_cell",
-    "sqnr",
 ]
 
 
@@ -229,13 +227,6 @@ def bootstrap_interval(
         return math.nan, math.nan
     low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
-
-
-def sqnr(seen: Statistics, operand: Operand) -> float:
-    """Signal-to-quantization-noise ratio of an operand's elements with a static scale, in dB."""
-    assert operand.fmt is not None
-    signal, noise = quantization_noise(seen, operand.observer, operand.fmt, operand.percentile)
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else math.nan
 
 
 def _taken(values: Outputs, rows: npt.NDArray[np.int64]) -> Any:

@@ -16,7 +16,7 @@ from oracles import assert_same_bits
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe
-from bert_numpy.calibration import load_calibration
+from bert_numpy.calibration import load_calibration, sqnr
 from bert_numpy.metrics import accuracy
 from bert_numpy.outliers import with_outliers
 from bert_numpy.recipe import Operand
@@ -29,7 +29,6 @@ from bert_numpy.study import (
     compare_results,
     merged,
     run_cell,
-    sqnr,
 )
 from npfp8 import E4M3FN, E5M2, INT8
 
