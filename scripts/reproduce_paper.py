@@ -1,7 +1,7 @@
 """Fill the paper's tables: every model and task, every recipe; one run that can be resumed.
 
     python scripts/reproduce_paper.py --out DIR MODEL:TASK:DATA[:CALIBRATION_DATA] ...
-        [--recipes LIST] [--limit N] [--workers N | --scheduler ADDRESS]
+        [--recipes LIST] [--limit N] [--cell N] [--workers N | --scheduler ADDRESS]
 
 The cells (a recipe on a part of a task's examples) are pure and independent, and
 run as tasks of dask.distributed (extra: study): on a local cluster of processes,
@@ -54,14 +54,14 @@ HISTOGRAM = "encoder.layer.1.output.dense:a"
 
 
 def run_study(
-    subjects: Sequence[Subject], recipes: Sequence[Recipe], out: Path, client: Client
+    subjects: Sequence[Subject], recipes: Sequence[Recipe], out: Path, client: Client, size: int
 ) -> list[dict[str, Any]]:
     """Run what has not been run yet; returns a row for each subject and recipe."""
     calibrating = client.map(calibrate_subject, subjects, pure=False)
     client.gather(calibrating)
     folder = out / "cells"
     cells = {
-        (subject, recipe.name): cells_of(subject, recipe, folder)
+        (subject, recipe.name): cells_of(subject, recipe, folder, size)
         for subject in subjects
         for recipe in recipes
     }
@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipes", default=",".join(PRESETS), help="names, or .json files")
     parser.add_argument("--limit", type=int, help="only the first so many examples of each task")
+    parser.add_argument("--cell", type=int, default=512, metavar="N", help="examples in a cell")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scheduler", metavar="ADDRESS")
     arguments = parser.parse_args()
@@ -190,7 +191,7 @@ def main() -> None:
         )
         client = Client(cluster)
     with client:
-        rows = run_study(subjects, recipes, out, client)
+        rows = run_study(subjects, recipes, out, client, arguments.cell)
     for name, text in (
         ("results.json", json.dumps(rows, indent=1) + "\n"),
         ("results.csv", comma_separated(rows)),
