@@ -29,6 +29,7 @@ more than 14, so the multiplications are exact too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -223,12 +224,12 @@ def _layers(
     """
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (m, k), n = a.shape[-2:], b.shape[-1]
-    if b.size == k * n:
-        rows = np.broadcast_to(a, (*lead, m, k)).reshape(1, -1, k)
+    if math.prod(b.shape[:-2]) == 1:
+        rows = np.broadcast_to(a, (*lead, m, k)).reshape(1, math.prod(lead) * m, k)
         columns = b.reshape(1, k, n)
     else:
-        rows = np.broadcast_to(a, (*lead, m, k)).reshape(-1, m, k)
-        columns = np.broadcast_to(b, (*lead, k, n)).reshape(-1, k, n)
+        rows = np.broadcast_to(a, (*lead, m, k)).reshape(math.prod(lead), m, k)
+        columns = np.broadcast_to(b, (*lead, k, n)).reshape(math.prod(lead), k, n)
     x, y = rows.transpose(2, 0, 1), columns.transpose(1, 0, 2)
     return np.ascontiguousarray(x), np.ascontiguousarray(y), (*lead, m, n)
 
