@@ -258,8 +258,10 @@ def pad(encoded: Sequence[EncodedText]) -> dict[str, IntArray]:
     return arrays
 
 
-def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
+def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Tokenizer:
     """Load a checkpoint's ``tokenizer.json``, or build BERT's tokenizer from its ``vocab.txt``.
+
+    From the hub no weights are fetched; ``revision`` is as for :func:`bert_numpy.load`.
 
     Raises
     ------
@@ -267,7 +269,7 @@ def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
         If there is neither, the file is corrupt, or its vocabulary is larger
         than the model's.
     """
-    folder = resolve(folder_or_hub_id)
+    folder = resolve(folder_or_hub_id, revision, weights=False)
     config = read_config(folder / "config.json")
     path = folder / "tokenizer.json"
     if not path.is_file():

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -66,6 +66,10 @@ class HubServer:
         New ``owner/name`` by the old one.
     breaks : dict of str to list of int
         By a file's name: after how many bytes the coming answers break off, in turn.
+    stalls : dict of str to int
+        By a file's name: after how many bytes an answer comes to a standstill.
+    stalled : Event
+        Set when one has; it goes on, and breaks off, when the server ends.
     status : int
         If not 200: the answer to everything.
     requests : list of Request
@@ -75,6 +79,9 @@ class HubServer:
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
     breaks: dict[str, list[int]] = field(default_factory=dict)
+    stalls: dict[str, int] = field(default_factory=dict)
+    stalled: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
     status: int = 200
     requests: list[Request] = field(default_factory=list)
 
@@ -154,6 +161,8 @@ class HubServer:
             ]
         else:
             about = {"id": name, "sha": repository.revisions.get(revision, revision)}
+            about |= {"private": False, "disabled": False, "gated": False, "tags": []}
+            about |= {"downloads": 0, "likes": 0}  # which older clients insist on
             about["siblings"] = [{"rfilename": file} for file in files]
         return 200, {"Content-Type": "application/json"}, json.dumps(about).encode()
 
@@ -211,8 +220,19 @@ def hub_server() -> Iterator[HubServer]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "GET":
-                breaks = state.breaks.get(self.path.rpartition("/")[2])
-                self.wfile.write(body[: breaks.pop(0)] if breaks else body)
+                with suppress(ConnectionError):  # a client that ended
+                    self.send(body)
+
+        def send(self, body: bytes) -> None:
+            name = self.path.rpartition("/")[2]
+            if breaks := state.breaks.get(name):
+                body = body[: breaks.pop(0)]
+            if name in state.stalls:
+                self.wfile.write(body[: state.stalls[name]])
+                state.stalled.set()
+                state.ended.wait()
+            else:
+                self.wfile.write(body)
 
         do_HEAD = do_GET  # noqa: N815 (http.server's name)
 
@@ -226,5 +246,6 @@ def hub_server() -> Iterator[HubServer]:
         try:
             yield state
         finally:
+            state.ended.set()
             server.shutdown()
             thread.join()
