@@ -186,10 +186,11 @@ def _reason(error: BaseException, repository: str, kind: str, revision: str | No
         return f"revision {revision!r} not found ({status}): expected a branch, a tag or a commit"
     if is_a(utils.RepositoryNotFoundError) or status == 401:
         return f"{kind} not found, or private ({status}): check its name, or {token}"
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) or type(error).__name__
-    invalid = isinstance(error, ValueError)  # a name that the hub cannot have
-    return text if invalid else f"{text}; run it again once the hub can be reached"
+    lines = [line for line in str(chain[-1]).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) or type(chain[-1]).__name__
+    if is_a(utils.HFValidationError):
+        return text
+    return f"{text}; run it again once the hub can be reached"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from factories import safetensors_bytes, write_checkpoint, write_tensors
+from factories import entry, safetensors_bytes, write_checkpoint, write_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +23,6 @@ SINGLE = "model.safetensors"
 #: A header of one tensor, and its data.
 ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 DATA = struct.pack("<2f", 1.5, -2.0)
-
-
-def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
 def write(folder: Path, content: bytes) -> Path:
