@@ -172,14 +172,10 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         open_regular(path).close()  # the library would wait for a pipe
         with safe_open(path, framework="numpy"):
             pass  # opening checks the header against the file's size
+        return read_header(path)
     except SafetensorError as error:
         raise BertNumpyError(f"{path}: expected a safetensors file, found: {error}") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise BertNumpyError(f"{path}: expected a file, found an error: {reason}") from None
-    except ValueError as error:
-        raise BertNumpyError(str(error)) from None
-    try:
-        return read_header(path)
-    except (ValueError, OSError) as error:  # what the library lets through
+    except (OSError, MemoryError) as error:  # the latter where a file cannot be mapped
+        raise BertNumpyError(f"{path}: expected a file, found an error: {error}") from None
+    except ValueError as error:  # what the library lets through
         raise BertNumpyError(str(error)) from None

@@ -20,6 +20,9 @@ __all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
 
 IntArray = npt.NDArray[np.int64]
 
+#: Bytes of a tokenizer's file; the library would run out of memory, and the process end.
+_LARGEST_FILE = 1 << 28
+
 #: [CLS] and [SEP], and one token to say something.
 _SHORTEST = 3
 
@@ -276,6 +279,8 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
         path = folder / "vocab.txt"
     if not path.is_file():
         raise BertNumpyError(f"{folder}: expected tokenizer.json or vocab.txt, found neither")
+    if (length := path.stat().st_size) > _LARGEST_FILE:
+        raise BertNumpyError(f"{path}: expected at most {_LARGEST_FILE} bytes, found {length}")
     try:
         if path.name == "vocab.txt":
             backend = _from_vocabulary(path)

@@ -172,7 +172,10 @@ def _read(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         prefix = stream.read(8)
         if len(prefix) < 8:
             raise ValueError(f"{file}: expected 8 bytes of header length, found {len(prefix)}")
-        buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:  # which does not say of which file
+            raise OSError(error.errno, error.strerror, str(file)) from None
     size = len(buffer)
     (length,) = struct.unpack("<Q", prefix)
     if length > min(size - 8, _MAX_HEADER):
