@@ -286,6 +286,7 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
             backend = _from_vocabulary(path)
         else:
             backend = tokenizers.Tokenizer.from_file(str(path))
+        backend.encode("\u13a0")  # a letter that few know: without an unknown token, an error
     except Exception as error:  # the library raises plain Exception
         raise BertNumpyError(f"{path}: expected a tokenizer, found an error: {error}") from None
     if (size := backend.get_vocab_size()) > config.vocab_size:
