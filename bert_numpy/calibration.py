@@ -254,7 +254,7 @@ def load_calibration(path: str | Path) -> Calibration:
 
 
 def _is_positive(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and int(text) > 0
+    return text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) > 0
 
 
 def _is_range(x: npt.NDArray[np.float64]) -> bool:

@@ -124,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("file", metavar="FILE", help="what --save-calibration wrote")
         elif name != "demo":
             sub.add_argument("model", metavar="MODEL", help="a folder, or a hub id")
+            sub.add_argument(
+                "--revision", metavar="NAME", help="of a hub id: a branch, tag or commit"
+            )
         return sub
 
     demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
@@ -350,6 +353,7 @@ def _prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool =
         max_length=arguments.max_length,
         batch_size=arguments.batch_size,
         test=test,
+        revision=arguments.revision,
     )
 
 
@@ -367,7 +371,8 @@ def _header(job: Job, golden: bool) -> dict[str, Any]:
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = preset(arguments.format)
-    model, tokenizer = load(arguments.model), load_tokenizer(arguments.model)
+    model = load(arguments.model, arguments.revision)
+    tokenizer = load_tokenizer(arguments.model, arguments.revision)
     if not model.config.has_classifier:
         raise BertNumpyError(
             f"{model.name}: expected a BertForSequenceClassification, found "
@@ -440,7 +445,7 @@ def _head(model: Model) -> str:
 
 
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:
-    model = load(arguments.model)
+    model = load(arguments.model, arguments.revision)
     sites = encoder_sites(model.config)
     quantizable = [
         model.weights[f"{site}.weight"].nbytes
@@ -450,7 +455,7 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     saved = sum(nbytes - nbytes // 4 - 4 for nbytes in quantizable)  # codes and a scale are left
     report: dict[str, Any] = {
         "model": model.name,
-        "folder": str(resolve(arguments.model)),
+        "folder": str(resolve(arguments.model, arguments.revision)),
         **vars(model.config),
         "head": _head(model),
         "parameters": model.weight_bytes // 4,

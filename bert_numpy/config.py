@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from bert_numpy.errors import BertNumpyError
+from npfp8.files import open_regular
 
 __all__ = ["BertConfig", "read_config", "read_json"]
 
 _SEQUENCE_CLASSIFICATION = "BertForSequenceClassification"
 _QUESTION_ANSWERING = "BertForQuestionAnswering"
+
+#: Bytes of a JSON file that is still read; each may become some twenty in memory.
+_MAX_JSON = 100_000_000
+
+#: Labels of a head that are named without being listed.
+_MAX_LABELS = 100_000
 
 
 @dataclass(frozen=True)
@@ -50,16 +57,34 @@ class BertConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; raises :class:`BertNumpyError` naming it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        file = open_regular(path)
+    except ValueError as error:
+        raise BertNumpyError(str(error)) from None
     except FileNotFoundError:
         raise BertNumpyError(f"{path}: no such file") from None
     except OSError as error:
         raise BertNumpyError(f"{path}: expected a file, found an error: {error}") from None
+    with file:
+        text = file.read(_MAX_JSON + 1)
+    if len(text) > _MAX_JSON:
+        raise BertNumpyError(f"{path}: expected at most {_MAX_JSON} bytes of JSON, found more")
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number too long to read
         raise BertNumpyError(f"{path}: expected JSON, found an error: {error}") from None
     if not isinstance(value, dict):
         raise BertNumpyError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that comes again must have the same value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"key {key!r} has two values")
+    return found
 
 
 def read_config(path: Path) -> BertConfig:
@@ -137,6 +162,10 @@ def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     if names is None:
         if type(count) is not int or count < 1:
             raise BertNumpyError(f"{path}: key 'num_labels': expected at least 1, found {count!r}")
+        if count > _MAX_LABELS:
+            raise BertNumpyError(
+                f"{path}: key 'num_labels': expected at most {_MAX_LABELS}, found {count}"
+            )
         return tuple(f"LABEL_{i}" for i in range(count))
     wanted = [str(i) for i in range(len(names))] if isinstance(names, dict) else None
     if not wanted or sorted(names) != sorted(wanted):

@@ -86,6 +86,7 @@ def prepare(
     max_length: int | None = None,
     batch_size: int = 32,
     test: bool = False,
+    revision: str | None = None,
 ) -> Job:
     """Load and check everything that a run needs, before any of it starts.
 
@@ -115,6 +116,8 @@ def prepare(
     batch_size : int
     test : bool
         Whether to take a GLUE task's test set, which has no labels.
+    revision : str, optional
+        Of a model on the hub; see :func:`bert_numpy.load`.
 
     Raises
     ------
@@ -142,9 +145,9 @@ def prepare(
         else:
             sources = [Path(calibration_data)]
         sample = _read(sources, task_).sample(calibration_samples)
-    loaded = load(model)
+    loaded = load(model, revision)
     _check_head(loaded, task_)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, revision)
     encoded, windows = _encode(tokenizer, examples, max_length)
     calibration_texts = [] if sample is None else _encode(tokenizer, sample, max_length)[0]
     return Job(loaded, task_, examples, encoded, calibration_texts, batch_size, given, windows)

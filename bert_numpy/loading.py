@@ -16,7 +16,7 @@ from bert_numpy.weights import read_weights
 __all__ = ["load"]
 
 
-def load(folder_or_hub_id: str | Path) -> Model:
+def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     """Load a BERT checkpoint.
 
     Parameters
@@ -24,14 +24,19 @@ def load(folder_or_hub_id: str | Path) -> Model:
     folder_or_hub_id : str or Path
         A folder with ``config.json`` and ``model.safetensors`` (or its shards
         and their index), ``"bert-tiny-sst2"`` (comes with the package), or a
-        repository of the Hugging Face hub.
+        repository of the Hugging Face hub, of which only what is needed is
+        fetched, into the hub's cache.
+    revision : str, optional
+        A branch, tag or commit of the repository on the hub; by default "main".
 
     Returns
     -------
     Model
         In float32. ``BertForSequenceClassification`` has logits,
         ``BertForQuestionAnswering`` start and end logits; any other BERT
-        architecture is loaded as a bare encoder.
+        architecture is loaded as a bare encoder. Weights that the file has in
+        float32 are mapped, not read into memory: while the model is used the
+        file must not be written into or cut (another may take its place).
 
     Raises
     ------
@@ -46,12 +51,18 @@ def load(folder_or_hub_id: str | Path) -> Model:
     >>> model([[101, 2204, 3185, 102]]).logits.shape
     (1, 2)
     """
-    folder = resolve(folder_or_hub_id)
+    folder = resolve(folder_or_hub_id, revision)
     config = read_config(folder / "config.json")
     if config.hidden_act not in ACTIVATIONS:
         raise BertNumpyError(
             f"{folder / 'config.json'}: key 'hidden_act': expected one of "
             f"{', '.join(ACTIVATIONS)}, found {config.hidden_act!r}"
         )
-    weights = read_weights(config, open_checkpoint(folder))
-    return Model(config, weights, FLOAT32_POLICY, name=str(folder_or_hub_id))
+    stored = open_checkpoint(folder)
+    if config.num_hidden_layers > len(stored):  # no list of all that those would have
+        raise BertNumpyError(
+            f"{folder / 'config.json'}: key 'num_hidden_layers': expected fewer than the "
+            f"{len(stored)} tensors that there are, found {config.num_hidden_layers}"
+        )
+    name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"
+    return Model(config, read_weights(config, stored), FLOAT32_POLICY, name=name)

@@ -20,6 +20,9 @@ __all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
 
 IntArray = npt.NDArray[np.int64]
 
+#: Bytes of a tokenizer's file; the library would run out of memory, and the process end.
+_LARGEST_FILE = 1 << 28
+
 #: [CLS] and [SEP], and one token to say something.
 _SHORTEST = 3
 
@@ -258,8 +261,10 @@ def pad(encoded: Sequence[EncodedText]) -> dict[str, IntArray]:
     return arrays
 
 
-def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
+def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Tokenizer:
     """Load a checkpoint's ``tokenizer.json``, or build BERT's tokenizer from its ``vocab.txt``.
+
+    From the hub no weights are fetched; ``revision`` is as for :func:`bert_numpy.load`.
 
     Raises
     ------
@@ -267,18 +272,21 @@ def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
         If there is neither, the file is corrupt, or its vocabulary is larger
         than the model's.
     """
-    folder = resolve(folder_or_hub_id)
+    folder = resolve(folder_or_hub_id, revision, weights=False)
     config = read_config(folder / "config.json")
     path = folder / "tokenizer.json"
     if not path.is_file():
         path = folder / "vocab.txt"
     if not path.is_file():
         raise BertNumpyError(f"{folder}: expected tokenizer.json or vocab.txt, found neither")
+    if (length := path.stat().st_size) > _LARGEST_FILE:
+        raise BertNumpyError(f"{path}: expected at most {_LARGEST_FILE} bytes, found {length}")
     try:
         if path.name == "vocab.txt":
             backend = _from_vocabulary(path)
         else:
             backend = tokenizers.Tokenizer.from_file(str(path))
+        backend.encode("\u13a0")  # a letter that few know: without an unknown token, an error
     except Exception as error:  # the library raises plain Exception
         raise BertNumpyError(f"{path}: expected a tokenizer, found an error: {error}") from None
     if (size := backend.get_vocab_size()) > config.vocab_size:

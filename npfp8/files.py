@@ -1,16 +1,17 @@
-"""Writing files whole or not at all."""
+"""Files: written whole or not at all, and read only if they are files."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replaced_file"]
+__all__ = ["open_regular", "replaced_file"]
 
 
 @contextmanager
@@ -50,6 +51,28 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, or a link to one, for reading; anything else is not waited for.
+
+    Raises
+    ------
+    ValueError
+        If it is a folder, a pipe, a socket or a device: a read of those could
+        wait, or go on, for ever.
+    OSError
+        If it cannot be opened.
+    """
+    # Without waiting: the other end of a pipe may never be opened.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    if path.is_dir():  # which Windows does not open
+        raise ValueError(f"{path}: expected a file, found a folder")
+    handle = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{path}: expected a file, found a pipe or a device")
+    return os.fdopen(handle, "rb")
 
 
 def _umask() -> int:

@@ -159,6 +159,11 @@ def safetensors_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> b
     return struct.pack("<Q", len(text)) + text + data
 
 
+def entry(begin: int, end: int, shape: Sequence[int], dtype: str = "F32") -> dict[str, Any]:
+    """What a safetensors header says of a tensor."""
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
 #: The recipes of the paper's comparison, which come first.
 PAPER = ["fp32", "bf16", "int8", "e4m3", "e5m2"]
 
