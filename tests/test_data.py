@@ -493,7 +493,9 @@ def test_glue_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("pyarrow")
 def test_squad_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
-    model = write_checkpoint(tmp_path / "model", architectures=["BertForQuestionAnswering"])
+    model = write_checkpoint(
+        tmp_path / "model", config_overrides={"architectures": ["BertForQuestionAnswering"]}
+    )
     records = [
         {
             "id": str(i),
