@@ -34,15 +34,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.accumulators import ROUNDED, hopper_sums, rounded_sums
 from npfp8.float_matmul import overlay_specials
-from npfp8.formats import FloatFormat, Format, IntFormat
+from npfp8.formats import E4M3FN, E5M2, FloatFormat, Format, IntFormat
 from npfp8.lookup import lookup
 from npfp8.tensor import QuantizedTensor, spread
 
-__all__ = ["exact_k_limit", "matmul"]
+__all__ = ["ACCUMULATIONS", "exact_k_limit", "matmul"]
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+
+#: How :func:`matmul` can add products up.
+ACCUMULATIONS = ("exact", "float32", "hopper", "hopper-fast", "float16", "bfloat16")
+
+#: The bits of a NaN, and of one that an NVIDIA GPU computes.
+_NAN, _HOPPER_NAN = np.uint32(0x7FC00000), np.uint32(0x7FFFFFFF)
 
 #: Bits of the largest sum that :func:`_round_sum` takes, in units of the smallest.
 _SUM_BITS = 93
@@ -66,23 +73,34 @@ def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") ->
         along any axis but K, along K only by block: then the products of the
         blocks, each rounded and scaled as above, are added in float32 from the
         first block to the last.
-    accumulate : {"exact", "float32"}
-        "exact" is bit-reproducible. "float32" leaves the sum to a float32 BLAS
-        product: fast, but its bits depend on the BLAS, its threads and blocking.
+    accumulate : str
+        What the sum over K is, before it is scaled:
+
+        - "exact": as said above. Bit-reproducible, as are all but the next.
+        - "float32": that of a float32 BLAS product; fast, but its bits depend
+          on the BLAS, its threads and blocking.
+        - "hopper-fast", "hopper": that of an H100's or H200's tensor cores, to
+          the last bit, with fast accumulation and without
+          (:mod:`npfp8.accumulators`, ``docs/hopper.md``). For E4M3FN and E5M2
+          with scales that do not vary along K.
+        - "float16", "bfloat16": rounded to that type after every product, from
+          the first to the last of K: what too narrow an accumulator does.
 
     Returns
     -------
     ndarray of float32, shape (..., M, N)
-        A NaN is the canonical 0x7FC00000; infinities of E5M2 propagate as in
-        IEEE 754; a sum that is exactly zero is +0.
+        A NaN is the canonical 0x7FC00000, in the Hopper modes 0x7FFFFFFF, as on
+        the GPU; infinities of E5M2 propagate as in IEEE 754; a sum that is
+        exactly zero is +0.
 
     Raises
     ------
     TypeError
         If an operand is no QuantizedTensor.
     ValueError
-        If the shapes do not fit, K exceeds :func:`exact_k_limit`, or a scale
-        varies along K without blocks.
+        If the shapes do not fit, K exceeds :func:`exact_k_limit` where the sum
+        is exact, a scale varies along K without blocks, or the Hopper modes are
+        asked for what these tensor cores do not do.
 
     Examples
     --------
@@ -94,8 +112,9 @@ def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") ->
            [15., 22.]], dtype=float32)
     """
     _check_operands(a, b)
-    if accumulate not in ("exact", "float32"):
-        raise ValueError(f"accumulate: expected 'exact' or 'float32', found {accumulate!r}")
+    if accumulate not in ACCUMULATIONS:
+        names = ", ".join(map(repr, ACCUMULATIONS))
+        raise ValueError(f"accumulate: expected one of {names}, found {accumulate!r}")
     a_k, b_k = a.ndim - 1, b.ndim - 2
     k = a.shape[a_k]
     a_block = a.block if a.axis == a_k else None
@@ -103,6 +122,8 @@ def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") ->
     if a_block and b_block and a_block != b_block:
         raise ValueError(f"blocks along K: expected equal ones, found {a_block} and {b_block}")
     block = a_block or b_block
+    if accumulate.startswith("hopper"):
+        _check_for_hopper(a, b, accumulate, block)
     if block is None:
         return _scaled_product(a, b, slice(None), accumulate, _scale_of(a, a_k), _scale_of(b, b_k))
 
@@ -238,6 +259,21 @@ def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
         )
 
 
+def _check_for_hopper(
+    a: QuantizedTensor, b: QuantizedTensor, accumulate: str, block: int | None
+) -> None:
+    for name, operand in (("a", a), ("b", b)):
+        if operand.fmt not in (E4M3FN, E5M2):
+            raise ValueError(
+                f"{name}: accumulate {accumulate!r} expects E4M3FN or E5M2, found {operand.fmt}"
+            )
+    if block is not None:
+        raise ValueError(
+            f"accumulate {accumulate!r}: expected scales that do not vary along K, "
+            f"found blocks of {block}"
+        )
+
+
 def _scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
     """The scale of ``x``, with a K axis of length 1 so that it broadcasts against the product."""
     if x.axis is None:
@@ -263,14 +299,28 @@ def _scaled_product(
         scale = np.multiply(scale_a, scale_b)
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
+    result = _sums(a, b, ks, accumulate)
+    result += np.float32(0)  # -0 becomes +0; which one a BLAS gives is its own affair
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        np.multiply(result, scale, out=result)
+    nan = np.isnan(result)
+    if nan.any():
+        result.view(np.uint32)[nan] = _HOPPER_NAN if accumulate.startswith("hopper") else _NAN
+    return result
+
+
+def _sums(a: QuantizedTensor, b: QuantizedTensor, ks: slice, accumulate: str) -> Float32Array:
+    """The sums over the part ``ks`` of K; a zero has either sign, a NaN any bits."""
+    if accumulate in ROUNDED:
+        x, y = a.code_values(np.float64), b.code_values(np.float64)
+        return rounded_sums(x[..., ks], y[..., ks, :], accumulate)
     if accumulate == "exact":
         result = _exact_product(a, b, ks)
-    else:
+    elif accumulate == "float32":
         result = np.matmul(_values(a, ks, -1, np.float32), _values(b, ks, -2, np.float32))
-    result += np.float32(0)  # -0 becomes +0; which one a BLAS gives is its own affair
+    else:
+        result = hopper_sums(a, b, fast=accumulate == "hopper-fast")
     _overlay_specials(result, a, b, ks)
-    with np.errstate(over="ignore", under="ignore"):
-        np.multiply(result, scale, out=result)
     return result
 
 

@@ -31,6 +31,7 @@ class Binary(NamedTuple):
 
 
 BFLOAT16 = Binary(8, -126, 127)
+FLOAT16 = Binary(11, -14, 15)
 FLOAT32 = Binary(24, -126, 127)
 FLOAT64 = Binary(53, -1022, 1023)
 
@@ -127,6 +128,56 @@ def nearest_code(name: str, x: float) -> int:
     candidates = range(max(above - 1, 0), min(above + 1, len(positive)))
     code = min(candidates, key=lambda code: (abs(positive[code] - abs(exact)), code % 2))
     return code | (0x80 if math.copysign(1, x) < 0 else 0)
+
+
+def _integer_fields(name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
+    """Of each code the signed significand, an integer, and the exponent; the fraction's bits."""
+    exponent_bits, bias = {"E4M3FN": (4, 7), "E5M2": (5, 15)}[name]
+    fraction_bits = 7 - exponent_bits
+    codes = np.arange(256)
+    exponents = (codes & 0x7F) >> fraction_bits
+    significands = codes & ((1 << fraction_bits) - 1) | (exponents > 0) << fraction_bits
+    significands = np.where(codes & 0x80, -significands, significands)
+    return significands, np.maximum(exponents, 1) - bias, fraction_bits
+
+
+def hopper_sums(
+    name_a: str, a: npt.NDArray[Any], name_b: str, b: npt.NDArray[Any], fast: bool
+) -> npt.NDArray[np.float32]:
+    """The product of codes (M, K) and (K, N) as Hopper's tensor cores add it up, finite codes only.
+
+    The rule product by product, in 64-bit integers. The accumulator is
+    ``total * 2^unit``.
+    """
+    (mantissas_a, exponents_a, bits_a), (mantissas_b, exponents_b, bits_b) = (
+        _integer_fields(name) for name in (name_a, name_b)
+    )
+    sums = np.zeros((a.shape[0], b.shape[1]), np.float32)
+    total, unit = np.zeros(sums.shape, np.int64), np.zeros(sums.shape, np.int64)
+
+    def cut(x: npt.NDArray[Any], shift: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """``x * 2^shift``, cut off to an integer."""
+        magnitude = np.abs(x) << np.maximum(shift, 0) >> np.minimum(np.maximum(-shift, 0), 62)
+        return np.sign(x) * magnitude
+
+    def exponent(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.frexp(x.astype(np.float64))[1].astype(np.int64) - 1
+
+    for start in range(0, a.shape[1], 32):
+        x, y = a[:, start : start + 32, None], b[None, start : start + 32]
+        products = mantissas_a[x] * mantissas_b[y]
+        exponents = exponents_a[x] + exponents_b[y]
+        largest = np.where(products == 0, -1000, exponents).max(axis=1)
+        largest = np.maximum(largest, np.where(total == 0, -1000, exponent(total) + unit))
+        terms = cut(products, exponents - bits_a - bits_b - (largest[:, None] - 13))
+        total = terms.sum(axis=1) + cut(total, unit - (largest - 13))
+        unit = np.where(total == 0, 0, largest - 13)
+        excess = np.maximum(exponent(total) - 13, 0)
+        total, unit = cut(total, -excess), unit + excess
+        if not fast and start % 128 == 96:
+            sums += np.ldexp(total.astype(np.float64), unit).astype(np.float32)
+            total[:] = unit[:] = 0
+    return sums + np.ldexp(total.astype(np.float64), unit).astype(np.float32)
 
 
 def bits_of(x: npt.ArrayLike) -> npt.NDArray[Any]:
