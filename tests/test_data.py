@@ -508,7 +508,8 @@ def test_squad_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
     content = parquet_bytes(tmp_path, records[:3]), parquet_bytes(tmp_path, records[3:])
     names = [f"plain_text/validation-0000{i}-of-00002.parquet" for i in range(2)]
     hub.add("rajpurkar/squad", dict(zip(names, content, strict=True)), kind="dataset")
-    argv = ("evaluate", str(model), "--task", "squad", "--data", "rajpurkar/squad")
+    options = ("--task", "squad", "--max-length", "64", "--data")
+    argv = ("evaluate", str(model), *options, "rajpurkar/squad")
     found = client(hub, tmp_path / "cache", *argv)
     assert isinstance(found, dict), found
     assert list(found["predictions"]) == ["0", "1", "2", "3", "4"]
