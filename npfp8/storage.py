@@ -94,6 +94,12 @@ class StoredTensor:
         """Bytes in the file."""
         return self.end - self.begin
 
+    def read_bytes(self) -> bytes:
+        """Read the bytes as they are."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.begin)
+            return stream.read(self.nbytes)
+
     def read_as(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Read the bytes as an array of ``dtype`` and the tensor's shape."""
         stored = np.dtype(dtype)
@@ -271,7 +277,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8A
 
 
 def save_file(
-    tensors: Mapping[str, npt.NDArray[Any] | Fp8Array],
+    tensors: Mapping[str, npt.NDArray[Any] | Fp8Array | StoredTensor],
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -279,7 +285,8 @@ def save_file(
 
     Parameters
     ----------
-    tensors : mapping of str to ndarray or Fp8Array
+    tensors : mapping of str to ndarray, Fp8Array or StoredTensor
+        A tensor of another file is copied byte for byte, whatever its dtype.
     path : path
     metadata : mapping of str to str, optional
 
@@ -291,10 +298,11 @@ def save_file(
         If the file cannot be written.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    payload = []
+    payload: list[npt.NDArray[Any] | StoredTensor] = []
     end = 0
     # As the library does: by falling alignment, then by name, so that all are aligned.
     for key, tensor in sorted(tensors.items(), key=lambda item: (-_alignment(item[1]), item[0])):
+        data: npt.NDArray[Any] | StoredTensor
         if isinstance(tensor, Fp8Array):
             if tensor.fmt not in _FP8_NAMES or tensor.codes.dtype != np.uint8:
                 raise TypeError(
@@ -302,6 +310,8 @@ def save_file(
                     f"found {tensor.codes.dtype} codes of {tensor.fmt}"
                 )
             name, data = _FP8_NAMES[tensor.fmt], tensor.codes
+        elif isinstance(tensor, StoredTensor):
+            name, data = tensor.dtype, tensor
         else:
             little = tensor.dtype.newbyteorder("<")
             if little not in _NUMPY_NAMES:
@@ -315,8 +325,10 @@ def save_file(
     with replaced_file(Path(path)) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for data in payload:
-            file.write(data.tobytes())
+            file.write(data.read_bytes() if isinstance(data, StoredTensor) else data.tobytes())
 
 
-def _alignment(tensor: npt.NDArray[Any] | Fp8Array) -> int:
+def _alignment(tensor: npt.NDArray[Any] | Fp8Array | StoredTensor) -> int:
+    if isinstance(tensor, StoredTensor):
+        return _ITEMSIZES[tensor.dtype]
     return 1 if isinstance(tensor, Fp8Array) else tensor.dtype.itemsize
