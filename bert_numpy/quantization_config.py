@@ -27,7 +27,7 @@ import npfp8
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.policy import Scale, SitePlan
 from bert_numpy.recipe import Operand, Recipe, SiteRecipe, recipe_object, recipe_of
-from npfp8 import E4M3FN, INT8, UINT8, Format
+from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 
 __all__ = [
     "StoredQuantization",
@@ -42,18 +42,24 @@ EXTRA_KEY = "npfp8_config"
 
 _VERSION = 1
 
-#: The formats of compressed-tensors, by the kind of number that the weights are.
-_FORMATS = {"float": "float-quantized", "int": "int-quantized"}
-_READABLE_FORMATS = (*_FORMATS.values(), "naive-quantized", "mixed-precision")
-
-#: What compressed-tensors calls the formats of weights and inputs. An integer
-#: with a zero point is stored as int8, 128 below ours.
+#: What compressed-tensors calls the formats of weights and inputs: the type, and
+#: whether it is symmetric. An integer with a zero point is stored as int8, 128 below ours.
 _KINDS: dict[Format, tuple[str, bool]] = {
     E4M3FN: ("float", True),
     INT8: ("int", True),
     UINT8: ("int", False),
 }
 _NAMED = {kind: fmt for fmt, kind in _KINDS.items()}
+
+#: The layout's name by a weight's format. There is none for E5M2: an 8-bit float is
+#: E4M3 to the package. So E5M2 gets a name that it refuses, and reads no wrong number.
+_LAYOUTS: dict[Format, str] = {
+    E4M3FN: "float-quantized",
+    INT8: "int-quantized",
+    UINT8: "int-quantized",
+    E5M2: "e5m2-quantized",
+}
+_READABLE_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized", "mixed-precision")
 
 #: The first part of a tensor's name where a head's checkpoint holds an encoder.
 _BASE_PREFIXES = ("bert", "distilbert", "roberta", "electra")
@@ -110,18 +116,16 @@ def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dic
                 f"{place}: expected no migration: the layout of compressed-tensors has no "
                 "place for divided inputs, so others would read the weights wrongly"
             )
-        if how.b.fmt not in _KINDS:
+        if how.b.fmt not in _LAYOUTS:
             raise BertNumpyError(
-                f"{place}: weight: expected {', '.join(map(str, _KINDS))}, which the layout of "
-                f"compressed-tensors has, found {how.b.fmt}"
+                f"{place}: weight: expected {', '.join(map(str, _LAYOUTS))} to be written, "
+                f"found {how.b.fmt}"
             )
-        inputs = _arguments(how.a, False) if says_input(how) else None
-        weights = _arguments(how.b, True)
         schemes[site] = {
-            "weights": weights,
-            "input_activations": inputs,
+            "weights": _arguments(how.b, True),
+            "input_activations": _arguments(how.a, False) if says_input(how) else None,
             "output_activations": None,
-            "format": _FORMATS[weights["type"]],
+            "format": _LAYOUTS[how.b.fmt],
         }
     if not schemes:
         raise BertNumpyError(f"recipe {recipe.name}: expected quantized weights, found none")
@@ -175,7 +179,7 @@ def says_input(how: SiteRecipe) -> bool:
 def _arguments(operand: Operand, weight: bool) -> dict[str, Any]:
     """An operand as compressed-tensors' ``QuantizationArgs``."""
     assert operand.fmt is not None
-    kind, symmetric = _KINDS[operand.fmt]
+    kind, symmetric = _KINDS.get(operand.fmt, ("float", True))
     granularity = operand.granularity
     strategy = {"block": "group", "token": "channel" if weight else "token"}.get(
         granularity, granularity
@@ -310,7 +314,7 @@ def _compressed_tensors(
 ) -> StoredQuantization:
     if (status := config.get("quantization_status")) != "compressed":
         raise reader.error("quantization_status", "'compressed'", status)
-    _check_format(config, reader)
+    _check_layout(config, reader)
     reader.absent(config, "kv_cache_scheme", "sparsity_config", "transform_config")
     ignore = reader.names(config, "ignore")
     groups = reader.at("config_groups")
@@ -319,7 +323,7 @@ def _compressed_tensors(
         inside = groups.at(name)
         scheme = inside.mapping(group)
         if scheme.get("format") is not None:
-            _check_format(scheme, inside)
+            _check_layout(scheme, inside)
         inside.absent(scheme, "output_activations")
         b, rows = _operand(inside.at("weights"), scheme.get("weights"), True)
         a = Operand()
@@ -348,11 +352,9 @@ def _compressed_tensors(
     return StoredQuantization(_recipe(COMPRESSED_TENSORS, by_site), rows=rows_of)
 
 
-def _check_format(values: Mapping[str, Any], reader: _Reader) -> None:
-    if values.get("format") not in _READABLE_FORMATS:
-        raise reader.error(
-            "format", f"one of {', '.join(_READABLE_FORMATS)}", values.get("format")
-        )
+def _check_layout(values: Mapping[str, Any], reader: _Reader) -> None:
+    if values.get("format") not in _READABLE_LAYOUTS:
+        raise reader.error("format", f"one of {', '.join(_READABLE_LAYOUTS)}", values.get("format"))
 
 
 def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
@@ -372,12 +374,11 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
     strategy = arguments.get("strategy") or ("group" if arguments.get("group_size") else "tensor")
     dynamic = get("dynamic", (False,) if weight else (True, False), False)
     reader.absent(arguments, "actorder")
-    if weight:
-        expected = ("tensor", "channel", "group", "block")
-    else:  # one scale of a whole batch would make a sequence's result depend on the others
-        expected = ("token", "group") if dynamic else ("tensor",)
-    if strategy not in expected:
-        raise reader.error("strategy", " or ".join(map(repr, expected)), strategy)
+    strategies: tuple[str, ...] = ("tensor", "channel", "group", "block")
+    if not weight:  # one scale of a whole batch would make a sequence's result depend on others
+        strategies = ("token", "group") if dynamic else ("tensor",)
+    if strategy not in strategies:
+        raise reader.error("strategy", " or ".join(map(repr, strategies)), strategy)
     if strategy in ("tensor", "channel", "token"):
         return Operand(fmt, strategy, dynamic=strategy == "token"), 1
     if strategy == "group":
@@ -422,7 +423,11 @@ def _fine_grained(
     is_coded: Callable[[str], bool],
 ) -> StoredQuantization:
     """Which layers are quantized is not in every such config: those whose weights are codes."""
-    for key, expected in (("activation_scheme", "dynamic"), ("fmt", "e4m3"), ("scale_fmt", "float")):
+    for key, expected in (
+        ("activation_scheme", "dynamic"),
+        ("fmt", "e4m3"),
+        ("scale_fmt", "float"),
+    ):
         if (found := config.get(key, expected)) != expected:
             raise reader.error(key, repr(expected), found)
     rows, columns = _block(reader, config, "weight_block_size")

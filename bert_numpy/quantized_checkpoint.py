@@ -1,6 +1,6 @@
 """Quantized checkpoints: folders that others read too, written whole and read back bit by bit.
 
-A linear layer's quantized weight is its codes (``F8_E4M3``, or ``I8``) under the name
+A linear layer's quantized weight is its codes (``F8_E4M3``, ``F8_E5M2``, ``I8``) under the name
 that it always had, and ``weight_scale``, float32: (1,) per tensor, (out, 1) per
 output channel, (out, in / block) per block. A static scale of its input is
 ``input_scale``, (1,). Integers with a zero point are stored as int8, 128 below
@@ -38,12 +38,13 @@ from bert_numpy.quantization_config import (
 )
 from bert_numpy.recipe import Operand
 from bert_numpy.weights import find_parameters
-from npfp8 import E4M3FN, INT8, UINT8, Format, IntFormat, QuantizedTensor
+from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor
 from npfp8.files import created_folder, require_absent
 from npfp8.storage import Fp8Array, StoredTensor, save_file
 
 __all__ = [
     "check_target",
+    "check_writable",
     "is_quantized",
     "linear_modules",
     "load_quantized",
@@ -52,7 +53,7 @@ __all__ = [
 ]
 
 #: safetensors' dtype of each format's codes.
-_CODE_DTYPES: dict[Format, str] = {E4M3FN: "F8_E4M3", INT8: "I8", UINT8: "I8"}
+_CODE_DTYPES: dict[Format, str] = {E4M3FN: "F8_E4M3", E5M2: "F8_E5M2", INT8: "I8", UINT8: "I8"}
 
 #: What a tokenizer may consist of, of any architecture.
 _TOKENIZER_FILES = (
@@ -96,6 +97,12 @@ def check_target(target: Path) -> None:
         ) from None
     if not target.absolute().parent.is_dir():
         raise BertNumpyError(f"{target.parent}: expected a folder to write into, found none")
+
+
+def check_writable(model: QuantizedModel, source: str | Path) -> None:
+    """Raise :class:`BertNumpyError` if the layout cannot say what a model's recipe does."""
+    parameters = find_parameters(model.config, open_checkpoint(resolve(source)))
+    compressed_tensors_config(model.recipe, linear_modules(parameters))
 
 
 def save_quantized(
@@ -177,7 +184,7 @@ def _stored_weight(
     shape = {None: (1,), 0: (-1, 1), 1: weight.scale.shape}[weight.axis]
     stored: dict[str, _Array | Fp8Array | StoredTensor] = {
         parameter.key: Fp8Array(weight.codes, weight.fmt)
-        if weight.fmt == E4M3FN
+        if isinstance(weight.fmt, FloatFormat)
         else _to_int8(weight.codes),
         f"{parameter.key}_scale": weight.scale.reshape(shape),
     }
@@ -189,7 +196,7 @@ def _stored_weight(
 def _stored_input(prefix: str, scale: Scale) -> dict[str, _Array]:
     stored: dict[str, _Array] = {f"{prefix}input_scale": scale.scale.reshape(1)}
     if scale.zero_point is not None:
-        stored[f"{prefix}input_zero_point"] = _to_int8(np.uint8([scale.zero_point]))
+        stored[f"{prefix}input_zero_point"] = _to_int8(np.array([scale.zero_point], np.uint8))
     return stored
 
 
@@ -211,9 +218,7 @@ def is_quantized(folder: Path) -> bool:
     return raw.get("quantization_config") is not None or EXTRA_KEY in raw
 
 
-def stored_quantization(
-    folder: Path, parameters: Mapping[str, StoredTensor]
-) -> StoredQuantization:
+def stored_quantization(folder: Path, parameters: Mapping[str, StoredTensor]) -> StoredQuantization:
     """What a quantized checkpoint's config says; see :func:`read_quantization`."""
     path = folder / "config.json"
 
@@ -332,7 +337,7 @@ def _read_input(
     )
     if not scale >= np.finfo(np.float32).tiny:
         raise BertNumpyError(
-            f"{tensor.file}: tensor {tensor.key!r}: expected a positive, normal scale, found {scale}"
+            f"{tensor.file}: tensor {tensor.key!r}: expected positive and normal, found {scale}"
         )
     return Scale(scale, None if zero_point is None else int(zero_point.reshape(())))
 
@@ -399,7 +404,7 @@ def _read_codes(parameter: StoredTensor, fmt: Format) -> _Array:
             f"{parameter.file}: tensor {parameter.key!r}: expected dtype {_CODE_DTYPES[fmt]} by "
             f"config.json, found {parameter.dtype}"
         )
-    if isinstance(fmt, IntFormat):
+    if not isinstance(fmt, FloatFormat):
         codes = parameter.read_as(np.int8)
         return codes if fmt == INT8 else _to_uint8(codes)
     codes = parameter.read_as(np.uint8)
