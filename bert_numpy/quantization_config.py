@@ -367,7 +367,7 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
             raise reader.error(key, " or ".join(map(repr, expected)), found)
         return found
 
-    get("num_bits", (8,))
+    get("num_bits", (8,), 8)
     kind = get("type", ("float", "int"), "int")
     symmetric = get("symmetric", (True, False) if kind == "int" else (True,), True)
     fmt = _NAMED[kind, symmetric]
