@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import npfp8
+from bert_numpy.calibration import load_calibration, save_calibration
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, calibrate_on
 from bert_numpy.glue import TASKS, read_examples, task_named
@@ -20,6 +21,7 @@ from bert_numpy.job import Job, prepare, run, with_calibration
 from bert_numpy.loading import load, stored_recipe
 from bert_numpy.model import Model, encoder_sites
 from bert_numpy.model_card import model_card
+from bert_numpy.onnx_export import export_onnx
 from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.quantized_checkpoint import check_target, check_writable, save_quantized
 from bert_numpy.recipe import PRESETS, Recipe, preset
@@ -127,10 +129,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
     predict = command("predict", _predict, "Classify or score a text, or a pair of texts.")
     quantize = command("quantize", _quantize, "Write a quantized checkpoint that others read too.")
+    export = command("export-onnx", _export_onnx, "Write a quantized model as an ONNX file.")
     command("info", _info, "Describe a checkpoint.")
     quantize.add_argument("out", metavar="OUT", help="the folder to make")
+    export.add_argument("out", metavar="OUT.onnx", help="the file to write")
 
-    for sub in (demo, compare, evaluate, predict, quantize):
+    for sub in (demo, compare, evaluate, predict, quantize, export):
         sub.add_argument(
             "--golden",
             action="store_true",
@@ -143,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
             help="comma-separated; fp32 always runs, as the others are compared with it "
             f"(default: {_COMPARED}, or stored)",
         )
-    for sub in (evaluate, predict, quantize):
+    for sub in (evaluate, predict, quantize, export):
         sub.add_argument(
             "--format",
             "--recipe",
@@ -154,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     for sub in (compare, evaluate, quantize):
         _add_data_options(sub)
+    _add_data_options(export, required=False)
     evaluate.add_argument(
         "--predictions",
         metavar="FILE",
@@ -170,12 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
+def _add_data_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     add = parser.add_argument
-    add("--task", required=True, metavar="NAME", help=", ".join((*TASKS, SQUAD.name)))
+    add("--task", required=required, metavar="NAME", help=", ".join((*TASKS, SQUAD.name)))
     add(
         "--data",
-        required=True,
+        required=required,
         metavar="DIR",
         help="the task's official folder, a folder of such folders, or a file to evaluate on",
     )
@@ -415,6 +420,29 @@ def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
         print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)
         print(f"written: {arguments.out}")
     return report
+
+
+def _export_onnx(arguments: argparse.Namespace) -> dict[str, Any]:
+    recipe = _recipe(arguments.format, arguments.model)
+    calibration = None
+    if arguments.task is not None and arguments.data is not None:
+        job = _prepared(arguments, [recipe])
+        job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
+        model, calibration = job.model, job.calibration
+    else:
+        model = load(arguments.model)
+        if arguments.calibration is not None:
+            calibration = load_calibration(arguments.calibration)
+        elif recipe.calibrated and not isinstance(model, QuantizedModel):
+            raise BertNumpyError(
+                f"{recipe.name}: expected --calibration FILE, or --task and --data to calibrate on"
+            )
+    if arguments.save_calibration is not None and calibration is not None:
+        save_calibration(calibration, arguments.save_calibration)
+    export_onnx(apply_recipe(model, recipe, calibration), arguments.out)
+    if arguments.json != "-":
+        print(f"written: {arguments.out}")
+    return {"model": model.name, "format": recipe.name, "out": arguments.out}
 
 
 def _head(model: Model) -> str:
