@@ -284,9 +284,10 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
         raise reader.error("version", str(_VERSION), extra.get("version"))
     try:
         recipe = recipe_of(extra.get("recipe"))
+        expected = compressed_tensors_config(recipe, modules)
     except BertNumpyError as error:
         raise BertNumpyError(f"{reader.place}: {error}") from None
-    if raw["quantization_config"] != compressed_tensors_config(recipe, modules):
+    if raw["quantization_config"] != expected:
         raise BertNumpyError(
             f"{place}: key 'quantization_config': expected what the recipe in {EXTRA_KEY!r} "
             "comes to, found another"

@@ -254,7 +254,10 @@ def load_quantized(config: BertConfig, folder: Path, name: str) -> QuantizedMode
             )
     plans: dict[str, SitePlan] = {}
     sites = model_sites(Model(config, weights, FLOAT32_POLICY, name))
-    recipe.check_overrides(sites)
+    try:
+        recipe.check_overrides(sites)
+    except BertNumpyError as error:
+        raise BertNumpyError(f"{folder / 'config.json'}: {error}") from None
     for site in sites:
         how = recipe.site(site)
         if not how.quantizes:

@@ -1,11 +1,10 @@
 """What others compute of a quantized model: its checkpoint in transformers, its ONNX graph.
 
-For each recipe a model is calibrated, written as a quantized checkpoint and as an
-ONNX file, and run on the first examples of a task's development set here and by
-others. Each line has the share of float32's bytes that the encoder's linear weights
-take, the flips (predictions that differ from our quantized model's) and the relative
-distance of the logits, norm(theirs - ours) / norm(ours), and the largest margin between our two best logits at
-a flip. Needs the extra "peers".
+For each recipe a model is calibrated, written as a quantized checkpoint and as an ONNX
+file, and run on the first examples of a task's development set here and by others.
+Each line has the relative distance of the logits, norm(theirs - ours) / norm(ours), the
+flips (predictions that differ from our quantized model's), and the largest margin
+between our two best logits at a flip. Needs the extra "peers".
 
     python scripts/measure_exports.py MODEL --task sst2 --data glue/SST-2
 """

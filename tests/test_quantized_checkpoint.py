@@ -722,6 +722,18 @@ OWN = "config.json: key 'npfp8_config'"
             f"{OWN}: recipe: key 'name': expected str, found 3",
         ),
         (
+            changed_config(
+                lambda raw: raw["npfp8_config"]["recipe"]["linear"].update(migration=0.5)
+            ),
+            f"{OWN}: recipe e4m3: encoder.layer.0.attention.self.query: expected no migration",
+        ),
+        (
+            changed_config(
+                lambda raw: raw["npfp8_config"]["recipe"].update(overrides=[["nowhere", {}]])
+            ),
+            "config.json: recipe e4m3: override 'nowhere': expected to fit a site",
+        ),
+        (
             changed_config(lambda raw: raw["npfp8_config"].update(scales={})),
             f"{OWN}: key 'scales': expected a scale of 'encoder.layer.0.attention.scores:a', f",
         ),
