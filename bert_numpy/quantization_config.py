@@ -108,14 +108,14 @@ def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dic
     schemes: dict[str, dict[str, Any]] = {}
     for site in modules:
         how = recipe.site(site)
-        if how.b.fmt is None:
-            continue
         place = f"recipe {recipe.name}: {site}"
-        if how.migration is not None:
+        if how.quantizes and how.migration is not None:
             raise BertNumpyError(
                 f"{place}: expected no migration: the layout of compressed-tensors has no "
                 "place for divided inputs, so others would read the weights wrongly"
             )
+        if how.b.fmt is None:
+            continue
         if how.b.fmt not in _LAYOUTS:
             raise BertNumpyError(
                 f"{place}: weight: expected {', '.join(map(str, _LAYOUTS))} to be written, "
@@ -129,7 +129,7 @@ def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dic
         }
     if not schemes:
         raise BertNumpyError(f"recipe {recipe.name}: expected quantized weights, found none")
-    # Schemes hold lists and are not hashable; their text is.
+    # Schemes are dicts, which cannot be counted; their text can.
     (usual, _), *_ = Counter(map(repr, schemes.values())).most_common()
     targets: dict[str, list[str]] = {usual: ["Linear"]}
     for site, scheme in schemes.items():

@@ -309,6 +309,14 @@ def test_targets(tmp_path: Path) -> None:
             r"recipe e4m3-smooth: encoder\.layer\.0\.attention\.self\.query: expected no migration",
         ),
         (
+            replace(
+                E4M3,
+                name="inputs",
+                overrides=(("*.1.output.dense", SiteRecipe(Operand(E4M3FN), migration=0.5)),),
+            ),
+            r"recipe inputs: encoder\.layer\.1\.output\.dense: expected no migration",
+        ),
+        (
             Recipe("fnuz", SiteRecipe(b=Operand(bert_numpy.recipe.FORMATS["E4M3FNUZ"]))),
             "recipe fnuz: .*query: weight: expected E4M3FN, INT8, UINT8, E5M2 to be written, found",
         ),
