@@ -61,6 +61,11 @@ _LAYOUTS: dict[Format, str] = {
 }
 _READABLE_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized", "mixed-precision")
 
+#: What makes a pattern of a hostile file take forever: repeats of repeats, and many repeats.
+_REPEATS = re.compile(r"[*+{]")
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_MOST_REPEATS = 3
+
 #: The first part of a tensor's name where a head's checkpoint holds an encoder.
 _BASE_PREFIXES = ("bert", "distilbert", "roberta", "electra")
 
@@ -409,9 +414,15 @@ def _fit(target: str, module: str, reader: _Reader) -> int:
         return 3
     if not target.startswith("re:"):
         return int(target == module)
+    pattern = target.removeprefix("re:")
+    if _REPEATED_GROUP.search(pattern) or len(_REPEATS.findall(pattern)) > _MOST_REPEATS:
+        raise BertNumpyError(
+            f"{reader.place}: expected a pattern with at most {_MOST_REPEATS} repeats, and none "
+            f"of a group, as others can take forever to match, found {target!r}"
+        )
     try:
-        return 2 if re.match(target.removeprefix("re:"), module) else 0
-    except re.error as error:
+        return 2 if re.match(pattern, module) else 0
+    except (re.error, OverflowError, RecursionError) as error:
         raise BertNumpyError(
             f"{reader.place}: expected a regular expression, found {target!r}: {error}"
         ) from None

@@ -799,6 +799,14 @@ OWN = "config.json: key 'npfp8_config'"
             foreign(lambda config: group(config).update(targets=["re:("])),
             "key 'config_groups': expected a regular expression, found 're:('",
         ),
+        *(
+            (
+                foreign(lambda config, x=x: group(config).update(targets=[x])),
+                f"expected a pattern with at most 3 repeats, and none of a group, as others can t"
+                f"ake forever to match, found {x!r}",
+            )
+            for x in ("re:(.*)*x$", "re:(a|b|ab)+$", r"re:(\w{1,9}){9}-", "re:.*.*.*.*-")
+        ),
         (
             foreign(lambda config: group(config).update(weights=None)),
             "key 'group_0': key 'weights': expected a JSON object, found nothing",
