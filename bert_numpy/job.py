@@ -34,7 +34,7 @@ from bert_numpy.recipe import Recipe
 from bert_numpy.squad import SQUAD, Questions, SpanTask, merge_questions, read_questions
 from bert_numpy.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 
-__all__ = ["Job", "ProgressBar", "evaluate_job", "prepare", "run"]
+__all__ = ["Job", "ProgressBar", "evaluate_job", "prepare", "run", "with_calibration"]
 
 #: Makes a progress bar: called with a total and a label.
 ProgressBar = Callable[[int, str], AbstractContextManager[Progress]]
@@ -218,12 +218,8 @@ def run(
         :func:`bert_numpy.calibrate` and :func:`evaluate` do.
     """
     bar = progress_bar or _no_bar
+    job = with_calibration(job, recipes, bar, golden=golden)
     calibration = job.calibration
-    if calibration is None and any(recipe.calibrated for recipe in recipes):
-        with bar(len(job.calibration_texts), "calibration") as advance:
-            calibration = calibrate_on(
-                job.model, job.calibration_texts, job.batch_size, advance, golden
-            )
     if calibration_output is not None:
         if calibration is None:
             names = ", ".join(recipe.name for recipe in recipes)
@@ -235,6 +231,30 @@ def run(
         model = apply_recipe(job.model, recipe, calibration, golden)
         with bar(len(job.encoded), recipe.name) as advance:
             yield evaluate_job(job, model, advance)
+
+
+def with_calibration(
+    job: Job,
+    recipes: list[Recipe],
+    progress_bar: ProgressBar | None = None,
+    *,
+    golden: bool = False,
+) -> Job:
+    """The job with a calibration, if it has none and a recipe needs one.
+
+    A quantized model needs none: it has its scales.
+    """
+    if (
+        job.calibration is not None
+        or isinstance(job.model, QuantizedModel)
+        or not any(recipe.calibrated for recipe in recipes)
+    ):
+        return job
+    with (progress_bar or _no_bar)(len(job.calibration_texts), "calibration") as advance:
+        calibration = calibrate_on(
+            job.model, job.calibration_texts, job.batch_size, advance, golden
+        )
+    return replace(job, calibration=calibration)
 
 
 def evaluate_job(job: Job, model: QuantizedModel, progress: Progress | None = None) -> Evaluation:

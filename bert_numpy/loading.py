@@ -11,13 +11,15 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.hub import resolve
 from bert_numpy.model import Model
 from bert_numpy.policy import FLOAT32_POLICY
-from bert_numpy.weights import read_weights
+from bert_numpy.quantized_checkpoint import is_quantized, load_quantized, stored_quantization
+from bert_numpy.recipe import Recipe
+from bert_numpy.weights import find_parameters, read_weights
 
-__all__ = ["load"]
+__all__ = ["load", "stored_recipe"]
 
 
 def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
-    """Load a BERT checkpoint.
+    """Load a BERT checkpoint, quantized or not.
 
     Parameters
     ----------
@@ -32,7 +34,8 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     Returns
     -------
     Model
-        In float32. ``BertForSequenceClassification`` has logits,
+        In float32; a :class:`QuantizedModel` that runs by its own recipe if the
+        checkpoint is quantized. ``BertForSequenceClassification`` has logits,
         ``BertForQuestionAnswering`` start and end logits; any other BERT
         architecture is loaded as a bare encoder. Weights that the file has in
         float32 are mapped, not read into memory: while the model is used the
@@ -58,11 +61,28 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
             f"{folder / 'config.json'}: key 'hidden_act': expected one of "
             f"{', '.join(ACTIVATIONS)}, found {config.hidden_act!r}"
         )
+    name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"
     stored = open_checkpoint(folder)
     if config.num_hidden_layers > len(stored):  # no list of all that those would have
         raise BertNumpyError(
             f"{folder / 'config.json'}: key 'num_hidden_layers': expected fewer than the "
             f"{len(stored)} tensors that there are, found {config.num_hidden_layers}"
         )
-    name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"
+    if is_quantized(folder):
+        return load_quantized(config, folder, name)
     return Model(config, read_weights(config, stored), FLOAT32_POLICY, name=name)
+
+
+def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> Recipe | None:
+    """The recipe that a checkpoint is quantized by; None if it is not. No weight is read.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`load` does.
+    """
+    folder = resolve(folder_or_hub_id, revision)
+    if not is_quantized(folder):
+        return None
+    config = read_config(folder / "config.json")
+    return stored_quantization(folder, find_parameters(config, open_checkpoint(folder))).recipe

@@ -13,7 +13,7 @@ from bert_numpy.errors import BertNumpyError
 from npfp8 import QuantizedTensor
 from npfp8.storage import StoredTensor
 
-__all__ = ["Weights", "canonical_names", "expected_shapes", "read_weights"]
+__all__ = ["Weights", "canonical_names", "expected_shapes", "find_parameters", "read_weights"]
 
 #: Parameters by name: float32 arrays, or 8-bit codes with scales where quantized.
 Weights = Mapping[str, npt.NDArray[np.float32] | QuantizedTensor]
@@ -82,25 +82,25 @@ def canonical_names(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
     return renamed
 
 
-def read_weights(
+def find_parameters(
     config: BertConfig, stored: Mapping[str, StoredTensor]
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Read every parameter that ``config`` calls for, as float32.
+) -> dict[str, StoredTensor]:
+    """Find every parameter that ``config`` calls for; the data is not read yet.
 
     A bare encoder may lack the pooler; question answering has none, as in
     transformers. Tensors that are not parameters of the architecture
-    (``position_ids``, other heads, a pooler that nothing reads) are left unread.
+    (``position_ids``, other heads, a pooler that nothing reads) are left out.
 
     Raises
     ------
     BertNumpyError
-        If a tensor is missing, of another shape or dtype, or not finite.
+        If a tensor is missing or of another shape.
     """
     tensors = canonical_names(stored)
     pooler = config.has_classifier or (
         not config.has_qa_outputs and "pooler.dense.weight" in tensors
     )
-    weights = {}
+    parameters = {}
     for name, shape in expected_shapes(config, pooler).items():
         if name not in tensors:
             files = sorted({tensor.file for tensor in stored.values()})
@@ -112,5 +112,19 @@ def read_weights(
                 f"{tensor.file}: tensor {tensor.key!r}: expected shape {shape} by config.json, "
                 f"found {tensor.shape}"
             )
-        weights[name] = read_float32(tensor)
-    return weights
+        parameters[name] = tensor
+    return parameters
+
+
+def read_weights(
+    config: BertConfig, stored: Mapping[str, StoredTensor]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Read every parameter that ``config`` calls for, as float32; see :func:`find_parameters`.
+
+    Raises
+    ------
+    BertNumpyError
+        If a tensor is missing, of another shape or dtype, or not finite.
+    """
+    parameters = find_parameters(config, stored)
+    return {name: read_float32(tensor) for name, tensor in parameters.items()}

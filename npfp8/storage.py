@@ -115,6 +115,12 @@ class StoredTensor:
         """Bytes in the file."""
         return self.end - self.begin
 
+    def read_bytes(self) -> bytes:
+        """Read the bytes as they are."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.begin)
+            return stream.read(self.nbytes)
+
     def read_as(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Read the bytes as a new array of ``dtype`` and the tensor's shape."""
         return self.view_as(dtype).copy()
@@ -317,7 +323,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8A
 
 
 def save_file(
-    tensors: Mapping[str, npt.NDArray[Any] | Fp8Array],
+    tensors: Mapping[str, npt.NDArray[Any] | Fp8Array | StoredTensor],
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -325,7 +331,8 @@ def save_file(
 
     Parameters
     ----------
-    tensors : mapping of str to ndarray or Fp8Array
+    tensors : mapping of str to ndarray, Fp8Array or StoredTensor
+        A tensor of another file is copied byte for byte, whatever its dtype.
     path : path
     metadata : mapping of str to str, optional
 
@@ -339,12 +346,13 @@ def save_file(
         If the file cannot be written.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    payload = []
+    payload: list[npt.NDArray[Any] | StoredTensor] = []
     end = 0
     # As the library does: by falling alignment, then by name, so that all are aligned.
     for key, tensor in sorted(tensors.items(), key=lambda item: (-_alignment(item[1]), item[0])):
         if key == "__metadata__":
             raise ValueError("tensor '__metadata__': expected a name that the format does not use")
+        data: npt.NDArray[Any] | StoredTensor
         if isinstance(tensor, Fp8Array):
             if tensor.fmt not in _FP8_NAMES or tensor.codes.dtype != np.uint8:
                 raise TypeError(
@@ -352,6 +360,8 @@ def save_file(
                     f"found {tensor.codes.dtype} codes of {tensor.fmt}"
                 )
             name, data = _FP8_NAMES[tensor.fmt], tensor.codes
+        elif isinstance(tensor, StoredTensor):
+            name, data = tensor.dtype, tensor
         else:
             little = tensor.dtype.newbyteorder("<")
             if little not in _NUMPY_NAMES:
@@ -365,8 +375,10 @@ def save_file(
     with replaced_file(Path(path)) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for data in payload:
-            file.write(data.tobytes())
+            file.write(data.read_bytes() if isinstance(data, StoredTensor) else data.tobytes())
 
 
-def _alignment(tensor: npt.NDArray[Any] | Fp8Array) -> int:
+def _alignment(tensor: npt.NDArray[Any] | Fp8Array | StoredTensor) -> int:
+    if isinstance(tensor, StoredTensor):
+        return _ITEMSIZES[tensor.dtype]
     return 1 if isinstance(tensor, Fp8Array) else tensor.dtype.itemsize

@@ -24,6 +24,9 @@ PEERS = {
     "gfloat": "gfloat",
     "mpmath": "mpmath",
     "distributed": "distributed",
+    "compressed_tensors": "compressed_tensors",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
 }
 
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
@@ -81,6 +84,21 @@ def mpmath() -> ModuleType:
 @pytest.fixture(scope="session")
 def distributed() -> ModuleType:
     return _peer(PEERS["distributed"])
+
+
+@pytest.fixture(scope="session")
+def compressed_tensors() -> ModuleType:
+    return _peer(PEERS["compressed_tensors"])
+
+
+@pytest.fixture(scope="session")
+def onnx() -> ModuleType:
+    return _peer(PEERS["onnx"])
+
+
+@pytest.fixture(scope="session")
+def onnxruntime() -> ModuleType:
+    return _peer(PEERS["onnxruntime"])
 
 
 @pytest.fixture(scope="session")

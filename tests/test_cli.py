@@ -830,7 +830,7 @@ def test_blank_text(texts: list[str], capsys: Capture) -> None:
     ("argv", "message"),
     [
         ([], "COMMAND"),
-        (["quantize"], "invalid choice: 'quantize'"),
+        (["convert"], "invalid choice: 'convert'"),
         (["compare"], "MODEL"),
         (["compare", EMBEDDED, "--data", "."], "--task"),
         (["compare", EMBEDDED, "--task", "sst2"], "--data"),
