@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bert_numpy.checkpoint import open_checkpoint
@@ -11,13 +12,14 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.hub import resolve
 from bert_numpy.model import Model
 from bert_numpy.policy import FLOAT32_POLICY
+from bert_numpy.pooling import read_pooling
 from bert_numpy.weights import read_weights
 
 __all__ = ["load"]
 
 
 def load(folder_or_hub_id: str | Path) -> Model:
-    """Load a BERT checkpoint.
+    """Load a checkpoint of BERT or a relative.
 
     Parameters
     ----------
@@ -29,9 +31,9 @@ def load(folder_or_hub_id: str | Path) -> Model:
     Returns
     -------
     Model
-        In float32. ``BertForSequenceClassification`` has logits,
-        ``BertForQuestionAnswering`` start and end logits; any other BERT
-        architecture is loaded as a bare encoder.
+        In float32, with the head of the class that wrote the checkpoint (see
+        :data:`bert_numpy.architectures.HEADS`), or the pooling of a
+        sentence-transformers folder; any other is loaded as a bare encoder.
 
     Raises
     ------
@@ -47,10 +49,11 @@ def load(folder_or_hub_id: str | Path) -> Model:
     (1, 2)
     """
     folder = resolve(folder_or_hub_id)
-    config = read_config(folder / "config.json")
+    config = replace(read_config(folder / "config.json"), pooling=read_pooling(folder))
     if config.hidden_act not in ACTIVATIONS:
+        key = config.description.keys.get("hidden_act", "hidden_act")
         raise BertNumpyError(
-            f"{folder / 'config.json'}: key 'hidden_act': expected one of "
+            f"{folder / 'config.json'}: key {key!r}: expected one of "
             f"{', '.join(ACTIVATIONS)}, found {config.hidden_act!r}"
         )
     weights = read_weights(config, open_checkpoint(folder))
