@@ -7,6 +7,7 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from bert_numpy.glue import TASKS, read_examples, task_named
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run
 from bert_numpy.loading import load
-from bert_numpy.model import Model, encoder_sites
+from bert_numpy.model import encoder_sites
+from bert_numpy.prediction import check_prediction, predict
 from bert_numpy.quantization import apply_recipe
 from bert_numpy.recipe import Recipe, preset
 from bert_numpy.report import comparison_row, print_comparison, progress_bar, write_json
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
-from npfp8.golden import softmax
 
 __all__ = ["main"]
 
@@ -117,10 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
     compare = command("compare", _compare, "Compare formats on a task's development set.")
     evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
-    predict = command("predict", _predict, "Classify or score a text, or a pair of texts.")
+    prediction = command(
+        "predict", _predict, "Classify, score, label, fill in or embed a text; answer a question."
+    )
     command("info", _info, "Describe a checkpoint.")
 
-    for sub in (demo, compare, evaluate, predict):
+    for sub in (demo, compare, evaluate, prediction):
         sub.add_argument(
             "--golden",
             action="store_true",
@@ -133,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
             default="fp32,int8,e4m3,e5m2",
             help="comma-separated; fp32 always runs, as the others are compared with it",
         )
-    for sub in (evaluate, predict):
+    for sub in (evaluate, prediction):
         sub.add_argument(
             "--format",
             "--recipe",
@@ -148,9 +151,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="squad: write the answers to FILE, in the layout that its official script reads",
     )
-    predict.add_argument("text", metavar="TEXT")
-    predict.add_argument("pair", metavar="SECOND_TEXT", nargs="?")
-    predict.add_argument(
+    prediction.add_argument("text", metavar="TEXT", help="a text, or a question")
+    prediction.add_argument(
+        "pair",
+        metavar="SECOND_TEXT",
+        nargs="?",
+        help="the second text of a pair, the question's context, or a text to compare with",
+    )
+    prediction.add_argument(
         "--calibration-data",
         metavar="FILE",
         default=str(REVIEWS / "train.tsv"),
@@ -314,46 +322,23 @@ def _header(job: Job, golden: bool) -> dict[str, Any]:
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = preset(arguments.format)
     model, tokenizer = load(arguments.model), load_tokenizer(arguments.model)
-    if not model.config.has_classifier:
-        raise BertNumpyError(
-            f"{model.name}: expected a BertForSequenceClassification, found "
-            f"{model.config.architecture}"
-        )
-    batch = tokenizer.batch([arguments.text], None if arguments.pair is None else [arguments.pair])
+    check_prediction(model, tokenizer, arguments.text, arguments.pair)
     calibration = None
     if recipe.calibrated:
         texts = read_examples(Path(arguments.calibration_data), task_named("sst2")).texts
-        pairs = [*texts[1:], texts[0]] if arguments.pair else None
+        paired = arguments.pair is not None and model.config.pooling is None
+        pairs = [*texts[1:], texts[0]] if paired else None
         limit = min(128, tokenizer.model_max_length)
         calibration = calibrate_on(
             model, tokenizer.encode(texts, pairs, limit), golden=arguments.golden
         )
         print(f"scales: from the sentences of {arguments.calibration_data}", file=sys.stderr)
-    logits = apply_recipe(model, recipe, calibration, arguments.golden)(**batch).logits
-    assert logits is not None
-    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
-    report |= _answer(model, logits[0])
+    quantized = apply_recipe(model, recipe, calibration, arguments.golden)
+    found = predict(quantized, tokenizer, arguments.text, arguments.pair)
     if arguments.json != "-":
-        for label, value in (report.get("probabilities") or report["logits"]).items():
-            print(f"{label}  {value:.4f}")
-    return report
-
-
-def _answer(model: Model, logits: Any) -> dict[str, Any]:
-    """The logits by label and, for a classifier, the label and the probabilities, falling."""
-    labels = model.config.labels
-    by_label = dict(zip(labels, logits.tolist(), strict=True))
-    if len(labels) == 1:
-        return {"logits": by_label}
-    probabilities = softmax(logits, "float32").tolist()
-    ranked = sorted(zip(labels, probabilities, strict=True), key=lambda item: -item[1])
-    return {"label": ranked[0][0], "probabilities": dict(ranked), "logits": by_label}
-
-
-def _head(model: Model) -> str:
-    if model.config.has_qa_outputs:
-        return "question answering"
-    return "classifier" if model.config.has_classifier else "none: a bare encoder"
+        print("\n".join(found.lines))
+    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
+    return report | found.report
 
 
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -368,8 +353,8 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {
         "model": model.name,
         "folder": str(resolve(arguments.model)),
-        **vars(model.config),
-        "head": _head(model),
+        **asdict(model.config),
+        "head": model.config.head.name,
         "parameters": model.weight_bytes // 4,
         "weight_bytes_fp32": model.weight_bytes,
         "weight_bytes_8bit": model.weight_bytes - saved,
@@ -378,5 +363,5 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.json != "-":
         for key, value in report.items():
             shown = ", ".join(value) if isinstance(value, tuple) else value
-            print(f"{key:<26}{f'{shown:,}' if isinstance(shown, int) else shown}")
+            print(f"{key:<26}{f'{shown:,}' if type(shown) is int else shown}")
     return report

@@ -13,7 +13,7 @@ from bert_numpy.errors import BertNumpyError
 from npfp8 import QuantizedTensor
 from npfp8.storage import StoredTensor
 
-__all__ = ["Weights", "canonical_names", "expected_shapes", "read_weights"]
+__all__ = ["Weights", "canonical_names", "expected_shapes", "find_parameters", "read_weights"]
 
 _WORDS = "embeddings.word_embeddings.weight"
 _DECODER = "cls.predictions.decoder.weight"
@@ -106,21 +106,21 @@ def canonical_names(
     return renamed
 
 
-def read_weights(
+def find_parameters(
     config: BertConfig, stored: Mapping[str, StoredTensor]
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Read every parameter that ``config`` calls for, as float32, under its canonical name.
+) -> dict[str, StoredTensor]:
+    """Find every parameter that ``config`` calls for, by canonical name; nothing is read yet.
 
     A bare encoder may lack the pooler; question answering and others have
     none, as in transformers. Tensors that are not parameters of the architecture
-    (``position_ids``, other heads, a pooler that nothing reads) are left unread.
-    A masked language model's decoder that is not stored, or stored with the
-    same numbers, is the array of the word embeddings itself.
+    (``position_ids``, other heads, a pooler that nothing reads) are left out.
+    The decoder of a masked language model that is not stored is the word
+    embeddings' tensor.
 
     Raises
     ------
     BertNumpyError
-        If a tensor is missing, of another shape or dtype, or not finite.
+        If a tensor is missing or of another shape.
     """
     description, head = config.description, config.head
     tensors = canonical_names(stored, description.prefix)
@@ -129,13 +129,12 @@ def read_weights(
         names = description.stored_names(name, head)
         return next((tensors[other] for other in names if other in tensors), None)
 
+    parameters: dict[str, StoredTensor] = {}
     pooler = find("pooler.dense.weight") is not None
-    weights: dict[str, npt.NDArray[np.float32]] = {}
     for name, shape in expected_shapes(config, pooler).items():
         tensor = find(name)
         if tensor is None and name == _DECODER and config.tie_word_embeddings:
-            weights[name] = weights[_WORDS]
-            continue
+            tensor = parameters[_WORDS]
         if tensor is None:
             *_, missing = description.stored_names(name, head)
             files = sorted({tensor.file for tensor in stored.values()})
@@ -148,7 +147,29 @@ def read_weights(
                 f"{tensor.file}: tensor {tensor.key!r}: expected shape {shape} by config.json, "
                 f"found {tensor.shape}"
             )
+        parameters[name] = tensor
+    return parameters
+
+
+def read_weights(
+    config: BertConfig, stored: Mapping[str, StoredTensor]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Read every parameter that ``config`` calls for, as float32; see :func:`find_parameters`.
+
+    A decoder that has the word embeddings' numbers is the same array, held once.
+
+    Raises
+    ------
+    BertNumpyError
+        If a tensor is missing, of another shape or dtype, or not finite.
+    """
+    parameters = find_parameters(config, stored)
+    weights: dict[str, npt.NDArray[np.float32]] = {}
+    for name, tensor in parameters.items():
+        if name == _DECODER and tensor is parameters[_WORDS]:
+            weights[name] = weights[_WORDS]
+            continue
         weights[name] = read_float32(tensor)
-    if _DECODER in weights and np.array_equal(weights[_DECODER], weights[_WORDS]):
-        weights[_DECODER] = weights[_WORDS]
+        if name == _DECODER and np.array_equal(weights[name], weights[_WORDS]):
+            weights[name] = weights[_WORDS]
     return weights

@@ -749,6 +749,12 @@ def test_bare_encoder(command: str, data: Path, tmp_path: Path, capsys: Capture)
     argv = arguments(command, data, model=model)
     assert main(["predict", str(model), "a film"] if command == "predict" else argv) == 2
     message = f"{model}: expected a BertForSequenceClassification, found BertModel"
+    if command == "predict":
+        message = (
+            f"{model}: expected a model for sequence classification, question answering, masked "
+            "language modelling, pre-training, next sentence prediction, token classification, "
+            "sentence embeddings, found BertModel (none: a bare encoder)"
+        )
     assert only_line(capsys) == message
 
 
