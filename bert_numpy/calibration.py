@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model
-from bert_numpy.observers import Statistics, clip_range, merge, observe
+from bert_numpy.observers import Statistics, clip_range, merge, observe, quantization_noise
 from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy
 from bert_numpy.recipe import Operand
 from npfp8.storage import load_file, read_metadata, save_file
@@ -75,6 +76,13 @@ def observed_scale(seen: Statistics, operand: Operand) -> Scale:
     assert operand.fmt is not None
     low, high = clip_range(seen, operand.observer, operand.fmt, operand.percentile)
     return Scale.of(low, high, operand)
+
+
+def sqnr(seen: Statistics, operand: Operand) -> float:
+    """Signal-to-quantization-noise ratio of an operand's elements with a static scale, in dB."""
+    assert operand.fmt is not None
+    signal, noise = quantization_noise(seen, operand.observer, operand.fmt, operand.percentile)
+    return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else math.nan
 
 
 def calibrate(

@@ -8,21 +8,31 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import npfp8
+from bert_numpy.calibration import load_calibration
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, calibrate_on
-from bert_numpy.glue import TASKS, read_examples, task_named
+from bert_numpy.figures import describe, draw_histogram, draw_sqnr
+from bert_numpy.glue import TASKS, Task, TestSet, read_examples, submission, task_named
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run
 from bert_numpy.loading import load
 from bert_numpy.model import encoder_sites
-from bert_numpy.prediction import check_prediction, predict
+from bert_numpy.prediction import check_prediction, predict_text
 from bert_numpy.quantization import apply_recipe
 from bert_numpy.recipe import Recipe, preset
-from bert_numpy.report import comparison_row, print_comparison, progress_bar, write_json
+from bert_numpy.report import (
+    comparison_row,
+    print_comparison,
+    print_operands,
+    progress_bar,
+    write_json,
+    write_text,
+)
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
 
@@ -111,19 +121,23 @@ def _parser() -> argparse.ArgumentParser:
             "--json", metavar="FILE", help="write the results as JSON too; - prints them instead"
         )
         sub.add_argument("--debug", action="store_true", help="show a traceback on an error")
-        if name != "demo":
+        if name == "calibration":
+            sub.add_argument("file", metavar="FILE", help="what --save-calibration wrote")
+        elif name != "demo":
             sub.add_argument("model", metavar="MODEL", help="a folder, or a hub id")
         return sub
 
     demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
     compare = command("compare", _compare, "Compare formats on a task's development set.")
     evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
-    prediction = command(
+    submit = command("submit", _submit, "Write a GLUE test set's predictions for its server.")
+    predict = command(
         "predict", _predict, "Classify, score, label, fill in or embed a text; answer a question."
     )
     command("info", _info, "Describe a checkpoint.")
+    calibration = command("calibration", _calibration, "Describe and plot a saved calibration.")
 
-    for sub in (demo, compare, evaluate, prediction):
+    for sub in (demo, compare, evaluate, submit, predict):
         sub.add_argument(
             "--golden",
             action="store_true",
@@ -136,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
             default="fp32,int8,e4m3,e5m2",
             help="comma-separated; fp32 always runs, as the others are compared with it",
         )
-    for sub in (evaluate, prediction):
+    for sub in (evaluate, submit, predict):
         sub.add_argument(
             "--format",
             "--recipe",
@@ -144,21 +158,39 @@ def _parser() -> argparse.ArgumentParser:
             default="fp32",
             help="see the list of formats in bert-numpy --help; or a recipe's .json file",
         )
-    for sub in (compare, evaluate):
+    for sub in (compare, evaluate, submit):
         _add_data_options(sub)
+    for sub in (compare, evaluate):
+        sub.add_argument(
+            "--limit", type=_positive, metavar="N", help="evaluate only the first N examples"
+        )
+    submit.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the file to write, or a folder for one of the name that the server expects",
+    )
     evaluate.add_argument(
         "--predictions",
         metavar="FILE",
         help="squad: write the answers to FILE, in the layout that its official script reads",
     )
-    prediction.add_argument("text", metavar="TEXT", help="a text, or a question")
-    prediction.add_argument(
+    calibration.add_argument(
+        "--operand", metavar="PATTERN", default="*", help="only these, such as '*.scores:*'"
+    )
+    calibration.add_argument(
+        "--plot",
+        metavar="DIR",
+        help="draw the operands' noise by format and each one's elements (extra: plot)",
+    )
+    predict.add_argument("text", metavar="TEXT", help="a text, or a question")
+    predict.add_argument(
         "pair",
         metavar="SECOND_TEXT",
         nargs="?",
         help="the second text of a pair, the question's context, or a text to compare with",
     )
-    prediction.add_argument(
+    predict.add_argument(
         "--calibration-data",
         metavar="FILE",
         default=str(REVIEWS / "train.tsv"),
@@ -173,10 +205,10 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--data",
         required=True,
-        metavar="DIR",
-        help="the task's official folder, a folder of such folders, or a file to evaluate on",
+        metavar="DATA",
+        help="the task's folder, a folder of such folders, a file to evaluate on, or a data set "
+        "on the hub (nyu-mll/glue, rajpurkar/squad)",
     )
-    add("--limit", type=_positive, metavar="N", help="evaluate only the first N examples")
     add(
         "--calibration-samples",
         type=_positive,
@@ -277,6 +309,27 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def _submit(arguments: argparse.Namespace) -> dict[str, Any]:
+    recipe = preset(arguments.format)
+    job = _prepared(arguments, [recipe], test=True)
+    assert isinstance(job.task, Task)
+    assert isinstance(job.examples, TestSet)
+    path = Path(arguments.out)
+    if path.is_dir():
+        path /= f"{job.task.submission_name or job.task.folder}.tsv"
+    (result,) = run(
+        job,
+        [recipe],
+        progress_bar,
+        golden=arguments.golden,
+        calibration_output=arguments.save_calibration,
+    )
+    write_text(path, submission(job.task, job.examples.ids, result.predictions))
+    if arguments.json != "-":
+        print(f"{path}: {len(job.examples)} predictions")
+    return _header(job, arguments.golden) | {"format": recipe.name, "file": str(path)}
+
+
 def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
     """Predictions and logits of each example; of questions, by their ids, the likely answers."""
     if not isinstance(job.examples, Questions):
@@ -292,7 +345,7 @@ def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _prepared(arguments: argparse.Namespace, recipes: list[Recipe]) -> Job:
+def _prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool = False) -> Job:
     return prepare(
         arguments.model,
         arguments.task,
@@ -301,9 +354,10 @@ def _prepared(arguments: argparse.Namespace, recipes: list[Recipe]) -> Job:
         calibration=arguments.calibration,
         calibration_data=arguments.calibration_data,
         calibration_samples=arguments.calibration_samples,
-        limit=arguments.limit,
+        limit=getattr(arguments, "limit", None),
         max_length=arguments.max_length,
         batch_size=arguments.batch_size,
+        test=test,
     )
 
 
@@ -334,11 +388,40 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         print(f"scales: from the sentences of {arguments.calibration_data}", file=sys.stderr)
     quantized = apply_recipe(model, recipe, calibration, arguments.golden)
-    found = predict(quantized, tokenizer, arguments.text, arguments.pair)
+    found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
     if arguments.json != "-":
         print("\n".join(found.lines))
     report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
     return report | found.report
+
+
+def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
+    calibration = load_calibration(arguments.file)
+    operands = {
+        name: seen
+        for name, seen in calibration.operands.items()
+        if fnmatchcase(name, arguments.operand)
+    }
+    if not operands:
+        raise BertNumpyError(
+            f"{arguments.file}: expected operands that fit {arguments.operand!r}, found none"
+        )
+    described = {name: describe(seen) for name, seen in operands.items()}
+    if arguments.plot is not None:
+        folder = Path(arguments.plot)
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_sqnr(operands, folder / "sqnr.png")
+        for name, seen in operands.items():
+            draw_histogram(name, seen, folder / f"{name.replace(':', '-')}.png")
+    if arguments.json != "-":
+        print(f"{arguments.file}: {calibration.samples} samples")
+        print_operands(described)
+    return {
+        "file": str(arguments.file),
+        "samples": calibration.samples,
+        "golden": calibration.golden,
+        "operands": described,
+    }
 
 
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:

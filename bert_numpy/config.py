@@ -84,16 +84,6 @@ class BertConfig:
         return SENTENCE_EMBEDDINGS if self.pooling else self.description.head(self.architecture)
 
     @property
-    def has_classifier(self) -> bool:
-        """Whether there is a sequence classification (or regression) head."""
-        return self.head.name == "sequence classification"
-
-    @property
-    def has_qa_outputs(self) -> bool:
-        """Whether there is a question answering head: two logits a token, start and end."""
-        return self.head.name == "question answering"
-
-    @property
     def max_length(self) -> int:
         """The longest input, in tokens: RoBERTa leaves the first positions to the padding."""
         first = self.pad_token_id + 1 if self.description.counts_positions else 0

@@ -137,7 +137,7 @@ def evaluate(
     model: QuantizedModel,
     task: Task,
     encoded: Sequence[EncodedText],
-    labels: npt.NDArray[Any],
+    labels: npt.NDArray[Any] | None,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -149,8 +149,9 @@ def evaluate(
         As :func:`bert_numpy.apply_recipe` makes it; the recipe ``fp32`` too.
     task : Task
     encoded : sequence of EncodedText
-    labels : ndarray, (examples,)
-        Class numbers or scores, as :func:`bert_numpy.glue.read_examples` gives them.
+    labels : ndarray, (examples,), or None
+        Class numbers or scores, as :func:`bert_numpy.glue.read_examples` gives
+        them; without them there are predictions, but no metrics.
     batch_size : int
     progress : callable, optional
 
@@ -171,7 +172,9 @@ def evaluate(
         model.recipe.name,
         logits,
         predictions,
-        {name: METRICS[name](labels, predictions) for name in task.metrics},
+        {}
+        if labels is None
+        else {name: METRICS[name](labels, predictions) for name in task.metrics},
         model.weight_bytes,
         seconds,
         model.counts,

@@ -1,23 +1,36 @@
-"""GLUE's tasks: where their texts and labels stand in the official TSV files.
+"""GLUE's tasks: where their texts and labels stand in the files.
 
-The files are not CSV: a quotation mark is a character like any other, a line
-ends at a line feed and nowhere else, and each task has columns of its own.
+The official files are TSV, not CSV: a quotation mark is a character like any
+other, a line ends at a line feed and nowhere else, and each task has columns of
+its own. JSON Lines and Parquet have the hub's columns (data set nyu-mll/glue).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.records import RECORD_SUFFIXES, read_lines, read_records
 
-__all__ = ["TASKS", "Examples", "Task", "label_order", "read_examples", "task_named"]
+__all__ = [
+    "TASKS",
+    "Examples",
+    "Task",
+    "TestSet",
+    "label_order",
+    "merge_examples",
+    "read_examples",
+    "read_test_set",
+    "submission",
+    "task_named",
+]
 
 
 @dataclass(frozen=True)
@@ -42,8 +55,12 @@ class Task:
         Whether the file names the classes, or numbers them.
     score_range : (float, float)
         For regression.
-    dev, train : str
-        File names.
+    dev, train, test : str
+        The official files' names.
+    fields : tuple of str
+        The columns of the texts in JSON Lines and Parquet; the label's is ``label``.
+    submission_name : str
+        Of the file that GLUE's server takes, without its ending; by default the folder's.
     columns : int
         In a file without a header, how many columns a row has.
     drops_broken_rows : bool
@@ -62,6 +79,9 @@ class Task:
     score_range: tuple[float, float] = (0.0, 5.0)
     dev: str = "dev.tsv"
     train: str = "train.tsv"
+    test: str = "test.tsv"
+    fields: tuple[str, ...] = ("sentence1", "sentence2")
+    submission_name: str = ""
     columns: int | None = None
     drops_broken_rows: bool = False
 
@@ -69,6 +89,11 @@ class Task:
     def is_regression(self) -> bool:
         """Whether the labels are scores."""
         return not self.labels
+
+    @property
+    def config(self) -> str:
+        """The task's part of the hub's data set; both of MNLI's tasks share one."""
+        return self.name.removesuffix("-mm")
 
     @property
     def outputs(self) -> int:
@@ -87,6 +112,9 @@ _MNLI = Task(
     ("entailment", "neutral", "contradiction"),
     label_names_in_file=True,
     dev="dev_matched.tsv",
+    test="test_matched.tsv",
+    fields=("premise", "hypothesis"),
+    submission_name="MNLI-m",
 )
 
 #: The tasks by name.
@@ -100,9 +128,18 @@ TASKS = {
             (3,),
             1,
             ("unacceptable", "acceptable"),
+            fields=("sentence",),
             columns=4,
         ),
-        Task("sst2", "SST-2", ("accuracy",), ("sentence",), "label", ("negative", "positive")),
+        Task(
+            "sst2",
+            "SST-2",
+            ("accuracy",),
+            ("sentence",),
+            "label",
+            ("negative", "positive"),
+            fields=("sentence",),
+        ),
         Task(
             "mrpc",
             "MRPC",
@@ -119,10 +156,17 @@ TASKS = {
             ("question1", "question2"),
             "is_duplicate",
             ("not_duplicate", "duplicate"),
+            fields=("question1", "question2"),
             drops_broken_rows=True,
         ),
         _MNLI,
-        replace(_MNLI, name="mnli-mm", dev="dev_mismatched.tsv"),
+        replace(
+            _MNLI,
+            name="mnli-mm",
+            dev="dev_mismatched.tsv",
+            test="test_mismatched.tsv",
+            submission_name="MNLI-mm",
+        ),
         Task(
             "qnli",
             "QNLI",
@@ -131,6 +175,7 @@ TASKS = {
             "label",
             _ENTAILMENT,
             label_names_in_file=True,
+            fields=("question", "sentence"),
         ),
         Task(
             "rte", "RTE", ("accuracy",), _SENTENCES, "label", _ENTAILMENT, label_names_in_file=True
@@ -192,34 +237,8 @@ def task_named(name: str, others: Sequence[str] = ()) -> Task:
     return found
 
 
-class Foldered(Protocol):
-    """A task, by its name and by the official name of its folder."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def folder(self) -> str: ...
-
-
-def find_file(data: Path, task: Foldered, name: str) -> Path:
-    """The file ``name`` of a task in ``data``: the task's own folder, or one of all tasks.
-
-    Raises
-    ------
-    BertNumpyError
-        If it is in neither.
-    """
-    if not data.exists():
-        raise BertNumpyError(f"{data}: no such file or folder")
-    for path in (data / name, data / task.folder / name, data / task.name / name):
-        if path.is_file():
-            return path
-    raise BertNumpyError(f"{data}: expected {name} or {task.folder}/{name}, found neither")
-
-
 def read_examples(path: Path, task: Task) -> Examples:
-    """Read a labelled file of a task.
+    """Read a labelled file of a task: TSV, or by its name's ending JSON Lines or Parquet.
 
     Raises
     ------
@@ -227,7 +246,7 @@ def read_examples(path: Path, task: Task) -> Examples:
         If the file is missing, empty or not UTF-8, or a row is malformed: names
         the file and line, what was found and what was expected.
     """
-    rows = list(_rows(path, task))
+    rows = list(_records(path, task) if path.suffix in RECORD_SUFFIXES else _rows(path, task))
     if not rows:
         raise BertNumpyError(f"{path}: expected examples, found none")
     texts, labels = zip(*rows, strict=True)
@@ -236,11 +255,35 @@ def read_examples(path: Path, task: Task) -> Examples:
     return Examples([pair[0] for pair in texts], pairs, np.array(labels, kind))
 
 
+def merge_examples(parts: Sequence[Examples]) -> Examples:
+    """The examples of several files of one task, one after the other."""
+    texts = [text for part in parts for text in part.texts]
+    pairs = [pair for part in parts for pair in part.pairs or ()]
+    labels = np.concatenate([part.labels for part in parts])
+    return Examples(texts, None if parts[0].pairs is None else pairs, labels)
+
+
 def _rows(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
-    """The texts and the label of each row."""
-    lines = _lines(path)
+    """The texts and the label of each row of an official file."""
     wanted = (*task.text_columns, task.label_column)
-    if task.columns is None:
+    drops_broken_rows = task.drops_broken_rows and path.name == task.train
+    for place, cells in _cells(path, wanted, task.columns, drops_broken_rows):
+        *texts, label = cells
+        if not all(text.strip() for text in texts):
+            if drops_broken_rows:
+                continue
+            raise BertNumpyError(f"{place}: expected text, found a blank cell")
+        yield texts, _parse_label(label, task, place)
+
+
+def _cells(
+    path: Path, wanted: Sequence[str | int], width: int | None, drops_short: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """The wanted cells of each row of a TSV file, with its place; no ``width``: with a header."""
+    lines = read_lines(path)
+    first = 0
+    columns = wanted
+    if width is None:
         if not lines:
             raise BertNumpyError(f"{path}: expected a header and examples, found an empty file")
         header = lines[0].split("\t")
@@ -251,39 +294,111 @@ def _rows(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
             )
         columns = [header.index(str(name)) for name in wanted]
         width, first = len(header), 1
-    else:
-        columns, width, first = [int(number) for number in wanted], task.columns, 0
-    drops_broken_rows = task.drops_broken_rows and path.name == task.train
     for number, line in enumerate(lines[first:], first + 1):
         cells = line.split("\t")
         place = f"{path} line {number}"
-        short = len(cells) < width
-        blank = not short and not all(cells[column].strip() for column in columns[:-1])
-        if (short or blank) and drops_broken_rows:
+        if len(cells) < width and drops_short:
             continue
         if len(cells) != width:
             raise BertNumpyError(f"{place}: expected {width} columns, found {len(cells)}")
-        if blank:
-            raise BertNumpyError(f"{place}: expected text, found a blank cell")
-        *texts, label = (cells[column] for column in columns)
-        yield texts, _parse_label(label, task, place)
+        yield place, [cells[int(column)] for column in columns]
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a file; only a line feed (after a carriage return or not) ends one."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise BertNumpyError(f"{path}: no such file") from None
-    except OSError as error:
-        raise BertNumpyError(f"{path}: expected a file, found: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise BertNumpyError(f"{path} line {line}: expected UTF-8, found {error.reason}") from None
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+def _records(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
+    """The texts and the label of each row of a JSON Lines or Parquet file."""
+    drops_broken_rows = task.drops_broken_rows and path.name.startswith("train")
+    for place, record in read_records(path):
+        if drops_broken_rows and not all(str(record.get(key) or "").strip() for key in task.fields):
+            continue
+        yield _texts(record, task, place), _label(record.get("label"), task, place)
+
+
+def _texts(record: Mapping[str, Any], task: Task, place: str) -> list[str]:
+    texts = [record.get(key) for key in task.fields]
+    for key, text in zip(task.fields, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            found = repr(text) if key in record else "nothing"
+            raise BertNumpyError(f"{place}: {key}: expected text, found {found}")
+    return [str(text) for text in texts]
+
+
+def _label(value: Any, task: Task, place: str) -> float:
+    """A label of a record: a score, or a class by its number or its name."""
+    if task.is_regression:
+        number = value if isinstance(value, float | int) and not isinstance(value, bool) else None
+        return _parse_label(repr(value) if number is None else repr(float(number)), task, place)
+    if isinstance(value, str) and value in task.labels:
+        return task.labels.index(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.labels):
+        return value
+    names = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
+    raise BertNumpyError(f"{place}: label: expected one of {names}, found {value!r}")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Texts without labels, and the number that GLUE's server knows each by."""
+
+    __test__ = False  # of no interest to pytest
+
+    ids: tuple[str, ...]
+    texts: list[str]
+    pairs: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_test_set(path: Path, task: Task) -> TestSet:
+    """Read an unlabelled file of a task.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`read_examples` does.
+    """
+    ids, rows = [], []
+    if path.suffix in RECORD_SUFFIXES:
+        for number, (place, record) in enumerate(read_records(path)):
+            ids.append(str(record.get("idx", number)))
+            rows.append(_texts(record, task, place))
+    else:
+        # The first column is the number, called index or id; every test file has a header.
+        lines = read_lines(path)
+        first = lines[0].split("\t")[0] if lines else "index"
+        names = task.fields if task.columns is not None else task.text_columns
+        for place, (name, *texts) in _cells(path, (first, *names), None):
+            if not name.isdecimal() or not all(text.strip() for text in texts):
+                raise BertNumpyError(f"{place}: expected a number and text, found {[name, *texts]}")
+            ids.append(name)
+            rows.append(texts)
+    if not rows:
+        raise BertNumpyError(f"{path}: expected examples, found none")
+    pairs = [texts[1] for texts in rows] if len(task.text_columns) == 2 else None
+    return TestSet(tuple(ids), [texts[0] for texts in rows], pairs)
+
+
+def submission(task: Task, ids: Sequence[str], predictions: npt.NDArray[Any]) -> str:
+    """The file that GLUE's server takes: a number and a prediction in each line.
+
+    Classes stand as they do in the task's own files, by number or by name;
+    scores with three decimals, brought into the task's range.
+
+    Examples
+    --------
+    >>> print(submission(task_named("rte"), ["0", "1"], np.array([1, 0])), end="")
+    index	prediction
+    0	not_entailment
+    1	entailment
+    """
+    if task.is_regression:
+        shown = [f"{score:.3f}" for score in np.clip(predictions, *task.score_range)]
+    elif task.label_names_in_file:
+        shown = [task.labels[number] for number in predictions]
+    else:
+        shown = [str(number) for number in predictions]
+    rows = [f"{name}\t{text}\n" for name, text in zip(ids, shown, strict=True)]
+    return "index\tprediction\n" + "".join(rows)
 
 
 def _parse_label(cell: str, task: Task, place: str) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bert_numpy.errors import BertNumpyError
 
-__all__ = ["EMBEDDED", "resolve"]
+__all__ = ["EMBEDDED", "fetch_dataset", "is_hub_id", "resolve"]
 
 #: The checkpoint that comes with the package.
 EMBEDDED = "bert-tiny-sst2"
@@ -48,20 +48,37 @@ def resolve(name: str | Path) -> Path:
         return _ASSETS / EMBEDDED
     if os.path.exists(text):
         raise BertNumpyError(f"{text}: expected a model folder, found a file")
-    if not text or folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+    if not is_hub_id(text):
         raise BertNumpyError(f"{text or repr(text)}: expected a model folder, found no such folder")
-    return _fetch(text)
+    return _fetch(text, _FILES, "model")
 
 
-def _fetch(repository: str) -> Path:
+def is_hub_id(text: str) -> bool:
+    """Whether a name may be one on the hub, ``owner/name``, and can be no path."""
+    unlike = not text or Path(text).is_absolute() or text.startswith((".", "~"))
+    return not unlike and text.count("/") <= 1
+
+
+def fetch_dataset(repository: str, patterns: list[str]) -> Path:
+    """Fetch the files of a data set on the hub that fit one of the patterns into its cache.
+
+    Raises
+    ------
+    BertNumpyError
+        If the hub does not give them.
+    """
+    return _fetch(repository, patterns, "dataset")
+
+
+def _fetch(repository: str, patterns: list[str], kind: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 (only where the hub is asked)
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=_FILES))
+        return Path(snapshot_download(repository, repo_type=kind, allow_patterns=patterns))
     except Exception as error:  # its own errors, and whatever its HTTP library raises
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines[:2]) or type(error).__name__  # "404", then what that means
         raise BertNumpyError(
-            f"{repository}: expected a model folder or a hub id, found no such folder, and from "
+            f"{repository}: expected a {kind} folder or a hub id, found no such folder, and from "
             f"the hub: {reason}"
         ) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bert_numpy.calibration import Calibration, load_calibration, save_calibration
+from bert_numpy.data import find_files
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import (
     Evaluation,
@@ -16,12 +17,21 @@ from bert_numpy.evaluation import (
     evaluate,
     evaluate_answers,
 )
-from bert_numpy.glue import Examples, Task, find_file, label_order, read_examples, task_named
+from bert_numpy.glue import (
+    Examples,
+    Task,
+    TestSet,
+    label_order,
+    merge_examples,
+    read_examples,
+    read_test_set,
+    task_named,
+)
 from bert_numpy.loading import load
 from bert_numpy.model import Model, require_head
 from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.recipe import Recipe
-from bert_numpy.squad import SQUAD, Questions, SpanTask, read_questions
+from bert_numpy.squad import SQUAD, Questions, SpanTask, merge_questions, read_questions
 from bert_numpy.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 
 __all__ = ["Job", "ProgressBar", "evaluate_job", "prepare", "run"]
@@ -41,7 +51,7 @@ class Job:
 
     model: Model
     task: Task | SpanTask
-    examples: Examples | Questions
+    examples: Examples | Questions | TestSet
     encoded: list[EncodedText]
     calibration_texts: list[EncodedText]
     batch_size: int
@@ -51,6 +61,7 @@ class Job:
     def select(self, rows: Sequence[int]) -> Job:
         """The same with only the examples of the given rows."""
         encoded = [self.encoded[row] for row in rows] if not self.windows else []
+        assert not isinstance(self.examples, TestSet), "a test set is taken whole"
         windows = [self.windows[row] for row in rows] if self.windows else []
         encoded += [window.encoded for parts in windows for window in parts]
         return replace(self, examples=self.examples.select(rows), encoded=encoded, windows=windows)
@@ -74,6 +85,7 @@ def prepare(
     limit: int | None = None,
     max_length: int | None = None,
     batch_size: int = 32,
+    test: bool = False,
 ) -> Job:
     """Load and check everything that a run needs, before any of it starts.
 
@@ -84,7 +96,8 @@ def prepare(
     task : str
         A GLUE task's name, or ``squad``.
     data : str or Path
-        The task's folder, a folder of tasks' folders, or a file to evaluate on.
+        The task's folder, a folder of tasks' folders, a data set's id on the
+        hub, or a file to evaluate on; see :func:`bert_numpy.data.find_files`.
     calibrated : bool
         Whether a calibration is needed.
     calibration : str or Path, optional
@@ -100,6 +113,8 @@ def prepare(
         In tokens; longer inputs are cut, contexts of questions into windows.
         By default 128, and 384 for SQuAD.
     batch_size : int
+    test : bool
+        Whether to take a GLUE task's test set, which has no labels.
 
     Raises
     ------
@@ -107,17 +122,26 @@ def prepare(
         If anything is missing, malformed or does not fit together.
     """
     task_ = _task_named(task)
-    place = Path(data)
-    path = place if place.is_file() else find_file(place, task_, task_.dev)
-    examples = _read(path, task_)
-    if limit is not None and limit < len(examples):
+    file = Path(data)
+    given_file = file.is_file()
+    examples: Examples | Questions | TestSet
+    if test:
+        if not isinstance(task_, Task):
+            raise BertNumpyError(f"task {task_.name}: expected one of GLUE's for its test set")
+        (path,) = [file] if given_file else find_files(data, task_, task_.test)
+        examples = read_test_set(path, task_)
+    else:
+        examples = _read([file] if given_file else find_files(data, task_, task_.dev), task_)
+    if not isinstance(examples, TestSet) and limit is not None and limit < len(examples):
         examples = examples.select(range(limit))
     sample = None
     given = load_calibration(calibration) if calibrated and calibration is not None else None
     if calibrated and given is None:
-        source = find_file(path.parent, task_, task_.train) if calibration_data is None else None
-        sample = _read(source or Path(str(calibration_data)), task_)
-        sample = sample.sample(calibration_samples)
+        if calibration_data is None:
+            sources = find_files(file.parent if given_file else data, task_, task_.train)
+        else:
+            sources = [Path(calibration_data)]
+        sample = _read(sources, task_).sample(calibration_samples)
     loaded = load(model)
     _check_head(loaded, task_)
     tokenizer = load_tokenizer(model)
@@ -130,8 +154,10 @@ def _task_named(name: str) -> Task | SpanTask:
     return SQUAD if name.lower() == SQUAD.name else task_named(name, others=[SQUAD.name])
 
 
-def _read(path: Path, task: Task | SpanTask) -> Examples | Questions:
-    return read_questions(path) if isinstance(task, SpanTask) else read_examples(path, task)
+def _read(paths: Sequence[Path], task: Task | SpanTask) -> Examples | Questions:
+    if isinstance(task, SpanTask):
+        return merge_questions([read_questions(path) for path in paths])
+    return merge_examples([read_examples(path, task) for path in paths])
 
 
 def _check_head(model: Model, task: Task | SpanTask) -> None:
@@ -143,10 +169,10 @@ def _check_head(model: Model, task: Task | SpanTask) -> None:
 
 
 def _encode(
-    tokenizer: Tokenizer, examples: Examples | Questions, max_length: int | None
+    tokenizer: Tokenizer, examples: Examples | Questions | TestSet, max_length: int | None
 ) -> tuple[list[EncodedText], list[list[Window]]]:
     """What the model is run on and, of questions, each one's windows."""
-    if isinstance(examples, Examples):
+    if not isinstance(examples, Questions):
         limit = 128 if max_length is None else max_length
         return tokenizer.encode(examples.texts, examples.pairs, limit), []
     windows = tokenizer.windows(
@@ -211,8 +237,8 @@ def evaluate_job(job: Job, model: QuantizedModel, progress: Progress | None = No
     if isinstance(task, SpanTask) and isinstance(examples, Questions):
         return evaluate_answers(model, task, examples, job.windows, job.batch_size, progress)
     assert isinstance(task, Task)
-    assert isinstance(examples, Examples)
-    return evaluate(model, task, job.encoded, examples.labels, job.batch_size, progress)
+    labels = examples.labels if isinstance(examples, Examples) else None
+    return evaluate(model, task, job.encoded, labels, job.batch_size, progress)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from bert_numpy.squad import SQUAD
 from bert_numpy.tokenization import Tokenizer
 from npfp8.golden import softmax, tree_sum, unary
 
-__all__ = ["Prediction", "check_prediction", "predict"]
+__all__ = ["Prediction", "check_prediction", "predict_text"]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -51,7 +51,9 @@ def check_prediction(model: Model, tokenizer: Tokenizer, text: str, pair: str | 
             raise BertNumpyError(f"{name}: {head}: expected {mask} in the text, found none")
 
 
-def predict(model: Model, tokenizer: Tokenizer, text: str, pair: str | None = None) -> Prediction:
+def predict_text(
+    model: Model, tokenizer: Tokenizer, text: str, pair: str | None = None
+) -> Prediction:
     """Classify, score, answer, fill in or embed a text or a pair of texts, by the model's head.
 
     Parameters

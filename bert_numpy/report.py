@@ -19,7 +19,14 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, compare_with
 from npfp8.files import replaced_file
 
-__all__ = ["comparison_row", "print_comparison", "progress_bar", "write_json"]
+__all__ = [
+    "comparison_row",
+    "print_comparison",
+    "print_operands",
+    "progress_bar",
+    "write_json",
+    "write_text",
+]
 
 
 def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str, Any]:
@@ -69,6 +76,25 @@ def _comparison_table(rows: Sequence[Mapping[str, Any]], between_words: str) -> 
     return table
 
 
+def print_operands(operands: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what :func:`bert_numpy.figures.describe` says of each operand as a table."""
+    table = Table(box=MARKDOWN, header_style="bold")
+    table.add_column("operand", no_wrap=True)
+    formats = list(next(iter(operands.values()))["formats"])
+    heads = ("elements", "low", "high", "p99", "p99.9", "p99.99", *(f"{f} dB" for f in formats))
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, row in operands.items():
+        ratios = [row["formats"][label]["sqnr"] for label in formats]
+        table.add_row(
+            name,
+            f"{row['elements']:,}",
+            *(f"{row[key]:.4g}" for key in heads[1:6]),
+            *("-" if ratio is None else f"{ratio:.1f}" for ratio in ratios),
+        )
+    _console(_width(table)).print(table)
+
+
 def _width(table: Table) -> int:
     """The columns that a table takes with nothing wrapped or cut."""
     return _console(1 << 16).measure(table).maximum
@@ -111,7 +137,17 @@ def write_json(target: str, value: Mapping[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
         return
-    path = Path(target)
+    write_text(Path(target), text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file cannot be written.
+    """
     try:
         with replaced_file(path) as file:
             file.write(text.encode())

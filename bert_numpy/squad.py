@@ -1,5 +1,7 @@
 """SQuAD v1.1: questions, their contexts and answers, from the official JSON files.
 
+JSON Lines and Parquet have the hub's columns (data set rajpurkar/squad).
+
 Rajpurkar et al., *SQuAD: 100,000+ Questions for Machine Comprehension of Text*
 (arXiv 1606.05250).
 """
@@ -14,8 +16,16 @@ from typing import Any
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.glue import spread
+from bert_numpy.records import RECORD_SUFFIXES, read_records
 
-__all__ = ["SQUAD", "Question", "Questions", "SpanTask", "read_questions"]
+__all__ = [
+    "SQUAD",
+    "Question",
+    "Questions",
+    "SpanTask",
+    "merge_questions",
+    "read_questions",
+]
 
 _VERSION = "1.1"
 
@@ -53,6 +63,11 @@ class SpanTask:
         """The data's folder, as GLUE's tasks have it."""
         return self.name
 
+    @property
+    def config(self) -> str:
+        """The part of the hub's data set."""
+        return "plain_text"
+
 
 SQUAD = SpanTask("squad", "dev-v1.1.json", "train-v1.1.json")
 
@@ -86,7 +101,7 @@ class Questions:
 
 
 def read_questions(path: Path) -> Questions:
-    """Read a file in SQuAD's v1.1 layout.
+    """Read a file in SQuAD's v1.1 layout, or by its name's ending JSON Lines or Parquet.
 
     Every answer must stand in its context where ``answer_start`` says. The
     metrics do not need that place, but offsets that are off say that the file
@@ -99,24 +114,60 @@ def read_questions(path: Path) -> Questions:
         or anything in it is missing, of another type, blank or a duplicate:
         names the file and the place in it, what was found and what was expected.
     """
+    nodes = _records(path) if path.suffix in RECORD_SUFFIXES else _official(path)
+    questions: dict[str, Question] = {}
+    for node, context, answers in nodes:
+        name = node.text("id")
+        if name in questions:
+            raise node.error("id", "an id of its own", f"another {name!r}")
+        right = tuple(_answers(answers, context))
+        questions[name] = Question(name, node.text("question"), context, right)
+    if not questions:
+        raise BertNumpyError(f"{path}: expected questions, found none")
+    return Questions(tuple(questions.values()))
+
+
+def _official(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
+    """Each question of an official file, its context and its answers."""
     root = _Node(path, "", read_json(path))
     if (version := root.get("version", str)) != _VERSION:
         raise root.error("version", repr(_VERSION), repr(version))
-    questions: dict[str, Question] = {}
     for article in root.items("data"):
         for paragraph in article.items("paragraphs"):
             context = paragraph.text("context")
             for node in paragraph.items("qas"):
-                name = node.text("id")
-                if name in questions:
-                    raise node.error("id", "an id of its own", f"another {name!r}")
-                answers = tuple(_answers(node, context))
-                questions[name] = Question(name, node.text("question"), context, answers)
-    return Questions(tuple(questions.values()))
+                yield node, context, node.items("answers")
 
 
-def _answers(question: _Node, context: str) -> Iterator[str]:
-    for answer in question.items("answers"):
+def _records(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
+    """Each question of a JSON Lines or Parquet file, its context and its answers.
+
+    There the answers are one object of two lists, the texts and their places.
+    """
+    for place, record in read_records(path):
+        node = _Node(place, "", record)
+        answers = _Node(place, "answers", node.get("answers", dict))
+        columns = [answers.get(key, list) for key in ("text", "answer_start")]
+        if len({len(column) for column in columns}) != 1 or not columns[0]:
+            lengths = " and ".join(str(len(column)) for column in columns)
+            raise answers.error("text", "as many texts as places, at least one", lengths)
+        yield (
+            node,
+            node.text("context"),
+            [
+                _Node(place, f"answers[{i}]", {"text": text, "answer_start": start})
+                for i, (text, start) in enumerate(zip(*columns, strict=True))
+            ],
+        )
+
+
+def merge_questions(parts: Sequence[Questions]) -> Questions:
+    """The questions of several files, one after the other."""
+    return Questions(tuple(item for part in parts for item in part.items))
+
+
+def _answers(nodes: list[_Node], context: str) -> Iterator[str]:
+    for answer in nodes:
         text, start = answer.text("text"), answer.get("answer_start", int)
         there = context[start : start + len(text)] if start >= 0 else ""
         if there != text:
@@ -128,7 +179,7 @@ def _answers(question: _Node, context: str) -> Iterator[str]:
 class _Node:
     """An object in a JSON file, and the way to it: ``data[0].paragraphs[3]``."""
 
-    file: Path
+    file: Path | str
     place: str
     value: Mapping[str, Any]
 

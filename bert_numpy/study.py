@@ -26,9 +26,9 @@ from bert_numpy.evaluation import calibrate_on, compare_with
 from bert_numpy.glue import Examples, Task
 from bert_numpy.job import Job, evaluate_job, prepare
 from bert_numpy.metrics import ANSWER_METRICS, METRICS
-from bert_numpy.observers import Statistics, quantization_noise
 from bert_numpy.quantization import QuantizedModel, apply_recipe
-from bert_numpy.recipe import Operand, Recipe, recipe_json
+from bert_numpy.recipe import Recipe, recipe_json
+from bert_numpy.squad import Questions
 from npfp8.files import replaced_file
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "compare_results",
     "merged",
     "run_cell",
-    "sqnr",
 ]
 
 
@@ -59,6 +58,8 @@ class Subject:
         See :func:`bert_numpy.job.prepare`.
     calibration : str
         The calibration's file.
+    calibration_data : str, optional
+        What it is made of, if not of the training file beside the data.
     limit : int, optional
         Only the first so many examples.
     """
@@ -67,6 +68,7 @@ class Subject:
     task: str
     data: str
     calibration: str
+    calibration_data: str | None = None
     limit: int | None = None
 
 
@@ -116,7 +118,13 @@ class Result:
 def calibrate_subject(subject: Subject, samples: int = 256) -> None:
     """Calibrate in float32 and write the calibration's file, unless it is there."""
     if not Path(subject.calibration).exists():
-        job = prepare(subject.model, subject.task, subject.data, calibration_samples=samples)
+        job = prepare(
+            subject.model,
+            subject.task,
+            subject.data,
+            calibration_data=subject.calibration_data,
+            calibration_samples=samples,
+        )
         calibration = calibrate_on(job.model, job.calibration_texts, job.batch_size)
         save_calibration(calibration, subject.calibration)
 
@@ -169,6 +177,7 @@ def merged(cells: Sequence[Cell]) -> Result:
         assert isinstance(job.task, Task)
         metrics = {name: METRICS[name] for name in job.task.metrics}
         return Result(job.examples.labels, np.array(predictions), np.concatenate(logits), metrics)
+    assert isinstance(job.examples, Questions)
     answers = [item.answers for item in job.examples.items]
     answers_given = np.array(predictions, object)
     return Result(answers, answers_given, np.concatenate(logits), dict(ANSWER_METRICS))
@@ -218,13 +227,6 @@ def bootstrap_interval(
         return math.nan, math.nan
     low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
-
-
-def sqnr(seen: Statistics, operand: Operand) -> float:
-    """Signal-to-quantization-noise ratio of an operand's elements with a static scale, in dB."""
-    assert operand.fmt is not None
-    signal, noise = quantization_noise(seen, operand.observer, operand.fmt, operand.percentile)
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else math.nan
 
 
 def _taken(values: Outputs, rows: npt.NDArray[np.int64]) -> Any:

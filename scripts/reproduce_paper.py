@@ -1,7 +1,7 @@
 """Fill the paper's tables: every model and task, every recipe; one run that can be resumed.
 
-    python scripts/reproduce_paper.py --out DIR MODEL:TASK:DATA ...
-        [--recipes LIST] [--limit N] [--workers N | --scheduler ADDRESS]
+    python scripts/reproduce_paper.py --out DIR MODEL:TASK:DATA[:CALIBRATION_DATA] ...
+        [--recipes LIST] [--limit N] [--cell N] [--workers N | --scheduler ADDRESS]
 
 The cells (a recipe on a part of a task's examples) are pure and independent, and
 run as tasks of dask.distributed (extra: study): on a local cluster of processes,
@@ -25,16 +25,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from dask.distributed import Client, LocalCluster, as_completed
-from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import Progress
 
 from bert_numpy.calibration import load_calibration
-from bert_numpy.observers import clip_range
-from bert_numpy.recipe import PRESETS, Operand, Recipe, preset
+from bert_numpy.figures import draw_histogram, draw_sqnr, save_figure, subplots
+from bert_numpy.recipe import PRESETS, Recipe, preset
 from bert_numpy.study import (
     Cell,
     Subject,
@@ -43,27 +41,27 @@ from bert_numpy.study import (
     compare_results,
     merged,
     run_cell,
-    sqnr,
 )
-from npfp8 import E4M3FN, E5M2, INT8, Format, absmax_scale
-from npfp8.bfloat16 import from_bits
 from npfp8.files import replaced_file
 
 ONE_BLAS_THREAD = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
 )
-FORMATS: dict[str, Format] = {"INT8": INT8, "E4M3": E4M3FN, "E5M2": E5M2}
+
+
+#: The operand whose elements are drawn: what GELU gives.
+HISTOGRAM = "encoder.layer.1.output.dense:a"
 
 
 def run_study(
-    subjects: Sequence[Subject], recipes: Sequence[Recipe], out: Path, client: Client
+    subjects: Sequence[Subject], recipes: Sequence[Recipe], out: Path, client: Client, size: int
 ) -> list[dict[str, Any]]:
     """Run what has not been run yet; returns a row for each subject and recipe."""
     calibrating = client.map(calibrate_subject, subjects, pure=False)
     client.gather(calibrating)
     folder = out / "cells"
     cells = {
-        (subject, recipe.name): cells_of(subject, recipe, folder)
+        (subject, recipe.name): cells_of(subject, recipe, folder, size)
         for subject in subjects
         for recipe in recipes
     }
@@ -138,7 +136,7 @@ def draw_drop(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """The first metric's difference from FP32, by recipe, with its interval."""
     recipes = [name for name in dict.fromkeys(row["recipe"] for row in rows) if name != "fp32"]
     keys = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
-    figure, axes = plt.subplots(1, len(keys), figsize=(3 * len(keys) + 1.5, 5), sharey=True)
+    figure, axes = subplots(ncols=len(keys), figsize=(3 * len(keys) + 1.5, 5), sharey=True)
     for axis, key in zip(np.atleast_1d(axes), keys, strict=True):
         for place, recipe in enumerate(recipes):
             row = next(
@@ -153,79 +151,33 @@ def draw_drop(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_xlabel("points against FP32")
     np.atleast_1d(axes)[0].set_yticks(range(len(recipes)), recipes)
     np.atleast_1d(axes)[0].invert_yaxis()
-    save(figure, path)
-
-
-def draw_sqnr(subject: Subject, path: Path) -> None:
-    """The signal-to-quantization-noise ratio of every operand, by format."""
-    operands = load_calibration(subject.calibration).operands
-    names = [name for name in operands if name.startswith("encoder.")]
-    figure, axis = plt.subplots(figsize=(7, 0.16 * len(names) + 1))
-    for label, fmt in FORMATS.items():
-        ratios = [sqnr(operands[name], Operand(fmt)) for name in names]
-        axis.plot(ratios, range(len(names)), "o", markersize=3, label=label)
-    axis.set_yticks(
-        range(len(names)), [name.removeprefix("encoder.") for name in names], fontsize=6
-    )
-    axis.invert_yaxis()
-    axis.set_xlabel("signal-to-quantization-noise ratio, dB (absmax, per tensor)")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.grid(alpha=0.3)
-    save(figure, path)
-
-
-def draw_histogram(subject: Subject, name: str, path: Path) -> None:
-    """An operand's elements against the values that each format has for them."""
-    seen = load_calibration(subject.calibration).operands[name]
-    bits = np.flatnonzero(seen.histogram).astype(np.uint16)
-    magnitudes, counts = np.abs(from_bits(bits)), seen.histogram[bits]
-    edges = np.geomspace(max(seen.absmax * 2.0**-24, 1e-12), seen.absmax * 1.1, 97)
-    figure, axis = plt.subplots(figsize=(8, 4))
-    axis.hist(magnitudes, edges, weights=counts, color="lightgray")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    top = axis.get_ylim()[1]
-    for level, (label, fmt) in enumerate(FORMATS.items()):
-        low, high = clip_range(seen, "absmax", fmt)
-        scale = float(absmax_scale(np.float32(max(high, -low)), fmt))
-        grid = np.unique(np.abs(fmt.values[np.isfinite(fmt.values)])) * scale
-        grid = grid[(grid >= edges[0]) & (grid <= edges[-1] * 1.01)]
-        axis.plot(grid, np.full(grid.size, top * 2 ** (level + 1)), "|", markersize=9, label=label)
-    axis.set_xlabel(f"|{name}|")
-    axis.set_ylabel("elements")
-    axis.legend(loc="upper left", title="values of")
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    with replaced_file(path) as file:
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("subjects", nargs="+", metavar="MODEL:TASK:DATA")
+    parser.add_argument("subjects", nargs="+", metavar="MODEL:TASK:DATA[:CALIBRATION_DATA]")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipes", default=",".join(PRESETS), help="names, or .json files")
     parser.add_argument("--limit", type=int, help="only the first so many examples of each task")
+    parser.add_argument("--cell", type=int, default=512, metavar="N", help="examples in a cell")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scheduler", metavar="ADDRESS")
     arguments = parser.parse_args()
 
-    mpl.use("agg")
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     names = ["fp32", *(name for name in arguments.recipes.split(",") if name != "fp32")]
     recipes = [preset(name) for name in names]
     subjects = []
     for text in arguments.subjects:
-        model, task, data = text.split(":")
+        model, task, data, *other = text.split(":")
         calibration = out / f"calibration-{Path(model).name}-{task}.safetensors"
-        subjects.append(Subject(model, task, data, str(calibration), arguments.limit))
+        subjects.append(
+            Subject(model, task, data, str(calibration), *other or [None], limit=arguments.limit)
+        )
 
     if arguments.scheduler:
         client = Client(arguments.scheduler)
@@ -234,12 +186,12 @@ def main() -> None:
             n_workers=arguments.workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address=":0",
             env=ONE_BLAS_THREAD,
         )
         client = Client(cluster)
     with client:
-        rows = run_study(subjects, recipes, out, client)
+        rows = run_study(subjects, recipes, out, client, arguments.cell)
     for name, text in (
         ("results.json", json.dumps(rows, indent=1) + "\n"),
         ("results.csv", comma_separated(rows)),
@@ -250,10 +202,12 @@ def main() -> None:
     draw_drop(rows, out / "difference.png")
     for subject in subjects:
         stem = f"{Path(subject.model).name}-{subject.task}"
-        draw_sqnr(subject, out / f"sqnr-{stem}.png")
-    draw_histogram(
-        subjects[0], "encoder.layer.1.output.dense:a", out / f"histogram-{subjects[0].task}.png"
-    )
+        operands = load_calibration(subject.calibration).operands
+        draw_sqnr(
+            {n: s for n, s in operands.items() if n.startswith("encoder.")},
+            out / f"sqnr-{stem}.png",
+        )
+        draw_histogram(HISTOGRAM, operands[HISTOGRAM], out / f"histogram-{stem}.png")
     print(markdown(rows))
 
 

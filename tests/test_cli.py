@@ -767,11 +767,13 @@ BROKEN_DATA: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing folder": (shutil.rmtree, "{data}: no such file or folder"),
     "missing file": (
         lambda data: (data / "dev.tsv").unlink(),
-        "{data}: expected dev.tsv or SST-2/dev.tsv, found neither",
+        "{data}: expected one of dev.tsv, dev.jsonl, validation.jsonl, validation-*-of-*.parquet, "
+        "here or in SST-2, found none of them",
     ),
     "no training file": (
         lambda data: (data / "train.tsv").unlink(),
-        "{data}: expected train.tsv or SST-2/train.tsv, found neither",
+        "{data}: expected one of train.tsv, train.jsonl, train-*-of-*.parquet, "
+        "here or in SST-2, found none of them",
     ),
     "empty file": (
         replaced("dev.tsv", ""),
@@ -1118,3 +1120,82 @@ def test_row_without_a_reference(data: Path) -> None:
     assert "relative_logit_error" not in row
     assert report.comparison_row(result, result)["flips"] == 0
     assert row["quantized_elements"] > row["saturated_elements"] + row["underflowed_elements"] >= 0
+
+
+def test_submission(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Predictions as for the same texts in a development set, by the numbers of the test set."""
+    lines = (data / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    texts = [line.split("\t")[0] for line in lines]
+    rows = [f"{3 * i}\t{text}" for i, text in enumerate(texts)]
+    (data / "test.tsv").write_text("index\tsentence\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    argv = arguments("submit", data, "--format", "e4m3", "--out", str(tmp_path / "out"))
+    assert main(argv) == 0
+    file = tmp_path / "out" / "SST-2.tsv"
+    assert capsys.readouterr().out == f"{file}: 30 predictions\n"
+    expected = run_json(arguments("evaluate", data, "--format", "e4m3"), tmp_path)["predictions"]
+    shown = [f"{3 * i}\t{prediction}" for i, prediction in enumerate(expected)]
+    assert file.read_text().splitlines() == ["index\tprediction", *shown]
+
+    argv[-1] = str(tmp_path / "AX.tsv")
+    assert main(argv) == 0
+    assert (tmp_path / "AX.tsv").read_text() == file.read_text()
+    argv[-1] = str(tmp_path / "none" / "AX.tsv")
+    assert main(argv) == 2
+    assert "AX.tsv: cannot be written: " in capsys.readouterr().err
+
+
+def test_calibration_file(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "scales.safetensors"
+    argv = arguments("evaluate", data, "--format", "e4m3", "--save-calibration", str(file))
+    assert main(argv) == 0
+    capsys.readouterr()
+    calibration = load_calibration(file)
+    name = "encoder.layer.1.output.dense:a"
+    seen = calibration.operands[name]
+
+    found = run_json(["calibration", str(file)], tmp_path)
+    assert found["samples"] == 40
+    assert set(found["operands"]) == set(calibration.operands)
+    row = found["operands"][name]
+    assert (row["elements"], row["low"], row["high"]) == (seen.count, seen.low, seen.high)
+    assert 0 < row["p99"] <= row["p99.9"] <= row["p99.99"] <= max(-row["low"], row["high"])
+    assert row["formats"]["E4M3"]["scale"] == np.float32(seen.absmax) / np.float32(448)
+    assert row["formats"]["INT8"]["scale"] == np.float32(seen.absmax) / np.float32(127)
+    assert 28 < row["formats"]["E4M3"]["sqnr"] < 34  # 4 significant bits, whatever the range
+    header, *rows = table_of(capsys.readouterr().out)
+    assert header[0] == "operand"
+    assert [cells[0] for cells in rows] == list(calibration.operands)
+
+    assert main(["calibration", str(file), "--operand", "nothing*"]) == 2
+    assert "expected operands that fit 'nothing*', found none" in capsys.readouterr().err
+
+
+def test_calibration_figures(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plot)")
+    file = tmp_path / "scales.safetensors"
+    argv = arguments("evaluate", data, "--format", "e4m3", "--save-calibration", str(file))
+    assert main(argv) == 0
+    argv = ["calibration", str(file), "--operand", "*layer.0*context:*", "--plot"]
+    drawn = []
+    for name in ("a", "b"):
+        assert main([*argv, str(tmp_path / name)]) == 0
+        drawn.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    site = "encoder.layer.0.attention.context"
+    assert set(drawn[0]) == {"sqnr.png", f"{site}-a.png", f"{site}-b.png"}
+    assert drawn[0] == drawn[1]
+    assert all(content.startswith(b"\x89PNG") for content in drawn[0].values())
+
+
+def test_figures_without_matplotlib(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    file = tmp_path / "scales.safetensors"
+    argv = arguments("evaluate", data, "--format", "e4m3", "--save-calibration", str(file))
+    assert main(argv) == 0
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["calibration", str(file), "--plot", str(tmp_path)]) == 2
+    assert only_line(capsys) == (
+        "figures: expected matplotlib, found none: pip install 'fp8-bert-numpy[plot]'"
+    )

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_numpy import BertConfig, BertNumpyError, load
+from bert_numpy.architectures import ENCODER
 from bert_numpy.config import read_config, read_json
 
 REQUIRED = (
@@ -66,7 +67,7 @@ def test_reads_every_key(tmp_path: Path) -> None:
         problem_type=None,
         pooling=None,
     )
-    assert config.has_classifier
+    assert config.head.name == "sequence classification"
 
 
 def test_more_than_ten_labels_keep_their_order(tmp_path: Path) -> None:
@@ -102,9 +103,9 @@ def test_defaults_against_transformers(tmp_path: Path, transformers: Any) -> Non
     assert config.labels == tuple(peer.id2label.values())
 
 
-@pytest.mark.parametrize("architectures", [None, [], ["BertModel"], ["BertForMaskedLM"]])
+@pytest.mark.parametrize("architectures", [None, [], ["BertModel"], ["BertLMHeadModel"], ["BertForX"]])
 def test_other_architectures_are_bare_encoders(tmp_path: Path, architectures: Any) -> None:
-    assert not read_config(write(tmp_path, architectures=architectures)).has_classifier
+    assert read_config(write(tmp_path, architectures=architectures)).head is ENCODER
 
 
 def test_number_of_labels_without_names(tmp_path: Path) -> None:

@@ -296,7 +296,10 @@ def test_training_file_is_not_needed_without_calibration(folder: Path, tmp_path:
     assert prepare(folder, "sst2", path, calibrated=False).calibration_texts == []
     with pytest.raises(BertNumpyError) as error:
         prepare(folder, "sst2", path)
-    assert str(error.value) == (f"{tmp_path}: expected train.tsv or SST-2/train.tsv, found neither")
+    assert str(error.value) == (
+        f"{tmp_path}: expected one of train.tsv, train.jsonl, train-*-of-*.parquet, "
+        "here or in SST-2, found none of them"
+    )
     missing = tmp_path / "missing.tsv"
     with pytest.raises(BertNumpyError) as error:
         prepare(folder, "sst2", path, calibration_data=missing)

@@ -14,7 +14,6 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.glue import (
     TASKS,
     Examples,
-    find_file,
     label_order,
     read_examples,
     task_named,
@@ -400,36 +399,6 @@ def test_invalid_utf8(mark: bytes, tmp_path: Path) -> None:
 def test_first_fault_is_named(tmp_path: Path) -> None:
     path = file_of(tmp_path, "sst2", ["good\t1", "bad\t7", "worse"])
     assert "line 3: expected label" in error_of(path, "sst2")
-
-
-@pytest.mark.parametrize(
-    "place", [".", "SST-2", "sst2"], ids=["the folder", "official name", "short name"]
-)
-def test_find_file(place: str, tmp_path: Path) -> None:
-    path = tmp_path / place / "dev.tsv"
-    path.parent.mkdir(exist_ok=True)
-    path.touch()
-    assert find_file(tmp_path, TASKS["sst2"], "dev.tsv").resolve() == path.resolve()
-
-
-def test_find_file_finds_nothing(tmp_path: Path) -> None:
-    with pytest.raises(BertNumpyError) as error:
-        find_file(tmp_path, TASKS["cola"], "dev.tsv")
-    assert str(error.value) == f"{tmp_path}: expected dev.tsv or CoLA/dev.tsv, found neither"
-    missing = tmp_path / "missing"
-    with pytest.raises(BertNumpyError) as error:
-        find_file(missing, TASKS["cola"], "dev.tsv")
-    assert str(error.value) == f"{missing}: no such file or folder"
-
-
-@pytest.mark.parametrize(
-    ("task", "dev"), [("mnli", "dev_matched.tsv"), ("mnli-mm", "dev_mismatched.tsv")]
-)
-def test_both_mnli_sets_are_in_one_folder(task: str, dev: str, tmp_path: Path) -> None:
-    (tmp_path / "MNLI").mkdir()
-    for name in ("dev_matched.tsv", "dev_mismatched.tsv"):
-        (tmp_path / "MNLI" / name).touch()
-    assert find_file(tmp_path, TASKS[task], TASKS[task].dev).name == dev
 
 
 @pytest.mark.parametrize(

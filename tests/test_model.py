@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_numpy import BertNumpyError, Model, ModelOutput, load, load_tokenizer
-from bert_numpy.glue import find_file, read_examples, task_named
+from bert_numpy.data import find_files
+from bert_numpy.glue import read_examples, task_named
 from bert_numpy.hub import EMBEDDED
 from bert_numpy.model import encoder_sites
 from bert_numpy.policy import FLOAT32_POLICY, Policy
@@ -120,7 +121,7 @@ def encoder(
 def real_batches(peer: Peer, glue: Path, task_name: str, count: int, size: int) -> Iterator[Batch]:
     """The task's inputs in the file's order, so that lengths are mixed."""
     task = task_named(task_name)
-    examples = read_examples(find_file(glue, task, task.dev), task).sample(count)
+    examples = read_examples(*find_files(glue, task, task.dev), task).sample(count)
     tokenizer = load_tokenizer(peer.folder)
     for start in range(0, len(examples), size):
         part = examples.select(range(start, min(start + size, len(examples))))

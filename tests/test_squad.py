@@ -30,8 +30,8 @@ from bert_numpy import (
 )
 from bert_numpy.cli import main
 from bert_numpy.config import read_config
+from bert_numpy.data import find_files
 from bert_numpy.evaluation import compare_with, evaluate_answers, predict_span_logits
-from bert_numpy.glue import find_file
 from bert_numpy.hub import EMBEDDED
 from bert_numpy.job import Job, prepare, run
 from bert_numpy.metrics import ANSWER_METRICS, answer_f1, exact_match, normalize_answer
@@ -147,16 +147,17 @@ def test_offsets_count_characters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [".", "squad"])
 def test_finds_the_official_name(data: Path, place: str) -> None:
-    found = find_file(data / place, SQUAD, SQUAD.dev)
+    (found,) = find_files(data / place, SQUAD, SQUAD.dev)
     assert found == data / place / ("squad" * (place == ".")) / SQUAD.dev
 
 
 def test_no_file(tmp_path: Path) -> None:
-    assert refusal(lambda: find_file(tmp_path, SQUAD, SQUAD.dev)) == (
-        f"{tmp_path}: expected dev-v1.1.json or squad/dev-v1.1.json, found neither"
+    assert refusal(lambda: find_files(tmp_path, SQUAD, SQUAD.dev)) == (
+        f"{tmp_path}: expected one of dev-v1.1.json, dev-v1.1.jsonl, validation.jsonl, "
+        "validation-*-of-*.parquet, here or in squad, found none of them"
     )
     missing = tmp_path / "missing"
-    assert refusal(lambda: find_file(missing, SQUAD, SQUAD.dev)) == (
+    assert refusal(lambda: find_files(missing, SQUAD, SQUAD.dev)) == (
         f"{missing}: no such file or folder"
     )
     assert refusal(lambda: read_questions(missing)) == f"{missing}: no such file"
@@ -749,8 +750,7 @@ TEXT = EncodedText((2, 9, 3), (0, 0, 0), False)
 
 def test_parameters(folder: Path, model: Model, transformers: Any) -> None:
     config = read_config(folder / "config.json")
-    assert config.has_qa_outputs
-    assert not config.has_classifier
+    assert config.head.name == "question answering"
     shapes = expected_shapes(config, pooler=False)
     assert shapes["qa_outputs.weight"] == (2, 16)
     assert list(shapes) == list(model.weights)
@@ -930,7 +930,8 @@ def test_wrong_head(tmp_path: Path, data: Path, task: str, kind: str, wanted: st
 def test_no_training_file(folder: Path, tmp_path: Path, data: Path) -> None:
     path = write_json(tmp_path / "dev-v1.1.json", squad_json())
     assert refusal(lambda: job_of(folder, path)) == (
-        f"{tmp_path}: expected train-v1.1.json or squad/train-v1.1.json, found neither"
+        f"{tmp_path}: expected one of train-v1.1.json, train-v1.1.jsonl, train.jsonl, "
+        "train-*-of-*.parquet, here or in squad, found none of them"
     )
     other = data / "squad" / SQUAD.dev
     assert len(job_of(folder, path, calibration_data=other).calibration_texts) > 6

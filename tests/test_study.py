@@ -16,7 +16,7 @@ from oracles import assert_same_bits
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe
-from bert_numpy.calibration import load_calibration
+from bert_numpy.calibration import load_calibration, sqnr
 from bert_numpy.metrics import accuracy
 from bert_numpy.outliers import with_outliers
 from bert_numpy.recipe import Operand
@@ -29,7 +29,6 @@ from bert_numpy.study import (
     compare_results,
     merged,
     run_cell,
-    sqnr,
 )
 from npfp8 import E4M3FN, E5M2, INT8
 
@@ -40,7 +39,7 @@ EXAMPLES = 26
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     file = tmp_path_factory.mktemp("calibration") / "reviews.safetensors"
-    found = Subject("bert-tiny-sst2", "sst2", str(REVIEWS), str(file), EXAMPLES)
+    found = Subject("bert-tiny-sst2", "sst2", str(REVIEWS), str(file), limit=EXAMPLES)
     calibrate_subject(found, samples=20)
     return found
 
@@ -146,7 +145,7 @@ def test_cluster_whose_worker_is_killed(subject: Subject, tmp_path: Path, distri
         run_cell(cell)
     spread = [replace(cell, folder=str(tmp_path / "spread")) for cell in alone]
     cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
     )
     with cluster, distributed.Client(cluster) as client:
         futures = client.map(run_cell, spread, pure=False, retries=3)

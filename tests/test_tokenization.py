@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import bert_numpy
 from bert_numpy import BertNumpyError, Tokenizer, load_tokenizer
-from bert_numpy.glue import find_file, read_examples, task_named
+from bert_numpy.data import find_files
+from bert_numpy.glue import read_examples, task_named
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.tokenization import EncodedText, pad
 
@@ -130,7 +131,7 @@ def test_any_text_as_transformers(
 @pytest.mark.parametrize("name", ["sst2", "cola", "mrpc", "rte", "stsb"])
 def test_glue_as_transformers(tokenizer: Tokenizer, peer: Peer, glue: Path, name: str) -> None:
     task = task_named(name)
-    examples = read_examples(find_file(glue, task, task.dev), task).sample(200)
+    examples = read_examples(*find_files(glue, task, task.dev), task).sample(200)
     for length in (128, 24, 8):
         expected = peer(examples.texts, examples.pairs, length)
         assert ids(tokenizer.encode(examples.texts, examples.pairs, length)) == expected

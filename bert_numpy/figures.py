@@ -1,0 +1,115 @@
+"""What a calibration says of each operand: numbers, and figures by matplotlib (extra: plot)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_numpy.calibration import observed_scale, sqnr
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.observers import Statistics, clip_range
+from bert_numpy.recipe import Operand
+from npfp8 import E4M3FN, E5M2, INT8, Format, absmax_scale
+from npfp8.bfloat16 import from_bits
+from npfp8.files import replaced_file
+
+__all__ = ["FORMATS", "describe", "draw_histogram", "draw_sqnr", "save_figure", "subplots"]
+
+#: The formats that the figures compare.
+FORMATS: dict[str, Format] = {"INT8": INT8, "E4M3": E4M3FN, "E5M2": E5M2}
+
+
+def subplots(**options: Any) -> tuple[Any, Any]:
+    """A figure and its axes, drawn into memory; nothing is shown.
+
+    Raises
+    ------
+    BertNumpyError
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (an extra)
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError:
+        raise BertNumpyError(
+            "figures: expected matplotlib, found none: pip install 'fp8-bert-numpy[plot]'"
+        ) from None
+    figure = Figure(figsize=options.pop("figsize", None), layout="tight")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(**options)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure, whole or not at all; the same figure gives the same bytes."""
+    with replaced_file(path) as file:
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+
+
+def describe(seen: Statistics) -> dict[str, Any]:
+    """An operand's elements, extrema, percentiles of magnitudes, and how well each format holds it.
+
+    For each format: the scale by the absolute maximum, and the
+    signal-to-quantization-noise ratio with it in dB (None where there is no noise).
+    """
+    formats = {}
+    for label, fmt in FORMATS.items():
+        ratio = sqnr(seen, Operand(fmt))
+        scale = float(observed_scale(seen, Operand(fmt)).scale)
+        formats[label] = {"scale": scale, "sqnr": ratio if math.isfinite(ratio) else None}
+    percentiles = {
+        f"p{percentile:g}": max(map(abs, clip_range(seen, "percentile", E4M3FN, percentile)))
+        for percentile in (99.0, 99.9, 99.99)
+    }
+    return {
+        "elements": seen.count,
+        "low": seen.low,
+        "high": seen.high,
+        **percentiles,
+        "formats": formats,
+    }
+
+
+def draw_sqnr(operands: Mapping[str, Statistics], path: Path) -> None:
+    """The signal-to-quantization-noise ratio of every operand, by format."""
+    names = list(operands)
+    figure, axis = subplots(figsize=(7, 0.16 * len(names) + 1))
+    for label, fmt in FORMATS.items():
+        ratios = [sqnr(operands[name], Operand(fmt)) for name in names]
+        axis.plot(ratios, range(len(names)), "o", markersize=3, label=label)
+    short = [name.removeprefix("encoder.") for name in names]
+    axis.set_yticks(range(len(names)), short, fontsize=6)
+    axis.invert_yaxis()
+    axis.set_xlabel("signal-to-quantization-noise ratio, dB (absmax, per tensor)")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def draw_histogram(name: str, seen: Statistics, path: Path) -> None:
+    """An operand's elements against the values that each format has for them, by absmax."""
+    bits = np.flatnonzero(seen.histogram).astype(np.uint16)
+    magnitudes, counts = np.abs(from_bits(bits)), seen.histogram[bits]
+    largest = max(seen.absmax, 2.0**-100)
+    edges = np.geomspace(largest * 2.0**-24, largest * 1.1, 97)
+    figure, axis = subplots(figsize=(8, 4))
+    axis.hist(magnitudes, edges, weights=counts, color="lightgray")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    top = axis.get_ylim()[1]
+    for level, (label, fmt) in enumerate(FORMATS.items()):
+        scale = float(absmax_scale(np.float32(largest), fmt))
+        grid = np.unique(np.abs(_finite_values(fmt))) * scale
+        grid = grid[(grid >= edges[0]) & (grid <= edges[-1])]
+        axis.plot(grid, np.full(grid.size, top * 2 ** (level + 1)), "|", markersize=9, label=label)
+    axis.set_xlabel(f"|{name}|")
+    axis.set_ylabel("elements")
+    axis.legend(loc="upper left", title="values of")
+    save_figure(figure, path)
+
+
+def _finite_values(fmt: Format) -> Sequence[float]:
+    return fmt.values[np.isfinite(fmt.values)].tolist()

@@ -1,0 +1,400 @@
+"""Where a task's data is found, and that every layout of it holds the same examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bert_numpy.data import find_files
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.glue import (
+    TASKS,
+    Examples,
+    Task,
+    read_examples,
+    read_test_set,
+    submission,
+)
+from bert_numpy.job import prepare
+from bert_numpy.squad import SQUAD, merge_questions, read_questions
+
+#: The columns of nyu-mll/glue on the hub.
+HUB_COLUMNS = {
+    "cola": ("sentence",),
+    "sst2": ("sentence",),
+    "mrpc": ("sentence1", "sentence2"),
+    "stsb": ("sentence1", "sentence2"),
+    "qqp": ("question1", "question2"),
+    "mnli": ("premise", "hypothesis"),
+    "mnli-mm": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"),
+    "rte": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
+}
+
+
+def error_of(function: Callable[[], Any]) -> str:
+    with pytest.raises(BertNumpyError) as caught:
+        function()
+    return str(caught.value)
+
+
+def hub_records(examples: Examples, task: str) -> list[dict[str, Any]]:
+    texts = zip(examples.texts, examples.pairs or examples.texts, strict=True)
+    kind = float if TASKS[task].is_regression else int
+    return [
+        dict(zip(HUB_COLUMNS[task], pair, strict=False)) | {"label": kind(label), "idx": i}
+        for i, (pair, label) in enumerate(zip(texts, examples.labels, strict=True))
+    ]
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def pyarrow() -> Any:
+    return pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra: data)")
+
+
+def write_parquet(path: Path, records: list[dict[str, Any]]) -> Path:
+    from pyarrow import Table, parquet  # noqa: PLC0415 (an extra)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(Table.from_pylist(records), path)
+    return path
+
+
+def example_set(task: str) -> Examples:
+    labels: Any = [0, 1, 1] if task != "stsb" else [0.0, 2.75, 5.0]
+    pairs = ["x\u2028y", "\u00e9t\u00e9 \U0001f642", "z"] if len(HUB_COLUMNS[task]) == 2 else None
+    return Examples(['a "b', "c\td", " e"], pairs, np.array(labels))
+
+
+def assert_same_examples(a: Examples, b: Examples) -> None:
+    assert (a.texts, a.pairs) == (b.texts, b.pairs)
+    assert a.labels.dtype == b.labels.dtype
+    np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_every_task_has_the_hubs_columns() -> None:
+    assert {name: task.fields for name, task in TASKS.items()} == HUB_COLUMNS
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_json_lines(task: str, tmp_path: Path) -> None:
+    examples = example_set(task)
+    records = hub_records(examples, task)
+    found = read_examples(write_lines(tmp_path / "dev.jsonl", records), TASKS[task])
+    assert_same_examples(found, examples)
+    if TASKS[task].labels:  # classes by their names
+        for record in records:
+            record["label"] = TASKS[task].labels[record["label"]]
+        found = read_examples(write_lines(tmp_path / "dev.jsonl", records), TASKS[task])
+        assert_same_examples(found, examples)
+
+
+@pytest.mark.usefixtures("pyarrow")
+@pytest.mark.parametrize("task", TASKS)
+def test_parquet(task: str, tmp_path: Path) -> None:
+    examples = example_set(task)
+    path = write_parquet(tmp_path / "dev.parquet", hub_records(examples, task))
+    assert_same_examples(read_examples(path, TASKS[task]), examples)
+
+
+@pytest.mark.usefixtures("pyarrow")
+@pytest.mark.parametrize("task", ["cola", "sst2", "mrpc", "stsb", "rte"])
+def test_the_official_files_in_other_layouts(task: str, glue: Path, tmp_path: Path) -> None:
+    examples = read_examples(*find_files(glue, TASKS[task], TASKS[task].dev), TASKS[task])
+    records = hub_records(examples, task)
+    for path in (
+        write_lines(tmp_path / "a" / "validation.jsonl", records),
+        write_parquet(tmp_path / "b" / task / "validation-00000-of-00001.parquet", records),
+    ):
+        top = tmp_path / path.relative_to(tmp_path).parts[0]
+        assert find_files(top, TASKS[task], TASKS[task].dev) == [path]
+        assert_same_examples(read_examples(path, TASKS[task]), examples)
+
+
+_GOOD = {"sentence": "fine", "label": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "expected JSON, found an error"),
+        ("{", "expected JSON, found an error"),
+        ("[" * 100_000, "expected JSON, found an error"),
+        ("[1]", "expected a JSON object, found list"),
+        ('{"label": 1}', "sentence: expected text, found nothing"),
+        ('{"sentence": null, "label": 1}', "sentence: expected text, found None"),
+        ('{"sentence": 7, "label": 1}', "sentence: expected text, found 7"),
+        ('{"sentence": " ", "label": 1}', "sentence: expected text, found ' '"),
+        ('{"sentence": "x"}', "label: expected one of 0 (negative), 1 (positive), found None"),
+        ('{"sentence": "x", "label": -1}', "label: expected one of 0 (negative)"),
+        ('{"sentence": "x", "label": 2}', "label: expected one of 0 (negative)"),
+        ('{"sentence": "x", "label": true}', "label: expected one of 0 (negative)"),
+        ('{"sentence": "x", "label": 1.0}', "label: expected one of 0 (negative)"),
+        ('{"sentence": "x", "label": "good"}', "(positive), found 'good'"),
+    ],
+)
+def test_faults_of_json_lines(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "dev.jsonl"
+    path.write_text(f"{json.dumps(_GOOD)}\n{line}\n")
+    text = error_of(lambda: read_examples(path, TASKS["sst2"]))
+    assert text.startswith(f"{path} line 2: ")
+    assert message in text
+
+
+@pytest.mark.parametrize("label", ["5.1", "-0.1", "NaN", "Infinity", "true", '"x"', "null"])
+def test_scores_out_of_range(label: str, tmp_path: Path) -> None:
+    path = tmp_path / "dev.jsonl"
+    path.write_text(f'{{"sentence1": "a", "sentence2": "b", "label": {label}}}\n')
+    assert "line 1: expected a score 0..5, found" in error_of(
+        lambda: read_examples(path, TASKS["stsb"])
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])
+@pytest.mark.usefixtures("pyarrow")
+def test_damaged_parquet(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "dev.parquet"
+    path.write_bytes(content)
+    text = error_of(lambda: read_examples(path, TASKS["sst2"]))
+    assert text.startswith(f"{path}: expected a Parquet file, found an error: ")
+    missing = tmp_path / "none.parquet"
+    assert error_of(lambda: read_examples(missing, TASKS["sst2"])) == f"{missing}: no such file"
+    good = write_parquet(tmp_path / "good.parquet", [_GOOD, {"sentence": " ", "label": 0}])
+    assert error_of(lambda: read_examples(good, TASKS["sst2"])) == (
+        f"{good} row 2: sentence: expected text, found ' '"
+    )
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    path = tmp_path / "dev.parquet"
+    assert "pip install 'fp8-bert-numpy[data]'" in error_of(
+        lambda: read_examples(path, TASKS["sst2"])
+    )
+
+
+# Where files are found
+
+
+@pytest.mark.parametrize("place", [".", "SST-2", "sst2"])
+@pytest.mark.parametrize(
+    "name", ["dev.tsv", "dev.jsonl", "validation.jsonl", "validation-00000-of-00001.parquet"]
+)
+def test_find_files(place: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / place / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    (tmp_path / "train.tsv").touch()
+    (found,) = find_files(tmp_path, TASKS["sst2"], "dev.tsv")
+    assert found.resolve() == path.resolve()
+
+
+def test_the_official_file_comes_first(tmp_path: Path) -> None:
+    for name in ("validation-00000-of-00001.parquet", "dev.jsonl", "dev.tsv"):
+        (tmp_path / name).touch()
+        assert find_files(tmp_path, TASKS["sst2"], "dev.tsv") == [tmp_path / name]
+
+
+def test_shards(tmp_path: Path) -> None:
+    names = [f"train-{i:05}-of-00003.parquet" for i in range(3)]
+    for name in names[:2]:
+        (tmp_path / name).touch()
+    assert "expected 3 files as the name says, found 2" in error_of(
+        lambda: find_files(tmp_path, TASKS["qqp"], "train.tsv")
+    )
+    (tmp_path / names[2]).touch()
+    assert [path.name for path in find_files(tmp_path, TASKS["qqp"], "train.tsv")] == names
+
+
+def test_finds_nothing(tmp_path: Path) -> None:
+    assert error_of(lambda: find_files(tmp_path, TASKS["cola"], "dev.tsv")) == (
+        f"{tmp_path}: expected one of dev.tsv, dev.jsonl, validation.jsonl, "
+        "validation-*-of-*.parquet, here or in CoLA, found none of them"
+    )
+    for missing in (tmp_path / "missing", "missing", "./mis/sing"):
+        assert error_of(lambda place=missing: find_files(place, TASKS["cola"], "dev.tsv")) == (
+            f"{missing}: no such file or folder"
+        )
+
+
+@pytest.mark.parametrize("task", ["mnli", "mnli-mm"])
+def test_both_mnli_sets_are_in_one_folder(task: str, tmp_path: Path) -> None:
+    kind = "matched" if task == "mnli" else "mismatched"
+    for folder, pattern in (
+        ("MNLI", "dev_{}.tsv"),
+        ("mnli", "validation_{}-00000-of-00001.parquet"),
+    ):
+        (tmp_path / folder).mkdir()
+        for each in ("matched", "mismatched"):
+            (tmp_path / folder / pattern.format(each)).touch()
+    dev = TASKS[task].dev
+    assert find_files(tmp_path, TASKS[task], dev) == [tmp_path / "MNLI" / f"dev_{kind}.tsv"]
+    (found,) = find_files(tmp_path / "mnli", TASKS[task], dev)
+    assert found.name == f"validation_{kind}-00000-of-00001.parquet"
+
+
+# Questions
+
+
+def question_records(path: Path, count: int) -> list[dict[str, Any]]:
+    """The questions of an official file as the hub has them."""
+    records = []
+    for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                answers = {
+                    "text": [answer["text"] for answer in qa["answers"]],
+                    "answer_start": [answer["answer_start"] for answer in qa["answers"]],
+                }
+                records.append(
+                    {
+                        "id": qa["id"],
+                        "title": article.get("title", ""),
+                        "context": paragraph["context"],
+                        "question": qa["question"],
+                        "answers": answers,
+                    }
+                )
+    return records[:count]
+
+
+@pytest.mark.usefixtures("pyarrow")
+def test_questions_in_other_layouts(shared: Path, tmp_path: Path) -> None:
+    (official,) = sorted((shared / "data" / "squad").glob("dev-v1.1*.json"))
+    wanted = read_questions(official)
+    records = question_records(official, len(wanted))
+    lines = write_lines(tmp_path / "dev-v1.1.jsonl", records)
+    assert read_questions(lines) == wanted
+    assert find_files(tmp_path, SQUAD, SQUAD.dev) == [lines]
+    shards = [
+        write_parquet(tmp_path / "plain_text" / f"train-0000{i}-of-00002.parquet", part)
+        for i, part in enumerate((records[:400], records[400:]))
+    ]
+    assert find_files(tmp_path, SQUAD, SQUAD.train) == shards
+    assert merge_questions([read_questions(path) for path in shards]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (None, "answers: expected dict, found None"),
+        ({"text": ["film"]}, "answers.answer_start: expected list, found nothing"),
+        ({"text": [], "answer_start": []}, "as many texts as places, at least one, found 0 and 0"),
+        ({"text": ["film"], "answer_start": []}, "at least one, found 1 and 0"),
+        ({"text": ["film"], "answer_start": [3]}, "answers[0].answer_start: expected where 'film'"),
+    ],
+)
+def test_faults_of_answers(answers: Any, message: str, tmp_path: Path) -> None:
+    record = {"id": "a", "context": "a film", "question": "what?", "answers": answers}
+    path = write_lines(tmp_path / "dev.jsonl", [record])
+    text = error_of(lambda: read_questions(path))
+    assert text.startswith(f"{path} line 1: ")
+    assert message in text
+    record["answers"] = {"text": ["film"], "answer_start": [2]}
+    write_lines(path, [record, record])
+    assert "line 2: id: expected an id of its own" in error_of(lambda: read_questions(path))
+    path.write_text("")
+    assert error_of(lambda: read_questions(path)) == f"{path}: expected questions, found none"
+
+
+# Test sets and submissions
+
+#: The headers of the official test files.
+TEST_HEADERS = {
+    "cola": "index sentence",
+    "sst2": "index sentence",
+    "mrpc": "index|#1 ID|#2 ID|#1 String|#2 String",
+    "stsb": "index genre filename year old_index source1 source2 sentence1 sentence2",
+    "qqp": "id question1 question2",
+    "mnli": "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse "
+    "sentence1_parse sentence2_parse sentence1 sentence2",
+    "qnli": "index question sentence",
+    "rte": "index sentence1 sentence2",
+    "wnli": "index sentence1 sentence2",
+}
+TEST_HEADERS["mnli-mm"] = TEST_HEADERS["mnli"]
+
+
+def test_file(folder: Path, task: Task, rows: list[dict[str, str]]) -> Path:
+    header = TEST_HEADERS[task.name]
+    columns = header.split("|" if "|" in header else " ")
+    lines = ["\t".join(row.get(column, "-") for column in columns) for row in rows]
+    path = folder / task.test
+    path.write_text("\n".join(["\t".join(columns), *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+test_file.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_test_sets(name: str, tmp_path: Path) -> None:
+    task = TASKS[name]
+    columns = ("sentence",) if name == "cola" else task.text_columns
+    number = TEST_HEADERS[name].split("|")[0].split(" ")[0]
+    rows = [
+        {number: str(i), **{str(column): f"{column} {i}" for column in columns}} for i in (4, 0, 11)
+    ]
+    found = read_test_set(test_file(tmp_path, task, rows), task)
+    assert found.ids == ("4", "0", "11")
+    assert found.texts == [f"{columns[0]} {i}" for i in (4, 0, 11)]
+    assert found.pairs == (None if len(columns) == 1 else [f"{columns[1]} {i}" for i in (4, 0, 11)])
+    records = [
+        {"idx": i, "label": -1} | {field: f"{field} {i}" for field in task.fields}
+        for i in (4, 0, 11)
+    ]
+    found = read_test_set(write_lines(tmp_path / "test.jsonl", records), task)
+    assert (found.ids, len(found)) == (("4", "0", "11"), 3)
+
+
+def test_faults_of_test_sets(tmp_path: Path) -> None:
+    path = tmp_path / "test.tsv"
+    task = TASKS["sst2"]
+    for content, message in (
+        ("", "expected a header and examples, found an empty file"),
+        ("index\tsentence\n", "expected examples, found none"),
+        ("index\ttext\n0\tx\n", "line 1: expected columns index, sentence, found no 'sentence'"),
+        ("index\tsentence\n0\tx\ty\n", "line 2: expected 2 columns, found 3"),
+        ("index\tsentence\n0\t \n", "line 2: expected a number and text"),
+        ("index\tsentence\nx\ty\n", "line 2: expected a number and text"),
+    ):
+        path.write_text(content)
+        assert message in error_of(lambda: read_test_set(path, task))
+
+
+@pytest.mark.parametrize(
+    ("name", "predictions", "shown"),
+    [
+        ("sst2", [1, 0], ["1", "0"]),
+        ("cola", [0, 1], ["0", "1"]),
+        ("mrpc", [1, 0], ["1", "0"]),
+        ("qqp", [1, 0], ["1", "0"]),
+        ("wnli", [1, 0], ["1", "0"]),
+        ("rte", [0, 1], ["entailment", "not_entailment"]),
+        ("qnli", [0, 1], ["entailment", "not_entailment"]),
+        ("mnli", [2, 1], ["contradiction", "neutral"]),
+        ("mnli-mm", [0, 1], ["entailment", "neutral"]),
+        ("stsb", [5.2, 1.23456], ["5.000", "1.235"]),
+    ],
+)
+def test_submissions(name: str, predictions: list[Any], shown: list[str]) -> None:
+    text = submission(TASKS[name], ["7", "8"], np.array(predictions))
+    assert text == f"index\tprediction\n7\t{shown[0]}\n8\t{shown[1]}\n"
+
+
+def test_a_test_set_is_glues(tmp_path: Path) -> None:
+    assert error_of(lambda: prepare("bert-tiny-sst2", "squad", tmp_path, test=True)) == (
+        "task squad: expected one of GLUE's for its test set"
+    )
