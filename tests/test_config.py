@@ -103,7 +103,9 @@ def test_defaults_against_transformers(tmp_path: Path, transformers: Any) -> Non
     assert config.labels == tuple(peer.id2label.values())
 
 
-@pytest.mark.parametrize("architectures", [None, [], ["BertModel"], ["BertLMHeadModel"], ["BertForX"]])
+@pytest.mark.parametrize(
+    "architectures", [None, [], ["BertModel"], ["BertLMHeadModel"], ["BertForX"]]
+)
 def test_other_architectures_are_bare_encoders(tmp_path: Path, architectures: Any) -> None:
     assert read_config(write(tmp_path, architectures=architectures)).head is ENCODER
 
