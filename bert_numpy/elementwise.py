@@ -189,7 +189,8 @@ def _mean(x: Float32Array) -> Float32Array:
 
 
 def _normalize(x: Float32Array) -> Float32Array:
-    norm = np.sqrt(np.square(x).sum(axis=-1, keepdims=True))
+    with np.errstate(over="ignore"):
+        norm = np.sqrt(np.square(x).sum(axis=-1, keepdims=True))
     return x / np.maximum(norm, np.float32(golden.SMALLEST_NORM))
 
 

@@ -367,6 +367,22 @@ def test_layer_norm_as_torch(torch: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("arithmetic", EACH)
+@pytest.mark.parametrize("length", [1, 5, 128])
+def test_mean_and_normalize(arithmetic: Arithmetic, length: int) -> None:
+    """What sentence embeddings are made with: in float32 whatever the rest is in."""
+    x = np.random.default_rng(length).normal(0.5, 1, (3, length, 48)).astype(np.float32)
+    wide = x.astype(np.float64)
+    means = arithmetic.mean(x)
+    assert (means.dtype, means.shape) == (np.float32, (3, 48))
+    np.testing.assert_allclose(means, wide.mean(axis=1), rtol=0, atol=1e-6)
+    units = arithmetic.normalize(x)
+    assert (units.dtype, units.shape) == (np.float32, x.shape)
+    norms = np.linalg.norm(wide, axis=-1, keepdims=True)
+    np.testing.assert_allclose(units, wide / norms, rtol=1e-6, atol=0)
+    assert not arithmetic.normalize(np.zeros((2, 4), np.float32)).any()
+
+
 # Sums and products
 
 
