@@ -686,7 +686,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no tokenizer": (
         lambda model: [(model / name).unlink() for name in ("vocab.txt", "tokenizer.json")],
-        r"{model}: expected tokenizer.json or vocab.txt, found neither",
+        r"{model}: expected tokenizer.json, vocab.txt or vocab.json, found none of them",
     ),
     "tokenizer is text": (
         lambda model: (model / "tokenizer.json").write_text("no JSON"),
