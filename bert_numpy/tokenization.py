@@ -218,10 +218,9 @@ class Tokenizer:
     def _cut(self, text: str, item: Any, most: int) -> tuple[str, int]:
         """A text cut to at most ``most`` tokens, given how it is encoded whole; how many it has.
 
-        WordPiece takes the longest piece first, so the text up to the end of a
-        token has the tokens there that it has in the whole text. Other
-        tokenizers may cut a word that is shorter otherwise: into as many
-        pieces, or the cut is made earlier.
+        The text up to the end of a token has the tokens there that it has in
+        the whole text, but for a last token of spaces alone, which Unigram's
+        normalizers strip: then the cut is made before it.
         """
         length = _whole_characters(item, most)
         while 0 < length < len(item.ids):
