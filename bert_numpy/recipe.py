@@ -299,6 +299,19 @@ def _per_block(name: str, fmt: Format) -> Recipe:
     )
 
 
+def _migrated(recipe: Recipe) -> Recipe:
+    """SmoothQuant's migration where its authors apply it: at the layers that LayerNorm feeds.
+
+    Xiao et al., *SmoothQuant* (arXiv 2211.10438), section 4: not at the outputs
+    of the attention and of the feed-forward network.
+    """
+    return replace(
+        recipe,
+        linear=replace(recipe.linear, migration=0.5),
+        overrides=(*recipe.overrides, ("*.output.dense", recipe.linear)),
+    )
+
+
 def _presets() -> dict[str, Recipe]:
     int8, e4m3, e5m2 = _paper("int8", INT8), _paper("e4m3", E4M3FN), _paper("e5m2", E5M2)
     channels = replace(int8.linear, b=Operand(INT8, "channel"))
@@ -320,17 +333,13 @@ def _presets() -> dict[str, Recipe]:
         _paper("int8-entropy", INT8, observer="entropy"),
         token,
         replace(token, name="int8-outliers", linear=replace(token.linear, outlier_threshold=6.0)),
-        replace(int8, name="int8-smooth", linear=replace(channels, migration=0.5)),
+        _migrated(replace(int8, name="int8-smooth", linear=channels)),
         _with_weights(e4m3, "e4m3-channel", granularity="channel"),
         _per_token("e4m3-token", E4M3FN),
         _per_block("e4m3-block", E4M3FN),
         _paper("e4m3-pow2", E4M3FN, power_of_two=True),
         _paper("e4m3-mse", E4M3FN, observer="mse"),
-        replace(
-            e4m3,
-            name="e4m3-smooth",
-            linear=replace(e4m3.linear, migration=0.5),
-        ),
+        _migrated(replace(e4m3, name="e4m3-smooth")),
         Recipe("e4m3-weights", SiteRecipe(b=Operand(E4M3FN))),
         Recipe("mixed", mixed, mixed, mixed),
     )

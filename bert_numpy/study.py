@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,28 @@ def compare_results(
     row |= compare_with(reference, result)
     name, metric = next(iter(result.metrics.items()))
     row["difference"] = row[name] - metric(reference.labels, reference.predictions)
-    row["interval"] = list(bootstrap_interval(metric, result, reference, resamples))
+    if isinstance(result.labels, np.ndarray):
+        row["interval"] = list(bootstrap_interval(metric, result, reference, resamples))
+    else:
+        row["interval"] = list(
+            bootstrap_interval(_mean, _scored(result), _scored(reference), resamples)
+        )
     return row
+
+
+def _scored(result: Result) -> Result:
+    """Each answer's score in the place of the answer: their mean is the metric.
+
+    So that no text is normalised again in every one of the bootstrap's draws.
+    """
+    metric = next(iter(result.metrics.values()))
+    pairs = zip(result.labels, result.predictions, strict=True)
+    scores = np.array([metric([right], [given]) for right, given in pairs])
+    return replace(result, labels=scores, predictions=scores)
+
+
+def _mean(labels: Outputs, predictions: npt.NDArray[Any]) -> float:
+    return float(predictions.mean())
 
 
 def bootstrap_interval(
@@ -214,23 +234,20 @@ def bootstrap_interval(
     recipes are scored on the same draw, so that what they share cancels.
     """
     generator = np.random.default_rng(0)
+    assert isinstance(result.labels, np.ndarray), "of questions, the scores"
     count = len(result.labels)
     differences = []
     for _ in range(resamples):
         rows = generator.integers(0, count, count)
-        labels = _taken(result.labels, rows)
-        difference = metric(labels, _taken(result.predictions, rows))
-        difference -= metric(labels, _taken(reference.predictions, rows))
+        labels = result.labels[rows]
+        difference = metric(labels, result.predictions[rows])
+        difference -= metric(labels, reference.predictions[rows])
         if math.isfinite(difference):  # a correlation of constants is NaN
             differences.append(difference)
     if not differences:
         return math.nan, math.nan
     low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
-
-
-def _taken(values: Outputs, rows: npt.NDArray[np.int64]) -> Any:
-    return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
 
 
 @lru_cache(maxsize=2)

@@ -20,41 +20,25 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dask.distributed import Client, LocalCluster, as_completed
-from rich.console import Console
-from rich.progress import Progress
 
 from bert_numpy.calibration import load_calibration
+from bert_numpy.cluster import add_cluster_options, connect, run_cells
 from bert_numpy.figures import draw_histogram, draw_sqnr, save_figure, subplots
 from bert_numpy.recipe import PRESETS, Recipe, preset
-from bert_numpy.study import (
-    Cell,
-    Subject,
-    calibrate_subject,
-    cells_of,
-    compare_results,
-    merged,
-    run_cell,
-)
+from bert_numpy.study import Subject, calibrate_subject, cells_of, compare_results, merged
 from npfp8.files import replaced_file
-
-ONE_BLAS_THREAD = dict.fromkeys(
-    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
-)
-
 
 #: The operand whose elements are drawn: what GELU gives.
 HISTOGRAM = "encoder.layer.1.output.dense:a"
 
 
 def run_study(
-    subjects: Sequence[Subject], recipes: Sequence[Recipe], out: Path, client: Client, size: int
+    subjects: Sequence[Subject], recipes: Sequence[Recipe], out: Path, client: Any, size: int
 ) -> list[dict[str, Any]]:
     """Run what has not been run yet; returns a row for each subject and recipe."""
     calibrating = client.map(calibrate_subject, subjects, pure=False)
@@ -65,8 +49,7 @@ def run_study(
         for subject in subjects
         for recipe in recipes
     }
-    wanted = [cell for part in cells.values() for cell in part if not cell.file.exists()]
-    run_all(wanted, client)
+    run_cells([cell for part in cells.values() for cell in part], client)
     rows = []
     for subject in subjects:
         reference = merged(cells[subject, "fp32"])
@@ -75,17 +58,6 @@ def run_study(
             named = {"model": Path(subject.model).name, "task": subject.task, "recipe": recipe.name}
             rows.append({**named, "examples": len(reference.labels), **row})
     return rows
-
-
-def run_all(cells: Sequence[Cell], client: Client) -> None:
-    """Run cells on the cluster; a lost worker's cells are run by another."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("cells", total=len(cells))
-        futures = client.map(run_cell, cells, pure=False, retries=3)
-        for future in as_completed(futures):
-            future.result()
-            progress.advance(task)
 
 
 # Tables
@@ -163,8 +135,7 @@ def main() -> None:
     parser.add_argument("--recipes", default=",".join(PRESETS), help="names, or .json files")
     parser.add_argument("--limit", type=int, help="only the first so many examples of each task")
     parser.add_argument("--cell", type=int, default=512, metavar="N", help="examples in a cell")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--scheduler", metavar="ADDRESS")
+    add_cluster_options(parser)
     arguments = parser.parse_args()
 
     out: Path = arguments.out
@@ -179,18 +150,7 @@ def main() -> None:
             Subject(model, task, data, str(calibration), *other or [None], limit=arguments.limit)
         )
 
-    if arguments.scheduler:
-        client = Client(arguments.scheduler)
-    else:
-        cluster = LocalCluster(
-            n_workers=arguments.workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            env=ONE_BLAS_THREAD,
-        )
-        client = Client(cluster)
-    with client:
+    with connect(arguments.workers, arguments.scheduler) as client:
         rows = run_study(subjects, recipes, out, client, arguments.cell)
     for name, text in (
         ("results.json", json.dumps(rows, indent=1) + "\n"),

@@ -1,28 +1,33 @@
 """Which sites quantization hurts: one site at a time, and all but one.
 
     python scripts/study_sensitivity.py MODEL --task mrpc --data DIR --out DIR
-        [--recipe int8] [--budget 5] [--limit N]
+        [--recipe int8] [--budget 5] [--limit N] [--workers N | --scheduler ADDRESS]
 
 Each site is quantized alone, and all sites but it, by a recipe; the rest stays
-in bfloat16. Sites are ranked by what leaving them out saves. Then the sites that
-save most are kept in bfloat16, one more at a time, until no more than --budget
-predictions change: the smallest such set in this order is the suggestion.
-Writes DIR/sensitivity.json and .md.
+in bfloat16. Sites are ranked by the error that each makes alone: what leaving one
+out saves is no ranking, since the sites' errors partly cancel. Then the worst are
+kept in bfloat16, one more at a time, until no more than --budget predictions
+change: the smallest such set in this order is the suggestion.
+The runs are cells of a study (see reproduce_paper.py): spread over processes,
+and resumed where they stopped. Writes DIR/sensitivity.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.evaluation import Evaluation, calibrate_on, compare_with
-from bert_numpy.job import evaluate_job, prepare
+from bert_numpy.cluster import add_cluster_options, connect, run_cells
+from bert_numpy.evaluation import compare_with
+from bert_numpy.loading import load
 from bert_numpy.model import encoder_sites
-from bert_numpy.quantization import apply_recipe
 from bert_numpy.recipe import PRESETS, Recipe, preset
+from bert_numpy.study import Subject, calibrate_subject, cells_of, merged
 from npfp8.files import replaced_file
 
 
@@ -62,58 +67,64 @@ def main() -> None:
     parser.add_argument("--recipe", default="int8")
     parser.add_argument("--budget", type=int, default=5, metavar="FLIPS")
     parser.add_argument("--limit", type=int)
+    add_cluster_options(parser)
     arguments = parser.parse_args()
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    job = prepare(arguments.model, arguments.task, arguments.data, limit=arguments.limit)
-    calibration = calibrate_on(job.model, job.calibration_texts, job.batch_size)
+    subject = Subject(
+        arguments.model,
+        arguments.task,
+        arguments.data,
+        str(arguments.out / "calibration.safetensors"),
+        limit=arguments.limit,
+    )
+    calibrate_subject(subject)
     base = preset(arguments.recipe)
-    sites = encoder_sites(job.model.config)
+    sites = encoder_sites(load(arguments.model).config)
 
-    def evaluated(recipe: Recipe) -> Evaluation:
-        return evaluate_job(job, apply_recipe(job.model, recipe, calibration))
+    def only(site: str) -> Recipe:
+        rest = base.skipping("encoder.*")
+        return replace(rest, overrides=(*rest.overrides, (site, base.site(site))))
 
-    reference = evaluated(PRESETS["fp32"])
+    with connect(arguments.workers, arguments.scheduler) as client:
 
-    def change(recipe: Recipe) -> dict[str, Any]:
-        result = compare_with(reference, evaluated(recipe))
-        return {key: result[key] for key in ("flips", "mean_abs_difference") if key in result} | {
-            "relative_logit_error": result["relative_logit_error"]
-        }
+        def changes(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+            """What each recipe changes against float32."""
+            every = [
+                cells_of(subject, recipe, str(arguments.out / "cells"))
+                for recipe in (PRESETS["fp32"], *recipes)
+            ]
+            run_cells([cell for cells in every for cell in cells], client)
+            reference, *results = (merged(cells) for cells in every)
+            return [compare_with(reference, result) for result in results]
 
-    whole = change(base)
-    print("all sites:", whole, flush=True)
-    rows = []
-    for site in sites:
-        alone = replace(base.skipping("encoder.*"), name=site)
-        alone = replace(alone, overrides=(*alone.overrides, (site, base.site(site))))
-        rows.append({"site": site, "alone": change(alone), "without": change(base.skipping(site))})
-        print(rows[-1], flush=True)
-    rows.sort(key=lambda row: row["without"]["relative_logit_error"])
-
-    kept: list[str] = []
-    steps = []
-    suggestion = None
-    if "flips" in whole:
-        for row in [None, *rows]:
-            if row is not None:
-                kept.append(str(row["site"]))
-            step = {"kept": list(kept), **change(base.skipping(*kept))}
-            steps.append(step)
-            print(len(kept), step["flips"], flush=True)
-            if step["flips"] <= arguments.budget:
-                suggestion = list(kept)
-                break
+        skipped = [base.skipping(site) for site in sites]
+        whole, *parts = changes([base, *map(only, sites), *skipped])
+        rows = [
+            {"site": site, "alone": alone, "without": without}
+            for site, alone, without in zip(
+                sites, parts[: len(sites)], parts[len(sites) :], strict=True
+            )
+        ]
+        rows.sort(key=lambda row: -row["alone"]["relative_logit_error"])
+        ranked = [str(row["site"]) for row in rows]
+        steps = [
+            {"kept": ranked[:count], **change}
+            for count, change in enumerate(
+                changes([base.skipping(*ranked[:count]) for count in range(len(ranked) + 1)])
+            )
+        ]
+    enough = [step["kept"] for step in steps if step.get("flips", math.inf) <= arguments.budget]
     report = {
-        "model": job.model.name,
-        "task": job.task.name,
-        "examples": len(job.examples),
+        "model": Path(arguments.model).name,
+        "task": arguments.task,
+        "examples": merged(cells_of(subject, base, str(arguments.out / "cells"))).logits.shape[0],
         "recipe": base.name,
         "budget": arguments.budget,
         "all": whole,
         "sites": rows,
         "steps": steps,
-        "suggestion": suggestion,
+        "suggestion": enough[0] if enough else None,
     }
     text = markdown(report)
     for name, content in (

@@ -358,7 +358,7 @@ def test_calibration_that_misses_a_site(index: int, small: Model) -> None:
         channels = {name: seen for name, seen in whole.channels.items() if name != site}
         part = replace(whole, channels=channels)
         with pytest.raises(BertNumpyError) as error:
-            bert_numpy.apply_recipe(small, PRESETS["e4m3-smooth"], part)
+            bert_numpy.apply_recipe(small, replace(PRESETS["e4m3-smooth"], overrides=()), part)
         assert str(error.value) == f"calibration: site {site!r}: expected channels, found none"
 
 
@@ -543,6 +543,8 @@ def test_nan_is_not_lost_in_fp8(name: str, small: Model) -> None:
 
 every_preset = pytest.mark.parametrize("name", PRESETS)
 QUERY = "encoder.layer.0.attention.self.query"
+#: Migration at every linear layer.
+SMOOTH = replace(PRESETS["int8-smooth"], overrides=())
 
 
 @pytest.fixture(scope="module")
@@ -832,7 +834,7 @@ def test_migration_that_quantizes_nothing_changes_no_bit(golden: bool) -> None:
     a = round_to_bfloat16(rng.normal(0, 3, (7, 24)).astype(np.float32))
     weight = rng.normal(0, 1, (24, 5)).astype(np.float32)
     s = np.exp2(rng.integers(-6, 7, 24)).astype(np.float32)
-    recipe = PRESETS["int8-smooth"]
+    recipe = SMOOTH
     plan = SitePlan(SiteRecipe(), smoothing=s)
     smooth = quantized_policy(recipe, {QUERY: plan}, {}, golden)
     plain = quantized_policy(recipe, {}, {}, golden)
@@ -854,7 +856,7 @@ def test_migration_of_a_model(
 ) -> None:
     """Weights are multiplied, activations divided; the scale is from the divided columns."""
     model, calibration = models["small"]
-    recipe = PRESETS["int8-smooth"]
+    recipe = SMOOTH
     recipe = replace(recipe, linear=replace(recipe.linear, migration=alpha))
     made = bert_numpy.apply_recipe(model, recipe, calibration)
     record = Record()
@@ -923,7 +925,7 @@ def test_migration_of_a_column_that_is_zero(small: Model) -> None:
     channels = dict(calibration.channels)
     channels[QUERY] = channels[QUERY] * (np.arange(16) != 7)
     calibration = replace(calibration, channels=channels)
-    made = bert_numpy.apply_recipe(model, PRESETS["int8-smooth"], calibration)
+    made = bert_numpy.apply_recipe(model, SMOOTH, calibration)
     found = made.weights[key]
     assert isinstance(found, QuantizedTensor)
     assert not found.codes[:, 4].any()
@@ -939,7 +941,7 @@ def test_migration_of_extreme_columns(alpha: float, small: Model) -> None:
     weight[:, 4] = 2.0**-148
     model = replace(small, weights=dict(small.weights) | {key: weight})
     calibration = bert_numpy.calibrate(model, [batch])
-    recipe = PRESETS["int8-smooth"]
+    recipe = SMOOTH
     recipe = replace(recipe, linear=replace(recipe.linear, migration=alpha))
     made = bert_numpy.apply_recipe(model, recipe, calibration)
     assert np.isfinite(made(**batch).logits).all()
@@ -980,7 +982,7 @@ def test_pooler_and_head_by_override(small: Model) -> None:
 def test_skipped_sites_stay_as_they_are(small: Model) -> None:
     batch = batch_of((5, 7))
     calibration = bert_numpy.calibrate(small, [batch])
-    recipe = PRESETS["int8-smooth"].skipping("encoder.layer.0.*", "*.output.dense")
+    recipe = SMOOTH.skipping("encoder.layer.0.*", "*.output.dense")
     kept = {
         name: seen
         for name, seen in calibration.operands.items()

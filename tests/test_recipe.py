@@ -75,7 +75,13 @@ def test_a_file_is_plain(tmp_path: Path) -> None:
     assert values["linear"]["b"]["granularity"] == "channel"
     assert values["linear"]["migration"] == 0.5
     assert values["scores"]["migration"] is None
-    assert values["overrides"] == []
+    (pattern, how), *rest = values["overrides"]
+    assert (pattern, how["migration"], how["b"], rest) == (
+        "*.output.dense",
+        None,
+        values["linear"]["b"],
+        [],
+    )
 
 
 def test_what_is_not_given_has_its_default(tmp_path: Path) -> None:
@@ -315,13 +321,24 @@ def test_an_override_cannot_do_what_a_product_cannot(site: SiteRecipe, small: Mo
 
 
 def test_sites_of_the_encoder() -> None:
-    recipe = PRESETS["int8-smooth"]
+    recipe = PRESETS["int8-channel"]
     assert recipe.site("encoder.layer.3.attention.scores") is recipe.scores
     assert recipe.site("encoder.layer.11.attention.context") is recipe.context
     for name in ("attention.self.query", "attention.output.dense", "output.dense"):
         assert recipe.site(f"encoder.layer.0.{name}") is recipe.linear
     for name in ("pooler.dense", "classifier"):
         assert recipe.site(name) == SiteRecipe()
+
+
+@pytest.mark.parametrize("name", ["int8-smooth", "e4m3-smooth"])
+def test_migration_is_where_layer_norm_feeds(name: str) -> None:
+    recipe = PRESETS[name]
+    for site in ("attention.self.query", "attention.self.value", "intermediate.dense"):
+        assert recipe.site(f"encoder.layer.0.{site}").migration == 0.5
+    for site in ("attention.output.dense", "output.dense"):
+        how = recipe.site(f"encoder.layer.0.{site}")
+        assert how == replace(recipe.linear, migration=None)
+        assert how.a.fmt is not None
 
 
 def test_the_last_override_that_fits_holds() -> None:

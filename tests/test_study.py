@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from oracles import assert_same_bits
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe
 from bert_numpy.calibration import load_calibration, sqnr
+from bert_numpy.cluster import connect, run_cells
 from bert_numpy.metrics import accuracy
 from bert_numpy.outliers import with_outliers
 from bert_numpy.recipe import Operand
@@ -136,7 +137,8 @@ def test_signal_to_noise(subject: Subject) -> None:
     assert context < ratios["encoder.layer.1.output.dense:a"][0]  # GELU's long tail
 
 
-def test_cluster_whose_worker_is_killed(subject: Subject, tmp_path: Path, distributed: Any) -> None:
+@pytest.mark.usefixtures("distributed")
+def test_cluster_whose_worker_is_killed(subject: Subject, tmp_path: Path) -> None:
     recipes = [PRESETS[name] for name in ("fp32", "int8", "e4m3", "int8-token")]
     alone = [
         cell for recipe in recipes for cell in cells_of(subject, recipe, tmp_path / "alone", 7)
@@ -144,13 +146,11 @@ def test_cluster_whose_worker_is_killed(subject: Subject, tmp_path: Path, distri
     for cell in alone:
         run_cell(cell)
     spread = [replace(cell, folder=str(tmp_path / "spread")) for cell in alone]
-    cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
-    )
-    with cluster, distributed.Client(cluster) as client:
-        futures = client.map(run_cell, spread, pure=False, retries=3)
-        os.kill(cluster.workers[0].process.pid, signal.SIGKILL)
-        client.gather(futures)
+    with connect(workers=2) as client, client.cluster as cluster:
+        killer = threading.Timer(0.3, os.kill, (cluster.workers[0].process.pid, signal.SIGKILL))
+        killer.start()
+        run_cells(spread, client)
+        killer.join()
     parts = len(alone) // len(recipes)
     for start in range(0, len(alone), parts):
         window = slice(start, start + parts)
