@@ -8,6 +8,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from bert_numpy.glue import TASKS, Task, TestSet, read_examples, submission, tas
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run, with_calibration
 from bert_numpy.loading import load, stored_recipe
-from bert_numpy.model import Model, encoder_sites
+from bert_numpy.model import encoder_sites
 from bert_numpy.model_card import model_card
 from bert_numpy.onnx_export import export_onnx
+from bert_numpy.prediction import check_prediction, predict_text
 from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.quantized_checkpoint import check_target, check_writable, save_quantized
 from bert_numpy.recipe import PRESETS, Recipe, preset
@@ -37,7 +39,6 @@ from bert_numpy.report import (
 )
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
-from npfp8.golden import softmax
 
 __all__ = ["main"]
 
@@ -142,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     compare = command("compare", _compare, "Compare formats on a task's development set.")
     evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
     submit = command("submit", _submit, "Write a GLUE test set's predictions for its server.")
-    predict = command("predict", _predict, "Classify or score a text, or a pair of texts.")
+    predict = command(
+        "predict", _predict, "Classify, score, label, fill in or embed a text; answer a question."
+    )
     quantize = command("quantize", _quantize, "Write a quantized checkpoint that others read too.")
     export = command("export-onnx", _export_onnx, "Write a quantized model as an ONNX file.")
     command("info", _info, "Describe a checkpoint.")
@@ -198,8 +201,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="draw the operands' noise by format and each one's elements (extra: plot)",
     )
-    predict.add_argument("text", metavar="TEXT")
-    predict.add_argument("pair", metavar="SECOND_TEXT", nargs="?")
+    predict.add_argument("text", metavar="TEXT", help="a text, or a question")
+    predict.add_argument(
+        "pair",
+        metavar="SECOND_TEXT",
+        nargs="?",
+        help="the second text of a pair, the question's context, or a text to compare with",
+    )
     predict.add_argument(
         "--calibration-data",
         metavar="FILE",
@@ -418,40 +426,23 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = _recipe(arguments.format, arguments.model, arguments.revision)
     model = load(arguments.model, arguments.revision)
     tokenizer = load_tokenizer(arguments.model, arguments.revision)
-    if not model.config.has_classifier:
-        raise BertNumpyError(
-            f"{model.name}: expected a BertForSequenceClassification, found "
-            f"{model.config.architecture}"
-        )
-    batch = tokenizer.batch([arguments.text], None if arguments.pair is None else [arguments.pair])
+    check_prediction(model, tokenizer, arguments.text, arguments.pair)
     calibration = None
     if recipe.calibrated and not isinstance(model, QuantizedModel):
         texts = read_examples(Path(arguments.calibration_data), task_named("sst2")).texts
-        pairs = [*texts[1:], texts[0]] if arguments.pair else None
+        paired = arguments.pair is not None and model.config.pooling is None
+        pairs = [*texts[1:], texts[0]] if paired else None
         limit = min(128, tokenizer.model_max_length)
         calibration = calibrate_on(
             model, tokenizer.encode(texts, pairs, limit), golden=arguments.golden
         )
         print(f"scales: from the sentences of {arguments.calibration_data}", file=sys.stderr)
-    logits = apply_recipe(model, recipe, calibration, arguments.golden)(**batch).logits
-    assert logits is not None
-    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
-    report |= _answer(model, logits[0])
+    quantized = apply_recipe(model, recipe, calibration, arguments.golden)
+    found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
     if arguments.json != "-":
-        for label, value in (report.get("probabilities") or report["logits"]).items():
-            print(f"{label}  {value:.4f}")
-    return report
-
-
-def _answer(model: Model, logits: Any) -> dict[str, Any]:
-    """The logits by label and, for a classifier, the label and the probabilities, falling."""
-    labels = model.config.labels
-    by_label = dict(zip(labels, logits.tolist(), strict=True))
-    if len(labels) == 1:
-        return {"logits": by_label}
-    probabilities = softmax(logits, "float32").tolist()
-    ranked = sorted(zip(labels, probabilities, strict=True), key=lambda item: -item[1])
-    return {"label": ranked[0][0], "probabilities": dict(ranked), "logits": by_label}
+        print("\n".join(found.lines))
+    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
+    return report | found.report
 
 
 def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -533,12 +524,6 @@ def _export_onnx(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"model": model.name, "format": recipe.name, "out": arguments.out}
 
 
-def _head(model: Model) -> str:
-    if model.config.has_qa_outputs:
-        return "question answering"
-    return "classifier" if model.config.has_classifier else "none: a bare encoder"
-
-
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     model = load(arguments.model, arguments.revision)
     sites = encoder_sites(model.config)
@@ -553,8 +538,8 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {
         "model": model.name,
         "folder": str(resolve(arguments.model, arguments.revision)),
-        **vars(model.config),
-        "head": _head(model),
+        **asdict(model.config),
+        "head": model.config.head.name,
         "format": "fp32" if own is None else own.name,
         "parameters": parameters,
         "weight_bytes_fp32": 4 * parameters,
@@ -564,5 +549,5 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.json != "-":
         for key, value in report.items():
             shown = ", ".join(value) if isinstance(value, tuple) else value
-            print(f"{key:<26}{f'{shown:,}' if isinstance(shown, int) else shown}")
+            print(f"{key:<26}{f'{shown:,}' if type(shown) is int else shown}")
     return report

@@ -28,7 +28,7 @@ from bert_numpy.glue import (
     task_named,
 )
 from bert_numpy.loading import load
-from bert_numpy.model import Model
+from bert_numpy.model import Model, require_head
 from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.recipe import Recipe
 from bert_numpy.squad import SQUAD, Questions, SpanTask, merge_questions, read_questions
@@ -165,13 +165,10 @@ def _read(paths: Sequence[Path], task: Task | SpanTask) -> Examples | Questions:
 
 def _check_head(model: Model, task: Task | SpanTask) -> None:
     """Refuse a model whose head is not the task's."""
-    config = model.config
     answers = isinstance(task, SpanTask)
-    if not (config.has_qa_outputs if answers else config.has_classifier):
-        expected = "BertForQuestionAnswering" if answers else "BertForSequenceClassification"
-        raise BertNumpyError(f"{model.name}: expected a {expected}, found {config.architecture}")
+    require_head(model, "question answering" if answers else "sequence classification")
     if isinstance(task, Task):
-        label_order(config.labels, task)
+        label_order(model.config.labels, task)
 
 
 def _encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bert_numpy.checkpoint import open_checkpoint
@@ -11,6 +12,7 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.hub import resolve
 from bert_numpy.model import Model
 from bert_numpy.policy import FLOAT32_POLICY
+from bert_numpy.pooling import read_pooling
 from bert_numpy.quantized_checkpoint import is_quantized, load_quantized, stored_quantization
 from bert_numpy.recipe import Recipe
 from bert_numpy.weights import find_parameters, read_weights
@@ -19,7 +21,7 @@ __all__ = ["load", "stored_recipe"]
 
 
 def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
-    """Load a BERT checkpoint, quantized or not.
+    """Load a checkpoint of BERT or a relative, quantized or not.
 
     Parameters
     ----------
@@ -34,12 +36,13 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     Returns
     -------
     Model
-        In float32; a :class:`QuantizedModel` that runs by its own recipe if the
-        checkpoint is quantized. ``BertForSequenceClassification`` has logits,
-        ``BertForQuestionAnswering`` start and end logits; any other BERT
-        architecture is loaded as a bare encoder. Weights that the file has in
-        float32 are mapped, not read into memory: while the model is used the
-        file must not be written into or cut (another may take its place).
+        In float32, with the head of the class that wrote the checkpoint (see
+        :data:`bert_numpy.architectures.HEADS`), or the pooling of a
+        sentence-transformers folder; any other is loaded as a bare encoder. A
+        :class:`QuantizedModel` that runs by its own recipe if the checkpoint is
+        quantized. Weights that the file has in float32 are mapped, not read
+        into memory: while the model is used the file must not be written into
+        or cut (another may take its place).
 
     Raises
     ------
@@ -55,10 +58,11 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     (1, 2)
     """
     folder = resolve(folder_or_hub_id, revision)
-    config = read_config(folder / "config.json")
+    config = replace(read_config(folder / "config.json"), pooling=read_pooling(folder))
     if config.hidden_act not in ACTIVATIONS:
+        key = config.description.keys.get("hidden_act", "hidden_act")
         raise BertNumpyError(
-            f"{folder / 'config.json'}: key 'hidden_act': expected one of "
+            f"{folder / 'config.json'}: key {key!r}: expected one of "
             f"{', '.join(ACTIVATIONS)}, found {config.hidden_act!r}"
         )
     name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 import npfp8
+from bert_numpy.architectures import ENCODER, HEADS
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.model import array
+from bert_numpy.layers import array
 from bert_numpy.policy import Scale, SitePlan
 from bert_numpy.quantization import QuantizedModel
 from bert_numpy.recipe import Operand, Recipe, recipe_json
@@ -43,6 +44,9 @@ OPSET = 21
 
 #: The version of the file format that came with it.
 _IR_VERSION = 10
+
+#: The heads that have nodes here.
+_HEADS = (HEADS["SequenceClassification"], HEADS["QuestionAnswering"], ENCODER)
 
 _TYPES: dict[Format, str] = {
     E4M3FN: "FLOAT8E4M3FN",
@@ -83,7 +87,8 @@ def onnx_model(model: QuantizedModel) -> Any:
     Raises
     ------
     BertNumpyError
-        If the package ``onnx`` is missing, or the recipe has what a graph
+        If the package ``onnx`` is missing, the model is another than a BERT
+        with one of these heads, or the recipe has what a graph
         cannot say: a format without an ONNX type, inputs by block, dynamic
         scales with zero points or of powers of two, or outliers.
     """
@@ -94,6 +99,7 @@ def onnx_model(model: QuantizedModel) -> Any:
         raise BertNumpyError(
             "ONNX export needs the package onnx: pip install 'fp8-bert-numpy[onnx]'"
         ) from None
+    _check_architecture(model)
     for site, plan in model.plans.items():
         _check(model.recipe, site, plan)
     graph = _Graph(onnx, model)
@@ -116,6 +122,16 @@ def onnx_model(model: QuantizedModel) -> Any:
     )
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _check_architecture(model: QuantizedModel) -> None:
+    """Refuse BERT's relatives, and heads that have no nodes here."""
+    config = model.config
+    if config.model_type != "bert" or config.head not in _HEADS or config.pooling is not None:
+        raise BertNumpyError(
+            f"{model.name}: expected for ONNX a BertForSequenceClassification, a "
+            f"BertForQuestionAnswering or a BertModel, found {config.architecture}"
+        )
 
 
 def _check(recipe: Recipe, site: str, plan: SitePlan) -> None:
@@ -322,7 +338,8 @@ def _heads(
         graph.op(kind, *inputs, name=name)
         shapes[name] = shape
 
-    if model.config.has_qa_outputs:
+    head = model.config.head.name
+    if head == "question answering":
         logits = _linear(graph, model, "qa_outputs", x)
         nothing = graph.constant(np.float32(-np.inf))
         for j, name in enumerate(("start_logits", "end_logits")):
@@ -334,7 +351,7 @@ def _heads(
         first = graph.op("Gather", x, graph.constant(np.int64(0)), axis=1)  # (batch, hidden)
         projected = graph.rounded(_linear(graph, model, "pooler.dense", first))
         pooled = graph.rounded(graph.op("Tanh", projected))
-    if model.config.has_classifier and pooled is not None:
+    if head == "sequence classification" and pooled is not None:
         logits = _linear(graph, model, "classifier", pooled)
         give("logits", "Identity", logits, shape=["batch", outputs])
         return shapes

