@@ -21,7 +21,9 @@ from bert_numpy.config import BertConfig
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.loading import load
 from bert_numpy.model import Model, ModelOutput
+from bert_numpy.onnx_export import export_onnx
 from bert_numpy.quantization import QuantizedModel, apply_recipe
+from bert_numpy.quantized_checkpoint import save_quantized
 from bert_numpy.recipe import PRESETS, Operand, Recipe, SiteRecipe, load_recipe, save_recipe
 from bert_numpy.tokenization import Tokenizer, load_tokenizer
 
@@ -39,11 +41,13 @@ __all__ = [
     "Tokenizer",
     "apply_recipe",
     "calibrate",
+    "export_onnx",
     "load",
     "load_calibration",
     "load_recipe",
     "load_tokenizer",
     "merge_calibrations",
     "save_calibration",
+    "save_quantized",
     "save_recipe",
 ]

@@ -16,6 +16,7 @@ from bert_numpy.model import Model
 from bert_numpy.observers import Statistics, clip_range, merge, observe, quantization_noise
 from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy
 from bert_numpy.recipe import Operand
+from npfp8 import QuantizedTensor
 from npfp8.storage import load_file, read_metadata, save_file
 
 __all__ = [
@@ -106,7 +107,10 @@ def calibrate(
     ------
     BertNumpyError
         If there is no batch, or an operand is NaN or infinite; names the site.
+        If the model is quantized.
     """
+    if any(isinstance(weight, QuantizedTensor) for weight in model.weights.values()):
+        raise BertNumpyError(f"{model.name}: expected a model in float32 to calibrate, found codes")
     operands: dict[str, Statistics] = {}
     channels: dict[str, Float32Array] = {}
     policy = observing_policy(float32_policy(golden), operands, channels)
@@ -254,7 +258,7 @@ def load_calibration(path: str | Path) -> Calibration:
 
 
 def _is_positive(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and int(text) > 0
+    return text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) > 0
 
 
 def _is_range(x: npt.NDArray[np.float64]) -> bool:

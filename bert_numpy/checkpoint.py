@@ -8,6 +8,7 @@ through, and reads what NumPy lacks (bfloat16).
 from __future__ import annotations
 
 import os.path
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -17,19 +18,35 @@ from safetensors import SafetensorError, safe_open
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from npfp8 import bfloat16
+from npfp8.files import open_regular
 from npfp8.storage import StoredTensor, read_header
 
-__all__ = ["open_checkpoint", "read_float32"]
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "missing_weights",
+    "open_checkpoint",
+    "read_float32",
+    "read_weight_map",
+]
 
 Float32Array = npt.NDArray[np.float32]
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
 _FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+#: Elements that are checked at a time.
+_BLOCK = 1 << 18
 
 
 def read_float32(tensor: StoredTensor) -> Float32Array:
-    """Read a tensor as float32 (exact for F32, F16 and BF16).
+    """A tensor as float32 (exact for F32, F16 and BF16).
+
+    A float32 tensor is not copied where the machine can use the file's bytes as
+    they are: the array is a read-only view of the mapped file, whose pages the
+    system may drop and read again.
 
     Raises
     ------
@@ -39,21 +56,38 @@ def read_float32(tensor: StoredTensor) -> Float32Array:
     place = f"{tensor.file}: tensor {tensor.key!r}"
     if tensor.dtype not in _FLOAT_DTYPES:
         raise BertNumpyError(f"{place}: expected dtype F32, F16 or BF16, found {tensor.dtype}")
-    stored = tensor.read_as(_FLOAT_DTYPES[tensor.dtype])
+    stored = tensor.view_as(_FLOAT_DTYPES[tensor.dtype])
+    if not stored.flags.aligned:  # a file may begin its data at any byte
+        stored = stored.copy()
     if tensor.dtype == "BF16":
         values = bfloat16.from_bits(stored.astype(np.uint16, copy=False))
     else:
         values = stored.astype(np.float32, copy=False)
-    if not np.isfinite(values).all():
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+    place_of_bad = _first_not_finite(values)
+    if place_of_bad is not None:
         raise BertNumpyError(
-            f"{place}: expected finite numbers, found {values[index]} at {list(index)}"
+            f"{place}: expected finite numbers, found {values[place_of_bad]} "
+            f"at {list(place_of_bad)}"
         )
     return values
 
 
+def _first_not_finite(values: Float32Array) -> tuple[int, ...] | None:
+    """The index of the first NaN or infinity; block by block, so that it takes no memory."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        finite = np.isfinite(flat[start : start + _BLOCK])
+        if not finite.all():
+            found = np.unravel_index(start + int(finite.argmin()), values.shape)
+            return tuple(int(i) for i in found)
+    return None
+
+
 def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     """Find every tensor of a checkpoint folder; the data is not read yet.
+
+    Symbolic links are followed wherever they lead, as the hub's cache consists
+    of them. What a file says is not: an index names files of its own folder.
 
     Parameters
     ----------
@@ -71,26 +105,51 @@ def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
         If there is no such file, a file is corrupt or truncated, a key is
         duplicated or missing from its shard, or the index leads out of the folder.
     """
-    if (folder / _SINGLE).is_file():
-        return _read_header(folder / _SINGLE)
-    if (folder / _INDEX).is_file():
-        return _read_shards(folder / _INDEX)
-    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-    found = f"only {pickles[0]}, a pickle, which is not read" if pickles else "neither"
-    raise BertNumpyError(f"{folder}: expected {_SINGLE} or {_INDEX}, found {found}")
+    if os.path.lexists(folder / SINGLE):
+        return _read_header(folder / SINGLE)
+    if os.path.lexists(folder / INDEX):
+        return _read_shards(folder / INDEX)
+    raise missing_weights(str(folder), [path.name for path in folder.glob("*")])
 
 
-def _read_shards(index: Path) -> dict[str, StoredTensor]:
+def missing_weights(place: str, names: Iterable[str]) -> BertNumpyError:
+    """The error for a folder or a repository of the named files, without safetensors."""
+    pickles = sorted(
+        name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")
+    )
+    if not pickles:
+        return BertNumpyError(f"{place}: expected {SINGLE} or {INDEX}, found neither")
+    return BertNumpyError(
+        f"{place}: expected {SINGLE} or {INDEX}, found only {pickles[0]}, a pickle, which is not "
+        "read, as it can run any code; convert it with transformers, if you trust it: "
+        "AutoModelForX.from_pretrained(MODEL).save_pretrained(FOLDER) for the X of the "
+        "architecture in config.json"
+    )
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """The shard of each tensor, by the index: names of files in the index's folder.
+
+    Raises
+    ------
+    BertNumpyError
+        If the index is no JSON, has no map, or leads out of the folder.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BertNumpyError(f"{index}: key 'weight_map': expected tensor names, found none")
-    shards: dict[str, dict[str, StoredTensor]] = {}
-    tensors = {}
     for key, name in weight_map.items():
         if not isinstance(name, str) or not _is_plain_name(name):
             raise BertNumpyError(
                 f"{index}: tensor {key!r}: expected a file name in this folder, found {name!r}"
             )
+    return weight_map
+
+
+def _read_shards(index: Path) -> dict[str, StoredTensor]:
+    shards: dict[str, dict[str, StoredTensor]] = {}
+    tensors = {}
+    for key, name in read_weight_map(index).items():
         if name not in shards:
             shards[name] = _read_header(index.parent / name)
         if key not in shards[name]:
@@ -107,14 +166,16 @@ def _is_plain_name(name: str) -> bool:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file."""
-    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that no file can have
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that no file can have
         raise BertNumpyError(f"{path}: no such file")
     try:
+        open_regular(path).close()  # the library would wait for a pipe
         with safe_open(path, framework="numpy"):
             pass  # opening checks the header against the file's size
+        return read_header(path)
     except SafetensorError as error:
         raise BertNumpyError(f"{path}: expected a safetensors file, found: {error}") from None
-    try:
-        return read_header(path)
+    except (OSError, MemoryError) as error:  # the latter where a file cannot be mapped
+        raise BertNumpyError(f"{path}: expected a file, found an error: {error}") from None
     except ValueError as error:  # what the library lets through
         raise BertNumpyError(str(error)) from None

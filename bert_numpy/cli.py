@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import npfp8
-from bert_numpy.calibration import load_calibration
+from bert_numpy.calibration import load_calibration, save_calibration
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, calibrate_on
 from bert_numpy.figures import describe, draw_histogram, draw_sqnr
 from bert_numpy.glue import TASKS, Task, TestSet, read_examples, submission, task_named
 from bert_numpy.hub import EMBEDDED, resolve
-from bert_numpy.job import Job, prepare, run
-from bert_numpy.loading import load
-from bert_numpy.model import Model, encoder_sites
-from bert_numpy.quantization import apply_recipe
-from bert_numpy.recipe import Recipe, preset
+from bert_numpy.job import Job, prepare, run, with_calibration
+from bert_numpy.loading import load, stored_recipe
+from bert_numpy.model import encoder_sites
+from bert_numpy.model_card import model_card
+from bert_numpy.onnx_export import export_onnx
+from bert_numpy.prediction import check_prediction, predict_text
+from bert_numpy.quantization import QuantizedModel, apply_recipe
+from bert_numpy.quantized_checkpoint import check_target, check_writable, save_quantized
+from bert_numpy.recipe import PRESETS, Recipe, preset
 from bert_numpy.report import (
     comparison_row,
     print_comparison,
@@ -33,12 +39,14 @@ from bert_numpy.report import (
 )
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
-from npfp8.golden import softmax
 
 __all__ = ["main"]
 
 #: Review sentences in SST-2's layout; the training file is for calibration.
 REVIEWS = Path(__file__).parent / "assets" / "reviews"
+
+#: The formats of a comparison, unless others are asked for.
+_COMPARED = "fp32,int8,e4m3,e5m2"
 
 _DESCRIPTION = "BERT in NumPy, with post-training quantization to FP8 and INT8."
 
@@ -61,6 +69,7 @@ formats:
   int8-smooth, e4m3-smooth                         SmoothQuant's migration
   e4m3-pow2, e4m3-weights                          power-of-two scales; only weights
   FILE.json                                        a recipe of your own
+  stored                                           that of a quantized checkpoint, its only one
 
 examples:
   bert-numpy demo
@@ -68,6 +77,7 @@ examples:
   bert-numpy predict {EMBEDDED} "a warm and funny film" --format e4m3
 
   bert-numpy evaluate ./my-model --task sst2 --data glue/SST-2 --format e4m3 --golden
+  bert-numpy quantize ./my-model ./my-model-fp8 --task sst2 --data glue/SST-2 --recipe e4m3
   bert-numpy evaluate ./my-qa-model --task squad --data squad --predictions answers.json
 
 exit codes: 0 done, 2 input that cannot be used, 130 interrupted
@@ -124,17 +134,26 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("file", metavar="FILE", help="what --save-calibration wrote")
         elif name != "demo":
             sub.add_argument("model", metavar="MODEL", help="a folder, or a hub id")
+            sub.add_argument(
+                "--revision", metavar="NAME", help="of a hub id: a branch, tag or commit"
+            )
         return sub
 
     demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
     compare = command("compare", _compare, "Compare formats on a task's development set.")
     evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
     submit = command("submit", _submit, "Write a GLUE test set's predictions for its server.")
-    predict = command("predict", _predict, "Classify or score a text, or a pair of texts.")
+    predict = command(
+        "predict", _predict, "Classify, score, label, fill in or embed a text; answer a question."
+    )
+    quantize = command("quantize", _quantize, "Write a quantized checkpoint that others read too.")
+    export = command("export-onnx", _export_onnx, "Write a quantized model as an ONNX file.")
     command("info", _info, "Describe a checkpoint.")
     calibration = command("calibration", _calibration, "Describe and plot a saved calibration.")
+    quantize.add_argument("out", metavar="OUT", help="the folder to make")
+    export.add_argument("out", metavar="OUT.onnx", help="the file to write")
 
-    for sub in (demo, compare, evaluate, submit, predict):
+    for sub in (demo, compare, evaluate, submit, predict, quantize, export):
         sub.add_argument(
             "--golden",
             action="store_true",
@@ -144,20 +163,22 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--formats",
             metavar="LIST",
-            default="fp32,int8,e4m3,e5m2",
-            help="comma-separated; fp32 always runs, as the others are compared with it",
+            help="comma-separated; fp32 always runs, as the others are compared with it "
+            f"(default: {_COMPARED}, or stored)",
         )
-    for sub in (evaluate, submit, predict):
+    for sub in (evaluate, submit, predict, quantize, export):
         sub.add_argument(
             "--format",
             "--recipe",
             metavar="NAME",
-            default="fp32",
-            help="see the list of formats in bert-numpy --help; or a recipe's .json file",
+            required=sub is quantize,
+            help="see the list of formats in bert-numpy --help; or a recipe's .json file"
+            + ("" if sub is quantize else " (default: fp32, or stored)"),
         )
-    for sub in (compare, evaluate, submit):
+    for sub in (compare, evaluate, submit, quantize):
         _add_data_options(sub)
-    for sub in (compare, evaluate):
+    _add_data_options(export, required=False)
+    for sub in (compare, evaluate, quantize):
         sub.add_argument(
             "--limit", type=_positive, metavar="N", help="evaluate only the first N examples"
         )
@@ -180,8 +201,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="draw the operands' noise by format and each one's elements (extra: plot)",
     )
-    predict.add_argument("text", metavar="TEXT")
-    predict.add_argument("pair", metavar="SECOND_TEXT", nargs="?")
+    predict.add_argument("text", metavar="TEXT", help="a text, or a question")
+    predict.add_argument(
+        "pair",
+        metavar="SECOND_TEXT",
+        nargs="?",
+        help="the second text of a pair, the question's context, or a text to compare with",
+    )
     predict.add_argument(
         "--calibration-data",
         metavar="FILE",
@@ -191,12 +217,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
+def _add_data_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     add = parser.add_argument
-    add("--task", required=True, metavar="NAME", help=", ".join((*TASKS, SQUAD.name)))
+    add("--task", required=required, metavar="NAME", help=", ".join((*TASKS, SQUAD.name)))
     add(
         "--data",
-        required=True,
+        required=required,
         metavar="DATA",
         help="the task's folder, a folder of such folders, a file to evaluate on, or a data set "
         "on the hub (nyu-mll/glue, rajpurkar/squad)",
@@ -236,26 +262,55 @@ def _positive(text: str) -> int:
     return value
 
 
-def _recipes(names: str) -> list[Recipe]:
-    """The recipes of a comma-separated list, fp32 first, each once."""
-    wanted = ["fp32", *(name.strip() for name in names.split(",") if name.strip())]
-    return [preset(name) for name in dict.fromkeys(wanted)]
+def _recipes(names: str | None, model: str, revision: str | None = None) -> list[Recipe]:
+    """The recipes of a comma-separated list, fp32 first, each once; or a checkpoint's own."""
+    wanted = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    own = stored_recipe(model, revision)
+    if own is not None and (wanted is None or wanted == ["stored"]):
+        return [own]
+    if own is not None:
+        raise BertNumpyError(
+            f"{model}: expected format 'stored' of a quantized checkpoint, found {names!r}"
+        )
+    compared = ["fp32", *(_COMPARED.split(",") if wanted is None else wanted)]
+    return [_preset(name, model) for name in dict.fromkeys(compared)]
+
+
+def _recipe(name: str | None, model: str, revision: str | None = None) -> Recipe:
+    """The recipe of a name, or a checkpoint's own."""
+    own = stored_recipe(model, revision)
+    if own is None:
+        return _preset(name or "fp32", model)
+    if name not in (None, "stored"):
+        raise BertNumpyError(
+            f"{model}: expected format 'stored' of a quantized checkpoint, found {name!r}"
+        )
+    return own
+
+
+def _preset(name: str, model: str) -> Recipe:
+    if name == "stored":
+        raise BertNumpyError(f"{model}: expected a quantized checkpoint for format 'stored'")
+    return preset(name)
 
 
 def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
-    return _comparison(arguments, prepare(EMBEDDED, "sst2", REVIEWS))
+    return _comparison(
+        arguments, prepare(EMBEDDED, "sst2", REVIEWS), _recipes(arguments.formats, EMBEDDED)
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    return _comparison(arguments, _prepared(arguments, _recipes(arguments.formats)))
+    recipes = _recipes(arguments.formats, arguments.model, arguments.revision)
+    return _comparison(arguments, _prepared(arguments, recipes), recipes)
 
 
-def _comparison(arguments: argparse.Namespace, job: Job) -> dict[str, Any]:
+def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) -> dict[str, Any]:
     reference = None
     rows = []
     results = run(
         job,
-        _recipes(arguments.formats),
+        recipes,
         progress_bar,
         golden=arguments.golden,
         calibration_output=getattr(arguments, "save_calibration", None),
@@ -270,7 +325,7 @@ def _comparison(arguments: argparse.Namespace, job: Job) -> dict[str, Any]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe = preset(arguments.format)
+    recipe = _recipe(arguments.format, arguments.model, arguments.revision)
     job = _prepared(arguments, [recipe])
     if arguments.predictions is not None and not isinstance(job.examples, Questions):
         raise BertNumpyError(f"--predictions: expected task squad, found {job.task.name}")
@@ -342,7 +397,8 @@ def _prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool =
         arguments.model,
         arguments.task,
         arguments.data,
-        calibrated=any(recipe.calibrated for recipe in recipes),
+        calibrated=stored_recipe(arguments.model, arguments.revision) is None
+        and any(recipe.calibrated for recipe in recipes),
         calibration=arguments.calibration,
         calibration_data=arguments.calibration_data,
         calibration_samples=arguments.calibration_samples,
@@ -350,6 +406,7 @@ def _prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool =
         max_length=arguments.max_length,
         batch_size=arguments.batch_size,
         test=test,
+        revision=arguments.revision,
     )
 
 
@@ -366,42 +423,26 @@ def _header(job: Job, golden: bool) -> dict[str, Any]:
 
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe = preset(arguments.format)
-    model, tokenizer = load(arguments.model), load_tokenizer(arguments.model)
-    if not model.config.has_classifier:
-        raise BertNumpyError(
-            f"{model.name}: expected a BertForSequenceClassification, found "
-            f"{model.config.architecture}"
-        )
-    batch = tokenizer.batch([arguments.text], None if arguments.pair is None else [arguments.pair])
+    recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    model = load(arguments.model, arguments.revision)
+    tokenizer = load_tokenizer(arguments.model, arguments.revision)
+    check_prediction(model, tokenizer, arguments.text, arguments.pair)
     calibration = None
-    if recipe.calibrated:
+    if recipe.calibrated and not isinstance(model, QuantizedModel):
         texts = read_examples(Path(arguments.calibration_data), task_named("sst2")).texts
-        pairs = [*texts[1:], texts[0]] if arguments.pair else None
+        paired = arguments.pair is not None and model.config.pooling is None
+        pairs = [*texts[1:], texts[0]] if paired else None
         limit = min(128, tokenizer.model_max_length)
         calibration = calibrate_on(
             model, tokenizer.encode(texts, pairs, limit), golden=arguments.golden
         )
         print(f"scales: from the sentences of {arguments.calibration_data}", file=sys.stderr)
-    logits = apply_recipe(model, recipe, calibration, arguments.golden)(**batch).logits
-    assert logits is not None
-    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
-    report |= _answer(model, logits[0])
+    quantized = apply_recipe(model, recipe, calibration, arguments.golden)
+    found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
     if arguments.json != "-":
-        for label, value in (report.get("probabilities") or report["logits"]).items():
-            print(f"{label}  {value:.4f}")
-    return report
-
-
-def _answer(model: Model, logits: Any) -> dict[str, Any]:
-    """The logits by label and, for a classifier, the label and the probabilities, falling."""
-    labels = model.config.labels
-    by_label = dict(zip(labels, logits.tolist(), strict=True))
-    if len(labels) == 1:
-        return {"logits": by_label}
-    probabilities = softmax(logits, "float32").tolist()
-    ranked = sorted(zip(labels, probabilities, strict=True), key=lambda item: -item[1])
-    return {"label": ranked[0][0], "probabilities": dict(ranked), "logits": by_label}
+        print("\n".join(found.lines))
+    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
+    return report | found.report
 
 
 def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -433,14 +474,58 @@ def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _head(model: Model) -> str:
-    if model.config.has_qa_outputs:
-        return "question answering"
-    return "classifier" if model.config.has_classifier else "none: a bare encoder"
+def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
+    recipe, fp32 = preset(arguments.format), PRESETS["fp32"]
+    check_target(Path(arguments.out))
+    if stored_recipe(arguments.model, arguments.revision) is not None:
+        raise BertNumpyError(f"{arguments.model}: expected a checkpoint that is not quantized yet")
+    job = with_calibration(
+        _prepared(arguments, [recipe]), [recipe], progress_bar, golden=arguments.golden
+    )
+    model = apply_recipe(job.model, recipe, job.calibration, arguments.golden)
+    source = resolve(arguments.model, arguments.revision)
+    check_writable(model, source)
+    reference, result = run(
+        job,
+        [fp32, recipe],
+        progress_bar,
+        golden=arguments.golden,
+        calibration_output=arguments.save_calibration,
+    )
+    rows = [comparison_row(reference, reference), comparison_row(result, reference)]
+    report = _header(job, arguments.golden) | {"out": arguments.out, "rows": rows}
+    save_quantized(model, source, arguments.out, model_card(report, recipe))
+    if arguments.json != "-":
+        print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)
+        print(f"written: {arguments.out}")
+    return report
+
+
+def _export_onnx(arguments: argparse.Namespace) -> dict[str, Any]:
+    recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    calibration = None
+    if arguments.task is not None and arguments.data is not None:
+        job = _prepared(arguments, [recipe])
+        job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
+        model, calibration = job.model, job.calibration
+    else:
+        model = load(arguments.model, arguments.revision)
+        if arguments.calibration is not None:
+            calibration = load_calibration(arguments.calibration)
+        elif recipe.calibrated and not isinstance(model, QuantizedModel):
+            raise BertNumpyError(
+                f"{recipe.name}: expected --calibration FILE, or --task and --data to calibrate on"
+            )
+    if arguments.save_calibration is not None and calibration is not None:
+        save_calibration(calibration, arguments.save_calibration)
+    export_onnx(apply_recipe(model, recipe, calibration), arguments.out)
+    if arguments.json != "-":
+        print(f"written: {arguments.out}")
+    return {"model": model.name, "format": recipe.name, "out": arguments.out}
 
 
 def _info(arguments: argparse.Namespace) -> dict[str, Any]:
-    model = load(arguments.model)
+    model = load(arguments.model, arguments.revision)
     sites = encoder_sites(model.config)
     quantizable = [
         model.weights[f"{site}.weight"].nbytes
@@ -448,18 +533,21 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
         if f"{site}.weight" in model.weights
     ]
     saved = sum(nbytes - nbytes // 4 - 4 for nbytes in quantizable)  # codes and a scale are left
+    own = model.recipe if isinstance(model, QuantizedModel) else None
+    parameters = sum(math.prod(weight.shape) for weight in model.weights.values())
     report: dict[str, Any] = {
         "model": model.name,
-        "folder": str(resolve(arguments.model)),
-        **vars(model.config),
-        "head": _head(model),
-        "parameters": model.weight_bytes // 4,
-        "weight_bytes_fp32": model.weight_bytes,
-        "weight_bytes_8bit": model.weight_bytes - saved,
+        "folder": str(resolve(arguments.model, arguments.revision)),
+        **asdict(model.config),
+        "head": model.config.head.name,
+        "format": "fp32" if own is None else own.name,
+        "parameters": parameters,
+        "weight_bytes_fp32": 4 * parameters,
+        "weight_bytes_8bit": model.weight_bytes - (saved if own is None else 0),
         "quantized_products": len(sites),
     }
     if arguments.json != "-":
         for key, value in report.items():
             shown = ", ".join(value) if isinstance(value, tuple) else value
-            print(f"{key:<26}{f'{shown:,}' if isinstance(shown, int) else shown}")
+            print(f"{key:<26}{f'{shown:,}' if type(shown) is int else shown}")
     return report

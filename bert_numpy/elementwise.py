@@ -65,8 +65,12 @@ class Arithmetic:
     layer_norm : callable (x, weight, bias, eps)
         Over the last axis.
     activation : callable (name, x)
-        A key of :data:`ACTIVATIONS`, by ``hidden_act``.
-    tanh : callable (x)
+        A key of :data:`ACTIVATIONS`, by ``hidden_act``; or "tanh", the pooler's.
+    mean : callable (x)
+        Over the axis before the last: of the tokens of a text. In float32, as it
+        is the model's answer.
+    normalize : callable (x)
+        Over the last axis, to a Euclidean norm of 1. In float32 too.
     """
 
     name: str
@@ -76,7 +80,8 @@ class Arithmetic:
     softmax: Callable[[Float32Array], Float32Array]
     layer_norm: Callable[[Float32Array, Float32Array, Float32Array, float], Float32Array]
     activation: Callable[[str, Float32Array], Float32Array]
-    tanh: Callable[[Float32Array], Float32Array]
+    mean: Callable[[Float32Array], Float32Array]
+    normalize: Callable[[Float32Array], Float32Array]
 
 
 def gelu(x: Float32Array) -> Float32Array:
@@ -152,6 +157,8 @@ def _golden_activation(precision: str, name: str, x: Float32Array) -> Float32Arr
 
 
 def _named(name: str) -> tuple[Callable[[Any], Any], str]:
+    if name == "tanh":
+        return np.tanh, name
     if name not in ACTIVATIONS:
         raise BertNumpyError(
             f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {name!r}"
@@ -177,6 +184,16 @@ def _layer_norm(
     return centred
 
 
+def _mean(x: Float32Array) -> Float32Array:
+    return x.mean(axis=-2)
+
+
+def _normalize(x: Float32Array) -> Float32Array:
+    with np.errstate(over="ignore"):
+        norm = np.sqrt(np.square(x).sum(axis=-1, keepdims=True))
+    return x / np.maximum(norm, np.float32(golden.SMALLEST_NORM))
+
+
 def _rounded(function: Callable[..., Float32Array]) -> Callable[..., Float32Array]:
     """The function with its result rounded to bfloat16, in place: the result is a new array."""
     return lambda *operands: _round_in_place(function(*operands))
@@ -195,7 +212,8 @@ FLOAT32 = Arithmetic(
     softmax=_softmax,
     layer_norm=_layer_norm,
     activation=_activation,
-    tanh=np.tanh,
+    mean=_mean,
+    normalize=_normalize,
 )
 
 #: Its unary functions are golden already: nothing is faster than a table.
@@ -207,7 +225,8 @@ BFLOAT16 = Arithmetic(
     softmax=_rounded(_softmax),
     layer_norm=_rounded(_layer_norm),
     activation=lambda name, x: _golden_activation("bfloat16", name, round_to_bfloat16(x)),
-    tanh=lambda x: golden.unary("tanh", round_to_bfloat16(x)),
+    mean=_mean,
+    normalize=_normalize,
 )
 
 GOLDEN_FLOAT32 = Arithmetic(
@@ -218,7 +237,8 @@ GOLDEN_FLOAT32 = Arithmetic(
     softmax=partial(golden.softmax, precision="float32"),
     layer_norm=partial(golden.layer_norm, precision="float32"),
     activation=partial(_golden_activation, "float32"),
-    tanh=lambda x: golden.unary("tanh", x, "float32"),
+    mean=golden.mean,
+    normalize=golden.normalize,
 )
 
 GOLDEN_BFLOAT16 = Arithmetic(
@@ -229,5 +249,6 @@ GOLDEN_BFLOAT16 = Arithmetic(
     softmax=golden.softmax,
     layer_norm=golden.layer_norm,
     activation=BFLOAT16.activation,
-    tanh=BFLOAT16.tanh,
+    mean=golden.mean,
+    normalize=golden.normalize,
 )

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 __all__ = ["BertNumpyError"]
 
+#: Characters of a message.
+_LONGEST = 4000
+
 
 class BertNumpyError(ValueError):
-    """Bad input: says which file, key or line, what was found and what was expected."""
+    """Bad input: says which file, key or line, what was found and what was expected.
+
+    However large what was found is, the message is not: its middle is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        cut = len(message) > _LONGEST
+        half = _LONGEST // 2
+        super().__init__(f"{message[:half]} ... {message[-half:]}" if cut else message)

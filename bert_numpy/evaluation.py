@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.calibration import Calibration, calibrate
-from bert_numpy.errors import BertNumpyError
 from bert_numpy.glue import Task, label_order
 from bert_numpy.metrics import ANSWER_METRICS, METRICS
-from bert_numpy.model import Model
+from bert_numpy.model import Model, require_head
 from bert_numpy.policy import OperandCounts
 from bert_numpy.quantization import QuantizedModel
 from bert_numpy.spans import Answer, best_answers
@@ -71,13 +70,13 @@ class Evaluation:
 
 
 def batches(
-    encoded: Sequence[EncodedText], batch_size: int
+    encoded: Sequence[EncodedText], batch_size: int, pad_token_id: int = 0
 ) -> Iterator[tuple[list[int], dict[str, npt.NDArray[np.int64]]]]:
     """Batches of similar length, the longest first: their rows, and the model's arguments."""
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].input_ids))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, pad([encoded[row] for row in rows])
+        yield rows, pad([encoded[row] for row in rows], pad_token_id)
 
 
 def predict_logits(
@@ -88,14 +87,9 @@ def predict_logits(
 ) -> Float32Array:
     """The logits of every text, in order. Returns float32 (texts, outputs)."""
     logits = np.empty((len(encoded), len(model.config.labels)), np.float32)
-    for rows, batch in batches(encoded, batch_size):
-        output = model(**batch).logits
-        if output is None:
-            raise BertNumpyError(
-                f"{model.name}: expected a BertForSequenceClassification, found "
-                f"{model.config.architecture}"
-            )
-        logits[rows] = output
+    require_head(model, "sequence classification")
+    for rows, batch in batches(encoded, batch_size, model.config.pad_token_id):
+        logits[rows] = model(**batch).logits
         if progress is not None:
             progress(len(rows))
     return logits
@@ -109,13 +103,11 @@ def predict_span_logits(
 ) -> list[Float32Array]:
     """Start and end logits of every token of every text, in order. Each float32 (tokens, 2)."""
     logits: dict[int, Float32Array] = {}
-    for rows, batch in batches(encoded, batch_size):
+    require_head(model, "question answering")
+    for rows, batch in batches(encoded, batch_size, model.config.pad_token_id):
         output = model(**batch)
-        if output.start_logits is None or output.end_logits is None:
-            raise BertNumpyError(
-                f"{model.name}: expected a BertForQuestionAnswering, found "
-                f"{model.config.architecture}"
-            )
+        assert output.start_logits is not None
+        assert output.end_logits is not None
         for row, *pair in zip(rows, output.start_logits, output.end_logits, strict=True):
             logits[row] = np.stack(pair, axis=1)[: len(encoded[row].input_ids)]
         if progress is not None:
@@ -133,7 +125,7 @@ def calibrate_on(
     """Calibrate on encoded texts; see :func:`bert_numpy.calibrate`."""
 
     def reported() -> Iterator[dict[str, npt.NDArray[np.int64]]]:
-        for rows, batch in batches(encoded, batch_size):
+        for rows, batch in batches(encoded, batch_size, model.config.pad_token_id):
             yield batch
             if progress is not None:
                 progress(len(rows))

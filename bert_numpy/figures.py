@@ -107,7 +107,7 @@ def draw_histogram(name: str, seen: Statistics, path: Path) -> None:
         axis.plot(grid, np.full(grid.size, top * 2 ** (level + 1)), "|", markersize=9, label=label)
     axis.set_xlabel(f"|{name}|")
     axis.set_ylabel("elements")
-    axis.legend(loc="upper left", title="values of")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), title="values of")
     save_figure(figure, path)
 
 

@@ -28,13 +28,13 @@ from bert_numpy.glue import (
     task_named,
 )
 from bert_numpy.loading import load
-from bert_numpy.model import Model
+from bert_numpy.model import Model, require_head
 from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.recipe import Recipe
 from bert_numpy.squad import SQUAD, Questions, SpanTask, merge_questions, read_questions
 from bert_numpy.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 
-__all__ = ["Job", "ProgressBar", "evaluate_job", "prepare", "run"]
+__all__ = ["Job", "ProgressBar", "evaluate_job", "prepare", "run", "with_calibration"]
 
 #: Makes a progress bar: called with a total and a label.
 ProgressBar = Callable[[int, str], AbstractContextManager[Progress]]
@@ -86,6 +86,7 @@ def prepare(
     max_length: int | None = None,
     batch_size: int = 32,
     test: bool = False,
+    revision: str | None = None,
 ) -> Job:
     """Load and check everything that a run needs, before any of it starts.
 
@@ -115,6 +116,8 @@ def prepare(
     batch_size : int
     test : bool
         Whether to take a GLUE task's test set, which has no labels.
+    revision : str, optional
+        Of a model on the hub; see :func:`bert_numpy.load`.
 
     Raises
     ------
@@ -142,9 +145,9 @@ def prepare(
         else:
             sources = [Path(calibration_data)]
         sample = _read(sources, task_).sample(calibration_samples)
-    loaded = load(model)
+    loaded = load(model, revision)
     _check_head(loaded, task_)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, revision)
     encoded, windows = _encode(tokenizer, examples, max_length)
     calibration_texts = [] if sample is None else _encode(tokenizer, sample, max_length)[0]
     return Job(loaded, task_, examples, encoded, calibration_texts, batch_size, given, windows)
@@ -162,13 +165,10 @@ def _read(paths: Sequence[Path], task: Task | SpanTask) -> Examples | Questions:
 
 def _check_head(model: Model, task: Task | SpanTask) -> None:
     """Refuse a model whose head is not the task's."""
-    config = model.config
     answers = isinstance(task, SpanTask)
-    if not (config.has_qa_outputs if answers else config.has_classifier):
-        expected = "BertForQuestionAnswering" if answers else "BertForSequenceClassification"
-        raise BertNumpyError(f"{model.name}: expected a {expected}, found {config.architecture}")
+    require_head(model, "question answering" if answers else "sequence classification")
     if isinstance(task, Task):
-        label_order(config.labels, task)
+        label_order(model.config.labels, task)
 
 
 def _encode(
@@ -215,12 +215,8 @@ def run(
         :func:`bert_numpy.calibrate` and :func:`evaluate` do.
     """
     bar = progress_bar or _no_bar
+    job = with_calibration(job, recipes, bar, golden=golden)
     calibration = job.calibration
-    if calibration is None and any(recipe.calibrated for recipe in recipes):
-        with bar(len(job.calibration_texts), "calibration") as advance:
-            calibration = calibrate_on(
-                job.model, job.calibration_texts, job.batch_size, advance, golden
-            )
     if calibration_output is not None:
         if calibration is None:
             names = ", ".join(recipe.name for recipe in recipes)
@@ -232,6 +228,30 @@ def run(
         model = apply_recipe(job.model, recipe, calibration, golden)
         with bar(len(job.encoded), recipe.name) as advance:
             yield evaluate_job(job, model, advance)
+
+
+def with_calibration(
+    job: Job,
+    recipes: list[Recipe],
+    progress_bar: ProgressBar | None = None,
+    *,
+    golden: bool = False,
+) -> Job:
+    """The job with a calibration, if it has none and a recipe needs one.
+
+    A quantized model needs none: it has its scales.
+    """
+    if (
+        job.calibration is not None
+        or isinstance(job.model, QuantizedModel)
+        or not any(recipe.calibrated for recipe in recipes)
+    ):
+        return job
+    with (progress_bar or _no_bar)(len(job.calibration_texts), "calibration") as advance:
+        calibration = calibrate_on(
+            job.model, job.calibration_texts, job.batch_size, advance, golden
+        )
+    return replace(job, calibration=calibration)
 
 
 def evaluate_job(job: Job, model: QuantizedModel, progress: Progress | None = None) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bert_numpy.checkpoint import open_checkpoint
@@ -11,27 +12,37 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.hub import resolve
 from bert_numpy.model import Model
 from bert_numpy.policy import FLOAT32_POLICY
-from bert_numpy.weights import read_weights
+from bert_numpy.pooling import read_pooling
+from bert_numpy.quantized_checkpoint import is_quantized, load_quantized, stored_quantization
+from bert_numpy.recipe import Recipe
+from bert_numpy.weights import find_parameters, read_weights
 
-__all__ = ["load"]
+__all__ = ["load", "stored_recipe"]
 
 
-def load(folder_or_hub_id: str | Path) -> Model:
-    """Load a BERT checkpoint.
+def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
+    """Load a checkpoint of BERT or a relative, quantized or not.
 
     Parameters
     ----------
     folder_or_hub_id : str or Path
         A folder with ``config.json`` and ``model.safetensors`` (or its shards
         and their index), ``"bert-tiny-sst2"`` (comes with the package), or a
-        repository of the Hugging Face hub.
+        repository of the Hugging Face hub, of which only what is needed is
+        fetched, into the hub's cache.
+    revision : str, optional
+        A branch, tag or commit of the repository on the hub; by default "main".
 
     Returns
     -------
     Model
-        In float32. ``BertForSequenceClassification`` has logits,
-        ``BertForQuestionAnswering`` start and end logits; any other BERT
-        architecture is loaded as a bare encoder.
+        In float32, with the head of the class that wrote the checkpoint (see
+        :data:`bert_numpy.architectures.HEADS`), or the pooling of a
+        sentence-transformers folder; any other is loaded as a bare encoder. A
+        :class:`QuantizedModel` that runs by its own recipe if the checkpoint is
+        quantized. Weights that the file has in float32 are mapped, not read
+        into memory: while the model is used the file must not be written into
+        or cut (another may take its place).
 
     Raises
     ------
@@ -46,12 +57,36 @@ def load(folder_or_hub_id: str | Path) -> Model:
     >>> model([[101, 2204, 3185, 102]]).logits.shape
     (1, 2)
     """
-    folder = resolve(folder_or_hub_id)
-    config = read_config(folder / "config.json")
+    folder = resolve(folder_or_hub_id, revision)
+    config = replace(read_config(folder / "config.json"), pooling=read_pooling(folder))
     if config.hidden_act not in ACTIVATIONS:
+        key = config.description.keys.get("hidden_act", "hidden_act")
         raise BertNumpyError(
-            f"{folder / 'config.json'}: key 'hidden_act': expected one of "
+            f"{folder / 'config.json'}: key {key!r}: expected one of "
             f"{', '.join(ACTIVATIONS)}, found {config.hidden_act!r}"
         )
-    weights = read_weights(config, open_checkpoint(folder))
-    return Model(config, weights, FLOAT32_POLICY, name=str(folder_or_hub_id))
+    name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"
+    stored = open_checkpoint(folder)
+    if config.num_hidden_layers > len(stored):  # no list of all that those would have
+        raise BertNumpyError(
+            f"{folder / 'config.json'}: key 'num_hidden_layers': expected fewer than the "
+            f"{len(stored)} tensors that there are, found {config.num_hidden_layers}"
+        )
+    if is_quantized(folder):
+        return load_quantized(config, folder, name)
+    return Model(config, read_weights(config, stored), FLOAT32_POLICY, name=name)
+
+
+def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> Recipe | None:
+    """The recipe that a checkpoint is quantized by; None if it is not. No weight is read.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`load` does.
+    """
+    folder = resolve(folder_or_hub_id, revision)
+    if not is_quantized(folder):
+        return None
+    config = read_config(folder / "config.json")
+    return stored_quantization(folder, find_parameters(config, open_checkpoint(folder))).recipe

@@ -25,10 +25,12 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 class AttentionGroup:
     """Sequences that attend in one product: equally many queries and keys each.
 
-    ``queries`` (sequences, queries) and ``keys`` (sequences, keys) are rows of
-    the packed (tokens, hidden) matrix.
+    ``rows`` (sequences,) says which sequences of the batch; ``queries``
+    (sequences, queries) and ``keys`` (sequences, keys) are rows of the packed
+    (tokens, hidden) matrix.
     """
 
+    rows: IntArray
     queries: IntArray
     keys: IntArray
 
@@ -54,11 +56,6 @@ class Packing:
     tokens: IntArray
     first: IntArray
     groups: tuple[AttentionGroup, ...]
-
-    @property
-    def positions(self) -> IntArray:
-        """Each token's position in its sequence, (tokens,)."""
-        return self.tokens % self.shape[1]
 
     def take(self, padded: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
         """(batch, length) -> (tokens,)."""
@@ -98,11 +95,12 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
     groups = []
     for queries, keys in np.unique(counts, axis=0):
         member = (counts == (queries, keys)).all(axis=1)
-        rows = row_of[member]
+        places = row_of[member]
         groups.append(
             AttentionGroup(
-                queries=rows[computed[member]].reshape(-1, queries),
-                keys=rows[mask[member]].reshape(-1, keys),
+                rows=np.flatnonzero(member),
+                queries=places[computed[member]].reshape(-1, queries),
+                keys=places[mask[member]].reshape(-1, keys),
             )
         )
     return Packing(

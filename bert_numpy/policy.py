@@ -280,7 +280,7 @@ def quantized_policy(
         if bias is not None:
             with np.errstate(over="ignore", invalid="ignore"):
                 product += bias
-        if site.startswith("encoder."):
+        if site.startswith(("encoder.", "embeddings_project")):
             product = arithmetic.round(product)
         numerics.check(site, product)
         return product

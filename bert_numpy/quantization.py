@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.calibration import Calibration, observed_scale
+from bert_numpy.config import BertConfig
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model, model_sites
 from bert_numpy.observers import observe
@@ -20,10 +22,11 @@ from bert_numpy.policy import (
     quantized_policy,
 )
 from bert_numpy.recipe import Operand, Recipe
+from bert_numpy.weights import Weights
 from npfp8 import QuantizedTensor, quantize
 from npfp8.elementary import log
 
-__all__ = ["QuantizedModel", "apply_recipe"]
+__all__ = ["QuantizedModel", "apply_recipe", "planned_model"]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -35,11 +38,14 @@ class QuantizedModel(Model):
     Attributes
     ----------
     recipe : Recipe
+    plans : mapping of str to SitePlan
+        The recipe and the static scales of every quantized product.
     counts : dict of str to OperandCounts
         What quantization did to the activations of every run since it was made.
     """
 
     recipe: Recipe = field(kw_only=True)
+    plans: Mapping[str, SitePlan] = field(kw_only=True, repr=False)
     counts: dict[str, OperandCounts] = field(kw_only=True)
 
 
@@ -54,7 +60,8 @@ def apply_recipe(
     Parameters
     ----------
     model : Model
-        In float32; it is not changed.
+        In float32; it is not changed. A quantized one can be given with its own
+        recipe only, and keeps its codes and scales: so it becomes golden, or not.
     recipe : Recipe
     calibration : Calibration, optional
         Needed if the recipe has static scales of activations, or migrates.
@@ -71,9 +78,18 @@ def apply_recipe(
     Raises
     ------
     BertNumpyError
-        If a calibration is needed and there is none, or it misses a site; or an
-        override's pattern fits no site.
+        If a calibration is needed and there is none, or it misses a site; an
+        override's pattern fits no site; or the model is quantized by another recipe.
     """
+    if isinstance(model, QuantizedModel):
+        if recipe != model.recipe:
+            raise BertNumpyError(
+                f"{model.name}: expected a model in float32 to apply {recipe.name} to, found one "
+                f"that is quantized by {model.recipe.name}"
+            )
+        return planned_model(
+            model.config, model.weights, recipe, model.plans, model.name, golden=golden
+        )
     sites = model_sites(model)
     recipe.check_overrides(sites)
     weights = dict(model.weights)
@@ -103,9 +119,22 @@ def apply_recipe(
             largest = (_needed(calibration, recipe).channels[site] / smoothing).max()
             static["a"] = Scale.of(-largest, largest, how.a)
         plans[site] = SitePlan(how, static.get("a"), static.get("b"), smoothing)
+    return planned_model(model.config, weights, recipe, plans, model.name, golden=golden)
+
+
+def planned_model(
+    config: BertConfig,
+    weights: Weights,
+    recipe: Recipe,
+    plans: Mapping[str, SitePlan],
+    name: str,
+    *,
+    golden: bool = False,
+) -> QuantizedModel:
+    """A quantized model from its codes and scales."""
     counts: dict[str, OperandCounts] = {}
     policy = quantized_policy(recipe, plans, counts, golden)
-    return QuantizedModel(model.config, weights, policy, model.name, recipe=recipe, counts=counts)
+    return QuantizedModel(config, weights, policy, name, recipe=recipe, plans=plans, counts=counts)
 
 
 def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> QuantizedTensor:

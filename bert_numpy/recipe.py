@@ -25,6 +25,8 @@ __all__ = [
     "load_recipe",
     "preset",
     "recipe_json",
+    "recipe_object",
+    "recipe_of",
     "save_recipe",
 ]
 
@@ -367,7 +369,25 @@ def preset(name: str) -> Recipe:
 
 def recipe_json(recipe: Recipe) -> str:
     """A recipe as JSON text, every setting named."""
-    return json.dumps(_plain(recipe), indent=1)
+    return json.dumps(recipe_object(recipe), indent=1)
+
+
+def recipe_object(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as a JSON object, every setting named."""
+    values: dict[str, Any] = _plain(recipe)
+    return values
+
+
+def recipe_of(values: Any) -> Recipe:
+    """A recipe from a JSON object; what is not given has its default.
+
+    Raises
+    ------
+    BertNumpyError
+        If a key is unknown, of another type or of a value that cannot be.
+    """
+    recipe: Recipe = _build(Recipe, values, "recipe")
+    return recipe
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
@@ -387,7 +407,7 @@ def load_recipe(path: str | Path) -> Recipe:
         or of a value that cannot be.
     """
     try:
-        return _build(Recipe, read_json(Path(path)), "recipe")
+        return recipe_of(read_json(Path(path)))
     except BertNumpyError as error:
         text = str(error)
         raise BertNumpyError(text if text.startswith(str(path)) else f"{path}: {text}") from None

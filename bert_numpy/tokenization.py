@@ -20,6 +20,9 @@ __all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
 
 IntArray = npt.NDArray[np.int64]
 
+#: Bytes of a tokenizer's file; the library would run out of memory, and the process end.
+_LARGEST_FILE = 1 << 28
+
 #: [CLS] and [SEP], and one token to say something.
 _SHORTEST = 3
 
@@ -72,10 +75,20 @@ class Tokenizer:
     backend : tokenizers.Tokenizer
     model_max_length : int
         The longest input of the model, special tokens included.
+    pad_token_id : int
+        Of the model, which may tell padding by it.
+    token_types : bool
+        Whether the model tells the second text of a pair from the first by a
+        type; if not, all type ids are 0.
+    mask_token_id : int, optional
+        What a masked language model fills in; None if the vocabulary has none.
     """
 
     backend: Any
     model_max_length: int
+    pad_token_id: int = 0
+    token_types: bool = True
+    mask_token_id: int | None = None
 
     def encode(
         self,
@@ -115,9 +128,7 @@ class Tokenizer:
                 raise BertNumpyError(
                     f"text {number + 1}: expected at most {limit} tokens, found {len(item.ids)}"
                 )
-            encoded.append(
-                EncodedText(tuple(item.ids), tuple(item.type_ids), bool(item.overflowing))
-            )
+            encoded.append(self._encoded(item, bool(item.overflowing)))
         return encoded
 
     def batch(
@@ -127,7 +138,7 @@ class Tokenizer:
         max_length: int | None = None,
     ) -> dict[str, IntArray]:
         """:meth:`encode`, padded to arrays: the keyword arguments of a call of the model."""
-        return pad(self.encode(texts, pairs, max_length))
+        return pad(self.encode(texts, pairs, max_length), self.pad_token_id)
 
     def windows(
         self,
@@ -175,13 +186,11 @@ class Tokenizer:
         self.backend.no_truncation()
         special = self.backend.num_special_tokens_to_add(True)  # of a pair
         whole = self.backend.encode_batch(list(questions), add_special_tokens=False)
-        lengths = [_whole_characters(item, max_query_length) for item in whole]
-        queries = [
-            question
-            if length == len(item.ids)
-            else question[: item.offsets[length - 1][1] if length else 0]
-            for question, item, length in zip(questions, whole, lengths, strict=True)
+        cut = [
+            self._cut(question, item, max_query_length)
+            for question, item in zip(questions, whole, strict=True)
         ]
+        queries, lengths = [query for query, _ in cut], [length for _, length in cut]
         least = max(lengths, default=0) + special + 1
         if not least <= max_length <= self.model_max_length:
             raise BertNumpyError(
@@ -197,7 +206,9 @@ class Tokenizer:
             pairs = [(queries[row], contexts[row]) for row in rows]
             for row, item in zip(rows, self.backend.encode_batch(pairs), strict=True):
                 found[row] = [
-                    _window(part, number * step, lengths[row] < len(whole[row].ids))
+                    self._window(
+                        part, number * step, lengths[row] < len(whole[row].ids), contexts[row]
+                    )
                     for number, part in enumerate((item, *item.overflowing))
                 ]
         for number, parts in enumerate(found):
@@ -206,6 +217,35 @@ class Tokenizer:
                     f"text {number + 1}: expected a context with words, found {contexts[number]!r}"
                 )
         return found
+
+    def _cut(self, text: str, item: Any, most: int) -> tuple[str, int]:
+        """A text cut to at most ``most`` tokens, given how it is encoded whole; how many it has.
+
+        The text up to the end of a token has the tokens there that it has in
+        the whole text, but for a last token of spaces alone, which Unigram's
+        normalizers strip: then the cut is made before it.
+        """
+        length = _whole_characters(item, most)
+        while 0 < length < len(item.ids):
+            part = text[: item.offsets[length - 1][1]]
+            if len(self.backend.encode(part, add_special_tokens=False).ids) == length:
+                return part, length
+            length = _whole_characters(item, length - 1)
+        return (text, length) if length else ("", 0)
+
+    def _encoded(self, item: Any, truncated: bool) -> EncodedText:
+        types = tuple(item.type_ids) if self.token_types else (0,) * len(item.ids)
+        return EncodedText(tuple(item.ids), types, truncated)
+
+    def _window(self, item: Any, first: int, cut: bool, context: str) -> Window:
+        """A window from what the library encoded; its ``first`` token is the context's."""
+        places = [place for place, text in enumerate(item.sequence_ids) if text == 1]
+        return Window(
+            self._encoded(item, cut),
+            position=places[0] if places else len(item.ids),
+            first=first,
+            offsets=tuple(_without_space(item.offsets[place], context) for place in places),
+        )
 
 
 def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
@@ -222,9 +262,8 @@ def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
 def _whole_characters(item: Any, most: int) -> int:
     """How many of at most ``most`` tokens to keep of an encoded text, to cut no character in two.
 
-    WordPiece takes the longest piece first, so the text up to the end of a
-    token has the tokens there that it has in the whole text; but the pieces of
-    a Hangul syllable may be tokens of their own.
+    The pieces of a Hangul syllable may be tokens of their own, and the bytes of
+    any character.
     """
     length = min(len(item.ids), most)
     while 0 < length < len(item.ids) and item.offsets[length][0] < item.offsets[length - 1][1]:
@@ -232,24 +271,20 @@ def _whole_characters(item: Any, most: int) -> int:
     return length
 
 
-def _window(item: Any, first: int, cut: bool) -> Window:
-    """A window from what the library encoded; its ``first`` token is the context's."""
-    places = [place for place, text in enumerate(item.sequence_ids) if text == 1]
-    return Window(
-        EncodedText(tuple(item.ids), tuple(item.type_ids), cut),
-        position=places[0] if places else len(item.ids),
-        first=first,
-        offsets=tuple(item.offsets[place] for place in places),
-    )
+def _without_space(offset: tuple[int, int], text: str) -> tuple[int, int]:
+    """Of a token the characters without the space before it, which some tokenizers include."""
+    start, end = offset
+    return end - len(text[start:end].lstrip()), end
 
 
-def pad(encoded: Sequence[EncodedText]) -> dict[str, IntArray]:
+def pad(encoded: Sequence[EncodedText], pad_token_id: int = 0) -> dict[str, IntArray]:
     """Pad to the longest, on the right: ``input_ids``, ``attention_mask``, ``token_type_ids``."""
     if not encoded:
         raise BertNumpyError("expected at least one text, found none")
     shape = (len(encoded), max(len(item.input_ids) for item in encoded))
     names = ("input_ids", "attention_mask", "token_type_ids")
     arrays = {name: np.zeros(shape, np.int64) for name in names}
+    arrays["input_ids"][:] = pad_token_id
     for row, item in enumerate(encoded):
         length = len(item.input_ids)
         arrays["input_ids"][row, :length] = item.input_ids
@@ -258,27 +293,39 @@ def pad(encoded: Sequence[EncodedText]) -> dict[str, IntArray]:
     return arrays
 
 
-def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
-    """Load a checkpoint's ``tokenizer.json``, or build BERT's tokenizer from its ``vocab.txt``.
+def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Tokenizer:
+    """Load a checkpoint's ``tokenizer.json``, or build the tokenizer from its vocabulary.
+
+    Without ``tokenizer.json``, a ``vocab.txt`` is BERT's WordPiece, and
+    ``vocab.json`` with ``merges.txt`` RoBERTa's byte-level BPE.
+
+    From the hub no weights are fetched; ``revision`` is as for :func:`bert_numpy.load`.
 
     Raises
     ------
     BertNumpyError
-        If there is neither, the file is corrupt, or its vocabulary is larger
-        than the model's.
+        If there is none of these, the file is corrupt, or its vocabulary is
+        larger than the model's.
     """
-    folder = resolve(folder_or_hub_id)
+    folder = resolve(folder_or_hub_id, revision, weights=False)
     config = read_config(folder / "config.json")
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        path = folder / "vocab.txt"
-    if not path.is_file():
-        raise BertNumpyError(f"{folder}: expected tokenizer.json or vocab.txt, found neither")
+    builders = {
+        "tokenizer.json": lambda path: tokenizers.Tokenizer.from_file(str(path)),
+        "vocab.txt": _from_vocabulary,
+        "vocab.json": _from_merges,
+    }
+    name = next((name for name in builders if (folder / name).is_file()), None)
+    if name is None:
+        raise BertNumpyError(
+            f"{folder}: expected tokenizer.json, vocab.txt or vocab.json, found "
+            + _found_instead(folder)
+        )
+    path = folder / name
+    if (length := path.stat().st_size) > _LARGEST_FILE:
+        raise BertNumpyError(f"{path}: expected at most {_LARGEST_FILE} bytes, found {length}")
     try:
-        if path.name == "vocab.txt":
-            backend = _from_vocabulary(path)
-        else:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = builders[name](path)
+        backend.encode("\u13a0")  # a letter that few know: without an unknown token, an error
     except Exception as error:  # the library raises plain Exception
         raise BertNumpyError(f"{path}: expected a tokenizer, found an error: {error}") from None
     if (size := backend.get_vocab_size()) > config.vocab_size:
@@ -286,15 +333,54 @@ def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
             f"{path}: expected at most {config.vocab_size} tokens (vocab_size in config.json), "
             f"found {size}"
         )
-    return Tokenizer(backend, config.max_position_embeddings)
+    return Tokenizer(
+        backend,
+        config.max_length,
+        config.pad_token_id,
+        config.type_vocab_size > 1,
+        backend.token_to_id(config.description.mask_token),
+    )
+
+
+def _found_instead(folder: Path) -> str:
+    """What to say of a folder without a tokenizer; SentencePiece's own files are not read."""
+    models = sorted(path.name for kind in ("*.model", "*.bpe.model") for path in folder.glob(kind))
+    if not models:
+        return "none of them"
+    command = (
+        'python -c "from transformers import AutoTokenizer as T; '
+        f"T.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
+    return f"only {models[0]}, which is not read. Convert it: {command}"
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    settings: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return settings
 
 
 def _from_vocabulary(path: Path) -> Any:
-    settings_file = path.parent / "tokenizer_config.json"
-    settings = read_json(settings_file) if settings_file.is_file() else {}
+    settings = _settings(path.parent)
     return tokenizers.BertWordPieceTokenizer(
         str(path),
         lowercase=settings.get("do_lower_case", True),
         strip_accents=settings.get("strip_accents"),
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
     )
+
+
+def _from_merges(path: Path) -> Any:
+    """RoBERTa's tokenizer: <s> first </s></s> second </s>."""
+    spaced = _settings(path.parent).get("add_prefix_space", False)
+    backend = tokenizers.ByteLevelBPETokenizer(
+        str(path), str(path.parent / "merges.txt"), add_prefix_space=spaced
+    )
+    backend.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    backend.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
+    backend.post_processor = tokenizers.processors.RobertaProcessing(
+        ("</s>", backend.token_to_id("</s>")),
+        ("<s>", backend.token_to_id("<s>")),
+        add_prefix_space=spaced,
+    )
+    return backend

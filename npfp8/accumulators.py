@@ -88,7 +88,7 @@ def hopper_sums(a: QuantizedTensor, b: QuantizedTensor, *, fast: bool) -> Float3
     ndarray of float32, (..., M, N)
     """
     if b.shape[-1] < a.shape[-2]:  # the longer inner loop is the faster one
-        return hopper_sums(b.mT, a.mT, fast=fast).swapaxes(-1, -2)
+        return np.ascontiguousarray(hopper_sums(b.mT, a.mT, fast=fast).swapaxes(-1, -2))
     x, y, shape = _layers(a.codes, b.codes)
     k = len(x)
     x_values, x_exponents = (lookup(table, x) for table in _operand_tables(a.fmt))

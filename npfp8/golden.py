@@ -26,7 +26,9 @@ __all__ = [
     "UNARY",
     "add",
     "layer_norm",
+    "mean",
     "multiply",
+    "normalize",
     "require_ieee754",
     "softmax",
     "tree_sum",
@@ -54,6 +56,9 @@ UNARY = {
 }
 
 PRECISIONS = ("bfloat16", "float32")
+
+#: What :func:`normalize` divides by at least, so that a vector of zeros stays one.
+SMALLEST_NORM = 1e-12
 
 # For require_ieee754: long enough for the SIMD loops that data takes.
 _ONES = np.ones(19, np.float32)
@@ -241,6 +246,43 @@ def layer_norm(
             centred += shift
         out[window] = _rounded(centred, precision)
     return out.reshape(x.shape)
+
+
+def mean(x: Float32Array, precision: str = "float32") -> Float32Array:
+    """The mean over the axis before the last, of a tree sum in float64.
+
+    Parameters
+    ----------
+    x : ndarray of float32, (..., n, features)
+        n at least 1.
+    precision : {"bfloat16", "float32"}
+
+    Returns
+    -------
+    ndarray of float32, (..., features)
+    """
+    _check_precision(precision)
+    if _checked("x", x).ndim < 2 or not x.shape[-2]:
+        raise ValueError(f"x: expected at least one row of features, found shape {x.shape}")
+    with np.errstate(invalid="ignore"):
+        return _rounded(tree_sum(x.astype(np.float64), axis=-2) / x.shape[-2], precision)
+
+
+def normalize(x: Float32Array, precision: str = "float32") -> Float32Array:
+    """Each vector along the last axis over its Euclidean norm, of a tree sum in float64.
+
+    A norm below 1e-12 counts as 1e-12, as in torch.
+
+    Parameters
+    ----------
+    x : ndarray of float32, (..., n)
+    precision : {"bfloat16", "float32"}
+    """
+    _check_precision(precision)
+    with np.errstate(invalid="ignore"):
+        wide = _checked("x", x).astype(np.float64)
+        norm = np.sqrt(tree_sum(np.square(wide)))[..., None]
+        return _rounded(wide / np.maximum(norm, SMALLEST_NORM), precision)
 
 
 def require_ieee754() -> None:

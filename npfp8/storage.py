@@ -9,17 +9,21 @@ the format allows (https://github.com/huggingface/safetensors, README, section
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
+import reprlib
 import struct
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.files import replaced_file
+from npfp8.files import open_regular, replaced_file
 from npfp8.formats import E4M3FN, E5M2, E8M0FNU, FloatFormat
 
 __all__ = [
@@ -63,6 +67,18 @@ _ITEMSIZES = {
 #: The library's own limit on a header, in bytes.
 _MAX_HEADER = 100_000_000
 
+#: Digits of the largest number that the format has, a 64-bit one without sign.
+_MAX_DIGITS = 20
+
+#: Axes of an array in every release of NumPy.
+_MAX_AXES = 32
+
+#: Bytes of an array on a 64-bit machine.
+_MAX_BYTES = 2**63 - 1
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+
 
 @dataclass(frozen=True, eq=False)
 class Fp8Array:
@@ -80,7 +96,11 @@ class Fp8Array:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its file, key, dtype (safetensors' name), shape and byte range."""
+    """Where a tensor lies: its file, key, dtype (safetensors' name), shape and byte range.
+
+    ``buffer`` is the file, mapped into memory when its header was read: what is
+    read later is of the same file, even if another has taken its place.
+    """
 
     file: Path
     key: str
@@ -88,17 +108,34 @@ class StoredTensor:
     shape: tuple[int, ...]
     begin: int
     end: int
+    buffer: mmap.mmap = field(repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.end - self.begin
 
+    def read_bytes(self) -> bytes:
+        """Read the bytes as they are."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.begin)
+            return stream.read(self.nbytes)
+
     def read_as(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Read the bytes as an array of ``dtype`` and the tensor's shape."""
+        """Read the bytes as a new array of ``dtype`` and the tensor's shape."""
+        return self.view_as(dtype).copy()
+
+    def view_as(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """The same without a copy: read-only, and perhaps not aligned to its dtype.
+
+        It lasts as long as it is used. The file must not be written into or cut
+        meanwhile; replacing it, as :func:`save_file` does, is harmless.
+        """
         stored = np.dtype(dtype)
+        if not self.nbytes:  # which NumPy makes no view of
+            return np.empty(self.shape, stored)
         count = self.nbytes // stored.itemsize
-        return np.fromfile(self.file, stored, count, offset=self.begin).reshape(self.shape)
+        return np.frombuffer(self.buffer, stored, count, self.begin).reshape(self.shape)
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
@@ -116,41 +153,12 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     ------
     ValueError
         If the file is not a whole, valid safetensors file: names the file, the
-        key if it is one's fault, what was found and what was expected.
+        key if it is one's fault, what was found and what was expected. Also if
+        it is no regular file, or an array has more axes than NumPy allows.
     OSError
         If it cannot be read.
     """
-    file = Path(path)
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            raise ValueError(f"{file}: expected 8 bytes of header length, found {len(prefix)}")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(size - 8, _MAX_HEADER):
-            raise ValueError(
-                f"{file}: expected a header within {min(size - 8, _MAX_HEADER)} bytes, "
-                f"found a length of {length}"
-            )
-        text = stream.read(length)
-    header = _parse(text, file)
-    begin = 8 + length
-    tensors = {
-        key: _stored(file, key, info, begin)
-        for key, info in header.items()
-        if key != "__metadata__"
-    }
-    end = begin
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
-        if tensor.begin != end:
-            raise ValueError(
-                f"{file}: tensor {tensor.key!r}: expected data from byte {end - begin}, where the "
-                f"last one ends, found {tensor.begin - begin}"
-            )
-        end = tensor.end
-    if end != size:
-        raise ValueError(f"{file}: expected {end} bytes by the header, found {size}")
-    return tensors
+    return _read(Path(path))[0]
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -161,64 +169,108 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     ValueError
         As :func:`read_header`.
     """
-    file = Path(path)
-    read_header(file)
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        metadata = _parse(stream.read(length), file).get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
-        raise ValueError(f"{file}: key '__metadata__': expected strings, found {metadata!r}")
-    return metadata
+    return _read(Path(path))[1]
+
+
+def _read(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors and the metadata of a file."""
+    with open_regular(file) as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise ValueError(f"{file}: expected 8 bytes of header length, found {len(prefix)}")
+        try:
+            buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:  # which does not say of which file
+            raise OSError(error.errno, error.strerror, str(file)) from None
+    size = len(buffer)
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(size - 8, _MAX_HEADER):
+        raise ValueError(
+            f"{file}: expected a header within {min(size - 8, _MAX_HEADER)} bytes, "
+            f"found a length of {length}"
+        )
+    begin = 8 + length
+    header = _parse(buffer[8:begin], file)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(
+            f"{file}: key '__metadata__': expected strings, found {_REPR.repr(metadata)}"
+        )
+    tensors = {key: _stored(file, key, info, begin, buffer) for key, info in header.items()}
+    end = begin
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin != end:
+            raise ValueError(
+                f"{file}: tensor {_REPR.repr(tensor.key)}: expected data from byte {end - begin}, "
+                f"where the last one ends, found {tensor.begin - begin}"
+            )
+        end = tensor.end
+    if end != size:
+        raise ValueError(f"{file}: expected {end} bytes by the header, found {size}")
+    return tensors, metadata
 
 
 def _parse(text: bytes, file: Path) -> dict[str, Any]:
+    """The header as JSON. No time is lost on numbers or names that cannot be."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(
-                f"{file}: key {twice!r}: expected once, found {keys.count(twice)} times"
-            )
-        return dict(pairs)
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            (twice, times), *_ = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"key {_REPR.repr(twice)}: expected once, found {times} times")
+        return found
+
+    def integer(digits: str) -> int:
+        if len(digits) > _MAX_DIGITS:
+            raise ValueError(f"expected numbers of 64 bits, found one of {len(digits)} digits")
+        return int(digits)
 
     if not text.startswith(b"{"):
         raise ValueError(f"{file}: expected a header that begins with '{{', found {text[:1]!r}")
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_int=integer)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{file}: expected a JSON header, found an error: {error}") from None
-    metadata = header.get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError(f"{file}: key '__metadata__': expected strings, found {metadata!r}")
+        reason = _REPR.repr(str(error))[1:-1]
+        raise ValueError(f"{file}: expected a JSON header, found an error: {reason}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     return dict(header)
 
 
-def _stored(file: Path, key: str, info: Any, begin: int) -> StoredTensor:
+def _stored(file: Path, key: str, info: Any, begin: int, buffer: mmap.mmap) -> StoredTensor:
     """One entry of the header, checked."""
-    place = f"{file}: tensor {key!r}"
+    place = f"{file}: tensor {_REPR.repr(key)}"
     if not isinstance(info, dict) or set(info) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(
-            f"{place}: expected an object of dtype, shape and data_offsets, found {info!r}"
+            f"{place}: expected an object of dtype, shape and data_offsets, "
+            f"found {_REPR.repr(info)}"
         )
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(dtype, str):
-        raise ValueError(f"{place}: expected the name of a dtype, found {dtype!r}")
+        raise ValueError(f"{place}: expected the name of a dtype, found {_REPR.repr(dtype)}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(
             f"{place}: expected non-negative integers in shape and two in data_offsets, "
-            f"found {shape!r} and {offsets!r}"
+            f"found {_REPR.repr(shape)} and {_REPR.repr(offsets)}"
         )
     if dtype not in _ITEMSIZES:
-        raise ValueError(f"{place}: expected dtype {', '.join(_ITEMSIZES)}, found {dtype}")
-    nbytes = _ITEMSIZES[dtype]
-    for length in shape:
-        nbytes *= length
+        raise ValueError(
+            f"{place}: expected dtype {', '.join(_ITEMSIZES)}, found {_REPR.repr(dtype)[1:-1]}"
+        )
+    if len(shape) > _MAX_AXES:
+        raise ValueError(f"{place}: expected at most {_MAX_AXES} axes, found {len(shape)}")
+    # NumPy holds no shape whose lengths, 0 left out, multiply to more than an index has bits for.
+    if _ITEMSIZES[dtype] * math.prod(length or 1 for length in shape) > _MAX_BYTES:
+        raise ValueError(f"{place}: expected at most {_MAX_BYTES} bytes, found shape {shape}")
+    nbytes = _ITEMSIZES[dtype] * math.prod(shape)
     if offsets[1] - offsets[0] != nbytes:
         raise ValueError(
             f"{place}: expected {nbytes} bytes for {dtype} of shape {shape}, "
             f"found data_offsets {offsets}"
         )
-    return StoredTensor(file, key, dtype, tuple(shape), begin + offsets[0], begin + offsets[1])
+    return StoredTensor(
+        file, key, dtype, tuple(shape), begin + offsets[0], begin + offsets[1], buffer
+    )
 
 
 def _are_counts(values: Any) -> bool:
@@ -271,7 +323,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8A
 
 
 def save_file(
-    tensors: Mapping[str, npt.NDArray[Any] | Fp8Array],
+    tensors: Mapping[str, npt.NDArray[Any] | Fp8Array | StoredTensor],
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -279,7 +331,8 @@ def save_file(
 
     Parameters
     ----------
-    tensors : mapping of str to ndarray or Fp8Array
+    tensors : mapping of str to ndarray, Fp8Array or StoredTensor
+        A tensor of another file is copied byte for byte, whatever its dtype.
     path : path
     metadata : mapping of str to str, optional
 
@@ -287,14 +340,19 @@ def save_file(
     ------
     TypeError
         If safetensors has no dtype for a tensor.
+    ValueError
+        If a tensor is called ``__metadata__``.
     OSError
         If the file cannot be written.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    payload = []
+    payload: list[npt.NDArray[Any] | StoredTensor] = []
     end = 0
     # As the library does: by falling alignment, then by name, so that all are aligned.
     for key, tensor in sorted(tensors.items(), key=lambda item: (-_alignment(item[1]), item[0])):
+        if key == "__metadata__":
+            raise ValueError("tensor '__metadata__': expected a name that the format does not use")
+        data: npt.NDArray[Any] | StoredTensor
         if isinstance(tensor, Fp8Array):
             if tensor.fmt not in _FP8_NAMES or tensor.codes.dtype != np.uint8:
                 raise TypeError(
@@ -302,6 +360,8 @@ def save_file(
                     f"found {tensor.codes.dtype} codes of {tensor.fmt}"
                 )
             name, data = _FP8_NAMES[tensor.fmt], tensor.codes
+        elif isinstance(tensor, StoredTensor):
+            name, data = tensor.dtype, tensor
         else:
             little = tensor.dtype.newbyteorder("<")
             if little not in _NUMPY_NAMES:
@@ -315,8 +375,10 @@ def save_file(
     with replaced_file(Path(path)) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for data in payload:
-            file.write(data.tobytes())
+            file.write(data.read_bytes() if isinstance(data, StoredTensor) else data.tobytes())
 
 
-def _alignment(tensor: npt.NDArray[Any] | Fp8Array) -> int:
+def _alignment(tensor: npt.NDArray[Any] | Fp8Array | StoredTensor) -> int:
+    if isinstance(tensor, StoredTensor):
+        return _ITEMSIZES[tensor.dtype]
     return 1 if isinstance(tensor, Fp8Array) else tensor.dtype.itemsize

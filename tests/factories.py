@@ -52,8 +52,8 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint folder of random weights, as transformers lays one out.
 
-    With ``architectures`` of ``BertModel`` it is a bare encoder: no classifier,
-    and no ``bert.`` before its names. ``BertForQuestionAnswering`` has no pooler.
+    With ``architectures`` of ``BertModel`` it is a bare encoder: no head, and no
+    ``bert.`` before its names. A head on tokens has no pooler.
     """
     config = CONFIG | {
         "id2label": {str(i): label for i, label in enumerate(labels)},
@@ -70,7 +70,6 @@ def write_checkpoint(
 def random_tensors(config: Mapping[str, Any], outputs: int, seed: int) -> dict[str, np.ndarray]:
     """Random float32 parameters under transformers' names."""
     generator = np.random.default_rng(seed)
-    classifies = config["architectures"] == ["BertForSequenceClassification"]
     prefix = "" if config["architectures"] == ["BertModel"] else "bert."
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     tensors = {}
@@ -100,12 +99,19 @@ def random_tensors(config: Mapping[str, Any], outputs: int, seed: int) -> dict[s
         linear(f"{layer}.intermediate.dense", inner, hidden)
         linear(f"{layer}.output.dense", hidden, inner)
         layer_norm(f"{layer}.output.LayerNorm")
-    if config["architectures"] == ["BertForQuestionAnswering"]:
-        linear("qa_outputs", 2, hidden)
-    else:
+    head = config["architectures"][0].removeprefix("Bert")
+    if head not in ("ForQuestionAnswering", "ForTokenClassification", "ForMaskedLM"):
         linear(f"{prefix}pooler.dense", hidden, hidden)
-    if classifies:
+    if head == "ForQuestionAnswering":
+        linear("qa_outputs", 2, hidden)
+    if head in ("ForSequenceClassification", "ForTokenClassification"):
         linear("classifier", outputs, hidden)
+    if head in ("ForMaskedLM", "ForPreTraining"):
+        linear("cls.predictions.transform.dense", hidden, hidden)
+        layer_norm("cls.predictions.transform.LayerNorm")
+        normal("cls.predictions.bias", config["vocab_size"])
+    if head in ("ForNextSentencePrediction", "ForPreTraining"):
+        linear("cls.seq_relationship", 2, hidden)
     return tensors
 
 
@@ -159,6 +165,11 @@ def safetensors_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> b
     return struct.pack("<Q", len(text)) + text + data
 
 
+def entry(begin: int, end: int, shape: Sequence[int], dtype: str = "F32") -> dict[str, Any]:
+    """What a safetensors header says of a tensor."""
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
 #: The recipes of the paper's comparison, which come first.
 PAPER = ["fp32", "bf16", "int8", "e4m3", "e5m2"]
 
@@ -179,3 +190,41 @@ def assert_same_calibrations(actual: Any, expected: Any) -> None:
         assert_same_statistics(actual.operands[name], seen)
     for site, largest in expected.channels.items():
         assert_same_bits(actual.channels[site], largest)
+
+
+Batch = dict[str, np.ndarray]
+
+
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    """``max|difference| / max|expected|``."""
+    assert got.shape == expected.shape
+    return float(np.abs(got.astype(np.float64) - expected).max() / np.abs(expected).max())
+
+
+def hard_batches(vocabulary: int, longest: int) -> dict[str, Batch]:
+    """Batches of random tokens with every kind of mask."""
+    generator = np.random.default_rng(0)
+
+    def batch(mask: np.ndarray) -> Batch:
+        ids = generator.integers(0, vocabulary, mask.shape)
+        types = generator.integers(0, 2, mask.shape)
+        return {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": types}
+
+    places = np.arange(24)
+    lengths = np.array([[24], [1], [17], [17], [2]])
+    holes = generator.random((5, 24)) < 0.6
+    holes[:, 5] = True
+    masked_first = np.ones((3, 24), bool)
+    masked_first[1:, 0] = False
+    masked_first[2, 7:] = False
+    return {
+        "no padding": batch(np.ones((3, 24))),
+        "right padding": batch(places < lengths),
+        "left padding": batch(places >= 24 - lengths),
+        "holes": batch(holes),
+        "position 0 masked": batch(masked_first),
+        "one token each": batch(places == np.array([[0], [3], [23]])),
+        "single token": batch(np.ones((1, 1))),
+        "ids only": {"input_ids": generator.integers(0, vocabulary, (2, 9))},
+        "longest": batch(np.arange(longest) < np.array([[longest], [longest - 100]])),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from factories import safetensors_bytes, write_checkpoint, write_tensors
+from factories import entry, safetensors_bytes, write_checkpoint, write_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +24,6 @@ SINGLE = "model.safetensors"
 #: A header of one tensor, and its data.
 ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 DATA = struct.pack("<2f", 1.5, -2.0)
-
-
-def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
 def write(folder: Path, content: bytes) -> Path:
@@ -221,10 +218,10 @@ def test_metadata_is_no_tensor(tmp_path: Path) -> None:
     [
         ((), "neither"),
         (("model.bin",), "neither"),
-        (("pytorch_model.bin",), "only pytorch_model.bin, a pickle, which is not read"),
+        (("pytorch_model.bin",), "only pytorch_model.bin, a pickle, which is not read, as "),
         (
             ("pytorch_model-00002-of-00002.bin", "pytorch_model-00001-of-00002.bin"),
-            "only pytorch_model-00001-of-00002.bin, a pickle, which is not read",
+            "only pytorch_model-00001-of-00002.bin, a pickle, which is not read, as ",
         ),
     ],
 )
@@ -233,7 +230,51 @@ def test_no_safetensors(tmp_path: Path, files: tuple[str, ...], found: str) -> N
         (tmp_path / name).write_bytes(b"\x80\x02.")
     with pytest.raises(BertNumpyError) as caught:
         open_checkpoint(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: expected {SINGLE} or {INDEX}, found {found}"
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: expected {SINGLE} or {INDEX}, found {found}")
+    assert ("save_pretrained" in message) == ("only" in found)  # how to convert a pickle
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes in folders")
+@pytest.mark.parametrize("name", [SINGLE, INDEX, "x.safetensors"])
+def test_what_is_no_file(tmp_path: Path, name: str) -> None:
+    """Nothing is waited for: one error, at once."""
+    path = tmp_path / name
+    if name == "x.safetensors":
+        write_index(tmp_path, {"a": name})
+    path.symlink_to("nowhere")
+    assert refusal(tmp_path, name) == "no such file"
+    path.unlink()
+    path.mkdir()
+    assert refusal(tmp_path, name) == "expected a file, found a folder"
+    path.rmdir()
+    os.mkfifo(path)
+    assert refusal(tmp_path, name) == "expected a file, found a pipe or a device"
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """As the hub's cache has it: links to files outside of the folder."""
+    (tmp_path / "blob").write_bytes(safetensors_bytes(ONE, DATA))
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / SINGLE).symlink_to("../blob")
+    assert read(tmp_path / "snapshot")["a"].tolist() == [1.5, -2.0]
+
+
+def test_an_index_of_two_minds(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(safetensors_bytes(ONE, DATA))
+    (tmp_path / INDEX).write_text('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}')
+    assert "key 'a' has two values" in refusal(tmp_path, INDEX)
+
+
+def test_more_layers_than_tensors(tmp_path: Path) -> None:
+    """The list of a thousand million layers' parameters is never made."""
+    folder = write_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size"):
+        changed = config | {key: 10**9, "num_attention_heads": 1}
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(BertNumpyError, match="expected"):
+            load(folder)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

@@ -686,7 +686,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no tokenizer": (
         lambda model: [(model / name).unlink() for name in ("vocab.txt", "tokenizer.json")],
-        r"{model}: expected tokenizer.json or vocab.txt, found neither",
+        r"{model}: expected tokenizer.json, vocab.txt or vocab.json, found none of them",
     ),
     "tokenizer is text": (
         lambda model: (model / "tokenizer.json").write_text("no JSON"),
@@ -749,6 +749,12 @@ def test_bare_encoder(command: str, data: Path, tmp_path: Path, capsys: Capture)
     argv = arguments(command, data, model=model)
     assert main(["predict", str(model), "a film"] if command == "predict" else argv) == 2
     message = f"{model}: expected a BertForSequenceClassification, found BertModel"
+    if command == "predict":
+        message = (
+            f"{model}: expected a model for sequence classification, question answering, masked "
+            "language modelling, pre-training, next sentence prediction, token classification, "
+            "sentence embeddings, found BertModel (none: a bare encoder)"
+        )
     assert only_line(capsys) == message
 
 
@@ -830,7 +836,7 @@ def test_blank_text(texts: list[str], capsys: Capture) -> None:
     ("argv", "message"),
     [
         ([], "COMMAND"),
-        (["quantize"], "invalid choice: 'quantize'"),
+        (["convert"], "invalid choice: 'convert'"),
         (["compare"], "MODEL"),
         (["compare", EMBEDDED, "--data", "."], "--task"),
         (["compare", EMBEDDED, "--task", "sst2"], "--data"),

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import CONFIG, write_checkpoint
+from factories import CONFIG, VOCABULARY, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_numpy import BertConfig, BertNumpyError, load
+from bert_numpy.architectures import ENCODER
 from bert_numpy.config import read_config, read_json
 
 REQUIRED = (
@@ -48,8 +49,10 @@ def test_reads_every_key(tmp_path: Path) -> None:
     names = {"1": "good", "0": "bad", "2": "?"}  # in the order of the numbers, not of the file
     config = read_config(write(tmp_path, id2label=names, layer_norm_eps=1e-5, hidden_act="relu"))
     assert config == BertConfig(
+        model_type="bert",
         architecture="BertForSequenceClassification",
         vocab_size=CONFIG["vocab_size"],
+        embedding_size=16,
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -57,10 +60,14 @@ def test_reads_every_key(tmp_path: Path) -> None:
         hidden_act="relu",
         max_position_embeddings=128,
         type_vocab_size=2,
+        pad_token_id=0,
         layer_norm_eps=1e-5,
+        tie_word_embeddings=True,
         labels=("bad", "good", "?"),
+        problem_type=None,
+        pooling=None,
     )
-    assert config.has_classifier
+    assert config.head.name == "sequence classification"
 
 
 def test_more_than_ten_labels_keep_their_order(tmp_path: Path) -> None:
@@ -96,9 +103,11 @@ def test_defaults_against_transformers(tmp_path: Path, transformers: Any) -> Non
     assert config.labels == tuple(peer.id2label.values())
 
 
-@pytest.mark.parametrize("architectures", [None, [], ["BertModel"], ["BertForMaskedLM"]])
+@pytest.mark.parametrize(
+    "architectures", [None, [], ["BertModel"], ["BertLMHeadModel"], ["BertForX"]]
+)
 def test_other_architectures_are_bare_encoders(tmp_path: Path, architectures: Any) -> None:
-    assert not read_config(write(tmp_path, architectures=architectures)).has_classifier
+    assert read_config(write(tmp_path, architectures=architectures)).head is ENCODER
 
 
 def test_number_of_labels_without_names(tmp_path: Path) -> None:
@@ -138,8 +147,6 @@ def test_broken_layer_norm_eps(tmp_path: Path, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("model_type", "roberta", "bert"),
-        ("model_type", None, "bert"),
         ("position_embedding_type", "relative_key", "absolute"),
         ("position_embedding_type", "relative_key_query", "absolute"),
         ("is_decoder", True, False),
@@ -149,6 +156,35 @@ def test_broken_layer_norm_eps(tmp_path: Path, value: Any) -> None:
 def test_what_is_not_computed(tmp_path: Path, key: str, value: Any, expected: Any) -> None:
     message = refusal(write(tmp_path, **{key: value}))
     assert f"key '{key}': expected {expected!r}, found {value!r}" in message
+
+
+@pytest.mark.parametrize("value", ["mobilebert", "xlm-roberta-xl", "Bert", None, 1, ["bert"]])
+def test_other_model_types(tmp_path: Path, value: Any) -> None:
+    message = refusal(write(tmp_path, model_type=value))
+    found = "nothing" if value is None else repr(value)
+    expected = "bert, distilbert, roberta, xlm-roberta, camembert, electra"
+    assert message.endswith(f"key 'model_type': expected one of {expected}, found {found}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("pad_token_id", len(VOCABULARY), f"0..{len(VOCABULARY) - 1}"),
+        ("pad_token_id", -1, "at least 0"),
+        ("pad_token_id", True, "int"),
+        ("tie_word_embeddings", 1, "bool"),
+        ("problem_type", "ranking", "one of regression, single_label_classification, "),
+        ("problem_type", 1, "one of regression, single_label_classification, "),
+    ],
+)
+def test_other_values(tmp_path: Path, key: str, value: Any, expected: str) -> None:
+    message = refusal(write(tmp_path, **{key: value}))
+    assert f"key {key!r}: expected {expected}" in message
+    assert message.endswith(f"found {value!r}")
+
+
+def test_no_padding_token(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, pad_token_id=None)).pad_token_id == 0
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from factories import write_checkpoint
+from hub_server import HubServer, hub_server
 
+from bert_numpy.cli import REVIEWS
 from bert_numpy.data import find_files
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.glue import (
@@ -398,3 +403,117 @@ def test_a_test_set_is_glues(tmp_path: Path) -> None:
     assert error_of(lambda: prepare("bert-tiny-sst2", "squad", tmp_path, test=True)) == (
         "task squad: expected one of GLUE's for its test set"
     )
+
+
+# The hub's data sets; the client is a process of its own, with a cache of its own
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with hub_server() as server:
+        yield server
+
+
+def client(hub: HubServer, cache: Path, *argv: str, **variables: str) -> dict[str, Any] | str:
+    """A command's report, or its error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bert_numpy", *argv, "--json", "-"],
+        env=hub.environment(cache, **variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+
+def parquet_bytes(folder: Path, records: list[dict[str, Any]]) -> bytes:
+    return write_parquet(folder / "part.parquet", records).read_bytes()
+
+
+@pytest.mark.usefixtures("pyarrow")
+def test_glue_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    reviews = {
+        name: read_examples(REVIEWS / f"{name}.tsv", TASKS["sst2"]).select(range(12))
+        for name in ("dev", "train")
+    }
+    parts = {
+        name: parquet_bytes(tmp_path, hub_records(examples, "sst2"))
+        for name, examples in reviews.items()
+    }
+    records = [
+        {"sentence": text, "label": -1, "idx": i} for i, text in enumerate(reviews["dev"].texts)
+    ]
+    hub.add(
+        "nyu-mll/glue",
+        {
+            "README.md": b"# GLUE",
+            "sst2/validation-00000-of-00001.parquet": parts["dev"],
+            "sst2/train-00000-of-00001.parquet": parts["train"],
+            "sst2/test-00000-of-00001.parquet": parquet_bytes(tmp_path, records),
+            "cola/validation-00000-of-00001.parquet": b"not asked for",
+        },
+        kind="dataset",
+    )
+    options = ("--task", "sst2", "--format", "e4m3")
+    evaluate = ("evaluate", "bert-tiny-sst2", *options)
+    local = tmp_path / "local"
+    for name, examples in reviews.items():
+        write_lines(local / f"{name}.jsonl", hub_records(examples, "sst2"))
+    expected = client(hub, tmp_path / "cache", *evaluate, "--data", str(local))
+    assert not hub.requests
+    found = client(hub, tmp_path / "cache", *evaluate, "--data", "nyu-mll/glue")
+    assert isinstance(found, dict), found
+    assert isinstance(expected, dict), expected
+    assert found["logits_sha256"] == expected["logits_sha256"]
+    assert hub.fetched() == [
+        "sst2/train-00000-of-00001.parquet",
+        "sst2/validation-00000-of-00001.parquet",
+    ]
+
+    # Away from the hub the cache serves what it has, and says what it has not.
+    hub.status = 503
+    offline = {"HF_HUB_OFFLINE": "1"}
+    again = client(hub, tmp_path / "cache", *evaluate, "--data", "nyu-mll/glue", **offline)
+    assert isinstance(again, dict), again
+    assert again["logits_sha256"] == expected["logits_sha256"]
+    argv = ("evaluate", "bert-tiny-sst2", "--task", "cola", "--data", "nyu-mll/glue")
+    text = client(hub, tmp_path / "cache", *argv, **offline)
+    assert "from the hub: it is not whole in the cache, and HF_HUB_OFFLINE is set" in str(text)
+    text = client(hub, tmp_path / "other", *evaluate, "--data", "nyu-mll/glue", **offline)
+    assert str(text).startswith("bert-numpy: nyu-mll/glue: expected a dataset folder or a hub id, ")
+    assert str(text).count("\n") == 1
+
+    hub.status = 200
+    out = tmp_path / "SST-2.tsv"
+    argv = ("submit", "bert-tiny-sst2", *options, "--data", "nyu-mll/glue", "--out", str(out))
+    assert isinstance(client(hub, tmp_path / "cache", *argv), dict)
+    rows = [f"{i}\t{prediction}" for i, prediction in enumerate(expected["predictions"])]
+    assert out.read_text().splitlines() == ["index\tprediction", *rows]
+
+
+@pytest.mark.usefixtures("pyarrow")
+def test_squad_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    model = write_checkpoint(
+        tmp_path / "model", config_overrides={"architectures": ["BertForQuestionAnswering"]}
+    )
+    records = [
+        {
+            "id": str(i),
+            "context": "a warm film",
+            "question": "what film?",
+            "answers": {"text": ["film"], "answer_start": [7]},
+        }
+        for i in range(5)
+    ]
+    content = parquet_bytes(tmp_path, records[:3]), parquet_bytes(tmp_path, records[3:])
+    names = [f"plain_text/validation-0000{i}-of-00002.parquet" for i in range(2)]
+    hub.add("rajpurkar/squad", dict(zip(names, content, strict=True)), kind="dataset")
+    options = ("--task", "squad", "--max-length", "64", "--data")
+    argv = ("evaluate", str(model), *options, "rajpurkar/squad")
+    found = client(hub, tmp_path / "cache", *argv)
+    assert isinstance(found, dict), found
+    assert list(found["predictions"]) == ["0", "1", "2", "3", "4"]
+    text = client(hub, tmp_path / "cache", *argv, "--format", "e4m3")  # there is no training part
+    assert "rajpurkar/squad: expected one of train-v1.1.json, " in str(text)
+    text = client(hub, tmp_path / "cache", *argv[:-1], "rajpurkar/none")
+    assert str(text).startswith("bert-numpy: rajpurkar/none: expected a dataset folder or a hub id")

@@ -173,7 +173,7 @@ def test_other_activations(name: str, x: Float32Array) -> None:
 @pytest.mark.parametrize("name", EXACT)
 @given(x=floats(3.4e38) | floats(20))
 def test_golden_activations(name: str, x: Float32Array) -> None:
-    found = GOLDEN_FLOAT32.tanh(x) if name == "tanh" else GOLDEN_FLOAT32.activation(name, x)
+    found = GOLDEN_FLOAT32.activation(name, x)
     assert (found.dtype, found.shape) == (np.float32, x.shape)
     np.testing.assert_allclose(found, exact(name, x), rtol=2.0**-24 * (1 + 1e-4), atol=2.0**-149)
 
@@ -181,7 +181,7 @@ def test_golden_activations(name: str, x: Float32Array) -> None:
 @pytest.mark.parametrize("name", EXACT)
 def test_bfloat16_activations_of_every_input(name: str) -> None:
     x = EVERY_FINITE
-    result = BFLOAT16.tanh(x) if name == "tanh" else BFLOAT16.activation(name, x)
+    result = BFLOAT16.activation(name, x)
     assert on_grid(result)
     np.testing.assert_array_equal(result.astype(np.float64), round_once(exact(name, x)))
 
@@ -189,7 +189,7 @@ def test_bfloat16_activations_of_every_input(name: str) -> None:
 @pytest.mark.parametrize("name", EXACT)
 def test_bfloat16_activations_round_their_input(name: str) -> None:
     def function(x: Float32Array) -> Float32Array:
-        return BFLOAT16.tanh(x) if name == "tanh" else BFLOAT16.activation(name, x)
+        return BFLOAT16.activation(name, x)
 
     x = np.random.default_rng(0).normal(0, 3, (40, 50)).astype(np.float32)
     rounded = round_once(x.astype(np.float64)).astype(np.float32)
@@ -205,7 +205,7 @@ def test_extreme_finite_inputs(arithmetic: Arithmetic, name: str) -> None:
     x = EXTREMES
     if arithmetic.name == "bfloat16":  # the largest must not become infinity on input
         x = np.clip(x, EVERY_FINITE.min(), EVERY_FINITE.max())
-    result = arithmetic.tanh(x) if name == "tanh" else arithmetic.activation(name, x)
+    result = arithmetic.activation(name, x)
     tolerance = 1e-6 if arithmetic.name == "float32" else 2 * HALF_ULP
     np.testing.assert_allclose(result, exact(name, x), rtol=tolerance, atol=1e-6)
 
@@ -213,7 +213,7 @@ def test_extreme_finite_inputs(arithmetic: Arithmetic, name: str) -> None:
 @pytest.mark.parametrize("name", EXACT)
 def test_bfloat16_infinity_and_nan(name: str) -> None:
     x = np.float32([np.inf, np.nan, -np.nan])
-    result = BFLOAT16.tanh(x) if name == "tanh" else BFLOAT16.activation(name, x)
+    result = BFLOAT16.activation(name, x)
     assert result[0] == (1 if name == "tanh" else np.inf)
     assert np.isnan(result[1:]).all()
 
@@ -367,6 +367,22 @@ def test_layer_norm_as_torch(torch: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("arithmetic", EACH)
+@pytest.mark.parametrize("length", [1, 5, 128])
+def test_mean_and_normalize(arithmetic: Arithmetic, length: int) -> None:
+    """What sentence embeddings are made with: in float32 whatever the rest is in."""
+    x = np.random.default_rng(length).normal(0.5, 1, (3, length, 48)).astype(np.float32)
+    wide = x.astype(np.float64)
+    means = arithmetic.mean(x)
+    assert (means.dtype, means.shape) == (np.float32, (3, 48))
+    np.testing.assert_allclose(means, wide.mean(axis=1), rtol=0, atol=1e-6)
+    units = arithmetic.normalize(x)
+    assert (units.dtype, units.shape) == (np.float32, x.shape)
+    norms = np.linalg.norm(wide, axis=-1, keepdims=True)
+    np.testing.assert_allclose(units, wide / norms, rtol=1e-6, atol=0)
+    assert not arithmetic.normalize(np.zeros((2, 4), np.float32)).any()
+
+
 # Sums and products
 
 
@@ -444,7 +460,9 @@ def test_inputs_are_left_as_they_are(arithmetic: Arithmetic, contiguous: bool) -
         arithmetic.multiply(x, np.float32(0.3)),
         arithmetic.softmax(x),
         arithmetic.layer_norm(x, weight, bias, 1e-5),
-        arithmetic.tanh(x),
+        arithmetic.activation("tanh", x),
+        arithmetic.mean(x),
+        arithmetic.normalize(x),
         *(arithmetic.activation(name, x) for name in ACTIVATIONS),
     ]
     for operand, copy in zip(operands, before, strict=True):

@@ -464,6 +464,45 @@ def test_layer_norm_of_extremes(mpmath: ModuleType) -> None:
         assert_same_bits(golden.layer_norm(x, weight, bias, eps), expected)
 
 
+@every_precision
+@pytest.mark.parametrize(("rows", "features"), [(1, 5), (2, 5), (7, 300), (129, 40)])
+def test_mean_is_rounded_once(precision: str, rows: int, features: int) -> None:
+    x = random_bfloat16((3, rows, features), 7)
+    expected = [
+        [nearest(sum(map(Fraction, column.tolist())) / rows, KINDS[precision]) for column in part.T]
+        for part in x
+    ]
+    found = golden.mean(x, precision)
+    assert found.shape == (3, features)
+    check_rounding(found, np.array(expected, np.float32), precision)
+    assert_same_bits(golden.mean(x[1], precision), found[1])
+    assert_same_bits(golden.mean(x.transpose(0, 2, 1).copy().swapaxes(1, 2), precision), found)
+
+
+@every_precision
+@pytest.mark.parametrize("length", [1, 2, 24, 384])
+def test_normalize_is_rounded_once(mpmath: ModuleType, precision: str, length: int) -> None:
+    x = random_bfloat16((40, length), 8)
+    x[:6] *= np.float32([[0], [2.0**-60], [2.0**-45], [2.0**-30], [2.0**60], [2.0**120]])
+    expected = []
+    with mpmath.workdps(50):
+        for row in x.tolist():
+            norm = mpmath.sqrt(mpmath.fsum(mpmath.mpf(value) ** 2 for value in row))
+            norm = max(norm, mpmath.mpf(1e-12))
+            results = (rounded(mpmath.mpf(value) / norm, KINDS[precision]) for value in row)
+            expected.append([math.copysign(*pair) for pair in zip(results, row, strict=True)])
+    found = golden.normalize(x, precision)
+    check_rounding(found, np.array(expected, np.float32), precision)
+    assert_same_bits(golden.normalize(x[7:9], precision), found[7:9])
+    assert_same_bits(golden.normalize(np.asfortranarray(x), precision), found)
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 0, 3)])
+def test_means_of_nothing_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^x: expected at least one row of features, found"):
+        golden.mean(np.zeros(shape, np.float32))
+
+
 def layer_norm_of(length: int) -> Callable[..., np.ndarray]:
     weight, bias = random_bfloat16((length,), 4), random_bfloat16((length,), 5)
     return lambda x, precision: golden.layer_norm(x, weight, bias, 1e-12, precision)
@@ -535,6 +574,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "multiply": lambda x, **options: golden.multiply(x, 0.5, **options),
     "softmax": golden.softmax,
     "layer_norm": lambda x, **options: golden.layer_norm(x, VECTOR, VECTOR, 1e-5, **options),
+    "mean": golden.mean,
+    "normalize": golden.normalize,
 }
 
 
@@ -609,6 +650,8 @@ ONES = np.ones(7, np.float32)
             lambda x, p: golden.softmax(np.float32([0, 0, 0, -744.25]), p), id="softmax tiny"
         ),
         pytest.param(lambda x, p: golden.layer_norm(x, ONES, ONES, 0.0, p), id="layer_norm"),
+        pytest.param(lambda x, p: golden.mean(x.reshape(1, -1), p), id="mean"),
+        pytest.param(golden.normalize, id="normalize"),
         pytest.param(
             lambda x, p: golden.layer_norm(np.arange(7, dtype=np.float32), x, x, 0.0, p),
             id="layer_norm weights",

@@ -236,7 +236,7 @@ def test_activations(activation: str, recipe: str, tmp_path: Path) -> None:
 
 
 @every_recipe
-@pytest.mark.parametrize("architecture", ["BertModel", "BertForMaskedLM"])
+@pytest.mark.parametrize("architecture", ["BertModel", "BertLMHeadModel"])
 @pytest.mark.parametrize("pooler", [True, False], ids=["pooler", "no pooler"])
 def test_bare_encoders(pooler: bool, architecture: str, recipe: str, tmp_path: Path) -> None:
     overrides = {"architectures": [architecture]}

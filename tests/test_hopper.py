@@ -124,8 +124,9 @@ def test_the_oracle_is_the_hardware() -> None:
         ([(1.875, 1.875), (2**-6, 2**-7), (2**-6, 2**-7)], 1.875**2 + 2**-12),
         # That sum has the exponent 1: it keeps multiples of 2^-12.
         ([(1.875, 1.875), (2**-6, 2**-7)], 1.875**2),
-        # A subnormal factor counts with the exponent -6, although 2^-9 * 2^-5 is 2^-14.
-        ([(2**-9, 2**-5), (2**-9, 2**-9), (2**-9, 2**-8)], 2**-14 + 2**-17 + 2**-18),
+        # A subnormal factor counts with the exponent -6: that of 2^-9 * 256 is 2.
+        ([(2**-9, 256), (2**-6, 2**-5)], 2**-1 + 2**-11),
+        ([(2**-9, 256), (2**-6, 2**-6)], 2**-1),
         ([(0, 448), (2**-9, 2**-9)], 2**-18),  # zeros do not count at all
     ],
 )
@@ -188,6 +189,18 @@ def test_random_codes(fmt_a: FloatFormat, fmt_b: FloatFormat, k: int, mode: str)
 
 @modes
 @pairs
+def test_mostly_zeros(fmt_a: FloatFormat, fmt_b: FloatFormat, mode: str) -> None:
+    """So that the few products of a block are of every relation to each other."""
+    rng = np.random.default_rng(6)
+    a, b = (
+        tensor(fmt, np.where(rng.random(shape) < 0.8, 0, rng.choice(finite_codes(fmt.name), shape)))
+        for fmt, shape in ((fmt_a, (60, 90)), (fmt_b, (90, 60)))
+    )
+    assert_same_bits(matmul(a, b, mode), expected(a, b, mode))
+
+
+@modes
+@pairs
 def test_normal_numbers(fmt_a: FloatFormat, fmt_b: FloatFormat, mode: str) -> None:
     rng = np.random.default_rng(3)
     a, b = (
@@ -214,7 +227,7 @@ def operands(draw: st.DrawFn) -> tuple[QuantizedTensor, QuantizedTensor]:
     return found[0], found[1]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(operands(), st.sampled_from(MODES))
 def test_any_codes(pair: tuple[QuantizedTensor, QuantizedTensor], mode: str) -> None:
     assert_same_bits(matmul(*pair, mode), expected(*pair, mode))
@@ -243,7 +256,7 @@ def test_specials(mode: str) -> None:
 
 
 @modes
-@pytest.mark.parametrize("tile", [1, 7, 64, 1 << 13])
+@pytest.mark.parametrize("tile", [5, 64, 1 << 13])
 @pytest.mark.parametrize(
     ("shape_a", "shape_b"),
     [
@@ -343,7 +356,7 @@ def narrow_expected(a: QuantizedTensor, b: QuantizedTensor, mode: str) -> np.nda
     return sums + np.float32(0)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(operands(), st.sampled_from(["float16", "bfloat16"]))
 def test_narrow_sums(pair: tuple[QuantizedTensor, QuantizedTensor], mode: str) -> None:
     assert_same_bits(matmul(*pair, mode), narrow_expected(*pair, mode))

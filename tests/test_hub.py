@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import re
+import signal
 import socket
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from factories import write_checkpoint
+from hub_server import HubServer, hub_server
 
 from bert_numpy import BertNumpyError, load, load_tokenizer
 from bert_numpy.hub import EMBEDDED, resolve
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+#: Files of repositories that are not for this package.
+OTHERS = {"pytorch_model.bin": b"x", "README.md": b"x", "onnx/model.onnx": b"x", "tf_model.h5": b""}
 
 
 @pytest.fixture
@@ -108,202 +108,294 @@ def test_names_that_no_repository_has(name: str) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
+def test_a_revision_of_what_has_none(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    for name in (folder, EMBEDDED):
+        for function in (load, load_tokenizer):
+            with pytest.raises(BertNumpyError) as caught:
+                function(name, revision="main")
+            expected = f"{name}: expected a hub id for revision 'main', found a folder"
+            assert str(caught.value) == expected
+
+
+@pytest.mark.usefixtures("no_network")
 def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(BertNumpyError) as caught:
         load(tmp_path)
     assert str(caught.value) == f"{tmp_path / 'config.json'}: no such file"
 
 
-# A stand-in for the hub; each client is a process of its own, with a cache of its own.
-
-
-@dataclass
-class Hub:
-    """A server of one repository ``owner/name``."""
-
-    address: str
-    files: dict[str, bytes] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    status: int = 200
-    cut: bool = False
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of an answer to a request."""
-        self.asked.append(path)
-        if self.status != 200:
-            return self.status, {}, b"{}"
-        path = path.partition("?")[0]
-        if path.startswith("/api/models/owner/name/tree/"):  # newer clients ask for both lists
-            tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": COMMIT}
-                for name, content in self.files.items()
-            ]
-            return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
-        if path.startswith("/api/models/owner/name"):
-            siblings = [{"rfilename": name} for name in self.files]
-            about = {"id": "owner/name", "modelId": "owner/name", "sha": COMMIT}
-            body = json.dumps(about | {"siblings": siblings}).encode()
-            return 200, {"Content-Type": "application/json"}, body
-        name = path.removeprefix(f"/owner/name/resolve/{COMMIT}/")
-        if name in self.files:
-            content = self.files[name]
-            tag = f'"{hashlib.sha256(content).hexdigest()}"'
-            return 200, {"ETag": tag, "X-Repo-Commit": COMMIT}, content
-        return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, headers, body = state.answer(self.path)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(
-                    body[: len(body) // 2] if state.cut and "ETag" in headers else body
-                )
-
-        do_HEAD = do_GET  # noqa: N815 (http.server's name)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing on stderr."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        state = Hub(f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield state
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def repository(tmp_path: Path, hub: Hub) -> Path:
-    """The folder that the hub serves, with files that are not for this package."""
-    folder = write_checkpoint(tmp_path / "repository", shards=2)
-    others = {"pytorch_model.bin": b"x", "README.md": b"x", "onnx/model.onnx": b"x"}
-    hub.files = {path.name: path.read_bytes() for path in folder.iterdir()} | others
-    return folder
-
+# Each client of the stand-in for the hub is a process of its own, with a cache of its own.
 
 _CLIENT = """
 import json, sys
 import bert_numpy
-from bert_numpy.hub import resolve
-try:
-    model = bert_numpy.load(sys.argv[1])
-    ids = bert_numpy.load_tokenizer(sys.argv[1]).batch(["a warm film"])
-    result = {
+from bert_numpy.cli import main
+from bert_numpy.hub import fetch_dataset, resolve
+
+def logits(name, revision):
+    model = bert_numpy.load(name, revision)
+    ids = bert_numpy.load_tokenizer(name, revision).batch(["a warm film"])
+    return {
         "name": model.name,
-        "folder": str(resolve(sys.argv[1])),
+        "folder": str(resolve(name, revision)),
         "logits": model(**ids).logits.tolist(),
     }
-except bert_numpy.BertNumpyError as error:
-    result = {"error": str(error)}
-print(json.dumps(result))
+
+actions = {
+    "load": logits,
+    "tokenizer": lambda *name: len(bert_numpy.load_tokenizer(*name).encode(["film"])),
+    "resolve": lambda *name: str(resolve(*name)),
+    "dataset": lambda name, pattern: str(fetch_dataset(name, [pattern])),
+    "info": lambda name, revision: main(["info", name, "--revision", revision]),
+}
+for action, *arguments in json.loads(sys.argv[1]):
+    try:
+        result = {"done": actions[action](*arguments)}
+    except bert_numpy.BertNumpyError as error:
+        result = {"error": str(error)}
+    print("\\nresult", json.dumps(result))
 """
 
 
-def client(cache: Path, hub: Hub, name: str = "owner/name", **variables: str) -> dict[str, Any]:
-    """Load a model in another process that knows no hub but this one."""
-    unwanted = ("HF_", "HUGGING", "TRANSFORMERS_", "XDG_")
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.upper().startswith(unwanted) and not key.lower().endswith("_proxy")
-    }
-    environment |= {
-        "HF_ENDPOINT": hub.address,
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "NO_PROXY": "*",
-    }
-    finished = subprocess.run(
-        [sys.executable, "-c", _CLIENT, name],
-        env=environment | variables,
+def start(hub: HubServer, cache: Path, *actions: list[Any], **variables: str) -> Any:
+    """A process that does things which need a hub, and knows no other than this one."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _CLIENT, json.dumps(actions)],
+        env=hub.environment(cache, **variables),
         cwd=cache.parent,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
-    assert finished.returncode == 0, finished.stderr
-    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return result
 
 
-def test_fetched_once_then_found_offline(tmp_path: Path, hub: Hub, repository: Path) -> None:
+def client(hub: HubServer, cache: Path, *actions: list[Any], **variables: str) -> list[Any]:
+    """What comes of each action: ``{"done": result}`` or ``{"error": message}``."""
+    process = start(hub, cache, *actions, **variables)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "%|" not in errors, "a progress bar where no terminal is"
+    return [json.loads(text) for text in re.findall(r"^result (.*)$", output, re.MULTILINE)]
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with hub_server() as server:
+        yield server
+
+
+def test_fetched_once_then_found_offline(tmp_path: Path, hub: HubServer) -> None:
+    folder = write_checkpoint(tmp_path / "repository", shards=2)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.add("owner/name", files | OTHERS)
     cache = tmp_path / "cache"
-    fetched = client(cache, hub)
-    assert "error" not in fetched
-    assert fetched["name"] == "owner/name"
-    assert Path(fetched["folder"]).is_relative_to(cache)
-    batch = load_tokenizer(repository).batch(["a warm film"])
-    assert fetched["logits"] == load(repository)(**batch).logits.tolist()
 
-    names = {path.partition("?")[0].rpartition("/")[2] for path in hub.asked if "resolve" in path}
-    assert names == {
-        *("config.json", "model.safetensors.index.json", "tokenizer.json", "vocab.txt"),
-        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
-    }
-    assert {path.name for path in Path(fetched["folder"]).iterdir()} == names
+    client(hub, cache, ["tokenizer", "owner/name"])
+    small = ["config.json", "tokenizer.json", "vocab.txt"]
+    assert hub.fetched() == small
+    (partly,) = client(hub, cache, ["load", "owner/name", None], HF_HUB_OFFLINE="1")
+    assert partly["error"].startswith("owner/name: expected ")
 
-    hub.asked.clear()
-    assert client(cache, hub, HF_HUB_OFFLINE="1") == fetched
-    assert not hub.asked
+    hub.requests.clear()
+    (fetched,) = client(hub, cache, ["load", "owner/name", None], HF_TOKEN="hf_secret")
+    assert {request.token for request in hub.requests} == {"Bearer hf_secret"}
+    done = fetched["done"]
+    assert done["name"] == "owner/name"
+    assert Path(done["folder"]).is_relative_to(cache)
+    batch = load_tokenizer(folder).batch(["a warm film"])
+    assert done["logits"] == load(folder)(**batch).logits.tolist()
+    names = {path.name for path in Path(done["folder"]).iterdir()}
+    assert names == {path.name for path in folder.iterdir()}  # nothing of the others
+
+    hub.requests.clear()
+    actions = (["load", "owner/name", None], ["load", "owner/other", None])
+    offline, missing = client(hub, cache, *actions, HF_HUB_OFFLINE="1")
+    assert offline == fetched
+    assert "HF_HUB_OFFLINE is set" in missing["error"]
+    assert missing["error"].startswith("owner/other: expected a model folder or a hub id, found no")
+    assert not hub.requests
     hub.status = 503  # the hub is down: what is in the cache serves
-    assert client(cache, hub) == fetched
+    assert client(hub, cache, ["load", "owner/name", None]) == [fetched]
 
 
-@pytest.mark.usefixtures("repository")
-def test_offline_without_a_cache(tmp_path: Path, hub: Hub) -> None:
-    error = client(tmp_path / "cache", hub, HF_HUB_OFFLINE="1")["error"]
-    assert error.startswith("owner/name: expected a model folder or a hub id, found no such folder")
-    assert not hub.asked
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What comes of asking for repositories of all kinds, by case."""
+    base = tmp_path_factory.mktemp("hub")
+    first = write_checkpoint(base / "first", seed=1)
+    second = write_checkpoint(base / "second", seed=2)
+    without = {path.name: path.read_bytes() for path in first.iterdir()}
+    whole = dict(without)
+    weights = without.pop("model.safetensors")
+    index = {"weight_map": {"a": "*"}}
+    cases: dict[str, list[Any]] = {
+        "main": ["load", "owner/name", None],
+        "branch": ["load", "owner/name", "main"],
+        "tag": ["load", "owner/name", "v2"],
+        "no revision": ["load", "owner/name", "v3"],
+        "moved": ["load", "old/name", None],
+        "command": ["info", "owner/name", "v2"],
+        "both": ["resolve", "owner/both"],
+        "sentences": ["resolve", "owner/sentences"],
+        "pickle": ["load", "owner/pickle", None],
+        "nothing": ["load", "owner/nothing", None],
+        "renamed": ["load", "owner/renamed", None],
+        "star": ["load", "owner/star", None],
+        "missing": ["load", "owner/missing", None],
+        "gated": ["load", "owner/gated", None],
+        "not accepted": ["load", "owner/not-accepted", None],
+        "private": ["load", "owner/private", None],
+        "forbidden": ["load", "owner/forbidden", None],
+        "accepted": ["resolve", "owner/accepted"],
+        "broken off": ["load", "owner/broken", None],
+        "data": ["dataset", "owner/data", "sst2/train-*"],
+        "no data": ["dataset", "owner/no-data", "*"],
+        "gated data": ["dataset", "owner/gated-data", "*"],
+    }
+    with hub_server() as hub:
+        commit = hub.add("owner/name", whole).revisions["main"]
+        hub.add("owner/name", second, revision="v2")
+        hub.add("owner/name", {}, revision="v3")
+        del hub.repositories["model", "owner/name"].revisions["v3"]
+        hub.moved["old/name"] = "owner/name"
+        hub.add("owner/both", whole | {"model.safetensors.index.json": b"{}"} | OTHERS)
+        folder = {"modules.json": b"[]", "1_Pooling/config.json": b"{}", "2_Dense/config.json": b""}
+        roberta = {"vocab.json": b"{}", "merges.txt": b""}
+        hub.add("owner/sentences", whole | folder | roberta | OTHERS)
+        hub.add("owner/pickle", without | OTHERS)
+        hub.add("owner/nothing", {"README.md": b"x"})
+        hub.add("owner/renamed", without | {"weights.safetensors": weights})
+        text = json.dumps(index).encode()
+        hub.add("owner/star", without | OTHERS | {"model.safetensors.index.json": text})
+        for name, refusal in {
+            "gated": (401, "GatedRepo"),
+            "not-accepted": (403, "GatedRepo"),
+            "private": (401, "RepoNotFound"),
+            "forbidden": (403, ""),
+            "accepted": (401, "GatedRepo"),
+        }.items():
+            hub.add(f"owner/{name}", whole).refusal = refusal
+        hub.repositories["model", "owner/private"].refused = "everything"
+        hub.repositories["model", "owner/accepted"].token = "hf_right"
+        hub.add("owner/broken", {"config.json": whole["config.json"], "vocab.txt": bytes(9000)})
+        hub.breaks["vocab.txt"] = []
+        parts = {"sst2/train-00000-of-00001.parquet": b"abc", "sst2/test.parquet": b"abc"}
+        hub.add("owner/data", parts, "dataset")
+        hub.add("owner/gated-data", parts, "dataset").refusal = (403, "GatedRepo")
+        last = cases.pop("broken off")
+        results = client(hub, base / "cache", *cases.values(), HF_TOKEN="hf_right")
+        hub.breaks["vocab.txt"] = [1000] * 50
+        results += client(hub, base / "cache", last)
+        fetched = hub.fetched()
+    found: dict[str, Any] = dict(zip([*cases, "broken off"], results, strict=True))
+    batch = load_tokenizer(first).batch(["a warm film"])
+    found["logits"] = [load(folder)(**batch).logits.tolist() for folder in (first, second)]
+    found["commit"] = commit
+    found["fetched"] = fetched
+    return found
 
 
-def refusal(tmp_path: Path, hub: Hub, name: str = "owner/name") -> str:
-    """What the hub is said to have answered."""
-    error = client(tmp_path / "cache", hub, name)["error"]
-    start = f"{name}: expected a model folder or a hub id, found no such folder, and from the hub: "
-    assert error.startswith(start)
-    assert len(error.splitlines()) == 1
-    return str(error.removeprefix(start))
+def test_revisions(answers: dict[str, Any]) -> None:
+    first, second = answers["logits"]
+    assert first != second
+    assert answers["main"]["done"]["logits"] == first
+    assert Path(answers["main"]["done"]["folder"]).name == answers["commit"]
+    assert answers["branch"]["done"]["logits"] == first
+    assert answers["tag"]["done"]["logits"] == second
+    assert answers["tag"]["done"]["name"] == "owner/name@v2"
+    assert answers["command"]["done"] == 0
+    assert answers["moved"]["done"]["logits"] == first
 
 
-def test_missing_repository(tmp_path: Path, hub: Hub) -> None:
-    reason = refusal(tmp_path, hub, "owner/missing")
-    assert "404" in reason
-    assert "not found" in reason.lower()
+def test_only_what_is_needed_is_fetched(answers: dict[str, Any]) -> None:
+    def files(case: str) -> set[str]:
+        folder = Path(answers[case]["done"])
+        return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+    usual = {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"}
+    assert files("both") == usual | {"model.safetensors.index.json"}
+    assert files("accepted") == usual
+    sentences = {"modules.json", "1_Pooling/config.json", "vocab.json", "merges.txt"}
+    assert files("sentences") == usual | sentences
+    assert files("data") == {"sst2/train-00000-of-00001.parquet"}
+    assert not set(OTHERS) & set(answers["fetched"])
 
 
-@pytest.mark.parametrize("status", [401, 403, 500])
-def test_refused_by_the_hub(tmp_path: Path, hub: Hub, status: int) -> None:
-    hub.status = status
-    assert str(status) in refusal(tmp_path, hub)
+@pytest.mark.parametrize(
+    ("case", "start", "parts"),
+    [
+        ("missing", "owner/missing", ["not found, or private (404)", "HF_TOKEN"]),
+        ("no revision", "owner/name@v3", ["revision 'v3' not found (404)"]),
+        ("gated", "owner/gated", ["refused (401)", "terms at http", "/owner/gated", "HF_TOKEN"]),
+        ("not accepted", "owner/not-accepted", ["refused (403)", "terms at http", "HF_TOKEN"]),
+        ("private", "owner/private", ["not found, or private (401)", "HF_TOKEN"]),
+        ("forbidden", "owner/forbidden", ["refused (403)", "HF_TOKEN"]),
+        ("broken off", "owner/broken", ["found no such folder", "run it again"]),
+        ("pickle", "owner/pickle", ["only pytorch_model.bin, a pickle", "save_pretrained"]),
+        ("nothing", "owner/nothing", ["expected config.json, found README.md"]),
+        ("renamed", "owner/renamed", ["expected model.safetensors or", "found neither"]),
+        ("no data", "owner/no-data", ["dataset not found, or private (404)"]),
+        ("gated data", "owner/gated-data", ["/datasets/owner/gated-data", "HF_TOKEN"]),
+    ],
+)
+def test_what_the_hub_does_not_give(
+    answers: dict[str, Any], case: str, start: str, parts: list[str]
+) -> None:
+    message = answers[case]["error"]
+    assert message.startswith(f"{start}: expected ")
+    assert len(message.splitlines()) == 1
+    assert all(part in message for part in parts), message
 
 
-def test_unreachable(tmp_path: Path, hub: Hub) -> None:
+def test_an_index_is_no_pattern(answers: dict[str, Any]) -> None:
+    assert answers["star"]["error"].endswith("*: no such file")
+
+
+def test_server_error(tmp_path: Path, hub: HubServer) -> None:
+    hub.status = 500
+    (answer,) = client(hub, tmp_path / "cache", ["load", "owner/name", None])
+    assert "500" in answer["error"]
+    assert answer["error"].startswith("owner/name: expected a model folder or a hub id, found no")
+
+
+def test_unreachable(tmp_path: Path, hub: HubServer) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         hub.address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        assert refusal(tmp_path, hub)
+        (answer,) = client(hub, tmp_path / "cache", ["load", "owner/name", None])
+    assert answer["error"].startswith("owner/name: expected a model folder or a hub id, found no")
+    assert len(answer["error"].splitlines()) == 1
 
 
-@pytest.mark.usefixtures("repository")
-def test_connection_that_breaks_off(tmp_path: Path, hub: Hub) -> None:
-    hub.cut = True
-    assert refusal(tmp_path, hub)
+def test_interrupted_and_resumed(tmp_path: Path, hub: HubServer) -> None:
+    """The connection breaks off after 11 MB, of which whole blocks of 10 MB are kept."""
+    content = b"".join(i.to_bytes(4, "little") for i in range(3 << 20))
+    hub.add("owner/name", {"config.json": b"{}", "model.safetensors": content})
+    hub.breaks["model.safetensors"] = [11_000_000]
+    for _ in range(2):  # some releases go on by themselves, others when run again
+        (answer,) = client(hub, tmp_path / "cache", ["resolve", "owner/name"])
+        if "done" in answer:
+            break
+    assert (Path(answer["done"]) / "model.safetensors").read_bytes() == content
+    ranges = [int(r.range.removeprefix("bytes=")[:-1]) for r in hub.requests if r.range]
+    assert ranges
+    assert all(0 < first <= 11_000_000 for first in ranges)
 
 
-def test_repository_without_a_model(tmp_path: Path, hub: Hub) -> None:
-    hub.files = {"README.md": b"x"}
-    error = client(tmp_path / "cache", hub)["error"]
-    assert error.endswith("config.json: no such file")
-    assert COMMIT in error
+def test_killed_while_downloading(tmp_path: Path, hub: HubServer) -> None:
+    """What is in the cache is whole or not there at all."""
+    content = bytes(range(256)) * (1 << 16)
+    hub.add("owner/name", {"config.json": b"{}", "model.safetensors": content})
+    hub.stalls["model.safetensors"] = 12_000_000
+    cache = tmp_path / "cache"
+    process = start(hub, cache, ["resolve", "owner/name"])
+    hub.stalled.wait(60)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    hub.stalls.clear()
+    (offline,) = client(hub, cache, ["resolve", "owner/name"], HF_HUB_OFFLINE="1")
+    assert "error" in offline
+    (answer,) = client(hub, cache, ["resolve", "owner/name"])
+    assert (Path(answer["done"]) / "model.safetensors").read_bytes() == content

@@ -37,7 +37,6 @@ def test_tokens_are_the_mask_and_position_0(mask: Mask) -> None:
     ]
     assert packing.tokens.tolist() == expected
     assert packing.shape == mask.shape
-    assert packing.positions.tolist() == [token % mask.shape[1] for token in expected]
     assert packing.tokens[packing.first].tolist() == [
         i * mask.shape[1] for i in range(mask.shape[0])
     ]
@@ -47,10 +46,12 @@ def test_tokens_are_the_mask_and_position_0(mask: Mask) -> None:
 def test_each_computed_token_attends_to_its_sequences_tokens(mask: Mask) -> None:
     packing = pack(mask)
     length = mask.shape[1]
+    assert sorted(row for group in packing.groups for row in group.rows) == list(range(len(mask)))
     keys_of: dict[int, list[int]] = {}
     for group in packing.groups:
         assert len(group.queries) == len(group.keys)
-        for queries, keys in zip(group.queries, group.keys, strict=True):
+        for row, queries, keys in zip(group.rows, group.queries, group.keys, strict=True):
+            assert (packing.tokens[keys] // length == row).all()
             for query in queries.tolist():
                 assert query not in keys_of
                 keys_of[query] = packing.tokens[keys].tolist()

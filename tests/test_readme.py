@@ -34,7 +34,7 @@ def test_set_up_commands_are_one_line_each(ending):
 def test_commands_exist(capsys):
     from bert_numpy.cli import main  # noqa: PLC0415
 
-    for command in re.findall(r"^bert-numpy (\w+)", README, re.MULTILINE):
+    for command in re.findall(r"^bert-numpy ([\w-]+)", README, re.MULTILINE):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
     assert "usage" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import struct
 
 import numpy as np
@@ -128,6 +129,10 @@ def test_reads_what_the_library_writes(tmp_path):
         (file_of({"__metadata__": {"a": 1}}), "'__metadata__': expected strings"),
         (file_of({"__metadata__": []}), "'__metadata__': expected strings"),
         (file_of(b'{"a":{},"a":{}}'), "key 'a': expected once, found 2 times"),
+        (file_of(b'{"a":' + b"9" * 5000 + b"}"), "numbers of 64 bits, found one of 5000 digits"),
+        (file_of({"a": entry(shape=[2**63, 2**63, 0], offsets=[0, 0])}), "at most 922.* bytes"),
+        (file_of({"a": entry(shape=[2] + 32 * [1])}, b"ab"), "at most 32 axes, found 33"),
+        (file_of({"a": entry(shape=[2**63] * 10_000)}), "at most 32 axes, found 10000"),
     ],
 )
 def test_corrupt_files(content, message, tmp_path):
@@ -150,11 +155,80 @@ def test_no_corruption_gets_another_error(data, tmp_path_factory):
         load_file(path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        file_of({"k" * 1_000_000: 1}),
+        file_of({"a": ["x" * 1_000_000]}),
+        file_of({"a": entry("x" * 1_000_000)}),
+        file_of({"__metadata__": ["x"] * 1_000_000}),
+        file_of(b'{"a": "' + b"x" * 1_000_000),
+    ],
+)
+def test_a_message_does_not_repeat_all_that_was_found(content, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="expected") as error:
+        load_file(path)
+    assert len(str(error.value)) < 2000
+
+
+def test_a_duplicate_among_many_keys_is_found_in_time(tmp_path):
+    """A search that is quadratic in the number of keys would take minutes."""
+    keys = [*range(100_000), 99_999]
+    path = tmp_path / "x"
+    path.write_bytes(file_of(("{" + ",".join(f'"{key}":0' for key in keys) + "}").encode()))
+    with pytest.raises(ValueError, match="key '99999': expected once, found 2 times"):
+        read_header(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes in folders")
+def test_what_is_no_file(tmp_path):
+    """Nothing is waited for, and nothing read without end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name, found in (
+        ("pipe", "a pipe or a device"),
+        ("zeros", "a pipe or a device"),
+        ("folder", "a folder"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: expected a file, found {found}"):
+            read_header(tmp_path / name)
+
+
+def test_a_link_is_followed(saved, tmp_path):
+    """As the hub's cache has it: a link to a file outside of the folder."""
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "folder" / "x"
+    link.symlink_to("../x.safetensors")
+    assert load_file(link).keys() == saved[0].keys()
+
+
+def test_what_was_opened_is_what_is_read(saved):
+    """Another file in its place between the header and the data changes nothing."""
+    _, path = saved
+    stored = read_header(path)["e4m3"]
+    save_file({"e4m3": Fp8Array(ALL_CODES[:3], E4M3FN)}, path)
+    assert np.array_equal(stored.read_as(np.uint8), ALL_CODES.reshape(16, 16))
+
+
+def test_read_is_a_copy_and_view_is_not(saved):
+    stored = read_header(saved[1])["e4m3"]
+    assert stored.read_as(np.uint8).flags.writeable
+    view = stored.view_as(np.uint8)
+    assert not view.flags.writeable
+    assert not view.flags.owndata
+    assert np.array_equal(view, stored.read_as(np.uint8))
+
+
 def test_unwritable(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
     with pytest.raises(TypeError, match="tensor 'a': expected a real dtype, found complex128"):
         save_file({"a": np.array([1j])}, path)
+    with pytest.raises(ValueError, match="'__metadata__': expected a name"):
+        save_file({"__metadata__": np.zeros(1)}, path)
     with pytest.raises(TypeError, match="expected uint8 codes of E4M3FN"):
         save_file({"a": Fp8Array(ALL_CODES, FloatFormat(3, 3, 3))}, path)
     assert path.read_bytes() == b"old"

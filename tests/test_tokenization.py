@@ -275,7 +275,10 @@ def test_one_text_is_no_list(tokenizer: Tokenizer) -> None:
 def test_no_tokenizer(small: Path, tmp_path: Path) -> None:
     shutil.copy(small / "config.json", tmp_path)
     message = refusal(lambda: load_tokenizer(tmp_path))
-    assert message == f"{tmp_path}: expected tokenizer.json or vocab.txt, found neither"
+    assert (
+        message
+        == f"{tmp_path}: expected tokenizer.json, vocab.txt or vocab.json, found none of them"
+    )
 
 
 def test_no_config(small: Path, tmp_path: Path) -> None:

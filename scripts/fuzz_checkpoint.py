@@ -1,0 +1,807 @@
+"""Damage files in every way known to break readers, and read them: one clear error, or the truth.
+
+    python scripts/fuzz_checkpoint.py [--cases N] [--seed S] [--only MUTATION]
+
+Each case is a fresh folder with a checkpoint, a calibration, a recipe or an FP8
+file, of which one file is damaged or replaced. What may come of reading it:
+
+    refused   one error of this project, in one line, that names the file
+    valid     the file is still (or again) a valid one, and what was read is what
+              an independent reader finds in it
+
+Anything else is a failure: another exception, a wrong value, an end of the
+process, no end within a time limit, or memory beyond a limit. Cases run in
+worker processes with such limits. A case depends on nothing but the seed and
+its number, and is run again with ``--first NUMBER --cases 1``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import resource
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import tokenizers
+
+import bert_numpy
+from bert_numpy.calibration import calibrate, load_calibration, save_calibration
+from bert_numpy.config import read_config
+from bert_numpy.recipe import PRESETS, load_recipe, recipe_json
+from bert_numpy.weights import expected_shapes
+from npfp8 import E4M3FN, QuantizedTensor
+from npfp8.storage import Fp8Array, load_file, save_file
+
+#: Of a worker: bytes of memory beyond what it has at its start, and seconds for a case.
+MEMORY_LIMIT = 1 << 30
+TIME_LIMIT = 20.0
+
+CONFIG = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "vocab_size": 40,
+    "hidden_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 16,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "id2label": {"0": "negative", "1": "positive"},
+}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+EMBEDDED = Path(bert_numpy.__file__).parent / "assets" / "bert-tiny-sst2"
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcde")]
+
+Rng = random.Random
+
+
+# Files before any damage.
+
+
+def pack(header: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
+    """A safetensors file; not padded, so that its data lies at any byte."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def unpack(content: bytes) -> tuple[dict[str, Any], bytes]:
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def model_file(dtype: str, names: list[str] | None = None) -> bytes:
+    """Random weights of the small model, or those of the given names."""
+    generator = np.random.default_rng(0)
+    header, data = {}, b""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.json")
+        path.write_text(json.dumps(CONFIG))
+        shapes = expected_shapes(read_config(path))
+    for name, shape in shapes.items():
+        values = generator.normal(0, 0.3, shape).astype("<f4")
+        if names is not None and name not in names:
+            continue
+        stored = values.view("<u4") >> 16 if dtype == "BF16" else values
+        content = stored.astype(DTYPES[dtype]).tobytes()
+        key = name if name.startswith("classifier") else f"bert.{name}"
+        offsets = [len(data), len(data) + len(content)]
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+        data += content
+    return pack(header, data)
+
+
+def templates() -> dict[str, dict[str, bytes]]:
+    """The files of an undamaged folder, by target."""
+    config = json.dumps(CONFIG).encode()
+    whole = model_file("F32")
+    keys = [key.removeprefix("bert.") for key in unpack(whole)[0]]
+    halves = [keys[::2], keys[1::2]]
+    shards = {name: model_file("F32", half) for name, half in zip(SHARDS, halves, strict=True)}
+    weight_map = {key: name for name in SHARDS for key in unpack(shards[name])[0]}
+    index = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_bytes(config)
+        (folder / SINGLE).write_bytes(whole)
+        model = bert_numpy.load(folder)
+        save_calibration(calibrate(model, [{"input_ids": [[2, 5, 6, 3]]}]), folder / "c")
+        codes = Fp8Array(np.arange(24, dtype=np.uint8).reshape(4, 6), E4M3FN)
+        save_file({"w": codes, "s": np.full(4, 0.5, np.float32)}, folder / "f")
+        vocabulary = {token: number for number, token in enumerate(TOKENS)}
+        tokenizers.BertWordPieceTokenizer(vocabulary).save(str(folder / "t"))
+        files = {key: (folder / key).read_bytes() for key in "cft"}
+    return {
+        **{
+            f"model {dtype}": {"config.json": config, SINGLE: model_file(dtype)} for dtype in DTYPES
+        },
+        "shards": {"config.json": config, INDEX: index, **shards},
+        "bert-tiny-sst2": {
+            name: (EMBEDDED / name).read_bytes() for name in ("config.json", SINGLE)
+        },
+        "calibration": {"calibration.safetensors": files["c"]},
+        "fp8": {"fp8.safetensors": files["f"]},
+        "recipe": {"recipe.json": recipe_json(PRESETS["int8-smooth"]).encode()},
+        "tokenizer": {"config.json": config, "tokenizer.json": files["t"]},
+        "vocabulary": {"config.json": config, "vocab.txt": "\n".join(TOKENS).encode()},
+    }
+
+
+# Reading, and comparing with an independent reader.
+
+
+class WrongValueError(Exception):
+    """Something was read that the file does not say."""
+
+
+def expect(good: bool, what: str) -> None:
+    if not good:
+        raise WrongValueError(what)
+
+
+def independent(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """Dtype, shape and bytes of each tensor, by the safetensors library alone."""
+    found = safetensors.deserialize(path.read_bytes())
+    return {key: (str(x["dtype"]), list(x["shape"]), bytes(x["data"])) for key, x in found}
+
+
+def as_float32(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    stored = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+    if dtype == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
+
+
+def read_model(folder: Path) -> None:
+    model = bert_numpy.load(folder)
+    files = [folder / SINGLE]
+    if not files[0].exists():
+        weight_map = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+    stored = {}
+    for file in files:
+        for key, tensor in independent(file).items():
+            name = key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+            stored[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
+    for name, weight in model.weights.items():
+        expect(np.array_equal(np.asarray(weight), as_float32(*stored[name])), f"weight {name}")
+    raw = json.loads((folder / "config.json").read_bytes())
+    defaults = {"hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 2}
+    for key in CONFIG.keys() - {"architectures", "model_type", "id2label", "layer_norm_eps"}:
+        expect(getattr(model.config, key) == raw.get(key, defaults.get(key)), f"config {key}")
+    with np.errstate(all="ignore"):
+        model([[0, min(1, model.config.vocab_size - 1)]])
+
+
+def read_calibration(folder: Path) -> None:
+    path = folder / "calibration.safetensors"
+    calibration = load_calibration(path)
+    stored = independent(path)
+    for name, seen in calibration.operands.items():
+        low, high, *averages = np.frombuffer(stored[f"{name}/range"][2], "<f8").tolist()
+        expect((seen.low, seen.high) == (low, high), f"{name}/range")
+        expect([seen.average_low, seen.average_high] == averages, f"{name}/range")
+        bits = np.frombuffer(stored[f"{name}/bits"][2], "<u2")
+        counts = np.frombuffer(stored[f"{name}/counts"][2], "<i8")
+        expect(bool((seen.histogram[bits] == counts).all()), f"{name}/counts")
+        expect(int(seen.histogram.sum()) == int(counts.sum()), f"{name}/counts")
+    for site, largest in calibration.channels.items():
+        expect(largest.tobytes() == stored[f"{site}/channels"][2], f"{site}/channels")
+    expect(all(math.isfinite(seen.low) for seen in calibration.operands.values()), "NaN")
+
+
+def read_fp8(folder: Path) -> None:
+    path = folder / "fp8.safetensors"
+    found, stored = load_file(path), independent(path)
+    expect(found.keys() == stored.keys(), "keys")
+    for key, tensor in found.items():
+        array = tensor.codes if isinstance(tensor, Fp8Array) else tensor
+        expect(array.tobytes() == stored[key][2], f"tensor {key}")
+        expect(list(array.shape) == stored[key][1], f"shape of {key}")
+    codes, scale = found.get("w"), found.get("s")
+    if isinstance(codes, Fp8Array) and isinstance(scale, np.ndarray):
+        try:
+            tensor = QuantizedTensor(codes.codes, scale, codes.fmt, axis=0)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        expect(bool((tensor.scale > 0).all() and np.isfinite(tensor.scale).all()), "scale")
+
+
+def read_recipe(folder: Path) -> None:
+    path = folder / "recipe.json"
+    recipe = json.loads(recipe_json(load_recipe(path)))
+
+    def contains(all_: Any, given: Any) -> bool:
+        if isinstance(given, dict):
+            return all(contains(all_[key], value) for key, value in given.items())
+        if isinstance(given, list):
+            return len(all_) == len(given) and all(map(contains, all_, given))
+        return type(all_) is type(given) and bool(all_ == given)
+
+    expect(contains(recipe, json.loads(path.read_bytes())), "a setting")
+
+
+def read_tokenizer(folder: Path) -> None:
+    tokenizer = bert_numpy.load_tokenizer(folder)
+    size = json.loads((folder / "config.json").read_bytes())["vocab_size"]
+    try:
+        encoded = tokenizer.encode(["abc j", "\u00e9 b"], ["a", "b"])
+    except bert_numpy.BertNumpyError:  # of the texts: a valid tokenizer need not know them
+        return
+    ids = [number for item in encoded for number in item.input_ids]
+    expect(all(0 <= number < size for number in ids), "token ids")
+
+
+READERS: dict[str, Callable[[Path], None]] = {
+    "calibration": read_calibration,
+    "fp8": read_fp8,
+    "recipe": read_recipe,
+    "tokenizer": read_tokenizer,
+    "vocabulary": read_tokenizer,
+}
+
+
+# Damage. Each takes the content of a file, or its place, and what it needs of chance.
+
+
+def some_bytes(rng: Rng, content: bytes, first: int, last: int) -> bytes:
+    damaged = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        damaged[rng.randrange(first, max(last, first + 1))] = rng.randrange(256)
+    return bytes(damaged)
+
+
+def any_truncated(rng: Rng, content: bytes) -> bytes:
+    return content[: rng.randrange(len(content))]
+
+
+def any_extended(rng: Rng, content: bytes) -> bytes:
+    return content + rng.randbytes(rng.randint(1, 64))
+
+
+def any_empty(rng: Rng, content: bytes) -> bytes:
+    return b""
+
+
+def any_noise(rng: Rng, content: bytes) -> bytes:
+    return rng.randbytes(rng.randrange(200))
+
+
+def any_flipped(rng: Rng, content: bytes) -> bytes:
+    return some_bytes(rng, content, 0, len(content))
+
+
+def st_header_flipped(rng: Rng, content: bytes) -> bytes:
+    return some_bytes(rng, content, 8, 8 + struct.unpack("<Q", content[:8])[0])
+
+
+def st_data_flipped(rng: Rng, content: bytes) -> bytes:
+    return some_bytes(rng, content, 8 + struct.unpack("<Q", content[:8])[0], len(content))
+
+
+def st_header_length(rng: Rng, content: bytes) -> bytes:
+    (length,) = struct.unpack("<Q", content[:8])
+    near = [length - 1, length + 1, length + 8, len(content) - 8, len(content) - 7]
+    far = [0, 1, 2, 99_999_999, 100_000_001, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
+    return struct.pack("<Q", rng.choice(near + far)) + content[8:]
+
+
+def st_declares_100_mb(rng: Rng, content: bytes) -> bytes:
+    """A long header that is there: zeros, spaces, or one string."""
+    size = rng.choice([99_999_999, 100_000_000, 100_000_001])
+    filling = rng.choice([b"\0", b" ", b"{" + b" " * 999, b'{"' + b"a" * 998])
+    return struct.pack("<Q", size) + (filling * (size // len(filling) + 1))[:size]
+
+
+def change_entry(
+    change: Callable[[Rng, dict[str, Any], str, dict[str, Any]], None],
+) -> Callable[[Rng, bytes], bytes]:
+    """Damage to one tensor's entry of a header, or to the header by way of it."""
+
+    def damage(rng: Rng, content: bytes) -> bytes:
+        header, data = unpack(content)
+        key = rng.choice([key for key in header if key != "__metadata__"])
+        change(rng, header, key, header[key])
+        return pack(header, data)
+
+    return damage
+
+
+def _offsets(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    place = rng.randrange(2)
+    value = info["data_offsets"][place]
+    choices = [value + 4, value - 4, 0, -1, 2**32, 2**63, 2**64, 10**30, value + 0.5, "0", None]
+    info["data_offsets"][place] = rng.choice(choices)
+
+
+def _offsets_moved(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    by = rng.choice([-8, -4, -1, 1, 4, 8, 1 << 20, 2**63])
+    info["data_offsets"] = [offset + by for offset in info["data_offsets"]]
+
+
+def _offsets_shared(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    other = rng.choice([name for name in header if name != "__metadata__"])
+    info["data_offsets"] = header[other]["data_offsets"]
+
+
+def _offsets_reversed(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    info["data_offsets"] = info["data_offsets"][::-1]
+
+
+def _dtype(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    known = ["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "C64"]
+    others = ["F8_E8M0", "F4", "f32", "", "F" * 100_000, None, 3, [], {}, {"F32": None}]
+    info["dtype"] = rng.choice(known + others)
+
+
+def _dtype_of_the_same_size(
+    rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]
+) -> None:
+    same = {"F32": ["I32", "U32"], "F16": ["BF16", "I16"], "BF16": ["F16", "U16"]}
+    same |= {"F8_E4M3": ["U8", "BOOL", "F8_E5M2", "F8_E8M0"], "F64": ["I64", "U64", "C64"]}
+    info["dtype"] = rng.choice(same.get(info["dtype"], ["F64"]))
+
+
+def _shape(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    shape = info["shape"]
+    changes = [
+        shape[::-1],
+        [*shape, 1],
+        [1, *shape],
+        [math.prod(shape)],
+        [*shape, 0],
+        [*shape, 2**62, 2**62, 0],
+        [*shape, 2**63],
+        [-length for length in shape],
+        [float(length) for length in shape],
+        [*shape[:-1], True],
+        [10**30],
+        [*shape] + [1] * rng.choice([29, 31, 32, 33, 64, 65, 1000]),
+        [2**63] * 1000,
+        [99999999999999999999] * 100_000,
+        [],
+        None,
+        {},
+        "4",
+    ]
+    info["shape"] = rng.choice(changes)
+
+
+def _entry(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    whole = [info["dtype"], info["shape"], info["data_offsets"]]
+    header[key] = rng.choice([whole, None, 1, "x", [], {}, {**info, "more": 1}, [[]] * 100_000])
+
+
+def _entry_part(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    del info[rng.choice(list(info))]
+
+
+def _key_gone(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    del header[key]
+
+
+def _key_renamed(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    others = [name for name in header if name != key]
+    names = ["", "x", "k" * 100_000, "\0", "\u202e", f"bert.{key}", key.upper(), *others[:3]]
+    header[rng.choice(names)] = header.pop(key)
+
+
+def _metadata(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    values = [1, None, [], {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"a": "b"}, "x" * 100_000]
+    header["__metadata__"] = rng.choice(values)
+
+
+def _metadata_of_calibration(
+    rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]
+) -> None:
+    values = ["", "0", "-1", "1" * 5000, "\u0661", "1.0", "true", "x", " 3", "9" * 19]
+    header.setdefault("__metadata__", {})[rng.choice(["format", "samples", "golden"])] = rng.choice(
+        values
+    )
+
+
+def st_duplicate_key(rng: Rng, content: bytes) -> bytes:
+    header, data = unpack(content)
+    key = rng.choice(list(header))
+    changed = header[key]
+    if rng.random() < 0.5 and key != "__metadata__":
+        changed = {**header[key], "shape": header[key]["shape"][::-1]}
+    again = f"{{{json.dumps(key)}:{json.dumps(changed)},".encode()
+    return pack(again + json.dumps(header)[1:].encode(), data)
+
+
+def json_bomb(rng: Rng, content: bytes) -> bytes:
+    """Deep, long, or large JSON, alone or in the place of something."""
+    size = rng.choice([100, 1000, 100_000, 3_000_000])
+    return rng.choice(
+        [
+            b'{"a":' * size,
+            b"[" * size,
+            b'{"a":' + b"[" * size + b"]" * size + b"}",
+            b'{"a":' + b"9" * size + b"}",
+            b'{"a":{"dtype":"F32","shape":[' + b"9" * size + b'],"data_offsets":[0,4]}}',
+            b'{"a":-' + b"9" * size + b"e" + b"9" * 100 + b"}",
+            b'{"' + b"a" * size + b'":1}',
+            b'{"a":"' + b"\\u0000" * size + b'"}',
+            b'{"a":[' + b"[]," * size + b"1]}",
+            b"{" + b'"a":1,' * size + b'"a":1}',
+            b"{" + b",".join(b'"%d":0' % i for i in range(min(size, 200_000))) + b',"0":1}',
+            b'{"a": NaN, "b": Infinity}',
+            b'{"a": "\\ud800"}',
+            b"{" + b" " * size + b"}",
+        ]
+    )
+
+
+def json_bomb_of_safetensors(rng: Rng, content: bytes) -> bytes:
+    return pack(json_bomb(rng, content), unpack(content)[1])
+
+
+def json_not_utf8(rng: Rng, content: bytes) -> bytes:
+    place = rng.choice([i for i, byte in enumerate(content) if byte == ord('"')]) + 1
+    return content[:place] + rng.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80"]) + content[place:]
+
+
+def json_marked(rng: Rng, content: bytes) -> bytes:
+    return rng.choice(
+        [b"\xef\xbb\xbf" + content, content.decode().encode("utf-16"), b"\0" + content]
+    )
+
+
+#: What stands for any value in JSON.
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 3, 10**9, 2**63, 2**64, 10**400, 0.5, 1e308, -0.0),
+    *(float("nan"), float("inf"), "", "0", "x", "x" * 1_000_000, [], {}, [[]], {"0": "a"}),
+    *([0] * 10_000, {"1": "a"}, {"0": {}, "1": []}, ["a", "b"], "gelu", "../x", "E4M3FN", "INT8"),
+]
+
+
+def json_value(rng: Rng, content: bytes) -> bytes:
+    """Another value in the place of one at any depth, or one more, or one less."""
+    value = json.loads(content)
+    node = value
+    while True:
+        keys = list(node) if isinstance(node, dict) else range(len(node))
+        if not keys:
+            break
+        key = rng.choice(list(keys))
+        if isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.7:
+            node = node[key]
+            continue
+        what = rng.random()
+        if what < 0.8:
+            node[key] = rng.choice(VALUES)
+        elif what < 0.9:
+            del node[key]
+        elif isinstance(node, dict):
+            node[rng.choice(["", "x", "name", "dtype"])] = node[key]
+        break
+    return json.dumps(value).encode()
+
+
+def json_duplicate_key(rng: Rng, content: bytes) -> bytes:
+    value = json.loads(content)
+    key = rng.choice(list(value))
+    again = f"{{{json.dumps(key)}:{json.dumps(rng.choice([*VALUES[:15], value[key]]))},".encode()
+    return again + json.dumps(value)[1:].encode()
+
+
+def index_shard(rng: Rng, content: bytes) -> bytes:
+    """Another name in the place of a shard's; the files above and beside are there to be found."""
+    index = json.loads(content)
+    weight_map = index["weight_map"]
+    names = [
+        *("../outside.safetensors", "/outside.safetensors", "sub/inside.safetensors", "..", "."),
+        *("./" + SHARDS[0], SHARDS[0] + "/", "..\\outside.safetensors", "C:x", "", "\0", "a\0b"),
+        *("missing.safetensors", "x" * 300, INDEX, "config.json", SHARDS[0], SHARDS[1], None, 3),
+        *([], {}, ["x"], "~/x", "$HOME", "%2e%2e/outside.safetensors", "pipe", "folder", "\ud800"),
+    ]
+    weight_map[rng.choice(list(weight_map))] = rng.choice(names)
+    return json.dumps(index).encode()
+
+
+def index_key(rng: Rng, content: bytes) -> bytes:
+    index = json.loads(content)
+    weight_map = index["weight_map"]
+    key = rng.choice(list(weight_map))
+    choices: list[Callable[[], Any]] = [
+        lambda: weight_map.pop(key),
+        lambda: weight_map.update({f"{key}.x": SHARDS[0]}),
+        lambda: index.update(weight_map=rng.choice(VALUES)),
+        lambda: index.pop("weight_map"),
+    ]
+    rng.choice(choices)()
+    return json.dumps(index).encode()
+
+
+def numbers(dtypes: tuple[str, ...], values: list[float]) -> Callable[[Rng, bytes], bytes]:
+    """Numbers that cannot be, in the data of a tensor of one of the dtypes."""
+
+    def damage(rng: Rng, content: bytes) -> bytes:
+        header, data = unpack(content)
+        fitting = [
+            info
+            for key, info in header.items()
+            if key != "__metadata__" and info["dtype"] in dtypes and math.prod(info["shape"])
+        ]
+        info = rng.choice(fitting)
+        begin, end = info["data_offsets"]
+        value = rng.choice(values)
+        if info["dtype"] == "BF16":
+            piece = np.array([value], "<f4").tobytes()[2:]
+        else:
+            piece = np.array([value], {"F32": "<f4", "F16": "<f2", "F64": "<f8"}[info["dtype"]])
+        size = len(bytes(piece))
+        place = begin + size * rng.randrange((end - begin) // size)
+        return pack(header, data[:place] + bytes(piece) + data[place + size :])
+
+    return damage
+
+
+NOT_FINITE = [math.nan, math.inf, -math.inf]
+BAD_SCALES = [math.nan, math.inf, -math.inf, 0.0, -0.0, -1.0, 1e-45, -1e-45]
+
+ANY = [any_truncated, any_extended, any_empty, any_noise, any_flipped]
+
+
+def named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    function.__name__ = name
+    return function
+
+
+SAFETENSORS = [
+    *ANY,
+    st_header_flipped,
+    st_data_flipped,
+    st_header_length,
+    st_duplicate_key,
+    named(json_bomb_of_safetensors, "header_bomb"),
+    *(
+        named(change_entry(change), f"st{change.__name__}")
+        for change in (
+            *(_offsets, _offsets_moved, _offsets_shared, _offsets_reversed, _dtype),
+            *(_dtype_of_the_same_size, _shape, _entry, _entry_part, _key_gone, _key_renamed),
+            _metadata,
+        )
+    ),
+]
+JSON = [*ANY, json_bomb, json_not_utf8, json_marked, json_value, json_value, json_duplicate_key]
+WEIGHTS = [*SAFETENSORS, named(numbers(tuple(DTYPES), NOT_FINITE), "nan_or_infinite_weight")]
+TEXT = [*ANY, named(lambda rng, content: content + b"\xff\xfe", "not_utf8")]
+RARE = [st_declares_100_mb]
+
+#: By target: the file that is damaged, and in which ways.
+DAMAGE: list[tuple[str, str, list[Callable[[Rng, bytes], bytes]]]] = [
+    *((f"model {dtype}", SINGLE, WEIGHTS) for dtype in DTYPES),
+    ("model F32", "config.json", JSON),
+    ("shards", INDEX, [*JSON, index_shard, index_shard, index_key]),
+    ("shards", SHARDS[1], WEIGHTS),
+    ("bert-tiny-sst2", SINGLE, WEIGHTS),
+    (
+        "calibration",
+        "calibration.safetensors",
+        [
+            *SAFETENSORS,
+            named(numbers(("F32", "F64"), BAD_SCALES), "bad_range"),
+            named(change_entry(_metadata_of_calibration), "calibration_metadata"),
+        ],
+    ),
+    (
+        "fp8",
+        "fp8.safetensors",
+        [*SAFETENSORS, named(numbers(("F32",), BAD_SCALES), "bad_scale")],
+    ),
+    ("recipe", "recipe.json", JSON),
+    ("tokenizer", "tokenizer.json", JSON),
+    ("vocabulary", "vocab.txt", TEXT),
+    ("tokenizer", "config.json", JSON),
+]
+
+
+def place_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def place_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def place_zeros(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def place_null(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+def place_dangling_link(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere")
+
+
+def place_link_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def place_link_to_folder(path: Path) -> None:
+    path.symlink_to("/")
+
+
+def place_sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+PLACES = [
+    *(place_pipe, place_folder, place_zeros, place_null, place_dangling_link, place_link_loop),
+    *(place_link_to_folder, place_sparse),
+]
+
+
+def make_case(seed: int, number: int, base: Path, all_: dict[str, dict[str, bytes]]) -> list[str]:
+    """Write the folder of a case; returns its target and the name of its damage."""
+    rng = random.Random(f"{seed}-{number}")
+    target, file, damages = rng.choice(DAMAGE)
+    if target == "bert-tiny-sst2" and rng.random() < 0.8:  # the large one: not as often
+        target = "model F16"
+    folder = base / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for place in (base / "outside.safetensors", folder / "sub" / "inside.safetensors"):
+        place.write_bytes(all_["model F32"][SINGLE])
+    os.mkfifo(folder / "pipe")
+    (folder / "folder").mkdir()
+    files = all_[target]
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    path = folder / file
+    chance = rng.random()
+    if chance < 0.03:
+        path.unlink()
+        place = rng.choice(PLACES)
+        place(path)
+        return [target, place.__name__]
+    if chance < 0.05:  # as the hub's cache has it
+        path.rename(base / "blob")
+        path.symlink_to("../blob")
+        return [target, "link_to_a_file_outside"]
+    if chance < 0.06:
+        path.unlink()
+        return [target, "no_file"]
+    if chance < 0.065 and file.endswith(".safetensors"):
+        damages = RARE
+    damage = rng.choice(damages)
+    path.write_bytes(damage(rng, files[file]))
+    return [target, damage.__name__]
+
+
+def run_case(target: str, folder: Path) -> tuple[str, str]:
+    """Read a folder: the outcome, and of a failure what it was."""
+    kind: type[Exception] = ValueError if target == "fp8" else bert_numpy.BertNumpyError
+    try:
+        READERS.get(target, read_model)(folder)
+    except WrongValueError as error:
+        return "wrong value", str(error)
+    except BaseException as error:
+        text = str(error)
+        found = f"{type(error).__name__}: {text[:300]}"
+        cannot_open = target == "fp8" and isinstance(error, OSError)  # npfp8.storage does so
+        if type(error) not in (kind, bert_numpy.BertNumpyError) and not cannot_open:
+            return "other error", found
+        clear = str(folder) in text and len(text) < 5000 and len(text.splitlines()) == 1
+        return ("refused", "") if clear else ("unclear error", found)
+    return "valid", ""
+
+
+def work(seed: int, first: int, last: int) -> None:
+    """In a process of its own: cases in a row, a line of JSON before and after each."""
+    all_ = templates()
+    for target, files in all_.items():  # what is not damaged is read
+        with tempfile.TemporaryDirectory() as name:
+            for file, content in files.items():
+                Path(name, file).write_bytes(content)
+            READERS.get(target, read_model)(Path(name))
+    if sys.platform == "linux":
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_LIMIT, size + MEMORY_LIMIT))
+    for number in range(first, last):
+        base = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        try:
+            case = make_case(seed, number, base, all_)
+            print(json.dumps([number, *case]), flush=True)
+            print(json.dumps(run_case(case[0], base / "folder")), flush=True)
+        finally:
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def supervise(
+    seed: int, first: int, last: int, results: Counter[tuple[str, str, str]]
+) -> list[str]:
+    """Run cases in workers, each of which goes on where the last one ended; returns failures."""
+    failures = []
+    number = first
+    while number < last:
+        command = [sys.executable, __file__, "--seed", str(seed), "--work", str(number), str(last)]
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as worker,
+        ):
+            assert worker.stdout is not None
+            case, buffered = [number, "?", "start"], b""
+            deadline = time.monotonic() + 60
+            outcome = None
+            while outcome is None:
+                ready, _, _ = select.select([worker.stdout], [], [], deadline - time.monotonic())
+                chunk = os.read(worker.stdout.fileno(), 1 << 16) if ready else b""
+                if not chunk:
+                    worker.kill()
+                    if number < last:
+                        errors.seek(0)
+                        end = errors.read()[-300:].decode(errors="replace")
+                        outcome = ("crash", f"{worker.wait()} {end}") if ready else ("hang", "")
+                    break
+                deadline = time.monotonic() + TIME_LIMIT
+                *lines, buffered = (buffered + chunk).split(b"\n")
+                for line in map(json.loads, lines):
+                    if len(line) == 3:
+                        case = line
+                        continue
+                    results[case[1], case[2], line[0]] += 1
+                    if line[0] not in ("refused", "valid"):
+                        failures.append(f"{case}: {line[0]}: {line[1]}")
+                    number = case[0] + 1
+        if outcome is not None:
+            results[case[1], case[2], outcome[0]] += 1
+            failures.append(f"{case}: {outcome[0]}: {outcome[1]}")
+            number = case[0] + 1
+    return failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, metavar="NUMBER")
+    parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        work(arguments.seed, *arguments.work)
+        return 0
+    results: Counter[tuple[str, str, str]] = Counter()
+    last = arguments.first + arguments.cases
+    failures = supervise(arguments.seed, arguments.first, last, results)
+    for title, place in (("target", 0), ("damage", 1)):
+        print(f"{title:<28}{'refused':>9}{'valid':>9}{'failed':>9}")
+        for name in sorted({key[place] for key in results}):
+            counts = Counter[str]()
+            for key, count in results.items():
+                if key[place] == name:
+                    known = key[2] in ("refused", "valid")
+                    counts[key[2] if known else "failed"] += count
+            print(f"{name:<28}{counts['refused']:>9}{counts['valid']:>9}{counts['failed']:>9}")
+        print()
+    print(f"{sum(results.values())} cases, seed {arguments.seed}: {len(failures)} failures")
+    print("\n".join(failures[:50]))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

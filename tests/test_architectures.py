@@ -1,0 +1,877 @@
+"""BERT's relatives and every head: as transformers computes them, from what transformers writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from factories import Batch, hard_batches, relative, write_tensors
+from oracles import assert_same_bits
+from safetensors.numpy import load_file
+
+from bert_numpy import (
+    PRESETS,
+    BertNumpyError,
+    Model,
+    ModelOutput,
+    apply_recipe,
+    calibrate,
+    load,
+    load_tokenizer,
+)
+from bert_numpy.architectures import ARCHITECTURES
+from bert_numpy.cli import main
+from bert_numpy.model import model_sites
+from bert_numpy.policy import FLOAT32_POLICY, Policy, float32_policy
+from bert_numpy.weights import expected_shapes
+from npfp8 import QuantizedTensor
+
+PARITY = 1e-5
+
+WORDS = 60
+LONGEST = 120  # tokens: two fewer than positions, for RoBERTa
+
+_SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+}
+_COMMON = {
+    "vocab_size": WORDS,
+    "max_position_embeddings": LONGEST + 2,
+    "initializer_range": 0.3,  # activations of the order of 1, as in a trained model
+    "num_labels": 3,
+}
+
+#: Names of transformers' classes: model type, and options of its config.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Bert": ("bert", _SIZES),
+    "DistilBert": ("distilbert", {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40}),
+    "Roberta": ("roberta", _SIZES | {"layer_norm_eps": 1e-5}),
+    "XLMRoberta": ("xlm-roberta", _SIZES | {"type_vocab_size": 1, "pad_token_id": 5}),
+    "Camembert": ("camembert", _SIZES | {"type_vocab_size": 1}),
+    "Electra": ("electra", _SIZES | {"embedding_size": 12}),
+}
+
+HEADS = {
+    "Model": "none: a bare encoder",
+    "ForSequenceClassification": "sequence classification",
+    "ForQuestionAnswering": "question answering",
+    "ForMaskedLM": "masked language modelling",
+    "ForTokenClassification": "token classification",
+    "ForMultipleChoice": "multiple choice",
+    "ForNextSentencePrediction": "next sentence prediction",
+    "ForPreTraining": "pre-training",
+}
+
+CASES = [
+    (kind, head)
+    for kind in KINDS
+    for head in HEADS
+    if (kind, head) == ("Electra", "ForPreTraining")
+    or head not in ("ForNextSentencePrediction", "ForPreTraining")
+    or kind == "Bert"
+]
+
+
+def saved(
+    transformers: Any, torch: Any, folder: Path, kind: str, head: str, **options: Any
+) -> Path:
+    """A checkpoint of random weights that transformers made and wrote."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # arrays are small
+    sizes = {**_COMMON, **KINDS[kind][1], **options}
+    if head == "ForQuestionAnswering":
+        sizes["num_labels"] = 2
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    model = getattr(transformers, kind + head)(config)
+    for name, parameter in model.named_parameters():  # zeros and ones would hide errors
+        if name.endswith("bias") or "norm" in name.lower():
+            parameter.data += 0.2 * torch.randn(parameter.shape)
+    model.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint in this package and, with eager attention, in transformers."""
+
+    kind: str
+    head: str
+    folder: Path
+    torch: Any
+    transformers: Any
+
+    @cached_property
+    def model(self) -> Model:
+        return load(self.folder)
+
+    @cached_property
+    def peer(self) -> Any:
+        name = self.kind + self.head
+        known = getattr(self.transformers, name)
+        return known.from_pretrained(self.folder, attn_implementation="eager").eval()
+
+    def fit(self, batch: Batch) -> Batch:
+        """The batch with the arguments, and the layout, that the model takes."""
+        batch = dict(batch)
+        if self.model.config.type_vocab_size < 2:
+            batch.pop("token_type_ids", None)
+        if self.head == "ForMultipleChoice":  # two choices for each of half as many examples
+            rows = len(batch["input_ids"])
+            pairs = np.arange(rows + rows % 2) % rows
+            batch = {name: x[pairs].reshape(-1, 2, x.shape[1]) for name, x in batch.items()}
+        return batch
+
+    def theirs(self, batch: Batch) -> dict[str, np.ndarray]:
+        tensors = {name: self.torch.from_numpy(array) for name, array in batch.items()}
+        with self.torch.no_grad():
+            output = self.peer(**tensors)
+        return {name: value.numpy() for name, value in output.items()}
+
+    def check(self, batch: Batch) -> None:
+        """Every output of transformers' is one of ours, at every token and at position 0."""
+        batch = self.fit(batch)
+        ours, theirs = self.model(**batch), self.theirs(batch)
+        shape = batch["input_ids"].shape
+        tokens = batch.get("attention_mask", np.ones(shape)) != 0
+        assert theirs
+        for name, expected in theirs.items():
+            got = getattr(ours, name)
+            assert got.dtype == np.float32
+            assert got.shape == expected.shape
+            if expected.shape[:2] == shape and self.head != "ForMultipleChoice":
+                assert relative(got[tokens], expected[tokens]) <= PARITY, name
+                if not name.startswith(("start", "end")):
+                    assert relative(got[:, 0], expected[:, 0]) <= PARITY, name
+            else:
+                assert relative(got, expected) <= PARITY, name
+        given = {name for name, value in vars(ours).items() if value is not None}
+        assert given - {"last_hidden_state", "pooler_output"} == theirs.keys() - {
+            "last_hidden_state",
+            "pooler_output",
+        }
+
+
+@pytest.fixture(scope="module", params=CASES, ids="".join)
+def case(
+    request: pytest.FixtureRequest,
+    torch: Any,
+    quiet_transformers: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Case:
+    kind, head = request.param
+    folder = tmp_path_factory.mktemp(kind + head)
+    saved(quiet_transformers, torch, folder, kind, head)
+    return Case(kind, head, folder, torch, quiet_transformers)
+
+
+# Parity
+
+
+def test_outputs(case: Case) -> None:
+    """Over padding on either side, holes, pairs, the longest input, rows of one token."""
+    for batch in hard_batches(WORDS, case.model.config.max_length).values():
+        case.check(batch)
+
+
+def test_padding_of_the_model(case: Case) -> None:
+    """As a tokenizer pads: RoBERTa's positions are counted by the ids, not by the mask."""
+    batch = hard_batches(WORDS, LONGEST)["right padding"]
+    pad = case.model.config.pad_token_id
+    ids = np.where(batch["input_ids"] == pad, pad + 1, batch["input_ids"])
+    case.check(batch | {"input_ids": np.where(batch["attention_mask"], ids, pad)})
+
+
+def test_description(case: Case) -> None:
+    config = case.model.config
+    assert (config.model_type, config.architecture) == (KINDS[case.kind][0], case.kind + case.head)
+    electra_pre_training = (case.kind, case.head) == ("Electra", "ForPreTraining")
+    expected = "replaced token detection" if electra_pre_training else HEADS[case.head]
+    assert config.head.name == expected
+    if case.head.startswith("For"):
+        assert config.description.class_of(config.head.name) == config.architecture
+    peer = case.peer.config
+    assert config.hidden_size == peer.hidden_size
+    assert (config.num_hidden_layers, config.num_attention_heads) == (2, 3)
+    assert config.pad_token_id == peer.pad_token_id
+    assert config.labels == tuple(peer.id2label.values())
+    longest = LONGEST + 2
+    if "oberta" in case.kind or case.kind == "Camembert":
+        longest -= peer.pad_token_id + 1
+    assert config.max_length == longest
+
+
+def test_names_and_shapes(case: Case) -> None:
+    """The names that a parameter may have are transformers', all of them; the last is stored."""
+    config = case.model.config
+    encoder = ("embeddings", "encoder.", "transformer.", "pooler.")
+    prefix = "" if case.head == "Model" else config.description.prefix
+    state = {name: tuple(x.shape) for name, x in case.peer.state_dict().items()}
+    stored = {name: x.shape for name, x in load_file(case.folder / "model.safetensors").items()}
+    found = set()
+    for name, shape in expected_shapes(config, "pooler.dense.weight" in case.model.weights).items():
+        names = [
+            prefix + other if other.startswith(encoder) else other
+            for other in config.description.stored_names(name, config.head)
+        ]
+        assert [state[other] for other in names] == [shape] * len(names)
+        found |= set(names)
+        if name == "cls.predictions.decoder.weight":
+            assert names[-1] not in stored
+        else:
+            assert stored.pop(names[-1]) == shape
+    assert not stored
+    assert found == state.keys()
+
+
+def test_parameters_are_held_once(case: Case) -> None:
+    assert case.model.weight_bytes == 4 * sum(x.numel() for x in case.peer.parameters())
+    if "cls.predictions.decoder.weight" in case.model.weights:
+        assert (
+            case.model.weights["cls.predictions.decoder.weight"]
+            is case.model.weights["embeddings.word_embeddings.weight"]
+        )
+
+
+# Policies
+
+
+def some_batch(case: Case) -> Batch:
+    return case.fit(hard_batches(WORDS, LONGEST)["right padding"])
+
+
+def test_sites_are_what_a_policy_sees(case: Case) -> None:
+    seen: list[str] = []
+
+    def gemm(site: str, a: Any, b: Any, bias: Any) -> np.ndarray:
+        seen.append(site)
+        return FLOAT32_POLICY.gemm(site, a, b, bias)
+
+    policy = Policy(gemm, FLOAT32_POLICY.arithmetic)
+    replace(case.model, policy=policy)(**some_batch(case))
+    assert list(dict.fromkeys(seen)) == model_sites(case.model)
+
+
+def outputs(output: ModelOutput) -> dict[str, np.ndarray]:
+    return {name: x for name, x in vars(output).items() if x is not None}
+
+
+def test_golden_float32_is_close(case: Case) -> None:
+    batch = some_batch(case)
+    fast = outputs(case.model(**batch))
+    golden = outputs(replace(case.model, policy=float32_policy(golden=True))(**batch))
+    assert golden.keys() == fast.keys()
+    for name, expected in fast.items():
+        finite = np.isfinite(expected)
+        assert (np.isfinite(golden[name]) == finite).all()
+        assert relative(golden[name][finite], expected[finite]) <= PARITY, name
+
+
+def test_e4m3(case: Case) -> None:
+    """The encoder in FP8, then the head too; golden, the same bits for any batch."""
+    batch = some_batch(case)
+    calibration = calibrate(case.model, [batch], golden=True)
+    plain = outputs(case.model(**batch))
+    recipe = PRESETS["e4m3"]
+    everything = replace(recipe, overrides=(("*", recipe.linear),))
+    heads = [site for site in model_sites(case.model) if not site.startswith("encoder.")]
+    for chosen in (recipe, everything):
+        model = apply_recipe(case.model, chosen, calibration, golden=True)
+        found = outputs(model(**batch))
+        alone = outputs(model(**{name: x[-1:] for name, x in batch.items()}))
+        assert found.keys() == plain.keys()
+        for name, expected in plain.items():
+            finite = np.isfinite(expected)
+            error = np.linalg.norm(found[name][finite] - expected[finite])
+            assert 0 < error / np.linalg.norm(expected[finite]) < 0.5, name
+            rows = len(alone[name])
+            assert_same_bits(alone[name], found[name][-rows:])
+        kinds = {type(model.weights[f"{site}.weight"]) for site in heads}
+        assert kinds <= {QuantizedTensor if chosen is everything else np.ndarray}
+        assert isinstance(model.weights["embeddings.word_embeddings.weight"], np.ndarray)
+
+
+# Options
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "relu", "silu"])
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Roberta", "Electra"])
+def test_activations(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, name: str
+) -> None:
+    """Of the encoder, and of a masked language model's head where it goes by the config."""
+    key = "activation" if kind == "DistilBert" else "hidden_act"
+    saved(quiet_transformers, torch, tmp_path, kind, "ForMaskedLM", **{key: name})
+    case = Case(kind, "ForMaskedLM", tmp_path, torch, quiet_transformers)
+    for batch in ("right padding", "holes"):
+        case.check(hard_batches(WORDS, LONGEST)[batch])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_regression(torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str) -> None:
+    head = "ForSequenceClassification"
+    saved(quiet_transformers, torch, tmp_path, kind, head, num_labels=1)
+    case = Case(kind, head, tmp_path, torch, quiet_transformers)
+    case.check(hard_batches(WORDS, LONGEST)["right padding"])
+    assert case.model.config.labels == ("LABEL_0",)
+
+
+@pytest.mark.parametrize("head", ["ForMaskedLM", "ForPreTraining", "Model"])
+def test_electra_without_a_projection(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, head: str
+) -> None:
+    saved(quiet_transformers, torch, tmp_path, "Electra", head, embedding_size=24)
+    case = Case("Electra", head, tmp_path, torch, quiet_transformers)
+    assert "embeddings_project.weight" not in case.model.weights
+    case.check(hard_batches(WORDS, LONGEST)["holes"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_untied_decoder(torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str) -> None:
+    options = {"tie_word_embeddings": False}
+    saved(quiet_transformers, torch, tmp_path, kind, "ForMaskedLM", **options)
+    case = Case(kind, "ForMaskedLM", tmp_path, torch, quiet_transformers)
+    case.check(hard_batches(WORDS, LONGEST)["holes"])
+    words, decoder = (
+        case.model.weights[f"{name}.weight"]
+        for name in ("embeddings.word_embeddings", "cls.predictions.decoder")
+    )
+    assert not np.array_equal(words, decoder)
+    tensors = load_file(tmp_path / "model.safetensors")
+    *_, name = case.model.config.description.stored_names(
+        "cls.predictions.decoder.weight", case.model.config.head
+    )
+    del tensors[name]
+    write_tensors(tmp_path, tensors)
+    with pytest.raises(BertNumpyError, match=f"tensor '{name}': expected shape .*, but missing"):
+        load(tmp_path)
+
+
+def rewritten(case: Case, folder: Path, tensors: Mapping[str, np.ndarray]) -> Model:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_bytes((case.folder / "config.json").read_bytes())
+    write_tensors(folder, tensors)
+    return load(folder)
+
+
+def old_names(name: str) -> str:
+    return re.sub(
+        r"LayerNorm\.(weight|bias)$",
+        lambda found: {"weight": "LayerNorm.gamma", "bias": "LayerNorm.beta"}[found[1]],
+        name,
+    )
+
+
+def test_other_names(case: Case, tmp_path: Path) -> None:
+    """No prefix or one more; gamma and beta; buffers; a decoder that is stored though tied."""
+    tensors = load_file(case.folder / "model.safetensors")
+    prefix = case.model.config.description.prefix
+    decoder = {
+        "Bert": "cls.predictions.decoder",
+        "DistilBert": "vocab_projector",
+        "Electra": "generator_lm_head",
+    }.get(case.kind, "lm_head.decoder")
+    words = next(x for name, x in tensors.items() if name.endswith("word_embeddings.weight"))
+    more = {
+        f"{prefix}embeddings.position_ids": np.zeros((1, 4), np.float32),
+        "something.else": np.float32([np.nan]),  # would be refused
+    }
+    if "cls.predictions.decoder.weight" in case.model.weights:
+        more[f"{decoder}.weight"] = words
+    if case.model.config.description.head_names and case.head == "ForSequenceClassification":
+        # Older versions wrote a pooler that nothing reads.
+        more[f"{prefix}pooler.dense.weight"] = np.float32([np.nan])
+    variants = {
+        "bare": {name.removeprefix(prefix): x for name, x in tensors.items()},
+        "more": tensors | more,
+    }
+    if case.head == "Model":
+        variants["prefixed"] = {prefix + name: x for name, x in tensors.items()}
+    if case.kind == "Bert":
+        variants["old"] = {old_names(name): x for name, x in tensors.items()}
+        assert variants["old"].keys() != tensors.keys()
+    for name, variant in variants.items():
+        model = rewritten(case, tmp_path / name, variant)
+        assert list(model.weights) == list(case.model.weights)
+        assert model.weight_bytes == case.model.weight_bytes
+        for key, weight in case.model.weights.items():
+            np.testing.assert_array_equal(model.weights[key], weight)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_decoder_with_a_bias_of_its_own(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str
+) -> None:
+    """Older versions wrote the bias under both names, or under the decoder's."""
+    saved(quiet_transformers, torch, tmp_path / "a", kind, "ForMaskedLM")
+    case = Case(kind, "ForMaskedLM", tmp_path / "a", torch, quiet_transformers)
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    stem = "cls.predictions" if kind == "Bert" else "lm_head"
+    both = tensors | {f"{stem}.decoder.bias": tensors[f"{stem}.bias"]}
+    other = {name: x for name, x in both.items() if name != f"{stem}.bias"}
+    for number, variant in enumerate((both, other)):
+        model = rewritten(case, tmp_path / str(number), variant)
+        np.testing.assert_array_equal(
+            model.weights["cls.predictions.decoder.bias"], tensors[f"{stem}.bias"]
+        )
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(BertNumpyError) as caught:
+        load(folder)
+    return str(caught.value)
+
+
+def with_config(source: Path, folder: Path, without: str = "", **changes: Any) -> Path:
+    config = json.loads((source / "config.json").read_text()) | changes
+    config.pop(without, None)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    return folder
+
+
+def test_errors_name_the_files_own_keys(
+    torch: Any, quiet_transformers: Any, tmp_path: Path
+) -> None:
+    saved(quiet_transformers, torch, tmp_path / "a", "DistilBert", "Model")
+    place = tmp_path / "b" / "config.json"
+    for key in ("dim", "n_layers", "n_heads", "hidden_dim"):
+        message = refusal(with_config(tmp_path / "a", tmp_path / "b", without=key))
+        assert message == f"{place}: key {key!r}: expected int, found nothing"
+    message = refusal(with_config(tmp_path / "a", tmp_path / "b", activation="swish"))
+    assert message.startswith(f"{place}: key 'activation': expected one of gelu, ")
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    name = "transformer.layer.1.attention.q_lin.weight"
+    del tensors[name]
+    with_config(tmp_path / "a", tmp_path / "b")
+    write_tensors(tmp_path / "b", tensors)
+    assert f"tensor {name!r}: expected shape (24, 24), but missing" in refusal(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("summary_type", "mean"), ("summary_use_proj", False), ("summary_activation", "tanh")],
+)
+def test_other_summaries_of_electra(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, key: str, value: Any
+) -> None:
+    saved(quiet_transformers, torch, tmp_path / "a", "Electra", "ForMultipleChoice")
+    message = refusal(with_config(tmp_path / "a", tmp_path / "b", **{key: value}))
+    assert f"key {key!r}: expected " in message
+    assert message.endswith(f"found {value!r}")
+
+
+@pytest.mark.parametrize("kind", ["DistilBert", "Roberta", "XLMRoberta"])
+def test_inputs_that_the_model_cannot_have(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str
+) -> None:
+    model = load(saved(quiet_transformers, torch, tmp_path, kind, "Model"))
+    longest = model.config.max_length
+    assert longest == {"DistilBert": 122, "Roberta": 120, "XLMRoberta": 116}[kind]
+    ids = np.full((1, longest), 7)
+    assert model(ids).last_hidden_state.shape == (1, longest, 24)
+    with pytest.raises(BertNumpyError, match=f"expected at most {longest} tokens .*{longest + 1}"):
+        model(np.full((1, longest + 1), 7))
+    if kind != "Roberta":
+        model(ids, token_type_ids=np.zeros_like(ids))
+        with pytest.raises(BertNumpyError, match=r"token_type_ids: expected 0\.\.0, found 1"):
+            model(ids, token_type_ids=np.ones_like(ids))
+
+
+def test_choices_have_an_axis(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    model = load(saved(quiet_transformers, torch, tmp_path, "Bert", "ForMultipleChoice"))
+    assert model(np.full((2, 3, 4), 7)).logits.shape == (2, 3)
+    with pytest.raises(BertNumpyError) as caught:
+        model([[7, 7]])
+    assert str(caught.value) == ("input_ids: expected shape (batch, choices, length), found (1, 2)")
+    with pytest.raises(BertNumpyError, match="found 60 at row 1, 2, column 3"):
+        model(np.where(np.arange(24).reshape(2, 3, 4) == 23, 60, 7))
+
+
+def test_every_model_type_is_tested() -> None:
+    assert {model_type for model_type, _ in KINDS.values()} == ARCHITECTURES.keys()
+
+
+# Real checkpoints
+
+
+SENTENCES = [
+    "the capital of france is [MASK] .",
+    "she opened the [MASK] and walked into the room .",
+    "he was born in [MASK] in 1952 .",
+    "[MASK] is the largest planet in the solar system .",
+    "the movie was so [MASK] that i fell asleep .",
+    "a [MASK] is an animal that barks .",
+    "they drove their [MASK] to the [MASK] yesterday .",
+    "water [MASK] at one hundred degrees .",
+    "the band released its first [MASK] in 1999 .",
+    "[MASK] [MASK] [MASK]",
+]
+
+
+def test_masks_of_a_real_model(
+    torch: Any, quiet_transformers: Any, checkpoints: Path, tmp_path: Path
+) -> None:
+    """Its top five equal transformers', in Python and on the command line."""
+    folder = checkpoints / "bert-tiny-mlm"
+    tokenizer = quiet_transformers.AutoTokenizer.from_pretrained(folder)
+    peer = quiet_transformers.AutoModelForMaskedLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    batch = load_tokenizer(folder).batch(SENTENCES)
+    logits = load(folder)(**batch).logits
+    with torch.no_grad():
+        expected = peer(**tokenizer(SENTENCES, padding=True, return_tensors="pt")).logits.numpy()
+    tokens = batch["attention_mask"] != 0
+    assert relative(logits[tokens], expected[tokens]) <= PARITY
+    masks = batch["input_ids"] == tokenizer.mask_token_id
+    assert masks.sum() == 13
+    top = np.argsort(-expected[masks], axis=-1)[:, :5]
+    np.testing.assert_array_equal(np.argsort(-logits[masks], axis=-1)[:, :5], top)
+    found = []
+    for sentence in SENTENCES:
+        assert main(["predict", str(folder), sentence, "--json", str(tmp_path / "x")]) == 0
+        for mask in json.loads((tmp_path / "x").read_text())["masks"]:
+            found.append([one["token"] for one in mask["tokens"]])
+    assert found == [tokenizer.convert_ids_to_tokens(row) for row in top.tolist()]
+
+
+# Sentence embeddings
+
+TEXTS = [
+    "A man is eating food.",
+    "A man is eating a piece of bread.",
+    "The girl is carrying a baby.",
+    "Two men pushed carts through the woods, and a third one, who had been sitting by the river "
+    "for hours, watched them without a word.",
+    "monkey",
+]
+
+
+def embedded(torch: Any, peer: Any, batch: Batch, mode: str, normalize: bool) -> np.ndarray:
+    """As sentence-transformers documents it, in torch."""
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    with torch.no_grad():
+        hidden = peer(**tensors).last_hidden_state
+    mask = tensors["attention_mask"][..., None].float()
+    mean = (hidden * mask).sum(1) / mask.sum(1)
+    vectors = mean if mode == "mean" else hidden[:, 0]
+    if normalize:
+        vectors = torch.nn.functional.normalize(vectors, p=2, dim=1)
+    return vectors.numpy()
+
+
+def write_modules(folder: Path, pooling: Mapping[str, Any], normalize: bool = True) -> None:
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules[: 2 + normalize])
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+POOLINGS = {
+    "mean": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False},
+    "cls": {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True},
+}
+
+
+@pytest.mark.parametrize("normalize", [True, False], ids=["normalized", "plain"])
+@pytest.mark.parametrize("mode", POOLINGS)
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "XLMRoberta"])
+def test_sentence_embeddings(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, mode: str, normalize: bool
+) -> None:
+    saved(quiet_transformers, torch, tmp_path, kind, "Model")
+    write_modules(tmp_path, POOLINGS[mode] | {"word_embedding_dimension": 24}, normalize)
+    case = Case(kind, "Model", tmp_path, torch, quiet_transformers)
+    model = case.model
+    assert model.config.head.name == "sentence embeddings"
+    batches = hard_batches(WORDS, model.config.max_length)
+    del batches["ids only"]
+    for batch in map(case.fit, batches.values()):
+        expected = embedded(torch, case.peer, batch, mode, normalize)
+        assert relative(model(**batch).sentence_embedding, expected) <= PARITY
+    batch = some_batch(case)
+    fast = model(**batch).sentence_embedding
+    golden = replace(model, policy=float32_policy(golden=True))(**batch).sentence_embedding
+    assert relative(golden, fast) <= PARITY
+    calibration = calibrate(model, [batch], golden=True)
+    quantized = apply_recipe(model, PRESETS["e4m3"], calibration, golden=True)
+    found = quantized(**batch).sentence_embedding
+    alone = quantized(**{name: x[-1:] for name, x in batch.items()}).sentence_embedding
+    assert_same_bits(alone[0], found[-1])
+    assert 0 < np.linalg.norm(found - fast) / np.linalg.norm(fast) < 0.3
+    if normalize:
+        norms = np.linalg.norm(found.astype(np.float64), axis=1)
+        np.testing.assert_allclose(norms, 1, atol=1e-6)
+    new = {"pooling_mode": mode, "include_prompt": True}
+    write_modules(tmp_path, new, normalize)  # as newer versions write it
+    assert load(tmp_path).config.pooling == model.config.pooling
+
+
+@pytest.mark.parametrize(
+    ("pooling", "found"),
+    [
+        ({"pooling_mode_max_tokens": True}, "max_tokens"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "mean_tokens, cls_to"),
+        ({"pooling_mode": "lasttoken"}, "lasttoken"),
+        ({"pooling_mode_mean_tokens": False}, "None"),
+        ({}, "None"),
+    ],
+)
+def test_other_poolings(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, pooling: dict[str, Any], found: str
+) -> None:
+    saved(quiet_transformers, torch, tmp_path, "Bert", "Model")
+    write_modules(tmp_path, pooling)
+    assert refusal(tmp_path).startswith(
+        f"{tmp_path / '1_Pooling' / 'config.json'}: expected pooling_mode_mean_tokens or "
+        f"pooling_mode_cls_token, found {found}"
+    )
+
+
+TRANSFORMER = {"type": "sentence_transformers.models.Transformer", "path": ""}
+POOLING = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ({}, "expected a JSON list, found dict"),
+        ([], "expected the modules Transformer, Pooling and perhaps Normalize, found none"),
+        ([TRANSFORMER], "and perhaps Normalize, found Transformer"),
+        ([TRANSFORMER, POOLING, {"type": "x.Dense", "path": "2"}], "Transformer, Pooling, Dense"),
+        ([{"path": ""}], "module 0: expected a 'type', a string"),
+        ([TRANSFORMER, 3], "module 1: expected a 'type', a string"),
+        ([TRANSFORMER, POOLING | {"path": None}], "module 1: expected a 'path', a string"),
+        ([TRANSFORMER | {"path": "0_Transformer"}, POOLING], "this folder, found '0_Transformer'"),
+        ([TRANSFORMER, POOLING | {"path": "../x"}], "a folder in this one, found '../x'"),
+        ([TRANSFORMER, POOLING | {"path": "2_Pooling"}], "2_Pooling/config.json: no such file"),
+    ],
+)
+def test_other_modules(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, modules: Any, message: str
+) -> None:
+    saved(quiet_transformers, torch, tmp_path, "Bert", "Model")
+    write_modules(tmp_path, POOLINGS["mean"])
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert message in refusal(tmp_path)
+
+
+def test_real_sentence_embeddings(
+    torch: Any, quiet_transformers: Any, all_minilm: Path, tmp_path: Path
+) -> None:
+    tokenizer = quiet_transformers.AutoTokenizer.from_pretrained(all_minilm)
+    peer = quiet_transformers.AutoModel.from_pretrained(
+        all_minilm, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    theirs = dict(tokenizer(TEXTS, padding=True, return_tensors="np"))
+    expected = embedded(torch, peer, theirs, "mean", True)
+    model = load(all_minilm)
+    batch = load_tokenizer(all_minilm).batch(TEXTS)
+    for name, array in batch.items():
+        np.testing.assert_array_equal(array, theirs[name])
+    found = model(**batch).sentence_embedding
+    assert relative(found, expected) <= PARITY
+    argv = ["predict", str(all_minilm), TEXTS[0], TEXTS[1], "--json", str(tmp_path / "x")]
+    assert main(argv) == 0
+    report = json.loads((tmp_path / "x").read_text())
+    cosine = float(expected[0].astype(np.float64) @ expected[1])
+    assert report["cosine_similarity"] == pytest.approx(cosine, abs=1e-5)
+    assert report["norms"] == pytest.approx([1, 1], abs=1e-6)
+    assert cosine > 0.7
+    assert float(expected[0] @ expected[4]) < 0.3
+
+
+# Tokenizers
+
+
+CORPUS = [*TEXTS, *SENTENCES, "naïve café — déjà vu, 3.14 and it's 100% “fine”", "日本語 テスト"]
+HARD_TEXTS = [*CORPUS, "  two  spaces ", "unseen Ωmega 😀 words", "x" * 40, "a<mask>b <mask> c"]
+_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def write_config(folder: Path, vocab_size: int, **changes: Any) -> None:
+    config = {"model_type": "roberta", **_SIZES, "vocab_size": vocab_size, "pad_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config | {"type_vocab_size": 1} | changes))
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with vocab.json and merges.txt, as RoBERTa's."""
+    folder = tmp_path_factory.mktemp("byte level")
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(CORPUS, 400, 1, special_tokens=_SPECIAL, show_progress=False)
+    trained.save_model(str(folder))
+    write_config(folder, trained.get_vocab_size(), max_position_embeddings=130)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unigram(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer.json as XLM-R's and CamemBERT's: SentencePiece's Unigram."""
+    folder = tmp_path_factory.mktemp("unigram")
+    trained = tokenizers.SentencePieceUnigramTokenizer()
+    trained.train_from_iterator(
+        CORPUS, 200, special_tokens=_SPECIAL, unk_token="<unk>", show_progress=False
+    )
+    trained.normalizer = tokenizers.normalizers.Sequence(
+        [
+            tokenizers.normalizers.NFKC(),
+            tokenizers.normalizers.Strip(left=False, right=True),
+            tokenizers.normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
+        ]
+    )
+    trained.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B:1 </s>:1",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    trained.save(str(folder / "tokenizer.json"))
+    write_config(
+        folder,
+        trained.get_vocab_size(),
+        model_type="xlm-roberta",
+        max_position_embeddings=130,
+    )
+    return folder
+
+
+def encodings(tokenizer: Any, texts: list[str], pairs: list[str] | None) -> list[list[int]]:
+    return tokenizer(texts, pairs)["input_ids"]
+
+
+def check_tokenizer(folder: Path, peer: Any) -> None:
+    tokenizer = load_tokenizer(folder)
+    for pairs in (None, HARD_TEXTS[::-1]):
+        found = tokenizer.encode(HARD_TEXTS, pairs)
+        assert [list(item.input_ids) for item in found] == encodings(peer, HARD_TEXTS, pairs)
+        assert not any(any(item.token_type_ids) for item in found)
+        batch = tokenizer.batch(HARD_TEXTS, pairs)
+        padded = peer(HARD_TEXTS, pairs, padding=True, return_tensors="np")
+        np.testing.assert_array_equal(batch["input_ids"], padded["input_ids"])
+        np.testing.assert_array_equal(batch["attention_mask"], padded["attention_mask"])
+    assert tokenizer.pad_token_id == peer.pad_token_id
+    assert tokenizer.mask_token_id == peer.mask_token_id
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+def test_byte_level_from_its_merges(
+    quiet_transformers: Any, byte_level: Path, tmp_path: Path, spaced: bool
+) -> None:
+    for name in ("vocab.json", "merges.txt", "config.json"):
+        (tmp_path / name).write_bytes((byte_level / name).read_bytes())
+    settings = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": spaced}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    # As the tokenizer.json of RoBERTa's own checkpoints has it: a space before it belongs to it.
+    mask = quiet_transformers.AddedToken("<mask>", lstrip=True, special=True)
+    peer = quiet_transformers.RobertaTokenizer.from_pretrained(tmp_path, mask_token=mask)
+    check_tokenizer(tmp_path, peer)
+    peer.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_bytes((byte_level / "config.json").read_bytes())
+    assert (tmp_path / "saved" / "tokenizer.json").is_file()
+    check_tokenizer(tmp_path / "saved", peer)
+
+
+def test_unigram(quiet_transformers: Any, unigram: Path) -> None:
+    peer = quiet_transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(unigram / "tokenizer.json"),
+        **{f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask")},
+        cls_token="<s>",
+        sep_token="</s>",
+    )
+    check_tokenizer(unigram, peer)
+
+
+@pytest.mark.parametrize("name", ["byte_level", "unigram"])
+def test_windows(request: pytest.FixtureRequest, name: str) -> None:
+    """No text is cut after a space, which may be no token there; offsets have none before them."""
+    tokenizer = load_tokenizer(request.getfixturevalue(name))
+    context = " ".join(CORPUS)
+    whole = tokenizer.backend.encode(context, add_special_tokens=False)
+    questions = [" ".join(TEXTS[::-1])[i:] for i in range(6)]
+    questions += ["日 本 語 A man 日 本 語"]
+    for most in (3, 8, 9, 20):
+        found = tokenizer.windows(questions, [context] * len(questions), 48, 10, most)
+        for question, windows in zip(questions, found, strict=True):
+            ids = windows[0].encoded.input_ids
+            asked = ids[1 : ids.index(2)]
+            assert 0 < len(asked) <= most
+            text = tokenizer.backend.decode(list(asked))
+            assert "".join(question.split()).startswith("".join(text.split()))
+            for window in windows:
+                assert len(window.encoded.input_ids) <= 48
+                tokens = window.encoded.input_ids[window.position : -1]
+                assert list(tokens) == whole.ids[window.first : window.first + len(tokens)]
+                for (start, end), (_, stop) in zip(
+                    window.offsets, whole.offsets[window.first :], strict=False
+                ):
+                    assert end == stop
+                    assert context[start:end].strip() == context[start:end]
+            last = windows[-1]
+            assert last.first + len(last.offsets) == len(whole.ids)
+
+
+def test_sentencepiece_alone_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path, 100)
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"")
+    with pytest.raises(BertNumpyError) as caught:
+        load_tokenizer(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{tmp_path}: expected tokenizer.json, vocab.txt or vocab.json, found only "
+        "sentencepiece.bpe.model, which is not read. Convert it: python -c "
+    )
+    assert "AutoTokenizer" in message
+
+
+@pytest.mark.parametrize(("name", "content"), [("merges.txt", None), ("vocab.json", b"{}")])
+def test_broken_merges(byte_level: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
+    for other in ("vocab.json", "merges.txt", "config.json"):
+        (tmp_path / other).write_bytes((byte_level / other).read_bytes())
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(BertNumpyError) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'vocab.json'}: expected a tokenizer, found ")
+
+
+def test_predict_with_a_byte_level_tokenizer(
+    torch: Any, quiet_transformers: Any, byte_level: Path, tmp_path: Path
+) -> None:
+    size = load_tokenizer(byte_level).backend.get_vocab_size()
+    options = {"vocab_size": size, "type_vocab_size": 1, "pad_token_id": 1}
+    saved(quiet_transformers, torch, tmp_path, "Roberta", "ForMaskedLM", **options)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((byte_level / name).read_bytes())
+    argv = ["predict", str(tmp_path), "A man is eating <mask>.", "--json", str(tmp_path / "x")]
+    for recipe in ("fp32", "e4m3"):
+        assert main([*argv, "--format", recipe]) == 0
+        (mask,) = json.loads((tmp_path / "x").read_text())["masks"]
+        assert len(mask["tokens"]) == 5
+    batch = load_tokenizer(tmp_path).batch(["A man is eating <mask>."])
+    case = Case("Roberta", "ForMaskedLM", tmp_path, torch, quiet_transformers)
+    expected = case.theirs(case.fit(batch))["logits"][0, mask["position"]]
+    assert main(argv) == 0
+    (mask,) = json.loads((tmp_path / "x").read_text())["masks"]
+    found = [one["logit"] for one in mask["tokens"]]
+    np.testing.assert_allclose(found, np.sort(expected)[::-1][:5], rtol=1e-4)
+    probabilities = [one["probability"] for one in mask["tokens"]]
+    total = np.exp(expected.astype(np.float64) - expected.max()).sum()
+    assert probabilities[0] == pytest.approx(math.exp(found[0] - expected.max()) / total, rel=1e-4)
