@@ -100,7 +100,7 @@ def encoder_mistakes(
     if fmt in NAN_BIASED:
         taken = NAN_BIASED[fmt]
         mistakes.append(
-            (f"{taken} taken for {fmt}", lambda x: encode(x, taken, saturate, rounding=rounding))
+            (f"{taken} instead of {fmt}", lambda x: encode(x, taken, saturate, rounding=rounding))
         )
     if fmt.has_negative_zero:
         mistakes.append(("-0 encoded as 0", zero_unsigned))

@@ -299,14 +299,14 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
     if unknown := sorted(set(entry) - set(_ENTRY)):
         raise BertNumpyError(f"{place}: key {unknown[0]!r}: expected one of {', '.join(_ENTRY)}")
     for key, (kind, needed) in _ENTRY.items():
-        if needed and key not in entry or key in entry and not isinstance(entry[key], kind):
+        if not isinstance(entry.get(key, None if needed else kind()), kind):
             raise BertNumpyError(
                 f"{place}: key {key!r}: expected {kind.__name__}, found {entry.get(key)!r}"
             )
 
     def choice(key: str, known: Any, default: str | None = None) -> str:
-        value: str = entry.get(key, default)
-        if value not in known:
+        value = entry.get(key, default)
+        if not isinstance(value, str) or value not in known:
             raise BertNumpyError(
                 f"{place}: key {key!r}: expected one of {', '.join(known)}, found {value!r}"
             )

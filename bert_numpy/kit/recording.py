@@ -159,7 +159,8 @@ class _Recorder:
         last = "product" if outliers is None else "product.others"
         given = bias if outliers is None else {}
         right, right_parts = self.right(plan, b)
-        codes, parts = left, {}
+        codes = left
+        parts: dict[str, Any] = {}
         if plan.recipe.a.fmt is not None:
             codes, parts = self.quantized("a", left, plan.recipe.a, plan.a, -1, a.ndim)
         if not parts or not right_parts:  # only codes are multiplied with codes
