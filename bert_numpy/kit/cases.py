@@ -168,10 +168,22 @@ def _add_quantize(builder: Builder) -> None:
         ("int8", finite, INT8, 0.0123, None),
         ("uint8", finite, UINT8, 0.0123, 117),
     ]
+    # Numbers whose quotients are ties, or next to one: here x / scale and x * (1 / scale) part.
+    for fmt in (E4M3FN, INT8):
+        values = np.unique(fmt.values[np.isfinite(fmt.values)])
+        ties = ((values[:-1] + values[1:]) / 2 * 0.0123).astype(np.float32)
+        beside = [np.nextafter(ties, np.float32(sign * np.inf)) for sign in (-1, 1)]
+        exact = ((values[:-1] + values[1:]) * 1.5).astype(np.float32)  # by 3 these are ties
+        name = f"{fmt}-ties".lower()
+        cases += [
+            (name, np.concatenate([ties, *beside]), fmt, 0.0123, None),
+            (f"{name}-by-3", exact, fmt, 3.0, None),
+        ]
     for name, numbers, fmt, scale, zero_point in cases:
         place = f"operator/quantize-{name}"
+        kind = "float32" if "ties" in name else "bfloat16"
         inputs = {
-            "x": builder.give(f"{place}/x", "operator", numbers, kind="bfloat16"),
+            "x": builder.give(f"{place}/x", "operator", numbers, kind=kind),
             "scale": builder.give(f"{place}/scale", "operator", np.asarray(np.float32(scale))),
         }
         if zero_point is not None:

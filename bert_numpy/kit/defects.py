@@ -193,7 +193,10 @@ def _without(operation: str, *roles: str) -> Defective:
 
 def _accumulated(accumulate: str) -> Defective:
     def sums(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
-        return OPERATIONS["sum"](inputs, {**attributes, "accumulate": accumulate})
+        try:
+            return OPERATIONS["sum"](inputs, {**attributes, "accumulate": accumulate})
+        except ValueError:  # operands that these tensor cores do not take
+            return None
 
     return sums
 

@@ -89,8 +89,8 @@ def accumulation_failures(kit: Kit, found: Mapping[str, Array]) -> dict[str, str
             index = tuple(int(i) for i in np.argwhere(~inside)[0])
             failures[name] = (
                 f"{int((~inside).sum())} elements are beyond the bound; first at {list(index)}: "
-                f"expected {numbers[0][index]!r} to {numbers[2][index]!r}, "
-                f"found {numbers[1][index]!r}"
+                f"expected {float(numbers[0][index])!r} to {float(numbers[2][index])!r}, "
+                f"found {float(numbers[1][index])!r}"
             )
     return failures
 
