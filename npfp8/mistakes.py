@@ -88,7 +88,7 @@ def encoder_mistakes(
         ("a missing sticky bit", lambda x: right(_to_guard_bit(x, fmt))),
         (
             "a missing sticky bit",
-            lambda x: right((x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)),
+            lambda x: right(np.where(np.isnan(x), x, _cut_to_bfloat16(x))),
         ),
         (
             "saturation at too small a value",
@@ -114,6 +114,10 @@ def clamped_codes(
     sign = codes & np.uint8(fmt.sign_bit)
     too_large = np.isfinite(fmt.values[codes]) & ((codes & np.uint8(0xFF - fmt.sign_bit)) > limit)
     return np.where(too_large, sign | np.uint8(limit), codes)
+
+
+def _cut_to_bfloat16(x: Float32Array) -> Float32Array:
+    return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _to_guard_bit(x: Float32Array, fmt: FloatFormat) -> Float32Array:

@@ -44,7 +44,7 @@ def torch_backend(torch, kit):
         if (
             how["fmt"] in types
             and how.get("saturate", True)
-            and not how.get("rounding") == "toward_zero"
+            and how.get("rounding") != "toward_zero"
         ):
             x = torch.from_numpy(case.inputs["x"].copy())
             x = x / torch.from_numpy(np.asarray(case.inputs.get("scale", np.float32(1))))

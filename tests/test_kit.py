@@ -1,4 +1,4 @@
-"""The conformance kit: it is what the model computes, and it names what is planted in a candidate."""
+"""The conformance kit: it is what the model computes, and names what is planted in a candidate."""
 
 from __future__ import annotations
 
@@ -156,6 +156,7 @@ _NOT_IN_THE_MODEL = {
     "E5M2FNUZ instead of E5M2",
     "E4M3FN instead of E4M3FNUZ",
     "E5M2 instead of E5M2FNUZ",
+    "multiplication by the reciprocal of the scale",
     "zero point left out",
     "softmax without taking the largest element off",
 }
@@ -186,12 +187,13 @@ def independent(kit):
     x, scale = kit.inputs(f"{SITE}/a").values()
     product = kit.arrays[f"{SITE}/product"]
     total = np.zeros((a.shape[0], b.shape[1]), np.float16)
-    for k in range(a.shape[1]):
-        total = (total + a[:, k, None] * b[k]).astype(np.float16)
     stored = kit.arrays["weights/encoder.layer.0.attention.self.query.weight"]
     bits = product.view(np.uint32)
     gelu = kit.inputs("model/0/encoder.layer.0.intermediate.dense/gelu")["x"].astype(np.float64)
-    inner = np.sqrt(2 / np.pi) * (gelu + 0.044715 * gelu**3)
+    with np.errstate(over="ignore"):
+        inner = 1 + np.exp(-2 * np.sqrt(2 / np.pi) * (gelu + 0.044715 * gelu**3))
+        for k in range(a.shape[1]):
+            total = (total + a[:, k, None] * b[k]).astype(np.float16)
     return {
         "float16 accumulation": ("sum", total.astype(np.float32)),
         "right operand not transposed": ("sum", (a @ _e4m3(stored)).astype(np.float32)),
@@ -206,7 +208,7 @@ def independent(kit):
         ),
         "GELU by tanh instead of erf, or the other way round": (
             "model/0/encoder.layer.0.intermediate.dense/gelu",
-            round_to_bfloat16(gelu / (1 + np.exp(-2 * inner))),
+            round_to_bfloat16(gelu / inner),
         ),
         "E4M3FNUZ instead of E4M3FN": ("a", _fnuz(x / scale)),
     }
@@ -365,7 +367,8 @@ def test_verify_command(kit, tmp_path, capsys):
         path = folder / f"{name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         x = kit.arrays[name]
-        np.save(path, x.astype(np.float16).astype(np.float32) if name.endswith("sum") else x)
+        with np.errstate(over="ignore"):
+            np.save(path, x.astype(np.float16).astype(np.float32) if name.endswith("sum") else x)
     page, report = tmp_path / "report.html", tmp_path / "report.json"
     command = ["golden", "verify", str(EMBEDDED), str(folder)]
     assert main([*command, "--json", str(report), "--html", str(page)]) == 1
@@ -378,7 +381,7 @@ def test_verify_command(kit, tmp_path, capsys):
     assert "http" not in html
     assert "double rounding through float16" in html
     assert "cause: double rounding through float16" in capsys.readouterr().out
-    assert main([*command, "--profile", "statistical"]) == 0
+    assert main([*command, "--profile", "accumulate-order"]) == 1
 
 
 def test_candidates_that_cannot_be_read(kit, tmp_path):
@@ -420,7 +423,7 @@ def test_candidates_that_cannot_be_read(kit, tmp_path):
         (lambda m: m["tensors"][1].update(level="top"), "key 'level'"),
         (lambda m: m["tensors"][1].update(kind="codes", fmt="INT8"), "expected int8"),
         (lambda m: m["tensors"][1].update(inputs={"codes": "later"}), "expected a tensor before"),
-        (lambda m: m["tensors"][1].update(inputs={"codes": ["codec/E4M3FN/codes", "mirrored"]}), "view"),
+        (lambda m: m["tensors"][1]["inputs"].update(codes=["codec/E4M3FN/codes", "up"]), "view"),
         (lambda m: m["tensors"][1].update(name="codec/E4M3FN/codes"), "expected a new one"),
         (lambda m: m["tensors"].pop(), "expected an entry"),
         (lambda m: m["tensors"][1].update(name="other"), "found none"),
@@ -538,7 +541,10 @@ def test_scaled_mm_script(kit):
     def product(mode):
         def run(a, b, fast):
             one = np.float32(1)
-            x, y = (script.padded(z, 64, 4112) for z in (a, np.ascontiguousarray(b.T)))
+            x, y = (
+                script.padded(z, len(z) + 3, -(-z.shape[1] // 16) * 16)
+                for z in (a, np.ascontiguousarray(b.T))
+            )
             chosen = mode or script.MODES[fast]
             whole = matmul(
                 QuantizedTensor(x, one, E4M3FN), QuantizedTensor(y, one, E4M3FN).mT, chosen
@@ -548,7 +554,7 @@ def test_scaled_mm_script(kit):
         return run
 
     report = script.verify_products(kit, product(None))
-    assert report["cases"] == 9 + 24
+    assert report["cases"] == 10 + 24
     for mode in script.MODES.values():
         assert report[mode]["unlike_mode"] == report[mode]["unknown_cause"] == []
     assert report["hopper-fast"]["bit_exact"]["differences"]

@@ -367,15 +367,13 @@ def _diagnose(
     for root in roots:
         operations = _chain(kit, root, found)
         for defect in DEFECTS:
-            if defect.name in explained[root] or not operations & set(defect.operations):
+            if defect.name in explained[root]:
                 continue
-            evaluation = Evaluation(kit, fixed, defect, root, found[root])
-            try:
-                with np.errstate(all="ignore"):
-                    x = evaluation.value(root)
-            except (ValueError, TypeError):  # an operation that the defect cannot be computed of
-                continue
-            if evaluation.applied and not _unlike(kit.tensors[root], x, found[root]).any():
+            # In all operations on the way, or, where several have it, in one kind of them alone.
+            shared = [name for name in defect.operations if name in operations]
+            alone = [Defect(defect.name, {name: defect.operations[name]}) for name in shared]
+            variants = ([defect] if shared else []) + (alone if len(shared) > 1 else [])
+            if any(_reproduces(kit, variant, root, found[root], fixed) for variant in variants):
                 explained[root].add(defect.name)
     counts = {
         defect.name: sum(defect.name in names for names in explained.values()) for defect in DEFECTS
@@ -385,6 +383,19 @@ def _diagnose(
         root: tuple(sorted(names, key=lambda name: (-counts[name], order.index(name))))
         for root, names in explained.items()
     }
+
+
+def _reproduces(
+    kit: Kit, defect: Defect, root: str, found: Array, fixed: Callable[[str], Array | None]
+) -> bool:
+    """Whether a tensor is, in every element, what a defect makes of what is fixed."""
+    evaluation = Evaluation(kit, fixed, defect, root, found)
+    try:
+        with np.errstate(all="ignore"):
+            x = evaluation.value(root)
+    except (ValueError, TypeError):  # an operation that the defect cannot be computed of
+        return False
+    return evaluation.applied and not _unlike(kit.tensors[root], x, found).any()
 
 
 def _chain(kit: Kit, name: str, found: Mapping[str, Array]) -> set[str]:
