@@ -234,8 +234,8 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
     --------
     >>> from bert_numpy.kit import open_kit
     >>> kit = open_kit()
-    >>> kit.arrays["codec/E4M3FN/values"][0x7E]
-    np.float32(448.0)
+    >>> float(kit.arrays["codec/E4M3FN/values"][0x7E])
+    448.0
     """
     path = Path(folder)
     if not path.is_dir() and str(folder) == EMBEDDED:
