@@ -1187,15 +1187,17 @@ def test_calibration_figures(data: Path, tmp_path: Path) -> None:
     assert all(content.startswith(b"\x89PNG") for content in drawn[0].values())
 
 
-def test_figures_without_matplotlib(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_figures_without_matplotlib(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "scales.safetensors"
     argv = arguments("evaluate", data, "--format", "e4m3", "--save-calibration", str(file))
     assert main(argv) == 0
-    capsys.readouterr()
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["calibration", str(file), "--plot", str(tmp_path)]) == 2
-    assert only_line(capsys) == (
-        "figures: expected matplotlib, found none: pip install 'fp8-bert-numpy[plot]'"
+    argv = ["calibration", str(file), "--plot", str(tmp_path)]
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from bert_numpy.cli import main; "
+        f"sys.exit(main({argv!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "bert-numpy: figures: expected matplotlib, found none: pip install 'fp8-bert-numpy[plot]'\n"
     )
