@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
             choices=ACCUMULATIONS,
             metavar="MODE",
             help="how products of 8-bit codes are added up, instead of what the format's recipe "
-            f"says (exact, in those above): {', '.join(ACCUMULATIONS)}",
+            f"says (exact in every named one): {', '.join(ACCUMULATIONS)}",
         )
     for sub in (compare, evaluate, submit, quantize):
         _add_data_options(sub)
