@@ -63,21 +63,31 @@ def write(folder: Path, name: str, report: Any, text: str) -> None:
 
 
 def change(result: Result, reference: Result) -> dict[str, float | int]:
-    """Flips and error over the examples whose logits are finite, and how many are not."""
+    """Flips and errors over the examples whose logits are finite, and how many are not.
+
+    The relative error of all logits is made by few examples, near a decision; the
+    median is that of one example's, over the root mean square of the reference's norms.
+    """
     labels, logits = np.asarray(result.labels), result.logits
     finite = np.isfinite(logits).all(axis=1)
     kept = [
         Result(labels[finite], x.predictions[finite], x.logits[finite], x.metrics)
         for x in (reference, result)
     ]
-    found = compare_with(*kept) if finite.any() else {}
-    return {**found, "not_finite": int((~finite).sum())}
+    found = {"not_finite": int((~finite).sum())}
+    if not finite.any():
+        return found
+    base, other = (x.logits.astype(np.float64) for x in kept)
+    typical = np.sqrt(np.square(base).sum(axis=1).mean())
+    median = float(np.median(np.linalg.norm(other - base, axis=1)) / typical)
+    return {**compare_with(*kept), "median_logit_error": median, **found}
 
 
 def shown(changed: dict[str, float | int]) -> list[str]:
     if "flips" not in changed:
-        return ["", "not finite"]
-    return [str(changed["flips"]), f"{changed['relative_logit_error']:.5f}"]
+        return ["", "not finite", ""]
+    errors = (changed["relative_logit_error"], changed["median_logit_error"])
+    return [str(changed["flips"]), *(f"{error:.4f}" for error in errors)]
 
 
 def study_model(arguments: argparse.Namespace) -> None:
@@ -113,7 +123,7 @@ def study_model(arguments: argparse.Namespace) -> None:
         "examples": len(reference.predictions),
         "rows": rows,
     }
-    header = ["accumulate", "flips against FP32", "logit error", "flips against exact", "error"]
+    header = ["accumulate", "FP32: flips", "error", "median", "exact: flips", "error", "median"]
     lines = [[row["accumulate"], *shown(row["fp32"]), *shown(row["exact"])] for row in rows]
     title = f"{report['model']}, {report['examples']} examples, {base.name}:\n\n"
     write(arguments.out, f"model-{arguments.task}", report, title + table(header, lines))

@@ -49,6 +49,13 @@ def test_logits_that_are_not_finite(script: Any) -> None:
     assert found["flips"] == 1
     assert found["not_finite"] == 1
     assert np.isclose(found["relative_logit_error"], np.sqrt(2 / 35))  # over 1+4+4+1+9+16
+    # Of the three that are finite the changes are 0, sqrt(2) and 0.
+    assert found["median_logit_error"] == 0
+    other = script.change(
+        Result(np.arange(4), result.predictions, logits * np.float32(1.5), {}), reference
+    )
+    norms = np.sqrt([5, 5, 25, 25])
+    assert np.isclose(other["median_logit_error"], np.median(norms / 2) / np.sqrt(15))
     changed[:] = np.inf
     assert script.change(result, reference) == {"not_finite": 4}
     assert script.shown({"not_finite": 4})[1] == "not finite"
