@@ -8,7 +8,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from bert_numpy.glue import TASKS, Task, TestSet, read_examples, submission, tas
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run, with_calibration
 from bert_numpy.loading import load, stored_recipe
-from bert_numpy.model import encoder_sites
+from bert_numpy.model import encoder_sites, model_sites
 from bert_numpy.model_card import model_card
 from bert_numpy.onnx_export import export_onnx
 from bert_numpy.prediction import check_prediction, predict_text
@@ -39,6 +39,7 @@ from bert_numpy.report import (
 )
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
+from npfp8.matmul import ACCUMULATIONS
 
 __all__ = ["main"]
 
@@ -175,6 +176,14 @@ def _parser() -> argparse.ArgumentParser:
             help="see the list of formats in bert-numpy --help; or a recipe's .json file"
             + ("" if sub is quantize else " (default: fp32, or stored)"),
         )
+    for sub in (compare, evaluate, predict):
+        sub.add_argument(
+            "--accumulate",
+            choices=ACCUMULATIONS,
+            metavar="MODE",
+            help="how products of 8-bit codes are added up, instead of what the format's recipe "
+            f"says (exact in every named one): {', '.join(ACCUMULATIONS)}",
+        )
     for sub in (compare, evaluate, submit, quantize):
         _add_data_options(sub)
     _add_data_options(export, required=False)
@@ -294,6 +303,11 @@ def _preset(name: str, model: str) -> Recipe:
     return preset(name)
 
 
+def _accumulated(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """The recipe with ``--accumulate`` in place of its own."""
+    return replace(recipe, accumulate=arguments.accumulate or recipe.accumulate)
+
+
 def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
     return _comparison(
         arguments, prepare(EMBEDDED, "sst2", REVIEWS), _recipes(arguments.formats, EMBEDDED)
@@ -302,6 +316,7 @@ def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     recipes = _recipes(arguments.formats, arguments.model, arguments.revision)
+    recipes = [_accumulated(recipe, arguments) for recipe in recipes]
     return _comparison(arguments, _prepared(arguments, recipes), recipes)
 
 
@@ -315,9 +330,9 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
         golden=arguments.golden,
         calibration_output=getattr(arguments, "save_calibration", None),
     )
-    for result in results:
+    for recipe, result in zip(recipes, results, strict=True):
         reference = reference or result
-        rows.append(comparison_row(result, reference))
+        rows.append(comparison_row(result, reference) | {"accumulate": recipe.accumulate})
     report = _header(job, arguments.golden) | {"rows": rows}
     if arguments.json != "-":
         print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)
@@ -326,6 +341,7 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    recipe = _accumulated(recipe, arguments)
     job = _prepared(arguments, [recipe])
     if arguments.predictions is not None and not isinstance(job.examples, Questions):
         raise BertNumpyError(f"--predictions: expected task squad, found {job.task.name}")
@@ -336,7 +352,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         golden=arguments.golden,
         calibration_output=arguments.save_calibration,
     )
-    row = comparison_row(result, None)
+    row = comparison_row(result, None) | {"accumulate": recipe.accumulate}
     report = {
         **_header(job, arguments.golden),
         **row,
@@ -424,7 +440,9 @@ def _header(job: Job, golden: bool) -> dict[str, Any]:
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    recipe = _accumulated(recipe, arguments)
     model = load(arguments.model, arguments.revision)
+    recipe.check_accumulation(model_sites(model))
     tokenizer = load_tokenizer(arguments.model, arguments.revision)
     check_prediction(model, tokenizer, arguments.text, arguments.pair)
     calibration = None
@@ -441,7 +459,12 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
     if arguments.json != "-":
         print("\n".join(found.lines))
-    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
+    report = {
+        "model": model.name,
+        "format": recipe.name,
+        "accumulate": recipe.accumulate,
+        "golden": arguments.golden,
+    }
     return report | found.report
 
 

@@ -33,6 +33,7 @@ from npfp8 import (
     quantize_bfloat16,
 )
 from npfp8.golden import require_ieee754
+from npfp8.matmul import ACCUMULATIONS
 from npfp8.tensor import group_extrema, spread
 
 __all__ = [
@@ -205,10 +206,10 @@ def quantized_policy(
     """The paper's quantized inference.
 
     At a site with a plan the operands become 8-bit codes (weights are codes
-    already), the codes are multiplied exactly, scaled, and the bias added in
-    float32. At other sites, and where only one operand is quantized, the
-    product is float32. Every result is rounded to the recipe's arithmetic, but
-    for a head's, which are the model's answer.
+    already), the codes are multiplied exactly, added up as the recipe says,
+    scaled, and the bias added in float32. At other sites, and where only one
+    operand is quantized, the product is float32. Every result is rounded to the
+    recipe's arithmetic, but for a head's, which are the model's answer.
 
     Parameters
     ----------
@@ -225,14 +226,15 @@ def quantized_policy(
     Raises
     ------
     BertNumpyError
-        If golden products are asked for from a recipe that accumulates in float32.
+        If golden products are asked for from a recipe that accumulates in float32,
+        whose bits are the BLAS's affair.
     """
     numerics = _GOLDEN if golden else _FAST
     arithmetic = numerics.arithmetics[recipe.arithmetic]
-    if golden and recipe.accumulate != "exact":
+    if golden and recipe.accumulate == "float32":
+        expected = " or ".join(repr(mode) for mode in ACCUMULATIONS if mode != "float32")
         raise BertNumpyError(
-            f"recipe {recipe.name}: golden products are accumulated 'exact', "
-            f"found {recipe.accumulate!r}"
+            f"recipe {recipe.name}: golden products are accumulated {expected}, found 'float32'"
         )
     bfloat16 = recipe.arithmetic == "bfloat16"
 
