@@ -1,6 +1,6 @@
 """Time the model beside its peers, in one run: same inputs, same cores, taking turns.
 
-    python scripts/benchmark_model.py --data DIR --model minilm-sst2=FOLDER --json FILE --figure FILE
+    python scripts/benchmark_model.py --data DIR --model minilm-sst2=FOLDER --json FILE
 
 Models are ``bert-tiny`` (comes with the package), ``base`` and ``large`` (random
 weights of BERT's sizes, written into a temporary folder) and any ``NAME=FOLDER``.
@@ -62,7 +62,7 @@ GOALS = (
 
 
 def ours(recipe: str, golden: bool, folder: Path, sample: Batches) -> Runner:
-    """This project: batches spread over threads, or one after another if they are single texts."""
+    """A policy of this project; batches go over threads, single texts one after another."""
     model = load(folder)
     calibration = calibrate(model, sample) if PRESETS[recipe].calibrated else None
     quantized = apply_recipe(model, PRESETS[recipe], calibration, golden)
@@ -86,7 +86,7 @@ def calibrating(folder: Path, sample: Batches) -> Runner:
 
 
 def torch_peer(attention: str, folder: Path, sample: Batches) -> Runner:
-    """transformers' encoder in PyTorch, in float32."""
+    """PyTorch, with the encoder of transformers, in float32."""
     import torch  # noqa: PLC0415 (a peer)
     import transformers  # noqa: PLC0415
 
@@ -144,7 +144,7 @@ def torch_fake_fp8(folder: Path, sample: Batches) -> Runner:
 
 
 def onnxruntime_peer(int8: bool, folder: Path, sample: Batches) -> Runner:
-    """onnxruntime on this project's float32 export, or on its own dynamic INT8 version of it."""
+    """The float32 export in onnxruntime, or the dynamic INT8 version that it makes of it."""
     import onnxruntime  # noqa: PLC0415 (a peer)
 
     with tempfile.TemporaryDirectory() as place:
@@ -271,7 +271,7 @@ def read_inputs(name: str, data: Path | None, limit: int, batch_size: int) -> Ba
         encoded = [window.encoded for parts in windows for window in parts]
     else:
         task = task_named(name)
-        root = next((place for place in (data, *data.iterdir()) if (place / task.folder).is_dir()))
+        root = next(place for place in (data, *data.iterdir()) if (place / task.folder).is_dir())
         examples = merge_examples(
             [read_examples(path, task) for path in find_files(root, task, task.dev)]
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import bert_numpy
-from bert_numpy.evaluation import predict_logits
+from bert_numpy.evaluation import batches, predict_logits
+from bert_numpy.observers import observe
+from bert_numpy.policy import Policy, float32_policy
 from bert_numpy.threads import _blas_threads, default_threads, map_in_order, one_blas_thread
 
 TEXTS = [f"{'a warm and funny film ' * (1 + i % 7)} {i}" for i in range(50)]
@@ -89,3 +92,33 @@ def test_threads_do_not_change_results(model: bert_numpy.Model, recipe: str) -> 
     assert several[0].tobytes() == several[1].tobytes()
     if recipe == "fp32":
         np.testing.assert_allclose(several[0], fast(**batch).logits, rtol=0, atol=1e-5)
+
+
+def test_calibration_is_the_plain_one(model: bert_numpy.Model) -> None:
+    """Batches on threads, an input looked at once for three layers: as one by one."""
+    encoded = bert_numpy.load_tokenizer("bert-tiny-sst2").encode(TEXTS)
+    inputs = [batch for _, batch in batches(encoded, 7)]
+    inner, operands, channels = float32_policy(golden=True), {}, {}
+
+    def gemm(site, a, b, bias):
+        operands[f"{site}:a"] = observe(site, operands.get(f"{site}:a"), a)
+        if site.endswith((".scores", ".context")):
+            operands[f"{site}:b"] = observe(site, operands.get(f"{site}:b"), b)
+        else:
+            largest = np.abs(a).max(axis=tuple(range(a.ndim - 1)))
+            channels[site] = np.maximum(channels.get(site, largest), largest)
+        return inner.gemm(site, a, b, bias)
+
+    observing = replace(model, policy=Policy(gemm, inner.arithmetic))
+    for batch in inputs:
+        observing(**batch)
+    for threads in (1, 3):
+        found = bert_numpy.calibrate(model, inputs, golden=True, threads=threads)
+        assert list(found.operands) == list(operands)
+        for name, seen in found.operands.items():
+            plain = operands[name]
+            assert replace(seen, histogram=0).__dict__ == replace(plain, histogram=0).__dict__, name
+            assert (seen.histogram == plain.histogram).all()
+        assert {site: x.tobytes() for site, x in found.channels.items()} == {
+            site: x.tobytes() for site, x in channels.items()
+        }
