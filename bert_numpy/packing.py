@@ -93,7 +93,7 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
     row_of = (np.cumsum(computed) - 1).reshape(mask.shape)  # position -> packed row
     counts = np.stack([computed.sum(axis=1), mask.sum(axis=1)], axis=1)
     groups = []
-    for queries, keys in np.unique(counts, axis=0):
+    for queries, keys in sorted(set(map(tuple, counts.tolist()))):
         member = (counts == (queries, keys)).all(axis=1)
         places = row_of[member]
         groups.append(
