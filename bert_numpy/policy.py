@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -110,30 +111,41 @@ class OperandCounts:
     underflowed: int = 0  # not zero, but the code of zero
 
     def add(self, x: Float32Array, q: QuantizedTensor) -> None:
-        """Count the elements of ``x`` that became ``q``."""
-        fmt = q.fmt
-        self.elements += x.size
-        if q.zero_point is not None:
-            # Beyond the range: a code at its end whose value is not within half a scale.
-            ends = (q.codes == fmt.max_code) | (q.codes == 0)
-            off = np.abs(x - q.dequantize()) > 0.5000001 * spread(q.scale, q.shape, q.axis, q.block)
-            self.saturated += int(np.count_nonzero(ends & off))
-            zeros = q.codes == spread(q.zero_point, q.shape, q.axis, q.block)
-            self.underflowed += int(np.count_nonzero(zeros & (x != 0)))
-            return
-        # Of the codes first, whose bytes are fewer. A float's sign bit is taken
-        # off: its zero has two codes.
-        magnitudes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else np.abs(q.codes)
-        if magnitudes.max(initial=0) >= fmt.max_code:
-            largest = magnitudes >= fmt.max_code
-            scales = np.broadcast_to(spread(q.scale, q.shape, q.axis, q.block), x.shape)
-            with np.errstate(over="ignore"):
-                quotients = np.abs(x[largest]) / scales[largest]
-            # A scale from the largest element itself may round to just beyond.
-            self.saturated += int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
-        not_zero = int(np.count_nonzero(magnitudes))
-        if not_zero < x.size:
-            self.underflowed += int(np.count_nonzero(x != 0)) - not_zero
+        """Count the elements of ``x`` that became ``q``; also from several threads."""
+        saturated, underflowed = _saturated_and_underflowed(x, q)
+        with _COUNTING:
+            self.elements += x.size
+            self.saturated += saturated
+            self.underflowed += underflowed
+
+
+#: Held while counts are changed: batches may run on several threads.
+_COUNTING = Lock()
+
+
+def _saturated_and_underflowed(x: Float32Array, q: QuantizedTensor) -> tuple[int, int]:
+    fmt = q.fmt
+    if q.zero_point is not None:
+        # Beyond the range: a code at its end whose value is not within half a scale.
+        ends = (q.codes == fmt.max_code) | (q.codes == 0)
+        off = np.abs(x - q.dequantize()) > 0.5000001 * spread(q.scale, q.shape, q.axis, q.block)
+        zeros = q.codes == spread(q.zero_point, q.shape, q.axis, q.block)
+        return int(np.count_nonzero(ends & off)), int(np.count_nonzero(zeros & (x != 0)))
+    # Of the codes first, whose bytes are fewer. A float's sign bit is taken
+    # off: its zero has two codes.
+    magnitudes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else np.abs(q.codes)
+    saturated = 0
+    if magnitudes.max(initial=0) >= fmt.max_code:
+        largest = magnitudes >= fmt.max_code
+        scales = np.broadcast_to(spread(q.scale, q.shape, q.axis, q.block), x.shape)
+        with np.errstate(over="ignore"):
+            quotients = np.abs(x[largest]) / scales[largest]
+        # A scale from the largest element itself may round to just beyond.
+        saturated = int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
+    not_zero = int(np.count_nonzero(magnitudes))
+    if not_zero == x.size:
+        return saturated, 0
+    return saturated, int(np.count_nonzero(x != 0)) - not_zero
 
 
 @dataclass(frozen=True, eq=False)
