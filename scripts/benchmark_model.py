@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_golden import print_profile
 from benchmark_memory import write_model
 
 from bert_numpy import PRESETS, apply_recipe, calibrate, export_onnx, load, load_tokenizer
@@ -435,6 +436,12 @@ def print_result(label: str, result: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def profile(recipe: str, folder: Path, inputs: Batches) -> None:
+    """Print where the time of a policy goes, batch after batch."""
+    calibration = calibrate(load(folder), inputs[-1:])
+    print_profile(apply_recipe(load(folder), PRESETS[recipe], calibration), inputs, recipe)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -449,6 +456,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.1, help="seconds before each turn")
     parser.add_argument("--memory", action="store_true", help="measure each peer's peak too")
     parser.add_argument("--startup", action="store_true", help="measure start-up too")
+    parser.add_argument("--profile", nargs="*", default=[], metavar="FORMAT", choices=list(PRESETS))
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--figure", type=Path, metavar="FILE")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -481,6 +489,8 @@ def main() -> None:
                     }
                 results[f"{model}, {name}"] = result
                 print_result(f"{model}, {name}", result)
+                for recipe in arguments.profile:
+                    profile(recipe, folder, given)
             del runners
     startup = startup_seconds(arguments.rounds) if arguments.startup else {}
     for name, one in startup.items():
