@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bert_numpy.figures import describe, draw_histogram, draw_sqnr
 from bert_numpy.glue import TASKS, Task, TestSet, read_examples, submission, task_named
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run, with_calibration
+from bert_numpy.kit.commands import add_golden_commands
 from bert_numpy.loading import load, stored_recipe
 from bert_numpy.model import encoder_sites, model_sites
 from bert_numpy.model_card import model_card
@@ -81,7 +83,7 @@ examples:
   bert-numpy quantize ./my-model ./my-model-fp8 --task sst2 --data glue/SST-2 --recipe e4m3
   bert-numpy evaluate ./my-qa-model --task squad --data squad --predictions answers.json
 
-exit codes: 0 done, 2 input that cannot be used, 130 interrupted
+exit codes: 0 done, 1 golden verify: a difference, 2 input that cannot be used, 130 interrupted
 """
 
 
@@ -95,7 +97,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
+    """Run the command; returns the exit code: 0, 1 if a comparison failed, 2 for bad input, 130.
+
+    130 is an interrupt.
+    """
     arguments = _parser().parse_args(argv)
     try:
         report = arguments.run(arguments)
@@ -110,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"bert-numpy: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 0 if report.get("passed", True) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,14 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(
         name: str, function: Callable[[argparse.Namespace], dict[str, Any]], summary: str
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=summary, description=summary, formatter_class=_HelpFormatter
-        )
-        sub.set_defaults(run=function)
-        sub.add_argument(
-            "--json", metavar="FILE", help="write the results as JSON too; - prints them instead"
-        )
-        sub.add_argument("--debug", action="store_true", help="show a traceback on an error")
+        sub = _add_command(commands, name, function, summary)
         if name == "calibration":
             sub.add_argument("file", metavar="FILE", help="what --save-calibration wrote")
         elif name != "demo":
@@ -151,6 +149,10 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export-onnx", _export_onnx, "Write a quantized model as an ONNX file.")
     command("info", _info, "Describe a checkpoint.")
     calibration = command("calibration", _calibration, "Describe and plot a saved calibration.")
+    summary = "Golden outputs that other backends are checked against, and test vectors."
+    golden = commands.add_parser("golden", help=summary, description=summary)
+    kits = golden.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_golden_commands(partial(_add_command, kits))
     quantize.add_argument("out", metavar="OUT", help="the folder to make")
     export.add_argument("out", metavar="OUT.onnx", help="the file to write")
 
@@ -224,6 +226,24 @@ def _parser() -> argparse.ArgumentParser:
         help="sentences to calibrate on, in SST-2's layout",
     )
     return parser
+
+
+def _add_command(
+    commands: Any,
+    name: str,
+    function: Callable[[argparse.Namespace], dict[str, Any]],
+    summary: str,
+) -> argparse.ArgumentParser:
+    """A command's parser, with the options that all have."""
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, formatter_class=_HelpFormatter
+    )
+    sub.set_defaults(run=function)
+    sub.add_argument(
+        "--json", metavar="FILE", help="write the results as JSON too; - prints them instead"
+    )
+    sub.add_argument("--debug", action="store_true", help="show a traceback on an error")
+    return sub
 
 
 def _add_data_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
