@@ -8,7 +8,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run, with_calibration
 from bert_numpy.kit.commands import add_golden_commands
 from bert_numpy.loading import load, stored_recipe
-from bert_numpy.model import encoder_sites
+from bert_numpy.model import encoder_sites, model_sites
 from bert_numpy.model_card import model_card
 from bert_numpy.onnx_export import export_onnx
 from bert_numpy.prediction import check_prediction, predict_text
@@ -41,6 +41,7 @@ from bert_numpy.report import (
 )
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
+from npfp8.matmul import ACCUMULATIONS
 
 __all__ = ["main"]
 
@@ -176,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
             required=sub is quantize,
             help="see the list of formats in bert-numpy --help; or a recipe's .json file"
             + ("" if sub is quantize else " (default: fp32, or stored)"),
+        )
+    for sub in (compare, evaluate, predict):
+        sub.add_argument(
+            "--accumulate",
+            choices=ACCUMULATIONS,
+            metavar="MODE",
+            help="how products of 8-bit codes are added up, instead of what the format's recipe "
+            f"says (exact in every named one): {', '.join(ACCUMULATIONS)}",
         )
     for sub in (compare, evaluate, submit, quantize):
         _add_data_options(sub)
@@ -314,6 +323,11 @@ def _preset(name: str, model: str) -> Recipe:
     return preset(name)
 
 
+def _accumulated(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """The recipe with ``--accumulate`` in place of its own."""
+    return replace(recipe, accumulate=arguments.accumulate or recipe.accumulate)
+
+
 def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
     return _comparison(
         arguments, prepare(EMBEDDED, "sst2", REVIEWS), _recipes(arguments.formats, EMBEDDED)
@@ -322,6 +336,7 @@ def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     recipes = _recipes(arguments.formats, arguments.model, arguments.revision)
+    recipes = [_accumulated(recipe, arguments) for recipe in recipes]
     return _comparison(arguments, _prepared(arguments, recipes), recipes)
 
 
@@ -335,9 +350,9 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
         golden=arguments.golden,
         calibration_output=getattr(arguments, "save_calibration", None),
     )
-    for result in results:
+    for recipe, result in zip(recipes, results, strict=True):
         reference = reference or result
-        rows.append(comparison_row(result, reference))
+        rows.append(comparison_row(result, reference) | {"accumulate": recipe.accumulate})
     report = _header(job, arguments.golden) | {"rows": rows}
     if arguments.json != "-":
         print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)
@@ -346,6 +361,7 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    recipe = _accumulated(recipe, arguments)
     job = _prepared(arguments, [recipe])
     if arguments.predictions is not None and not isinstance(job.examples, Questions):
         raise BertNumpyError(f"--predictions: expected task squad, found {job.task.name}")
@@ -356,7 +372,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         golden=arguments.golden,
         calibration_output=arguments.save_calibration,
     )
-    row = comparison_row(result, None)
+    row = comparison_row(result, None) | {"accumulate": recipe.accumulate}
     report = {
         **_header(job, arguments.golden),
         **row,
@@ -444,7 +460,9 @@ def _header(job: Job, golden: bool) -> dict[str, Any]:
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    recipe = _accumulated(recipe, arguments)
     model = load(arguments.model, arguments.revision)
+    recipe.check_accumulation(model_sites(model))
     tokenizer = load_tokenizer(arguments.model, arguments.revision)
     check_prediction(model, tokenizer, arguments.text, arguments.pair)
     calibration = None
@@ -461,7 +479,12 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
     if arguments.json != "-":
         print("\n".join(found.lines))
-    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
+    report = {
+        "model": model.name,
+        "format": recipe.name,
+        "accumulate": recipe.accumulate,
+        "golden": arguments.golden,
+    }
     return report | found.report
 
 

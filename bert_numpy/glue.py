@@ -386,10 +386,8 @@ def submission(task: Task, ids: Sequence[str], predictions: npt.NDArray[Any]) ->
 
     Examples
     --------
-    >>> print(submission(task_named("rte"), ["0", "1"], np.array([1, 0])), end="")
-    index	prediction
-    0	not_entailment
-    1	entailment
+    >>> submission(task_named("rte"), ["0", "1"], np.array([1, 0])).split()
+    ['index', 'prediction', '0', 'not_entailment', '1', 'entailment']
     """
     if task.is_regression:
         shown = [f"{score:.3f}" for score in np.clip(predictions, *task.score_range)]

@@ -2,8 +2,8 @@
 
     python scripts/fuzz_checkpoint.py [--cases N] [--seed S] [--only MUTATION]
 
-Each case is a fresh folder with a checkpoint, a calibration, a recipe or an FP8
-file, of which one file is damaged or replaced. What may come of reading it:
+Each case is a fresh folder with a checkpoint (quantized or not), a calibration, a
+recipe or an FP8 file, of which one file is damaged or replaced. What may come of reading it:
 
     refused   one error of this project, in one line, that names the file
     valid     the file is still (or again) a valid one, and what was read is what
@@ -42,6 +42,7 @@ import tokenizers
 import bert_numpy
 from bert_numpy.calibration import calibrate, load_calibration, save_calibration
 from bert_numpy.config import read_config
+from bert_numpy.quantized_checkpoint import save_quantized
 from bert_numpy.recipe import PRESETS, load_recipe, recipe_json
 from bert_numpy.weights import expected_shapes
 from npfp8 import E4M3FN, QuantizedTensor
@@ -123,7 +124,15 @@ def templates() -> dict[str, dict[str, bytes]]:
         (folder / "config.json").write_bytes(config)
         (folder / SINGLE).write_bytes(whole)
         model = bert_numpy.load(folder)
-        save_calibration(calibrate(model, [{"input_ids": [[2, 5, 6, 3]]}]), folder / "c")
+        calibration = calibrate(model, [{"input_ids": [[2, 5, 6, 3]]}])
+        save_calibration(calibration, folder / "c")
+        quantized = {}
+        for recipe in ("e4m3", "int8-channel"):
+            made = bert_numpy.apply_recipe(model, PRESETS[recipe], calibration)
+            save_quantized(made, folder, folder / recipe)
+            quantized[f"quantized {recipe}"] = {
+                file: (folder / recipe / file).read_bytes() for file in ("config.json", SINGLE)
+            }
         codes = Fp8Array(np.arange(24, dtype=np.uint8).reshape(4, 6), E4M3FN)
         save_file({"w": codes, "s": np.full(4, 0.5, np.float32)}, folder / "f")
         vocabulary = {token: number for number, token in enumerate(TOKENS)}
@@ -134,6 +143,7 @@ def templates() -> dict[str, dict[str, bytes]]:
             f"model {dtype}": {"config.json": config, SINGLE: model_file(dtype)} for dtype in DTYPES
         },
         "shards": {"config.json": config, INDEX: index, **shards},
+        **quantized,
         "bert-tiny-sst2": {
             name: (EMBEDDED / name).read_bytes() for name in ("config.json", SINGLE)
         },
@@ -187,6 +197,27 @@ def read_model(folder: Path) -> None:
     defaults = {"hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 2}
     for key in CONFIG.keys() - {"architectures", "model_type", "id2label", "layer_norm_eps"}:
         expect(getattr(model.config, key) == raw.get(key, defaults.get(key)), f"config {key}")
+    with np.errstate(all="ignore"):
+        model([[0, min(1, model.config.vocab_size - 1)]])
+
+
+def read_quantized(folder: Path) -> None:
+    """Every code and scale is the file's; scales are positive, finite and normal."""
+    model = bert_numpy.load(folder)
+    stored = independent(folder / SINGLE)
+    tiny = np.finfo(np.float32).tiny
+    for name, weight in model.weights.items():
+        key = name if name.startswith("classifier") else f"bert.{name}"
+        dtype, shape, data = stored[key]
+        if not isinstance(weight, QuantizedTensor):
+            expect(np.array_equal(np.asarray(weight), as_float32(dtype, shape, data)), name)
+            continue
+        expect(weight.codes.tobytes() == data, f"codes of {name}")
+        expect(list(weight.shape) == shape, f"shape of {name}")
+        scale = stored[f"{key}_scale"]
+        given = as_float32(*scale)
+        expect(weight.scale.tobytes() == given.tobytes(), f"scale of {name}")
+        expect(bool(np.isfinite(given).all() and (given >= tiny).all()), f"scale of {name}")
     with np.errstate(all="ignore"):
         model([[0, min(1, model.config.vocab_size - 1)]])
 
@@ -251,6 +282,8 @@ def read_tokenizer(folder: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], None]] = {
+    "quantized e4m3": read_quantized,
+    "quantized int8-channel": read_quantized,
     "calibration": read_calibration,
     "fp8": read_fp8,
     "recipe": read_recipe,
@@ -532,15 +565,20 @@ def index_key(rng: Rng, content: bytes) -> bytes:
     return json.dumps(index).encode()
 
 
-def numbers(dtypes: tuple[str, ...], values: list[float]) -> Callable[[Rng, bytes], bytes]:
-    """Numbers that cannot be, in the data of a tensor of one of the dtypes."""
+def numbers(
+    dtypes: tuple[str, ...], values: list[float], ending: str = ""
+) -> Callable[[Rng, bytes], bytes]:
+    """Numbers that cannot be, in the data of a tensor of a dtype, whose name ends so."""
 
     def damage(rng: Rng, content: bytes) -> bytes:
         header, data = unpack(content)
         fitting = [
             info
             for key, info in header.items()
-            if key != "__metadata__" and info["dtype"] in dtypes and math.prod(info["shape"])
+            if key != "__metadata__"
+            and key.endswith(ending)
+            and info["dtype"] in dtypes
+            and math.prod(info["shape"])
         ]
         info = rng.choice(fitting)
         begin, end = info["data_offsets"]
@@ -588,6 +626,8 @@ WEIGHTS = [*SAFETENSORS, named(numbers(tuple(DTYPES), NOT_FINITE), "nan_or_infin
 TEXT = [*ANY, named(lambda rng, content: content + b"\xff\xfe", "not_utf8")]
 RARE = [st_declares_100_mb]
 
+bad_scale = named(numbers(("F32",), BAD_SCALES, "_scale"), "bad_scale")
+
 #: By target: the file that is damaged, and in which ways.
 DAMAGE: list[tuple[str, str, list[Callable[[Rng, bytes], bytes]]]] = [
     *((f"model {dtype}", SINGLE, WEIGHTS) for dtype in DTYPES),
@@ -595,6 +635,11 @@ DAMAGE: list[tuple[str, str, list[Callable[[Rng, bytes], bytes]]]] = [
     ("shards", INDEX, [*JSON, index_shard, index_shard, index_key]),
     ("shards", SHARDS[1], WEIGHTS),
     ("bert-tiny-sst2", SINGLE, WEIGHTS),
+    *(
+        (f"quantized {recipe}", SINGLE, [*WEIGHTS, bad_scale, bad_scale])
+        for recipe in ("e4m3", "int8-channel")
+    ),
+    *((f"quantized {recipe}", "config.json", JSON) for recipe in ("e4m3", "int8-channel")),
     (
         "calibration",
         "calibration.safetensors",

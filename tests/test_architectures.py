@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +33,8 @@ from bert_numpy.architectures import ARCHITECTURES
 from bert_numpy.cli import main
 from bert_numpy.model import model_sites
 from bert_numpy.policy import FLOAT32_POLICY, Policy, float32_policy
+from bert_numpy.quantized_checkpoint import save_quantized
+from bert_numpy.recipe import SiteRecipe
 from bert_numpy.weights import expected_shapes
 from npfp8 import QuantizedTensor
 
@@ -249,6 +252,46 @@ def test_parameters_are_held_once(case: Case) -> None:
 
 def some_batch(case: Case) -> Batch:
     return case.fit(hard_batches(WORDS, LONGEST)["right padding"])
+
+
+@pytest.mark.parametrize("name", ["e4m3", "int8", "e4m3-token"])
+def test_quantized_checkpoint(case: Case, name: str, tmp_path: Path) -> None:
+    """Saved and read back: the same bits, whatever the file calls things."""
+    batch = some_batch(case)
+    calibration = calibrate(case.model, [batch])
+    model = apply_recipe(case.model, PRESETS[name], calibration)
+    save_quantized(model, case.folder, tmp_path / "out", "")
+    expected, again = vars(model(**batch)), vars(load(tmp_path / "out")(**batch))
+    for key, value in expected.items():
+        if value is not None:
+            assert_same_bits(again[key], value)
+
+
+def test_quantized_checkpoint_in_transformers(
+    case: Case, tmp_path: Path, compressed_tensors: Any
+) -> None:
+    """Every layer that is quantized here is found by its name there, with the same weights."""
+    calibration = calibrate(case.model, [some_batch(case)])
+    recipe = replace(PRESETS["e4m3"], scores=SiteRecipe(), context=SiteRecipe())
+    model = apply_recipe(case.model, recipe, calibration)
+    save_quantized(model, case.folder, tmp_path / "out", "")
+    known = getattr(case.transformers, case.kind + case.head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peer = known.from_pretrained(tmp_path / "out").eval()
+        batch = {key: case.torch.from_numpy(x) for key, x in some_batch(case).items()}
+        with case.torch.no_grad():
+            peer(**batch)  # which decompresses the weights
+    theirs = {key: x.detach().float().numpy() for key, x in peer.named_parameters()}
+    config = case.model.config
+    prefix = "" if case.head == "Model" else config.description.prefix
+    quantized = 0
+    for key, weight in model.weights.items():
+        if isinstance(weight, QuantizedTensor):
+            *_, stored = config.description.stored_names(key, config.head)
+            assert_same_bits(theirs[prefix + stored], weight.dequantize())
+            quantized += 1
+    assert quantized == 6 * config.num_hidden_layers
 
 
 def test_sites_are_what_a_policy_sees(case: Case) -> None:
