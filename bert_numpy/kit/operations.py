@@ -224,7 +224,7 @@ RULES: dict[str, tuple[str, str]] = {
     "sum": (
         "over k of (a[m, k] - a_zero_point) * (b[k, n] - b_zero_point), values of codes without "
         "scales: the exact sum rounded once to float32, to nearest even; with block one such sum "
-        "for each run of so many k, stacked",
+        "for each run of so many k, stacked; with accumulate, what that accumulator makes of it",
         _EXACT,
     ),
     "scale_sum": (

@@ -179,6 +179,8 @@ class _Recorder:
         }
         block = parts["how"].get("block") or right_parts["how"].get("block")
         described |= {} if block is None else {"block": block}
+        accumulate = self.model.recipe.accumulate
+        described |= {} if accumulate == "exact" else {"accumulate": accumulate}
         total = self.compute("sum", "sum", {"a": codes, "b": right, **zero}, attributes=described)
         scales = {"a_scale": parts["scale"], "b_scale": right_parts["scale"]}
         self.compute(last, "scale_sum", {"sum": total, **scales, **given}, attributes=described)

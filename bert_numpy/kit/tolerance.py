@@ -127,7 +127,7 @@ def _interval(kit: Kit, name: str, found: Mapping[str, Array]) -> tuple[Array, A
 def _sum_interval(
     operation: str, inputs: Mapping[str, Array], attributes: Mapping[str, Any]
 ) -> tuple[Array, Array] | None:
-    exact = OPERATIONS[operation](inputs, attributes)
+    exact = OPERATIONS[operation](inputs, {**attributes, "accumulate": "exact"})
     block = attributes.get("block")
     if operation == "product":
         a, b = (np.abs(inputs[name].astype(np.float64)) for name in ("a", "b"))
