@@ -15,6 +15,7 @@ from typing import Any
 
 import npfp8
 from bert_numpy.calibration import load_calibration, save_calibration
+from bert_numpy.completion import SHELLS, completion_script
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, calibrate_on
 from bert_numpy.figures import describe, draw_histogram, draw_sqnr
@@ -150,6 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export-onnx", _export_onnx, "Write a quantized model as an ONNX file.")
     command("info", _info, "Describe a checkpoint.")
     calibration = command("calibration", _calibration, "Describe and plot a saved calibration.")
+    summary = "Print a script that completes commands and options in a shell."
+    completion = commands.add_parser("completion", help=summary, description=summary)
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=_completion, json=None, debug=False)
     quantize.add_argument("out", metavar="OUT", help="the folder to make")
     export.add_argument("out", metavar="OUT.onnx", help="the file to write")
 
@@ -292,6 +297,11 @@ def _preset(name: str, model: str) -> Recipe:
     if name == "stored":
         raise BertNumpyError(f"{model}: expected a quantized checkpoint for format 'stored'")
     return preset(name)
+
+
+def _completion(arguments: argparse.Namespace) -> dict[str, Any]:
+    print(completion_script(_parser(), arguments.shell), end="")
+    return {}
 
 
 def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
