@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model
-from bert_numpy.observers import Statistics, clip_range, merge, observe, quantization_noise
+from bert_numpy.observers import Statistics, clip_range, follow, look_at, merge, quantization_noise
 from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy
 from bert_numpy.recipe import Operand
+from bert_numpy.threads import default_threads, map_in_order
 from npfp8 import QuantizedTensor
 from npfp8.storage import load_file, read_metadata, save_file
 
@@ -87,7 +88,10 @@ def sqnr(seen: Statistics, operand: Operand) -> float:
 
 
 def calibrate(
-    model: Model, batches: Iterable[Mapping[str, npt.NDArray[np.int64]]], golden: bool = False
+    model: Model,
+    batches: Iterable[Mapping[str, npt.NDArray[np.int64]]],
+    golden: bool = False,
+    threads: int | None = None,
 ) -> Calibration:
     """Run the model in float32 over a sample and note what the activations look like.
 
@@ -102,6 +106,9 @@ def calibrate(
     golden : bool
         Whether to run in golden arithmetic, so that the statistics, and with
         them every code of the quantized model, are the same on every machine.
+    threads : int, optional
+        Over which the batches are spread, by default as many as there are cores.
+        What is seen is put together in the order of the batches.
 
     Raises
     ------
@@ -111,35 +118,69 @@ def calibrate(
     """
     if any(isinstance(weight, QuantizedTensor) for weight in model.weights.values()):
         raise BertNumpyError(f"{model.name}: expected a model in float32 to calibrate, found codes")
+    inner = float32_policy(golden)
+
+    def observed(batch: Mapping[str, npt.NDArray[np.int64]]) -> tuple[_Sight, int]:
+        sight = _Sight()
+        replace(model, policy=observing_policy(inner, sight))(**batch)
+        return sight, len(batch["input_ids"])
+
     operands: dict[str, Statistics] = {}
     channels: dict[str, Float32Array] = {}
-    policy = observing_policy(float32_policy(golden), operands, channels)
-    observing = replace(model, policy=policy)
     samples = 0
-    for batch in batches:
-        observing(**batch)
-        samples += len(batch["input_ids"])
+    for sight, size in map_in_order(observed, batches, threads or default_threads()):
+        for name, extrema in sight.extrema.items():
+            operands[name] = follow(operands.get(name), extrema, sight.histograms[name])
+        for site, largest in sight.channels.items():
+            channels[site] = np.maximum(channels.get(site, largest), largest)
+        samples += size
     if not samples:
         raise BertNumpyError("calibration: expected at least one sample, found none")
     return Calibration(operands, channels, samples, golden)
 
 
-def observing_policy(
-    inner: Policy, operands: dict[str, Statistics], channels: dict[str, Float32Array]
-) -> Policy:
-    """A policy that computes as ``inner`` does and notes what it is given."""
+@dataclass(eq=False)
+class _Sight:
+    """What was seen in one batch: of each operand the extrema, array by array, and a histogram."""
 
-    def see(name: str, x: Float32Array) -> None:
-        operands[name] = observe(name, operands.get(name), x)
+    extrema: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    histograms: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    channels: dict[str, Float32Array] = field(default_factory=dict)
+    last: tuple[Float32Array, str] | None = None
+
+    def see(self, name: str, x: Float32Array) -> None:
+        """Look at an operand, in the attention one of several arrays."""
+        histogram = self.histograms.get(name)
+        if histogram is None:
+            histogram = self.histograms[name] = np.zeros(1 << 16, np.int64)
+        self.extrema.setdefault(name, []).append(look_at(name, x, histogram))
+
+    def see_input(self, site: str, x: Float32Array) -> None:
+        """Look at a linear layer's input; one array that is given to several is looked at once."""
+        name = f"{site}:a"
+        if self.last is not None and self.last[0] is x:
+            same = self.last[1]
+            self.extrema[name] = self.extrema[f"{same}:a"]
+            self.histograms[name] = self.histograms[f"{same}:a"]
+            self.channels[site] = self.channels[same]
+            return
+        self.see(name, x)
+        columns = x.reshape(-1, x.shape[-1])
+        lowest, highest = columns.min(axis=0, initial=0), columns.max(axis=0, initial=0)
+        self.channels[site] = np.maximum(highest, np.abs(lowest))
+        self.last = (x, site)
+
+
+def observing_policy(inner: Policy, sight: _Sight) -> Policy:
+    """A policy that computes as ``inner`` does and notes what it is given."""
 
     def gemm(site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None) -> Float32Array:
         assert isinstance(b, np.ndarray), site
-        see(f"{site}:a", a)
         if site.endswith(_ATTENTION_PRODUCTS):
-            see(f"{site}:b", b)
+            sight.see(f"{site}:a", a)
+            sight.see(f"{site}:b", b)
         else:
-            largest = np.abs(a.reshape(-1, a.shape[-1])).max(axis=0, initial=0)
-            channels[site] = np.maximum(channels.get(site, largest), largest)
+            sight.see_input(site, a)
         return inner.gemm(site, a, b, bias)
 
     return Policy(gemm, inner.arithmetic)

@@ -8,8 +8,9 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from bert_numpy.figures import describe, draw_histogram, draw_sqnr
 from bert_numpy.glue import TASKS, Task, TestSet, read_examples, submission, task_named
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import Job, prepare, run, with_calibration
+from bert_numpy.kit.commands import add_golden_commands
 from bert_numpy.loading import load, stored_recipe
-from bert_numpy.model import encoder_sites
+from bert_numpy.model import encoder_sites, model_sites
 from bert_numpy.model_card import model_card
 from bert_numpy.onnx_export import export_onnx
 from bert_numpy.prediction import check_prediction, predict_text
@@ -40,6 +42,7 @@ from bert_numpy.report import (
 )
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
+from npfp8.matmul import ACCUMULATIONS
 
 __all__ = ["main"]
 
@@ -81,7 +84,7 @@ examples:
   bert-numpy quantize ./my-model ./my-model-fp8 --task sst2 --data glue/SST-2 --recipe e4m3
   bert-numpy evaluate ./my-qa-model --task squad --data squad --predictions answers.json
 
-exit codes: 0 done, 2 input that cannot be used, 130 interrupted
+exit codes: 0 done, 1 golden verify: a difference, 2 input that cannot be used, 130 interrupted
 """
 
 
@@ -95,7 +98,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
+    """Run the command; returns the exit code: 0, 1 if a comparison failed, 2 for bad input, 130.
+
+    130 is an interrupt.
+    """
     arguments = _parser().parse_args(argv)
     try:
         report = arguments.run(arguments)
@@ -110,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"bert-numpy: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 0 if report.get("passed", True) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,14 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(
         name: str, function: Callable[[argparse.Namespace], dict[str, Any]], summary: str
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=summary, description=summary, formatter_class=_HelpFormatter
-        )
-        sub.set_defaults(run=function)
-        sub.add_argument(
-            "--json", metavar="FILE", help="write the results as JSON too; - prints them instead"
-        )
-        sub.add_argument("--debug", action="store_true", help="show a traceback on an error")
+        sub = _add_command(commands, name, function, summary)
         if name == "calibration":
             sub.add_argument("file", metavar="FILE", help="what --save-calibration wrote")
         elif name != "demo":
@@ -155,6 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help=summary, description=summary)
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=_completion, json=None, debug=False)
+    summary = "Golden outputs that other backends are checked against, and test vectors."
+    golden = commands.add_parser("golden", help=summary, description=summary)
+    kits = golden.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_golden_commands(partial(_add_command, kits))
     quantize.add_argument("out", metavar="OUT", help="the folder to make")
     export.add_argument("out", metavar="OUT.onnx", help="the file to write")
 
@@ -179,6 +182,14 @@ def _parser() -> argparse.ArgumentParser:
             required=sub is quantize,
             help="see the list of formats in bert-numpy --help; or a recipe's .json file"
             + ("" if sub is quantize else " (default: fp32, or stored)"),
+        )
+    for sub in (compare, evaluate, predict):
+        sub.add_argument(
+            "--accumulate",
+            choices=ACCUMULATIONS,
+            metavar="MODE",
+            help="how products of 8-bit codes are added up, instead of what the format's recipe "
+            f"says (exact in every named one): {', '.join(ACCUMULATIONS)}",
         )
     for sub in (compare, evaluate, submit, quantize):
         _add_data_options(sub)
@@ -220,6 +231,24 @@ def _parser() -> argparse.ArgumentParser:
         help="sentences to calibrate on, in SST-2's layout",
     )
     return parser
+
+
+def _add_command(
+    commands: Any,
+    name: str,
+    function: Callable[[argparse.Namespace], dict[str, Any]],
+    summary: str,
+) -> argparse.ArgumentParser:
+    """A command's parser, with the options that all have."""
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, formatter_class=_HelpFormatter
+    )
+    sub.set_defaults(run=function)
+    sub.add_argument(
+        "--json", metavar="FILE", help="write the results as JSON too; - prints them instead"
+    )
+    sub.add_argument("--debug", action="store_true", help="show a traceback on an error")
+    return sub
 
 
 def _add_data_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -304,6 +333,11 @@ def _completion(arguments: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
+def _accumulated(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """The recipe with ``--accumulate`` in place of its own."""
+    return replace(recipe, accumulate=arguments.accumulate or recipe.accumulate)
+
+
 def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
     return _comparison(
         arguments, prepare(EMBEDDED, "sst2", REVIEWS), _recipes(arguments.formats, EMBEDDED)
@@ -312,6 +346,7 @@ def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     recipes = _recipes(arguments.formats, arguments.model, arguments.revision)
+    recipes = [_accumulated(recipe, arguments) for recipe in recipes]
     return _comparison(arguments, _prepared(arguments, recipes), recipes)
 
 
@@ -325,9 +360,9 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
         golden=arguments.golden,
         calibration_output=getattr(arguments, "save_calibration", None),
     )
-    for result in results:
+    for recipe, result in zip(recipes, results, strict=True):
         reference = reference or result
-        rows.append(comparison_row(result, reference))
+        rows.append(comparison_row(result, reference) | {"accumulate": recipe.accumulate})
     report = _header(job, arguments.golden) | {"rows": rows}
     if arguments.json != "-":
         print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)
@@ -336,6 +371,7 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    recipe = _accumulated(recipe, arguments)
     job = _prepared(arguments, [recipe])
     if arguments.predictions is not None and not isinstance(job.examples, Questions):
         raise BertNumpyError(f"--predictions: expected task squad, found {job.task.name}")
@@ -346,7 +382,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         golden=arguments.golden,
         calibration_output=arguments.save_calibration,
     )
-    row = comparison_row(result, None)
+    row = comparison_row(result, None) | {"accumulate": recipe.accumulate}
     report = {
         **_header(job, arguments.golden),
         **row,
@@ -434,7 +470,9 @@ def _header(job: Job, golden: bool) -> dict[str, Any]:
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    recipe = _accumulated(recipe, arguments)
     model = load(arguments.model, arguments.revision)
+    recipe.check_accumulation(model_sites(model))
     tokenizer = load_tokenizer(arguments.model, arguments.revision)
     check_prediction(model, tokenizer, arguments.text, arguments.pair)
     calibration = None
@@ -451,7 +489,12 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
     if arguments.json != "-":
         print("\n".join(found.lines))
-    report = {"model": model.name, "format": recipe.name, "golden": arguments.golden}
+    report = {
+        "model": model.name,
+        "format": recipe.name,
+        "accumulate": recipe.accumulate,
+        "golden": arguments.golden,
+    }
     return report | found.report
 
 

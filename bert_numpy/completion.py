@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Iterable
 
 __all__ = ["SHELLS", "completion_script"]
 
@@ -15,18 +16,17 @@ _BASHCOMPINIT = "autoload -U +X compinit bashcompinit && compinit && bashcompini
 
 _BASH = """\
 _bert_numpy() {{
-    local cur="${{COMP_WORDS[COMP_CWORD]}}" words
+    local cur="${{COMP_WORDS[COMP_CWORD]}}" words nested=
     case "${{COMP_WORDS[1]}}" in
 {cases}
         *) words={options} ;;
     esac
     COMPREPLY=()
-    if [ "$COMP_CWORD" -eq 1 ]; then
-        case "$cur" in -*) ;; *) words={commands} ;; esac
-        COMPREPLY=($(compgen -W "$words" -- "$cur"))
-    elif [ "${{cur#-}}" != "$cur" ]; then
-        COMPREPLY=($(compgen -W "$words" -- "$cur"))
-    fi
+    case "$COMP_CWORD,$cur" in
+        *,-*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;
+        1,*) COMPREPLY=($(compgen -W {commands} -- "$cur")) ;;
+        2,*) COMPREPLY=($(compgen -W "$nested" -- "$cur")) ;;
+    esac
 }}
 complete -o default -F _bert_numpy bert-numpy
 """
@@ -40,7 +40,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     Parameters
     ----------
     parser : ArgumentParser
-        With one level of subcommands.
+        With commands, which may have commands of their own.
     shell : str
         One of :data:`SHELLS`.
     """
@@ -48,13 +48,13 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     if shell == "fish":
         return _fish(parser, commands)
     cases = "\n".join(
-        f"        {name}) words={shlex.quote(' '.join(_options(sub)))} ;;"
+        f"        {name}) words={_quoted(_options(sub))} nested={_quoted(_commands(sub))} ;;"
         for name, (sub, _) in commands.items()
     )
     script = _BASH.format(
         cases=cases,
-        options=shlex.quote(" ".join(_options(parser))),
-        commands=shlex.quote(" ".join(commands)),
+        options=_quoted(_options(parser)),
+        commands=_quoted(commands),
     )
     return _BASHCOMPINIT + script if shell == "zsh" else script
 
@@ -69,20 +69,30 @@ def _fish(
     for name, (sub, _) in commands.items():
         seen = f"-n '__fish_seen_subcommand_from {name}'"
         lines += [f"{seen} -l {option[2:]}" for option in _options(sub)]
+        lines += [f"{seen} -a {nested}" for nested in _commands(sub)]
     return "".join(f"complete -c bert-numpy {line}\n" for line in lines)
 
 
 def _commands(
     parser: argparse.ArgumentParser,
 ) -> dict[str, tuple[argparse.ArgumentParser, str]]:
-    """Each command's parser and summary, by name."""
+    """Each command's parser and summary, by name; none of a parser without commands."""
     # argparse has no public way to its actions.
-    (action,) = (x for x in parser._actions if isinstance(x, argparse._SubParsersAction))
-    summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
-    return {name: (sub, summaries[name]) for name, sub in action.choices.items()}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            return {name: (sub, summaries[name]) for name, sub in action.choices.items()}
+    return {}
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """The long options of one parser."""
-    names = (name for action in parser._actions for name in action.option_strings)
-    return [name for name in names if name.startswith("--")]
+    """The long options of a parser and of its commands' commands, each once."""
+    names = [name for action in parser._actions for name in action.option_strings]
+    if parser.prog.count(" "):  # not those of every command for the program itself
+        for sub, _ in _commands(parser).values():
+            names += _options(sub)
+    return list(dict.fromkeys(name for name in names if name.startswith("--")))
+
+
+def _quoted(words: Iterable[str]) -> str:
+    return shlex.quote(" ".join(words))

@@ -37,7 +37,7 @@ __all__ = [
 Float32Array = npt.NDArray[np.float32]
 
 #: Elements worked on at a time where several passes go over an array.
-_BLOCK = 1 << 14
+_BLOCK = 1 << 15
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from bert_numpy.calibration import Calibration, calibrate
 from bert_numpy.glue import Task, label_order
 from bert_numpy.metrics import ANSWER_METRICS, METRICS
-from bert_numpy.model import Model, require_head
+from bert_numpy.model import Model, ModelOutput, require_head
 from bert_numpy.policy import OperandCounts
 from bert_numpy.quantization import QuantizedModel
 from bert_numpy.spans import Answer, best_answers
 from bert_numpy.squad import Questions, SpanTask
+from bert_numpy.threads import default_threads, map_in_order
 from bert_numpy.tokenization import EncodedText, Window, pad
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "compare_with",
     "evaluate",
     "evaluate_answers",
+    "outputs",
     "predict_logits",
     "predict_span_logits",
 ]
@@ -79,19 +81,44 @@ def batches(
         yield rows, pad([encoded[row] for row in rows], pad_token_id)
 
 
+def outputs(
+    model: Model,
+    encoded: Sequence[EncodedText],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Iterator[tuple[list[int], ModelOutput]]:
+    """The rows of each batch and what the model gives for them, the longest first.
+
+    Batches are spread over ``threads``, by default as many as there are cores;
+    the order is the same for every number. Memory is that of ``threads`` batches.
+    """
+
+    def run(
+        rows_and_batch: tuple[list[int], dict[str, npt.NDArray[np.int64]]],
+    ) -> tuple[list[int], ModelOutput]:
+        rows, batch = rows_and_batch
+        return rows, model(**batch)
+
+    given = batches(encoded, batch_size, model.config.pad_token_id)
+    for rows, output in map_in_order(run, given, threads or default_threads()):
+        yield rows, output
+        if progress is not None:
+            progress(len(rows))
+
+
 def predict_logits(
     model: Model,
     encoded: Sequence[EncodedText],
     batch_size: int = 32,
     progress: Progress | None = None,
+    threads: int | None = None,
 ) -> Float32Array:
     """The logits of every text, in order. Returns float32 (texts, outputs)."""
     logits = np.empty((len(encoded), len(model.config.labels)), np.float32)
     require_head(model, "sequence classification")
-    for rows, batch in batches(encoded, batch_size, model.config.pad_token_id):
-        logits[rows] = model(**batch).logits
-        if progress is not None:
-            progress(len(rows))
+    for rows, output in outputs(model, encoded, batch_size, progress, threads):
+        logits[rows] = output.logits
     return logits
 
 
@@ -100,18 +127,16 @@ def predict_span_logits(
     encoded: Sequence[EncodedText],
     batch_size: int = 32,
     progress: Progress | None = None,
+    threads: int | None = None,
 ) -> list[Float32Array]:
     """Start and end logits of every token of every text, in order. Each float32 (tokens, 2)."""
     logits: dict[int, Float32Array] = {}
     require_head(model, "question answering")
-    for rows, batch in batches(encoded, batch_size, model.config.pad_token_id):
-        output = model(**batch)
+    for rows, output in outputs(model, encoded, batch_size, progress, threads):
         assert output.start_logits is not None
         assert output.end_logits is not None
         for row, *pair in zip(rows, output.start_logits, output.end_logits, strict=True):
             logits[row] = np.stack(pair, axis=1)[: len(encoded[row].input_ids)]
-        if progress is not None:
-            progress(len(rows))
     return [logits[row] for row in range(len(encoded))]
 
 

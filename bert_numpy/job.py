@@ -28,7 +28,7 @@ from bert_numpy.glue import (
     task_named,
 )
 from bert_numpy.loading import load
-from bert_numpy.model import Model, require_head
+from bert_numpy.model import Model, model_sites, require_head
 from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.recipe import Recipe
 from bert_numpy.squad import SQUAD, Questions, SpanTask, merge_questions, read_questions
@@ -211,10 +211,13 @@ def run(
     Raises
     ------
     BertNumpyError
-        If a calibration is to be saved and no recipe needs one, or as
-        :func:`bert_numpy.calibrate` and :func:`evaluate` do.
+        If a calibration is to be saved and no recipe needs one; a recipe cannot
+        accumulate as it says; or as :func:`bert_numpy.calibrate` and
+        :func:`evaluate` do.
     """
     bar = progress_bar or _no_bar
+    for recipe in recipes:  # before the first of them has taken its time
+        recipe.check_accumulation(model_sites(job.model))
     job = with_calibration(job, recipes, bar, golden=golden)
     calibration = job.calibration
     if calibration_output is not None:

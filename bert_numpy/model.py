@@ -23,7 +23,7 @@ from bert_numpy.config import BertConfig
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.heads import OF_POOLED, OF_TOKENS
 from bert_numpy.layers import array, layer_norm, linear
-from bert_numpy.packing import Packing, pack
+from bert_numpy.packing import Packing, pack, take_rows
 from bert_numpy.policy import Policy
 from bert_numpy.weights import Weights
 
@@ -225,9 +225,9 @@ def attention(model: Model, site: str, x: Float32Array, packing: Packing) -> Flo
 
     context = np.empty_like(query)
     for group in packing.groups:  # sequences of equal length: (group, length) token numbers
-        q = split_heads(query[group.queries], heads)  # (group, heads, queries, d)
-        k = split_heads(key[group.keys], heads)  # (group, heads, keys, d)
-        v = split_heads(value[group.keys], heads)
+        q = split_heads(take_rows(query, group.queries), heads)  # (group, heads, queries, d)
+        k = split_heads(take_rows(key, group.keys), heads)  # (group, heads, keys, d)
+        v = split_heads(take_rows(value, group.keys), heads)
         scores = gemm(f"{site}.scores", q, k.swapaxes(-1, -2), None)
         weights = arithmetic.softmax(arithmetic.multiply(scores, scale))
         mixed = gemm(f"{site}.context", weights, v, None)  # (group, heads, queries, d)

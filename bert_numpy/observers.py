@@ -13,8 +13,8 @@ range is the same on every machine if the histogram is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,9 @@ __all__ = [
     "OBSERVERS",
     "Statistics",
     "clip_range",
+    "follow",
     "is_affine",
+    "look_at",
     "merge",
     "observe",
     "quantization_noise",
@@ -99,27 +101,48 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
     BertNumpyError
         If an element is NaN or infinite; names the site.
     """
+    histogram = np.zeros(1 << 16, np.int64)
+    extrema = look_at(site, x, histogram)
+    return follow(seen, [extrema], histogram)
+
+
+def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Count the elements of ``x`` into ``histogram``; returns its extrema, at most and at least 0.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`observe` does.
+    """
     low, high = float(x.min(initial=0)), float(x.max(initial=0))
     if not (math.isfinite(low) and math.isfinite(high)):
         found = high if math.isfinite(low) else low
         raise BertNumpyError(f"calibration: site {site!r}: expected finite operands, found {found}")
     if max(high, -low) > _LARGEST:  # else it would round to infinity
         x = np.clip(x, -_LARGEST, _LARGEST)
-    bits = to_bits(round_to_bfloat16(x)).reshape(-1)
-    histogram = np.bincount(bits, minlength=1 << 16).astype(np.int64)
-    if seen is None:
-        return Statistics(low, high, low, high, histogram)
+    np.add.at(histogram, to_bits(round_to_bfloat16(x)).reshape(-1), 1)
+    return low, high
 
-    def averaged(old: float, new: float) -> float:
-        return old + MOMENTUM * (new - old)
 
-    return Statistics(
-        min(seen.low, low),
-        max(seen.high, high),
-        averaged(seen.average_low, low),
-        averaged(seen.average_high, high),
-        seen.histogram + histogram,
-    )
+def follow(
+    seen: Statistics | None,
+    extrema: Sequence[tuple[float, float]],
+    histogram: npt.NDArray[np.int64],
+) -> Statistics:
+    """The statistics of what was seen before and of what :func:`look_at` made of more arrays."""
+    for low, high in extrema:
+        if seen is None:
+            seen = Statistics(low, high, low, high, np.zeros_like(histogram))
+            continue
+        seen = Statistics(
+            min(seen.low, low),
+            max(seen.high, high),
+            seen.average_low + MOMENTUM * (low - seen.average_low),
+            seen.average_high + MOMENTUM * (high - seen.average_high),
+            seen.histogram,
+        )
+    assert seen is not None, "no array"
+    return replace(seen, histogram=seen.histogram + histogram)
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 
-__all__ = ["AttentionGroup", "Packing", "pack"]
+__all__ = ["AttentionGroup", "Packing", "pack", "take_rows"]
 
 IntArray = npt.NDArray[np.int64]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -27,7 +27,7 @@ class AttentionGroup:
 
     ``rows`` (sequences,) says which sequences of the batch; ``queries``
     (sequences, queries) and ``keys`` (sequences, keys) are rows of the packed
-    (tokens, hidden) matrix.
+    (tokens, hidden) matrix, rising.
     """
 
     rows: IntArray
@@ -69,6 +69,23 @@ class Packing:
         return padded.reshape(batch, length, -1)
 
 
+def take_rows(packed: npt.NDArray[_Scalar], rows: IntArray) -> npt.NDArray[_Scalar]:
+    """``packed[rows]``, as a view where the rising ``rows`` leave none out.
+
+    They do not in batches that are sorted by length and padded at the end.
+
+    Parameters
+    ----------
+    packed : ndarray, (tokens, hidden)
+    rows : ndarray of int, (sequences, length)
+        Of an :class:`AttentionGroup`: each larger than the one before.
+    """
+    first, last = int(rows[0, 0]), int(rows[-1, -1])
+    if last - first + 1 != rows.size:
+        return packed[rows]
+    return packed[first : last + 1].reshape(*rows.shape, -1)
+
+
 def pack(mask: npt.NDArray[np.bool_]) -> Packing:
     """Plan the computation of a batch.
 
@@ -93,7 +110,7 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
     row_of = (np.cumsum(computed) - 1).reshape(mask.shape)  # position -> packed row
     counts = np.stack([computed.sum(axis=1), mask.sum(axis=1)], axis=1)
     groups = []
-    for queries, keys in np.unique(counts, axis=0):
+    for queries, keys in sorted(set(map(tuple, counts.tolist()))):
         member = (counts == (queries, keys)).all(axis=1)
         places = row_of[member]
         groups.append(

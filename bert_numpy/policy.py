@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from npfp8 import (
     quantize_bfloat16,
 )
 from npfp8.golden import require_ieee754
+from npfp8.matmul import ACCUMULATIONS
 from npfp8.tensor import group_extrema, spread
 
 __all__ = [
@@ -109,30 +111,41 @@ class OperandCounts:
     underflowed: int = 0  # not zero, but the code of zero
 
     def add(self, x: Float32Array, q: QuantizedTensor) -> None:
-        """Count the elements of ``x`` that became ``q``."""
-        fmt = q.fmt
-        self.elements += x.size
-        if q.zero_point is not None:
-            # Beyond the range: a code at its end whose value is not within half a scale.
-            ends = (q.codes == fmt.max_code) | (q.codes == 0)
-            off = np.abs(x - q.dequantize()) > 0.5000001 * spread(q.scale, q.shape, q.axis, q.block)
-            self.saturated += int(np.count_nonzero(ends & off))
-            zeros = q.codes == spread(q.zero_point, q.shape, q.axis, q.block)
-            self.underflowed += int(np.count_nonzero(zeros & (x != 0)))
-            return
-        # Of the codes first, whose bytes are fewer. A float's sign bit is taken
-        # off: its zero has two codes.
-        magnitudes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else np.abs(q.codes)
-        if magnitudes.max(initial=0) >= fmt.max_code:
-            largest = magnitudes >= fmt.max_code
-            scales = np.broadcast_to(spread(q.scale, q.shape, q.axis, q.block), x.shape)
-            with np.errstate(over="ignore"):
-                quotients = np.abs(x[largest]) / scales[largest]
-            # A scale from the largest element itself may round to just beyond.
-            self.saturated += int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
-        not_zero = int(np.count_nonzero(magnitudes))
-        if not_zero < x.size:
-            self.underflowed += int(np.count_nonzero(x != 0)) - not_zero
+        """Count the elements of ``x`` that became ``q``; also from several threads."""
+        saturated, underflowed = _saturated_and_underflowed(x, q)
+        with _COUNTING:
+            self.elements += x.size
+            self.saturated += saturated
+            self.underflowed += underflowed
+
+
+#: Held while counts are changed: batches may run on several threads.
+_COUNTING = Lock()
+
+
+def _saturated_and_underflowed(x: Float32Array, q: QuantizedTensor) -> tuple[int, int]:
+    fmt = q.fmt
+    if q.zero_point is not None:
+        # Beyond the range: a code at its end whose value is not within half a scale.
+        ends = (q.codes == fmt.max_code) | (q.codes == 0)
+        off = np.abs(x - q.dequantize()) > 0.5000001 * spread(q.scale, q.shape, q.axis, q.block)
+        zeros = q.codes == spread(q.zero_point, q.shape, q.axis, q.block)
+        return int(np.count_nonzero(ends & off)), int(np.count_nonzero(zeros & (x != 0)))
+    # Of the codes first, whose bytes are fewer. A float's sign bit is taken
+    # off: its zero has two codes.
+    magnitudes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else np.abs(q.codes)
+    saturated = 0
+    if magnitudes.max(initial=0) >= fmt.max_code:
+        largest = magnitudes >= fmt.max_code
+        scales = np.broadcast_to(spread(q.scale, q.shape, q.axis, q.block), x.shape)
+        with np.errstate(over="ignore"):
+            quotients = np.abs(x[largest]) / scales[largest]
+        # A scale from the largest element itself may round to just beyond.
+        saturated = int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
+    not_zero = int(np.count_nonzero(magnitudes))
+    if not_zero == x.size:
+        return saturated, 0
+    return saturated, int(np.count_nonzero(x != 0)) - not_zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +218,10 @@ def quantized_policy(
     """The paper's quantized inference.
 
     At a site with a plan the operands become 8-bit codes (weights are codes
-    already), the codes are multiplied exactly, scaled, and the bias added in
-    float32. At other sites, and where only one operand is quantized, the
-    product is float32. Every result is rounded to the recipe's arithmetic, but
-    for a head's, which are the model's answer.
+    already), the codes are multiplied exactly, added up as the recipe says,
+    scaled, and the bias added in float32. At other sites, and where only one
+    operand is quantized, the product is float32. Every result is rounded to the
+    recipe's arithmetic, but for a head's, which are the model's answer.
 
     Parameters
     ----------
@@ -225,14 +238,15 @@ def quantized_policy(
     Raises
     ------
     BertNumpyError
-        If golden products are asked for from a recipe that accumulates in float32.
+        If golden products are asked for from a recipe that accumulates in float32,
+        whose bits are the BLAS's affair.
     """
     numerics = _GOLDEN if golden else _FAST
     arithmetic = numerics.arithmetics[recipe.arithmetic]
-    if golden and recipe.accumulate != "exact":
+    if golden and recipe.accumulate == "float32":
+        expected = " or ".join(repr(mode) for mode in ACCUMULATIONS if mode != "float32")
         raise BertNumpyError(
-            f"recipe {recipe.name}: golden products are accumulated 'exact', "
-            f"found {recipe.accumulate!r}"
+            f"recipe {recipe.name}: golden products are accumulated {expected}, found 'float32'"
         )
     bfloat16 = recipe.arithmetic == "bfloat16"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,8 @@ def apply_recipe(
     ----------
     model : Model
         In float32; it is not changed. A quantized one can be given with its own
-        recipe only, and keeps its codes and scales: so it becomes golden, or not.
+        recipe only, and keeps its codes and scales: so it becomes golden, or not,
+        and its products are added up in another way (``accumulate``).
     recipe : Recipe
     calibration : Calibration, optional
         Needed if the recipe has static scales of activations, or migrates.
@@ -79,10 +80,11 @@ def apply_recipe(
     ------
     BertNumpyError
         If a calibration is needed and there is none, or it misses a site; an
-        override's pattern fits no site; or the model is quantized by another recipe.
+        override's pattern fits no site; a site's products cannot be accumulated as
+        the recipe says; or the model is quantized by another recipe.
     """
     if isinstance(model, QuantizedModel):
-        if recipe != model.recipe:
+        if recipe != replace(model.recipe, accumulate=recipe.accumulate):
             raise BertNumpyError(
                 f"{model.name}: expected a model in float32 to apply {recipe.name} to, found one "
                 f"that is quantized by {model.recipe.name}"
@@ -131,7 +133,14 @@ def planned_model(
     *,
     golden: bool = False,
 ) -> QuantizedModel:
-    """A quantized model from its codes and scales."""
+    """A quantized model from its codes and scales.
+
+    Raises
+    ------
+    BertNumpyError
+        If a site's products cannot be accumulated as the recipe says.
+    """
+    recipe.check_accumulation(plans)
     counts: dict[str, OperandCounts] = {}
     policy = quantized_policy(recipe, plans, counts, golden)
     return QuantizedModel(config, weights, policy, name, recipe=recipe, plans=plans, counts=counts)

@@ -16,6 +16,7 @@ from bert_numpy.observers import OBSERVERS, is_affine
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 from npfp8.files import replaced_file
 from npfp8.formats import FLOAT_FORMATS
+from npfp8.matmul import ACCUMULATIONS
 
 __all__ = [
     "PRESETS",
@@ -182,7 +183,8 @@ class Recipe:
     arithmetic : str
         The precision of everything else: "bfloat16" or "float32".
     accumulate : str
-        See :func:`npfp8.matmul`.
+        How the products of a quantized site are added up, one of
+        :data:`npfp8.matmul.ACCUMULATIONS`; see :func:`npfp8.matmul`.
     """
 
     name: str
@@ -196,7 +198,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, choices in (
             ("arithmetic", ("bfloat16", "float32")),
-            ("accumulate", ("exact", "float32")),
+            ("accumulate", ACCUMULATIONS),
         ):
             if getattr(self, name) not in choices:
                 raise BertNumpyError(
@@ -264,6 +266,28 @@ class Recipe:
                     f"recipe {self.name}: override {pattern!r}: expected to fit a site, "
                     f"such as {names[0]}"
                 )
+
+    def check_accumulation(self, sites: Iterable[str]) -> None:
+        """Raise :class:`BertNumpyError` if a site has what Hopper's tensor cores do not.
+
+        They multiply E4M3FN and E5M2, whose scales do not vary along the sum; all
+        other ways to accumulate take every recipe.
+        """
+        if not self.accumulate.startswith("hopper"):
+            return
+        for name in sites:
+            how = self.site(name)
+            if how.a.fmt is None or how.b.fmt is None:
+                continue  # no product of codes
+            for side, operand in (("a", how.a), ("b", how.b)):
+                place = f"recipe {self.name}: {name}:{side}: accumulate {self.accumulate!r}"
+                if operand.fmt not in (E4M3FN, E5M2):
+                    raise BertNumpyError(f"{place}: expected E4M3FN or E5M2, found {operand.fmt}")
+                if operand.dynamic:
+                    raise BertNumpyError(
+                        f"{place}: expected one scale per tensor or channel, "
+                        f"found granularity {operand.granularity!r}"
+                    )
 
     def skipping(self, *patterns: str) -> Recipe:
         """The recipe with the sites of some patterns left unquantized."""

@@ -8,16 +8,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from rich.box import MARKDOWN
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, compare_with
 from npfp8.files import replaced_file
+
+if TYPE_CHECKING:  # rich is imported where it is used: not every command draws
+    from rich.console import Console
+    from rich.table import Table
 
 __all__ = [
     "comparison_row",
@@ -50,6 +49,8 @@ def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
     On a terminal that is too narrow for it the headers are broken into lines.
     """
+    from rich.console import Console  # noqa: PLC0415 (see above)
+
     table = _comparison_table(rows, " ")
     if sys.stdout.isatty() and _width(table) > Console().width:
         table = _comparison_table(rows, "\n")
@@ -58,7 +59,7 @@ def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _comparison_table(rows: Sequence[Mapping[str, Any]], between_words: str) -> Table:
-    table = Table(box=MARKDOWN, header_style="bold")
+    table = _table()
     change = "mean_abs_difference" if "mean_abs_difference" in rows[0] else "flips"
     metrics = list(rows[0]["metrics"])
     table.add_column("format", no_wrap=True)
@@ -78,7 +79,7 @@ def _comparison_table(rows: Sequence[Mapping[str, Any]], between_words: str) -> 
 
 def print_operands(operands: Mapping[str, Mapping[str, Any]]) -> None:
     """Print what :func:`bert_numpy.figures.describe` says of each operand as a table."""
-    table = Table(box=MARKDOWN, header_style="bold")
+    table = _table()
     table.add_column("operand", no_wrap=True)
     formats = list(next(iter(operands.values()))["formats"])
     heads = ("elements", "low", "high", "p99", "p99.9", "p99.99", *(f"{f} dB" for f in formats))
@@ -95,12 +96,21 @@ def print_operands(operands: Mapping[str, Mapping[str, Any]]) -> None:
     _console(_width(table)).print(table)
 
 
+def _table() -> Table:
+    from rich.box import MARKDOWN  # noqa: PLC0415 (see above)
+    from rich.table import Table  # noqa: PLC0415
+
+    return Table(box=MARKDOWN, header_style="bold")
+
+
 def _width(table: Table) -> int:
     """The columns that a table takes with nothing wrapped or cut."""
     return _console(1 << 16).measure(table).maximum
 
 
 def _console(width: int) -> Console:
+    from rich.console import Console  # noqa: PLC0415 (see above)
+
     # With the width alone, rich takes a terminal that calls itself dumb for 80 columns wide.
     return Console(width=width, height=100)
 
@@ -108,6 +118,15 @@ def _console(width: int) -> Console:
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Any]:
     """A progress bar on a terminal's standard error; yields the function that advances it."""
+    from rich.console import Console  # noqa: PLC0415 (see above)
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:<12}"),

@@ -27,6 +27,7 @@ from npfp8.files import open_regular, replaced_file
 from npfp8.formats import E4M3FN, E5M2, E8M0FNU, FloatFormat
 
 __all__ = [
+    "Bfloat16Array",
     "Fp8Array",
     "StoredTensor",
     "load_file",
@@ -92,6 +93,18 @@ class Fp8Array:
 
     codes: npt.NDArray[np.uint8]
     fmt: FloatFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Bfloat16Array:
+    """bfloat16 numbers as their bits, to be written as such; :func:`load_file` gives the bits.
+
+    Attributes
+    ----------
+    bits : ndarray of uint16
+    """
+
+    bits: npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -323,7 +336,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8A
 
 
 def save_file(
-    tensors: Mapping[str, npt.NDArray[Any] | Fp8Array | StoredTensor],
+    tensors: Mapping[str, npt.NDArray[Any] | Fp8Array | Bfloat16Array | StoredTensor],
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -331,7 +344,7 @@ def save_file(
 
     Parameters
     ----------
-    tensors : mapping of str to ndarray, Fp8Array or StoredTensor
+    tensors : mapping of str to ndarray, Fp8Array, Bfloat16Array or StoredTensor
         A tensor of another file is copied byte for byte, whatever its dtype.
     path : path
     metadata : mapping of str to str, optional
@@ -360,6 +373,10 @@ def save_file(
                     f"found {tensor.codes.dtype} codes of {tensor.fmt}"
                 )
             name, data = _FP8_NAMES[tensor.fmt], tensor.codes
+        elif isinstance(tensor, Bfloat16Array):
+            if tensor.bits.dtype != np.uint16:
+                raise TypeError(f"tensor {key!r}: expected uint16 bits, found {tensor.bits.dtype}")
+            name, data = "BF16", tensor.bits.astype("<u2", copy=False)
         elif isinstance(tensor, StoredTensor):
             name, data = tensor.dtype, tensor
         else:
@@ -378,7 +395,9 @@ def save_file(
             file.write(data.read_bytes() if isinstance(data, StoredTensor) else data.tobytes())
 
 
-def _alignment(tensor: npt.NDArray[Any] | Fp8Array | StoredTensor) -> int:
+def _alignment(tensor: npt.NDArray[Any] | Fp8Array | Bfloat16Array | StoredTensor) -> int:
     if isinstance(tensor, StoredTensor):
         return _ITEMSIZES[tensor.dtype]
+    if isinstance(tensor, Bfloat16Array):
+        return 2
     return 1 if isinstance(tensor, Fp8Array) else tensor.dtype.itemsize

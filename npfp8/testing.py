@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import decode, encode
 from npfp8.formats import FloatFormat
+from npfp8.mistakes import Encoder, encoder_mistakes
 
 __all__ = [
     "arrays_near_boundaries",
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 Float32Array = npt.NDArray[np.float32]
-Encoder = Callable[[Float32Array], npt.NDArray[Any]]
 Decoder = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
 
 
@@ -221,37 +220,8 @@ def _usual_mistake(
 ) -> str:
     """The name of the one mistake that explains every code found, right and wrong, or ''."""
     nan = np.isnan(fmt.values)
-    for name, mistaken in _mistakes(fmt, saturate):
+    for name, mistaken in encoder_mistakes(fmt, saturate):
         codes = mistaken(x)
         if ((codes == found) | (nan[codes] & nan[found])).all():
             return name
     return ""
-
-
-def _mistakes(fmt: FloatFormat, saturate: bool) -> list[tuple[str, Encoder]]:
-    """Encoders with one usual mistake each."""
-
-    def right(x: Float32Array) -> npt.NDArray[np.uint8]:
-        return encode(x, fmt, saturate)
-
-    def ties_away(x: Float32Array) -> npt.NDArray[np.uint8]:
-        # A float64's last bit farther from 0, a tie is one no more, and no other number is.
-        exact = x.astype(np.float64)
-        farther = np.nextafter(exact, np.copysign(np.inf, exact))
-        return encode(np.where(x == 0, exact, farther), fmt, saturate)
-
-    def flushed(x: Float32Array, magnitude: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        return np.where(magnitude < fmt.min_normal, right(np.copysign(np.float32(0), x)), right(x))
-
-    return [
-        ("truncation", lambda x: encode(x, fmt, saturate, rounding="toward_zero")),
-        ("ties rounded away from zero", ties_away),
-        (
-            "overflow that does not saturate" if saturate else "overflow that saturates",
-            lambda x: encode(x, fmt, not saturate),
-        ),
-        ("subnormals flushed to zero", lambda x: flushed(x, np.abs(x))),
-        ("subnormals flushed to zero", lambda x: flushed(x, np.abs(fmt.values[right(x)]))),
-        ("double rounding through bfloat16", lambda x: right(round_to_bfloat16(x))),
-        ("double rounding through float16", lambda x: right(x.astype(np.float16))),
-    ]

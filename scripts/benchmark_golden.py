@@ -49,7 +49,7 @@ def best_seconds(
     return {name: sum(times) for name, times in best.items()}
 
 
-def print_profile(model: Model, inputs: list[dict[str, Any]]) -> None:
+def print_profile(model: Model, inputs: list[dict[str, Any]], name: str) -> None:
     """The functions that take the most time themselves, each with its share."""
     profile = cProfile.Profile()
     profile.enable()
@@ -58,10 +58,10 @@ def print_profile(model: Model, inputs: list[dict[str, Any]]) -> None:
     profile.disable()
     stats = pstats.Stats(profile)
     functions = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:12]  # type: ignore[attr-defined]
-    print("\nwhere the time of golden e4m3 goes (profiled: small calls count for too much):")
-    for (file, line, name), (_, calls, own, _, _) in functions:
+    print(f"\nwhere the time of {name} goes (profiled: small calls count for too much):")
+    for (file, line, function), (_, calls, own, _, _) in functions:
         place = "" if line == 0 else f"{Path(file).name}:{line} "
-        print(f"{100 * own / stats.total_tt:5.1f} %  {calls:>7,} calls  {place}{name}")  # type: ignore[attr-defined]
+        print(f"{100 * own / stats.total_tt:5.1f} %  {calls:>7,} calls  {place}{function}")  # type: ignore[attr-defined]
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def main() -> None:
     print("| policy | seconds | / fp32 |\n| --- | --- | --- |")
     for name, value in seconds.items():
         print(f"| {name} | {value:.3f} | {value / reference:.2f} |")
-    print_profile(models["e4m3 golden"], inputs)
+    print_profile(models["e4m3 golden"], inputs, "golden e4m3")
     if arguments.json:
         with replaced_file(arguments.json) as file:
             file.write(json.dumps({"numpy": np.__version__, "seconds": seconds}, indent=1).encode())

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from bert_numpy.calibration import load_calibration
 from bert_numpy.cli import REVIEWS, main
 from bert_numpy.glue import TASKS, read_examples
 from bert_numpy.job import prepare, run
+from bert_numpy.recipe import save_recipe
 
 EMBEDDED = "bert-tiny-sst2"
 POSITIVE = "a warm and funny film with a wonderful cast"
@@ -561,10 +563,74 @@ def test_predict_quantized(name: str, texts: list[str], tmp_path: Path, capsys: 
     assert capsys.readouterr().err == from_where
 
 
+# Other accumulators
+
+
+@pytest.mark.parametrize("command", ["compare", "evaluate", "predict"])
+def test_accumulate(command: str, data: Path, tmp_path: Path) -> None:
+    """In place of the recipe's, also of one from a file; and as the library does it."""
+    sums = "hopper-fast"
+    recipe = replace(PRESETS["e4m3"], name="mine", accumulate="float32")
+    save_recipe(recipe, tmp_path / "mine.json")
+    job = prepare(EMBEDDED, "sst2", data)
+    reference, expected, exact = run(
+        job,
+        [PRESETS["fp32"], replace(recipe, accumulate=sums), replace(recipe, accumulate="exact")],
+    )
+    assert not np.array_equal(expected.logits, exact.logits)
+    options = ["--formats" if command == "compare" else "--format", str(tmp_path / "mine.json")]
+    if command == "predict":
+        text = (data / "dev.tsv").read_text().split("\n")[1].split("\t")[0]
+        argv = ["predict", EMBEDDED, text, "--calibration-data", str(data / "train.tsv")]
+    else:
+        argv = arguments(command, data)
+    result = run_json([*argv, *options, "--accumulate", sums], tmp_path)
+    row = result if command == "predict" else result["rows"][-1]
+    assert (row["format"], row["accumulate"]) == ("mine", sums)
+    if command == "compare":
+        change = evaluation.compare_with(reference, expected)
+        assert row["relative_logit_error"] == change["relative_logit_error"]
+    elif command == "evaluate":
+        assert_same_bits(np.array(result["logits"]).astype(np.float32), expected.logits)
+    else:
+        others = run_json([*argv, *options, "--accumulate", "exact"], tmp_path)
+        assert others["logits"] != result["logits"]
+        np.testing.assert_allclose(list(row["logits"].values()), expected.logits[0], atol=0.02)
+
+
+@pytest.mark.parametrize("command", ["compare", "evaluate", "predict"])
+def test_accumulation_that_a_format_cannot_have(
+    command: str, data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before anything is computed."""
+    monkeypatch.setattr(Model, "__call__", None)
+    argv = ["predict", EMBEDDED, "a film"] if command == "predict" else arguments(command, data)
+    option = "--formats" if command == "compare" else "--format"
+    assert main([*argv, option, "int8", "--accumulate", "hopper"]) == 2
+    assert only_line(capsys) == (
+        "recipe int8: encoder.layer.0.attention.self.query:a: "
+        "accumulate 'hopper': expected E4M3FN or E5M2, found INT8"
+    )
+
+
+@pytest.mark.parametrize("mode", ["hopper", "bfloat16"])
+def test_accumulate_of_a_quantized_checkpoint(mode: str, data: Path, tmp_path: Path) -> None:
+    """The codes and scales are the checkpoint's."""
+    out = tmp_path / "quantized"
+    command, model, *options = arguments("quantize", data, "--recipe", "e4m3")
+    assert main([command, model, str(out), *options]) == 0
+    plain = run_json(
+        arguments("evaluate", data, "--format", "e4m3", "--accumulate", mode), tmp_path
+    )
+    stored = run_json(arguments("evaluate", data, "--accumulate", mode, model=out), tmp_path)
+    assert stored["rows"][0]["accumulate"] == mode
+    assert stored["logits_sha256"] == plain["logits_sha256"]
+
+
 def test_predict_a_score(tmp_path: Path, capsys: Capture) -> None:
     model = write_checkpoint(tmp_path / "model", labels=("similarity",))
     result = run_json(["predict", str(model), "the film", "the movie"], tmp_path)
-    assert result.keys() == {"model", "format", "golden", "logits"}
+    assert result.keys() == {"model", "format", "accumulate", "golden", "logits"}
     score = result["logits"]["similarity"]
     assert capsys.readouterr().out == f"similarity  {score:.4f}\n"
 
@@ -841,6 +907,7 @@ def test_blank_text(texts: list[str], capsys: Capture) -> None:
         (["compare", EMBEDDED, "--data", "."], "--task"),
         (["compare", EMBEDDED, "--task", "sst2"], "--data"),
         (["predict", EMBEDDED], "TEXT"),
+        (["predict", EMBEDDED, "a", "--accumulate", "fast"], "invalid choice: 'fast'"),
         (["info", EMBEDDED, "--limit", "3"], "unrecognized arguments: --limit 3"),
         *(
             (

@@ -25,6 +25,8 @@ def complete(*words):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash():
     assert complete("bert-numpy", "qu") == ["quantize"]
+    assert complete("bert-numpy", "golden", "ver") == ["verify"]
+    assert complete("bert-numpy", "golden", "verify", "--js") == ["--json"]
     assert complete("bert-numpy", "--v") == ["--version"]
     assert complete("bert-numpy", "evaluate", "model", "--pre") == ["--predictions"]
     assert complete("bert-numpy", "demo", "--pre") == []

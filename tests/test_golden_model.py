@@ -179,6 +179,26 @@ def test_batch_changes_no_bit(name: str, recipe: str, models: dict[str, Model]) 
     assert results(model, among)[2 : 2 + len(sequences)] == alone
 
 
+def test_float16_overflows_at_absmax_scales(models: dict[str, Model]) -> None:
+    """448 times 448 is beyond 65504: golden products say where it first happened."""
+    exact = with_recipe(models["wide"], "e4m3")
+    model = apply_recipe(exact, replace(exact.recipe, accumulate="float16"), golden=True)
+    with pytest.raises(BertNumpyError, match=r"^encoder\.layer\.0\..*: expected finite numbers"):
+        model(**random_batch(model))
+
+
+@pytest.mark.parametrize("mode", ["hopper", "hopper-fast", "bfloat16"])
+def test_batch_changes_no_bit_of_other_accumulators(mode: str, models: dict[str, Model]) -> None:
+    """Each sum's order is its own; and the bits are the mode's, not those of exact sums."""
+    exact = with_recipe(models["wide"], "e5m2")
+    model = apply_recipe(exact, replace(exact.recipe, accumulate=mode), golden=True)
+    sequences = sequences_for(model)
+    alone = [results(model, [item])[0] for item in sequences]
+    assert results(model, sequences) == alone
+    assert results(model, sequences[::-1], 30) == alone[::-1]
+    assert not set(alone) & set(results(exact, sequences))
+
+
 def test_batch_changes_bits_of_the_plain_policy(models: dict[str, Model]) -> None:
     """The comparison above can fail: BLAS rounds by the shape of a product."""
     model = models["wide"]
@@ -282,7 +302,8 @@ def test_accumulation_in_float32(recipe: str, small: Model) -> None:
     with pytest.raises(BertNumpyError) as error:
         apply_recipe(small, other, calibration, golden=True)
     assert str(error.value) == (
-        f"recipe {recipe}: golden products are accumulated 'exact', found 'float32'"
+        f"recipe {recipe}: golden products are accumulated 'exact' or 'hopper' or 'hopper-fast' "
+        "or 'float16' or 'bfloat16', found 'float32'"
     )
 
 

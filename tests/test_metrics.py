@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_numpy.metrics import (
+    ANSWER_METRICS,
     METRICS,
+    _ranks,
     accuracy,
     f1,
     matthews_correlation,
@@ -197,3 +199,21 @@ def test_order_of_examples_does_not_matter(pair: Pair, data: st.DataObject) -> N
     labels, predictions = (side[order] for side in pair)
     assert spearmanr(labels, predictions) == pytest.approx(spearmanr(*pair), abs=1e-12, nan_ok=True)
     assert accuracy(labels, predictions) == accuracy(*pair)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_correlation_is_at_most_one(sign: int) -> None:
+    """The quotient of this proportional pair rounds to 1 + 2^-52."""
+    x = np.array([1.46, 1.96, 1.8, 1.32])
+    y = np.array([0.5217753995620757, 0.7004656048915537, 0.6432847391861208, 0.4717421420698219])
+    assert pearson(x, sign * y) == sign
+
+
+def test_ranks_are_those_of_the_books() -> None:
+    assert _ranks(np.array([20.0, 10.0, 30.0, 20.0])).tolist() == [2.5, 1.0, 4.0, 2.5]
+
+
+@pytest.mark.parametrize("metric", ANSWER_METRICS.values())
+def test_answers_to_other_questions(metric: Callable[..., float]) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        metric([["a"]], ["a", "b"])

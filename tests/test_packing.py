@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_numpy import BertNumpyError
-from bert_numpy.packing import pack
+from bert_numpy.packing import pack, take_rows
 
 Mask = np.ndarray
 
@@ -107,3 +107,22 @@ def test_an_example() -> None:
     assert packing.first.tolist() == [0, 2, 4]
     found = [(group.queries.tolist(), group.keys.tolist()) for group in packing.groups]
     assert found == [([[0, 1]], [[1]]), ([[2, 3], [4, 5]], [[2, 3], [4, 5]])]
+
+
+@given(mask=masks())
+def test_take_rows_is_indexing(mask: Mask) -> None:
+    packing = pack(mask)
+    packed = np.random.default_rng(0).standard_normal((packing.tokens.size, 6), np.float32)
+    for group in packing.groups:
+        for rows in (group.queries, group.keys):
+            assert (np.diff(rows.reshape(-1)) > 0).all()
+            np.testing.assert_array_equal(take_rows(packed, rows), packed[rows])
+
+
+def test_take_rows_copies_nothing_of_sorted_texts() -> None:
+    lengths = np.array([9, 9, 7, 4, 4, 4])
+    packing = pack(np.arange(9) < lengths[:, None])
+    packed = np.zeros((packing.tokens.size, 6), np.float32)
+    groups = packing.groups
+    assert len(groups) == 3
+    assert all(np.shares_memory(take_rows(packed, group.keys), packed) for group in groups)

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from factories import write_checkpoint
 
 import bert_numpy
-from bert_numpy import PRESETS, BertNumpyError, Model, Recipe, apply_recipe
+from bert_numpy import PRESETS, BertNumpyError, Model, Recipe, apply_recipe, calibrate
 from bert_numpy.model import model_sites
 from bert_numpy.observers import OBSERVERS
+from bert_numpy.policy import quantized_policy
 from bert_numpy.recipe import (
     FORMATS,
     Operand,
@@ -390,6 +392,52 @@ def test_override_that_fits_no_site(pattern: str, small: Model) -> None:
     names = model_sites(small)
     assert names[-2:] == ["pooler.dense", "classifier"]
     PRESETS["bf16"].skipping(*names, "*", "pooler.*").check_overrides(names)
+
+
+# How products are added up
+
+
+@pytest.mark.parametrize("mode", ["hopper", "bfloat16"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_an_accumulation_can_do(name: str, mode: str, small: Model) -> None:
+    """A recipe is applied, or refused, as npfp8.matmul does it with such operands."""
+    recipe = replace(PRESETS[name], accumulate=mode)
+    batch = {"input_ids": np.arange(12).reshape(1, 12)}
+    calibration = calibrate(small, [batch])
+    formats = {
+        operand.fmt for site in (recipe.linear, recipe.scores) for operand in (site.a, site.b)
+    }
+    refused = mode.startswith("hopper") and (
+        (INT8 in formats) or name in ("e4m3-token", "e4m3-block")
+    )
+    if not refused:
+        apply_recipe(small, recipe, calibration)(**batch)
+        return
+    with pytest.raises(BertNumpyError) as error:
+        apply_recipe(small, recipe, calibration)
+    found = "granularity '" + name.rpartition("-")[2] + "'"
+    if INT8 in formats:
+        found = "expected E4M3FN or E5M2, found "
+    assert f"recipe {name}: encoder.layer.0.attention.self.query:a: accumulate '{mode}': " in str(
+        error.value
+    )
+    assert found in str(error.value)
+    # The products are what refuses: with the check left out, npfp8 says so.
+    plain = apply_recipe(small, PRESETS[name], calibration)
+    policy = quantized_policy(recipe, plain.plans, {})
+    with pytest.raises(ValueError, match=f"accumulate '{mode}'"):
+        replace(plain, policy=policy)(**batch)
+
+
+def test_accumulation_of_a_site_that_is_not_quantized_is_free(small: Model) -> None:
+    """An operand without codes makes no product of codes; an override can take a site out."""
+    int8, e4m3 = Operand(INT8), PRESETS["e4m3"]
+    mixed = replace(e4m3, scores=SiteRecipe(int8, int8), accumulate="hopper")
+    calibration = calibrate(small, [{"input_ids": [[1, 2, 3]]}])
+    with pytest.raises(BertNumpyError, match=r"layer\.0\.attention\.scores:a: accumulate 'hopper'"):
+        apply_recipe(small, mixed, calibration)
+    apply_recipe(small, mixed.skipping("*.scores"), calibration)
+    apply_recipe(small, replace(mixed, scores=SiteRecipe(int8, Operand())), calibration)
 
 
 # Whether there must be a calibration

@@ -1,0 +1,74 @@
+"""Putting a kit together: each tensor is computed by the operation that the manifest names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.kit.manifest import Kit, Reference, Tensor, apply_view
+from bert_numpy.kit.operations import OPERATIONS
+from npfp8.formats import Format
+
+__all__ = ["Builder"]
+
+Array = npt.NDArray[Any]
+
+
+class Builder:
+    """Collects tensors in the order of the data flow."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.arrays: dict[str, Array] = {}
+
+    def give(
+        self,
+        name: str,
+        level: str,
+        x: Array,
+        fmt: Format | None = None,
+        *,
+        kind: str | None = None,
+        **attributes: Any,
+    ) -> Reference:
+        """An input; given twice under one name it is the same one."""
+        if name not in self.tensors:
+            if kind is None:
+                kind = "float32" if x.dtype == np.float32 else "integers"
+                kind = kind if fmt is None else "codes"
+            self._add(Tensor(name, level, "given", {}, attributes, kind, str(fmt or "")), x)
+        return Reference(name)
+
+    def compute(
+        self,
+        name: str,
+        level: str,
+        operation: str,
+        inputs: Mapping[str, Reference],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        kind: str = "float32",
+        fmt: Format | None = None,
+    ) -> Array:
+        """A tensor by its operation; returns its value."""
+        given = dict(attributes or {})
+        values = {
+            role: apply_view(self.arrays[reference.tensor], reference.view)
+            for role, reference in inputs.items()
+        }
+        x = OPERATIONS[operation](values, given)
+        kind = "codes" if fmt is not None else kind
+        self._add(Tensor(name, level, operation, dict(inputs), given, kind, str(fmt or "")), x)
+        return x
+
+    def kit(self, header: Mapping[str, Any]) -> Kit:
+        """What has been collected."""
+        return Kit(header, self.tensors, self.arrays)
+
+    def _add(self, tensor: Tensor, x: Array) -> None:
+        assert tensor.name not in self.tensors, tensor.name
+        self.tensors[tensor.name] = tensor
+        self.arrays[tensor.name] = np.ascontiguousarray(x).reshape(np.shape(x))

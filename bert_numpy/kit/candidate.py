@@ -1,0 +1,136 @@
+"""A candidate's dumps: tensors under the kit's names, from a file or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.kit.manifest import Kit, Tensor
+from bert_numpy.recipe import FORMATS
+from npfp8.bfloat16 import from_bits
+from npfp8.files import open_regular
+from npfp8.storage import Fp8Array, load_file
+
+__all__ = ["as_candidate", "load_candidate"]
+
+Array = npt.NDArray[Any]
+
+
+def load_candidate(path: Path, kit: Kit) -> dict[str, Array]:
+    """Read a safetensors file, or a folder of such files and of ``.npy`` files.
+
+    A ``.npy`` file's name, with the folders that it is in, is the tensor's:
+    ``model/0/logits.npy``. Not all of the kit's tensors need be there.
+
+    Raises
+    ------
+    BertNumpyError
+        If a file cannot be read, a tensor is there twice or is none of the
+        kit's, or none is there; or as :func:`as_candidate`.
+    """
+    found: dict[str, Any] = {}
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix == ".safetensors":
+            tensors: Mapping[str, Any] = _read(file, load_file)
+        elif file.suffix == ".npy":
+            name = file.relative_to(path).with_suffix("").as_posix() if path.is_dir() else file.stem
+            tensors = {name: _read(file, _load_npy)}
+        elif path.is_dir():
+            continue
+        else:
+            raise BertNumpyError(f"{file}: expected a .safetensors or .npy file, or a folder")
+        if twice := sorted(set(tensors) & set(found)):
+            raise BertNumpyError(f"{file}: tensor {twice[0]!r}: expected once, found again")
+        found |= tensors
+    if not found:
+        raise BertNumpyError(f"{path}: expected .safetensors or .npy files, found none")
+    return as_candidate(found, kit, str(path))
+
+
+def _read(file: Path, reader: Any) -> Any:
+    try:
+        return reader(file)
+    except FileNotFoundError:
+        raise BertNumpyError(f"{file}: no such file") from None
+    except OSError as error:
+        raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        text = str(error)
+        raise BertNumpyError(text if str(file) in text else f"{file}: {text}") from None
+
+
+def _load_npy(file: Path) -> Array:
+    with open_regular(file) as stream:
+        try:
+            return np.lib.format.read_array(stream, allow_pickle=False)
+        except EOFError as error:
+            raise ValueError(f"expected a NumPy file, found an error: {error}") from None
+
+
+def as_candidate(tensors: Mapping[str, Any], kit: Kit, place: str) -> dict[str, Array]:
+    """A candidate's tensors as the kit has its own in memory, in the kit's order.
+
+    Parameters
+    ----------
+    tensors : mapping of str to ndarray or Fp8Array
+        Numbers as float32, bfloat16 (their bits as uint16, or ml_dtypes) or
+        float16, if every one is exact; codes as uint8, int8, Fp8Array or an
+        ml_dtypes type.
+    kit : Kit
+    place : str
+        For messages.
+
+    Raises
+    ------
+    BertNumpyError
+        If a name is none of the kit's, or a shape or a dtype does not fit.
+    """
+    if unknown := sorted(set(tensors) - set(kit.tensors)):
+        raise BertNumpyError(f"{place}: tensor {unknown[0]!r}: expected a name of the kit's")
+    if not tensors:
+        raise BertNumpyError(f"{place}: expected tensors of the kit's, found none")
+    result = {}
+    for name, tensor in kit.tensors.items():
+        if name not in tensors:
+            continue
+        x = _converted(tensor, tensors[name], f"{place}: tensor {name!r}")
+        expected = kit.arrays[name].shape
+        if x.shape != expected:
+            raise BertNumpyError(
+                f"{place}: tensor {name!r}: expected shape {expected}, found {x.shape}"
+            )
+        result[name] = x
+    return result
+
+
+def _converted(tensor: Tensor, given: Any, place: str) -> Array:
+    fmt = FORMATS.get(tensor.fmt)
+    if isinstance(given, Fp8Array):
+        if given.fmt != fmt:
+            expected = tensor.fmt or tensor.kind
+            raise BertNumpyError(f"{place}: expected {expected}, found {given.fmt}")
+        return given.codes
+    x = np.asarray(given)
+    if tensor.kind == "codes" and fmt is not None and x.dtype.itemsize == 1:
+        codes: Array = np.ascontiguousarray(x).view(fmt.code_dtype).reshape(x.shape)
+        if fmt.values.size < 256 and codes.max(initial=0) >= fmt.values.size:
+            raise BertNumpyError(
+                f"{place}: expected codes below {fmt.values.size}, found {codes.max()}"
+            )
+        return codes
+    if tensor.kind == "integers" and x.dtype.kind in "iub":
+        return x.astype(np.int64)
+    if tensor.kind in ("bfloat16", "float32"):
+        bfloat16 = x.dtype.kind == "V" or x.dtype.name == "bfloat16" or x.dtype == np.uint16
+        if bfloat16 and x.dtype.itemsize == 2:
+            return from_bits(np.ascontiguousarray(x).view(np.uint16).reshape(x.shape))
+        if x.dtype in (np.float32, np.float16):
+            with np.errstate(invalid="ignore"):
+                return x.astype(np.float32)
+    raise BertNumpyError(f"{place}: expected {tensor.fmt or tensor.kind}, found {x.dtype}")

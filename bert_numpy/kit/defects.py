@@ -1,0 +1,466 @@
+"""The typical defects of a backend, each as operations that have it.
+
+A defect replaces one or more of :data:`bert_numpy.kit.operations.OPERATIONS`.
+Computed with it from a kit's own inputs, a tensor is what a backend with that
+very defect gives; so a candidate's tensor that equals it has a likely cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
+from bert_numpy.recipe import FORMATS
+from npfp8 import decode, golden
+from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.formats import FLOAT_FORMATS, FloatFormat, IntFormat
+from npfp8.matmul import ACCUMULATIONS
+from npfp8.mistakes import NAN_BIASED, clamped_codes, encoder_mistakes
+
+__all__ = ["DEFECTS", "Defect"]
+
+Array = npt.NDArray[Any]
+#: ``(inputs, attributes, found) -> array``, or None where the defect cannot show; ``found`` is
+#: what the candidate gives, if it gives this very tensor.
+Defective = Callable[[Inputs, Attributes, "Array | None"], "Array | None"]
+
+#: Operations that round to the precision of their attributes.
+_ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
+
+
+@dataclass(frozen=True, eq=False)
+class Defect:
+    """A defect: its name, and by operation what it makes of it."""
+
+    name: str
+    operations: Mapping[str, Defective] = field(repr=False)
+
+
+# Encoding
+
+
+def _scaled(inputs: Inputs) -> Array:
+    with np.errstate(all="ignore"):
+        return np.asarray(inputs["x"] / inputs["scale"], np.float32)
+
+
+def _is_plain(inputs: Inputs, attributes: Attributes) -> bool:
+    """Whether one scale is all that a quantization is of."""
+    return attributes.get("axis") is None and "zero_point" not in inputs
+
+
+def _encoding(encoder: Callable[[Array, Attributes, Array | None], Array | None]) -> dict[str, Any]:
+    """A defect of the encoder, where numbers are encoded and where they are quantized."""
+
+    def encode(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        return encoder(inputs["x"], attributes, found)
+
+    def quantize(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        if not isinstance(FORMATS[attributes["fmt"]], FloatFormat):
+            return None
+        how = {"saturate": True, **attributes}
+        if _is_plain(inputs, attributes):
+            return encoder(_scaled(inputs), how, found)
+        axis, block = attributes["axis"], attributes["block"]
+        scale = inputs["scale"].take(np.arange(inputs["x"].shape[axis]) // block, axis=axis)
+        return encoder(_scaled({"x": inputs["x"], "scale": scale}), how, found)
+
+    return {"encode": encode, "quantize": quantize}
+
+
+def _mistake(name: str, occurrence: int) -> Callable[..., Array | None]:
+    """The encoder that has a mistake of :mod:`npfp8.mistakes`."""
+
+    def encoder(x: Array, attributes: Attributes, found: Array | None) -> Array | None:
+        fmt = FORMATS[attributes["fmt"]]
+        assert isinstance(fmt, FloatFormat)
+        known = encoder_mistakes(fmt, attributes["saturate"], attributes.get("rounding", "nearest"))
+        encoders = [mistaken for other, mistaken in known if other == name]
+        if occurrence >= len(encoders):
+            return None
+        flat = np.ascontiguousarray(x).reshape(-1)
+        return np.asarray(encoders[occurrence](flat), np.uint8).reshape(x.shape)
+
+    return encoder
+
+
+def _limited(x: Array, attributes: Attributes, found: Array | None) -> Array | None:
+    """Saturation at the largest value that was found."""
+    fmt = FORMATS[attributes["fmt"]]
+    if found is None or not isinstance(fmt, FloatFormat):
+        return None
+    magnitudes = found[np.isfinite(fmt.values[found])] & np.uint8(0xFF - fmt.sign_bit)
+    limit = int(magnitudes.max(initial=0))
+    right = OPERATIONS["encode"]({"x": x}, attributes)
+    return clamped_codes(right, fmt, limit) if 0 < limit < fmt.max_code else None
+
+
+def _from_threshold(x: Array, attributes: Attributes, found: Array | None) -> Array | None:
+    """The largest value from the smallest number on for which it was wrongly found."""
+    fmt = FORMATS[attributes["fmt"]]
+    if found is None or not isinstance(fmt, FloatFormat):
+        return None
+    right = OPERATIONS["encode"]({"x": x}, attributes)
+    unsigned = np.uint8(0xFF - fmt.sign_bit)
+    early = ((found & unsigned) == fmt.max_code) & (found != right) & np.isfinite(x)
+    if not early.any():
+        return None
+    beyond = np.abs(x) >= np.abs(x)[early].min()
+    sign = np.where(np.signbit(x), np.uint8(fmt.sign_bit), np.uint8(0))
+    return np.where(beyond, sign | np.uint8(fmt.max_code), right)
+
+
+def _integer(change: Callable[[Array, IntFormat, int], Array]) -> dict[str, Any]:
+    """A defect of quantization to integers: of the quotient, to a code as float."""
+
+    def quantize(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        fmt = FORMATS[attributes["fmt"]]
+        if not isinstance(fmt, IntFormat) or attributes.get("axis") is not None:
+            return None
+        zero_point = int(inputs["zero_point"]) if "zero_point" in inputs else 0
+        codes = change(_scaled(inputs).astype(np.float64), fmt, zero_point)
+        return codes.astype(np.int64).astype(fmt.code_dtype)
+
+    return {"quantize": quantize}
+
+
+def _clip(x: Array, fmt: IntFormat) -> Array:
+    return np.clip(x, fmt.min_code, fmt.max_code)
+
+
+def _half_away(x: Array) -> Array:
+    return np.copysign(np.floor(np.abs(x) + 0.5), x)
+
+
+def _wrap(x: Array, fmt: IntFormat) -> Array:
+    return np.clip(x, -(2**40), 2**40)  # the cast to 8 bits cuts the rest off
+
+
+# Scales
+
+
+def _quantize_with(change: Callable[[Array, Array], Array]) -> Defective:
+    """Quantization with another quotient than x / scale, which is given to it with a scale of 1."""
+
+    def quantize(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        if attributes.get("axis") is not None:
+            return None
+        with np.errstate(all="ignore"):
+            x = np.asarray(change(inputs["x"], inputs["scale"]), np.float32)
+        return OPERATIONS["quantize"]({**inputs, "x": x, "scale": np.float32(1)}, attributes)
+
+    return quantize
+
+
+def _scale_sum_with(change: Callable[[Array, Array, Array], Array]) -> Defective:
+    """A product scaled in another way; ``change`` gets the sum and the two scales."""
+
+    def scale_sum(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        if attributes.get("block") is not None or any(
+            attributes[name].get("axis") is not None for name in ("a", "b")
+        ):
+            return None
+        with np.errstate(all="ignore"):
+            total = change(inputs["sum"], inputs["a_scale"], inputs["b_scale"])
+            return np.asarray(total + inputs["bias"] if "bias" in inputs else total, np.float32)
+
+    return scale_sum
+
+
+def _bias_first(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    if "bias" not in inputs or attributes.get("block") is not None:
+        return None
+    rest = {name: x for name, x in inputs.items() if name != "bias"}
+    with np.errstate(all="ignore"):
+        return OPERATIONS["scale_sum"](rest | {"sum": inputs["sum"] + inputs["bias"]}, attributes)
+
+
+def _without(operation: str, *roles: str) -> Defective:
+    def function(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        rest = {name: x for name, x in inputs.items() if name not in roles}
+        return OPERATIONS[operation](rest, attributes) if len(rest) < len(inputs) else None
+
+    return function
+
+
+# Sums
+
+
+def _accumulated(accumulate: str) -> Defective:
+    def sums(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        try:
+            return OPERATIONS["sum"](inputs, {**attributes, "accumulate": accumulate})
+        except ValueError:  # operands that these tensor cores do not take
+            return None
+
+    return sums
+
+
+def _in_order(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    """Float32 sums, one product after the other."""
+    if attributes.get("block") is not None:
+        return None
+    if any(
+        inputs[f"{name}_zero_point"].ndim for name in ("a", "b") if f"{name}_zero_point" in inputs
+    ):
+        return None
+    a, b = (operand(name, inputs, attributes).code_values() for name in ("a", "b"))
+    total = np.zeros(np.broadcast_shapes(a[..., :1].shape, b[..., :1, :].shape), np.float32)
+    with np.errstate(all="ignore"):
+        for k in range(a.shape[-1]):
+            total += a[..., k, None] * b[..., k, None, :]
+    return total
+
+
+def _sum_of(change: Callable[[str, Array, FloatFormat], Array | None]) -> Defective:
+    """A sum of operands whose codes are taken otherwise."""
+
+    def sums(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        changed = dict(inputs)
+        for name in ("a", "b"):
+            fmt = FORMATS[attributes[name]["fmt"]]
+            if not isinstance(fmt, FloatFormat):
+                return None
+            codes = change(name, inputs[name], fmt)
+            if codes is None:
+                return None
+            changed[name] = codes
+        return OPERATIONS["sum"](changed, attributes)
+
+    return sums
+
+
+def _not_transposed(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    b = inputs["b"]
+    if b.ndim < 2 or "b_zero_point" in inputs:
+        return None
+    other = np.ascontiguousarray(b.swapaxes(-1, -2)).reshape(b.shape)
+    return OPERATIONS["sum"]({**inputs, "b": other}, attributes)
+
+
+def _flush_codes(name: str, codes: Array, fmt: FloatFormat) -> Array:
+    subnormal = np.abs(fmt.values[codes]) < fmt.min_normal
+    return np.where(subnormal, codes & np.uint8(fmt.sign_bit), codes)
+
+
+def _taken_for(fmt: FloatFormat) -> dict[str, Any]:
+    """Codes of a format read by the bias and the NaN of its FNUZ or OCP variant."""
+    other = NAN_BIASED[fmt]
+
+    def values(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        return decode(inputs["codes"], other) if attributes["fmt"] == str(fmt) else None
+
+    def sums(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        names = [name for name in ("a", "b") if attributes[name]["fmt"] == str(fmt)]
+        how = {**attributes, **{n: attributes[n] | {"fmt": str(other)} for n in names}}
+        return OPERATIONS["sum"](inputs, how) if names else None
+
+    return {"decode": values, "sum": sums}
+
+
+# Results
+
+
+def _after(change: Callable[[Array], Array], *operations: str) -> dict[str, Any]:
+    """What is done to the results of some operations."""
+
+    def changed(operation: str) -> Defective:
+        def function(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array:
+            with np.errstate(all="ignore"):
+                return np.asarray(change(OPERATIONS[operation](inputs, attributes)), np.float32)
+
+        return function
+
+    return {operation: changed(operation) for operation in operations}
+
+
+def _instead_of_rounding(change: Callable[[Array], Array]) -> dict[str, Any]:
+    """Another way to bfloat16, from the float32 result."""
+
+    def elementwise(operation: str) -> Defective:
+        def function(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+            if attributes["precision"] != "bfloat16":
+                return None
+            return change(OPERATIONS[operation](inputs, {**attributes, "precision": "float32"}))
+
+        return function
+
+    def rounded(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array:
+        return change(inputs["x"])
+
+    return {"round": rounded} | {operation: elementwise(operation) for operation in _ROUNDING}
+
+
+def _bits(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A change of float32's bits; a NaN stays one."""
+
+    def function(x: Array) -> Array:
+        bits = np.ascontiguousarray(x).view(np.uint32)
+        with np.errstate(over="ignore"):
+            changed = change(bits).astype(np.uint32).view(np.float32).reshape(x.shape)
+        return np.where(np.isnan(x), np.float32(np.nan), changed)
+
+    return function
+
+
+_UPPER = np.uint32(0xFFFF0000)
+
+
+def _flush_float32(x: Array) -> Array:
+    return np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x)
+
+
+def _other_gelu(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    others = {"gelu": "gelu_tanh", "gelu_tanh": "gelu"}
+    if attributes["function"] not in others:
+        return None
+    return golden.unary(others[attributes["function"]], inputs["x"], attributes["precision"])
+
+
+def _overflowing_softmax(
+    inputs: Inputs, attributes: Attributes, found: Array | None
+) -> Array | None:
+    """exp(x) / sum in float32: infinite over infinite where x is large."""
+    x = inputs["x"].astype(np.float64)
+    with np.errstate(all="ignore"):
+        weights = golden.UNARY["exp"](x).astype(np.float32)
+        total = golden.tree_sum(weights.astype(np.float64)).astype(np.float32)
+        result = np.asarray(weights / total[..., None], np.float32)
+    return round_to_bfloat16(result) if attributes["precision"] == "bfloat16" else result
+
+
+def _sample_variance(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    """Variance over n - 1: the weights are as much smaller as the deviation is larger."""
+    x = inputs["x"].astype(np.float64)
+    length = x.shape[-1]
+    if length < 2:
+        return None
+    with np.errstate(all="ignore"):
+        centred = x - (golden.tree_sum(x) / length)[..., None]
+        variance = golden.tree_sum(np.square(centred)) / (length - 1)
+        centred /= np.sqrt(variance + attributes["eps"])[..., None]
+        result = centred * inputs["weight"].astype(np.float64) + inputs["bias"]
+        if attributes["precision"] == "bfloat16":
+            return round_to_bfloat16(result)
+        return np.asarray(result, np.float32)
+
+
+_ACCUMULATORS = {
+    "float16": "float16 accumulation",
+    "bfloat16": "bfloat16 accumulation",
+    "hopper-fast": "fast accumulation, as Hopper's tensor cores do it",
+    "hopper": "accumulation in Hopper's tensor cores, promoted to float32 every 128 products",
+}
+
+
+def _codec_defects() -> Iterator[Defect]:
+    seen: dict[tuple[str, int], None] = {}
+    for fmt in FLOAT_FORMATS.values():
+        for saturate in (True, False):
+            for rounding in ("nearest", "toward_zero"):
+                names = [name for name, _ in encoder_mistakes(fmt, saturate, rounding)]
+                for i, name in enumerate(names):
+                    seen.setdefault((name, names[:i].count(name)))
+    readers = {f"{NAN_BIASED[fmt]} instead of {fmt}": _taken_for(fmt) for fmt in NAN_BIASED}
+    flushed = {
+        "sum": _sum_of(_flush_codes),
+        **_after(_flush_float32, "scale_sum", "round", *_ROUNDING),
+    }
+    for name, occurrence in seen:
+        more = readers.get(name, {})
+        if name == "subnormals flushed to zero" and occurrence == 0:
+            more = flushed
+        yield Defect(name, {**_encoding(_mistake(name, occurrence)), **more})
+    yield Defect("saturation at too small a value", _encoding(_limited))
+    yield Defect("saturation from too small a value on", _encoding(_from_threshold))
+    yield Defect(
+        "ties rounded away from zero",
+        _integer(lambda x, fmt, zero: _clip(_half_away(x) + zero, fmt)),
+    )
+    yield Defect("truncation", _integer(lambda x, fmt, zero: _clip(np.trunc(x) + zero, fmt)))
+    yield Defect(
+        "overflow that does not saturate",
+        _integer(lambda x, fmt, zero: _wrap(np.rint(x) + zero, fmt)),
+    )
+
+
+def _defects() -> Iterator[Defect]:
+    yield from _codec_defects()
+    yield Defect(
+        "scale inverted",
+        {
+            "quantize": _quantize_with(lambda x, scale: x * scale),
+            "scale_sum": _scale_sum_with(lambda total, a, b: total / (a * b)),
+        },
+    )
+    yield Defect(
+        "multiplication by the reciprocal of the scale",
+        {"quantize": _quantize_with(lambda x, scale: x * (np.float32(1) / scale))},
+    )
+    yield Defect(
+        "scale left out",
+        {
+            "quantize": _quantize_with(lambda x, scale: x),
+            "scale_sum": _scale_sum_with(lambda total, a, b: total),
+        },
+    )
+    yield Defect(
+        "scales multiplied one after the other",
+        {"scale_sum": _scale_sum_with(lambda total, a, b: total * a * b)},
+    )
+    yield Defect("bias added before scaling", {"scale_sum": _bias_first})
+    yield Defect(
+        "bias left out",
+        {"scale_sum": _without("scale_sum", "bias"), "product": _without("product", "bias")},
+    )
+    yield Defect(
+        "zero point left out",
+        {
+            "sum": _without("sum", "a_zero_point", "b_zero_point"),
+            "quantize": _without("quantize", "zero_point"),
+        },
+    )
+    yield Defect("right operand not transposed", {"sum": _not_transposed})
+    for accumulate in ACCUMULATIONS:
+        if accumulate in _ACCUMULATORS:
+            yield Defect(_ACCUMULATORS[accumulate], {"sum": _accumulated(accumulate)})
+    yield Defect("float32 accumulation, one product after the other", {"sum": _in_order})
+    yield Defect(
+        "double rounding through bfloat16", {"sum": _after(round_to_bfloat16, "sum")["sum"]}
+    )
+    yield Defect(
+        "double rounding through float16",
+        {
+            **_after(lambda x: x.astype(np.float16), "sum", "scale_sum"),
+            **_instead_of_rounding(
+                lambda x: round_to_bfloat16(x.astype(np.float16).astype(np.float32))
+            ),
+        },
+    )
+    yield Defect(
+        "bfloat16 results truncated", _instead_of_rounding(_bits(lambda bits: bits & _UPPER))
+    )
+    yield Defect(
+        "bfloat16 ties rounded away from zero",
+        _instead_of_rounding(_bits(lambda bits: (bits + np.uint32(0x8000)) & _UPPER)),
+    )
+    yield Defect(
+        "a missing sticky bit",
+        _instead_of_rounding(
+            lambda x: round_to_bfloat16(_bits(lambda bits: bits & np.uint32(0xFFFF8000))(x))
+        ),
+    )
+    yield Defect("GELU by tanh instead of erf, or the other way round", {"activation": _other_gelu})
+    yield Defect(
+        "softmax without taking the largest element off", {"softmax": _overflowing_softmax}
+    )
+    yield Defect("variance over n - 1", {"layer_norm": _sample_variance})
+
+
+#: Every known defect. A name may come more than once, for several ways to be wrong.
+DEFECTS = tuple(_defects())

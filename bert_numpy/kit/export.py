@@ -1,0 +1,141 @@
+"""Making a kit: the codec's and the operators' cases, and a golden run of a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.config import read_json
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.kit.builder import Builder
+from bert_numpy.kit.cases import add_codec_cases, add_operator_cases
+from bert_numpy.kit.manifest import LEVELS, Kit, Tensor
+from bert_numpy.kit.recording import record
+from bert_numpy.quantization import QuantizedModel
+from bert_numpy.recipe import recipe_json
+from bert_numpy.tokenization import EncodedText, Tokenizer, pad
+
+__all__ = ["make_kit", "model_files", "read_inputs", "sequence"]
+
+IntArray = npt.NDArray[np.int64]
+
+#: The arithmetic of the whole, in words.
+_SUMMARY = [
+    "A tensor is what its operation makes of its inputs; operations has each one's rule.",
+    "Tensors are in the order of the data flow: each comes after its inputs.",
+    "An input [name, view] is the tensor seen otherwise: transposed (last two axes swapped, one "
+    "axis as it is), first_row, split_heads:H ((tokens, H * d) as (1, H, tokens, d)), "
+    "split_heads_transposed:H (then the last two axes swapped), merge_heads (back again).",
+    "bfloat16 is BF16 in the file. Codes are F8_E4M3, F8_E5M2, F8_E8M0, or U8 or I8.",
+    "Rounding is to nearest, ties to even, unless said otherwise. Any NaN is as good as another.",
+]
+
+
+def make_kit(
+    levels: Sequence[str] = LEVELS,
+    model: QuantizedModel | None = None,
+    files: Mapping[str, str] | None = None,
+    inputs: Sequence[Mapping[str, IntArray]] = (),
+) -> Kit:
+    """Put a kit together.
+
+    Parameters
+    ----------
+    levels : sequence of str
+        Of :data:`LEVELS`; "layer" and "model" need the next three.
+    model : QuantizedModel, optional
+        Golden.
+    files : mapping of str to str, optional
+        The SHA-256 of the model's files by their names.
+    inputs : sequence of mappings
+        The model's arguments, each of one sequence: (1, length).
+    """
+    builder = Builder()
+    header: dict[str, Any] = {"levels": list(levels), "arithmetic": _SUMMARY}
+    if "codec" in levels:
+        add_codec_cases(builder)
+    if "operator" in levels:
+        add_operator_cases(builder)
+    if {"layer", "model"} & set(levels):
+        if model is None or not inputs:
+            raise BertNumpyError("levels layer and model: expected a model and inputs, found none")
+        header["model"] = {"name": Path(model.name).name, "files": dict(files or {})}
+        header["recipe"] = json.loads(recipe_json(model.recipe))
+        for number, arguments in enumerate(inputs):
+            record(builder, model, f"model/{number}", arguments)
+    return _of_levels(builder.kit(header), levels)
+
+
+def _of_levels(kit: Kit, levels: Sequence[str]) -> Kit:
+    """Without the tensors of other levels; of these, what is read becomes given."""
+    kept = {name for name, tensor in kit.tensors.items() if tensor.level in levels}
+    read = {
+        reference.tensor for name in kept for reference in kit.tensors[name].inputs.values()
+    } - kept
+
+    def given(tensor: Tensor) -> Tensor:
+        return replace(tensor, operation="given", inputs={}, attributes={})
+
+    tensors = {
+        name: tensor if name in kept else given(tensor)
+        for name, tensor in kit.tensors.items()
+        if name in kept | read
+    }
+    return Kit(kit.header, tensors, {name: kit.arrays[name] for name in tensors})
+
+
+def model_files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of the files that a checkpoint's numbers are in."""
+    paths = [folder / "config.json", *sorted(folder.glob("*.safetensors*"))]
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()
+    }
+
+
+def read_inputs(path: Path, tokenizer: Tokenizer | None) -> list[dict[str, IntArray]]:
+    """Read inputs: a JSON list of texts, or of objects.
+
+    An object has "text" and perhaps "pair", or "input_ids" and perhaps
+    "attention_mask" and "token_type_ids", lists of integers.
+
+    Raises
+    ------
+    BertNumpyError
+        If it is anything else; names the item.
+    """
+    keys = ("input_ids", "attention_mask", "token_type_ids")
+    found = []
+    for number, item in enumerate(read_json(path, list)):
+        place = f"{path}: item {number}"
+        fields = {"text": item} if isinstance(item, str) else item
+        if not isinstance(fields, dict) or not ({"text"} <= set(fields) <= {"text", "pair"}
+                or {"input_ids"} <= set(fields) <= set(keys)):  # fmt: skip
+            raise BertNumpyError(
+                f"{place}: expected a text, or an object of text and pair, or of "
+                f"{', '.join(keys)}; found {item!r}"
+            )
+        if "text" in fields:
+            if tokenizer is None or not all(isinstance(text, str) for text in fields.values()):
+                raise BertNumpyError(f"{place}: expected strings, found {item!r}")
+            pair = [fields["pair"]] if "pair" in fields else None
+            found.append(sequence(tokenizer.encode([fields["text"]], pair, 128)[0]))
+            continue
+        try:
+            found.append({key: np.array([value], np.int64) for key, value in fields.items()})
+        except (TypeError, ValueError, OverflowError):
+            raise BertNumpyError(f"{place}: expected lists of integers, found {item!r}") from None
+    if not found:
+        raise BertNumpyError(f"{path}: expected at least one input, found none")
+    return found
+
+
+def sequence(encoded: EncodedText) -> dict[str, IntArray]:
+    """The arguments of a model for one text, without padding."""
+    return dict(pad([encoded]))

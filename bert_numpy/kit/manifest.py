@@ -1,0 +1,356 @@
+"""A kit's files: ``manifest.json``, which explains each tensor, and ``tensors.safetensors``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.config import read_json
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.hub import EMBEDDED
+from bert_numpy.kit.operations import OPERATIONS, RULES
+from bert_numpy.recipe import FORMATS
+from npfp8.bfloat16 import from_bits, to_bits
+from npfp8.files import created_folder, replaced_file
+from npfp8.formats import FloatFormat, Format
+from npfp8.storage import Bfloat16Array, Fp8Array, load_file, save_file
+
+__all__ = [
+    "FORMAT",
+    "LEVELS",
+    "Kit",
+    "Reference",
+    "Tensor",
+    "apply_view",
+    "manifest_of",
+    "open_kit",
+    "sha256",
+    "write_kit",
+]
+
+Array = npt.NDArray[Any]
+
+#: The manifest's format and its version.
+FORMAT = "bert-numpy kit 1"
+
+#: From the smallest piece to the whole.
+LEVELS = ("codec", "operator", "layer", "model")
+
+#: What a tensor's elements are.
+KINDS = ("bfloat16", "float32", "codes", "integers")
+
+MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
+
+_ASSETS = Path(__file__).parent.parent / "assets"
+
+
+class Reference(NamedTuple):
+    """A tensor that goes into an operation, and how it is looked at."""
+
+    tensor: str
+    view: str = ""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a kit: what makes it, and what it is.
+
+    Attributes
+    ----------
+    name : str
+        A path, ``LEVEL/CASE/SITE/WHAT``.
+    level : str
+        One of :data:`LEVELS`.
+    operation : str
+        A key of :data:`bert_numpy.kit.operations.RULES`.
+    inputs : mapping of str to Reference
+        By role.
+    attributes : mapping
+        Of the operation.
+    kind : str
+        One of :data:`KINDS`. bfloat16 numbers are float32 arrays in memory.
+    fmt : str
+        The format of codes, else "".
+    """
+
+    name: str
+    level: str
+    operation: str
+    inputs: Mapping[str, Reference] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "float32"
+    fmt: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Kit:
+    """Golden tensors in the order of the data flow, and their values.
+
+    Attributes
+    ----------
+    header : mapping
+        The manifest without its tensors: model, recipe, arithmetic.
+    tensors : mapping of str to Tensor
+        By name, each after those that go into it.
+    arrays : mapping of str to ndarray
+        float32 (for bfloat16 too), codes (uint8, int8), or int64.
+    """
+
+    header: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    arrays: Mapping[str, Array] = field(repr=False)
+
+    def inputs(self, name: str, values: Callable[[str], Array] | None = None) -> dict[str, Array]:
+        """What goes into a tensor's operation, by role, as it is looked at."""
+        value = values or self.arrays.__getitem__
+        return {
+            role: apply_view(value(reference.tensor), reference.view)
+            for role, reference in self.tensors[name].inputs.items()
+        }
+
+    def cases(self, operation: str, level: str | None = None) -> Iterator[Case]:
+        """Every tensor that an operation makes: what goes in, and what is to come out."""
+        for name, tensor in self.tensors.items():
+            if tensor.operation == operation and level in (None, tensor.level):
+                yield Case(name, self.inputs(name), tensor.attributes, self.arrays[name])
+
+
+class Case(NamedTuple):
+    """One tensor to compute: its name, its operation's inputs and attributes, and the answer."""
+
+    name: str
+    inputs: dict[str, Array]
+    attributes: Mapping[str, Any]
+    expected: Array
+
+
+def apply_view(x: Array, view: str) -> Array:
+    """Look at an array as a view says; see ``docs/kit.md``."""
+    name, _, number = view.partition(":")
+    if name == "":
+        return x
+    if name == "transposed":
+        return x.swapaxes(-1, -2) if x.ndim > 1 else x
+    if name == "first_row":
+        return x[:1]
+    if name == "merge_heads":
+        return x[0].swapaxes(0, 1).reshape(x.shape[2], -1)
+    heads = x.reshape(1, x.shape[0], int(number), -1).swapaxes(1, 2)
+    return heads.swapaxes(-1, -2) if name == "split_heads_transposed" else heads
+
+
+VIEWS = ("", "transposed", "first_row", "merge_heads", "split_heads", "split_heads_transposed")
+
+
+def sha256(tensor: Tensor, x: Array) -> str:
+    """Of a tensor's bytes as they are stored: row by row, little-endian, bfloat16 in two bytes."""
+    stored = to_bits(x) if tensor.kind == "bfloat16" else x
+    return hashlib.sha256(stored.astype(stored.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def manifest_of(kit: Kit) -> dict[str, Any]:
+    """The manifest as JSON has it."""
+    used = sorted({tensor.operation for tensor in kit.tensors.values()})
+    entries = []
+    for name, tensor in kit.tensors.items():
+        entry: dict[str, Any] = {
+            "name": name,
+            "level": tensor.level,
+            "operation": tensor.operation,
+            "inputs": {
+                role: [*reference] if reference.view else reference.tensor
+                for role, reference in tensor.inputs.items()
+            },
+            "attributes": dict(tensor.attributes),
+            "kind": tensor.kind,
+            "fmt": tensor.fmt,
+            "shape": list(kit.arrays[name].shape),
+            "sha256": sha256(tensor, kit.arrays[name]),
+        }
+        entries.append({key: value for key, value in entry.items() if value not in ({}, "")})
+    return {
+        "format": FORMAT,
+        **kit.header,
+        "operations": {name: dict(zip(("rule", "see"), RULES[name], strict=True)) for name in used},
+        "tensors": entries,
+    }
+
+
+def write_kit(kit: Kit, folder: Path) -> None:
+    """Write a kit to a new folder, whole or not at all; the same kit gives the same bytes.
+
+    Raises
+    ------
+    BertNumpyError
+        If the folder is there and not empty, or cannot be written.
+    """
+    stored: dict[str, Any] = {}
+    for name, tensor in kit.tensors.items():
+        x = kit.arrays[name]
+        fmt = FORMATS.get(tensor.fmt)
+        if tensor.kind == "bfloat16":
+            stored[name] = Bfloat16Array(to_bits(x))
+        elif isinstance(fmt, FloatFormat) and str(fmt) in ("E4M3FN", "E5M2", "E8M0FNU"):
+            stored[name] = Fp8Array(x, fmt)
+        else:
+            stored[name] = x
+    # A line a tensor: readable, and a difference shows.
+    manifest = manifest_of(kit)
+    entries = ",\n".join(json.dumps(entry) for entry in manifest.pop("tensors"))
+    head = json.dumps(manifest, indent=1)[:-2]
+    text = f'{head},\n "tensors": [\n{entries}\n ]\n}}\n'
+    try:
+        with created_folder(folder) as temporary:
+            save_file(stored, temporary / TENSORS)
+            with replaced_file(temporary / MANIFEST) as file:
+                file.write(text.encode())
+    except OSError as error:
+        raise BertNumpyError(f"{folder}: cannot be written: {error.strerror or error}") from None
+
+
+def open_kit(folder: str | Path = EMBEDDED) -> Kit:
+    """Read a kit and check all of it against its manifest.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of a kit; ``bert-tiny-sst2``, the default, is the one that comes with
+        the package, unless there is a folder of that name.
+
+    Raises
+    ------
+    BertNumpyError
+        If a file is missing or damaged, or the manifest is not as ``docs/kit.md``
+        has it; names the tensor and the key.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit import open_kit
+    >>> kit = open_kit()
+    >>> kit.arrays["codec/E4M3FN/values"][0x7E]
+    np.float32(448.0)
+    """
+    path = Path(folder)
+    if not path.is_dir() and str(folder) == EMBEDDED:
+        path = _ASSETS / f"{EMBEDDED}-kit"
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise BertNumpyError(f"{folder}: expected a kit's folder, found no such folder")
+    manifest = read_json(file)
+    if manifest.get("format") != FORMAT:
+        raise BertNumpyError(
+            f"{file}: key 'format': expected {FORMAT!r}, found {manifest.get('format')!r}"
+        )
+    entries = manifest.get("tensors")
+    if not isinstance(entries, list) or not entries:
+        raise BertNumpyError(f"{file}: key 'tensors': expected a list of tensors")
+    try:
+        stored = load_file(path / TENSORS)
+    except FileNotFoundError:
+        raise BertNumpyError(f"{path / TENSORS}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise BertNumpyError(f"{path / TENSORS}: {error}") from None
+    tensors: dict[str, Tensor] = {}
+    arrays: dict[str, Array] = {}
+    for number, entry in enumerate(entries):
+        tensor = _tensor(entry, f"{file}: tensor {number}", tensors)
+        place = f"{file}: tensor {tensor.name!r}"
+        if tensor.name not in stored:
+            raise BertNumpyError(f"{place}: expected it in {TENSORS}, found none")
+        x = _in_memory(tensor, stored.pop(tensor.name), place)
+        if list(x.shape) != entry["shape"]:
+            raise BertNumpyError(f"{place}: expected shape {entry['shape']}, found {list(x.shape)}")
+        if (found := sha256(tensor, x)) != entry["sha256"]:
+            raise BertNumpyError(f"{place}: expected SHA-256 {entry['sha256']}, found {found}")
+        tensors[tensor.name], arrays[tensor.name] = tensor, x
+    if stored:
+        raise BertNumpyError(f"{file}: tensor {min(stored)!r}: expected an entry, found none")
+    header = {key: value for key, value in manifest.items() if key not in _DERIVED}
+    return Kit(header, tensors, arrays)
+
+
+#: Keys of the manifest that follow from the rest.
+_DERIVED = ("format", "operations", "tensors")
+
+_ENTRY: dict[str, tuple[type, bool]] = {
+    "name": (str, True),
+    "level": (str, True),
+    "operation": (str, True),
+    "inputs": (dict, False),
+    "attributes": (dict, False),
+    "kind": (str, True),
+    "fmt": (str, False),
+    "shape": (list, True),
+    "sha256": (str, True),
+}
+
+
+def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
+    """An entry of the manifest, checked."""
+    if not isinstance(entry, dict):
+        raise BertNumpyError(f"{place}: expected a JSON object, found {entry!r}")
+    if unknown := sorted(set(entry) - set(_ENTRY)):
+        raise BertNumpyError(f"{place}: key {unknown[0]!r}: expected one of {', '.join(_ENTRY)}")
+    for key, (kind, needed) in _ENTRY.items():
+        if not isinstance(entry.get(key, None if needed else kind()), kind):
+            raise BertNumpyError(
+                f"{place}: key {key!r}: expected {kind.__name__}, found {entry.get(key)!r}"
+            )
+
+    def choice(key: str, known: Any, default: str | None = None) -> str:
+        value = entry.get(key, default)
+        if not isinstance(value, str) or value not in known:
+            raise BertNumpyError(
+                f"{place}: key {key!r}: expected one of {', '.join(known)}, found {value!r}"
+            )
+        return value
+
+    inputs = {}
+    for role, given in entry.get("inputs", {}).items():
+        parts = [given] if isinstance(given, str) else given
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise BertNumpyError(f"{place}: input {role!r}: expected a name, or one and a view")
+        reference = Reference(*parts[:2])
+        if reference.tensor not in before:
+            raise BertNumpyError(
+                f"{place}: input {role!r}: expected a tensor before it, found {reference.tensor!r}"
+            )
+        if reference.view.partition(":")[0] not in VIEWS:
+            raise BertNumpyError(
+                f"{place}: input {role!r}: expected a view of {', '.join(VIEWS[1:])}, "
+                f"found {reference.view!r}"
+            )
+        inputs[role] = reference
+    if entry["name"] in before:
+        raise BertNumpyError(f"{place}: key 'name': expected a new one, found {entry['name']!r}")
+    return Tensor(
+        entry["name"],
+        choice("level", LEVELS),
+        choice("operation", ("given", *OPERATIONS)),
+        inputs,
+        entry.get("attributes", {}),
+        choice("kind", KINDS),
+        choice("fmt", ("", *FORMATS), ""),
+    )
+
+
+def _in_memory(tensor: Tensor, stored: Array | Fp8Array, place: str) -> Array:
+    """A stored tensor as a kit has it in memory: of the dtype that its kind says."""
+    x = stored.codes if isinstance(stored, Fp8Array) else stored
+    fmt: Format | None = FORMATS.get(tensor.fmt)
+    expected = {
+        "bfloat16": np.dtype(np.uint16),
+        "float32": np.dtype(np.float32),
+        "codes": np.dtype(np.uint8) if fmt is None else fmt.code_dtype,
+        "integers": np.dtype(np.int64),
+    }[tensor.kind]
+    if x.dtype != expected or (isinstance(stored, Fp8Array) and stored.fmt != fmt):
+        raise BertNumpyError(f"{place}: expected {expected}, found {x.dtype}")
+    return from_bits(x) if tensor.kind == "bfloat16" else x

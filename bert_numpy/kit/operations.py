@@ -1,0 +1,262 @@
+"""The operations that a kit is made of: each tensor is one operation's result.
+
+A kit's manifest names, for each tensor, its operation, the tensors that go into
+it and the operation's attributes. What an operation does is said twice: in words
+(:data:`RULES`, which the manifest holds), for a reader without Python, and here
+as a function ``(inputs, attributes) -> array`` over arrays of float32 (bfloat16
+numbers too), codes or integers. All arithmetic is :mod:`npfp8`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.observers import range_scale
+from bert_numpy.recipe import FORMATS
+from npfp8 import QuantizedTensor, decode, encode, golden, matmul, matmul_float32
+from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.tensor import group_extrema, quantize
+
+__all__ = ["OPERATIONS", "RULES", "Attributes", "Inputs", "operand"]
+
+Array = npt.NDArray[Any]
+Inputs = Mapping[str, Array]
+Attributes = Mapping[str, Any]
+Operation = Callable[[Inputs, Attributes], Array]
+
+
+def _encode(inputs: Inputs, attributes: Attributes) -> Array:
+    fmt = FORMATS[attributes["fmt"]]
+    return encode(
+        inputs["x"], fmt, attributes["saturate"], rounding=attributes.get("rounding", "nearest")
+    )
+
+
+def _decode(inputs: Inputs, attributes: Attributes) -> Array:
+    return decode(inputs["codes"], FORMATS[attributes["fmt"]])
+
+
+def _range_scale(inputs: Inputs, attributes: Attributes) -> tuple[Array, Array | None]:
+    low, high = group_extrema(inputs["x"], attributes.get("axis"), attributes.get("block"))
+    fmt = FORMATS[attributes["fmt"]]
+    return range_scale(low, high, fmt, attributes.get("power_of_two", False))
+
+
+def _scale(inputs: Inputs, attributes: Attributes) -> Array:
+    return _range_scale(inputs, attributes)[0]
+
+
+def _zero_point(inputs: Inputs, attributes: Attributes) -> Array:
+    zero_point = _range_scale(inputs, attributes)[1]
+    assert zero_point is not None
+    return zero_point
+
+
+def _quantize(inputs: Inputs, attributes: Attributes) -> Array:
+    return quantize(
+        inputs["x"],
+        FORMATS[attributes["fmt"]],
+        inputs["scale"],
+        attributes.get("axis"),
+        attributes.get("block"),
+        inputs.get("zero_point"),
+    ).codes
+
+
+def operand(name: str, inputs: Inputs, attributes: Attributes) -> QuantizedTensor:
+    """An operand by its role: "a" or "b" of a product; with a scale of 1 or its own."""
+    how = attributes[name]
+    codes, fmt = inputs[name], FORMATS[how["fmt"]]
+    axis, block = how.get("axis"), how.get("block")
+    zero_point = inputs.get(f"{name}_zero_point")
+    scale = inputs.get(f"{name}_scale")
+    if scale is None and zero_point is not None:
+        scale = np.ones(zero_point.shape, np.float32)
+    if scale is None:
+        return QuantizedTensor(codes, np.float32(1), fmt)
+    return QuantizedTensor(codes, scale, fmt, axis, zero_point, block)
+
+
+def _sum(inputs: Inputs, attributes: Attributes) -> Array:
+    a, b = (operand(name, inputs, attributes) for name in ("a", "b"))
+    accumulate, block = attributes.get("accumulate", "exact"), attributes.get("block")
+    if block is None:
+        return matmul(a, b, accumulate)
+    parts = range(-(-a.shape[-1] // block))
+    return np.stack([matmul(_part(a, -1, i, block), _part(b, -2, i, block)) for i in parts])
+
+
+def _part(x: QuantizedTensor, k_axis: int, number: int, block: int) -> QuantizedTensor:
+    """A run of K of an operand, with a scale of 1 and the zero points that it has there."""
+    axis = k_axis % x.ndim
+    codes = x.codes.take(range(number * block, min((number + 1) * block, x.shape[axis])), axis)
+    if x.zero_point is None:
+        return QuantizedTensor(codes, np.float32(1), x.fmt)
+    zero_point = x.zero_point if x.block is None else x.zero_point.take([number], axis)
+    ones = np.ones(zero_point.shape, np.float32)
+    return QuantizedTensor(codes, ones, x.fmt, x.axis, zero_point, x.block and block)
+
+
+def _spread(scale: Array, how: Mapping[str, Any], k_axis: int, ndim: int, part: int) -> Array:
+    """A scale so that it broadcasts against the product, with K an axis of length 1."""
+    if how.get("axis") is None:
+        return scale
+    if how.get("block") is not None:
+        return scale.take([part], axis=k_axis)
+    return scale.reshape([-1 if i == how["axis"] % ndim else 1 for i in range(ndim)])
+
+
+def _scale_sum(inputs: Inputs, attributes: Attributes) -> Array:
+    sums = inputs["sum"]
+    parts = [sums] if attributes.get("block") is None else list(sums)
+    total: Array | None = None
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for i, part in enumerate(parts):
+            scales = [
+                _spread(
+                    inputs[f"{name}_scale"], attributes[name], k_axis, attributes[name]["ndim"], i
+                )
+                for name, k_axis in (("a", -1), ("b", -2))
+            ]
+            product = part * (scales[0] * scales[1])
+            total = product if total is None else total + product
+        assert total is not None
+        if "bias" in inputs:
+            total = total + inputs["bias"]
+    return np.asarray(total, np.float32)
+
+
+def _product(inputs: Inputs, attributes: Attributes) -> Array:
+    total = matmul_float32(*(np.ascontiguousarray(inputs[name]) for name in ("a", "b")))
+    if "bias" in inputs:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total += inputs["bias"]
+    return total
+
+
+def _dequantize(inputs: Inputs, attributes: Attributes) -> Array:
+    return operand("x", inputs, attributes).dequantize()
+
+
+def _add_float32(inputs: Inputs, attributes: Attributes) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = inputs["x"] + inputs["y"]
+        return np.asarray(total + inputs["bias"] if "bias" in inputs else total)
+
+
+def _round(inputs: Inputs, attributes: Attributes) -> Array:
+    return round_to_bfloat16(inputs["x"])
+
+
+def _divide(inputs: Inputs, attributes: Attributes) -> Array:
+    with np.errstate(over="ignore", under="ignore"):
+        quotient = inputs["x"] / inputs["divisor"]
+    return round_to_bfloat16(quotient) if attributes["precision"] == "bfloat16" else quotient
+
+
+def _outliers(inputs: Inputs, attributes: Attributes) -> Array:
+    x = inputs["x"]
+    beyond = np.abs(x) > np.float32(attributes["threshold"])
+    return np.where(beyond if attributes["keep"] == "outliers" else ~beyond, x, np.float32(0))
+
+
+def _precise(inputs: Inputs, attributes: Attributes) -> str:
+    return str(attributes["precision"])
+
+
+#: What makes each tensor, by the operation's name. "given" is what the kit gives.
+OPERATIONS: dict[str, Operation] = {
+    "output": lambda x, how: x["x"],
+    "encode": _encode,
+    "decode": _decode,
+    "scale": _scale,
+    "zero_point": _zero_point,
+    "quantize": _quantize,
+    "sum": _sum,
+    "scale_sum": _scale_sum,
+    "product": _product,
+    "dequantize": _dequantize,
+    "add_float32": _add_float32,
+    "round": _round,
+    "divide": _divide,
+    "outliers": _outliers,
+    "add": lambda x, how: golden.add(x["x"], x["y"], how["precision"]),
+    "multiply": lambda x, how: golden.multiply(x["x"], np.float32(how["factor"]), how["precision"]),
+    "softmax": lambda x, how: golden.softmax(x["x"], how["precision"]),
+    "layer_norm": lambda x, how: golden.layer_norm(
+        x["x"], x["weight"], x["bias"], how["eps"], how["precision"]
+    ),
+    "activation": lambda x, how: golden.unary(how["function"], x["x"], how["precision"]),
+    "mean": lambda x, how: golden.mean(x["x"], how["precision"]),
+    "normalize": lambda x, how: golden.normalize(x["x"], how["precision"]),
+}
+
+_EXACT = "docs/golden.md, Quantized products are exact"
+_SUMS = "docs/golden.md, Sums"
+_FUNCTIONS = "docs/golden.md, Functions"
+_CODEC = "docs/codec.md, Rounding is comparing with boundaries"
+
+#: Each operation in words, and where its arithmetic is argued.
+RULES: dict[str, tuple[str, str]] = {
+    "given": ("an input: take it from the kit", "docs/kit.md"),
+    "output": ("x, under the name that transformers has for it", "docs/kit.md"),
+    "encode": (
+        "the code of each number, rounded once to nearest (ties to the even significand) or "
+        "toward zero; with saturate, what is beyond the largest finite value becomes it",
+        _CODEC,
+    ),
+    "decode": ("the value of each code", _CODEC),
+    "scale": (
+        "float32(largest magnitude / fmt.max) of each group of elements that share a scale, 1 "
+        "where that is 0; with a zero point float32((high - low) / 255), low <= 0 <= high",
+        "docs/kit.md",
+    ),
+    "zero_point": ("-round(low / scale), clipped to the codes", "docs/kit.md"),
+    "quantize": (
+        "encode(x / scale), saturating: one float32 division, one rounding; with a zero point "
+        "round(x / scale) + zero_point, clipped",
+        "docs/golden.md, Quantized products are exact",
+    ),
+    "sum": (
+        "over k of (a[m, k] - a_zero_point) * (b[k, n] - b_zero_point), values of codes without "
+        "scales: the exact sum rounded once to float32, to nearest even; with block one such sum "
+        "for each run of so many k, stacked",
+        _EXACT,
+    ),
+    "scale_sum": (
+        "sum * float32(a_scale * b_scale), the parts of blocks so scaled and added from the first "
+        "to the last, then + bias: one float32 rounding each",
+        _EXACT,
+    ),
+    "product": (
+        "of float32 matrices, the exact sum rounded once to float32; then + bias, in float32",
+        "docs/golden.md, Other products are correctly rounded",
+    ),
+    "dequantize": ("value of the code times scale, rounded once to float32", _EXACT),
+    "add_float32": ("x + y, then + bias, one float32 rounding each", _EXACT),
+    "round": ("float32 to bfloat16, to nearest even", _EXACT),
+    "divide": ("x / divisor, rounded to the precision", "docs/kit.md"),
+    "outliers": (
+        "x where its magnitude is above the threshold (keep: outliers) or is not (keep: others), "
+        "0 elsewhere",
+        "docs/kit.md",
+    ),
+    "add": ("x + y, rounded once to the precision", _FUNCTIONS),
+    "multiply": ("x * factor, a float32 number, rounded once to the precision", _FUNCTIONS),
+    "softmax": (
+        "over the last axis, exp(x - max) / sum, in float64, rounded once to the precision",
+        _SUMS,
+    ),
+    "layer_norm": (
+        "over the last axis, (x - mean) / sqrt(variance + eps) * weight + bias in float64, "
+        "rounded once to the precision",
+        _SUMS,
+    ),
+    "activation": ("the function, correctly rounded to bfloat16, or to float32", _FUNCTIONS),
+    "mean": ("over the axis before the last, in float64, rounded once", _SUMS),
+    "normalize": ("over the last axis, x / max(norm, 1e-12) in float64, rounded once", _SUMS),
+}

@@ -1,0 +1,161 @@
+"""Float32 sums in another order: how far they can be off, and what may follow from it.
+
+A float32 sum of K products, in whatever order, is within ``gamma_K sum|a_k b_k|``
+of the exact one, ``gamma_K = K u / (1 - K u)``, ``u = 2^-24`` (Higham, *Accuracy
+and Stability of Numerical Algorithms*, section 3.1). A candidate with such sums
+differs from the kit ever after; so each of its tensors is held against what
+follows from the tensors that it gave itself. Where a sum was not given, what it
+may be is an interval, which scaling, adding and rounding map to an interval,
+as none of them ever exchanges two numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.kit.manifest import Kit, apply_view
+from bert_numpy.kit.operations import OPERATIONS
+from bert_numpy.recipe import FORMATS
+from npfp8.formats import FloatFormat, IntFormat
+
+__all__ = ["accumulation_failures", "sum_bound"]
+
+Array = npt.NDArray[Any]
+
+_UNIT = 2.0**-24
+
+#: Operations that never exchange two numbers, by the inputs that may be intervals.
+_MONOTONE = {
+    "scale_sum": ("sum",),
+    "round": ("x",),
+    "quantize": ("x",),
+    "add": ("x", "y"),
+    "add_float32": ("x", "y"),
+    "multiply": ("x",),
+    "output": ("x",),
+}
+
+
+def gamma(k: int) -> float:
+    """Higham's ``gamma_K`` for float32."""
+    return k * _UNIT / (1 - k * _UNIT)
+
+
+def sum_bound(magnitudes: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.float64]:
+    """How far a float32 sum may be from the exact one rounded to float32.
+
+    Parameters
+    ----------
+    magnitudes : ndarray of float64
+        The sums of the magnitudes of the products.
+    k : int
+        How many products.
+    """
+    # The kit's sum is itself rounded, by at most u of it.
+    return magnitudes * (gamma(k) + _UNIT) + 2.0**-149
+
+
+def accumulation_failures(kit: Kit, found: Mapping[str, Array]) -> dict[str, str]:
+    """What no order of float32 additions explains, by the tensor's name: why."""
+    failures = {}
+    for name, x in found.items():
+        tensor = kit.tensors[name]
+        if tensor.operation == "given":
+            low = high = kit.arrays[name]
+        else:
+            interval = _interval(kit, name, found)
+            if interval is None:
+                failures[name] = (
+                    "cannot be judged: give what its operation reads, which a sum in another "
+                    "order may have changed"
+                )
+                continue
+            low, high = interval
+        fmt = FORMATS.get(tensor.fmt)
+        values = fmt.values if isinstance(fmt, FloatFormat) else None
+        numbers = [z if values is None else values[z] for z in (low, x, high)]
+        inside = (numbers[0] <= numbers[1]) & (numbers[1] <= numbers[2])
+        exact = (low == high) & ~np.isnan(numbers[0])
+        if values is None and low.dtype == np.float32:
+            inside &= ~exact | (np.signbit(x) == np.signbit(low))
+        elif values is not None:
+            inside &= ~exact | (x == low)
+        inside |= np.isnan(numbers[0]) & np.isnan(numbers[1])
+        if not inside.all():
+            index = tuple(int(i) for i in np.argwhere(~inside)[0])
+            failures[name] = (
+                f"{int((~inside).sum())} elements are beyond the bound; first at {list(index)}: "
+                f"expected {float(numbers[0][index])!r} to {float(numbers[2][index])!r}, "
+                f"found {float(numbers[1][index])!r}"
+            )
+    return failures
+
+
+def _interval(kit: Kit, name: str, found: Mapping[str, Array]) -> tuple[Array, Array] | None:
+    """The least and the largest that a tensor may be, or None where that is not known."""
+    tensor = kit.tensors[name]
+    lows: dict[str, Array] = {}
+    highs: dict[str, Array] = {}
+    spread = set()
+    for role, reference in tensor.inputs.items():
+        source = reference.tensor
+        if source in found or kit.tensors[source].operation == "given":
+            ends = (found.get(source, kit.arrays[source]),) * 2
+        else:
+            inner = _interval(kit, source, found)
+            if inner is None:
+                return None
+            ends = inner
+        lows[role], highs[role] = (apply_view(end, reference.view) for end in ends)
+        if ends[0] is not ends[1] and not np.array_equal(
+            *ends, equal_nan=ends[0].dtype.kind == "f"
+        ):
+            spread.add(role)
+    if tensor.operation in ("sum", "product"):
+        return None if spread else _sum_interval(tensor.operation, lows, tensor.attributes)
+    if spread - set(_MONOTONE.get(tensor.operation, ())):
+        return None
+    operation = OPERATIONS[tensor.operation]
+    low = operation(lows, tensor.attributes)
+    return (low, low) if not spread else (low, operation(highs, tensor.attributes))
+
+
+def _sum_interval(
+    operation: str, inputs: Mapping[str, Array], attributes: Mapping[str, Any]
+) -> tuple[Array, Array] | None:
+    exact = OPERATIONS[operation](inputs, attributes)
+    block = attributes.get("block")
+    if operation == "product":
+        a, b = (np.abs(inputs[name].astype(np.float64)) for name in ("a", "b"))
+        magnitudes = np.matmul(a, b)
+        if "bias" in inputs:
+            magnitudes += np.abs(inputs["bias"])
+        bound = sum_bound(magnitudes, a.shape[-1] + 1)
+    else:
+        if block is not None and any(f"{name}_zero_point" in inputs for name in ("a", "b")):
+            return None
+        if all(isinstance(FORMATS[attributes[name]["fmt"]], IntFormat) for name in ("a", "b")):
+            return exact, exact  # integers are added in integers
+        a, b = (_magnitudes(inputs, attributes, name) for name in ("a", "b"))
+        step = block or a.shape[-1]
+        starts = range(0, a.shape[-1], step)
+        parts = [np.matmul(a[..., i : i + step], b[..., i : i + step, :]) for i in starts]
+        bound = sum_bound(np.stack(parts) if block else parts[0], step)
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = exact.astype(np.float64)
+        low, high = ((wide + sign * bound).astype(np.float32) for sign in (-1, 1))
+    special = ~np.isfinite(exact)
+    return np.where(special, exact, low), np.where(special, exact, high)
+
+
+def _magnitudes(inputs: Mapping[str, Array], attributes: Mapping[str, Any], name: str) -> Array:
+    fmt = FORMATS[attributes[name]["fmt"]]
+    if isinstance(fmt, IntFormat):
+        values = inputs[name].astype(np.float64)
+        zero = inputs.get(f"{name}_zero_point")
+        return np.abs(values if zero is None else values - zero.astype(np.float64))
+    return np.nan_to_num(np.abs(fmt.values[inputs[name]]), nan=0.0, posinf=0.0)

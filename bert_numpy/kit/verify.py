@@ -1,0 +1,432 @@
+"""Comparing a candidate with a kit: where it first differs, by how much, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.kit.candidate import as_candidate
+from bert_numpy.kit.defects import DEFECTS, Defect
+from bert_numpy.kit.manifest import Kit, Tensor, apply_view
+from bert_numpy.kit.operations import OPERATIONS
+from bert_numpy.kit.tolerance import accumulation_failures
+from bert_numpy.recipe import FORMATS
+from npfp8.formats import FloatFormat
+
+__all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
+
+Array = npt.NDArray[Any]
+
+#: How equal is equal enough.
+PROFILES = ("bit-exact", "accumulate-order", "statistical")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor of a candidate that is not the kit's.
+
+    Attributes
+    ----------
+    name, level, operation : str
+    elements, different : int
+        Elements in all, and those that differ. A NaN is like any other.
+    ulp : float or None
+        The largest distance, in codes or in units of the last place of bfloat16
+        or float32; -0 and +0 are one apart. None if a NaN is on one side.
+    index : tuple of int
+        The first that differs.
+    expected, found : str
+        There: value and bits.
+    sqnr : float or None
+        Signal-to-noise ratio over the finite elements, in dB; None without noise.
+    root : bool
+        Whether nothing that it is computed from differs: here something goes wrong.
+    causes : tuple of str
+        Of a root: the known defects that reproduce the tensor to the last bit,
+        the one that explains most others first; none, if the cause is not known.
+    """
+
+    name: str
+    level: str
+    operation: str
+    elements: int
+    different: int
+    ulp: float | None
+    index: tuple[int, ...]
+    expected: str
+    found: str
+    sqnr: float | None
+    root: bool = False
+    causes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a comparison.
+
+    Attributes
+    ----------
+    profile : str
+    compared : tuple of str
+        The tensors that the candidate gave, in the order of the data flow.
+    missing : int
+        Computed tensors of the kit that it did not give.
+    differences : tuple of Difference
+        In the order of the data flow.
+    failures : mapping of str to str
+        What the profile does not tolerate, by the tensor's name: why.
+    """
+
+    profile: str
+    compared: tuple[str, ...]
+    missing: int
+    differences: tuple[Difference, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the profile tolerates all differences."""
+        return not self.failures
+
+    @property
+    def first(self) -> Difference | None:
+        """The first tensor that differs, in the order of the data flow."""
+        return self.differences[0] if self.differences else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        return {
+            "passed": self.passed,
+            "profile": self.profile,
+            "compared": len(self.compared),
+            "missing": self.missing,
+            "first": None if self.first is None else asdict(self.first),
+            "failures": dict(self.failures),
+            "differences": [asdict(item) for item in self.differences],
+        }
+
+    def text(self) -> str:
+        """The report in a few lines."""
+        roots = [item for item in self.differences if item.root]
+        lines = [
+            f"{'passed' if self.passed else 'FAILED'} ({self.profile}): {len(self.compared)} "
+            f"tensors compared, {len(self.differences)} differ, {self.missing} not given"
+        ]
+        for number, item in enumerate(roots[:_SHOWN]):
+            distance = "a NaN on one side" if item.ulp is None else f"at most {item.ulp:g} ulp"
+            lines += [
+                f"{'first: ' if not number else 'also:  '}{item.name} ({item.operation}): "
+                f"{item.different} of {item.elements} elements, {distance}",
+                f"       at {list(item.index)}: expected {item.expected}, found {item.found}",
+                f"       cause: {', or '.join(item.causes) or 'no known one'}",
+            ]
+        if len(roots) > _SHOWN:
+            lines.append(f"       and {len(roots) - _SHOWN} more")
+        reasons = [(n, why) for n, why in self.failures.items() if self.profile != PROFILES[0]]
+        lines += [f"failure: {name}: {why}" for name, why in reasons[:_SHOWN]]
+        return "\n".join(lines)
+
+
+#: Places that a text report shows.
+_SHOWN = 5
+
+
+def verify(
+    kit: Kit,
+    candidate: Mapping[str, Any],
+    profile: str = "bit-exact",
+    *,
+    min_sqnr: float = 20.0,
+    max_flips: int = 0,
+) -> Report:
+    """Compare a candidate's tensors with a kit's.
+
+    Parameters
+    ----------
+    kit : Kit
+    candidate : mapping of str to ndarray
+        By the kit's names; not all of them need be there. Dtypes as for
+        :func:`bert_numpy.kit.candidate.as_candidate`.
+    profile : {"bit-exact", "accumulate-order", "statistical"}
+        What is tolerated: nothing; float32 sums of products in any order, each
+        tensor computed from what the candidate itself gave; or noise.
+    min_sqnr : float
+        Of the profile "statistical": the least signal-to-noise ratio of a
+        tensor, in dB.
+    max_flips : int
+        Of the same: how many rows of ``logits`` may have another largest element.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    BertNumpyError
+        If the profile is unknown, or the candidate is not as said.
+    """
+    if profile not in PROFILES:
+        raise BertNumpyError(f"profile: expected one of {', '.join(PROFILES)}, found {profile!r}")
+    found = as_candidate(candidate, kit, "candidate")
+    differing = {
+        name: mask for name, x in found.items() if (mask := differing_elements(kit, name, x)).any()
+    }
+    computed = {name for name, tensor in kit.tensors.items() if tensor.operation != "given"}
+    roots = [name for name in differing if _is_root(kit, name, found, differing)]
+    causes = _diagnose(kit, roots, found, differing)
+    differences = tuple(
+        _difference(kit, name, found[name], mask, name in roots, causes.get(name, ()))
+        for name, mask in differing.items()
+    )
+    if profile == "bit-exact":
+        failures = {item.name: "differs" for item in differences}
+    elif profile == "accumulate-order":
+        failures = accumulation_failures(kit, found)
+    else:
+        failures = _noise_failures(kit, found, differences, min_sqnr, max_flips)
+    return Report(profile, tuple(found), len(computed - set(found)), differences, failures)
+
+
+def differing_elements(kit: Kit, name: str, found: Array) -> npt.NDArray[np.bool_]:
+    """Where a tensor differs from the kit's. NaNs are alike."""
+    return _unlike(kit.tensors[name], kit.arrays[name], found)
+
+
+def _unlike(tensor: Tensor, x: Array, y: Array) -> npt.NDArray[np.bool_]:
+    if tensor.kind in ("bfloat16", "float32"):
+        bits_x, bits_y = (_bits(z) for z in (x, y))
+        return np.asarray((bits_x != bits_y) & ~(np.isnan(x) & np.isnan(y)))
+    fmt = FORMATS.get(tensor.fmt)
+    if isinstance(fmt, FloatFormat):
+        nan = np.isnan(fmt.values)
+        return np.asarray((x != y) & ~(nan[x] & nan[y]))
+    return np.asarray(x != y)
+
+
+def _bits(x: Array) -> npt.NDArray[np.uint32]:
+    return np.ascontiguousarray(x, np.float32).view(np.uint32).reshape(x.shape)
+
+
+# Where
+
+
+def _is_root(
+    kit: Kit, name: str, found: Mapping[str, Array], differing: Mapping[str, Array]
+) -> bool:
+    """Whether none of the nearest given tensors that one is computed from differs."""
+    waiting = [reference.tensor for reference in kit.tensors[name].inputs.values()]
+    seen: set[str] = set()
+    while waiting:
+        source = waiting.pop()
+        if source in differing:
+            return False
+        if source not in found and source not in seen:
+            seen.add(source)
+            waiting += [reference.tensor for reference in kit.tensors[source].inputs.values()]
+    return True
+
+
+def _difference(
+    kit: Kit,
+    name: str,
+    found: Array,
+    mask: npt.NDArray[np.bool_],
+    root: bool,
+    causes: tuple[str, ...],
+) -> Difference:
+    tensor, expected = kit.tensors[name], kit.arrays[name]
+    index = tuple(int(i) for i in np.argwhere(mask)[0]) if mask.ndim else ()
+    return Difference(
+        name,
+        tensor.level,
+        tensor.operation,
+        found.size,
+        int(mask.sum()),
+        _distance(tensor, expected[mask], found[mask]),
+        index,
+        _shown(tensor, expected[index]),
+        _shown(tensor, found[index]),
+        _sqnr(tensor, expected, found),
+        root,
+        causes,
+    )
+
+
+def _shown(tensor: Tensor, x: Any) -> str:
+    """A number and its bits."""
+    if tensor.kind == "bfloat16":
+        bits = int(_bits(np.asarray(x))) if np.ndim(x) == 0 else 0
+        return f"{float(x)!r} (0x{bits >> 16:04X}{f'{bits & 0xFFFF:04X}' if bits & 0xFFFF else ''})"
+    if tensor.kind == "float32":
+        return f"{float(x)!r} (0x{int(_bits(np.asarray(x))):08X})"
+    fmt = FORMATS.get(tensor.fmt)
+    if isinstance(fmt, FloatFormat):
+        return f"0x{int(x):02X} ({float(fmt.values[int(x)])!r})"
+    return str(int(x))
+
+
+def _distance(tensor: Tensor, x: Array, y: Array) -> float | None:
+    """The largest distance in codes or units of the last place; None with a NaN."""
+    fmt = FORMATS.get(tensor.fmt)
+    if tensor.kind in ("bfloat16", "float32"):
+        if np.isnan(x).any() or np.isnan(y).any():
+            return None
+        unit = 2.0**16 if tensor.kind == "bfloat16" else 1.0
+        return float(np.abs(_rank(_bits(x), 31) - _rank(_bits(y), 31)).max() / unit)
+    if isinstance(fmt, FloatFormat):
+        if np.isnan(fmt.values[x]).any() or np.isnan(fmt.values[y]).any():
+            return None
+        bits = fmt.bits - 1 if fmt.signed else fmt.bits
+        return float(np.abs(_rank(x, bits) - _rank(y, bits)).max())
+    return float(np.abs(x.astype(np.int64) - y.astype(np.int64)).max())
+
+
+def _rank(bits: Array, sign_bit: int) -> npt.NDArray[np.int64]:
+    """Bits of sign and magnitude as integers in the order of the numbers; -0 is -1."""
+    wide = bits.astype(np.int64)
+    magnitude = wide & ((1 << sign_bit) - 1)
+    return np.where(wide >> sign_bit & 1, -1 - magnitude, magnitude)
+
+
+def _values(tensor: Tensor, x: Array) -> npt.NDArray[np.float64]:
+    fmt = FORMATS.get(tensor.fmt)
+    if isinstance(fmt, FloatFormat):
+        return fmt.values[x]
+    with np.errstate(invalid="ignore"):
+        return x.astype(np.float64)
+
+
+def _sqnr(tensor: Tensor, expected: Array, found: Array) -> float | None:
+    x, y = _values(tensor, expected), _values(tensor, found)
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[finite], y[finite]
+    signal, noise = float(np.sum(x * x)), float(np.sum((x - y) ** 2))
+    if noise == 0:
+        return None
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+# Why
+
+
+class Evaluation:
+    """Values of a kit's tensors with a defect in what is not held fixed."""
+
+    def __init__(
+        self,
+        kit: Kit,
+        fixed: Callable[[str], Array | None],
+        defect: Defect,
+        target: str,
+        found: Array,
+    ) -> None:
+        self.kit, self.fixed, self.defect = kit, fixed, defect
+        self.target, self.found = target, found
+        self.known: dict[str, Array] = {}
+        self.applied = False
+
+    def value(self, name: str) -> Array:
+        """A tensor: fixed, or computed with the defect."""
+        if name in self.known:
+            return self.known[name]
+        tensor = self.kit.tensors[name]
+        x = self.fixed(name) if name != self.target else None
+        if x is None and tensor.operation == "given":
+            x = self.kit.arrays[name]
+        if x is None:
+            inputs = {
+                role: apply_view(self.value(reference.tensor), reference.view)
+                for role, reference in tensor.inputs.items()
+            }
+            defective = self.defect.operations.get(tensor.operation)
+            if defective is not None:
+                found = self.found if name == self.target else None
+                x = defective(inputs, tensor.attributes, found)
+                self.applied |= x is not None
+            if x is None:
+                x = OPERATIONS[tensor.operation](inputs, tensor.attributes)
+        self.known[name] = x
+        return x
+
+
+def _diagnose(
+    kit: Kit, roots: list[str], found: Mapping[str, Array], differing: Mapping[str, Array]
+) -> dict[str, tuple[str, ...]]:
+    """By root, the names of the defects that reproduce it in every element."""
+
+    def fixed(name: str) -> Array | None:
+        return kit.arrays[name] if name in found and name not in differing else None
+
+    explained: dict[str, set[str]] = {root: set() for root in roots}
+    for root in roots:
+        operations = _chain(kit, root, found)
+        for defect in DEFECTS:
+            if defect.name in explained[root] or not operations & set(defect.operations):
+                continue
+            evaluation = Evaluation(kit, fixed, defect, root, found[root])
+            try:
+                with np.errstate(all="ignore"):
+                    x = evaluation.value(root)
+            except (ValueError, TypeError):  # an operation that the defect cannot be computed of
+                continue
+            if evaluation.applied and not _unlike(kit.tensors[root], x, found[root]).any():
+                explained[root].add(defect.name)
+    counts = {
+        defect.name: sum(defect.name in names for names in explained.values()) for defect in DEFECTS
+    }
+    order = list(counts)
+    return {
+        root: tuple(sorted(names, key=lambda name: (-counts[name], order.index(name))))
+        for root, names in explained.items()
+    }
+
+
+def _chain(kit: Kit, name: str, found: Mapping[str, Array]) -> set[str]:
+    """The operations from the nearest tensors that are given to one."""
+    operations, waiting, seen = set(), [name], {name}
+    while waiting:
+        tensor = kit.tensors[waiting.pop()]
+        operations.add(tensor.operation)
+        sources = {reference.tensor for reference in tensor.inputs.values()} - seen
+        waiting += [source for source in sources if source not in found]
+        seen |= sources
+    return operations
+
+
+# How much
+
+
+def _noise_failures(
+    kit: Kit,
+    found: Mapping[str, Array],
+    differences: tuple[Difference, ...],
+    min_sqnr: float,
+    max_flips: int,
+) -> dict[str, str]:
+    failures = {}
+    for item in differences:
+        x, y = (_values(kit.tensors[item.name], z[item.name]) for z in (kit.arrays, found))
+        special = ~(np.isfinite(x) & np.isfinite(y))
+        if (special & (x != y) & ~(np.isnan(x) & np.isnan(y))).any():
+            failures[item.name] = "expected the same NaNs and infinities"
+        elif item.sqnr is not None and item.sqnr < min_sqnr:
+            failures[item.name] = f"expected {min_sqnr:g} dB or more, found {item.sqnr:.1f} dB"
+    logits = [name for name in found if name.endswith("/logits")]
+    flipped = [
+        name
+        for name in logits
+        if (kit.arrays[name].argmax(axis=-1) != found[name].argmax(axis=-1)).any()
+    ]
+    flips = sum(
+        int((kit.arrays[name].argmax(axis=-1) != found[name].argmax(axis=-1)).sum())
+        for name in flipped
+    )
+    if flips > max_flips:
+        failures[flipped[0]] = f"expected at most {max_flips} flips, found {flips}"
+    return failures

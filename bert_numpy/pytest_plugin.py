@@ -1,0 +1,59 @@
+"""A pytest fixture for the tests of other backends: the golden kit.
+
+In a ``conftest.py``::
+
+    pytest_plugins = ["bert_numpy.pytest_plugin"]
+
+and in a test::
+
+    def test_my_products(golden_kit):
+        golden_kit.check({case.name: my_sum(case.inputs["a"], case.inputs["b"])
+                          for case in golden_kit.cases("sum", "operator")})
+
+It is no entry point: loading it imports NumPy, which pytest runs of others need not pay for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from bert_numpy.kit import Kit, Report, open_kit, verify
+from bert_numpy.kit.manifest import Case
+
+__all__ = ["GoldenKit", "golden_kit"]
+
+
+class GoldenKit:
+    """A kit whose comparison raises AssertionError."""
+
+    def __init__(self, kit: Kit) -> None:
+        self.kit = kit
+
+    def cases(self, operation: str, level: str | None = None) -> Iterator[Case]:
+        """What to compute: the inputs, the attributes and the name of each tensor of an operation.
+
+        See :meth:`bert_numpy.kit.Kit.cases`.
+        """
+        return self.kit.cases(operation, level)
+
+    def check(self, candidate: Mapping[str, Any], profile: str = "bit-exact") -> Report:
+        """Compare tensors by name with the kit's; see :func:`bert_numpy.kit.verify`.
+
+        Raises
+        ------
+        AssertionError
+            With the report, if the profile does not tolerate a difference.
+        """
+        report = verify(self.kit, candidate, profile)
+        if not report.passed:
+            raise AssertionError(report.text())
+        return report
+
+
+@pytest.fixture(scope="session")
+def golden_kit() -> GoldenKit:
+    """The kit that comes with the package."""
+    return GoldenKit(open_kit())

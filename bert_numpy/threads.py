@@ -1,0 +1,130 @@
+"""Work on several threads: batch by batch, in order, with one BLAS thread each.
+
+A BLAS shares one product between the cores, and all but the products waits for
+it on one core. NumPy releases the interpreter's lock in both, so batches side by
+side keep every core busy throughout, if each product stays on its own thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+
+__all__ = ["default_threads", "map_in_order", "one_blas_thread"]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+#: What OpenBLAS calls its functions, by how it was built.
+_OPENBLAS_NAMES = (
+    "scipy_openblas_{}64_",
+    "scipy_openblas_{}",
+    "openblas_{}64_",
+    "openblas_{}",
+)
+
+_lock = Lock()
+_users = 0
+_before = 1
+
+
+def default_threads() -> int:
+    """As many as the process may use cores."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+) -> Iterator[_Result]:
+    """``map(function, items)`` on several threads; results in the order of the items.
+
+    No item is taken before it is its turn: at most ``threads`` of them, or their
+    results, are held at a time. Where the BLAS cannot be told to stay on one
+    thread, and for a single item, the items are done one after another, and the
+    BLAS has the cores.
+
+    Parameters
+    ----------
+    function : callable
+        Of one item; called from several threads.
+    items : iterable
+        Iterated over by the caller's thread alone.
+    threads : int
+        At least 1; with 1 no other thread is started.
+    """
+    iterator = iter(items)
+    first = list(islice(iterator, 2))
+    if threads == 1 or len(first) < 2 or not _blas_threads():
+        for part in (first, iterator):
+            yield from map(function, part)
+        return
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        running: deque[Future[_Result]] = deque()
+        try:
+            for part in (first, iterator):
+                for item in part:
+                    if len(running) == threads:
+                        yield running.popleft().result()
+                    running.append(pool.submit(function, item))
+                    del item
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within it, every product of NumPy's OpenBLAS stays on the thread that asks for it.
+
+    It is the setting of the whole process. Without OpenBLAS nothing happens.
+    """
+    global _users, _before  # noqa: PLW0603 (the setting is global too)
+    get_and_set = _blas_threads()
+    if get_and_set is None:
+        yield
+        return
+    get, set_ = get_and_set
+    with _lock:
+        if not _users:
+            _before = get()
+            set_(1)
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users:
+                set_(_before)
+
+
+@lru_cache(maxsize=1)
+def _blas_threads() -> tuple[Callable[[], int], Callable[[int], Any]] | None:
+    """Functions that get and set how many threads OpenBLAS uses; None without OpenBLAS."""
+    core = getattr(np, "_core", None) or np.core
+    try:  # a library finds the symbols of those that it is linked with
+        library = ctypes.CDLL(core._multiarray_umath.__file__)
+    except OSError:
+        return None
+    for name in _OPENBLAS_NAMES:
+        get = getattr(library, name.format("get_num_threads"), None)
+        set_ = getattr(library, name.format("set_num_threads"), None)
+        if get is not None and set_ is not None:
+            get.restype, get.argtypes = ctypes.c_int, []
+            set_.restype, set_.argtypes = None, [ctypes.c_int]
+            return get, set_
+    return None

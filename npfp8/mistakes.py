@@ -1,0 +1,124 @@
+"""The usual mistakes of FP8 encoders, each planted in an encoder that has no other.
+
+They are what is found in the field: in serving kernels (saturating too early,
+ties rounded away from zero), vector units of processors (NaN instead of
+clamping, a rounding mode ignored) and libraries (rounding twice, through
+bfloat16). A test that does not catch each of them is not one; a code that one of
+them reproduces throughout has a likely cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.codec import encode
+from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, FloatFormat
+
+__all__ = ["NAN_BIASED", "Encoder", "clamped_codes", "encoder_mistakes"]
+
+Float32Array = npt.NDArray[np.float32]
+Encoder = Callable[[Float32Array], npt.NDArray[Any]]
+
+#: Of each format of the OCP the one with another bias and NaN that it is taken for, and back.
+NAN_BIASED = {E4M3FN: E4M3FNUZ, E4M3FNUZ: E4M3FN, E5M2: E5M2FNUZ, E5M2FNUZ: E5M2}
+
+
+def encoder_mistakes(
+    fmt: FloatFormat, saturate: bool = True, rounding: str = "nearest"
+) -> list[tuple[str, Encoder]]:
+    """Encoders with one usual mistake each, by the mistake's name.
+
+    Parameters
+    ----------
+    fmt : FloatFormat
+    saturate : bool
+    rounding : {"nearest", "toward_zero"}
+        What a right encoder does; see :func:`npfp8.encode`.
+
+    Returns
+    -------
+    list of (str, callable (ndarray of float32) -> ndarray of uint8)
+        A name may come twice, for two ways to be wrong. Not all of them show in
+        every format: without subnormals none can be flushed.
+    """
+
+    def right(x: Float32Array) -> npt.NDArray[np.uint8]:
+        return encode(x, fmt, saturate, rounding=rounding)
+
+    def ties_away(x: Float32Array) -> npt.NDArray[np.uint8]:
+        # A float64's last bit farther from 0, a tie is one no more, and no other number is.
+        exact = x.astype(np.float64)
+        farther = np.nextafter(exact, np.copysign(np.inf, exact))
+        return encode(np.where(x == 0, exact, farther), fmt, saturate)
+
+    def flushed(x: Float32Array, magnitude: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        return np.where(magnitude < fmt.min_normal, right(np.copysign(np.float32(0), x)), right(x))
+
+    def to_largest_binade(x: Float32Array) -> npt.NDArray[np.uint8]:
+        beyond = np.abs(x) >= 2.0 ** (np.frexp(fmt.max)[1] - 1)
+        return right(np.where(beyond, np.copysign(np.float32(fmt.max), x), x))
+
+    def nan_clamped(x: Float32Array) -> npt.NDArray[np.uint8]:
+        return right(np.where(np.isnan(x), np.float32(fmt.max), x))
+
+    def zero_unsigned(x: Float32Array) -> npt.NDArray[np.uint8]:
+        codes = right(x)
+        return np.where(codes == fmt.sign_bit, np.uint8(0), codes)
+
+    other = "nearest" if rounding == "toward_zero" else "toward_zero"
+    mistakes = [
+        (
+            "truncation" if rounding == "nearest" else "rounding to nearest",
+            lambda x: encode(x, fmt, saturate, rounding=other),
+        ),
+        *([("ties rounded away from zero", ties_away)] if rounding == "nearest" else []),
+        (
+            "overflow that does not saturate" if saturate else "overflow that saturates",
+            lambda x: encode(x, fmt, not saturate, rounding=rounding),
+        ),
+        ("subnormals flushed to zero", lambda x: flushed(x, np.abs(x))),
+        ("subnormals flushed to zero", lambda x: flushed(x, np.abs(fmt.values[right(x)]))),
+        ("double rounding through bfloat16", lambda x: right(round_to_bfloat16(x))),
+        ("double rounding through float16", lambda x: right(x.astype(np.float16))),
+        ("a missing sticky bit", lambda x: right(_to_guard_bit(x, fmt))),
+        (
+            "a missing sticky bit",
+            lambda x: right((x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)),
+        ),
+        (
+            "saturation at too small a value",
+            lambda x: clamped_codes(right(x), fmt, fmt.max_code - (1 << fmt.mantissa_bits) + 1),
+        ),
+        ("saturation from too small a value on", to_largest_binade),
+        ("NaN clamped to the largest value", nan_clamped),
+    ]
+    if fmt in NAN_BIASED:
+        taken = NAN_BIASED[fmt]
+        mistakes.append(
+            (f"{taken} instead of {fmt}", lambda x: encode(x, taken, saturate, rounding=rounding))
+        )
+    if fmt.has_negative_zero:
+        mistakes.append(("-0 encoded as 0", zero_unsigned))
+    return mistakes
+
+
+def clamped_codes(
+    codes: npt.NDArray[np.uint8], fmt: FloatFormat, limit: int
+) -> npt.NDArray[np.uint8]:
+    """The codes with the finite ones of a magnitude above the code ``limit`` replaced by it."""
+    sign = codes & np.uint8(fmt.sign_bit)
+    too_large = np.isfinite(fmt.values[codes]) & ((codes & np.uint8(0xFF - fmt.sign_bit)) > limit)
+    return np.where(too_large, sign | np.uint8(limit), codes)
+
+
+def _to_guard_bit(x: Float32Array, fmt: FloatFormat) -> Float32Array:
+    """Cut off all below the one bit after a format's last: what was above a tie becomes one."""
+    exact = np.where(np.isfinite(x), x, 0).astype(np.float64)
+    exponent = np.frexp(np.maximum(np.abs(exact), fmt.min_normal))[1] - 1
+    half = np.ldexp(0.5, exponent - fmt.mantissa_bits)
+    return np.where(np.isfinite(x), np.trunc(exact / half) * half, x).astype(np.float32)

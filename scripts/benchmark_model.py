@@ -1,0 +1,515 @@
+"""Time the model beside its peers, in one run: same inputs, same cores, taking turns.
+
+    python scripts/benchmark_model.py --data DIR --model minilm-sst2=FOLDER --json FILE
+
+Models are ``bert-tiny`` (comes with the package), ``base`` and ``large`` (random
+weights of BERT's sizes, written into a temporary folder) and any ``NAME=FOLDER``.
+Inputs are data sets at their real lengths (``sst2``, ``mrpc``, ``squad``: the
+first ``--limit`` of them) or ``BATCHxLENGTH``. All are sorted by length and cut
+into batches of 32 (a fixed shape: of its own), and all peers get the same batches.
+
+In each round every peer runs all batches of an input, in an order that turns;
+reported are medians, spreads (quartiles) and ratios of throughput, each ratio of
+two peers the median of those of the rounds. Besides: start-up, peak memory of a
+process that loads and runs (Linux), and calibration beside the float32 pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmark_golden import print_profile
+from benchmark_memory import write_model
+
+from bert_numpy import PRESETS, apply_recipe, calibrate, export_onnx, load, load_tokenizer
+from bert_numpy.data import find_files
+from bert_numpy.evaluation import batches
+from bert_numpy.figures import save_figure, subplots
+from bert_numpy.glue import merge_examples, read_examples, task_named
+from bert_numpy.hub import resolve
+from bert_numpy.squad import SQUAD, merge_questions, read_questions
+from bert_numpy.threads import default_threads, map_in_order
+from npfp8.files import replaced_file
+
+Batches = list[dict[str, Any]]
+#: Runs all batches; returns the first batch's last hidden states.
+Runner = Callable[[Batches], Any]
+
+RANDOM = {"base": (768, 12, 30_522), "large": (1024, 24, 30_522)}
+
+#: Tokens of a fixed shape's run: as many batches as come to about so many.
+FIXED_TOKENS = 8192
+
+#: Pairs of peers whose ratio of throughput has a goal: (peer, than, at least), on data sets.
+GOALS = (
+    ("float32", "torch", 1.0),
+    ("e4m3", "torch-fake-fp8", 2.0),
+    ("e4m3", "float32", 0.4),
+    ("e4m3-golden", "float32", 0.33),
+)
+
+
+def ours(recipe: str, golden: bool, folder: Path, sample: Batches) -> Runner:
+    """A policy of this project; batches go over threads, single texts one after another."""
+    model = load(folder)
+    calibration = calibrate(model, sample) if PRESETS[recipe].calibrated else None
+    quantized = apply_recipe(model, PRESETS[recipe], calibration, golden)
+    del model
+
+    def run(inputs: Batches) -> Any:
+        threads = 1 if len(inputs[0]["input_ids"]) == 1 else default_threads()
+        outputs = map_in_order(lambda batch: quantized(**batch), inputs, threads)
+        first = next(outputs).last_hidden_state
+        for _ in outputs:
+            pass
+        return first
+
+    return run
+
+
+def calibrating(folder: Path, sample: Batches) -> Runner:
+    """The float32 pass with everything noted."""
+    model = load(folder)
+    return lambda inputs: calibrate(model, inputs)
+
+
+def torch_peer(attention: str, folder: Path, sample: Batches) -> Runner:
+    """PyTorch, with the encoder of transformers, in float32."""
+    import torch  # noqa: PLC0415 (a peer)
+    import transformers  # noqa: PLC0415
+
+    torch.set_num_threads(default_threads())
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    model = transformers.AutoModel.from_pretrained(
+        str(folder), attn_implementation=attention, dtype=torch.float32
+    ).eval()
+
+    def run(inputs: Batches) -> Any:
+        with torch.inference_mode():
+            outputs = [
+                model(**{name: torch.from_numpy(x) for name, x in batch.items()}).last_hidden_state
+                for batch in inputs[:1]
+            ]
+            for batch in inputs[1:]:
+                model(**{name: torch.from_numpy(x) for name, x in batch.items()})
+        return outputs[0].numpy()
+
+    run.model = model  # type: ignore[attr-defined]
+    return run
+
+
+def torch_fake_fp8(folder: Path, sample: Batches) -> Runner:
+    """Fake quantization: operands cast to float8_e4m3fn and back before each float32 product.
+
+    Static scales, as after calibration; weights are cast once.
+    """
+    import torch  # noqa: PLC0415 (a peer)
+    import transformers  # noqa: PLC0415
+
+    def fake(x: Any, scale: float) -> Any:
+        codes = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        return codes.to(torch.float32) * scale
+
+    def attention(module: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        scores = torch.matmul(fake(q, 0.05), fake(k, 0.05).transpose(2, 3))
+        scores = scores * (options.get("scaling") or q.shape[-1] ** -0.5)
+        if mask is not None:
+            scores = scores + mask
+        mixed = torch.matmul(fake(scores.softmax(-1), 1 / 448), fake(v, 0.05))
+        return mixed.transpose(1, 2).contiguous(), None
+
+    transformers.AttentionInterface.register("fake_fp8", attention)
+    masks = transformers.masking_utils
+    transformers.AttentionMaskInterface.register("fake_fp8", masks.eager_mask)
+    run = torch_peer("fake_fp8", folder, sample)
+    for layer in run.model.encoder.modules():  # type: ignore[attr-defined]
+        if isinstance(layer, torch.nn.Linear):
+            scale = float(layer.weight.detach().abs().max()) / 448
+            layer.weight.data = fake(layer.weight.data, scale)
+            layer.register_forward_pre_hook(lambda layer, given: (fake(given[0], 0.05),))
+    return run
+
+
+def onnxruntime_peer(int8: bool, folder: Path, sample: Batches) -> Runner:
+    """The float32 export in onnxruntime, or the dynamic INT8 version that it makes of it."""
+    import onnxruntime  # noqa: PLC0415 (a peer)
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "model.onnx"
+        export_onnx(apply_recipe(load(folder), PRESETS["fp32"], None), path)
+        if int8:
+            from onnxruntime.quantization import quantize_dynamic  # noqa: PLC0415
+
+            quantize_dynamic(path, path.with_name("int8.onnx"))
+            path = path.with_name("int8.onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = default_threads()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (output,) = [one.name for one in session.get_outputs() if one.name == "last_hidden_state"] or [
+        session.get_outputs()[0].name
+    ]
+
+    def run(inputs: Batches) -> Any:
+        first = session.run([output], inputs[0])[0]
+        for batch in inputs[1:]:
+            session.run([output], batch)
+        return first
+
+    return run
+
+
+def plain_numpy(folder: Path, sample: Batches) -> Runner:
+    """A Transformer as picoGPT writes it: text by text, head by head, an expression a layer."""
+    model = load(folder)
+    heads, eps = model.config.num_attention_heads, model.config.layer_norm_eps
+    w: Any = dict(model.weights)
+
+    def norm(x: Any, site: str) -> Any:
+        centred = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+        return centred * w[f"{site}.weight"] + w[f"{site}.bias"]
+
+    def linear(x: Any, site: str) -> Any:
+        return x @ w[f"{site}.weight"].T + w[f"{site}.bias"]
+
+    def softmax(x: Any) -> Any:
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    def gelu(x: Any) -> Any:  # picoGPT has the one by tanh
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        return softmax(q @ k.T / np.sqrt(q.shape[-1])) @ v
+
+    def encode(ids: Any, types: Any) -> Any:
+        x = w["embeddings.word_embeddings.weight"][ids]
+        x = x + w["embeddings.position_embeddings.weight"][: len(ids)]
+        x = norm(x + w["embeddings.token_type_embeddings.weight"][types], "embeddings.LayerNorm")
+        for i in range(model.config.num_hidden_layers):
+            site = f"encoder.layer.{i}"
+            parts = (
+                linear(x, f"{site}.attention.self.{name}") for name in ("query", "key", "value")
+            )
+            split = (np.split(part, heads, axis=-1) for part in parts)
+            context = np.hstack([attend(q, k, v) for q, k, v in zip(*split, strict=True)])
+            dense = linear(context, f"{site}.attention.output.dense")
+            x = norm(x + dense, f"{site}.attention.output.LayerNorm")
+            inner = gelu(linear(x, f"{site}.intermediate.dense"))
+            x = norm(x + linear(inner, f"{site}.output.dense"), f"{site}.output.LayerNorm")
+        return x
+
+    def run(inputs: Batches) -> Any:
+        for batch in inputs:
+            arguments = (batch[name] for name in ("input_ids", "token_type_ids", "attention_mask"))
+            for ids, types, mask in zip(*arguments, strict=True):
+                encode(ids[mask == 1], types[mask == 1])
+
+    return run
+
+
+#: What is timed, by name. The first is compared with all.
+PEERS: dict[str, Callable[[Path, Batches], Runner]] = {
+    "float32": functools.partial(ours, "fp32", False),
+    "torch": functools.partial(torch_peer, "eager"),
+    "torch-sdpa": functools.partial(torch_peer, "sdpa"),
+    "onnxruntime": functools.partial(onnxruntime_peer, False),
+    "numpy": plain_numpy,
+    "e4m3": functools.partial(ours, "e4m3", False),
+    "e4m3-golden": functools.partial(ours, "e4m3", True),
+    "int8": functools.partial(ours, "int8", False),
+    "torch-fake-fp8": torch_fake_fp8,
+    "onnxruntime-int8": functools.partial(onnxruntime_peer, True),
+    "calibration": calibrating,
+}
+
+#: Those that shall give the float32 policy's hidden states, within 1e-3.
+SAME_AS_FLOAT32 = ("torch", "torch-sdpa")
+
+
+def read_inputs(name: str, data: Path | None, limit: int, batch_size: int) -> Batches:
+    """An input's batches: padded, sorted by length, the longest first."""
+    tokenizer = load_tokenizer("bert-tiny-sst2")
+    if name[0].isdecimal():
+        batch, length = (int(part) for part in name.split("x"))
+        generator = np.random.default_rng(0)
+        shape = (max(1, FIXED_TOKENS // (batch * length)), batch, length)
+        ids = generator.integers(1000, 30_000, shape)
+        return [
+            {
+                "input_ids": one,
+                "token_type_ids": np.zeros_like(one),
+                "attention_mask": np.ones_like(one),
+            }
+            for one in ids[:64]
+        ]
+    if data is None:
+        raise SystemExit(f"{name}: expected --data, the folder of data sets")
+    if name == SQUAD.name:
+        paths = [data] if data.is_file() else sorted(data.rglob("dev-v1.1*.json"))
+        items = merge_questions([read_questions(path) for path in paths]).items[:limit]
+        windows = tokenizer.windows(
+            [item.question for item in items],
+            [item.context for item in items],
+            SQUAD.max_length,
+            SQUAD.doc_stride,
+            SQUAD.max_query_length,
+        )
+        encoded = [window.encoded for parts in windows for window in parts]
+    else:
+        task = task_named(name)
+        root = next(place for place in (data, *data.iterdir()) if (place / task.folder).is_dir())
+        examples = merge_examples(
+            [read_examples(path, task) for path in find_files(root, task, task.dev)]
+        )
+        examples = examples.select(range(min(limit, len(examples))))
+        encoded = tokenizer.encode(examples.texts, examples.pairs, 128)
+    return [batch for _, batch in batches(encoded, batch_size)]
+
+
+def time_peers(
+    runners: dict[str, Runner], inputs: Batches, rounds: int, pause: float
+) -> dict[str, list[float]]:
+    """Seconds of each round, by peer; they take turns, and begin with another each round."""
+    found: dict[str, Any] = {}
+    for name, run in runners.items():  # warms up
+        found[name] = run(inputs[:2])
+    for name in SAME_AS_FLOAT32:
+        if name in runners and "float32" in runners:
+            there = inputs[0]["attention_mask"] != 0
+            error = np.abs(found[name][there] - found["float32"][there]).max()
+            if not error < 1e-3:
+                raise SystemExit(f"{name}: hidden states differ by {error} from float32's")
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    names = list(runners)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            time.sleep(pause)  # until the threads of the one before have stopped spinning
+            begin = time.perf_counter()
+            runners[name](inputs)
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def throughput_ratio(seconds: dict[str, list[float]], name: str, than: str) -> float:
+    """How many times faster ``name`` is; of the rounds, the median."""
+    return statistics.median(b / a for a, b in zip(seconds[name], seconds[than], strict=True))
+
+
+def summary(seconds: dict[str, list[float]], tokens: int, padded: bool) -> dict[str, Any]:
+    """What is reported of an input; ``padded``: whether peers compute padding, as data sets have.
+
+    Without it the goal beside torch is 0.8.
+    """
+    result: dict[str, Any] = {"tokens": tokens, "peers": {}, "goals": []}
+    for name, times in seconds.items():
+        low, middle, high = np.percentile(times, [25, 50, 75]).tolist()
+        result["peers"][name] = {
+            "median_seconds": middle,
+            "quartiles": [low, high],
+            "tokens_per_second": tokens / middle,
+            "float32_over": throughput_ratio(seconds, "float32", name)
+            if "float32" in seconds
+            else None,
+            "rounds": times,
+        }
+    for name, than, least in GOALS:
+        if name in seconds and than in seconds:
+            ratio = throughput_ratio(seconds, name, than)
+            if than == "torch" and not padded:
+                least = 0.8  # noqa: PLW2901 (of this input)
+            result["goals"].append({"peer": name, "than": than, "ratio": ratio, "goal": least})
+    if "calibration" in seconds and "float32" in seconds:
+        ratio = throughput_ratio(seconds, "float32", "calibration")
+        result["calibration_over_float32"] = ratio
+    return result
+
+
+def startup_seconds(rounds: int) -> dict[str, dict[str, float]]:
+    """From starting a process to its end, and what an import takes in one."""
+    python = [sys.executable]
+    clock = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+    commands = {
+        "python -c pass": [*python, "-c", "pass"],
+        "bert-numpy predict": [*python, "-m", "bert_numpy", "predict", "bert-tiny-sst2", "a film"],
+        "import numpy": [*python, "-c", clock.format("numpy")],
+        "import npfp8": [*python, "-c", clock.format("npfp8")],
+        "import bert_numpy": [*python, "-c", clock.format("bert_numpy")],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            begin = time.perf_counter()
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            whole = time.perf_counter() - begin
+            seconds[name].append(float(done.stdout) if name.startswith("import") else whole)
+    return {
+        name: {"median_seconds": statistics.median(times), "least_seconds": min(times)}
+        for name, times in seconds.items()
+    }
+
+
+def peak_memory(peer: str, folder: Path, name: str, arguments: argparse.Namespace) -> int:
+    """Bytes at the peak of a process that loads a model and runs an input once."""
+    command = [sys.executable, __file__, "--child", peer, str(folder), "--inputs", name]
+    command += ["--limit", str(arguments.limit), "--batch-size", str(arguments.batch_size)]
+    if arguments.data:
+        command += ["--data", str(arguments.data)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def run_child(arguments: argparse.Namespace) -> None:
+    peer, folder = arguments.child
+    inputs = read_inputs(arguments.inputs[0], arguments.data, arguments.limit, arguments.batch_size)
+    PEERS[peer](Path(folder), inputs[-1:])(inputs)
+    with open("/proc/self/status") as file:
+        print(next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")))
+
+
+def folders(names: Sequence[str], place: Path) -> Iterator[tuple[str, Path]]:
+    """Each model's name and folder; random ones are written when it is their turn."""
+    for name in names:
+        label, _, given = name.partition("=")
+        folder = Path(given)
+        if label in RANDOM:
+            folder = place / label
+            folder.mkdir()
+            write_model(folder, *RANDOM[label])
+        elif not given:
+            folder = resolve("bert-tiny-sst2" if label == "bert-tiny" else label)
+        yield label, folder
+        if label in RANDOM:
+            (folder / "model.safetensors").unlink()
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Throughput of every peer over the float32 policy's, by model and input."""
+    names = [name for name in PEERS if any(name in one["peers"] for one in results.values())]
+    figure, axis = subplots(figsize=(9, 0.7 + 0.5 * len(results)))
+    for name in names:
+        rows = [(i, one) for i, one in enumerate(results.values()) if name in one["peers"]]
+        ratios = [1 / one["peers"][name]["float32_over"] for _, one in rows]
+        axis.plot(ratios, [i for i, _ in rows], "o", markersize=5, label=name)
+    axis.set_yticks(range(len(results)), list(results), fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xscale("log", base=2)
+    axis.axvline(1, color="gray", linewidth=0.8)
+    axis.set_xlabel("throughput, over this project's float32 policy")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def print_result(label: str, result: dict[str, Any]) -> None:
+    print(f"\n{label}: {result['tokens']} tokens")
+    print("| peer | median s | quartiles | tokens/s | throughput / float32 |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, one in result["peers"].items():
+        low, high = one["quartiles"]
+        ratio = "" if one["float32_over"] is None else f"{1 / one['float32_over']:.2f}"
+        print(
+            f"| {name} | {one['median_seconds']:.3f} | {low:.3f} to {high:.3f} | "
+            f"{one['tokens_per_second']:.0f} | {ratio} |"
+        )
+    for goal in result["goals"]:
+        print(f"{goal['peer']} / {goal['than']}: {goal['ratio']:.2f} (goal {goal['goal']})")
+    if "calibration_over_float32" in result:
+        ratio = result["calibration_over_float32"]
+        print(f"calibration's time / float32's: {ratio:.2f} (goal at most 1.5)")
+    if "peak_bytes" in result:
+        peaks = ", ".join(f"{k} {v / 1e6:.0f} MB" for k, v in result["peak_bytes"].items())
+        print(f"peak memory: {peaks}")
+    sys.stdout.flush()
+
+
+def profile(recipe: str, folder: Path, inputs: Batches) -> None:
+    """Print where the time of a policy goes, batch after batch."""
+    calibration = calibrate(load(folder), inputs[-1:])
+    print_profile(apply_recipe(load(folder), PRESETS[recipe], calibration), inputs, recipe)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", action="append", dest="models", metavar="NAME[=FOLDER]")
+    parser.add_argument("--inputs", nargs="+", default=["32x128", "1x128", "1x16", "8x384"])
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--data", type=Path, help="with the folders of GLUE's tasks and of SQuAD")
+    parser.add_argument("--limit", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds before each turn")
+    parser.add_argument("--memory", action="store_true", help="measure each peer's peak too")
+    parser.add_argument("--startup", action="store_true", help="measure start-up too")
+    parser.add_argument("--profile", nargs="*", default=[], metavar="FORMAT", choices=list(PRESETS))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--figure", type=Path, metavar="FILE")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        run_child(arguments)
+        return
+    load_before = os.getloadavg()[0]
+    print(f"{platform.machine()}, {default_threads()} cores, NumPy {np.__version__}")
+    print(f"load before: {load_before:.1f}")
+    results: dict[str, Any] = {}
+    inputs = {
+        name: read_inputs(name, arguments.data, arguments.limit, arguments.batch_size)
+        for name in arguments.inputs
+    }
+    with tempfile.TemporaryDirectory() as place:
+        for model, folder in folders(arguments.models or ["bert-tiny"], Path(place)):
+            sample = [{k: x[:8] for k, x in one[-1].items()} for one in inputs.values()]
+            runners = {name: PEERS[name](folder, sample) for name in arguments.peers}
+            for name, given in inputs.items():
+                tokens = sum(int(batch["attention_mask"].sum()) for batch in given)
+                result = summary(
+                    time_peers(runners, given, arguments.rounds, arguments.pause),
+                    tokens,
+                    padded=not name[0].isdecimal(),
+                )
+                if arguments.memory:
+                    result["peak_bytes"] = {
+                        peer: peak_memory(peer, folder, name, arguments) for peer in runners
+                    }
+                results[f"{model}, {name}"] = result
+                print_result(f"{model}, {name}", result)
+                for recipe in arguments.profile:
+                    profile(recipe, folder, given)
+            del runners
+    startup = startup_seconds(arguments.rounds) if arguments.startup else {}
+    for name, one in startup.items():
+        print(f"{name}: {one['median_seconds']:.3f} s (least {one['least_seconds']:.3f})")
+    if arguments.json:
+        report = {
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+            "cores": default_threads(),
+            "load_before": load_before,
+            "rounds": arguments.rounds,
+            "results": results,
+            "startup": startup,
+        }
+        with replaced_file(arguments.json) as file:
+            file.write(json.dumps(report, indent=1).encode())
+    if arguments.figure:
+        draw(results, arguments.figure)
+
+
+if __name__ == "__main__":
+    main()

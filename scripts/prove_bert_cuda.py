@@ -1,0 +1,353 @@
+"""Compare a quantized BERT on the CPU with a torch implementation on a Hopper GPU, bit for bit.
+
+    python scripts/prove_bert_cuda.py MODEL --data FILE --calibration-data FILE [--json FILE]
+
+Needs an H100 or H200 and torch. MODEL is a checkpoint for SST-2, the files have its
+layout. The model is quantized by a recipe with E4M3 or E5M2 and one scale per tensor,
+and accumulates as "hopper" and as "hopper-fast"; it is golden, so its numbers are the
+same on every machine. While it runs, torch computes every step again on the GPU from
+the inputs that our model had there, so that each step stands alone:
+
+- the codes of activations, from their bfloat16 values and the scale: equal;
+- every quantized product by `torch._scaled_mm`, with `use_fast_accum` as the mode says:
+  the float32 result and that in bfloat16 equal. It multiplies matrices of which
+  each axis is a multiple of 16, so others, the attention's, are padded with zeros: they
+  are no part of the rule, and make no block of 32 more. One call for each head;
+- linear layers with their bias added in float32 and rounded to bfloat16: equal. torch's
+  own bias has to be bfloat16: it is compared too, with the rounded bias on both sides;
+- everything between the products, in bfloat16 with float32 inside, where ours is rounded
+  from float64: within one unit in the last place of bfloat16, or an absolute 1e-6.
+
+Then torch runs the whole model on its own, and its logits are compared with ours.
+The pooler and the classifier are not quantized: they are products in float32, on the CPU.
+Exit code 1 if a step is not as said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from bert_numpy import policy as policies
+from bert_numpy.evaluation import batches, predict_logits
+from bert_numpy.job import prepare, with_calibration
+from bert_numpy.model import Model
+from bert_numpy.policy import Policy, Scale, SitePlan
+from bert_numpy.quantization import QuantizedModel, apply_recipe
+from bert_numpy.recipe import preset
+from npfp8 import QuantizedTensor, matmul
+from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.files import replaced_file
+
+MODES = ("hopper", "hopper-fast")
+DTYPES = {"E4M3FN": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
+
+#: What an :class:`bert_numpy.elementwise.Arithmetic` computes and torch is asked for too.
+FUNCTIONS = ("add", "multiply", "softmax", "layer_norm", "activation")
+
+#: The largest error of a function in bfloat16: in its last place, or absolute near zero.
+ULPS, ABSOLUTE = 1.0, 1e-6
+
+
+# The torch implementation
+
+
+@dataclass(frozen=True)
+class Torch:
+    """What torch computes, from arrays to arrays; all arithmetic is on the device."""
+
+    device: str
+    fast: bool
+
+    def put(self, x: np.ndarray) -> torch.Tensor:
+        """The array on the device."""
+        return torch.from_numpy(np.array(x, order="C")).to(self.device)
+
+    def bfloat16(self, x: np.ndarray) -> torch.Tensor:
+        """An array of bfloat16 values."""
+        return self.put(x).to(torch.bfloat16)
+
+    def codes(self, x: np.ndarray, scale: Scale, fmt: str) -> torch.Tensor:
+        """Quantize bfloat16 values: the float32 quotient, clamped, to nearest."""
+        dtype = DTYPES[fmt]
+        largest = torch.finfo(dtype).max
+        quotients = self.bfloat16(x).float() / self.put(scale.scale)
+        return quotients.clamp(-largest, largest).to(dtype)
+
+    def held(self, x: QuantizedTensor) -> torch.Tensor:
+        """The codes of a tensor, in its own layout."""
+        return self.put(x.codes).view(DTYPES[x.fmt.name])
+
+    def product(
+        self, a: torch.Tensor, b: torch.Tensor, scales: tuple[Any, Any], **options: Any
+    ) -> torch.Tensor:
+        """`torch._scaled_mm` of (..., M, K) and (..., K, N), matrix by matrix."""
+        (m, k), n = a.shape[-2:], b.shape[-1]
+        left = padded(a.reshape(-1, m, k))
+        right = padded(b.mT.reshape(-1, n, k))  # the instruction wants it transposed
+        scale_a, scale_b = (self.put(np.asarray(scale, np.float32)) for scale in scales)
+        results = [
+            torch._scaled_mm(
+                x, y.t(), scale_a=scale_a, scale_b=scale_b, use_fast_accum=self.fast, **options
+            )[:m, :n]
+            for x, y in zip(left, right, strict=True)
+        ]
+        return torch.stack(results).reshape(*a.shape[:-1], n)
+
+    # As in `bert_numpy.elementwise.Arithmetic`.
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:  # noqa: D102
+        return array(self.put(x) + self.put(y))
+
+    def multiply(self, x: np.ndarray, factor: np.float32) -> np.ndarray:  # noqa: D102
+        return array(self.bfloat16(x) * float(factor))
+
+    def softmax(self, x: np.ndarray) -> np.ndarray:  # noqa: D102
+        return array(torch.softmax(self.bfloat16(x), -1))
+
+    def layer_norm(  # noqa: D102
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
+    ) -> np.ndarray:
+        parameters = (self.put(weight), self.put(bias))
+        normalised = torch.nn.functional.layer_norm(
+            self.bfloat16(x).float(), x.shape[-1:], *parameters, eps
+        )
+        return array(normalised)
+
+    def activation(self, name: str, x: np.ndarray) -> np.ndarray:  # noqa: D102
+        function = {"gelu": torch.nn.functional.gelu, "tanh": torch.tanh}[name]
+        return array(function(self.bfloat16(x)))
+
+
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """Matrices (count, rows, columns) with zeros up to multiples of 16."""
+    rows, columns = (-size % 16 for size in x.shape[1:])
+    codes = torch.nn.functional.pad(x.view(torch.uint8), (0, columns, 0, rows))
+    return codes.contiguous().view(x.dtype)
+
+
+def array(x: torch.Tensor) -> np.ndarray:
+    """The float32 array of a tensor's bfloat16 values, rounded to them if it has others."""
+    return x.to(torch.bfloat16).float().cpu().numpy()
+
+
+# The comparison
+
+
+@dataclass
+class Count:
+    """How many elements were compared, of how many calls, and how they differ."""
+
+    calls: int = 0
+    elements: int = 0
+    different: int = 0
+    beyond: int = 0  # the tolerance
+    largest_ulps: float = 0.0  # where the error is above the absolute tolerance
+
+
+@dataclass
+class Tally:
+    """The counts by what was compared."""
+
+    counts: dict[str, Count] = field(default_factory=dict)
+
+    def same(self, name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+        """Count elements whose bits differ; none may."""
+        assert ours.dtype == theirs.dtype
+        bits = f"u{ours.itemsize}"
+        x, y = (np.ascontiguousarray(z).view(bits) for z in (ours, theirs))
+        wrong = int(np.count_nonzero(x != y))
+        count = self._counted(name, ours, wrong)
+        if wrong and not count.beyond:
+            index = tuple(int(i) for i in np.argwhere(x != y)[0])
+            print(f"  {name}: {wrong} differ, first at {index}: npfp8 {ours[index]!r}, "
+                  f"torch {theirs[index]!r}")  # fmt: skip
+        count.beyond += wrong
+
+    def close(self, name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+        """Count bfloat16 results that differ, and by more than the tolerance."""
+        count = self._counted(name, ours, int(np.count_nonzero(ours != theirs)))
+        error = np.abs(ours.astype(np.float64) - theirs)
+        exponents = np.where(ours == 0, -126, np.maximum(np.frexp(ours)[1] - 1, -126))
+        ulps = np.where(error <= ABSOLUTE, 0, error / np.ldexp(1.0, exponents - 7))
+        count.beyond += int(np.count_nonzero(~(ulps <= ULPS)))
+        count.largest_ulps = max(count.largest_ulps, float(ulps.max(initial=0)))
+
+    def _counted(self, name: str, x: np.ndarray, different: int) -> Count:
+        count = self.counts.setdefault(name, Count())
+        count.calls += 1
+        count.elements += x.size
+        count.different += different
+        return count
+
+
+def kind(site: str) -> str:
+    """What a site's results are counted as."""
+    return site.rpartition(".")[2] if site.endswith(("scores", "context")) else "linear"
+
+
+def compared(model: QuantizedModel, gpu: Torch, tally: Tally) -> Policy:
+    """The model's own policy; whatever it computes, torch computes from the same inputs."""
+    own, arithmetic = model.policy, model.policy.arithmetic
+    products: list[tuple[QuantizedTensor, QuantizedTensor, np.ndarray]] = []
+
+    def noted(a: QuantizedTensor, b: QuantizedTensor, accumulate: str) -> np.ndarray:
+        result = matmul(a, b, accumulate)
+        products.append((a, b, result.copy()))  # the bias is added in place
+        return result
+
+    def gemm(site: str, a: np.ndarray, b: Any, bias: np.ndarray | None) -> np.ndarray:
+        with patch.object(policies, "matmul", noted):
+            result = own.gemm(site, a, b, bias)
+        if site not in model.plans:
+            return result
+        (qa, qb, product) = products.pop()
+        operands = torch_operands(gpu, model.plans[site], qa, qb, a, b)
+        for ours, theirs in list(zip((qa, qb), operands, strict=True))[: 1 + (bias is None)]:
+            tally.same("codes", ours.codes, theirs.view(torch.uint8).cpu().numpy())
+        scales = (qa.scale, qb.scale)
+        found = gpu.product(*operands, scales, out_dtype=torch.float32)
+        tally.same(f"{kind(site)}: float32 product", product, found.cpu().numpy())
+        short = gpu.product(*operands, scales, out_dtype=torch.bfloat16)
+        tally.same(f"{kind(site)}: bfloat16 product", round_to_bfloat16(product), array(short))
+        if bias is not None:
+            with_bias = array(found + gpu.put(bias))
+            tally.same("linear: output, bias in float32", result, with_bias)
+            rounded = round_to_bfloat16(bias)
+            pad = np.pad(rounded, (0, -bias.size % 16))
+            fused = gpu.product(*operands, scales, out_dtype=torch.bfloat16, bias=gpu.bfloat16(pad))
+            expected = round_to_bfloat16(product + rounded)
+            tally.same("linear: output, torch's bfloat16 bias", expected, array(fused))
+        return result
+
+    def both(name: str) -> Callable[..., np.ndarray]:
+        def function(*operands: Any) -> np.ndarray:
+            ours: np.ndarray = getattr(arithmetic, name)(*operands)
+            shown = operands[0] if name == "activation" else name
+            tally.close(shown, ours, getattr(gpu, name)(*operands))
+            return ours
+
+        return function
+
+    return Policy(gemm, replace(arithmetic, **{name: both(name) for name in FUNCTIONS}), own.check)
+
+
+def torch_operands(
+    gpu: Torch, plan: SitePlan, qa: QuantizedTensor, qb: QuantizedTensor, a: Any, b: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes of a product's operands by torch; a weight's are those of the model."""
+    assert plan.a is not None
+    left = gpu.codes(a, plan.a, qa.fmt.name)
+    if plan.b is None:
+        return left, gpu.held(qb)
+    return left, gpu.codes(b, plan.b, qb.fmt.name)
+
+
+def alone(model: QuantizedModel, gpu: Torch) -> Policy:
+    """The whole model by torch."""
+    own = model.policy
+
+    def gemm(site: str, a: np.ndarray, b: Any, bias: np.ndarray | None) -> np.ndarray:
+        if site not in model.plans:
+            return own.gemm(site, a, b, bias)
+        plan = model.plans[site]
+        assert plan.a is not None
+        left = gpu.codes(a, plan.a, str(plan.recipe.a.fmt))
+        right = gpu.held(b) if plan.b is None else gpu.codes(b, plan.b, str(plan.recipe.b.fmt))
+        scales = (plan.a.scale, b.scale if plan.b is None else plan.b.scale)
+        product = gpu.product(left, right, scales, out_dtype=torch.float32)
+        return array(product if bias is None else product + gpu.put(bias))
+
+    theirs = replace(own.arithmetic, **{name: getattr(gpu, name) for name in FUNCTIONS})
+    return Policy(gemm, theirs, own.check)
+
+
+def logits_by(model: Model, policy: Policy, job: Any) -> np.ndarray:
+    return predict_logits(replace(model, policy=policy), job.encoded, job.batch_size)
+
+
+def proved(job: Any, recipe: str, mode: str, device: str) -> dict[str, Any]:
+    """Compare one mode on all of a job's texts; the counts, and what the whole model gives."""
+    how = replace(preset(recipe), accumulate=mode)
+    model = apply_recipe(job.model, how, job.calibration, golden=True)
+    gpu, tally = Torch(device, mode == "hopper-fast"), Tally()
+    begin = time.perf_counter()
+    ours = logits_by(model, compared(model, gpu, tally), job)
+    seconds = time.perf_counter() - begin
+    theirs = logits_by(model, alone(model, gpu), job)
+    exact = apply_recipe(model, replace(how, accumulate="exact"), golden=True)
+    ideal = logits_by(exact, exact.policy, job)
+    return {
+        "mode": mode,
+        "counts": {name: vars(count) for name, count in tally.counts.items()},
+        "seconds": seconds,
+        "logit_error_of_torch": error(theirs, ours),
+        "logit_error_of_exact": error(ideal, ours),
+        "flips_of_torch": int(np.count_nonzero(theirs.argmax(1) != ours.argmax(1))),
+        "flips_of_exact": int(np.count_nonzero(ideal.argmax(1) != ours.argmax(1))),
+    }
+
+
+def error(x: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(x - reference) / np.linalg.norm(reference))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--calibration-data", required=True)
+    parser.add_argument("--recipe", default="e4m3")
+    parser.add_argument("--limit", type=int, default=128, help="texts")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed")
+    parser.add_argument("--device", default="cuda")
+    arguments = parser.parse_args()
+
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
+    job = prepare(
+        arguments.model,
+        "sst2",
+        arguments.data,
+        calibration_data=arguments.calibration_data,
+        limit=arguments.limit,
+    )
+    job = with_calibration(job, [preset(arguments.recipe)], golden=True)
+    tokens = sum(int(batch["attention_mask"].sum()) for _, batch in batches(job.encoded, 32))
+    print(f"{device}, torch {torch.__version__}, CUDA {torch.version.cuda}; {job.model.name}, "
+          f"{arguments.recipe}, {len(job.encoded)} texts, {tokens} tokens")  # fmt: skip
+    report: dict[str, Any] = {"device": device, "torch": torch.__version__, "tokens": tokens}
+    report |= {"texts": len(job.encoded), "recipe": arguments.recipe, "modes": []}
+    wrong = 0
+    for mode in MODES:
+        result = proved(job, arguments.recipe, mode, arguments.device)
+        report["modes"].append(result)
+        print(f"{mode}: {result['seconds']:.0f} s; logits of torch's own run: error "
+              f"{result['logit_error_of_torch']:.2e}, {result['flips_of_torch']} flips; of "
+              f"exact sums: {result['logit_error_of_exact']:.2e}, "
+              f"{result['flips_of_exact']}")  # fmt: skip
+        for name, count in result["counts"].items():
+            wrong += count["beyond"]
+            print(f"  {name}: {count['elements']} results of {count['calls']} calls, "
+                  f"{count['different']} differ, {count['beyond']} beyond the tolerance, at most "
+                  f"{count['largest_ulps']} ulp", flush=True)  # fmt: skip
+    if arguments.json:
+        with replaced_file(arguments.json) as file:
+            file.write(json.dumps(report, indent=1).encode())
+    if wrong:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

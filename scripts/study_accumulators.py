@@ -1,0 +1,229 @@
+"""What the accumulator does to accuracy: on a model's task, and on synthetic data by K.
+
+    python scripts/study_accumulators.py model MODEL --task sst2 --data DIR --out DIR [--limit N]
+        [--recipe e4m3] [--modes exact,...] [--workers N | --scheduler ADDRESS]
+    python scripts/study_accumulators.py sweep --out DIR
+
+`model` evaluates a recipe with each accumulation of `npfp8.matmul` and compares the
+predictions and logits with FP32's and with those of exact sums. The runs are cells of
+a study (see reproduce_paper.py): spread over processes, and resumed where they stopped.
+
+`sweep` multiplies matrices of normal numbers, and of their magnitudes, in E4M3 for K
+from 16 to 16,384, and compares each accumulation with exact sums. It draws the errors
+beside the one that the operands' quantization makes. The numbers are quantized with
+a scale of 1, so that float16 does not overflow at once; how often it does with absmax
+scales, which use E4M3's whole range, is counted beside it.
+
+Both write DIR/*.json and DIR/*.md; the sweep DIR/accumulators.png too (extra: plot).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_numpy.cluster import add_cluster_options, connect, run_cells
+from bert_numpy.evaluation import compare_with
+from bert_numpy.recipe import PRESETS, preset
+from bert_numpy.study import Result, Subject, calibrate_subject, cells_of, merged
+from npfp8 import E4M3FN, matmul, quantize
+from npfp8.files import replaced_file
+from npfp8.matmul import ACCUMULATIONS
+
+#: Results of a product of the sweep: SIZE x SIZE.
+SIZE = 128
+SIZES = tuple(1 << i for i in range(4, 15))
+INEXACT = tuple(mode for mode in ACCUMULATIONS if mode != "exact")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
+
+
+def write(folder: Path, name: str, report: Any, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file_name, content in (
+        (f"{name}.json", json.dumps(report, indent=1) + "\n"),
+        (f"{name}.md", text),
+    ):
+        with replaced_file(folder / file_name) as file:
+            file.write(content.encode())
+    print(text)
+
+
+# A model
+
+
+def change(result: Result, reference: Result) -> dict[str, float | int]:
+    """Flips and errors over the examples whose logits are finite, and how many are not.
+
+    The relative error of all logits is made by few examples, near a decision; the
+    median is that of one example's, over the root mean square of the reference's norms.
+    """
+    labels, logits = np.asarray(result.labels), result.logits
+    finite = np.isfinite(logits).all(axis=1)
+    kept = [
+        Result(labels[finite], x.predictions[finite], x.logits[finite], x.metrics)
+        for x in (reference, result)
+    ]
+    found = {"not_finite": int((~finite).sum())}
+    if not finite.any():
+        return found
+    base, other = (x.logits.astype(np.float64) for x in kept)
+    typical = np.sqrt(np.square(base).sum(axis=1).mean())
+    median = float(np.median(np.linalg.norm(other - base, axis=1)) / typical)
+    return {**compare_with(*kept), "median_logit_error": median, **found}
+
+
+def shown(changed: dict[str, float | int]) -> list[str]:
+    if "flips" not in changed:
+        return ["", "not finite", ""]
+    errors = (changed["relative_logit_error"], changed["median_logit_error"])
+    return [str(changed["flips"]), *(f"{error:.4f}" for error in errors)]
+
+
+def study_model(arguments: argparse.Namespace) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    subject = Subject(
+        arguments.model,
+        arguments.task,
+        arguments.data,
+        str(arguments.out / f"calibration-{arguments.task}.safetensors"),
+        limit=arguments.limit,
+    )
+    calibrate_subject(subject)
+    modes = [mode for mode in ACCUMULATIONS if mode in arguments.modes.split(",")]
+    base = preset(arguments.recipe)
+    recipes = [PRESETS["fp32"], *(replace(base, accumulate=mode) for mode in modes)]
+    every = [cells_of(subject, recipe, arguments.out / "cells", 32) for recipe in recipes]
+    with connect(arguments.workers, arguments.scheduler) as client:
+        run_cells([cell for cells in every for cell in cells], client)
+    reference, *results = (merged(cells) for cells in every)
+    by_mode = dict(zip(modes, results, strict=True))
+    rows = [
+        {
+            "accumulate": mode,
+            "fp32": change(result, reference),
+            "exact": change(result, by_mode["exact"]),
+        }
+        for mode, result in by_mode.items()
+    ]
+    report = {
+        "model": Path(arguments.model).name,
+        "task": arguments.task,
+        "recipe": base.name,
+        "examples": len(reference.predictions),
+        "rows": rows,
+    }
+    header = ["accumulate", "FP32: flips", "error", "median", "exact: flips", "error", "median"]
+    lines = [[row["accumulate"], *shown(row["fp32"]), *shown(row["exact"])] for row in rows]
+    title = f"{report['model']}, {report['examples']} examples, {base.name}:\n\n"
+    write(arguments.out, f"model-{arguments.task}", report, title + table(header, lines))
+
+
+# K
+
+
+def relative(found: np.ndarray, reference: np.ndarray) -> float:
+    """The error's norm over the reference's, in float64; not finite if a result is not."""
+    with np.errstate(invalid="ignore"):
+        error = found.astype(np.float64) - reference
+        return float(np.linalg.norm(error) / np.linalg.norm(reference))
+
+
+def swept(k: int, magnitudes: bool) -> dict[str, Any]:
+    """The errors of every accumulation of sums of ``k`` products."""
+    rng = np.random.default_rng([k, magnitudes])
+    x, y = rng.standard_normal((SIZE, k)), rng.standard_normal((k, SIZE))
+    if magnitudes:
+        x, y = np.abs(x), np.abs(y)
+    a, b = (quantize(z.astype(np.float32), E4M3FN, 1.0) for z in (x, y))
+    exact = matmul(a, b).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = matmul(quantize(x, E4M3FN), quantize(y, E4M3FN), "float16")
+        errors = {mode: relative(matmul(a, b, mode), exact) for mode in INEXACT}
+    return {
+        "k": k,
+        "magnitudes": magnitudes,
+        "quantization": relative(exact, x @ y),
+        **errors,
+        "float16_overflows_at_absmax": float(np.mean(~np.isfinite(narrow))),
+    }
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib as mpl  # noqa: PLC0415 (an extra)
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    styles = {"hopper-fast": "o-", "hopper": "s-", "float32": "v:", "float16": "x--"}
+    styles["bfloat16"] = "+--"
+    for ax, magnitudes in zip(axes, (False, True), strict=True):
+        chosen = [row for row in rows if row["magnitudes"] == magnitudes]
+        ks = [row["k"] for row in chosen]
+        for mode, style in styles.items():
+            ax.plot(ks, [row[mode] for row in chosen], style, label=mode, markersize=4)
+        quantization = [row["quantization"] for row in chosen]
+        ax.plot(ks, quantization, "k-", linewidth=2.5, alpha=0.4, label="quantization to E4M3")
+        ax.set(xscale="log", yscale="log", xlabel="K")
+        ax.set_title("magnitudes of normal numbers" if magnitudes else "normal numbers")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("relative error of the product")
+    axes[0].legend(fontsize=8, loc="lower left")
+    with replaced_file(path) as file:
+        figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
+
+
+def study_k(arguments: argparse.Namespace) -> None:
+    rows = [swept(k, magnitudes) for magnitudes in (False, True) for k in SIZES]
+    header = ["K", "quantization", *INEXACT, "float16 at absmax: overflows"]
+    parts = []
+    for magnitudes, title in ((False, "Normal numbers"), (True, "Magnitudes of normal numbers")):
+        lines = [
+            [
+                f"{row['k']:,}",
+                *(f"{row[name]:.1e}" for name in ("quantization", *INEXACT)),
+                f"{row['float16_overflows_at_absmax']:.0%}",
+            ]
+            for row in rows
+            if row["magnitudes"] == magnitudes
+        ]
+        parts.append(f"{title}:\n\n{table(header, lines)}")
+    write(arguments.out, "sweep", rows, "\n".join(parts))
+    draw(rows, arguments.out / "accumulators.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    model = commands.add_parser("model")
+    model.set_defaults(run=study_model)
+    model.add_argument("model", metavar="MODEL")
+    model.add_argument("--task", required=True)
+    model.add_argument("--data", required=True)
+    model.add_argument("--recipe", default="e4m3")
+    model.add_argument("--modes", default=",".join(ACCUMULATIONS))
+    model.add_argument("--limit", type=int)
+    add_cluster_options(model)
+    sweep = commands.add_parser("sweep")
+    sweep.set_defaults(run=study_k)
+    for command in (model, sweep):
+        command.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Small backends on other libraries, as examples of candidates: tensors by the kit's names."""
+
+import numpy as np
+
+from npfp8.formats import FLOAT_FORMATS
+from npfp8.interop import ML_DTYPES_NAMES
+
+
+def ml_dtypes_backend(ml_dtypes, kit):
+    """Encode and decode by ml_dtypes, add exact products up in float64."""
+    found = {}
+    for case in kit.cases("decode"):
+        found[case.name] = case.inputs["codes"].view(_ml(ml_dtypes, case)).astype(np.float32)
+    for case in kit.cases("encode"):
+        how = case.attributes
+        if not how["saturate"] and FLOAT_FORMATS[how["fmt"]].has_zero:
+            with np.errstate(all="ignore"):
+                found[case.name] = case.inputs["x"].astype(_ml(ml_dtypes, case))
+    for case in kit.cases("sum", "operator"):
+        formats = [case.attributes[name]["fmt"] for name in ("a", "b")]
+        if formats == ["E4M3FN", "E4M3FN"]:
+            a, b = (
+                case.inputs[name].view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+                for name in ("a", "b")
+            )
+            found[case.name] = (a @ b).astype(np.float32) + np.float32(0)
+    return found
+
+
+def _ml(ml_dtypes, case):
+    return getattr(ml_dtypes, ML_DTYPES_NAMES[FLOAT_FORMATS[case.attributes["fmt"]]])
+
+
+def torch_backend(torch, kit):
+    """Saturating encoding, decoding and quantization by torch's float8 types; sums in float64."""
+    types = {"E4M3FN": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
+    found = {}
+    for case in kit.cases("decode"):
+        if case.attributes["fmt"] in types:
+            codes = torch.from_numpy(case.inputs["codes"].copy())
+            found[case.name] = codes.view(types[case.attributes["fmt"]]).float().numpy()
+    for case in [*kit.cases("encode", "codec"), *kit.cases("quantize", "operator")]:
+        how = case.attributes
+        if (
+            how["fmt"] in types
+            and how.get("saturate", True)
+            and not how.get("rounding") == "toward_zero"
+        ):
+            x = torch.from_numpy(case.inputs["x"].copy())
+            x = x / torch.from_numpy(np.asarray(case.inputs.get("scale", np.float32(1))))
+            found[case.name] = torch_encode(torch, x, types[how["fmt"]])
+    return found
+
+
+def torch_encode(torch, x, dtype):
+    largest = torch.finfo(dtype).max
+    return x.clamp(-largest, largest).to(dtype).view(torch.uint8).numpy()
+
+
+def torch_layer(torch, kit, wide_gelu=True, site="encoder.layer.0", case="model/0"):
+    """One encoder layer in torch: FP8 products, everything else in float32, rounded to bfloat16.
+
+    But for GELU: its tail, as torch computes it in float32, cancels.
+    """
+    found = {}
+
+    def array(name):
+        return torch.from_numpy(np.array(kit.arrays[name]))
+
+    def bfloat16(x):
+        return x.to(torch.bfloat16).float()
+
+    def keep(name, x):
+        found[f"{case}/{site}.{name}"] = x.numpy()
+        return x
+
+    def codes(name, x, operand="a"):
+        scale = array(f"scales/{site}.{name}/{operand}.scale")
+        encoded = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        keep(f"{name}/{operand}", encoded.view(torch.uint8))
+        return encoded.float(), scale
+
+    def linear(name, x):
+        values, scale = codes(name, x)
+        weight = array(f"weights/{site}.{name}.weight").view(torch.float8_e4m3fn).float()
+        total = values @ weight.T
+        keep(f"{name}/sum", total)
+        total = total * (scale * array(f"weights/{site}.{name}.weight.scale"))
+        total = keep(f"{name}/product", total + array(f"weights/{site}.{name}.bias"))
+        return keep(f"{name}/result", bfloat16(total))
+
+    def product(name, x, y):
+        (a, a_scale), (b, b_scale) = codes(name, x), codes(name, y, "b")
+        total = keep(f"{name}/sum", a @ b)
+        total = keep(f"{name}/product", total * (a_scale * b_scale))
+        return keep(f"{name}/result", bfloat16(total))
+
+    def layer_norm(name, norm, x, residual):
+        total = keep(f"{name}/add", bfloat16(x + residual))
+        weight, bias = (array(f"weights/{site}.{norm}.{part}") for part in ("weight", "bias"))
+        normalised = torch.nn.functional.layer_norm(total, weight.shape, weight, bias, 1e-12)
+        return keep(f"{name}/layer_norm", bfloat16(normalised))
+
+    def split(x):
+        return x.view(1, x.shape[0], 2, -1).transpose(1, 2)
+
+    x = array(f"{case}/embeddings/layer_norm")
+    query, key, value = (linear(f"attention.self.{n}", x) for n in ("query", "key", "value"))
+    scores = product("attention.scores", split(query), split(key).mT)
+    scores = keep("attention.scores/multiply", bfloat16(scores * np.float32(1 / 8)))
+    weights = keep("attention.scores/softmax", bfloat16(torch.softmax(scores, -1)))
+    context = product("attention.context", weights, split(value))
+    context = context[0].transpose(0, 1).reshape(x.shape)
+    attended = linear("attention.output.dense", context)
+    x = layer_norm("attention.output.dense", "attention.output.LayerNorm", attended, x)
+    gelu = torch.nn.functional.gelu
+    inner = linear("intermediate.dense", x)
+    inner = keep(
+        "intermediate.dense/gelu", bfloat16(gelu(inner.double() if wide_gelu else inner).float())
+    )
+    layer_norm("output.dense", "output.LayerNorm", linear("output.dense", inner), x)
+    return found
+
+
+def onnx_backend(onnx, kit):
+    """Encoding by ONNX's Cast with saturation, in the reference evaluator."""
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415
+
+    types = {
+        "E4M3FN": onnx.TensorProto.FLOAT8E4M3FN,
+        "E5M2": onnx.TensorProto.FLOAT8E5M2,
+    }
+    found = {}
+    for case in kit.cases("encode"):
+        how = case.attributes
+        if how["fmt"] not in types or how["rounding"] != "nearest":
+            continue
+        node = onnx.helper.make_node(
+            "Cast", ["x"], ["y"], to=types[how["fmt"]], saturate=int(how["saturate"])
+        )
+        x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None])
+        y = onnx.helper.make_tensor_value_info("y", types[how["fmt"]], [None])
+        graph = onnx.helper.make_graph([node], "cast", [x], [y])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)])
+        with np.errstate(all="ignore"):
+            (codes,) = ReferenceEvaluator(model).run(None, {"x": case.inputs["x"]})
+        found[case.name] = codes
+    return found
