@@ -137,9 +137,11 @@ def _saturated_and_underflowed(x: Float32Array, q: QuantizedTensor) -> tuple[int
     saturated = 0
     if magnitudes.max(initial=0) >= fmt.max_code:
         largest = magnitudes >= fmt.max_code
-        scales = np.broadcast_to(spread(q.scale, q.shape, q.axis, q.block), x.shape)
+        scales = spread(q.scale, q.shape, q.axis, q.block)
+        if scales.ndim:
+            scales = np.broadcast_to(scales, x.shape)[largest]
         with np.errstate(over="ignore"):
-            quotients = np.abs(x[largest]) / scales[largest]
+            quotients = np.abs(x[largest]) / scales
         # A scale from the largest element itself may round to just beyond.
         saturated = int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
     not_zero = int(np.count_nonzero(magnitudes))

@@ -471,6 +471,8 @@ def _checked_scale(scale: npt.ArrayLike) -> Float32Array:
     given = np.asarray(scale)
     with np.errstate(over="ignore", under="ignore"):
         checked = given.astype(np.float32, copy=False)
+    if checked.ndim == 0 and _MIN_NORMAL <= float(checked) < np.inf:  # the usual one, at once
+        return checked
     bad = ~(np.isfinite(checked) & (checked >= _MIN_NORMAL))
     if bad.any():
         raise ValueError(f"scale: expected positive, finite, normal float32, found {given[bad][0]}")

@@ -57,6 +57,7 @@ FIXED_TOKENS = 8192
 GOALS = (
     ("float32", "torch", 1.0),
     ("e4m3", "torch-fake-fp8", 2.0),
+    ("e4m3", "torch-fake-fp8-folded", 2.0),
     ("e4m3", "float32", 0.4),
     ("e4m3-golden", "float32", 0.33),
 )
@@ -112,10 +113,11 @@ def torch_peer(attention: str, folder: Path, sample: Batches) -> Runner:
     return run
 
 
-def torch_fake_fp8(folder: Path, sample: Batches) -> Runner:
+def torch_fake_fp8(folded: bool, folder: Path, sample: Batches) -> Runner:
     """Fake quantization: operands cast to float8_e4m3fn and back before each float32 product.
 
-    Static scales, as after calibration; weights are cast once.
+    Static scales, as after calibration. Weights are cast at each product too, as
+    toolkits do it while a recipe is sought, or once, where they were ``folded``.
     """
     import torch  # noqa: PLC0415 (a peer)
     import transformers  # noqa: PLC0415
@@ -136,11 +138,17 @@ def torch_fake_fp8(folder: Path, sample: Batches) -> Runner:
     masks = transformers.masking_utils
     transformers.AttentionMaskInterface.register("fake_fp8", masks.eager_mask)
     run = torch_peer("fake_fp8", folder, sample)
+
+    def linear(layer: Any, scale: float, x: Any) -> Any:
+        weight = layer.weight if folded else fake(layer.weight, scale)
+        return torch.nn.functional.linear(fake(x, 0.05), weight, layer.bias)
+
     for layer in run.model.encoder.modules():  # type: ignore[attr-defined]
         if isinstance(layer, torch.nn.Linear):
             scale = float(layer.weight.detach().abs().max()) / 448
-            layer.weight.data = fake(layer.weight.data, scale)
-            layer.register_forward_pre_hook(lambda layer, given: (fake(given[0], 0.05),))
+            if folded:
+                layer.weight.data = fake(layer.weight.data, scale)
+            layer.forward = functools.partial(linear, layer, scale)
     return run
 
 
@@ -232,7 +240,8 @@ PEERS: dict[str, Callable[[Path, Batches], Runner]] = {
     "e4m3": functools.partial(ours, "e4m3", False),
     "e4m3-golden": functools.partial(ours, "e4m3", True),
     "int8": functools.partial(ours, "int8", False),
-    "torch-fake-fp8": torch_fake_fp8,
+    "torch-fake-fp8": functools.partial(torch_fake_fp8, False),
+    "torch-fake-fp8-folded": functools.partial(torch_fake_fp8, True),
     "onnxruntime-int8": functools.partial(onnxruntime_peer, True),
     "calibration": calibrating,
 }
