@@ -1,11 +1,12 @@
 """Find the coefficients of ``bert_numpy.elementwise.gelu`` and print them with their error.
 
 GELU(x) = x Phi(x) = max(x, 0) - a Q(a) with a = |x| and Q = 1 - Phi the normal
-tail. Q(a) exp(a^2 / 2) is smooth and falls slowly, so a polynomial of degree 6
-in t = 1 / (1 + s a), without a constant, fits it (the form of Hastings'
-approximations, Abramowitz and Stegun 7.1.26). The fit minimises the largest
-absolute error of GELU itself: least squares, reweighted towards the maxima
-(Lawson's algorithm), the best step kept.
+tail. 1 / Q(a) grows like exp(a^2 / 2), but its eighth root is so smooth that a
+polynomial p of degree 8 fits it: Q(a) = 1 / p(a)^8 (the form of Hastings'
+approximations, Abramowitz and Stegun 7.1.28). It takes multiplications and
+additions alone, and one division. The fit minimises the largest absolute error
+of GELU itself: least squares, reweighted towards the maxima (Lawson's
+algorithm), the best step kept. Q(0) = 1 / 2 is kept exactly.
 
     python scripts/fit_gelu.py
 """
@@ -14,33 +15,36 @@ import math
 
 import numpy as np
 
-DEGREE = 6
-STEPS = 400
+DEGREE = 8
+POWER = 8
+STEPS = 2000
 
 
-def fit(s: float) -> tuple[float, np.ndarray]:
-    """The largest absolute error for one ``s``, and the coefficients of t^1 .. t^DEGREE."""
-    a = np.concatenate([np.linspace(0, 6, 3000), np.linspace(6, 14, 300)[1:]])
-    decay = np.exp(-a * a / 2)
+def fit() -> tuple[float, np.ndarray]:
+    """The largest absolute error, and the coefficients of a^0 .. a^DEGREE."""
+    a = np.concatenate([np.linspace(0, 6, 3000), np.linspace(6, 10, 200)[1:]])
     tail = np.array([0.5 * math.erfc(v / math.sqrt(2)) for v in a])
-    weight = np.maximum(a, 0.05) * decay  # the error of GELU is a times that of Q
-    powers = (1 / (1 + s * a))[:, None] ** np.arange(1, DEGREE + 1)
+    root = tail ** (-1 / POWER)
+    constant = 2 ** (1 / POWER)
+    # The error of GELU is a times that of Q, which is POWER root^-(POWER + 1) times the root's.
+    weight = np.maximum(a, 0.05) * POWER * root ** (-POWER - 1)
+    powers = a[:, None] ** np.arange(1, DEGREE + 1)
     emphasis = np.ones_like(a)
     best = (math.inf, np.zeros(DEGREE))
     for _ in range(STEPS):
         row = np.sqrt(emphasis) * weight
-        solution = np.linalg.lstsq(powers * row[:, None], tail / decay * row, rcond=None)[0]
-        error = np.abs((powers @ solution - tail / decay) * weight)
+        solution = np.linalg.lstsq(powers * row[:, None], (root - constant) * row, rcond=None)[0]
+        found = powers @ solution + constant
+        error = np.abs(a * (found**-POWER - tail))
         best = min(best, (float(error.max()), solution), key=lambda pair: pair[0])
-        emphasis *= error / error.max()
+        slope = np.abs(found - root) * weight
+        emphasis *= slope / slope.max()
         emphasis = np.maximum(emphasis / emphasis.max(), 1e-14)
-    return best
+    return best[0], np.concatenate([[constant], best[1]])
 
 
 if __name__ == "__main__":
-    candidates = {s: fit(s) for s in np.round(np.arange(0.36, 0.44, 0.005), 3)}
-    s = min(candidates, key=lambda s: candidates[s][0])
-    error, coefficients = candidates[s]
-    print(f"s = {s}, largest error of GELU in exact arithmetic {error:.2e}")
-    for power, coefficient in enumerate(coefficients, 1):
-        print(f"t^{power}: {coefficient:.9g}")
+    error, coefficients = fit()
+    print(f"largest error of GELU in exact arithmetic {error:.2e}")
+    for power, coefficient in enumerate(coefficients):
+        print(f"a^{power}: {coefficient:.9g}")
