@@ -130,7 +130,13 @@ def calibrate(
     samples = 0
     for sight, size in map_in_order(observed, batches, threads or default_threads()):
         for name, extrema in sight.extrema.items():
-            operands[name] = follow(operands.get(name), extrema, sight.histograms[name])
+            if name in sight.same:
+                operands[name] = operands[sight.same[name]]
+                continue
+            counts = sight.histograms[name]
+            if name in operands:
+                counts += operands[name].histogram
+            operands[name] = follow(operands.get(name), extrema, counts)
         for site, largest in sight.channels.items():
             channels[site] = np.maximum(channels.get(site, largest), largest)
         samples += size
@@ -141,10 +147,15 @@ def calibrate(
 
 @dataclass(eq=False)
 class _Sight:
-    """What was seen in one batch: of each operand the extrema, array by array, and a histogram."""
+    """What was seen in one batch: of each operand the extrema, array by array, and a histogram.
+
+    ``same`` has the names of inputs that are those of an earlier name: query, key
+    and value have one.
+    """
 
     extrema: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     histograms: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
     channels: dict[str, Float32Array] = field(default_factory=dict)
     last: tuple[Float32Array, str] | None = None
 
@@ -159,10 +170,10 @@ class _Sight:
         """Look at a linear layer's input; one array that is given to several is looked at once."""
         name = f"{site}:a"
         if self.last is not None and self.last[0] is x:
-            same = self.last[1]
-            self.extrema[name] = self.extrema[f"{same}:a"]
-            self.histograms[name] = self.histograms[f"{same}:a"]
-            self.channels[site] = self.channels[same]
+            first = self.last[1]
+            self.same[name] = f"{first}:a"
+            self.extrema[name] = self.extrema[f"{first}:a"]
+            self.channels[site] = self.channels[first]
             return
         self.see(name, x)
         columns = x.reshape(-1, x.shape[-1])

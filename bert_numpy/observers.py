@@ -101,7 +101,7 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
     BertNumpyError
         If an element is NaN or infinite; names the site.
     """
-    histogram = np.zeros(1 << 16, np.int64)
+    histogram = np.zeros(1 << 16, np.int64) if seen is None else seen.histogram.copy()
     extrema = look_at(site, x, histogram)
     return follow(seen, [extrema], histogram)
 
@@ -129,10 +129,13 @@ def follow(
     extrema: Sequence[tuple[float, float]],
     histogram: npt.NDArray[np.int64],
 ) -> Statistics:
-    """The statistics of what was seen before and of what :func:`look_at` made of more arrays."""
+    """The statistics of what was seen before and of what :func:`look_at` made of more arrays.
+
+    ``histogram`` is that of all of them, and becomes the result's.
+    """
     for low, high in extrema:
         if seen is None:
-            seen = Statistics(low, high, low, high, np.zeros_like(histogram))
+            seen = Statistics(low, high, low, high, histogram)
             continue
         seen = Statistics(
             min(seen.low, low),
@@ -142,7 +145,7 @@ def follow(
             seen.histogram,
         )
     assert seen is not None, "no array"
-    return replace(seen, histogram=seen.histogram + histogram)
+    return replace(seen, histogram=histogram)
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, local
 
 import numpy as np
 import numpy.typing as npt
@@ -110,13 +110,17 @@ class OperandCounts:
     saturated: int = 0  # beyond the largest finite value
     underflowed: int = 0  # not zero, but the code of zero
 
-    def add(self, x: Float32Array, q: QuantizedTensor) -> None:
-        """Count the elements of ``x`` that became ``q``; also from several threads."""
-        saturated, underflowed = _saturated_and_underflowed(x, q)
+    @staticmethod
+    def of(x: Float32Array, q: QuantizedTensor) -> OperandCounts:
+        """The counts of the elements of ``x`` that became ``q``."""
+        return OperandCounts(x.size, *_saturated_and_underflowed(x, q))
+
+    def add(self, other: OperandCounts) -> None:
+        """Add another's counts; also from several threads."""
         with _COUNTING:
-            self.elements += x.size
-            self.saturated += saturated
-            self.underflowed += underflowed
+            self.elements += other.elements
+            self.saturated += other.saturated
+            self.underflowed += other.underflowed
 
 
 #: Held while counts are changed: batches may run on several threads.
@@ -251,12 +255,19 @@ def quantized_policy(
             f"recipe {recipe.name}: golden products are accumulated {expected}, found 'float32'"
         )
     bfloat16 = recipe.arithmetic == "bfloat16"
+    last = local()  # what was quantized last, of each thread
 
     def quantized(
         name: str, x: Operandlike, operand: Operand, static: Scale | None, k_axis: int
     ) -> Operandlike:
         if isinstance(x, QuantizedTensor) or operand.fmt is None:
             return x
+        # Query, key and value have one input, and where it was calibrated one scale.
+        scale = None if static is None else (float(static.scale), static.zero_point)
+        how = (operand, scale, k_axis)
+        if getattr(last, "x", None) is x and last.how == how:
+            counts.setdefault(name, OperandCounts()).add(last.counts)
+            return last.q
         try:
             if static is None:
                 q = quantize_operand(x, operand, k_axis)
@@ -266,7 +277,8 @@ def quantized_policy(
                 q = quantize(x, operand.fmt, static.scale, zero_point=static.zero_point)
         except ValueError as error:
             raise BertNumpyError(f"{name}: {error}") from None
-        counts.setdefault(name, OperandCounts()).add(x, q)
+        last.x, last.how, last.q, last.counts = x, how, q, OperandCounts.of(x, q)
+        counts.setdefault(name, OperandCounts()).add(last.counts)
         return q
 
     def multiply(a: Operandlike, b: Operandlike) -> Float32Array:

@@ -17,8 +17,8 @@ __all__ = ["from_bits", "round_to_bfloat16", "to_bits"]
 
 Float32Array = npt.NDArray[np.float32]
 
-#: Elements worked on at a time: the block's temporaries (256 to 512 kB each) stay in cache.
-_BLOCK = 1 << 16
+#: Elements worked on at a time: the block's temporaries (512 kB or 1 MB each) stay in cache.
+_BLOCK = 1 << 17
 
 #: Round half up by adding just under a half, made half-to-even by the kept bit.
 _HALF_MINUS = np.uint32(0x7FFF)

@@ -38,8 +38,8 @@ __all__ = [
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
-#: Elements worked on at a time: a block's temporaries (512 kB each) stay in cache.
-_BLOCK = 1 << 16
+#: Elements worked on at a time: a block's temporaries (1 MB each) stay in cache.
+_BLOCK = 1 << 17
 
 #: The functions that :func:`unary` knows, by name.
 UNARY = {

@@ -21,8 +21,9 @@ __all__ = ["Kernel", "apply_blockwise", "lookup", "table_kernel"]
 #: Fills its second argument, a 1-D block of results, from the 1-D block of inputs.
 Kernel = Callable[[npt.NDArray[Any], npt.NDArray[Any]], None]
 
-#: Elements worked on at a time.
-BLOCK = 1 << 16
+#: Elements worked on at a time: temporaries of the next cache, and few calls, which threads
+#: that share an interpreter wait for each other to make.
+BLOCK = 1 << 17
 
 #: Arrays no larger than this are not shared between threads.
 _SMALLEST_SHARE = 1 << 19

@@ -299,29 +299,36 @@ def _scaled_product(
         scale = np.multiply(scale_a, scale_b)
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
-    result = _sums(a, b, ks, accumulate)
+    result, finite = _sums(a, b, ks, accumulate)
     result += np.float32(0)  # -0 becomes +0; which one a BLAS gives is its own affair
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         np.multiply(result, scale, out=result)
-    nan = np.isnan(result)
-    if nan.any():
+    if not finite:
+        nan = np.isnan(result)
         result.view(np.uint32)[nan] = _HOPPER_NAN if accumulate.startswith("hopper") else _NAN
     return result
 
 
-def _sums(a: QuantizedTensor, b: QuantizedTensor, ks: slice, accumulate: str) -> Float32Array:
-    """The sums over the part ``ks`` of K; a zero has either sign, a NaN any bits."""
+def _sums(
+    a: QuantizedTensor, b: QuantizedTensor, ks: slice, accumulate: str
+) -> tuple[Float32Array, bool]:
+    """The sums over the part ``ks`` of K, and whether there is surely no NaN among them.
+
+    A zero has either sign, a NaN any bits.
+    """
     if accumulate in ROUNDED:
         x, y = a.code_values(np.float64), b.code_values(np.float64)
-        return rounded_sums(x[..., ks], y[..., ks, :], accumulate)
+        return rounded_sums(x[..., ks], y[..., ks, :], accumulate), False
     if accumulate == "exact":
         result = _exact_product(a, b, ks)
     elif accumulate == "float32":
         result = np.matmul(_values(a, ks, -1, np.float32), _values(b, ks, -2, np.float32))
     else:
         result = hopper_sums(a, b, fast=accumulate == "hopper-fast")
-    _overlay_specials(result, a, b, ks)
-    return result
+    finite = _all_finite(a.codes[..., ks], a.fmt) and _all_finite(b.codes[..., ks, :], b.fmt)
+    if not finite:
+        overlay_specials(result, _special_values(a)[..., ks], _special_values(b)[..., ks, :])
+    return result, finite
 
 
 def _exact_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32Array:
@@ -418,14 +425,6 @@ def _value_table(fmt: Format, dtype: np.dtype[Any], first: int, last: int) -> np
         return codes.view(fmt.code_dtype).astype(dtype)
     magnitudes, values = _magnitudes(codes, fmt), np.resize(fmt.values, 256)
     return np.where((first <= magnitudes) & (magnitudes <= last), values, 0).astype(dtype)
-
-
-def _overlay_specials(
-    result: Float32Array, a: QuantizedTensor, b: QuantizedTensor, ks: slice
-) -> None:
-    codes_a, codes_b = a.codes[..., ks], b.codes[..., ks, :]
-    if not (_all_finite(codes_a, a.fmt) and _all_finite(codes_b, b.fmt)):
-        overlay_specials(result, _special_values(a)[..., ks], _special_values(b)[..., ks, :])
 
 
 def _all_finite(codes: npt.NDArray[Any], fmt: Format) -> bool:

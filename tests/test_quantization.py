@@ -414,7 +414,8 @@ def test_float32_accumulation_is_close_to_exact(small: Model) -> None:
 def counted(name: str, xs: list[np.ndarray], scale: float) -> OperandCounts:
     counts = OperandCounts()
     for x in xs:
-        counts.add(x, quantize(x, RECIPE_FORMATS[ORACLE_NAMES[name]], np.float32(scale)))
+        q = quantize(x, RECIPE_FORMATS[ORACLE_NAMES[name]], np.float32(scale))
+        counts.add(OperandCounts.of(x, q))
     return counts
 
 
@@ -1080,7 +1081,7 @@ def test_counts_by_granularity(fmt: Format, granularity: str, shrunk: float) -> 
     scale = (scale * np.float32(shrunk)).astype(np.float32)
     q = quantize(x, fmt, scale, axis, block, zero)
     counts = OperandCounts()
-    counts.add(x, q)
+    counts.add(OperandCounts.of(x, q))
     saturated = underflowed = 0
     for index in np.ndindex(x.shape):
         where: tuple[int, ...] = ()
@@ -1102,7 +1103,7 @@ def test_counts_by_granularity(fmt: Format, granularity: str, shrunk: float) -> 
     assert counts == OperandCounts(x.size, saturated, underflowed)
     assert (saturated > 0) == (shrunk < 1)
     assert underflowed > 0
-    counts.add(x, q)
+    counts.add(OperandCounts.of(x, q))
     assert counts == OperandCounts(2 * x.size, 2 * saturated, 2 * underflowed)
 
 
