@@ -238,7 +238,8 @@ def test_activations_as_torch(torch: Any, name: str) -> None:
         "silu": functional.silu,
     }[name]
     expected = peer(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(FLOAT32.activation(name, x), expected, rtol=1e-6, atol=1e-6)
+    # On some processors torch's GELU is 1e-6 from the truth.
+    np.testing.assert_allclose(FLOAT32.activation(name, x), expected, rtol=1e-6, atol=2e-6)
 
 
 # Softmax
