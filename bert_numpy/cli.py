@@ -320,7 +320,9 @@ def _recipes(names: str | None, model: str, revision: str | None = None) -> list
 
 
 def _completion(arguments: argparse.Namespace) -> dict[str, Any]:
-    print(completion_script(_parser(), arguments.shell), end="")
+    tasks = [*TASKS, SQUAD.name]
+    values = {"--format": PRESETS, "--recipe": PRESETS, "--task": tasks}
+    print(completion_script(_parser(), arguments.shell, values), end="")
     return {}
 
 

@@ -148,6 +148,7 @@ def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.profile,
         min_sqnr=arguments.min_sqnr,
         max_flips=arguments.max_flips,
+        progress_bar=progress_bar,
     )
     if arguments.html is not None:
         write_text(Path(arguments.html), html_report(kit, report, candidate))
