@@ -16,10 +16,10 @@ _BASHCOMPINIT = "autoload -U +X compinit bashcompinit && compinit && bashcompini
 
 _BASH = """\
 _bert_numpy() {{
-    local cur="${{COMP_WORDS[COMP_CWORD]}}" words= nested= values=
+    local cur="${{COMP_WORDS[COMP_CWORD]}}" options= nested= values=
     case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
 {cases}
-        *) words={options} ;;
+        *) options={options} ;;
     esac
     case "${{COMP_WORDS[COMP_CWORD-1]}}" in
 {values}
@@ -27,7 +27,7 @@ _bert_numpy() {{
     COMPREPLY=()
     case "${{values:+value}}$COMP_CWORD,$cur" in
         value*) COMPREPLY=($(compgen -W "$values" -- "$cur")) ;;
-        *,-*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;
+        *,-*) COMPREPLY=($(compgen -W "$options" -- "$cur")) ;;
         1,*) COMPREPLY=($(compgen -W {commands} -- "$cur")) ;;
         2,*) COMPREPLY=($(compgen -W "$nested" -- "$cur")) ;;
     esac
@@ -61,11 +61,11 @@ def completion_script(
         nested = _commands(sub)
         leaves = [sub, *(leaf for leaf, _ in nested.values())]
         cases += [
-            f"        '{name} {inner}') words={_quoted(_options(leaf))} ;;"
+            f"        '{name} {inner}') options={_quoted(_options(leaf))} ;;"
             for inner, (leaf, _) in nested.items()
         ]
         following = _quoted(nested or _choices(sub).get("", []))
-        cases.append(f"        '{name} '*) words={_quoted(_options(sub))} nested={following} ;;")
+        cases.append(f"        '{name} '*) options={_quoted(_options(sub))} nested={following} ;;")
         for leaf in leaves:
             found |= {option: words for option, words in _choices(leaf).items() if option}
     script = _BASH.format(

@@ -165,7 +165,7 @@ def prepare(
     _check_head(loaded, task_)
     tokenizer = load_tokenizer(model, revision)
     calibration_texts: list[EncodedText] = []
-    with (progress_bar or _no_bar)(len(examples) + len(sample or ()), "tokens") as advance:
+    with (progress_bar or _no_bar)(len(examples) + len(sample or ()), "texts") as advance:
         encoded, windows = _encode(tokenizer, examples, max_length, advance)
         if sample is not None:
             calibration_texts, _ = _encode(tokenizer, sample, max_length, advance)

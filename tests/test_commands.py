@@ -341,7 +341,7 @@ def test_progress(command: str, data: Path, scales: Path, tmp_path: Path) -> Non
     argv, shown = {
         "evaluate": (
             ["evaluate", EMBEDDED, *task(data), "--format", "e4m3"],
-            ["tokens", "16/16", "calibration", "e4m3", "8/8"],
+            ["texts", "16/16", "calibration", "e4m3", "8/8"],
         ),
         "predict": (
             ["predict", EMBEDDED, "a", "--format", "e4m3", *sentences],
