@@ -21,6 +21,8 @@ from bert_numpy.cli import REVIEWS, main
 from bert_numpy.completion import _commands
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
 from bert_numpy.model import Model
+from npfp8 import E4M3FN
+from npfp8.vectors import format_vectors, make_vectors
 
 EMBEDDED = "bert-tiny-sst2"
 PAGE = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
@@ -263,6 +265,16 @@ def test_export_saves_no_calibration_that_it_does_not_make(tmp_path: Path, capsy
     message = f"{tmp_path / 'c'}: expected a format that needs a calibration, found fp32"
     assert error_of(capsys, argv) == message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_without_results(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "E4M3FN-nearest-saturating-float32.txt"
+    vectors = make_vectors(E4M3FN, "nearest-saturating", "float32")
+    file.write_text(format_vectors(vectors), encoding="utf-8")
+    assert error_of(capsys, ["golden", "check-vectors", str(file)]) == (
+        f"{file}: expected the column 'found' (a line '# columns: input expected found', and an "
+        "implementation's codes in the third), found 'flags'"
+    )
 
 
 # Single commands
