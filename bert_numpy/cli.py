@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,19 +16,37 @@ from pathlib import Path
 from typing import Any
 
 import npfp8
-from bert_numpy.calibration import load_calibration, save_calibration
 from bert_numpy.completion import SHELLS, completion_script
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.evaluation import Evaluation, calibrate_on
+from bert_numpy.evaluation import Evaluation
 from bert_numpy.figures import describe, draw_histogram, draw_sqnr
-from bert_numpy.glue import TASKS, Task, TestSet, read_examples, submission, task_named
+from bert_numpy.glue import TASKS, Task, TestSet, submission
 from bert_numpy.hub import EMBEDDED, resolve
-from bert_numpy.job import Job, prepare, run, with_calibration
+from bert_numpy.job import (
+    REVIEWS,
+    Job,
+    calibrate_on_sentences,
+    keep_calibration,
+    prepare,
+    run,
+    saved_calibration,
+    with_calibration,
+)
 from bert_numpy.kit.commands import add_golden_commands
 from bert_numpy.loading import load, stored_recipe
 from bert_numpy.model import encoder_sites, model_sites
 from bert_numpy.model_card import model_card
 from bert_numpy.onnx_export import export_onnx
+from bert_numpy.options import (
+    add_format,
+    add_model,
+    add_sentence_scales,
+    check_output,
+    chosen_recipe,
+    named_recipe,
+    positive,
+    require_together,
+)
 from bert_numpy.prediction import check_prediction, predict_text
 from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.quantized_checkpoint import check_target, check_writable, save_quantized
@@ -45,9 +64,6 @@ from bert_numpy.tokenization import load_tokenizer
 from npfp8.matmul import ACCUMULATIONS
 
 __all__ = ["main"]
-
-#: Review sentences in SST-2's layout; the training file is for calibration.
-REVIEWS = Path(__file__).parent / "assets" / "reviews"
 
 #: The formats of a comparison, unless others are asked for.
 _COMPARED = "fp32,int8,e4m3,e5m2"
@@ -84,7 +100,9 @@ examples:
   bert-numpy quantize ./my-model ./my-model-fp8 --task sst2 --data glue/SST-2 --recipe e4m3
   bert-numpy evaluate ./my-qa-model --task squad --data squad --predictions answers.json
 
-exit codes: 0 done, 1 golden verify: a difference, 2 input that cannot be used, 130 interrupted
+exit codes:
+  0 done   1 golden verify, check-vectors: a difference   2 input that cannot be used
+  70 an error of this program   130 interrupted   141 nobody reads the output any more
 """
 
 
@@ -98,15 +116,18 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 if a comparison failed, 2 for bad input, 130.
-
-    130 is an interrupt.
-    """
+    """Run the command; returns the exit code, see ``bert-numpy --help``."""
     arguments = _parser().parse_args(argv)
     try:
+        _check_outputs(arguments)
         report = arguments.run(arguments)
         if arguments.json is not None:
             write_json(arguments.json, report)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would be written, and complained of, at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("bert-numpy: interrupted", file=sys.stderr)
         return 130
@@ -116,7 +137,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"bert-numpy: {error}", file=sys.stderr)
         return 2
+    except Exception:
+        traceback.print_exc()
+        return 70  # not Python's 1, which says that something was compared and differs
     return 0 if report.get("passed", True) else 1
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse files that cannot be written before the time to make their content is spent."""
+    for name in ("json", "save_calibration", "predictions", "html"):
+        target = getattr(arguments, name, None)
+        if target not in (None, "-"):
+            check_output(target)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,10 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "calibration":
             sub.add_argument("file", metavar="FILE", help="what --save-calibration wrote")
         elif name != "demo":
-            sub.add_argument("model", metavar="MODEL", help="a folder, or a hub id")
-            sub.add_argument(
-                "--revision", metavar="NAME", help="of a hub id: a branch, tag or commit"
-            )
+            add_model(sub)
         return sub
 
     demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
@@ -160,6 +189,11 @@ def _parser() -> argparse.ArgumentParser:
     add_golden_commands(partial(_add_command, kits))
     quantize.add_argument("out", metavar="OUT", help="the folder to make")
     export.add_argument("out", metavar="OUT.onnx", help="the file to write")
+    submit.add_argument(
+        "out",
+        metavar="OUT",
+        help="the file to write, or a folder for one of the name that the server expects",
+    )
 
     for sub in (demo, compare, evaluate, submit, predict, quantize, export):
         sub.add_argument(
@@ -172,18 +206,11 @@ def _parser() -> argparse.ArgumentParser:
             "--formats",
             metavar="LIST",
             help="comma-separated; fp32 always runs, as the others are compared with it "
-            f"(default: {_COMPARED}, or stored)",
+            f"(default: {_COMPARED}{', or stored' if sub is compare else ''})",
         )
     for sub in (evaluate, submit, predict, quantize, export):
-        sub.add_argument(
-            "--format",
-            "--recipe",
-            metavar="NAME",
-            required=sub is quantize,
-            help="see the list of formats in bert-numpy --help; or a recipe's .json file"
-            + ("" if sub is quantize else " (default: fp32, or stored)"),
-        )
-    for sub in (compare, evaluate, predict):
+        add_format(sub, default=None if sub is quantize else "fp32")
+    for sub in (compare, evaluate, submit, predict):
         sub.add_argument(
             "--accumulate",
             choices=ACCUMULATIONS,
@@ -196,14 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_options(export, required=False)
     for sub in (compare, evaluate, quantize):
         sub.add_argument(
-            "--limit", type=_positive, metavar="N", help="evaluate only the first N examples"
+            "--limit", type=positive, metavar="N", help="evaluate only the first N examples"
         )
-    submit.add_argument(
-        "--out",
-        required=True,
-        metavar="FILE",
-        help="the file to write, or a folder for one of the name that the server expects",
-    )
     evaluate.add_argument(
         "--predictions",
         metavar="FILE",
@@ -224,12 +245,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         help="the second text of a pair, the question's context, or a text to compare with",
     )
-    predict.add_argument(
-        "--calibration-data",
-        metavar="FILE",
-        default=str(REVIEWS / "train.tsv"),
-        help="sentences to calibrate on, in SST-2's layout",
-    )
+    add_sentence_scales(predict)
     return parser
 
 
@@ -263,7 +279,7 @@ def _add_data_options(parser: argparse.ArgumentParser, required: bool = True) ->
     )
     add(
         "--calibration-samples",
-        type=_positive,
+        type=positive,
         metavar="N",
         default=256,
         help="training examples to calibrate on, spread evenly over the file",
@@ -276,24 +292,17 @@ def _add_data_options(parser: argparse.ArgumentParser, required: bool = True) ->
     add(
         "--calibration",
         metavar="FILE",
-        help="take the scales from FILE, which --save-calibration wrote; nothing is calibrated",
+        help="take the scales from what --save-calibration wrote; nothing is calibrated",
     )
     add("--save-calibration", metavar="FILE", help="write the calibration to FILE")
     add(
         "--max-length",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="cut inputs to N tokens (default: 128), "
         f"contexts of questions into windows (default: {SQUAD.max_length})",
     )
-    add("--batch-size", type=_positive, metavar="N", default=32, help="sequences at a time")
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
-    return value
+    add("--batch-size", type=positive, metavar="N", default=32, help="sequences at a time")
 
 
 def _recipes(names: str | None, model: str, revision: str | None = None) -> list[Recipe]:
@@ -307,29 +316,13 @@ def _recipes(names: str | None, model: str, revision: str | None = None) -> list
             f"{model}: expected format 'stored' of a quantized checkpoint, found {names!r}"
         )
     compared = ["fp32", *(_COMPARED.split(",") if wanted is None else wanted)]
-    return [_preset(name, model) for name in dict.fromkeys(compared)]
-
-
-def _recipe(name: str | None, model: str, revision: str | None = None) -> Recipe:
-    """The recipe of a name, or a checkpoint's own."""
-    own = stored_recipe(model, revision)
-    if own is None:
-        return _preset(name or "fp32", model)
-    if name not in (None, "stored"):
-        raise BertNumpyError(
-            f"{model}: expected format 'stored' of a quantized checkpoint, found {name!r}"
-        )
-    return own
-
-
-def _preset(name: str, model: str) -> Recipe:
-    if name == "stored":
-        raise BertNumpyError(f"{model}: expected a quantized checkpoint for format 'stored'")
-    return preset(name)
+    return [named_recipe(name, model) for name in dict.fromkeys(compared)]
 
 
 def _completion(arguments: argparse.Namespace) -> dict[str, Any]:
-    print(completion_script(_parser(), arguments.shell), end="")
+    tasks = [*TASKS, SQUAD.name]
+    values = {"--format": PRESETS, "--recipe": PRESETS, "--task": tasks}
+    print(completion_script(_parser(), arguments.shell, values), end="")
     return {}
 
 
@@ -370,7 +363,7 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    recipe = chosen_recipe(arguments)
     recipe = _accumulated(recipe, arguments)
     job = _prepared(arguments, [recipe])
     if arguments.predictions is not None and not isinstance(job.examples, Questions):
@@ -403,11 +396,14 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _submit(arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe = preset(arguments.format)
+    recipe = chosen_recipe(arguments)
+    recipe = _accumulated(recipe, arguments)
+    path = Path(arguments.out)
+    if not path.is_dir():
+        check_output(path)
     job = _prepared(arguments, [recipe], test=True)
     assert isinstance(job.task, Task)
     assert isinstance(job.examples, TestSet)
-    path = Path(arguments.out)
     if path.is_dir():
         path /= f"{job.task.submission_name or job.task.folder}.tsv"
     (result,) = run(
@@ -453,6 +449,7 @@ def _prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool =
         batch_size=arguments.batch_size,
         test=test,
         revision=arguments.revision,
+        progress_bar=progress_bar,
     )
 
 
@@ -469,7 +466,7 @@ def _header(job: Job, golden: bool) -> dict[str, Any]:
 
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    recipe = chosen_recipe(arguments)
     recipe = _accumulated(recipe, arguments)
     model = load(arguments.model, arguments.revision)
     recipe.check_accumulation(model_sites(model))
@@ -477,14 +474,19 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     check_prediction(model, tokenizer, arguments.text, arguments.pair)
     calibration = None
     if recipe.calibrated and not isinstance(model, QuantizedModel):
-        texts = read_examples(Path(arguments.calibration_data), task_named("sst2")).texts
-        paired = arguments.pair is not None and model.config.pooling is None
-        pairs = [*texts[1:], texts[0]] if paired else None
-        limit = min(128, tokenizer.model_max_length)
-        calibration = calibrate_on(
-            model, tokenizer.encode(texts, pairs, limit), golden=arguments.golden
-        )
-        print(f"scales: from the sentences of {arguments.calibration_data}", file=sys.stderr)
+        if arguments.calibration is not None:
+            calibration = saved_calibration(arguments.calibration)
+        else:
+            sentences = Path(arguments.calibration_data or REVIEWS / "train.tsv")
+            calibration = calibrate_on_sentences(
+                model,
+                tokenizer,
+                sentences,
+                progress_bar,
+                paired=arguments.pair is not None and model.config.pooling is None,
+                golden=arguments.golden,
+            )
+            print(f"scales: from the sentences of {sentences}", file=sys.stderr)
     quantized = apply_recipe(model, recipe, calibration, arguments.golden)
     found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
     if arguments.json != "-":
@@ -499,7 +501,7 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
-    calibration = load_calibration(arguments.file)
+    calibration = saved_calibration(arguments.file)
     operands = {
         name: seen
         for name, seen in calibration.operands.items()
@@ -514,8 +516,10 @@ def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(arguments.plot)
         folder.mkdir(parents=True, exist_ok=True)
         draw_sqnr(operands, folder / "sqnr.png")
-        for name, seen in operands.items():
-            draw_histogram(name, seen, folder / f"{name.replace(':', '-')}.png")
+        with progress_bar(len(operands), "figures") as advance:
+            for name, seen in operands.items():
+                draw_histogram(name, seen, folder / f"{name.replace(':', '-')}.png")
+                advance(1)
     if arguments.json != "-":
         print(f"{arguments.file}: {calibration.samples} samples")
         print_operands(described)
@@ -555,22 +559,24 @@ def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export_onnx(arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe = _recipe(arguments.format, arguments.model, arguments.revision)
+    recipe = chosen_recipe(arguments)
+    require_together(arguments)
+    check_output(arguments.out)
     calibration = None
-    if arguments.task is not None and arguments.data is not None:
+    if arguments.task is not None:
         job = _prepared(arguments, [recipe])
         job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
         model, calibration = job.model, job.calibration
     else:
         model = load(arguments.model, arguments.revision)
         if arguments.calibration is not None:
-            calibration = load_calibration(arguments.calibration)
+            calibration = saved_calibration(arguments.calibration)
         elif recipe.calibrated and not isinstance(model, QuantizedModel):
             raise BertNumpyError(
                 f"{recipe.name}: expected --calibration FILE, or --task and --data to calibrate on"
             )
-    if arguments.save_calibration is not None and calibration is not None:
-        save_calibration(calibration, arguments.save_calibration)
+    if arguments.save_calibration is not None:
+        keep_calibration(calibration, [recipe], arguments.save_calibration)
     export_onnx(apply_recipe(model, recipe, calibration), arguments.out)
     if arguments.json != "-":
         print(f"written: {arguments.out}")

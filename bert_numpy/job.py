@@ -34,7 +34,21 @@ from bert_numpy.recipe import Recipe
 from bert_numpy.squad import SQUAD, Questions, SpanTask, merge_questions, read_questions
 from bert_numpy.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 
-__all__ = ["Job", "ProgressBar", "evaluate_job", "prepare", "run", "with_calibration"]
+__all__ = [
+    "REVIEWS",
+    "Job",
+    "ProgressBar",
+    "calibrate_on_sentences",
+    "evaluate_job",
+    "keep_calibration",
+    "prepare",
+    "run",
+    "saved_calibration",
+    "with_calibration",
+]
+
+#: Review sentences in SST-2's layout; the training file is for calibration.
+REVIEWS = Path(__file__).parent / "assets" / "reviews"
 
 #: Makes a progress bar: called with a total and a label.
 ProgressBar = Callable[[int, str], AbstractContextManager[Progress]]
@@ -87,6 +101,7 @@ def prepare(
     batch_size: int = 32,
     test: bool = False,
     revision: str | None = None,
+    progress_bar: ProgressBar | None = None,
 ) -> Job:
     """Load and check everything that a run needs, before any of it starts.
 
@@ -118,6 +133,7 @@ def prepare(
         Whether to take a GLUE task's test set, which has no labels.
     revision : str, optional
         Of a model on the hub; see :func:`bert_numpy.load`.
+    progress_bar : callable, optional
 
     Raises
     ------
@@ -138,19 +154,76 @@ def prepare(
     if not isinstance(examples, TestSet) and limit is not None and limit < len(examples):
         examples = examples.select(range(limit))
     sample = None
-    given = load_calibration(calibration) if calibrated and calibration is not None else None
+    given = saved_calibration(calibration) if calibrated and calibration is not None else None
     if calibrated and given is None:
         if calibration_data is None:
-            sources = find_files(file.parent if given_file else data, task_, task_.train)
+            sources = _training_files(file.parent if given_file else data, task_)
         else:
             sources = [Path(calibration_data)]
         sample = _read(sources, task_).sample(calibration_samples)
     loaded = load(model, revision)
     _check_head(loaded, task_)
     tokenizer = load_tokenizer(model, revision)
-    encoded, windows = _encode(tokenizer, examples, max_length)
-    calibration_texts = [] if sample is None else _encode(tokenizer, sample, max_length)[0]
+    calibration_texts: list[EncodedText] = []
+    with (progress_bar or _no_bar)(len(examples) + len(sample or ()), "texts") as advance:
+        encoded, windows = _encode(tokenizer, examples, max_length, advance)
+        if sample is not None:
+            calibration_texts, _ = _encode(tokenizer, sample, max_length, advance)
     return Job(loaded, task_, examples, encoded, calibration_texts, batch_size, given, windows)
+
+
+def _training_files(data: str | Path, task: Task | SpanTask) -> list[Path]:
+    try:
+        return find_files(data, task, task.train)
+    except BertNumpyError as error:
+        raise BertNumpyError(
+            f"{error}. The training examples are to calibrate on: in their place give a file of "
+            "examples (--calibration-data) or a saved calibration (--calibration)"
+        ) from None
+
+
+def saved_calibration(path: str | Path) -> Calibration:
+    """As :func:`bert_numpy.calibration.load_calibration`, which cannot know how one is made."""
+    if not Path(path).exists():
+        raise BertNumpyError(
+            f"{path}: no such file. To make one: bert-numpy evaluate MODEL --task NAME --data DATA "
+            f"--format e4m3 --save-calibration {path}"
+        )
+    return load_calibration(path)
+
+
+def calibrate_on_sentences(
+    model: Model,
+    tokenizer: Tokenizer,
+    file: Path,
+    progress_bar: ProgressBar | None = None,
+    *,
+    paired: bool = False,
+    golden: bool = False,
+) -> Calibration:
+    """Calibrate on the sentences of a file in SST-2's layout.
+
+    Parameters
+    ----------
+    model : Model
+    tokenizer : Tokenizer
+    file : Path
+        Such as the training file in :data:`REVIEWS`.
+    progress_bar : callable, optional
+    paired : bool
+        Whether each sentence is given with the one after it, as pairs of texts.
+    golden : bool
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is not as expected.
+    """
+    texts = read_examples(file, task_named("sst2")).texts
+    pairs = [*texts[1:], texts[0]] if paired else None
+    encoded = tokenizer.encode(texts, pairs, min(128, tokenizer.model_max_length))
+    with (progress_bar or _no_bar)(len(encoded), "calibration") as advance:
+        return calibrate_on(model, encoded, progress=advance, golden=golden)
 
 
 def _task_named(name: str) -> Task | SpanTask:
@@ -172,18 +245,22 @@ def _check_head(model: Model, task: Task | SpanTask) -> None:
 
 
 def _encode(
-    tokenizer: Tokenizer, examples: Examples | Questions | TestSet, max_length: int | None
+    tokenizer: Tokenizer,
+    examples: Examples | Questions | TestSet,
+    max_length: int | None,
+    progress: Progress,
 ) -> tuple[list[EncodedText], list[list[Window]]]:
     """What the model is run on and, of questions, each one's windows."""
     if not isinstance(examples, Questions):
         limit = 128 if max_length is None else max_length
-        return tokenizer.encode(examples.texts, examples.pairs, limit), []
+        return tokenizer.encode(examples.texts, examples.pairs, limit, progress), []
     windows = tokenizer.windows(
         [item.question for item in examples.items],
         [item.context for item in examples.items],
         SQUAD.max_length if max_length is None else max_length,
         SQUAD.doc_stride,
         SQUAD.max_query_length,
+        progress,
     )
     return [window.encoded for parts in windows for window in parts], windows
 
@@ -221,16 +298,27 @@ def run(
     job = with_calibration(job, recipes, bar, golden=golden)
     calibration = job.calibration
     if calibration_output is not None:
-        if calibration is None:
-            names = ", ".join(recipe.name for recipe in recipes)
-            raise BertNumpyError(
-                f"{calibration_output}: expected a format that needs a calibration, found {names}"
-            )
-        save_calibration(calibration, calibration_output)
+        keep_calibration(calibration, recipes, calibration_output)
     for recipe in recipes:
-        model = apply_recipe(job.model, recipe, calibration, golden)
         with bar(len(job.encoded), recipe.name) as advance:
+            model = apply_recipe(job.model, recipe, calibration, golden)
             yield evaluate_job(job, model, advance)
+
+
+def keep_calibration(
+    calibration: Calibration | None, recipes: Sequence[Recipe], path: str | Path
+) -> None:
+    """Save a calibration.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is none, as no recipe needs one; or it cannot be written.
+    """
+    if calibration is None:
+        names = ", ".join(recipe.name for recipe in recipes)
+        raise BertNumpyError(f"{path}: expected a format that needs a calibration, found {names}")
+    save_calibration(calibration, path)
 
 
 def with_calibration(

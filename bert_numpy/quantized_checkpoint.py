@@ -87,13 +87,13 @@ def linear_modules(parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
 
 
 def check_target(target: Path) -> None:
-    """Raise :class:`BertNumpyError` if a checkpoint cannot be written as the folder ``target``."""
+    """Raise :class:`BertNumpyError` if nothing can be written as the new folder ``target``."""
     try:
         require_absent(target)
     except FileExistsError:
         raise BertNumpyError(
-            f"{target}: expected no folder, or an empty one, found something: a checkpoint is "
-            "never written over another"
+            f"{target}: expected no folder, or an empty one, found something: name another, as "
+            "nothing is written over"
         ) from None
     if not target.absolute().parent.is_dir():
         raise BertNumpyError(f"{target.parent}: expected a folder to write into, found none")

@@ -118,6 +118,9 @@ def _console(width: int) -> Console:
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Any]:
     """A progress bar on a terminal's standard error; yields the function that advances it."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
     from rich.console import Console  # noqa: PLC0415 (see above)
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -134,9 +137,7 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
-    ) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label, total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,14 @@ from bert_numpy.hub import resolve
 __all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
 
 IntArray = npt.NDArray[np.int64]
+#: Called with the number of texts just encoded.
+Progress = Callable[[int], None]
 
 #: Bytes of a tokenizer's file; the library would run out of memory, and the process end.
 _LARGEST_FILE = 1 << 28
+
+#: Texts that the library is given in one call, between which progress is reported.
+_AT_A_TIME = 4096
 
 #: [CLS] and [SEP], and one token to say something.
 _SHORTEST = 3
@@ -95,6 +100,7 @@ class Tokenizer:
         texts: Sequence[str],
         pairs: Sequence[str] | None = None,
         max_length: int | None = None,
+        progress: Progress | None = None,
     ) -> list[EncodedText]:
         """Encode texts, or pairs of texts.
 
@@ -105,6 +111,7 @@ class Tokenizer:
         max_length : int, optional
             Cut longer inputs to so many tokens, the longer text of a pair
             first. Without it, an input longer than the model's is an error.
+        progress : callable, optional
 
         Raises
         ------
@@ -123,12 +130,16 @@ class Tokenizer:
             self.backend.enable_truncation(max_length, strategy="longest_first")
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         encoded = []
-        for number, item in enumerate(self.backend.encode_batch(inputs)):
-            if len(item.ids) > limit:
-                raise BertNumpyError(
-                    f"text {number + 1}: expected at most {limit} tokens, found {len(item.ids)}"
-                )
-            encoded.append(self._encoded(item, bool(item.overflowing)))
+        for start in range(0, len(inputs), _AT_A_TIME):
+            part = inputs[start : start + _AT_A_TIME]
+            for number, item in enumerate(self.backend.encode_batch(part), start):
+                if len(item.ids) > limit:
+                    raise BertNumpyError(
+                        f"text {number + 1}: expected at most {limit} tokens, found {len(item.ids)}"
+                    )
+                encoded.append(self._encoded(item, bool(item.overflowing)))
+            if progress is not None:
+                progress(len(part))
         return encoded
 
     def batch(
@@ -147,6 +158,7 @@ class Tokenizer:
         max_length: int,
         doc_stride: int,
         max_query_length: int,
+        progress: Progress | None = None,
     ) -> list[list[Window]]:
         """Encode questions with their contexts, a long context in several windows that overlap.
 
@@ -166,6 +178,7 @@ class Tokenizer:
             without a gap.
         max_query_length : int
             At least 1. A longer question is cut to so many tokens.
+        progress : callable, optional
 
         Returns
         -------
@@ -211,6 +224,8 @@ class Tokenizer:
                     )
                     for number, part in enumerate((item, *item.overflowing))
                 ]
+            if progress is not None:
+                progress(len(rows))
         for number, parts in enumerate(found):
             if not parts[0].offsets:
                 raise BertNumpyError(

@@ -374,7 +374,10 @@ def check_results(results: Vectors) -> VectorReport:
     """
     right = make_vectors(results.fmt, results.mode, results.source)
     if results.column != "found":
-        raise ValueError(f"{right.name}: expected the column 'found', found {results.column!r}")
+        raise ValueError(
+            f"{right.name}: expected the column 'found' (a line '# columns: input expected found', "
+            f"and an implementation's codes in the third), found {results.column!r}"
+        )
     if results.inputs.size != right.inputs.size:
         raise ValueError(
             f"{right.name}: expected {right.inputs.size} cases, found {results.inputs.size}"

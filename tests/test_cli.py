@@ -839,7 +839,9 @@ BROKEN_DATA: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no training file": (
         lambda data: (data / "train.tsv").unlink(),
         "{data}: expected one of train.tsv, train.jsonl, train-*-of-*.parquet, "
-        "here or in SST-2, found none of them",
+        "here or in SST-2, found none of them. The training examples are to calibrate on: in "
+        "their place give a file of examples (--calibration-data) or a saved calibration "
+        "(--calibration)",
     ),
     "empty file": (
         replaced("dev.tsv", ""),
@@ -1196,7 +1198,7 @@ def test_submission(data: Path, tmp_path: Path, capsys: Capture) -> None:
     rows = [f"{3 * i}\t{text}" for i, text in enumerate(texts)]
     (data / "test.tsv").write_text("index\tsentence\n" + "\n".join(rows) + "\n", encoding="utf-8")
     (tmp_path / "out").mkdir()
-    argv = arguments("submit", data, "--format", "e4m3", "--out", str(tmp_path / "out"))
+    argv = arguments("submit", data, "--format", "e4m3", str(tmp_path / "out"))
     assert main(argv) == 0
     file = tmp_path / "out" / "SST-2.tsv"
     assert capsys.readouterr().out == f"{file}: 30 predictions\n"

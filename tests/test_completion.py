@@ -1,19 +1,24 @@
 """Completion scripts, run by the shells themselves."""
 
+import contextlib
+import io
 import shutil
 import subprocess
 
 import pytest
 
 from bert_numpy import cli
-from bert_numpy.completion import SHELLS, completion_script
+from bert_numpy.completion import SHELLS
 
 
 def complete(*words):
     """What bash offers for the last of the words."""
     line = " ".join(f"'{word}'" for word in words)
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script):
+        assert cli.main(["completion", "bash"]) == 0
     program = (
-        f"{completion_script(cli._parser(), 'bash')}\n"
+        f"{script.getvalue()}\n"
         f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _bert_numpy\n"
         'printf "%s\\n" "${COMPREPLY[@]}"'
     )
@@ -24,6 +29,15 @@ def complete(*words):
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash():
+    assert complete("bert-numpy", "completion", "z") == ["zsh"]
+    assert complete("bert-numpy", "golden", "") == ["export", "verify", "vectors", "check-vectors"]
+    assert complete("bert-numpy", "golden", "verify", "--le") == []  # that is export's
+    assert complete("bert-numpy", "golden", "export", "m", "o", "--le") == ["--level"]
+    assert complete("bert-numpy", "golden", "verify", "--profile", "s") == ["statistical"]
+    assert complete("bert-numpy", "predict", "--accumulate", "hopper") == ["hopper", "hopper-fast"]
+    assert complete("bert-numpy", "evaluate", "--task", "mn") == ["mnli", "mnli-mm"]
+    assert complete("bert-numpy", "quantize", "--recipe", "mi") == ["mixed"]
+    assert complete("bert-numpy", "quantize", "--recipe", "./mine.js") == []  # files
     assert complete("bert-numpy", "qu") == ["quantize"]
     assert complete("bert-numpy", "golden", "ver") == ["verify"]
     assert complete("bert-numpy", "golden", "verify", "--js") == ["--json"]

@@ -485,7 +485,7 @@ def test_glue_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
 
     hub.status = 200
     out = tmp_path / "SST-2.tsv"
-    argv = ("submit", "bert-tiny-sst2", *options, "--data", "nyu-mll/glue", "--out", str(out))
+    argv = ("submit", "bert-tiny-sst2", *options, "--data", "nyu-mll/glue", str(out))
     assert isinstance(client(hub, tmp_path / "cache", *argv), dict)
     rows = [f"{i}\t{prediction}" for i, prediction in enumerate(expected["predictions"])]
     assert out.read_text().splitlines() == ["index\tprediction", *rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def make_kit(
     model: QuantizedModel | None = None,
     files: Mapping[str, str] | None = None,
     inputs: Sequence[Mapping[str, IntArray]] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> Kit:
     """Put a kit together.
 
@@ -56,6 +57,8 @@ def make_kit(
         The SHA-256 of the model's files by their names.
     inputs : sequence of mappings
         The model's arguments, each of one sequence: (1, length).
+    progress : callable, optional
+        Called with 1 after each of the inputs.
     """
     builder = Builder()
     header: dict[str, Any] = {"levels": list(levels), "arithmetic": _SUMMARY}
@@ -70,6 +73,8 @@ def make_kit(
         header["recipe"] = json.loads(recipe_json(model.recipe))
         for number, arguments in enumerate(inputs):
             record(builder, model, f"model/{number}", arguments)
+            if progress is not None:
+                progress(1)
     return _of_levels(builder.kit(header), levels)
 
 

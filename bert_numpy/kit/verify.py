@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
 from bert_numpy.recipe import FORMATS
 from npfp8.formats import FloatFormat
+
+if TYPE_CHECKING:
+    from bert_numpy.job import ProgressBar
 
 __all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
 
@@ -144,6 +148,7 @@ def verify(
     *,
     min_sqnr: float = 20.0,
     max_flips: int = 0,
+    progress_bar: ProgressBar | None = None,
 ) -> Report:
     """Compare a candidate's tensors with a kit's.
 
@@ -161,6 +166,8 @@ def verify(
         tensor, in dB.
     max_flips : int
         Of the same: how many rows of ``logits`` may have another largest element.
+    progress_bar : callable, optional
+        Of the search for causes, which takes seconds, and longer for a large model.
 
     Returns
     -------
@@ -179,7 +186,9 @@ def verify(
     }
     computed = {name for name, tensor in kit.tensors.items() if tensor.operation != "given"}
     roots = [name for name in differing if _is_root(kit, name, found, differing)]
-    causes = _diagnose(kit, roots, found, differing)
+    bar = nullcontext(_ignore) if progress_bar is None else progress_bar(len(roots), "causes")
+    with bar as advance:
+        causes = _diagnose(kit, roots, found, differing, advance)
     differences = tuple(
         _difference(kit, name, found[name], mask, name in roots, causes.get(name, ()))
         for name, mask in differing.items()
@@ -191,6 +200,10 @@ def verify(
     else:
         failures = _noise_failures(kit, found, differences, min_sqnr, max_flips)
     return Report(profile, tuple(found), len(computed - set(found)), differences, failures)
+
+
+def _ignore(count: int) -> None:
+    """The progress that nobody sees."""
 
 
 def differing_elements(kit: Kit, name: str, found: Array) -> npt.NDArray[np.bool_]:
@@ -356,7 +369,11 @@ class Evaluation:
 
 
 def _diagnose(
-    kit: Kit, roots: list[str], found: Mapping[str, Array], differing: Mapping[str, Array]
+    kit: Kit,
+    roots: list[str],
+    found: Mapping[str, Array],
+    differing: Mapping[str, Array],
+    advance: Callable[[int], None],
 ) -> dict[str, tuple[str, ...]]:
     """By root, the names of the defects that reproduce it in every element."""
 
@@ -375,6 +392,7 @@ def _diagnose(
             variants = ([defect] if shared else []) + (alone if len(shared) > 1 else [])
             if any(_reproduces(kit, variant, root, found[root], fixed) for variant in variants):
                 explained[root].add(defect.name)
+        advance(1)
     counts = {
         defect.name: sum(defect.name in names for names in explained.values()) for defect in DEFECTS
     }

@@ -1,0 +1,374 @@
+"""What all commands have in common: options, exit codes, interrupts, progress."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from bert_numpy import cli
+from bert_numpy.cli import REVIEWS, main
+from bert_numpy.completion import _commands
+from bert_numpy.kit.manifest import Kit, open_kit, write_kit
+from bert_numpy.model import Model
+from npfp8 import E4M3FN
+from npfp8.vectors import format_vectors, make_vectors
+
+EMBEDDED = "bert-tiny-sst2"
+PAGE = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
+Capture = pytest.CaptureFixture[str]
+
+
+def every_command() -> dict[str, argparse.ArgumentParser]:
+    found = {}
+    for name, (parser, _) in _commands(cli._parser()).items():
+        nested = {f"{name} {inner}": sub for inner, (sub, _) in _commands(parser).items()}
+        found |= nested or {name: parser}
+    return found
+
+
+COMMANDS = every_command()
+
+
+def table(header: str) -> list[list[str]]:
+    """The cells of a table of the page."""
+    rows = PAGE.split(f"| {header} |")[1].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "SST-2"
+    folder.mkdir()
+    lines = (REVIEWS / "dev.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:9]
+    for name in ("dev.tsv", "train.tsv"):
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+    texts = [line.split("\t")[0] for line in lines[1:]]
+    rows = [f"{i}\t{text}\n" for i, text in enumerate(texts)]
+    (folder / "test.tsv").write_text("index\tsentence\n" + "".join(rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def scales(data: Path, tmp_path: Path, capsys: Capture) -> Path:
+    file = tmp_path / "scales.safetensors"
+    argv = ["evaluate", EMBEDDED, *task(data), "--format", "e4m3", "--save-calibration", str(file)]
+    assert main(argv) == 0
+    capsys.readouterr()
+    return file
+
+
+def task(data: Path) -> list[str]:
+    return ["--task", "sst2", "--data", str(data)]
+
+
+def error_of(capsys: Capture, argv: list[str], code: int = 2) -> str:
+    assert main(argv) == code
+    output = capsys.readouterr()
+    assert output.err.startswith("bert-numpy: ")
+    assert output.err.count("\n") == 1
+    return output.err.removeprefix("bert-numpy: ").rstrip("\n")
+
+
+# Names
+
+
+def test_the_page_lists_every_command() -> None:
+    assert [row[0].strip("`") for row in table("command | what it does | what it writes")] == list(
+        COMMANDS
+    )
+
+
+def test_options_are_alike() -> None:
+    """One name is one thing: the same spellings, the same kind of value, the same word for it."""
+    seen: dict[str, tuple[object, ...]] = {}
+    for command, parser in COMMANDS.items():
+        names = set()
+        for action in parser._actions:
+            names.update(action.option_strings)
+            for name in action.option_strings or [str(action.metavar)]:
+                kind = (action.option_strings, action.type, action.metavar, action.nargs)
+                if name not in ("MODEL", "FILE", "OUT"):
+                    assert seen.setdefault(name, kind) == kind, (command, name)
+            if action.type is None and action.option_strings and action.nargs != 0:
+                default = action.default
+                assert not isinstance(default, str) or "/" not in default, (command, default)
+        assert command == "completion" or {"--json", "--debug"} <= names, command
+        assert ("--revision" in names) == any(a.dest == "model" for a in parser._actions)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, capsys: Capture) -> None:
+    """Every argument is explained, and nothing in it is this machine's."""
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert str(ROOT) not in text.replace("\n", "")
+    for action in COMMANDS[command]._actions:
+        assert action.help or action.choices, (command, action.dest)
+
+
+# Exit codes
+
+
+def test_the_page_and_the_help_list_every_exit_code() -> None:
+    codes = [row[0] for row in table("exit code | means")]
+    assert re.findall(r"(?:^|  )(\d+) ", cli._EPILOG.split("exit codes:\n")[1], re.M) == codes
+    assert codes == ["0", "1", "2", "70", "130", "141"]  # each is tested below or in test_cli.py
+
+
+def test_a_difference(tmp_path: Path, capsys: Capture) -> None:
+    kit = open_kit()
+    name = "model/0/logits"
+    write_kit(
+        Kit(kit.header, {name: kit.tensors[name]}, {name: -kit.arrays[name]}), tmp_path / "bad"
+    )
+    file = str(tmp_path / "bad" / "tensors.safetensors")
+    assert main(["golden", "verify", EMBEDDED, file, "--json", "-"]) == 1
+    assert json.loads(capsys.readouterr().out)["first"]["name"] == name
+
+
+def test_an_error_of_the_program(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "__call__", None)
+    assert main(["predict", EMBEDDED, "a film"]) == 70
+    assert "TypeError" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_reader_that_goes_away(data: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = ["golden", "verify", EMBEDDED, str(ROOT / "bert_numpy/assets/bert-tiny-sst2-kit")]
+    done = subprocess.run(
+        [sys.executable, "-m", "bert_numpy", *argv],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# Interrupts
+
+WRITERS = {
+    "compare": "compare MODEL TASK --formats e4m3 --json OUT",
+    "save-calibration": "evaluate MODEL TASK --format e4m3 --save-calibration OUT",
+    "submit": "submit MODEL OUT TASK",
+    "quantize": "quantize MODEL OUT TASK --format e4m3",
+    "export-onnx": "export-onnx MODEL OUT TASK --format e4m3",
+    "golden export": "golden export MODEL OUT --level codec",
+    "golden vectors": "golden vectors OUT",
+    "golden verify": f"golden verify {EMBEDDED} KIT --html OUT",
+}
+
+
+def writing(line: str, data: Path, out: Path) -> list[str]:
+    kit = str(ROOT / "bert_numpy/assets/bert-tiny-sst2-kit/tensors.safetensors")
+    given = {"MODEL": [EMBEDDED], "TASK": task(data), "OUT": [str(out)], "KIT": [kit]}
+    return [part for word in line.split() for part in given.get(word, [word])]
+
+
+@pytest.mark.parametrize("line", WRITERS.values(), ids=WRITERS)
+def test_interrupt_leaves_nothing(
+    line: str, data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the last moment: when what was written is to be given its name."""
+    if line.startswith("export-onnx"):
+        pytest.importorskip("onnx", reason="onnx is not installed (extra: onnx)")
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def interrupted(*_: object) -> None:
+        assert list(place.iterdir())  # something is there, under another name
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    monkeypatch.setattr(Path, "rename", interrupted)
+    assert error_of(capsys, writing(line, data, place / "out"), 130) == "interrupted"
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", WRITERS.values(), ids=WRITERS)
+def test_an_output_that_cannot_be_is_refused_before_the_work(
+    line: str, data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("the work was begun")
+
+    for name in ("cli.prepare", "cli.load"):
+        monkeypatch.setattr(f"bert_numpy.{name}", worked)
+    for name in ("make_kit", "open_kit", "write_all_vectors"):
+        monkeypatch.setattr(f"bert_numpy.kit.commands.{name}", worked)
+    message = error_of(capsys, writing(line, data, tmp_path / "none" / "out"))
+    assert str(tmp_path / "none") in message
+    assert "written" in message or "to write into" in message
+
+
+@pytest.mark.parametrize("command", ["quantize", "golden export", "golden vectors"])
+def test_no_folder_is_written_over(
+    command: str, data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "prepare", None)
+    message = error_of(capsys, writing(WRITERS[command], data, data))
+    assert message == (
+        f"{data}: expected no folder, or an empty one, found something: name another, as nothing "
+        "is written over"
+    )
+
+
+# What to do next
+
+
+def test_where_a_calibration_comes_from(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = str(tmp_path / "none.safetensors")
+    hint = (
+        f"{file}: no such file. To make one: bert-numpy evaluate MODEL --task NAME --data DATA "
+        f"--format e4m3 --save-calibration {file}"
+    )
+    inputs, out = str(ROOT / "scripts" / "kit_inputs.json"), str(tmp_path / "out")
+    for argv in (
+        ["calibration", file],
+        ["predict", EMBEDDED, "a film", "--format", "e4m3", "--calibration", file],
+        ["compare", EMBEDDED, *task(data), "--calibration", file],
+        ["export-onnx", EMBEDDED, out, "--format", "e4m3", "--calibration", file],
+        ["golden", "export", EMBEDDED, out, "--inputs", inputs, "--calibration", file],
+    ):
+        assert error_of(capsys, argv) == hint
+    assert main(hint.rsplit(": ", maxsplit=1)[-1].replace("MODEL", EMBEDDED).replace("NAME", "sst2")
+                .replace("DATA", str(data)).split()[1:]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert main(["calibration", file]) == 0
+
+
+@pytest.mark.parametrize("command", ["export-onnx", "golden export"])
+@pytest.mark.parametrize(("given", "other"), [("task", "data"), ("data", "task")])
+def test_task_and_data_go_together(
+    command: str, given: str, other: str, tmp_path: Path, capsys: Capture
+) -> None:
+    argv = [*command.split(), EMBEDDED, str(tmp_path / "x"), f"--{given}", "sst2"]
+    assert error_of(capsys, argv) == f"--{given}: expected --{other} with it, found none"
+
+
+def test_export_saves_no_calibration_that_it_does_not_make(tmp_path: Path, capsys: Capture) -> None:
+    argv = ["export-onnx", EMBEDDED, str(tmp_path / "x"), "--save-calibration", str(tmp_path / "c")]
+    message = f"{tmp_path / 'c'}: expected a format that needs a calibration, found fp32"
+    assert error_of(capsys, argv) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_without_results(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "E4M3FN-nearest-saturating-float32.txt"
+    vectors = make_vectors(E4M3FN, "nearest-saturating", "float32")
+    file.write_text(format_vectors(vectors), encoding="utf-8")
+    assert error_of(capsys, ["golden", "check-vectors", str(file)]) == (
+        f"{file}: expected the column 'found' (a line '# columns: input expected found', and an "
+        "implementation's codes in the third), found 'flags'"
+    )
+
+
+# Single commands
+
+
+def test_predict_with_saved_scales(scales: Path, data: Path, tmp_path: Path) -> None:
+    """The logits are those of an evaluation with them."""
+    files = [str(tmp_path / name) for name in ("predicted.json", "evaluated.json")]
+    more = ["--format", "e4m3", "--golden", "--calibration", str(scales), "--json"]
+    text = (data / "dev.tsv").read_text(encoding="utf-8").splitlines()[1].split("\t")[0]
+    assert main(["predict", EMBEDDED, text, *more, files[0]]) == 0
+    assert main(["evaluate", EMBEDDED, *task(data), *more, files[1]]) == 0
+    predicted, evaluated = (json.loads(Path(file).read_text()) for file in files)
+    assert list(predicted["logits"].values()) == evaluated["logits"][0]
+
+
+def test_submission_without_a_format(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Float32's; of a quantized checkpoint its own."""
+    quantized = str(tmp_path / "quantized")
+    assert main(["quantize", EMBEDDED, quantized, *task(data), "--format", "int8"]) == 0
+    for model, name in ((EMBEDDED, "fp32"), (quantized, "int8")):
+        capsys.readouterr()
+        assert main(["submit", model, str(tmp_path), *task(data), "--json", "-"]) == 0
+        assert json.loads(capsys.readouterr().out)["format"] == name
+
+
+@pytest.mark.parametrize(
+    "argv", [["golden", "export", EMBEDDED, "x", "--limit", "0"]]
+    + [["golden", "verify", EMBEDDED, "x", "--max-flips", value] for value in ("-1", "some")],
+    ids=" ".join,
+)  # fmt: skip
+def test_numbers(argv: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert "expected a whole number of at least" in capsys.readouterr().err
+
+
+# Progress
+
+
+def on_a_terminal(argv: list[str]) -> str:
+    """What a command shows on standard error if that is a terminal."""
+    ours, theirs = pty.openpty()
+    seen = bytearray()
+
+    def parts() -> Iterator[bytes]:
+        try:
+            while part := os.read(ours, 4096):
+                yield part
+        except OSError:  # the other end is closed
+            pass
+
+    listener = threading.Thread(target=lambda: [seen.extend(part) for part in parts()])
+    listener.start()
+    done = subprocess.run(
+        [sys.executable, "-m", "bert_numpy", *argv],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+        check=False,
+    )
+    os.close(theirs)
+    listener.join(timeout=10)
+    os.close(ours)
+    assert done.returncode == 0, seen
+    return seen.decode()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "golden export", "calibration"])
+def test_progress(command: str, data: Path, scales: Path, tmp_path: Path) -> None:
+    if command == "calibration":
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plot)")
+    sentences = ["--calibration-data", str(data / "train.tsv")]
+    kit, plots = str(tmp_path / "kit"), str(tmp_path / "plots")
+    argv, shown = {
+        "evaluate": (
+            ["evaluate", EMBEDDED, *task(data), "--format", "e4m3"],
+            ["texts", "16/16", "calibration", "e4m3", "8/8"],
+        ),
+        "predict": (
+            ["predict", EMBEDDED, "a", "--format", "e4m3", *sentences],
+            ["calibration", "8/8"],
+        ),
+        "golden export": (
+            ["golden", "export", EMBEDDED, kit, *task(data), "--level", "model", *sentences],
+            ["calibration", "8/8", "inputs", "2/2"],
+        ),
+        "calibration": (
+            ["calibration", str(scales), "--plot", plots, "--operand", "*layer.0*context:*"],
+            ["figures", "2/2"],
+        ),
+    }[command]
+    text = on_a_terminal(argv)
+    for word in shown:
+        assert word in text
+    assert re.search(r"\d:\d\d:\d\d", text)  # the time left
