@@ -352,11 +352,27 @@ def test_stochastic_rounding_of_nothing(dtype):
 
 
 def test_stochastic_errors():
+    rng = np.random.default_rng(0)
     with pytest.raises(TypeError, match=r"expected a numpy\.random\.Generator, found NoneType"):
         encode([1.0], E4M3FN, rounding="stochastic")
+    with pytest.raises(TypeError, match=r"expected a numpy\.random\.Generator, found int"):
+        encode([1.0], E4M3FN, rounding="stochastic", rng=0)
     for value in (2**53 + 1, -(2**53) - 1):
-        with pytest.raises(ValueError, match="integers up to 2\\^53"):
-            encode(np.int64([value]), E4M3FN, rounding="stochastic", rng=np.random.default_rng(0))
+        with pytest.raises(ValueError, match="^stochastic rounding: .*integers up to 2\\^53"):
+            encode(np.int64([value]), E4M3FN, rounding="stochastic", rng=rng)
+    exact = np.int64([2**53, -(2**53)])  # these are floats
+    assert encode(exact, E4M3FN, rounding="stochastic", rng=rng).tolist() == [0x7E, 0xFE]
+    with pytest.raises(ValueError, match="found NaN, and E2M1 has no code for it"):
+        encode([np.nan], E2M1, rounding="stochastic", rng=rng)
+
+
+def test_results_go_where_they_are_wanted():
+    x, out = np.float32([1, -2, 1e9]), np.zeros(3, np.uint8)
+    assert encode(x, E4M3FN, rounding="stochastic", rng=np.random.default_rng(0), out=out) is out
+    assert out.tolist() == [0x38, 0xC0, 0x7E]
+    bits, out = (x.view(np.uint32) >> 16).astype(np.uint16), np.zeros(3, np.uint8)
+    assert npfp8.encode_bfloat16(bits, E4M3FN, out=out) is out  # saturating, unless told
+    assert out.tolist() == [0x38, 0xC0, 0x7E]
 
 
 # Arrays of every kind
