@@ -358,7 +358,7 @@ def test_stochastic_errors():
     with pytest.raises(TypeError, match=r"expected a numpy\.random\.Generator, found int"):
         encode([1.0], E4M3FN, rounding="stochastic", rng=0)
     for value in (2**53 + 1, -(2**53) - 1):
-        with pytest.raises(ValueError, match="^stochastic rounding: .*integers up to 2\\^53"):
+        with pytest.raises(ValueError, match=r"^stochastic rounding: .*integers up to 2\^53"):
             encode(np.int64([value]), E4M3FN, rounding="stochastic", rng=rng)
     exact = np.int64([2**53, -(2**53)])  # these are floats
     assert encode(exact, E4M3FN, rounding="stochastic", rng=rng).tolist() == [0x7E, 0xFE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -432,6 +433,16 @@ def test_k_beyond_the_limit_is_refused(fmt_a: Format, fmt_b: Format) -> None:
     message = f"{fmt_a} by {fmt_b}: expected K of at most {limit}, found {limit + 1}"
     with pytest.raises(ValueError, match=message):
         matmul(a, b)
+
+
+def test_a_zero_point_lowers_the_limit() -> None:
+    """Codes less their zero point span twice the range."""
+    limit = exact_k_limit(INT8, INT8, zero_point=True)
+    assert limit < exact_k_limit(INT8, INT8)
+    a = repeated_code(INT8, (1, limit + 1), 1)
+    b = repeated_code(INT8, (limit + 1, 1), 1)
+    with pytest.raises(ValueError, match=f"expected K of at most {limit}, found {limit + 1}"):
+        matmul(dataclasses.replace(a, zero_point=np.int8(-128)), b)
 
 
 def test_blocks_of_k_have_the_limit_each() -> None:
