@@ -103,6 +103,7 @@ class FloatFormat:
     code_dtype = np.dtype(np.uint8)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "nan_codes", tuple(self.nan_codes))  # tables are kept by format
         if self.exponent_bits < 0 or self.mantissa_bits < 0 or not 2 <= self.bits <= 8:
             raise ValueError(
                 f"{self.name}: expected field widths of 2 to 8 bits in all, found "

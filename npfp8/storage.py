@@ -130,9 +130,7 @@ class StoredTensor:
 
     def read_bytes(self) -> bytes:
         """Read the bytes as they are."""
-        with self.file.open("rb") as stream:
-            stream.seek(self.begin)
-            return stream.read(self.nbytes)
+        return self.buffer[self.begin : self.end]
 
     def read_as(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Read the bytes as a new array of ``dtype`` and the tensor's shape."""
@@ -160,7 +158,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
     Returns
     -------
-    dict of str to StoredTensor, by key, in the header's order
+    dict of str to StoredTensor
+        By key, in the header's order.
 
     Raises
     ------
@@ -179,7 +178,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Raises
     ------
-    ValueError
+    ValueError, OSError
         As :func:`read_header`.
     """
     return _read(Path(path))[1]
@@ -307,6 +306,8 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8A
     ------
     ValueError
         As :func:`read_header`; or a dtype that is none of these and not NumPy's.
+    OSError
+        If it cannot be read.
 
     Examples
     --------
@@ -352,12 +353,15 @@ def save_file(
     Raises
     ------
     TypeError
-        If safetensors has no dtype for a tensor.
+        If safetensors has no dtype for a tensor, or the metadata are not strings.
     ValueError
         If a tensor is called ``__metadata__``.
     OSError
         If the file cannot be written.
     """
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):  # which no reader takes
+            raise TypeError(f"metadata {key!r}: expected strings, found {value!r}")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     payload: list[npt.NDArray[Any] | StoredTensor] = []
     end = 0

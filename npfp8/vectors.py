@@ -5,7 +5,7 @@ number at which the rounding changes its mind and the numbers next to it, the
 overflow threshold, subnormals, zeros, infinities and NaNs. After comment lines,
 which state the rules, one case a line, in hexadecimal, as TestFloat has them::
 
-    43E80000 7E 05
+    43E80000 7E 01
 
 the input's bits, the code, and flags. An implementation under test is handed the
 first column and its codes take the place of the third; :func:`check_results`

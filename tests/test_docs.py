@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -85,6 +86,18 @@ def test_command(words):
     assert program in known | {"mkdocs", "pre-commit", "run", "tar", "cd"}, (
         f"a program no test knows: {program}"
     )
+
+
+def named_objects():
+    """Every name of ours that a page mentions: ``npfp8.storage.save_file``."""
+    pages = [*PAGES, ROOT / "CHANGELOG.md"]
+    pattern = r"`((?:npfp8|bert_numpy)(?:\.[A-Za-z]\w*)+)[`(]"
+    return sorted({name for page in pages for name in re.findall(pattern, page.read_text("utf-8"))})
+
+
+@pytest.mark.parametrize("name", named_objects())
+def test_name_exists(name):
+    pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("ending", ["bert-numpy demo", "pytest"])

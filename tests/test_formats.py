@@ -75,7 +75,7 @@ def test_negative_zero():
 
 
 def test_equality_ignores_the_name():
-    same = FloatFormat(4, 3, bias=7, nan_codes=(0x7F, 0xFF), name="mine")
+    same = FloatFormat(4, 3, bias=7, nan_codes=[0x7F, 0xFF], name="mine")
     assert same == E4M3FN
     assert hash(same) == hash(E4M3FN)
     assert same != E4M3

@@ -211,6 +211,9 @@ def test_what_was_opened_is_what_is_read(saved):
     stored = read_header(path)["e4m3"]
     save_file({"e4m3": Fp8Array(ALL_CODES[:3], E4M3FN)}, path)
     assert np.array_equal(stored.read_as(np.uint8), ALL_CODES.reshape(16, 16))
+    assert stored.read_bytes() == ALL_CODES.tobytes()
+    save_file({"e4m3": stored}, path)  # a copy into the other file's place
+    assert np.array_equal(load_file(path)["e4m3"].codes, ALL_CODES.reshape(16, 16))
 
 
 def test_read_is_a_copy_and_view_is_not(saved):
@@ -231,6 +234,8 @@ def test_unwritable(tmp_path):
         save_file({"__metadata__": np.zeros(1)}, path)
     with pytest.raises(TypeError, match="expected uint8 codes of E4M3FN"):
         save_file({"a": Fp8Array(ALL_CODES, FloatFormat(3, 3, 3))}, path)
+    with pytest.raises(TypeError, match="metadata 'samples': expected strings, found 256"):
+        save_file({}, path, {"samples": 256})
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
     with pytest.raises(FileNotFoundError):
