@@ -470,11 +470,12 @@ def test_unusable_input(x):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="rounding: expected one of nearest"):
+    modes = "nearest, toward_zero, stochastic"
+    with pytest.raises(ValueError, match=f"^rounding: expected one of {modes}, found 'up'$"):
         encode([1.0], E4M3FN, rounding="up")
     with pytest.raises(ValueError, match="rounding: expected 'nearest' for INT8"):
         encode([1.0], INT8, rounding="toward_zero")
-    with pytest.raises(ValueError, match="rounding: expected nearest or toward_zero"):
+    with pytest.raises(ValueError, match="expected nearest or toward_zero for bits"):
         npfp8.encode_bfloat16(np.uint16([1]), E4M3FN, rounding="stochastic")
     with pytest.raises(TypeError, match="bfloat16 bits: expected uint16, found float32"):
         npfp8.encode_bfloat16(np.float32([1]), E4M3FN)
@@ -495,6 +496,27 @@ def test_decode_every_size(fmt, dtype, size):
     assert np.array_equal(decode(codes, fmt, dtype), expected, equal_nan=True)
 
 
+@by_format
+def test_no_codes_have_no_values(fmt):
+    values = decode(np.zeros((0, 3), np.uint8), fmt)
+    assert values.shape == (0, 3)
+    assert values.dtype == np.float32
+
+
+@by_any_format
+@by_mode
+def test_the_definition_of_codes(fmt, saturate):
+    """Also where there is no code for a NaN, which :func:`encode` refuses."""
+    codes = codes_of(np.float64([np.nan, 1.0]), fmt, saturate, "nearest")
+    assert codes.dtype == np.uint8
+    nan_code = (fmt.nan_code if saturate else fmt.quiet_nan_code) or 0
+    assert codes.tolist() == [nan_code, exact_code(1.0, fmt, saturate)]
+
+
+def test_codes_of_bits_are_bytes():
+    assert npfp8.encode_bfloat16(np.uint16([0x3F80]), E4M3FN).dtype == np.uint8
+
+
 # Integers
 
 
@@ -504,12 +526,27 @@ def test_int8_is_rint_and_clip(value):
     assert encode(np.float32(value), INT8) == expected
 
 
+@pytest.mark.parametrize("fmt", [INT8, UINT8, E4M3FN], ids=str)
+def test_bfloat16_arrays_are_their_numbers(fmt, ml_dtypes):
+    """Without a table as well: to integers, and at random."""
+    finite = BITS16[np.isfinite(BFLOAT16)]
+    x, same = finite.view(ml_dtypes.bfloat16), from_bits(finite)
+    if isinstance(fmt, FloatFormat):
+        found, expected = (
+            encode(y, fmt, rounding="stochastic", rng=np.random.default_rng(3)) for y in (x, same)
+        )
+    else:
+        found, expected = encode(x, fmt), encode(same, fmt)
+    assert np.array_equal(found, expected)
+
+
 def test_integer_formats():
     assert encode([-1.0, 0.5, 1.5, 300.0], UINT8).tolist() == [0, 0, 2, 255]
     assert encode(np.int64([-(2**62), 5]), INT8).tolist() == [-127, 5]
     assert encode(np.uint64([2**64 - 1]), INT8).tolist() == [127]
     with pytest.raises(ValueError, match="found NaN, and INT8 has no code"):
         encode([np.nan], INT8)
-    with pytest.raises(ValueError, match=r"outside INT8's -127..127"):
+    with pytest.raises(ValueError, match=r"outside INT8's -127\.\.127 with saturate=False$"):
         encode([128.0], INT8, saturate=False)
+    assert encode([-127.0, 0.0, 127.0], INT8, saturate=False).tolist() == [-127, 0, 127]
     assert decode(np.int8([-128, 127]), INT8).tolist() == [-128, 127]

@@ -377,6 +377,33 @@ def test_ties_go_to_even(terms: list[tuple[float, float, int]], expected: float,
     assert_same_bits(matmul(*dot(E5M2, E5M2, terms)), np.float32([[sign * expected]]))
 
 
+#: E5M2 with every value 2^-25 of what it was, so that the sums are far below one.
+E5M2B40 = dataclasses.replace(E5M2, bias=E5M2.bias + 25, name="E5M2B40")
+
+
+@pytest.mark.parametrize("odd", [0, 1], ids=["even", "odd"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("binade", [20, 21, 22, 23])
+def test_sums_around_a_tie(binade: int, sign: int, odd: int) -> None:
+    """Two steps of float64 to either side of a tie of float32, by the smallest product there is.
+
+    From the binade of 2^21 on float64 does not hold them all.
+    """
+    tie = [
+        (2.0**11, sign * 2.0 ** (binade - 11), 1),
+        (1.0, sign * 2.0 ** (binade - 23), odd),
+        (1.0, sign * 2.0 ** (binade - 24), 1),
+    ]
+    reach = 2 ** (binade - 52 + 32 + 1)  # in the smallest products, of 2^-32 each
+    for count in range(-reach, reach + 1):
+        terms = [*tie, (2.0**-16, math.copysign(2.0**-16, count), abs(count))]
+        expected = nearest(exact_dot(terms), FLOAT32)
+        a, b = dot(E5M2, E5M2, terms)
+        assert_same_bits(matmul(a, b), np.float32([[expected]]))
+        a, b = dataclasses.replace(a, fmt=E5M2B40), dataclasses.replace(b, fmt=E5M2B40)
+        assert_same_bits(matmul(a, b), np.float32([[expected * 2.0**-50]]))
+
+
 @over_pairs(FLOAT_PAIRS)
 def test_sums_of_subnormals(fmt_a: Format, fmt_b: Format) -> None:
     smallest = {E4M3FN: 2.0**-9, E5M2: 2.0**-16}
@@ -909,7 +936,8 @@ def test_float32_accumulation_is_float32(blas: str) -> None:
 @pytest.mark.parametrize("name", ["", "Exact", "float64", "hopper32", None])
 def test_unknown_accumulation(name: Any) -> None:
     a = tensor_of(E4M3FN, [[1.0]])
-    with pytest.raises(ValueError, match=f"accumulate: expected .*'exact'.*, found {name!r}"):
+    modes = "'exact', 'float32', 'hopper', 'hopper-fast', 'float16', 'bfloat16'"
+    with pytest.raises(ValueError, match=f"^accumulate: expected one of {modes}, found {name!r}$"):
         matmul(a, a, name)
 
 
@@ -957,7 +985,9 @@ def test_scales_that_vary_along_k(accumulate: str) -> None:
     pairs += [(a, b) for a in (plain_a, blocks_a) for b in bad_b]
     for a, b in pairs:
         x = a if any(a is bad for bad in bad_a) else b
-        message = f"scale that varies along K .* found axis {x.axis} and block {x.block} of shape"
+        message = (
+            f"^a scale that varies along K .* found axis {x.axis} and block {x.block} of shape"
+        )
         with pytest.raises(ValueError, match=message):
             matmul(a, b, accumulate)
 
