@@ -290,6 +290,9 @@ def test_stochastic_draws_more_bits_where_64_do_not_decide():
     assert stochastic(x, E4M3FN, 1) == [0]
     assert stochastic(x, E4M3FN, first, second - 1) == [1]
     assert stochastic(x, E4M3FN, first, second) == [0]
+    almost = np.array([step * (1 - 2.0**-53)])  # of 2^64 draws, all but the last 2^11 say up
+    assert stochastic(almost, E4M3FN, (1 << 64) - (1 << 11) - 1) == [1]
+    assert stochastic(almost, E4M3FN, (1 << 64) - (1 << 11)) == [0]
     tiny = np.array([2.0**-1074])  # its only bit is number 1065, in the 17th draw
     position = 1074 - 9
     zeros = [0] * (position // 64)
