@@ -298,7 +298,8 @@ def test_training_file_is_not_needed_without_calibration(folder: Path, tmp_path:
         prepare(folder, "sst2", path)
     assert str(error.value) == (
         f"{tmp_path}: expected one of train.tsv, train.jsonl, train-*-of-*.parquet, "
-        "here or in SST-2, found none of them"
+        "here or in SST-2, found none of them. The training examples are to calibrate on: in their "
+        "place give a file of examples (--calibration-data) or a saved calibration (--calibration)"
     )
     missing = tmp_path / "missing.tsv"
     with pytest.raises(BertNumpyError) as error:
