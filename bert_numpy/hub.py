@@ -25,7 +25,8 @@ _ASSETS = Path(__file__).parent / "assets"
 
 _CONFIG = "config.json"
 
-#: What this package reads of a hub repository beside the weights; nothing else is fetched.
+#: What is read of a hub repository beside the weights, or copied beside quantized ones; nothing
+#: else is fetched.
 _SMALL_FILES = [
     _CONFIG,
     "tokenizer.json",

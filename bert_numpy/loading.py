@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bert_numpy.checkpoint import open_checkpoint
-from bert_numpy.config import read_config
+from bert_numpy.config import BertConfig, read_config
 from bert_numpy.elementwise import ACTIVATIONS
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.hub import resolve
@@ -58,7 +58,7 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     (1, 2)
     """
     folder = resolve(folder_or_hub_id, revision)
-    config = replace(read_config(folder / "config.json"), pooling=read_pooling(folder))
+    config = _read_config(folder)
     if config.hidden_act not in ACTIVATIONS:
         key = config.description.keys.get("hidden_act", "hidden_act")
         raise BertNumpyError(
@@ -88,5 +88,10 @@ def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> 
     folder = resolve(folder_or_hub_id, revision)
     if not is_quantized(folder):
         return None
-    config = read_config(folder / "config.json")
-    return stored_quantization(folder, find_parameters(config, open_checkpoint(folder))).recipe
+    parameters = find_parameters(_read_config(folder), open_checkpoint(folder))
+    return stored_quantization(folder, parameters).recipe
+
+
+def _read_config(folder: Path) -> BertConfig:
+    """The hyperparameters, and a sentence-transformers folder's pooling."""
+    return replace(read_config(folder / "config.json"), pooling=read_pooling(folder))

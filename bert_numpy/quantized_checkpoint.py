@@ -27,6 +27,7 @@ from bert_numpy.hub import resolve
 from bert_numpy.model import Model, model_sites
 from bert_numpy.observers import is_affine
 from bert_numpy.policy import FLOAT32_POLICY, Scale, SitePlan
+from bert_numpy.pooling import pooling_files
 from bert_numpy.quantization import QuantizedModel, planned_model
 from bert_numpy.quantization_config import (
     EXTRA_KEY,
@@ -116,7 +117,8 @@ def save_quantized(
         As :func:`bert_numpy.apply_recipe` makes it of ``source``.
     source : str or Path
         The checkpoint in float32 (or float16, or bfloat16) that ``model`` was made of. What is
-        not quantized is copied from it byte for byte, and the tokenizer's files.
+        not quantized is copied from it byte for byte, and the files of the tokenizer and of a
+        sentence-transformers folder.
     target : str or Path
         The folder to make; whenever the process is killed, it is as it was or
         complete. Nothing may be there but an empty folder.
@@ -149,9 +151,10 @@ def save_quantized(
         with created_folder(target) as made:
             save_file(tensors, made / "model.safetensors", {"format": "pt"})
             _write(made / "config.json", json.dumps(raw, indent=2) + "\n")
-            for name in _TOKENIZER_FILES:
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, made / name)
+            tokenizer = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+            for name in (*tokenizer, *pooling_files(folder)):
+                (made / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(folder / name, made / name)
             if card is not None:
                 _write(made / "README.md", card)
             _write(made / _MANIFEST, _manifest(made))
@@ -166,12 +169,12 @@ def _write(path: Path, text: str) -> None:
 def _manifest(folder: Path) -> str:
     """The SHA-256 of every file, as ``sha256sum`` prints and checks it."""
     lines = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             digest = hashlib.sha256()
             while block := file.read(1 << 20):
                 digest.update(block)
-        lines.append(f"{digest.hexdigest()}  {path.name}\n")
+        lines.append(f"{digest.hexdigest()}  {path.relative_to(folder).as_posix()}\n")
     return "".join(lines)
 
 

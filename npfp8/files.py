@@ -93,7 +93,7 @@ def created_folder(path: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        The temporary folder. It may only be filled with files, not with folders.
+        The temporary folder.
 
     Raises
     ------
@@ -105,8 +105,8 @@ def created_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        for file in temporary.iterdir():
-            _synchronize(file)
+        for part in temporary.rglob("*"):
+            _synchronize(part)
         temporary.chmod(0o777 & ~_umask())  # mkdtemp's 0700 is for secrets
         _synchronize(temporary)
         if path.is_dir():

@@ -24,6 +24,7 @@ from oracles import assert_same_bits
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Operand, QuantizedModel, Recipe, SiteRecipe
 from bert_numpy.cli import main
+from bert_numpy.loading import stored_recipe
 from bert_numpy.quantized_checkpoint import save_quantized
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, QuantizedTensor, bfloat16
 from npfp8.storage import Fp8Array, load_file, read_header, save_file
@@ -155,6 +156,28 @@ def test_round_trip_of_checkpoints(checkpoint: dict[str, Any], tmp_path: Path) -
         if again[key].dtype not in ("F8_E4M3", "F8_E5M2"):
             assert again[key].dtype == tensor.dtype
             assert again[key].read_bytes() == tensor.read_bytes()
+
+
+def test_round_trip_of_sentence_embeddings(tmp_path: Path) -> None:
+    """The pooling comes along, and the vectors are the same bits."""
+    encoder = {**SMALL, "architectures": ["BertModel"]}
+    source = write_checkpoint(tmp_path / "source", config_overrides=encoder)
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    listed = [{"type": f"sentence_transformers.models.{k}", "path": p} for p, k in modules]
+    (source / "modules.json").write_text(json.dumps(listed))
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["mean"]}')
+    with pytest.raises(BertNumpyError, match=r"config.json: expected pooling_mode_mean_tokens"):
+        bert_numpy.load(source)
+    (source / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    model = quantized(source, E4M3)
+    save_quantized(model, source, tmp_path / "out")
+    loaded = bert_numpy.load(tmp_path / "out")
+    assert loaded.config.pooling is not None
+    assert_same_models(loaded, model)
+    assert_same_outputs(loaded, model)
+    assert stored_recipe(tmp_path / "out") == E4M3
+    assert "  1_Pooling/config.json\n" in (tmp_path / "out" / "SHA256SUMS").read_text()
 
 
 @pytest.mark.parametrize("name", ["e4m3", "e5m2", "int8-asymmetric", "e4m3-token"])
