@@ -270,7 +270,7 @@ def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
     if pairs is not None and len(pairs) != len(texts):
         raise BertNumpyError(f"expected as many pairs as texts, found {len(pairs)}/{len(texts)}")
     for number, text in enumerate((*texts, *(pairs or ()))):
-        if not text.strip() or _SURROGATE.search(text):
+        if not isinstance(text, str) or not text.strip() or _SURROGATE.search(text):
             raise BertNumpyError(f"text {number % len(texts) + 1}: expected words, found {text!r}")
 
 

@@ -233,8 +233,8 @@ def test_tokenizer_config_as_transformers(
 # errors
 
 
-@pytest.mark.parametrize("text", ["", " ", "\t\n", "\u00a0\u3000"])
-def test_blank_text(tokenizer: Tokenizer, text: str) -> None:
+@pytest.mark.parametrize("text", ["", " ", "\t\n", "\u00a0\u3000", None, b"bytes", 7])
+def test_no_text(tokenizer: Tokenizer, text: Any) -> None:
     assert refusal(lambda: tokenizer.encode(["a", text])) == (
         f"text 2: expected words, found {text!r}"
     )
