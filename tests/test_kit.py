@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe, calibrate
 from bert_numpy.cli import main
 from bert_numpy.kit import open_kit, verify
+from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.defects import DEFECTS
 from bert_numpy.kit.export import make_kit, read_inputs
 from bert_numpy.kit.manifest import LEVELS, Kit, manifest_of, write_kit
@@ -398,6 +400,11 @@ def test_verify_command(kit, tmp_path, capsys):
     assert main([*command, "--profile", "accumulate-order"]) == 1
 
 
+def npy_header(text):
+    """The beginning of a NumPy file, and no data."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", 119) + text.ljust(118).encode() + b"\n"
+
+
 def test_candidates_that_cannot_be_read(kit, tmp_path):
     def refuse(candidate, message):
         with pytest.raises(BertNumpyError, match=message):
@@ -414,8 +421,18 @@ def test_candidates_that_cannot_be_read(kit, tmp_path):
     )
     with pytest.raises(BertNumpyError, match="profile: expected one of"):
         verify(kit, kit.arrays, "close enough")
-    for name, content in (("x.npy", b"no"), ("x.safetensors", b"no"), ("x.txt", b"")):
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s,)"
+    for name, content in (
+        ("x.npy", b"no"),
+        *(("x.npy", npy_header(header % shape + "}")) for shape in (10**15, 10**25)),
+        ("x.npy", npy_header(header % 4)),
+        ("x.npy", npy_header(header % 4 + "}")),
+        ("x.safetensors", b"no"),
+        ("x.txt", b""),
+    ):
         (tmp_path / name).write_bytes(content)
+        with pytest.raises(BertNumpyError, match=f"{name}: "):
+            load_candidate(tmp_path / name, kit)
         assert main(["golden", "verify", "bert-tiny-sst2", str(tmp_path / name)]) == 2
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -438,6 +455,17 @@ def test_candidates_that_cannot_be_read(kit, tmp_path):
         (lambda m: m["tensors"][1].update(kind="codes", fmt="INT8"), "expected int8"),
         (lambda m: m["tensors"][1].update(inputs={"codes": "later"}), "expected a tensor before"),
         (lambda m: m["tensors"][1]["inputs"].update(codes=["codec/E4M3FN/codes", "up"]), "view"),
+        (lambda m: m["tensors"][1].update(inputs={"codes": []}), "expected a name, or one and"),
+        (lambda m: m["tensors"][1].update(inputs={"codes": ["x", "", ""]}), "expected a name, or"),
+        *(
+            (
+                lambda m, view=view: m["tensors"][1].update(
+                    inputs={"codes": ["codec/E4M3FN/codes", view]}
+                ),
+                rf"input 'codes': expected a view of shape \(256,\), found '{view}'",
+            )
+            for view in ("merge_heads", "split_heads:x", "split_heads:7", "split_heads")
+        ),
         (lambda m: m["tensors"][1].update(name="codec/E4M3FN/codes"), "expected a new one"),
         (lambda m: m["tensors"].pop(), "expected an entry"),
         (lambda m: m["tensors"][1].update(name="other"), "found none"),
@@ -465,6 +493,16 @@ def test_export_refuses(tmp_path, capsys):
     (tmp_path / "kit" / "file").touch()
     assert main([*export, "--level", "codec"]) == 2
     assert capsys.readouterr().err.count("bert-numpy: ") == 8
+
+
+@pytest.mark.parametrize(
+    "ids", ["[101.5, 102]", '["101"]', "[true]", "[[101]]", f"[{2**63}]", "101", "null"]
+)
+def test_inputs_that_are_no_integers(tmp_path, ids):
+    path = tmp_path / "inputs.json"
+    path.write_text(f'[{{"input_ids": [101, 102]}}, {{"input_ids": {ids}}}]')
+    with pytest.raises(BertNumpyError, match="item 1: expected lists of integers"):
+        read_inputs(path, None)
 
 
 def test_export_from_a_task(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def _load_npy(file: Path) -> Array:
     with open_regular(file) as stream:
         try:
             return np.lib.format.read_array(stream, allow_pickle=False)
-        except EOFError as error:
+        except (EOFError, MemoryError, OverflowError, SyntaxError, TokenError) as error:
             raise ValueError(f"expected a NumPy file, found an error: {error}") from None
 
 

@@ -132,13 +132,17 @@ def read_inputs(path: Path, tokenizer: Tokenizer | None) -> list[dict[str, IntAr
             pair = [fields["pair"]] if "pair" in fields else None
             found.append(sequence(tokenizer.encode([fields["text"]], pair, 128)[0]))
             continue
-        try:
-            found.append({key: np.array([value], np.int64) for key, value in fields.items()})
-        except (TypeError, ValueError, OverflowError):
-            raise BertNumpyError(f"{place}: expected lists of integers, found {item!r}") from None
+        if not all(map(_are_integers, fields.values())):  # else NumPy would cut 1.5 and read "1"
+            raise BertNumpyError(f"{place}: expected lists of integers, found {item!r}")
+        found.append({key: np.array([value], np.int64) for key, value in fields.items()})
     if not found:
         raise BertNumpyError(f"{path}: expected at least one input, found none")
     return found
+
+
+def _are_integers(values: Any) -> bool:
+    """Whether it is a list of 64-bit integers; JSON's true and false are none."""
+    return isinstance(values, list) and all(type(x) is int and abs(x) < 2**63 for x in values)
 
 
 def sequence(encoded: EncodedText) -> dict[str, IntArray]:

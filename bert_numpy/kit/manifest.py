@@ -269,6 +269,7 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
             raise BertNumpyError(f"{place}: expected shape {entry['shape']}, found {list(x.shape)}")
         if (found := sha256(tensor, x)) != entry["sha256"]:
             raise BertNumpyError(f"{place}: expected SHA-256 {entry['sha256']}, found {found}")
+        _check_views(tensor, arrays, place)
         tensors[tensor.name], arrays[tensor.name] = tensor, x
     if stored:
         raise BertNumpyError(f"{file}: tensor {min(stored)!r}: expected an entry, found none")
@@ -315,9 +316,13 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
     inputs = {}
     for role, given in entry.get("inputs", {}).items():
         parts = [given] if isinstance(given, str) else given
-        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        if (
+            not isinstance(parts, list)
+            or len(parts) not in (1, 2)
+            or not all(isinstance(part, str) for part in parts)
+        ):
             raise BertNumpyError(f"{place}: input {role!r}: expected a name, or one and a view")
-        reference = Reference(*parts[:2])
+        reference = Reference(*parts)
         if reference.tensor not in before:
             raise BertNumpyError(
                 f"{place}: input {role!r}: expected a tensor before it, found {reference.tensor!r}"
@@ -339,6 +344,18 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
         choice("kind", KINDS),
         choice("fmt", ("", *FORMATS), ""),
     )
+
+
+def _check_views(tensor: Tensor, arrays: Mapping[str, Array], place: str) -> None:
+    """Refuse a view that does not fit the shape of what it looks at."""
+    for role, (name, view) in tensor.inputs.items():
+        try:
+            apply_view(arrays[name], view)
+        except (ValueError, IndexError):
+            raise BertNumpyError(
+                f"{place}: input {role!r}: expected a view of shape {arrays[name].shape}, "
+                f"found {view!r}"
+            ) from None
 
 
 def _in_memory(tensor: Tensor, stored: Array | Fp8Array, place: str) -> Array:
