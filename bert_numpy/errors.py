@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["BertNumpyError"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["BertNumpyError", "writing"]
 
 #: Characters of a message.
 _LONGEST = 4000
@@ -18,3 +22,17 @@ class BertNumpyError(ValueError):
         cut = len(message) > _LONGEST
         half = _LONGEST // 2
         super().__init__(f"{message[:half]} ... {message[-half:]}" if cut else message)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn an OSError within it into the error that ``path`` cannot be written.
+
+    Raises
+    ------
+    BertNumpyError
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BertNumpyError(f"{path}: cannot be written: {error.strerror or error}") from None

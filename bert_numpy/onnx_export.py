@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 import npfp8
 from bert_numpy.architectures import ENCODER, HEADS
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.layers import array
 from bert_numpy.policy import Scale, SitePlan
 from bert_numpy.quantization import QuantizedModel
@@ -69,11 +69,8 @@ def export_onnx(model: QuantizedModel, path: str | Path) -> None:
         As :func:`onnx_model`, or if the file cannot be written.
     """
     content = onnx_model(model).SerializeToString(deterministic=True)
-    try:
-        with replaced_file(Path(path)) as file:
-            file.write(content)
-    except OSError as error:
-        raise BertNumpyError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with writing(path), replaced_file(Path(path)) as file:
+        file.write(content)
 
 
 def onnx_model(model: QuantizedModel) -> Any:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from bert_numpy.checkpoint import open_checkpoint, read_float32
 from bert_numpy.config import BertConfig, read_json
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.hub import resolve
 from bert_numpy.model import Model, model_sites
 from bert_numpy.observers import is_affine
@@ -89,14 +89,16 @@ def linear_modules(parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
 
 def check_target(target: Path) -> None:
     """Raise :class:`BertNumpyError` if nothing can be written as the new folder ``target``."""
-    try:
-        require_absent(target)
-    except FileExistsError:
-        raise BertNumpyError(
-            f"{target}: expected no folder, or an empty one, found something: name another, as "
-            "nothing is written over"
-        ) from None
-    if not target.absolute().parent.is_dir():
+    with writing(target):
+        try:
+            require_absent(target)
+        except FileExistsError:
+            raise BertNumpyError(
+                f"{target}: expected no folder, or an empty one, found something: name another, as "
+                "nothing is written over"
+            ) from None
+        has_place = target.absolute().parent.is_dir()
+    if not has_place:
         raise BertNumpyError(f"{target.parent}: expected a folder to write into, found none")
 
 
@@ -147,19 +149,16 @@ def save_quantized(
         plan = model.plans.get(name.removesuffix(".weight"))
         if plan is not None and plan.a is not None and says_input(plan.recipe):
             tensors |= _stored_input(parameter.key.removesuffix("weight"), plan.a)
-    try:
-        with created_folder(target) as made:
-            save_file(tensors, made / "model.safetensors", {"format": "pt"})
-            _write(made / "config.json", json.dumps(raw, indent=2) + "\n")
-            tokenizer = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-            for name in (*tokenizer, *pooling_files(folder)):
-                (made / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(folder / name, made / name)
-            if card is not None:
-                _write(made / "README.md", card)
-            _write(made / _MANIFEST, _manifest(made))
-    except OSError as error:
-        raise BertNumpyError(f"{target}: cannot be written: {error.strerror or error}") from None
+    with writing(target), created_folder(target) as made:
+        save_file(tensors, made / "model.safetensors", {"format": "pt"})
+        _write(made / "config.json", json.dumps(raw, indent=2) + "\n")
+        tokenizer = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+        for name in (*tokenizer, *pooling_files(folder)):
+            (made / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / name, made / name)
+        if card is not None:
+            _write(made / "README.md", card)
+        _write(made / _MANIFEST, _manifest(made))
 
 
 def _write(path: Path, text: str) -> None:

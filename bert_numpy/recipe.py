@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_numpy.config import read_json
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.observers import OBSERVERS, is_affine
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 from npfp8.files import replaced_file
@@ -40,6 +39,9 @@ _ATTENTION_PRODUCTS = [
     for i in range(100)
     for product in ("scores", "context")
 ]
+
+#: What a threshold, which becomes a float32, has to be below.
+_BEYOND_FLOAT32 = 2.0**128
 
 GRANULARITIES = ("tensor", "channel", "token", "block")
 
@@ -136,7 +138,7 @@ class SiteRecipe:
             raise BertNumpyError(
                 "operand a: granularity: expected no 'channel', which weights have"
             )
-        if self.outlier_threshold is not None and not 0 < self.outlier_threshold < math.inf:
+        if self.outlier_threshold is not None and not 0 < self.outlier_threshold < _BEYOND_FLOAT32:
             raise BertNumpyError(
                 "outlier_threshold: expected more than 0 and finite, "
                 f"found {self.outlier_threshold}"
@@ -415,9 +417,15 @@ def recipe_of(values: Any) -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe as JSON, whole or not at all."""
+    """Write a recipe as JSON, whole or not at all.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file cannot be written.
+    """
     text = recipe_json(recipe) + "\n"
-    with replaced_file(Path(path)) as file:
+    with writing(path), replaced_file(Path(path)) as file:
         file.write(text.encode())
 
 

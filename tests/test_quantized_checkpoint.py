@@ -25,7 +25,7 @@ import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Operand, QuantizedModel, Recipe, SiteRecipe
 from bert_numpy.cli import main
 from bert_numpy.loading import stored_recipe
-from bert_numpy.quantized_checkpoint import save_quantized
+from bert_numpy.quantized_checkpoint import check_target, save_quantized
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, QuantizedTensor, bfloat16
 from npfp8.storage import Fp8Array, load_file, read_header, save_file
 
@@ -293,6 +293,11 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert not os.WIFSIGNALED(status)
     assert outcomes == sorted(outcomes)
     assert 10 < outcomes.count(False) < len(outcomes)
+
+
+def test_a_target_with_an_impossible_name(tmp_path: Path) -> None:
+    with pytest.raises(BertNumpyError, match="cannot be written: "):
+        check_target(tmp_path / ("x" * 300))
 
 
 def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,12 @@ def test_saved_recipe_is_loaded(name: str, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [first, second]
 
 
+def test_a_recipe_that_cannot_be_saved(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "recipe.json"
+    with pytest.raises(BertNumpyError, match=r"recipe\.json: cannot be written: "):
+        save_recipe(PRESETS["e4m3"], path)
+
+
 def test_saved_overrides_are_loaded(tmp_path: Path) -> None:
     recipe = replace(
         PRESETS["int8-outliers"],
@@ -249,6 +255,7 @@ def test_good_operands(name: str, observer: str) -> None:
             "outlier_threshold: expected more than 0 and finite, found 0.0",
         ),
         ({"outlier_threshold": -6}, "outlier_threshold: expected more than 0 and finite, found -6"),
+        ({"outlier_threshold": 10**400}, "outlier_threshold: expected more than 0 and finite"),
         ({"migration": 1.01}, "migration: expected 0..1, found 1.01"),
         ({"migration": -0.1}, "migration: expected 0..1, found -0.1"),
         *(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.config import read_json
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.hub import EMBEDDED
 from bert_numpy.kit.operations import OPERATIONS, RULES
 from bert_numpy.recipe import FORMATS
@@ -206,13 +206,10 @@ def write_kit(kit: Kit, folder: Path) -> None:
     entries = ",\n".join(json.dumps(entry) for entry in manifest.pop("tensors"))
     head = json.dumps(manifest, indent=1)[:-2]
     text = f'{head},\n "tensors": [\n{entries}\n ]\n}}\n'
-    try:
-        with created_folder(folder) as temporary:
-            save_file(stored, temporary / TENSORS)
-            with replaced_file(temporary / MANIFEST) as file:
-                file.write(text.encode())
-    except OSError as error:
-        raise BertNumpyError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    with writing(folder), created_folder(folder) as temporary:
+        save_file(stored, temporary / TENSORS)
+        with replaced_file(temporary / MANIFEST) as file:
+            file.write(text.encode())
 
 
 def open_kit(folder: str | Path = EMBEDDED) -> Kit:
@@ -255,8 +252,10 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
         stored = load_file(path / TENSORS)
     except FileNotFoundError:
         raise BertNumpyError(f"{path / TENSORS}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise BertNumpyError(f"{path / TENSORS}: {error}") from None
+    except OSError as error:
+        raise BertNumpyError(f"{path / TENSORS}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # which names the file
+        raise BertNumpyError(str(error)) from None
     tensors: dict[str, Tensor] = {}
     arrays: dict[str, Array] = {}
     for number, entry in enumerate(entries):
