@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.calibration import Calibration, calibrate
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.glue import Task, label_order
 from bert_numpy.metrics import ANSWER_METRICS, METRICS
 from bert_numpy.model import Model, ModelOutput, require_head
@@ -183,8 +184,9 @@ def evaluate(
     Raises
     ------
     BertNumpyError
-        If the model's head does not fit the task.
+        If the model's head does not fit the task, or there is no text.
     """
+    _check_some(encoded)
     order = label_order(model.config.labels, task)
     begin = time.perf_counter()
     logits = predict_logits(model, encoded, batch_size, progress)
@@ -231,8 +233,9 @@ def evaluate_answers(
     Raises
     ------
     BertNumpyError
-        If the model has no question answering head.
+        If the model has no question answering head, or there is no question.
     """
+    _check_some(windows)
     encoded = [window.encoded for parts in windows for window in parts]
     begin = time.perf_counter()
     logits = predict_span_logits(model, encoded, batch_size, progress)
@@ -260,6 +263,12 @@ def evaluate_answers(
         model.counts,
         answers,
     )
+
+
+def _check_some(examples: Sequence[Any]) -> None:
+    """Refuse what no metric has a value for."""
+    if not examples:
+        raise BertNumpyError("evaluation: expected at least one example, found none")
 
 
 class Outputs(Protocol):

@@ -1,4 +1,4 @@
-"""The official metrics of GLUE and of SQuAD, as fractions of 1.
+"""The official metrics of GLUE and of SQuAD, as fractions of 1. All are of one example at least.
 
 Wang et al., *GLUE* (arXiv 1804.07461), table 1, and Rajpurkar et al., *SQuAD*
 (arXiv 1606.05250), section 6.1, as its ``evaluate-v1.1.py`` computes them. The

@@ -25,10 +25,12 @@ from bert_numpy.evaluation import (
     calibrate_on,
     compare_with,
     evaluate,
+    evaluate_answers,
     predict_logits,
 )
 from bert_numpy.glue import TASKS
 from bert_numpy.job import Job, prepare, run
+from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import EncodedText
 
 WORDS = ["the", "film", "was", "very", "warm", "and", "funny", "not", "dull", "bad", "actor"]
@@ -135,6 +137,16 @@ def test_bare_encoder_has_no_logits(tmp_path: Path, encoded: list[EncodedText]) 
     assert str(error.value) == (
         f"{tmp_path}: expected a BertForSequenceClassification, found BertModel"
     )
+
+
+def test_nothing_to_evaluate(model: Model) -> None:
+    quantized = apply_recipe(model, PRESETS["fp32"])
+    for run_ in (
+        lambda: evaluate(quantized, TASKS["mrpc"], [], np.empty(0, np.int64)),
+        lambda: evaluate_answers(quantized, SQUAD, Questions(()), []),
+    ):
+        with pytest.raises(BertNumpyError, match="expected at least one example, found none"):
+            run_()
 
 
 @pytest.mark.parametrize("name", PRESETS)
