@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.options import positive
 from bert_numpy.study import Cell, run_cell
 
 __all__ = ["add_cluster_options", "connect", "run_cells"]
@@ -23,7 +24,7 @@ _ONE_BLAS_THREAD = dict.fromkeys(
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that :func:`connect` takes."""
-    parser.add_argument("--workers", type=int, default=2, help="processes on this machine")
+    parser.add_argument("--workers", type=positive, default=2, help="processes on this machine")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a scheduler that runs already")
 
 

@@ -79,9 +79,7 @@ def expected_shapes(config: BertConfig, pooler: bool = True) -> dict[str, tuple[
     return shapes
 
 
-def canonical_names(
-    stored: Mapping[str, StoredTensor], prefix: str = "bert."
-) -> dict[str, StoredTensor]:
+def canonical_names(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
     """Rename a checkpoint's tensors: no prefix, LayerNorm's gamma and beta as they are called now.
 
     Raises

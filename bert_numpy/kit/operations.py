@@ -98,7 +98,9 @@ def _part(x: QuantizedTensor, k_axis: int, number: int, block: int) -> Quantized
         return QuantizedTensor(codes, np.float32(1), x.fmt)
     zero_point = x.zero_point if x.block is None else x.zero_point.take([number], axis)
     ones = np.ones(zero_point.shape, np.float32)
-    return QuantizedTensor(codes, ones, x.fmt, x.axis, zero_point, x.block and block)
+    return QuantizedTensor(
+        codes, ones, x.fmt, x.axis, zero_point, None if x.block is None else block
+    )
 
 
 def _spread(scale: Array, how: Mapping[str, Any], k_axis: int, ndim: int, part: int) -> Array:
@@ -162,10 +164,6 @@ def _outliers(inputs: Inputs, attributes: Attributes) -> Array:
     x = inputs["x"]
     beyond = np.abs(x) > np.float32(attributes["threshold"])
     return np.where(beyond if attributes["keep"] == "outliers" else ~beyond, x, np.float32(0))
-
-
-def _precise(inputs: Inputs, attributes: Attributes) -> str:
-    return str(attributes["precision"])
 
 
 #: What makes each tensor, by the operation's name. "given" is what the kit gives.

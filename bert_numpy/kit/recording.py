@@ -20,6 +20,7 @@ from bert_numpy.elementwise import ACTIVATIONS, Arithmetic
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.manifest import Reference, apply_view
 from bert_numpy.model import Model
+from bert_numpy.observers import is_affine
 from bert_numpy.policy import Operandlike, Policy, SitePlan
 from bert_numpy.quantization import QuantizedModel
 from bert_numpy.recipe import Operand, SiteRecipe
@@ -95,7 +96,7 @@ class _Recorder:
         found = self.find(x)
         if found is not None:
             return found
-        return self.builder.give(self.name(f"{what}"), self.level(), x)
+        return self.builder.give(self.name(what), self.level(), x)
 
     def name(self, what: str) -> str:
         return f"{self.case}/{self.site}/{what}"
@@ -270,7 +271,7 @@ class _Recorder:
             options = how | {"power_of_two": operand.power_of_two}
             scale = self.compute(f"{name}.scale", "scale", {"x": x}, attributes=options)
             parts = {"how": how, "scale": scale}
-            if str(fmt) == "UINT8":
+            if is_affine(fmt):
                 parts["zero_point"] = self.compute(
                     f"{name}.zero_point", "zero_point", {"x": x}, attributes=options, fmt=fmt
                 )
@@ -283,7 +284,6 @@ class _Recorder:
 
     def arithmetic(self) -> Arithmetic:
         inner = self.model.policy.arithmetic
-        kind = "bfloat16" if self.precision == "bfloat16" else "float32"
 
         def recorded(
             operation: str,
@@ -300,7 +300,7 @@ class _Recorder:
                     operation,
                     inputs,
                     attributes={"precision": precision, **how},
-                    kind=kind if precision == self.precision else precision,
+                    kind=precision,
                 ).tensor
                 self.finish(name, expected)
                 return expected
