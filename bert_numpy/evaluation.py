@@ -271,7 +271,7 @@ def _check_some(examples: Sequence[Any]) -> None:
         raise BertNumpyError("evaluation: expected at least one example, found none")
 
 
-class Outputs(Protocol):
+class Predicted(Protocol):
     """Logits and predictions of a data set, however they were put together."""
 
     @property
@@ -281,7 +281,7 @@ class Outputs(Protocol):
     def predictions(self) -> npt.NDArray[Any]: ...
 
 
-def compare_with(reference: Outputs, result: Outputs) -> dict[str, float]:
+def compare_with(reference: Predicted, result: Predicted) -> dict[str, float]:
     """What a recipe changed on the same data: usually, against FP32.
 
     Returns

@@ -43,9 +43,8 @@ __all__ = [
     "run_cell",
 ]
 
-
-#: Of every example: classes, scores and texts as arrays, the right answers as lists.
-Outputs = npt.NDArray[Any] | Sequence[Any]
+#: Of every example: classes and scores as arrays, the right answers as lists.
+Labels = npt.NDArray[Any] | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Result:
         The task's.
     """
 
-    labels: Outputs
+    labels: Labels
     predictions: npt.NDArray[Any]
     logits: npt.NDArray[np.float32]
     metrics: dict[str, Callable[..., float]]
@@ -221,7 +220,7 @@ def _scored(result: Result) -> Result:
     return replace(result, labels=scores, predictions=scores)
 
 
-def _mean(labels: Outputs, predictions: npt.NDArray[Any]) -> float:
+def _mean(labels: Labels, predictions: npt.NDArray[Any]) -> float:
     return float(predictions.mean())
 
 

@@ -61,8 +61,8 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
     -------
     ndarray of float32, (..., M, N)
         Rounded to nearest, ties to even; zero is +0, be the sum exactly zero or
-        a negative one that underflows. Infinities
-        and NaN propagate as in IEEE 754; a NaN is the canonical 0x7FC00000.
+        a negative one that underflows. Infinities and NaN propagate as in IEEE
+        754; a NaN is the canonical 0x7FC00000.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import signal
@@ -17,7 +18,7 @@ from oracles import assert_same_bits
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe
 from bert_numpy.calibration import load_calibration, sqnr
-from bert_numpy.cluster import connect, run_cells
+from bert_numpy.cluster import add_cluster_options, connect, run_cells
 from bert_numpy.metrics import accuracy
 from bert_numpy.outliers import with_outliers
 from bert_numpy.recipe import Operand
@@ -135,6 +136,14 @@ def test_signal_to_noise(subject: Subject) -> None:
         assert 5 < e4m3 - e5m2 < 7, name
     context = sqnr(operands["encoder.layer.1.output.dense:a"], Operand(INT8))
     assert context < ratios["encoder.layer.1.output.dense:a"][0]  # GELU's long tail
+
+
+def test_a_cluster_has_workers() -> None:
+    """Without one it would wait for ever."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_cluster_options(parser)
+    with pytest.raises(argparse.ArgumentError, match="expected a whole number of at least 1"):
+        parser.parse_args(["--workers", "0"])
 
 
 @pytest.mark.usefixtures("distributed")
