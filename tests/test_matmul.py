@@ -472,6 +472,71 @@ def test_a_zero_point_lowers_the_limit() -> None:
         matmul(dataclasses.replace(a, zero_point=np.int8(-128)), b)
 
 
+FEW, ALL = [1.0, 2.0], [2.0**-16, 57344.0]  # of the magnitudes of E5M2
+PRODUCTS = {
+    "E4M3FN": (E4M3FN, [2.0**-9, 448.0], E4M3FN, [2.0**-9, 448.0], 2, 1),
+    "few by few": (E5M2, FEW, E5M2, FEW, 2, 1),
+    "all by few": (E5M2, ALL, E5M2, FEW, 2, 1),
+    "all by all": (E5M2, ALL, E5M2, ALL, 2, 2),
+    "all by all, long": (E5M2, ALL, E5M2, ALL, 4096, 4),
+    # Up to 2^15 in multiples of 2^-16 are 31 bits, up to 2^11 in multiples of 2^-10 are 21, and
+    # K = 2 is one: 53 together.
+    "just one": (E5M2, [2.0**-16, 2.0**15], E5M2, [2.0**-8, 2.0**11], 2, 1),
+    "just not one": (E5M2, [2.0**-16, 2.0**15], E5M2, [2.0**-8, 2.0**12], 2, 2),
+    "just one, from the other side": (E5M2, [2.0**-8, 2.0**11], E5M2, [2.0**-16, 2.0**15], 2, 1),
+    "longer": (E5M2, [2.0**-16, 2.0**15], E5M2, [2.0**-8, 2.0**11], 3, 2),
+    "only the first is cut": (E5M2, ALL, E5M2, [2.0**-14, 2.0**8], 2048, 2),
+    "only the second is cut": (E5M2, [2.0**-14, 2.0**8], E5M2, ALL, 2048, 2),
+}
+
+
+def products_of(a: QuantizedTensor, b: QuantizedTensor, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many BLAS products of float64 ``matmul`` takes."""
+    true, count = np.matmul, 0
+
+    def counted(x: Any, y: Any) -> Any:
+        nonlocal count
+        count += x.dtype == np.float64
+        return true(x, y)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "matmul", counted)
+        matmul(a, b)
+    return count
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_the_fewest_products(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operand is cut only where the magnitudes that it has ask for it."""
+    fmt_a, x, fmt_b, y, k, expected = PRODUCTS[case]
+    a = tensor_of(fmt_a, np.resize(x, (1, k)))
+    b = tensor_of(fmt_b, np.resize(y, (k, 1)))
+    assert products_of(a, b, monkeypatch) == expected
+
+
+def test_zeros_and_specials_need_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    infinity, nan = 0x7C, 0x7E
+    few = [nearest_code("E5M2", x) for x in (2.0**-6, 2.0**9)]
+    a = tensor(E5M2, [[*few, 0, 0x80, infinity, nan]])
+    b = tensor_of(E5M2, np.resize([2.0**-16, 2.0**15], (6, 1)))
+    assert products_of(a, b, monkeypatch) == 1
+
+
+@pytest.mark.parametrize("fmt", [E4M3FNUZ, E5M2FNUZ, E4M3B11FNUZ], ids=str)
+@pytest.mark.parametrize("other", [E4M3FN, INT8], ids=str)
+def test_nothing_but_nan_in_the_place_of_negative_zero(fmt: Format, other: Format) -> None:
+    nan = np.full((1, 1), np.float32(np.nan))
+    assert_same_bits(matmul(tensor(fmt, [[0x80]]), tensor(other, [[0x38]])), nan)
+    assert_same_bits(matmul(tensor(other, [[0x38]]), tensor(fmt, [[0x80]])), nan)
+
+
+def test_the_fewest_products_of_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one block has is nothing to the others."""
+    a = tensor_of(E5M2, [FEW + ALL], np.ones((1, 2)), axis=1, block=2)
+    b = tensor_of(E5M2, np.reshape(FEW + ALL, (4, 1)), np.ones((2, 1)), axis=0, block=2)
+    assert products_of(a, b, monkeypatch) == 1 + 2
+
+
 def test_blocks_of_k_have_the_limit_each() -> None:
     k = exact_k_limit(E5M2, E5M2) + 1
     a = QuantizedTensor(
@@ -849,10 +914,14 @@ def test_scales_whose_product_is_no_float32(
     scale_a: float, scale_b: float, accumulate: str
 ) -> None:
     a, b = tensor_of(E4M3FN, [[1.0]], scale_a), tensor_of(E4M3FN, [[1.0]], scale_b)
-    with pytest.raises(ValueError, match="scales overflows or underflows"):
+    with pytest.raises(
+        ValueError, match=r"^the product of the operands' scales overflows or underflows float32$"
+    ):
         matmul(a, b, accumulate)
     one_of_many = tensor_of(E4M3FN, [[1.0, 1.0]], [1.0, scale_b], axis=1)
-    with pytest.raises(ValueError, match="scales overflows or underflows"):
+    with pytest.raises(
+        ValueError, match=r"^the product of the operands' scales overflows or underflows float32$"
+    ):
         matmul(a, one_of_many, accumulate)
 
 
