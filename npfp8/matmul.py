@@ -29,6 +29,7 @@ skip a zero, and an infinity times a part that is zero must not become NaN.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,8 @@ _NAN, _HOPPER_NAN = np.uint32(0x7FC00000), np.uint32(0x7FFFFFFF)
 
 #: Bits of the largest sum that :func:`_round_sum` takes, in units of the smallest.
 _SUM_BITS = 93
+
+_ALL = slice(None)
 
 #: Elements worked on at a time where several passes go over an array.
 _BLOCK = 1 << 14
@@ -132,7 +135,7 @@ def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") ->
         scale_a = a.scale[..., i : i + 1] if a_block else _scale_of(a, a_k)
         scale_b = b.scale[..., i : i + 1, :] if b_block else _scale_of(b, b_k)
         part = _scaled_product(a, b, slice(start, start + block), accumulate, scale_a, scale_b)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             total = part if total is None else total + part
     if total is None:  # K = 0
         return np.matmul(a.codes, b.codes).astype(np.float32)
@@ -221,9 +224,9 @@ def _used_range(codes: npt.NDArray[Any], fmt: Format) -> tuple[int, int]:
         return _full_range(fmt)
     magnitudes = _magnitudes(codes, fmt)
     magnitudes[magnitudes > fmt.max_code] = 0
-    largest = int(magnitudes.max(initial=0))
+    largest = int(magnitudes.max(initial=1))
     magnitudes -= np.uint8(1)  # 0 wraps to 255, out of the minimum's way
-    return (int(magnitudes.min(initial=255)) + 1, largest) if largest else (1, 1)
+    return int(magnitudes.min(initial=largest - 1)) + 1, largest
 
 
 def _plan(
@@ -242,7 +245,7 @@ def _plan(
     range_b = _used_range(b.codes[..., ks, :], b.fmt)
     plans = (
         (_cut(a.fmt, *range_a, parts_a, zero_point), _cut(b.fmt, *range_b, parts_b, zero_point))
-        for parts_a, parts_b in ((1, 1), (1, 2), (2, 1), (2, 2))
+        for parts_a, parts_b in product((1, 2), repeat=2)
     )
     return next(plan for plan in plans if k <= _k_limit(*plan, 53))
 
@@ -301,7 +304,7 @@ def _scaled_product(
         raise ValueError("the product of the operands' scales overflows or underflows float32")
     result, finite = _sums(a, b, ks, accumulate)
     result += np.float32(0)  # -0 becomes +0; which one a BLAS gives is its own affair
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         np.multiply(result, scale, out=result)
     if not finite:
         nan = np.isnan(result)
@@ -322,12 +325,14 @@ def _sums(
     if accumulate == "exact":
         result = _exact_product(a, b, ks)
     elif accumulate == "float32":
-        result = np.matmul(_values(a, ks, -1, np.float32), _values(b, ks, -2, np.float32))
+        result = np.matmul(
+            _values(a, (..., ks), np.float32), _values(b, (..., ks, _ALL), np.float32)
+        )
     else:
         result = hopper_sums(a, b, fast=accumulate == "hopper-fast")
     finite = _all_finite(a.codes[..., ks], a.fmt) and _all_finite(b.codes[..., ks, :], b.fmt)
     if not finite:
-        overlay_specials(result, _special_values(a)[..., ks], _special_values(b)[..., ks, :])
+        overlay_specials(result, a.code_values()[..., ks], b.code_values()[..., ks, :])
     return result, finite
 
 
@@ -337,8 +342,8 @@ def _exact_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32
     parts_a, parts_b = _plan(a, b, ks, k)
     if isinstance(a.fmt, IntFormat) and isinstance(b.fmt, IntFormat):
         return _exact_integer_product(a, b, ks, k, _k_limit(parts_a, parts_b, 24))
-    xs = [_values(a, ks, -1, np.float64, part) for part in parts_a]
-    ys = [_values(b, ks, -2, np.float64, part) for part in parts_b]
+    xs = [_values(a, (..., ks), np.float64, part) for part in parts_a]
+    ys = [_values(b, (..., ks, _ALL), np.float64, part) for part in parts_b]
     sums = [np.matmul(x, y) for x in xs for y in ys]
     if len(sums) == 1:
         return sums[0].astype(np.float32)
@@ -349,7 +354,7 @@ def _exact_integer_product(
     a: QuantizedTensor, b: QuantizedTensor, ks: slice, k: int, block: int
 ) -> Float32Array:
     """Float32 products, the faster ones, over blocks of K short enough to be exact."""
-    x, y = _values(a, ks, -1, np.float32), _values(b, ks, -2, np.float32)
+    x, y = _values(a, (..., ks), np.float32), _values(b, (..., ks, _ALL), np.float32)
     if k <= block:
         return np.matmul(x, y)
     total = np.matmul(x[..., :block], y[..., :block, :]).astype(np.float64)
@@ -375,8 +380,7 @@ def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
     from the exact total.
     """
     unit = 2.0**42 * quantum
-    out = np.empty(sums[0].shape, np.float32)
-    flat = out.reshape(-1)
+    flat = np.empty(sums[0].size, np.float32)
     for start in range(0, flat.size, _BLOCK):
         window = slice(start, start + _BLOCK)
         high, low = np.zeros((2, flat[window].size))
@@ -400,16 +404,15 @@ def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
         away_from_zero = (r > 0) == (s > 0)
         bits += to_odd * np.where(away_from_zero, 1, -1)
         flat[window] = s
-    return out
+    return flat.reshape(sums[0].shape)
 
 
 def _values(
-    x: QuantizedTensor, ks: slice, k_axis: int, dtype: npt.DTypeLike, part: _Part | None = None
+    x: QuantizedTensor, window: tuple[Any, ...], dtype: npt.DTypeLike, part: _Part | None = None
 ) -> npt.NDArray[Any]:
-    """The code values of the part ``ks`` of K; NaN, infinity and other parts' values are 0."""
-    window = (..., ks) if k_axis == -1 else (..., ks, slice(None))
-    part = part or _Part(*_full_range(x.fmt), 0.0)
-    table = _value_table(x.fmt, np.dtype(dtype), part.first, part.last)
+    """The code values of ``x[window]``; NaN, infinity and other parts' values are 0."""
+    first, last = part[:2] if part else _full_range(x.fmt)
+    table = _value_table(x.fmt, np.dtype(dtype), first, last)
     values = lookup(table, x.codes[window].view(np.uint8))
     if x.zero_point is not None:
         zero_point = spread(x.zero_point, x.shape, x.axis, x.block)
@@ -434,8 +437,3 @@ def _all_finite(codes: npt.NDArray[Any], fmt: Format) -> bool:
     if fmt.sign_bit in fmt.nan_codes and (codes == fmt.sign_bit).any():
         return False
     return bool(_magnitudes(codes, fmt).max(initial=0) <= fmt.max_code)
-
-
-def _special_values(x: QuantizedTensor) -> npt.NDArray[Any]:
-    """The codes' values; only their signs and which are special matter."""
-    return x.fmt.values[x.codes] if isinstance(x.fmt, FloatFormat) else x.code_values()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -528,6 +529,22 @@ def test_nothing_but_nan_in_the_place_of_negative_zero(fmt: Format, other: Forma
     nan = np.full((1, 1), np.float32(np.nan))
     assert_same_bits(matmul(tensor(fmt, [[0x80]]), tensor(other, [[0x38]])), nan)
     assert_same_bits(matmul(tensor(other, [[0x38]]), tensor(fmt, [[0x80]])), nan)
+
+
+@pytest.mark.parametrize("fmt", [E4M3FN, E5M2, E4M3FNUZ, INT8], ids=str)
+@pytest.mark.parametrize("other", [E4M3FN, INT8], ids=str)
+def test_specials_are_laid_over_only_where_they_are(
+    fmt: Format, other: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("there is no special")
+
+    monkeypatch.setattr(sys.modules[matmul.__module__], "overlay_specials", refuse)
+    largest, zero = fmt.max_code, 0
+    a = tensor(fmt, [[largest, zero, 0x80 if fmt in (E4M3FN, E5M2, INT8) else zero]])
+    b = tensor(other, [[0x38], [0x80], [0x01]])
+    matmul(a, b)
+    matmul(tensor(other, b.codes.reshape(1, 3)), tensor(fmt, a.codes.reshape(3, 1)))
 
 
 def test_the_fewest_products_of_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
