@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.model import Model
 from bert_numpy.observers import Statistics, clip_range, follow, look_at, merge, quantization_noise
 from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy
@@ -119,42 +120,56 @@ def calibrate(
     if any(isinstance(weight, QuantizedTensor) for weight in model.weights.values()):
         raise BertNumpyError(f"{model.name}: expected a model in float32 to calibrate, found codes")
     inner = float32_policy(golden)
+    counts: list[_Histograms] = []  # of each thread
+    mine = local()
 
     def observed(batch: Mapping[str, npt.NDArray[np.int64]]) -> tuple[_Sight, int]:
-        sight = _Sight()
+        if not hasattr(mine, "histograms"):
+            mine.histograms = {}
+            counts.append(mine.histograms)
+        sight = _Sight(mine.histograms)
         replace(model, policy=observing_policy(inner, sight))(**batch)
         return sight, len(batch["input_ids"])
 
     operands: dict[str, Statistics] = {}
     channels: dict[str, Float32Array] = {}
+    same: dict[str, str] = {}
     samples = 0
     for sight, size in map_in_order(observed, batches, threads or default_threads()):
         for name, extrema in sight.extrema.items():
-            if name in sight.same:
-                operands[name] = operands[sight.same[name]]
-                continue
-            counts = sight.histograms[name]
-            if name in operands:
-                counts += operands[name].histogram
-            operands[name] = follow(operands.get(name), extrema, counts)
+            operands[name] = follow(operands.get(name), extrema)
         for site, largest in sight.channels.items():
             channels[site] = np.maximum(channels.get(site, largest), largest)
+        same |= sight.same
         samples += size
     if not samples:
         raise BertNumpyError("calibration: expected at least one sample, found none")
+    first, *others = counts
+    for histograms in others:
+        for name, histogram in histograms.items():
+            first[name] = first[name] + histogram if name in first else histogram
+    operands = {
+        name: replace(seen, histogram=first[same.get(name, name)])
+        for name, seen in operands.items()
+    }
     return Calibration(operands, channels, samples, golden)
+
+
+#: By operand how many elements there were of each bfloat16 value. Sums of integers do not depend
+#: on an order: each thread counts into its own, from batch to batch.
+_Histograms = dict[str, npt.NDArray[np.int64]]
 
 
 @dataclass(eq=False)
 class _Sight:
-    """What was seen in one batch: of each operand the extrema, array by array, and a histogram.
+    """What was seen in one batch: of each operand the extrema, array by array.
 
-    ``same`` has the names of inputs that are those of an earlier name: query, key
-    and value have one.
+    ``histograms`` are added to. ``same`` has the names of inputs that are those of
+    an earlier name: query, key and value have one.
     """
 
+    histograms: _Histograms
     extrema: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    histograms: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
     channels: dict[str, Float32Array] = field(default_factory=dict)
     last: tuple[Float32Array, str] | None = None
@@ -242,10 +257,8 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
         "samples": str(calibration.samples),
         "golden": str(calibration.golden).lower(),
     }
-    try:
+    with writing(path):
         save_file(tensors, path, metadata)
-    except OSError as error:
-        raise BertNumpyError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def load_calibration(path: str | Path) -> Calibration:

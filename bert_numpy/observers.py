@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from npfp8 import FloatFormat, Format, IntFormat, quantize
-from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
+from npfp8.bfloat16 import from_bits, round_to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
 from npfp8.tensor import absmax_scale, affine_scale, power_of_two_scale
@@ -48,6 +48,9 @@ MOMENTUM = 0.1
 
 #: The largest bfloat16 value.
 _LARGEST = np.float32(2.0**128 - 2.0**120)
+
+#: Elements counted at a time: their bits as integers of the index's width stay in cache.
+_BLOCK = 1 << 15
 
 #: The thresholds that the searches try: absmax times i / 64.
 _CANDIDATES = 64
@@ -103,7 +106,7 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
     """
     histogram = np.zeros(1 << 16, np.int64) if seen is None else seen.histogram.copy()
     extrema = look_at(site, x, histogram)
-    return follow(seen, [extrema], histogram)
+    return replace(follow(seen, [extrema]), histogram=histogram)
 
 
 def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tuple[float, float]:
@@ -120,22 +123,21 @@ def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tup
         raise BertNumpyError(f"calibration: site {site!r}: expected finite operands, found {found}")
     if max(high, -low) > _LARGEST:  # else it would round to infinity
         x = np.clip(x, -_LARGEST, _LARGEST)
-    np.add.at(histogram, to_bits(round_to_bfloat16(x)).reshape(-1), 1)
+    flat = x.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        bits = round_to_bits(flat[start : start + _BLOCK])
+        np.add.at(histogram, bits.astype(np.intp), 1)
     return low, high
 
 
-def follow(
-    seen: Statistics | None,
-    extrema: Sequence[tuple[float, float]],
-    histogram: npt.NDArray[np.int64],
-) -> Statistics:
+def follow(seen: Statistics | None, extrema: Sequence[tuple[float, float]]) -> Statistics:
     """The statistics of what was seen before and of what :func:`look_at` made of more arrays.
 
-    ``histogram`` is that of all of them, and becomes the result's.
+    All but the histogram, which look_at has added to.
     """
     for low, high in extrema:
         if seen is None:
-            seen = Statistics(low, high, low, high, histogram)
+            seen = Statistics(low, high, low, high, np.zeros(0, np.int64))
             continue
         seen = Statistics(
             min(seen.low, low),
@@ -145,7 +147,7 @@ def follow(
             seen.histogram,
         )
     assert seen is not None, "no array"
-    return replace(seen, histogram=histogram)
+    return seen
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:

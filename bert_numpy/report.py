@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import writing
 from bert_numpy.evaluation import Evaluation, compare_with
 from npfp8.files import replaced_file
 
@@ -168,11 +168,8 @@ def write_text(path: Path, text: str) -> None:
     BertNumpyError
         If the file cannot be written.
     """
-    try:
-        with replaced_file(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise BertNumpyError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with writing(path), replaced_file(path) as file:
+        file.write(text.encode())
 
 
 def _without_nan(value: Any) -> Any:

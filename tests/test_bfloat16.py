@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import BFLOAT16, assert_same_bits, nearest
 
-from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
+from npfp8.bfloat16 import from_bits, round_to_bfloat16, round_to_bits, to_bits
 
 EVERY = np.arange(1 << 16, dtype=np.uint16)
 MAGNITUDES = np.arange(0x7F80, dtype=np.int64)  # the finite ones from 0 up
@@ -94,6 +94,8 @@ def test_from_bits_wants_uint16(bits: object) -> None:
 def test_to_bits_wants_float32(x: object) -> None:
     with pytest.raises(TypeError, match=rf"expected float32, found {np.asarray(x).dtype}"):
         to_bits(x)
+    with pytest.raises(TypeError, match=rf"expected float32, found {np.asarray(x).dtype}"):
+        round_to_bits(x)
 
 
 # Rounding float32
@@ -103,6 +105,8 @@ def test_what_is_bfloat16_stays() -> None:
     values = from_bits(EVERY)
     expected = np.where(np.isnan(values), EVERY & 0x8000 | 0x7FC0, EVERY).astype(np.uint16)
     assert_same_bits(to_bits(round_to_bfloat16(values)), expected)
+    assert_same_bits(round_to_bits(values), expected)
+    assert_same_bits(round_to_bits(values.reshape(256, 256).T), expected.reshape(256, 256).T.copy())
 
 
 @pytest.mark.parametrize("low", [0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
@@ -112,6 +116,7 @@ def test_halfway_between_neighbours(low: int, sign: int) -> None:
     x = (MAGNITUDES << 16 | sign << 16 | low).astype(np.uint32).view(np.float32)
     up = low > 0x8000 or (MAGNITUDES % 2 == 1 if low == 0x8000 else False)
     assert_same_bits(to_bits(round_to_bfloat16(x)), (MAGNITUDES + up + sign).astype(np.uint16))
+    assert_same_bits(round_to_bits(x), (MAGNITUDES + up + sign).astype(np.uint16))
 
 
 @pytest.mark.parametrize("low", [0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
@@ -275,6 +280,7 @@ def test_sizes_around_a_block(size: int) -> None:
     expected = rounded_bits(x)
     x.flags.writeable = False
     assert_same_bits(to_bits(round_to_bfloat16(x)), expected)
+    assert_same_bits(round_to_bits(x), expected)
 
 
 @pytest.mark.parametrize("size", SIZES)
