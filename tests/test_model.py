@@ -69,22 +69,48 @@ class Peer:
         with self.torch.no_grad():
             output = self.peer(**tensors, output_hidden_states=True)
         return SimpleNamespace(
-            hidden=output.hidden_states[-1].numpy(),
+            last_hidden_state=output.hidden_states[-1].numpy(),
             logits=output.logits.numpy() if "logits" in output else None,
-            pooled=output.pooler_output.numpy() if "pooler_output" in output else None,
+            pooler_output=output.pooler_output.numpy() if "pooler_output" in output else None,
         )
 
-    def check(self, batch: Mapping[str, np.ndarray], hidden: float = PARITY) -> None:
-        ours, theirs = self.model(**batch), self.theirs(batch)
+    def check(self, batch: Mapping[str, np.ndarray]) -> None:
+        errors = self.errors(self.model(**batch), self.theirs(batch), batch)
+        beyond = {name: error for name, error in errors.items() if error > PARITY}
+        if beyond:
+            # A few inputs are so near a decision that float32 does not determine their result.
+            moved = self.sensitivity(batch)
+            assert all(error <= 4 * moved[name] for name, error in beyond.items()), (beyond, moved)
+
+    def errors(self, ours: Any, theirs: Any, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The relative difference of each output."""
         tokens = batch.get("attention_mask", np.ones_like(batch["input_ids"])) != 0
-        assert relative(ours.last_hidden_state[tokens], theirs.hidden[tokens]) <= hidden
-        first = ours.last_hidden_state[:, 0], theirs.hidden[:, 0]  # even where it is masked
-        assert relative(*first) <= hidden
-        for name in ("logits", "pooled"):
-            expected = getattr(theirs, name)
-            if expected is not None:
-                got = ours.logits if name == "logits" else ours.pooler_output
-                assert relative(got, expected) <= PARITY, name
+        pairs = {
+            "hidden": (ours.last_hidden_state[tokens], theirs.last_hidden_state[tokens]),
+            # even where it is masked
+            "first": (ours.last_hidden_state[:, 0], theirs.last_hidden_state[:, 0]),
+            "logits": (ours.logits, theirs.logits),
+            "pooled": (ours.pooler_output, theirs.pooler_output),
+        }
+        return {name: relative(x, y) for name, (x, y) in pairs.items() if y is not None}
+
+    def sensitivity(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """How far transformers' own outputs move when each weight moves by a step of float32."""
+        before = self.theirs(batch)
+        weights = {name: x.clone() for name, x in self.peer.state_dict().items()}
+        generator = self.torch.Generator().manual_seed(0)
+        moved: list[dict[str, float]] = []
+        for _ in range(8):
+            signs = {
+                name: self.torch.randint(0, 2, x.shape, generator=generator) * 2 - 1
+                for name, x in weights.items()
+            }
+            self.peer.load_state_dict(
+                {name: x * (1 + signs[name] * 2.0**-23) for name, x in weights.items()}
+            )
+            moved.append(self.errors(self.theirs(batch), before, batch))
+        self.peer.load_state_dict(weights)
+        return {name: max(each[name] for each in moved) for name in moved[0]}
 
 
 @pytest.fixture(scope="module", params=CLASSIFIERS)
@@ -115,8 +141,7 @@ def real_batches(peer: Peer, glue: Path, task_name: str, count: int, size: int) 
 def test_real_inputs_of_classifiers(classifier: Peer, glue: Path) -> None:
     task = CLASSIFIERS[classifier.folder.name]
     for batch in real_batches(classifier, glue, task, count=48, size=12):
-        # One pair of MRPC is so sensitive that transformers is 7e-6 from its float64 result.
-        classifier.check(batch, hidden=3e-5)
+        classifier.check(batch)
 
 
 def test_real_inputs_of_encoders(encoder: Peer, glue: Path) -> None:
