@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,36 +88,33 @@ def hopper_sums(a: QuantizedTensor, b: QuantizedTensor, *, fast: bool) -> Float3
     -------
     ndarray of float32, (..., M, N)
     """
-    if b.shape[-1] < a.shape[-2]:  # the longer inner loop is the faster one
-        return np.ascontiguousarray(hopper_sums(b.mT, a.mT, fast=fast).swapaxes(-1, -2))
-    x, y, shape = _layers(a.codes, b.codes)
-    k = len(x)
+    x, y, order, shape = _outer(a.codes, b.codes)
     x_values, x_exponents = (lookup(table, x) for table in _operand_tables(a.fmt))
     y_values, y_exponents = (lookup(table, y) for table in _operand_tables(b.fmt))
-    out = np.empty((*x.shape[1:], y.shape[2]), np.float32)
-    for layers, rows, columns in _tiles(out.shape):
-        result = out[layers, rows, columns]
-        products = np.empty((min(k, _BLOCK), *result.shape), np.float32)
+    out = np.empty(np.broadcast_shapes(x.shape[1:], y.shape[1:]), np.float32)
+    for tile in _tiles(out.shape):
+        result = out[tile]
+        products = np.empty((min(len(x), _BLOCK), *result.shape), np.float32)
         exponents = np.empty(products.shape, np.int8)
         result[...] = 0
         accumulator = np.zeros(result.shape, np.float32)
-        for start in range(0, k, _BLOCK):
-            left = (slice(start, start + _BLOCK), layers, rows)
-            right = (slice(start, start + _BLOCK), layers, columns)
-            n = min(_BLOCK, k - start)
-            # An outer product per k, as einsum makes it fastest; it adds nothing up.
-            np.einsum("kli,klj->klij", x_values[left], y_values[right], out=products[:n])
-            np.add(
-                x_exponents[left][..., None],
-                y_exponents[right][:, :, None],
-                out=exponents[:n],
+        for start in range(0, len(x), _BLOCK):
+            ks = slice(start, start + _BLOCK)
+            n = min(_BLOCK, len(x) - start)
+            # All products of each k, as einsum makes them fastest; it adds nothing up.
+            np.einsum(
+                "kijl,kijl->kijl",
+                _part(x_values, ks, tile),
+                _part(y_values, ks, tile),
+                out=products[:n],
             )
+            np.add(_part(x_exponents, ks, tile), _part(y_exponents, ks, tile), out=exponents[:n])
             accumulator = _add_block(accumulator, products[:n], exponents[:n].max(axis=0))
             if not fast and start // _BLOCK % _BLOCKS_TO_SUM == _BLOCKS_TO_SUM - 1:
                 result += accumulator
                 accumulator[...] = 0
         result += accumulator
-    return out.reshape(shape)
+    return _in_order(out, order, shape)
 
 
 def _add_block(
@@ -180,19 +178,20 @@ def rounded_sums(x: Float64Array, y: Float64Array, accumulator: str) -> Float32A
     then a rounding to float64 in between makes no difference. A product of two
     8-bit numbers whose formats span so many binades has at most 8 bits itself.
     """
-    left, right, shape = _layers(x, y)
+    left, right, order, shape = _outer(x, y)
     kind = ROUNDED[accumulator]
-    out = np.empty((*left.shape[1:], right.shape[2]), np.float32)
+    out = np.empty(np.broadcast_shapes(left.shape[1:], right.shape[1:]), np.float32)
+    every = slice(None)
     with np.errstate(over="ignore", invalid="ignore"):
-        for layers, rows, columns in _tiles(out.shape):
-            total = np.zeros(out[layers, rows, columns].shape)
+        for tile in _tiles(out.shape):
+            total = np.zeros(out[tile].shape)
             term, work = np.empty_like(total), np.empty(total.shape, np.int64)
-            for k in range(len(left)):
-                np.multiply(left[k, layers, rows, None], right[k, layers, None, columns], out=term)
+            for a, b in zip(_part(left, every, tile), _part(right, every, tile), strict=True):
+                np.multiply(a, b, out=term)
                 total += term
                 _round(total, kind, work)
-            out[layers, rows, columns] = total
-    return out.reshape(shape)
+            out[tile] = total
+    return _in_order(out, order, shape)
 
 
 def _round(x: Float64Array, kind: _Rounding, work: npt.NDArray[np.int64]) -> None:
@@ -214,36 +213,60 @@ def _round(x: Float64Array, kind: _Rounding, work: npt.NDArray[np.int64]) -> Non
     x /= scale
 
 
-def _layers(
+def _outer(
     a: npt.NDArray[Any], b: npt.NDArray[Any]
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[int, ...]]:
-    """The operands as (K, L, M) and (K, L, N), contiguous, and the shape of the product.
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], tuple[int, ...], tuple[int, ...]]:
+    """The operands so laid out that ``x[k] * y[k]`` are the products of one k.
 
-    L counts the matrices of the leading axes. If ``b`` is a single one they
-    become rows of ``a``.
+    Returns
+    -------
+    x, y : ndarray, (K, ., ., .)
+        The axes are layers (matrices of the leading axes), rows and columns of the
+        product in the order of their lengths, so that the inner loop is the longest.
+        If ``b`` is a single matrix, layers become rows. Of length 1 in ``x`` are
+        columns, in ``y`` rows.
+    order : tuple of int
+        Which of layers (0), rows (1) and columns (2) each axis is.
+    shape : tuple of int
+        The product's.
     """
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (m, k), n = a.shape[-2:], b.shape[-1]
+    layers = math.prod(lead)
+    rows = np.broadcast_to(a, (*lead, m, k))
     if math.prod(b.shape[:-2]) == 1:
-        rows = np.broadcast_to(a, (*lead, m, k)).reshape(1, math.prod(lead) * m, k)
-        columns = b.reshape(1, k, n)
+        x, y = rows.reshape(1, layers * m, k), b.reshape(1, k, n)
     else:
-        rows = np.broadcast_to(a, (*lead, m, k)).reshape(math.prod(lead), m, k)
-        columns = np.broadcast_to(b, (*lead, k, n)).reshape(math.prod(lead), k, n)
-    x, y = rows.transpose(2, 0, 1), columns.transpose(1, 0, 2)
-    return np.ascontiguousarray(x), np.ascontiguousarray(y), (*lead, m, n)
+        x = rows.reshape(layers, m, k)
+        y = np.broadcast_to(b, (*lead, k, n)).reshape(layers, k, n)
+    lengths = (len(x), x.shape[1], n)
+    order = tuple(sorted(range(3), key=lengths.__getitem__))
+    axes = (0, *(axis + 1 for axis in order))
+    x = x.transpose(2, 0, 1)[..., None].transpose(axes)
+    y = y.transpose(1, 0, 2)[:, :, None].transpose(axes)
+    return np.ascontiguousarray(x), np.ascontiguousarray(y), order, (*lead, m, n)
 
 
-def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut an array (L, M, N) into pieces of about :data:`_TILE` elements, as wide as possible."""
+def _in_order(out: Float32Array, order: tuple[int, ...], shape: tuple[int, ...]) -> Float32Array:
+    """The product of :func:`_outer`'s operands with its axes as they should be."""
+    return np.ascontiguousarray(out.transpose(np.argsort(order))).reshape(shape)
+
+
+def _part(x: npt.NDArray[Any], ks: slice, tile: tuple[slice, ...]) -> npt.NDArray[Any]:
+    """What of an operand belongs to a tile: all of an axis of length 1."""
+    parts = (part if n > 1 else slice(None) for n, part in zip(x.shape[1:], tile, strict=True))
+    index = (ks, *parts)
+    return x[index]
+
+
+def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Cut an array into pieces of about :data:`_TILE` elements, as wide as possible."""
     steps, room = [], _TILE
     for length in reversed(shape):
         steps.append(max(1, min(length, room)))
         room //= steps[-1]
-    ranges = [range(0, n, step) for n, step in zip(shape, reversed(steps), strict=True)]
-    for i in ranges[0]:
-        for j in ranges[1]:
-            for k in ranges[2]:
-                starts = zip((i, j, k), reversed(steps), strict=True)
-                layers, rows, columns = (slice(start, start + step) for start, step in starts)
-                yield layers, rows, columns
+    cuts = (
+        [slice(start, start + step) for start in range(0, length, step)]
+        for length, step in zip(shape, reversed(steps), strict=True)
+    )
+    yield from product(*cuts)
