@@ -385,3 +385,19 @@ def test_narrow_sums_by_hand() -> None:
     assert dot([2**-16, 2**-14], [2**-9, 2**-10], "float16") == 2**-24
     assert dot([57344, 8192, -8192], [1, 1, 1], "float16") == np.inf  # 65,536, and for good
     assert dot([57344, 8192], [1, 0.875], "float16") == 64512
+
+
+@pytest.mark.parametrize("mode", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        pytest.param([0x7C, 0x3C], [0x3C, 0xFC], id="infinity minus infinity"),
+        pytest.param([0x7C], [0x00], id="infinity times 0"),
+        pytest.param([0xFE], [0x3C], id="NaN times 1"),
+    ],
+)
+def test_one_nan_of_narrow_sums(x: list[int], y: list[int], mode: str) -> None:
+    """Not the processor's: that of x86 has the sign set."""
+    a, b = (tensor(E5M2, np.array([codes], np.uint8)) for codes in (x, y))
+    product = matmul(a, b.mT, mode)
+    assert_same_bits(product.view(np.uint32), np.array([[0x7FC00000]], np.uint32))
