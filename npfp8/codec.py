@@ -447,10 +447,14 @@ def _integer_kernel(fmt: IntFormat, saturate: bool) -> Kernel:
     """Round to the nearest integer, ties to even, and saturate to the format's range."""
 
     def kernel(x: npt.NDArray[Any], codes: npt.NDArray[Any]) -> None:
+        low, high = fmt.min_code, fmt.max_code
         if x.dtype.kind == "f":
             _refuse_nan(x, fmt)
             x = np.rint(x)
-        clipped = np.clip(x, fmt.min_code, fmt.max_code)
+        elif x.dtype.kind in "iu":  # NumPy 2.0 refuses bounds beyond the type's own
+            own = np.iinfo(x.dtype)
+            low, high = max(low, own.min), min(high, own.max)
+        clipped = np.clip(x, low, high)
         if not saturate and not np.array_equal(clipped, x):
             raise ValueError(
                 f"encode: found a number outside {fmt}'s {fmt.min_code}..{fmt.max_code} "

@@ -547,6 +547,9 @@ def test_integer_formats():
     assert encode([-1.0, 0.5, 1.5, 300.0], UINT8).tolist() == [0, 0, 2, 255]
     assert encode(np.int64([-(2**62), 5]), INT8).tolist() == [-127, 5]
     assert encode(np.uint64([2**64 - 1]), INT8).tolist() == [127]
+    assert encode(np.uint8([0, 126, 255]), INT8).tolist() == [0, 126, 127]
+    assert encode(np.int8([-128, -1, 127]), INT8).tolist() == [-127, -1, 127]
+    assert encode(np.int8([-128, -1, 127]), UINT8).tolist() == [0, 0, 127]
     with pytest.raises(ValueError, match="found NaN, and INT8 has no code"):
         encode([np.nan], INT8)
     with pytest.raises(ValueError, match=r"outside INT8's -127\.\.127 with saturate=False$"):
