@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import pty
 import re
 import shutil
 import signal
@@ -34,6 +33,7 @@ from factories import (
     write_tensors,
 )
 from oracles import assert_same_bits
+from terminal import on_a_terminal
 
 import bert_numpy
 import npfp8
@@ -1157,33 +1157,10 @@ def test_no_progress_bars_in_a_log(
 
 
 def test_progress_bars_on_a_terminal(data: Path) -> None:
-    ours, theirs = pty.openpty()
-    seen = bytearray()
-
-    def listen() -> None:
-        try:
-            while part := os.read(ours, 4096):
-                seen.extend(part)
-        except OSError:  # the other end is closed
-            pass
-
-    listener = threading.Thread(target=listen)
-    listener.start()
-    argv = arguments("compare", data, "--formats", "e4m3", "--json", "-")
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_numpy", *argv],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
-        check=False,
-    )
-    os.close(theirs)
-    listener.join(timeout=10)
-    os.close(ours)
-    assert done.returncode == 0
-    for shown in (b"calibration", b"40/40", b"fp32", b"e4m3", b"30/30"):
+    out, seen = on_a_terminal(arguments("compare", data, "--formats", "e4m3", "--json", "-"))
+    for shown in ("calibration", "40/40", "fp32", "e4m3", "30/30"):
         assert shown in seen
-    check_comparison(json.loads(done.stdout), EMBEDDED, "sst2", 30)
+    check_comparison(json.loads(out), EMBEDDED, "sst2", 30)
 
 
 def test_row_without_a_reference(data: Path) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from terminal import on_a_terminal
 
 from bert_numpy import cli
 from bert_numpy.cli import REVIEWS, main
@@ -316,34 +314,6 @@ def test_numbers(argv: list[str], capsys: Capture) -> None:
 # Progress
 
 
-def on_a_terminal(argv: list[str]) -> str:
-    """What a command shows on standard error if that is a terminal."""
-    ours, theirs = pty.openpty()
-    seen = bytearray()
-
-    def parts() -> Iterator[bytes]:
-        try:
-            while part := os.read(ours, 4096):
-                yield part
-        except OSError:  # the other end is closed
-            pass
-
-    listener = threading.Thread(target=lambda: [seen.extend(part) for part in parts()])
-    listener.start()
-    done = subprocess.run(
-        [sys.executable, "-m", "bert_numpy", *argv],
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
-        check=False,
-    )
-    os.close(theirs)
-    listener.join(timeout=10)
-    os.close(ours)
-    assert done.returncode == 0, seen
-    return seen.decode()
-
-
 @pytest.mark.parametrize("command", ["evaluate", "predict", "golden export", "calibration"])
 def test_progress(command: str, data: Path, scales: Path, tmp_path: Path) -> None:
     if command == "calibration":
@@ -368,7 +338,7 @@ def test_progress(command: str, data: Path, scales: Path, tmp_path: Path) -> Non
             ["figures", "2/2"],
         ),
     }[command]
-    text = on_a_terminal(argv)
+    _, text = on_a_terminal(argv)
     for word in shown:
         assert word in text
     assert re.search(r"\d:\d\d:\d\d", text)  # the time left
