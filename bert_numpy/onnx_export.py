@@ -87,7 +87,8 @@ def onnx_model(model: QuantizedModel) -> Any:
         If the package ``onnx`` is missing, the model is another than a BERT
         with one of these heads, or the recipe has what a graph
         cannot say: a format without an ONNX type, inputs by block, dynamic
-        scales with zero points or of powers of two, or outliers.
+        scales with zero points or of powers of two, outliers, or another
+        accumulation than "exact" or "float32".
     """
     try:
         import onnx  # noqa: PLC0415 (only where a graph is asked for; extra: onnx)
@@ -138,6 +139,7 @@ def _check(recipe: Recipe, site: str, plan: SitePlan) -> None:
         if not good:
             raise BertNumpyError(f"recipe {recipe.name}: {site}: expected {expected} in ONNX")
 
+    check(recipe.accumulate in ("exact", "float32"), "sums that are exact or float32")
     check(plan.recipe.outlier_threshold is None, "no outlier_threshold")
     weighs = not site.endswith((".scores", ".context"))
     for side, operand in (("a", plan.recipe.a), ("b", plan.recipe.b)):
