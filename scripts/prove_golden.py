@@ -182,11 +182,28 @@ def run_setting(
         return f"cannot run: {error}"
     if done.returncode in (-4, 132):  # SIGILL
         return "not run: this processor lacks an instruction (SIGILL)"
+    if done.returncode and plain_product_crashes(command, inherited | environment):
+        return "not run: NumPy crashes in a product of its own (SIGSEGV)"
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return f"failed with status {done.returncode}: {last}"
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return report
+
+
+def plain_product_crashes(command: Sequence[str], environment: dict[str, str]) -> bool:
+    """Whether NumPy alone crashes in a product.
+
+    So do NumPy 2.5.2 and 2.5.5 (OpenBLAS 0.3.34) on a processor with AVX-512 when they are
+    told to use the kernels of Prescott, Core2, Haswell or Zen.
+    """
+    product = (
+        "import numpy as np\n"
+        "for dtype in (np.float32, np.float64):\n"
+        "    np.ones((100, 512), dtype) @ np.ones((512, 128), dtype)"
+    )
+    done = subprocess.run([*command, "-c", product], env=environment, check=False)
+    return done.returncode in (-11, 139)
 
 
 def local_settings(simd: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:

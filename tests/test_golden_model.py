@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -753,14 +753,18 @@ def run_script(
 
 
 @pytest.fixture(scope="module")
-def jobs(prove_golden: Any) -> dict[str, dict[str, Any]]:
-    """The job's report under each setting."""
+def jobs(prove_golden: Any) -> dict[str, dict[str, Any] | None]:
+    """The job's report under each setting; None where NumPy itself crashes."""
     simd = prove_golden.simd_features()
     plain = {"NPY_DISABLE_CPU_FEATURES": " ".join(simd)} if simd else {}
     settings = SETTINGS | {"no SIMD": plain}
 
-    def job(variables: dict[str, str]) -> dict[str, Any]:
+    def job(variables: dict[str, str]) -> dict[str, Any] | None:
         done = run_script("job", variables=variables)
+        if done.returncode and prove_golden.plain_product_crashes(
+            [sys.executable], os.environ | variables
+        ):
+            return None
         assert done.returncode == 0, done.stderr
         report: dict[str, Any] = json.loads(done.stdout)
         return report
@@ -769,26 +773,40 @@ def jobs(prove_golden: Any) -> dict[str, dict[str, Any]]:
         return dict(zip(settings, pool.map(job, settings.values()), strict=True))
 
 
+def reports(
+    jobs: dict[str, dict[str, Any] | None], settings: Iterable[str]
+) -> list[dict[str, Any]]:
+    found = []
+    for name in settings:
+        report = jobs[name]
+        if report is None:
+            pytest.skip(f"NumPy {np.__version__} crashes in a product of its own with {name}")
+        found.append(report)
+    return found
+
+
 @pytest.mark.parametrize("setting", [*SETTINGS, "no SIMD"])
 def test_golden_digests_are_the_committed_ones(
-    setting: str, jobs: dict[str, dict[str, Any]]
+    setting: str, jobs: dict[str, dict[str, Any] | None]
 ) -> None:
+    report = reports(jobs, [setting])[0]
     expected = json.loads(DIGESTS.read_text())
     assert expected.keys() == {"calibration", *PAPER}
-    assert jobs[setting]["golden"] == expected
+    assert report["golden"] == expected
     assert len(set(expected.values())) == len(expected)
     if setting == "no SIMD":
-        assert jobs[setting]["simd"] == ""
+        assert report["simd"] == ""
 
 
-def test_plain_digests_differ(jobs: dict[str, dict[str, Any]]) -> None:
+def test_plain_digests_differ(jobs: dict[str, dict[str, Any] | None]) -> None:
     """The settings are such as change bits, and the digests see them."""
-    cores = [jobs[name]["blas"] for name in SETTINGS]
+    plain = reports(jobs, SETTINGS)
+    cores = [report["blas"] for report in plain]
     if platform.machine() != "x86_64" or not all("OpenBLAS" in core for core in cores):
         pytest.skip(f"NumPy's BLAS is not OpenBLAS on x86-64: {cores[0]}")
     if cores[0] == cores[1]:
         pytest.skip(f"OpenBLAS has one kernel for both settings: {cores[0]}")
-    assert len({jobs[name]["float32"] for name in SETTINGS}) == 2
+    assert len({report["float32"] for report in plain}) == 2
 
 
 def test_script_checks_digests(tmp_path: Path) -> None:
