@@ -194,8 +194,8 @@ def run_setting(
 def plain_product_crashes(command: Sequence[str], environment: dict[str, str]) -> bool:
     """Whether NumPy alone crashes in a product.
 
-    So do NumPy 2.5.2 and 2.5.5 (OpenBLAS 0.3.34) on a processor with AVX-512 when they are
-    told to use the kernels of Prescott, Core2, Haswell or Zen.
+    So do NumPy 2.5.2 and 2.5.5 (OpenBLAS 0.3.34) on an AMD EPYC with AVX-512, not on an Intel
+    Xeon, when they are told to use the kernels of Prescott, Core2, Haswell or Zen.
     """
     product = (
         "import numpy as np\n"
