@@ -273,7 +273,9 @@ def alone(model: QuantizedModel, gpu: Torch) -> Policy:
 
 
 def logits_by(model: Model, policy: Policy, job: Any) -> np.ndarray:
-    return predict_logits(replace(model, policy=policy), job.encoded, job.batch_size)
+    """On one thread: a policy of :func:`compared` takes its products' operands on the way."""
+    model = replace(model, policy=policy)
+    return predict_logits(model, job.encoded, job.batch_size, threads=1)
 
 
 def proved(job: Any, recipe: str, mode: str, device: str) -> dict[str, Any]:
