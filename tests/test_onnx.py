@@ -97,8 +97,16 @@ def test_logits(recipe: Recipe, tmp_path: Path, onnx: ModuleType, onnxruntime: M
     assert distance(plain, expected) < TOLERANCE
     if recipe.linear.b.fmt is None or recipe.linear.b.fmt.code_dtype == np.uint8:
         # Of INT8 it makes integer kernels, which differ by processor; docs/onnx.md.
+        if recipe.linear.b.fmt is not None:
+            need_optimized_fp8(onnxruntime)
         optimized = run_runtime(onnxruntime, proto, inputs, optimized=True)
         assert distance(optimized, expected) < TOLERANCE
+
+
+def need_optimized_fp8(onnxruntime: ModuleType) -> None:
+    version = onnxruntime.__version__
+    if tuple(map(int, version.split(".")[:2])) < (1, 32):
+        pytest.skip(f"onnxruntime {version} makes integer products of FP8 codes, and refuses them")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 128)])
@@ -263,10 +271,13 @@ def test_a_real_checkpoint(
     assert isinstance(stored, QuantizedModel)
     proto = onnx_model(stored)
     expected = fp8(**inputs).logits
-    for logits in (
-        run_reference(proto, inputs)["logits"],
-        run_runtime(onnxruntime, proto, inputs, optimized=False),
-        run_runtime(onnxruntime, proto, inputs, optimized=True),
-    ):
+
+    def check(logits: np.ndarray) -> None:
         assert_same_bits(logits.argmax(axis=1), expected.argmax(axis=1))
         assert distance(logits, expected) < TOLERANCE
+
+    check(run_reference(proto, inputs)["logits"])
+    check(run_runtime(onnxruntime, proto, inputs, optimized=False))
+    if name == "e4m3":
+        need_optimized_fp8(onnxruntime)
+    check(run_runtime(onnxruntime, proto, inputs, optimized=True))
