@@ -177,7 +177,8 @@ def _named(name: str) -> tuple[Callable[[Any], Any], str]:
 
 
 def _softmax(x: Float32Array) -> Float32Array:
-    shifted = x - x.max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # of infinity NaN comes, and is seen in the results
+        shifted = x - x.max(axis=-1, keepdims=True)
     np.exp(shifted, out=shifted)
     shifted /= shifted.sum(axis=-1, keepdims=True)
     return shifted
@@ -186,8 +187,9 @@ def _softmax(x: Float32Array) -> Float32Array:
 def _layer_norm(
     x: Float32Array, weight: Float32Array, bias: Float32Array, eps: float
 ) -> Float32Array:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # as in _softmax
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = np.square(centred).mean(axis=-1, keepdims=True)
     centred /= np.sqrt(variance + np.float32(eps))
     centred *= weight
     centred += bias

@@ -290,6 +290,18 @@ def test_softmax_of_extremes(arithmetic: Arithmetic) -> None:
     assert softmax(0, -200) == [1, 0]
 
 
+@pytest.mark.parametrize("arithmetic", [FLOAT32, BFLOAT16], ids=lambda arithmetic: arithmetic.name)
+def test_infinity_becomes_nan_without_a_warning(arithmetic: Arithmetic) -> None:
+    """Of its row, where sums have overflowed, as float16's do; golden arithmetic refuses it."""
+    x = np.float32([[np.inf, 1, 2], [3, 1, 2]])
+    for result in (
+        arithmetic.softmax(x),
+        arithmetic.layer_norm(x, np.ones(3, np.float32), np.zeros(3, np.float32), 1e-12),
+    ):
+        assert np.isnan(result[0]).any()
+        assert np.isfinite(result[1]).all()
+
+
 def test_softmax_of_a_long_row() -> None:
     x = np.random.default_rng(0).normal(0, 3, (4, 2, 512)).astype(np.float32)
     result = FLOAT32.softmax(x)
