@@ -142,26 +142,28 @@ def round_to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
         If ``x`` is not float32.
     """
     values = _as_float32(x)
-    bits = values.view(np.uint32)
-    work = bits >> np.uint32(16)
-    work &= np.uint32(1)
-    work += _HALF_MINUS
-    work += bits
+    work = np.empty(values.shape, np.uint32)
+    _add_half(values, work)
     work >>= np.uint32(16)
     found = work.astype(np.uint16)
     nan = np.isnan(values)
     if nan.any():
-        found[nan] = np.where(np.signbit(values[nan]), 0xFFC0, 0x7FC0)
+        found[nan] = np.where(np.signbit(values[nan]), _NEGATIVE_NAN, _NAN) >> np.uint32(16)
     return found.reshape(np.shape(x))
 
 
+def _add_half(x: Float32Array, out: npt.NDArray[np.uint32]) -> None:
+    """The bits of ``x`` and half of bfloat16's last place: the upper 16 are those rounded."""
+    bits = x.view(np.uint32)
+    np.right_shift(bits, np.uint32(16), out=out)
+    np.bitwise_and(out, np.uint32(1), out=out)
+    np.add(out, _HALF_MINUS, out=out)
+    np.add(bits, out, out=out)
+
+
 def _round_float32(x: Float32Array, out: Float32Array, work: npt.NDArray[np.uint32]) -> None:
-    bits, result = x.view(np.uint32), out.view(np.uint32)
-    np.right_shift(bits, np.uint32(16), out=work)
-    np.bitwise_and(work, np.uint32(1), out=work)
-    np.add(work, _HALF_MINUS, out=work)
-    np.add(bits, work, out=result)
-    np.bitwise_and(result, np.uint32(0xFFFF0000), out=result)
+    _add_half(x, work)
+    np.bitwise_and(work, np.uint32(0xFFFF0000), out=out.view(np.uint32))
 
 
 def _round_float64(
