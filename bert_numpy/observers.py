@@ -331,6 +331,6 @@ def _round_trip(
     scale, zero_point = range_scale(low, high, fmt)
     q = quantize(values, fmt, scale, zero_point=zero_point)
     codes = q.codes.view(np.uint8).astype(np.intp)
-    if isinstance(fmt, FloatFormat):
+    if isinstance(fmt, FloatFormat) and fmt.has_negative_zero:
         codes[codes == fmt.sign_bit] = 0  # -0 is 0
     return codes, q.dequantize()

@@ -135,22 +135,28 @@ def _saturated_and_underflowed(x: Float32Array, q: QuantizedTensor) -> tuple[int
         off = np.abs(x - q.dequantize()) > 0.5000001 * spread(q.scale, q.shape, q.axis, q.block)
         zeros = q.codes == spread(q.zero_point, q.shape, q.axis, q.block)
         return int(np.count_nonzero(ends & off)), int(np.count_nonzero(zeros & (x != 0)))
-    # Of the codes first, whose bytes are fewer. A float's sign bit is taken
-    # off: its zero has two codes.
-    magnitudes = q.codes & 0x7F if isinstance(fmt, FloatFormat) else np.abs(q.codes)
+    # Of the codes first, whose bytes are fewer. A float's sign bit is taken off.
+    floats = fmt if isinstance(fmt, FloatFormat) else None
+    if floats is None:
+        magnitudes = np.abs(q.codes)
+    else:
+        magnitudes = q.codes & np.uint8((floats.sign_bit or 256) - 1)
     saturated = 0
     if magnitudes.max(initial=0) >= fmt.max_code:
         largest = magnitudes >= fmt.max_code
         scales = spread(q.scale, q.shape, q.axis, q.block)
         if scales.ndim:
             scales = np.broadcast_to(scales, x.shape)[largest]
+        signed = floats is None or floats.signed  # negative numbers of others are NaN
         with np.errstate(over="ignore"):
-            quotients = np.abs(x[largest]) / scales
+            quotients = (np.abs(x[largest]) if signed else x[largest]) / scales
         # A scale from the largest element itself may round to just beyond.
         saturated = int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
     not_zero = int(np.count_nonzero(magnitudes))
-    if not_zero == x.size:
+    if not_zero == x.size or (floats is not None and not floats.has_zero):
         return saturated, 0
+    if floats is not None and floats.sign_bit in floats.nan_codes:  # a NaN of zero's magnitude
+        not_zero += int(np.count_nonzero(q.codes == floats.sign_bit))
     return saturated, int(np.count_nonzero(x != 0)) - not_zero
 
 
