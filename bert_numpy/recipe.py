@@ -186,7 +186,7 @@ class Recipe:
         The precision of everything else: "bfloat16" or "float32".
     accumulate : str
         How the products of a quantized site are added up, one of
-        :data:`npfp8.matmul.ACCUMULATIONS`; see :func:`npfp8.matmul`.
+        :data:`npfp8.ACCUMULATIONS`; see :func:`npfp8.matmul`.
     """
 
     name: str
