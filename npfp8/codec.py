@@ -423,17 +423,9 @@ def _source(dtype: np.dtype[Any]) -> str:
     return "float16" if dtype.kind == "f" and dtype.itemsize == 2 else "float32"
 
 
-@lru_cache(maxsize=256)
 def _table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
     """The kernel that encodes blocks of a source by a table."""
-    if source == "float32":
-        kernel = _float32_kernel(fmt, saturate, rounding)
-    else:
-        find = table_kernel(_code_table(fmt, saturate, rounding, source))
-
-        def kernel(x: npt.NDArray[Any], codes: npt.NDArray[Any]) -> None:
-            find(x.view(np.uint16), codes)
-
+    kernel = _table_kernel(fmt, saturate, rounding, source)
     if fmt.nan_code is not None:
         return kernel
 
@@ -442,6 +434,15 @@ def _table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str)
         kernel(x, codes)
 
     return strict
+
+
+@lru_cache(maxsize=256)
+def _table_kernel(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
+    """As :func:`_table_encoder`, without a look at NaN; equal formats share it, by any name."""
+    if source == "float32":
+        return _float32_kernel(fmt, saturate, rounding)
+    find = table_kernel(_code_table(fmt, saturate, rounding, source))
+    return lambda x, codes: find(x.view(np.uint16), codes)
 
 
 def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str) -> Kernel:

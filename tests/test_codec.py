@@ -674,3 +674,12 @@ def test_signalling_nans_make_no_warning(dtype, rounding):
     x = np.full(40, bits, f"u{width}").view(dtype)
     codes = encode(x, E4M3FN, rounding=rounding, rng=np.random.default_rng(0))
     assert (codes == 0x7F).all()
+
+
+def test_an_error_has_the_name_of_the_format_that_was_given():
+    """Equal formats share their tables, but not their names."""
+    for name in ("one", "other"):
+        fmt = FloatFormat(2, 1, 1, name=name)
+        for x in (np.float16([np.nan]), np.float32([np.nan])):
+            with pytest.raises(ValueError, match=f"found NaN, and {name} has no code"):
+                encode(x, fmt)
