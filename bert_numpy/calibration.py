@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.model import Model
 from bert_numpy.observers import Statistics, clip_range, follow, look_at, merge, quantization_noise
-from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy
+from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy, naming
 from bert_numpy.recipe import Operand
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8 import QuantizedTensor
@@ -202,11 +202,12 @@ def observing_policy(inner: Policy, sight: _Sight) -> Policy:
 
     def gemm(site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None) -> Float32Array:
         assert isinstance(b, np.ndarray), site
-        if site.endswith(_ATTENTION_PRODUCTS):
-            sight.see(f"{site}:a", a)
-            sight.see(f"{site}:b", b)
-        else:
-            sight.see_input(site, a)
+        with naming(site):
+            if site.endswith(_ATTENTION_PRODUCTS):
+                sight.see(f"{site}:a", a)
+                sight.see(f"{site}:b", b)
+            else:
+                sight.see_input(site, a)
         return inner.gemm(site, a, b, bias)
 
     return Policy(gemm, inner.arithmetic)

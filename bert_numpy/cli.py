@@ -18,7 +18,7 @@ from typing import Any
 import npfp8
 from bert_numpy.completion import SHELLS, completion_script
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.evaluation import Evaluation
+from bert_numpy.evaluation import Evaluation, require_answers
 from bert_numpy.figures import describe, draw_histogram, draw_sqnr
 from bert_numpy.glue import TASKS, Task, TestSet, submission
 from bert_numpy.hub import EMBEDDED, resolve
@@ -53,6 +53,8 @@ from bert_numpy.quantized_checkpoint import check_target, check_writable, save_q
 from bert_numpy.recipe import PRESETS, Recipe, preset
 from bert_numpy.report import (
     comparison_row,
+    listed,
+    note_not_finite,
     print_comparison,
     print_operands,
     progress_bar,
@@ -355,6 +357,7 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
     )
     for recipe, result in zip(recipes, results, strict=True):
         reference = reference or result
+        note_not_finite(result)
         rows.append(comparison_row(result, reference) | {"accumulate": recipe.accumulate})
     report = _header(job, arguments.golden) | {"rows": rows}
     if arguments.json != "-":
@@ -375,6 +378,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         golden=arguments.golden,
         calibration_output=arguments.save_calibration,
     )
+    note_not_finite(result)
     row = comparison_row(result, None) | {"accumulate": recipe.accumulate}
     report = {
         **_header(job, arguments.golden),
@@ -385,7 +389,9 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "sites": {name: vars(count) for name, count in result.counts.items()},
     }
     if arguments.predictions is not None:
-        write_json(arguments.predictions, report["predictions"])
+        # The official script counts a question without a prediction as wrong, too.
+        given = {key: text for key, text in report["predictions"].items() if text is not None}
+        write_json(arguments.predictions, given)
     if arguments.json != "-":
         metrics = "  ".join(f"{name} {100 * value:.2f}" for name, value in result.metrics.items())
         print(
@@ -413,6 +419,7 @@ def _submit(arguments: argparse.Namespace) -> dict[str, Any]:
         golden=arguments.golden,
         calibration_output=arguments.save_calibration,
     )
+    require_answers(job.model, result)
     write_text(path, submission(job.task, job.examples.ids, result.predictions))
     if arguments.json != "-":
         print(f"{path}: {len(job.examples)} predictions")
@@ -423,13 +430,13 @@ def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
     """Predictions and logits of each example; of questions, by their ids, the likely answers."""
     if not isinstance(job.examples, Questions):
         return {
-            "predictions": result.predictions.tolist(),
+            "predictions": listed(result.predictions),
             "logits": result.logits.tolist(),  # as doubles, which restore every float32
         }
     ids = [question.id for question in job.examples.items]
     n_best = [[vars(answer) for answer in best] for best in result.answers]
     return {
-        "predictions": dict(zip(ids, result.predictions.tolist(), strict=True)),
+        "predictions": dict(zip(ids, listed(result.predictions), strict=True)),
         "n_best": dict(zip(ids, n_best, strict=True)),
     }
 
@@ -549,6 +556,8 @@ def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
         golden=arguments.golden,
         calibration_output=arguments.save_calibration,
     )
+    for evaluation in (reference, result):
+        require_answers(job.model, evaluation)
     rows = [comparison_row(reference, reference), comparison_row(result, reference)]
     report = _header(job, arguments.golden) | {"out": arguments.out, "rows": rows}
     save_quantized(model, source, arguments.out, model_card(report, recipe))

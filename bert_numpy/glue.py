@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.finite import missing
 from bert_numpy.records import RECORD_SUFFIXES, read_lines, read_records
 
 __all__ = [
@@ -384,11 +385,22 @@ def submission(task: Task, ids: Sequence[str], predictions: npt.NDArray[Any]) ->
     Classes stand as they do in the task's own files, by number or by name;
     scores with three decimals, brought into the task's range.
 
+    Raises
+    ------
+    BertNumpyError
+        If a prediction is none (:mod:`bert_numpy.finite`).
+
     Examples
     --------
     >>> submission(task_named("rte"), ["0", "1"], np.array([1, 0])).split()
     ['index', 'prediction', '0', 'not_entailment', '1', 'entailment']
     """
+    none = missing(predictions)
+    if none.any():
+        raise BertNumpyError(
+            f"task {task.name}: text {int(none.argmax()) + 1}: expected a prediction, found none: "
+            "a number of the model's output is not finite"
+        )
     if task.is_regression:
         shown = [f"{score:.3f}" for score in np.clip(predictions, *task.score_range)]
     elif task.label_names_in_file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from bert_numpy.policy import (
     OperandCounts,
     Scale,
     SitePlan,
+    copy_of_counts,
+    counting_into,
+    naming,
     quantize_operand,
     quantized_policy,
 )
@@ -41,12 +45,22 @@ class QuantizedModel(Model):
     plans : mapping of str to SitePlan
         The recipe and the static scales of every quantized product.
     counts : dict of str to OperandCounts
-        What quantization did to the activations of every run since it was made.
+        What quantization did to the activations of every run since the model was
+        made. An evaluation counts on its own and adds its counts when it ends. A
+        copy, also an unpickled one, goes on from these counts in a dictionary of its
+        own; :func:`dataclasses.replace` keeps the dictionary unless it is given another.
     """
 
     recipe: Recipe = field(kw_only=True)
     plans: Mapping[str, SitePlan] = field(kw_only=True, repr=False)
     counts: dict[str, OperandCounts] = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", counting_into(self.policy, self.counts))
+
+    def __getstate__(self) -> dict[str, Any]:
+        counts = copy_of_counts(self.counts)
+        return {**vars(self), "counts": counts, "policy": counting_into(self.policy, counts)}
 
 
 def apply_recipe(
@@ -105,7 +119,8 @@ def apply_recipe(
         if isinstance(weight, np.ndarray):
             if how.migration is not None:
                 smoothing = _smoothing(_needed(calibration, recipe), site, weight, how.migration)
-                weight = weight * smoothing
+                with np.errstate(over="ignore"):  # an infinity is refused, or seen in the results
+                    weight = weight * smoothing
             if how.b.fmt is not None:
                 weights[f"{site}.weight"] = quantize_weight(f"{site}.weight", weight, how.b)
             elif smoothing is not None:
@@ -119,7 +134,8 @@ def apply_recipe(
         }
         if smoothing is not None and "a" in static:
             largest = (_needed(calibration, recipe).channels[site] / smoothing).max()
-            static["a"] = Scale.of(-largest, largest, how.a)
+            with naming(f"{site}:a"):
+                static["a"] = Scale.of(-largest, largest, how.a)
         plans[site] = SitePlan(how, static.get("a"), static.get("b"), smoothing)
     return planned_model(model.config, weights, recipe, plans, model.name, golden=golden)
 
@@ -153,13 +169,11 @@ def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> Quanti
     block it is from the absolute maximum, which needs no histogram.
     """
     assert operand.fmt is not None
-    if operand.granularity != "tensor" or operand.observer == "absmax":
-        try:
+    with naming(name):
+        if operand.granularity != "tensor" or operand.observer == "absmax":
             return quantize_operand(weight.T, operand, -2).mT
-        except ValueError as error:
-            raise BertNumpyError(f"{name}: {error}") from None
-    scale = observed_scale(observe(name, None, weight), operand)
-    return quantize(weight, operand.fmt, scale.scale, zero_point=scale.zero_point)
+        scale = observed_scale(observe(name, None, weight), operand)
+        return quantize(weight, operand.fmt, scale.scale, zero_point=scale.zero_point)
 
 
 def _needed(calibration: Calibration | None, recipe: Recipe) -> Calibration:

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
+
 from bert_numpy.errors import writing
 from bert_numpy.evaluation import Evaluation, compare_with
+from bert_numpy.finite import missing
 from npfp8.files import replaced_file
 
 if TYPE_CHECKING:  # rich is imported where it is used: not every command draws
@@ -20,6 +23,8 @@ if TYPE_CHECKING:  # rich is imported where it is used: not every command draws
 
 __all__ = [
     "comparison_row",
+    "listed",
+    "note_not_finite",
     "print_comparison",
     "print_operands",
     "progress_bar",
@@ -36,12 +41,29 @@ def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str
         "format": result.recipe,
         "metrics": result.metrics,
         **change,
+        "not_finite": result.not_finite,
         "weight_bytes": result.weight_bytes,
         "seconds": result.seconds,
         "quantized_elements": sum(count.elements for count in counts),
         "saturated_elements": sum(count.saturated for count in counts),
         "underflowed_elements": sum(count.underflowed for count in counts),
     }
+
+
+def listed(predictions: npt.NDArray[Any]) -> list[Any]:
+    """Predictions as JSON has them: null where there is none."""
+    none = missing(predictions).tolist()
+    return [None if is_none else x for x, is_none in zip(predictions.tolist(), none, strict=True)]
+
+
+def note_not_finite(evaluation: Evaluation) -> None:
+    """Say on standard error how many predictions are none, if any; see :mod:`bert_numpy.finite`."""
+    if count := evaluation.not_finite:
+        print(
+            f"{evaluation.recipe}: {count} of {evaluation.predictions.size} predictions are none, "
+            "as a number of the output is not finite (NaN or infinity): they count as wrong",
+            file=sys.stderr,
+        )
 
 
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.tokenization import Window
 from npfp8 import elementary
 from npfp8.golden import tree_sum
@@ -81,7 +82,19 @@ def best_answers(
     tuple of Answer
         At least one. Their probabilities are the softmax of their scores, in
         float64 and the same on every machine.
+
+    Raises
+    ------
+    BertNumpyError
+        If a logit is NaN or +infinity, or every span has one of -infinity, as
+        masked tokens have.
     """
+    for array in logits:
+        if not (array < np.inf).all():  # nor is NaN
+            bad = array[~(array < np.inf)].flat[0]
+            raise BertNumpyError(
+                f"answers: expected logits that are finite, or -infinity, found {bad}"
+            )
     usable = most_context(windows)
     spans: list[tuple[float, int, int, float, float]] = []
     for window, array, starts in zip(windows, logits, usable, strict=True):
@@ -91,6 +104,8 @@ def best_answers(
         distinct.setdefault(context[span[1] : span[2]], span)
     best = list(distinct.items())[:n_best]
     scores = np.array([-span[0] for _, span in best])
+    if scores[0] == -np.inf:
+        raise BertNumpyError("answers: expected a span of finite logits, found none")
     weights = elementary.exp(scores - scores[0])
     weights /= tree_sum(weights)
     return tuple(
