@@ -32,8 +32,7 @@ NO_CLASS = -1
 
 def rows_not_finite(x: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether each row, along the first axis, has a NaN or an infinity. (n, ...) -> (n,)."""
-    finite = np.isfinite(x)
-    return ~finite.reshape(len(x), -1).all(axis=1)
+    return np.asarray(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
 
 
 def missing(predictions: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
