@@ -550,4 +550,4 @@ def _exceeds(x: npt.NDArray[Any], limit: int) -> bool:
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Whether ``dtype`` is ml_dtypes' bfloat16, told without importing ml_dtypes."""
-    return dtype.name == "bfloat16" and dtype.itemsize == 2
+    return dtype.itemsize == 2 and dtype.name == "bfloat16"
