@@ -120,10 +120,18 @@ def naming(site: str) -> Iterator[None]:
         yield
     except BertNumpyError:
         raise
-    except MemoryError as error:
-        raise BertNumpyError(f"{site}: expected enough memory, found none left. {error}") from error
-    except (ArithmeticError, TypeError, ValueError) as error:
-        raise BertNumpyError(f"{site}: {error}") from error
+    except _NAMED as error:
+        raise _with_site(error, site) from error
+
+
+#: The errors of npfp8 and NumPy that are no mistake of this package's.
+_NAMED = (ArithmeticError, MemoryError, TypeError, ValueError)
+
+
+def _with_site(error: Exception, site: str) -> BertNumpyError:
+    """The error of a function that knows no sites, with the site's name."""
+    lacks = "expected enough memory, found none left. " if isinstance(error, MemoryError) else ""
+    return BertNumpyError(f"{site}: {lacks}{error}")
 
 
 def float32_policy(golden: bool = False) -> Policy:
@@ -349,7 +357,7 @@ class QuantizedGemm:
         self, site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None
     ) -> Float32Array:
         """The product at a site; see :data:`Gemm`. All errors name the site."""
-        with naming(site):
+        try:  # as `naming` does, in no time
             self.numerics.check(f"{site}:a", a)
             plan = self.plans.get(site)
             product = self.multiply(a, b) if plan is None else self.planned(site, plan, a, b)
@@ -359,7 +367,11 @@ class QuantizedGemm:
             if site.startswith(("encoder.", "embeddings_project")):
                 product = self.arithmetic.round(product)
             self.numerics.check(site, product)
-            return product
+        except BertNumpyError:
+            raise
+        except _NAMED as error:
+            raise _with_site(error, site) from error
+        return product
 
     def planned(self, site: str, plan: SitePlan, a: Float32Array, b: Operandlike) -> Float32Array:
         """The product at a site with a plan, without the bias and not yet rounded."""
