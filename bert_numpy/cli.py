@@ -357,8 +357,8 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
     )
     for recipe, result in zip(recipes, results, strict=True):
         reference = reference or result
-        note_not_finite(result)
         rows.append(comparison_row(result, reference) | {"accumulate": recipe.accumulate})
+        note_not_finite(result)
     report = _header(job, arguments.golden) | {"rows": rows}
     if arguments.json != "-":
         print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)

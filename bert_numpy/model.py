@@ -38,6 +38,7 @@ class ModelOutput:
     """What the model gives back; names as in transformers.
 
     Of multiple choice, batch is the number of texts: all choices of all examples.
+    A number may be NaN or infinite, if the model overflows: :mod:`bert_numpy.finite`.
 
     Attributes
     ----------

@@ -125,13 +125,14 @@ def apply_recipe(
                 weights[f"{site}.weight"] = quantize_weight(f"{site}.weight", weight, how.b)
             elif smoothing is not None:
                 weights[f"{site}.weight"] = weight
-        static = {
-            name: _needed(calibration, recipe).scale(f"{site}:{name}", operand)
-            for name, operand in (("a", how.a), ("b", how.b))
-            if operand.fmt is not None
-            and not operand.dynamic
-            and not (name == "b" and weight is not None)
-        }
+        with naming(site):
+            static = {
+                name: _needed(calibration, recipe).scale(f"{site}:{name}", operand)
+                for name, operand in (("a", how.a), ("b", how.b))
+                if operand.fmt is not None
+                and not operand.dynamic
+                and not (name == "b" and weight is not None)
+            }
         if smoothing is not None and "a" in static:
             largest = (_needed(calibration, recipe).channels[site] / smoothing).max()
             with naming(f"{site}:a"):

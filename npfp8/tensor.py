@@ -374,7 +374,8 @@ def affine_scale(
     Raises
     ------
     ValueError
-        If a range is not finite or does not contain 0.
+        If a range is not finite or does not contain 0, or the scale is beyond
+        float32 (a format of few codes).
 
     Examples
     --------
@@ -389,7 +390,10 @@ def affine_scale(
     if bad.any():
         raise ValueError(f"range: expected finite, with 0, found {lows[bad][0]}..{highs[bad][0]}")
     width = (highs.astype(np.float64) - lows) / (fmt.max_code - fmt.min_code)
-    scale = np.where(width == 0, 1.0, np.maximum(width, _MIN_NORMAL)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        scale = np.where(width == 0, 1.0, np.maximum(width, _MIN_NORMAL)).astype(np.float32)
+    if not np.isfinite(scale).all():
+        raise ValueError(f"range: the scale {width.max()} that maps it to {fmt} is beyond float32")
     zero_point = np.clip(fmt.min_code - np.rint(lows / scale), fmt.min_code, fmt.max_code)
     return np.asarray(scale), zero_point.astype(fmt.code_dtype)
 

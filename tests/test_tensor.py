@@ -35,6 +35,7 @@ from npfp8 import (
     UINT8,
     FloatFormat,
     Format,
+    IntFormat,
     QuantizedTensor,
     absmax_scale,
     decode,
@@ -1161,3 +1162,6 @@ def test_a_scale_beyond_float32_is_refused() -> None:
         absmax_scale(np.float32(3e38), small)
     with pytest.raises(ValueError, match="is beyond float32"):
         quantize(np.float32([1, 3e38]), small)
+    with pytest.raises(ValueError, match="is beyond float32"):
+        affine_scale(-3e38, 3e38, IntFormat(0, 1, "uint8"))
+    assert np.isfinite(affine_scale(-3e38, 3e38, UINT8)[0])
