@@ -7,6 +7,7 @@ import dataclasses
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -51,6 +52,12 @@ WAYS = {
 }
 
 Counts = dict[str, OperandCounts]
+
+#: Apple's frameworks, its BLAS among them, are not safe to use in a forked child.
+METHODS = ("spawn",) if sys.platform == "darwin" else ("fork", "spawn")
+forks = pytest.mark.skipif(
+    not hasattr(os, "fork") or "fork" not in METHODS, reason="no fork here, or no BLAS after one"
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +131,7 @@ def test_replace_keeps_the_counts_or_takes_others(
 
 
 @by_mode
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", METHODS)
 def test_another_process(
     model: Model, calibration: Any, batch: Any, golden: bool, method: str
 ) -> None:
@@ -155,7 +162,7 @@ def child(function: Any) -> int:
     return process.exitcode
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@forks
 def test_fork_while_locks_are_held(
     model: Model, calibration: Any, encoded: Any, batch: Any
 ) -> None:
@@ -189,10 +196,11 @@ def test_fork_while_locks_are_held(
     assert threading_of_blas._users == 0
 
 
+@forks
 def test_the_blas_threads_come_back_in_a_child() -> None:
     found = threading_of_blas._blas_threads()
-    if found is None or not hasattr(os, "fork"):
-        pytest.skip("this NumPy has no OpenBLAS, or this system no fork")
+    if found is None:
+        pytest.skip("this NumPy has no OpenBLAS")
     before = found[0]()
 
     def work() -> None:
