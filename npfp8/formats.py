@@ -143,6 +143,10 @@ class FloatFormat:
             raise ValueError(
                 f"{self.name}: bias {self.bias} leads out of the range of the codec's float32 keys"
             )
+        # Made now, not by the first of several threads that asks, whose lock a fork could copy.
+        for name, attribute in vars(FloatFormat).items():
+            if isinstance(attribute, cached_property):
+                getattr(self, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FloatFormat, tuple(getattr(self, one.name) for one in fields(self))
