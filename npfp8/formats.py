@@ -110,12 +110,7 @@ class FloatFormat:
     code_dtype = np.dtype(np.uint8)
 
     def __post_init__(self) -> None:
-        # Tables are kept by format: what describes the same one has to be equal.
-        for name in ("exponent_bits", "mantissa_bits", "bias"):
-            object.__setattr__(self, name, index(getattr(self, name)))
-        for name in ("has_infinity", "signed", "has_zero"):
-            object.__setattr__(self, name, bool(getattr(self, name)))
-        object.__setattr__(self, "nan_codes", tuple(sorted({index(c) for c in self.nan_codes})))
+        self._normalize()
         if self.exponent_bits < 0 or self.mantissa_bits < 0 or not 2 <= self.bits <= 8:
             raise ValueError(
                 f"{self.name}: expected field widths of 2 to 8 bits in all, found "
@@ -143,7 +138,18 @@ class FloatFormat:
             raise ValueError(
                 f"{self.name}: bias {self.bias} leads out of the range of the codec's float32 keys"
             )
-        # Made now, not by the first of several threads that asks, whose lock a fork could copy.
+        self._make_tables()
+
+    def _normalize(self) -> None:
+        """Tables are kept by format: what describes the same one has to be equal."""
+        for name in ("exponent_bits", "mantissa_bits", "bias"):
+            object.__setattr__(self, name, index(getattr(self, name)))
+        for name in ("has_infinity", "signed", "has_zero"):
+            object.__setattr__(self, name, bool(getattr(self, name)))
+        object.__setattr__(self, "nan_codes", tuple(sorted({index(c) for c in self.nan_codes})))
+
+    def _make_tables(self) -> None:
+        """Not by the first of several threads that asks, whose lock a fork could copy."""
         for name, attribute in vars(FloatFormat).items():
             if isinstance(attribute, cached_property):
                 getattr(self, name)
