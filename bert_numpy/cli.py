@@ -598,6 +598,7 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": model.name,
         "folder": str(resolve(arguments.model, arguments.revision)),
         **asdict(model.config),
+        "architecture": model.config.stated_architecture,
         "head": model.config.head.name,
         "format": "fp32" if own is None else own.name,
         "parameters": parameters,
@@ -605,6 +606,7 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
         "weight_bytes_8bit": model.weight_bytes - (saved if own is None else 0),
         "quantized_products": len(sites),
     }
+    del report["architecture_found"]  # the architecture says it
     if arguments.json != "-":
         for key, value in report.items():
             shown = ", ".join(value) if isinstance(value, tuple) else value

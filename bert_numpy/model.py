@@ -289,7 +289,9 @@ def require_head(model: Model, name: str) -> None:
     config = model.config
     if config.head.name != name:
         expected = config.description.class_of(name)
-        raise BertNumpyError(f"{model.name}: expected a {expected}, found {config.architecture}")
+        raise BertNumpyError(
+            f"{model.name}: expected a {expected}, found {config.stated_architecture}"
+        )
 
 
 def _checked_ids(name: str, values: npt.ArrayLike, limit: int, choices: bool = False) -> IntArray:

@@ -133,7 +133,7 @@ def _check_architecture(model: QuantizedModel) -> None:
     if config.model_type != "bert" or config.head not in _HEADS or config.pooling is not None:
         raise BertNumpyError(
             f"{model.name}: expected for ONNX a BertForSequenceClassification, a "
-            f"BertForQuestionAnswering or a BertModel, found {config.architecture}"
+            f"BertForQuestionAnswering or a BertModel, found {config.stated_architecture}"
         )
 
 

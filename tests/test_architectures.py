@@ -453,6 +453,19 @@ def test_other_names(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_decoder_of_its_own_that_is_tied(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str
+) -> None:
+    """transformers 4 computes with the embeddings, and 5 with the decoder."""
+    saved(quiet_transformers, torch, tmp_path, kind, "ForMaskedLM", tie_word_embeddings=False)
+    path = tmp_path / "config.json"
+    load(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    start = f"{path}: key 'tie_word_embeddings': expected false, as the stored decoder is not the "
+    assert refusal(tmp_path).startswith(start)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
 def test_a_decoder_with_a_bias_of_its_own(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str
 ) -> None:
