@@ -187,7 +187,7 @@ def evaluate(
         If the model's head does not fit the task, or there is no text.
     """
     _check_some(encoded)
-    order = label_order(model.config.labels, task)
+    order = label_order(model.config.labels, task, model.config.problem_type)
     begin = time.perf_counter()
     logits = predict_logits(model, encoded, batch_size, progress)
     seconds = time.perf_counter() - begin

@@ -8,6 +8,7 @@ its own. JSON Lines and Parquet have the hub's columns (data set nyu-mll/glue).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -415,29 +416,61 @@ def _parse_label(cell: str, task: Task, place: str) -> float:
     return names.index(cell)
 
 
-def label_order(names: Sequence[str], task: Task) -> npt.NDArray[np.int64]:
-    """The task's class of each output of a model's head.
+def label_order(
+    names: Sequence[str], task: Task, problem_type: str | None = None
+) -> npt.NDArray[np.int64]:
+    """Return the task's class of each output of a model's head.
 
-    A checkpoint may have its classes in another order than GLUE. If its labels
-    are named as the task's are, the names decide; otherwise the order is GLUE's.
+    A checkpoint may have its classes in another order than GLUE. The names of
+    its labels decide: the task's words in any order (whatever their case, with
+    ``-``, ``_`` or spaces between them), or GLUE's numbers of the classes (``0``,
+    ``1``). Labels without a name, ``LABEL_0`` and so on, are in GLUE's order. No
+    other name tells which class an output is, not even ``pos``: it is refused,
+    as a wrong guess would exchange the classes. The one output of a regression
+    may have any name.
 
     Parameters
     ----------
     names : sequence of str
         The head's labels, ``BertConfig.labels``.
     task : Task
+    problem_type : str, optional
+        ``BertConfig.problem_type``: what the outputs are, if the checkpoint says so.
+
+    Returns
+    -------
+    ndarray of int64, (outputs,)
+        Numbers in 0..outputs-1, each once.
 
     Raises
     ------
     BertNumpyError
-        If the head has another number of outputs than the task.
+        If the head has another number of outputs than the task, outputs of
+        another kind, or other labels; names those found and those expected.
     """
     if len(names) != task.outputs:
         raise BertNumpyError(
             f"task {task.name}: expected a model with {task.outputs} outputs, found {len(names)}: "
             f"{', '.join(names)}"
         )
-    plain = [name.lower().replace("-", "_").replace(" ", "_") for name in names]
-    if sorted(plain) == sorted(task.labels):
-        return np.array([task.labels.index(name) for name in plain], np.int64)
-    return np.arange(len(names), dtype=np.int64)
+    if problem_type is not None and (problem_type == "regression") != task.is_regression:
+        kind = "regression" if task.is_regression else "classification"
+        raise BertNumpyError(
+            f"task {task.name}: expected a model for {kind}, found 'problem_type' "
+            f"{problem_type!r} in its config.json"
+        )
+    numbers = range(len(names))
+    if task.is_regression:
+        return np.array(numbers, np.int64)
+    plain = [re.sub(r"[\s_-]+", "_", name.strip().casefold()) for name in names]
+    if plain == [f"label_{i}" for i in numbers]:
+        return np.array(numbers, np.int64)
+    for known in (list(task.labels), [str(i) for i in numbers]):
+        if sorted(plain) == sorted(known):
+            return np.array([known.index(name) for name in plain], np.int64)
+    placeholders = ", ".join(f"LABEL_{i}" for i in numbers)
+    raise BertNumpyError(
+        f"task {task.name}: expected labels {', '.join(task.labels)} in any order, or "
+        f"{placeholders} in GLUE's order, found {', '.join(names)}: which output is which class? "
+        "Name them in 'id2label' of config.json"
+    )

@@ -241,7 +241,7 @@ def _check_head(model: Model, task: Task | SpanTask) -> None:
     answers = isinstance(task, SpanTask)
     require_head(model, "question answering" if answers else "sequence classification")
     if isinstance(task, Task):
-        label_order(model.config.labels, task)
+        label_order(model.config.labels, task, model.config.problem_type)
 
 
 def _encode(

@@ -39,9 +39,8 @@ def check_prediction(model: Model, tokenizer: Tokenizer, text: str, pair: str | 
     head, name = model.config.head.name, model.name
     if head not in _PREDICTIONS:
         known = ", ".join(_PREDICTIONS)
-        raise BertNumpyError(
-            f"{name}: expected a model for {known}, found {model.config.architecture} ({head})"
-        )
+        found = model.config.stated_architecture
+        raise BertNumpyError(f"{name}: expected a model for {known}, found {found} ({head})")
     if head in _OF_PAIRS and pair is None:
         raise BertNumpyError(f"{name}: {head}: expected a pair of texts, found one")
     if head in ("masked language modelling", "pre-training"):
@@ -78,9 +77,9 @@ def _classes(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) ->
     logits = _first(model(**_batch(tokenizer, text, pair)).logits)
     labels, problem = model.config.labels, model.config.problem_type
     report: dict[str, Any] = {"logits": dict(zip(labels, logits.tolist(), strict=True))}
-    if len(labels) == 1 or problem == "regression":
+    if problem == "regression" or (len(labels) == 1 and problem is None):
         return Prediction(report, _listed(report["logits"]))
-    several = problem == "multi_label_classification"
+    several = problem == "multi_label_classification" or len(labels) == 1
     values = unary("sigmoid", logits, "float32") if several else softmax(logits, "float32")
     ranked = _ranked(labels, values)
     return Prediction(
