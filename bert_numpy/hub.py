@@ -38,7 +38,10 @@ _SMALL_FILES = [
     # A sentence-transformers folder's:
     "modules.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "1_Pooling/config.json",
+    # It refuses a model that is not whole without it:
+    "adapter_config.json",
 ]
 
 
