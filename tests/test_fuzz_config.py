@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -48,8 +49,21 @@ def test_label_sets(fuzzer: ModuleType) -> None:
     assert list(fuzzer.check_orders()) == []
 
 
-def test_every_key_is_documented(fuzzer: ModuleType) -> None:
-    text = (ROOT / "docs" / "configuration-keys.md").read_text(encoding="utf-8")
+TABLES = ROOT / "docs" / "configuration-keys.md"
+
+
+def test_every_key_of_transformers_is_documented(transformers: Any, fuzzer: ModuleType) -> None:
+    text = TABLES.read_text(encoding="utf-8")
+    keys: set[str] = set()
+    for kind in fuzzer.KINDS:
+        keys |= set(getattr(transformers, f"{kind}Config")().to_dict())
+    keys -= set(transformers.GenerationConfig().to_dict())
+    assert len(keys) > 30
+    assert sorted(key for key in keys if f"`{key}`" not in text) == []
+
+
+def test_every_key_that_is_changed_is_documented(fuzzer: ModuleType) -> None:
+    text = TABLES.read_text(encoding="utf-8")
     keys = {*fuzzer.NO_EFFECT, *fuzzer.MAY_BE_REFUSED, *(key for _, key, _ in fuzzer.SENTENCES)}
     keys -= {"pooling_mode_median"}  # nobody reads it
     assert sorted(key for key in keys if f"`{key}`" not in text) == []
