@@ -2,7 +2,9 @@
 
 Every header is checked twice: by the ``safetensors`` library, and by
 :mod:`npfp8.storage`, which says which key is wrong, lets no other spelling
-through, and reads what NumPy lacks (bfloat16).
+through, and reads what NumPy lacks (bfloat16). A file with a dtype that the
+library does not know is checked by the second alone: the library refuses all of
+it, whether anything reads that tensor or not.
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+#: The dtypes that every release of the library knows, from 0.4.3 on.
+_LIBRARY_DTYPES = frozenset(
+    "BOOL U8 I8 F8_E5M2 F8_E4M3 I16 U16 F16 BF16 I32 U32 F32 F64 I64 U64".split()
+)
 
 #: Elements that are checked at a time.
 _BLOCK = 1 << 18
@@ -170,12 +177,27 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         raise BertNumpyError(f"{path}: no such file")
     try:
         open_regular(path).close()  # the library would wait for a pipe
-        with safe_open(path, framework="numpy"):
-            pass  # opening checks the header against the file's size
+        try:
+            with safe_open(path, framework="numpy"):
+                pass  # opening checks the header against the file's size
+        except SafetensorError as error:
+            if (tensors := _newer_than_the_library(path)) is None:
+                raise BertNumpyError(
+                    f"{path}: expected a safetensors file, found: {error}"
+                ) from None
+            return tensors
         return read_header(path)
-    except SafetensorError as error:
-        raise BertNumpyError(f"{path}: expected a safetensors file, found: {error}") from None
     except (OSError, MemoryError) as error:  # the latter where a file cannot be mapped
         raise BertNumpyError(f"{path}: expected a file, found an error: {error}") from None
-    except ValueError as error:  # what the library lets through
+    except ValueError as error:  # which names the file
         raise BertNumpyError(str(error)) from None
+
+
+def _newer_than_the_library(path: Path) -> dict[str, StoredTensor] | None:
+    """The tensors of a valid file with a dtype that not every release of the library knows."""
+    try:
+        tensors = read_header(path)
+    except ValueError:
+        return None
+    old = all(tensor.dtype in _LIBRARY_DTYPES for tensor in tensors.values())
+    return None if old else tensors

@@ -66,15 +66,10 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
             f"{', '.join(ACTIVATIONS)}, found {config.hidden_act!r}"
         )
     name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"
-    stored = open_checkpoint(folder)
-    if config.num_hidden_layers > len(stored):  # no list of all that those would have
-        raise BertNumpyError(
-            f"{folder / 'config.json'}: key 'num_hidden_layers': expected fewer than the "
-            f"{len(stored)} tensors that there are, found {config.num_hidden_layers}"
-        )
     if is_quantized(folder):
         return load_quantized(config, folder, name)
-    return Model(config, read_weights(config, stored), FLOAT32_POLICY, name=name)
+    weights = read_weights(config, open_checkpoint(folder))
+    return Model(config, weights, FLOAT32_POLICY, name=name)
 
 
 def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> Recipe | None:
