@@ -12,7 +12,7 @@ from bert_numpy.architectures import ARCHITECTURES, SENTENCE_EMBEDDINGS, Archite
 from bert_numpy.errors import BertNumpyError
 from npfp8.files import open_regular
 
-__all__ = ["BertConfig", "Pooling", "read_config", "read_json"]
+__all__ = ["BertConfig", "Pooling", "parse_json", "read_config", "read_json"]
 
 #: What transformers' BertConfig has where a key is missing.
 _DEFAULTS: dict[str, Any] = {
@@ -113,13 +113,25 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if len(text) > _MAX_JSON:
         raise BertNumpyError(f"{path}: expected at most {_MAX_JSON} bytes of JSON, found more")
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unambiguous)
+        value = parse_json(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number too long to read
         raise BertNumpyError(f"{path}: expected JSON, found an error: {error}") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else kind.__name__
         raise BertNumpyError(f"{path}: expected a JSON {expected}, found {type(value).__name__}")
     return value
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON in which a key that comes again has the same value.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        If it is no JSON, a key has two values, a number is too long to read, or
+        it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unambiguous)
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

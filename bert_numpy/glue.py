@@ -8,6 +8,7 @@ its own. JSON Lines and Parquet have the hub's columns (data set nyu-mll/glue).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.records import RECORD_SUFFIXES, read_lines, read_records
+from bert_numpy.records import RECORD_SUFFIXES, check_text, read_lines, read_records
 
 __all__ = [
     "TASKS",
@@ -28,6 +29,7 @@ __all__ = [
     "merge_examples",
     "read_examples",
     "read_test_set",
+    "read_test_sets",
     "submission",
     "task_named",
 ]
@@ -269,11 +271,18 @@ def _rows(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
     drops_broken_rows = task.drops_broken_rows and path.name == task.train
     for place, cells in _cells(path, wanted, task.columns, drops_broken_rows):
         *texts, label = cells
-        if not all(text.strip() for text in texts):
+        if fault := _fault(texts):
             if drops_broken_rows:
                 continue
-            raise BertNumpyError(f"{place}: expected text, found a blank cell")
+            raise BertNumpyError(f"{place}: {fault}")
         yield texts, _parse_label(label, task, place)
+
+
+def _fault(texts: Sequence[str]) -> str | None:
+    """What was expected of the texts in a row, and found; None if all are texts."""
+    if not all(text.strip() for text in texts):
+        return "expected text, found a blank cell"
+    return next(filter(None, map(check_text, texts)), None)
 
 
 def _cells(
@@ -287,6 +296,11 @@ def _cells(
         if not lines:
             raise BertNumpyError(f"{path}: expected a header and examples, found an empty file")
         header = lines[0].split("\t")
+        if twice := [name for name in wanted if header.count(str(name)) > 1]:
+            raise BertNumpyError(
+                f"{path} line 1: expected one column {twice[0]!r}, found "
+                f"{header.count(str(twice[0]))}"
+            )
         if missing := [name for name in wanted if name not in header]:
             raise BertNumpyError(
                 f"{path} line 1: expected columns {', '.join(map(str, wanted))}, found no "
@@ -307,7 +321,7 @@ def _cells(
 def _records(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
     """The texts and the label of each row of a JSON Lines or Parquet file."""
     drops_broken_rows = task.drops_broken_rows and path.name.startswith("train")
-    for place, record in read_records(path):
+    for place, record in read_records(path, (*task.fields, "label")):
         if drops_broken_rows and not all(str(record.get(key) or "").strip() for key in task.fields):
             continue
         yield _texts(record, task, place), _label(record.get("label"), task, place)
@@ -316,17 +330,21 @@ def _records(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
 def _texts(record: Mapping[str, Any], task: Task, place: str) -> list[str]:
     texts = [record.get(key) for key in task.fields]
     for key, text in zip(task.fields, texts, strict=True):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
             found = repr(text) if key in record else "nothing"
             raise BertNumpyError(f"{place}: {key}: expected text, found {found}")
+        if fault := check_text(text):
+            raise BertNumpyError(f"{place}: {key}: {fault}")
     return [str(text) for text in texts]
 
 
 def _label(value: Any, task: Task, place: str) -> float:
     """A label of a record: a score, or a class by its number or its name."""
     if task.is_regression:
-        number = value if isinstance(value, float | int) and not isinstance(value, bool) else None
-        return _parse_label(repr(value) if number is None else repr(float(number)), task, place)
+        number = isinstance(value, float | int) and not isinstance(value, bool)
+        # Larger than a float can be is larger than any score.
+        fits = number and abs(value) <= max(task.score_range)
+        return _parse_label(repr(float(value) if fits else value), task, place)
     if isinstance(value, str) and value in task.labels:
         return task.labels.index(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.labels):
@@ -335,9 +353,16 @@ def _label(value: Any, task: Task, place: str) -> float:
     raise BertNumpyError(f"{place}: label: expected one of {names}, found {value!r}")
 
 
+#: The columns that number the rows of an official test file.
+_NUMBER_COLUMNS = ("index", "id", "idx")
+
+#: A number of a row: decimal, in one spelling, of 64 bits.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
 @dataclass(frozen=True)
 class TestSet:
-    """Texts without labels, and the number that GLUE's server knows each by."""
+    """Texts without labels, and the number that GLUE's server knows each by, in decimal."""
 
     __test__ = False  # of no interest to pytest
 
@@ -352,30 +377,73 @@ class TestSet:
 def read_test_set(path: Path, task: Task) -> TestSet:
     """Read an unlabelled file of a task.
 
+    A TSV file has a column ``index`` (or ``id``, as QQP's, or ``idx``), wherever
+    it stands. JSON Lines and Parquet have ``idx`` in every row; if none has it,
+    the rows are numbered from 0.
+
     Raises
     ------
     BertNumpyError
-        As :func:`read_examples` does.
+        As :func:`read_examples` does; or if a number is no decimal one or not
+        the only one of its value, or some rows have one and others do not.
     """
-    ids, rows = [], []
-    if path.suffix in RECORD_SUFFIXES:
-        for number, (place, record) in enumerate(read_records(path)):
-            ids.append(str(record.get("idx", number)))
-            rows.append(_texts(record, task, place))
-    else:
-        # The first column is the number, called index or id; every test file has a header.
-        lines = read_lines(path)
-        first = lines[0].split("\t")[0] if lines else "index"
-        names = task.fields if task.columns is not None else task.text_columns
-        for place, (name, *texts) in _cells(path, (first, *names), None):
-            if not name.isdecimal() or not all(text.strip() for text in texts):
-                raise BertNumpyError(f"{place}: expected a number and text, found {[name, *texts]}")
-            ids.append(name)
-            rows.append(texts)
-    if not rows:
-        raise BertNumpyError(f"{path}: expected examples, found none")
-    pairs = [texts[1] for texts in rows] if len(task.text_columns) == 2 else None
-    return TestSet(tuple(ids), [texts[0] for texts in rows], pairs)
+    return read_test_sets([path], task)
+
+
+def read_test_sets(paths: Sequence[Path], task: Task) -> TestSet:
+    """Read an unlabelled set that comes in several files, as :func:`read_test_set` reads one.
+
+    Rows that no file numbers are numbered from 0 over all files.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`read_test_set` does, also where a number comes again in another file.
+    """
+    rows: dict[str, list[str]] = {}
+    for path in paths:
+        if path.suffix in RECORD_SUFFIXES:
+            found = _test_records(path, task, len(rows))
+        else:
+            found = _test_rows(path, task)
+        before = len(rows)
+        for place, name, texts in found:
+            if not _NUMBER.fullmatch(name):
+                raise BertNumpyError(f"{place}: idx: expected a number, found {name!r}")
+            if name in rows:
+                raise BertNumpyError(f"{place}: expected a number of its own, found another {name}")
+            rows[name] = texts
+        if len(rows) == before:
+            raise BertNumpyError(f"{path}: expected examples, found none")
+    pairs = [texts[1] for texts in rows.values()] if len(task.text_columns) == 2 else None
+    return TestSet(tuple(rows), [texts[0] for texts in rows.values()], pairs)
+
+
+def _test_rows(path: Path, task: Task) -> Iterator[tuple[str, str, list[str]]]:
+    """The place, the number and the texts of each row of an official test file."""
+    # Every test file has a header, that of CoLA too, whose other files have none.
+    header = next(iter(read_lines(path)), "").split("\t")
+    number = next((name for name in _NUMBER_COLUMNS if name in header), header[0])
+    names = task.fields if task.columns is not None else task.text_columns
+    for place, (name, *texts) in _cells(path, (number, *names), None):
+        if not _NUMBER.fullmatch(name) or _fault(texts):
+            raise BertNumpyError(f"{place}: expected a number and text, found {[name, *texts]}")
+        yield place, name, texts
+
+
+def _test_records(path: Path, task: Task, first: int) -> Iterator[tuple[str, str, list[str]]]:
+    """The same of a JSON Lines or Parquet test file; without numbers, they count from ``first``."""
+    numbered = None
+    for row, (place, record) in enumerate(read_records(path, (*task.fields, "idx")), first):
+        value = record.get("idx")
+        if numbered is None:
+            numbered = value is not None
+        if numbered != (value is not None):
+            expected = "a number, as in the rows before" if numbered else "none, as before"
+            raise BertNumpyError(f"{place}: idx: expected {expected}, found {value!r}")
+        if value is not None and type(value) is not int and not isinstance(value, str):
+            raise BertNumpyError(f"{place}: idx: expected a number, found {value!r}")
+        yield place, str(row if value is None else value), _texts(record, task, place)
 
 
 def submission(task: Task, ids: Sequence[str], predictions: npt.NDArray[Any]) -> str:

@@ -24,7 +24,7 @@ from bert_numpy.glue import (
     label_order,
     merge_examples,
     read_examples,
-    read_test_set,
+    read_test_sets,
     task_named,
 )
 from bert_numpy.loading import load
@@ -147,8 +147,8 @@ def prepare(
     if test:
         if not isinstance(task_, Task):
             raise BertNumpyError(f"task {task_.name}: expected one of GLUE's for its test set")
-        (path,) = [file] if given_file else find_files(data, task_, task_.test)
-        examples = read_test_set(path, task_)
+        paths = [file] if given_file else find_files(data, task_, task_.test)
+        examples = read_test_sets(paths, task_)
     else:
         examples = _read([file] if given_file else find_files(data, task_, task_.dev), task_)
     if not isinstance(examples, TestSet) and limit is not None and limit < len(examples):
