@@ -34,11 +34,12 @@ from bert_numpy.quantization_config import (
     StoredQuantization,
     compressed_tensors_config,
     npfp8_config,
+    quantization_key,
     read_quantization,
     says_input,
 )
 from bert_numpy.recipe import Operand
-from bert_numpy.weights import find_parameters
+from bert_numpy.weights import find_parameters, read_parameters
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor
 from npfp8.files import created_folder, require_absent
 from npfp8.storage import Fp8Array, StoredTensor, save_file
@@ -74,13 +75,17 @@ _Array = npt.NDArray[Any]
 
 
 def linear_modules(parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Every linear layer of a checkpoint: its site, and its name there."""
+    """Every linear layer of a checkpoint: its site, and its name there.
+
+    A decoder that is the word embeddings' tensor is none: it has no codes of its own.
+    """
+    embeddings = {
+        tensor.key for name, tensor in parameters.items() if name.startswith("embeddings.")
+    }
     return {
         name.removesuffix(".weight"): tensor.key.removesuffix(".weight")
         for name, tensor in parameters.items()
-        if name.endswith(".weight")
-        and len(tensor.shape) == 2
-        and not name.startswith("embeddings.")
+        if name.endswith(".weight") and len(tensor.shape) == 2 and tensor.key not in embeddings
     }
 
 
@@ -217,7 +222,7 @@ def _to_uint8(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
 def is_quantized(folder: Path) -> bool:
     """Whether a checkpoint's ``config.json`` says that it is quantized."""
     raw = read_json(folder / "config.json")
-    return raw.get("quantization_config") is not None or EXTRA_KEY in raw
+    return quantization_key(raw) is not None or EXTRA_KEY in raw
 
 
 def stored_quantization(folder: Path, parameters: Mapping[str, StoredTensor]) -> StoredQuantization:
@@ -244,16 +249,20 @@ def load_quantized(config: BertConfig, folder: Path, name: str) -> QuantizedMode
     quantization = stored_quantization(folder, parameters)
     recipe = quantization.recipe
     modules = linear_modules(parameters)
+    coded = {
+        f"{site}.weight": operand
+        for site in modules
+        if (operand := recipe.site(site).b).fmt is not None
+    }
+    plain = {key: parameters[key] for key in parameters if key not in coded}
+    floats = read_parameters(config, stored, plain)
     weights: dict[str, npt.NDArray[np.float32] | QuantizedTensor] = {}
     for key, parameter in parameters.items():
-        site = key.removesuffix(".weight")
-        operand = recipe.site(site).b if site in modules else Operand()
-        if operand.fmt is None:
-            weights[key] = read_float32(parameter)
-        else:
-            weights[key] = _read_weight(
-                parameter, stored, operand, quantization.scale_name, quantization.rows.get(site, 1)
-            )
+        if key not in coded:
+            weights[key] = floats[key]
+            continue
+        rows = quantization.rows.get(key.removesuffix(".weight"), 1)
+        weights[key] = _read_weight(parameter, stored, coded[key], quantization.scale_name, rows)
     plans: dict[str, SitePlan] = {}
     sites = model_sites(Model(config, weights, FLOAT32_POLICY, name))
     try:
@@ -308,7 +317,7 @@ def _read_weight(
             return values.reshape(outputs, 1)  # one block along the sum
         if granularity == "channel":
             return values.reshape(outputs)
-        return np.repeat(values, rows, axis=0)[:outputs]
+        return values[np.arange(outputs) // min(rows, outputs)]
 
     axis, block = {
         "tensor": (None, None),

@@ -213,8 +213,10 @@ def read_parameters(
         if tensor.key not in read:
             read[tensor.key] = _read(tensor)
         weights[name] = read[tensor.key]
-        # The word embeddings need not be a decoder's that nothing reads; the decoder is checked.
-        for other in _found(config, tensors, name) if name != _WORDS else ():
+        # The word embeddings need not be a decoder's that nothing reads; the decoder is checked,
+        # and its bias, which an untied decoder has of its own.
+        ties = config.tie_word_embeddings and name != _WORDS
+        for other in _found(config, tensors, name) if ties else ():
             if other.key not in read:
                 read[other.key] = _read(other)
             if not np.array_equal(weights[name], read[other.key]):
