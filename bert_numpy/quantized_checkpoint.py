@@ -38,7 +38,7 @@ from bert_numpy.quantization_config import (
     read_quantization,
     says_input,
 )
-from bert_numpy.recipe import Operand
+from bert_numpy.recipe import Operand, Recipe
 from bert_numpy.weights import find_parameters, read_parameters
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor
 from npfp8.files import created_folder, require_absent
@@ -92,6 +92,19 @@ def linear_modules(parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
 # Writing
 
 
+def _written_modules(recipe: Recipe, parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """The linear layers of a checkpoint; a recipe must not quantize a matrix that two share."""
+    modules = linear_modules(parameters)
+    decoder = "cls.predictions.decoder"
+    tied = f"{decoder}.weight" in parameters and decoder not in modules
+    if tied and recipe.site(decoder).b.fmt is not None:
+        raise BertNumpyError(
+            f"recipe {recipe.name}: {decoder}: expected no quantization: the checkpoint holds the "
+            "matrix once, with the word embeddings, which are not quantized"
+        )
+    return modules
+
+
 def check_target(target: Path) -> None:
     """Raise :class:`BertNumpyError` if nothing can be written as the new folder ``target``."""
     with writing(target):
@@ -110,7 +123,7 @@ def check_target(target: Path) -> None:
 def check_writable(model: QuantizedModel, source: str | Path) -> None:
     """Raise :class:`BertNumpyError` if the layout cannot say what a model's recipe does."""
     parameters = find_parameters(model.config, open_checkpoint(resolve(source)))
-    compressed_tensors_config(model.recipe, linear_modules(parameters))
+    compressed_tensors_config(model.recipe, _written_modules(model.recipe, parameters))
 
 
 def save_quantized(
@@ -142,7 +155,7 @@ def save_quantized(
     check_target(target)
     parameters = find_parameters(model.config, open_checkpoint(folder))
     raw = read_json(folder / "config.json")
-    modules = linear_modules(parameters)
+    modules = _written_modules(model.recipe, parameters)
     raw["quantization_config"] = compressed_tensors_config(model.recipe, modules)
     raw[EXTRA_KEY] = npfp8_config(model.recipe, model.plans, modules)
     # Scales are float32, and transformers makes them of the dtype that it finds here.

@@ -444,6 +444,23 @@ def test_tied_tensors_are_stored_once(
         assert f"tensor '{missing}': expected shape" in refusal(source)
 
 
+def test_a_tied_decoder_is_not_written_quantized(
+    torch: Any, quiet_transformers: Any, tmp_path: Path
+) -> None:
+    """Its codes would take the place of the word embeddings'."""
+    saved(quiet_transformers, torch, tmp_path / "a", "Roberta", "ForMaskedLM")
+    model = load(tmp_path / "a")
+    layer = PRESETS["e4m3-token"].linear
+    recipe = replace(PRESETS["e4m3-token"], overrides=(("cls.predictions.decoder", layer),))
+    ids = [[0, 5, 6, 2]]
+    made = apply_recipe(model, recipe, calibrate(model, [{"input_ids": ids}]))
+    with pytest.raises(
+        BertNumpyError, match="decoder: expected no quantization: the checkpoint ho"
+    ):
+        save_quantized(made, tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_decoder_that_nothing_reads(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
     """Of another head: left alone whatever it holds."""
     saved(quiet_transformers, torch, tmp_path / "a", "Bert", "ForSequenceClassification")
