@@ -382,8 +382,7 @@ def plain_rows(path: Path) -> list[dict[str, Any]]:
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def read_task_data(folder: Path) -> None:
-    (path,) = (path for path in folder.glob("dev.*"))
+def read_task_data(path: Path) -> None:
     examples = read_examples(path, TASKS["sst2"])
     rows = plain_rows(path)
     names = TASKS["sst2"].labels
@@ -402,8 +401,7 @@ def read_unlabelled(folder: Path) -> None:
     expect(len({int(name) for name in found.ids}) == len(rows), "a number twice")
 
 
-def read_squad(folder: Path) -> None:
-    (path,) = (path for path in folder.glob("dev*"))
+def read_squad(path: Path) -> None:
     found = read_questions(path).items
     if path.suffix == ".parquet":
         rows = plain_rows(path)
@@ -445,12 +443,12 @@ def read_kit(folder: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], None]] = {
-    "tsv": read_task_data,
-    "jsonl": read_task_data,
-    "parquet": read_task_data,
+    "tsv": lambda folder: read_task_data(folder / "dev.tsv"),
+    "jsonl": lambda folder: read_task_data(folder / "dev.jsonl"),
+    "parquet": lambda folder: read_task_data(folder / "dev.parquet"),
     "test tsv": read_unlabelled,
-    "squad": read_squad,
-    "squad parquet": read_squad,
+    "squad": lambda folder: read_squad(folder / "dev-v1.1.json"),
+    "squad parquet": lambda folder: read_squad(folder / "dev.parquet"),
     "kit": read_kit,
     "foreign e4m3": read_quantized,
     "quantized e4m3": read_quantized,
@@ -811,7 +809,7 @@ def parquet_column(rng: Rng, content: bytes) -> bytes:
     broken = pyarrow.array([b"\xff\xfe"] * count, pyarrow.binary())
     values = [
         pyarrow.array([large] * count, pyarrow.timestamp("ns")),
-        pyarrow.array([large] * count, pyarrow.timestamp("s", tz="UTC")),
+        pyarrow.array([large] * count, pyarrow.timestamp("ms", tz="UTC")),
         pyarrow.array([large] * count, pyarrow.duration("ns")),
         pyarrow.array([2**31 - 1] * count, pyarrow.date32()),
         pyarrow.array([large] * count, pyarrow.uint64()),
