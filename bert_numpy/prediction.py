@@ -128,15 +128,14 @@ def _tokens(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> 
     """The likeliest label of each token that stands for text."""
     batch = _batch(tokenizer, text, pair)
     logits = _first(model(**batch).logits)
-    encoded = tokenizer.backend.encode(text, pair)
     tokens = []
-    for number, special in enumerate(encoded.special_tokens_mask):
-        if not special:
+    for number, token in enumerate(tokenizer.tokens(text, pair)):
+        if token is not None:
             probabilities = softmax(logits[number], "float32")
             best = int(logits[number].argmax())
             tokens.append(
                 {
-                    "token": encoded.tokens[number],
+                    "token": token,
                     "label": model.config.labels[best],
                     "probability": float(probabilities[best]),
                 }

@@ -62,7 +62,8 @@ def best_answers(
     context (:func:`most_context`). Its score is the sum of the start logit of
     its first and the end logit of its last token, in float64. Of equal scores
     the earlier start comes first, then the earlier end. A text is listed once,
-    at its best place.
+    at its best place, and without white space around it; a span of white space alone
+    is an answer only if there is no other.
 
     Parameters
     ----------
@@ -89,6 +90,8 @@ def best_answers(
     distinct: dict[str, tuple[float, int, int, float, float]] = {}
     for span in sorted(spans):
         distinct.setdefault(context[span[1] : span[2]], span)
+    if len(distinct) > 1:
+        distinct.pop("", None)
     best = list(distinct.items())[:n_best]
     scores = np.array([-span[0] for _, span in best])
     weights = elementary.exp(scores - scores[0])
@@ -119,12 +122,20 @@ def _spans(
     seen: set[str] = set()
     for span in np.argsort(-scores, kind="stable"):
         start_logit, end_logit = part[first[span], 0], part[last[span], 1]
-        start, end = window.offsets[first[span]][0], window.offsets[last[span]][1]
+        start, end = _trimmed(
+            context, window.offsets[first[span]][0], window.offsets[last[span]][1]
+        )
         if context[start:end] not in seen:
             seen.add(context[start:end])
             yield -float(scores[span]), start, end, float(start_logit), float(end_logit)
-        if len(seen) == n_best:
+        if len(seen - {""}) == n_best:
             break
+
+
+def _trimmed(context: str, start: int, end: int) -> tuple[int, int]:
+    """A span without the white space at its ends."""
+    end = start + len(context[start:end].rstrip())
+    return end - len(context[start:end].lstrip()), end
 
 
 def most_context(windows: Sequence[Window]) -> list[npt.NDArray[np.bool_]]:

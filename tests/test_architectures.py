@@ -823,7 +823,7 @@ def test_byte_level_from_its_merges(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     # As the tokenizer.json of RoBERTa's own checkpoints has it: a space before it belongs to it.
     mask = quiet_transformers.AddedToken("<mask>", lstrip=True, special=True)
-    peer = quiet_transformers.RobertaTokenizer.from_pretrained(tmp_path, mask_token=mask)
+    peer = quiet_transformers.RobertaTokenizerFast.from_pretrained(tmp_path, mask_token=mask)
     check_tokenizer(tmp_path, peer)
     peer.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "config.json").write_bytes((byte_level / "config.json").read_bytes())
