@@ -10,7 +10,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ _SHORTEST = 3
 
 #: The library's switch for its thread pool.
 _PARALLEL = "TOKENIZERS_PARALLELISM"
+
+#: What stands for a space in the tokens of byte-level BPE, and of SentencePiece.
+_SPACES = "\u0120\u2581"
 
 #: In a str, half of a character: undecodable bytes of a command line come as these.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -104,7 +107,7 @@ class Tokenizer:
         What sentence-transformers does to each text first; None for other checkpoints.
     """
 
-    backend: Any
+    backend: Any = field(repr=False)  # the library shows every token
     model_max_length: int
     pad_token_id: int = 0
     token_types: bool = True
@@ -309,7 +312,8 @@ class Tokenizer:
         begin, end = places[0], places[-1] + 1
         room = max_length - (len(item.ids) - len(places))
         step = min(doc_stride, room)
-        offsets = [_without_space(item.offsets[place], context) for place in places]
+        tokens, raw = item.tokens, item.offsets
+        offsets = [_without_space(tokens[place], raw[place], context) for place in places]
         windows = []
         for first in range(0, len(places), step):
             last = min(first + room, len(places))
@@ -402,9 +406,15 @@ def _whole_characters(item: Any, most: int) -> int:
     return length
 
 
-def _without_space(offset: tuple[int, int], text: str) -> tuple[int, int]:
-    """Of a token the characters without the space before it, which some tokenizers include."""
+def _without_space(token: str, offset: tuple[int, int], text: str) -> tuple[int, int]:
+    """The characters of a token without the space before it, which some tokenizers include.
+
+    A token that is nothing but a space has none, also where the tokenizer put the space
+    there itself: then its offset is that of the next character.
+    """
     start, end = offset
+    if text[start:end] != token and not token.strip(_SPACES):
+        return start, start
     return end - len(text[start:end].lstrip()), end
 
 

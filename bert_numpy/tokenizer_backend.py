@@ -22,7 +22,14 @@ __all__ = ["build_backend", "library_errors"]
 #: Bytes of a tokenizer's file; the library would run out of memory, and the process end.
 _LARGEST_FILE = 1 << 28
 
+#: Lists, objects and commas of a tokenizer.json: each may take a hundred bytes in memory.
+#: Vocabularies of 250,000 tokens with as many merges have two million.
+_MOST_PARTS = 5_000_000
+
 _JSON = "tokenizer.json"
+
+#: The keys that replace the normalizer of BERT's classes.
+_NORMALIZING = ("do_basic_tokenize", "do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
 #: A letter that few vocabularies have: without an unknown token, the library fails at it.
 _RARE = "\u13a0"
@@ -106,6 +113,8 @@ def build_backend(settings: TokenizerSettings, vocab_size: int) -> tuple[Any, st
 def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tuple[Any, Any]:
     """The tokenizer of a tokenizer.json, once it is checked; and the file's JSON object."""
     data = _read(path)
+    if (parts := sum(map(data.count, (b"[", b"{", b",")))) > _MOST_PARTS:
+        raise ValueError(f"expected at most {_MOST_PARTS} values, found {parts}")
     try:
         raw = json.loads(data.decode("utf-8"))
     except RecursionError:
@@ -191,7 +200,11 @@ def _from_vocabulary(path: Path, settings: TokenizerSettings, vocab_size: int) -
     _check_named(vocabulary, settings)
     unknown = settings.text("unk_token")
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token=unknown))
-    backend.normalizer = normalizers.BertNormalizer(**_normalizer_settings(settings))
+    normal = _normalizer_settings(settings)
+    if not settings.values.get("do_basic_tokenize", True):
+        # So transformers begins, and finds the added tokens, before it applies the keys.
+        normal |= {"lowercase": False, "strip_accents": False, "handle_chinese_chars": False}
+    backend.normalizer = normalizers.BertNormalizer(**normal)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     return backend
@@ -344,12 +357,10 @@ def _check_normalized(backend: Any, settings: TokenizerSettings, normalizer: Any
         found = normalizer.normalize_str(token.content)
         if not found:
             raise ValueError(f"expected added tokens of visible text, found {token.content!r}")
-        if found != backend.normalizer.normalize_str(token.content):
-            raise settings.refusal(
-                "do_lower_case",
-                f"normalization that leaves the added token {token.content!r} as it is",
-                settings.values.get("do_lower_case"),
-            )
+        if found != (former := backend.normalizer.normalize_str(token.content)):
+            key = next((one for one in _NORMALIZING if one in settings.values), "do_lower_case")
+            expected = f"a value that leaves the added token {token.content!r} as {former!r}"
+            raise settings.refusal(key, expected, settings.values.get(key))
 
 
 def _own_post_processor(settings: TokenizerSettings, backend: Any) -> Any:
