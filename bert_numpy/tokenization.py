@@ -39,7 +39,7 @@ _SHORTEST = 3
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 
 #: What stands for a space in the tokens of byte-level BPE, and of SentencePiece.
-_SPACES = "\u0120\u2581"
+_SPACES = {b"ByteLevel": "\u0120", b"Metaspace": "\u2581"}
 
 #: In a str, half of a character: undecodable bytes of a command line come as these.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -105,6 +105,8 @@ class Tokenizer:
         "right" or "left": the end of a text at which :meth:`encode` cuts.
     sentences : Sentences, optional
         What sentence-transformers does to each text first; None for other checkpoints.
+    no_pairs : str
+        Why pairs of texts are refused; empty if they are not.
     """
 
     backend: Any = field(repr=False)  # the library shows every token
@@ -115,6 +117,7 @@ class Tokenizer:
     vocab_size: int | None = None
     truncation_side: str = "right"
     sentences: Sentences | None = None
+    no_pairs: str = ""
 
     def encode(
         self,
@@ -280,6 +283,8 @@ class Tokenizer:
         first: int = 0,
     ) -> list[Any]:
         """The library's encodings of whole texts or pairs, the first of which has a number."""
+        if pairs is not None and self.no_pairs:
+            raise BertNumpyError(self.no_pairs)
         if self.sentences is not None:
             texts = [self.sentences.prepared(text) for text in texts]
             pairs = None if pairs is None else [self.sentences.prepared(text) for text in pairs]
@@ -313,7 +318,8 @@ class Tokenizer:
         room = max_length - (len(item.ids) - len(places))
         step = min(doc_stride, room)
         tokens, raw = item.tokens, item.offsets
-        offsets = [_without_space(tokens[place], raw[place], context) for place in places]
+        marks = _space_marks(self.backend)
+        offsets = [_without_space(tokens[place], raw[place], context, marks) for place in places]
         windows = []
         for first in range(0, len(places), step):
             last = min(first + room, len(places))
@@ -406,16 +412,25 @@ def _whole_characters(item: Any, most: int) -> int:
     return length
 
 
-def _without_space(token: str, offset: tuple[int, int], text: str) -> tuple[int, int]:
+def _space_marks(backend: Any) -> str:
+    """The characters that stand for spaces in the tokens."""
+    state = b"" if backend.pre_tokenizer is None else backend.pre_tokenizer.__getstate__()
+    return "".join(mark for kind, mark in _SPACES.items() if kind in state)
+
+
+def _without_space(token: str, offset: tuple[int, int], text: str, marks: str) -> tuple[int, int]:
     """The characters of a token without the space before it, which some tokenizers include.
 
     A token that is nothing but a space has none, also where the tokenizer put the space
     there itself: then its offset is that of the next character.
     """
     start, end = offset
-    if text[start:end] != token and not token.strip(_SPACES):
-        return start, start
-    return end - len(text[start:end].lstrip()), end
+    own = text[start:end].lstrip()
+    literal = own == token and token != _SPACES[b"ByteLevel"]  # whose bytes are other tokens
+    if not literal and marks and not token.strip(marks):
+        end -= len(own)
+        return end, end
+    return end - len(own), end
 
 
 def pad(encoded: Sequence[EncodedText], pad_token_id: int = 0) -> dict[str, IntArray]:
@@ -465,17 +480,25 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
     own = settings.model_max_length
     if sentences is not None and sentences.max_length is not None:
         own = sentences.max_length
+    typed = config.type_vocab_size > 1
+    no_pairs = ""
+    if typed and settings.token_types is None:
+        error = settings.refusal(
+            "model_input_names", f"a list beside {settings.name}Fast, for pairs of texts", None
+        )
+        no_pairs = str(error)
     mask = backend.token_to_id(settings.text("mask_token") or config.description.mask_token)
     _share_with_forks()
     return Tokenizer(
         backend,
         config.max_length if own is None else min(own, config.max_length),
         config.pad_token_id,
-        settings.token_types and config.type_vocab_size > 1,
+        typed and settings.token_types is not False,
         None if mask is None or mask >= config.vocab_size else mask,
         config.vocab_size,
         side,
         sentences,
+        no_pairs,
     )
 
 

@@ -13,7 +13,12 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, proces
 
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.tokenizer_check import check_description, check_vocabulary
+from bert_numpy.tokenizer_check import (
+    check_class,
+    check_description,
+    check_vocabulary,
+    special_ids,
+)
 from bert_numpy.tokenizer_settings import CONFIG, FLAGS, NAMED, TokenizerSettings
 from npfp8.files import open_regular
 
@@ -122,7 +127,7 @@ def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tupl
     if not isinstance(raw, dict):
         raise ValueError(f"expected a JSON object, found {type(raw).__name__}")
     check_description(raw)
-    _check_contradictions(path, raw, settings)
+    _check_contradictions(raw, settings)
     vocabulary = raw["model"]["vocab"]
     tokens = vocabulary if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}
     added = {token["content"] for token in raw.get("added_tokens") or []}
@@ -139,27 +144,30 @@ def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tupl
                 f"key 'added_tokens': expected the id {found} for {token['content']!r}, "
                 f"found {token['id']}"
             )
+    for token, number in special_ids(raw):
+        if (found := backend.token_to_id(token)) != number:
+            raise ValueError(
+                f"key 'post_processor': expected the id {found} for {token!r}, found {number}"
+            )
     return backend, raw
 
 
-def _check_contradictions(path: Path, raw: dict[str, Any], settings: TokenizerSettings) -> None:
+def _check_contradictions(raw: dict[str, Any], settings: TokenizerSettings) -> None:
     """Refuse what versions 4 and 5 of transformers read differently, or not at all."""
-
-    def refusal(key: str, expected: str) -> BertNumpyError:
-        return BertNumpyError(
-            f"{path}: key {key!r}: expected {expected} beside {settings.name}, found "
-            f"{json.dumps(raw.get(key))[:200]}"
-        )
-
-    if not settings.kind.tokens:
-        return  # the file has everything, and no class another opinion
-    if settings.kind.normalizes and raw.get("normalizer") is None:
-        raise refusal("normalizer", "a normalizer")
-    named = json.dumps(raw.get("post_processor"))
-    for key in ("cls_token", "sep_token"):
-        token = settings.text(key)
-        if token is not None and json.dumps(token) not in named:
-            raise refusal("post_processor", f"one that adds {token} ({key})")
+    model = settings.kind.model
+    if not model or not (settings.explicit or model == "WordPiece"):
+        return  # the file is alone, or of a class that takes it as it is
+    names = [key for key in NAMED if key.endswith("_token")]
+    check_class(raw, model, {key: settings.text(key) for key in names})
+    if model == "Unigram" and not settings.values.get("add_prefix_space", True):
+        raise settings.refusal("add_prefix_space", "true, or no such key", False)
+    if "added_tokens_decoder" in settings.values:
+        known = {token.content for _, _, token in settings.added}
+        known |= {str(settings.text(key)) for key in names}
+        for token in raw.get("added_tokens") or []:
+            if token["content"] not in known:
+                expected = f"the added token {token['content']!r} of {_JSON}"
+                raise settings.refusal("added_tokens_decoder", expected, None)
 
 
 def _check_size(path: Path, size: int, vocab_size: int) -> None:
@@ -222,7 +230,11 @@ def _from_merges(path: Path, settings: TokenizerSettings, vocab_size: int) -> An
     if (length := other.stat().st_size) > _LARGEST_FILE:
         raise ValueError(f"{other}: expected at most {_LARGEST_FILE} bytes, found {length}")
     text = _read(other).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    lines = text.split("\n")[1:-1]  # as transformers does: the first line is the version
+    lines = text.split("\n")
+    if not lines[0].startswith("#version") or lines[-1]:
+        # Version 4 leaves out the first and the last line, whatever they are.
+        raise ValueError(f"{other}: expected a first line '#version', and a last one that ends")
+    lines = lines[1:-1]
     merges = list(dict.fromkeys(tuple(line.split()) for line in lines))
     for number, merge in enumerate(merges, 2):
         if len(merge) != 2:
@@ -253,7 +265,7 @@ def _check_named(vocabulary: dict[str, int], settings: TokenizerSettings) -> Non
 def _add_tokens(backend: Any, settings: TokenizerSettings, loaded: dict[str, Any]) -> None:
     """Add the tokens of the side files, then the special tokens that are not yet added.
 
-    The order, and which flags go before which, are those of ``PreTrainedTokenizerFast``.
+    The order, and which flags go before which, are those of transformers.
     """
     by_id = {number: token for _, number, token in settings.added}
     if "added_tokens_decoder" not in settings.values:
@@ -265,10 +277,8 @@ def _add_tokens(backend: Any, settings: TokenizerSettings, loaded: dict[str, Any
     known = {token.content for token in backend.get_added_tokens_decoder().values()} | set(by_name)
     special = _special_tokens(settings, by_name, loaded)
     for content, token in special.items():
-        if not isinstance(token, str):
-            tokens.append(token)
-        elif content not in known:
-            tokens.append(AddedToken(content, special=True))
+        if content not in known:
+            tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
     for token in tokens:
         if token.content in special:
             token.special = True  # and normalized as before only if a file says so
@@ -286,7 +296,10 @@ def _special_tokens(
     """All special tokens, as str or AddedToken, by their text, in the order of being added."""
     serialized = bool(loaded)
     groups: list[Any] = []
+    extra = settings.values.get("extra_special_tokens") or []
     for key in NAMED:
+        if key == "additional_special_tokens" and isinstance(extra, dict):
+            groups += extra.values()
         token = settings.token(key)
         if key == "pad_token" and key not in {**settings.values, **settings.kind.tokens}:
             token = (loaded.get("padding") or {}).get("pad_token")
@@ -301,8 +314,7 @@ def _special_tokens(
             elif not serialized:
                 token = AddedToken(token, normalized=True)
         groups.append(token)
-    extra = settings.values.get("extra_special_tokens") or []
-    groups += extra.values() if isinstance(extra, dict) else extra
+    groups += [] if isinstance(extra, dict) else extra
     found: dict[str, Any] = {}
     for token in groups:
         if token is not None:
@@ -316,21 +328,17 @@ def _set_components(backend: Any, settings: TokenizerSettings) -> None:
     state = json.loads(before.__getstate__()) if before is not None else {}
     spaced = settings.values.get("add_prefix_space", False)
     if settings.explicit and state.get("add_prefix_space", spaced) != spaced:
-        if "add_prefix_space" not in settings.values and not settings.kind.tokens:
-            # Version 4 takes it for false, version 5 leaves it as it is.
-            raise settings.refusal("add_prefix_space", "true or false", None)
+        if not settings.kind.model:  # version 4 changes it, version 5 does not
+            found = settings.values.get("add_prefix_space")
+            raise settings.refusal("add_prefix_space", f"{not spaced}, as in {_JSON}", found)
         if state["type"] == "ByteLevel":
             backend.pre_tokenizer = pre_tokenizers.ByteLevel(
                 add_prefix_space=spaced, use_regex=state.get("use_regex", True)
             )
-    if not settings.kind.normalizes or backend.normalizer is None:
+    if settings.kind.model != "WordPiece" or backend.normalizer is None:
         _check_normalized(backend, settings, backend.normalizer)
         return
-    state = json.loads(backend.normalizer.__getstate__())
-    wanted = _normalizer_settings(settings)
-    normalizer = backend.normalizer
-    if state["type"] == "BertNormalizer":
-        normalizer = normalizers.BertNormalizer(**{**wanted, "clean_text": state["clean_text"]})
+    normalizer = normalizers.BertNormalizer(**_normalizer_settings(settings))
     _check_normalized(backend, settings, normalizer)
     backend.normalizer = normalizer
 

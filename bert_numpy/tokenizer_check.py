@@ -15,7 +15,7 @@ from typing import Any
 
 from bert_numpy.charsmap import check_charsmap
 
-__all__ = ["check_description", "check_vocabulary"]
+__all__ = ["check_class", "check_description", "check_vocabulary", "special_ids"]
 
 #: Components in a sequence, all nested ones together.
 _MOST_COMPONENTS = 32
@@ -463,3 +463,155 @@ def _check_merges(merges: Any, prefix: str) -> None:
         ):
             expected = f"two tokens, the second beginning with {prefix!r}"
             raise _RefusedError(f"model.merges.{number}", expected, merge)
+
+
+# The class
+
+
+def check_class(raw: Mapping[str, Any], model: str, tokens: Mapping[str, str | None]) -> None:
+    """Check that a ``tokenizer.json`` is what its class would build from the vocabulary.
+
+    Version 4 of transformers uses the file's components, version 5 the class's own.
+
+    Parameters
+    ----------
+    raw : mapping
+        A description that :func:`check_description` accepts.
+    model : str
+        The model of the class: "WordPiece", "BPE" or "Unigram".
+    tokens : mapping of str to str
+        The special tokens by their keys: ``cls_token`` and so on.
+
+    Raises
+    ------
+    ValueError
+        The key, what was expected and what was found.
+    """
+    found = raw["model"]
+    if found.get("type", model) != model:
+        raise _RefusedError("model.type", f"{model}, the model of the class", found["type"])
+    for key, value in _OWN_MODELS[model].items():
+        if (found.get(key) or value) != value:
+            raise _RefusedError(f"model.{key}", f"{value!r}, as the class has it", found[key])
+    if model == "WordPiece" and found.get("unk_token") != tokens["unk_token"]:
+        raise _RefusedError(
+            "model.unk_token", f"{tokens['unk_token']!r} (unk_token)", found.get("unk_token")
+        )
+    if model == "Unigram":
+        unknown = found.get("unk_id")
+        if unknown is None or found["vocab"][unknown][0] != tokens["unk_token"]:
+            raise _RefusedError("model.unk_id", f"the id of {tokens['unk_token']!r}", unknown)
+    _check_parts(raw, model)
+    _check_post_processor(raw.get("post_processor"), model, tokens)
+
+
+def _check_parts(raw: Mapping[str, Any], model: str) -> None:
+    """Refuse a normalizer or a pre-tokenizer that the class does not have."""
+    names: tuple[str, ...] = ()
+    for kind in ("normalizer", "pre_tokenizer"):
+        parts = [] if raw.get(kind) is None else list(_flat(kind, kind, raw[kind]))
+        names = tuple(part["type"] for part in parts)
+        if names not in _OWN_PARTS[model][kind]:
+            allowed = " or ".join(" and ".join(one) or "none" for one in _OWN_PARTS[model][kind])
+            raise _RefusedError(kind, f"{allowed}, as the class has it", raw.get(kind))
+        for part in parts:
+            for key, value in _OWN_VALUES.get(part["type"], {}).items():
+                if part.get(key, value) not in (value, *_ALSO.get(key, ())):
+                    raise _RefusedError(f"{kind}.{key}", f"{value!r}", part[key])
+    if model == "Unigram" and names == ("Metaspace",):
+        normalizer = raw.get("normalizer")
+        kinds = [] if normalizer is None else list(_flat("normalizer", "normalizer", normalizer))
+        if [part["type"] for part in kinds] != ["Precompiled", "Strip", "Replace"]:
+            raise _RefusedError(
+                "pre_tokenizer", "WhitespaceSplit and Metaspace", raw["pre_tokenizer"]
+            )
+
+
+#: Values of a model that its class does not let a file choose.
+_OWN_MODELS: dict[str, dict[str, Any]] = {
+    "WordPiece": {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+    "BPE": {
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+    },
+    "Unigram": {"byte_fallback": False},
+}
+
+#: The components of each class, one after the other; transformers 4 has written several.
+_OWN_PARTS: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
+    "WordPiece": {"normalizer": (("BertNormalizer",),), "pre_tokenizer": (("BertPreTokenizer",),)},
+    "BPE": {"normalizer": ((),), "pre_tokenizer": (("ByteLevel",),)},
+    "Unigram": {
+        "normalizer": (
+            ("Precompiled",),
+            ("Precompiled", "Replace"),
+            ("Precompiled", "Strip", "Replace"),
+            (),
+        ),
+        "pre_tokenizer": (("WhitespaceSplit", "Metaspace"), ("Metaspace",)),
+    },
+}
+
+_OWN_VALUES: dict[str, dict[str, Any]] = {
+    "BertNormalizer": {"clean_text": True},
+    "ByteLevel": {"use_regex": True},
+    "Metaspace": {"replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    | {"add_prefix_space": True},
+    "Strip": {"strip_left": False, "strip_right": True},
+    "Replace": {"pattern": {"Regex": " {2,}"}, "content": "\u2581"},
+}
+
+_ALSO = {"content": (" ",)}
+
+
+def _check_post_processor(value: Any, model: str, tokens: Mapping[str, str | None]) -> None:
+    """Refuse any but [CLS] first [SEP] second [SEP], or RoBERTa's with two in between."""
+    cls, sep = tokens["cls_token"], tokens["sep_token"]
+    if model == "Unigram" and (tokens["bos_token"], tokens["eos_token"]) != (cls, sep):
+        raise _RefusedError("post_processor", "cls_token and sep_token as bos and eos", [cls, sep])
+    single = [(cls, 0), ("$A", 0), (sep, 0)]
+    if model == "WordPiece":
+        pair = [*single, ("$B", 1), (sep, 1)]
+    else:
+        pair = [*single, (sep, 0), ("$B", 0), (sep, 0)]
+    parts = [] if value is None else list(_flat("post_processor", "post_processor", value))
+    found = next((part for part in parts if part["type"] != "ByteLevel"), None)
+    own = {"WordPiece": "BertProcessing"}.get(model, "RobertaProcessing")
+    if found is not None and found["type"] == own:
+        right = (found["cls"][0], found["sep"][0]) == (cls, sep)
+    elif found is not None and found["type"] == "TemplateProcessing":
+        templates = [_pieces_of(found[key]) for key in ("single", "pair")]
+        if model != "WordPiece":  # whose types are not used
+            templates = [[(name, 0) for name, _ in one] for one in templates]
+        right = templates == [single, pair]
+    else:
+        right = False
+    if not right:
+        shown = " ".join(f"{name}" for name, _ in pair)
+        raise _RefusedError(
+            "post_processor", f"{shown} (cls_token and sep_token), as the class has it", value
+        )
+
+
+def _pieces_of(template: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """The names of a template's pieces and their types; texts begin with a dollar."""
+    found = []
+    for piece in template:
+        ((kind, content),) = piece.items()
+        name = f"${content['id']}" if kind == "Sequence" else content["id"]
+        found.append((name, content["type_id"]))
+    return found
+
+
+def special_ids(raw: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The tokens that a description's post-processor adds, each with the id it gives them."""
+    value = raw.get("post_processor")
+    for part in [] if value is None else _flat("post_processor", "post_processor", value):
+        for key in ("cls", "sep"):
+            if key in part:
+                yield part[key][0], part[key][1]
+        for token in part.get("special_tokens", {}).values():
+            yield from zip(token["tokens"], token["ids"], strict=True)

@@ -3,8 +3,10 @@
 ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` stand
 beside a vocabulary, and ``sentence_bert_config.json`` in a sentence-transformers folder.
 Every key that changes an id is applied, or refused by its name; docs/tokenizer-keys.md has
-the table. The behaviour is that of transformers 4 (4.57). Settings that version 5 takes
-for something else are refused, since the folder does not tell which one is meant.
+the table. The behaviour is that of transformers 5 (5.24), which builds the tokenizer of a
+class anew from the vocabulary, where version 4 (4.57) changes that of ``tokenizer.json``.
+What would give other ids in the one than in the other is refused, since a folder does not
+tell for which version it was made.
 """
 
 from __future__ import annotations
@@ -59,18 +61,17 @@ class TokenizerClass:
         The special tokens that the class names where no file does.
     mask : mapping of str to bool
         The flags of a mask token that a file gives as a text.
-    normalizes : bool
-        True if ``do_lower_case``, ``strip_accents`` and ``tokenize_chinese_chars`` replace
-        what ``tokenizer.json`` says.
-    token_types : bool
-        True if the class gives token types to the model.
+    model : str
+        The only model of the class: "WordPiece", "BPE" or "Unigram"; empty for any.
+    token_types : bool, optional
+        True if the class gives token types to the model; None if versions 4 and 5 differ.
     """
 
     vocabulary: tuple[str, ...] = ()
     tokens: Mapping[str, Any] = field(default_factory=dict)
     mask: Mapping[str, bool] = field(default_factory=lambda: {"special": True})
-    normalizes: bool = False
-    token_types: bool = False
+    model: str = ""
+    token_types: bool | None = False
 
 
 _BERT_TOKENS = {
@@ -90,30 +91,33 @@ _ROBERTA_TOKENS = {
     "mask_token": "<mask>",
 }
 
-_BERT = TokenizerClass(("vocab.txt",), _BERT_TOKENS, normalizes=True, token_types=True)
+_BERT = TokenizerClass(("vocab.txt",), _BERT_TOKENS, model="WordPiece", token_types=True)
 
 #: By the name in ``tokenizer_class``, without "Fast" at its end.
 _CLASSES = {
     "BertTokenizer": _BERT,
     "ElectraTokenizer": _BERT,
-    "DistilBertTokenizer": TokenizerClass(("vocab.txt",), _BERT_TOKENS, normalizes=True),
+    "DistilBertTokenizer": TokenizerClass(("vocab.txt",), _BERT_TOKENS, model="WordPiece"),
     "RobertaTokenizer": TokenizerClass(
         ("vocab.json", "merges.txt"),
         _ROBERTA_TOKENS,
         {"lstrip": True, "normalized": False, "special": True},
+        "BPE",
     ),
-    "XLMRobertaTokenizer": TokenizerClass((), _ROBERTA_TOKENS, {"lstrip": True, "special": True}),
+    "XLMRobertaTokenizer": TokenizerClass(
+        (), _ROBERTA_TOKENS, {"lstrip": True, "special": True}, "Unigram"
+    ),
     "CamembertTokenizer": TokenizerClass(
         (),
         _ROBERTA_TOKENS
         | {"additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"]},
         {"lstrip": True, "special": True},
+        "Unigram",
     ),
-    "PreTrainedTokenizer": TokenizerClass(token_types=True),
+    # The class of any tokenizer.json, and its name since version 5.
+    "PreTrainedTokenizer": TokenizerClass(token_types=None),
+    "TokenizersBackend": TokenizerClass(),
 }
-
-#: What version 5 calls PreTrainedTokenizerFast.
-_RENAMED = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 _OF_MODEL = {
     "bert": "BertTokenizer",
@@ -165,7 +169,8 @@ class TokenizerSettings:
     name : str
         The tokenizer class, without "Fast".
     explicit : bool
-        True if there is a ``tokenizer_config.json``.
+        True if there is a side file, or ``config.json`` names the class: else a
+        ``tokenizer.json`` is alone, and nothing contradicts it.
     values : mapping of str to Any
         The keys of the files together, as they are handed to the class.
     added : tuple of (str, int, AddedToken)
@@ -174,8 +179,8 @@ class TokenizerSettings:
         The longest input that the tokenizer's files allow.
     truncation_side : str
         "right" or "left"; empty if no file names it.
-    token_types : bool
-        True if token types are given to the model.
+    token_types : bool, optional
+        True if token types are given to the model; None if versions 4 and 5 differ.
     sentences : Sentences, optional
         None outside a sentence-transformers folder.
     """
@@ -187,7 +192,7 @@ class TokenizerSettings:
     added: tuple[tuple[str, int, Any], ...]
     model_max_length: int | None
     truncation_side: str
-    token_types: bool
+    token_types: bool | None
     sentences: Sentences | None
 
     @property
@@ -227,9 +232,9 @@ def read_settings(folder: Path, model_type: str) -> TokenizerSettings:
         If a file is no JSON, or a key has a value that is not understood.
     """
     path = folder / CONFIG
-    explicit = path.is_file()
-    raw: dict[str, Any] = read_json(path) if explicit else {}
-    name = _class_name(folder, raw, model_type)
+    raw: dict[str, Any] = read_json(path) if path.is_file() else {}
+    explicit = any((folder / name).is_file() for name in (CONFIG, _MAP, _ADDED))
+    name, named = _class_name(folder, raw, model_type)
     for key, value in _ONLY.items():
         if raw.get(key) is not None and (
             raw[key] != value or isinstance(raw[key], bool) != isinstance(value, bool)
@@ -241,7 +246,7 @@ def read_settings(folder: Path, model_type: str) -> TokenizerSettings:
         values = dict(raw)
     else:
         values = raw | _special_tokens_map(folder / _MAP, raw)
-        added = _added_tokens(folder / _ADDED, values)
+        added = _added_tokens(folder / _ADDED, values, raw)
     if len(added) > MOST_TOKENS:
         raise _refusal(path, "added_tokens_decoder", f"at most {MOST_TOKENS} tokens", len(added))
     _check_special(path, values)
@@ -257,7 +262,7 @@ def read_settings(folder: Path, model_type: str) -> TokenizerSettings:
     return TokenizerSettings(
         folder=folder,
         name=name,
-        explicit=explicit,
+        explicit=explicit or named,
         values=values,
         added=tuple(added),
         model_max_length=_longest(path, raw),
@@ -272,18 +277,18 @@ def _refusal(path: Path, key: str, expected: str, found: Any) -> BertNumpyError:
     return BertNumpyError(f"{path}: key {key!r}: expected {expected}, found {shown}")
 
 
-def _class_name(folder: Path, raw: Mapping[str, Any], model_type: str) -> str:
-    """The tokenizer class, without "Fast", of the first place that names one."""
+def _class_name(folder: Path, raw: Mapping[str, Any], model_type: str) -> tuple[str, bool]:
+    """The tokenizer class, without "Fast", and whether a file names it."""
     path, found = folder / CONFIG, raw.get("tokenizer_class")
     if found is None:
         path = folder / "config.json"
         found = read_json(path).get("tokenizer_class")
     if found is None:
-        return _OF_MODEL[model_type]
+        return _OF_MODEL[model_type], False
     if isinstance(found, str):
-        name = _RENAMED.get(found, found).removesuffix("Fast")
+        name = found.removesuffix("Fast")
         if name in _CLASSES:
-            return name
+            return name, True
     known = ", ".join(_CLASSES).replace("PreTrainedTokenizer", "PreTrainedTokenizerFast")
     raise _refusal(path, "tokenizer_class", f"one of {known}", found)
 
@@ -357,15 +362,19 @@ def _special_tokens_map(path: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _added_tokens(path: Path, values: Mapping[str, Any]) -> list[tuple[str, int, Any]]:
-    """The tokens of added_tokens.json, by id."""
+def _added_tokens(
+    path: Path, values: Mapping[str, Any], raw: Mapping[str, Any]
+) -> list[tuple[str, int, Any]]:
+    """The tokens of added_tokens.json, by id; special are those that another file names so.
+
+    As in version 5, the additional ones are so by tokenizer_config.json only.
+    """
     if not path.is_file():
         return []
-    named: list[str] = []
-    for key in NAMED:
-        value = values.get(key)
-        for one in value if isinstance(value, list) else [value]:
-            named.append(str(getattr(one, "content", one)))
+    more = raw.get("extra_special_tokens") or raw.get("additional_special_tokens")
+    tokens = [values.get(key) for key in NAMED if key.endswith("_token")]
+    tokens += more if isinstance(more, list) else []
+    named = {str(getattr(one, "content", one)) for one in tokens}
     found: dict[int, Any] = {}
     for content, number in read_json(path).items():
         if type(number) is not int or not 0 <= number < 1 << 31:
@@ -421,7 +430,7 @@ def _longest(path: Path, raw: Mapping[str, Any]) -> int | None:
     return int(value) if value < 1 << 62 else None
 
 
-def _token_types(path: Path, raw: Mapping[str, Any], kind: TokenizerClass) -> bool:
+def _token_types(path: Path, raw: Mapping[str, Any], kind: TokenizerClass) -> bool | None:
     """Whether ``model_input_names`` has the token types; the class decides if it is absent."""
     key = "model_input_names"
     if key not in raw:

@@ -864,7 +864,7 @@ def test_windows(request: pytest.FixtureRequest, name: str) -> None:
                 for (start, end), (_, stop) in zip(
                     window.offsets, whole.offsets[window.first :], strict=False
                 ):
-                    assert end == stop
+                    assert end == stop or start == end  # a space that is not in the text
                     assert context[start:end].strip() == context[start:end]
             last = windows[-1]
             assert last.first + len(last.offsets) == len(whole.ids)
