@@ -121,22 +121,19 @@ def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tupl
     if (parts := sum(map(data.count, (b"[", b"{", b",")))) > _MOST_PARTS:
         raise ValueError(f"expected at most {_MOST_PARTS} values, found {parts}")
     try:
-        raw = json.loads(data.decode("utf-8"))
+        raw = json.loads(data.decode("utf-8"), parse_constant=_no_number)
     except RecursionError:
         raise ValueError("nested too deep") from None
     if not isinstance(raw, dict):
         raise ValueError(f"expected a JSON object, found {type(raw).__name__}")
     check_description(raw)
     _check_contradictions(raw, settings)
-    vocabulary = raw["model"]["vocab"]
-    tokens = vocabulary if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}
-    added = {token["content"] for token in raw.get("added_tokens") or []}
-    _check_size(path, len(tokens) + len(added - set(tokens)), vocab_size)
-    if isinstance(vocabulary, dict):
-        _check_ids(path, vocabulary, vocab_size)
     backend = tokenizers.Tokenizer.from_buffer(data)
     backend.no_padding()
     backend.no_truncation()
+    _check_size(path, backend.get_vocab_size(), vocab_size)
+    if isinstance(raw["model"]["vocab"], dict):
+        _check_ids(path, raw["model"]["vocab"], vocab_size)
     for token in raw.get("added_tokens") or []:
         found = backend.token_to_id(token["content"])
         if found != token["id"]:
@@ -150,6 +147,10 @@ def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tupl
                 f"key 'post_processor': expected the id {found} for {token!r}, found {number}"
             )
     return backend, raw
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"expected numbers, found {text}")
 
 
 def _check_contradictions(raw: dict[str, Any], settings: TokenizerSettings) -> None:
@@ -278,7 +279,7 @@ def _add_tokens(backend: Any, settings: TokenizerSettings, loaded: dict[str, Any
     special = _special_tokens(settings, by_name, loaded)
     for content, token in special.items():
         if content not in known:
-            tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
+            tokens.append(_as_special(token))
     for token in tokens:
         if token.content in special:
             token.special = True  # and normalized as before only if a file says so
@@ -294,7 +295,6 @@ def _special_tokens(
     settings: TokenizerSettings, by_name: dict[str, Any], loaded: dict[str, Any]
 ) -> dict[str, Any]:
     """All special tokens, as str or AddedToken, by their text, in the order of being added."""
-    serialized = bool(loaded)
     groups: list[Any] = []
     extra = settings.values.get("extra_special_tokens") or []
     for key in NAMED:
@@ -308,18 +308,23 @@ def _special_tokens(
             continue
         if key in settings.values and token is not None:
             token = by_name.get(settings.text(key) or "", token)
-        if isinstance(token, str) and settings.kind.vocabulary != ("vocab.txt",):
-            if key == "mask_token" and settings.kind.tokens:
-                token = AddedToken(token, **settings.kind.mask)
-            elif not serialized:
-                token = AddedToken(token, normalized=True)
+        if isinstance(token, str) and key == "mask_token" and settings.kind.tokens:
+            token = AddedToken(token, **settings.kind.mask)
         groups.append(token)
     groups += [] if isinstance(extra, dict) else extra
     found: dict[str, Any] = {}
     for token in groups:
-        if token is not None:
-            found.setdefault(str(getattr(token, "content", token)), token)
+        if token is None:
+            continue
+        content = str(getattr(token, "content", token))
+        former = found.setdefault(content, token)
+        if content not in by_name and repr(_as_special(former)) != repr(_as_special(token)):
+            raise ValueError(f"expected one set of flags for the special token {content!r}")
     return found
+
+
+def _as_special(token: Any) -> Any:
+    return AddedToken(token, special=True) if isinstance(token, str) else token
 
 
 def _set_components(backend: Any, settings: TokenizerSettings) -> None:

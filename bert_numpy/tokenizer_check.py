@@ -415,7 +415,7 @@ def check_vocabulary(vocabulary: Any, place: str) -> None:
         raise _RefusedError(place, "ids by token, a JSON object", vocabulary)
     if not vocabulary:
         raise _RefusedError(place, "at least one token", vocabulary)
-    if not all(type(number) is int for number in vocabulary.values()):
+    if set(map(type, vocabulary.values())) != {int}:
         wrong = next(one for one in vocabulary.items() if type(one[1]) is not int)
         raise _RefusedError(f"{place}.{wrong[0]}", "an id, a whole number", wrong[1])
     if min(vocabulary.values()) < 0 or max(vocabulary.values()) >= 1 << 31:
@@ -428,14 +428,13 @@ def _check_pieces(pieces: Any) -> None:
     if not isinstance(pieces, list) or not pieces:
         raise _RefusedError("model.vocab", "a list of pieces and scores", pieces)
     try:
-        scores = [score for _, score in pieces]
-        names = [piece for piece, _ in pieces]
+        names, scores = zip(*pieces, strict=True)
     except (TypeError, ValueError):
         raise _RefusedError("model.vocab", "a list of pieces and scores", pieces) from None
     kinds = set(map(type, scores))
     if not kinds <= {int, float}:
         raise _RefusedError("model.vocab", "scores that are numbers", kinds - {int, float})
-    if not all(abs(score) <= _LARGEST_SCORE for score in scores):  # NaN is not
+    if min(scores) < -_LARGEST_SCORE or max(scores) > _LARGEST_SCORE:
         raise _RefusedError(
             "model.vocab", f"scores within {_LARGEST_SCORE:g}", [min(scores), max(scores)]
         )

@@ -477,11 +477,13 @@ def change_serialized(folder: Folder) -> None:
 def peer_of(folder: Path) -> Callable[..., list[tuple[list[int], list[int]]]] | None:
     """The tokenizer of transformers: ids and types of inputs; None if it cannot load the folder."""
     options = {}
-    texts = [path.read_text("utf-8") for path in folder.glob("*tok*.json")]
+    texts = [path.read_text("utf-8") for path in sorted(folder.glob("*tok*.json"))]
     explicit = re.search(r'"mask_token": [{n]', "".join(texts))
     serialized = (folder / "tokenizer.json").is_file()
     if (folder / "vocab.json").is_file() and not serialized and not explicit:
-        mask = tokenizers.AddedToken("<mask>", lstrip=True, special=True)  # see the docs
+        named = re.search(r'"mask_token": "([^"]*)"', "".join(texts[::-1]))
+        content = named[1] if named else "<mask>"
+        mask = tokenizers.AddedToken(content, lstrip=True, special=True)  # see the docs
         options = {"mask_token": mask}
     try:
         made = transformers.AutoTokenizer.from_pretrained(folder, **options)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from conftest import ROOT
@@ -28,6 +29,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from bert_numpy import BertNumpyError, Tokenizer, load_tokenizer
 from bert_numpy.charsmap import check_charsmap
 from bert_numpy.hub import EMBEDDED
+from bert_numpy.spans import best_answers
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -428,11 +430,11 @@ HOSTILE: dict[str, tuple[Json, str]] = {
     ),
     "a score of NaN": (
         {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", float("nan")]]}},
-        "model.vocab",
+        "found NaN",
     ),
     "an infinite score": (
         {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", float("inf")]]}},
-        "model.vocab",
+        "found Infinity",
     ),
     "an empty piece": (
         {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["", 0.0]]}},
@@ -925,6 +927,36 @@ def test_offsets_are_the_tokens_own_text(
             assert stripped in whole if len(text) == 1 else stripped.decode().lstrip() == text
     letters = {place for place, letter in enumerate(context) if not letter.isspace()}
     assert letters <= covered | (letters if name == "Unigram" else set())
+
+
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from([*LEVELS, "Unigram"]),
+    parts=st.lists(PIECES, min_size=1, max_size=10),
+    seed=st.integers(0, 99),
+)
+def test_answers_lose_no_letter(
+    reader: Callable[[str], Tokenizer], name: str, parts: list[str], seed: int
+) -> None:
+    """Every answer begins and ends where a token's own text does, and none is empty."""
+    context = "".join(parts)
+    if not context.strip():
+        return
+    windows = reader(name).windows(["a"], [context], 14, 3, 3)[0]
+    logits = [
+        np.random.default_rng(seed).normal(size=(len(window.encoded.input_ids), 2))
+        for window in windows
+    ]
+    answers = best_answers(context, windows, [one.astype(np.float32) for one in logits])
+    raw = reader(name).backend.encode(context, add_special_tokens=False).offsets
+    texts = [context[start:end] for start, end in raw]
+    starts = {end - len(text.lstrip()) for (_, end), text in zip(raw, texts, strict=True)}
+    ends = {start + len(text.rstrip()) for (start, _), text in zip(raw, texts, strict=True)}
+    for answer in answers:
+        assert answer.text == context[answer.start : answer.end]
+        assert answer.text.strip() == answer.text != ""
+        assert answer.start in starts
+        assert answer.end in ends
 
 
 # The grid
