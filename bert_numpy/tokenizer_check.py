@@ -164,7 +164,7 @@ _COMPONENTS: dict[str, dict[str, dict[str, Check]]] = {
         "ByteLevel": {},
         "Strip": {"strip_left": _whether, "strip_right": _whether},
         "Replace": {"pattern": _pattern, "content": _text()},
-        "Prepend": {"prepend": _text()},
+        "Prepend": {"prepend": _text(1)},
         "Precompiled": {"precompiled_charsmap": _charsmap},
     },
     "pre_tokenizer": {
@@ -379,6 +379,9 @@ def _added(tokens: Any) -> None:
         _number(0, (1 << 31) - 1)(f"{place}.id", token.get("id"))
         for key in ("single_word", "lstrip", "rstrip", "normalized", "special"):
             _whether(f"{place}.{key}", token.get(key))
+        if token["content"].isspace() and (token["lstrip"] or token["rstrip"]):
+            # Two such tokens may claim the same space, at which the library panics.
+            raise _RefusedError(place, "white space without lstrip and rstrip", token)
 
 
 def _model(model: Mapping[str, Any]) -> None:

@@ -323,6 +323,8 @@ def _token(path: Path, key: str, value: Any, **flags: bool) -> Any:
         if name not in FLAGS or not isinstance(flag, bool):
             raise _refusal(path, key, f"{', '.join(FLAGS)}: true or false", {name: flag})
     given = {name: value[name] for name in FLAGS if name in value}
+    if content.isspace() and (given.get("lstrip") or given.get("rstrip")):
+        raise _refusal(path, key, "white space without lstrip and rstrip", value)
     return tokenizers.AddedToken(content, **{**given, **flags})
 
 

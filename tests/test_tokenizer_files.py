@@ -354,6 +354,7 @@ HOSTILE: dict[str, tuple[Json, str]] = {
         },
         "normalizer",
     ),
+    "a prefix of nothing": ({"normalizer": {"type": "Prepend", "prepend": ""}}, "prepend"),
     "many normalizers": (
         {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 10_000}},
         "normalizer.normalizers",
@@ -458,6 +459,15 @@ HOSTILE: dict[str, tuple[Json, str]] = {
     "added tokens without flags": (
         {"added_tokens": [{"id": 0, "content": "a"}]},
         "added_tokens.0.single_word",
+    ),
+    "spaces that claim more": (
+        {
+            "added_tokens": [
+                dict.fromkeys(("single_word", "normalized", "special"), False)
+                | {"id": 0, "content": "\n", "lstrip": True, "rstrip": False}
+            ]
+        },
+        "added_tokens.0",
     ),
     "no list of added tokens": ({"added_tokens": {"a": 0}}, "added_tokens"),
 }
