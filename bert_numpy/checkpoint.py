@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from npfp8 import bfloat16
-from npfp8.files import open_regular
+from npfp8.files import is_plain_name, open_regular
 from npfp8.storage import StoredTensor, read_header
 
 __all__ = [
@@ -139,7 +139,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise BertNumpyError(f"{index}: key 'weight_map': expected tensor names, found none")
     for key, name in weight_map.items():
-        if not isinstance(name, str) or not _is_plain_name(name):
+        if not isinstance(name, str) or not is_plain_name(name):
             raise BertNumpyError(
                 f"{index}: tensor {key!r}: expected a file name in this folder, found {name!r}"
             )
@@ -156,12 +156,6 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
             raise BertNumpyError(f"{index.parent / name}: tensor {key!r}: expected, but missing")
         tensors[key] = shards[name][key]
     return tensors
-
-
-def _is_plain_name(name: str) -> bool:
-    """Whether ``name`` names a file in its own folder, on any system."""
-    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
-    return parts == (name, name) and name != ".."
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:

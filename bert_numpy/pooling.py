@@ -6,12 +6,12 @@ pooling's settings in one of its own, ``1_Pooling`` by custom.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from bert_numpy.config import Pooling, read_json
 from bert_numpy.errors import BertNumpyError
+from npfp8.files import is_plain_name
 
 __all__ = ["pooling_files", "read_pooling"]
 
@@ -68,7 +68,7 @@ def _modules(path: Path) -> list[dict[str, Any]]:
         raise BertNumpyError(
             f"{path}: module 0: expected the path '', this folder, found {modules[0]['path']!r}"
         )
-    if not re.fullmatch(r"\w+", modules[1]["path"]):
+    if not is_plain_name(modules[1]["path"]):
         raise BertNumpyError(
             f"{path}: module 1: expected a folder in this one, found {modules[1]['path']!r}"
         )
