@@ -18,6 +18,7 @@ from factories import write_checkpoint
 from hub_server import HubServer, hub_server
 
 from bert_numpy import BertNumpyError, load, load_tokenizer
+from bert_numpy.errors import shown
 from bert_numpy.hub import EMBEDDED, resolve
 
 #: Files of repositories that are not for this package.
@@ -104,7 +105,9 @@ def test_file_instead_of_a_folder(
 def test_names_that_no_repository_has(name: str) -> None:
     with pytest.raises(BertNumpyError) as caught:
         load(name)
-    assert str(caught.value).startswith(f"{name}: expected a model folder or a hub id, found no ")
+    assert str(caught.value).startswith(
+        f"{shown(name)}: expected a model folder or a hub id, found no "
+    )
 
 
 @pytest.mark.usefixtures("no_network")

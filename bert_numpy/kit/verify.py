@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, shown
 from bert_numpy.kit.candidate import as_candidate
 from bert_numpy.kit.defects import DEFECTS, Defect
 from bert_numpy.kit.manifest import Kit, Tensor, apply_view
@@ -134,7 +134,7 @@ class Report:
             lines.append(f"       and {len(roots) - _SHOWN} more")
         reasons = [(n, why) for n, why in self.failures.items() if self.profile != PROFILES[0]]
         lines += [f"failure: {name}: {why}" for name, why in reasons[:_SHOWN]]
-        return "\n".join(lines)
+        return "\n".join(map(shown, lines))
 
 
 #: Places that a text report shows.
