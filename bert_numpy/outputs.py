@@ -17,7 +17,7 @@ from bert_numpy.checkpoint import INDEX, SINGLE, read_weight_map
 from bert_numpy.data import find_files
 from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.glue import Task
-from bert_numpy.hub import MODEL_FILES, is_hub_id, resolve
+from bert_numpy.hub import EMBEDDED, MODEL_FILES, is_hub_id, resolve
 from bert_numpy.job import REVIEWS, any_task_named
 from bert_numpy.pooling import pooling_files
 from bert_numpy.quantized_checkpoint import TOKENIZER_FILES, check_target
@@ -160,7 +160,7 @@ def _check_inputs(outputs: Sequence[Output], arguments: argparse.Namespace) -> N
                     "that is read"
                 )
     name = getattr(arguments, "model", None)
-    if name is not None and not os.path.isdir(name) and "/" in name and is_hub_id(name):
+    if name not in (None, EMBEDDED) and not os.path.exists(name) and is_hub_id(name):
         from huggingface_hub import constants  # noqa: PLC0415 (only for a model on the hub)
 
         cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
@@ -186,7 +186,7 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[Path]:
     model = getattr(arguments, "model", None)
     if model is not None:
         with suppress(BertNumpyError):  # which loading it will find
-            if os.path.isdir(model) or not is_hub_id(model) or "/" not in model:
+            if os.path.isdir(model) or model == EMBEDDED:
                 yield from _model_files(resolve(model))
     if getattr(arguments, "data", None) is not None:
         yield from _data_files(arguments.data, arguments.task)

@@ -201,6 +201,20 @@ def test_the_outputs_of_an_earlier_run_are_written_again(place: Path, capsys: Ca
     assert json.loads(Path("model/result.json").read_text())["format"] == "e4m3"
 
 
+def test_nothing_is_written_into_the_hubs_cache(
+    place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants  # noqa: PLC0415 (slow to import)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("owner/name", "name"):
+        folder = place / "cache" / f"models--{name.replace('/', '--')}" / "blobs"
+        folder.mkdir(parents=True)
+        assert "into the hub's cache" in error_of(capsys, f"info {name} --json {folder}/x")
+        assert "HF_HUB_OFFLINE" in error_of(capsys, f"info {name} --json {place}/x")
+
+
 # Names of files from files
 
 
