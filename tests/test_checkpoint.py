@@ -311,7 +311,8 @@ def test_index_names_a_missing_shard(tmp_path: Path) -> None:
 
 def test_shard_name_that_no_file_can_have(tmp_path: Path) -> None:
     write_index(tmp_path, {"a": "x" * 300})
-    assert refusal(tmp_path, "x" * 300) == "no such file"
+    expected = f"tensor 'a': expected a file name in this folder, found {'x' * 300!r}"
+    assert refusal(tmp_path, INDEX) == expected
 
 
 def test_index_names_a_missing_tensor(tmp_path: Path) -> None:
