@@ -59,7 +59,8 @@ class _Store(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         given = vars(namespace).setdefault("given", {})
-        given[self.dest] = given.get(self.dest, 0) + 1
+        # Of a number the last counts, as usual, so that a script's can be followed by another.
+        given[self.dest] = 1 if self.type is not None else given.get(self.dest, 0) + 1
         setattr(namespace, self.dest, values)
 
 
@@ -85,7 +86,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_values(arguments: argparse.Namespace) -> None:
-    """Refuse empty values, unknown tasks, and options given twice, of which one would be ignored.
+    """Refuse empty values, unknown tasks, and two names or files for one option.
 
     Raises
     ------
