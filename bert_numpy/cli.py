@@ -85,8 +85,9 @@ formats:
   int8-percentile, int8-mse, int8-entropy, e4m3-mse   other observers than absmax
   int8-channel, e4m3-channel                       a scale for each output of a weight
   int8-token, e4m3-token, e4m3-block               scales per token, per 128 elements
-  int8-outliers                                    int8-token with outliers in bfloat16
-  int8-smooth, e4m3-smooth                         SmoothQuant's migration
+  int8-outliers, int8-outliers-columns             int8-token with outliers in bfloat16:
+                                                   single elements, whole columns (LLM.int8())
+  int8-smooth, int8-smooth-paper, e4m3-smooth      SmoothQuant's migration
   e4m3-pow2, e4m3-weights                          power-of-two scales; only weights
   FILE.json                                        a recipe of your own
   stored                                           that of a quantized checkpoint, its only one

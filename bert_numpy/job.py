@@ -7,7 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bert_numpy.calibration import Calibration, load_calibration, save_calibration
+from bert_numpy.calibration import (
+    Calibration,
+    how_to_make,
+    load_calibration,
+    save_calibration,
+)
 from bert_numpy.data import find_files
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import (
@@ -185,10 +190,7 @@ def _training_files(data: str | Path, task: Task | SpanTask) -> list[Path]:
 def saved_calibration(path: str | Path) -> Calibration:
     """As :func:`bert_numpy.calibration.load_calibration`, which cannot know how one is made."""
     if not Path(path).exists():
-        raise BertNumpyError(
-            f"{path}: no such file. To make one: bert-numpy evaluate MODEL --task NAME --data DATA "
-            f"--format e4m3 --save-calibration {path}"
-        )
+        raise BertNumpyError(f"{path}: no such file. To make one: {how_to_make(path)}")
     return load_calibration(path)
 
 

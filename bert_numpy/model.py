@@ -152,6 +152,8 @@ def forward(
     model: Model, input_ids: IntArray, token_type_ids: IntArray, packing: Packing
 ) -> ModelOutput:
     """Token ids to hidden states to a task's outputs."""
+    if model.policy.for_batch is not None:
+        model = replace(model, policy=model.policy.for_batch(packing))
     positions = position_ids(model.config, input_ids)
     tokens = (packing.take(ids) for ids in (input_ids, token_type_ids, positions))
     x = embeddings(model, *tokens)

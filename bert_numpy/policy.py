@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock, local
 
 import numpy as np
@@ -24,6 +25,7 @@ from bert_numpy.elementwise import (
 )
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.observers import range_scale
+from bert_numpy.packing import Packing
 from bert_numpy.recipe import PRESETS, Operand, Recipe, SiteRecipe
 from npfp8 import (
     FloatFormat,
@@ -59,11 +61,14 @@ class Policy:
     """How matrices are multiplied, and the arithmetic of all the rest.
 
     ``check(site, x)`` is called with what the model gives back and no product has checked.
+    ``for_batch(packing)`` makes the policy for a batch, where products depend on which rows
+    are one sequence; without it all rows of an operand are of one sequence.
     """
 
     gemm: Gemm
     arithmetic: Arithmetic
     check: Callable[[str, Float32Array], None] = lambda site, x: None
+    for_batch: Callable[[Packing], Policy] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +225,7 @@ def quantized_policy(
     plans: Mapping[str, SitePlan],
     counts: dict[str, OperandCounts],
     golden: bool = False,
+    packing: Packing | None = None,
 ) -> Policy:
     """The paper's quantized inference.
 
@@ -240,6 +246,8 @@ def quantized_policy(
         The same bits on every machine: products that are not quantized are
         correctly rounded, the arithmetic is :mod:`npfp8.golden`'s, and NaN or
         infinity in an operand or a result is an error that names the site.
+    packing : Packing, optional
+        Which rows are one sequence; by default all are.
 
     Raises
     ------
@@ -254,7 +262,6 @@ def quantized_policy(
         raise BertNumpyError(
             f"recipe {recipe.name}: golden products are accumulated {expected}, found 'float32'"
         )
-    bfloat16 = recipe.arithmetic == "bfloat16"
     last = local()  # what was quantized last, of each thread
 
     def quantized(
@@ -271,7 +278,7 @@ def quantized_policy(
         try:
             if static is None:
                 q = quantize_operand(x, operand, k_axis)
-            elif bfloat16:
+            elif recipe.arithmetic == "bfloat16":
                 q = quantize_bfloat16(x, operand.fmt, static.scale, static.zero_point)
             else:
                 q = quantize(x, operand.fmt, static.scale, zero_point=static.zero_point)
@@ -291,7 +298,7 @@ def quantized_policy(
             a = arithmetic.round(a / plan.smoothing)
         outliers = None
         if plan.recipe.outlier_threshold is not None:
-            beyond = np.abs(a) > np.float32(plan.recipe.outlier_threshold)
+            beyond = _outliers(a, plan.recipe.outlier_threshold, plan.recipe.outliers, packing)
             outliers, a = np.where(beyond, a, np.float32(0)), np.where(beyond, np.float32(0), a)
         qa = quantized(f"{site}:a", a, plan.recipe.a, plan.a, -1)
         qb = quantized(f"{site}:b", b, plan.recipe.b, plan.b, -2)
@@ -313,7 +320,37 @@ def quantized_policy(
         numerics.check(site, product)
         return product
 
-    return Policy(gemm, arithmetic, numerics.check)
+    if not any(plan.recipe.outliers == "column" for plan in plans.values()):
+        return Policy(gemm, arithmetic, numerics.check)
+    again = partial(quantized_policy, recipe, plans, counts, golden)
+    return Policy(gemm, arithmetic, numerics.check, for_batch=again)
+
+
+def _outliers(
+    a: Float32Array, threshold: float, unit: str, packing: Packing | None
+) -> npt.NDArray[np.bool_]:
+    """Find the elements that are kept out of the quantized product.
+
+    Parameters
+    ----------
+    a : ndarray of float32, (tokens, K), or (batch, K) of the first tokens alone
+    threshold : float
+    unit : {"element", "column"}
+        Whether an outlier leaves alone, or with its whole column of its sequence.
+    packing : Packing, optional
+        Which rows are a sequence's. A token that is masked (only position 0 is computed
+        all the same) makes no column one of outliers.
+    """
+    beyond = np.abs(a) > np.float32(threshold)
+    if unit == "element":
+        return beyond
+    if packing is None:
+        return np.broadcast_to(beyond.any(axis=-2, keepdims=True), beyond.shape)
+    if len(beyond) != len(packing.tokens):
+        return beyond  # each row is all that there is of its sequence
+    of_tokens = beyond & packing.take(packing.mask)[:, None]
+    columns = np.logical_or.reduceat(of_tokens, packing.first, axis=0)
+    return np.repeat(columns, np.diff(packing.first, append=len(beyond)), axis=0)
 
 
 def _float32(x: Operandlike) -> Float32Array:

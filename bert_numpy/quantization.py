@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.calibration import Calibration, observed_scale
+from bert_numpy.calibration import Calibration, check_calibration, observed_scale
 from bert_numpy.config import BertConfig
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model import Model, model_sites
@@ -24,11 +24,14 @@ from bert_numpy.policy import (
 from bert_numpy.recipe import Operand, Recipe
 from bert_numpy.weights import Weights
 from npfp8 import QuantizedTensor, quantize
-from npfp8.elementary import log
+from npfp8.elementary import exp, log
 
 __all__ = ["QuantizedModel", "apply_recipe", "planned_model"]
 
 Float32Array = npt.NDArray[np.float32]
+
+#: The layers that have one input, and in SmoothQuant's paper one vector of factors.
+_QUERY_KEY_VALUE = ("query", "key", "value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,8 @@ def apply_recipe(
         and its products are added up in another way (``accumulate``).
     recipe : Recipe
     calibration : Calibration, optional
-        Needed if the recipe has static scales of activations, or migrates.
+        Needed if the recipe has static scales of activations, or migrates. It must have been
+        made with a model of the same parameters.
     golden : bool
         Whether the model computes the same bits on every machine, whatever the
         batch; a calibration that shall not depend on the machine either has to
@@ -79,8 +83,8 @@ def apply_recipe(
     Raises
     ------
     BertNumpyError
-        If a calibration is needed and there is none, or it misses a site; an
-        override's pattern fits no site; a site's products cannot be accumulated as
+        If a calibration is needed and there is none, it misses a site, or it is another
+        model's; an override's pattern fits no site; a site's products cannot be accumulated as
         the recipe says; or the model is quantized by another recipe.
     """
     if isinstance(model, QuantizedModel):
@@ -92,6 +96,8 @@ def apply_recipe(
         return planned_model(
             model.config, model.weights, recipe, model.plans, model.name, golden=golden
         )
+    if calibration is not None:
+        check_calibration(calibration, model)
     sites = model_sites(model)
     recipe.check_overrides(sites)
     weights = dict(model.weights)
@@ -104,7 +110,7 @@ def apply_recipe(
         smoothing = None
         if isinstance(weight, np.ndarray):
             if how.migration is not None:
-                smoothing = _smoothing(_needed(calibration, recipe), site, weight, how.migration)
+                smoothing = _smoothing(_needed(calibration, recipe), model, recipe, site)
                 weight = weight * smoothing
             if how.b.fmt is not None:
                 weights[f"{site}.weight"] = quantize_weight(f"{site}.weight", weight, how.b)
@@ -158,7 +164,11 @@ def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> Quanti
             return quantize_operand(weight.T, operand, -2).mT
         except ValueError as error:
             raise BertNumpyError(f"{name}: {error}") from None
-    scale = observed_scale(observe(name, None, weight), operand)
+    try:
+        scale = observed_scale(observe(name, None, weight), operand)
+    except BertNumpyError as error:
+        text = str(error)
+        raise BertNumpyError(text if name in text else f"{name}: {text}") from None
     return quantize(weight, operand.fmt, scale.scale, zero_point=scale.zero_point)
 
 
@@ -168,19 +178,45 @@ def _needed(calibration: Calibration | None, recipe: Recipe) -> Calibration:
     return calibration
 
 
-def _smoothing(
-    calibration: Calibration, site: str, weight: Float32Array, alpha: float
-) -> Float32Array:
-    """SmoothQuant's factors, rounded to powers of two: so neither side is rounded by them.
+def _smoothing(calibration: Calibration, model: Model, recipe: Recipe, site: str) -> Float32Array:
+    """SmoothQuant's factors, as :class:`bert_numpy.recipe.SiteRecipe` describes them.
 
     1 for a column that is 0 in the activations or in the weights.
     """
     if site not in calibration.channels:
         raise BertNumpyError(f"calibration: site {site!r}: expected channels, found none")
+    how = recipe.site(site)
+    assert how.migration is not None
+    paper = how.smoothing == "paper"
+    columns = np.max(
+        [_column_maxima(model, name) for name in (_one_input(recipe, site) if paper else [site])],
+        axis=0,
+    )
     activations = calibration.channels[site].astype(np.float64)
-    columns = np.abs(weight).max(axis=0).astype(np.float64)
     usable = (activations > 0) & (columns > 0)
     a, w = np.where(usable, activations, 1.0), np.where(usable, columns, 1.0)
-    exponent = (alpha * log(a) - (1 - alpha) * log(w)) / math.log(2)
-    powers = np.clip(np.rint(exponent), -126, 127).astype(np.int32)
+    exponent = how.migration * log(a) - (1 - how.migration) * log(w)
+    if paper:
+        return np.clip(exp(exponent), 2.0**-126, 2.0**127).astype(np.float32)
+    powers = np.clip(np.rint(exponent / math.log(2)), -126, 127).astype(np.int32)
     return np.ldexp(np.float32(1), powers).astype(np.float32)
+
+
+def _one_input(recipe: Recipe, site: str) -> list[str]:
+    """The layers that share a site's input and its factors: query, key and value, or itself."""
+    before, _, name = site.rpartition(".")
+    if name not in _QUERY_KEY_VALUE or not before.endswith(".attention.self"):
+        return [site]
+    together = [f"{before}.{name}" for name in _QUERY_KEY_VALUE]
+    return [
+        other
+        for other in together
+        if recipe.site(other).migration is not None and recipe.site(other).smoothing == "paper"
+    ]
+
+
+def _column_maxima(model: Model, site: str) -> npt.NDArray[np.float64]:
+    weight = model.weights[f"{site}.weight"]
+    assert isinstance(weight, np.ndarray), site
+    largest: npt.NDArray[np.float64] = np.abs(weight).max(axis=0).astype(np.float64)
+    return largest
