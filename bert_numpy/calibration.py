@@ -385,9 +385,11 @@ def load_calibration(path: str | Path) -> Calibration:
             raise BertNumpyError(f"{path}: metadata {key!r}: expected {expected}, found {found!r}")
         return found
 
-    value(
-        "format", lambda x: x == _FILE_FORMAT, f"{_FILE_FORMAT!r} (to make it: {how_to_make(path)})"
-    )
+    if (version := metadata.get("format", "")) != _FILE_FORMAT:
+        raise BertNumpyError(
+            f"{path}: metadata 'format': expected {_FILE_FORMAT!r}, found {version!r}. To make "
+            f"one: {how_to_make(path)}"
+        )
     samples = int(value("samples", _is_positive, "a number of at least 1"))
     golden = value("golden", lambda x: x in ("true", "false"), "true or false") == "true"
     sizes = value("sizes", _sizes, f"a JSON object of the sizes {', '.join(SIZES)}, from 0 on")

@@ -476,7 +476,7 @@ def test_no_calibration_to_save(
         ("scales", "expected 8 bytes of header length, found 6"),
         (
             "\x02\0\0\0\0\0\0\0{}",
-            "metadata 'format': expected 'bert-numpy calibration 2', found ''",
+            "metadata 'format': expected 'bert-numpy calibration 3', found ''",
         ),
     ],
 )

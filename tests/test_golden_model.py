@@ -590,10 +590,7 @@ RANGE = "tensor 'site:a/range': expected 4 "
 BITS = "tensor 'site:a/bits': expected rising numbers"
 COUNTS = "tensor 'site:a/counts': expected 3 positive numbers"
 CHANNELS = "tensor 'site/channels': expected magnitudes"
-FORMAT = (
-    "metadata 'format': expected 'bert-numpy calibration 3' (to make it: bert-numpy evaluate MODEL "
-    "--task NAME --data DATA --format e4m3 --save-calibration {path}), found "
-)
+FORMAT = "metadata 'format': expected 'bert-numpy calibration 3', found "
 SIZES = "metadata 'sizes': expected a JSON object of the sizes num_hidden_layers, "
 DIGEST = "metadata 'digest': expected 64 hexadecimal digits, found "
 EXTREMA = "tensor 'site:a/bits': expected the extrema to be the range's, rounded to bfloat16"
@@ -616,7 +613,8 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"format {number}": (
             {"format": f"bert-numpy calibration {number}"},
-            f"{FORMAT}'bert-numpy calibration {number}'",
+            f"{FORMAT}'bert-numpy calibration {number}'. To make one: bert-numpy evaluate MODEL "
+            "--task NAME --data DATA --format e4m3 --save-calibration {path}",
         )
         for number in (1, 2, 4)
     },
