@@ -1,8 +1,93 @@
-"""``python -m bert_numpy``: the same as the ``bert-numpy`` command."""
+"""``python -m bert_numpy`` and the ``bert-numpy`` command.
 
+Only this is imported before the interrupts are taken care of: Ctrl-C ends the command with one line
+and exit code 130 also while all the rest is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
 import sys
+import time
 
-from bert_numpy.cli import main
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all of this
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["main"]
+
+#: Seconds within which signals count as one, so that the second does not stop the cleaning up.
+_AT_ONCE = 1.0
+
+
+def main() -> int:
+    """Run the command line, as a process of its own; returns the exit code."""
+    _open_streams()
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
+    if handled:
+        signal.signal(signal.SIGINT, _leave)
+    from bert_numpy.cli import interrupted  # noqa: PLC0415 (see above)
+    from bert_numpy.cli import main as command  # noqa: PLC0415
+
+    for name in ("SIGTERM", "SIGHUP"):  # what is being written is removed then, too
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _Raise(SystemExit(128 + number)))
+    try:
+        if handled:
+            signal.signal(signal.SIGINT, _Raise(KeyboardInterrupt()))
+        return command()
+    except KeyboardInterrupt:
+        return interrupted()
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, _ignore)  # all is done: Python only ends
+
+
+class _Raise:
+    """Handles a signal by an exception; one that comes again at once is the same signal."""
+
+    def __init__(self, exception: BaseException) -> None:
+        self.exception = exception
+        self.last = -_AT_ONCE
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self.last >= _AT_ONCE:
+            self.last = now
+            raise self.exception
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """End at once: nothing is being written yet, and an exception could get lost in an import."""
+    signal.signal(signal.SIGINT, _ignore)
+    try:
+        os.write(2, b"bert-numpy: interrupted\n")
+    finally:
+        os._exit(130)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing. Of a signal that came before it is ignored by SIG_IGN, Python complains."""
+
+
+def _open_streams() -> None:
+    """Open what is closed of standard input, output and error: else files get their numbers.
+
+    What would go to a closed standard error is dropped. Standard output is opened
+    for reading, so that writing to it fails, as it does if it is closed.
+    """
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # which takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,15 +14,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["ARCHITECTURES", "ENCODER", "HEADS", "SENTENCE_EMBEDDINGS", "Architecture", "Head"]
+__all__ = [
+    "ARCHITECTURES",
+    "ENCODER",
+    "HEADS",
+    "SENTENCE_EMBEDDINGS",
+    "Architecture",
+    "Head",
+    "family_of",
+]
 
 #: Pairs of a canonical name and a checkpoint's; ``*`` is the number of a layer.
 Names = tuple[tuple[str, str], ...]
 
 _LAYER = re.compile(r"(?<=^encoder\.layer\.)\d+")
+
+#: How transformers names its classes: the model family, then what the class is.
+_CLASS = re.compile(r"(\w+?)(?:For(\w+)|Model|LMHeadModel|PreTrainedModel|Encoder|Decoder)")
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,9 @@ class Architecture:
         Before the names of the encoder's tensors in the checkpoint of a model with a head.
     keys : mapping of str to str
         The keys of ``config.json`` that have other names, by BERT's.
+    aliases : tuple of str
+        The keys among these that transformers also reads under BERT's name
+        (``attribute_map`` of its configuration).
     fixed : mapping of str to Any
         Values of keys that it has not.
     defaults : mapping of str to Any
@@ -97,6 +111,7 @@ class Architecture:
     class_name: str
     prefix: str
     keys: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     expected: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -110,8 +125,20 @@ class Architecture:
 
     def head(self, architecture: str) -> Head:
         """The head of a checkpoint that the class ``architecture`` wrote; no known one: none."""
-        task = architecture.partition("For")[2]
-        return self.heads.get(task) or HEADS.get(task, ENCODER)
+        found = _CLASS.fullmatch(architecture)
+        task = found[2] if found else None
+        return self.heads.get(task or "") or HEADS.get(task or "", ENCODER)
+
+    def reads(self, architecture: str) -> bool:
+        """Whether this description may be that of a checkpoint of the class ``architecture``.
+
+        It is not if the class has the name of another family that computes
+        something else: ``RobertaModel`` is no BERT, but RoBERTa, XLM-R and
+        CamemBERT are one architecture. A name without a family says nothing.
+        """
+        family = family_of(architecture)
+        others = [other for other in ARCHITECTURES.values() if other.class_name == family]
+        return family is None or self in [replace(o, class_name=self.class_name) for o in others]
 
     def class_of(self, head: str) -> str:
         """The class that has the head of a name."""
@@ -133,6 +160,18 @@ class Architecture:
                 yield theirs
         if not found:
             yield name
+
+
+def family_of(architecture: str) -> str | None:
+    """The model family in the name of one of transformers' classes; None in any other name.
+
+    Examples
+    --------
+    >>> family_of("DistilBertForMaskedLM"), family_of("BertLMHeadModel"), family_of("ColBERT")
+    ('DistilBert', 'Bert', None)
+    """
+    found = _CLASS.fullmatch(architecture)
+    return found[1] if found else None
 
 
 _CLASSIFIER: Names = (("pooler.dense", "classifier.dense"), ("classifier", "classifier.out_proj"))
@@ -172,6 +211,7 @@ ARCHITECTURES = {
             "intermediate_size": "hidden_dim",
             "hidden_act": "activation",
         },
+        aliases=("hidden_size", "num_hidden_layers", "num_attention_heads"),
         fixed={"type_vocab_size": 0, "layer_norm_eps": 1e-12},
         names=(
             ("encoder.layer.*.attention.self.query", "transformer.layer.*.attention.q_lin"),
@@ -201,6 +241,7 @@ ARCHITECTURES = {
                 "summary_type": "first",
                 "summary_use_proj": True,
                 "summary_activation": "gelu",
+                "summary_proj_to_labels": False,
             }
         },
         names=(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import local
@@ -13,9 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError, writing
-from bert_numpy.model import Model
-from bert_numpy.observers import Statistics, clip_range, follow, look_at, merge, quantization_noise
-from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy
+from bert_numpy.model import Model, model_sites
+from bert_numpy.observers import (
+    MOST_ELEMENTS,
+    Statistics,
+    clip_range,
+    contradiction,
+    follow,
+    look_at,
+    merge,
+    quantization_noise,
+)
+from bert_numpy.origin import SIZES, Origin, origin_of
+from bert_numpy.policy import Operandlike, Policy, Scale, float32_policy, naming
 from bert_numpy.recipe import Operand
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8 import QuantizedTensor
@@ -24,6 +36,8 @@ from npfp8.storage import load_file, read_metadata, save_file
 __all__ = [
     "Calibration",
     "calibrate",
+    "check_calibration",
+    "how_to_make",
     "load_calibration",
     "merge_calibrations",
     "save_calibration",
@@ -34,12 +48,19 @@ Float32Array = npt.NDArray[np.float32]
 #: The products of two activations; at all others the right operand is a weight.
 _ATTENTION_PRODUCTS = (".attention.scores", ".attention.context")
 
-_FILE_FORMAT = "bert-numpy calibration 2"
+_FILE_FORMAT = "bert-numpy calibration 3"
+
+#: A file's names of products and operands. No name that leads out of a folder is one.
+_SITE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_OPERAND = re.compile(rf"{_SITE.pattern}:[ab]")
+
+#: The tensors of an operand, and that of a linear layer.
+_OF_OPERANDS, _OF_SITES = ("range", "bits", "counts"), ("channels",)
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What was seen of the activations at every site.
+    """The statistics of the activations at every site.
 
     Attributes
     ----------
@@ -53,12 +74,19 @@ class Calibration:
         How many sequences were seen.
     golden : bool
         Whether they were run in golden arithmetic.
+    origin : Origin, optional
+        The model that it was made with. None for statistics that were put together by hand,
+        which are not held against a model's weights.
+    place : str
+        The file, for messages.
     """
 
     operands: Mapping[str, Statistics]
     channels: Mapping[str, Float32Array]
     samples: int
     golden: bool = False
+    origin: Origin | None = None
+    place: str = "calibration"
 
     def scale(self, name: str, operand: Operand) -> Scale:
         """The static scale of an operand, ``site:a`` or ``site:b``.
@@ -66,12 +94,15 @@ class Calibration:
         Raises
         ------
         BertNumpyError
-            If the calibration did not see it.
+            If the calibration did not see it, or its observer finds no scale.
         """
         assert operand.fmt is not None
         if name not in self.operands:
             raise BertNumpyError(f"calibration: operand {name!r}: expected statistics, found none")
-        return observed_scale(self.operands[name], operand)
+        try:
+            return observed_scale(self.operands[name], operand)
+        except BertNumpyError as error:
+            raise BertNumpyError(f"calibration: operand {name!r}: {error}") from None
 
 
 def observed_scale(seen: Statistics, operand: Operand) -> Scale:
@@ -94,7 +125,7 @@ def calibrate(
     golden: bool = False,
     threads: int | None = None,
 ) -> Calibration:
-    """Run the model in float32 over a sample and note what the activations look like.
+    """Run the model in float32 over a sample and count the values of its activations.
 
     Memory does not grow with the sample: see :mod:`bert_numpy.observers`.
 
@@ -109,7 +140,7 @@ def calibrate(
         them every code of the quantized model, are the same on every machine.
     threads : int, optional
         Over which the batches are spread, by default as many as there are cores.
-        What is seen is put together in the order of the batches.
+        The statistics are put together in the order of the batches.
 
     Raises
     ------
@@ -149,10 +180,9 @@ def calibrate(
         for name, histogram in histograms.items():
             first[name] = first[name] + histogram if name in first else histogram
     operands = {
-        name: replace(seen, histogram=first[same.get(name, name)])
-        for name, seen in operands.items()
+        name: seen.with_histogram(first[same.get(name, name)]) for name, seen in operands.items()
     }
-    return Calibration(operands, channels, samples, golden)
+    return Calibration(operands, channels, samples, golden, origin_of(model))
 
 
 #: By operand how many elements there were of each bfloat16 value. Sums of integers do not depend
@@ -162,24 +192,26 @@ _Histograms = dict[str, npt.NDArray[np.int64]]
 
 @dataclass(eq=False)
 class _Sight:
-    """What was seen in one batch: of each operand the extrema, array by array.
+    """The extrema of every operand in one batch, over all arrays of it that the batch has.
 
     ``histograms`` are added to. ``same`` has the names of inputs that are those of
     an earlier name: query, key and value have one.
     """
 
     histograms: _Histograms
-    extrema: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    extrema: dict[str, tuple[float, float]] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
     channels: dict[str, Float32Array] = field(default_factory=dict)
     last: tuple[Float32Array, str] | None = None
 
     def see(self, name: str, x: Float32Array) -> None:
-        """Look at an operand, in the attention one of several arrays."""
+        """Look at an array of an operand; attention has one for each length of sequences."""
         histogram = self.histograms.get(name)
         if histogram is None:
             histogram = self.histograms[name] = np.zeros(1 << 16, np.int64)
-        self.extrema.setdefault(name, []).append(look_at(name, x, histogram))
+        low, high = look_at(name, x, histogram)
+        before = self.extrema.get(name, (0.0, 0.0))
+        self.extrema[name] = min(before[0], low), max(before[1], high)
 
     def see_input(self, site: str, x: Float32Array) -> None:
         """Look at a linear layer's input; one array that is given to several is looked at once."""
@@ -202,31 +234,88 @@ def observing_policy(inner: Policy, sight: _Sight) -> Policy:
 
     def gemm(site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None) -> Float32Array:
         assert isinstance(b, np.ndarray), site
-        if site.endswith(_ATTENTION_PRODUCTS):
-            sight.see(f"{site}:a", a)
-            sight.see(f"{site}:b", b)
-        else:
-            sight.see_input(site, a)
+        with naming(site):
+            if site.endswith(_ATTENTION_PRODUCTS):
+                sight.see(f"{site}:a", a)
+                sight.see(f"{site}:b", b)
+            else:
+                sight.see_input(site, a)
         return inner.gemm(site, a, b, bias)
 
     return Policy(gemm, inner.arithmetic)
 
 
+def check_calibration(calibration: Calibration, model: Model) -> None:
+    """Raise :class:`BertNumpyError` if a calibration is not this model's.
+
+    The one place where that is found out: :func:`bert_numpy.apply_recipe` calls it,
+    before any scale is made.
+    """
+    place = calibration.place
+    if calibration.origin is not None:
+        expected = origin_of(model)
+        if calibration.origin.digest != expected.digest:
+            raise BertNumpyError(
+                f"{place}: expected a calibration of this model, {expected}, "
+                f"found one of {calibration.origin}"
+            )
+    sites = model_sites(model)
+    names = {f"{site}:a" for site in sites}
+    names |= {f"{site}:b" for site in sites if site.endswith(_ATTENTION_PRODUCTS)}
+    for name in calibration.operands:
+        if name not in names:
+            raise BertNumpyError(f"{place}: operand {name!r}: {model.name} has no such operand")
+    for site, largest in calibration.channels.items():
+        weight = model.weights.get(f"{site}.weight")
+        if site not in sites or weight is None:
+            raise BertNumpyError(f"{place}: channels of {site!r}: {model.name} has no such layer")
+        if largest.shape != weight.shape[1:]:
+            raise BertNumpyError(
+                f"{place}: channels of {site!r}: expected {weight.shape[1]} numbers, as "
+                f"{model.name} has inputs there, found shape {largest.shape}"
+            )
+
+
 def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
-    """The calibration over both samples; its moving averages are ``b``'s.
+    """Merge the calibrations of one model over two samples; the moving averages are ``b``'s.
 
     Raises
     ------
     BertNumpyError
-        If the two did not see the same sites.
+        If the two are of different models, or did not see the same sites.
     """
+    if (a.origin and a.origin.digest) != (b.origin and b.origin.digest):
+        found = " and ".join(
+            "one of no model" if x is None else str(x) for x in (a.origin, b.origin)
+        )
+        raise BertNumpyError(f"calibrations: expected both of one model, found {found}")
     if a.operands.keys() != b.operands.keys() or a.channels.keys() != b.channels.keys():
         raise BertNumpyError("calibrations: expected the same sites in both")
+    for site, largest in a.channels.items():
+        if largest.shape != b.channels[site].shape:
+            raise BertNumpyError(
+                f"calibrations: channels of {site!r}: expected as many in both, found "
+                f"{largest.size} and {b.channels[site].size}"
+            )
+    operands = {}
+    for name, seen in a.operands.items():
+        try:
+            operands[name] = merge(seen, b.operands[name])
+        except BertNumpyError as error:
+            raise BertNumpyError(f"calibrations: operand {name!r}: {error}") from None
     return Calibration(
-        {name: merge(seen, b.operands[name]) for name, seen in a.operands.items()},
+        operands,
         {site: np.maximum(seen, b.channels[site]) for site, seen in a.channels.items()},
         a.samples + b.samples,
         a.golden and b.golden,
+        a.origin,
+    )
+
+
+def how_to_make(path: str | Path) -> str:
+    """The command that writes a calibration file."""
+    return (
+        f"bert-numpy evaluate MODEL --task NAME --data DATA --format e4m3 --save-calibration {path}"
     )
 
 
@@ -235,27 +324,36 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
 
     Each operand has ``NAME/range``, the extrema and moving averages, and the
     histogram as ``NAME/bits`` and ``NAME/counts``; each linear layer
-    ``SITE/channels``. The number of samples is in the metadata.
+    ``SITE/channels``. The metadata has the number of samples, and the name, the
+    sizes and the digest of the model.
 
     Raises
     ------
     BertNumpyError
-        If the file cannot be written.
+        If the file cannot be written, or the calibration is of no model.
     """
+    origin = calibration.origin
+    if origin is None:
+        raise BertNumpyError(
+            f"{path}: expected a calibration that calibrate() made of a model, found statistics "
+            "that were put together by hand"
+        )
     tensors: dict[str, npt.NDArray[Any]] = {}
     for name, seen in calibration.operands.items():
-        bits = np.flatnonzero(seen.histogram)
         tensors[f"{name}/range"] = np.array(
             [seen.low, seen.high, seen.average_low, seen.average_high]
         )
-        tensors[f"{name}/bits"] = bits.astype(np.uint16)
-        tensors[f"{name}/counts"] = seen.histogram[bits]
+        tensors[f"{name}/bits"] = seen.bits
+        tensors[f"{name}/counts"] = seen.counts
     for site, largest in calibration.channels.items():
         tensors[f"{site}/channels"] = largest
     metadata = {
         "format": _FILE_FORMAT,
         "samples": str(calibration.samples),
         "golden": str(calibration.golden).lower(),
+        "model": origin.name,
+        "sizes": json.dumps(dict(zip(SIZES, origin.sizes, strict=True))),
+        "digest": origin.digest,
     }
     with writing(path):
         save_file(tensors, path, metadata)
@@ -264,11 +362,13 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
 def load_calibration(path: str | Path) -> Calibration:
     """Read a calibration that :func:`save_calibration` wrote.
 
+    It takes as much memory as the file has bytes, whatever is in it.
+
     Raises
     ------
     BertNumpyError
-        If the file is missing, damaged or not as it was written; names the
-        tensor or the key.
+        If the file is missing, damaged or not as it was written, or its numbers contradict
+        each other; names the tensor or the key.
     """
     try:
         tensors, metadata = load_file(path), read_metadata(path)
@@ -286,40 +386,97 @@ def load_calibration(path: str | Path) -> Calibration:
             raise BertNumpyError(f"{path}: metadata {key!r}: expected {expected}, found {found!r}")
         return found
 
-    value("format", lambda x: x == _FILE_FORMAT, repr(_FILE_FORMAT))
+    if (version := metadata.get("format", "")) != _FILE_FORMAT:
+        raise BertNumpyError(
+            f"{path}: metadata 'format': expected {_FILE_FORMAT!r}, found {version!r}. To make "
+            f"one: {how_to_make(path)}"
+        )
     samples = int(value("samples", _is_positive, "a number of at least 1"))
     golden = value("golden", lambda x: x in ("true", "false"), "true or false") == "true"
-
-    def tensor(key: str, dtype: str, good: Any, expected: str) -> npt.NDArray[Any]:
-        found = tensors.get(key)
-        if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != 1:
-            what = "nothing" if found is None else getattr(found, "dtype", type(found).__name__)
-            raise BertNumpyError(f"{path}: tensor {key!r}: expected 1-D {dtype}, found {what}")
-        if not good(found):
-            raise BertNumpyError(f"{path}: tensor {key!r}: expected {expected}")
-        return found
+    sizes = value("sizes", _sizes, f"a JSON object of the sizes {', '.join(SIZES)}, from 0 on")
+    digest = value("digest", re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")
+    name = value("model", bool, "the model's name")
+    origin = Origin(name, _sizes(sizes), digest)
 
     operands, channels = {}, {}
     for key in tensors:
         name, _, what = key.rpartition("/")
-        if what == "range":
-            extrema = tensor(key, "float64", _is_range, "4 numbers around 0")
-            bits = tensor(f"{name}/bits", "uint16", _rises, "rising numbers")
-            counts = tensor(
-                f"{name}/counts",
-                "int64",
-                lambda x, n=bits.size: x.size == n and (x > 0).all(),
-                f"{bits.size} positive numbers",
+        pattern = {**dict.fromkeys(_OF_OPERANDS, _OPERAND), **dict.fromkeys(_OF_SITES, _SITE)}
+        if what not in pattern or not pattern[what].fullmatch(name):
+            raise BertNumpyError(
+                f"{path}: tensor {key!r}: expected OPERAND/range, OPERAND/bits, OPERAND/counts or "
+                "SITE/channels"
             )
-            histogram = np.zeros(1 << 16, np.int64)
-            histogram[bits] = counts
-            low, high, average_low, average_high = extrema.tolist()
-            operands[name] = Statistics(low, high, average_low, average_high, histogram)
-        elif what == "channels":
-            channels[name] = tensor(
-                key, "float32", lambda x: np.isfinite(x).all() and (x >= 0).all(), "magnitudes"
+        if what == "channels":
+            channels[name] = _tensor(path, tensors, key, "float32", _are_magnitudes, "magnitudes")
+        elif name not in operands:
+            operands[name] = _stored_statistics(path, tensors, name)
+    if not operands:
+        raise BertNumpyError(f"{path}: expected statistics of at least one operand, found none")
+    for site, largest in channels.items():
+        seen = operands.get(f"{site}:a")
+        if seen is not None and float(largest.max(initial=0)) != seen.absmax:
+            raise BertNumpyError(
+                f"{path}: tensor '{site}/channels': expected the largest to be {seen.absmax}, the "
+                f"largest magnitude of '{site}:a', found {largest.max(initial=0)}"
             )
-    return Calibration(operands, channels, samples, golden)
+    return Calibration(operands, channels, samples, golden, origin, str(path))
+
+
+def _stored_statistics(path: str | Path, tensors: Mapping[str, Any], name: str) -> Statistics:
+    """Read an operand's statistics, and make sure that they do not contradict each other."""
+    extrema = _tensor(path, tensors, f"{name}/range", "float64", _is_range, "4 numbers around 0")
+    bits = _tensor(path, tensors, f"{name}/bits", "uint16", _rises, "rising numbers")
+    counts = _tensor(
+        path,
+        tensors,
+        f"{name}/counts",
+        "int64",
+        lambda x: x.size == bits.size and (x > 0).all(),
+        f"{bits.size} positive numbers",
+    )
+    if sum(counts.tolist()) > MOST_ELEMENTS:  # of Python's integers: no overflow
+        raise BertNumpyError(
+            f"{path}: tensor '{name}/counts': expected at most {MOST_ELEMENTS} in all, found "
+            f"{sum(counts.tolist())}"
+        )
+    low, high, average_low, average_high = extrema.tolist()
+    seen = Statistics(low, high, average_low, average_high, bits, counts)
+    problem = contradiction(seen)
+    if problem is not None:
+        which, what = problem
+        raise BertNumpyError(f"{path}: tensor '{name}/{which}': expected {what}")
+    return seen
+
+
+def _tensor(
+    path: str | Path,
+    tensors: Mapping[str, Any],
+    key: str,
+    dtype: str,
+    good: Callable[[npt.NDArray[Any]], Any],
+    expected: str,
+) -> npt.NDArray[Any]:
+    """One tensor of a file, of one axis and a dtype, if it is ``good``."""
+    found = tensors.get(key)
+    if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != 1:
+        what = "nothing" if found is None else getattr(found, "dtype", type(found).__name__)
+        raise BertNumpyError(f"{path}: tensor {key!r}: expected 1-D {dtype}, found {what}")
+    if not good(found):
+        raise BertNumpyError(f"{path}: tensor {key!r}: expected {expected}")
+    return found
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """The sizes of a file's metadata; empty if that is not what they are."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(found, dict) or found.keys() != set(SIZES):
+        return ()
+    sizes = tuple(found[name] for name in SIZES)
+    return sizes if all(type(size) is int and 0 <= size < 2**63 for size in sizes) else ()
 
 
 def _is_positive(text: str) -> bool:
@@ -333,3 +490,7 @@ def _is_range(x: npt.NDArray[np.float64]) -> bool:
 
 def _rises(x: npt.NDArray[np.uint16]) -> bool:
     return bool((np.diff(x.astype(np.int64)) > 0).all())
+
+
+def _are_magnitudes(x: npt.NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(x).all() and (x >= 0).all())

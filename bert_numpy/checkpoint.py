@@ -2,14 +2,16 @@
 
 Every header is checked twice: by the ``safetensors`` library, and by
 :mod:`npfp8.storage`, which says which key is wrong, lets no other spelling
-through, and reads what NumPy lacks (bfloat16).
+through, and reads what NumPy lacks (bfloat16). A file with a dtype that the
+library does not know is checked by the second alone: the library refuses all of
+it, whether anything reads that tensor or not.
 """
 
 from __future__ import annotations
 
 import os.path
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from npfp8 import bfloat16
-from npfp8.files import open_regular
+from npfp8.files import is_plain_name, open_regular
 from npfp8.storage import StoredTensor, read_header
 
 __all__ = [
@@ -36,6 +38,27 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+#: The dtypes that every release of the library knows, from 0.4.3 on.
+_LIBRARY_DTYPES = frozenset(
+    [
+        "BOOL",
+        "U8",
+        "I8",
+        "F8_E5M2",
+        "F8_E4M3",
+        "I16",
+        "U16",
+        "F16",
+        "BF16",
+        "I32",
+        "U32",
+        "F32",
+        "F64",
+        "I64",
+        "U64",
+    ]
+)
 
 #: Elements that are checked at a time.
 _BLOCK = 1 << 18
@@ -139,7 +162,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise BertNumpyError(f"{index}: key 'weight_map': expected tensor names, found none")
     for key, name in weight_map.items():
-        if not isinstance(name, str) or not _is_plain_name(name):
+        if not isinstance(name, str) or not is_plain_name(name):
             raise BertNumpyError(
                 f"{index}: tensor {key!r}: expected a file name in this folder, found {name!r}"
             )
@@ -158,24 +181,33 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _is_plain_name(name: str) -> bool:
-    """Whether ``name`` names a file in its own folder, on any system."""
-    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
-    return parts == (name, name) and name != ".."
-
-
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file."""
     if not os.path.exists(path):  # unlike Path.exists, False for a name that no file can have
         raise BertNumpyError(f"{path}: no such file")
     try:
         open_regular(path).close()  # the library would wait for a pipe
-        with safe_open(path, framework="numpy"):
-            pass  # opening checks the header against the file's size
+        try:
+            with safe_open(path, framework="numpy"):
+                pass  # opening checks the header against the file's size
+        except SafetensorError as error:
+            if (tensors := _newer_than_the_library(path)) is None:
+                raise BertNumpyError(
+                    f"{path}: expected a safetensors file, found: {error}"
+                ) from None
+            return tensors
         return read_header(path)
-    except SafetensorError as error:
-        raise BertNumpyError(f"{path}: expected a safetensors file, found: {error}") from None
     except (OSError, MemoryError) as error:  # the latter where a file cannot be mapped
         raise BertNumpyError(f"{path}: expected a file, found an error: {error}") from None
-    except ValueError as error:  # what the library lets through
+    except ValueError as error:  # which names the file
         raise BertNumpyError(str(error)) from None
+
+
+def _newer_than_the_library(path: Path) -> dict[str, StoredTensor] | None:
+    """The tensors of a valid file with a dtype that not every release of the library knows."""
+    try:
+        tensors = read_header(path)
+    except ValueError:
+        return None
+    old = all(tensor.dtype in _LIBRARY_DTYPES for tensor in tensors.values())
+    return None if old else tensors

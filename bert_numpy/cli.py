@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -17,15 +18,14 @@ from typing import Any
 
 import npfp8
 from bert_numpy.completion import SHELLS, completion_script
-from bert_numpy.errors import BertNumpyError
-from bert_numpy.evaluation import Evaluation
-from bert_numpy.figures import describe, draw_histogram, draw_sqnr
+from bert_numpy.errors import BertNumpyError, one_line, shown
+from bert_numpy.evaluation import Evaluation, require_answers
+from bert_numpy.figures import describe, draw_figures
 from bert_numpy.glue import TASKS, Task, TestSet, submission
 from bert_numpy.hub import EMBEDDED, resolve
 from bert_numpy.job import (
     REVIEWS,
     Job,
-    calibrate_on_sentences,
     keep_calibration,
     prepare,
     run,
@@ -38,22 +38,33 @@ from bert_numpy.model import encoder_sites, model_sites
 from bert_numpy.model_card import model_card
 from bert_numpy.onnx_export import export_onnx
 from bert_numpy.options import (
+    Parser,
+    add_calibration_samples,
     add_format,
     add_model,
     add_sentence_scales,
-    check_output,
+    calibrated_on_sentences,
+    check_accumulate,
+    check_scales,
+    check_values,
     chosen_recipe,
     named_recipe,
     positive,
+    refuse,
     require_together,
 )
+from bert_numpy.outputs import check_outputs, submission_file
 from bert_numpy.prediction import check_prediction, predict_text
 from bert_numpy.quantization import QuantizedModel, apply_recipe
-from bert_numpy.quantized_checkpoint import check_target, check_writable, save_quantized
+from bert_numpy.quantized_checkpoint import check_writable, save_quantized, side_files
 from bert_numpy.recipe import PRESETS, Recipe, preset
 from bert_numpy.report import (
+    Outcome,
     comparison_row,
+    listed,
+    note_not_finite,
     print_comparison,
+    print_lines,
     print_operands,
     progress_bar,
     write_json,
@@ -63,7 +74,7 @@ from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import load_tokenizer
 from npfp8.matmul import ACCUMULATIONS
 
-__all__ = ["main"]
+__all__ = ["interrupted", "main"]
 
 #: The formats of a comparison, unless others are asked for.
 _COMPARED = "fp32,int8,e4m3,e5m2"
@@ -85,8 +96,9 @@ formats:
   int8-percentile, int8-mse, int8-entropy, e4m3-mse   other observers than absmax
   int8-channel, e4m3-channel                       a scale for each output of a weight
   int8-token, e4m3-token, e4m3-block               scales per token, per 128 elements
-  int8-outliers                                    int8-token with outliers in bfloat16
-  int8-smooth, e4m3-smooth                         SmoothQuant's migration
+  int8-outliers, int8-outliers-columns             int8-token with outliers in bfloat16:
+                                                   single elements, whole columns (LLM.int8())
+  int8-smooth, int8-smooth-paper, e4m3-smooth      SmoothQuant's migration
   e4m3-pow2, e4m3-weights                          power-of-two scales; only weights
   FILE.json                                        a recipe of your own
   stored                                           that of a quantized checkpoint, its only one
@@ -116,50 +128,135 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code, see ``bert-numpy --help``."""
-    arguments = _parser().parse_args(argv)
+    """Run the command; returns the exit code, see ``bert-numpy --help``.
+
+    All files are written before anything is printed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        _print_every_character(stream)
+    arguments = argparse.Namespace(debug=False)
     try:
-        _check_outputs(arguments)
-        report = arguments.run(arguments)
-        if arguments.json is not None:
-            write_json(arguments.json, report)
+        try:
+            arguments = _parser().parse_args(argv)
+        except SystemExit:  # after --help, --version, or a usage error
+            _flush_output()
+            raise
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _output_error(error) from None
+        check_values(arguments)
+        check_outputs(arguments)
+        outcome = arguments.run(arguments)
+        if arguments.json not in (None, "-"):
+            write_json(arguments.json, outcome.report)
+        try:
+            if arguments.json == "-":
+                write_json("-", outcome.report)
+            else:
+                outcome.show()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _output_error(error) from None
+        _flush_output()
+    except BaseException as error:
+        return _failed(error, arguments)
+    return 0 if outcome.report.get("passed", True) else 1
+
+
+#: What only a mistake in a program raises; all else is about what the program was given.
+_MISTAKES = (
+    *(AssertionError, AttributeError, LookupError, NameError, NotImplementedError, RuntimeError),
+    *(StopIteration, SyntaxError, SystemError, TypeError),
+)
+
+
+def _failed(error: BaseException, arguments: argparse.Namespace) -> int:
+    """Say what has ended the command, if anything is to be said; returns the exit code."""
+    if isinstance(error, BrokenPipeError):
+        _give_up(sys.stdout)
+        return 141
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted()
+    is_panic = type(error).__name__ == "PanicException"  # of a library in Rust; no Exception
+    if not isinstance(error, Exception) and not is_panic:
+        raise error
+    if isinstance(error, _MISTAKES) and not isinstance(error, RecursionError | ValueError):
+        _complain(*_traceback_of(error))
+        return 70  # not Python's 1, which says that something was compared and differs
+    if arguments.debug:
+        _complain(*_traceback_of(error))
+    elif isinstance(error, BertNumpyError):
+        _complain(f"bert-numpy: {error}")
+    elif isinstance(error, OSError):
+        _complain(f"bert-numpy: {one_line(error)}")
+    else:
+        place = getattr(arguments, "model", None) or getattr(arguments, "file", None)
+        text = "not enough memory" if isinstance(error, MemoryError) else one_line(error)
+        _complain(f"bert-numpy: {f'{place}: ' if place else ''}{text} (--debug shows where)")
+    return 2
+
+
+def interrupted() -> int:
+    """Say that the command was interrupted; returns the exit code."""
+    _complain("bert-numpy: interrupted")
+    return 130
+
+
+def _traceback_of(error: BaseException) -> list[str]:
+    return "".join(traceback.format_exception(error)).splitlines()
+
+
+def _complain(*lines: str) -> None:
+    """Print lines on standard error; where it cannot be written to, they are lost."""
+    try:
+        for line in lines:
+            print(shown(line), file=sys.stderr)
+        sys.stderr.flush()
+    except (AttributeError, OSError):
+        _give_up(sys.stderr)
+
+
+def _flush_output() -> None:
+    """Write out what was printed; raises :class:`BertNumpyError` if that cannot be done."""
+    try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is left in the buffer would be written, and complained of, at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        print("bert-numpy: interrupted", file=sys.stderr)
-        return 130
-    except (BertNumpyError, OSError) as error:
-        if arguments.debug:
-            traceback.print_exc()
-        else:
-            print(f"bert-numpy: {error}", file=sys.stderr)
-        return 2
-    except Exception:
-        traceback.print_exc()
-        return 70  # not Python's 1, which says that something was compared and differs
-    return 0 if report.get("passed", True) else 1
+        raise
+    except OSError as error:
+        raise _output_error(error) from None
 
 
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse files that cannot be written before the time to make their content is spent."""
-    for name in ("json", "save_calibration", "predictions", "html"):
-        target = getattr(arguments, name, None)
-        if target not in (None, "-"):
-            check_output(target)
+def _output_error(error: OSError) -> BertNumpyError:
+    _give_up(sys.stdout)
+    return BertNumpyError(f"standard output: cannot be written: {error.strerror or error}")
+
+
+def _give_up(stream: Any) -> None:
+    """Drop what is left in a stream's buffer, which Python would write at the exit."""
+    with suppress(AttributeError, OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
+
+
+def _print_every_character(stream: Any) -> None:
+    """Have a stream escape the characters that its encoding lacks, instead of failing."""
+    with suppress(AttributeError, OSError, ValueError):  # one that is no text file of Python's own
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "bert-numpy", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_HelpFormatter
     )
     parser.add_argument("--version", action="version", version=npfp8.__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(
-        name: str, function: Callable[[argparse.Namespace], dict[str, Any]], summary: str
+        name: str, function: Callable[[argparse.Namespace], Outcome], summary: str
     ) -> argparse.ArgumentParser:
         sub = _add_command(commands, name, function, summary)
         if name == "calibration":
@@ -194,6 +291,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OUT",
         help="the file to write, or a folder for one of the name that the server expects",
     )
+    for sub, kind in ((quantize, "folder"), (export, "file"), (submit, "submission")):
+        sub.set_defaults(out_kind=kind)
 
     for sub in (demo, compare, evaluate, submit, predict, quantize, export):
         sub.add_argument(
@@ -252,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_command(
     commands: Any,
     name: str,
-    function: Callable[[argparse.Namespace], dict[str, Any]],
+    function: Callable[[argparse.Namespace], Outcome],
     summary: str,
 ) -> argparse.ArgumentParser:
     """A command's parser, with the options that all have."""
@@ -277,17 +376,12 @@ def _add_data_options(parser: argparse.ArgumentParser, required: bool = True) ->
         help="the task's folder, a folder of such folders, a file to evaluate on, or a data set "
         "on the hub (nyu-mll/glue, rajpurkar/squad)",
     )
-    add(
-        "--calibration-samples",
-        type=positive,
-        metavar="N",
-        default=256,
-        help="training examples to calibrate on, spread evenly over the file",
-    )
+    add_calibration_samples(parser)
     add(
         "--calibration-data",
         metavar="FILE",
-        help="take them from FILE instead of the training file beside the data",
+        help="take them from FILE instead of the training file beside the data"
+        + ("" if required else "; without --task, sentences in SST-2's layout"),
     )
     add(
         "--calibration",
@@ -308,6 +402,8 @@ def _add_data_options(parser: argparse.ArgumentParser, required: bool = True) ->
 def _recipes(names: str | None, model: str, revision: str | None = None) -> list[Recipe]:
     """The recipes of a comma-separated list, fp32 first, each once; or a checkpoint's own."""
     wanted = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    if wanted == []:
+        raise BertNumpyError(f"--formats: expected names between commas, found {names!r}")
     own = stored_recipe(model, revision)
     if own is not None and (wanted is None or wanted == ["stored"]):
         return [own]
@@ -319,31 +415,34 @@ def _recipes(names: str | None, model: str, revision: str | None = None) -> list
     return [named_recipe(name, model) for name in dict.fromkeys(compared)]
 
 
-def _completion(arguments: argparse.Namespace) -> dict[str, Any]:
+def _completion(arguments: argparse.Namespace) -> Outcome:
     tasks = [*TASKS, SQUAD.name]
     values = {"--format": PRESETS, "--recipe": PRESETS, "--task": tasks}
-    print(completion_script(_parser(), arguments.shell, values), end="")
-    return {}
+    script = completion_script(_parser(), arguments.shell, values)
+    return Outcome({}, lambda: print(script, end=""))
 
 
-def _accumulated(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
-    """The recipe with ``--accumulate`` in place of its own."""
-    return replace(recipe, accumulate=arguments.accumulate or recipe.accumulate)
+def _accumulated(recipes: list[Recipe], arguments: argparse.Namespace) -> list[Recipe]:
+    """The recipes with ``--accumulate`` in place of their own."""
+    if arguments.accumulate is None:
+        return recipes
+    check_accumulate(arguments, recipes)
+    return [replace(recipe, accumulate=arguments.accumulate) for recipe in recipes]
 
 
-def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
+def _demo(arguments: argparse.Namespace) -> Outcome:
     return _comparison(
         arguments, prepare(EMBEDDED, "sst2", REVIEWS), _recipes(arguments.formats, EMBEDDED)
     )
 
 
-def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
+def _compare(arguments: argparse.Namespace) -> Outcome:
     recipes = _recipes(arguments.formats, arguments.model, arguments.revision)
-    recipes = [_accumulated(recipe, arguments) for recipe in recipes]
+    recipes = _accumulated(recipes, arguments)
     return _comparison(arguments, _prepared(arguments, recipes), recipes)
 
 
-def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) -> dict[str, Any]:
+def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) -> Outcome:
     reference = None
     rows = []
     results = run(
@@ -356,18 +455,20 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
     for recipe, result in zip(recipes, results, strict=True):
         reference = reference or result
         rows.append(comparison_row(result, reference) | {"accumulate": recipe.accumulate})
+        note_not_finite(result)
     report = _header(job, arguments.golden) | {"rows": rows}
-    if arguments.json != "-":
-        print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)
-    return report
+    return Outcome(report, lambda: print_comparison(_title(job), rows))
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe = chosen_recipe(arguments)
-    recipe = _accumulated(recipe, arguments)
+def _title(job: Job) -> str:
+    return f"{job.model.name}, {job.task.name}, {len(job.examples)} examples"
+
+
+def _evaluate(arguments: argparse.Namespace) -> Outcome:
+    if arguments.task.lower() != SQUAD.name:
+        refuse(arguments, ["predictions"], f"task squad, found {arguments.task}")
+    (recipe,) = _accumulated([chosen_recipe(arguments)], arguments)
     job = _prepared(arguments, [recipe])
-    if arguments.predictions is not None and not isinstance(job.examples, Questions):
-        raise BertNumpyError(f"--predictions: expected task squad, found {job.task.name}")
     (result,) = run(
         job,
         [recipe],
@@ -375,6 +476,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         golden=arguments.golden,
         calibration_output=arguments.save_calibration,
     )
+    note_not_finite(result)
     row = comparison_row(result, None) | {"accumulate": recipe.accumulate}
     report = {
         **_header(job, arguments.golden),
@@ -385,27 +487,23 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "sites": {name: vars(count) for name, count in result.counts.items()},
     }
     if arguments.predictions is not None:
-        write_json(arguments.predictions, report["predictions"])
-    if arguments.json != "-":
-        metrics = "  ".join(f"{name} {100 * value:.2f}" for name, value in result.metrics.items())
-        print(
-            f"{job.model.name}  {job.task.name}  {recipe.name}  {len(job.examples)} examples  "
-            f"{metrics}  {result.seconds:.2f} s"
-        )
-    return report
+        # The official script counts a question without a prediction as wrong, too.
+        given = {key: text for key, text in report["predictions"].items() if text is not None}
+        write_json(arguments.predictions, given)
+    metrics = "  ".join(f"{name} {100 * value:.2f}" for name, value in result.metrics.items())
+    line = (
+        f"{job.model.name}  {job.task.name}  {recipe.name}  {len(job.examples)} examples  "
+        f"{metrics}  {result.seconds:.2f} s"
+    )
+    return Outcome(report, lambda: print_lines(line))
 
 
-def _submit(arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe = chosen_recipe(arguments)
-    recipe = _accumulated(recipe, arguments)
-    path = Path(arguments.out)
-    if not path.is_dir():
-        check_output(path)
+def _submit(arguments: argparse.Namespace) -> Outcome:
+    (recipe,) = _accumulated([chosen_recipe(arguments)], arguments)
     job = _prepared(arguments, [recipe], test=True)
     assert isinstance(job.task, Task)
     assert isinstance(job.examples, TestSet)
-    if path.is_dir():
-        path /= f"{job.task.submission_name or job.task.folder}.tsv"
+    path = Path(submission_file(arguments.out, job.task))
     (result,) = run(
         job,
         [recipe],
@@ -413,34 +511,35 @@ def _submit(arguments: argparse.Namespace) -> dict[str, Any]:
         golden=arguments.golden,
         calibration_output=arguments.save_calibration,
     )
+    require_answers(job.model, result)
     write_text(path, submission(job.task, job.examples.ids, result.predictions))
-    if arguments.json != "-":
-        print(f"{path}: {len(job.examples)} predictions")
-    return _header(job, arguments.golden) | {"format": recipe.name, "file": str(path)}
+    report = _header(job, arguments.golden) | {"format": recipe.name, "file": str(path)}
+    return Outcome(report, lambda: print_lines(f"{path}: {len(job.examples)} predictions"))
 
 
 def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
     """Predictions and logits of each example; of questions, by their ids, the likely answers."""
     if not isinstance(job.examples, Questions):
         return {
-            "predictions": result.predictions.tolist(),
+            "predictions": listed(result.predictions),
             "logits": result.logits.tolist(),  # as doubles, which restore every float32
         }
     ids = [question.id for question in job.examples.items]
     n_best = [[vars(answer) for answer in best] for best in result.answers]
     return {
-        "predictions": dict(zip(ids, result.predictions.tolist(), strict=True)),
+        "predictions": dict(zip(ids, listed(result.predictions), strict=True)),
         "n_best": dict(zip(ids, n_best, strict=True)),
     }
 
 
 def _prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool = False) -> Job:
+    stored = stored_recipe(arguments.model, arguments.revision) is not None
+    check_scales(arguments, recipes, stored=stored)
     return prepare(
         arguments.model,
         arguments.task,
         arguments.data,
-        calibrated=stored_recipe(arguments.model, arguments.revision) is None
-        and any(recipe.calibrated for recipe in recipes),
+        calibrated=not stored and any(recipe.calibrated for recipe in recipes),
         calibration=arguments.calibration,
         calibration_data=arguments.calibration_data,
         calibration_samples=arguments.calibration_samples,
@@ -465,42 +564,38 @@ def _header(job: Job, golden: bool) -> dict[str, Any]:
     }
 
 
-def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe = chosen_recipe(arguments)
-    recipe = _accumulated(recipe, arguments)
+def _predict(arguments: argparse.Namespace) -> Outcome:
+    (recipe,) = _accumulated([chosen_recipe(arguments)], arguments)
     model = load(arguments.model, arguments.revision)
+    stored = isinstance(model, QuantizedModel)
+    check_scales(arguments, [recipe], stored=stored)
     recipe.check_accumulation(model_sites(model))
     tokenizer = load_tokenizer(arguments.model, arguments.revision)
     check_prediction(model, tokenizer, arguments.text, arguments.pair)
     calibration = None
-    if recipe.calibrated and not isinstance(model, QuantizedModel):
+    if recipe.calibrated and not stored:
         if arguments.calibration is not None:
             calibration = saved_calibration(arguments.calibration)
         else:
-            sentences = Path(arguments.calibration_data or REVIEWS / "train.tsv")
-            calibration = calibrate_on_sentences(
+            calibration = calibrated_on_sentences(
+                arguments,
                 model,
                 tokenizer,
-                sentences,
-                progress_bar,
                 paired=arguments.pair is not None and model.config.pooling is None,
                 golden=arguments.golden,
             )
-            print(f"scales: from the sentences of {sentences}", file=sys.stderr)
     quantized = apply_recipe(model, recipe, calibration, arguments.golden)
     found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
-    if arguments.json != "-":
-        print("\n".join(found.lines))
     report = {
         "model": model.name,
         "format": recipe.name,
         "accumulate": recipe.accumulate,
         "golden": arguments.golden,
     }
-    return report | found.report
+    return Outcome(report | found.report, lambda: print_lines(*found.lines))
 
 
-def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
+def _calibration(arguments: argparse.Namespace) -> Outcome:
     calibration = saved_calibration(arguments.file)
     operands = {
         name: seen
@@ -513,34 +608,33 @@ def _calibration(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     described = {name: describe(seen) for name, seen in operands.items()}
     if arguments.plot is not None:
-        folder = Path(arguments.plot)
-        folder.mkdir(parents=True, exist_ok=True)
-        draw_sqnr(operands, folder / "sqnr.png")
+        outputs = [arguments.file, *([arguments.json] if arguments.json not in (None, "-") else [])]
         with progress_bar(len(operands), "figures") as advance:
-            for name, seen in operands.items():
-                draw_histogram(name, seen, folder / f"{name.replace(':', '-')}.png")
-                advance(1)
-    if arguments.json != "-":
-        print(f"{arguments.file}: {calibration.samples} samples")
+            draw_figures(operands, Path(arguments.plot), outputs, advance)
+
+    def show() -> None:
+        print_lines(f"{arguments.file}: {calibration.samples} samples")
         print_operands(described)
-    return {
+
+    report = {
         "file": str(arguments.file),
         "samples": calibration.samples,
         "golden": calibration.golden,
         "operands": described,
     }
+    return Outcome(report, show)
 
 
-def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
+def _quantize(arguments: argparse.Namespace) -> Outcome:
     recipe, fp32 = preset(arguments.format), PRESETS["fp32"]
-    check_target(Path(arguments.out))
     if stored_recipe(arguments.model, arguments.revision) is not None:
         raise BertNumpyError(f"{arguments.model}: expected a checkpoint that is not quantized yet")
+    source = resolve(arguments.model, arguments.revision)
+    side_files(source)
     job = with_calibration(
         _prepared(arguments, [recipe]), [recipe], progress_bar, golden=arguments.golden
     )
     model = apply_recipe(job.model, recipe, job.calibration, arguments.golden)
-    source = resolve(arguments.model, arguments.revision)
     check_writable(model, source)
     reference, result = run(
         job,
@@ -549,19 +643,34 @@ def _quantize(arguments: argparse.Namespace) -> dict[str, Any]:
         golden=arguments.golden,
         calibration_output=arguments.save_calibration,
     )
+    for evaluation in (reference, result):
+        require_answers(job.model, evaluation)
     rows = [comparison_row(reference, reference), comparison_row(result, reference)]
     report = _header(job, arguments.golden) | {"out": arguments.out, "rows": rows}
     save_quantized(model, source, arguments.out, model_card(report, recipe))
-    if arguments.json != "-":
-        print_comparison(f"{job.model.name}, {job.task.name}, {len(job.examples)} examples", rows)
-        print(f"written: {arguments.out}")
-    return report
+
+    def show() -> None:
+        print_comparison(_title(job), rows)
+        print_lines(f"written: {arguments.out}")
+
+    return Outcome(report, show)
 
 
-def _export_onnx(arguments: argparse.Namespace) -> dict[str, Any]:
+def _export_onnx(arguments: argparse.Namespace) -> Outcome:
     recipe = chosen_recipe(arguments)
     require_together(arguments)
-    check_output(arguments.out)
+    stored = stored_recipe(arguments.model, arguments.revision) is not None
+    check_scales(arguments, [recipe], stored=stored)
+    needed = recipe.calibrated and not stored
+    made = needed and arguments.calibration is None
+    if not made:
+        expected = f"a calibration to make, found {'--calibration' if needed else recipe.name}"
+        refuse(arguments, ["task", "data", "golden"], expected)
+    if arguments.task is None:
+        refuse(arguments, ["max_length", "batch_size"], "--task with it, found none")
+        if arguments.calibration_data is None:
+            expected = "--task or --calibration-data with it, found neither"
+            refuse(arguments, ["calibration_samples"], expected)
     calibration = None
     if arguments.task is not None:
         job = _prepared(arguments, [recipe])
@@ -571,19 +680,25 @@ def _export_onnx(arguments: argparse.Namespace) -> dict[str, Any]:
         model = load(arguments.model, arguments.revision)
         if arguments.calibration is not None:
             calibration = saved_calibration(arguments.calibration)
-        elif recipe.calibrated and not isinstance(model, QuantizedModel):
-            raise BertNumpyError(
-                f"{recipe.name}: expected --calibration FILE, or --task and --data to calibrate on"
+        elif arguments.calibration_data is not None:
+            tokenizer = load_tokenizer(arguments.model, arguments.revision)
+            calibration = calibrated_on_sentences(
+                arguments, model, tokenizer, golden=arguments.golden
             )
+        elif made:
+            raise BertNumpyError(
+                f"{recipe.name}: expected --calibration FILE, or --task and --data to calibrate "
+                "on, or sentences, --calibration-data FILE"
+            )
+    quantized = apply_recipe(model, recipe, calibration)
+    export_onnx(quantized, arguments.out)
     if arguments.save_calibration is not None:
         keep_calibration(calibration, [recipe], arguments.save_calibration)
-    export_onnx(apply_recipe(model, recipe, calibration), arguments.out)
-    if arguments.json != "-":
-        print(f"written: {arguments.out}")
-    return {"model": model.name, "format": recipe.name, "out": arguments.out}
+    report = {"model": model.name, "format": recipe.name, "out": arguments.out}
+    return Outcome(report, lambda: print_lines(f"written: {arguments.out}"))
 
 
-def _info(arguments: argparse.Namespace) -> dict[str, Any]:
+def _info(arguments: argparse.Namespace) -> Outcome:
     model = load(arguments.model, arguments.revision)
     sites = encoder_sites(model.config)
     quantizable = [
@@ -598,6 +713,7 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": model.name,
         "folder": str(resolve(arguments.model, arguments.revision)),
         **asdict(model.config),
+        "architecture": model.config.stated_architecture,
         "head": model.config.head.name,
         "format": "fp32" if own is None else own.name,
         "parameters": parameters,
@@ -605,8 +721,9 @@ def _info(arguments: argparse.Namespace) -> dict[str, Any]:
         "weight_bytes_8bit": model.weight_bytes - (saved if own is None else 0),
         "quantized_products": len(sites),
     }
-    if arguments.json != "-":
-        for key, value in report.items():
-            shown = ", ".join(value) if isinstance(value, tuple) else value
-            print(f"{key:<26}{f'{shown:,}' if type(shown) is int else shown}")
-    return report
+    del report["architecture_found"]  # the architecture says it
+    lines = []
+    for key, value in report.items():
+        text = ", ".join(value) if isinstance(value, tuple) else value
+        lines.append(f"{key:<26}{f'{text:,}' if type(text) is int else text}")
+    return Outcome(report, lambda: print_lines(*lines))

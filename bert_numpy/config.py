@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.architectures import ARCHITECTURES, SENTENCE_EMBEDDINGS, Architecture, Head
+from bert_numpy.architectures import (
+    ARCHITECTURES,
+    SENTENCE_EMBEDDINGS,
+    Architecture,
+    Head,
+    family_of,
+)
 from bert_numpy.errors import BertNumpyError
 from npfp8.files import open_regular
 
-__all__ = ["BertConfig", "Pooling", "read_config", "read_json"]
+__all__ = ["BertConfig", "Pooling", "parse_json", "read_config", "read_json"]
 
 #: What transformers' BertConfig has where a key is missing.
 _DEFAULTS: dict[str, Any] = {
@@ -24,12 +31,26 @@ _DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
-#: Of keys that say what is not computed here: the only value that is.
+#: The only value, of those that transformers computes, that is computed here, by key.
 _EXPECTED = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
+    "is_encoder_decoder": False,
 }
+
+#: Keys by which transformers runs, reads or builds something else than the rest of the file
+#: describes, with the reason why they must be empty here.
+_EMPTY = {
+    "auto_map": "code that comes with a checkpoint is not run",
+    "pruned_heads": "heads are not pruned",
+    "per_layer_config": "all layers have the same sizes",
+    "configuration_files": "config.json is the only configuration",
+    "transformers_weights": "the weights are in model.safetensors or its shards",
+}
+
+#: Keys that Google's BERT files, the only ones without ``model_type``, do not have.
+_NOT_GOOGLES = ("embedding_size", "bos_token_id", "eos_token_id")
 
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -52,6 +73,9 @@ _MAX_JSON = 100_000_000
 #: Labels of a head that are named without being listed.
 _MAX_LABELS = 100_000
 
+#: Labels that an error lists.
+_SHOWN_LABELS = 10
+
 
 @dataclass(frozen=True)
 class BertConfig:
@@ -60,7 +84,8 @@ class BertConfig:
     ``labels`` holds the names of the head's outputs in their order (from
     ``id2label``); ``architecture`` the class that wrote the checkpoint.
     ``type_vocab_size`` is 0 where there are no token types. ``pooling`` is that of a
-    sentence-transformers folder.
+    sentence-transformers folder. ``architecture_found`` is False where the file
+    does not name a class: ``architecture`` is then the bare encoder's.
     """
 
     model_type: str
@@ -80,6 +105,12 @@ class BertConfig:
     labels: tuple[str, ...]
     problem_type: str | None = None
     pooling: Pooling | None = None
+    architecture_found: bool = True
+
+    @property
+    def stated_architecture(self) -> str:
+        """The class that the file names, for messages: "none" if it names none."""
+        return self.architecture if self.architecture_found else "none (no 'architectures')"
 
     @property
     def description(self) -> Architecture:
@@ -113,13 +144,25 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if len(text) > _MAX_JSON:
         raise BertNumpyError(f"{path}: expected at most {_MAX_JSON} bytes of JSON, found more")
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unambiguous)
+        value = parse_json(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number too long to read
         raise BertNumpyError(f"{path}: expected JSON, found an error: {error}") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else kind.__name__
         raise BertNumpyError(f"{path}: expected a JSON {expected}, found {type(value).__name__}")
     return value
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON in which a key that comes again has the same value.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        If it is no JSON, a key has two values, a number is too long to read, or
+        it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unambiguous)
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,16 +190,15 @@ def read_config(path: Path) -> BertConfig:
         found = "nothing" if found is None else repr(found)
         return BertNumpyError(f"{path}: key {key!r}: expected {expected}, found {found}")
 
-    model_type = raw.get("model_type", "bert")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        raise refuse("model_type", f"one of {', '.join(ARCHITECTURES)}", model_type)
+    name = _architecture(raw, path)
+    model_type = _model_type(raw, path, name)
     description = ARCHITECTURES[model_type]
     defaults = _DEFAULTS | dict(description.defaults)
 
     def get(key: str, kind: type[Any], least: int = 1) -> Any:
         if key in description.fixed:
             return description.fixed[key]
-        name = description.keys.get(key, key)
+        name = _stored_key(raw, path, description, key)
         value: Any = raw.get(name, defaults.get(key))
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise refuse(name, kind.__name__, value)
@@ -165,11 +207,11 @@ def read_config(path: Path) -> BertConfig:
         return value
 
     hidden_size = get("hidden_size", int)
-    if raw.get("pad_token_id", 0) is None:
-        del raw["pad_token_id"]
+    if raw.get("pad_token_id", 0) is None and not description.counts_positions:
+        del raw["pad_token_id"]  # only positions that are counted depend on it
     config = BertConfig(
         model_type=model_type,
-        architecture=_architecture(raw, path, f"{description.class_name}Model"),
+        architecture=name or f"{description.class_name}Model",
         vocab_size=get("vocab_size", int),
         embedding_size=get("embedding_size", int) if "embedding_size" in defaults else hidden_size,
         hidden_size=hidden_size,
@@ -184,11 +226,15 @@ def read_config(path: Path) -> BertConfig:
         tie_word_embeddings=get("tie_word_embeddings", bool),
         labels=_labels(raw, path),
         problem_type=raw.get("problem_type"),
+        architecture_found=name is not None,
     )
     needed = _EXPECTED | dict(description.expected.get(config.head.name, {}))
     for key, expected in needed.items():
         if (found := raw.get(key, expected)) != expected:
             raise BertNumpyError(f"{path}: key {key!r}: expected {expected!r}, found {found!r}")
+    for key, reason in _EMPTY.items():
+        if raw.get(key):
+            raise refuse(key, f"nothing ({reason})", raw[key])
     if config.problem_type not in (None, *_PROBLEMS):
         raise refuse("problem_type", f"one of {', '.join(_PROBLEMS)}", config.problem_type)
     if config.hidden_size % config.num_attention_heads:
@@ -207,11 +253,68 @@ def read_config(path: Path) -> BertConfig:
     return config
 
 
-def _architecture(raw: Mapping[str, Any], path: Path, default: str) -> str:
-    names = raw.get("architectures") or [default]
-    if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
+def _architecture(raw: Mapping[str, Any], path: Path) -> str | None:
+    """The class that wrote the checkpoint; None where the file names none."""
+    names = raw.get("architectures")
+    if names is None or names == []:
+        return None
+    if not (
+        isinstance(names, list)
+        and len(names) == 1
+        and isinstance(names[0], str)
+        and names[0].isidentifier()
+    ):
         raise BertNumpyError(f"{path}: key 'architectures': expected one name, found {names!r}")
     return names[0]
+
+
+def _model_type(raw: Mapping[str, Any], path: Path, architecture: str | None) -> str:
+    """The model type, which the class ``architecture`` must not contradict.
+
+    A file without the key is one of the model type that alone has such a class.
+    If it names no class either, it is a BERT, as Google's files are.
+    """
+    known = ", ".join(ARCHITECTURES)
+    if "model_type" in raw:
+        found = raw["model_type"]
+        if not isinstance(found, str) or found not in ARCHITECTURES:
+            shown = "nothing" if found is None else repr(found)
+            raise BertNumpyError(
+                f"{path}: key 'model_type': expected one of {known}, found {shown}"
+            )
+        if architecture is not None and not ARCHITECTURES[found].reads(architecture):
+            name = ARCHITECTURES[found].class_name
+            raise BertNumpyError(
+                f"{path}: key 'architectures': expected {name}Model or {name}For..., as "
+                f"'model_type' is {found!r}, found {architecture!r}"
+            )
+        return found
+    if architecture is not None:
+        family = family_of(architecture)
+        types = [kind for kind, other in ARCHITECTURES.items() if other.class_name == family]
+        if types:
+            return types[0]
+        signs = f", and 'architectures' is {architecture!r}"
+    else:
+        keys = [key for key in _NOT_GOOGLES if raw.get(key) is not None]
+        keys += ["pad_token_id"] if raw.get("pad_token_id") else []
+        if not keys:
+            return "bert"
+        signs = f" and no 'architectures', but {keys[0]!r}, which BERT's oldest files do not have"
+    raise BertNumpyError(f"{path}: key 'model_type': expected one of {known}, found nothing{signs}")
+
+
+def _stored_key(raw: Mapping[str, Any], path: Path, description: Architecture, key: str) -> str:
+    """The name under which a file has the value of ``key``; two names must agree."""
+    name = description.keys.get(key, key)
+    if key not in description.aliases or key not in raw or key == name:
+        return name
+    if name in raw and raw[name] != raw[key]:
+        raise BertNumpyError(
+            f"{path}: keys {name!r} and {key!r}: expected one value, found {raw[name]!r} and "
+            f"{raw[key]!r}"
+        )
+    return key
 
 
 def _layer_norm_eps(raw: Mapping[str, Any], path: Path) -> float:
@@ -222,17 +325,67 @@ def _layer_norm_eps(raw: Mapping[str, Any], path: Path) -> float:
 
 
 def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    count = raw.get("num_labels", 2)  # 2 is transformers' default
+    """The names of a head's outputs, from ``id2label`` or by their numbers.
+
+    ``label2id`` and ``num_labels``, if they are there, must agree: which of them
+    decides depends on the release of transformers.
+    """
+    count = raw.get("num_labels")
+    if count is not None and (type(count) is not int or count < 1):
+        raise BertNumpyError(f"{path}: key 'num_labels': expected at least 1, found {count!r}")
     names = raw.get("id2label")
     if names is None:
-        if type(count) is not int or count < 1:
-            raise BertNumpyError(f"{path}: key 'num_labels': expected at least 1, found {count!r}")
+        count = 2 if count is None else count  # 2 is transformers' default
         if count > _MAX_LABELS:
             raise BertNumpyError(
                 f"{path}: key 'num_labels': expected at most {_MAX_LABELS}, found {count}"
             )
-        return tuple(f"LABEL_{i}" for i in range(count))
+        labels = tuple(f"LABEL_{i}" for i in range(count))
+    else:
+        labels = _listed_labels(names, path)
+        if count not in (None, len(labels)):
+            raise BertNumpyError(
+                f"{path}: key 'num_labels': expected {len(labels)}, as 'id2label' has so many, "
+                f"found {count}"
+            )
+    _check_numbers(raw.get("label2id"), labels, path)
+    return labels
+
+
+def _listed_labels(names: Any, path: Path) -> tuple[str, ...]:
     wanted = [str(i) for i in range(len(names))] if isinstance(names, dict) else None
     if not wanted or sorted(names) != sorted(wanted):
         raise BertNumpyError(f"{path}: key 'id2label': expected names for 0..n-1, found {names!r}")
-    return tuple(str(names[i]) for i in wanted)
+    for name in names.values():  # a number is a name, too
+        if type(name) not in (str, int) or "".join(str(name).splitlines()) != str(name):
+            raise BertNumpyError(
+                f"{path}: key 'id2label': expected each name to be a line of text, found {name!r}"
+            )
+    labels = tuple(str(names[i]) for i in wanted)
+    ((most, count),) = Counter(labels).most_common(1)
+    if count > 1:
+        raise BertNumpyError(
+            f"{path}: key 'id2label': expected names that differ, found {most!r} twice"
+        )
+    return labels
+
+
+def _check_numbers(numbers: Any, labels: tuple[str, ...], path: Path) -> None:
+    """Refuse a ``label2id`` that gives a label another number than ``id2label``.
+
+    Nothing reads it, but where the two contradict each other nobody knows which
+    output is which. Placeholders, ``LABEL_0`` and so on, contradict no names.
+    """
+    if numbers is None:
+        return
+    if not isinstance(numbers, dict):
+        raise BertNumpyError(f"{path}: key 'label2id': expected an object, found {numbers!r}")
+    known = {f"LABEL_{i}": str(i) for i in range(len(labels))}
+    known |= {label: str(i) for i, label in enumerate(labels)}
+    for name, number in numbers.items():
+        if type(number) is bool or str(number) != known.get(name):
+            shown = ", ".join(labels[:_SHOWN_LABELS]) + (", ..." * (len(labels) > _SHOWN_LABELS))
+            raise BertNumpyError(
+                f"{path}: key 'label2id': expected {known.get(name, 'no label')} for {name!r}, "
+                f"as 'id2label' makes the labels {shown}; found {number!r}"
+            )

@@ -63,6 +63,8 @@ _ZERO = np.array(0, np.float32)
 class Arithmetic:
     """The operations between the GEMMs. Each takes and returns float32 arrays.
 
+    All are functions of a module or partial applications of one, which can be pickled.
+
     Attributes
     ----------
     name : str
@@ -201,14 +203,26 @@ def _mean(x: Float32Array) -> Float32Array:
 
 
 def _normalize(x: Float32Array) -> Float32Array:
-    with np.errstate(over="ignore"):
-        norm = np.sqrt(np.square(x).sum(axis=-1, keepdims=True))
-    return x / np.maximum(norm, np.float32(golden.SMALLEST_NORM))
+    # In float64, where no square of a float32 number overflows or vanishes.
+    norm = np.sqrt(np.square(x, dtype=np.float64).sum(axis=-1, keepdims=True))
+    return (x / np.maximum(norm, golden.SMALLEST_NORM)).astype(np.float32)
 
 
 def _rounded(function: Callable[..., Float32Array]) -> Callable[..., Float32Array]:
     """The function with its result rounded to bfloat16, in place: the result is a new array."""
-    return lambda *operands: _round_in_place(function(*operands))
+    return partial(_apply_and_round, function)
+
+
+def _apply_and_round(function: Callable[..., Float32Array], *operands: Any) -> Float32Array:
+    return _round_in_place(function(*operands))
+
+
+def _bfloat16_activation(name: str, x: Float32Array) -> Float32Array:
+    return _golden_activation("bfloat16", name, round_to_bfloat16(x))
+
+
+def _unchanged(x: Float32Array) -> Float32Array:
+    return x
 
 
 def _round_in_place(x: Float32Array) -> Float32Array:
@@ -218,7 +232,7 @@ def _round_in_place(x: Float32Array) -> Float32Array:
 
 FLOAT32 = Arithmetic(
     name="float32",
-    round=lambda x: x,
+    round=_unchanged,
     add=np.add,
     multiply=np.multiply,
     softmax=_softmax,
@@ -236,7 +250,7 @@ BFLOAT16 = Arithmetic(
     multiply=_rounded(np.multiply),
     softmax=_rounded(_softmax),
     layer_norm=_rounded(_layer_norm),
-    activation=lambda name, x: _golden_activation("bfloat16", name, round_to_bfloat16(x)),
+    activation=_bfloat16_activation,
     mean=_mean,
     normalize=_normalize,
 )

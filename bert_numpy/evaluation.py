@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,10 +14,11 @@ import numpy.typing as npt
 
 from bert_numpy.calibration import Calibration, calibrate
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.finite import NO_CLASS, missing, rows_not_finite
 from bert_numpy.glue import Task, label_order
 from bert_numpy.metrics import ANSWER_METRICS, METRICS
 from bert_numpy.model import Model, ModelOutput, require_head
-from bert_numpy.policy import OperandCounts
+from bert_numpy.policy import OperandCounts, add_counts
 from bert_numpy.quantization import QuantizedModel
 from bert_numpy.spans import Answer, best_answers
 from bert_numpy.squad import Questions, SpanTask
@@ -32,6 +35,7 @@ __all__ = [
     "outputs",
     "predict_logits",
     "predict_span_logits",
+    "require_answers",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -51,15 +55,17 @@ class Evaluation:
         start and end logits of every token of every window, padding left out.
     predictions : ndarray, (examples,)
         The task's class numbers (int64), scores (float64), or answers (str, as objects).
+        Where an output is not finite: :data:`bert_numpy.finite.NO_CLASS`, NaN, or None.
     metrics : dict of str to float
     weight_bytes : int
         See :attr:`bert_numpy.Model.weight_bytes`.
     seconds : float
         For the forward passes alone.
     counts : dict of str to OperandCounts
-        Saturated and underflowed elements by operand.
+        Saturated and underflowed elements by operand, of this evaluation alone.
     answers : tuple of tuples of Answer
-        For questions: the most likely answers to each, the best first.
+        For questions: the most likely answers to each, the best first; none where
+        a logit is not finite.
     """
 
     recipe: str
@@ -70,6 +76,24 @@ class Evaluation:
     seconds: float
     counts: Mapping[str, OperandCounts] = field(default_factory=dict)
     answers: tuple[tuple[Answer, ...], ...] = ()
+
+    @property
+    def not_finite(self) -> int:
+        """How many predictions are none, because a logit is NaN or infinite."""
+        return int(np.count_nonzero(missing(self.predictions)))
+
+
+@contextmanager
+def _counted(model: QuantizedModel) -> Iterator[QuantizedModel]:
+    """The model with counts of its own, which are added to the model's at the end.
+
+    So two evaluations of one model, in two threads as well, do not see each other's.
+    """
+    own = replace(model, counts={})
+    try:
+        yield own
+    finally:
+        add_counts(model.counts, own.counts)
 
 
 def batches(
@@ -115,7 +139,7 @@ def predict_logits(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Float32Array:
-    """The logits of every text, in order. Returns float32 (texts, outputs)."""
+    """The logits of every text, in order, finite or not. Returns float32 (texts, outputs)."""
     logits = np.empty((len(encoded), len(model.config.labels)), np.float32)
     require_head(model, "sequence classification")
     for rows, output in outputs(model, encoded, batch_size, progress, threads):
@@ -130,7 +154,10 @@ def predict_span_logits(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> list[Float32Array]:
-    """Start and end logits of every token of every text, in order. Each float32 (tokens, 2)."""
+    """Start and end logits of every token of every text, in order. Each float32 (tokens, 2).
+
+    As the model gives them, finite or not.
+    """
     logits: dict[int, Float32Array] = {}
     require_head(model, "question answering")
     for rows, output in outputs(model, encoded, batch_size, progress, threads):
@@ -187,14 +214,16 @@ def evaluate(
         If the model's head does not fit the task, or there is no text.
     """
     _check_some(encoded)
-    order = label_order(model.config.labels, task)
-    begin = time.perf_counter()
-    logits = predict_logits(model, encoded, batch_size, progress)
-    seconds = time.perf_counter() - begin
+    order = label_order(model.config.labels, task, model.config.problem_type)
+    with _counted(model) as run:
+        begin = time.perf_counter()
+        logits = predict_logits(run, encoded, batch_size, progress)
+        seconds = time.perf_counter() - begin
+    none = rows_not_finite(logits)
     if task.is_regression:
-        predictions: npt.NDArray[Any] = logits[:, 0].astype(np.float64)
+        predictions: npt.NDArray[Any] = np.where(none, np.nan, logits[:, 0].astype(np.float64))
     else:
-        predictions = order[logits.argmax(axis=1)]
+        predictions = np.where(none, NO_CLASS, order[logits.argmax(axis=1)])
     return Evaluation(
         model.recipe.name,
         logits,
@@ -204,7 +233,7 @@ def evaluate(
         else {name: METRICS[name](labels, predictions) for name in task.metrics},
         model.weight_bytes,
         seconds,
-        model.counts,
+        run.counts,
     )
 
 
@@ -237,21 +266,20 @@ def evaluate_answers(
     """
     _check_some(windows)
     encoded = [window.encoded for parts in windows for window in parts]
-    begin = time.perf_counter()
-    logits = predict_span_logits(model, encoded, batch_size, progress)
-    seconds = time.perf_counter() - begin
+    with _counted(model) as run:
+        begin = time.perf_counter()
+        logits = predict_span_logits(run, encoded, batch_size, progress)
+        seconds = time.perf_counter() - begin
     remaining = iter(logits)
-    answers = tuple(
-        best_answers(
-            question.context,
-            parts,
-            [next(remaining) for _ in parts],
-            task.n_best,
-            task.max_answer_length,
-        )
-        for question, parts in zip(questions.items, windows, strict=True)
-    )
-    texts = [best[0].text for best in answers]
+    answers: list[tuple[Answer, ...]] = []
+    for question, parts in zip(questions.items, windows, strict=True):
+        of_windows = [next(remaining) for _ in parts]
+        if rows_not_finite(np.concatenate(of_windows)).any():
+            answers.append(())
+            continue
+        limits = (task.n_best, task.max_answer_length)
+        answers.append(best_answers(question.context, parts, of_windows, *limits))
+    texts = [best[0].text if best else None for best in answers]
     right = [question.answers for question in questions.items]
     return Evaluation(
         model.recipe.name,
@@ -260,9 +288,26 @@ def evaluate_answers(
         {name: metric(right, texts) for name, metric in ANSWER_METRICS.items()},
         model.weight_bytes,
         seconds,
-        model.counts,
-        answers,
+        run.counts,
+        tuple(answers),
     )
+
+
+def require_answers(model: Model, evaluation: Evaluation) -> None:
+    """Refuse an evaluation of which a prediction is none, where every one is needed.
+
+    Raises
+    ------
+    BertNumpyError
+        Names the model, the recipe and the first text that has none.
+    """
+    none = missing(evaluation.predictions)
+    if none.any():
+        raise BertNumpyError(
+            f"{model.name}, {evaluation.recipe}: text {int(none.argmax()) + 1}: expected finite "
+            f"numbers, found NaN or infinity, as in {np.count_nonzero(none)} of {none.size} "
+            "predictions"
+        )
 
 
 def _check_some(examples: Sequence[Any]) -> None:
@@ -288,11 +333,26 @@ def compare_with(reference: Predicted, result: Predicted) -> dict[str, float]:
     -------
     dict
         ``relative_logit_error``, ``norm(logits - reference) / norm(reference)``
-        over the whole data set; and ``flips``, how many predicted classes or
-        answers differ, or for scores ``mean_abs_difference``.
+        over the whole data set, NaN if a logit of the result is not finite; and
+        ``flips``, how many predicted classes or answers differ, one that is none
+        from all, or for scores ``mean_abs_difference``, NaN with such a score.
+
+    Raises
+    ------
+    BertNumpyError
+        If the reference has a number that is not finite.
     """
+    bad = ~np.isfinite(reference.logits)
+    if bad.any() or missing(reference.predictions).any():
+        raise BertNumpyError(
+            f"{getattr(reference, 'recipe', 'reference')}: expected finite logits to compare with, "
+            f"found NaN or infinity in {np.count_nonzero(bad)} of {bad.size}"
+        )
     base = reference.logits.astype(np.float64)
-    error = float(np.linalg.norm(result.logits - base) / np.linalg.norm(base))
+    distance = float(np.linalg.norm(result.logits - base))
+    size = float(np.linalg.norm(base))
+    error = distance / size if size else math.inf if distance else 0.0
+    error = error if np.isfinite(result.logits).all() else math.nan
     if result.predictions.dtype.kind == "f":
         difference = np.abs(result.predictions - reference.predictions)
         return {"mean_abs_difference": float(difference.mean()), "relative_logit_error": error}

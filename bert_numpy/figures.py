@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bert_numpy.calibration import observed_scale, sqnr
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, shown, writing
 from bert_numpy.observers import Statistics, clip_range
 from bert_numpy.recipe import Operand
 from npfp8 import E4M3FN, E5M2, INT8, Format, absmax_scale
 from npfp8.bfloat16 import from_bits
-from npfp8.files import replaced_file
+from npfp8.files import replaced_file, require_distinct_names, same_file
 
-__all__ = ["FORMATS", "describe", "draw_histogram", "draw_sqnr", "save_figure", "subplots"]
+__all__ = [
+    "FORMATS",
+    "describe",
+    "draw_figures",
+    "draw_histogram",
+    "draw_sqnr",
+    "save_figure",
+    "subplots",
+]
 
 #: The formats that the figures compare.
 FORMATS: dict[str, Format] = {"INT8": INT8, "E4M3": E4M3FN, "E5M2": E5M2}
@@ -44,8 +53,15 @@ def subplots(**options: Any) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure, whole or not at all; the same figure gives the same bytes."""
-    with replaced_file(path) as file:
+    """Write a figure, whole or not at all; the same figure gives the same bytes.
+
+    Raises
+    ------
+    BertNumpyError
+        If it cannot be written.
+    """
+    with warnings.catch_warnings(), writing(path), replaced_file(path) as file:
+        warnings.simplefilter("ignore")  # of letters that the font lacks
         figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
 
 
@@ -73,6 +89,46 @@ def describe(seen: Statistics) -> dict[str, Any]:
     }
 
 
+def draw_figures(
+    operands: Mapping[str, Statistics],
+    folder: Path,
+    others: Sequence[str | Path],
+    progress: Callable[[int], None],
+) -> None:
+    """Draw ``sqnr.png`` and a histogram of each operand into a folder, made if it is missing.
+
+    Parameters
+    ----------
+    operands : mapping of str to Statistics
+    folder : Path
+    others : sequence of str or Path
+        Files that are not to be written over.
+    progress : callable
+        Called with 1 after each operand.
+
+    Raises
+    ------
+    BertNumpyError
+        If an operand's name cannot be a file's, two would have one file, a file is
+        one of ``others``, or a figure cannot be written; before any is drawn.
+    """
+    names = {name: f"{name.replace(':', '-')}.png" for name in operands}
+    try:
+        require_distinct_names({"the figure of all": "sqnr.png", **names})
+    except ValueError as error:
+        raise BertNumpyError(f"figures: operand {error}") from None
+    for name in ("sqnr.png", *names.values()):
+        if any(same_file(folder / name, other) for other in others):
+            raise BertNumpyError(f"{folder / name}: expected a figure's place, found another file")
+    subplots()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    draw_sqnr(operands, folder / "sqnr.png")
+    for name, seen in operands.items():
+        draw_histogram(name, seen, folder / names[name])
+        progress(1)
+
+
 def draw_sqnr(operands: Mapping[str, Statistics], path: Path) -> None:
     """The signal-to-quantization-noise ratio of every operand, by format."""
     names = list(operands)
@@ -80,7 +136,7 @@ def draw_sqnr(operands: Mapping[str, Statistics], path: Path) -> None:
     for label, fmt in FORMATS.items():
         ratios = [sqnr(operands[name], Operand(fmt)) for name in names]
         axis.plot(ratios, range(len(names)), "o", markersize=3, label=label)
-    short = [name.removeprefix("encoder.") for name in names]
+    short = [_label(name.removeprefix("encoder.")) for name in names]
     axis.set_yticks(range(len(names)), short, fontsize=6)
     axis.invert_yaxis()
     axis.set_xlabel("signal-to-quantization-noise ratio, dB (absmax, per tensor)")
@@ -105,10 +161,15 @@ def draw_histogram(name: str, seen: Statistics, path: Path) -> None:
         grid = np.unique(np.abs(_finite_values(fmt))) * scale
         grid = grid[(grid >= edges[0]) & (grid <= edges[-1])]
         axis.plot(grid, np.full(grid.size, top * 2 ** (level + 1)), "|", markersize=9, label=label)
-    axis.set_xlabel(f"|{name}|")
+    axis.set_xlabel(f"|{_label(name)}|")
     axis.set_ylabel("elements")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), title="values of")
     save_figure(figure, path)
+
+
+def _label(name: str) -> str:
+    """A name as a figure's text, in which dollar signs would begin formulas."""
+    return shown(name).replace("$", r"\$")
 
 
 def _finite_values(fmt: Format) -> Sequence[float]:

@@ -8,6 +8,7 @@ its own. JSON Lines and Parquet have the hub's columns (data set nyu-mll/glue).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.records import RECORD_SUFFIXES, read_lines, read_records
+from bert_numpy.finite import missing
+from bert_numpy.records import RECORD_SUFFIXES, check_text, read_lines, read_records
 
 __all__ = [
     "TASKS",
@@ -28,6 +30,7 @@ __all__ = [
     "merge_examples",
     "read_examples",
     "read_test_set",
+    "read_test_sets",
     "submission",
     "task_named",
 ]
@@ -269,11 +272,18 @@ def _rows(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
     drops_broken_rows = task.drops_broken_rows and path.name == task.train
     for place, cells in _cells(path, wanted, task.columns, drops_broken_rows):
         *texts, label = cells
-        if not all(text.strip() for text in texts):
+        if fault := _fault(texts):
             if drops_broken_rows:
                 continue
-            raise BertNumpyError(f"{place}: expected text, found a blank cell")
+            raise BertNumpyError(f"{place}: {fault}")
         yield texts, _parse_label(label, task, place)
+
+
+def _fault(texts: Sequence[str]) -> str | None:
+    """What was expected of the texts in a row, and found; None if all are texts."""
+    if not all(text.strip() for text in texts):
+        return "expected text, found a blank cell"
+    return next(filter(None, map(check_text, texts)), None)
 
 
 def _cells(
@@ -287,6 +297,11 @@ def _cells(
         if not lines:
             raise BertNumpyError(f"{path}: expected a header and examples, found an empty file")
         header = lines[0].split("\t")
+        if twice := [name for name in wanted if header.count(str(name)) > 1]:
+            raise BertNumpyError(
+                f"{path} line 1: expected one column {twice[0]!r}, found "
+                f"{header.count(str(twice[0]))}"
+            )
         if missing := [name for name in wanted if name not in header]:
             raise BertNumpyError(
                 f"{path} line 1: expected columns {', '.join(map(str, wanted))}, found no "
@@ -307,7 +322,7 @@ def _cells(
 def _records(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
     """The texts and the label of each row of a JSON Lines or Parquet file."""
     drops_broken_rows = task.drops_broken_rows and path.name.startswith("train")
-    for place, record in read_records(path):
+    for place, record in read_records(path, (*task.fields, "label")):
         if drops_broken_rows and not all(str(record.get(key) or "").strip() for key in task.fields):
             continue
         yield _texts(record, task, place), _label(record.get("label"), task, place)
@@ -316,17 +331,21 @@ def _records(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
 def _texts(record: Mapping[str, Any], task: Task, place: str) -> list[str]:
     texts = [record.get(key) for key in task.fields]
     for key, text in zip(task.fields, texts, strict=True):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
             found = repr(text) if key in record else "nothing"
             raise BertNumpyError(f"{place}: {key}: expected text, found {found}")
+        if fault := check_text(text):
+            raise BertNumpyError(f"{place}: {key}: {fault}")
     return [str(text) for text in texts]
 
 
 def _label(value: Any, task: Task, place: str) -> float:
     """A label of a record: a score, or a class by its number or its name."""
     if task.is_regression:
-        number = value if isinstance(value, float | int) and not isinstance(value, bool) else None
-        return _parse_label(repr(value) if number is None else repr(float(number)), task, place)
+        number = isinstance(value, float | int) and not isinstance(value, bool)
+        # Larger than a float can be is larger than any score.
+        fits = number and abs(value) <= max(task.score_range)
+        return _parse_label(repr(float(value) if fits else value), task, place)
     if isinstance(value, str) and value in task.labels:
         return task.labels.index(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.labels):
@@ -335,9 +354,16 @@ def _label(value: Any, task: Task, place: str) -> float:
     raise BertNumpyError(f"{place}: label: expected one of {names}, found {value!r}")
 
 
+#: The columns that number the rows of an official test file.
+_NUMBER_COLUMNS = ("index", "id", "idx")
+
+#: A number of a row: decimal, in one spelling, of 64 bits.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
 @dataclass(frozen=True)
 class TestSet:
-    """Texts without labels, and the number that GLUE's server knows each by."""
+    """Texts without labels, and the number that GLUE's server knows each by, in decimal."""
 
     __test__ = False  # of no interest to pytest
 
@@ -352,30 +378,73 @@ class TestSet:
 def read_test_set(path: Path, task: Task) -> TestSet:
     """Read an unlabelled file of a task.
 
+    A TSV file has a column ``index`` (or ``id``, as QQP's, or ``idx``), wherever
+    it stands. JSON Lines and Parquet have ``idx`` in every row; if none has it,
+    the rows are numbered from 0.
+
     Raises
     ------
     BertNumpyError
-        As :func:`read_examples` does.
+        As :func:`read_examples` does; or if a number is no decimal one or not
+        the only one of its value, or some rows have one and others do not.
     """
-    ids, rows = [], []
-    if path.suffix in RECORD_SUFFIXES:
-        for number, (place, record) in enumerate(read_records(path)):
-            ids.append(str(record.get("idx", number)))
-            rows.append(_texts(record, task, place))
-    else:
-        # The first column is the number, called index or id; every test file has a header.
-        lines = read_lines(path)
-        first = lines[0].split("\t")[0] if lines else "index"
-        names = task.fields if task.columns is not None else task.text_columns
-        for place, (name, *texts) in _cells(path, (first, *names), None):
-            if not name.isdecimal() or not all(text.strip() for text in texts):
-                raise BertNumpyError(f"{place}: expected a number and text, found {[name, *texts]}")
-            ids.append(name)
-            rows.append(texts)
-    if not rows:
-        raise BertNumpyError(f"{path}: expected examples, found none")
-    pairs = [texts[1] for texts in rows] if len(task.text_columns) == 2 else None
-    return TestSet(tuple(ids), [texts[0] for texts in rows], pairs)
+    return read_test_sets([path], task)
+
+
+def read_test_sets(paths: Sequence[Path], task: Task) -> TestSet:
+    """Read an unlabelled set that comes in several files, as :func:`read_test_set` reads one.
+
+    Rows that no file numbers are numbered from 0 over all files.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`read_test_set` does, also where a number comes again in another file.
+    """
+    rows: dict[str, list[str]] = {}
+    for path in paths:
+        if path.suffix in RECORD_SUFFIXES:
+            found = _test_records(path, task, len(rows))
+        else:
+            found = _test_rows(path, task)
+        before = len(rows)
+        for place, name, texts in found:
+            if not _NUMBER.fullmatch(name):
+                raise BertNumpyError(f"{place}: idx: expected a number, found {name!r}")
+            if name in rows:
+                raise BertNumpyError(f"{place}: expected a number of its own, found another {name}")
+            rows[name] = texts
+        if len(rows) == before:
+            raise BertNumpyError(f"{path}: expected examples, found none")
+    pairs = [texts[1] for texts in rows.values()] if len(task.text_columns) == 2 else None
+    return TestSet(tuple(rows), [texts[0] for texts in rows.values()], pairs)
+
+
+def _test_rows(path: Path, task: Task) -> Iterator[tuple[str, str, list[str]]]:
+    """The place, the number and the texts of each row of an official test file."""
+    # Every test file has a header, that of CoLA too, whose other files have none.
+    header = next(iter(read_lines(path)), "").split("\t")
+    number = next((name for name in _NUMBER_COLUMNS if name in header), header[0])
+    names = task.fields if task.columns is not None else task.text_columns
+    for place, (name, *texts) in _cells(path, (number, *names), None):
+        if not _NUMBER.fullmatch(name) or _fault(texts):
+            raise BertNumpyError(f"{place}: expected a number and text, found {[name, *texts]}")
+        yield place, name, texts
+
+
+def _test_records(path: Path, task: Task, first: int) -> Iterator[tuple[str, str, list[str]]]:
+    """The same of a JSON Lines or Parquet test file; without numbers, they count from ``first``."""
+    numbered = None
+    for row, (place, record) in enumerate(read_records(path, (*task.fields, "idx")), first):
+        value = record.get("idx")
+        if numbered is None:
+            numbered = value is not None
+        if numbered != (value is not None):
+            expected = "a number, as in the rows before" if numbered else "none, as before"
+            raise BertNumpyError(f"{place}: idx: expected {expected}, found {value!r}")
+        if value is not None and type(value) is not int and not isinstance(value, str):
+            raise BertNumpyError(f"{place}: idx: expected a number, found {value!r}")
+        yield place, str(row if value is None else value), _texts(record, task, place)
 
 
 def submission(task: Task, ids: Sequence[str], predictions: npt.NDArray[Any]) -> str:
@@ -384,11 +453,22 @@ def submission(task: Task, ids: Sequence[str], predictions: npt.NDArray[Any]) ->
     Classes stand as they do in the task's own files, by number or by name;
     scores with three decimals, brought into the task's range.
 
+    Raises
+    ------
+    BertNumpyError
+        If a prediction is none (:mod:`bert_numpy.finite`).
+
     Examples
     --------
     >>> submission(task_named("rte"), ["0", "1"], np.array([1, 0])).split()
     ['index', 'prediction', '0', 'not_entailment', '1', 'entailment']
     """
+    none = missing(predictions)
+    if none.any():
+        raise BertNumpyError(
+            f"task {task.name}: text {int(none.argmax()) + 1}: expected a prediction, found none: "
+            "a number of the model's output is not finite"
+        )
     if task.is_regression:
         shown = [f"{score:.3f}" for score in np.clip(predictions, *task.score_range)]
     elif task.label_names_in_file:
@@ -415,29 +495,61 @@ def _parse_label(cell: str, task: Task, place: str) -> float:
     return names.index(cell)
 
 
-def label_order(names: Sequence[str], task: Task) -> npt.NDArray[np.int64]:
-    """The task's class of each output of a model's head.
+def label_order(
+    names: Sequence[str], task: Task, problem_type: str | None = None
+) -> npt.NDArray[np.int64]:
+    """Return the task's class of each output of a model's head.
 
-    A checkpoint may have its classes in another order than GLUE. If its labels
-    are named as the task's are, the names decide; otherwise the order is GLUE's.
+    A checkpoint may have its classes in another order than GLUE. The names of
+    its labels decide: the task's words in any order (whatever their case, with
+    ``-``, ``_`` or spaces between them), or GLUE's numbers of the classes (``0``,
+    ``1``). Labels without a name, ``LABEL_0`` and so on, are in GLUE's order. No
+    other name tells which class an output is, not even ``pos``: it is refused,
+    as a wrong guess would exchange the classes. The one output of a regression
+    may have any name.
 
     Parameters
     ----------
     names : sequence of str
         The head's labels, ``BertConfig.labels``.
     task : Task
+    problem_type : str, optional
+        ``BertConfig.problem_type``: what the outputs are, if the checkpoint says so.
+
+    Returns
+    -------
+    ndarray of int64, (outputs,)
+        Numbers in 0..outputs-1, each once.
 
     Raises
     ------
     BertNumpyError
-        If the head has another number of outputs than the task.
+        If the head has another number of outputs than the task, outputs of
+        another kind, or other labels; names those found and those expected.
     """
     if len(names) != task.outputs:
         raise BertNumpyError(
             f"task {task.name}: expected a model with {task.outputs} outputs, found {len(names)}: "
             f"{', '.join(names)}"
         )
-    plain = [name.lower().replace("-", "_").replace(" ", "_") for name in names]
-    if sorted(plain) == sorted(task.labels):
-        return np.array([task.labels.index(name) for name in plain], np.int64)
-    return np.arange(len(names), dtype=np.int64)
+    if problem_type is not None and (problem_type == "regression") != task.is_regression:
+        kind = "regression" if task.is_regression else "classification"
+        raise BertNumpyError(
+            f"task {task.name}: expected a model for {kind}, found 'problem_type' "
+            f"{problem_type!r} in its config.json"
+        )
+    numbers = range(len(names))
+    if task.is_regression:
+        return np.array(numbers, np.int64)
+    plain = [re.sub(r"[\s_-]+", "_", name.strip().casefold()) for name in names]
+    if plain == [f"label_{i}" for i in numbers]:
+        return np.array(numbers, np.int64)
+    for known in (list(task.labels), [str(i) for i in numbers]):
+        if sorted(plain) == sorted(known):
+            return np.array([known.index(name) for name in plain], np.int64)
+    placeholders = ", ".join(f"LABEL_{i}" for i in numbers)
+    raise BertNumpyError(
+        f"task {task.name}: expected labels {', '.join(task.labels)} in any order, or "
+        f"{placeholders} in GLUE's order, found {', '.join(names)}: which output is which class? "
+        "Name them in 'id2label' of config.json"
+    )

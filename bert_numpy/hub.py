@@ -16,7 +16,7 @@ from typing import Any
 from bert_numpy.checkpoint import INDEX, SINGLE, missing_weights, read_weight_map
 from bert_numpy.errors import BertNumpyError
 
-__all__ = ["EMBEDDED", "fetch_dataset", "is_hub_id", "resolve"]
+__all__ = ["EMBEDDED", "MODEL_FILES", "fetch_dataset", "is_hub_id", "resolve"]
 
 #: The checkpoint that comes with the package.
 EMBEDDED = "bert-tiny-sst2"
@@ -27,18 +27,22 @@ _CONFIG = "config.json"
 
 #: What is read of a hub repository beside the weights, or copied beside quantized ones; nothing
 #: else is fetched.
-_SMALL_FILES = [
+MODEL_FILES = [
     _CONFIG,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
     # A sentence-transformers folder's:
     "modules.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "1_Pooling/config.json",
+    # It refuses a model that is not whole without it:
+    "adapter_config.json",
 ]
 
 
@@ -98,7 +102,7 @@ def fetch_dataset(repository: str, patterns: list[str], revision: str | None = N
 
 def _fetch_model(repository: str, revision: str | None, weights: bool) -> Path:
     """Fetch one file of weights, or where there is none the shards that the index names."""
-    wanted = [*_SMALL_FILES, SINGLE, INDEX] if weights else _SMALL_FILES
+    wanted = [*MODEL_FILES, SINGLE, INDEX] if weights else MODEL_FILES
     folder = _fetch(repository, wanted, "model", revision)
     if not (folder / _CONFIG).is_file():
         found = ", ".join(_listing(repository, folder)[:10]) or "no file"

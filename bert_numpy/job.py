@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bert_numpy.calibration import Calibration, load_calibration, save_calibration
+from bert_numpy.calibration import (
+    Calibration,
+    how_to_make,
+    load_calibration,
+    save_calibration,
+)
 from bert_numpy.data import find_files
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import (
@@ -24,7 +30,7 @@ from bert_numpy.glue import (
     label_order,
     merge_examples,
     read_examples,
-    read_test_set,
+    read_test_sets,
     task_named,
 )
 from bert_numpy.loading import load
@@ -33,11 +39,13 @@ from bert_numpy.quantization import QuantizedModel, apply_recipe
 from bert_numpy.recipe import Recipe
 from bert_numpy.squad import SQUAD, Questions, SpanTask, merge_questions, read_questions
 from bert_numpy.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
+from npfp8.files import open_regular
 
 __all__ = [
     "REVIEWS",
     "Job",
     "ProgressBar",
+    "any_task_named",
     "calibrate_on_sentences",
     "evaluate_job",
     "keep_calibration",
@@ -140,15 +148,15 @@ def prepare(
     BertNumpyError
         If anything is missing, malformed or does not fit together.
     """
-    task_ = _task_named(task)
+    task_ = any_task_named(task)
     file = Path(data)
     given_file = file.is_file()
     examples: Examples | Questions | TestSet
     if test:
         if not isinstance(task_, Task):
             raise BertNumpyError(f"task {task_.name}: expected one of GLUE's for its test set")
-        (path,) = [file] if given_file else find_files(data, task_, task_.test)
-        examples = read_test_set(path, task_)
+        paths = [file] if given_file else find_files(data, task_, task_.test)
+        examples = read_test_sets(paths, task_)
     else:
         examples = _read([file] if given_file else find_files(data, task_, task_.dev), task_)
     if not isinstance(examples, TestSet) and limit is not None and limit < len(examples):
@@ -160,6 +168,7 @@ def prepare(
             sources = _training_files(file.parent if given_file else data, task_)
         else:
             sources = [Path(calibration_data)]
+            _require_regular(sources[0])
         sample = _read(sources, task_).sample(calibration_samples)
     loaded = load(model, revision)
     _check_head(loaded, task_)
@@ -182,13 +191,23 @@ def _training_files(data: str | Path, task: Task | SpanTask) -> list[Path]:
         ) from None
 
 
+def _require_regular(path: Path) -> None:
+    """Refuse a pipe or a device: only of a whole file can examples be chosen evenly."""
+    try:
+        open_regular(path).close()
+    except FileNotFoundError:
+        raise BertNumpyError(f"{path}: no such file") from None
+    except OSError as error:
+        raise BertNumpyError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        text = str(error)
+        raise BertNumpyError(text if str(path) in text else f"{path}: {text}") from None
+
+
 def saved_calibration(path: str | Path) -> Calibration:
     """As :func:`bert_numpy.calibration.load_calibration`, which cannot know how one is made."""
-    if not Path(path).exists():
-        raise BertNumpyError(
-            f"{path}: no such file. To make one: bert-numpy evaluate MODEL --task NAME --data DATA "
-            f"--format e4m3 --save-calibration {path}"
-        )
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that no file can have
+        raise BertNumpyError(f"{path}: no such file. To make one: {how_to_make(path)}")
     return load_calibration(path)
 
 
@@ -198,10 +217,11 @@ def calibrate_on_sentences(
     file: Path,
     progress_bar: ProgressBar | None = None,
     *,
+    samples: int = 256,
     paired: bool = False,
     golden: bool = False,
 ) -> Calibration:
-    """Calibrate on the sentences of a file in SST-2's layout.
+    """Calibrate on sentences of a file in SST-2's layout.
 
     Parameters
     ----------
@@ -210,6 +230,8 @@ def calibrate_on_sentences(
     file : Path
         Such as the training file in :data:`REVIEWS`.
     progress_bar : callable, optional
+    samples : int
+        How many of its sentences to use; see :meth:`Examples.sample`.
     paired : bool
         Whether each sentence is given with the one after it, as pairs of texts.
     golden : bool
@@ -219,14 +241,22 @@ def calibrate_on_sentences(
     BertNumpyError
         If the file is not as expected.
     """
-    texts = read_examples(file, task_named("sst2")).texts
+    _require_regular(file)
+    texts = read_examples(file, task_named("sst2")).sample(samples).texts
     pairs = [*texts[1:], texts[0]] if paired else None
     encoded = tokenizer.encode(texts, pairs, min(128, tokenizer.model_max_length))
     with (progress_bar or _no_bar)(len(encoded), "calibration") as advance:
         return calibrate_on(model, encoded, progress=advance, golden=golden)
 
 
-def _task_named(name: str) -> Task | SpanTask:
+def any_task_named(name: str) -> Task | SpanTask:
+    """A task of GLUE's or SQuAD by its name.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is none of that name.
+    """
     return SQUAD if name.lower() == SQUAD.name else task_named(name, others=[SQUAD.name])
 
 
@@ -241,7 +271,7 @@ def _check_head(model: Model, task: Task | SpanTask) -> None:
     answers = isinstance(task, SpanTask)
     require_head(model, "question answering" if answers else "sequence classification")
     if isinstance(task, Task):
-        label_order(model.config.labels, task)
+        label_order(model.config.labels, task, model.config.problem_type)
 
 
 def _encode(

@@ -15,9 +15,12 @@ from bert_numpy.policy import FLOAT32_POLICY
 from bert_numpy.pooling import read_pooling
 from bert_numpy.quantized_checkpoint import is_quantized, load_quantized, stored_quantization
 from bert_numpy.recipe import Recipe
-from bert_numpy.weights import find_parameters, read_weights
+from bert_numpy.weights import Weights, find_parameters, read_weights
 
 __all__ = ["load", "stored_recipe"]
+
+#: The file by which transformers loads another model and changes its weights.
+_ADAPTER = "adapter_config.json"
 
 
 def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
@@ -38,7 +41,8 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     Model
         In float32, with the head of the class that wrote the checkpoint (see
         :data:`bert_numpy.architectures.HEADS`), or the pooling of a
-        sentence-transformers folder; any other is loaded as a bare encoder. A
+        sentence-transformers folder. Of another class of the same family, such as
+        ``BertLMHeadModel``, the bare encoder (``model.config.head`` says so). A
         :class:`QuantizedModel` that runs by its own recipe if the checkpoint is
         quantized. Weights that the file has in float32 are mapped, not read
         into memory: while the model is used the file must not be written into
@@ -66,15 +70,16 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
             f"{', '.join(ACTIVATIONS)}, found {config.hidden_act!r}"
         )
     name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"
-    stored = open_checkpoint(folder)
-    if config.num_hidden_layers > len(stored):  # no list of all that those would have
-        raise BertNumpyError(
-            f"{folder / 'config.json'}: key 'num_hidden_layers': expected fewer than the "
-            f"{len(stored)} tensors that there are, found {config.num_hidden_layers}"
-        )
     if is_quantized(folder):
         return load_quantized(config, folder, name)
-    return Model(config, read_weights(config, stored), FLOAT32_POLICY, name=name)
+    weights = read_weights(config, open_checkpoint(folder))
+    if config.tie_word_embeddings and not _is_tied(weights):
+        raise BertNumpyError(
+            f"{folder / 'config.json'}: key 'tie_word_embeddings': expected false, as the stored "
+            "decoder is not the word embeddings, found true: releases of transformers before 5 "
+            "compute with the embeddings, later ones with the decoder"
+        )
+    return Model(config, weights, FLOAT32_POLICY, name=name)
 
 
 def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> Recipe | None:
@@ -92,6 +97,18 @@ def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> 
     return stored_quantization(folder, parameters).recipe
 
 
+def _is_tied(weights: Weights) -> bool:
+    """Whether the decoder, if there is one, is the array of the word embeddings."""
+    words = weights["embeddings.word_embeddings.weight"]
+    return weights.get("cls.predictions.decoder.weight", words) is words
+
+
 def _read_config(folder: Path) -> BertConfig:
     """The hyperparameters, and a sentence-transformers folder's pooling."""
-    return replace(read_config(folder / "config.json"), pooling=read_pooling(folder))
+    if (folder / _ADAPTER).is_file():
+        raise BertNumpyError(
+            f"{folder / _ADAPTER}: expected no adapter beside the weights, found one: it is not "
+            "applied. Merge it into the model's weights (merge_and_unload of peft), or remove it"
+        )
+    config = read_config(folder / "config.json")
+    return replace(config, pooling=read_pooling(folder, config))

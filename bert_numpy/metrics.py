@@ -3,6 +3,9 @@
 Wang et al., *GLUE* (arXiv 1804.07461), table 1, and Rajpurkar et al., *SQuAD*
 (arXiv 1606.05250), section 6.1, as its ``evaluate-v1.1.py`` computes them. The
 names are those of the GLUE and SQuAD metrics in Hugging Face's ``evaluate``.
+
+A prediction that is none (:mod:`bert_numpy.finite`: a class below 0, a NaN, None
+for a text) is wrong in each of them; correlations have no value then.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bert_numpy.finite import NO_CLASS, missing
 
 __all__ = [
     "ANSWER_METRICS",
@@ -39,14 +44,22 @@ def accuracy(labels: Array, predictions: Array) -> float:
 
 
 def f1(labels: Array, predictions: Array) -> float:
-    """F1 of class 1 (Dice coefficient); 0 if nothing is, or is predicted to be, of class 1."""
+    """F1 of class 1 (Dice coefficient); 0 if nothing is, or is predicted to be, of class 1.
+
+    A prediction that is none counts as class 1 where that is wrong.
+    """
+    claimed = (predictions == 1) | (missing(predictions) & (labels != 1))
     hits = np.count_nonzero((labels == 1) & (predictions == 1))
-    total = np.count_nonzero(labels == 1) + np.count_nonzero(predictions == 1)
+    total = np.count_nonzero(labels == 1) + np.count_nonzero(claimed)
     return float(2 * hits / total) if total else 0.0
 
 
 def matthews_correlation(labels: Array, predictions: Array) -> float:
-    """Matthews correlation coefficient of any number of classes; 0 if a side has only one class."""
+    """Matthews correlation coefficient of any number of classes; 0 if a side has only one class.
+
+    Predictions that are none are a class of their own.
+    """
+    predictions = np.where(missing(predictions), NO_CLASS, predictions)
     classes = np.unique(np.concatenate([labels, predictions]))
     true = labels[:, None] == classes
     guess = predictions[:, None] == classes
@@ -59,9 +72,11 @@ def matthews_correlation(labels: Array, predictions: Array) -> float:
 
 
 def pearson(labels: Array, predictions: Array) -> float:
-    """Pearson's correlation coefficient; NaN if a side is constant or has a NaN."""
+    """Pearson's correlation coefficient; NaN if a side is constant, or not finite everywhere."""
     x = labels.astype(np.float64)
     y = predictions.astype(np.float64)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return float("nan")
     if x.min() == x.max() or y.min() == y.max():  # the mean of equal numbers may be another
         return float("nan")
     x, y = _centred(x), _centred(y)
@@ -77,9 +92,9 @@ def _centred(x: Array) -> Array:
 def spearmanr(labels: Array, predictions: Array) -> float:
     """Spearman's rank correlation: Pearson's of the ranks, equal values sharing their mean rank.
 
-    NaN where Pearson's is, and if there is a NaN.
+    NaN where Pearson's is.
     """
-    if np.isnan(labels).any() or np.isnan(predictions).any():
+    if not (np.isfinite(labels).all() and np.isfinite(predictions).all()):
         return float("nan")
     return pearson(_ranks(labels), _ranks(predictions))
 
@@ -112,19 +127,19 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", plain).split())
 
 
-def exact_match(answers: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
+def exact_match(answers: Sequence[Sequence[str]], predictions: Sequence[str | None]) -> float:
     """The fraction of predicted texts that equal an answer to their question, normalized.
 
     Parameters
     ----------
     answers : sequence of sequences of str
         The right answers to each question, at least one.
-    predictions : sequence of str
+    predictions : sequence of str or None
     """
     return _best_of(lambda answer, text: float(answer == text), answers, predictions)
 
 
-def answer_f1(answers: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:
+def answer_f1(answers: Sequence[Sequence[str]], predictions: Sequence[str | None]) -> float:
     """The mean F1 of the words of a predicted text and of the answer nearest to it, normalized.
 
     Words are counted as often as they occur; without one in common F1 is 0,
@@ -145,18 +160,20 @@ def _word_f1(answer: str, text: str) -> float:
 def _best_of(
     score: Callable[[str, str], float],
     answers: Sequence[Sequence[str]],
-    predictions: Sequence[str],
+    predictions: Sequence[str | None],
 ) -> float:
     """The mean over the questions of the score against the answer that has the highest."""
     scores = [
-        max(score(normalize_answer(answer), normalize_answer(text)) for answer in right)
+        0.0
+        if text is None
+        else max(score(normalize_answer(answer), normalize_answer(text)) for answer in right)
         for right, text in zip(answers, predictions, strict=True)
     ]
     return math.fsum(scores) / len(scores)
 
 
 #: Metric of answers by name: a function of the right answers and the predicted texts.
-ANSWER_METRICS: dict[str, Callable[[Sequence[Sequence[str]], Sequence[str]], float]] = {
+ANSWER_METRICS: dict[str, Callable[[Sequence[Sequence[str]], Sequence[str | None]], float]] = {
     "exact_match": exact_match,
     "f1": answer_f1,
 }

@@ -38,6 +38,7 @@ class ModelOutput:
     """What the model gives back; names as in transformers.
 
     Of multiple choice, batch is the number of texts: all choices of all examples.
+    A number may be NaN or infinite, if the model overflows: :mod:`bert_numpy.finite`.
 
     Attributes
     ----------
@@ -151,23 +152,31 @@ class Model:
 def forward(
     model: Model, input_ids: IntArray, token_type_ids: IntArray, packing: Packing
 ) -> ModelOutput:
-    """Token ids to hidden states to a task's outputs."""
-    positions = position_ids(model.config, input_ids)
-    tokens = (packing.take(ids) for ids in (input_ids, token_type_ids, positions))
-    x = embeddings(model, *tokens)
-    for i in range(model.config.num_hidden_layers):
-        x = layer(model, f"encoder.layer.{i}", x, packing)  # (tokens, hidden)
-    model.policy.check("last_hidden_state", x)
+    """Token ids to hidden states to a task's outputs.
 
-    head, pooled = model.config.head.name, None
-    outputs: dict[str, Float32Array] = {}
-    if "pooler.dense.weight" in model.weights:
-        pooled = pooler(model, x[packing.first])  # (batch, hidden)
-        if head in OF_POOLED:
-            outputs |= OF_POOLED[head](model, pooled)
-    if head in OF_TOKENS:
-        outputs |= OF_TOKENS[head](model, x, packing)
-    return ModelOutput(packing.unpack(x), pooled, **outputs)
+    Overflows and NaN give no warnings of NumPy: whoever reads the outputs looks
+    whether they are finite (:mod:`bert_numpy.finite`).
+    """
+    policy = model.policy.for_batch(model.policy, packing)
+    if policy is not model.policy:
+        model = replace(model, policy=policy)
+    with np.errstate(all="ignore"):
+        positions = position_ids(model.config, input_ids)
+        tokens = (packing.take(ids) for ids in (input_ids, token_type_ids, positions))
+        x = embeddings(model, *tokens)
+        for i in range(model.config.num_hidden_layers):
+            x = layer(model, f"encoder.layer.{i}", x, packing)  # (tokens, hidden)
+        model.policy.check("last_hidden_state", x)
+
+        head, pooled = model.config.head.name, None
+        outputs: dict[str, Float32Array] = {}
+        if "pooler.dense.weight" in model.weights:
+            pooled = pooler(model, x[packing.first])  # (batch, hidden)
+            if head in OF_POOLED:
+                outputs |= OF_POOLED[head](model, pooled)
+        if head in OF_TOKENS:
+            outputs |= OF_TOKENS[head](model, x, packing)
+        return ModelOutput(packing.unpack(x), pooled, **outputs)
 
 
 def position_ids(config: BertConfig, input_ids: IntArray) -> IntArray:
@@ -289,7 +298,9 @@ def require_head(model: Model, name: str) -> None:
     config = model.config
     if config.head.name != name:
         expected = config.description.class_of(name)
-        raise BertNumpyError(f"{model.name}: expected a {expected}, found {config.architecture}")
+        raise BertNumpyError(
+            f"{model.name}: expected a {expected}, found {config.stated_architecture}"
+        )
 
 
 def _checked_ids(name: str, values: npt.ArrayLike, limit: int, choices: bool = False) -> IntArray:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from bert_numpy.errors import shown
 from bert_numpy.recipe import Recipe, recipe_json
 
 __all__ = ["model_card"]
@@ -27,7 +28,8 @@ def model_card(report: Mapping[str, Any], recipe: Recipe) -> str:
     """
     source = str(report["model"])
     is_hub_id = _HUB_ID.fullmatch(source) is not None
-    name = source if is_hub_id else PurePath(source).name or "a local checkpoint"
+    name = source if is_hub_id else shown(PurePath(source).name) or "a local checkpoint"
+    recipe_name = shown(recipe.name)
     reference, result = report["rows"]
     change = "flips" if "flips" in result else "mean_abs_difference"
     titles = [*reference["metrics"], change.replace("_", " "), "relative logit error", "bytes"]
@@ -47,14 +49,14 @@ def model_card(report: Mapping[str, Any], recipe: Recipe) -> str:
     front = f"base_model: {source}\nbase_model_relation: quantized\n" if is_hub_id else ""
     return (
         f"---\n{front}tags:\n- compressed-tensors\n- fp8-bert-numpy\n---\n\n"
-        f"# {name}, quantized: {recipe.name}\n\n"
-        f"Post-training quantization of {name} by the recipe `{recipe.name}` of fp8-bert-numpy"
+        f"# {name}, quantized: {recipe_name}\n\n"
+        f"Post-training quantization of {name} by the recipe `{recipe_name}` of fp8-bert-numpy"
         f"{calibration}; nothing was trained. The license is that of the original.\n\n"
         f"Task {report['task']}, development set, {report['examples']} examples. Flips are "
         "predictions that differ from those in float32, and the relative logit error is "
         f"norm(logits - float32's) / norm(float32's) over the whole set.{golden}\n\n"
         f"| | {' | '.join(titles)} |\n|{' --- |' * (len(titles) + 1)}\n"
-        f"{row('FP32', reference)}{row(recipe.name, result)}\n"
+        f"{row('FP32', reference)}{row(recipe_name, result)}\n"
         "## Use\n\n"
         "```python\nimport bert_numpy\n\n"
         'model = bert_numpy.load("path/of/this/folder")  # runs by the recipe, to the same bits\n'

@@ -3,8 +3,9 @@
 Memory does not grow with the number of samples: besides extrema there is a
 histogram over the 65,536 bfloat16 values, to which elements are rounded. It is
 exact in the sense that matters, since bfloat16 is what will be quantized: every
-observer but the moving average is a function of these counts, so the order of
-the batches does not show, and two calibrations can be merged.
+observer except the moving average is a function of these counts, so the order of
+the batches does not show, and two calibrations can be merged. The values that do
+not occur take no memory.
 
 All sums are tree sums and the logarithm is :mod:`npfp8.elementary`'s, so that a
 range is the same on every machine if the histogram is.
@@ -13,24 +14,27 @@ range is the same on every machine if the histogram is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
-from npfp8 import FloatFormat, Format, IntFormat, quantize
+from npfp8 import Format, IntFormat, quantize
 from npfp8.bfloat16 import from_bits, round_to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
 from npfp8.tensor import absmax_scale, affine_scale, power_of_two_scale
 
 __all__ = [
+    "MOST_ELEMENTS",
     "OBSERVERS",
     "Statistics",
     "clip_range",
+    "contradiction",
     "follow",
     "is_affine",
     "look_at",
@@ -46,19 +50,25 @@ Float64Array = npt.NDArray[np.float64]
 #: The weight of a new batch in the moving average.
 MOMENTUM = 0.1
 
+#: Elements of an operand that are still counted: so every sum of counts is exact in float64.
+MOST_ELEMENTS = 2**53
+
 #: The largest bfloat16 value.
 _LARGEST = np.float32(2.0**128 - 2.0**120)
 
 #: Elements counted at a time: their bits as integers of the index's width stay in cache.
 _BLOCK = 1 << 15
 
-#: The thresholds that the searches try: absmax times i / 64.
+#: The thresholds that the search of the least squared error tries: absmax times i / 64.
 _CANDIDATES = 64
+
+#: Entropy calibration: equal bins of magnitudes from 0 to absmax, and the fewest that are kept.
+_ENTROPY_BINS, _FEWEST_BINS = 2048, 128
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What was seen of one operand.
+    """The extrema and the histogram of one operand.
 
     Attributes
     ----------
@@ -66,15 +76,18 @@ class Statistics:
         The least and the largest element; at most and at least 0.
     average_low, average_high : float
         The moving averages of the batches' least and largest elements.
-    histogram : ndarray of int64, (65536,)
-        How many elements round to each bfloat16 value, by its bits.
+    bits : ndarray of uint16, (values,)
+        The bfloat16 values that elements round to, as bits, rising.
+    counts : ndarray of int64, (values,)
+        How many elements round to each of them, at least 1.
     """
 
     low: float
     high: float
     average_low: float
     average_high: float
-    histogram: npt.NDArray[np.int64]
+    bits: npt.NDArray[np.uint16]
+    counts: npt.NDArray[np.int64]
 
     @property
     def absmax(self) -> float:
@@ -84,18 +97,30 @@ class Statistics:
     @property
     def count(self) -> int:
         """How many elements were seen."""
-        return int(self.histogram.sum())
+        return int(self.counts.sum())
+
+    @property
+    def histogram(self) -> npt.NDArray[np.int64]:
+        """How many elements round to each bfloat16 value, by its bits: (65536,), a new array."""
+        histogram = np.zeros(1 << 16, np.int64)
+        histogram[self.bits] = self.counts
+        return histogram
+
+    def with_histogram(self, histogram: npt.NDArray[np.int64]) -> Statistics:
+        """The same extrema with the counts of a histogram over all bfloat16 values."""
+        bits = np.flatnonzero(histogram)
+        return replace(self, bits=bits.astype(np.uint16), counts=histogram[bits])
 
 
 def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
-    """The statistics of what was seen before and of one more batch.
+    """Count one more batch, which is one step of the moving averages.
 
     Parameters
     ----------
     site : str
         For the message.
     seen : Statistics, optional
-        None for the first batch.
+        Those of the batches before; None for the first.
     x : ndarray of float32
         The operand, of any shape.
 
@@ -104,9 +129,9 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
     BertNumpyError
         If an element is NaN or infinite; names the site.
     """
-    histogram = np.zeros(1 << 16, np.int64) if seen is None else seen.histogram.copy()
+    histogram = np.zeros(1 << 16, np.int64) if seen is None else seen.histogram
     extrema = look_at(site, x, histogram)
-    return replace(follow(seen, [extrema]), histogram=histogram)
+    return follow(seen, extrema).with_histogram(histogram)
 
 
 def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tuple[float, float]:
@@ -130,35 +155,59 @@ def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tup
     return low, high
 
 
-def follow(seen: Statistics | None, extrema: Sequence[tuple[float, float]]) -> Statistics:
-    """The statistics of what was seen before and of what :func:`look_at` made of more arrays.
+def follow(seen: Statistics | None, extrema: tuple[float, float]) -> Statistics:
+    """Update the running extrema and the moving averages with the extrema of one more batch.
 
-    All but the histogram, which look_at has added to.
+    The counts stay as they were: :func:`look_at` adds to a histogram of its own.
     """
-    for low, high in extrema:
-        if seen is None:
-            seen = Statistics(low, high, low, high, np.zeros(0, np.int64))
-            continue
-        seen = Statistics(
-            min(seen.low, low),
-            max(seen.high, high),
-            seen.average_low + MOMENTUM * (low - seen.average_low),
-            seen.average_high + MOMENTUM * (high - seen.average_high),
-            seen.histogram,
-        )
-    assert seen is not None, "no array"
-    return seen
+    low, high = extrema
+    if seen is None:
+        return Statistics(low, high, low, high, np.zeros(0, np.uint16), np.zeros(0, np.int64))
+    return replace(
+        seen,
+        low=min(seen.low, low),
+        high=max(seen.high, high),
+        average_low=seen.average_low + MOMENTUM * (low - seen.average_low),
+        average_high=seen.average_high + MOMENTUM * (high - seen.average_high),
+    )
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
-    """The statistics of both; the moving average, which depends on an order, is ``b``'s."""
-    return Statistics(
-        min(a.low, b.low),
-        max(a.high, b.high),
-        b.average_low,
-        b.average_high,
-        a.histogram + b.histogram,
-    )
+    """Merge the statistics of two samples; the moving average, which has an order, is ``b``'s.
+
+    Raises
+    ------
+    BertNumpyError
+        If there are more than :data:`MOST_ELEMENTS` together.
+    """
+    if a.count + b.count > MOST_ELEMENTS:
+        raise BertNumpyError(
+            f"expected at most {MOST_ELEMENTS} elements together, found {a.count + b.count}"
+        )
+    whole = replace(b, low=min(a.low, b.low), high=max(a.high, b.high))
+    return whole.with_histogram(a.histogram + b.histogram)
+
+
+def contradiction(seen: Statistics) -> tuple[str, str] | None:
+    """Find what no elements can have in statistics that were read.
+
+    Returns
+    -------
+    (str, str) or None
+        Where it is, "range", "bits" or "counts", and what is expected there.
+    """
+    if not seen.bits.size:
+        return "bits", "at least one value, found none"
+    if (seen.bits & 0x7FFF > 0x7F7F).any():
+        return "bits", "finite bfloat16 values"
+    if not seen.low <= seen.average_low <= 0 <= seen.average_high <= seen.high:
+        return "range", "4 numbers around 0, moving averages within the extrema"
+    extrema = np.minimum(np.abs([seen.high, seen.low]), _LARGEST).astype(np.float32)
+    positive, negative = seen.bits[seen.bits < 1 << 15], seen.bits[seen.bits >= 1 << 15] & 0x7FFF
+    for bits, expected in zip((positive, negative), round_to_bits(extrema), strict=True):
+        if bits.max(initial=0) != expected:
+            return "bits", "the extrema to be the range's, rounded to bfloat16"
+    return None
 
 
 def clip_range(
@@ -183,7 +232,8 @@ def clip_range(
     Raises
     ------
     BertNumpyError
-        If the observer is unknown, or has seen nothing.
+        If the observer is unknown, or has seen nothing; or if a percentile is 0 while
+        other elements are not: they would all saturate.
     """
     if observer not in OBSERVERS:
         raise BertNumpyError(
@@ -212,7 +262,7 @@ def quantization_noise(
     """
     values, counts = _values_and_counts(seen)
     low, high = clip_range(seen, observer, fmt, percentile)
-    error = _round_trip(values, low, high, fmt)[1].astype(np.float64) - values
+    error = _round_trip(values, low, high, fmt).astype(np.float64) - values
     signal = tree_sum(np.square(values.astype(np.float64)) * counts)
     return float(signal), float(tree_sum(np.square(error) * counts))
 
@@ -222,10 +272,21 @@ def _absmax(seen: Statistics, fmt: Format, percentile: float) -> float:
 
 
 def _percentile(seen: Statistics, fmt: Format, percentile: float) -> float:
-    """The smallest magnitude that so many percent of the elements do not exceed."""
-    counts = seen.histogram[: 1 << 15] + seen.histogram[1 << 15 :]  # by magnitude, rising
+    """The smallest magnitude that so many percent of the elements do not exceed.
+
+    There is no scale that maps a magnitude of 0 to a format's largest value, so a
+    percentile among zeros is refused, unless every element is zero.
+    """
+    histogram = seen.histogram
+    counts = histogram[: 1 << 15] + histogram[1 << 15 :]  # by magnitude, rising
     needed = math.ceil(seen.count * percentile / 100)
     bits = int(np.searchsorted(np.cumsum(counts), needed))
+    if bits == 0 and counts[0] < seen.count:
+        share = 100 * int(counts[0]) / seen.count
+        raise BertNumpyError(
+            f"observer 'percentile': expected a percentile beyond the zeros, which are {share:.6g} "
+            f"% of the elements, found {percentile}: all others would saturate"
+        )
     return float(from_bits(np.array([min(bits, 0x7F7F)], np.uint16))[0])
 
 
@@ -234,38 +295,107 @@ def _mse(seen: Statistics, fmt: Format, percentile: float) -> float:
     values, counts = _values_and_counts(seen)
 
     def squared_error(low: float, high: float) -> float:
-        error = _round_trip(values, low, high, fmt)[1].astype(np.float64) - values
+        error = _round_trip(values, low, high, fmt).astype(np.float64) - values
         return float(tree_sum(np.square(error) * counts))
 
     return _search(seen, squared_error)
 
 
 def _entropy(seen: Statistics, fmt: Format, percentile: float) -> float:
-    """The threshold of the least Kullback-Leibler divergence from clipped to quantized.
+    """The threshold of the least Kullback-Leibler divergence: Migacz's entropy calibration.
 
-    After Migacz, *8-bit inference with TensorRT* (GTC 2017), for any format: the
-    clipped distribution has what is beyond the threshold in its outermost bins;
-    the quantized one spreads the elements of each code, without those beyond,
-    evenly over the code's bins that are not empty.
+    Migacz, *8-bit inference with TensorRT* (GTC 2017), step by step as NVIDIA's
+    pytorch-quantization does it (``_compute_amax_entropy`` in
+    ``pytorch_quantization/calib/histogram.py``):
+
+    1. Magnitudes are counted in 2,048 equal bins over [0, absmax]. Here they are
+       bfloat16 values v, of bin ``floor(2048 v / absmax)``, at most 2047.
+    2. The first bin, which zeros fill, gets the count of the second.
+    3. For i from 128 to 2048 the threshold is the edge ``i absmax / 2048``. The
+       reference distribution is the first i bins, with everything beyond added to
+       the last of them. The candidate is the first i bins alone, merged into
+       levels; a level's count is spread evenly over its bins that are not empty.
+    4. The threshold of the least divergence of the candidate from the reference is
+       taken; of equals the last. A reference bin that is not empty where the
+       candidate's is makes it infinite. (So does a candidate that is all empty,
+       for which pytorch-quantization compares with NaN.)
+
+    For INT8 there are 128 equal levels, for unsigned integers 256 if all elements
+    have one sign. The algorithm says nothing of other formats: for those
+    a level here is what :func:`_level_edges` defines.
     """
-    values, counts = _values_and_counts(seen)
+    bins = _magnitude_bins(seen)
+    bins[0] = bins[1]
+    occupied = np.flatnonzero(bins)
+    if not occupied.size:  # nothing but zeros, and magnitudes like them
+        return seen.absmax
+    counts = bins[occupied].astype(np.float64)
+    log_counts = log(counts)
+    inside = np.concatenate([[0], np.cumsum(bins)])  # the count of the first i bins
+    kinds = np.concatenate([[0], np.cumsum(bins > 0)])  # how many of them are not empty
+    total = float(inside[-1])
+    kept = np.arange(_FEWEST_BINS, _ENTROPY_BINS + 1)
+    kept = kept[(bins[kept - 1] > 0) | ((inside[kept] == total) & (kinds[kept] > 0))]  # finite
+    edges = _level_edges(fmt, seen.low < 0 < seen.high)[kept - _FEWEST_BINS]
+    sizes = np.diff(kinds[edges], axis=1)
+    log_means = log(np.where(sizes > 0, np.diff(inside[edges], axis=1) / np.maximum(sizes, 1), 1.0))
+    log_share = log(inside[kept] / 1.0) - log(np.array([total]))
+    last = np.where(inside[kept] < total, bins[kept - 1] + total - inside[kept], 0.0)
+    log_last = log(np.maximum(last, 1.0))
+    best, threshold = math.inf, _ENTROPY_BINS
+    for i, size, row in zip(kept, kinds[kept], range(len(kept)), strict=True):
+        log_candidate = np.repeat(log_means[row], sizes[row])  # of the bins that are not empty
+        terms = counts[:size] * (log_counts[:size] - log_candidate)
+        if last[row]:
+            terms[-1] = last[row] * (log_last[row] - log_candidate[-1])
+        # sum p log(p / q), p = count / total, q = level's mean / count inside
+        divergence = float(tree_sum(terms)) / total + float(log_share[row])
+        if divergence <= best:
+            best, threshold = divergence, int(i)
+    return seen.absmax * threshold / _ENTROPY_BINS
 
-    def divergence(low: float, high: float) -> float:
-        inside = (values >= np.float32(low)) & (values <= np.float32(high))
-        kept, mass = values[inside], counts[inside]
-        if not kept.size:
-            return math.inf
-        clipped = mass.copy()
-        clipped[0] += tree_sum(np.where(values < kept[0], counts, 0.0))
-        clipped[-1] += tree_sum(np.where(values > kept[-1], counts, 0.0))
-        codes = _round_trip(kept, low, high, fmt)[0]
-        per_code = np.bincount(codes, weights=mass, minlength=256)  # of integers: exact
-        bins_per_code = np.bincount(codes, minlength=256)
-        quantized = per_code[codes] / bins_per_code[codes]
-        p, q = clipped / tree_sum(clipped), quantized / tree_sum(quantized)
-        return float(tree_sum(p * (log(p) - log(q))))
 
-    return _search(seen, divergence)
+def _magnitude_bins(seen: Statistics) -> npt.NDArray[np.int64]:
+    """How many elements are in each of 2,048 equal bins of magnitudes over [0, absmax].
+
+    The quotient's floor is exact: a magnitude has 8 significant bits and absmax 24, so a
+    quotient below an integer is below it by more than float64's rounding.
+    """
+    magnitudes = from_bits(seen.bits & 0x7FFF).astype(np.float64)
+    absmax = seen.absmax or 1.0  # all are zero
+    places = np.floor(magnitudes * _ENTROPY_BINS / absmax)
+    bins = np.zeros(_ENTROPY_BINS, np.int64)
+    np.add.at(bins, np.minimum(places, _ENTROPY_BINS - 1).astype(np.intp), seen.counts)
+    return bins
+
+
+@lru_cache(maxsize=8)
+def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
+    """The bins at which a format's levels begin, for each threshold, and where the last ends.
+
+    With the threshold at the edge i, level k of n equal ones has the bins from
+    ``ceil(k i / n)`` on, up to the next level's. Float formats have levels of
+    different widths: a level has the bins whose centres are nearest to its value,
+    where the edge i is the format's largest value; of two equally near the smaller.
+
+    Returns
+    -------
+    ndarray of int64, (1921, levels + 1)
+        A row for each i from 128 to 2048.
+    """
+    i = np.arange(_FEWEST_BINS, _ENTROPY_BINS + 1, dtype=np.int64)[:, None]
+    if isinstance(fmt, IntFormat):
+        levels = (fmt.max_code - fmt.min_code + 2) // 2
+        if is_affine(fmt) and not both_signs:
+            levels = fmt.max_code - fmt.min_code + 1
+        edges = -(-np.arange(levels + 1) * i // levels)
+    else:
+        values = fmt.values[: fmt.max_code + 1]
+        middles = (values[1:] + values[:-1]) / 2  # bin j is below one if j + 1/2 <= i middle / max
+        below = np.floor((2 * middles * i + fmt.max) / (2 * fmt.max)).astype(np.int64)
+        edges = np.concatenate([np.zeros_like(i), np.minimum(below, i), i], axis=1)
+    edges.flags.writeable = False
+    return edges
 
 
 def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> float:
@@ -308,9 +438,11 @@ def _search(seen: Statistics, cost: Callable[[float, float], float]) -> float:
 
 def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
     """The bfloat16 values that were seen, rising, and how often."""
-    bits = np.flatnonzero(seen.histogram).astype(np.uint16)
-    negative_first = np.concatenate([bits[bits >= 1 << 15][::-1], bits[bits < 1 << 15]])
-    return from_bits(negative_first), seen.histogram[negative_first].astype(np.float64)
+    first_positive = int(np.searchsorted(seen.bits, 1 << 15))
+    positive, negative = slice(None, first_positive), slice(first_positive, None)
+    bits = np.concatenate([seen.bits[negative][::-1], seen.bits[positive]])
+    counts = np.concatenate([seen.counts[negative][::-1], seen.counts[positive]])
+    return from_bits(bits), counts.astype(np.float64)
 
 
 def range_scale(
@@ -324,13 +456,7 @@ def range_scale(
     return power_of_two_scale(scale) if power_of_two else scale, None
 
 
-def _round_trip(
-    values: Float32Array, low: float, high: float, fmt: Format
-) -> tuple[npt.NDArray[np.intp], Float32Array]:
-    """The codes of values (as 0..255) under a range's scale, and what they dequantize to."""
+def _round_trip(values: Float32Array, low: float, high: float, fmt: Format) -> Float32Array:
+    """Quantize values with a range's scale, and dequantize them."""
     scale, zero_point = range_scale(low, high, fmt)
-    q = quantize(values, fmt, scale, zero_point=zero_point)
-    codes = q.codes.view(np.uint8).astype(np.intp)
-    if isinstance(fmt, FloatFormat):
-        codes[codes == fmt.sign_bit] = 0  # -0 is 0
-    return codes, q.dequantize()
+    return quantize(values, fmt, scale, zero_point=zero_point).dequantize()

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import npfp8
 from bert_numpy.architectures import ENCODER, HEADS
 from bert_numpy.errors import BertNumpyError, writing
+from bert_numpy.finite import require_finite
 from bert_numpy.layers import array
 from bert_numpy.policy import Scale, SitePlan
 from bert_numpy.quantization import QuantizedModel
@@ -85,7 +86,7 @@ def onnx_model(model: QuantizedModel) -> Any:
     ------
     BertNumpyError
         If the package ``onnx`` is missing, the model is another than a BERT
-        with one of these heads, or the recipe has what a graph
+        with one of these heads, a parameter is NaN or infinite, or the recipe has what a graph
         cannot say: a format without an ONNX type, inputs by block, dynamic
         scales with zero points or of powers of two, outliers, or another
         accumulation than "exact" or "float32".
@@ -105,6 +106,9 @@ def onnx_model(model: QuantizedModel) -> Any:
         )
     for site, plan in model.plans.items():
         _check(model.recipe, site, plan)
+    for name, weight in model.weights.items():
+        if isinstance(weight, np.ndarray):
+            require_finite(f"{model.name}: tensor {name!r}", weight)
     graph = _Graph(onnx, model)
     outputs = _forward(graph, model)
     proto = onnx.helper.make_model(
@@ -133,7 +137,7 @@ def _check_architecture(model: QuantizedModel) -> None:
     if config.model_type != "bert" or config.head not in _HEADS or config.pooling is not None:
         raise BertNumpyError(
             f"{model.name}: expected for ONNX a BertForSequenceClassification, a "
-            f"BertForQuestionAnswering or a BertModel, found {config.architecture}"
+            f"BertForQuestionAnswering or a BertModel, found {config.stated_architecture}"
         )
 
 

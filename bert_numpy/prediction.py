@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import predict_span_logits
+from bert_numpy.finite import require_finite
 from bert_numpy.model import Model
 from bert_numpy.spans import best_answers
 from bert_numpy.squad import SQUAD
@@ -39,9 +40,8 @@ def check_prediction(model: Model, tokenizer: Tokenizer, text: str, pair: str | 
     head, name = model.config.head.name, model.name
     if head not in _PREDICTIONS:
         known = ", ".join(_PREDICTIONS)
-        raise BertNumpyError(
-            f"{name}: expected a model for {known}, found {model.config.architecture} ({head})"
-        )
+        found = model.config.stated_architecture
+        raise BertNumpyError(f"{name}: expected a model for {known}, found {found} ({head})")
     if head in _OF_PAIRS and pair is None:
         raise BertNumpyError(f"{name}: {head}: expected a pair of texts, found one")
     if head in ("masked language modelling", "pre-training"):
@@ -67,7 +67,9 @@ def predict_text(
     Raises
     ------
     BertNumpyError
-        As :func:`check_prediction`, or if a text is blank or too long.
+        As :func:`check_prediction`, or if a text is blank or too long; or if a number of
+        the output is NaN or infinite, or a vector to compare is zero. Names the model,
+        the recipe and the text (1, or 2 for the second of two vectors).
     """
     check_prediction(model, tokenizer, text, pair)
     return _PREDICTIONS[model.config.head.name](model, tokenizer, text, pair)
@@ -75,12 +77,12 @@ def predict_text(
 
 def _classes(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
     """Logits by label and, for a classifier, the label and the probabilities, falling."""
-    logits = _first(model(**_batch(tokenizer, text, pair)).logits)
+    logits = _first(model, model(**_batch(tokenizer, text, pair)).logits)
     labels, problem = model.config.labels, model.config.problem_type
     report: dict[str, Any] = {"logits": dict(zip(labels, logits.tolist(), strict=True))}
-    if len(labels) == 1 or problem == "regression":
+    if problem == "regression" or (len(labels) == 1 and problem is None):
         return Prediction(report, _listed(report["logits"]))
-    several = problem == "multi_label_classification"
+    several = problem == "multi_label_classification" or len(labels) == 1
     values = unary("sigmoid", logits, "float32") if several else softmax(logits, "float32")
     ranked = _ranked(labels, values)
     return Prediction(
@@ -89,7 +91,7 @@ def _classes(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) ->
 
 
 def _next_sentence(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
-    logits = _first(model(**_batch(tokenizer, text, pair)).logits)
+    logits = _first(model, model(**_batch(tokenizer, text, pair)).logits)
     return _follows(logits)
 
 
@@ -102,7 +104,8 @@ def _masks(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> P
     """The likeliest tokens for each mask; before pre-training's second answer, if asked."""
     batch = _batch(tokenizer, text, pair)
     output = model(**batch)
-    logits = _first(output.logits if output.prediction_logits is None else output.prediction_logits)
+    given = output.logits if output.prediction_logits is None else output.prediction_logits
+    logits = _first(model, given)
     masks, lines = [], []
     for number in np.flatnonzero(batch["input_ids"][0] == tokenizer.mask_token_id).tolist():
         probabilities = softmax(logits[number], "float32")
@@ -119,7 +122,7 @@ def _masks(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> P
         lines += [f"{number}  {one['token']}  {one['probability']:.4f}" for one in tokens]
     found = Prediction({"masks": masks}, lines)
     if output.seq_relationship_logits is not None and pair is not None:
-        second = _follows(_first(output.seq_relationship_logits))
+        second = _follows(_first(model, output.seq_relationship_logits))
         found = Prediction(found.report | second.report, lines + second.lines)
     return found
 
@@ -127,16 +130,15 @@ def _masks(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> P
 def _tokens(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
     """The likeliest label of each token that stands for text."""
     batch = _batch(tokenizer, text, pair)
-    logits = _first(model(**batch).logits)
-    encoded = tokenizer.backend.encode(text, pair)
+    logits = _first(model, model(**batch).logits)
     tokens = []
-    for number, special in enumerate(encoded.special_tokens_mask):
-        if not special:
+    for number, token in enumerate(tokenizer.tokens(text, pair)):
+        if token is not None:
             probabilities = softmax(logits[number], "float32")
             best = int(logits[number].argmax())
             tokens.append(
                 {
-                    "token": encoded.tokens[number],
+                    "token": token,
                     "label": model.config.labels[best],
                     "probability": float(probabilities[best]),
                 }
@@ -156,6 +158,8 @@ def _answers(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) ->
         SQUAD.max_query_length,
     )
     logits = predict_span_logits(model, [window.encoded for window in windows])
+    for array in logits:
+        require_finite(f"{_named(model)}: text 1: logits", array)
     best = best_answers(pair, windows, logits, N_BEST, SQUAD.max_answer_length)
     lines = [f"{one.text}  {one.probability:.4f}" for one in best]
     return Prediction({"answers": [vars(one) for one in best]}, lines)
@@ -166,12 +170,19 @@ def _embedding(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) 
     texts = [text] if pair is None else [text, pair]
     vectors = model(**tokenizer.batch(texts)).sentence_embedding
     assert vectors is not None
+    for number, vector in enumerate(vectors, 1):
+        require_finite(f"{_named(model)}: text {number}: vector", vector)
     wide = vectors.astype(np.float64)
     norms = [math.sqrt(square) for square in tree_sum(np.square(wide)).tolist()]
     report: dict[str, Any] = {"norms": norms, "embeddings": vectors.tolist()}
     lines = [f"norm  {norm:.4f}" for norm in norms]
     if pair is not None:
-        cosine = float(tree_sum(wide[0] * wide[1])) / max(norms[0] * norms[1], 1e-24)
+        if not all(norms):
+            raise BertNumpyError(
+                f"{_named(model)}: text {norms.index(0) + 1}: expected a vector to compare, found "
+                "zeros alone, which have no direction"
+            )
+        cosine = float(tree_sum(wide[0] * wide[1])) / (norms[0] * norms[1])
         report = {"cosine_similarity": cosine, **report}
         lines.append(f"cosine similarity  {cosine:.4f}")
     return Prediction(report, lines)
@@ -194,10 +205,18 @@ def _batch(tokenizer: Tokenizer, text: str, pair: str | None) -> dict[str, npt.N
     return tokenizer.batch([text], None if pair is None else [pair])
 
 
-def _first(logits: Float32Array | None) -> Float32Array:
+def _first(model: Model, logits: Float32Array | None) -> Float32Array:
+    """The logits of the one text; an error if one is not finite."""
     assert logits is not None
     first: Float32Array = logits[0]
+    require_finite(f"{_named(model)}: text 1: logits", first)
     return first
+
+
+def _named(model: Model) -> str:
+    """The model, and its recipe if it runs by one."""
+    recipe = getattr(model, "recipe", None)
+    return model.name if recipe is None else f"{model.name}, {recipe.name}"
 
 
 def _ranked(labels: tuple[str, ...], probabilities: Float32Array) -> dict[str, float]:

@@ -5,7 +5,9 @@ Three sections are understood:
 - ``quantization_config`` with ``quant_method`` "compressed-tensors": the layout of
   the package of this name (formats ``float-quantized``, ``int-quantized`` and
   ``naive-quantized``), which transformers, vLLM and llm-compressor read. It has
-  linear layers alone: codes and scales of weights, scales of their inputs.
+  linear layers alone: codes and scales of weights, scales of their inputs. Older
+  releases call the section ``compression_config``, or put another
+  ``quantization_config`` into it, beside a ``sparsity_config``.
 - ``quantization_config`` with ``quant_method`` "fp8" and ``weight_block_size``: FP8
   weights with a scale for each block of rows and columns, ``weight_scale_inv``, as
   DeepSeek-V3's (DeepSeek-AI, arXiv 2412.19437, section 3.3).
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy as np
 
 import npfp8
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.patterns import Budget, Pattern, compile_pattern
 from bert_numpy.policy import Scale, SitePlan
 from bert_numpy.recipe import Operand, Recipe, SiteRecipe, recipe_object, recipe_of
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
@@ -33,6 +36,7 @@ __all__ = [
     "StoredQuantization",
     "compressed_tensors_config",
     "npfp8_config",
+    "quantization_key",
     "read_quantization",
     "says_input",
 ]
@@ -61,10 +65,46 @@ _LAYOUTS: dict[Format, str] = {
 }
 _READABLE_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized", "mixed-precision")
 
-#: What makes a pattern of a hostile file take forever: repeats of repeats, and many repeats.
-_REPEATS = re.compile(r"[*+{]")
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-_MOST_REPEATS = 3
+#: The states that compressed-tensors says a model was in when it was written. Whether weights
+#: are codes is not one of them: old releases write codes as "frozen", so their dtype decides.
+_STATUSES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
+
+#: What compressed-tensors says of an operand; observers are done once the scales are there.
+_ARGUMENTS = frozenset(
+    (
+        *("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure"),
+        *("dynamic", "actorder", "scale_dtype", "zp_dtype", "observer", "observer_kwargs"),
+    )
+)
+_SCHEME = frozenset(("targets", "weights", "input_activations", "output_activations", "format"))
+
+_SCALE_DTYPES = ("float32", "float16", "bfloat16")
+
+_TOKENS = {"strategy": "token", "dynamic": True}
+_GROUPS_OF_128 = {"type": "float", "strategy": "group", "group_size": 128, "dynamic": True}
+_BLOCKS_OF_128 = {"type": "float", "strategy": "block", "block_structure": [128, 128]}
+
+#: Schemes that compressed-tensors knows by the name of a group, which then lists targets alone.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "UNQUANTIZED": {},
+    "FP8": {"weights": {"type": "float"}, "input_activations": {"type": "float"}},
+    "FP8_DYNAMIC": {
+        "weights": {"type": "float", "strategy": "channel"},
+        "input_activations": {"type": "float", **_TOKENS},
+    },
+    "FP8_BLOCK": {"weights": _BLOCKS_OF_128, "input_activations": _GROUPS_OF_128},
+    "W8A8": {"weights": {"strategy": "channel"}, "input_activations": _TOKENS},
+    "INT8": {"weights": {"strategy": "channel"}, "input_activations": _TOKENS},
+}
+
+#: Classes whose name is a target of every linear layer: its own, vLLM's, and the base of all.
+_LINEAR_CLASSES = ("Linear", "LinearBase", "Module")
+
+#: Elements of a block along an axis: as many as the axes of an array can have on every machine.
+_LONGEST_BLOCK = 2**31 - 1
+
+#: Steps of all patterns of a config together: some hundred patterns and layers take a tenth.
+_STEPS = 3_000_000
 
 #: The first part of a tensor's name where a head's checkpoint holds an encoder.
 _BASE_PREFIXES = ("bert", "distilbert", "roberta", "electra")
@@ -233,12 +273,21 @@ def read_quantization(
         If a section is malformed, or asks for what is not implemented; names
         the key.
     """
-    reader = _Reader(f"{place}: key 'quantization_config'")
-    config = reader.mapping(raw.get("quantization_config"))
-    method = config.get("quant_method")
+    key = quantization_key(raw) or "quantization_config"
+    reader = _Reader(f"{place}: key {key!r}")
+    config = reader.mapping(raw.get(key))
     if EXTRA_KEY in raw:
         return _own(raw, place, modules)
-    if method == COMPRESSED_TENSORS:
+    _check_sparsity(_Reader(place), raw)
+    if "quantization_config" in config:  # beside a sparsity_config
+        _check_sparsity(reader, config)
+        reader = reader.at("quantization_config")
+        config = reader.mapping(config["quantization_config"])
+    method = config.get("quant_method")
+    # The old key is compressed-tensors' alone, whose first releases had another name.
+    if method == COMPRESSED_TENSORS or (
+        key == "compression_config" and method in (None, "sparseml")
+    ):
         stored = _compressed_tensors(config, reader, modules)
     elif method == "fp8":
         stored = _fine_grained(config, reader, modules, is_coded)
@@ -247,6 +296,20 @@ def read_quantization(
     dtype = raw.get("dtype", raw.get("torch_dtype"))
     recipe = replace(stored.recipe, arithmetic="bfloat16" if dtype == "bfloat16" else "float32")
     return replace(stored, recipe=recipe)
+
+
+def quantization_key(raw: Mapping[str, Any]) -> str | None:
+    """The key of ``config.json`` that says how a checkpoint is quantized; None if none does."""
+    keys = ("quantization_config", "compression_config")
+    return next((key for key in keys if raw.get(key) is not None), None)
+
+
+def _check_sparsity(reader: _Reader, values: Mapping[str, Any]) -> None:
+    """Refuse weights that are stored without their zeros; "dense" is how all others are."""
+    if config := values.get("sparsity_config"):
+        inside = reader.at("sparsity_config")
+        if (layout := inside.mapping(config).get("format")) not in (None, "dense"):
+            raise inside.error("format", "'dense'", layout)
 
 
 @dataclass(frozen=True)
@@ -292,7 +355,7 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
         expected = compressed_tensors_config(recipe, modules)
     except BertNumpyError as error:
         raise BertNumpyError(f"{reader.place}: {error}") from None
-    if raw["quantization_config"] != expected:
+    if raw.get("quantization_config") != expected:
         raise BertNumpyError(
             f"{place}: key 'quantization_config': expected what the recipe in {EXTRA_KEY!r} "
             "comes to, found another"
@@ -318,44 +381,56 @@ def _is_scale(value: float) -> bool:
 def _compressed_tensors(
     config: Mapping[str, Any], reader: _Reader, modules: Mapping[str, str]
 ) -> StoredQuantization:
-    if (status := config.get("quantization_status")) != "compressed":
-        raise reader.error("quantization_status", "'compressed'", status)
-    _check_layout(config, reader)
-    reader.absent(config, "kv_cache_scheme", "sparsity_config", "transform_config")
-    ignore = reader.names(config, "ignore")
+    if (status := config.get("quantization_status")) not in (None, *_STATUSES):
+        raise reader.error("quantization_status", f"one of {', '.join(_STATUSES)}", status)
+    reader.absent(config, "kv_cache_scheme", "moe_sparsity_config")
+    _check_sparsity(reader, config)
+    transforms = reader.at("transform_config").mapping(config.get("transform_config") or {})
+    reader.at("transform_config").absent(transforms, "config_groups")
     groups = reader.at("config_groups")
-    hows: list[tuple[list[str], SiteRecipe, int]] = []
-    for name, group in groups.mapping(config.get("config_groups")).items():
+    schemes = groups.mapping(config.get("config_groups", {}))
+    if schemes:
+        _check_layout(config, reader)
+    how_of: dict[str, tuple[SiteRecipe, int]] = {}  # by target: the last group that has it
+    for name, group in schemes.items():
         inside = groups.at(name)
-        scheme = inside.mapping(group)
-        if scheme.get("format") is not None:
-            _check_layout(scheme, inside)
-        inside.absent(scheme, "output_activations")
-        b, rows = _operand(inside.at("weights"), scheme.get("weights"), True)
-        a = Operand()
-        if scheme.get("input_activations") is not None:
-            a, _ = _operand(inside.at("input_activations"), scheme["input_activations"], False)
-        try:
-            how = SiteRecipe(a, b)
-        except BertNumpyError as error:
-            raise BertNumpyError(f"{inside.place}: {error}") from None
-        hows.append((inside.names(scheme, "targets"), how, rows))
+        targets, how, rows = _scheme(inside, name, group)
+        how_of |= dict.fromkeys(targets, (how, rows))
+    budget = Budget(_STEPS)
+    ignored = _Targets(reader.names(config, "ignore"), reader.at("ignore"), budget)
+    wanted = _Targets(how_of, groups, budget)
     by_site, rows_of = {}, {}
     for site, module in modules.items():
-        if any(_fit(name, module, reader.at("ignore")) for name in ignore):
+        if ignored.best(module) is not None:
             continue
-        # As the package does: a name before a pattern before a class, then as they come.
-        fits = [
-            (fit, number)
-            for number, (targets, _, _) in enumerate(hows)
-            for target in targets
-            if (fit := _fit(target, module, groups))
-        ]
-        if fits:
-            _, how, rows = hows[min(fits)[1]]
-            by_site[site] = how
-            rows_of[site] = rows
+        target = wanted.best(module)
+        if target is not None and how_of[target][0].b.fmt is not None:
+            by_site[site], rows_of[site] = how_of[target]
     return StoredQuantization(_recipe(COMPRESSED_TENSORS, by_site), rows=rows_of)
+
+
+def _scheme(reader: _Reader, name: str, group: Any) -> tuple[list[str], SiteRecipe, int]:
+    """The targets of a group, how they are quantized, and the rows of a block."""
+    if isinstance(group, list):
+        if (preset := _PRESETS.get(name.upper())) is None:
+            expected = f"a JSON object; or a list, of a group called {', '.join(_PRESETS)}"
+            raise BertNumpyError(f"{reader.place}: expected {expected}, found a list")
+        group = preset | {"targets": group}
+    scheme = reader.mapping(group)
+    if scheme.get("format") is not None:
+        _check_layout(scheme, reader)
+    reader.absent(scheme, "output_activations", *sorted(scheme.keys() - _SCHEME))
+    targets = reader.names(scheme, "targets")
+    a, b, rows = Operand(), Operand(), 1
+    weights, inputs = scheme.get("weights"), scheme.get("input_activations")
+    if weights is not None or inputs is not None:
+        b, rows = _operand(reader.at("weights"), weights, True)
+    if inputs is not None:
+        a, _ = _operand(reader.at("input_activations"), inputs, False)
+    try:
+        return targets, SiteRecipe(a, b), rows
+    except BertNumpyError as error:
+        raise BertNumpyError(f"{reader.place}: {error}") from None
 
 
 def _check_layout(values: Mapping[str, Any], reader: _Reader) -> None:
@@ -369,6 +444,8 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
 
     def get(key: str, expected: tuple[Any, ...], default: Any = None) -> Any:
         found = arguments.get(key, default)
+        if isinstance(found, str):
+            found = found.lower()  # as the package does
         if not any(type(found) is type(one) and found == one for one in expected):
             raise reader.error(key, " or ".join(map(repr, expected)), found)
         return found
@@ -377,20 +454,36 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
     kind = get("type", ("float", "int"), "int")
     symmetric = get("symmetric", (True, False) if kind == "int" else (True,), True)
     fmt = _NAMED[kind, symmetric]
-    strategy = arguments.get("strategy") or ("group" if arguments.get("group_size") else "tensor")
     dynamic = get("dynamic", (False,) if weight else (True, False), False)
-    reader.absent(arguments, "actorder")
+    # "weight", or "static", is an order of GPTQ's that leaves the columns where they are.
+    if (order := arguments.get("actorder")) not in (None, False, "weight", "static"):
+        raise reader.error("actorder", "nothing or 'weight': others are not implemented", order)
+    scales = arguments.get("scale_dtype")
+    if scales is not None and str(scales).removeprefix("torch.") not in _SCALE_DTYPES:
+        raise reader.error("scale_dtype", f"one of {', '.join(_SCALE_DTYPES)}", scales)
+    reader.absent(arguments, *sorted(arguments.keys() - _ARGUMENTS))
+    size = arguments.get("group_size")
+    if size is not None and not (type(size) is int and (size == -1 or _is_length(size))):
+        raise reader.error("group_size", f"1..{_LONGEST_BLOCK}", size)
+    strategy = arguments.get("strategy")
+    if strategy is None:
+        strategy = "tensor" if size is None else "channel" if size == -1 else "group"
+    strategy = strategy.lower() if isinstance(strategy, str) else strategy
     strategies: tuple[str, ...] = ("tensor", "channel", "group", "block")
     if not weight:  # one scale of a whole batch would make a sequence's result depend on others
         strategies = ("token", "group") if dynamic else ("tensor",)
     if strategy not in strategies:
         raise reader.error("strategy", " or ".join(map(repr, strategies)), strategy)
+    if strategy != "group" and size not in (None, -1):
+        raise reader.error("group_size", f"nothing, of strategy {strategy!r}", size)
+    if strategy != "block":
+        reader.absent(arguments, "block_structure")
     if strategy in ("tensor", "channel", "token"):
         return Operand(fmt, strategy, dynamic=strategy == "token"), 1
     if strategy == "group":
-        rows, columns = 1, arguments.get("group_size")
-        if type(columns) is not int or columns < 1:
-            raise reader.error("group_size", "at least 1", columns)
+        if size in (None, -1):
+            raise reader.error("group_size", "at least 1", size)
+        rows, columns = 1, size
     else:
         rows, columns = _block(reader, arguments, "block_structure")
     return Operand(fmt, "block", dynamic=True, block=columns), rows
@@ -399,33 +492,53 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
 def _block(reader: _Reader, values: Mapping[str, Any], key: str) -> tuple[int, int]:
     """The rows and columns of a block."""
     found = values.get(key)
-    if (
-        not isinstance(found, list)
-        or len(found) != 2
-        or not all(type(length) is int and length > 0 for length in found)
-    ):
-        raise reader.error(key, "two numbers of at least 1", found)
+    if isinstance(found, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", found):  # of old releases
+        found = [int(length) for length in found.split("x")]
+    if not isinstance(found, list) or len(found) != 2 or not all(map(_is_length, found)):
+        raise reader.error(key, "two numbers of at least 1 and of 31 bits", found)
     return found[0], found[1]
 
 
-def _fit(target: str, module: str, reader: _Reader) -> int:
-    """1 if a target is a linear layer's name, 2 if it is a pattern of it, 3 if its class; or 0."""
-    if target == "Linear":
-        return 3
-    if not target.startswith("re:"):
-        return int(target == module)
-    pattern = target.removeprefix("re:")
-    if _REPEATED_GROUP.search(pattern) or len(_REPEATS.findall(pattern)) > _MOST_REPEATS:
-        raise BertNumpyError(
-            f"{reader.place}: expected a pattern with at most {_MOST_REPEATS} repeats, and none "
-            f"of a group, as others can take forever to match, found {target!r}"
+def _is_length(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _LONGEST_BLOCK
+
+
+class _Targets:
+    """Names, patterns (``re:``) and classes of layers, read once."""
+
+    def __init__(self, targets: Iterable[str], reader: _Reader, budget: Budget) -> None:
+        self.reader, self.budget = reader, budget
+        names = sorted(set(targets))
+        self.names = frozenset(names)
+        self.classes = [name for name in names if name in _LINEAR_CLASSES]
+        self.patterns: list[tuple[str, Pattern]] = []
+        for name in names:
+            if name.startswith("re:"):
+                try:
+                    self.patterns.append((name, compile_pattern(name.removeprefix("re:"))))
+                except ValueError as error:
+                    raise self.error(name, error) from None
+
+    def best(self, module: str) -> str | None:
+        """The target of a linear layer that counts; None if none is.
+
+        As the package has it: a name before a pattern before a class, and of several patterns
+        or classes the first in the order of the alphabet.
+        """
+        if module in self.names:
+            return module
+        for name, pattern in self.patterns:
+            try:
+                if pattern.matches(module, self.budget):
+                    return name
+            except ValueError as error:
+                raise self.error(name, error) from None
+        return self.classes[0] if self.classes else None
+
+    def error(self, name: str, reason: ValueError) -> BertNumpyError:
+        return BertNumpyError(
+            f"{self.reader.place}: expected a regular expression, found {name!r}: {reason}"
         )
-    try:
-        return 2 if re.match(pattern, module) else 0
-    except (re.error, OverflowError, RecursionError) as error:
-        raise BertNumpyError(
-            f"{reader.place}: expected a regular expression, found {target!r}: {error}"
-        ) from None
 
 
 def _fine_grained(

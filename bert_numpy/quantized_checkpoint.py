@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.checkpoint import open_checkpoint, read_float32
-from bert_numpy.config import BertConfig, read_json
+from bert_numpy.config import BertConfig, read_config, read_json
 from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.hub import resolve
 from bert_numpy.model import Model, model_sites
@@ -34,22 +36,25 @@ from bert_numpy.quantization_config import (
     StoredQuantization,
     compressed_tensors_config,
     npfp8_config,
+    quantization_key,
     read_quantization,
     says_input,
 )
-from bert_numpy.recipe import Operand
-from bert_numpy.weights import find_parameters
-from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor
-from npfp8.files import created_folder, require_absent
+from bert_numpy.recipe import Operand, Recipe
+from bert_numpy.weights import find_parameters, read_parameters
+from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
+from npfp8.files import check_folder, created_folder, open_regular, require_absent
 from npfp8.storage import Fp8Array, StoredTensor, save_file
 
 __all__ = [
+    "TOKENIZER_FILES",
     "check_target",
     "check_writable",
     "is_quantized",
     "linear_modules",
     "load_quantized",
     "save_quantized",
+    "side_files",
     "stored_quantization",
 ]
 
@@ -57,7 +62,7 @@ __all__ = [
 _CODE_DTYPES: dict[Format, str] = {E4M3FN: "F8_E4M3", E5M2: "F8_E5M2", INT8: "I8", UINT8: "I8"}
 
 #: What a tokenizer may consist of, of any architecture.
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -68,23 +73,43 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 
+#: Bytes of the largest of them that is copied; the largest known has 35 MB.
+_MAX_SIDE_FILE = 1 << 28
+
 _MANIFEST = "SHA256SUMS"
 
 _Array = npt.NDArray[Any]
 
 
 def linear_modules(parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Every linear layer of a checkpoint: its site, and its name there."""
+    """Every linear layer of a checkpoint: its site, and its name there.
+
+    A decoder that is the word embeddings' tensor is none: it has no codes of its own.
+    """
+    embeddings = {
+        tensor.key for name, tensor in parameters.items() if name.startswith("embeddings.")
+    }
     return {
         name.removesuffix(".weight"): tensor.key.removesuffix(".weight")
         for name, tensor in parameters.items()
-        if name.endswith(".weight")
-        and len(tensor.shape) == 2
-        and not name.startswith("embeddings.")
+        if name.endswith(".weight") and len(tensor.shape) == 2 and tensor.key not in embeddings
     }
 
 
 # Writing
+
+
+def _written_modules(recipe: Recipe, parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """The linear layers of a checkpoint; a recipe must not quantize a matrix that two share."""
+    modules = linear_modules(parameters)
+    decoder = "cls.predictions.decoder"
+    tied = f"{decoder}.weight" in parameters and decoder not in modules
+    if tied and recipe.site(decoder).b.fmt is not None:
+        raise BertNumpyError(
+            f"recipe {recipe.name}: {decoder}: expected no quantization: the checkpoint holds the "
+            "matrix once, with the word embeddings, which are not quantized"
+        )
+    return modules
 
 
 def check_target(target: Path) -> None:
@@ -97,15 +122,64 @@ def check_target(target: Path) -> None:
                 f"{target}: expected no folder, or an empty one, found something: name another, as "
                 "nothing is written over"
             ) from None
-        has_place = target.absolute().parent.is_dir()
-    if not has_place:
-        raise BertNumpyError(f"{target.parent}: expected a folder to write into, found none")
+        if not os.path.isdir(os.path.dirname(os.path.abspath(target))):
+            raise BertNumpyError(f"{target.parent}: expected a folder to write into, found none")
+        check_folder(target)
 
 
 def check_writable(model: QuantizedModel, source: str | Path) -> None:
     """Raise :class:`BertNumpyError` if the layout cannot say what a model's recipe does."""
     parameters = find_parameters(model.config, open_checkpoint(resolve(source)))
-    compressed_tensors_config(model.recipe, linear_modules(parameters))
+    compressed_tensors_config(model.recipe, _written_modules(model.recipe, parameters))
+
+
+def side_files(folder: Path) -> list[str]:
+    """The files of a checkpoint that are copied beside quantized weights, as paths in its folder.
+
+    They are a tokenizer's and those of a sentence-transformers folder, as far as they are
+    there. What is copied may be published, so each has to be a file of the folder itself: links
+    are followed within it, and within a repository of the hub's cache, of which it may be a
+    snapshot. JSON has to be JSON.
+
+    Raises
+    ------
+    BertNumpyError
+        If one is a link that leads elsewhere, no file, or too large.
+    """
+    root = _repository(folder)
+    found = []
+    for name in (*TOKENIZER_FILES, *pooling_files(folder)):
+        path = folder / name
+        if not os.path.lexists(path):
+            continue
+        final = Path(os.path.realpath(path))
+        if not final.is_relative_to(root):
+            raise BertNumpyError(
+                f"{path}: expected a file of the model's folder, as it is copied into a folder to "
+                f"be published; found a link to {final}: put a copy in its place, or remove it"
+            )
+        try:
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise BertNumpyError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            raise BertNumpyError(str(error)) from None
+        if size > _MAX_SIDE_FILE:
+            raise BertNumpyError(
+                f"{path}: expected at most {_MAX_SIDE_FILE} bytes to copy, found {size}"
+            )
+        if path.suffix == ".json":
+            read_json(path, object)
+        found.append(name)
+    return found
+
+
+def _repository(folder: Path) -> Path:
+    """The folder that a checkpoint's files have to be in: its own, or its repository's cache."""
+    own = Path(os.path.realpath(folder))
+    is_snapshot = own.parent.name == "snapshots" and own.parent.parent.name.startswith("models--")
+    return own.parent.parent if is_snapshot else own
 
 
 def save_quantized(
@@ -131,15 +205,18 @@ def save_quantized(
     ------
     BertNumpyError
         If something is at ``target``, it cannot be written, or the layout
-        cannot say what the recipe does; see :func:`compressed_tensors_config`.
+        cannot say what the recipe does; see :func:`compressed_tensors_config`. If
+        ``source`` is not what the model was made of, or as :func:`side_files`.
     """
     folder, target = resolve(source), Path(target)
     check_target(target)
     parameters = find_parameters(model.config, open_checkpoint(folder))
     raw = read_json(folder / "config.json")
-    modules = linear_modules(parameters)
+    modules = _written_modules(model.recipe, parameters)
     raw["quantization_config"] = compressed_tensors_config(model.recipe, modules)
     raw[EXTRA_KEY] = npfp8_config(model.recipe, model.plans, modules)
+    _require_source(model, folder, parameters)
+    copied = side_files(folder)
     # Scales are float32, and transformers makes them of the dtype that it finds here.
     raw.pop("torch_dtype", None)
     raw["dtype"] = "float32"
@@ -152,13 +229,42 @@ def save_quantized(
     with writing(target), created_folder(target) as made:
         save_file(tensors, made / "model.safetensors", {"format": "pt"})
         _write(made / "config.json", json.dumps(raw, indent=2) + "\n")
-        tokenizer = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-        for name in (*tokenizer, *pooling_files(folder)):
+        for name in copied:
             (made / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, made / name)
         if card is not None:
             _write(made / "README.md", card)
         _write(made / _MANIFEST, _manifest(made))
+
+
+def _require_source(
+    model: QuantizedModel, folder: Path, parameters: Mapping[str, StoredTensor]
+) -> None:
+    """Refuse a source that the model was not made of: the files would be of both.
+
+    Its weights have to be the model's, bit for bit; where those are codes, what the
+    source's weights become with the model's scales.
+    """
+    config = replace(read_config(folder / "config.json"), pooling=model.config.pooling)
+    if config != model.config:
+        raise BertNumpyError(
+            f"{folder / 'config.json'}: expected the config of the checkpoint that {model.name} "
+            "was made of, found another"
+        )
+    for name, parameter in parameters.items():
+        weight, values = model.weights[name], read_float32(parameter)
+        if isinstance(weight, QuantizedTensor):
+            codes = quantize(
+                values, weight.fmt, weight.scale, weight.axis, weight.block, weight.zero_point
+            ).codes
+            same = np.array_equal(codes, weight.codes)
+        else:
+            same = np.array_equal(values.view(np.uint32), weight.view(np.uint32))
+        if not same:
+            raise BertNumpyError(
+                f"{parameter.file}: tensor {parameter.key!r}: expected the weights that "
+                f"{model.name} was made of, found others"
+            )
 
 
 def _write(path: Path, text: str) -> None:
@@ -217,7 +323,7 @@ def _to_uint8(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
 def is_quantized(folder: Path) -> bool:
     """Whether a checkpoint's ``config.json`` says that it is quantized."""
     raw = read_json(folder / "config.json")
-    return raw.get("quantization_config") is not None or EXTRA_KEY in raw
+    return quantization_key(raw) is not None or EXTRA_KEY in raw
 
 
 def stored_quantization(folder: Path, parameters: Mapping[str, StoredTensor]) -> StoredQuantization:
@@ -244,16 +350,20 @@ def load_quantized(config: BertConfig, folder: Path, name: str) -> QuantizedMode
     quantization = stored_quantization(folder, parameters)
     recipe = quantization.recipe
     modules = linear_modules(parameters)
+    coded = {
+        f"{site}.weight": operand
+        for site in modules
+        if (operand := recipe.site(site).b).fmt is not None
+    }
+    plain = {key: parameters[key] for key in parameters if key not in coded}
+    floats = read_parameters(config, stored, plain)
     weights: dict[str, npt.NDArray[np.float32] | QuantizedTensor] = {}
     for key, parameter in parameters.items():
-        site = key.removesuffix(".weight")
-        operand = recipe.site(site).b if site in modules else Operand()
-        if operand.fmt is None:
-            weights[key] = read_float32(parameter)
-        else:
-            weights[key] = _read_weight(
-                parameter, stored, operand, quantization.scale_name, quantization.rows.get(site, 1)
-            )
+        if key not in coded:
+            weights[key] = floats[key]
+            continue
+        rows = quantization.rows.get(key.removesuffix(".weight"), 1)
+        weights[key] = _read_weight(parameter, stored, coded[key], quantization.scale_name, rows)
     plans: dict[str, SitePlan] = {}
     sites = model_sites(Model(config, weights, FLOAT32_POLICY, name))
     try:
@@ -308,7 +418,7 @@ def _read_weight(
             return values.reshape(outputs, 1)  # one block along the sum
         if granularity == "channel":
             return values.reshape(outputs)
-        return np.repeat(values, rows, axis=0)[:outputs]
+        return values[np.arange(outputs) // min(rows, outputs)]
 
     axis, block = {
         "tensor": (None, None),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.observers import OBSERVERS, is_affine
+from bert_numpy.site_patterns import fits_attention
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 from npfp8.files import replaced_file
 from npfp8.formats import FLOAT_FORMATS
@@ -33,17 +38,25 @@ __all__ = [
 #: The formats that a recipe can name.
 FORMATS: dict[str, Format] = {**FLOAT_FORMATS, "INT8": INT8, "UINT8": UINT8}
 
-#: The attention's products, to see whether a pattern can fit one.
-_ATTENTION_PRODUCTS = [
-    f"encoder.layer.{i}.attention.{product}"
-    for i in range(100)
-    for product in ("scores", "context")
-]
-
-#: What a threshold, which becomes a float32, has to be below.
-_BEYOND_FLOAT32 = 2.0**128
+#: The largest threshold, which becomes a float32.
+_LARGEST = float(np.finfo(np.float32).max)
 
 GRANULARITIES = ("tensor", "channel", "token", "block")
+
+#: The largest block: no layer has so many inputs, and every product of sizes fits 32 bits.
+MAX_BLOCK = 1 << 20
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short, whatever a file has in its place."""
+    try:
+        return reprlib.repr(value)
+    except (ValueError, RecursionError):  # more digits than Python writes
+        return f"{type(value).__name__} that is too long to show"
 
 
 @dataclass(frozen=True)
@@ -87,15 +100,18 @@ class Operand:
         def check(name: str, good: bool, expected: str) -> None:
             if not good:
                 raise BertNumpyError(
-                    f"operand: {name}: expected {expected}, found {getattr(self, name)!r}"
+                    f"operand: {name}: expected {expected}, found {_shown(getattr(self, name))}"
                 )
 
-        check(
-            "granularity", self.granularity in GRANULARITIES, f"one of {', '.join(GRANULARITIES)}"
-        )
-        check("observer", self.observer in OBSERVERS, f"one of {', '.join(OBSERVERS)}")
-        check("percentile", 0 < self.percentile <= 100, "0..100")
-        check("block", self.block > 0, "at least 1")
+        check("fmt", self.fmt is None or isinstance(self.fmt, Format), "a format or None")
+        for name, choices in (("granularity", GRANULARITIES), ("observer", tuple(OBSERVERS))):
+            check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        for name in ("dynamic", "power_of_two"):
+            check(name, isinstance(getattr(self, name), bool), "True or False")
+        check("percentile", _is_number(self.percentile) and 0 < self.percentile <= 100, "0..100")
+        block = self.block if isinstance(self.block, Integral) else 0
+        check("block", not isinstance(block, bool) and block > 0, "at least 1")
+        check("block", block <= MAX_BLOCK, f"at most {MAX_BLOCK}")
         runtime = self.granularity in ("token", "block")
         if self.fmt is not None and self.dynamic != runtime:
             check(
@@ -119,33 +135,59 @@ class SiteRecipe:
         The left operand (activations, Q, or the attention weights P) and the
         right one (weights, K^T, or V).
     outlier_threshold : float, optional
-        Elements of ``a`` beyond it are left out of the quantized product and
-        multiplied in the recipe's arithmetic with the dequantized weights, as
-        in LLM.int8() (Dettmers et al., arXiv 2208.07339), but token by token.
+        Outliers of ``a``, whose magnitude is beyond it, are left out of the
+        quantized product and multiplied in the recipe's arithmetic with the
+        dequantized weights; after LLM.int8() (Dettmers et al., arXiv 2208.07339).
+    outliers : {"element", "column"}
+        Which elements leave with an outlier: none, or, as in LLM.int8(), the
+        whole column (feature) of the input. An input is here one sequence, over
+        the tokens that are not masked, so that no result depends on the batch.
+        In the paper the weights of these columns are kept in 16 bits; here, as in
+        the inference of its authors' library, they are the dequantized codes.
     migration : float, optional
         SmoothQuant's alpha (Xiao et al., arXiv 2211.10438): column j of ``a`` is
         divided, and row j of the weights multiplied, by
         ``max|a_j|^alpha / max|b_j|^(1 - alpha)``. Linear layers only.
+    smoothing : {"power_of_two", "paper"}
+        How these factors are made: for each layer from its own weights, and
+        rounded to powers of two, so that neither side is rounded by them; or as
+        in the paper: query, key and value, which have one input, share the
+        factors made from the largest weights of all three, and nothing is rounded.
     """
 
     a: Operand = Operand()
     b: Operand = Operand()
     outlier_threshold: float | None = None
     migration: float | None = None
+    outliers: str = "element"
+    smoothing: str = "power_of_two"
 
     def __post_init__(self) -> None:
         if self.a.granularity == "channel":
             raise BertNumpyError(
                 "operand a: granularity: expected no 'channel', which weights have"
             )
-        if self.outlier_threshold is not None and not 0 < self.outlier_threshold < _BEYOND_FLOAT32:
+        for name, choices, other in (
+            ("outliers", ("element", "column"), "outlier_threshold"),
+            ("smoothing", ("power_of_two", "paper"), "migration"),
+        ):
+            found = getattr(self, name)
+            if found not in choices:
+                raise BertNumpyError(
+                    f"{name}: expected {' or '.join(map(repr, choices))}, found {_shown(found)}"
+                )
+            if found != choices[0] and getattr(self, other) is None:
+                raise BertNumpyError(f"{name} {found!r}: expected {other} with it, found none")
+        threshold = self.outlier_threshold
+        if threshold is not None and not (
+            _is_number(threshold) and 0 < threshold <= _LARGEST and np.float32(threshold)
+        ):
             raise BertNumpyError(
-                "outlier_threshold: expected more than 0 and finite, "
-                f"found {self.outlier_threshold}"
+                f"outlier_threshold: expected more than 0 and finite, found {_shown(threshold)}"
             )
         if self.migration is not None:
-            if not 0 <= self.migration <= 1:
-                raise BertNumpyError(f"migration: expected 0..1, found {self.migration}")
+            if not (_is_number(self.migration) and 0 <= self.migration <= 1):
+                raise BertNumpyError(f"migration: expected 0..1, found {_shown(self.migration)}")
             if self.a.observer != "absmax":
                 raise BertNumpyError(
                     f"migration: expected the observer 'absmax', found {self.a.observer!r}: of "
@@ -186,7 +228,7 @@ class Recipe:
         The precision of everything else: "bfloat16" or "float32".
     accumulate : str
         How the products of a quantized site are added up, one of
-        :data:`npfp8.matmul.ACCUMULATIONS`; see :func:`npfp8.matmul`.
+        :data:`npfp8.ACCUMULATIONS`; see :func:`npfp8.matmul`.
     """
 
     name: str
@@ -245,9 +287,6 @@ class Recipe:
         def static(operand: Operand) -> bool:
             return operand.fmt is not None and not operand.dynamic
 
-        def fits_attention(pattern: str) -> bool:
-            return any(fnmatchcase(site, pattern) for site in _ATTENTION_PRODUCTS)
-
         sites = [self.linear, self.scores, self.context, *(site for _, site in self.overrides)]
         products = [self.scores, self.context]
         products += [site for pattern, site in self.overrides if fits_attention(pattern)]
@@ -304,9 +343,8 @@ def _paper(name: str, fmt: Format, **operand: Any) -> Recipe:
     return Recipe(name, site, site, site)
 
 
-def _with_weights(recipe: Recipe, name: str, **weights: Any) -> Recipe:
-    linear = replace(recipe.linear, b=replace(recipe.linear.b, **weights))
-    return replace(recipe, name=name, linear=linear)
+def _with_weights(recipe: Recipe, **weights: Any) -> Recipe:
+    return replace(recipe, linear=replace(recipe.linear, b=replace(recipe.linear.b, **weights)))
 
 
 def _per_token(name: str, fmt: Format) -> Recipe:
@@ -327,7 +365,7 @@ def _per_block(name: str, fmt: Format) -> Recipe:
     )
 
 
-def _migrated(recipe: Recipe) -> Recipe:
+def _migrated(recipe: Recipe, smoothing: str = "power_of_two") -> Recipe:
     """SmoothQuant's migration where its authors apply it: at the layers that LayerNorm feeds.
 
     Xiao et al., *SmoothQuant* (arXiv 2211.10438), section 4: not at the outputs
@@ -335,7 +373,7 @@ def _migrated(recipe: Recipe) -> Recipe:
     """
     return replace(
         recipe,
-        linear=replace(recipe.linear, migration=0.5),
+        linear=replace(recipe.linear, migration=0.5, smoothing=smoothing),
         overrides=(*recipe.overrides, ("*.output.dense", recipe.linear)),
     )
 
@@ -345,6 +383,7 @@ def _presets() -> dict[str, Recipe]:
     channels = replace(int8.linear, b=Operand(INT8, "channel"))
     asymmetric = SiteRecipe(Operand(UINT8), Operand(INT8))
     token = _per_token("int8-token", INT8)
+    outliers = replace(token.linear, outlier_threshold=6.0)
     mixed = SiteRecipe(Operand(E5M2), Operand(E4M3FN))
     recipes = (
         Recipe("fp32", arithmetic="float32"),
@@ -358,11 +397,13 @@ def _presets() -> dict[str, Recipe]:
         ),
         _paper("int8-percentile", INT8, observer="percentile"),
         _paper("int8-mse", INT8, observer="mse"),
-        _paper("int8-entropy", INT8, observer="entropy"),
+        _with_weights(_paper("int8-entropy", INT8, observer="entropy"), observer="absmax"),
         token,
-        replace(token, name="int8-outliers", linear=replace(token.linear, outlier_threshold=6.0)),
+        replace(token, name="int8-outliers", linear=outliers),
+        replace(token, name="int8-outliers-columns", linear=replace(outliers, outliers="column")),
         _migrated(replace(int8, name="int8-smooth", linear=channels)),
-        _with_weights(e4m3, "e4m3-channel", granularity="channel"),
+        _migrated(replace(int8, name="int8-smooth-paper"), smoothing="paper"),
+        _with_weights(replace(e4m3, name="e4m3-channel"), granularity="channel"),
         _per_token("e4m3-token", E4M3FN),
         _per_block("e4m3-block", E4M3FN),
         _paper("e4m3-pow2", E4M3FN, power_of_two=True),
@@ -457,7 +498,7 @@ def _plain(value: Any) -> Any:
 def _build(kind: type, values: Any, place: str) -> Any:
     """A dataclass of ``kind`` from a JSON object; each value checked against the default's type."""
     if not isinstance(values, Mapping):
-        raise BertNumpyError(f"{place}: expected a JSON object, found {values!r}")
+        raise BertNumpyError(f"{place}: expected a JSON object, found {_shown(values)}")
     known = {item.name for item in fields(kind)}
     if unknown := sorted(set(values) - known):
         raise BertNumpyError(
@@ -472,19 +513,19 @@ def _build(kind: type, values: Any, place: str) -> Any:
             arguments[key] = _build(Operand, value, where)
         elif key == "overrides":
             if not isinstance(value, list):
-                raise BertNumpyError(f"{where}: expected a list, found {value!r}")
+                raise BertNumpyError(f"{where}: expected a list, found {_shown(value)}")
             arguments[key] = tuple(_override(item, where) for item in value)
         elif key == "fmt":
             if value is not None and not (isinstance(value, str) and value in FORMATS):
                 raise BertNumpyError(
-                    f"{where}: expected null or one of {', '.join(FORMATS)}, found {value!r}"
+                    f"{where}: expected null or one of {', '.join(FORMATS)}, found {_shown(value)}"
                 )
             arguments[key] = None if value is None else FORMATS[value]
         else:
             expected = _TYPES[key]
             if type(value) not in expected:
                 names = " or ".join(item.__name__ for item in expected)
-                raise BertNumpyError(f"{where}: expected {names}, found {value!r}")
+                raise BertNumpyError(f"{where}: expected {names}, found {_shown(value)}")
             arguments[key] = value
     try:
         return kind(**arguments)
@@ -494,7 +535,7 @@ def _build(kind: type, values: Any, place: str) -> Any:
 
 def _override(item: Any, where: str) -> tuple[str, SiteRecipe]:
     if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)):
-        raise BertNumpyError(f"{where}: expected [pattern, site] pairs, found {item!r}")
+        raise BertNumpyError(f"{where}: expected [pattern, site] pairs, found {_shown(item)}")
     return item[0], _build(SiteRecipe, item[1], f"{where} {item[0]!r}")
 
 
@@ -505,6 +546,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "accumulate": (str,),
     "granularity": (str,),
     "observer": (str,),
+    "outliers": (str,),
+    "smoothing": (str,),
     "dynamic": (bool,),
     "power_of_two": (bool,),
     "block": (int,),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_numpy.errors import writing
+import numpy.typing as npt
+
+from bert_numpy.errors import shown, writing
 from bert_numpy.evaluation import Evaluation, compare_with
+from bert_numpy.finite import missing
 from npfp8.files import replaced_file
 
 if TYPE_CHECKING:  # rich is imported where it is used: not every command draws
@@ -19,13 +23,41 @@ if TYPE_CHECKING:  # rich is imported where it is used: not every command draws
     from rich.table import Table
 
 __all__ = [
+    "Outcome",
     "comparison_row",
+    "listed",
+    "note",
+    "note_not_finite",
     "print_comparison",
+    "print_lines",
     "print_operands",
     "progress_bar",
     "write_json",
     "write_text",
 ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command has found: ``report``, for JSON, and what prints it for a reader.
+
+    Every file is written before it is printed: the reader may have gone.
+    """
+
+    report: dict[str, Any]
+    show: Callable[[], None]
+
+
+def print_lines(*lines: str) -> None:
+    """Print texts, each on a line of its own, whatever characters they have."""
+    for line in lines:
+        print(shown(line))
+
+
+def note(text: str) -> None:
+    """Print a line on standard error, if it can be written to."""
+    with suppress(OSError):
+        print(shown(text), file=sys.stderr)
 
 
 def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str, Any]:
@@ -36,12 +68,28 @@ def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str
         "format": result.recipe,
         "metrics": result.metrics,
         **change,
+        "not_finite": result.not_finite,
         "weight_bytes": result.weight_bytes,
         "seconds": result.seconds,
         "quantized_elements": sum(count.elements for count in counts),
         "saturated_elements": sum(count.saturated for count in counts),
         "underflowed_elements": sum(count.underflowed for count in counts),
     }
+
+
+def listed(predictions: npt.NDArray[Any]) -> list[Any]:
+    """Predictions as JSON has them: null where there is none."""
+    none = missing(predictions).tolist()
+    return [None if is_none else x for x, is_none in zip(predictions.tolist(), none, strict=True)]
+
+
+def note_not_finite(evaluation: Evaluation) -> None:
+    """Say on standard error how many predictions are none, if any; see :mod:`bert_numpy.finite`."""
+    if count := evaluation.not_finite:
+        note(
+            f"{evaluation.recipe}: {count} of {evaluation.predictions.size} predictions are none, "
+            "as a number of the output is not finite (NaN or infinity): they count as wrong"
+        )
 
 
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -54,8 +102,8 @@ def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = _comparison_table(rows, " ")
     if sys.stdout.isatty() and _width(table) > Console().width:
         table = _comparison_table(rows, "\n")
-    print(title)
-    _console(_width(table)).print(table)
+    print_lines(title)
+    _print_table(table)
 
 
 def _comparison_table(rows: Sequence[Mapping[str, Any]], between_words: str) -> Table:
@@ -67,7 +115,7 @@ def _comparison_table(rows: Sequence[Mapping[str, Any]], between_words: str) -> 
         table.add_column(header.replace("_", between_words), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            str(row["format"]).upper(),
+            shown(str(row["format"]).upper()),
             *(f"{100 * row['metrics'][name]:.2f}" for name in metrics),
             str(row[change]) if change == "flips" else f"{row[change]:.4f}",
             f"{row['relative_logit_error']:.4f}",
@@ -88,12 +136,20 @@ def print_operands(operands: Mapping[str, Mapping[str, Any]]) -> None:
     for name, row in operands.items():
         ratios = [row["formats"][label]["sqnr"] for label in formats]
         table.add_row(
-            name,
+            shown(name),
             f"{row['elements']:,}",
             *(f"{row[key]:.4g}" for key in heads[1:6]),
             *("-" if ratio is None else f"{ratio:.1f}" for ratio in ratios),
         )
-    _console(_width(table)).print(table)
+    _print_table(table)
+
+
+def _print_table(table: Table) -> None:
+    """Print a table by Python itself, as rich ends the process where nobody reads it."""
+    console = _console(_width(table))
+    with console.capture() as capture:
+        console.print(table)
+    print(capture.get(), end="")
 
 
 def _table() -> Table:
@@ -112,7 +168,8 @@ def _console(width: int) -> Console:
     from rich.console import Console  # noqa: PLC0415 (see above)
 
     # With the width alone, rich takes a terminal that calls itself dumb for 80 columns wide.
-    return Console(width=width, height=100)
+    # Names are text: [bold] and :smile: in them stand for themselves.
+    return Console(width=width, height=100, markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
@@ -132,13 +189,13 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description:<12}"),
+        TextColumn("{task.description:<12}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(label, total=total)
+        task = progress.add_task(shown(label), total=total)
         yield lambda count: progress.advance(task, count)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.tokenization import Window
 from npfp8 import elementary
 from npfp8.golden import tree_sum
@@ -62,7 +63,8 @@ def best_answers(
     context (:func:`most_context`). Its score is the sum of the start logit of
     its first and the end logit of its last token, in float64. Of equal scores
     the earlier start comes first, then the earlier end. A text is listed once,
-    at its best place.
+    at its best place, and without white space around it; a span of white space alone
+    is an answer only if there is no other.
 
     Parameters
     ----------
@@ -81,7 +83,19 @@ def best_answers(
     tuple of Answer
         At least one. Their probabilities are the softmax of their scores, in
         float64 and the same on every machine.
+
+    Raises
+    ------
+    BertNumpyError
+        If a logit is NaN or +infinity, or every span has one of -infinity, as
+        masked tokens have.
     """
+    for array in logits:
+        if not (array < np.inf).all():  # nor is NaN
+            bad = array[~(array < np.inf)].flat[0]
+            raise BertNumpyError(
+                f"answers: expected logits that are finite, or -infinity, found {bad}"
+            )
     usable = most_context(windows)
     spans: list[tuple[float, int, int, float, float]] = []
     for window, array, starts in zip(windows, logits, usable, strict=True):
@@ -89,8 +103,12 @@ def best_answers(
     distinct: dict[str, tuple[float, int, int, float, float]] = {}
     for span in sorted(spans):
         distinct.setdefault(context[span[1] : span[2]], span)
+    if len(distinct) > 1:
+        distinct.pop("", None)
     best = list(distinct.items())[:n_best]
     scores = np.array([-span[0] for _, span in best])
+    if scores[0] == -np.inf:
+        raise BertNumpyError("answers: expected a span of finite logits, found none")
     weights = elementary.exp(scores - scores[0])
     weights /= tree_sum(weights)
     return tuple(
@@ -119,12 +137,20 @@ def _spans(
     seen: set[str] = set()
     for span in np.argsort(-scores, kind="stable"):
         start_logit, end_logit = part[first[span], 0], part[last[span], 1]
-        start, end = window.offsets[first[span]][0], window.offsets[last[span]][1]
+        start, end = _trimmed(
+            context, window.offsets[first[span]][0], window.offsets[last[span]][1]
+        )
         if context[start:end] not in seen:
             seen.add(context[start:end])
             yield -float(scores[span]), start, end, float(start_logit), float(end_logit)
-        if len(seen) == n_best:
+        if len(seen - {""}) == n_best:
             break
+
+
+def _trimmed(context: str, start: int, end: int) -> tuple[int, int]:
+    """A span without the white space at its ends."""
+    end = start + len(context[start:end].rstrip())
+    return end - len(context[start:end].lstrip()), end
 
 
 def most_context(windows: Sequence[Window]) -> list[npt.NDArray[np.bool_]]:

@@ -8,6 +8,7 @@ Rajpurkar et al., *SQuAD: 100,000+ Questions for Machine Comprehension of Text*
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.glue import spread
-from bert_numpy.records import RECORD_SUFFIXES, read_records
+from bert_numpy.records import RECORD_SUFFIXES, check_text, read_records
 
 __all__ = [
     "SQUAD",
@@ -144,7 +145,7 @@ def _records(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
 
     There the answers are one object of two lists, the texts and their places.
     """
-    for place, record in read_records(path):
+    for place, record in read_records(path, ("id", "question", "context", "answers")):
         node = _Node(place, "", record)
         answers = _Node(place, "answers", node.get("answers", dict))
         columns = [answers.get(key, list) for key in ("text", "answer_start")]
@@ -162,8 +163,18 @@ def _records(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
 
 
 def merge_questions(parts: Sequence[Questions]) -> Questions:
-    """The questions of several files, one after the other."""
-    return Questions(tuple(item for part in parts for item in part.items))
+    """The questions of several files, one after the other.
+
+    Raises
+    ------
+    BertNumpyError
+        If two questions have one id: an answer could not say which it is of.
+    """
+    items = tuple(item for part in parts for item in part.items)
+    if len({item.id for item in items}) < len(items):
+        (twice, _), *_ = Counter(item.id for item in items).most_common(1)
+        raise BertNumpyError(f"question {twice!r}: expected in one file, found in two")
+    return Questions(items)
 
 
 def _answers(nodes: list[_Node], context: str) -> Iterator[str]:
@@ -197,12 +208,9 @@ class _Node:
     def text(self, key: str) -> str:
         """A text with words in it, and no halves of characters."""
         value: str = self.get(key, str)
-        if not value.strip():
-            raise self.error(key, "text", repr(value))
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise self.error(key, "Unicode text", repr(value[error.start])) from None
+        if fault := check_text(value):
+            place = f"{self.place}.{key}".lstrip(".")
+            raise BertNumpyError(f"{self.file}: {place}: {fault}")
         return value
 
     def items(self, key: str) -> list[_Node]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from bert_numpy.calibration import Calibration, load_calibration, save_calibration
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation import calibrate_on, compare_with
+from bert_numpy.finite import missing
 from bert_numpy.glue import Examples, Task
 from bert_numpy.job import Job, evaluate_job, prepare
 from bert_numpy.metrics import ANSWER_METRICS, METRICS
@@ -190,17 +191,21 @@ def compare_results(
     Returns
     -------
     dict
-        The metrics; ``flips`` or ``mean_abs_difference``; ``relative_logit_error``;
-        and for the first metric ``difference`` and ``interval``, the 95 %
-        bootstrap interval of the difference.
+        The metrics; ``not_finite``, how many predictions are none; ``flips`` or
+        ``mean_abs_difference``; ``relative_logit_error``; and for the first metric
+        ``difference`` and ``interval``, the 95 % bootstrap interval of the difference,
+        NaN if the difference is.
     """
     row: dict[str, Any] = {
         name: metric(result.labels, result.predictions) for name, metric in result.metrics.items()
     }
+    row["not_finite"] = int(np.count_nonzero(missing(result.predictions)))
     row |= compare_with(reference, result)
     name, metric = next(iter(result.metrics.items()))
     row["difference"] = row[name] - metric(reference.labels, reference.predictions)
-    if isinstance(result.labels, np.ndarray):
+    if math.isnan(row["difference"]):  # draws that miss what is NaN would say nothing of it
+        row["interval"] = [math.nan, math.nan]
+    elif isinstance(result.labels, np.ndarray):
         row["interval"] = list(bootstrap_interval(metric, result, reference, resamples))
     else:
         row["interval"] = list(

@@ -107,9 +107,26 @@ def one_blas_thread() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _users -= 1
+            _users = max(_users - 1, 0)  # a forked child has forgotten those of its parent
             if not _users:
                 set_(_before)
+
+
+def _forget_users_after_fork() -> None:
+    """Undo the setting in a child process: the threads that asked for it are not there.
+
+    Nor is the one that may have held the lock.
+    """
+    global _lock, _users  # noqa: PLW0603
+    _lock = Lock()
+    get_and_set = _blas_threads() if _users else None
+    _users = 0
+    if get_and_set is not None:
+        get_and_set[1](_before)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_users_after_fork)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,10 +14,27 @@ from bert_numpy.errors import BertNumpyError
 from npfp8 import QuantizedTensor
 from npfp8.storage import StoredTensor
 
-__all__ = ["Weights", "canonical_names", "expected_shapes", "find_parameters", "read_weights"]
+__all__ = [
+    "Weights",
+    "canonical_names",
+    "expected_shapes",
+    "find_parameters",
+    "read_parameters",
+    "read_weights",
+]
 
 _WORDS = "embeddings.word_embeddings.weight"
 _DECODER = "cls.predictions.decoder.weight"
+
+#: Parameters that are one where ``tie_word_embeddings`` says so. A file that holds the matrix
+#: once has it under either name: safetensors' ``save_model`` keeps the first in the alphabet.
+_TIED = {_WORDS: _DECODER, _DECODER: _WORDS}
+
+#: The dtypes of codes, which only a quantized checkpoint's config explains.
+_CODE_DTYPES = re.compile(r"[IU]8|F[468](_\w+)?")
+
+#: How layouts of quantized weights call what stands beside, or in the place of, a weight.
+_QUANTIZED_PARTS = ("weight_scale", "weight_scale_inv", "weight_packed", "qweight", "SCB")
 
 #: Parameters by name: float32 arrays, or 8-bit codes with scales where quantized.
 Weights = Mapping[str, npt.NDArray[np.float32] | QuantizedTensor]
@@ -112,33 +130,35 @@ def find_parameters(
     A bare encoder may lack the pooler; question answering and others have
     none, as in transformers. Tensors that are not parameters of the architecture
     (``position_ids``, other heads, a pooler that nothing reads) are left out.
-    The decoder of a masked language model that is not stored is the word
-    embeddings' tensor.
+    Where ``tie_word_embeddings`` is set, the decoder of a masked language model
+    and the word embeddings may be stored once, under either name.
 
     Raises
     ------
     BertNumpyError
-        If a tensor is missing or of another shape.
+        If a tensor is missing or of another shape, or the config asks for more
+        layers than there are tensors: no list of them is made.
     """
-    description, head = config.description, config.head
-    tensors = canonical_names(stored, description.prefix)
-
-    def find(name: str) -> StoredTensor | None:
-        names = description.stored_names(name, head)
-        return next((tensors[other] for other in names if other in tensors), None)
-
+    files = sorted({tensor.file for tensor in stored.values()})
+    place = str(files[0] if len(files) == 1 else files[0].parent) if files else "checkpoint"
+    if files and config.num_hidden_layers > len(stored):
+        key = config.description.keys.get("num_hidden_layers", "num_hidden_layers")
+        raise BertNumpyError(
+            f"{files[0].parent / 'config.json'}: key {key!r}: expected fewer than the "
+            f"{len(stored)} tensors that there are, found {config.num_hidden_layers}"
+        )
+    tensors = canonical_names(stored, config.description.prefix)
+    pooler = bool(_found(config, tensors, "pooler.dense.weight"))
     parameters: dict[str, StoredTensor] = {}
-    pooler = find("pooler.dense.weight") is not None
     for name, shape in expected_shapes(config, pooler).items():
-        tensor = find(name)
-        if tensor is None and name == _DECODER and config.tie_word_embeddings:
-            tensor = parameters[_WORDS]
+        tensor = next(iter(_found(config, tensors, name)), None)
         if tensor is None:
-            *_, missing = description.stored_names(name, head)
-            files = sorted({tensor.file for tensor in stored.values()})
-            place = str(files[0] if len(files) == 1 else files[0].parent) if files else "checkpoint"
+            *_, missing = config.description.stored_names(name, config.head)
+            stem = missing.removesuffix("weight")
+            parts = [f"{stem}{part}" for part in _QUANTIZED_PARTS if f"{stem}{part}" in tensors]
+            quantized = f"; {parts[0]!r} is of a quantized layout that is not read" if parts else ""
             raise BertNumpyError(
-                f"{place}: tensor {missing!r}: expected shape {shape}, but missing"
+                f"{place}: tensor {missing!r}: expected shape {shape}, but missing{quantized}"
             )
         if tensor.shape != shape:
             raise BertNumpyError(
@@ -154,20 +174,76 @@ def read_weights(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Read every parameter that ``config`` calls for, as float32; see :func:`find_parameters`.
 
+    Raises
+    ------
+    BertNumpyError
+        If a tensor is missing or of another shape, or as :func:`read_parameters`.
+    """
+    return read_parameters(config, stored, find_parameters(config, stored))
+
+
+def read_parameters(
+    config: BertConfig,
+    stored: Mapping[str, StoredTensor],
+    parameters: Mapping[str, StoredTensor],
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Read some of the parameters that :func:`find_parameters` found, as float32.
+
     A decoder that has the word embeddings' numbers is the same array, held once.
+
+    Parameters
+    ----------
+    config : BertConfig
+    stored : mapping of str to StoredTensor
+        All that the checkpoint holds.
+    parameters : mapping of str to StoredTensor
+        By canonical name.
 
     Raises
     ------
     BertNumpyError
-        If a tensor is missing or of another shape.
+        If a tensor is of codes, or of another dtype that is not float; has a NaN
+        or an infinity; or is stored under two names with different numbers,
+        which releases of transformers choose between differently.
     """
-    parameters = find_parameters(config, stored)
+    tensors = canonical_names(stored, config.description.prefix)
     weights: dict[str, npt.NDArray[np.float32]] = {}
+    read: dict[str, npt.NDArray[np.float32]] = {}  # by the tensor's key
     for name, tensor in parameters.items():
-        if name == _DECODER and tensor is parameters[_WORDS]:
-            weights[name] = weights[_WORDS]
-            continue
-        weights[name] = read_float32(tensor)
-        if name == _DECODER and np.array_equal(weights[name], weights[_WORDS]):
-            weights[name] = weights[_WORDS]
+        if tensor.key not in read:
+            read[tensor.key] = _read(tensor)
+        weights[name] = read[tensor.key]
+        # The word embeddings need not be a decoder's that nothing reads; the decoder is checked,
+        # and its bias, which an untied decoder has of its own.
+        ties = config.tie_word_embeddings and name != _WORDS
+        for other in _found(config, tensors, name) if ties else ():
+            if other.key not in read:
+                read[other.key] = _read(other)
+            if not np.array_equal(weights[name], read[other.key]):
+                raise BertNumpyError(
+                    f"{other.file}: tensors {tensor.key!r} and {other.key!r}: expected the same "
+                    "numbers, as the model ties the two, found others"
+                )
+    if _DECODER in weights and np.array_equal(weights[_DECODER], weights.get(_WORDS, ())):
+        weights[_DECODER] = weights[_WORDS]
     return weights
+
+
+def _read(tensor: StoredTensor) -> npt.NDArray[np.float32]:
+    if _CODE_DTYPES.fullmatch(tensor.dtype):
+        raise BertNumpyError(
+            f"{tensor.file}: tensor {tensor.key!r}: expected dtype F32, F16 or BF16, found "
+            f"{tensor.dtype}: codes of a quantized weight, of which config.json says nothing"
+        )
+    return read_float32(tensor)
+
+
+def _found(
+    config: BertConfig, tensors: Mapping[str, StoredTensor], name: str
+) -> list[StoredTensor]:
+    """The tensors that may be a parameter, the one that it is read from first."""
+    names = [name]
+    if config.tie_word_embeddings and name in _TIED:
+        names.append(_TIED[name])
+    stored = [other for one in names for other in config.description.stored_names(one, config.head)]
+    return [tensors[other] for other in dict.fromkeys(stored) if other in tensors]

@@ -7,7 +7,7 @@ Examples
 array([1.015625e-01, 3.250000e+00, 4.480000e+02], dtype=float32)
 """
 
-from npfp8.codec import decode, encode, encode_bfloat16
+from npfp8.codec import decode, decode_bfloat16, encode, encode_bfloat16
 from npfp8.float_matmul import matmul_float32
 from npfp8.formats import (
     E2M1,
@@ -29,12 +29,13 @@ from npfp8.formats import (
     describe,
     values,
 )
-from npfp8.matmul import matmul
+from npfp8.matmul import ACCUMULATIONS, exact_k_limit, matmul
 from npfp8.tensor import QuantizedTensor, absmax_scale, quantize, quantize_bfloat16
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACCUMULATIONS",
     "E2M1",
     "E2M3",
     "E3M2",
@@ -54,9 +55,11 @@ __all__ = [
     "QuantizedTensor",
     "absmax_scale",
     "decode",
+    "decode_bfloat16",
     "describe",
     "encode",
     "encode_bfloat16",
+    "exact_k_limit",
     "matmul",
     "matmul_float32",
     "quantize",

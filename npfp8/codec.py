@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.bfloat16 import from_bits
+from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.formats import FloatFormat, Format, IntFormat
-from npfp8.lookup import Kernel, apply_blockwise, lookup, table_kernel
+from npfp8.lookup import Kernel, apply_blockwise, lookup, require_array, table_kernel
 from npfp8.rounding import float64_to_float32, integer_to_float64
 
-__all__ = ["codes_of", "decode", "encode", "encode_bfloat16"]
+__all__ = ["codes_of", "decode", "decode_bfloat16", "encode", "encode_bfloat16"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -96,9 +96,10 @@ def encode(
     -------
     ndarray of uint8 (int8 for INT8), of the shape of ``x``
         ``out``, or a new array in the memory layout of ``x``. A format without
-        sign has no code for negative numbers: they become NaN, or 0 where there
-        is none. A format without zero (E8M0FNU) encodes 0 as its smallest value
-        if saturating and as NaN if not.
+        sign has no code for negative numbers: they become NaN, or code 0 where
+        there is none. A format without zero (E8M0FNU) encodes 0 as its smallest
+        value, with the sign of the 0, if saturating or without a NaN, and
+        otherwise as a NaN.
 
     Raises
     ------
@@ -212,8 +213,10 @@ def decode(
     fmt : FloatFormat or IntFormat
         Their format.
     dtype : dtype
-        float32 (default), float64, or any float dtype that holds every value
-        of the format exactly (float16 does for E4M3FN, E5M2 and the integers).
+        float32 (default), float64, or any float dtype, of either byte order, that
+        holds every value of the format exactly (float16 does for E4M3FN, E5M2
+        and the integers); ml_dtypes' bfloat16 too, for whose bits see
+        :func:`decode_bfloat16`.
     out : ndarray of ``dtype``, optional
         Where to put the values; of the shape of ``codes``, in any layout.
     threads : int
@@ -223,13 +226,13 @@ def decode(
     -------
     ndarray of ``dtype``, of the shape of ``codes``
         ``out``, or a new array in the memory layout of ``codes``. NaN codes
-        become a NaN of their sign.
+        become the positive quiet NaN.
 
     Raises
     ------
     TypeError
-        If ``codes`` has another dtype, ``dtype`` cannot hold the values, or
-        ``out`` is not as said.
+        If ``codes`` has another dtype, ``dtype`` is no float's or cannot hold the
+        values, or ``out`` is not as said.
     ValueError
         If a code has more bits than the format.
 
@@ -240,13 +243,65 @@ def decode(
     >>> decode(np.uint8([0x38, 0x7E, 0xFF]), E4M3FN)
     array([  1., 448.,  nan], dtype=float32)
     """
+    wanted = np.dtype(dtype)
+    if not is_bfloat16(wanted):
+        return _decoded(codes, fmt, wanted, out, threads)
+    if out is None:
+        return decode_bfloat16(codes, fmt, threads=threads).view(wanted)
+    require_array("out", out, wanted)
+    decode_bfloat16(codes, fmt, out=out.view(np.uint16), threads=threads)
+    return out
+
+
+def decode_bfloat16(
+    codes: npt.ArrayLike,
+    fmt: Format,
+    *,
+    out: npt.NDArray[np.uint16] | None = None,
+    threads: int = 1,
+) -> npt.NDArray[np.uint16]:
+    """Return the values of 8-bit codes as the 16 bits of bfloat16 numbers; exact.
+
+    Parameters
+    ----------
+    codes, fmt, threads
+        As in :func:`decode`.
+    out : ndarray of uint16, optional
+        Where to put the bits; of the shape of ``codes``, in any layout.
+
+    Returns
+    -------
+    ndarray of uint16, of the shape of ``codes``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`decode`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN, decode_bfloat16
+    >>> [hex(bits) for bits in decode_bfloat16(np.uint8([0x38, 0xC0]), E4M3FN).tolist()]
+    ['0x3f80', '0xc000']
+    """
+    return _decoded(codes, fmt, None, out, threads)
+
+
+def _decoded(
+    codes: npt.ArrayLike,
+    fmt: Format,
+    dtype: np.dtype[Any] | None,
+    out: npt.NDArray[Any] | None,
+    threads: int,
+) -> npt.NDArray[Any]:
+    """The values of codes as a float dtype; as the bits of bfloat16 for None."""
     patterns = np.asarray(codes)
     if patterns.dtype != fmt.code_dtype:
         raise TypeError(f"{fmt} codes: expected {fmt.code_dtype}, found {patterns.dtype}")
     if fmt.values.size < 256 and patterns.max(initial=0) >= fmt.values.size:
         raise ValueError(f"{fmt} codes: expected 0..{fmt.values.size - 1}, found {patterns.max()}")
-    table = _value_table(fmt, np.dtype(dtype))
-    return lookup(table, patterns.view(np.uint8), out=out, threads=threads)
+    return lookup(_value_table(fmt, dtype), patterns.view(np.uint8), out=out, threads=threads)
 
 
 def codes_of(x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str) -> npt.NDArray[Any]:
@@ -304,25 +359,37 @@ def _signed_codes(
     code[nan] = nan_code if saturate else quiet
     if fmt.signed:
         # Keep the sign bit off what it would change: a NaN as saturation has it,
-        # and, where there is no -0, zero and the NaN in its place.
+        # and, where a NaN has the place of -0, zero and that NaN.
         keeps = ~nan if saturate else np.ones_like(nan)
-        if not fmt.has_negative_zero:
+        if fmt.sign_bit in fmt.nan_codes:
             keeps &= (code & (fmt.sign_bit - 1)) != 0
         code[negative & keeps] |= fmt.sign_bit
     else:
         below_range = negative & (x != 0) & ~nan
-        code[below_range] = nan_code
+        code[below_range] = nan_code if saturate else quiet
     return code.astype(np.uint8)
 
 
 @lru_cache(maxsize=64)
-def _value_table(fmt: Format, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The value of each code, by the code's 8 bits; raises TypeError if inexact."""
+def _value_table(fmt: Format, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
+    """The value of each code, by the code's 8 bits, as a float dtype; None for bfloat16's bits.
+
+    Raises TypeError if a value is not one of that dtype.
+    """
     exact = np.resize(fmt.values, 256)
+    is_float = dtype is None or dtype.kind == "f"
     with np.errstate(all="ignore"):
-        table = exact.astype(dtype if dtype.kind == "f" else np.float16)
-    if dtype.kind != "f" or not np.array_equal(table.astype(np.float64), exact, equal_nan=True):
-        raise TypeError(f"decode: dtype {dtype} cannot hold every value of {fmt} exactly")
+        if dtype is None:
+            table = to_bits(exact.astype(np.float32))
+            back = from_bits(table)
+        else:
+            table = back = exact.astype(dtype if is_float else np.float16)
+    if not is_float or not np.array_equal(back.astype(np.float64), exact, equal_nan=True):
+        name = "bfloat16" if dtype is None else dtype
+        raise TypeError(
+            f"decode: dtype {name} cannot hold every value of {fmt} exactly: expected a float "
+            "dtype that does"
+        )
     table.flags.writeable = False
     return table
 
@@ -356,17 +423,9 @@ def _source(dtype: np.dtype[Any]) -> str:
     return "float16" if dtype.kind == "f" and dtype.itemsize == 2 else "float32"
 
 
-@lru_cache(maxsize=256)
 def _table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
     """The kernel that encodes blocks of a source by a table."""
-    if source == "float32":
-        kernel = _float32_kernel(fmt, saturate, rounding)
-    else:
-        find = table_kernel(_code_table(fmt, saturate, rounding, source))
-
-        def kernel(x: npt.NDArray[Any], codes: npt.NDArray[Any]) -> None:
-            find(x.view(np.uint16), codes)
-
+    kernel = _table_kernel(fmt, saturate, rounding, source)
     if fmt.nan_code is not None:
         return kernel
 
@@ -375,6 +434,15 @@ def _table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str)
         kernel(x, codes)
 
     return strict
+
+
+@lru_cache(maxsize=256)
+def _table_kernel(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
+    """As :func:`_table_encoder`, without a look at NaN; equal formats share it, by any name."""
+    if source == "float32":
+        return _float32_kernel(fmt, saturate, rounding)
+    find = table_kernel(_code_table(fmt, saturate, rounding, source))
+    return lambda x, codes: find(x.view(np.uint16), codes)
 
 
 def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str) -> Kernel:
@@ -404,8 +472,14 @@ def _widened(kernel: Kernel, source: str) -> Kernel:
     if source == "bfloat16":
         return lambda x, codes: kernel(from_bits(x), codes)
     if source == "float16":
-        return lambda x, codes: kernel(x.astype(np.float32), codes)
+        return lambda x, codes: kernel(_quietly(x, np.float32), codes)
     return kernel
+
+
+def _quietly(x: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """``x.astype(dtype)`` without a warning of signalling NaNs."""
+    with np.errstate(invalid="ignore"):
+        return x.astype(dtype)
 
 
 def _stochastic_kernel(fmt: FloatFormat, saturate: bool, rng: np.random.Generator) -> Kernel:
@@ -415,7 +489,7 @@ def _stochastic_kernel(fmt: FloatFormat, saturate: bool, rng: np.random.Generato
     def kernel(x: npt.NDArray[Any], codes: npt.NDArray[Any]) -> None:
         if x.dtype.itemsize == 8 and x.dtype.kind in "iu" and _exceeds(x, 1 << 53):
             raise ValueError("stochastic rounding: expected integers up to 2^53, found larger ones")
-        exact = x.astype(np.float64)
+        exact = _quietly(x, np.float64)
         if fmt.nan_code is None:
             _refuse_nan(exact, fmt)
         magnitude = np.where(np.isfinite(exact), np.abs(exact), 0.0)
@@ -476,4 +550,4 @@ def _exceeds(x: npt.NDArray[Any], limit: int) -> bool:
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Whether ``dtype`` is ml_dtypes' bfloat16, told without importing ml_dtypes."""
-    return dtype.name == "bfloat16" and dtype.itemsize == 2
+    return dtype.itemsize == 2 and dtype.name == "bfloat16"

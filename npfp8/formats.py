@@ -13,8 +13,9 @@ formats; ml_dtypes for the names of all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class FloatFormat:
     ``(-1)^sign * 2^(e - bias) * (1 + m / 2^mantissa_bits)``, and for ``e == 0``
     the subnormal value ``(-1)^sign * 2^(1 - bias) * m / 2^mantissa_bits``,
     unless it is an infinity or one of ``nan_codes``. A format of fewer than 8
-    bits has its codes in the low bits of a uint8.
+    bits has its codes in the low bits of a uint8. Formats are immutable: a copy
+    or an unpickled format is made anew from the parameters, read-only tables too.
 
     Parameters
     ----------
@@ -62,13 +64,15 @@ class FloatFormat:
     has_infinity : bool
         Whether the all-ones exponent with a zero mantissa is an infinity.
     nan_codes : tuple of int
-        Every code that is a NaN, of both signs. If the code that would be -0 is
-        one (the FNUZ formats), the format has no negative zero.
+        Every code that is a NaN, of both signs, in any order; kept in rising
+        order, each once. If the code that would be -0 is one (the FNUZ formats),
+        the format has no negative zero.
     signed : bool
         Whether there is a sign bit.
     has_zero : bool
         Whether exponent field 0 holds zero and the subnormals. Without, it is
-        an exponent like any other (E8M0FNU).
+        an exponent like any other (E8M0FNU): code 0 is the smallest positive
+        value, and in a signed format the sign bit alone is that value negated.
     name : str
         For messages and reports; two formats that differ in name only are equal.
 
@@ -76,9 +80,12 @@ class FloatFormat:
     ------
     ValueError
         If the widths are not as said; if the positive finite codes are not
-        contiguous from 0, or the negative ones not their mirror image; or if a
-        rounding boundary is no float32 of few enough bits to be in a table of
-        2^18 (which bounds the exponents, about, to float32's).
+        contiguous from 0, or the negative ones not their mirror image; if a NaN's
+        code is the infinity's; or if a rounding boundary is no float32 of few
+        enough bits to be in a table of 2^18 (which bounds the exponents, about,
+        to float32's).
+    TypeError
+        If a width, the bias or a NaN's code is no integer.
 
     Examples
     --------
@@ -103,7 +110,7 @@ class FloatFormat:
     code_dtype = np.dtype(np.uint8)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "nan_codes", tuple(self.nan_codes))  # tables are kept by format
+        self._normalize()
         if self.exponent_bits < 0 or self.mantissa_bits < 0 or not 2 <= self.bits <= 8:
             raise ValueError(
                 f"{self.name}: expected field widths of 2 to 8 bits in all, found "
@@ -113,6 +120,8 @@ class FloatFormat:
             raise ValueError(f"{self.name}: expected exponent bits, found none")
         if bad := [code for code in self.nan_codes if not 0 <= code < 1 << self.bits]:
             raise ValueError(f"{self.name}: expected NaN codes of {self.bits} bits, found {bad}")
+        if self.has_infinity and self.exponent_ones << self.mantissa_bits in self.nan_codes:
+            raise ValueError(f"{self.name}: expected a code for infinity, found it to be a NaN's")
         positive = self.values[: self._positive_codes]
         if not np.isfinite(positive[0]):
             raise ValueError(f"{self.name}: expected code 0 to be finite, found {positive[0]}")
@@ -122,12 +131,31 @@ class FloatFormat:
             )
         if self.signed:
             mirrored = -self.values[self.sign_bit :]
-            if not np.array_equal(mirrored[1:], positive[1:], equal_nan=True):
+            first = int(self.has_zero)  # -0 may be a NaN's code instead
+            if not np.array_equal(mirrored[first:], positive[first:], equal_nan=True):
                 raise ValueError(f"{self.name}: expected specials alike in both signs")
         if self.key_shift < 14:
             raise ValueError(
                 f"{self.name}: bias {self.bias} leads out of the range of the codec's float32 keys"
             )
+        self._make_tables()
+
+    def _normalize(self) -> None:
+        """Tables are kept by format: what describes the same one has to be equal."""
+        for name in ("exponent_bits", "mantissa_bits", "bias"):
+            object.__setattr__(self, name, index(getattr(self, name)))
+        for name in ("has_infinity", "signed", "has_zero"):
+            object.__setattr__(self, name, bool(getattr(self, name)))
+        object.__setattr__(self, "nan_codes", tuple(sorted({index(c) for c in self.nan_codes})))
+
+    def _make_tables(self) -> None:
+        """Not by the first of several threads that asks, whose lock a fork could copy."""
+        for name, attribute in vars(FloatFormat).items():
+            if isinstance(attribute, cached_property):
+                getattr(self, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FloatFormat, tuple(getattr(self, one.name) for one in fields(self))
 
     @property
     def bits(self) -> int:
@@ -228,7 +256,7 @@ class FloatFormat:
     @cached_property
     def infinity_code(self) -> int | None:
         """The code of +infinity, or None where the format has none."""
-        return self.max_code + 1 if self.has_infinity else None
+        return self.exponent_ones << self.mantissa_bits if self.has_infinity else None
 
     @cached_property
     def nan_code(self) -> int | None:
@@ -239,13 +267,15 @@ class FloatFormat:
     @cached_property
     def quiet_nan_code(self) -> int | None:
         """The positive NaN with only the mantissa's top bit set; :attr:`nan_code` if it is none."""
-        quiet = self.max_code + 1 + (1 << self.mantissa_bits >> 1)
+        quiet = self.exponent_ones << self.mantissa_bits | 1 << self.mantissa_bits >> 1
         return quiet if quiet in self.nan_codes else self.nan_code
 
     @cached_property
     def is_finite(self) -> npt.NDArray[np.bool_]:
-        """Whether each code is a number, neither infinity nor NaN."""
-        return np.isfinite(self.values)
+        """Whether each code is a number, neither infinity nor NaN; read-only."""
+        finite: npt.NDArray[np.bool_] = np.isfinite(self.values)
+        finite.flags.writeable = False
+        return finite
 
     def __str__(self) -> str:
         return self.name
@@ -280,6 +310,9 @@ class IntFormat:
                 f"{self.name}: expected {limits.min} <= min_code < max_code <= {limits.max}, "
                 f"found {self.min_code} and {self.max_code}"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return IntFormat, (self.min_code, self.max_code, self.dtype, self.name)
 
     @cached_property
     def code_dtype(self) -> np.dtype[np.int8 | np.uint8]:

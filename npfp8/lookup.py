@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Kernel", "apply_blockwise", "lookup", "table_kernel"]
+__all__ = ["Kernel", "apply_blockwise", "lookup", "require_array", "table_kernel"]
 
 #: Fills its second argument, a 1-D block of results, from the 1-D block of inputs.
 Kernel = Callable[[npt.NDArray[Any], npt.NDArray[Any]], None]
@@ -150,11 +150,10 @@ def apply_blockwise(
     dtype = np.dtype(dtype)
     if out is None:
         out = np.empty_like(x, dtype, order=order, subok=False)
-    elif not isinstance(out, np.ndarray) or out.dtype != dtype:
-        found = getattr(out, "dtype", type(out).__name__)
-        raise TypeError(f"out: expected an array of {dtype}, found {found}")
-    elif out.shape != x.shape:
-        raise ValueError(f"out: expected shape {x.shape}, found {out.shape}")
+    else:
+        require_array("out", out, dtype)
+        if out.shape != x.shape:
+            raise ValueError(f"out: expected shape {x.shape}, found {out.shape}")
     if threads < 1:
         raise ValueError(f"threads: expected at least 1, found {threads}")
     if threads == 1 or x.size <= _SMALLEST_SHARE:
@@ -175,6 +174,13 @@ def apply_blockwise(
         for other in others:
             other.result()
     return out
+
+
+def require_array(name: str, x: Any, dtype: np.dtype[Any]) -> None:
+    """Raise TypeError unless ``x`` is an array of ``dtype``."""
+    if not isinstance(x, np.ndarray) or x.dtype != dtype:
+        found = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"{name}: expected an array of {dtype}, found {found}")
 
 
 def _apply(kernel: Kernel, x: npt.NDArray[Any], out: npt.NDArray[Any], order: Any) -> None:

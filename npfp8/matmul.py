@@ -120,8 +120,9 @@ def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") ->
         raise ValueError(f"accumulate: expected one of {names}, found {accumulate!r}")
     a_k, b_k = a.ndim - 1, b.ndim - 2
     k = a.shape[a_k]
-    a_block = a.block if a.axis == a_k else None
-    b_block = b.block if b.axis == b_k else None
+    # A block larger than K is all of K.
+    a_block = min(a.block, max(k, 1)) if a.block and a.axis == a_k else None
+    b_block = min(b.block, max(k, 1)) if b.block and b.axis == b_k else None
     if a_block and b_block and a_block != b_block:
         raise ValueError(f"blocks along K: expected equal ones, found {a_block} and {b_block}")
     block = a_block or b_block
@@ -168,8 +169,7 @@ def exact_k_limit(fmt_a: Format, fmt_b: Format, *, parts: int = 2, zero_point: b
 
     Examples
     --------
-    >>> from npfp8 import E4M3FN, E5M2
-    >>> from npfp8.matmul import exact_k_limit
+    >>> from npfp8 import E4M3FN, E5M2, exact_k_limit
     >>> exact_k_limit(E4M3FN, E4M3FN, parts=1), exact_k_limit(E4M3FN, E5M2, parts=1)
     (171196, 10)
     >>> exact_k_limit(E5M2, E5M2)

@@ -92,7 +92,9 @@ def encoder_mistakes(
         ),
         (
             "saturation at too small a value",
-            lambda x: clamped_codes(right(x), fmt, fmt.max_code - (1 << fmt.mantissa_bits) + 1),
+            lambda x: clamped_codes(
+                right(x), fmt, max(fmt.max_code + 1 - (1 << fmt.mantissa_bits), 0)
+            ),
         ),
         ("saturation from too small a value on", to_largest_binade),
         ("NaN clamped to the largest value", nan_clamped),

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.files import open_regular, replaced_file
-from npfp8.formats import E4M3FN, E5M2, E8M0FNU, FloatFormat
+from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat
 
 __all__ = [
     "Bfloat16Array",
@@ -37,7 +37,13 @@ __all__ = [
 ]
 
 #: safetensors' names of the FP8 formats.
-_FP8_NAMES = {E4M3FN: "F8_E4M3", E5M2: "F8_E5M2", E8M0FNU: "F8_E8M0"}
+_FP8_NAMES = {
+    E4M3FN: "F8_E4M3",
+    E5M2: "F8_E5M2",
+    E8M0FNU: "F8_E8M0",
+    E4M3FNUZ: "F8_E4M3FNUZ",
+    E5M2FNUZ: "F8_E5M2FNUZ",
+}
 _FP8_FORMATS = {name: fmt for fmt, name in _FP8_NAMES.items()}
 
 #: safetensors' name of each NumPy dtype; the data is little-endian.
@@ -57,12 +63,16 @@ _NUMPY_DTYPES = {
 }
 _NUMPY_NAMES = {np.dtype(dtype): name for name, dtype in _NUMPY_DTYPES.items()}
 
-#: Bytes of an element of what a file may hold, as far as its size is checked here.
-_ITEMSIZES = {
-    **{name: np.dtype(dtype).itemsize for name, dtype in _NUMPY_DTYPES.items()},
-    **dict.fromkeys(_FP8_FORMATS, 1),
-    "BF16": 2,
-    "C64": 8,
+#: Bits of an element of each dtype that safetensors has a name for. A dtype that is not
+#: here is newer than this table: its tensors have the bytes that the header gives them.
+_BITS = {
+    **{name: 8 * np.dtype(dtype).itemsize for name, dtype in _NUMPY_DTYPES.items()},
+    **dict.fromkeys(_FP8_FORMATS, 8),
+    "BF16": 16,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
 }
 
 #: The library's own limit on a header, in bytes.
@@ -111,6 +121,8 @@ class Bfloat16Array:
 class StoredTensor:
     """Where a tensor lies: its file, key, dtype (safetensors' name), shape and byte range.
 
+    The dtype may be one that nothing here can read, such as ``F4``, or one that
+    does not exist yet: such a tensor can be left alone, or copied as bytes.
     ``buffer`` is the file, mapped into memory when its header was read: what is
     read later is of the same file, even if another has taken its place.
     """
@@ -145,7 +157,7 @@ class StoredTensor:
         stored = np.dtype(dtype)
         if not self.nbytes:  # which NumPy makes no view of
             return np.empty(self.shape, stored)
-        count = self.nbytes // stored.itemsize
+        count = math.prod(self.shape)
         return np.frombuffer(self.buffer, stored, count, self.begin).reshape(self.shape)
 
 
@@ -265,24 +277,35 @@ def _stored(file: Path, key: str, info: Any, begin: int, buffer: mmap.mmap) -> S
             f"{place}: expected non-negative integers in shape and two in data_offsets, "
             f"found {_REPR.repr(shape)} and {_REPR.repr(offsets)}"
         )
-    if dtype not in _ITEMSIZES:
-        raise ValueError(
-            f"{place}: expected dtype {', '.join(_ITEMSIZES)}, found {_REPR.repr(dtype)[1:-1]}"
-        )
+    if not dtype:
+        raise ValueError(f"{place}: expected the name of a dtype, found ''")
     if len(shape) > _MAX_AXES:
         raise ValueError(f"{place}: expected at most {_MAX_AXES} axes, found {len(shape)}")
+    if dtype in _BITS:
+        _check_size(place, dtype, shape, offsets)
+    elif offsets[1] < offsets[0]:
+        raise ValueError(f"{place}: expected data_offsets in order, found {offsets}")
+    return StoredTensor(
+        file, key, dtype, tuple(shape), begin + offsets[0], begin + offsets[1], buffer
+    )
+
+
+def _check_size(place: str, dtype: str, shape: list[int], offsets: list[int]) -> None:
+    """Refuse a shape that has not as many bytes as there are between the offsets."""
+    bits = _BITS[dtype]
     # NumPy holds no shape whose lengths, 0 left out, multiply to more than an index has bits for.
-    if _ITEMSIZES[dtype] * math.prod(length or 1 for length in shape) > _MAX_BYTES:
+    if bits * math.prod(length or 1 for length in shape) > 8 * _MAX_BYTES:
         raise ValueError(f"{place}: expected at most {_MAX_BYTES} bytes, found shape {shape}")
-    nbytes = _ITEMSIZES[dtype] * math.prod(shape)
+    nbytes, rest = divmod(bits * math.prod(shape), 8)
+    if rest:
+        raise ValueError(
+            f"{place}: expected whole bytes of {dtype}, {bits} bits each, found shape {shape}"
+        )
     if offsets[1] - offsets[0] != nbytes:
         raise ValueError(
             f"{place}: expected {nbytes} bytes for {dtype} of shape {shape}, "
             f"found data_offsets {offsets}"
         )
-    return StoredTensor(
-        file, key, dtype, tuple(shape), begin + offsets[0], begin + offsets[1], buffer
-    )
 
 
 def _are_counts(values: Any) -> bool:
@@ -299,8 +322,9 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8A
     Returns
     -------
     dict of str to ndarray or Fp8Array
-        ``F8_E4M3``, ``F8_E5M2`` and ``F8_E8M0`` tensors are :class:`Fp8Array`;
-        ``BF16`` ones are uint16 arrays of bits (:mod:`npfp8.bfloat16`).
+        ``F8_E4M3``, ``F8_E5M2``, ``F8_E8M0``, ``F8_E4M3FNUZ`` and ``F8_E5M2FNUZ``
+        tensors are :class:`Fp8Array`; ``BF16`` ones are uint16 arrays of bits
+        (:mod:`npfp8.bfloat16`).
 
     Raises
     ------
@@ -332,7 +356,11 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8A
             stored = tensor.read_as(_NUMPY_DTYPES[tensor.dtype])
             arrays[key] = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         else:
-            raise ValueError(f"{path}: tensor {key!r}: expected a real dtype, found {tensor.dtype}")
+            known = ", ".join((*_NUMPY_DTYPES, "BF16", *_FP8_FORMATS))
+            raise ValueError(
+                f"{path}: tensor {_REPR.repr(key)}: expected dtype {known}, "
+                f"found {_REPR.repr(tensor.dtype)[1:-1]}"
+            )
     return arrays
 
 
@@ -401,7 +429,7 @@ def save_file(
 
 def _alignment(tensor: npt.NDArray[Any] | Fp8Array | Bfloat16Array | StoredTensor) -> int:
     if isinstance(tensor, StoredTensor):
-        return _ITEMSIZES[tensor.dtype]
+        return _BITS.get(tensor.dtype, 8) // 8 or 1  # of an unknown dtype: none to keep
     if isinstance(tensor, Bfloat16Array):
         return 2
     return 1 if isinstance(tensor, Fp8Array) else tensor.dtype.itemsize

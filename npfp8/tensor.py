@@ -98,7 +98,7 @@ class QuantizedTensor:
         set_field = object.__setattr__  # the way to normalise a field of a frozen dataclass
         if self.zero_point is not None:
             if not isinstance(self.fmt, IntFormat):
-                raise ValueError(f"zero_point: expected None for {self.fmt}, a format with a zero")
+                raise ValueError(f"zero_point: expected None for {self.fmt}, a float format")
             zero_point = np.asarray(self.zero_point)
             if zero_point.dtype != codes.dtype or zero_point.shape != expected:
                 raise ValueError(
@@ -147,7 +147,8 @@ class QuantizedTensor:
         """The values of the codes, zero point taken off, without the scale; exact."""
         values = decode(self.codes, self.fmt, dtype)
         if self.zero_point is not None:
-            values -= spread(self.zero_point, self.shape, self.axis, self.block)
+            zero_point = spread(self.zero_point, self.shape, self.axis, self.block)
+            values -= zero_point.astype(values.dtype)
         return values
 
     def dequantize(self) -> Float32Array:
@@ -227,7 +228,7 @@ def quantize(
     if zero_point is None:
         return QuantizedTensor(encode(scaled, fmt), scales, fmt, axis, None, block)
     if not isinstance(fmt, IntFormat):
-        raise ValueError(f"zero_point: expected None for {fmt}, a format with a zero")
+        raise ValueError(f"zero_point: expected None for {fmt}, a float format")
     zeros = np.asarray(zero_point)
     if zeros.dtype.kind not in "iu" or ((zeros < fmt.min_code) | (zeros > fmt.max_code)).any():
         raise ValueError(
@@ -327,7 +328,8 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
     Raises
     ------
     ValueError
-        If ``absmax`` is negative, infinite or NaN.
+        If ``absmax`` is negative, infinite or NaN; or the scale is beyond
+        float32 (only where ``fmt.max`` is below 1).
 
     Examples
     --------
@@ -341,8 +343,10 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
     bad = ~(np.isfinite(largest) & (largest >= 0))
     if bad.any():
         raise ValueError(f"absmax: expected finite and not negative, found {largest[bad][0]}")
-    with np.errstate(under="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         scale = np.maximum(largest / np.float32(fmt.max), _MIN_NORMAL)
+    if not np.isfinite(scale).all():
+        raise ValueError(f"absmax: {largest.max()} over {fmt}'s {fmt.max} is beyond float32")
     return np.asarray(np.where(largest == 0, np.float32(1), scale), np.float32)
 
 
@@ -370,7 +374,8 @@ def affine_scale(
     Raises
     ------
     ValueError
-        If a range is not finite or does not contain 0.
+        If a range is not finite or does not contain 0, or the scale is beyond
+        float32 (a format of few codes).
 
     Examples
     --------
@@ -385,7 +390,10 @@ def affine_scale(
     if bad.any():
         raise ValueError(f"range: expected finite, with 0, found {lows[bad][0]}..{highs[bad][0]}")
     width = (highs.astype(np.float64) - lows) / (fmt.max_code - fmt.min_code)
-    scale = np.where(width == 0, 1.0, np.maximum(width, _MIN_NORMAL)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        scale = np.where(width == 0, 1.0, np.maximum(width, _MIN_NORMAL)).astype(np.float32)
+    if not np.isfinite(scale).all():
+        raise ValueError(f"range: the scale {width.max()} that maps it to {fmt} is beyond float32")
     zero_point = np.clip(fmt.min_code - np.rint(lows / scale), fmt.min_code, fmt.max_code)
     return np.asarray(scale), zero_point.astype(fmt.code_dtype)
 
@@ -413,7 +421,8 @@ def spread(
     if axis is None:
         return per_scale
     if block is not None:
-        return per_scale.take(np.arange(shape[axis]) // block, axis=axis)
+        # A block larger than the axis is the whole axis; it may not fit an index's dtype.
+        return per_scale.take(np.arange(shape[axis]) // min(block, shape[axis] or 1), axis=axis)
     return per_scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
@@ -436,7 +445,7 @@ def group_extrema(
     elif not x.shape[axis]:
         low, high = np.zeros_like(x), np.zeros_like(x)
     else:
-        starts = range(0, x.shape[axis], block)
+        starts = range(0, x.shape[axis], min(block, x.shape[axis]))
         low = np.minimum(np.minimum.reduceat(x, starts, axis=axis), np.float32(0))
         high = np.maximum(np.maximum.reduceat(x, starts, axis=axis), np.float32(0))
     return np.asarray(low), np.asarray(high)

@@ -3,7 +3,9 @@
     python scripts/fuzz_checkpoint.py [--cases N] [--seed S] [--only MUTATION]
 
 Each case is a fresh folder with a checkpoint (quantized or not), a calibration, a
-recipe or an FP8 file, of which one file is damaged or replaced. What may come of reading it:
+recipe, an FP8 file, a tokenizer, a task's data (TSV, JSON Lines, SQuAD's JSON and, with
+pyarrow, Parquet) or a kit, of which one file is damaged or replaced. What may come of
+reading it:
 
     refused   one error of this project, in one line, that names the file
     valid     the file is still (or again) a valid one, and what was read is what
@@ -18,6 +20,8 @@ its number, and is run again with ``--first NUMBER --cases 1``.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import io
 import json
 import math
 import os
@@ -42,8 +46,13 @@ import tokenizers
 import bert_numpy
 from bert_numpy.calibration import calibrate, load_calibration, save_calibration
 from bert_numpy.config import read_config
+from bert_numpy.glue import TASKS, read_examples, read_test_set
+from bert_numpy.kit.export import make_kit
+from bert_numpy.kit.manifest import MANIFEST, TENSORS, Kit, open_kit, write_kit
+from bert_numpy.kit.verify import verify
 from bert_numpy.quantized_checkpoint import save_quantized
 from bert_numpy.recipe import PRESETS, load_recipe, recipe_json
+from bert_numpy.squad import read_questions
 from bert_numpy.weights import expected_shapes
 from npfp8 import E4M3FN, QuantizedTensor
 from npfp8.storage import Fp8Array, load_file, save_file
@@ -69,10 +78,23 @@ CONFIG = {
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+OLD_DTYPES = frozenset(
+    ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32")
+) | {"F64", "I64", "U64"}
 EMBEDDED = Path(bert_numpy.__file__).parent / "assets" / "bert-tiny-sst2"
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcde")]
 
 Rng = random.Random
+
+#: Parts of the kit of operators that together have most kinds of operations.
+KIT_PARTS = tuple(
+    f"operator/{part}/"
+    for part in ("gemm-e4m3", "gemm-uint8-int8", "quantize-uint8", "softmax-n33", "layer_norm")
+)
+
+#: What Arrow takes by default reserves more address space than a worker may have.
+os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
+HAS_PARQUET = importlib.util.find_spec("pyarrow") is not None
 
 
 # Files before any damage.
@@ -110,6 +132,56 @@ def model_file(dtype: str, names: list[str] | None = None) -> bytes:
     return pack(header, data)
 
 
+def foreign(config: bytes) -> bytes:
+    """A quantized checkpoint's config as compressed-tensors writes it: no ``npfp8_config``."""
+    raw = json.loads(config)
+    del raw["npfp8_config"]
+    return json.dumps(raw).encode()
+
+
+def as_parquet(columns: dict[str, Any]) -> bytes:
+    from pyarrow import parquet, table  # noqa: PLC0415 (an extra)
+
+    file = io.BytesIO()
+    parquet.write_table(table(columns), file)
+    return file.getvalue()
+
+
+def data_files() -> dict[str, dict[str, bytes]]:
+    """A task's examples in every layout, by target."""
+    texts = ["a warm film", 'so "dull"', "caf\u00e9 \U0001f642", "good"]
+    rows = {"sentence": texts, "label": [1, 0, 1, 1], "idx": [3, 0, 7, 1]}
+    lines = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+    tsv = "".join(f"{row['sentence']}\t{row['label']}\n" for row in lines)
+    test = "".join(f"{row['idx']}\t{row['sentence']}\n" for row in lines)
+    answer = {"text": "mat", "answer_start": 15}
+    context = "The cat on the mat."
+    qas = [{"id": f"q{i}", "question": f"Where {i}?", "answers": [answer]} for i in range(3)]
+    paragraph = {"context": context, "qas": qas}
+    squad = {"version": "1.1", "data": [{"title": "Cats", "paragraphs": [paragraph]}]}
+    files = {
+        "tsv": {"dev.tsv": f"sentence\tlabel\n{tsv}".encode()},
+        "test tsv": {"test.tsv": f"index\tsentence\n{test}".encode()},
+        "jsonl": {"dev.jsonl": "".join(json.dumps(row) + "\n" for row in lines).encode()},
+        "squad": {"dev-v1.1.json": json.dumps(squad).encode()},
+    }
+    if HAS_PARQUET:
+        answers = [{"text": ["mat"], "answer_start": [15]}] * 3
+        names = {"id": ["a", "b", "c"], "question": ["Where?"] * 3, "context": [context] * 3}
+        files["parquet"] = {"dev.parquet": as_parquet(rows)}
+        files["squad parquet"] = {"dev.parquet": as_parquet({**names, "answers": answers})}
+    return files
+
+
+def small_kit(folder: Path) -> dict[str, bytes]:
+    """The files of a kit of few tensors."""
+    whole = make_kit(["operator"])
+    names = [name for name in whole.tensors if name.startswith(KIT_PARTS)]
+    tensors = {name: whole.tensors[name] for name in names}
+    write_kit(Kit(whole.header, tensors, {name: whole.arrays[name] for name in names}), folder)
+    return {file: (folder / file).read_bytes() for file in (MANIFEST, TENSORS)}
+
+
 def templates() -> dict[str, dict[str, bytes]]:
     """The files of an undamaged folder, by target."""
     config = json.dumps(CONFIG).encode()
@@ -138,6 +210,8 @@ def templates() -> dict[str, dict[str, bytes]]:
         vocabulary = {token: number for number, token in enumerate(TOKENS)}
         tokenizers.BertWordPieceTokenizer(vocabulary).save(str(folder / "t"))
         files = {key: (folder / key).read_bytes() for key in "cft"}
+        kit = small_kit(folder / "kit")
+    other = quantized["quantized e4m3"]
     return {
         **{
             f"model {dtype}": {"config.json": config, SINGLE: model_file(dtype)} for dtype in DTYPES
@@ -152,6 +226,9 @@ def templates() -> dict[str, dict[str, bytes]]:
         "recipe": {"recipe.json": recipe_json(PRESETS["int8-smooth"]).encode()},
         "tokenizer": {"config.json": config, "tokenizer.json": files["t"]},
         "vocabulary": {"config.json": config, "vocab.txt": "\n".join(TOKENS).encode()},
+        "foreign e4m3": {**other, "config.json": foreign(other["config.json"])},
+        "kit": kit,
+        **data_files(),
     }
 
 
@@ -168,8 +245,16 @@ def expect(good: bool, what: str) -> None:
 
 
 def independent(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
-    """Dtype, shape and bytes of each tensor, by the safetensors library alone."""
-    found = safetensors.deserialize(path.read_bytes())
+    """Dtype, shape and bytes of each tensor, by the safetensors library if it knows the dtypes."""
+    content = path.read_bytes()
+    header, data = unpack(content)
+    header.pop("__metadata__", None)
+    if not {info["dtype"] for info in header.values()} <= OLD_DTYPES:
+        return {
+            key: (info["dtype"], info["shape"], data[slice(*info["data_offsets"])])
+            for key, info in header.items()
+        }
+    found = safetensors.deserialize(content)
     return {key: (str(x["dtype"]), list(x["shape"]), bytes(x["data"])) for key, x in found}
 
 
@@ -281,7 +366,91 @@ def read_tokenizer(folder: Path) -> None:
     expect(all(0 <= number < size for number in ids), "token ids")
 
 
+def plain_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a data file by Python's json, by splitting lines, or by pyarrow alone."""
+    if path.suffix == ".parquet":
+        from pyarrow import parquet  # noqa: PLC0415 (an extra)
+
+        wanted = ["sentence", "label", "id", "question", "context", "answers"]
+        names = [name for name in parquet.read_schema(path).names if name in wanted]
+        return [dict(row) for row in parquet.read_table(path, columns=names).to_pylist()]
+    lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+    lines = [line.removesuffix("\r") for line in lines]
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in lines]
+    header, *rows = (line.split("\t") for line in lines)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def read_task_data(path: Path) -> None:
+    examples = read_examples(path, TASKS["sst2"])
+    rows = plain_rows(path)
+    names = TASKS["sst2"].labels
+    expect(examples.texts == [row["sentence"] for row in rows], "a text")
+    labels = [names.index(row["label"]) if row["label"] in names else row["label"] for row in rows]
+    expect(examples.labels.tolist() == list(map(int, labels)), "a label")
+
+
+def read_unlabelled(folder: Path) -> None:
+    path = folder / "test.tsv"
+    found = read_test_set(path, TASKS["sst2"])
+    rows = plain_rows(path)
+    expect(found.texts == [row["sentence"] for row in rows], "a text")
+    number = next((name for name in ("index", "id", "idx") if name in rows[0]), next(iter(rows[0])))
+    expect(list(found.ids) == [row[number] for row in rows], "a number")
+    expect(len({int(name) for name in found.ids}) == len(rows), "a number twice")
+
+
+def read_squad(path: Path) -> None:
+    found = read_questions(path).items
+    if path.suffix == ".parquet":
+        rows = plain_rows(path)
+        expected = [(row["id"], row["question"], row["context"]) for row in rows]
+    else:
+        articles = json.loads(path.read_bytes())["data"]
+        expected = [
+            (node["id"], node["question"], paragraph["context"])
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for node in paragraph["qas"]
+        ]
+    expect([(item.id, item.question, item.context) for item in found] == expected, "a question")
+    for item in found:
+        expect(all(text in item.context for text in item.answers), "an answer")
+
+
+def read_kit(folder: Path) -> None:
+    """A kit is what its files say, and a candidate can be compared with it by every profile."""
+    kit = open_kit(folder)
+    stored = independent(folder / TENSORS)
+    for name, tensor in kit.tensors.items():
+        bits = kit.arrays[name]
+        if tensor.kind == "bfloat16":
+            bits = (bits.view(np.uint32) >> 16).astype(np.uint16)
+        expect(bits.tobytes() == stored[name][2], f"tensor {name}")
+    candidate = {name: x for name, x in kit.arrays.items() if kit.tensors[name].kind == "codes"}
+    last = [name for name in kit.arrays if kit.tensors[name].operation != "given"][-1:]
+    candidate |= {
+        name: kit.arrays[name] + kit.arrays[name].dtype.type(1)
+        for name in last
+        if kit.tensors[name].kind != "codes"
+    }
+    if not candidate:
+        return
+    with np.errstate(all="ignore"):
+        for profile in ("bit-exact", "accumulate-order", "statistical"):
+            verify(kit, candidate, profile)
+
+
 READERS: dict[str, Callable[[Path], None]] = {
+    "tsv": lambda folder: read_task_data(folder / "dev.tsv"),
+    "jsonl": lambda folder: read_task_data(folder / "dev.jsonl"),
+    "parquet": lambda folder: read_task_data(folder / "dev.parquet"),
+    "test tsv": read_unlabelled,
+    "squad": lambda folder: read_squad(folder / "dev-v1.1.json"),
+    "squad parquet": lambda folder: read_squad(folder / "dev.parquet"),
+    "kit": read_kit,
+    "foreign e4m3": read_quantized,
     "quantized e4m3": read_quantized,
     "quantized int8-channel": read_quantized,
     "calibration": read_calibration,
@@ -451,6 +620,13 @@ def _metadata_of_calibration(
     )
 
 
+def _unread(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
+    """One more tensor, empty and of a dtype that is new or has no name yet."""
+    dtypes = ["F4", "F6_E2M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F128", "I4", "f\u0000"]
+    end = max(other["data_offsets"][1] for name, other in header.items() if name != "__metadata__")
+    header["unread"] = {"dtype": rng.choice(dtypes), "shape": [0], "data_offsets": [end, end]}
+
+
 def st_duplicate_key(rng: Rng, content: bytes) -> bytes:
     header, data = unpack(content)
     key = rng.choice(list(header))
@@ -537,6 +713,165 @@ def json_duplicate_key(rng: Rng, content: bytes) -> bytes:
     return again + json.dumps(value)[1:].encode()
 
 
+def quantization_value(rng: Rng, content: bytes) -> bytes:
+    """Another value in the section on quantization, such as some release writes, or any."""
+    raw = json.loads(content)
+    config = raw["quantization_config"]
+    group = config["config_groups"]["group_0"]
+    node = rng.choice([config, group, group["weights"], group["input_activations"]])
+    odd = [None, {}, [], "", "auto", 2**31, 10**30, -1, [2**31 - 1, 1], "8x8", True, 0.5]
+    known = ["frozen", "dense", {"format": "dense"}, "static", "channel", "token", "torch.uint8"]
+    keys = ["observer", "scale_dtype", "actorder", "block_structure", "sparsity_config", "x"]
+    node[rng.choice([*node, *keys])] = rng.choice([*odd, *known])
+    if rng.random() < 0.3:
+        raw["compression_config"] = raw.pop("quantization_config")
+    if rng.random() < 0.3:
+        raw["num_hidden_layers"] = rng.choice([2, 100, 10**9, 10**30])
+    return json.dumps(raw).encode()
+
+
+def quantization_pattern(rng: Rng, content: bytes) -> bytes:
+    """Patterns that are none, that Python takes for ever to match, or that hold anything."""
+    raw = json.loads(content)
+    config = raw["quantization_config"]
+    pieces = [
+        "(.*)*",
+        "(a|a)*",
+        "(\\w{1,9}){9}",
+        ".*",
+        "(?=",
+        "(?!",
+        "(",
+        ")",
+        "[",
+        "]",
+        "\\1",
+        "$",
+    ]
+    pieces += ["{99999}", "{2,1}", "+", "?", "|", "bert", "\\.", "(?P<x>", "\\", "\u0000", "layer"]
+    patterns = [
+        "re:" + "".join(rng.choice(pieces) for _ in range(rng.choice([1, 3, 9, 100, 500])))
+        for _ in range(rng.choice([1, 1, 10, 1000]))
+    ]
+    where = rng.choice([config, config["config_groups"]["group_0"]])
+    key = "ignore" if where is config else "targets"
+    where[key] = patterns + where[key] if rng.random() < 0.5 else patterns
+    return json.dumps(raw).encode()
+
+
+#: What stands in a cell of a data file, or for any value there.
+CELLS = [
+    *("", " ", "\0", "\x01\x02", "\u200b", "\ud800", "\t", "a\tb", "\r", "\u2028", "\ufeff"),
+    *("x" * 100_000, "1" * 5000, "0", "1", "01", "-1", "1.0", "\u0661", "nan", "positive", "7\n3"),
+]
+
+
+def text_cell(rng: Rng, content: bytes) -> bytes:
+    """Another cell, one more, or one less, in a line of a TSV file; or a line twice."""
+    lines = [line.split("\t") for line in content.decode().split("\n")]
+    line = rng.choice(lines)
+    place = rng.randrange(len(line))
+    change = rng.random()
+    if change < 0.6:
+        line[place] = rng.choice(CELLS)
+    elif change < 0.7:
+        line.insert(place, rng.choice([*CELLS, *lines[0]]))
+    elif change < 0.8:
+        del line[place]
+    else:
+        lines.insert(rng.randrange(len(lines)), list(line))
+    text = "\n".join("\t".join(line) for line in lines)
+    return text.encode(rng.choice(["utf-8"] * 8 + ["utf-16", "utf-8-sig"]), "surrogatepass")
+
+
+def json_line(rng: Rng, content: bytes) -> bytes:
+    """Another value, another key, or damage as to any JSON, in a line of JSON Lines."""
+    lines = content.rstrip(b"\n").split(b"\n")
+    place = rng.randrange(len(lines))
+    row = json.loads(lines[place])
+    if rng.random() < 0.5:
+        row[rng.choice([*row, "x"])] = rng.choice([*CELLS, *VALUES])
+        lines[place] = json.dumps(row).encode()
+    else:
+        damage = rng.choice([json_bomb, json_not_utf8, json_value, json_duplicate_key])
+        lines[place] = damage(rng, lines[place])
+    return b"\n".join(lines)
+
+
+def parquet_column(rng: Rng, content: bytes) -> bytes:
+    """Columns of other types, of other lengths, or of values that Python cannot hold."""
+    import pyarrow  # noqa: PLC0415 (an extra)
+    from pyarrow import parquet  # noqa: PLC0415 (an extra)
+
+    found = parquet.read_table(io.BytesIO(content))
+    count = len(found)
+    large = 2**62 + 1
+    broken = pyarrow.array([b"\xff\xfe"] * count, pyarrow.binary())
+    values = [
+        pyarrow.array([large] * count, pyarrow.timestamp("ns")),
+        pyarrow.array([large] * count, pyarrow.timestamp("ms", tz="UTC")),
+        pyarrow.array([large] * count, pyarrow.duration("ns")),
+        pyarrow.array([2**31 - 1] * count, pyarrow.date32()),
+        pyarrow.array([large] * count, pyarrow.uint64()),
+        pyarrow.array([1] * count).cast(pyarrow.decimal128(38, 2)),
+        pyarrow.array([b"x"] * count),
+        pyarrow.array([None] * count, rng.choice([pyarrow.null(), pyarrow.string()])),
+        pyarrow.Array.from_buffers(pyarrow.string(), count, broken.buffers()),
+        pyarrow.array([[("a", 1)]] * count, pyarrow.map_(pyarrow.string(), pyarrow.int8())),
+        pyarrow.array([[["x"]]] * count),
+        pyarrow.array([{"a": 1}] * count),
+        pyarrow.array([float("nan")] * count),
+        pyarrow.array([True] * count),
+        pyarrow.array(["x" * 1_000_000] * count).dictionary_encode(),
+        pyarrow.array(["\0"] * count),
+        pyarrow.array(["x"] * count, pyarrow.large_string()),
+    ]
+    names, columns = list(found.column_names), list(found.columns)
+    place = rng.randrange(len(names))
+    change = rng.random()
+    if change < 0.5:
+        columns[place] = rng.choice(values)
+    elif change < 0.8:
+        names.append(rng.choice(["x", names[place], ""]))
+        columns.append(rng.choice(values))
+    elif change < 0.9:
+        del names[place], columns[place]
+    else:
+        rows = rng.choice([100_000, 2_000_000])
+        names, columns = names[:1], [pyarrow.array(["same"] * rows)]
+    file = io.BytesIO()
+    table = pyarrow.Table.from_arrays(columns, names=names)
+    parquet.write_table(table, file, use_dictionary=rng.random() < 0.8)
+    return file.getvalue()
+
+
+def kit_entry(rng: Rng, content: bytes) -> bytes:
+    """Another operation, input, attribute or kind of a tensor of a kit; or entries that move."""
+    manifest = json.loads(content)
+    entries = manifest["tensors"]
+    entry = rng.choice(entries)
+    key = rng.choice(["operation", "inputs", "attributes", "kind", "fmt", "order", "name", "level"])
+    other = rng.choice(entries)
+    if key == "order":
+        rng.shuffle(entries)
+    elif isinstance(entry.get(key), dict) and entry[key] and rng.random() < 0.8:
+        inner = entry[key]
+        name = rng.choice(list(inner))
+        views = ["transposed", "split_heads:0", "split_heads:2", "merge_heads", "first_row", "x:9"]
+        given = [[other["name"], rng.choice(views)], other["name"], entry["name"], 2, -1, 10**9]
+        odd = ["E4M3FN", "INT8", "gelu", "float32", {"fmt": "E5M2", "ndim": 2}, {"fmt": "E4M3FN"}]
+        value = rng.choice([*given, *odd, None, float("nan"), 10**400, "", {}, [], True])
+        if rng.random() < 0.2:
+            del inner[name]
+        elif isinstance(inner[name], dict) and rng.random() < 0.7:
+            inner[name][rng.choice(["fmt", "ndim", "axis", "block"])] = value
+        else:
+            inner[rng.choice([name, "axis", "block", "bias", "accumulate", "x"])] = value
+    else:
+        entry[key] = rng.choice([other.get(key), entry["name"], "codes", "E4M3FN", "sum", None, {}])
+    return json.dumps(manifest).encode()
+
+
 def index_shard(rng: Rng, content: bytes) -> bytes:
     """Another name in the place of a shard's; the files above and beside are there to be found."""
     index = json.loads(content)
@@ -617,7 +952,7 @@ SAFETENSORS = [
         for change in (
             *(_offsets, _offsets_moved, _offsets_shared, _offsets_reversed, _dtype),
             *(_dtype_of_the_same_size, _shape, _entry, _entry_part, _key_gone, _key_renamed),
-            _metadata,
+            *(_metadata, _unread),
         )
     ),
 ]
@@ -658,7 +993,19 @@ DAMAGE: list[tuple[str, str, list[Callable[[Rng, bytes], bytes]]]] = [
     ("tokenizer", "tokenizer.json", JSON),
     ("vocabulary", "vocab.txt", TEXT),
     ("tokenizer", "config.json", JSON),
+    *[("foreign e4m3", "config.json", [*JSON, quantization_value, quantization_pattern])] * 2,
+    ("kit", MANIFEST, [*JSON, *[kit_entry] * 12]),
+    ("kit", TENSORS, SAFETENSORS),
+    ("tsv", "dev.tsv", [*TEXT, *[text_cell] * 4]),
+    ("test tsv", "test.tsv", [*TEXT, *[text_cell] * 4]),
+    ("jsonl", "dev.jsonl", [*TEXT, *[json_line] * 4]),
+    ("squad", "dev-v1.1.json", JSON),
 ]
+if HAS_PARQUET:
+    DAMAGE += [
+        ("parquet", "dev.parquet", [*ANY, *[parquet_column] * 5]),
+        ("squad parquet", "dev.parquet", [*ANY, *[parquet_column] * 5]),
+    ]
 
 
 def place_pipe(path: Path) -> None:

@@ -40,6 +40,7 @@ import torch
 
 from bert_numpy import policy as policies
 from bert_numpy.evaluation import batches, predict_logits
+from bert_numpy.finite import require_finite
 from bert_numpy.job import prepare, with_calibration
 from bert_numpy.model import Model
 from bert_numpy.policy import Policy, Scale, SitePlan
@@ -275,7 +276,9 @@ def alone(model: QuantizedModel, gpu: Torch) -> Policy:
 def logits_by(model: Model, policy: Policy, job: Any) -> np.ndarray:
     """On one thread: a policy of :func:`compared` takes its products' operands on the way."""
     model = replace(model, policy=policy)
-    return predict_logits(model, job.encoded, job.batch_size, threads=1)
+    logits = predict_logits(model, job.encoded, job.batch_size, threads=1)
+    require_finite(f"{model.name}: logits", logits)
+    return logits
 
 
 def proved(job: Any, recipe: str, mode: str, device: str) -> dict[str, Any]:

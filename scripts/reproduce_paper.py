@@ -20,6 +20,7 @@ import argparse
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,13 @@ def main() -> None:
 
     with connect(arguments.workers, arguments.scheduler) as client:
         rows = run_study(subjects, recipes, out, client, arguments.cell)
+    for row in rows:
+        if row["not_finite"]:
+            print(
+                f"{row['model']} {row['task']} {row['recipe']}: {row['not_finite']} of "
+                f"{row['examples']} predictions are none: NaN or infinity",
+                file=sys.stderr,
+            )
     for name, text in (
         ("results.json", json.dumps(rows, indent=1) + "\n"),
         ("results.csv", comma_separated(rows)),

@@ -55,11 +55,10 @@ def write_checkpoint(
     With ``architectures`` of ``BertModel`` it is a bare encoder: no head, and no
     ``bert.`` before its names. A head on tokens has no pooler.
     """
-    config = CONFIG | {
-        "id2label": {str(i): label for i, label in enumerate(labels)},
-        "label2id": {label: i for i, label in enumerate(labels)},
-    }
+    config = CONFIG | {"id2label": {str(i): label for i, label in enumerate(labels)}}
     config |= config_overrides or {}
+    if config["id2label"] is not None:
+        config = {"label2id": {v: int(k) for k, v in config["id2label"].items()}} | config
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)

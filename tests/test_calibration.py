@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from factories import (
+    CONFIG,
     VOCABULARY,
     assert_same_calibrations,
     assert_same_statistics,
+    random_tensors,
     write_checkpoint,
+    write_tensors,
 )
 from oracles import BFLOAT16, assert_same_bits, nearest
 
 import bert_numpy
-from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, apply_recipe, calibrate
-from bert_numpy.calibration import merge_calibrations
+from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, Recipe, apply_recipe, calibrate
+from bert_numpy.calibration import load_calibration, merge_calibrations, save_calibration
 from bert_numpy.model import encoder_sites
 from bert_numpy.observers import Statistics, observe
+from bert_numpy.origin import origin_of
+from bert_numpy.outliers import with_outliers
 from bert_numpy.policy import Policy
-from bert_numpy.recipe import Operand
+from bert_numpy.recipe import Operand, SiteRecipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 
 Batch = dict[str, np.ndarray]
@@ -231,7 +238,7 @@ def test_weight_that_cannot_be_quantized(model: Model, name: str, value: float) 
         weight[1, 3] = value
         broken = replace(model, weights=dict(model.weights) | {f"{site}.weight": weight})
         recipe = replace(PRESETS[name], overrides=(("classifier", PRESETS[name].linear),))
-        calibration = calibrate(model, [random_batch(0)])
+        calibration = replace(calibrate(model, [random_batch(0)]), origin=None)
         with np.errstate(invalid="ignore"), pytest.raises(BertNumpyError, match=f"{site}.weight"):
             apply_recipe(broken, recipe, calibration)
 
@@ -306,3 +313,223 @@ def test_sample_in_training_set_is_enough_for_its_own_range(glue: Path) -> None:
         for name, absmax in zip(operands_of([site]), pair, strict=False):
             scale = calibration.scale(name, Operand(E4M3FN)).scale
             assert absmax / scale == pytest.approx(448, rel=1e-6)
+
+
+# The moving average
+
+
+def test_one_step_of_the_average_for_each_batch(model: Model) -> None:
+    """Attention makes an array for each length of sequences: together they are one operand."""
+    batches = [random_batch(seed, (7, 4, 9, 4, 2)) for seed in range(3)]
+    found = calibrate(model, batches)
+    extrema: dict[str, list[tuple[float, float]]] = {}
+    for batch in batches:
+        for site, pairs in recorded_operands(model, [batch]).items():
+            for side, arrays in zip("ab", zip(*pairs, strict=True), strict=True):
+                low = min(0.0, *(float(x.min()) for x in arrays))
+                high = max(0.0, *(float(x.max()) for x in arrays))
+                extrema.setdefault(f"{site}:{side}", []).append((low, high))
+    assert len(recorded_operands(model, batches[:1])["encoder.layer.0.attention.scores"]) == 4
+    for name, seen in found.operands.items():
+        (low, high), *others = extrema[name]
+        for least, largest in others:
+            low, high = 0.9 * low + 0.1 * least, 0.9 * high + 0.1 * largest
+        np.testing.assert_allclose((seen.average_low, seen.average_high), (low, high), rtol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [(9, 9), (9, 2, 5), (1, 9)])
+def test_average_over_one_batch_is_its_extrema(model: Model, lengths: tuple[int, ...]) -> None:
+    for seen in calibrate(model, [random_batch(0, lengths)]).operands.values():
+        assert (seen.average_low, seen.average_high) == (seen.low, seen.high)
+
+
+# Whose calibration it is
+
+
+def changed(model: Model, **config: Any) -> Model:
+    return replace(model, config=replace(model.config, **config))
+
+
+def with_weight(model: Model, name: str, value: float) -> Model:
+    weights = dict(model.weights)
+    weights[name] = np.array(weights[name])
+    weights[name].flat[1] = value
+    return replace(model, weights=weights)
+
+
+OTHERS = {
+    "a weight": lambda model: with_weight(model, "encoder.layer.1.output.dense.weight", 0.5),
+    "a bias": lambda model: with_weight(model, "encoder.layer.0.output.dense.bias", 0.5),
+    "the head": lambda model: with_weight(model, "classifier.weight", 0.5),
+    "an embedding": lambda model: with_weight(model, "embeddings.word_embeddings.weight", 0.5),
+    "LayerNorm": lambda model: with_weight(model, "embeddings.LayerNorm.weight", 0.5),
+    "zero's sign": lambda model: with_weight(model, "encoder.layer.0.output.dense.bias", -0.0),
+    "another activation": lambda model: changed(model, hidden_act="relu"),
+    "heads": lambda model: changed(model, num_attention_heads=4),
+    "epsilon": lambda model: changed(model, layer_norm_eps=1e-5),
+    "names exchanged": lambda model: replace(
+        model,
+        weights=dict(model.weights)
+        | {
+            "encoder.layer.0.attention.self.query.weight": model.weights[
+                "encoder.layer.0.attention.self.key.weight"
+            ],
+            "encoder.layer.0.attention.self.key.weight": model.weights[
+                "encoder.layer.0.attention.self.query.weight"
+            ],
+        },
+    ),
+    "outliers": lambda model: with_outliers(model, 1),
+}
+
+
+@pytest.mark.parametrize("which", OTHERS)
+@pytest.mark.parametrize("recipe", ["fp32", "int8", "e4m3-token"])
+def test_calibration_of_another_model(
+    which: str, recipe: str, model: Model, tmp_path: Path
+) -> None:
+    """Whatever the recipe takes of it; from memory, or from a file, which the error names."""
+    model = with_weight(model, "encoder.layer.0.output.dense.bias", 0.0)
+    calibration = calibrate(model, [random_batch(0)])
+    other = replace(OTHERS[which](model), name="the other")
+    save_calibration(calibration, tmp_path / "c.safetensors")
+    loaded = load_calibration(tmp_path / "c.safetensors")
+    for place, given in (("calibration", calibration), (tmp_path / "c.safetensors", loaded)):
+        with pytest.raises(BertNumpyError) as error:
+            apply_recipe(other, PRESETS[recipe], given)
+        assert str(error.value) == (
+            f"{place}: expected a calibration of this model, {origin_of(other)}, "
+            f"found one of {calibration.origin}"
+        )
+        assert "'the other' (2 layers of 16, SHA-256 " in str(error.value)
+    with pytest.raises(BertNumpyError, match="expected both of one model, found '"):
+        merge_calibrations(calibration, calibrate(other, [random_batch(0)]))
+
+
+def test_the_same_parameters_are_the_same_model(tmp_path: Path) -> None:
+    """Stored in float16, in shards, in another folder, with other labels, or mapped."""
+    first = write_checkpoint(tmp_path / "first", dtype="F16")
+    halves = bert_numpy.load(first)
+    tensors = {
+        name: tensor.astype(np.float16).astype(np.float32)
+        for name, tensor in random_tensors(CONFIG, 2, 0).items()
+    }
+    moved_to = write_checkpoint(tmp_path / "moved", labels=("no", "yes"))
+    (moved_to / "model.safetensors").unlink()
+    write_tensors(moved_to, tensors, shards=2)
+    moved = bert_numpy.load(tmp_path / "moved")
+    assert origin_of(moved).digest == origin_of(halves).digest
+    assert origin_of(moved).name != origin_of(halves).name
+    batch = random_batch(0)
+    save_calibration(calibrate(halves, [batch]), tmp_path / "c")
+    loaded = load_calibration(tmp_path / "c")
+    found = apply_recipe(moved, PRESETS["int8"], loaded)(**batch).logits
+    assert_same_bits(found, apply_recipe(halves, PRESETS["int8"], loaded)(**batch).logits)
+    copied = replace(halves, name="a copy", weights=copy.deepcopy(dict(halves.weights)))
+    apply_recipe(copied, PRESETS["int8"], loaded)
+    assert merge_calibrations(loaded, calibrate(moved, [batch])).samples == 6
+
+
+def test_digest_is_of_every_parameter_and_not_of_an_order(model: Model) -> None:
+    digests = {origin_of(with_weight(model, name, 0.375)).digest for name in model.weights}
+    assert len(digests | {origin_of(model).digest}) == len(model.weights) + 1
+    backwards = replace(model, weights=dict(reversed(list(model.weights.items()))))
+    assert origin_of(backwards) == origin_of(model)
+    name = "encoder.layer.0.output.dense.weight"
+    strided = np.asfortranarray(model.weights[name])
+    assert origin_of(replace(model, weights=dict(model.weights) | {name: strided})) == (
+        origin_of(model)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c, seen: {"operands": {**c.operands, "encoder.layer.2.output.dense:a": seen}},
+            "operand 'encoder.layer.2.output.dense:a': {model} has no such operand",
+        ),
+        (
+            lambda c, seen: {"operands": {**c.operands, "classifier:b": seen}},
+            "operand 'classifier:b': {model} has no such operand",
+        ),
+        (
+            lambda c, seen: {"channels": {**c.channels, "encoder": np.ones(16, np.float32)}},
+            "channels of 'encoder': {model} has no such layer",
+        ),
+        (
+            lambda c, seen: {
+                "channels": {**c.channels, "embeddings.LayerNorm": np.ones(16, np.float32)}
+            },
+            "channels of 'embeddings.LayerNorm': {model} has no such layer",
+        ),
+        (
+            lambda c, seen: {"channels": {**c.channels, "classifier": np.ones(17, np.float32)}},
+            "channels of 'classifier': expected 16 numbers, as {model} has inputs there, "
+            "found shape (17,)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_calibration_with_what_the_model_has_not(
+    change: Any, message: str, by_hand: bool, model: Model
+) -> None:
+    calibration = calibrate(model, [random_batch(0)])
+    calibration = replace(calibration, **change(calibration, calibration.operands["classifier:a"]))
+    if by_hand:
+        calibration = replace(calibration, origin=None)
+    for recipe in ("int8", "int8-smooth", "e4m3-token"):
+        with pytest.raises(BertNumpyError) as error:
+            apply_recipe(model, PRESETS[recipe], calibration)
+        assert str(error.value) == "calibration: " + message.format(model=model.name)
+
+
+def test_merging_channels_of_two_widths(model: Model) -> None:
+    whole = calibrate(model, [random_batch(0)])
+    other = replace(whole, channels={**whole.channels, "classifier": np.ones(17, np.float32)})
+    with pytest.raises(BertNumpyError) as error:
+        merge_calibrations(whole, other)
+    assert str(error.value) == (
+        "calibrations: channels of 'classifier': expected as many in both, found 16 and 17"
+    )
+
+
+def test_merging_more_elements_than_are_exact(model: Model) -> None:
+    whole = calibrate(model, [random_batch(0)])
+    name = "classifier:a"
+    seen = whole.operands[name]
+    counts = seen.counts.copy()
+    counts[0] = 2**53 - seen.count
+    many = replace(whole, operands={**whole.operands, name: replace(seen, counts=counts)})
+    with pytest.raises(BertNumpyError) as error:
+        merge_calibrations(many, many)
+    assert str(error.value).startswith(
+        f"calibrations: operand {name!r}: expected at most 9007199254740992 elements together, "
+    )
+
+
+@pytest.mark.parametrize("name", ["encoder.layer.0.attention.context:a", "classifier:a"])
+def test_percentile_among_zeros_names_the_operand(name: str, model: Model) -> None:
+    calibration = calibrate(model, [random_batch(0)])
+    mostly = observe(name, None, np.float32([0] * 19 + [1]))
+    calibration = replace(calibration, operands={**calibration.operands, name: mostly})
+    recipe = PRESETS["int8-percentile"]
+    site = SiteRecipe(Operand(INT8, observer="percentile", percentile=90), recipe.linear.b)
+    recipe = replace(recipe, context=site, overrides=(("classifier", site),))
+    with pytest.raises(BertNumpyError) as error:
+        apply_recipe(model, recipe, calibration)
+    assert str(error.value) == (
+        f"calibration: operand {name!r}: observer 'percentile': expected a percentile beyond the "
+        "zeros, which are 95 % of the elements, found 90: all others would saturate"
+    )
+
+
+def test_weight_that_is_mostly_zeros(model: Model) -> None:
+    name = "encoder.layer.0.output.dense.weight"
+    weight = np.zeros_like(np.asarray(model.weights[name]))
+    weight[0, 0] = 0.5
+    sparse = replace(model, weights=dict(model.weights) | {name: weight})
+    most = Operand(INT8, observer="percentile", percentile=99)
+    with pytest.raises(BertNumpyError) as error:
+        apply_recipe(sparse, Recipe("most", SiteRecipe(b=most)))
+    assert str(error.value).startswith(f"{name}: observer 'percentile': expected a percentile beyo")

@@ -556,3 +556,130 @@ def test_integer_formats():
         encode([128.0], INT8, saturate=False)
     assert encode([-127.0, 0.0, 127.0], INT8, saturate=False).tolist() == [-127, 0, 127]
     assert decode(np.int8([-128, 127]), INT8).tolist() == [-128, 127]
+
+
+# Values as bfloat16
+
+
+@pytest.mark.parametrize("fmt", [*FLOAT_FORMATS.values(), INT8, UINT8], ids=str)
+def test_decode_to_bfloat16(fmt, ml_dtypes):
+    codes = np.arange(fmt.values.size, dtype=np.uint8).view(fmt.code_dtype)
+    bits = npfp8.decode_bfloat16(codes, fmt)
+    values = decode(codes, fmt, ml_dtypes.bfloat16)
+    assert bits.dtype == np.uint16
+    assert values.dtype == ml_dtypes.bfloat16
+    assert np.array_equal(values.view(np.uint16), bits)
+    assert np.array_equal(values.astype(np.float64), fmt.values, equal_nan=True)
+    numbers = ~np.isnan(fmt.values)
+    assert np.array_equal(np.signbit(values)[numbers], np.signbit(fmt.values)[numbers])
+    if isinstance(fmt, FloatFormat):  # and back
+        with np.errstate(invalid="ignore"):
+            again = npfp8.encode_bfloat16(bits, fmt, saturate=False)
+        assert np.array_equal(again[numbers], codes[numbers])
+
+
+class Subclass(np.ndarray):
+    """An ndarray of another class."""
+
+
+def layouts(x):
+    """An array in every layout that an argument may have."""
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    return {
+        "C": x,
+        "Fortran": np.asfortranarray(x),
+        "strided": np.repeat(np.repeat(x, 2, 0), 3, 1)[::2, ::3],
+        "reversed": x[::-1, ::-1].copy()[::-1, ::-1],
+        "read-only": read_only,
+        "subclass": x.view(Subclass),
+        "empty": x[:, :0],
+        "0-d": x[1, 2, ...],
+        "unaligned": np.frombuffer(b"x" + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape),
+    }
+
+
+@pytest.mark.parametrize("layout", list(layouts(np.zeros((3, 4)))))
+@pytest.mark.parametrize(
+    "dtype", ["f2", "<f4", ">f4", ">f2", "f8", ">f8", "longdouble", "bfloat16"]
+)
+def test_decode_to_every_dtype(dtype, layout, ml_dtypes):
+    codes = layouts(np.arange(4096, dtype=np.uint16).astype(np.uint8).reshape(64, 64))[layout]
+    wanted = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    expected = E4M3FN.values[codes].astype(wanted)
+    found = decode(codes, E4M3FN, wanted)
+    assert type(found) is np.ndarray
+    assert found.dtype == wanted
+    assert found.shape == codes.shape
+    assert found.tobytes() == np.asarray(expected).tobytes() or np.array_equal(
+        found.astype(np.float64), expected.astype(np.float64), equal_nan=True
+    )
+    out = np.zeros(codes.shape, wanted)
+    assert decode(codes, E4M3FN, wanted, out=out) is out
+    assert np.array_equal(out.astype(np.float64), expected.astype(np.float64), equal_nan=True)
+    if codes.ndim == 2:
+        strided = np.zeros((codes.shape[0], 2 * codes.shape[1]), wanted)
+        assert decode(codes, E4M3FN, wanted, out=strided[:, ::2]).base is strided
+        assert np.array_equal(
+            strided[:, ::2].astype(np.float64), expected.astype(np.float64), equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("dtype", ["i4", "u1", "?", "c8", "O", "U4", "V2", "M8[s]"])
+@pytest.mark.parametrize("fmt", [E4M3FN, INT8], ids=str)
+def test_decode_refuses_what_is_no_float(fmt, dtype):
+    codes = np.zeros(3, fmt.code_dtype)
+    with pytest.raises(TypeError, match="expected a float dtype"):
+        decode(codes, fmt, dtype)
+
+
+def test_decode_refuses_another_array_for_bfloat16(ml_dtypes):
+    codes = np.zeros(3, np.uint8)
+    with pytest.raises(TypeError, match="expected an array of bfloat16, found uint16"):
+        decode(codes, E4M3FN, ml_dtypes.bfloat16, out=np.zeros(3, np.uint16))
+    with pytest.raises(ValueError, match=r"expected shape \(3,\), found \(2,\)"):
+        decode(codes, E4M3FN, ml_dtypes.bfloat16, out=np.zeros(2, ml_dtypes.bfloat16))
+    with pytest.raises(TypeError, match="expected an array of uint16"):
+        npfp8.decode_bfloat16(codes, E4M3FN, out=np.zeros(3, np.int16))
+    wide = FloatFormat(1, 7, 0, signed=False)  # 8 bits with the hidden one: they fit
+    assert decode(np.uint8([255]), wide, ml_dtypes.bfloat16) == wide.max
+    fine = FloatFormat(0, 8, 1, signed=False)
+    with np.errstate(all="ignore"):
+        assert float(decode(np.uint8([255]), fine, ml_dtypes.bfloat16)[0]) == fine.max
+
+
+@pytest.mark.parametrize("layout", list(layouts(np.zeros((3, 4)))))
+def test_quantize_bfloat16_arrays_of_every_layout(layout, ml_dtypes):
+    x = np.linspace(-3, 3, 4096, dtype=np.float32).reshape(64, 64)
+    given = layouts(x.astype(ml_dtypes.bfloat16))[layout]
+    q = npfp8.quantize(given, E4M3FN, 0.25)
+    expected = npfp8.quantize(np.asarray(given).astype(np.float32), E4M3FN, 0.25)
+    assert type(q.codes) is np.ndarray
+    assert np.array_equal(q.codes, expected.codes)
+    assert q.dequantize().shape == given.shape
+
+
+def test_code_values_with_a_zero_point_as_any_dtype(ml_dtypes):
+    q = npfp8.quantize(np.float32([-1, 0, 0.5, 3]), UINT8, 0.02, zero_point=np.uint8(51))
+    expected = q.codes.astype(int) - 51
+    for dtype in (np.float16, np.float32, np.float64, ">f4", ml_dtypes.bfloat16):
+        assert np.array_equal(q.code_values(dtype).astype(int), expected)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "toward_zero", "stochastic"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_signalling_nans_make_no_warning(dtype, rounding):
+    width = np.dtype(dtype).itemsize
+    bits = {2: 0x7C01, 4: 0x7F800001, 8: 0x7FF0000000000001}[width]
+    x = np.full(40, bits, f"u{width}").view(dtype)
+    codes = encode(x, E4M3FN, rounding=rounding, rng=np.random.default_rng(0))
+    assert (codes == 0x7F).all()
+
+
+def test_an_error_has_the_name_of_the_format_that_was_given():
+    """Equal formats share their tables, but not their names."""
+    for name in ("one", "other"):
+        fmt = FloatFormat(2, 1, 1, name=name)
+        for x in (np.float16([np.nan]), np.float32([np.nan])):
+            with pytest.raises(ValueError, match=f"found NaN, and {name} has no code"):
+                encode(x, fmt)

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_numpy import BertConfig, BertNumpyError, load
-from bert_numpy.architectures import ENCODER
+from bert_numpy.architectures import ARCHITECTURES, ENCODER
 from bert_numpy.config import read_config, read_json
+from bert_numpy.model import require_head
 
 REQUIRED = (
     "vocab_size",
@@ -104,10 +105,201 @@ def test_defaults_against_transformers(tmp_path: Path, transformers: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    "architectures", [None, [], ["BertModel"], ["BertLMHeadModel"], ["BertForX"]]
+    "architectures",
+    [
+        *(None, [], ["BertModel"], ["BertLMHeadModel"], ["BertForX"], ["BertPreTrainedModel"]),
+        *(["BertForCausalLM"], ["BertForSequenceClassificationX"], ["HF_ColBERT"]),
+    ],
 )
 def test_other_architectures_are_bare_encoders(tmp_path: Path, architectures: Any) -> None:
-    assert read_config(write(tmp_path, architectures=architectures)).head is ENCODER
+    config = read_config(write(tmp_path, architectures=architectures))
+    assert config.head is ENCODER
+    assert config.stated_architecture == (
+        architectures[0] if architectures else "none (no 'architectures')"
+    )
+
+
+def test_a_class_that_is_not_named_is_not_reported_as_found(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, config_overrides={"architectures": ["BertModel"]})
+    for architectures, found in (
+        (["BertModel"], "BertModel"),
+        (None, "none (no 'architectures')"),
+        ([], "none (no 'architectures')"),
+    ):
+        raw = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(raw | {"architectures": architectures}))
+        with pytest.raises(BertNumpyError) as caught:
+            require_head(load(folder), "sequence classification")
+        assert str(caught.value).endswith(
+            f"expected a BertForSequenceClassification, found {found}"
+        )
+
+
+#: The class in ``architectures`` and the model type of a file that has no ``model_type``.
+INFERRED = {
+    "BertModel": "bert",
+    "BertForMaskedLM": "bert",
+    "BertLMHeadModel": "bert",
+    "BertForX": "bert",
+    "DistilBertForQuestionAnswering": "distilbert",
+    "DistilBertModel": "distilbert",
+    "RobertaModel": "roberta",
+    "RobertaForSequenceClassification": "roberta",
+    "XLMRobertaForTokenClassification": "xlm-roberta",
+    "CamembertForCausalLM": "camembert",
+    "ElectraForPreTraining": "electra",
+}
+
+#: The keys of every model type, under all of their names.
+ALL_SIZES = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "embedding_size": 16}
+
+
+@pytest.mark.parametrize(("name", "expected"), INFERRED.items())
+def test_model_type_of_a_class(tmp_path: Path, name: str, expected: str) -> None:
+    config = read_config(write(tmp_path, "model_type", architectures=[name], **ALL_SIZES))
+    assert (config.model_type, config.architecture) == (expected, name)
+    given = read_config(write(tmp_path, model_type=expected, architectures=[name], **ALL_SIZES))
+    assert given == config
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("AlbertModel", "RobertaPreLayerNormForMaskedLM", "BertGenerationEncoder", "HF_ColBERT"),
+        *("MyBertForMaskedLM", "ForMaskedLM", "MPNetModel", "XLMRobertaXLModel", "RoBERTaModel"),
+    ],
+)
+def test_no_model_type_and_an_unknown_class(tmp_path: Path, name: str) -> None:
+    message = refusal(write(tmp_path, "model_type", architectures=[name]))
+    assert "key 'model_type': expected one of bert, distilbert, " in message
+    assert message.endswith(f"found nothing, and 'architectures' is {name!r}")
+
+
+@pytest.mark.parametrize("architectures", [None, []])
+@pytest.mark.parametrize(
+    "signs",
+    [{"pad_token_id": 1}, {"bos_token_id": 0}, {"eos_token_id": 2}, {"embedding_size": 16}],
+)
+def test_neither_model_type_nor_class(
+    tmp_path: Path, architectures: Any, signs: dict[str, int]
+) -> None:
+    """Google's files have neither, and no key that only others have."""
+    plain = write(tmp_path, "model_type", architectures=architectures)
+    assert read_config(plain).model_type == "bert"
+    empty = dict.fromkeys(signs)
+    path = write(tmp_path, "model_type", architectures=architectures, **empty)
+    assert read_config(path).model_type == "bert"
+    (key,) = signs
+    message = refusal(write(tmp_path, "model_type", architectures=architectures, **signs))
+    assert "key 'model_type': expected one of bert, " in message
+    assert f"found nothing and no 'architectures', but {key!r}" in message
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "expected"),
+    [
+        ("bert", "RobertaForSequenceClassification", "BertModel or BertFor..."),
+        ("bert", "DistilBertModel", "BertModel or BertFor..."),
+        ("bert", "AlbertForMaskedLM", "BertModel or BertFor..."),
+        ("bert", "BertGenerationDecoder", "BertModel or BertFor..."),
+        ("bert", "MyBertForSequenceClassification", "BertModel or BertFor..."),
+        ("roberta", "BertModel", "RobertaModel or RobertaFor..."),
+        ("roberta", "RobertaPreLayerNormModel", "RobertaModel or RobertaFor..."),
+        ("distilbert", "BertForMaskedLM", "DistilBertModel or DistilBertFor..."),
+        ("electra", "BertForMaskedLM", "ElectraModel or ElectraFor..."),
+        ("xlm-roberta", "XLMRobertaXLModel", "XLMRobertaModel or XLMRobertaFor..."),
+    ],
+)
+def test_class_of_another_model_type(
+    tmp_path: Path, model_type: str, name: str, expected: str
+) -> None:
+    message = refusal(write(tmp_path, model_type=model_type, architectures=[name], **ALL_SIZES))
+    assert message.endswith(
+        f"key 'architectures': expected {expected}, as 'model_type' is {model_type!r}, "
+        f"found {name!r}"
+    )
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta", "camembert"])
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "Camembert"])
+def test_robertas_are_one_architecture(tmp_path: Path, model_type: str, family: str) -> None:
+    path = write(tmp_path, model_type=model_type, architectures=[f"{family}ForMaskedLM"])
+    config = read_config(path)
+    assert config.model_type == model_type
+    assert config.head.name == "masked language modelling"
+
+
+def test_number_of_labels_must_be_that_of_the_names(tmp_path: Path) -> None:
+    names = {"0": "a", "1": "b", "2": "c"}
+    assert read_config(write(tmp_path, id2label=names, num_labels=3)).labels == ("a", "b", "c")
+    message = refusal(write(tmp_path, id2label=names, num_labels=2))
+    assert "key 'num_labels': expected 3, as 'id2label' has so many, found 2" in message
+    assert len(read_config(write(tmp_path, num_labels=None)).labels) == 2
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"negative": 0, "positive": 1},
+        {"positive": 1, "negative": 0},
+        {"negative": 0},
+        {"negative": "0", "positive": "1"},
+        {"LABEL_0": 0, "LABEL_1": 1},
+        {},
+        None,
+    ],
+)
+def test_label2id_that_agrees(tmp_path: Path, numbers: Any) -> None:
+    names = {"0": "negative", "1": "positive"}
+    path = write(tmp_path, id2label=names, label2id=numbers)
+    assert read_config(path).labels == ("negative", "positive")
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers", "expected"),
+    [
+        (("negative", "positive"), {"negative": 1, "positive": 0}, "0 for 'negative'"),
+        (("negative", "positive"), {"positive": 0}, "1 for 'positive'"),
+        (("negative", "positive"), {"other": 0}, "no label for 'other'"),
+        (("negative", "positive"), {"negative": False}, "0 for 'negative'"),
+        (("negative", "positive"), {"negative": 0.0}, "0 for 'negative'"),
+        (("negative", "positive"), {"negative": None}, "0 for 'negative'"),
+        (("negative", "positive"), {"LABEL_1": 0}, "1 for 'LABEL_1'"),
+        (("LABEL_0", "LABEL_1"), {"positive": 0, "negative": 1}, "no label for 'positive'"),
+        (None, {"positive": 0, "negative": 1}, "no label for 'positive'"),
+        (None, {"negative": 0, "positive": 1}, "no label for 'negative'"),
+        (("a", "b"), ["a", "b"], "an object"),
+        (("a", "b"), "ab", "an object"),
+    ],
+)
+def test_label2id_that_contradicts(
+    tmp_path: Path, names: tuple[str, ...] | None, numbers: Any, expected: str
+) -> None:
+    """transformers follows id2label; a file that contradicts itself may mean the other one."""
+    listed = None if names is None else {str(i): name for i, name in enumerate(names)}
+    message = refusal(write(tmp_path, id2label=listed, label2id=numbers))
+    assert f"key 'label2id': expected {expected}" in message
+
+
+@pytest.mark.parametrize(
+    "name", [None, True, 0.5, ["x"], {"x": 1}, "two\nlines", "two\r", "two\u2028"]
+)
+def test_label_that_is_no_line_of_text(tmp_path: Path, name: Any) -> None:
+    message = refusal(write(tmp_path, id2label={"0": name, "1": "b"}))
+    assert message.endswith(
+        f"key 'id2label': expected each name to be a line of text, found {name!r}"
+    )
+
+
+def test_numbers_are_names(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, id2label={"0": 1, "1": 0})).labels == ("1", "0")
+
+
+@pytest.mark.parametrize("names", [{"0": "a", "1": "a"}, {"0": 1, "1": "1"}, {"0": "", "1": ""}])
+def test_two_labels_of_one_name(tmp_path: Path, names: dict[str, Any]) -> None:
+    message = refusal(write(tmp_path, id2label=names))
+    assert "key 'id2label': expected names that differ, found " in message
+    assert message.endswith(" twice")
 
 
 def test_number_of_labels_without_names(tmp_path: Path) -> None:
@@ -150,7 +342,10 @@ def test_broken_layer_norm_eps(tmp_path: Path, value: Any) -> None:
         ("position_embedding_type", "relative_key", "absolute"),
         ("position_embedding_type", "relative_key_query", "absolute"),
         ("is_decoder", True, False),
+        ("position_embedding_type", None, "absolute"),
         ("add_cross_attention", True, False),
+        ("is_decoder", "false", False),
+        ("is_encoder_decoder", True, False),
     ],
 )
 def test_what_is_not_computed(tmp_path: Path, key: str, value: Any, expected: Any) -> None:
@@ -183,8 +378,65 @@ def test_other_values(tmp_path: Path, key: str, value: Any, expected: str) -> No
     assert message.endswith(f"found {value!r}")
 
 
-def test_no_padding_token(tmp_path: Path) -> None:
-    assert read_config(write(tmp_path, pad_token_id=None)).pad_token_id == 0
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("auto_map", {"AutoModel": "modeling.BertModel"}),
+        ("pruned_heads", {"0": [1]}),
+        ("per_layer_config", {"0": {"intermediate_size": 8}}),
+        ("configuration_files", ["config.4.0.0.json"]),
+        ("transformers_weights", "other.safetensors"),
+    ],
+)
+def test_what_sends_the_reader_elsewhere(tmp_path: Path, key: str, value: Any) -> None:
+    message = refusal(write(tmp_path, **{key: value}))
+    assert f"key {key!r}: expected nothing (" in message
+    assert message.endswith(f"), found {value!r}")
+    for empty in (None, type(value)()):
+        assert read_config(write(tmp_path, **{key: empty})) == read_config(write(tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_no_padding_token(tmp_path: Path, model_type: str) -> None:
+    """Only RoBERTa's positions depend on it: transformers fails there, too."""
+    path = write(tmp_path, "architectures", model_type=model_type, pad_token_id=None, **ALL_SIZES)
+    if ARCHITECTURES[model_type].counts_positions:
+        assert "key 'pad_token_id': expected int, found nothing" in refusal(path)
+    else:
+        assert read_config(path).pad_token_id == 0
+
+
+ALIASES = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads"}
+
+
+@pytest.mark.parametrize(("name", "alias"), ALIASES.items())
+def test_other_names_of_distilberts_keys(tmp_path: Path, name: str, alias: str) -> None:
+    """Those of transformers' attribute_map; a contradiction depends on the order of reading."""
+    kind = {"model_type": "distilbert", "architectures": ["DistilBertModel"]}
+    without = dict.fromkeys(ALIASES.values())
+    own = {key: value for key, value in ALL_SIZES.items() if key != "embedding_size"}
+    path = tmp_path / "config.json"
+    raw = {key: value for key, value in CONFIG.items() if key not in without} | kind | own
+    path.write_text(json.dumps(raw))
+    expected = read_config(path)
+    for values in ({alias: raw[name]}, {name: raw[name], alias: raw[name]}):
+        rest = {key: value for key, value in raw.items() if key != name}
+        path.write_text(json.dumps(rest | values))
+        assert read_config(path) == expected
+    path.write_text(json.dumps(raw | {alias: 4}))
+    assert refusal(path).endswith(
+        f"keys {name!r} and {alias!r}: expected one value, found {raw[name]} and 4"
+    )
+    path.write_text(json.dumps(raw | {"intermediate_size": 4, "hidden_act": "relu"}))
+    assert read_config(path) == expected  # these two are not in the map
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "electra"])
+def test_distilberts_keys_mean_nothing_to_others(tmp_path: Path, model_type: str) -> None:
+    given = {"model_type": model_type, "architectures": None, "embedding_size": 16}
+    expected = read_config(write(tmp_path, **given))
+    others = {"dim": 4, "n_layers": 1, "n_heads": 1, "hidden_dim": 4, "activation": "relu"}
+    assert read_config(write(tmp_path, **given, **others)) == expected
 
 
 @pytest.mark.parametrize(
@@ -197,6 +449,10 @@ def test_no_padding_token(tmp_path: Path) -> None:
         {"0": "negative", "2": "positive"},
         {"1": "negative", "2": "positive"},
         {"00": "negative", "1": "positive"},
+        {" 0": "negative", "1": "positive"},
+        {"0": "negative", "1.0": "positive"},
+        {"0": "negative", "-1": "positive"},
+        {"0": "negative", "\u0661": "positive"},
         {"negative": 0, "positive": 1},
     ],
 )

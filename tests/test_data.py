@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from factories import write_checkpoint
 from hub_server import HubServer, hub_server
 
+from bert_numpy import records
 from bert_numpy.cli import REVIEWS
 from bert_numpy.data import find_files
 from bert_numpy.errors import BertNumpyError
@@ -23,9 +25,11 @@ from bert_numpy.glue import (
     Task,
     read_examples,
     read_test_set,
+    read_test_sets,
     submission,
 )
 from bert_numpy.job import prepare
+from bert_numpy.records import read_lines, read_records
 from bert_numpy.squad import SQUAD, merge_questions, read_questions
 
 #: The columns of nyu-mll/glue on the hub.
@@ -156,6 +160,181 @@ def test_faults_of_json_lines(line: str, message: str, tmp_path: Path) -> None:
     text = error_of(lambda: read_examples(path, TASKS["sst2"]))
     assert text.startswith(f"{path} line 2: ")
     assert message in text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            '{"sentence": "\\ud800 x", "label": 1}',
+            "sentence: expected Unicode text, found '\\ud800'",
+        ),
+        (
+            '{"sentence": "\\u0000\\u0001\\u200b ", "label": 1}',
+            "sentence: expected text, found '\\x00",
+        ),
+        ('{"sentence": "x", "label": 1, "label": 0}', "JSON, found an error: key 'label' has two"),
+        (
+            '{"sentence": "x", "label": 1' + "0" * 5000 + "}",
+            "expected JSON, found an error: Exceed",
+        ),
+        ('{"sentence": "x", "label": 1' + "0" * 400 + "}", "expected one of 0 (negative), 1 (pos"),
+        ('{"sentence": ["x"], "label": 1}', "sentence: expected text, found ['x']"),
+        ('{"sentence": "x", "label": [1]}', "label: expected one of 0 (negative)"),
+        ('{"sentence": "x", "label": NaN}', "label: expected one of 0 (negative)"),
+        ('{"sentence": ' + '{"a":' * 100_000 + "}", "expected JSON, found an error"),
+    ],
+)
+def test_hostile_json_lines(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "dev.jsonl"
+    path.write_text(f"{json.dumps(_GOOD)}\n{line}\n")
+    text = error_of(lambda: read_examples(path, TASKS["sst2"]))
+    assert text.startswith(f"{path} line 2: ")
+    assert message in text
+
+
+def test_a_score_that_no_float_holds(tmp_path: Path) -> None:
+    path = tmp_path / "dev.jsonl"
+    path.write_text('{"sentence1": "a", "sentence2": "b", "label": 1' + "0" * 400 + "}\n")
+    assert "line 1: expected a score 0..5, found '1000" in error_of(
+        lambda: read_examples(path, TASKS["stsb"])
+    )
+
+
+@pytest.mark.parametrize("name", ["dev.tsv", "dev.jsonl"])
+def test_byte_order_marks(name: str, tmp_path: Path) -> None:
+    """UTF-8's is left out; UTF-16 is refused in one line."""
+    text = "sentence\tlabel\nfine\t1\n" if name == "dev.tsv" else f"{json.dumps(_GOOD)}\n"
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_examples(path, TASKS["sst2"]).texts == ["fine"]
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        path.write_bytes(text.encode(encoding))
+        message = error_of(lambda: read_examples(path, TASKS["sst2"]))
+        assert message.startswith(f"{path} line 1: expected ")
+        assert len(message.splitlines()) == 1
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    """A pipe or a device is not waited for, and a large file is not read."""
+    large = tmp_path / "large.tsv"
+    with large.open("wb") as file:
+        file.truncate(1 << 40)
+    assert error_of(lambda: read_lines(large)) == (
+        f"{large}: expected at most 268435456 bytes, found {1 << 40}"
+    )
+    assert error_of(lambda: read_lines(tmp_path)) == f"{tmp_path}: expected a file, found a folder"
+    if sys.platform == "win32":
+        return
+    os.mkfifo(tmp_path / "pipe.parquet")
+    for path in (tmp_path / "pipe.parquet", Path("/dev/zero")):
+        assert error_of(lambda: read_lines(path)) == (  # noqa: B023 (called at once)
+            f"{path}: expected a file, found a pipe or a device"
+        )
+    loop = tmp_path / "loop.tsv"
+    loop.symlink_to(loop.name)
+    assert error_of(lambda: read_lines(loop)).startswith(f"{loop}: expected a file, found: ")
+
+
+@pytest.mark.usefixtures("pyarrow")
+def test_a_pipe_is_no_parquet(tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("Windows has no pipes with names")
+    path = tmp_path / "dev.parquet"
+    os.mkfifo(path)
+    assert error_of(lambda: read_examples(path, TASKS["sst2"])) == (
+        f"{path}: expected a file, found a pipe or a device"
+    )
+
+
+def test_parquet_columns_that_nobody_uses(
+    tmp_path: Path, pyarrow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not read: neither dates that Python cannot hold, nor gigabytes."""
+    from pyarrow import parquet  # noqa: PLC0415 (an extra)
+
+    columns = {
+        "sentence": ["a", "b", "a"],
+        "label": [1, 0, 1],
+        "nanoseconds": pyarrow.array([2**62 + 1] * 3, pyarrow.timestamp("ns")),
+        "large": ["x" * 1_000_000] * 3,
+    }
+    monkeypatch.setattr(records, "_MAX_BYTES", 100_000)
+    path = tmp_path / "dev.parquet"
+    parquet.write_table(pyarrow.table(columns), path, use_dictionary=False)
+    examples = read_examples(path, TASKS["sst2"])
+    assert (examples.texts, examples.labels.tolist()) == (["a", "b", "a"], [1, 0, 1])
+    assert [set(row) for _, row in read_records(path, ("label",))] == [{"label"}] * 3
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_parquet_types_of_text(tmp_path: Path, pyarrow: Any, dictionary: bool) -> None:
+    from pyarrow import parquet  # noqa: PLC0415 (an extra)
+
+    texts = ["one", "two", "one"]
+    kinds = [pyarrow.string(), pyarrow.large_string()]
+    kinds += [pyarrow.dictionary(pyarrow.int8(), pyarrow.string())]
+    for kind in kinds:
+        table = pyarrow.table({"sentence": pyarrow.array(texts).cast(kind), "label": [1, 0, 1]})
+        parquet.write_table(table, tmp_path / "dev.parquet", use_dictionary=dictionary)
+        assert read_examples(tmp_path / "dev.parquet", TASKS["sst2"]).texts == texts
+
+
+def hostile_tables(pyarrow: Any) -> Iterator[tuple[str, Any, str]]:
+    good = {"sentence": ["a", "b"], "label": [1, 0]}
+    kinds = {
+        "nanoseconds": pyarrow.array([2**62 + 1] * 2, pyarrow.timestamp("ns")),
+        "dates": pyarrow.array([0, 1], pyarrow.date32()),
+        "bytes": pyarrow.array([b"a", b"b"]),
+        "decimals": pyarrow.array([1, 0]).cast(pyarrow.decimal128(30, 2)),
+        "maps": pyarrow.array([[("a", 1)]] * 2, pyarrow.map_(pyarrow.string(), pyarrow.int8())),
+    }
+    for name, values in kinds.items():
+        for column in good:
+            expected = f": column {column!r}: expected text, numbers, or lists or structures of"
+            yield f"{name} for {column}", pyarrow.table({**good, column: values}), expected
+    twice = [pyarrow.array(values) for values in (["a", "b"], ["c", "d"], [1, 0])]
+    table = pyarrow.Table.from_arrays(twice, names=["sentence", "sentence", "label"])
+    yield "a name twice", table, ": column 'sentence': expected once, found 2 times"
+    broken = pyarrow.array([b"fine", b"\xff\xfe"], pyarrow.binary())
+    broken = pyarrow.Array.from_buffers(pyarrow.string(), 2, broken.buffers())
+    expected = ": column 'sentence': expected UTF-8, found invalid start byte"
+    yield "no UTF-8", pyarrow.table({**good, "sentence": broken}), expected
+    yield "nulls", pyarrow.table({**good, "sentence": [None, "a"]}), " row 1: sentence: expected"
+    yield "no label", pyarrow.table({"sentence": ["a"]}), " row 1: label: expected one of 0 "
+    yield "neither", pyarrow.table({"a": ["a"]}), ": expected columns sentence, label, found a"
+    yield "no rows", pyarrow.table({**good}).slice(0, 0), ": expected examples, found none"
+    zeros = pyarrow.array([0] * 2_000_000, pyarrow.int8())
+    rows = pyarrow.table({"sentence": zeros.cast(pyarrow.string()), "label": zeros})
+    yield "many rows", rows, ": expected at most 1000000 rows, found 2000000"
+    long = pyarrow.DictionaryArray.from_arrays(zeros.slice(0, 3000), ["x" * 1_000_000])
+    table = pyarrow.table({"sentence": long, "label": zeros.slice(0, 3000)})
+    expected = " row 269: expected at most 268435456 characters up to here, found more"
+    yield "one text, many times", table, expected
+
+
+def test_hostile_parquet(tmp_path: Path, pyarrow: Any) -> None:
+    from pyarrow import parquet  # noqa: PLC0415 (an extra)
+
+    for name, table, message in hostile_tables(pyarrow):
+        path = tmp_path / f"{name}.parquet"
+        parquet.write_table(table, path)
+        text = error_of(lambda: read_examples(path, TASKS["sst2"]))  # noqa: B023 (at once)
+        assert text.startswith(f"{path}{message}"), name
+
+
+def test_parquet_that_decompresses_to_gigabytes(
+    tmp_path: Path, pyarrow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyarrow import parquet  # noqa: PLC0415 (an extra)
+
+    monkeypatch.setattr(records, "_MAX_BYTES", 2_000_000)
+    table = pyarrow.table({"sentence": ["x" * 1_000_000] * 3, "label": [1] * 3})
+    path = tmp_path / "dev.parquet"
+    parquet.write_table(table, path, compression="gzip", use_dictionary=False)
+    assert path.stat().st_size < 100_000
+    message = f"{path}: expected at most 2000000 bytes in columns sentence, label, found 3000"
+    assert error_of(lambda: read_examples(path, TASKS["sst2"])).startswith(message)
 
 
 @pytest.mark.parametrize("label", ["5.1", "-0.1", "NaN", "Infinity", "true", '"x"', "null"])
@@ -374,9 +553,94 @@ def test_faults_of_test_sets(tmp_path: Path) -> None:
         ("index\tsentence\n0\tx\ty\n", "line 2: expected 2 columns, found 3"),
         ("index\tsentence\n0\t \n", "line 2: expected a number and text"),
         ("index\tsentence\nx\ty\n", "line 2: expected a number and text"),
+        ("index\tsentence\n1\tx\n1\ty\n", "line 3: expected a number of its own, found another 1"),
+        ("index\tsentence\n01\tx\n", "line 2: expected a number and text"),
+        ("index\tsentence\n-1\tx\n", "line 2: expected a number and text"),
+        ("index\tsentence\n\u0661\tx\n", "line 2: expected a number and text"),
+        (f"index\tsentence\n{'9' * 5000}\tx\n", "line 2: expected a number and text"),
+        ("index\tsentence\n0\t\0\x01\n", "line 2: expected a number and text"),
+        ("index\tsentence\n0\tx\t\n", "line 2: expected 2 columns, found 3"),
+        ("index\tindex\tsentence\n0\t1\tx\n", "line 1: expected one column 'index', found 2"),
+        ("index\tsentence\tsentence\n0\tx\ty\n", "line 1: expected one column 'sentence', fou"),
     ):
         path.write_text(content)
         assert message in error_of(lambda: read_test_set(path, task))
+
+
+@pytest.mark.parametrize("task", ["sst2", "cola"])
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("index\tsentence", "{}\t{}"),
+        ("id\tsentence", "{}\t{}"),
+        ("\tsentence", "{}\t{}"),
+        ("index\tsentence\t", "{}\t{}\t"),
+        ("sentence\tindex", "{1}\t{0}"),
+        ("label\tsentence\tindex\tlabel", "x\t{1}\t{0}\ty"),
+    ],
+)
+def test_headers_of_test_sets(task: str, header: str, row: str, tmp_path: Path) -> None:
+    """The number is found by its name, or else is the first; other columns may be anything."""
+    path = tmp_path / "test.tsv"
+    lines = [header, *(row.format(*cells) for cells in ((4, "a"), (2, "b")))]
+    path.write_text("\n".join(lines) + "\n")
+    found = read_test_set(path, TASKS[task])
+    assert (found.ids, found.texts) == (("4", "2"), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ([1, 1], "line 2: expected a number of its own, found another 1"),
+        ([1, "1"], "line 2: expected a number of its own, found another 1"),
+        ([1, None], "line 2: idx: expected a number, as in the rows before, found None"),
+        ([None, 1], "line 2: idx: expected none, as before, found 1"),
+        ([1.0], "line 1: idx: expected a number, found 1.0"),
+        ([True], "line 1: idx: expected a number, found True"),
+        (["1\t2"], "line 1: idx: expected a number, found '1\\t2'"),
+        (["1\n"], "line 1: idx: expected a number, found '1\\n'"),
+        ([-1], "line 1: idx: expected a number, found '-1'"),
+        ([[1]], "line 1: idx: expected a number, found [1]"),
+        ([10**30], "line 1: idx: expected a number, found '1000000"),
+    ],
+)
+def test_numbers_of_records(numbers: list[Any], message: str, tmp_path: Path) -> None:
+    rows = [{"sentence": "x", "idx": number} for number in numbers]
+    path = write_lines(tmp_path / "test.jsonl", rows)
+    assert message in error_of(lambda: read_test_set(path, TASKS["sst2"]))
+
+
+def test_test_sets_in_several_files(tmp_path: Path) -> None:
+    """Rows are numbered over all of them; a number of two rows is refused, wherever they are."""
+    task = TASKS["sst2"]
+    plain = [
+        write_lines(tmp_path / f"{i}.jsonl", [{"sentence": f"{i}{j}"} for j in range(2)])
+        for i in range(2)
+    ]
+    found = read_test_sets(plain, task)
+    assert (found.ids, found.texts) == (("0", "1", "2", "3"), ["00", "01", "10", "11"])
+    same = write_lines(tmp_path / "same.jsonl", [{"sentence": "x", "idx": 3}])
+    assert error_of(lambda: read_test_sets([*plain, same], task)) == (
+        f"{same} line 1: expected a number of its own, found another 3"
+    )
+
+
+def test_a_column_twice(tmp_path: Path) -> None:
+    path = tmp_path / "dev.tsv"
+    path.write_text("sentence\tlabel\tsentence\na\t1\tb\n")
+    assert error_of(lambda: read_examples(path, TASKS["sst2"])) == (
+        f"{path} line 1: expected one column 'sentence', found 2"
+    )
+    path.write_text("sentence\tlabel\tother\tother\na\t1\tb\tc\n")
+    assert read_examples(path, TASKS["sst2"]).texts == ["a"]
+
+
+@pytest.mark.parametrize("text", ["\0", "\x01\x02", "\u200b", "\ufeff \u202e", "\x7f"])
+def test_only_control_characters(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "dev.tsv"
+    path.write_bytes(f"sentence\tlabel\nfine\t1\n{text}\t1\n".encode())
+    message = error_of(lambda: read_examples(path, TASKS["sst2"]))
+    assert message.startswith(f"{path} line 3: expected text, found '\\")
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import contextlib
 import importlib
 import io
 import os
-import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -89,15 +89,31 @@ def test_command(words):
 
 
 def named_objects():
-    """Every name of ours that a page mentions: ``npfp8.storage.save_file``."""
-    pages = [*PAGES, ROOT / "CHANGELOG.md"]
-    pattern = r"`((?:npfp8|bert_numpy)(?:\.[A-Za-z]\w*)+)[`(]"
+    """Every name of ours in a page, a docstring or a comment: ``npfp8.storage.save_file``."""
+    pages = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    for folder in ("npfp8", "bert_numpy", "scripts"):
+        pages += sorted((ROOT / folder).rglob("*.py"))
+    pattern = r"`~?((?:npfp8|bert_numpy)(?:\.[A-Za-z]\w*)+)[`(]"
     return sorted({name for page in pages for name in re.findall(pattern, page.read_text("utf-8"))})
 
 
 @pytest.mark.parametrize("name", named_objects())
 def test_name_exists(name):
-    pkgutil.resolve_name(name)
+    """As a reader types it: each part is an attribute, or a module of a package to import."""
+    place, *parts = name.split(".")
+    found = importlib.import_module(place)
+    for part in parts:
+        place += f".{part}"
+        if not hasattr(found, part):
+            assert isinstance(found, types.ModuleType), f"{name}: {place} of no module"
+            importlib.import_module(place)
+        found = getattr(found, part)
+
+
+def test_a_function_hides_the_module_of_its_name():
+    """What the module has besides is not found by the dotted name, so no page may write it."""
+    with pytest.raises(AssertionError, match="of no module"):
+        test_name_exists("npfp8.matmul.exact_k_limit")
 
 
 @pytest.mark.parametrize("ending", ["bert-numpy demo", "pytest"])

@@ -18,6 +18,7 @@ from oracles import assert_same_bits
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, apply_recipe, calibrate
+from bert_numpy.cli import main
 from bert_numpy.evaluation import (
     Evaluation,
     Progress,
@@ -28,7 +29,7 @@ from bert_numpy.evaluation import (
     evaluate_answers,
     predict_logits,
 )
-from bert_numpy.glue import TASKS
+from bert_numpy.glue import TASKS, Examples
 from bert_numpy.job import Job, prepare, run
 from bert_numpy.squad import SQUAD, Questions
 from bert_numpy.tokenization import EncodedText
@@ -152,7 +153,8 @@ def test_nothing_to_evaluate(model: Model) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_evaluate(name: str, model: Model, encoded: list[EncodedText]) -> None:
     labels = np.arange(23) % 2
-    model = undecided(model, encoded)
+    named = replace(model.config, labels=TASKS["mrpc"].labels)
+    model = undecided(replace(model, config=named), encoded)
     calibration = calibrate_on(model, encoded)
     quantized = apply_recipe(model, PRESETS[name], calibration)
     result = evaluate(quantized, TASKS["mrpc"], encoded, labels, 4)
@@ -344,6 +346,47 @@ def test_wrong_head(data: Path, tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{bare}: expected a BertForSequenceClassification, found BertForMaskedLM"
     )
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "submit"])
+def test_labels_that_do_not_tell_the_classes(
+    command: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guess could exchange the classes: one line, before anything is computed."""
+    folder = write_checkpoint(tmp_path / "model", labels=("pos", "neg"))
+    target = [str(tmp_path / "x.tsv")] if command == "submit" else []
+    if command == "submit":
+        data = tmp_path / "test.tsv"
+        data.write_text("index\tsentence\n0\ta warm film\n")
+    assert main([command, str(folder), *target, "--task", "sst2", "--data", str(data)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "task sst2: expected labels negative, positive in any order" in line
+    assert "found pos, neg" in line
+    assert not (tmp_path / "x.tsv").exists()
+
+
+def test_names_and_numbers_of_classes_are_one_result(data: Path, tmp_path: Path) -> None:
+    """The same head under all names of its classes, and with its outputs exchanged."""
+    found = []
+    for number, names in enumerate(
+        (("negative", "positive"), ("LABEL_0", "LABEL_1"), ("0", "1"), (" Negative", "POSITIVE"))
+    ):
+        folder = write_checkpoint(tmp_path / str(number), labels=names)
+        prepared = prepare(folder, "sst2", data)
+        (result,) = run(prepared, [PRESETS["fp32"]])
+        found.append(result.predictions.tolist())
+    model = bert_numpy.load(folder)
+    weights = dict(model.weights)
+    for name in ("classifier.weight", "classifier.bias"):
+        weights[name] = np.ascontiguousarray(np.asarray(weights[name])[::-1])
+    for names in (("positive", "negative"), ("1", "0"), ("POSITIVE ", "Negative")):
+        exchanged = replace(model, weights=weights, config=replace(model.config, labels=names))
+        quantized = apply_recipe(exchanged, PRESETS["fp32"])
+        assert isinstance(prepared.examples, Examples)
+        result = evaluate(quantized, TASKS["sst2"], prepared.encoded, prepared.examples.labels)
+        found.append(result.predictions.tolist())
+    assert len({*found[0]}) == 2
+    assert all(predictions == found[0] for predictions in found)
 
 
 def test_length_beyond_the_model(folder: Path, data: Path) -> None:

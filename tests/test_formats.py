@@ -141,3 +141,14 @@ def test_interop_errors(ml_dtypes):
         to_ml_dtypes(np.uint8([1]), FloatFormat(3, 3, 3))
     with pytest.raises(TypeError, match="found float32"):
         from_ml_dtypes(np.float32([1]))
+
+
+def test_everything_is_made_at_once():
+    """Threads that share a format find the same tables, and a forked child needs no lock."""
+    fmt = FloatFormat(3, 2, bias=3)
+    made = set(vars(fmt))
+    for name in dir(FloatFormat):
+        if not name.startswith("_"):
+            getattr(fmt, name)
+    assert set(vars(fmt)) == made
+    assert fmt.values is fmt.values

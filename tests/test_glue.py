@@ -19,6 +19,8 @@ from bert_numpy.glue import (
     task_named,
 )
 
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
 HEADERS = {
     "sst2": "sentence label",
     "mrpc": "Quality|#1 ID|#2 ID|#1 String|#2 String",
@@ -469,20 +471,80 @@ def test_select_keeps_the_given_order(pairs: bool) -> None:
         (("negative", "positive"), "sst2", [0, 1]),
         (("POSITIVE", "NEGATIVE"), "sst2", [1, 0]),
         (("LABEL_0", "LABEL_1"), "sst2", [0, 1]),
-        (("LABEL_1", "LABEL_0"), "sst2", [0, 1]),
+        (("label_0", "Label 1"), "sst2", [0, 1]),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), "mnli", [0, 1, 2]),
+        (("0", "1"), "wnli", [0, 1]),
+        (("1", "0"), "sst2", [1, 0]),
+        (("2", "0", "1"), "mnli", [2, 0, 1]),
+        ((" positive\t", "Negative "), "sst2", [1, 0]),
         (("contradiction", "entailment", "neutral"), "mnli", [2, 0, 1]),
         (("CONTRADICTION", "NEUTRAL", "ENTAILMENT"), "mnli-mm", [2, 1, 0]),
         (("not_entailment", "entailment"), "rte", [1, 0]),
         (("Not-Entailment", "Entailment"), "qnli", [1, 0]),
         (("not entailment", "entailment"), "wnli", [0, 1]),
-        (("positive", "positive"), "sst2", [0, 1]),
+        (("Not  Equivalent", "EQUIVALENT"), "mrpc", [0, 1]),
+        (("duplicate", "not-duplicate"), "qqp", [1, 0]),
+        (("acceptable", "unacceptable"), "cola", [1, 0]),
         (("similarity",), "stsb", [0]),
+        (("LABEL_0",), "stsb", [0]),
+        (("positive",), "stsb", [0]),
     ],
 )
 def test_label_order(names: tuple[str, ...], task: str, expected: list[int]) -> None:
     order = label_order(names, TASKS[task])
     assert order.dtype == np.int64
     assert order.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "task"),
+    [
+        (("pos", "neg"), "sst2"),
+        (("neg", "pos"), "sst2"),
+        (("positive", "positive"), "sst2"),
+        (("negative", "negative"), "sst2"),
+        (("positive", "LABEL_1"), "sst2"),
+        (("negative", "1"), "sst2"),
+        (("LABEL_1", "LABEL_0"), "sst2"),
+        (("LABEL_1", "LABEL_2"), "sst2"),
+        (("LABEL_0", "LABEL_0"), "sst2"),
+        (("1", "2"), "sst2"),
+        (("0", "0"), "sst2"),
+        (("", ""), "sst2"),
+        (("Good review", "Bad review"), "sst2"),
+        (("4 stars", "1 star"), "sst2"),
+        (("entailment", "not_entailment"), "sst2"),
+        (("negative", "positive"), "rte"),
+        (("unacceptable", "acceptable"), "mrpc"),
+        (("paraphrase", "no paraphrase"), "mrpc"),
+        (("duplicate", "different"), "qqp"),
+        (("entailment", "contradiction"), "rte"),
+        (("notentailment", "entailment"), "qnli"),
+        (("contradiction", "entailment", "not_entailment"), "mnli"),
+        (("negative", "neutral", "positive"), "mnli"),
+    ],
+)
+def test_labels_that_do_not_tell_the_order(names: tuple[str, ...], task: str) -> None:
+    with pytest.raises(BertNumpyError) as error:
+        label_order(names, TASKS[task])
+    message = str(error.value)
+    wanted = ", ".join(TASKS[task].labels)
+    assert message.startswith(f"task {task}: expected labels {wanted} in any order, or LABEL_0, ")
+    assert f"found {', '.join(names)}: " in message
+    assert "'id2label'" in message
+
+
+@pytest.mark.parametrize("problem_type", [None, *PROBLEMS])
+@pytest.mark.parametrize("task", ["sst2", "stsb"])
+def test_outputs_of_another_kind(task: str, problem_type: str | None) -> None:
+    """Scores are no logits of classes. Of independent labels, the likeliest is the answer."""
+    names = ("similarity",) if task == "stsb" else ("positive", "negative")
+    if problem_type is None or (problem_type == "regression") == (task == "stsb"):
+        order = label_order(names, TASKS[task], problem_type)
+        assert order.tolist() == ([0] if task == "stsb" else [1, 0])
+        return
+    with pytest.raises(BertNumpyError, match=f"found 'problem_type' '{problem_type}'"):
+        label_order(names, TASKS[task], problem_type)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from bert_numpy.evaluation import calibrate_on, predict_logits
 from bert_numpy.glue import read_examples, task_named
 from bert_numpy.model import encoder_sites
 from bert_numpy.observers import Statistics, observe
+from bert_numpy.origin import Origin
 from bert_numpy.policy import float32_policy
 from bert_numpy.tokenization import EncodedText
 from npfp8.storage import load_file, read_metadata, save_file
@@ -500,13 +502,20 @@ def a_calibration(golden: bool = True) -> Calibration:
     values = [1 / 3, 1e-45, 0.0, 3.4e38, 0.1, 2.0**-126]
     operands = {}
     for i, x in enumerate(values):
-        histogram = np.zeros(1 << 16, np.int64)
-        histogram[[i, 0x7F7F, 0xFFFF - i]] = [1, 2**62, i + 3]
-        high = float(np.nextafter(np.float32(x), np.float32(9e9)))
-        operands[f"site {i}:a"] = Statistics(-float(np.float32(x)), high, -x / 3, x / 7, histogram)
-    operands["sité:b"] = observe("sité:b", None, np.zeros((0, 3), np.float32))
-    channels = {"site/0": np.float32(values), "sité": np.float32([1, 2])}
-    return Calibration(operands, channels, samples=17, golden=golden)
+        high = np.nextafter(np.float32(x), np.float32(3.402823e38))
+        seen = observe("x", None, np.float32([-x, x / 2, 1e-45, high]))
+        counts = seen.counts * 3
+        counts[0] = 2**52
+        operands[f"site.{i}:a"] = replace(
+            seen, average_low=-x / 3, average_high=x / 7, counts=counts
+        )
+    operands["site_2:b"] = observe("b", None, np.zeros((1, 3), np.float32))
+    channels = {"site.0": np.abs(np.float32([1e-45, 0.0, operands["site.0:a"].absmax]))}
+    return Calibration(operands, channels, 17, golden, an_origin())
+
+
+def an_origin() -> Origin:
+    return Origin("some model", (2, 16, 2, 32, 16, 100), 16 * "0af5")
 
 
 @pytest.mark.parametrize("golden", [True, False])
@@ -562,10 +571,18 @@ def test_calibration_that_cannot_be_written(place: str, tmp_path: Path) -> None:
     assert str(error.value).startswith(f"{tmp_path / place}: cannot be written: ")
 
 
-GOOD_METADATA = {"format": "bert-numpy calibration 2", "samples": "3", "golden": "true"}
+GOOD_METADATA = {
+    "format": "bert-numpy calibration 3",
+    "samples": "3",
+    "golden": "true",
+    "model": "some model",
+    "sizes": '{"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, '
+    '"intermediate_size": 32, "embedding_size": 16, "vocab_size": 100}',
+    "digest": 16 * "0af5",
+}
 GOOD_TENSORS = {
     "site:a/range": np.array([-1.5, 2.0, -1.0, 1.0]),
-    "site:a/bits": np.array([0, 0x3F80, 0xFFFF], np.uint16),
+    "site:a/bits": np.array([0, 0x4000, 0xBFC0], np.uint16),
     "site:a/counts": np.array([5, 1, 2**40], np.int64),
     "site/channels": np.array([0.0, 2.0], np.float32),
 }
@@ -573,7 +590,16 @@ RANGE = "tensor 'site:a/range': expected 4 "
 BITS = "tensor 'site:a/bits': expected rising numbers"
 COUNTS = "tensor 'site:a/counts': expected 3 positive numbers"
 CHANNELS = "tensor 'site/channels': expected magnitudes"
-FORMAT = "metadata 'format': expected 'bert-numpy calibration 2', found "
+FORMAT = "metadata 'format': expected 'bert-numpy calibration 3', found "
+SIZES = "metadata 'sizes': expected a JSON object of the sizes num_hidden_layers, "
+DIGEST = "metadata 'digest': expected 64 hexadecimal digits, found "
+EXTREMA = "tensor 'site:a/bits': expected the extrema to be the range's, rounded to bfloat16"
+AVERAGES = "tensor 'site:a/range': expected 4 numbers around 0, moving averages within the extrema"
+NAMES = "expected OPERAND/range, OPERAND/bits, OPERAND/counts or SITE/channels"
+LARGEST = (
+    "tensor 'site/channels': expected the largest to be 2.0, the largest magnitude of 'site:a', "
+    "found "
+)
 SAMPLES = "metadata 'samples': expected a number of at least 1, found "
 GOLDEN = "metadata 'golden': expected true or false, found "
 
@@ -584,8 +610,33 @@ def not_1d(key: str, dtype: str, found: str) -> str:
 
 #: What is changed in the metadata and the tensors (None: left out), and the message's beginning.
 MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
-    "another format": ({"format": "bert-numpy calibration 1"}, FORMAT),
+    **{
+        f"format {number}": (
+            {"format": f"bert-numpy calibration {number}"},
+            f"{FORMAT}'bert-numpy calibration {number}'. To make one: bert-numpy evaluate MODEL "
+            "--task NAME --data DATA --format e4m3 --save-calibration {path}",
+        )
+        for number in (1, 2, 4)
+    },
     "no format": ({"format": None}, f"{FORMAT}''"),
+    "no model": ({"model": None}, "metadata 'model': expected the model's name, found ''"),
+    "no digest": ({"digest": None}, f"{DIGEST}''"),
+    **{
+        f"digest {text[:8]!r}": ({"digest": text}, DIGEST)
+        for text in ("", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "0" * 64 + "\n")
+    },
+    "no sizes": ({"sizes": None}, f"{SIZES}"),
+    **{
+        f"sizes {text[:24]!r}": ({"sizes": text}, SIZES)
+        for text in (
+            *("", "[]", "3", "{}", "{", "[" * 100_000, '{"hidden_size": 16}'),
+            GOOD_METADATA["sizes"].replace("16", "-1", 1),
+            GOOD_METADATA["sizes"].replace("16", "true", 1),
+            GOOD_METADATA["sizes"].replace("16", "1.5", 1),
+            GOOD_METADATA["sizes"].replace("16", "9" * 5000, 1),
+            GOOD_METADATA["sizes"].replace("hidden_size", "hidden"),
+        )
+    },
     "no samples": ({"samples": None}, f"{SAMPLES}''"),
     **{
         f"samples {text!r}": ({"samples": text}, f"{SAMPLES}{text!r}")
@@ -595,6 +646,37 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"golden {text!r}": ({"golden": text}, f"{GOLDEN}{text!r}")
         for text in ("1", "True", "yes", "")
+    },
+    "no range": ({"site:a/range": None}, not_1d("site:a/range", "float64", "nothing")),
+    "no operand": (dict.fromkeys(GOOD_TENSORS), "expected statistics of at least one"),
+    "only channels": (
+        {key: None for key in GOOD_TENSORS if ":a" in key},
+        "expected statistics of at least one",
+    ),
+    "channels too small": ({"site/channels": np.float32([0, 1])}, f"{LARGEST}1.0"),
+    "channels too large": ({"site/channels": np.float32([0, 3])}, f"{LARGEST}3.0"),
+    "channels of none": ({"site/channels": np.float32([])}, f"{LARGEST}0.0"),
+    **{
+        f"tensor {key[:24]!r}": ({key: np.float32([0])}, f"tensor {key!r}: {NAMES}")
+        for key in (
+            *("a", "", "/", "/range", "site/range", "site:c/range", "site:a/rang", "x:a:a/range"),
+            *(
+                "../x:a/range",
+                "/x:a/range",
+                "a/b:a/range",
+                "..:a/range",
+                ".a:a/range",
+                "a.:a/range",
+            ),
+            *(
+                "a..b/channels",
+                "a b/channels",
+                "\x1b[2J/channels",
+                "\u202ea/channels",
+                "a\n/channels",
+            ),
+            *("site:a/channels", "C:\\x/channels", "x" * 99 + "é:b/bits"),
+        )
     },
     "no bits": ({"site:a/bits": None}, not_1d("site:a/bits", "uint16", "nothing")),
     "no counts": ({"site:a/counts": None}, not_1d("site:a/counts", "int64", "nothing")),
@@ -629,6 +711,35 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
             *([np.nan, 1, 0, 0], [-1, np.nan, 0, 0], [-1, 1, np.nan, 0], [-1, 1, 0, np.inf]),
         )
     },
+    **{
+        f"average {low} {high}": ({"site:a/range": np.array([-1.5, 2.0, low, high])}, AVERAGES)
+        for low, high in ((-1.6, 0), (0, 2.1), (0.1, 1), (-1, -0.1), (1, -1))
+    },
+    "no values": (
+        {"site:a/bits": np.uint16([]), "site:a/counts": np.int64([])},
+        "tensor 'site:a/bits': expected at least one value, found none",
+    ),
+    **{
+        f"bits {bits}": ({"site:a/bits": np.uint16(bits)}, message)
+        for bits, message in (
+            *(
+                ([0, 0x4000, last], "tensor 'site:a/bits': expected finite")
+                for last in (0xFF80, 0xFFFF)
+            ),
+            *(([0, 0x7F80, 0xBFC0], "tensor 'site:a/bits': expected finite"),),
+            *(([0, 0x4001, 0xBFC0], EXTREMA), ([0, 0x3FFF, 0xBFC0], EXTREMA)),
+            *(([0, 0x4000, 0xBFC1], EXTREMA), ([0, 0x4000, 0x8000], EXTREMA)),
+            *(([0, 1, 0x4000], EXTREMA), ([0x8000, 0x8001, 0xBFC0], EXTREMA)),
+        )
+    },
+    **{
+        f"counts {values}": (
+            {"site:a/counts": np.int64(values)},
+            "tensor 'site:a/counts': expected at most 9007199254740992 in all, "
+            f"found {sum(values)}",
+        )
+        for values in ([2**62, 2**62, 2**62], [2**63 - 1, 1, 1], [2**53, 1, 1], [2**53 - 1, 1, 1])
+    },
     "bits that fall": ({"site:a/bits": np.uint16([3, 2, 9])}, BITS),
     "bits that wrap": ({"site:a/bits": np.uint16([3, 0xFFFF, 1])}, BITS),
     "bits twice": ({"site:a/bits": np.uint16([3, 3, 9])}, BITS),
@@ -662,22 +773,53 @@ def test_malformed_calibration(fault: str, tmp_path: Path) -> None:
     write_calibration(path, changes)
     with pytest.raises(BertNumpyError) as error:
         load_calibration(path)
-    assert str(error.value).startswith(f"{path}: {message}")
+    assert str(error.value).startswith(f"{path}: {message.replace('{path}', str(path))}")
 
 
 def test_well_formed_calibration(tmp_path: Path) -> None:
     """The file that the malformed ones are made of."""
     path = tmp_path / "calibration.safetensors"
     write_calibration(path, {})
-    histogram = np.zeros(1 << 16, np.int64)
-    histogram[[0, 0x3F80, 0xFFFF]] = [5, 1, 2**40]
-    operands = {"site:a": Statistics(-1.5, 2.0, -1.0, 1.0, histogram)}
-    expected = Calibration(operands, {"site": np.float32([0, 2])}, 3, True)
-    assert_same_calibrations(load_calibration(path), expected)
+    bits, counts = np.uint16([0, 0x4000, 0xBFC0]), np.int64([5, 1, 2**40])
+    operands = {"site:a": Statistics(-1.5, 2.0, -1.0, 1.0, bits, counts)}
+    expected = Calibration(operands, {"site": np.float32([0, 2])}, 3, True, an_origin())
+    loaded = load_calibration(path)
+    assert_same_calibrations(loaded, expected)
+    assert loaded.origin == expected.origin
+    assert loaded.place == str(path)
     save_calibration(expected, tmp_path / "saved")
     assert (tmp_path / "saved").read_bytes() == path.read_bytes()
     assert read_metadata(tmp_path / "saved") == GOOD_METADATA
     assert load_file(tmp_path / "saved").keys() == GOOD_TENSORS.keys()
+
+
+def test_memory_of_a_calibration_is_its_files(tmp_path: Path) -> None:
+    """5,000 operands of one value each: as histograms of all values they would take 2.6 GB."""
+    path = tmp_path / "calibration.safetensors"
+    parts = {
+        "range": np.array([0.0, 2.0, 0.0, 2.0]),
+        "bits": np.uint16([0x4000]),
+        "counts": np.int64([3]),
+    }
+    changes: dict[str, Any] = {
+        f"site.{i}:a/{key}": value for i in range(5000) for key, value in parts.items()
+    }
+    write_calibration(path, changes)
+    tracemalloc.start()
+    try:
+        loaded = load_calibration(path)
+        largest = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(loaded.operands) == 5001
+    assert loaded.operands["site.77:a"].count == 3
+    assert largest < 100_000_000
+
+
+def test_calibration_of_no_model_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(BertNumpyError, match="expected a calibration that calibrate"):
+        save_calibration(replace(a_calibration(), origin=None), tmp_path / "calibration")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8, 40, -1])

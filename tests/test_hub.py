@@ -18,6 +18,7 @@ from factories import write_checkpoint
 from hub_server import HubServer, hub_server
 
 from bert_numpy import BertNumpyError, load, load_tokenizer
+from bert_numpy.errors import shown
 from bert_numpy.hub import EMBEDDED, resolve
 
 #: Files of repositories that are not for this package.
@@ -104,7 +105,9 @@ def test_file_instead_of_a_folder(
 def test_names_that_no_repository_has(name: str) -> None:
     with pytest.raises(BertNumpyError) as caught:
         load(name)
-    assert str(caught.value).startswith(f"{name}: expected a model folder or a hub id, found no ")
+    assert str(caught.value).startswith(
+        f"{shown(name)}: expected a model folder or a hub id, found no "
+    )
 
 
 @pytest.mark.usefixtures("no_network")
@@ -261,6 +264,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         hub.moved["old/name"] = "owner/name"
         hub.add("owner/both", whole | {"model.safetensors.index.json": b"{}"} | OTHERS)
         folder = {"modules.json": b"[]", "1_Pooling/config.json": b"{}", "2_Dense/config.json": b""}
+        folder |= {"config_sentence_transformers.json": b"{}", "adapter_config.json": b"{}"}
         roberta = {"vocab.json": b"{}", "merges.txt": b""}
         hub.add("owner/sentences", whole | folder | roberta | OTHERS)
         hub.add("owner/pickle", without | OTHERS)
@@ -317,6 +321,7 @@ def test_only_what_is_needed_is_fetched(answers: dict[str, Any]) -> None:
     assert files("both") == usual | {"model.safetensors.index.json"}
     assert files("accepted") == usual
     sentences = {"modules.json", "1_Pooling/config.json", "vocab.json", "merges.txt"}
+    sentences |= {"config_sentence_transformers.json", "adapter_config.json"}  # read to refuse
     assert files("sentences") == usual | sentences
     assert files("data") == {"sst2/train-00000-of-00001.parquet"}
     assert not set(OTHERS) & set(answers["fetched"])

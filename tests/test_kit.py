@@ -23,9 +23,9 @@ from bert_numpy.kit import open_kit, verify
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.defects import DEFECTS
 from bert_numpy.kit.export import make_kit, read_inputs
-from bert_numpy.kit.manifest import LEVELS, Kit, manifest_of, write_kit
+from bert_numpy.kit.manifest import LEVELS, Kit, Reference, Tensor, manifest_of, write_kit
 from bert_numpy.kit.operations import OPERATIONS, RULES
-from bert_numpy.kit.verify import Evaluation
+from bert_numpy.kit.verify import PROFILES, Evaluation
 from bert_numpy.pytest_plugin import golden_kit  # noqa: F401 (a fixture)
 from npfp8.bfloat16 import round_to_bfloat16, to_bits
 from npfp8.storage import Bfloat16Array, save_file
@@ -478,6 +478,134 @@ def test_a_manifest_that_is_not_one(tmp_path, change, message):
     (tmp_path / "tensors.safetensors").write_bytes((EMBEDDED / "tensors.safetensors").read_bytes())
     with pytest.raises(BertNumpyError, match=message):
         open_kit(tmp_path)
+
+
+def attributes_of(**changes):
+    """A change of attributes; ... takes one away, and a dict changes an operand's."""
+
+    def change(entry):
+        for key, value in changes.items():
+            if value is ...:
+                del entry["attributes"][key]
+            elif isinstance(value, dict):
+                entry["attributes"][key] |= value
+            else:
+                entry["attributes"][key] = value
+
+    return change
+
+
+def inputs_of(**changes):
+    def change(entry):
+        for key, value in changes.items():
+            if value is ...:
+                del entry["inputs"][key]
+            else:
+                entry["inputs"][key] = value
+
+    return change
+
+
+SUM, SCALED = "operator/gemm-e4m3/sum", "operator/gemm-e4m3/product"
+ENCODED, QUANTIZED = "codec/E4M3FN/nearest-saturating", "operator/quantize-uint8/codes"
+NORM = "operator/layer_norm/result"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        *(
+            (name, attributes_of(**{key: ...}), f"attribute '{key}': expected, but missing")
+            for name, keys in (
+                (ENCODED, ("fmt", "saturate")),
+                (SUM, ("a", "b")),
+                (NORM, ("eps", "precision")),
+                ("operator/activation/gelu", ("function", "precision")),
+                ("operator/multiply/result", ("factor", "precision")),
+            )
+            for key in keys
+        ),
+        *(
+            (name, inputs_of(**{key: ...}), f"input '{key}': expected, but missing")
+            for name, keys in (
+                (ENCODED, ("x",)),
+                (SUM, ("a", "b")),
+                (SCALED, ("sum", "a_scale")),
+                (NORM, ("weight", "bias")),
+                (QUANTIZED, ("x", "scale")),
+            )
+            for key in keys
+        ),
+        (ENCODED, attributes_of(fmt="E9M9"), "attribute 'fmt': expected 'E4M3FN' or"),
+        (ENCODED, attributes_of(fmt=["E4M3FN"]), "attribute 'fmt': expected 'E4M3FN' or"),
+        (ENCODED, attributes_of(fmt="E5M2"), "expected codes of E5M2, found E4M3FN"),
+        (ENCODED, attributes_of(saturate=1), "attribute 'saturate': expected true or false"),
+        (ENCODED, attributes_of(rounding="up"), "attribute 'rounding': expected 'nearest' or"),
+        (ENCODED, attributes_of(colour="red"), "attribute 'colour': expected one of: fmt, sat"),
+        (NORM, attributes_of(eps=float("nan")), "attribute 'eps': expected 0 or more"),
+        (NORM, attributes_of(eps="1"), "attribute 'eps': expected 0 or more"),
+        (NORM, inputs_of(weight="operator/layer_norm/x"), "whose shapes fit together"),
+        (NORM, inputs_of(colour="operator/layer_norm/x"), "input 'colour': expected one of: x"),
+        ("operator/multiply/result", attributes_of(factor=1e300), "expected a float32 number"),
+        ("operator/multiply/result", attributes_of(factor=10**400), "expected a float32 num"),
+        ("operator/activation/gelu", attributes_of(function="sin"), "'function': expected 'e"),
+        (QUANTIZED, attributes_of(axis=7, block=1), "whose shapes fit together"),
+        (QUANTIZED, attributes_of(axis=0, block=10**30), "'block': expected 1 or more, of 31"),
+        (QUANTIZED, attributes_of(block=3), "a block without an axis"),
+        (QUANTIZED, inputs_of(x="operator/quantize-e4m3/codes"), "expected numbers, found codes"),
+        (SUM, attributes_of(a={"ndim": 9}), "whose shapes fit together"),
+        (SUM, attributes_of(a={"fmt": "E5M2"}), "expected codes of E5M2, found E4M3FN"),
+        (SUM, attributes_of(a={"colour": 1}), "attribute 'a': expected an object of fmt, ndim"),
+        (SUM, attributes_of(accumulate="double"), "attribute 'accumulate': expected 'exact' or"),
+        (SUM, inputs_of(a="operator/gemm-e4m3/b"), "whose shapes fit together"),
+        (SUM, attributes_of(block=0), "attribute 'block': expected 1 or more, of 31 bits"),
+        (SCALED, inputs_of(a_scale="operator/gemm-e4m3/bias"), "whose shapes fit together"),
+        (SCALED, inputs_of(sum="operator/gemm-e4m3/bias"), "whose shapes fit together"),
+        ("operator/add/result", inputs_of(y="operator/layer_norm/x"), "whose shapes fit together"),
+        (SUM, lambda entry: entry.update(operation="product"), "attribute|expected numbers"),
+        (SUM, lambda entry: entry.update(operation="given"), "input 'a': expected one of: none"),
+        (
+            "operator/gemm-e4m3/result",
+            inputs_of(x=["operator/gemm-e4m3/product", "split_heads:" + "9" * 30]),
+            "expected a view of shape",
+        ),
+    ],
+)
+def test_entries_that_no_operation_makes(name, change, message, tmp_path):
+    manifest = json.loads((EMBEDDED / "manifest.json").read_text())
+    change(next(entry for entry in manifest["tensors"] if entry["name"] == name))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "tensors.safetensors").write_bytes((EMBEDDED / "tensors.safetensors").read_bytes())
+    with pytest.raises(BertNumpyError, match=message) as caught:
+        open_kit(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert f"tensor {name!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_data_flow_deeper_than_the_stack(profile):
+    """And of more ways through it than could be gone: each tensor is computed once."""
+    x = np.zeros(3, np.float32)
+    tensors = {"model/x": Tensor("model/x", "model", "given")}
+    arrays = {"model/x": x}
+    for i in range(2 * sys.getrecursionlimit()):
+        before = Reference(f"model/{i - 1}" if i else "model/x")
+        name = f"model/{i}"
+        how = {"precision": "float32"}
+        tensors[name] = Tensor(name, "model", "add", {"x": before, "y": before}, how)
+        arrays[name] = x
+    kit = Kit({}, tensors, arrays)
+    assert verify(kit, {name: arrays[name]}, profile).passed
+    other = verify(kit, {name: arrays[name] + np.float32(1)}, profile)
+    assert [item.name for item in other.differences] == [name]
+
+
+def test_codes_that_a_format_does_not_have(tmp_path, kit):
+    name = "codec/E2M1/codes"
+    arrays = {name: np.full(16, 200, np.uint8)}
+    write_kit(Kit({}, {name: kit.tensors[name]}, arrays), tmp_path / "kit")
+    with pytest.raises(BertNumpyError, match="expected codes below 16, found 200"):
+        open_kit(tmp_path / "kit")
 
 
 def test_export_refuses(tmp_path, capsys):

@@ -27,6 +27,7 @@ from oracles import (
     nearest_code,
 )
 
+import npfp8
 from npfp8 import (
     E2M1,
     E2M3,
@@ -44,10 +45,11 @@ from npfp8 import (
     FloatFormat,
     Format,
     QuantizedTensor,
+    exact_k_limit,
     matmul,
     quantize,
 )
-from npfp8.matmul import exact_k_limit
+from npfp8.matmul import ACCUMULATIONS
 from npfp8.tensor import affine_scale, group_extrema
 
 FLOAT_PAIRS = list(itertools.product((E4M3FN, E5M2), repeat=2))
@@ -1198,3 +1200,35 @@ def test_product_is_that_of_the_dequantized_operands(
     magnitude = np.abs(left) @ np.abs(right_values)
     error = np.abs(matmul(a, b) - left @ right_values)
     assert (error <= 4 * 2.0**-24 * magnitude).all()
+
+
+# Blocks as long as K, or longer
+
+
+@pytest.mark.parametrize("blocks", [(8, 2**31), (2**31, 2**63), (9, 2**100), (2**31, None)])
+@pytest.mark.parametrize("accumulate", ["exact", "float32", "float16"])
+def test_blocks_beyond_k_are_all_of_it(blocks, accumulate):
+    generator = np.random.default_rng(0)
+    x, y = (generator.normal(size=shape).astype(np.float32) for shape in ((3, 8), (8, 4)))
+
+    def quantized(z, axis, block):
+        if block is None:
+            return quantize(z, E4M3FN)
+        return quantize(z, E4M3FN, axis=axis, block=block)
+
+    found = matmul(quantized(x, 1, blocks[0]), quantized(y, 0, blocks[1]), accumulate)
+    alike = [None if block is None else 8 for block in blocks]
+    expected = matmul(quantized(x, 1, alike[0]), quantized(y, 0, alike[1]), accumulate)
+    assert np.array_equal(found, expected)
+
+
+def test_blocks_along_k_that_do_differ_are_refused():
+    x = np.ones((3, 8), np.float32)
+    a, b = quantize(x, E4M3FN, axis=1, block=4), quantize(x.T, E4M3FN, axis=0, block=2**31)
+    with pytest.raises(ValueError, match="expected equal ones, found 4 and 8"):
+        matmul(a, b)
+
+
+def test_names_of_the_package():
+    assert npfp8.exact_k_limit(E4M3FN, E4M3FN, parts=1) == 171_196
+    assert npfp8.ACCUMULATIONS is ACCUMULATIONS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,15 +12,23 @@ from factories import assert_same_statistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from oracles import code_values
+from oracles import code_values, entropy_threshold, equal_levels, levels_of_values
 
 from bert_numpy import BertNumpyError
-from bert_numpy.observers import OBSERVERS, Statistics, clip_range, is_affine, merge, observe
+from bert_numpy.observers import (
+    MOST_ELEMENTS,
+    OBSERVERS,
+    Statistics,
+    clip_range,
+    is_affine,
+    merge,
+    observe,
+    quantization_noise,
+)
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 
 every_format = pytest.mark.parametrize("fmt", [E4M3FN, E5M2, INT8, UINT8], ids=str)
-SEARCHES = ["mse", "entropy"]
 
 
 def seen_of(*batches: np.ndarray) -> Statistics:
@@ -85,16 +92,22 @@ def test_split_and_order_do_not_matter(x: np.ndarray, cuts: list[int], seed: int
 
 def test_memory_does_not_grow() -> None:
     seen = seen_of(normal(10))
-    size = sum(np.asarray(value).nbytes for value in vars(seen).values())
     for seed in range(5):
         seen = observe("site", seen, normal(10_000, seed))
-    assert sum(np.asarray(value).nbytes for value in vars(seen).values()) == size
     assert seen.count == 50_010
+    values = len(
+        np.unique(
+            round_to_bfloat16(
+                np.concatenate([normal(10), *(normal(10_000, seed) for seed in range(5))])
+            )
+        )
+    )
+    assert (seen.bits.nbytes, seen.counts.nbytes) == (2 * values, 8 * values)
 
 
 def test_what_was_seen_is_not_changed() -> None:
     first = seen_of(normal(10))
-    kept = Statistics(**vars(first) | {"histogram": first.histogram.copy()})
+    kept = Statistics(**vars(first) | {"counts": first.counts.copy()})
     observe("site", first, normal(10, 1))
     merge(first, seen_of(normal(10, 2)))
     assert_same_statistics(first, kept)
@@ -171,6 +184,10 @@ def test_percentile(x: np.ndarray, percentile: float) -> None:
     magnitudes = sorted(np.abs(round_to_bfloat16(x)).tolist())
     needed = math.ceil(x.size * percentile / 100)
     threshold = magnitudes[needed - 1]
+    if threshold == 0 and magnitudes[-1] > 0:
+        with pytest.raises(BertNumpyError, match="expected a percentile beyond the zeros"):
+            clip_range(seen_of(x), "percentile", INT8, percentile)
+        return
     low, high = clip_range(seen_of(x), "percentile", INT8, percentile)
     assert (low, high) == (max(float(min(x.min(), 0)), -threshold), min(max(x.max(), 0), threshold))
 
@@ -235,28 +252,6 @@ def mse_costs(x: np.ndarray, fmt: Format) -> dict[float, float]:
     }
 
 
-def entropy_costs(
-    x: np.ndarray, fmt: Format, divergence: Callable[[np.ndarray, np.ndarray], float]
-) -> dict[float, float]:
-    values, counts = np.unique(x + np.float32(0), return_counts=True)
-    costs = {}
-    for t, low, high in candidates(x):
-        inside = (values >= np.float32(low)) & (values <= np.float32(high))
-        if not inside.any():
-            costs[t] = math.inf
-            continue
-        kept, mass = values[inside], counts[inside].astype(np.float64)
-        p = mass.copy()
-        p[0] += counts[values < kept[0]].sum()
-        p[-1] += counts[values > kept[-1]].sum()
-        codes, _ = reference_codes(kept, low, high, fmt)
-        q = np.empty_like(p)
-        for code in np.unique(codes):
-            q[codes == code] = mass[codes == code].mean()
-        costs[t] = divergence(p / p.sum(), q / q.sum())
-    return costs
-
-
 DATA = {
     "normal": normal(400),
     "outliers": normal(4000, outliers=2),
@@ -283,26 +278,75 @@ def test_mse(data: str, fmt: Format) -> None:
     check_best(clip_range(seen_of(x), "mse", fmt), mse_costs(x, fmt), x)
 
 
-def kullback_leibler(p: np.ndarray, q: np.ndarray) -> float:
-    return float((p * np.log(p / q)).sum())
+# Entropy calibration, against NVIDIA's steps one after the other
+
+
+def levels_for(fmt: Format, x: np.ndarray) -> Callable[[int, int], int]:
+    if is_affine(fmt):
+        return equal_levels(128 if x.min() < 0 < x.max() else 256)
+    if fmt == INT8:
+        return equal_levels(128)
+    return levels_of_values([Fraction(value) for value in values_of(fmt) if value >= 0])
+
+
+def threshold_of(found: tuple[float, float]) -> float:
+    return max(found[1], -found[0])
 
 
 @every_format
 @every_data
 def test_entropy(data: str, fmt: Format) -> None:
     x = round_to_bfloat16(DATA[data])
-    costs = entropy_costs(x, fmt, kullback_leibler)
-    check_best(clip_range(seen_of(x), "entropy", fmt), costs, x)
+    x = x if fmt in (INT8, UINT8) else x[:24]  # an oracle of fractions
+    expected = min(entropy_threshold(x.tolist(), levels_for(fmt, x)), float(np.abs(x).max()))
+    low, high = clip_range(seen_of(x), "entropy", fmt)
+    assert (low, high) == (max(min(x.min(), 0), -expected), min(max(x.max(), 0), expected))
 
 
-@pytest.mark.parametrize("fmt", [INT8, E4M3FN], ids=str)
-def test_entropy_is_that_of_scipy(scipy_stats: ModuleType, fmt: Format) -> None:
-    x = round_to_bfloat16(DATA["outliers"])
-    costs = entropy_costs(x, fmt, scipy_stats.entropy)
-    check_best(clip_range(seen_of(x), "entropy", fmt), costs, x)
+@settings(max_examples=10, deadline=None)
+@given(
+    x=hnp.arrays(np.float32, st.integers(1, 25), elements=st.floats(-(2.0**99), 2.0**99, width=32)),
+    repeats=st.integers(1, 40),
+)
+def test_entropy_of_anything(x: np.ndarray, repeats: int) -> None:
+    """With some values often, some once; absmax is a float32, and its bfloat16 perhaps beyond."""
+    x = np.concatenate([np.repeat(x[: len(x) // 2], repeats), x])
+    absmax = float(np.abs(x).max())
+    found = threshold_of(clip_range(seen_of(x), "entropy", INT8))
+    expected = entropy_threshold(round_to_bfloat16(x).tolist(), absmax=absmax) if absmax else 0.0
+    assert found == expected
 
 
-@pytest.mark.parametrize("observer", ["percentile", *SEARCHES])
+def test_zeros_do_not_decide_the_entropy() -> None:
+    """The first bin has the second's count: a ReLU's zeros, half of all, change nothing."""
+    x = np.maximum(normal(3000), 0)
+    found = clip_range(seen_of(x), "entropy", INT8)
+    assert found == clip_range(seen_of(x[x > 0]), "entropy", INT8)
+    assert found == clip_range(
+        seen_of(np.concatenate([x, np.zeros(10**6, np.float32)])), "entropy", INT8
+    )
+
+
+def test_entropy_beats_absmax_where_tails_are_long() -> None:
+    """A million of Student's t with 5 degrees of freedom: some dB of a whole histogram."""
+    gains = []
+    for seed in range(4):
+        x = np.random.default_rng(seed).standard_t(5, 1_000_000).astype(np.float32)
+        noise = [quantization_noise(seen_of(x), name, INT8) for name in ("absmax", "entropy")]
+        absmax, entropy = (10 * math.log10(signal / error) for signal, error in noise)
+        assert entropy > 24
+        gains.append(entropy - absmax)
+    assert min(gains) > 1
+    assert np.mean(gains) > 2.5
+
+
+def test_entropy_keeps_an_outlier_behind_a_gap() -> None:
+    """As NVIDIA's does: where a bin is empty in the candidate alone, the divergence is infinite."""
+    x = normal(100_000, outliers=2)
+    assert clip_range(seen_of(x), "entropy", INT8) == (-100.0, 100.0)
+
+
+@pytest.mark.parametrize("observer", ["percentile", "mse"])
 def test_outliers_are_clipped(observer: str) -> None:
     x = normal(1_000_000, outliers=2)
     seen = seen_of(x)
@@ -332,3 +376,38 @@ def test_extreme_magnitudes(fmt: Format, x: float, observer: str) -> None:
     assert math.isfinite(low)
     assert math.isfinite(high)
     assert low <= 0 <= high
+
+
+def test_percentile_among_zeros_is_refused() -> None:
+    """A scale of 1 would make every other element, far smaller or larger, something else."""
+    x = np.zeros(1000, np.float32)
+    x[:5] = [1e-3, -2e-3, 1e-3, 3e-3, 5e-3]
+    with pytest.raises(BertNumpyError) as error:
+        clip_range(seen_of(x), "percentile", INT8, 99.0)
+    assert str(error.value) == (
+        "observer 'percentile': expected a percentile beyond the zeros, which are 99.5 % of the "
+        "elements, found 99.0: all others would saturate"
+    )
+    expected = float(round_to_bfloat16(np.float32([1e-3]))[0])
+    assert threshold_of(clip_range(seen_of(x), "percentile", INT8, 99.51)) == expected
+
+
+@pytest.mark.parametrize("observer", [name for name in OBSERVERS if name != "percentile"])
+@every_format
+def test_mostly_zeros(fmt: Format, observer: str) -> None:
+    """Every other observer finds a range that is not 0."""
+    x = np.zeros(100_000, np.float32)
+    x[7] = -3e-3
+    low, high = clip_range(seen_of(x), observer, fmt)
+    assert low < 0 <= high
+
+
+def test_more_elements_than_are_exact() -> None:
+    seen = seen_of(np.ones(1, np.float32))
+    most = Statistics(**vars(seen) | {"counts": np.int64([MOST_ELEMENTS - 1])})
+    assert merge(most, seen).count == MOST_ELEMENTS
+    with pytest.raises(BertNumpyError) as error:
+        merge(most, merge(seen, seen))
+    assert str(error.value) == (
+        "expected at most 9007199254740992 elements together, found 9007199254740993"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def checkpoint(folder: Path, head: str, **overrides: Any) -> Path:
     )
     if head == "Model":  # a sentence-transformers folder
         kinds = {"Transformer": "", "Pooling": "1_Pooling"}
-        modules = [{"type": f"x.{kind}", "path": path} for kind, path in kinds.items()]
+        module = "sentence_transformers.models"
+        modules = [{"type": f"{module}.{kind}", "path": path} for kind, path in kinds.items()]
         (folder / "modules.json").write_text(json.dumps(modules))
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
@@ -66,6 +68,22 @@ def test_several_labels(tmp_path: Path, capsys: Capture) -> None:
     assert sum(expected.values()) != pytest.approx(1, abs=0.01)
     assert report["label"] == LABELS[int(logits.argmax())]
     assert [label for label, _ in rows(capsys)] == sorted(LABELS, key=lambda x: -expected[x])
+
+
+@pytest.mark.parametrize("problem", [None, "regression", "multi_label_classification"])
+def test_one_output(tmp_path: Path, problem: str | None) -> None:
+    """A score, or the probability of the one label, as transformers' pipeline has it."""
+    overrides = {"architectures": ["BertForSequenceClassification"], "problem_type": problem}
+    folder = write_checkpoint(tmp_path, config_overrides=overrides, labels=("toxic",))
+    report = predicted(folder, TEXT)
+    model, tokenizer = loaded(folder)
+    (logit,) = model(**tokenizer.batch([TEXT])).logits[0].tolist()
+    assert report["logits"] == {"toxic": logit}
+    if problem != "multi_label_classification":
+        assert report.keys() == {"logits"}
+        return
+    expected = pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-5)
+    assert report["probabilities"] == {"toxic": expected}
 
 
 def test_regression_on_several_outputs(tmp_path: Path) -> None:
@@ -209,7 +227,11 @@ def test_refusals(
     if head == "ForMultipleChoice":
         checkpoint(tmp_path, "ForSequenceClassification")
         config = json.loads((folder / "config.json").read_text())
-        config |= {"architectures": ["BertForMultipleChoice"], "id2label": {"0": "x"}}
+        config |= {
+            "architectures": ["BertForMultipleChoice"],
+            "id2label": {"0": "x"},
+            "label2id": {"x": 0},
+        }
         write_checkpoint(folder, labels=("x",))
         (folder / "config.json").write_text(json.dumps(config))
     assert main(["predict", str(folder), *texts]) == 2
@@ -233,3 +255,18 @@ def test_info(tmp_path: Path, capsys: Capture, head: str, name: str) -> None:
     assert (lines["model_type"], lines["architecture"]) == ("bert", f"Bert{head}")
     assert lines["head"] == name
     assert lines["tie_word_embeddings"] == "True"
+    assert "architecture_found" not in lines
+
+
+@pytest.mark.parametrize("architectures", [None, []])
+def test_info_on_a_class_that_is_not_named(
+    tmp_path: Path, capsys: Capture, architectures: Any
+) -> None:
+    folder = write_checkpoint(tmp_path, config_overrides={"architectures": ["BertModel"]})
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"architectures": architectures}))
+    assert main(["info", str(folder)]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["architecture"] == "none (no 'architectures')"
+    assert main(["predict", str(folder), TEXT]) == 2
+    assert "found none (no 'architectures')" in capsys.readouterr().err

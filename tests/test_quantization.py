@@ -33,7 +33,15 @@ from bert_numpy import policy as policy_module
 from bert_numpy.evaluation import compare_with
 from bert_numpy.job import prepare, run
 from bert_numpy.model import encoder_sites
-from bert_numpy.policy import OperandCounts, Policy, Scale, SitePlan, quantized_policy
+from bert_numpy.packing import pack
+from bert_numpy.policy import (
+    OperandCounts,
+    Policy,
+    Scale,
+    SitePlan,
+    quantize_operand,
+    quantized_policy,
+)
 from bert_numpy.recipe import FORMATS as RECIPE_FORMATS
 from bert_numpy.recipe import Operand, SiteRecipe, preset
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format, QuantizedTensor, matmul, quantize
@@ -587,7 +595,8 @@ def test_every_preset_runs(
         made = bert_numpy.apply_recipe(model, PRESETS[name], calibration, golden)
         found = made(**batch)
         assert np.isfinite(found.last_hidden_state).all()
-        assert relative_error(found.last_hidden_state, expected) < 0.5
+        # Entropy calibration clips much where it has seen few elements.
+        assert relative_error(found.last_hidden_state, expected) < (1 if "entropy" in name else 0.5)
         again = made(**batch)
         assert_same_bits(again.logits, found.logits)
 
@@ -826,6 +835,81 @@ def test_outliers_of_a_model_in_any_batch(
     assert (plain(**batch).logits != np.array(together)).any()
 
 
+def column_recipe(threshold: float) -> Recipe:
+    recipe = PRESETS["int8-outliers-columns"]
+    return replace(recipe, linear=replace(recipe.linear, outlier_threshold=threshold))
+
+
+def test_outlier_columns_are_multiplied_apart() -> None:
+    """All of a column with an outlier, as if its elements were each beyond the threshold."""
+    a = operand_with_outliers()
+    a[:, 5:] = np.clip(a[:, 5:], -6, 6)
+    a[4, 9] = 6.03125
+    weight = np.random.default_rng(4).normal(0, 1, (9, 40)).astype(np.float32)
+    b = quantize(weight, INT8, axis=0).mT
+    recipe = replace(column_recipe(6.0), arithmetic="float32")
+    policy = quantized_policy(recipe, {QUERY: SitePlan(recipe.linear)}, {}, golden=True)
+    found = policy.gemm(QUERY, a, b, None)
+    columns = [any(abs(x) > 6 for x in column) for column in a.T.tolist()]
+    assert 1 <= sum(columns) <= 6
+    assert columns[9]
+    inside = a * ~np.array(columns)
+    scale = np.abs(inside).max(axis=1, keepdims=True) / np.float32(127)
+    codes = np.rint(inside / scale).astype(np.float64)
+    values = b.dequantize().astype(np.float64)
+    expected = (codes * scale) @ values + (a - inside).astype(np.float64) @ values
+    magnitude = np.abs(a).astype(np.float64) @ np.abs(values) + 1
+    assert (np.abs(found - expected) <= 4 * 2.0**-23 * magnitude).all()
+
+
+def test_outlier_columns_are_of_a_sequence_without_its_masked_tokens() -> None:
+    """Rows 0-1, 2-4 and 5 of three sequences; of the second, position 0 is masked."""
+    mask = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0]]) == 1
+    packing = pack(mask)
+    a = np.ones((6, 4), np.float32)
+    a[1, 0], a[2, 1], a[3, 2], a[5, 3] = 9, -9, -9, 9
+    recipe = column_recipe(6.0)
+    policy = quantized_policy(recipe, {QUERY: SitePlan(recipe.linear)}, {}, True)
+    b = quantize(np.eye(4, dtype=np.float32), INT8, axis=0).mT
+    seen: list[np.ndarray] = []
+
+    def spy(x: np.ndarray, *rest: Any) -> np.ndarray:
+        seen.append(x)
+        return quantize_operand(x, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy_module, "quantize_operand", spy)
+        policy.for_batch(policy, packing).gemm(QUERY, a, b, None)
+    kept = np.ones((6, 4), np.float32)
+    kept[:2, 0] = kept[2:5, 2] = kept[5, 3] = 0
+    kept[2, 1] = -9  # masked: it makes no column one of outliers
+    np.testing.assert_array_equal(seen[0], kept)
+    others = quantized_policy(outlier_recipe(6.0), {}, {}, True)
+    assert others.for_batch(others, packing) is others
+
+
+@pytest.mark.parametrize("golden", [False, True])
+def test_outlier_columns_of_a_model_in_any_batch(
+    golden: bool, models: dict[str, tuple[Model, Calibration]]
+) -> None:
+    """Alone, padded on either side, with position 0 masked, and beside others."""
+    model, calibration = models["tiny"]
+    made = bert_numpy.apply_recipe(model, column_recipe(1.5), calibration, golden=golden)
+    batch = batch_of((7, 3, 5, 7), seed=8)
+    batch["attention_mask"] = np.array(batch["attention_mask"])
+    batch["attention_mask"][3, :2] = 0
+    together = made(**batch).logits
+    assert together is not None
+    for row in range(4):
+        alone = made(**{key: value[[row]] for key, value in batch.items()}).logits
+        assert alone is not None
+        if golden:
+            assert_same_bits(alone[0], together[row])
+        np.testing.assert_allclose(alone[0], together[row], rtol=0.05, atol=0.02)
+    by_element = bert_numpy.apply_recipe(model, outlier_recipe(1.5), calibration, golden=golden)
+    assert (by_element(**batch).logits != together).any()
+
+
 # Migration
 
 
@@ -882,6 +966,54 @@ def test_migration_of_a_model(
         assert relative_error(product, exact) < 0.2
         near = a.dequantize().astype(np.float64) @ b.dequantize() + bias
         assert relative_error(product, near) < 2.0**-8
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.75, 1.0])
+def test_migration_as_in_the_paper(
+    alpha: float, models: dict[str, tuple[Model, Calibration]]
+) -> None:
+    """Query, key and value share the factors of the largest weights of all three."""
+    model, calibration = models["small"]
+    recipe = PRESETS["int8-smooth-paper"]
+    recipe = replace(recipe, linear=replace(recipe.linear, migration=alpha))
+    made = bert_numpy.apply_recipe(model, recipe, calibration)
+    for layer in range(model.config.num_hidden_layers):
+        place = f"encoder.layer.{layer}"
+        attention = [f"{place}.attention.self.{name}" for name in ("query", "key", "value")]
+        for sites in (attention, [f"{place}.intermediate.dense"]):
+            weights = [np.asarray(model.weights[f"{site}.weight"]) for site in sites]
+            largest = np.abs(np.concatenate(weights)).max(axis=0).astype(np.float64)
+            seen = calibration.channels[sites[0]]
+            expected = seen.astype(np.float64) ** alpha / largest ** (1 - alpha)
+            for site, weight in zip(sites, weights, strict=True):
+                plan = made.plans[site]
+                assert plan.smoothing is not None
+                np.testing.assert_allclose(plan.smoothing, expected, rtol=1e-6)
+                assert_same_bits(plan.smoothing, made.plans[sites[0]].smoothing)
+                held = made.weights[f"{site}.weight"]
+                assert isinstance(held, QuantizedTensor)
+                assert_same_bits(held.codes, quantize(weight * plan.smoothing, INT8).codes)
+                assert plan.a is not None
+                assert plan.a.scale == (seen / plan.smoothing).max() / np.float32(127)
+        for name in ("attention.output.dense", "output.dense"):
+            assert made.plans[f"{place}.{name}"].smoothing is None
+    exponents = np.log2(made.plans[QUERY].smoothing)  # type: ignore[call-overload]
+    assert (exponents != np.rint(exponents)).any()
+
+
+def test_migration_of_the_paper_where_a_layer_is_left_out(
+    models: dict[str, tuple[Model, Calibration]],
+) -> None:
+    """The value's weights do not count where it is not quantized, nor migrated by itself."""
+    model, calibration = models["small"]
+    recipe = PRESETS["int8-smooth-paper"].skipping("*.value")
+    made = bert_numpy.apply_recipe(model, recipe, calibration)
+    weights = [np.asarray(model.weights[f"{QUERY[:-5]}{name}.weight"]) for name in ("query", "key")]
+    largest = np.abs(np.concatenate(weights)).max(axis=0).astype(np.float64)
+    expected = np.sqrt(calibration.channels[QUERY] / largest)
+    found = made.plans[QUERY].smoothing
+    assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def with_loud_channels(model: Model) -> Model:

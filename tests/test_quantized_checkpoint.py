@@ -854,8 +854,8 @@ OWN = "config.json: key 'npfp8_config'"
             f"{CONFIG}: key 'format': expected one of float-quantized, int-quantized, naive-quan",
         ),
         (
-            foreign(lambda config: config.update(quantization_status="frozen")),
-            f"{CONFIG}: key 'quantization_status': expected 'compressed', found 'frozen'",
+            foreign(lambda config: config.update(quantization_status="done")),
+            f"{CONFIG}: key 'quantization_status': expected one of initialized, calibration, fro",
         ),
         (
             foreign(lambda config: config.update(kv_cache_scheme={"num_bits": 8})),
@@ -873,10 +873,32 @@ OWN = "config.json: key 'npfp8_config'"
         *(
             (
                 foreign(lambda config, x=x: group(config).update(targets=[x])),
-                f"expected a pattern with at most 3 repeats, and none of a group, as others can t"
-                f"ake forever to match, found {x!r}",
+                f"key 'config_groups': expected a regular expression, found {x!r}: {reason}",
             )
-            for x in ("re:(.*)*x$", "re:(a|b|ab)+$", r"re:(\w{1,9}){9}-", "re:.*.*.*.*-")
+            for x, reason in (
+                (r"re:(.)\1", "\\1 is not understood, at 3"),
+                ("re:" + "a" * 1001, "expected at most 1000 characters, found 1001"),
+                ("re:" + "(" * 500 + ")" * 500, "expected at most 20 groups within each other"),
+                ("re:" + ".*(?=" * 7 + "-" + ")" * 7, "it takes too long to match"),
+            )
+        ),
+        *(
+            (foreign(lambda config, x=x: config.update(x)), f"{CONFIG}: {message}")
+            for x, message in (
+                (
+                    {"sparsity_config": {"format": "sparse-24-bitmask"}},
+                    "key 'sparsity_config': key 'format': expected 'dense', found 'sparse-24-bitma",
+                ),
+                ({"sparsity_config": [1]}, "key 'sparsity_config': expected a JSON object, found"),
+                (
+                    {"transform_config": {"config_groups": {"u": {}}}},
+                    "key 'transform_config': key 'config_groups': expected nothing: this is not im",
+                ),
+                (
+                    {"config_groups": {"NVFP4": ["Linear"]}},
+                    "key 'config_groups': key 'NVFP4': expected a JSON object; or a list, of a gr",
+                ),
+            )
         ),
         (
             foreign(lambda config: group(config).update(weights=None)),
@@ -893,7 +915,12 @@ OWN = "config.json: key 'npfp8_config'"
                 ("symmetric", False, "True"),
                 ("strategy", "tensor_group", "'tensor' or 'channel' or 'group' or 'block'"),
                 ("dynamic", True, "False"),
-                ("actorder", "weight", "nothing: this is not implemented"),
+                ("actorder", "group", "nothing or 'weight': others are not implemented"),
+                ("scale_dtype", "torch.uint8", "one of float32, float16, bfloat16"),
+                ("group_size", 128, "nothing, of strategy 'tensor'"),
+                ("group_size", 2**31, "1..2147483647"),
+                ("block_structure", [8, 8], "nothing: this is not implemented"),
+                ("zero_point_in_float", True, "nothing: this is not implemented"),
             )
         ),
         (
@@ -906,7 +933,7 @@ OWN = "config.json: key 'npfp8_config'"
                     strategy="block", block_structure=[128]
                 )
             ),
-            "key 'weights': key 'block_structure': expected two numbers of at least 1, found [128]",
+            "key 'weights': key 'block_structure': expected two numbers of at least 1 and of 31",
         ),
         (
             foreign(lambda config: group(config)["input_activations"].update(dynamic=True)),
@@ -938,6 +965,155 @@ def test_unreadable(change: Callable[[Path], None], message: str, tmp_path: Path
         bert_numpy.load(folder)
     assert message in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+#: What older and newer releases of compressed-tensors, llm-compressor and transformers write.
+SPELLINGS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "frozen": lambda config: config.update(quantization_status="frozen"),
+    "no status": lambda config: config.pop("quantization_status"),
+    "initialized": lambda config: config.update(quantization_status="initialized"),
+    "dense": lambda config: config.update(
+        sparsity_config={"format": "dense", "global_sparsity": 0.0, "targets": [], "ignore": None}
+    ),
+    "no sparsity": lambda config: config.update(sparsity_config={}),
+    "no transforms": lambda config: config.update(transform_config={"config_groups": {}}),
+    "no transform": lambda config: config.update(transform_config={}),
+    "ratio": lambda config: config.update(global_compression_ratio=1.5, version="0.12.2"),
+    "naive": lambda config: config.update(format="naive-quantized"),
+    "format per group": lambda config: (
+        config.update(format="mixed-precision"),
+        group(config).update(format="float-quantized"),
+    )[0],
+    "an observer": lambda config: group(config)["weights"].update(
+        observer="minmax", observer_kwargs={"averaging_constant": 0.01}
+    ),
+    "an observer of inputs": lambda config: group(config)["input_activations"].update(
+        observer="static_minmax", observer_kwargs={}
+    ),
+    "dtypes": lambda config: group(config)["weights"].update(
+        scale_dtype="torch.bfloat16", zp_dtype="torch.float8_e4m3fn"
+    ),
+    "actorder": lambda config: group(config)["weights"].update(actorder="static"),
+    "no actorder": lambda config: group(config)["weights"].update(actorder=False),
+    "upper case": lambda config: group(config)["weights"].update(type="FLOAT", strategy="TENSOR"),
+    "fewer keys": lambda config: group(config).update(
+        weights={"type": "float"}, input_activations={"type": "float"}
+    ),
+    "preset": lambda config: config.update(config_groups={"fp8": ["Linear"]}),
+    "names": lambda config: config.update(
+        ignore=["bert.pooler.dense", "classifier", "re:.*lm_head", "re:^(?!.*dense|.*self).*"]
+    ),
+    "a class of all": lambda config: group(config).update(targets=["Module"]),
+    "alternatives": lambda config: group(config).update(
+        targets=[r"re:bert\.encoder\.layer\.\d+\.(attention|intermediate|output)(\.\w+)*$"]
+    ),
+    "a group without effect": lambda config: config["config_groups"].update(
+        UNQUANTIZED=["classifier"]
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_other_releases(spelling: str, tmp_path: Path) -> None:
+    model, folder = written(tmp_path, linear_layers(E4M3))
+    foreign(SPELLINGS[spelling])(folder)
+    loaded = bert_numpy.load(folder)
+    assert_same_models(loaded, replace(model, recipe=loaded.recipe))
+    assert_same_outputs(loaded, model)
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "sparseml", None])
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_old_key(method: str | None, nested: bool, tmp_path: Path) -> None:
+    """``compression_config``, flat, or with the section and a sparsity_config inside."""
+    model, folder = written(tmp_path, linear_layers(E4M3))
+
+    def rename(raw: dict[str, Any]) -> None:
+        config = raw.pop("quantization_config") | {"quant_method": method}
+        del raw["npfp8_config"]
+        inner = {"quantization_config": config, "sparsity_config": {"format": "dense"}}
+        raw["compression_config"] = inner if nested else config
+
+    changed_config(rename)(folder)
+    assert stored_recipe(folder) is not None
+    loaded = bert_numpy.load(folder)
+    assert_same_models(loaded, replace(model, recipe=loaded.recipe))
+
+
+def test_nested_section(tmp_path: Path) -> None:
+    """As transformers unwraps it."""
+    model, folder = written(tmp_path, linear_layers(E4M3))
+
+    def nest(raw: dict[str, Any]) -> None:
+        del raw["npfp8_config"]
+        raw["quantization_config"] = {"quantization_config": raw["quantization_config"]}
+
+    changed_config(nest)(folder)
+    loaded = bert_numpy.load(folder)
+    assert_same_models(loaded, replace(model, recipe=loaded.recipe))
+
+
+def test_of_several_groups_the_package_s_choice(tmp_path: Path) -> None:
+    """A name before a pattern before a class; of patterns the first in the alphabet."""
+    _, folder = written(tmp_path, linear_layers(E4M3))
+
+    def regroup(config: dict[str, Any]) -> None:
+        token = {"type": "float", "strategy": "token", "dynamic": True}
+        one = {"weights": group(config)["weights"], "input_activations": None}
+        config["config_groups"] = {
+            "a": {**one, "targets": ["Linear"]},
+            "b": {**one, "input_activations": token, "targets": ["re:.*query$", "re:bert.*key$"]},
+            "c": {**one, "input_activations": {"type": "float"}, "targets": ["re:.*self.*"]},
+            "d": {**one, "targets": ["bert.encoder.layer.0.attention.self.value"]},
+        }
+
+    foreign(regroup)(folder)
+    recipe = bert_numpy.load(folder).recipe
+    layer = "encoder.layer.0.attention"
+    assert recipe.site(f"{layer}.self.query").a == Operand(E4M3FN, "token", dynamic=True)
+    assert recipe.site(f"{layer}.self.key").a == Operand(E4M3FN)  # ".*self.*" < "bert.*key$"
+    assert recipe.site(f"{layer}.self.value").a == Operand()
+    assert recipe.site(f"{layer}.output.dense").a == Operand()
+
+
+def test_codes_without_a_section(tmp_path: Path) -> None:
+    _, folder = written(tmp_path)
+    changed_config(lambda raw: (raw.pop("quantization_config"), raw.pop("npfp8_config"))[0])(folder)
+    with pytest.raises(BertNumpyError, match="found F8_E4M3: codes of a quantized weight, of whi"):
+        bert_numpy.load(folder)
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {key.replace("key.weight", "key.weight_packed"): x for key, x in tensors.items()}
+    save_file(
+        {
+            key: x.codes.astype(np.float32) if isinstance(x, Fp8Array) else x
+            for key, x in renamed.items()
+            if not key.endswith("weight_packed_scale")
+        },
+        folder / "model.safetensors",
+    )
+    with pytest.raises(BertNumpyError, match=r"but missing; '.*key.weight_packed' is of a quanti"):
+        bert_numpy.load(folder)
+
+
+@pytest.mark.parametrize("function", [bert_numpy.load, stored_recipe])
+def test_more_layers_than_memory(function: Callable[[Path], Any], tmp_path: Path) -> None:
+    _, folder = written(tmp_path)
+    changed_config(lambda raw: raw.update(num_hidden_layers=10**9))(folder)
+    message = r"config.json: key 'num_hidden_layers': expected fewer than the \d+ tensors that"
+    with pytest.raises(BertNumpyError, match=message):
+        function(folder)
+
+
+def test_blocks_larger_than_memory(tmp_path: Path) -> None:
+    """A block of more rows and columns than there are is the whole matrix."""
+    folder, tensors = fine_grained(tmp_path, weight_block_size=[2**31 - 1, 2**31 - 1])
+    one = {key: x[:1, :1] if key.endswith("_scale_inv") else x for key, x in tensors.items()}
+    save_file(one, folder / "model.safetensors")
+    model = bert_numpy.load(folder)
+    name = "encoder.layer.1.output.dense.weight"
+    stored = one[f"bert.{name}"]
+    values = E4M3FN.values[stored.codes].astype(np.float32) * one[f"bert.{name}_scale_inv"]
+    assert_same_bits(model.weights[name].dequantize(), values)
 
 
 def test_readable_without_our_section(tmp_path: Path) -> None:

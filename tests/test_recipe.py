@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import random
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from bert_numpy.recipe import (
     preset,
     save_recipe,
 )
+from bert_numpy.site_patterns import fits_attention
 from npfp8 import E4M3FN, INT8, UINT8
 
 every_preset = pytest.mark.parametrize("name", PRESETS)
@@ -107,6 +112,13 @@ def in_operand(**values: Any) -> dict[str, Any]:
     return {"name": "x", "linear": {"a": values}}
 
 
+def nest(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def in_site(**values: Any) -> dict[str, Any]:
     return {"name": "x", "linear": values}
 
@@ -140,8 +152,32 @@ BAD_FILES: dict[str, tuple[Any, list[str]]] = {
     "percentile is text": (in_operand(percentile="99"), ["'percentile': expected int or float"]),
     **{
         f"block {value}": (in_operand(block=value), ["block: expected at least 1"])
-        for value in (0, -8)
+        for value in (0, -8, -(2**31), -(10**400))
     },
+    **{
+        f"block 10^{power}": (in_operand(block=10**power), ["block: expected at most 1048576"])
+        for power in (7, 10, 19, 400)
+    },
+    "block of many digits": (in_operand(block="B"), ["'block': expected int, found 'B'"]),
+    "observer of many": (in_operand(observer="x" * 10**6), ["observer: expected one of absmax,"]),
+    "outliers": (in_site(outliers="row", outlier_threshold=6), ["outliers: expected 'element' or"]),
+    "outliers is 1": (in_site(outliers=1), ["'outliers': expected str, found 1"]),
+    "columns of no outliers": (
+        in_site(outliers="column"),
+        ["outliers 'column': expected outlier_threshold with it, found none"],
+    ),
+    "smoothing": (in_site(smoothing="none", migration=0.5), ["smoothing: expected 'power_of_two'"]),
+    "smoothing nothing": (
+        in_site(smoothing="paper"),
+        ["smoothing 'paper': expected migration with it, found none"],
+    ),
+    "threshold is true": (in_site(outlier_threshold=True), ["'outlier_threshold': expected int"]),
+    "threshold that is 0 in float32": (
+        in_site(outlier_threshold=1e-46),
+        ["more than 0 and finite"],
+    ),
+    "threshold beyond float32": (in_site(outlier_threshold=3.5e38), ["more than 0 and finite"]),
+    "a nest": (in_site(a=nest(900)), ["'a'", "expected a JSON object, found [[[[[["]),
     "block is 1.5": (in_operand(block=1.5), ["'block': expected int, found 1.5"]),
     "block is true": (in_operand(block=True), ["'block': expected int, found True"]),
     "dynamic is 1": (in_operand(dynamic=1), ["'dynamic': expected bool, found 1"]),
@@ -223,6 +259,18 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
         ({"observer": "minmax"}, "operand: observer: expected one of absmax, moving_average"),
         ({"percentile": 0}, "operand: percentile: expected 0..100, found 0"),
         ({"block": 0}, "operand: block: expected at least 1, found 0"),
+        ({"block": 2**31}, "operand: block: expected at most 1048576, found 2147483648"),
+        ({"block": 10**5000}, "operand: block: expected at most 1048576, found "),
+        ({"block": True}, "operand: block: expected at least 1, found True"),
+        ({"block": 2.0}, "operand: block: expected at least 1, found 2.0"),
+        ({"block": None}, "operand: block: expected at least 1, found None"),
+        ({"percentile": math.nan}, "operand: percentile: expected 0..100, found nan"),
+        ({"percentile": math.inf}, "operand: percentile: expected 0..100, found inf"),
+        ({"percentile": True}, "operand: percentile: expected 0..100, found True"),
+        ({"percentile": "99"}, "operand: percentile: expected 0..100, found '99'"),
+        ({"fmt": "INT8"}, "operand: fmt: expected a format or None, found 'INT8'"),
+        ({"dynamic": 1}, "operand: dynamic: expected True or False, found 1"),
+        ({"granularity": ["token"]}, "operand: granularity: expected one of tensor, channel"),
         ({"fmt": INT8, "dynamic": True}, "which would depend on the batch, found True"),
         ({"fmt": INT8, "granularity": "channel", "dynamic": True}, "dynamic: expected False"),
         ({"fmt": INT8, "granularity": "token"}, "which no calibration can know, found False"),
@@ -256,6 +304,12 @@ def test_good_operands(name: str, observer: str) -> None:
         ),
         ({"outlier_threshold": -6}, "outlier_threshold: expected more than 0 and finite, found -6"),
         ({"outlier_threshold": 10**400}, "outlier_threshold: expected more than 0 and finite"),
+        ({"outlier_threshold": 10**5000}, "outlier_threshold: expected more than 0 and finite"),
+        ({"outlier_threshold": True}, "outlier_threshold: expected more than 0 and finite"),
+        ({"outlier_threshold": "6"}, "outlier_threshold: expected more than 0 and finite"),
+        ({"outlier_threshold": math.inf}, "outlier_threshold: expected more than 0 and finite"),
+        ({"migration": True}, "migration: expected 0..1, found True"),
+        ({"migration": math.nan}, "migration: expected 0..1, found nan"),
         ({"migration": 1.01}, "migration: expected 0..1, found 1.01"),
         ({"migration": -0.1}, "migration: expected 0..1, found -0.1"),
         *(
@@ -339,14 +393,14 @@ def test_sites_of_the_encoder() -> None:
         assert recipe.site(name) == SiteRecipe()
 
 
-@pytest.mark.parametrize("name", ["int8-smooth", "e4m3-smooth"])
+@pytest.mark.parametrize("name", ["int8-smooth", "int8-smooth-paper", "e4m3-smooth"])
 def test_migration_is_where_layer_norm_feeds(name: str) -> None:
     recipe = PRESETS[name]
     for site in ("attention.self.query", "attention.self.value", "intermediate.dense"):
         assert recipe.site(f"encoder.layer.0.{site}").migration == 0.5
     for site in ("attention.output.dense", "output.dense"):
         how = recipe.site(f"encoder.layer.0.{site}")
-        assert how == replace(recipe.linear, migration=None)
+        assert how == replace(recipe.linear, migration=None, smoothing="power_of_two")
         assert how.a.fmt is not None
 
 
@@ -481,3 +535,65 @@ def test_calibrated(name: str, small: Model) -> None:
 )
 def test_calibrated_by_part(recipe: Recipe, calibrated: bool, small: Model) -> None:
     assert recipe.calibrated == calibrated == needs_calibration(recipe, small)
+
+
+def test_the_papers_presets() -> None:
+    """They differ from the presets beside them in what the papers do, and in nothing else."""
+    outliers, columns = PRESETS["int8-outliers"], PRESETS["int8-outliers-columns"]
+    assert replace(columns.linear, outliers="element") == outliers.linear
+    assert (columns.scores, columns.context) == (outliers.scores, outliers.context)
+    paper, int8 = PRESETS["int8-smooth-paper"], PRESETS["int8"]
+    assert replace(paper.linear, smoothing="power_of_two", migration=None) == int8.linear
+    assert (paper.scores, paper.context) == (int8.scores, int8.context)
+    entropy = PRESETS["int8-entropy"]
+    assert [x.observer for x in (entropy.linear.a, entropy.linear.b)] == ["entropy", "absmax"]
+    assert [x.observer for x in (entropy.scores.b, entropy.context.b)] == ["entropy", "entropy"]
+
+
+# Patterns that fit an attention product, whatever the layer's number
+
+
+FITTING = [
+    *("*", "*.scores", "encoder.*", "?ncoder.layer.*.context", "*[t]*", "*.attention.[cs]*"),
+    *(f"encoder.layer.{n}.attention.context" for n in ("0", "9", "10", "99", "100", "1000000")),
+    *(f"encoder.layer.{n}.attention.scores" for n in ("1?0", "10?", "[0-9]*", "1[!0]0", "*7", "?")),
+    *(f"encoder.layer.{n}.attention.*" for n in ("????????", "[1-9][0-9]", "1*2*3", "[!a-z]")),
+    *("*12345678901234567890*scores", "encoder.layer.1[0-9][0-9].attention*", "*.layer.[]1]*t"),
+]
+NOT_FITTING = [
+    *("", "?", "pooler*", "*.dense", "*.output.*", "encoder.layer.*.attention.self.*", "scores"),
+    *(f"encoder.layer.{n}.attention.context" for n in ("", "00", "01", "a", "1a", "[a-z]", "-1")),
+    *("encoder.layer.[0].attention.scores.*", "*scores?", "Encoder.*", "*[0-9]", "*.SCORES"),
+    *("encoder.layer.1.attention.scores\n", "encoder.layer.[1.attention.scores", "*[!s-t]"),
+    *("encoder.layer.[]*", "*z*", "encoder.layer.0[0-9]*.attention.scores", "[", "[]", "[!]"),
+]
+
+
+@pytest.mark.parametrize("pattern", [*FITTING, *NOT_FITTING])
+def test_patterns_of_attention(pattern: str) -> None:
+    assert fits_attention(pattern) is (pattern in FITTING)
+    recipe = Recipe("x", overrides=((pattern, SiteRecipe(b=Operand(INT8))),))
+    assert recipe.calibrated is (pattern in FITTING)
+
+
+def test_patterns_against_every_number_of_four_digits() -> None:
+    generator = random.Random(0)
+    parts = ["1", "0", "?", "*", "[0-9]", "[!0]", "[!a-z]", "[]1]", "[!]]", "99", "[", "[1-3]"]
+    ends = [".attention.scores", ".attention.*", "*t", ".attention.?[co]*", ".self", "[!s]"]
+    names = [
+        f"encoder.layer.{number}.attention.{product}"
+        for number, product in itertools.product(range(10_000), ("scores", "context"))
+    ]
+    found = []
+    for _ in range(60):
+        middle = "".join(generator.choices(parts, k=generator.randint(1, 2)))
+        pattern = f"encoder.layer.{middle}{generator.choice(ends)}"
+        expected = any(fnmatchcase(name, pattern) for name in names)
+        assert fits_attention(pattern) is expected, pattern
+        found.append(expected)
+    assert 10 < sum(found) < 50
+
+
+def test_long_patterns_take_no_time() -> None:
+    assert fits_attention("*" * 1000 + "1" + "?" * 1000 + "*.scores")
+    assert not fits_attention("*1?" * 500 + "x")

@@ -36,7 +36,7 @@ from bert_numpy.hub import EMBEDDED
 from bert_numpy.job import Job, prepare, run
 from bert_numpy.metrics import ANSWER_METRICS, answer_f1, exact_match, normalize_answer
 from bert_numpy.spans import Answer, best_answers, most_context
-from bert_numpy.squad import SQUAD, Question, Questions, read_questions
+from bert_numpy.squad import SQUAD, Question, Questions, merge_questions, read_questions
 from bert_numpy.tokenization import EncodedText, Window
 from bert_numpy.weights import expected_shapes
 
@@ -246,6 +246,23 @@ def test_no_json(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     assert refusal(lambda: read_questions(path)).startswith(f"{path}: expected ")
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    text = json.dumps(squad_json())
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    plain = read_questions(write_json(tmp_path / "b.json", squad_json()))
+    assert read_questions(path).items == plain.items
+    path.write_bytes(text.encode("utf-16"))
+    assert refusal(lambda: read_questions(path)).startswith(f"{path}: expected JSON, found an er")
+
+
+def test_one_id_in_two_files(tmp_path: Path) -> None:
+    questions = read_questions(write_json(tmp_path / "a.json", squad_json()))
+    name = questions.items[0].id
+    message = refusal(lambda: merge_questions([questions, questions]))
+    assert message == f"question {name!r}: expected in one file, found in two"
 
 
 def test_long_findings_are_cut(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npfp8 import E4M3FN, E5M2, E8M0FNU, FloatFormat
+from npfp8 import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat
 from npfp8.storage import Fp8Array, load_file, read_header, save_file
 
 ALL_CODES = np.arange(256, dtype=np.uint8)
@@ -33,6 +33,8 @@ def saved(tmp_path):
         "e4m3": Fp8Array(ALL_CODES.reshape(16, 16), E4M3FN),
         "e5m2": Fp8Array(ALL_CODES[::-1], E5M2),
         "e8m0": Fp8Array(ALL_CODES[:0], E8M0FNU),
+        "e4m3fnuz": Fp8Array(ALL_CODES[::2], E4M3FNUZ),
+        "e5m2fnuz": Fp8Array(ALL_CODES[::3], E5M2FNUZ),
         "scale": np.float32(0.5),
         "ids": np.arange(6).reshape(2, 3).T,
         "big-endian": np.arange(3, dtype=">f8"),
@@ -99,6 +101,41 @@ def test_reads_what_the_library_writes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("dtype", "nbytes"),
+    [
+        *(("F8_E4M3FNUZ", 4), ("F8_E5M2FNUZ", 4), ("F8_E8M0", 4), ("F4", 2), ("F6_E2M3", 3)),
+        *(("F6_E3M2", 3), ("C64", 32), ("F8_E3M4", 4), ("F2", 1), ("\u00e9 \n", 0)),
+    ],
+)
+def test_a_dtype_that_nobody_reads(dtype, nbytes, tmp_path):
+    """Known or not, it is found, and copied byte for byte; reading one of no format is an error."""
+    header = {"a": entry(dtype, (4,), (0, nbytes)), "b": entry("U8", (1,), (nbytes, nbytes + 1))}
+    path = tmp_path / "x"
+    path.write_bytes(file_of(header, bytes(range(nbytes + 1))))
+    stored = read_header(path)
+    assert stored["a"].read_bytes() == bytes(range(nbytes))
+    assert stored["b"].read_as("u1").tolist() == [nbytes]
+    save_file(stored, tmp_path / "again")
+    again = read_header(tmp_path / "again")["a"]
+    assert (again.dtype, again.shape) == (dtype, (4,))
+    assert again.read_bytes() == stored["a"].read_bytes()
+    if not dtype.startswith("F8_E") or dtype == "F8_E3M4":
+        with pytest.raises(ValueError, match=r"tensor 'a': expected dtype F64, .*, found"):
+            load_file(path)
+
+
+@pytest.mark.parametrize("fmt", [E4M3FNUZ, E5M2FNUZ], ids=str)
+def test_fnuz_by_the_librarys_names(fmt, tmp_path):
+    path = tmp_path / "x"
+    save_file({"x": Fp8Array(ALL_CODES, fmt)}, path)
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    assert header["x"]["dtype"] == f"F8_{fmt}"
+    assert path.read_bytes()[8 + length :] == ALL_CODES.tobytes()
+    assert load_file(path)["x"].fmt == fmt
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "8 bytes of header length, found 0"),
@@ -115,7 +152,14 @@ def test_reads_what_the_library_writes(tmp_path):
         ),
         (file_of({"a": {**entry(), "more": 1}}), "tensor 'a': expected an object of dtype"),
         (file_of({"a": {**entry(), "dtype": ["U8"]}}), "expected the name of a dtype"),
-        (file_of({"a": entry("F8_E3M4")}), "expected dtype F64.*found F8_E3M4"),
+        (file_of({"a": entry("F8_E3M4")}, b"ab"), "'a': expected dtype F64.*, found F8_E3M4"),
+        (file_of({"a": entry("F8_E3M4")}), "expected .* bytes by the header, found"),
+        (file_of({"a": entry("F8_E3M4", offsets=[2, 0])}), "data_offsets in order, found .2, 0"),
+        (file_of({"a": entry("")}, b"ab"), "'a': expected the name of a dtype, found ''"),
+        (file_of({"a": entry("F4")}, b"ab"), "'a': expected 1 bytes for F4 of shape .2., found"),
+        (file_of({"a": entry("F4", shape=[3])}, b"ab"), "whole bytes of F4, 4 bits each, found"),
+        (file_of({"a": entry("F6_E2M3", shape=[2])}, b"ab"), "whole bytes of F6_E2M3, 6 bits"),
+        (file_of({"a": entry("F4", shape=[4])}, b"ab"), "'a': expected dtype F64.*, found F4"),
         (file_of({"a": entry(shape=[-1])}), "non-negative integers"),
         (file_of({"a": entry(shape=[True])}), "non-negative integers"),
         (file_of({"a": entry(shape=[2.0])}), "non-negative integers"),

@@ -33,7 +33,9 @@ from npfp8 import (
     E8M0FNU,
     INT8,
     UINT8,
+    FloatFormat,
     Format,
+    IntFormat,
     QuantizedTensor,
     absmax_scale,
     decode,
@@ -1117,3 +1119,49 @@ def test_extrema_of_nothing(
     for found in group_extrema(np.zeros(shape, np.float32), axis, block):
         assert found.shape == expected
         assert not found.any()
+
+
+# Blocks as long as an axis, or longer
+
+
+@pytest.mark.parametrize("block", [7, 2**31 - 1, 2**31, 2**32, 2**63, 2**100])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("fmt", [E4M3FN, UINT8], ids=str)
+def test_a_block_beyond_the_axis_is_the_axis(fmt: Format, axis: int, block: int) -> None:
+    """Also where the block is no number that an index of the machine can hold."""
+    x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    length = x.shape[axis]
+    for low, high in zip(
+        group_extrema(x, axis, block), group_extrema(x, axis, length), strict=True
+    ):
+        assert np.array_equal(low, high)
+    whole, beyond = (quantize(x, fmt, axis=axis, block=size) for size in (length, block))
+    assert np.array_equal(whole.codes, beyond.codes)
+    assert np.array_equal(whole.scale, beyond.scale)
+    assert np.array_equal(whole.dequantize(), beyond.dequantize())
+    assert np.array_equal(whole.mT.dequantize(), beyond.mT.dequantize())
+    made = QuantizedTensor(beyond.codes, beyond.scale, fmt, axis, block=block)
+    assert np.array_equal(made.dequantize(), whole.dequantize())
+
+
+@pytest.mark.parametrize("block", [2**31, 2**63])
+def test_a_huge_block_with_zero_points_and_of_nothing(block: int) -> None:
+    x = np.float32([[-1, 2, 3]])
+    zero_point = np.array([[7]], np.uint8)
+    scale = np.float32([[0.5]])
+    found = quantize(x, UINT8, scale, 1, block, zero_point)
+    assert found.code_values().tolist() == [[-2, 4, 6]]
+    nothing = quantize(np.zeros((2, 0), np.float32), E4M3FN, axis=1, block=block)
+    assert nothing.dequantize().shape == (2, 0)
+
+
+def test_a_scale_beyond_float32_is_refused() -> None:
+    small = FloatFormat(4, 3, bias=110)
+    assert small.max < 1
+    with pytest.raises(ValueError, match="is beyond float32"):
+        absmax_scale(np.float32(3e38), small)
+    with pytest.raises(ValueError, match="is beyond float32"):
+        quantize(np.float32([1, 3e38]), small)
+    with pytest.raises(ValueError, match="is beyond float32"):
+        affine_scale(-3e38, 3e38, IntFormat(0, 1, "uint8"))
+    assert np.isfinite(affine_scale(-3e38, 3e38, UINT8)[0])

@@ -70,7 +70,9 @@ def _load_npy(file: Path) -> Array:
     with open_regular(file) as stream:
         try:
             return np.lib.format.read_array(stream, allow_pickle=False)
-        except (EOFError, MemoryError, OverflowError, SyntaxError, TokenError) as error:
+        except (
+            *(EOFError, MemoryError, OverflowError, RecursionError, SyntaxError, TokenError),
+        ) as error:
             raise ValueError(f"expected a NumPy file, found an error: {error}") from None
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bert_numpy.calibration import Calibration
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.hub import EMBEDDED, resolve
-from bert_numpy.job import REVIEWS, calibrate_on_sentences, prepare, saved_calibration
+from bert_numpy.job import prepare, saved_calibration
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.export import make_kit, model_files, read_inputs, sequence
 from bert_numpy.kit.html import html_report
@@ -23,14 +22,17 @@ from bert_numpy.options import (
     add_format,
     add_model,
     add_sentence_scales,
+    calibrated_on_sentences,
+    check_scales,
     chosen_recipe,
+    finite,
     natural,
     positive,
+    refuse,
     require_together,
 )
 from bert_numpy.quantization import QuantizedModel, apply_recipe
-from bert_numpy.quantized_checkpoint import check_target
-from bert_numpy.report import progress_bar, write_text
+from bert_numpy.report import Outcome, note, print_lines, progress_bar, write_text
 from bert_numpy.tokenization import load_tokenizer
 from npfp8.files import created_folder
 from npfp8.vectors import check_results, read_vectors, write_all_vectors
@@ -38,9 +40,7 @@ from npfp8.vectors import check_results, read_vectors, write_all_vectors
 __all__ = ["add_golden_commands"]
 
 #: Adds a command: its name, its function and a summary.
-AddCommand = Callable[
-    [str, Callable[[argparse.Namespace], dict[str, Any]], str], argparse.ArgumentParser
-]
+AddCommand = Callable[[str, Callable[[argparse.Namespace], Outcome], str], argparse.ArgumentParser]
 
 
 def add_golden_commands(command: AddCommand) -> None:
@@ -49,6 +49,7 @@ def add_golden_commands(command: AddCommand) -> None:
     add = export.add_argument
     add_model(export)
     add("out", metavar="OUT", help="the folder to make")
+    export.set_defaults(out_kind="folder")
     add_format(export, default="e4m3")
     add("--inputs", metavar="FILE", help="a JSON list of texts, or of objects; see docs/kit.md")
     add("--task", metavar="NAME", help="take the inputs from a task's data instead")
@@ -64,7 +65,7 @@ def add_golden_commands(command: AddCommand) -> None:
     add("--profile", choices=PROFILES, default=PROFILES[0], help="what is tolerated")
     add(
         "--min-sqnr",
-        type=float,
+        type=finite,
         metavar="DB",
         default=20.0,
         help="statistical: the least signal-to-noise ratio of a tensor",
@@ -80,19 +81,21 @@ def add_golden_commands(command: AddCommand) -> None:
 
     vectors = command("vectors", _vectors, "Write the codec's test vectors as plain text.")
     vectors.add_argument("out", metavar="OUT", help="the folder to make")
+    vectors.set_defaults(out_kind="folder")
     check = command("check-vectors", _check_vectors, "Compare results with the test vectors.")
     check.add_argument("files", metavar="FILE", nargs="+", help="with the codes found in column 3")
 
 
-def _export(arguments: argparse.Namespace) -> dict[str, Any]:
+def _export(arguments: argparse.Namespace) -> Outcome:
     levels = [level for level in LEVELS if level in (arguments.level or LEVELS)]
     out = Path(arguments.out)
-    check_target(out)
     if not {"layer", "model"} & set(levels):
+        refuse(arguments, _OF_A_MODEL, f"--level layer or model with it, found {levels[0]}")
         kit = make_kit(levels)
     else:
         recipe = chosen_recipe(arguments, default="e4m3")
         model = load(arguments.model, arguments.revision)
+        check_scales(arguments, [recipe], stored=isinstance(model, QuantizedModel))
         inputs = _inputs(arguments)
         needed = recipe.calibrated and not isinstance(model, QuantizedModel)
         calibration = _calibration(arguments, model) if needed else None
@@ -102,9 +105,17 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
             kit = make_kit(levels, golden, files, inputs, advance)
     write_kit(kit, out)
     size = sum(path.stat().st_size for path in out.iterdir())
-    if arguments.json != "-":
-        print(f"{out}: {len(kit.tensors)} tensors, {size:,} bytes")
-    return {"kit": str(out), "levels": levels, "tensors": len(kit.tensors), "bytes": size}
+    report = {"kit": str(out), "levels": levels, "tensors": len(kit.tensors), "bytes": size}
+    return Outcome(
+        report, lambda: print_lines(f"{out}: {len(kit.tensors)} tensors, {size:,} bytes")
+    )
+
+
+#: The options of an export that only a model's levels use.
+_OF_A_MODEL = (
+    *("format", "revision", "inputs", "task", "data", "limit"),
+    *("calibration", "calibration_data", "calibration_samples"),
+)
 
 
 def _inputs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -113,6 +124,7 @@ def _inputs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if (arguments.inputs is None) == (arguments.task is None):
         raise BertNumpyError("expected --inputs FILE, or --task NAME and --data DATA")
     if arguments.inputs is not None:
+        refuse(arguments, ["limit"], "--task with it, found --inputs")
         path = Path(arguments.inputs)
         return read_inputs(path, load_tokenizer(arguments.model, arguments.revision))
     job = prepare(
@@ -130,16 +142,16 @@ def _calibration(arguments: argparse.Namespace, model: Any) -> Calibration:
     if arguments.calibration is not None:
         calibration = saved_calibration(arguments.calibration)
         if not calibration.golden:
-            print("scales: from a calibration that is not golden", file=sys.stderr)
+            note("scales: from a calibration that is not golden")
         return calibration
     tokenizer = load_tokenizer(arguments.model, arguments.revision)
-    sentences = Path(arguments.calibration_data or REVIEWS / "train.tsv")
-    calibration = calibrate_on_sentences(model, tokenizer, sentences, progress_bar, golden=True)
-    print(f"scales: from the sentences of {sentences}", file=sys.stderr)
-    return calibration
+    return calibrated_on_sentences(arguments, model, tokenizer, golden=True)
 
 
-def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
+def _verify(arguments: argparse.Namespace) -> Outcome:
+    if arguments.profile != "statistical":
+        expected = f"--profile statistical with it, found {arguments.profile}"
+        refuse(arguments, ["min_sqnr", "max_flips"], expected)
     kit = open_kit(arguments.kit)
     candidate = load_candidate(Path(arguments.candidate), kit)
     report = verify(
@@ -152,37 +164,36 @@ def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     if arguments.html is not None:
         write_text(Path(arguments.html), html_report(kit, report, candidate))
-    if arguments.json != "-":
-        print(report.text())
-    return {"kit": str(arguments.kit), **report.as_json()}
+    lines = report.text().splitlines()
+    return Outcome({"kit": str(arguments.kit), **report.as_json()}, lambda: print_lines(*lines))
 
 
-def _vectors(arguments: argparse.Namespace) -> dict[str, Any]:
+def _vectors(arguments: argparse.Namespace) -> Outcome:
     out = Path(arguments.out)
-    check_target(out)
-    with created_folder(out) as folder:
+    with writing(out), created_folder(out) as folder:
         names = [path.name for path in write_all_vectors(folder)]
-    if arguments.json != "-":
-        print(f"{out}: {len(names)} files")
-    return {"folder": str(out), "files": names}
+    report = {"folder": str(out), "files": names}
+    return Outcome(report, lambda: print_lines(f"{out}: {len(names)} files"))
 
 
-def _check_vectors(arguments: argparse.Namespace) -> dict[str, Any]:
-    reports = []
+def _check_vectors(arguments: argparse.Namespace) -> Outcome:
+    reports, lines = [], []
     for file in arguments.files:
         try:
             report = check_results(read_vectors(Path(file)))
         except FileNotFoundError:
             raise BertNumpyError(f"{file}: no such file") from None
+        except OSError as error:
+            raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
         except ValueError as error:
             text = str(error).removeprefix(f"{file}: ").removeprefix(f"{Path(file).name}: ")
             raise BertNumpyError(f"{file}: {text}") from None
         reports.append(report)
-        if arguments.json != "-":
-            print(f"{file}: {report.wrong} of {report.cases} cases are wrong")
-            if report.wrong:
-                print(f"  {report.first}\n  cause: {report.cause or 'no known one'}")
-    return {
+        lines.append(f"{file}: {report.wrong} of {report.cases} cases are wrong")
+        if report.wrong:
+            lines += [f"  {report.first}", f"  cause: {report.cause or 'no known one'}"]
+    found = {
         "passed": not any(report.wrong for report in reports),
         "files": [asdict(report) for report in reports],
     }
+    return Outcome(found, lambda: print_lines(*lines))

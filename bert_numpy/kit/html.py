@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bert_numpy.errors import shown
 from bert_numpy.kit.manifest import Kit
 from bert_numpy.kit.verify import Difference, Report, differing_elements
 
@@ -35,16 +36,21 @@ def html_report(kit: Kit, report: Report, candidate: Mapping[str, Any]) -> str:
     parts = [
         f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>Kit</title>"
         f"<style>{_STYLE}</style><h1 class={state}>{'passed' if report.passed else 'failed'}</h1>",
-        f"<pre>{escape(report.text())}</pre>",
+        f"<pre>{html.escape(report.text())}</pre>",
     ]
     for case, sites in by_case.items():
-        parts += [f"<h2>{escape(case)}: share of elements that differ</h2>", _bars(sites)]
+        parts += [f"<h2>{_text(case)}: share of elements that differ</h2>", _bars(sites)]
     if report.first is not None:
         name = report.first.name
         mask = differing_elements(kit, name, candidate[name])
-        parts += [f"<h2>Where {escape(name)} differs</h2>", _map(mask)]
+        parts += [f"<h2>Where {_text(name)} differs</h2>", _map(mask)]
         parts += ["<h2>Tensors that differ</h2>", _table(report)]
     return "\n".join([*parts, "</html>\n"])
+
+
+def _text(text: str) -> str:
+    """A text from a file, as HTML shows it."""
+    return html.escape(shown(text))
 
 
 def _map(mask: npt.NDArray[np.bool_]) -> str:
@@ -72,7 +78,7 @@ def _bars(sites: Sequence[tuple[str, Difference | None]]) -> str:
     shapes = []
     for i, (name, item) in enumerate(sites):
         y = i * row
-        label = escape(name if len(name) < 68 else f"...{name[-65:]}")
+        label = _text(name if len(name) < 68 else f"...{name[-65:]}")
         shapes.append(
             f'<text x="{left - 6}" y="{y + 9}" font-size="9" text-anchor="end">{label}</text>'
         )
@@ -98,13 +104,13 @@ def _table(report: Report) -> str:
     for item in report.differences:
         cause: Any = ", or ".join(item.causes) or "no known one"
         cells = (
-            f"<code>{escape(item.name)}</code>",
+            f"<code>{_text(item.name)}</code>",
             f"{item.different} of {item.elements}",
             "NaN" if item.ulp is None else f"{item.ulp:g}",
             str(list(item.index)),
-            escape(item.expected),
-            escape(item.found),
-            escape(cause) if item.root else "(what it is computed from differs)",
+            _text(item.expected),
+            _text(item.found),
+            _text(cause) if item.root else "(what it is computed from differs)",
         )
         rows.append("<tr>" + "".join(f"<td>{cell}" for cell in cells))
     return f"<table>{''.join(rows)}</table>"

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.hub import EMBEDDED
+from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
 from bert_numpy.recipe import FORMATS
 from npfp8.bfloat16 import from_bits, to_bits
@@ -268,7 +269,14 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
             raise BertNumpyError(f"{place}: expected shape {entry['shape']}, found {list(x.shape)}")
         if (found := sha256(tensor, x)) != entry["sha256"]:
             raise BertNumpyError(f"{place}: expected SHA-256 {entry['sha256']}, found {found}")
-        _check_views(tensor, arrays, place)
+        inputs = {
+            role: (tensors[name].kind, tensors[name].fmt, shape)
+            for (role, (name, _)), shape in zip(
+                tensor.inputs.items(), _viewed_shapes(tensor, arrays, place), strict=True
+            )
+        }
+        result = (tensor.kind, tensor.fmt, x.shape)
+        check_entry(tensor.operation, tensor.attributes, inputs, result, place)
         tensors[tensor.name], arrays[tensor.name] = tensor, x
     if stored:
         raise BertNumpyError(f"{file}: tensor {min(stored)!r}: expected an entry, found none")
@@ -345,12 +353,14 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
     )
 
 
-def _check_views(tensor: Tensor, arrays: Mapping[str, Array], place: str) -> None:
-    """Refuse a view that does not fit the shape of what it looks at."""
+def _viewed_shapes(
+    tensor: Tensor, arrays: Mapping[str, Array], place: str
+) -> Iterator[tuple[int, ...]]:
+    """The shape of each input as it is looked at; a view that does not fit is refused."""
     for role, (name, view) in tensor.inputs.items():
         try:
-            apply_view(arrays[name], view)
-        except (ValueError, IndexError):
+            yield apply_view(arrays[name], view).shape
+        except (ValueError, IndexError, OverflowError):
             raise BertNumpyError(
                 f"{place}: input {role!r}: expected a view of shape {arrays[name].shape}, "
                 f"found {view!r}"
@@ -369,4 +379,10 @@ def _in_memory(tensor: Tensor, stored: Array | Fp8Array, place: str) -> Array:
     }[tensor.kind]
     if x.dtype != expected or (isinstance(stored, Fp8Array) and stored.fmt != fmt):
         raise BertNumpyError(f"{place}: expected {expected}, found {x.dtype}")
+    if tensor.kind == "codes" and isinstance(fmt, FloatFormat):
+        largest = int(x.max(initial=0))
+        if largest >= fmt.values.size:
+            raise BertNumpyError(
+                f"{place}: expected codes below {fmt.values.size}, found {largest}"
+            )
     return from_bits(x) if tensor.kind == "bfloat16" else x

@@ -21,6 +21,7 @@ from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.manifest import Reference, apply_view
 from bert_numpy.model import Model
 from bert_numpy.observers import is_affine
+from bert_numpy.packing import Packing
 from bert_numpy.policy import Operandlike, Policy, SitePlan
 from bert_numpy.quantization import QuantizedModel
 from bert_numpy.recipe import Operand, SiteRecipe
@@ -48,7 +49,7 @@ def record(builder: Builder, model: QuantizedModel, case: str, inputs: Mapping[s
     recorder = _Recorder(builder, model, case)
     for name, ids in inputs.items():
         builder.give(f"{case}/{name}", "model", np.asarray(ids, np.int64))
-    policy = Policy(recorder.gemm, recorder.arithmetic(), model.policy.check)
+    policy = Policy(recorder.gemm, recorder.arithmetic(), model.policy.check, recorder.for_batch)
     recording = Model(model.config, model.weights, policy, model.name)
     output = recording(**inputs)
     for name, x in vars(output).items():
@@ -62,6 +63,8 @@ class _Recorder:
 
     def __init__(self, builder: Builder, model: QuantizedModel, case: str) -> None:
         self.builder, self.model, self.case = builder, model, case
+        self.policy = model.policy
+        self.rows, self.tokens = 0, list[int]()
         self.site = "embeddings"
         self.results: list[str] = []
         self.names = {id(weight): name for name, weight in model.weights.items()}
@@ -122,10 +125,17 @@ class _Recorder:
 
     # Products
 
+    def for_batch(self, policy: Policy, packing: Packing) -> Policy:
+        """Note which rows are tokens, for products that depend on it."""
+        self.policy = self.model.policy.for_batch(self.model.policy, packing)
+        self.rows = len(packing.tokens)
+        self.tokens = np.flatnonzero(packing.take(packing.mask)).tolist()
+        return policy
+
     def gemm(
         self, site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None
     ) -> Float32Array:
-        result = self.model.policy.gemm(site, a, b, bias)
+        result = self.policy.gemm(site, a, b, bias)
         self.site = site
         plan = self.model.plans.get(site, SitePlan(SiteRecipe()))
         steps = {} if bias is None else {"bias": self.parameter("bias", bias)}
@@ -149,7 +159,9 @@ class _Recorder:
             )
         outliers = None
         if plan.recipe.outlier_threshold is not None:
-            threshold = {"threshold": plan.recipe.outlier_threshold}
+            threshold: dict[str, Any] = {"threshold": plan.recipe.outlier_threshold}
+            if plan.recipe.outliers == "column":  # the kit's inputs are one sequence each
+                threshold["columns"] = self.tokens if len(a) == self.rows else [0]
             split = {
                 keep: self.compute(
                     f"a.{keep}", "outliers", {"x": left}, attributes=threshold | {"keep": keep}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.kit.manifest import Kit, apply_view
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.recipe import FORMATS
@@ -62,12 +63,17 @@ def sum_bound(magnitudes: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.flo
 def accumulation_failures(kit: Kit, found: Mapping[str, Array]) -> dict[str, str]:
     """What no order of float32 additions explains, by the tensor's name: why."""
     failures = {}
+    intervals: dict[str, tuple[Array, Array] | None] = {}
+    needed = _not_given(kit, found)
+    for name in kit.tensors:  # in the order of the data flow, so that inputs are known
+        if name in needed:
+            intervals[name] = _interval(kit, name, found, intervals)
     for name, x in found.items():
         tensor = kit.tensors[name]
         if tensor.operation == "given":
             low = high = kit.arrays[name]
         else:
-            interval = _interval(kit, name, found)
+            interval = _interval(kit, name, found, intervals)
             if interval is None:
                 failures[name] = (
                     "cannot be judged: give what its operation reads, which a sum in another "
@@ -95,8 +101,41 @@ def accumulation_failures(kit: Kit, found: Mapping[str, Array]) -> dict[str, str
     return failures
 
 
-def _interval(kit: Kit, name: str, found: Mapping[str, Array]) -> tuple[Array, Array] | None:
+def _not_given(kit: Kit, found: Mapping[str, Array]) -> set[str]:
+    """The computed tensors that the candidate lacks, and that some of its own depend on."""
+    needed: set[str] = set()
+    waiting = list(found)
+    while waiting:
+        for source, _ in kit.tensors[waiting.pop()].inputs.values():
+            is_given = source in found or kit.tensors[source].operation == "given"
+            if not is_given and source not in needed:
+                needed.add(source)
+                waiting.append(source)
+    return needed
+
+
+def _interval(
+    kit: Kit,
+    name: str,
+    found: Mapping[str, Array],
+    intervals: Mapping[str, tuple[Array, Array] | None],
+) -> tuple[Array, Array] | None:
     """The least and the largest that a tensor may be, or None where that is not known."""
+    try:
+        return _computed_interval(kit, name, found, intervals)
+    except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
+        raise BertNumpyError(
+            f"kit: tensor {name!r}: expected inputs that {kit.tensors[name].operation!r} can be "
+            f"computed of, found an error: {error}"
+        ) from None
+
+
+def _computed_interval(
+    kit: Kit,
+    name: str,
+    found: Mapping[str, Array],
+    intervals: Mapping[str, tuple[Array, Array] | None],
+) -> tuple[Array, Array] | None:
     tensor = kit.tensors[name]
     lows: dict[str, Array] = {}
     highs: dict[str, Array] = {}
@@ -106,7 +145,7 @@ def _interval(kit: Kit, name: str, found: Mapping[str, Array]) -> tuple[Array, A
         if source in found or kit.tensors[source].operation == "given":
             ends = (found.get(source, kit.arrays[source]),) * 2
         else:
-            inner = _interval(kit, source, found)
+            inner = intervals[source]
             if inner is None:
                 return None
             ends = inner

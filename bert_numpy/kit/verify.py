@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, shown
 from bert_numpy.kit.candidate import as_candidate
 from bert_numpy.kit.defects import DEFECTS, Defect
-from bert_numpy.kit.manifest import Kit, Tensor, apply_view
+from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
 from bert_numpy.recipe import FORMATS
@@ -134,7 +134,7 @@ class Report:
             lines.append(f"       and {len(roots) - _SHOWN} more")
         reasons = [(n, why) for n, why in self.failures.items() if self.profile != PROFILES[0]]
         lines += [f"failure: {name}: {why}" for name, why in reasons[:_SHOWN]]
-        return "\n".join(lines)
+        return "\n".join(map(shown, lines))
 
 
 #: Places that a text report shows.
@@ -346,26 +346,38 @@ class Evaluation:
 
     def value(self, name: str) -> Array:
         """A tensor: fixed, or computed with the defect."""
-        if name in self.known:
-            return self.known[name]
+        waiting, needed = [name], set()
+        while waiting:  # not by recursion: a model's data flow is deeper than Python's stack
+            source = waiting.pop()
+            if source in self.known or source in needed:
+                continue
+            tensor = self.kit.tensors[source]
+            x = self.fixed(source) if source != self.target else None
+            if x is None and tensor.operation == "given":
+                x = self.kit.arrays[source]
+            if x is not None:
+                self.known[source] = x
+                continue
+            needed.add(source)
+            waiting += [reference.tensor for reference in tensor.inputs.values()]
+        if needed:
+            for source in self.kit.tensors:  # in the order of the data flow
+                if source in needed:
+                    self.known[source] = self._computed(source)
+        return self.known[name]
+
+    def _computed(self, name: str) -> Array:
+        """A tensor whose inputs are known, computed with the defect."""
         tensor = self.kit.tensors[name]
-        x = self.fixed(name) if name != self.target else None
-        if x is None and tensor.operation == "given":
-            x = self.kit.arrays[name]
-        if x is None:
-            inputs = {
-                role: apply_view(self.value(reference.tensor), reference.view)
-                for role, reference in tensor.inputs.items()
-            }
-            defective = self.defect.operations.get(tensor.operation)
-            if defective is not None:
-                found = self.found if name == self.target else None
-                x = defective(inputs, tensor.attributes, found)
-                self.applied |= x is not None
-            if x is None:
-                x = OPERATIONS[tensor.operation](inputs, tensor.attributes)
-        self.known[name] = x
-        return x
+        inputs = self.kit.inputs(name, self.known.__getitem__)
+        defective = self.defect.operations.get(tensor.operation)
+        if defective is not None:
+            found = self.found if name == self.target else None
+            x = defective(inputs, tensor.attributes, found)
+            if x is not None:
+                self.applied = True
+                return x
+        return OPERATIONS[tensor.operation](inputs, tensor.attributes)
 
 
 def _diagnose(
@@ -411,8 +423,8 @@ def _reproduces(
     try:
         with np.errstate(all="ignore"):
             x = evaluation.value(root)
-    except (ValueError, TypeError):  # an operation that the defect cannot be computed of
-        return False
+    except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError):
+        return False  # an operation that the defect cannot be computed of
     return evaluation.applied and not _unlike(kit.tensors[root], x, found).any()
 
 
@@ -446,7 +458,7 @@ def _noise_failures(
             failures[item.name] = "expected the same NaNs and infinities"
         elif item.sqnr is not None and item.sqnr < min_sqnr:
             failures[item.name] = f"expected {min_sqnr:g} dB or more, found {item.sqnr:.1f} dB"
-    logits = [name for name in found if name.endswith("/logits")]
+    logits = [name for name in found if name.endswith("/logits") and found[name].size]
     flipped = [
         name
         for name in logits

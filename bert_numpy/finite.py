@@ -1,0 +1,53 @@
+"""The rule for numbers that are not numbers: a NaN or an infinity in an output is no answer.
+
+An output is the row of logits of a text, its scores or its vector, or the logits
+of all windows of a question. If one of its numbers is not finite,
+
+- a data set's evaluation goes on, and counts: the prediction is none
+  (:data:`NO_CLASS`, a score of NaN, None for an answer's text), which is wrong in
+  every metric and differs from every other prediction; ``Evaluation.not_finite``
+  says how many there are. Correlations and differences of scores are NaN then;
+- whatever is written for others or said of a single text is refused: a
+  prediction, a submission, a quantized checkpoint; and so is a reference, with
+  which nothing could be compared.
+
+Inside a model NaN and infinity are seen where they reach an output; golden
+arithmetic refuses them at the first product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.errors import BertNumpyError
+
+__all__ = ["NO_CLASS", "missing", "require_finite", "rows_not_finite"]
+
+#: The class number of an output that is not finite.
+NO_CLASS = -1
+
+
+def rows_not_finite(x: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether each row, along the first axis, has a NaN or an infinity. (n, ...) -> (n,)."""
+    return np.asarray(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
+
+
+def missing(predictions: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether each prediction is none: class numbers, scores, or texts as objects. (n,) -> (n,)."""
+    if predictions.dtype == object:
+        return np.array([text is None for text in predictions], bool)
+    if predictions.dtype.kind == "f":
+        return ~np.isfinite(predictions)
+    return np.asarray(predictions < 0)
+
+
+def require_finite(place: str, x: npt.NDArray[Any]) -> None:
+    """Raise :class:`BertNumpyError` unless every number is finite; names the first that is not."""
+    finite = np.isfinite(x)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        where = f" at {index}" if index else ""
+        raise BertNumpyError(f"{place}: expected finite numbers, found {x[index]}{where}")

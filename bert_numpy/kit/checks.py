@@ -1,0 +1,342 @@
+"""What each operation of a kit takes: its inputs, attributes and shapes, checked before it runs.
+
+A manifest comes from anywhere. An entry that passes :func:`check_entry` has every
+input and attribute that its operation reads, of the right type, and a result of
+the shape that the operation makes of its inputs: so computing it takes no more
+memory than the kit itself has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.recipe import FORMATS
+from npfp8 import golden
+from npfp8.matmul import ACCUMULATIONS
+
+__all__ = ["check_entry"]
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+Attributes = Mapping[str, Any]
+
+#: What an attribute must be, in words, and whether a value is.
+_Check = tuple[str, Callable[[Any], bool]]
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _one_of(*values: str) -> _Check:
+    return " or ".join(map(repr, values)), lambda x: isinstance(x, str) and x in values
+
+
+def _is_integer(x: Any, least: int) -> bool:
+    return type(x) is int and least <= x < 2**31
+
+
+_FMT = _one_of(*FORMATS)
+_BOOL: _Check = ("true or false", lambda x: isinstance(x, bool))
+_NUMBER: _Check = (
+    "a float32 number",
+    lambda x: type(x) in (int, float) and abs(x) <= _LARGEST,  # a NaN is not
+)
+_POSITIVE: _Check = ("0 or more", lambda x: _NUMBER[1](x) and x >= 0)
+_AXIS: _Check = ("a number of 31 bits", lambda x: _is_integer(x, -32))
+_BLOCK: _Check = ("1 or more, of 31 bits", lambda x: _is_integer(x, 1))
+_PRECISION = _one_of("bfloat16", "float32")
+
+_GROUPS = {"axis": _AXIS, "block": _BLOCK}
+
+
+def _is_operand(x: Any) -> bool:
+    """Whether a value says how an operand is quantized."""
+    checks = {"fmt": _FMT, "ndim": ("", lambda y: _is_integer(y, 0)), **_GROUPS}
+    return (
+        isinstance(x, Mapping)
+        and x.keys() <= checks.keys()
+        and "fmt" in x
+        and all(checks[key][1](value) for key, value in x.items())
+    )
+
+
+def _is_factor(x: Any) -> bool:
+    return _is_operand(x) and "ndim" in x
+
+
+_OPERAND: _Check = ("an object of fmt, axis and block", _is_operand)
+_FACTOR: _Check = ("an object of fmt, ndim, axis and block", _is_factor)
+
+
+# Shapes. Each function raises ValueError or IndexError where the inputs do not fit together.
+
+
+def _same(shapes: Shapes, how: Attributes) -> Shape:
+    return shapes["x"]
+
+
+def _broadcast(shapes: Shapes, how: Attributes) -> Shape:
+    return np.broadcast_shapes(*shapes.values())
+
+
+def _groups(x: Shape, how: Attributes) -> Shape:
+    """The shape of the scales of a tensor."""
+    axis, block = how.get("axis"), how.get("block")
+    if axis is None:
+        if block is not None:
+            raise ValueError("a block without an axis")
+        return ()
+    if block is None:
+        return (x[axis],)
+    shape = list(x)
+    shape[axis] = -(-x[axis] // block)
+    return tuple(shape)
+
+
+def _require(found: Shape, expected: Shape) -> None:
+    if found != expected:
+        raise ValueError(f"{found} instead of {expected}")
+
+
+def _quantize(shapes: Shapes, how: Attributes) -> Shape:
+    for role in ("scale", "zero_point"):
+        if role in shapes:
+            _require(shapes[role], _groups(shapes["x"], how))
+    return shapes["x"]
+
+
+def _dequantize(shapes: Shapes, how: Attributes) -> Shape:
+    for role in ("x_scale", "x_zero_point"):
+        if role in shapes:
+            _require(shapes[role], _groups(shapes["x"], how["x"]))
+    return shapes["x"]
+
+
+def _matmul(shapes: Shapes) -> Shape:
+    a, b = shapes["a"], shapes["b"]
+    _require((a[-1],), (b[-2],))
+    return (*np.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
+
+
+def _sum(shapes: Shapes, how: Attributes) -> Shape:
+    block = how.get("block")
+    for name in ("a", "b"):
+        _require((len(shapes[name]),), (how[name]["ndim"],))
+        if (zero := f"{name}_zero_point") in shapes:
+            _require(shapes[zero], _groups(shapes[name], how[name]))
+    parts = () if block is None else (-(-shapes["a"][-1] // block),)
+    return (*parts, *_matmul(shapes))
+
+
+def _product(shapes: Shapes, how: Attributes) -> Shape:
+    return _with_bias(_matmul(shapes), shapes)
+
+
+def _with_bias(result: Shape, shapes: Shapes) -> Shape:
+    if "bias" in shapes:
+        _require(np.broadcast_shapes(result, shapes["bias"]), result)
+    return result
+
+
+def _scale_sum(shapes: Shapes, how: Attributes) -> Shape:
+    result, parts = shapes["sum"], 1
+    if how.get("block") is not None:
+        parts, result = result[0], result[1:]
+    for name, k_axis in (("a", -1), ("b", -2)):
+        scale, operand = shapes[f"{name}_scale"], how[name]
+        _require((len(result),), (operand["ndim"],))
+        spread = list(scale)
+        if operand.get("axis") is None:
+            _require(scale, ())
+        elif operand.get("block") is not None:
+            if scale[k_axis] < parts:
+                raise ValueError(f"{scale[k_axis]} blocks instead of {parts}")
+            spread[k_axis] = 1
+        else:
+            axis = range(len(result))[operand["axis"]]
+            spread = [math.prod(scale) if i == axis else 1 for i in range(len(result))]
+        _require(np.broadcast_shapes(result, tuple(spread)), result)
+    return _with_bias(result, shapes)
+
+
+def _layer_norm(shapes: Shapes, how: Attributes) -> Shape:
+    for role in ("weight", "bias"):
+        _require(shapes[role], shapes["x"][-1:])
+    return _same(shapes, how)
+
+
+def _mean(shapes: Shapes, how: Attributes) -> Shape:
+    *others, _, last = shapes["x"]
+    return (*others, last)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What an operation takes and makes.
+
+    Kinds are "numbers" (bfloat16 or float32), "codes" of the format that the
+    attribute ``fmt`` names, or "codes of" the operand of that name.
+    """
+
+    inputs: Mapping[str, str]
+    shape: Callable[[Shapes, Attributes], Shape] = _same
+    attributes: Mapping[str, _Check] = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, _Check] = field(default_factory=dict)
+    result: str = "numbers"
+
+
+_X = {"x": "numbers"}
+_ONE = {"precision": _PRECISION}
+_SCALES = {"fmt": _FMT}
+_SCALE_OPTIONS = {**_GROUPS, "power_of_two": _BOOL}
+_FACTORS = {"a": _FACTOR, "b": _FACTOR}
+_SUM_OPTIONS = {"block": _BLOCK, "accumulate": _one_of(*ACCUMULATIONS)}
+_BIAS = {"bias": "numbers"}
+
+_FORMS = {
+    "output": _Form(_X),
+    "round": _Form(_X),
+    "encode": _Form(
+        _X,
+        attributes={"fmt": _FMT, "saturate": _BOOL},
+        options={"rounding": _one_of("nearest", "toward_zero")},
+        result="codes",
+    ),
+    "decode": _Form(
+        {"codes": "codes"}, lambda shapes, how: shapes["codes"], attributes={"fmt": _FMT}
+    ),
+    "scale": _Form(
+        _X,
+        lambda shapes, how: _groups(shapes["x"], how),
+        attributes=_SCALES,
+        options=_SCALE_OPTIONS,
+    ),
+    "zero_point": _Form(
+        _X,
+        lambda shapes, how: _groups(shapes["x"], how),
+        attributes=_SCALES,
+        options=_SCALE_OPTIONS,
+        result="codes",
+    ),
+    "quantize": _Form(
+        {**_X, "scale": "numbers"},
+        _quantize,
+        attributes={"fmt": _FMT},
+        optional={"zero_point": "codes"},
+        options=_GROUPS,
+        result="codes",
+    ),
+    "sum": _Form(
+        {"a": "codes of a", "b": "codes of b"},
+        _sum,
+        attributes=_FACTORS,
+        optional={"a_zero_point": "codes of a", "b_zero_point": "codes of b"},
+        options=_SUM_OPTIONS,
+    ),
+    "scale_sum": _Form(
+        {"sum": "numbers", "a_scale": "numbers", "b_scale": "numbers"},
+        _scale_sum,
+        attributes=_FACTORS,
+        optional=_BIAS,
+        options=_SUM_OPTIONS,
+    ),
+    "product": _Form({"a": "numbers", "b": "numbers"}, _product, optional=_BIAS),
+    "dequantize": _Form(
+        {"x": "codes of x"},
+        _dequantize,
+        attributes={"x": _OPERAND},
+        optional={"x_scale": "numbers", "x_zero_point": "codes of x"},
+    ),
+    "add_float32": _Form({**_X, "y": "numbers"}, _broadcast, optional=_BIAS),
+    "divide": _Form({**_X, "divisor": "numbers"}, _broadcast, attributes=_ONE),
+    "outliers": _Form(_X, attributes={"threshold": _NUMBER, "keep": _one_of("outliers", "others")}),
+    "add": _Form({**_X, "y": "numbers"}, _broadcast, attributes=_ONE),
+    "multiply": _Form(_X, attributes={**_ONE, "factor": _NUMBER}),
+    "softmax": _Form(_X, attributes=_ONE),
+    "layer_norm": _Form(
+        {**_X, "weight": "numbers", "bias": "numbers"},
+        _layer_norm,
+        attributes={**_ONE, "eps": _POSITIVE},
+    ),
+    "activation": _Form(_X, attributes={**_ONE, "function": _one_of(*golden.UNARY)}),
+    "mean": _Form(_X, _mean, attributes=_ONE),
+    "normalize": _Form(_X, attributes=_ONE),
+    "given": _Form({}, lambda shapes, how: ()),
+}
+
+
+def check_entry(
+    operation: str,
+    attributes: Attributes,
+    inputs: Mapping[str, tuple[str, str, Shape]],
+    result: tuple[str, str, Shape],
+    place: str,
+) -> None:
+    """Refuse a tensor that its operation cannot make.
+
+    Parameters
+    ----------
+    operation : str
+    attributes : mapping
+    inputs : mapping of str to (kind, fmt, shape)
+        By role, as they are looked at.
+    result : (kind, fmt, shape)
+    place : str
+        For messages.
+
+    Raises
+    ------
+    BertNumpyError
+        If an input or an attribute is missing, unknown or of another type, or
+        the shapes do not fit together.
+    """
+    form = _FORMS[operation]
+    _check_names(f"{place}: input", inputs, form.inputs, form.optional)
+    _check_names(f"{place}: attribute", attributes, form.attributes, form.options)
+    for name, (expected, is_right) in {**form.attributes, **form.options}.items():
+        if name in attributes and not is_right(attributes[name]):
+            raise BertNumpyError(
+                f"{place}: attribute {name!r}: expected {expected}, found {attributes[name]!r}"
+            )
+    if operation == "given":
+        return
+    for role, (kind, fmt, _) in inputs.items():
+        expected = {**form.inputs, **form.optional}[role]
+        _check_kind(f"{place}: input {role!r}", expected, kind, fmt, attributes)
+    _check_kind(place, form.result, *result[:2], attributes)
+    shapes = {role: shape for role, (_, _, shape) in inputs.items()}
+    try:
+        made = form.shape(shapes, attributes)
+    except (ValueError, IndexError) as error:
+        raise BertNumpyError(
+            f"{place}: expected inputs whose shapes fit together, found {shapes}: {error}"
+        ) from None
+    if made != result[2]:
+        raise BertNumpyError(f"{place}: expected shape {made} of its inputs, found {result[2]}")
+
+
+def _check_names(
+    place: str, found: Mapping[str, Any], needed: Mapping[str, Any], optional: Mapping[str, Any]
+) -> None:
+    if missing := [name for name in needed if name not in found]:
+        raise BertNumpyError(f"{place} {missing[0]!r}: expected, but missing")
+    if unknown := sorted(found.keys() - needed.keys() - optional.keys()):
+        known = ", ".join((*needed, *optional)) or "none"
+        raise BertNumpyError(f"{place} {unknown[0]!r}: expected one of: {known}")
+
+
+def _check_kind(place: str, expected: str, kind: str, fmt: str, attributes: Attributes) -> None:
+    codes, _, operand = expected.partition(" of ")
+    if codes == "numbers":
+        if kind not in ("bfloat16", "float32"):
+            raise BertNumpyError(f"{place}: expected numbers, found {kind}")
+        return
+    wanted = attributes[operand]["fmt"] if operand else attributes["fmt"]
+    if kind != "codes" or fmt != wanted:
+        raise BertNumpyError(f"{place}: expected codes of {wanted}, found {fmt or kind}")
