@@ -65,6 +65,9 @@ _CANDIDATES = 64
 #: Entropy calibration: equal bins of magnitudes from 0 to absmax, and the fewest that are kept.
 _ENTROPY_BINS, _FEWEST_BINS = 2048, 128
 
+#: Divergences that differ by less are equal, but for the rounding of their sums.
+_EQUAL = 2.0**-40
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
@@ -308,8 +311,8 @@ def _entropy(seen: Statistics, fmt: Format, percentile: float) -> float:
     pytorch-quantization does it (``_compute_amax_entropy`` in
     ``pytorch_quantization/calib/histogram.py``):
 
-    1. Magnitudes are counted in 2,048 equal bins over [0, absmax]. Here they are
-       bfloat16 values v, of bin ``floor(2048 v / absmax)``, at most 2047.
+    1. Magnitudes are counted in 2,048 equal bins over [0, absmax]; here from the
+       counts of bfloat16 values, see :func:`_magnitude_bins`.
     2. The first bin, which zeros fill, gets the count of the second.
     3. For i from 128 to 2048 the threshold is the edge ``i absmax / 2048``. The
        reference distribution is the first i bins, with everything beyond added to
@@ -329,7 +332,7 @@ def _entropy(seen: Statistics, fmt: Format, percentile: float) -> float:
     occupied = np.flatnonzero(bins)
     if not occupied.size:  # nothing but zeros, and magnitudes like them
         return seen.absmax
-    counts = bins[occupied].astype(np.float64)
+    counts = bins[occupied]
     log_counts = log(counts)
     inside = np.concatenate([[0], np.cumsum(bins)])  # the count of the first i bins
     kinds = np.concatenate([[0], np.cumsum(bins > 0)])  # how many of them are not empty
@@ -342,30 +345,47 @@ def _entropy(seen: Statistics, fmt: Format, percentile: float) -> float:
     log_share = log(inside[kept] / 1.0) - log(np.array([total]))
     last = np.where(inside[kept] < total, bins[kept - 1] + total - inside[kept], 0.0)
     log_last = log(np.maximum(last, 1.0))
-    best, threshold = math.inf, _ENTROPY_BINS
-    for i, size, row in zip(kept, kinds[kept], range(len(kept)), strict=True):
+    divergences = np.empty(len(kept))
+    for row, size in enumerate(kinds[kept]):
         log_candidate = np.repeat(log_means[row], sizes[row])  # of the bins that are not empty
         terms = counts[:size] * (log_counts[:size] - log_candidate)
         if last[row]:
             terms[-1] = last[row] * (log_last[row] - log_candidate[-1])
         # sum p log(p / q), p = count / total, q = level's mean / count inside
-        divergence = float(tree_sum(terms)) / total + float(log_share[row])
-        if divergence <= best:
-            best, threshold = divergence, int(i)
-    return seen.absmax * threshold / _ENTROPY_BINS
+        divergences[row] = float(tree_sum(terms)) / total + float(log_share[row])
+    equals = np.flatnonzero(divergences <= divergences.min() + _EQUAL)
+    return seen.absmax * int(kept[equals[-1]]) / _ENTROPY_BINS
 
 
-def _magnitude_bins(seen: Statistics) -> npt.NDArray[np.int64]:
-    """How many elements are in each of 2,048 equal bins of magnitudes over [0, absmax].
+def _magnitude_bins(seen: Statistics) -> Float64Array:
+    """Spread the counts over 2,048 equal bins of magnitudes from 0 to absmax.
 
-    The quotient's floor is exact: a magnitude has 8 significant bits and absmax 24, so a
-    quotient below an integer is below it by more than float64's rounding.
+    A bfloat16 value stands for the numbers that round to it, between the middles to its
+    neighbours. In the upper half of the range these intervals are 8 to 16 bins wide: a
+    count that went into one bin would leave a comb, and its gaps would decide. So each
+    count is shared by the bins of its interval, evenly along it. Where no two
+    neighbouring values occur, they are few and stand for themselves alone.
     """
-    magnitudes = from_bits(seen.bits & 0x7FFF).astype(np.float64)
-    absmax = seen.absmax or 1.0  # all are zero
-    places = np.floor(magnitudes * _ENTROPY_BINS / absmax)
-    bins = np.zeros(_ENTROPY_BINS, np.int64)
-    np.add.at(bins, np.minimum(places, _ENTROPY_BINS - 1).astype(np.intp), seen.counts)
+    bits = (seen.bits & 0x7FFF).astype(np.int64)
+    scale = _ENTROPY_BINS / (seen.absmax or 1.0)  # 1: all are zero
+    value, below, above = (
+        from_bits(np.clip(bits + step, 0, 0x7F7F).astype(np.uint16)).astype(np.float64) * scale
+        for step in (0, -1, 1)
+    )
+    # Nothing is beyond absmax, though the bfloat16 value that it rounds to may be.
+    high = np.minimum((value + above) / 2, _ENTROPY_BINS)
+    low = np.minimum((value + below) / 2, high)
+    if not (np.diff(np.unique(bits)) == 1).any():
+        low = high = np.minimum(value, _ENTROPY_BINS)
+    first = np.minimum(low, _ENTROPY_BINS - 1).astype(np.intp)
+    width = np.where(high > low, high - low, 1.0)
+    bins = np.zeros(_ENTROPY_BINS)
+    for place in range(int((np.ceil(high) - first).max(initial=1.0))):
+        begin = first + place
+        inside = np.minimum(high, begin + 1) - np.maximum(low, begin)
+        share = np.where(high > low, inside / width, float(place == 0))
+        chosen = share > 0
+        np.add.at(bins, begin[chosen], seen.counts[chosen] * share[chosen])
     return bins
 
 

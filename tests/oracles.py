@@ -9,6 +9,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import struct
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
@@ -194,58 +196,73 @@ def assert_same_bits(actual: npt.ArrayLike, expected: npt.ArrayLike) -> None:
     np.testing.assert_array_equal(bits_of(actual), bits_of(expected), strict=True)
 
 
-def equal_levels(levels: int) -> Callable[[int, int], int]:
-    """The level of a bin, of so many equal ones that the bins kept are merged into."""
-    return lambda place, kept: place * levels // kept
+Levels = Callable[[int], npt.NDArray[np.int64]]
 
 
-def levels_of_values(values: list[Fraction]) -> Callable[[int, int], int]:
-    """The number of the value that is nearest to a bin's centre; of two, the smaller."""
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(values)]
-
-    def level(place: int, kept: int) -> int:
-        return bisect.bisect_left(middles, Fraction(2 * place + 1, 2 * kept) * values[-1])
-
-    return level
+def equal_levels(levels: int) -> Levels:
+    """The level of each of so many bins that are kept, of so many equal ones."""
+    return lambda kept: np.arange(kept) * levels // kept
 
 
-def entropy_threshold(
-    x: list[float],
-    level: Callable[[int, int], int] | None = None,
-    absmax: float | None = None,
-) -> float:
-    """Migacz's threshold, element by element and bin by bin as NVIDIA's toolkit finds it.
+def levels_of_values(values: list[Fraction]) -> Levels:
+    """The number of the value that is nearest to each bin's centre; of two, the smaller."""
+    twice = np.array([float(a + b) for a, b in itertools.pairwise(values)])
+    # A centre, (place + 1/2) / kept of the largest, against a middle: times 2 kept, exact.
+    return lambda kept: np.searchsorted(
+        twice * kept, (2 * np.arange(kept) + 1) * float(values[-1]), side="left"
+    )
 
-    Magnitudes in 2,048 equal bins, the first with the second's count; the last of
-    the least divergences of what 128 to 2,048 bins keep. Two all-empty
-    distributions are infinitely far apart. ``absmax`` is that of the elements
-    before they were rounded, by default of ``x``.
-    ``level`` numbers the levels, by default 128 equal ones.
+
+def magnitude_bins(x: list[float], absmax: float) -> list[Fraction]:
+    """The elements, bfloat16 values, in 2,048 bins: each along the interval that rounds to it.
+
+    At its own place if no two of the values are neighbours.
     """
-    level = level or equal_levels(128)
-    absmax = absmax or max(abs(value) for value in x)
-    bins = [0] * 2048
-    for value in x:
-        bins[min(math.floor(Fraction(abs(value)) * 2048 / Fraction(absmax)), 2047)] += 1
+    codes = Counter(struct.unpack(">H", struct.pack(">f", abs(value))[:2])[0] for value in x)
+
+    def in_bins(code: int) -> Fraction:
+        (value,) = struct.unpack(">f", struct.pack(">H", min(max(code, 0), 0x7F7F)) + bytes(2))
+        return Fraction(value) * 2048 / Fraction(absmax)
+
+    bins = [Fraction(0)] * 2048
+    dense = any(code + 1 in codes for code in codes)
+    for code, count in codes.items():
+        high = min((in_bins(code) + in_bins(code + 1)) / 2, Fraction(2048))
+        low = min((in_bins(code) + in_bins(code - 1)) / 2, high)
+        if not dense:
+            low = high = min(in_bins(code), Fraction(2048))
+        if low == high:
+            bins[min(math.floor(low), 2047)] += count
+            continue
+        for place in range(math.floor(low), math.ceil(high)):
+            inside = min(high, Fraction(place + 1)) - max(low, Fraction(place))
+            bins[place] += count * inside / (high - low)
+    return bins
+
+
+def entropy_divergences(
+    x: list[float], levels: Levels | None = None, absmax: float | None = None
+) -> dict[int, float]:
+    """The divergence of each number of bins that Migacz's calibration may keep, 128 to 2,048.
+
+    Distribution by distribution as NVIDIA's toolkit has it. Two all-empty ones are
+    infinitely far apart. ``absmax`` is that of the elements before they were rounded, by
+    default of ``x``. ``levels`` numbers the bins' levels, by default 128 equal ones.
+    """
+    levels = levels or equal_levels(128)
+    bins = np.array(magnitude_bins(x, absmax or max(abs(value) for value in x)), np.float64)
     bins[0] = bins[1]
-    best, chosen = math.inf, 2048
+    found = {}
     for kept in range(128, 2049):
-        reference = bins[:kept]
-        reference[-1] += sum(bins[kept:])
-        merged: dict[int, list[int]] = {}
-        for place in range(kept):
-            if bins[place]:
-                merged.setdefault(level(place, kept), []).append(place)
-        candidate = [0.0] * kept
-        for places in merged.values():
-            for place in places:
-                candidate[place] = sum(bins[j] for j in places) / len(places)
-        p_sum, q_sum = sum(reference), sum(candidate)
-        terms = []
-        for p, q in zip(reference, candidate, strict=True):
-            if p:
-                terms.append(p / p_sum * math.log(p / p_sum / (q / q_sum)) if q else math.inf)
-        found = math.fsum(terms) if terms else math.inf
-        if found <= best:
-            best, chosen = found, kept
-    return absmax * chosen / 2048
+        reference = bins[:kept].copy()
+        reference[-1] += bins[kept:].sum()
+        level, full = levels(kept), bins[:kept] > 0
+        in_level = np.bincount(level[full], bins[:kept][full], minlength=256)
+        kinds = np.bincount(level[full], minlength=256)
+        candidate = np.where(full, (in_level / np.maximum(kinds, 1))[level], 0)
+        some = reference > 0
+        found[kept] = math.inf
+        if some.any() and candidate[some].all():
+            p, q = reference[some] / reference.sum(), candidate[some] / candidate.sum()
+            found[kept] = math.fsum(p * np.log(p / q))
+    return found
