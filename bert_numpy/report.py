@@ -199,8 +199,8 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
         yield lambda count: progress.advance(task, count)
 
 
-def write_json(target: str, value: Mapping[str, Any]) -> None:
-    """Write a JSON object to a file, whole or not at all; ``-`` is standard output.
+def write_json(target: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write a JSON object or list to a file, whole or not at all; ``-`` is standard output.
 
     NaN (a correlation of constants) becomes null. What is there and is no
     file, such as ``/dev/null`` or a pipe, is written into, not replaced.

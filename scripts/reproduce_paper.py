@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +30,8 @@ from bert_numpy.calibration import load_calibration
 from bert_numpy.cluster import add_cluster_options, connect, run_cells
 from bert_numpy.figures import draw_histogram, draw_sqnr, save_figure, subplots
 from bert_numpy.recipe import PRESETS, Recipe, preset
+from bert_numpy.report import write_json, write_text
 from bert_numpy.study import Subject, calibrate_subject, cells_of, compare_results, merged
-from npfp8.files import replaced_file
 
 #: The operand whose elements are drawn: what GELU gives.
 HISTOGRAM = "encoder.layer.1.output.dense:a"
@@ -98,7 +97,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             for name in part[0]
             if name
             not in {"model", "task", "recipe", "examples", "relative_logit_error", change}
-            | {"difference", "interval"}
+            | {"difference", "interval", "not_finite"}
         ]
         heads = ["recipe", *metrics, "difference (95 % interval)", change, "relative logit error"]
         print(f"### {key[0]}, {key[1]}, {part[0]['examples']} examples\n", file=text)
@@ -106,7 +105,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         print("| --- |" + " ---: |" * (len(heads) - 1), file=text)
         for row in part:
             low, high = (100 * x for x in row["interval"])
-            cells = [row["recipe"], *(f"{100 * row[name]:.2f}" for name in metrics)]
+            none = f" ({row['not_finite']} not finite)" if row["not_finite"] else ""
+            cells = [row["recipe"] + none, *(f"{100 * row[name]:.2f}" for name in metrics)]
             cells.append(f"{100 * row['difference']:+.2f} ({low:+.2f}..{high:+.2f})")
             cells.append(f"{row[change]:.4f}" if change != "flips" else str(row[change]))
             cells.append(f"{row['relative_logit_error']:.4f}")
@@ -183,13 +183,9 @@ def main() -> None:
                 f"{row['examples']} predictions are none: NaN or infinity",
                 file=sys.stderr,
             )
-    for name, text in (
-        ("results.json", json.dumps(rows, indent=1) + "\n"),
-        ("results.csv", comma_separated(rows)),
-        ("results.md", markdown(rows)),
-    ):
-        with replaced_file(out / name) as file:
-            file.write(text.encode())
+    write_json(str(out / "results.json"), rows)
+    write_text(out / "results.csv", comma_separated(rows))
+    write_text(out / "results.md", markdown(rows))
     draw_drop(rows, out / "difference.png")
     for subject in subjects:
         stem = f"{Path(subject.model).name}-{subject.task}"
