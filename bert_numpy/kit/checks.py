@@ -8,6 +8,7 @@ memory than the kit itself has.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,15 @@ _POSITIVE: _Check = ("0 or more", lambda x: _NUMBER[1](x) and x >= 0)
 _AXIS: _Check = ("a number of 31 bits", lambda x: _is_integer(x, -32))
 _BLOCK: _Check = ("1 or more, of 31 bits", lambda x: _is_integer(x, 1))
 _PRECISION = _one_of("bfloat16", "float32")
+_ROWS: _Check = (
+    "a list of rising row numbers",
+    lambda x: (
+        isinstance(x, list)
+        and bool(x)
+        and all(_is_integer(row, 0) for row in x)
+        and all(a < b for a, b in itertools.pairwise(x))
+    ),
+)
 
 _GROUPS = {"axis": _AXIS, "block": _BLOCK}
 
@@ -96,6 +106,12 @@ def _groups(x: Shape, how: Attributes) -> Shape:
     shape = list(x)
     shape[axis] = -(-x[axis] // block)
     return tuple(shape)
+
+
+def _outliers(shapes: Shapes, how: Attributes) -> Shape:
+    if "rows" in how and how["rows"][-1] >= shapes["x"][-2]:
+        raise ValueError(f"no row {how['rows'][-1]}")
+    return shapes["x"]
 
 
 def _require(found: Shape, expected: Shape) -> None:
@@ -255,7 +271,12 @@ _FORMS = {
     ),
     "add_float32": _Form({**_X, "y": "numbers"}, _broadcast, optional=_BIAS),
     "divide": _Form({**_X, "divisor": "numbers"}, _broadcast, attributes=_ONE),
-    "outliers": _Form(_X, attributes={"threshold": _NUMBER, "keep": _one_of("outliers", "others")}),
+    "outliers": _Form(
+        _X,
+        _outliers,
+        attributes={"threshold": _NUMBER, "keep": _one_of("outliers", "others")},
+        options={"rows": _ROWS},
+    ),
     "add": _Form({**_X, "y": "numbers"}, _broadcast, attributes=_ONE),
     "multiply": _Form(_X, attributes={**_ONE, "factor": _NUMBER}),
     "softmax": _Form(_X, attributes=_ONE),

@@ -163,8 +163,8 @@ def _divide(inputs: Inputs, attributes: Attributes) -> Array:
 def _outliers(inputs: Inputs, attributes: Attributes) -> Array:
     x = inputs["x"]
     beyond = np.abs(x) > np.float32(attributes["threshold"])
-    if "columns" in attributes:
-        rows = beyond[..., attributes["columns"], :]
+    if "rows" in attributes:
+        rows = beyond[..., attributes["rows"], :]
         beyond = np.broadcast_to(rows.any(axis=-2, keepdims=True), x.shape)
     return np.where(beyond if attributes["keep"] == "outliers" else ~beyond, x, np.float32(0))
 
@@ -243,7 +243,7 @@ RULES: dict[str, tuple[str, str]] = {
     "divide": ("x / divisor, rounded to the precision", "docs/kit.md"),
     "outliers": (
         "x where its magnitude is above the threshold (keep: outliers) or is not (keep: others), "
-        "0 elsewhere; with columns, in the whole of a column that is above it in one of these rows",
+        "0 elsewhere; with rows, in the whole of a column that is above it in one of these rows",
         "docs/kit.md",
     ),
     "add": ("x + y, rounded once to the precision", _FUNCTIONS),

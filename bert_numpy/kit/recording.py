@@ -161,7 +161,7 @@ class _Recorder:
         if plan.recipe.outlier_threshold is not None:
             threshold: dict[str, Any] = {"threshold": plan.recipe.outlier_threshold}
             if plan.recipe.outliers == "column":  # the kit's inputs are one sequence each
-                threshold["columns"] = self.tokens if len(a) == self.rows else [0]
+                threshold["rows"] = self.tokens if len(a) == self.rows else [0]
             split = {
                 keep: self.compute(
                     f"a.{keep}", "outliers", {"x": left}, attributes=threshold | {"keep": keep}
