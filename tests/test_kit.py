@@ -21,6 +21,7 @@ from bert_numpy import PRESETS, BertNumpyError, apply_recipe, calibrate
 from bert_numpy.cli import main
 from bert_numpy.kit import open_kit, verify
 from bert_numpy.kit.candidate import load_candidate
+from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.defects import DEFECTS
 from bert_numpy.kit.export import make_kit, read_inputs
 from bert_numpy.kit.manifest import LEVELS, Kit, Reference, Tensor, manifest_of, write_kit
@@ -742,3 +743,13 @@ def test_scaled_mm_script(kit):
     exact = script.verify_products(kit, product("exact"))
     assert exact["hopper"]["bit_exact"]["passed"]
     assert exact["hopper"]["unlike_mode"]
+
+
+@pytest.mark.parametrize("rows", [[4], [1, 1], [2, 0], [-1], [0.0], [True], [], "0", 0, [10**30]])
+def test_rows_of_outlier_columns_are_rows(rows: object) -> None:
+    attributes = {"threshold": 6.0, "keep": "others"}
+    x = ("bfloat16", "", (4, 8))
+    for right in ({}, {"rows": [0]}, {"rows": [1, 3]}):
+        check_entry("outliers", attributes | right, {"x": x}, x, "kit")
+    with pytest.raises(BertNumpyError, match=r"^kit: (attribute 'rows'|.*no row 4$)"):
+        check_entry("outliers", attributes | {"rows": rows}, {"x": x}, x, "kit")
