@@ -43,8 +43,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 GRANULARITIES = ("tensor", "channel", "token", "block")
 
-#: The largest block: no layer has so many inputs, and every product of sizes fits 32 bits.
-MAX_BLOCK = 1 << 20
+#: Elements of a block at most: an index of every machine holds their number.
+MAX_BLOCK = 2**31 - 1
 
 
 def _is_number(value: Any) -> bool:
