@@ -37,6 +37,7 @@ _EXPECTED = {
     "is_decoder": False,
     "add_cross_attention": False,
     "is_encoder_decoder": False,
+    "is_causal": False,
 }
 
 #: Keys by which transformers runs, reads or builds something else than the rest of the file
@@ -45,6 +46,7 @@ _EMPTY = {
     "auto_map": "code that comes with a checkpoint is not run",
     "pruned_heads": "heads are not pruned",
     "per_layer_config": "all layers have the same sizes",
+    "attribute_map": "keys have their own names",
     "configuration_files": "config.json is the only configuration",
     "transformers_weights": "the weights are in model.safetensors or its shards",
 }

@@ -15,7 +15,7 @@ from bert_numpy.policy import FLOAT32_POLICY
 from bert_numpy.pooling import read_pooling
 from bert_numpy.quantized_checkpoint import is_quantized, load_quantized, stored_quantization
 from bert_numpy.recipe import Recipe
-from bert_numpy.weights import Weights, find_parameters, read_weights
+from bert_numpy.weights import find_parameters, read_weights
 
 __all__ = ["load", "stored_recipe"]
 
@@ -73,12 +73,6 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     if is_quantized(folder):
         return load_quantized(config, folder, name)
     weights = read_weights(config, open_checkpoint(folder))
-    if config.tie_word_embeddings and not _is_tied(weights):
-        raise BertNumpyError(
-            f"{folder / 'config.json'}: key 'tie_word_embeddings': expected false, as the stored "
-            "decoder is not the word embeddings, found true: releases of transformers before 5 "
-            "compute with the embeddings, later ones with the decoder"
-        )
     return Model(config, weights, FLOAT32_POLICY, name=name)
 
 
@@ -95,12 +89,6 @@ def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> 
         return None
     parameters = find_parameters(_read_config(folder), open_checkpoint(folder))
     return stored_quantization(folder, parameters).recipe
-
-
-def _is_tied(weights: Weights) -> bool:
-    """Whether the decoder, if there is one, is the array of the word embeddings."""
-    words = weights["embeddings.word_embeddings.weight"]
-    return weights.get("cls.predictions.decoder.weight", words) is words
 
 
 def _read_config(folder: Path) -> BertConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,6 +132,12 @@ def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tupl
     backend = tokenizers.Tokenizer.from_buffer(data)
     backend.no_padding()
     backend.no_truncation()
+    if settings.kind.model == "Unigram" and settings.explicit:
+        # The class's own, whichever variant of them a version of transformers wrote.
+        backend.normalizer = _map_of_characters(raw.get("normalizer"))
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        )
     _check_size(path, backend.get_vocab_size(), vocab_size)
     if isinstance(raw["model"]["vocab"], dict):
         _check_ids(path, raw["model"]["vocab"], vocab_size)
@@ -149,6 +156,15 @@ def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tupl
     return backend, raw
 
 
+def _map_of_characters(normalizer: Any) -> Any:
+    """SentencePiece's map alone, of a normalizer that :func:`check_class` accepts."""
+    parts = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
+    for part in parts:
+        if part["type"] == "Precompiled":
+            return normalizers.Precompiled(base64.b64decode(part["precompiled_charsmap"]))
+    return None
+
+
 def _no_number(text: str) -> None:
     raise ValueError(f"expected numbers, found {text}")
 
@@ -160,6 +176,11 @@ def _check_contradictions(raw: dict[str, Any], settings: TokenizerSettings) -> N
         return  # the file is alone, or of a class that takes it as it is
     names = [key for key in NAMED if key.endswith("_token")]
     check_class(raw, model, {key: settings.text(key) for key in names})
+    own, unknown = settings.kind.unknown, raw["model"].get("unk_id")
+    if own is not None and unknown != own:
+        raise ValueError(
+            f"key 'model.unk_id': expected {own}, as {settings.name} has it, found {unknown}"
+        )
     if model == "Unigram" and not settings.values.get("add_prefix_space", True):
         raise settings.refusal("add_prefix_space", "true, or no such key", False)
     if "added_tokens_decoder" in settings.values:
@@ -308,7 +329,7 @@ def _special_tokens(
             continue
         if key in settings.values and token is not None:
             token = by_name.get(settings.text(key) or "", token)
-        if isinstance(token, str) and key == "mask_token" and settings.kind.tokens:
+        if isinstance(token, str) and key == "mask_token" and not loaded:
             token = AddedToken(token, **settings.kind.mask)
         groups.append(token)
     groups += [] if isinstance(extra, dict) else extra

@@ -520,8 +520,13 @@ def _check_parts(raw: Mapping[str, Any], model: str) -> None:
             for key, value in _OWN_VALUES.get(part["type"], {}).items():
                 if part.get(key, value) not in (value, *_ALSO.get(key, ())):
                     raise _RefusedError(f"{kind}.{key}", f"{value!r}", part[key])
+    normalizer = raw.get("normalizer")
+    if model == "Unigram" and normalizer is not None:
+        for number, part in enumerate(normalizer.get(_LISTS["normalizer"], [])):
+            if part["type"] == "Sequence":  # into which version 5 does not look
+                place = f"normalizer.normalizers.{number}.type"
+                raise _RefusedError(place, "no Sequence in a Sequence", part["type"])
     if model == "Unigram" and names == ("Metaspace",):
-        normalizer = raw.get("normalizer")
         kinds = [] if normalizer is None else list(_flat("normalizer", "normalizer", normalizer))
         if [part["type"] for part in kinds] != ["Precompiled", "Strip", "Replace"]:
             raise _RefusedError(

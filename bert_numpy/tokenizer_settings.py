@@ -60,11 +60,14 @@ class TokenizerClass:
     tokens : mapping of str to str
         The special tokens that the class names where no file does.
     mask : mapping of str to bool
-        The flags of a mask token that a file gives as a text.
+        The flags of a mask token that is given as a text, or by no file, where there is no
+        ``tokenizer.json``.
     model : str
         The only model of the class: "WordPiece", "BPE" or "Unigram"; empty for any.
     token_types : bool, optional
         True if the class gives token types to the model; None if versions 4 and 5 differ.
+    unknown : int, optional
+        The id of the unknown token, if version 5 has it so whatever the file says.
     """
 
     vocabulary: tuple[str, ...] = ()
@@ -72,6 +75,7 @@ class TokenizerClass:
     mask: Mapping[str, bool] = field(default_factory=lambda: {"special": True})
     model: str = ""
     token_types: bool | None = False
+    unknown: int | None = None
 
 
 _BERT_TOKENS = {
@@ -104,15 +108,12 @@ _CLASSES = {
         {"lstrip": True, "normalized": False, "special": True},
         "BPE",
     ),
-    "XLMRobertaTokenizer": TokenizerClass(
-        (), _ROBERTA_TOKENS, {"lstrip": True, "special": True}, "Unigram"
-    ),
+    "XLMRobertaTokenizer": TokenizerClass((), _ROBERTA_TOKENS, model="Unigram", unknown=3),
     "CamembertTokenizer": TokenizerClass(
         (),
         _ROBERTA_TOKENS
         | {"additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"]},
-        {"lstrip": True, "special": True},
-        "Unigram",
+        model="Unigram",
     ),
     # The class of any tokenizer.json, and its name since version 5.
     "PreTrainedTokenizer": TokenizerClass(token_types=None),

@@ -220,13 +220,25 @@ def read_parameters(
             if other.key not in read:
                 read[other.key] = _read(other)
             if not np.array_equal(weights[name], read[other.key]):
-                raise BertNumpyError(
-                    f"{other.file}: tensors {tensor.key!r} and {other.key!r}: expected the same "
-                    "numbers, as the model ties the two, found others"
-                )
+                raise _untied(name, tensor, other)
     if _DECODER in weights and np.array_equal(weights[_DECODER], weights.get(_WORDS, ())):
         weights[_DECODER] = weights[_WORDS]
     return weights
+
+
+def _untied(name: str, tensor: StoredTensor, other: StoredTensor) -> BertNumpyError:
+    """The error for two tensors of other numbers that may both be the parameter ``name``."""
+    found = (
+        f"tensors {tensor.key!r} and {other.key!r}: expected the same numbers, as the model ties "
+        "the two, found others"
+    )
+    if name != _DECODER:
+        return BertNumpyError(f"{other.file}: {found}")
+    return BertNumpyError(
+        f"{other.file.parent / 'config.json'}: key 'tie_word_embeddings': expected false, as the "
+        f"stored decoder is not the word embeddings, found true ({other.file.name}: {found}): "
+        "releases of transformers before 5 compute with the embeddings, later ones with the decoder"
+    )
 
 
 def _read(tensor: StoredTensor) -> npt.NDArray[np.float32]:

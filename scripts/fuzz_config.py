@@ -137,6 +137,7 @@ MAY_BE_REFUSED: dict[str, tuple[Any, ...]] = {
     "is_decoder": (True, None, 1, "false", "true"),
     "add_cross_attention": (True, None, "false"),
     "is_encoder_decoder": (True, None),
+    "is_causal": (True,),
     "tie_encoder_decoder": (True,),
     "tie_word_embeddings": (True, False, None, "false", 0),
     "pruned_heads": ({"0": [0]}, {"0": []}, {"1": [1]}),

@@ -88,6 +88,10 @@ CLASSES = {
 }
 
 
+#: What CamemBERT's vocabulary begins with.
+CAMEMBERT = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
+
+
 @cache
 def byte_level() -> str:
     """The tokenizer.json of a byte-level BPE with RoBERTa's special tokens."""
@@ -115,10 +119,12 @@ def character_map() -> bytes:
     return len(trie).to_bytes(4, "little") + trie + b"a\0"
 
 
-def unigram() -> str:
-    """The tokenizer.json of a Unigram model with RoBERTa's special tokens, as XLM-R's."""
+@cache
+def unigram(model_type: str) -> str:
+    """The tokenizer.json of a Unigram model with XLM-R's or CamemBERT's special tokens."""
+    first = CAMEMBERT if model_type == "camembert" else ROBERTA[:4]
     pieces = ["\u2581", "a", "\u2581a", "\u2581film", "the", "\u2581the", *"bcdefhiklmnorstuy"]
-    vocabulary = [(token, 0.0) for token in ROBERTA[:4]]
+    vocabulary = [(token, 0.0) for token in first]
     vocabulary += [(piece, -2.0 - 0.1 * number) for number, piece in enumerate(pieces)]
     vocabulary += [("<mask>", 0.0)]
     made = tokenizers.Tokenizer(models.Unigram(vocabulary, 3, False))
@@ -130,11 +136,11 @@ def unigram() -> str:
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
+        special_tokens=[(token, first.index(token)) for token in ("<s>", "</s>")],
     )
     added = [
         tokenizers.AddedToken(token, lstrip=token == "<mask>", normalized=False)
-        for token in ROBERTA
+        for token in (*first, "<mask>")
     ]
     made.add_special_tokens(added)
     return str(made.to_str())
@@ -200,7 +206,7 @@ class Folder:
         """The tokens of the vocabulary without the added ones."""
         if self.words:
             return len(WORDS)
-        raw = json.loads(byte_level() if self.model_type == "roberta" else unigram())
+        raw = json.loads(byte_level() if self.model_type == "roberta" else unigram(self.model_type))
         return len(raw["model"]["vocab"])
 
     def vocabulary(self, with_json: bool, with_text: bool) -> None:
@@ -225,7 +231,7 @@ class Folder:
                 ]
                 self.texts["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
         else:
-            self.serialized = json.loads(unigram())
+            self.serialized = json.loads(unigram(self.model_type))
 
     def add_tokens(self, where: str, tokens: list[str]) -> None:
         """Add tokens in one of the places, with ids behind the vocabulary."""
@@ -469,9 +475,36 @@ def change_serialized(folder: Folder) -> None:
         if chance(0.2):
             parts = [{"type": "WhitespaceSplit"}, raw["pre_tokenizer"]]
             raw["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    if raw["model"]["type"] == "Unigram":
+        change_unigram(folder)
+    if chance(0.1):
+        raw["added_tokens"] = [one for one in raw["added_tokens"] if one["content"] != "<mask>"]
     if not (folder.words or folder.settings or folder.map or folder.added or folder.config):
         # The one deviation: without other files, tokenizer.json is taken as it is.
         folder.settings["tokenizer_class"] = CLASSES[folder.model_type]
+
+
+def change_unigram(folder: Folder) -> None:
+    """The components that versions of transformers have written, and others."""
+    raw, choose, chance = folder.serialized, folder.generator.choice, folder.chance
+    characters, spaces = json.loads(unigram(folder.model_type))["normalizer"]["normalizers"]
+    pieces = raw["pre_tokenizer"]["pretokenizers"][1]
+    ends = {"type": "Strip", "strip_left": False, "strip_right": True}
+    if chance(0.3):
+        raw["normalizer"] = choose([characters, spaces, None])
+    elif chance(0.3):  # as of 4.40
+        parts = [characters, ends, {**spaces, "content": "\u2581"}]
+        raw["normalizer"] = {"type": "Sequence", "normalizers": parts}
+        raw["pre_tokenizer"] = pieces
+    elif chance(0.1):
+        raw["normalizer"] = {"type": "Sequence", "normalizers": [raw["normalizer"]]}
+    if chance(0.1):
+        number = choose([0, 1, 3])
+        vocabulary = raw["model"]["vocab"]
+        vocabulary[number], vocabulary[3] = vocabulary[3], vocabulary[number]
+        raw["model"]["unk_id"] = number
+        for token in raw["added_tokens"]:
+            token["id"] = {number: 3, 3: number}.get(token["id"], token["id"])
 
 
 def peer_of(folder: Path) -> Callable[..., list[tuple[list[int], list[int]]]] | None:

@@ -346,6 +346,7 @@ def test_broken_layer_norm_eps(tmp_path: Path, value: Any) -> None:
         ("add_cross_attention", True, False),
         ("is_decoder", "false", False),
         ("is_encoder_decoder", True, False),
+        ("is_causal", True, False),
     ],
 )
 def test_what_is_not_computed(tmp_path: Path, key: str, value: Any, expected: Any) -> None:
@@ -386,6 +387,7 @@ def test_other_values(tmp_path: Path, key: str, value: Any, expected: str) -> No
         ("per_layer_config", {"0": {"intermediate_size": 8}}),
         ("configuration_files", ["config.4.0.0.json"]),
         ("transformers_weights", "other.safetensors"),
+        ("attribute_map", {"hidden_act": "other"}),
     ],
 )
 def test_what_sends_the_reader_elsewhere(tmp_path: Path, key: str, value: Any) -> None:

@@ -655,6 +655,84 @@ def test_maps_of_characters() -> None:
             check_charsmap(one_key_map(value, replacements))
 
 
+# The variants of XLM-R's components
+
+
+def of_xlm_roberta(folder: Path, **parts: Any) -> None:
+    """The files of an XLM-R whose map of characters has the letter "a" alone."""
+    vocabulary = [[token, 0.0] for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")]
+    vocabulary += [["\u2581", -3.0], ["b", -3.0], ["c", -3.0]]
+    special = {"<s>": 0, "</s>": 2}
+    pieces: list[Json] = [{"SpecialToken": {"id": "<s>", "type_id": 0}}]
+    pieces += [{"Sequence": {"id": "A", "type_id": 0}}]
+    end: Json = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    raw: Json = {
+        "added_tokens": [],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": one_key_map(0, b"b\0")},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "WhitespaceSplit"}, METASPACE],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [*pieces, end],
+            "pair": [*pieces, end, end, {"Sequence": {"id": "B", "type_id": 0}}, end],
+            "special_tokens": {
+                token: {"id": token, "ids": [number], "tokens": [token]}
+                for token, number in special.items()
+            },
+        },
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": vocabulary},
+    }
+    write(folder, "tokenizer.json", raw | parts)
+    write(folder, "tokenizer_config.json", {"model_max_length": 64})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]}
+    path.write_text(json.dumps(config | {"pad_token_id": 1, "type_vocab_size": 1}))
+
+
+METASPACE: Json = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"}
+
+
+def in_order(*parts: Json) -> Json:
+    return {"type": "Sequence", "normalizers": list(parts)}
+
+
+def test_every_variant_of_a_class_is_the_class(folder: Path) -> None:
+    """A tab is no space to this map of characters, and no piece: only the class splits there."""
+    characters = {"type": "Precompiled", "precompiled_charsmap": one_key_map(0, b"b\0")}
+    ends = {"type": "Strip", "strip_left": False, "strip_right": True}
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}
+    variants: list[Json] = [
+        {},
+        {"normalizer": in_order(characters, {**spaces, "content": " "})},
+        {"normalizer": in_order(characters, ends, spaces), "pre_tokenizer": METASPACE},
+    ]
+    for parts in variants:
+        of_xlm_roberta(folder, **parts)
+        (found,) = load_tokenizer(folder).encode(["a\tc  c"])
+        assert found.input_ids == (0, 5, 6, 5, 7, 5, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"normalizer": in_order(in_order({"type": "Precompiled"}))},
+            "key 'normalizer.normalizers.0.type': expected no Sequence in a Sequence",
+        ),
+        (
+            {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", 0.0]]}},
+            "key 'model.unk_id': expected 3, as XLMRobertaTokenizer has it, found 0",
+        ),
+    ],
+)
+def test_what_version_5_does_not_read(folder: Path, parts: Json, message: str) -> None:
+    of_xlm_roberta(folder, **parts)
+    assert message in refusal(folder)
+
+
 # Threads and copies
 
 
