@@ -22,7 +22,7 @@ from bert_numpy.errors import BertNumpyError, one_line, shown
 from bert_numpy.evaluation import Evaluation, require_answers
 from bert_numpy.figures import describe, draw_figures
 from bert_numpy.glue import TASKS, Task, TestSet, submission
-from bert_numpy.hub import EMBEDDED, resolve
+from bert_numpy.hub import EMBEDDED, is_local, resolve
 from bert_numpy.job import (
     REVIEWS,
     Job,
@@ -189,8 +189,8 @@ def _failed(error: BaseException, arguments: argparse.Namespace) -> int:
         _complain(*_traceback_of(error))
     elif isinstance(error, BertNumpyError):
         _complain(f"bert-numpy: {error}")
-    elif isinstance(error, OSError):
-        _complain(f"bert-numpy: {one_line(error)}")
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        _complain(f"bert-numpy: {os.fsdecode(error.filename)}: {error.strerror}")
     else:
         place = getattr(arguments, "model", None) or getattr(arguments, "file", None)
         text = "not enough memory" if isinstance(error, MemoryError) else one_line(error)
@@ -647,7 +647,8 @@ def _quantize(arguments: argparse.Namespace) -> Outcome:
         require_answers(job.model, evaluation)
     rows = [comparison_row(reference, reference), comparison_row(result, reference)]
     report = _header(job, arguments.golden) | {"out": arguments.out, "rows": rows}
-    save_quantized(model, source, arguments.out, model_card(report, recipe))
+    base_model = None if is_local(arguments.model) else arguments.model
+    save_quantized(model, source, arguments.out, model_card(report, recipe, base_model))
 
     def show() -> None:
         print_comparison(_title(job), rows)

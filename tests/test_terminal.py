@@ -206,7 +206,41 @@ def test_names_in_a_model_card() -> None:
     report |= {"model": f"/x/{HOSTILE}", "rows": [row, row]}
     text = model_card(report, replace(PRESETS["e4m3"], name=HOSTILE))
     assert is_safe(text)
-    assert "\n# a\\x1b[31mb" in text
+    assert "\n# a\\\\x1b\\[31mb" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a|b", r"a\|b"),
+        ("`c`", r"\`c\`"),
+        ("<script>x</script>", r"\<script\>x"),
+        ("![x](http://y)", r"\!\[x\]\(http\:"),
+        ("&lt;", r"\&lt;"),
+        ("\n---\nlicense: mit", r"\\n---\\nlicense\: mit"),
+    ],
+)
+def test_a_name_is_no_markup_in_a_model_card(name: str, written: str) -> None:
+    row = {"metrics": {}, "flips": 0, "relative_logit_error": 0.0, "weight_bytes": 1}
+    report = {"task": "sst2", "examples": 1, "calibration_samples": 0, "golden": False}
+    recipe = replace(PRESETS["e4m3"], name=name)
+    text = model_card(report | {"model": name, "rows": [row, row]}, recipe).partition("## Use")[0]
+    assert text.count(written) >= 3  # the title, the first sentence, the table
+    assert name not in text.replace(written, "")
+    table = [line.replace(r"\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 4
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_a_model_card_names_a_model_of_the_hub_only(tmp_path: Path) -> None:
+    row = {"metrics": {}, "flips": 0, "relative_logit_error": 0.0, "weight_bytes": 1}
+    report = {"task": "sst2", "examples": 1, "calibration_samples": 0, "golden": False}
+    for name in ("models/mine", "./model"):
+        text = model_card(report | {"model": name, "rows": [row, row]}, PRESETS["e4m3"])
+        assert "base_model" not in text
+    for name in ("owner/name", "null"):
+        text = model_card(report | {"model": name, "rows": [row, row]}, PRESETS["e4m3"], name)
+        assert f'\nbase_model: "{name}"\n' in text
 
 
 # Processes

@@ -186,7 +186,8 @@ def _check_vectors(arguments: argparse.Namespace) -> Outcome:
         except OSError as error:
             raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
         except ValueError as error:
-            text = str(error).removeprefix(f"{file}: ").removeprefix(f"{Path(file).name}: ")
+            path, text = Path(file), str(error)
+            text = text.removeprefix(str(path)).removeprefix(f"{path.name}: ").lstrip(": ")
             raise BertNumpyError(f"{file}: {text}") from None
         reports.append(report)
         lines.append(f"{file}: {report.wrong} of {report.cases} cases are wrong")
