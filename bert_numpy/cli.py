@@ -193,7 +193,7 @@ def _failed(error: BaseException, arguments: argparse.Namespace) -> int:
         _complain(f"bert-numpy: {os.fsdecode(error.filename)}: {error.strerror}")
     else:
         place = getattr(arguments, "model", None) or getattr(arguments, "file", None)
-        text = "not enough memory" if isinstance(error, MemoryError) else one_line(error)
+        text = one_line(error)
         _complain(f"bert-numpy: {f'{place}: ' if place else ''}{text} (--debug shows where)")
     return 2
 

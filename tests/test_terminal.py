@@ -27,6 +27,7 @@ from bert_numpy.hub import resolve
 from bert_numpy.job import REVIEWS
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
 from bert_numpy.model_card import model_card
+from bert_numpy.tokenizer_backend import library_errors
 
 EMBEDDED = "bert-tiny-sst2"
 Capture = pytest.CaptureFixture[str]
@@ -133,12 +134,14 @@ def test_names_of_labels_operands_and_recipes(
         argv = ["predict", EMBEDDED, "film", "--format", str(recipe), "--accumulate", "float16"]
         run("recipe", argv)
         calibration = load_calibration(saved)
-        operands = {f"{text}{key}": seen for key, seen in calibration.operands.items()}
-        if text != "\ud800":  # which a file of operands cannot have
-            save_calibration(replace(calibration, operands=operands), saved)
-            assert shown(f"{text}encoder") in run("calibration", ["calibration", str(saved)])
         message = run("pattern", ["calibration", str(saved), "--operand", f"{text}!"], code=2)
         assert len(message.splitlines()) == 1
+        operands = {f"{text}{key}": seen for key, seen in calibration.operands.items()}
+        if text not in ("\ud800", "plain", "x" * 500):  # the name of no file; names of sites
+            save_calibration(replace(calibration, operands=operands), saved)
+            message = run("calibration", ["calibration", str(saved)], code=2)
+            assert shown(f"{text}encoder") in message
+            assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", [f"{HOSTILE}{MARKUP}"])
@@ -241,6 +244,41 @@ def test_a_model_card_names_a_model_of_the_hub_only(tmp_path: Path) -> None:
     for name in ("owner/name", "null"):
         text = model_card(report | {"model": name, "rows": [row, row]}, PRESETS["e4m3"], name)
         assert f'\nbase_model: "{name}"\n' in text
+
+
+def test_an_error_without_text_is_named() -> None:
+    assert one_line(MemoryError()) == "not enough memory"
+    assert one_line(MemoryError("of 3 GB")) == "of 3 GB"
+    assert one_line(KeyError()) == "KeyError"
+    with (
+        pytest.raises(BertNumpyError, match=r"^tokenizer\.json: not enough memory$"),
+        library_errors("tokenizer.json: "),
+    ):
+        raise MemoryError
+
+
+def test_a_name_too_long_in_messages(capsys: Capture) -> None:
+    name = "x" * 300
+    for argv in (
+        ["golden", "verify", EMBEDDED, name],
+        ["predict", EMBEDDED, "film", "--format", "e4m3", "--calibration-data", name],
+        ["evaluate", EMBEDDED, "--task", "sst2", "--data", name],
+        ["golden", "check-vectors", name],
+    ):
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"bert-numpy: {name}: ")
+        assert error.count(name) == error.count("\n") == 1
+
+
+def test_vectors_that_are_none_are_named_once(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "file"
+    for text, message in (("{", " line 1: expected"), ("\u00e9", ": expected ASCII text")):
+        file.write_text(text, encoding="utf-8")
+        assert main(["golden", "check-vectors", str(file)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"bert-numpy: {file}{message}")
+        assert error.count(str(file)) == 1
 
 
 # Processes

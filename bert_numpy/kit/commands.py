@@ -187,8 +187,9 @@ def _check_vectors(arguments: argparse.Namespace) -> Outcome:
             raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
         except ValueError as error:
             path, text = Path(file), str(error)
-            text = text.removeprefix(str(path)).removeprefix(f"{path.name}: ").lstrip(": ")
-            raise BertNumpyError(f"{file}: {text}") from None
+            if not text.startswith(str(path)):
+                text = f"{path}: {text.removeprefix(f'{path.name}: ')}"
+            raise BertNumpyError(text) from None
         reports.append(report)
         lines.append(f"{file}: {report.wrong} of {report.cases} cases are wrong")
         if report.wrong:
