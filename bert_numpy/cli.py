@@ -36,7 +36,7 @@ from bert_numpy.kit.commands import add_golden_commands
 from bert_numpy.loading import load, stored_recipe
 from bert_numpy.model import encoder_sites, model_sites
 from bert_numpy.model_card import model_card
-from bert_numpy.onnx_export import export_onnx
+from bert_numpy.onnx_export import check_exportable, export_onnx
 from bert_numpy.options import (
     Parser,
     add_calibration_samples,
@@ -631,11 +631,10 @@ def _quantize(arguments: argparse.Namespace) -> Outcome:
         raise BertNumpyError(f"{arguments.model}: expected a checkpoint that is not quantized yet")
     source = resolve(arguments.model, arguments.revision)
     side_files(source)
-    job = with_calibration(
-        _prepared(arguments, [recipe]), [recipe], progress_bar, golden=arguments.golden
-    )
+    job = _prepared(arguments, [recipe])
+    check_writable(job.model.config, recipe, source)
+    job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
     model = apply_recipe(job.model, recipe, job.calibration, arguments.golden)
-    check_writable(model, source)
     reference, result = run(
         job,
         [fp32, recipe],
@@ -675,10 +674,12 @@ def _export_onnx(arguments: argparse.Namespace) -> Outcome:
     calibration = None
     if arguments.task is not None:
         job = _prepared(arguments, [recipe])
+        check_exportable(job.model, recipe)
         job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
         model, calibration = job.model, job.calibration
     else:
         model = load(arguments.model, arguments.revision)
+        check_exportable(model, recipe)
         if arguments.calibration is not None:
             calibration = saved_calibration(arguments.calibration)
         elif arguments.calibration_data is not None:

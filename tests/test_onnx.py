@@ -30,7 +30,7 @@ OTHERS = [
     Recipe("affine", SiteRecipe(Operand(UINT8), Operand(UINT8, "channel"))),
     replace(E4M3, name="float32", arithmetic="float32"),
 ]
-NOT_EXPORTED = ("int8-outliers", "e4m3-block")
+NOT_EXPORTED = ("int8-outliers", "int8-outliers-columns", "e4m3-block")
 
 
 def batch(seed: int = 1, rows: int = 5, length: int = 11) -> dict[str, np.ndarray]:

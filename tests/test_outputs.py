@@ -219,6 +219,38 @@ def test_a_folder_to_make_is_not_the_working_one(
     assert os.path.samefile(".", no_work / "empty")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"quantize model q {TASK} --format int8-smooth", "expected no migration"),
+        ("export-onnx model x --format int8-outliers --calibration-data data/dev.tsv", "in ONNX"),
+        (f"export-onnx model x --format int8-outliers {TASK}", "expected no outlier_threshold"),
+        ("export-onnx pooled x --format e4m3 --calibration-data data/dev.tsv", "with a pooling"),
+    ],
+)
+def test_what_no_file_can_say_is_refused_before_the_calibration(
+    line: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed (extra: onnx)")
+
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("the calibration was begun")
+
+    for name in ("with_calibration", "calibrated_on_sentences", "run"):
+        monkeypatch.setattr(f"bert_numpy.cli.{name}", worked)
+    shutil.copytree("model", "pooled")
+    config = json.loads(Path("model/config.json").read_text()) | {"architectures": ["BertModel"]}
+    Path("pooled/config.json").write_text(json.dumps(config))
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    listed = [{"type": f"sentence_transformers.models.{x}", "path": path} for x, path in modules]
+    Path("pooled/modules.json").write_text(json.dumps(listed))
+    Path("pooled/1_Pooling").mkdir()
+    Path("pooled/1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert message in error_of(capsys, line)
+    assert not os.path.lexists("q")
+    assert not os.path.lexists("x")
+
+
 def test_the_embedded_kit_is_not_written_over(no_work: Path, capsys: Capture) -> None:
     before = contents(KIT)
     for option in ("--json", "--html"):

@@ -122,12 +122,13 @@ def test_names_of_labels_operands_and_recipes(
         return output.out + output.err
 
     for number, text in enumerate(("plain", name)):
-        folder = model_of_labels(tmp_path / f"model{number}", [text, "other"])
+        label = "".join(text.splitlines())  # one line, as a config must have it
+        folder = model_of_labels(tmp_path / f"model{number}", [label, "other"])
         saved = tmp_path / f"saved{number}"
         recipe = tmp_path / f"{number}.json"
         save_recipe(replace(PRESETS["e4m3"], name=text), recipe)
-        assert shown(text) in run("predict", ["predict", str(folder), "a warm film"])
-        assert shown(text) in run("info", ["info", str(folder)])
+        assert shown(label) in run("predict", ["predict", str(folder), "a warm film"])
+        assert shown(label) in run("info", ["info", str(folder)])
         task = ["--task", "sst2", "--data", str(data), "--formats", str(recipe)]
         argv = ["compare", EMBEDDED, *task, "--save-calibration", str(saved)]
         assert shown(text.upper()) in run("compare", argv)
