@@ -18,7 +18,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from bert_numpy.config import read_json
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, one_line
 from npfp8 import bfloat16
 from npfp8.files import is_plain_name, open_regular
 from npfp8.storage import StoredTensor, read_header
@@ -198,7 +198,9 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             return tensors
         return read_header(path)
     except (OSError, MemoryError) as error:  # the latter where a file cannot be mapped
-        raise BertNumpyError(f"{path}: expected a file, found an error: {error}") from None
+        raise BertNumpyError(
+            f"{path}: expected a file, found an error: {one_line(error)}"
+        ) from None
     except ValueError as error:  # which names the file
         raise BertNumpyError(str(error)) from None
 

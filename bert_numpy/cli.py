@@ -22,7 +22,7 @@ from bert_numpy.errors import BertNumpyError, one_line, shown
 from bert_numpy.evaluation import Evaluation, require_answers
 from bert_numpy.figures import describe, draw_figures
 from bert_numpy.glue import TASKS, Task, TestSet, submission
-from bert_numpy.hub import EMBEDDED, resolve
+from bert_numpy.hub import EMBEDDED, is_local, resolve
 from bert_numpy.job import (
     REVIEWS,
     Job,
@@ -36,7 +36,7 @@ from bert_numpy.kit.commands import add_golden_commands
 from bert_numpy.loading import load, stored_recipe
 from bert_numpy.model import encoder_sites, model_sites
 from bert_numpy.model_card import model_card
-from bert_numpy.onnx_export import export_onnx
+from bert_numpy.onnx_export import check_exportable, export_onnx
 from bert_numpy.options import (
     Parser,
     add_calibration_samples,
@@ -189,11 +189,11 @@ def _failed(error: BaseException, arguments: argparse.Namespace) -> int:
         _complain(*_traceback_of(error))
     elif isinstance(error, BertNumpyError):
         _complain(f"bert-numpy: {error}")
-    elif isinstance(error, OSError):
-        _complain(f"bert-numpy: {one_line(error)}")
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        _complain(f"bert-numpy: {os.fsdecode(error.filename)}: {error.strerror}")
     else:
         place = getattr(arguments, "model", None) or getattr(arguments, "file", None)
-        text = "not enough memory" if isinstance(error, MemoryError) else one_line(error)
+        text = one_line(error)
         _complain(f"bert-numpy: {f'{place}: ' if place else ''}{text} (--debug shows where)")
     return 2
 
@@ -631,11 +631,10 @@ def _quantize(arguments: argparse.Namespace) -> Outcome:
         raise BertNumpyError(f"{arguments.model}: expected a checkpoint that is not quantized yet")
     source = resolve(arguments.model, arguments.revision)
     side_files(source)
-    job = with_calibration(
-        _prepared(arguments, [recipe]), [recipe], progress_bar, golden=arguments.golden
-    )
+    job = _prepared(arguments, [recipe])
+    check_writable(job.model.config, recipe, source)
+    job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
     model = apply_recipe(job.model, recipe, job.calibration, arguments.golden)
-    check_writable(model, source)
     reference, result = run(
         job,
         [fp32, recipe],
@@ -647,7 +646,8 @@ def _quantize(arguments: argparse.Namespace) -> Outcome:
         require_answers(job.model, evaluation)
     rows = [comparison_row(reference, reference), comparison_row(result, reference)]
     report = _header(job, arguments.golden) | {"out": arguments.out, "rows": rows}
-    save_quantized(model, source, arguments.out, model_card(report, recipe))
+    base_model = None if is_local(arguments.model) else arguments.model
+    save_quantized(model, source, arguments.out, model_card(report, recipe, base_model))
 
     def show() -> None:
         print_comparison(_title(job), rows)
@@ -674,10 +674,12 @@ def _export_onnx(arguments: argparse.Namespace) -> Outcome:
     calibration = None
     if arguments.task is not None:
         job = _prepared(arguments, [recipe])
+        check_exportable(job.model, recipe)
         job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
         model, calibration = job.model, job.calibration
     else:
         model = load(arguments.model, arguments.revision)
+        check_exportable(model, recipe)
         if arguments.calibration is not None:
             calibration = saved_calibration(arguments.calibration)
         elif arguments.calibration_data is not None:

@@ -41,7 +41,9 @@ def _escaped(character: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception of any library says, its lines joined; its type if it says nothing."""
+    """The text of an exception of any library, its lines joined; its type if it has none."""
+    if isinstance(error, MemoryError) and not str(error):
+        return "not enough memory"
     lines = (" ".join(line.split()) for line in str(error).splitlines())
     return shown(" ".join(line for line in lines if line)) or type(error).__name__
 

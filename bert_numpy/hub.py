@@ -16,7 +16,15 @@ from typing import Any
 from bert_numpy.checkpoint import INDEX, SINGLE, missing_weights, read_weight_map
 from bert_numpy.errors import BertNumpyError
 
-__all__ = ["EMBEDDED", "MODEL_FILES", "fetch_dataset", "is_hub_id", "resolve"]
+__all__ = [
+    "EMBEDDED",
+    "MODEL_FILES",
+    "fetch_dataset",
+    "is_hub_id",
+    "is_local",
+    "kit_folder",
+    "resolve",
+]
 
 #: The checkpoint that comes with the package.
 EMBEDDED = "bert-tiny-sst2"
@@ -81,6 +89,17 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     if revision is not None:
         raise BertNumpyError(f"{text}: expected a hub id for revision {revision!r}, found a folder")
     return found
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's name leads to a folder of this machine, and not to the hub."""
+    return os.path.exists(name) or name == EMBEDDED
+
+
+def kit_folder(name: str | Path) -> Path:
+    """The folder of a kit of that name; the embedded one is called as its model is."""
+    embedded = str(name) == EMBEDDED and not os.path.isdir(name)
+    return _ASSETS / f"{EMBEDDED}-kit" if embedded else Path(name)
 
 
 def is_hub_id(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -12,10 +13,11 @@ from bert_numpy.recipe import Recipe, recipe_json
 
 __all__ = ["model_card"]
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+#: Punctuation by which a name would become a link, a picture, HTML, another cell or emphasis.
+_MARKUP = re.compile(r"[\\`*_~\[\]()<>&|!#$@:]")
 
 
-def model_card(report: Mapping[str, Any], recipe: Recipe) -> str:
+def model_card(report: Mapping[str, Any], recipe: Recipe, base_model: str | None = None) -> str:
     """The text of ``README.md``, in Markdown.
 
     Parameters
@@ -25,11 +27,13 @@ def model_card(report: Mapping[str, Any], recipe: Recipe) -> str:
         ``calibration_samples``, ``golden``, and two ``rows``, in float32 and by
         the recipe, as :func:`bert_numpy.report.comparison_row` makes them.
     recipe : Recipe
+    base_model : str, optional
+        The id on the hub of what was quantized; a folder of this machine has none.
     """
     source = str(report["model"])
-    is_hub_id = _HUB_ID.fullmatch(source) is not None
-    name = source if is_hub_id else shown(PurePath(source).name) or "a local checkpoint"
-    recipe_name = shown(recipe.name)
+    local_name = PurePath(source).name or "a local checkpoint"
+    name = _as_text(local_name if base_model is None else source)
+    recipe_name = _as_text(recipe.name)
     reference, result = report["rows"]
     change = "flips" if "flips" in result else "mean_abs_difference"
     titles = [*reference["metrics"], change.replace("_", " "), "relative logit error", "bytes"]
@@ -46,11 +50,13 @@ def model_card(report: Mapping[str, Any], recipe: Recipe) -> str:
     samples = report["calibration_samples"]
     calibration = f", calibrated on {samples} training examples" if samples else ""
     golden = " All figures are of golden arithmetic." if report["golden"] else ""
-    front = f"base_model: {source}\nbase_model_relation: quantized\n" if is_hub_id else ""
+    front = ""
+    if base_model is not None:  # JSON's strings are YAML's, too
+        front = f"base_model: {json.dumps(base_model)}\nbase_model_relation: quantized\n"
     return (
         f"---\n{front}tags:\n- compressed-tensors\n- fp8-bert-numpy\n---\n\n"
         f"# {name}, quantized: {recipe_name}\n\n"
-        f"Post-training quantization of {name} by the recipe `{recipe_name}` of fp8-bert-numpy"
+        f"Post-training quantization of {name} by the recipe {recipe_name} of fp8-bert-numpy"
         f"{calibration}; nothing was trained. The license is that of the original.\n\n"
         f"Task {report['task']}, development set, {report['examples']} examples. Flips are "
         "predictions that differ from those in float32, and the relative logit error is "
@@ -67,3 +73,8 @@ def model_card(report: Mapping[str, Any], recipe: Recipe) -> str:
         "`config.json` has all of it. `sha256sum -c SHA256SUMS` checks the files.\n\n"
         f"## Recipe\n\n```json\n{recipe_json(recipe)}\n```\n"
     )
+
+
+def _as_text(name: str) -> str:
+    """A name from a file or a path, as Markdown shows it."""
+    return _MARKUP.sub(r"\\\g<0>", shown(name))

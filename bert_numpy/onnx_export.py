@@ -22,7 +22,8 @@ from bert_numpy.architectures import ENCODER, HEADS
 from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.finite import require_finite
 from bert_numpy.layers import array
-from bert_numpy.policy import Scale, SitePlan
+from bert_numpy.model import Model, model_sites
+from bert_numpy.policy import Scale
 from bert_numpy.quantization import QuantizedModel
 from bert_numpy.recipe import Operand, Recipe, recipe_json
 from npfp8 import (
@@ -38,7 +39,7 @@ from npfp8 import (
 )
 from npfp8.files import replaced_file
 
-__all__ = ["export_onnx", "onnx_model"]
+__all__ = ["check_exportable", "export_onnx", "onnx_model"]
 
 #: The first with DequantizeLinear by block. FP8 came with 19, Gelu with 20.
 OPSET = 21
@@ -91,21 +92,8 @@ def onnx_model(model: QuantizedModel) -> Any:
         scales with zero points or of powers of two, outliers, or another
         accumulation than "exact" or "float32".
     """
-    try:
-        import onnx  # noqa: PLC0415 (only where a graph is asked for; extra: onnx)
-        import onnx.checker  # noqa: PLC0415
-    except ImportError:
-        raise BertNumpyError(
-            "ONNX export needs the package onnx: pip install 'fp8-bert-numpy[onnx]'"
-        ) from None
-    _check_architecture(model)
-    if model.recipe.accumulate not in ("exact", "float32"):
-        raise BertNumpyError(
-            f"recipe {model.recipe.name}: accumulate: expected 'exact' or 'float32' in ONNX, "
-            f"found {model.recipe.accumulate!r}"
-        )
-    for site, plan in model.plans.items():
-        _check(model.recipe, site, plan)
+    onnx = _onnx()
+    check_exportable(model, model.recipe)
     for name, weight in model.weights.items():
         if isinstance(weight, np.ndarray):
             require_finite(f"{model.name}: tensor {name!r}", weight)
@@ -131,26 +119,54 @@ def onnx_model(model: QuantizedModel) -> Any:
     return proto
 
 
-def _check_architecture(model: QuantizedModel) -> None:
-    """Refuse BERT's relatives, and heads that have no nodes here."""
+def _onnx() -> Any:
+    """The package ``onnx``, which is imported where a graph is asked for (extra: onnx)."""
+    try:
+        import onnx  # noqa: PLC0415
+        import onnx.checker  # noqa: PLC0415
+    except ImportError:
+        raise BertNumpyError(
+            "ONNX export needs the package onnx: pip install 'fp8-bert-numpy[onnx]'"
+        ) from None
+    return onnx
+
+
+def check_exportable(model: Model, recipe: Recipe) -> None:
+    """Raise :class:`BertNumpyError` if no graph can say what a recipe makes of a model.
+
+    For the reasons of :func:`onnx_model`, except weights that are not finite; nothing has to be
+    calibrated for it.
+    """
+    _onnx()
     config = model.config
     if config.model_type != "bert" or config.head not in _HEADS or config.pooling is not None:
+        pooling = "" if config.pooling is None else " with a pooling (modules.json)"
         raise BertNumpyError(
             f"{model.name}: expected for ONNX a BertForSequenceClassification, a "
-            f"BertForQuestionAnswering or a BertModel, found {config.stated_architecture}"
+            "BertForQuestionAnswering or a BertModel alone, found "
+            f"{config.stated_architecture}{pooling}"
         )
+    if recipe.accumulate not in ("exact", "float32"):
+        raise BertNumpyError(
+            f"recipe {recipe.name}: accumulate: expected 'exact' or 'float32' in ONNX, "
+            f"found {recipe.accumulate!r}"
+        )
+    for site in model_sites(model):
+        if recipe.site(site).quantizes:
+            _check(recipe, site)
 
 
-def _check(recipe: Recipe, site: str, plan: SitePlan) -> None:
+def _check(recipe: Recipe, site: str) -> None:
     """Refuse what has no nodes here."""
+    how = recipe.site(site)
 
     def check(good: bool, expected: str) -> None:
         if not good:
             raise BertNumpyError(f"recipe {recipe.name}: {site}: expected {expected} in ONNX")
 
-    check(plan.recipe.outlier_threshold is None, "no outlier_threshold")
+    check(how.outlier_threshold is None, "no outlier_threshold")
     weighs = not site.endswith((".scores", ".context"))
-    for side, operand in (("a", plan.recipe.a), ("b", plan.recipe.b)):
+    for side, operand in (("a", how.a), ("b", how.b)):
         if operand.fmt is None:
             continue
         check(operand.fmt in _TYPES, f"one of {', '.join(map(str, _TYPES))}")

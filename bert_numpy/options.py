@@ -179,7 +179,7 @@ def natural(text: str) -> int:
 def finite(text: str) -> float:
     """The value of an option that takes a number: no NaN, which nothing is below, no infinity."""
     try:
-        number = float(text)
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
@@ -188,8 +188,9 @@ def finite(text: str) -> float:
 
 
 def _whole(text: str, least: int) -> int:
-    # Python reads no longer numbers, and needs none here.
-    if not text.isdecimal() or len(text) > 18 or int(text) < least:
+    # Python reads no longer numbers, and needs none here. Digits of other scripts are refused, as
+    # they are in files.
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18 or int(text) < least:
         raise argparse.ArgumentTypeError(
             f"expected a whole number of at least {least}, found {text!r}"
         )

@@ -17,7 +17,7 @@ from bert_numpy.checkpoint import INDEX, SINGLE, read_weight_map
 from bert_numpy.data import find_files
 from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.glue import Task
-from bert_numpy.hub import EMBEDDED, MODEL_FILES, is_hub_id, resolve
+from bert_numpy.hub import EMBEDDED, MODEL_FILES, is_hub_id, kit_folder, resolve
 from bert_numpy.job import REVIEWS, any_task_named
 from bert_numpy.pooling import pooling_files
 from bert_numpy.quantized_checkpoint import TOKENIZER_FILES, check_target
@@ -129,8 +129,8 @@ def _outputs(arguments: argparse.Namespace) -> list[Output]:
 
 
 def _file(path: str) -> Path:
-    """The path of a file, which ends in no separator."""
-    if path.endswith((os.sep, os.altsep or os.sep)):
+    """The path of a file, whose last part is a name."""
+    if path.endswith((os.sep, os.altsep or os.sep)) or os.path.basename(path) == os.curdir:
         raise BertNumpyError(f"{path}: cannot be written: expected a file's name, found a folder's")
     return Path(path)
 
@@ -159,11 +159,13 @@ def _check_inputs(outputs: Sequence[Output], arguments: argparse.Namespace) -> N
                     f"{output.path}: cannot be written: {output.option} would write over a file "
                     "that is read"
                 )
-    name = getattr(arguments, "model", None)
-    if name not in (None, EMBEDDED) and not os.path.exists(name) and is_hub_id(name):
-        from huggingface_hub import constants  # noqa: PLC0415 (only for a model on the hub)
+    for name, kind in (("model", "models"), ("data", "datasets")):
+        value = getattr(arguments, name, None)
+        if value in (None, EMBEDDED) or os.path.exists(value) or not is_hub_id(value):
+            continue
+        from huggingface_hub import constants  # noqa: PLC0415 (only for what is on the hub)
 
-        cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+        cache = Path(constants.HF_HUB_CACHE) / f"{kind}--{value.replace('/', '--')}"
         for output in outputs:
             if _is_within(output.path, cache):
                 raise BertNumpyError(
@@ -176,7 +178,8 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[Path]:
     """The files that a command reads, and those that it would read if they were there."""
     for name in _READ:
         values = getattr(arguments, name, None) or []
-        for path in map(Path, values if isinstance(values, list) else [values]):
+        as_path = kit_folder if name == "kit" else Path
+        for path in map(as_path, values if isinstance(values, list) else [values]):
             yield path
             if os.path.isdir(path):
                 yield from (part for part in path.rglob("*") if part.is_file())

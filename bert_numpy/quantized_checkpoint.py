@@ -127,10 +127,10 @@ def check_target(target: Path) -> None:
         check_folder(target)
 
 
-def check_writable(model: QuantizedModel, source: str | Path) -> None:
-    """Raise :class:`BertNumpyError` if the layout cannot say what a model's recipe does."""
-    parameters = find_parameters(model.config, open_checkpoint(resolve(source)))
-    compressed_tensors_config(model.recipe, _written_modules(model.recipe, parameters))
+def check_writable(config: BertConfig, recipe: Recipe, source: str | Path) -> None:
+    """Raise :class:`BertNumpyError` if the layout cannot say what a recipe does to a checkpoint."""
+    parameters = find_parameters(config, open_checkpoint(resolve(source)))
+    compressed_tensors_config(recipe, _written_modules(recipe, parameters))
 
 
 def side_files(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
 
 from bert_numpy.config import read_json
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, one_line
 from bert_numpy.tokenizer_check import (
     check_class,
     check_description,
@@ -53,11 +53,11 @@ def library_errors(prefix: str) -> Iterator[None]:
     except BertNumpyError:
         raise
     except Exception as error:
-        raise BertNumpyError(f"{prefix}{error}") from None
+        raise BertNumpyError(f"{prefix}{one_line(error)}") from None
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise BertNumpyError(f"{prefix}{error}") from None
+        raise BertNumpyError(f"{prefix}{one_line(error)}") from None
 
 
 def build_backend(settings: TokenizerSettings, vocab_size: int) -> tuple[Any, str]:

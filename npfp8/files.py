@@ -142,8 +142,8 @@ def created_folder(path: Path) -> Iterator[Path]:
     Raises
     ------
     OSError
-        If ``path`` is a file or a folder that is not empty, or the folder that
-        it is in is missing or cannot be written to.
+        If ``path`` is a file, a folder that is not empty, or the working folder; or
+        the folder that it is in is missing or cannot be written to.
     """
     path = _named(path)
     require_absent(path)
@@ -180,7 +180,14 @@ def check_folder(path: Path) -> None:
 
 
 def require_absent(path: Path) -> None:
-    """Raise :class:`FileExistsError` unless nothing, or an empty folder, is at ``path``."""
+    """Raise :class:`FileExistsError` unless nothing, or an empty folder, is at ``path``.
+
+    Raises
+    ------
+    OSError
+        Also if ``path`` is the working folder: one that takes its place leaves the process, and
+        the shell that has started it, in a folder that is gone.
+    """
     with _os_errors(path):
         try:
             found = os.lstat(path)
@@ -191,6 +198,8 @@ def require_absent(path: Path) -> None:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
     elif not stat.S_ISDIR(found.st_mode) or any(path.iterdir()):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    elif os.path.samestat(found, os.stat(os.curdir)):
+        raise OSError(errno.EBUSY, "it is the working folder, which cannot be replaced", str(path))
 
 
 def same_file(a: str | Path, b: str | Path) -> bool:

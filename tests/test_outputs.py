@@ -27,6 +27,7 @@ from bert_numpy import (
     save_quantized,
 )
 from bert_numpy.cli import main
+from bert_numpy.figures import draw_figures
 from bert_numpy.hub import resolve
 from bert_numpy.job import REVIEWS
 from bert_numpy.quantized_checkpoint import side_files
@@ -187,6 +188,90 @@ def test_no_output_is_in_a_folder_that_is_made(option: str, no_work: Path, capsy
     assert "outside the folder out, which is made whole" in error_of(capsys, line)
 
 
+#: The commands that make a folder.
+FOLDERS = [
+    f"quantize model OUT {TASK} --format e4m3",
+    "golden export model OUT --inputs inputs.json",
+    "golden vectors OUT",
+]
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in OUTPUTS if line not in FOLDERS and "--plot" not in line]
+)
+def test_a_file_ends_in_a_name(line: str, no_work: Path, capsys: Capture) -> None:
+    for target in ("x/.", "x/./", "x/"):
+        assert "a folder's" in error_of(capsys, line.replace("OUT", target))
+    assert not os.path.lexists("x")
+
+
+@pytest.mark.parametrize("line", FOLDERS)
+def test_a_folder_to_make_is_not_the_working_one(
+    line: str, no_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """What takes its place would leave the command, which has files to write, in no folder."""
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    for name in ("model", "data", "inputs.json"):
+        line = line.replace(f" {name}", f" {no_work / name}")
+    for target in (".", "./", "../empty", str(no_work / "empty")):
+        assert "the working folder" in error_of(capsys, line.replace("OUT", target))
+    assert os.path.samefile(".", no_work / "empty")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"quantize model q {TASK} --format int8-smooth", "expected no migration"),
+        ("export-onnx model x --format int8-outliers --calibration-data data/dev.tsv", "in ONNX"),
+        (f"export-onnx model x --format int8-outliers {TASK}", "expected no outlier_threshold"),
+        ("export-onnx pooled x --format e4m3 --calibration-data data/dev.tsv", "with a pooling"),
+    ],
+)
+def test_what_no_file_can_say_is_refused_before_the_calibration(
+    line: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed (extra: onnx)")
+
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("the calibration was begun")
+
+    for name in ("with_calibration", "calibrated_on_sentences", "run"):
+        monkeypatch.setattr(f"bert_numpy.cli.{name}", worked)
+    shutil.copytree("model", "pooled")
+    config = json.loads(Path("model/config.json").read_text()) | {"architectures": ["BertModel"]}
+    Path("pooled/config.json").write_text(json.dumps(config))
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    listed = [{"type": f"sentence_transformers.models.{x}", "path": path} for x, path in modules]
+    Path("pooled/modules.json").write_text(json.dumps(listed))
+    Path("pooled/1_Pooling").mkdir()
+    Path("pooled/1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert message in error_of(capsys, line)
+    assert not os.path.lexists("q")
+    assert not os.path.lexists("x")
+
+
+def test_the_embedded_kit_is_not_written_over(no_work: Path, capsys: Capture) -> None:
+    before = contents(KIT)
+    for option in ("--json", "--html"):
+        for name in ("manifest.json", "tensors.safetensors"):
+            line = f"golden verify {EMBEDDED} candidate.safetensors {option} {KIT / name}"
+            assert "write over a file that is read" in error_of(capsys, line)
+    assert contents(KIT) == before
+
+
+def test_nothing_is_written_into_the_cache_that_is_read(
+    no_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    from huggingface_hub import constants  # noqa: PLC0415 (as the code does)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(no_work / "hub"))
+    for folder in ("models--owner--name", "datasets--nyu-mll--glue"):
+        Path("hub", folder).mkdir(parents=True)
+        line = f"evaluate owner/name --task sst2 --data nyu-mll/glue --json hub/{folder}/x"
+        assert "into the hub's cache" in error_of(capsys, line)
+
+
 def test_a_device_takes_several_outputs(place: Path, capsys: Capture) -> None:
     line = f"evaluate model {TASK} --format e4m3 --json /dev/null --save-calibration /dev/null"
     assert main(line.split()) == 0
@@ -227,19 +312,44 @@ def test_nothing_is_written_into_the_hubs_cache(
         (["a\\b"], "expected a name that a file can have"),
         (["x" * 300], "expected a name that a file can have"),
         (["nul"], "expected a name that a file can have"),
-        (["a:b", "a-b"], "which 'a-b' has"),
-        (["a", "A"], "which 'A' has"),
+        (["a:b", "a-b"], "which 'a:b' has"),
+        (["a", "A"], "which 'a' has"),
         (["sqnr"], "which 'the figure of all' has"),
     ],
 )
-def test_operands_that_are_no_names(
-    names: list[str], message: str, place: Path, capsys: Capture
+def test_operands_that_are_no_names(names: list[str], message: str, place: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plot)")
+    (seen, *_) = load_calibration("scales").operands.values()
+    before = contents(place)
+    with pytest.raises(BertNumpyError, match=message):
+        draw_figures(dict.fromkeys(names, seen), Path("deep/plots"), [], lambda count: None)
+    assert contents(place) == before
+    assert not Path("deep").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x:a", "/tmp/x:a", "a\0:a", "a\\b:a", "a/../x:a", "sqnr", "$x_{$:a"]
+)
+def test_operands_of_a_file_have_names_of_sites(name: str, place: Path, capsys: Capture) -> None:
+    calibration = load_calibration("scales")
+    (seen, *_) = calibration.operands.values()
+    save_calibration(replace(calibration, operands={name: seen}), "hostile")
+    before = contents(place)
+    for line in ("calibration hostile --plot deep/plots", "calibration hostile"):
+        assert "expected OPERAND/range" in error_of(capsys, line)
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("names", [["x" * 300 + ":a"], ["a:a", "A:a"]])
+def test_operands_without_a_figure_of_their_own(
+    names: list[str], place: Path, capsys: Capture
 ) -> None:
+    """On the command line, too, which describes them all the same."""
     calibration = load_calibration("scales")
     (seen, *_) = calibration.operands.values()
     save_calibration(replace(calibration, operands=dict.fromkeys(names, seen)), "hostile")
     before = contents(place)
-    assert message in error_of(capsys, "calibration hostile --plot deep/plots")
+    assert "figures: operand" in error_of(capsys, "calibration hostile --plot deep/plots")
     assert contents(place) == before
     assert not Path("deep").exists()
     assert main(["calibration", "hostile"]) == 0
@@ -247,11 +357,9 @@ def test_operands_that_are_no_names(
 
 def test_figures_of_names_with_markup(place: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plot)")
-    calibration = load_calibration("scales")
-    (seen, *_) = calibration.operands.values()
+    (seen, *_) = load_calibration("scales").operands.values()
     names = ["$x_{$", "$", "a^^b$c$", "\u5dee", "a b", "[red]", "{x}"]
-    save_calibration(replace(calibration, operands=dict.fromkeys(names, seen)), "odd")
-    assert main(["calibration", "odd", "--plot", "plots"]) == 0
+    draw_figures(dict.fromkeys(names, seen), Path("plots"), [], lambda count: None)
     assert {path.stem for path in Path("plots").iterdir()} == {"sqnr", *names}
 
 

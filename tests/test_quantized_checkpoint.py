@@ -1243,8 +1243,9 @@ def test_card_of_a_hub_id() -> None:
     row = {"metrics": {"pearson": 0.5}, "mean_abs_difference": 0.0, "relative_logit_error": 0.0}
     row["weight_bytes"] = 1000
     report = {"model": "owner/name", "task": "stsb", "examples": 3, "rows": [row, row]}
-    card = model_card({**report, "calibration_samples": 0, "golden": True}, PRESETS["e4m3-token"])
-    assert card.startswith("---\nbase_model: owner/name\n")
+    report |= {"calibration_samples": 0, "golden": True}
+    card = model_card(report, PRESETS["e4m3-token"], "owner/name")
+    assert card.startswith('---\nbase_model: "owner/name"\n')
     assert "| e4m3-token | 50.00 | 0.0000 | 0.0000 | 1,000 |" in card
     assert "golden" in card
 

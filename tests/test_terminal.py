@@ -27,6 +27,7 @@ from bert_numpy.hub import resolve
 from bert_numpy.job import REVIEWS
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
 from bert_numpy.model_card import model_card
+from bert_numpy.tokenizer_backend import library_errors
 
 EMBEDDED = "bert-tiny-sst2"
 Capture = pytest.CaptureFixture[str]
@@ -79,7 +80,7 @@ def test_messages_are_one_safe_line_of_a_bounded_length() -> None:
 
 def test_errors_of_libraries_become_one_line() -> None:
     assert one_line(ValueError("first\n\n  second\tpart\r\nthird")) == "first second part third"
-    assert one_line(MemoryError()) == "MemoryError"
+    assert one_line(LookupError()) == "LookupError"
     with pytest.raises(BrokenPipeError), writing("x"):
         raise BrokenPipeError
 
@@ -121,24 +122,27 @@ def test_names_of_labels_operands_and_recipes(
         return output.out + output.err
 
     for number, text in enumerate(("plain", name)):
-        folder = model_of_labels(tmp_path / f"model{number}", [text, "other"])
+        label = "".join(text.splitlines())  # one line, as a config must have it
+        folder = model_of_labels(tmp_path / f"model{number}", [label, "other"])
         saved = tmp_path / f"saved{number}"
         recipe = tmp_path / f"{number}.json"
         save_recipe(replace(PRESETS["e4m3"], name=text), recipe)
-        assert shown(text) in run("predict", ["predict", str(folder), "a warm film"])
-        assert shown(text) in run("info", ["info", str(folder)])
+        assert shown(label) in run("predict", ["predict", str(folder), "a warm film"])
+        assert shown(label) in run("info", ["info", str(folder)])
         task = ["--task", "sst2", "--data", str(data), "--formats", str(recipe)]
         argv = ["compare", EMBEDDED, *task, "--save-calibration", str(saved)]
         assert shown(text.upper()) in run("compare", argv)
         argv = ["predict", EMBEDDED, "film", "--format", str(recipe), "--accumulate", "float16"]
-        run("recipe", argv)
+        assert shown(text) in run("recipe", argv, code=2)  # its logits are NaN
         calibration = load_calibration(saved)
-        operands = {f"{text}{key}": seen for key, seen in calibration.operands.items()}
-        if text != "\ud800":  # which a file of operands cannot have
-            save_calibration(replace(calibration, operands=operands), saved)
-            assert shown(f"{text}encoder") in run("calibration", ["calibration", str(saved)])
         message = run("pattern", ["calibration", str(saved), "--operand", f"{text}!"], code=2)
         assert len(message.splitlines()) == 1
+        operands = {f"{text}{key}": seen for key, seen in calibration.operands.items()}
+        if text not in ("\ud800", "plain", "x" * 500):  # the name of no file; names of sites
+            save_calibration(replace(calibration, operands=operands), saved)
+            message = run("calibration", ["calibration", str(saved)], code=2)
+            assert shown(repr(text)[1:-1]) in message
+            assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", [f"{HOSTILE}{MARKUP}"])
@@ -206,7 +210,76 @@ def test_names_in_a_model_card() -> None:
     report |= {"model": f"/x/{HOSTILE}", "rows": [row, row]}
     text = model_card(report, replace(PRESETS["e4m3"], name=HOSTILE))
     assert is_safe(text)
-    assert "\n# a\\x1b[31mb" in text
+    assert "\n# a\\\\x1b\\[31mb" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a|b", r"a\|b"),
+        ("`c`", r"\`c\`"),
+        ("<script>x</script>", r"\<script\>x"),
+        ("![x](http://y)", r"\!\[x\]\(http\:"),
+        ("&lt;", r"\&lt;"),
+        ("\n---\nlicense: mit", r"\\n---\\nlicense\: mit"),
+    ],
+)
+def test_a_name_is_no_markup_in_a_model_card(name: str, written: str) -> None:
+    row = {"metrics": {}, "flips": 0, "relative_logit_error": 0.0, "weight_bytes": 1}
+    report = {"task": "sst2", "examples": 1, "calibration_samples": 0, "golden": False}
+    recipe = replace(PRESETS["e4m3"], name=name)
+    text = model_card(report | {"model": name, "rows": [row, row]}, recipe).partition("## Use")[0]
+    assert text.count(written) >= 3  # the title, the first sentence, the table
+    assert name not in text.replace(written, "")
+    table = [line.replace(r"\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 4
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_a_model_card_names_a_model_of_the_hub_only(tmp_path: Path) -> None:
+    row = {"metrics": {}, "flips": 0, "relative_logit_error": 0.0, "weight_bytes": 1}
+    report = {"task": "sst2", "examples": 1, "calibration_samples": 0, "golden": False}
+    for name in ("models/mine", "./model"):
+        text = model_card(report | {"model": name, "rows": [row, row]}, PRESETS["e4m3"])
+        assert "base_model" not in text
+    for name in ("owner/name", "null"):
+        text = model_card(report | {"model": name, "rows": [row, row]}, PRESETS["e4m3"], name)
+        assert f'\nbase_model: "{name}"\n' in text
+
+
+def test_an_error_without_text_is_named() -> None:
+    assert one_line(MemoryError()) == "not enough memory"
+    assert one_line(MemoryError("of 3 GB")) == "of 3 GB"
+    assert one_line(KeyError()) == "KeyError"
+    with (
+        pytest.raises(BertNumpyError, match=r"^tokenizer\.json: not enough memory$"),
+        library_errors("tokenizer.json: "),
+    ):
+        raise MemoryError
+
+
+def test_a_name_too_long_in_messages(capsys: Capture) -> None:
+    name = "x" * 300
+    for argv in (
+        ["golden", "verify", EMBEDDED, name],
+        ["predict", EMBEDDED, "film", "--format", "e4m3", "--calibration-data", name],
+        ["evaluate", EMBEDDED, "--task", "sst2", "--data", name],
+        ["golden", "check-vectors", name],
+    ):
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"bert-numpy: {name}: ")
+        assert error.count(name) == error.count("\n") == 1
+
+
+def test_vectors_that_are_none_are_named_once(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "file"
+    for text, message in (("{", " line 1: expected"), ("\u00e9", ": expected ASCII text")):
+        file.write_text(text, encoding="utf-8")
+        assert main(["golden", "check-vectors", str(file)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"bert-numpy: {file}{message}")
+        assert error.count(str(file)) == 1
 
 
 # Processes
@@ -427,7 +500,7 @@ def test_errors_of_the_system_name_the_file(
 
     monkeypatch.setattr(cli, "load", fail)
     assert main(PREDICT) == 2
-    assert capsys.readouterr().err == ("bert-numpy: [Errno 13] Permission denied: '/x/\\x1b[31m'\n")
+    assert capsys.readouterr().err == ("bert-numpy: /x/\\x1b[31m: Permission denied\n")
 
 
 def test_a_quantized_model_whose_products_overflow(tmp_path: Path, capsys: Capture) -> None:

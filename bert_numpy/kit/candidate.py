@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, one_line
 from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.recipe import FORMATS
 from npfp8.bfloat16 import from_bits
@@ -73,7 +73,7 @@ def _load_npy(file: Path) -> Array:
         except (
             *(EOFError, MemoryError, OverflowError, RecursionError, SyntaxError, TokenError),
         ) as error:
-            raise ValueError(f"expected a NumPy file, found an error: {error}") from None
+            raise ValueError(f"expected a NumPy file, found an error: {one_line(error)}") from None
 
 
 def as_candidate(tensors: Mapping[str, Any], kit: Kit, place: str) -> dict[str, Array]:

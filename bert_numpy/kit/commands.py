@@ -186,8 +186,10 @@ def _check_vectors(arguments: argparse.Namespace) -> Outcome:
         except OSError as error:
             raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
         except ValueError as error:
-            text = str(error).removeprefix(f"{file}: ").removeprefix(f"{Path(file).name}: ")
-            raise BertNumpyError(f"{file}: {text}") from None
+            path, text = Path(file), str(error)
+            if not text.startswith(str(path)):
+                text = f"{path}: {text.removeprefix(f'{path.name}: ')}"
+            raise BertNumpyError(text) from None
         reports.append(report)
         lines.append(f"{file}: {report.wrong} of {report.cases} cases are wrong")
         if report.wrong:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bert_numpy.config import read_json
 from bert_numpy.errors import BertNumpyError, writing
-from bert_numpy.hub import EMBEDDED
+from bert_numpy.hub import EMBEDDED, kit_folder
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
 from bert_numpy.recipe import FORMATS
@@ -48,8 +48,6 @@ LEVELS = ("codec", "operator", "layer", "model")
 KINDS = ("bfloat16", "float32", "codes", "integers")
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
-
-_ASSETS = Path(__file__).parent.parent / "assets"
 
 
 class Reference(NamedTuple):
@@ -235,9 +233,7 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
     >>> float(kit.arrays["codec/E4M3FN/values"][0x7E])
     448.0
     """
-    path = Path(folder)
-    if not path.is_dir() and str(folder) == EMBEDDED:
-        path = _ASSETS / f"{EMBEDDED}-kit"
+    path = kit_folder(folder)
     file = path / MANIFEST
     if not path.is_dir():
         raise BertNumpyError(f"{folder}: expected a kit's folder, found no such folder")

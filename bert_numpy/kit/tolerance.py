@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, one_line
 from bert_numpy.kit.manifest import Kit, apply_view
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.recipe import FORMATS
@@ -126,7 +126,7 @@ def _interval(
     except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
         raise BertNumpyError(
             f"kit: tensor {name!r}: expected inputs that {kit.tensors[name].operation!r} can be "
-            f"computed of, found an error: {error}"
+            f"computed of, found an error: {one_line(error)}"
         ) from None
 
 
