@@ -186,8 +186,9 @@ def _check_vectors(arguments: argparse.Namespace) -> Outcome:
         except OSError as error:
             raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
         except ValueError as error:
-            text = str(error).removeprefix(f"{file}: ").removeprefix(f"{Path(file).name}: ")
-            raise BertNumpyError(f"{file}: {text}") from None
+            text = str(error)  # which names the file that cannot be read, and the vectors
+            named = text.startswith(str(Path(file)))
+            raise BertNumpyError(text if named else f"{file}: {text}") from None
         reports.append(report)
         lines.append(f"{file}: {report.wrong} of {report.cases} cases are wrong")
         if report.wrong:
