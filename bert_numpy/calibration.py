@@ -254,7 +254,7 @@ def check_calibration(calibration: Calibration, model: Model) -> None:
     place = calibration.place
     if calibration.origin is not None:
         expected = origin_of(model)
-        if calibration.origin.digest != expected.digest:
+        if _identity(calibration.origin) != _identity(expected):
             raise BertNumpyError(
                 f"{place}: expected a calibration of this model, {expected}, "
                 f"found one of {calibration.origin}"
@@ -276,6 +276,11 @@ def check_calibration(calibration: Calibration, model: Model) -> None:
             )
 
 
+def _identity(origin: Origin | None) -> tuple[Any, ...]:
+    """What two calibrations of one model have in common: all but its name."""
+    return () if origin is None else (origin.sizes, origin.digest)
+
+
 def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
     """Merge the calibrations of one model over two samples; the moving averages are ``b``'s.
 
@@ -284,7 +289,7 @@ def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
     BertNumpyError
         If the two are of different models, or did not see the same sites.
     """
-    if (a.origin and a.origin.digest) != (b.origin and b.origin.digest):
+    if _identity(a.origin) != _identity(b.origin):
         found = " and ".join(
             "one of no model" if x is None else str(x) for x in (a.origin, b.origin)
         )
@@ -420,12 +425,15 @@ def load_calibration(path: str | Path) -> Calibration:
                 f"{path}: tensor '{site}/channels': expected the largest to be {seen.absmax}, the "
                 f"largest magnitude of '{site}:a', found {largest.max(initial=0)}"
             )
+    _check_counts(path, operands, channels, samples)
     return Calibration(operands, channels, samples, golden, origin, str(path))
 
 
 def _stored_statistics(path: str | Path, tensors: Mapping[str, Any], name: str) -> Statistics:
     """Read an operand's statistics, and make sure that they do not contradict each other."""
-    extrema = _tensor(path, tensors, f"{name}/range", "float64", _is_range, "4 numbers around 0")
+    extrema = _tensor(
+        path, tensors, f"{name}/range", "float64", _is_range, "4 numbers around 0, float32 extrema"
+    )
     bits = _tensor(path, tensors, f"{name}/bits", "uint16", _rises, "rising numbers")
     counts = _tensor(
         path,
@@ -447,6 +455,39 @@ def _stored_statistics(path: str | Path, tensors: Mapping[str, Any], name: str) 
         which, what = problem
         raise BertNumpyError(f"{path}: tensor '{name}/{which}': expected {what}")
     return seen
+
+
+def _check_counts(
+    path: str | Path,
+    operands: Mapping[str, Statistics],
+    channels: Mapping[str, Float32Array],
+    samples: int,
+) -> None:
+    """Make sure that the layers have seen as many tokens as each other, and one for each sample."""
+    encoder = 0  # tokens in its first layer
+    for site, largest in channels.items():
+        if f"{site}:a" not in operands:
+            continue
+        count = operands[f"{site}:a"].count
+        tokens, rest = divmod(count, max(largest.size, 1))
+        encoder = encoder or (tokens if site.startswith("encoder.") else 0)
+        wanted = encoder if site.startswith("encoder.") else tokens
+        if rest or tokens != wanted or tokens < samples:
+            raise BertNumpyError(
+                f"{path}: tensor '{site}:a/counts': expected {largest.size} elements for each of "
+                f"{max(wanted, samples)} tokens, found {count}"
+            )
+    for name, seen in operands.items():
+        site, _, _ = name.rpartition(".attention.")
+        alike = {
+            f"{site}.attention.scores:a": f"{site}.attention.self.query:a",
+            f"{site}.attention.context:b": f"{site}.attention.scores:b",
+        }.get(name)
+        if alike in operands and operands[alike].count != seen.count:
+            raise BertNumpyError(
+                f"{path}: tensor '{name}/counts': expected {operands[alike].count}, as '{alike}' "
+                f"has, found {seen.count}"
+            )
 
 
 def _tensor(
@@ -485,7 +526,9 @@ def _is_positive(text: str) -> bool:
 
 def _is_range(x: npt.NDArray[np.float64]) -> bool:
     largest = np.finfo(np.float32).max
-    return x.size == 4 and bool((np.abs(x) <= largest).all() and x[0] <= 0 <= x[1])
+    if x.size != 4 or not (np.abs(x) <= largest).all():
+        return False
+    return bool(x[0] <= 0 <= x[1] and (x[:2] == x[:2].astype(np.float32)).all())
 
 
 def _rises(x: npt.NDArray[np.uint16]) -> bool:

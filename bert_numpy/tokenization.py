@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from bert_numpy.config import read_config
 from bert_numpy.errors import BertNumpyError
@@ -118,6 +119,13 @@ class Tokenizer:
     truncation_side: str = "right"
     sentences: Sentences | None = None
     no_pairs: str = ""
+
+    def __getstate__(self) -> dict[str, Any]:  # the library pickles by protocol 2 or later only
+        return {**vars(self), "backend": self.backend.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, backend=tokenizers.Tokenizer.from_str(state["backend"]))
+        _share_with_forks()
 
     def encode(
         self,

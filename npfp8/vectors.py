@@ -46,6 +46,9 @@ Bits = npt.NDArray[np.unsignedinteger[Any]]
 _TITLE = "# npfp8 test vectors 1"
 _COLUMNS = {"flags": "# columns: input expected flags", "found": "# columns: input expected found"}
 
+#: Bytes of a file that are still read; those of the test vectors have less than a 64th.
+_MAX_BYTES = 1 << 24
+
 #: Flags of a case: they say what happens, and are not checked.
 INEXACT, UNDERFLOW, OVERFLOW, NAN = 0x01, 0x02, 0x04, 0x10
 
@@ -318,8 +321,11 @@ def read_vectors(path: Path) -> Vectors:
         If it cannot be read.
     """
     with open_regular(path) as file:
+        data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ValueError(f"{path}: expected at most {_MAX_BYTES} bytes, found more")
         try:
-            lines = file.read().decode("ascii").splitlines()
+            lines = data.decode("ascii").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: expected ASCII text, found an error: {error}") from None
     comments = [line for line in lines if line.startswith("#")]

@@ -443,6 +443,50 @@ def test_digest_is_of_every_parameter_and_not_of_an_order(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tensor", "key"),
+    [
+        ("classifier:a", "samples"),
+        ("encoder.layer.1.output.dense:a", "encoder.layer.1.output.dense:a"),
+        ("encoder.layer.1.attention.scores:a", "encoder.layer.1.attention.scores:a"),
+        ("encoder.layer.0.attention.context:b", "encoder.layer.0.attention.scores:b"),
+    ],
+)
+def test_counts_that_contradict_each_other(
+    tensor: str, key: str, model: Model, tmp_path: Path
+) -> None:
+    """Each is possible alone: every layer sees all tokens, and at least one of each sample."""
+    calibration = calibrate(model, [random_batch(0)])
+    path = tmp_path / "c.safetensors"
+    save_calibration(calibration, path)
+    load_calibration(path)
+    if key == "samples":
+        calibration = replace(calibration, samples=21)
+    else:
+        seen = calibration.operands[key]
+        operands = {**calibration.operands, key: replace(seen, counts=2 * seen.counts)}
+        calibration = replace(calibration, operands=operands)
+    save_calibration(calibration, path)
+    with pytest.raises(BertNumpyError) as error:
+        load_calibration(path)
+    assert str(error.value).startswith(f"{path}: tensor '")
+    assert f"{tensor}/counts': expected " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_sizes_that_contradict_the_digest(model: Model, tmp_path: Path) -> None:
+    calibration = calibrate(model, [random_batch(0)])
+    assert calibration.origin is not None
+    sizes = tuple(size + 1 for size in calibration.origin.sizes)
+    other = replace(calibration, origin=replace(calibration.origin, sizes=sizes))
+    save_calibration(other, tmp_path / "c.safetensors")
+    loaded = load_calibration(tmp_path / "c.safetensors")
+    with pytest.raises(BertNumpyError, match=r"expected a calibration of this model, .*\(2 layers"):
+        apply_recipe(model, PRESETS["int8"], loaded)
+    with pytest.raises(BertNumpyError, match="expected both of one model"):
+        merge_calibrations(calibration, loaded)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (

@@ -275,6 +275,14 @@ def test_vectors_without_results(tmp_path: Path, capsys: Capture) -> None:
     )
 
 
+def test_damaged_vectors_are_named_once(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "results.txt"
+    file.write_text("no vectors\n", encoding="utf-8")
+    assert error_of(capsys, ["golden", "check-vectors", f"{tmp_path}/./results.txt"]) == (
+        f"{file} line 1: expected '# npfp8 test vectors 1', found 'no vectors'"
+    )
+
+
 # Single commands
 
 

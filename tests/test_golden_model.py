@@ -505,7 +505,7 @@ def a_calibration(golden: bool = True) -> Calibration:
         high = np.nextafter(np.float32(x), np.float32(3.402823e38))
         seen = observe("x", None, np.float32([-x, x / 2, 1e-45, high]))
         counts = seen.counts * 3
-        counts[0] = 2**52
+        counts[0] = 2**52 - 1  # whole rows of 3
         operands[f"site.{i}:a"] = replace(
             seen, average_low=-x / 3, average_high=x / 7, counts=counts
         )
@@ -656,6 +656,21 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "channels too small": ({"site/channels": np.float32([0, 1])}, f"{LARGEST}1.0"),
     "channels too large": ({"site/channels": np.float32([0, 3])}, f"{LARGEST}3.0"),
     "channels of none": ({"site/channels": np.float32([])}, f"{LARGEST}0.0"),
+    **{
+        f"extrema of more digits {low}": (
+            {"site:a/range": np.array([low, 2.0, -1.0, 1.0])},
+            f"{RANGE}numbers around 0, float32 extrema",
+        )
+        for low in (-1.5 - 2**-40, -1.5 + 2**-40)
+    },
+    "a row that is not whole": (
+        {"site:a/counts": np.array([5, 1, 3])},
+        "tensor 'site:a/counts': expected 2 elements for each of 4 tokens, found 9",
+    ),
+    "more samples than tokens": (
+        {"site:a/counts": np.array([1, 2, 1])},
+        "tensor 'site:a/counts': expected 2 elements for each of 3 tokens, found 4",
+    ),
     **{
         f"tensor {key[:24]!r}": ({key: np.float32([0])}, f"tensor {key!r}: {NAMES}")
         for key in (

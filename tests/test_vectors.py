@@ -164,6 +164,14 @@ def test_reading_is_strict(tmp_path, old, new, message):
     assert message in str(caught.value)
 
 
+def test_files_larger_than_any_are_not_read(tmp_path):
+    path = tmp_path / "vectors.txt"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no space
+    with pytest.raises(ValueError, match=r"vectors\.txt: expected at most 16777216 bytes"):
+        read_vectors(path)
+
+
 def test_results_of_other_vectors_are_refused():
     vectors = make_vectors(E4M3FN, "nearest", "float16")
     with pytest.raises(ValueError, match="expected the column 'found'"):
