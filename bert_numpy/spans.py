@@ -4,9 +4,8 @@ The rules are those of ``run_squad.py`` of the original BERT
 (github.com/google-research/bert), but for two: a span is weighed against every
 other one, not only if it joins one of the best starts to one of the best ends;
 and its text is the context's own characters from its first token's to its last
-one's, not pieced together from tokens. Accents written as combining characters,
-which an uncased tokenizer leaves out of its tokens, are in an answer unless
-they are at its end.
+one's, not pieced together from tokens. Accents written as combining characters
+belong to the letter before them, also where an uncased tokenizer drops them.
 """
 
 from __future__ import annotations

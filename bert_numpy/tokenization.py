@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -328,6 +329,7 @@ class Tokenizer:
         tokens, raw = item.tokens, item.offsets
         marks = _space_marks(self.backend)
         offsets = [_without_space(tokens[place], raw[place], context, marks) for place in places]
+        offsets = _with_combining(offsets, context)
         windows = []
         for first in range(0, len(places), step):
             last = min(first + room, len(places))
@@ -439,6 +441,21 @@ def _without_space(token: str, offset: tuple[int, int], text: str, marks: str) -
         end -= len(own)
         return end, end
     return end - len(own), end
+
+
+def _with_combining(offsets: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
+    """The offsets with the combining characters behind each token, which are part of its letter.
+
+    Normalizers join them to the letter (NFC) or drop them (BERT's accents), and the library
+    gives their places to no token.
+    """
+    found = []
+    for (start, end), (following, _) in zip(offsets, [*offsets[1:], (len(text), 0)], strict=True):
+        last = end
+        while start < end <= last < following and unicodedata.category(text[last])[0] == "M":
+            last += 1
+        found.append((start, last))
+    return found
 
 
 def pad(encoded: Sequence[EncodedText], pad_token_id: int = 0) -> dict[str, IntArray]:

@@ -8,11 +8,13 @@ import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from factories import CONFIG, VOCABULARY, random_tensors, write_checkpoint, write_tensors
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -358,8 +360,30 @@ def test_windows(
         assert window.encoded.token_type_ids == (0,) * len(head) + (1,) * (length + 1)
         assert window.encoded.truncated == (kept < len(asked.ids))
         assert window.position == len(head)
-        assert list(window.offsets) == whole.offsets[part]
         assert len(window.encoded.input_ids) <= max_length
+        for offset, (begin, end), (next_begin, _) in zip(
+            window.offsets,
+            whole.offsets[part],
+            [*whole.offsets[1:], (len(context), 0)][part],
+            strict=True,
+        ):
+            behind = context[end:next_begin]  # the accents that no token has
+            marks = len(behind) - len(behind.lstrip("\u0301\u0302"))
+            assert offset == (begin, end + marks)
+
+
+@pytest.mark.parametrize("normalizer", ["NFC", "NFD", "NFKC", "BertNormalizer"])
+def test_answers_keep_their_accents(embedded: Tokenizer, normalizer: str) -> None:
+    """Joined to the letter, dropped or a token of their own: an answer has them."""
+    backend = tokenizers.Tokenizer.from_str(embedded.backend.to_str())
+    backend.normalizer = getattr(tokenizers.normalizers, normalizer)()
+    words = ["cafe\u0301", "re\u0301sume\u0301s", "a\u0302\u0301"]
+    ((window,),) = replace(embedded, backend=backend).windows(["a"], [" ".join(words)], 99, 1, 9)
+    found = " ".join(words)
+    starts = [found.index(word) for word in words]
+    for start, word in zip(starts, words, strict=True):
+        ends = [end for begin, end in window.offsets if start <= begin < start + len(word)]
+        assert max(ends) == start + len(word)
 
 
 def test_windows_of_several_questions(embedded: Tokenizer) -> None:
