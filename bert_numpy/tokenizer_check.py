@@ -117,8 +117,6 @@ def _pattern(place: str, value: Any) -> None:
 
 
 def _charsmap(place: str, value: Any) -> None:
-    if value is None:
-        return
     _text(0, 10_000_000)(place, value)
     try:
         check_charsmap(value)
@@ -288,6 +286,8 @@ def _flat(kind: str, place: str, value: Any, depth: int = 0) -> Iterator[dict[st
     known = _COMPONENTS[kind]
     if not isinstance(name, str) or name not in known:
         raise _RefusedError(f"{place}.type", f"one of {', '.join((*known, 'Sequence'))}", name)
+    if name == "Precompiled" and "precompiled_charsmap" not in value:  # the library panics
+        raise _RefusedError(f"{place}.precompiled_charsmap", "a map of characters", "none")
     for key, part in value.items():
         if key in known[name]:
             known[name][key](f"{place}.{key}", part)

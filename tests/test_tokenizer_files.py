@@ -381,6 +381,14 @@ HOSTILE: dict[str, tuple[Json, str]] = {
     "a back reference": ({"normalizer": replaced({"Regex": "\\1+"}, "b")}, "pattern.Regex"),
     "an unknown normalizer": ({"normalizer": {"type": "Shell", "command": "x"}}, "normalizer.type"),
     "no map": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "charsmap"),
+    "a map that is null": (
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": None}},
+        "normalizer.precompiled_charsmap",
+    ),
+    "a map that is missing": (
+        {"normalizer": {"type": "Precompiled"}},
+        "normalizer.precompiled_charsmap",
+    ),
     "a text twice": ({"post_processor": template([CLS, TEXT_A, TEXT_A])}, "post_processor.single"),
     "a long template": (
         {"post_processor": template([CLS] * 5000 + [TEXT_A])},

@@ -186,9 +186,10 @@ def _check_vectors(arguments: argparse.Namespace) -> Outcome:
         except OSError as error:
             raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
         except ValueError as error:
-            text = str(error)  # which names the file that cannot be read, and the vectors
-            named = text.startswith(str(Path(file)))
-            raise BertNumpyError(text if named else f"{file}: {text}") from None
+            path = Path(file)  # which the error of reading names, and that of comparing its kind
+            text = str(error).removeprefix(f"{path.name}: ")
+            named = text.startswith(str(path))
+            raise BertNumpyError(text if named else f"{path}: {text}") from None
         reports.append(report)
         lines.append(f"{file}: {report.wrong} of {report.cases} cases are wrong")
         if report.wrong:
