@@ -117,8 +117,6 @@ def _pattern(place: str, value: Any) -> None:
 
 
 def _charsmap(place: str, value: Any) -> None:
-    if value is None:
-        return
     _text(0, 10_000_000)(place, value)
     try:
         check_charsmap(value)
@@ -251,9 +249,12 @@ def check_description(raw: Mapping[str, Any]) -> None:
         found = list(_flat(kind, kind, value))
         if len(found) > _MOST_COMPONENTS:
             raise _RefusedError(kind, f"at most {_MOST_COMPONENTS} components", len(found))
-        for name in _ONCE:
-            if sum(one["type"] == name for one in found) > 1:
-                raise _RefusedError(kind, f"at most one {name}", [one["type"] for one in found])
+        types = [one["type"] for one in found]
+        if twice := [name for name in _ONCE if types.count(name) > 1]:
+            raise _RefusedError(kind, f"at most one {twice[0]}", types)
+        if kind == "post_processor" and any(name != "ByteLevel" for name in types[:-1]):
+            # In a component behind it the library loses track of whose tokens are whose.
+            raise _RefusedError(kind, "the component that adds tokens as the last one", types)
         if kind == "normalizer":
             growth = 1.0
             for one in found:
@@ -288,6 +289,8 @@ def _flat(kind: str, place: str, value: Any, depth: int = 0) -> Iterator[dict[st
     known = _COMPONENTS[kind]
     if not isinstance(name, str) or name not in known:
         raise _RefusedError(f"{place}.type", f"one of {', '.join((*known, 'Sequence'))}", name)
+    if name == "Precompiled" and "precompiled_charsmap" not in value:  # the library panics
+        raise _RefusedError(f"{place}.precompiled_charsmap", "a map of characters", "none")
     for key, part in value.items():
         if key in known[name]:
             known[name][key](f"{place}.{key}", part)

@@ -381,7 +381,32 @@ HOSTILE: dict[str, tuple[Json, str]] = {
     "a back reference": ({"normalizer": replaced({"Regex": "\\1+"}, "b")}, "pattern.Regex"),
     "an unknown normalizer": ({"normalizer": {"type": "Shell", "command": "x"}}, "normalizer.type"),
     "no map": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "charsmap"),
+    "a map that is null": (
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": None}},
+        "normalizer.precompiled_charsmap",
+    ),
+    "a map that is missing": (
+        {"normalizer": {"type": "Precompiled"}},
+        "normalizer.precompiled_charsmap",
+    ),
     "a text twice": ({"post_processor": template([CLS, TEXT_A, TEXT_A])}, "post_processor.single"),
+    "a component behind the template": (
+        {
+            "post_processor": {
+                "type": "Sequence",
+                "processors": [
+                    template([CLS, TEXT_A]),
+                    {
+                        "type": "ByteLevel",
+                        "add_prefix_space": True,
+                        "trim_offsets": True,
+                        "use_regex": True,
+                    },
+                ],
+            }
+        },
+        "post_processor",
+    ),
     "a long template": (
         {"post_processor": template([CLS] * 5000 + [TEXT_A])},
         "post_processor.single",
@@ -699,9 +724,12 @@ def in_order(*parts: Json) -> Json:
     return {"type": "Sequence", "normalizers": list(parts)}
 
 
+MAP: Json = {"type": "Precompiled", "precompiled_charsmap": one_key_map(0, b"b\0")}
+
+
 def test_every_variant_of_a_class_is_the_class(folder: Path) -> None:
     """A tab is no space to this map of characters, and no piece: only the class splits there."""
-    characters = {"type": "Precompiled", "precompiled_charsmap": one_key_map(0, b"b\0")}
+    characters = MAP
     ends = {"type": "Strip", "strip_left": False, "strip_right": True}
     spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}
     variants: list[Json] = [
@@ -719,7 +747,7 @@ def test_every_variant_of_a_class_is_the_class(folder: Path) -> None:
     ("parts", "message"),
     [
         (
-            {"normalizer": in_order(in_order({"type": "Precompiled"}))},
+            {"normalizer": in_order(in_order(MAP))},
             "key 'normalizer.normalizers.0.type': expected no Sequence in a Sequence",
         ),
         (
