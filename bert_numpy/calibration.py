@@ -483,7 +483,7 @@ def _check_counts(
             f"{site}.attention.scores:a": f"{site}.attention.self.query:a",
             f"{site}.attention.context:b": f"{site}.attention.scores:b",
         }.get(name)
-        if alike in operands and operands[alike].count != seen.count:
+        if alike is not None and alike in operands and operands[alike].count != seen.count:
             raise BertNumpyError(
                 f"{path}: tensor '{name}/counts': expected {operands[alike].count}, as '{alike}' "
                 f"has, found {seen.count}"
