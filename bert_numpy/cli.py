@@ -28,6 +28,7 @@ from bert_numpy.job import (
     Job,
     keep_calibration,
     prepare,
+    require_regular,
     run,
     saved_calibration,
     with_calibration,
@@ -679,10 +680,12 @@ def _export_onnx(arguments: argparse.Namespace) -> Outcome:
         model, calibration = job.model, job.calibration
     else:
         model = load(arguments.model, arguments.revision)
-        check_exportable(model, recipe)
         if arguments.calibration is not None:
             calibration = saved_calibration(arguments.calibration)
-        elif arguments.calibration_data is not None:
+        if arguments.calibration_data is not None:
+            require_regular(Path(arguments.calibration_data))
+        check_exportable(model, recipe)
+        if calibration is None and arguments.calibration_data is not None:
             tokenizer = load_tokenizer(arguments.model, arguments.revision)
             calibration = calibrated_on_sentences(
                 arguments, model, tokenizer, golden=arguments.golden

@@ -50,6 +50,7 @@ __all__ = [
     "evaluate_job",
     "keep_calibration",
     "prepare",
+    "require_regular",
     "run",
     "saved_calibration",
     "with_calibration",
@@ -168,7 +169,7 @@ def prepare(
             sources = _training_files(file.parent if given_file else data, task_)
         else:
             sources = [Path(calibration_data)]
-            _require_regular(sources[0])
+            require_regular(sources[0])
         sample = _read(sources, task_).sample(calibration_samples)
     loaded = load(model, revision)
     _check_head(loaded, task_)
@@ -191,7 +192,7 @@ def _training_files(data: str | Path, task: Task | SpanTask) -> list[Path]:
         ) from None
 
 
-def _require_regular(path: Path) -> None:
+def require_regular(path: Path) -> None:
     """Refuse a pipe or a device: only of a whole file can examples be chosen evenly."""
     try:
         open_regular(path).close()
@@ -241,7 +242,7 @@ def calibrate_on_sentences(
     BertNumpyError
         If the file is not as expected.
     """
-    _require_regular(file)
+    require_regular(file)
     texts = read_examples(file, task_named("sst2")).sample(samples).texts
     pairs = [*texts[1:], texts[0]] if paired else None
     encoded = tokenizer.encode(texts, pairs, min(128, tokenizer.model_max_length))

@@ -64,7 +64,7 @@ def test_more_labels_than_a_head_has(tmp_path: Path) -> None:
 
 
 def test_a_calibration_of_a_number_that_is_none(tmp_path: Path) -> None:
-    metadata = {"format": "bert-numpy calibration 2", "golden": "false", "samples": "9" * 5000}
+    metadata = {"format": "bert-numpy calibration 3", "golden": "false", "samples": "9" * 5000}
     save_file({}, tmp_path / "x", metadata)
     with pytest.raises(BertNumpyError, match="metadata 'samples': expected a number of at least 1"):
         load_calibration(tmp_path / "x")
