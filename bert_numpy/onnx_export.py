@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,9 +88,9 @@ def onnx_model(model: QuantizedModel) -> Any:
     ------
     BertNumpyError
         If the package ``onnx`` is missing, the model is another than a BERT
-        with one of these heads, a parameter is NaN or infinite, or the recipe has what a graph
-        cannot say: a format without an ONNX type, inputs by block, dynamic
-        scales with zero points or of powers of two, outliers, or another
+        with one of these heads, a parameter or an output for one token is NaN or infinite,
+        or the recipe has what a graph cannot say: a format without an ONNX type, inputs
+        by block, dynamic scales with zero points or of powers of two, outliers, or another
         accumulation than "exact" or "float32".
     """
     onnx = _onnx()
@@ -97,6 +98,9 @@ def onnx_model(model: QuantizedModel) -> Any:
     for name, weight in model.weights.items():
         if isinstance(weight, np.ndarray):
             require_finite(f"{model.name}: tensor {name!r}", weight)
+    for name, output in vars(replace(model, counts={})([[0]])).items():
+        if output is not None:
+            require_finite(f"{model.name}, {model.recipe.name}: {name} of one token", output)
     graph = _Graph(onnx, model)
     outputs = _forward(graph, model)
     proto = onnx.helper.make_model(

@@ -440,6 +440,10 @@ def test_export_refuses_what_is_no_number(model: Model, onnx: Any) -> None:
     bad = unquantized(broken(model, "classifier.bias", NAN, 1))
     with pytest.raises(BertNumpyError, match=r"tensor 'classifier\.bias': expected finite numbers"):
         onnx_model(bad)
+    overflowing = unquantized(broken(model, "classifier.weight", 3e38))
+    with pytest.raises(BertNumpyError, match=r", fp32: logits of one token: expected finite num"):
+        onnx_model(overflowing)
+    assert overflowing.counts == {}
 
 
 # Errors inside a product have the site's name
