@@ -16,22 +16,29 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than all of this
 if TYPE_CHECKING:  # imported when they are asked for, so that a command can catch Ctrl-C before
-    from bert_numpy.calibration import (
+    from bert_numpy.checkpoints.load import load
+    from bert_numpy.checkpoints.quantized import save_quantized
+    from bert_numpy.errors import BertNumpyError
+    from bert_numpy.export.onnx import export_onnx
+    from bert_numpy.model.config import BertConfig
+    from bert_numpy.model.model import Model, ModelOutput
+    from bert_numpy.quantization.calibration import (
         Calibration,
         calibrate,
         load_calibration,
         merge_calibrations,
         save_calibration,
     )
-    from bert_numpy.config import BertConfig
-    from bert_numpy.errors import BertNumpyError
-    from bert_numpy.loading import load
-    from bert_numpy.model import Model, ModelOutput
-    from bert_numpy.onnx_export import export_onnx
-    from bert_numpy.quantization import QuantizedModel, apply_recipe
-    from bert_numpy.quantized_checkpoint import save_quantized
-    from bert_numpy.recipe import PRESETS, Operand, Recipe, SiteRecipe, load_recipe, save_recipe
-    from bert_numpy.tokenization import Tokenizer, load_tokenizer
+    from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
+    from bert_numpy.quantization.recipe import (
+        PRESETS,
+        Operand,
+        Recipe,
+        SiteRecipe,
+        load_recipe,
+        save_recipe,
+    )
+    from bert_numpy.tasks.tokenization import Tokenizer, load_tokenizer
 
 __all__ = [
     "PRESETS",
@@ -60,22 +67,29 @@ __all__ = [
 
 #: The module of each of them.
 _MODULES = {
-    "calibration": (
+    "quantization.calibration": (
         "Calibration",
         "calibrate",
         "load_calibration",
         "merge_calibrations",
         "save_calibration",
     ),
-    "config": ("BertConfig",),
+    "model.config": ("BertConfig",),
     "errors": ("BertNumpyError",),
-    "loading": ("load",),
-    "model": ("Model", "ModelOutput"),
-    "onnx_export": ("export_onnx",),
-    "quantization": ("QuantizedModel", "apply_recipe"),
-    "quantized_checkpoint": ("save_quantized",),
-    "recipe": ("PRESETS", "Operand", "Recipe", "SiteRecipe", "load_recipe", "save_recipe"),
-    "tokenization": ("Tokenizer", "load_tokenizer"),
+    "checkpoints.load": ("load",),
+    "model.model": ("Model", "ModelOutput"),
+    "export.onnx": ("export_onnx",),
+    "quantization.convert": ("QuantizedModel", "apply_recipe"),
+    "checkpoints.quantized": ("save_quantized",),
+    "quantization.recipe": (
+        "PRESETS",
+        "Operand",
+        "Recipe",
+        "SiteRecipe",
+        "load_recipe",
+        "save_recipe",
+    ),
+    "tasks.tokenization": ("Tokenizer", "load_tokenizer"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

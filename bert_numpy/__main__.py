@@ -27,8 +27,8 @@ def main() -> int:
     handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
     if handled:
         signal.signal(signal.SIGINT, _leave)
-    from bert_numpy.cli import interrupted  # noqa: PLC0415 (see above)
-    from bert_numpy.cli import main as command  # noqa: PLC0415
+    from bert_numpy.commands.main import interrupted  # noqa: PLC0415 (see above)
+    from bert_numpy.commands.main import main as command  # noqa: PLC0415
 
     for name in ("SIGTERM", "SIGHUP"):  # what is being written is removed then, too
         number = getattr(signal, name, None)

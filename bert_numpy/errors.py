@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["BertNumpyError", "one_line", "shown", "writing"]
+from npfp8.files import open_regular
+
+__all__ = ["BertNumpyError", "one_line", "parse_json", "read_json", "shown", "writing"]
 
 #: Characters of a message.
 _LONGEST = 4000
+
+#: Bytes of a JSON file that is still read; each may become some twenty in memory.
+_MAX_JSON = 100_000_000
 
 #: Categories of characters that a terminal obeys, hides or breaks lines at: controls, formats
 #: (zero-width, bidirectional), surrogates, and separators of lines and paragraphs.
@@ -79,3 +86,49 @@ def writing(path: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise BertNumpyError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON object, or a list, from a file; raises :class:`BertNumpyError` naming it."""
+    try:
+        file = open_regular(path)
+    except ValueError as error:
+        raise BertNumpyError(str(error)) from None
+    except FileNotFoundError:
+        raise BertNumpyError(f"{path}: no such file") from None
+    except OSError as error:
+        raise BertNumpyError(f"{path}: expected a file, found an error: {error}") from None
+    with file:
+        text = file.read(_MAX_JSON + 1)
+    if len(text) > _MAX_JSON:
+        raise BertNumpyError(f"{path}: expected at most {_MAX_JSON} bytes of JSON, found more")
+    try:
+        value = parse_json(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number too long to read
+        raise BertNumpyError(f"{path}: expected JSON, found an error: {error}") from None
+    if not isinstance(value, kind):
+        expected = "object" if kind is dict else kind.__name__
+        raise BertNumpyError(f"{path}: expected a JSON {expected}, found {type(value).__name__}")
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON in which a key that comes again has the same value.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        If it is no JSON, a key has two values, a number is too long to read, or
+        it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unambiguous)
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that comes again must have the same value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"key {key!r} has two values")
+    return found

@@ -35,12 +35,12 @@ from benchmark_golden import print_profile
 from benchmark_memory import write_model
 
 from bert_numpy import PRESETS, apply_recipe, calibrate, export_onnx, load, load_tokenizer
-from bert_numpy.data import find_files
-from bert_numpy.evaluation import batches
-from bert_numpy.figures import save_figure, subplots
-from bert_numpy.glue import merge_examples, read_examples, task_named
-from bert_numpy.hub import resolve
-from bert_numpy.squad import SQUAD, merge_questions, read_questions
+from bert_numpy.checkpoints.hub import resolve
+from bert_numpy.commands.figures import save_figure, subplots
+from bert_numpy.evaluation.evaluate import batches
+from bert_numpy.tasks.files import find_files
+from bert_numpy.tasks.glue import merge_examples, read_examples, task_named
+from bert_numpy.tasks.squad import SQUAD, merge_questions, read_questions
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8.files import replaced_file
 

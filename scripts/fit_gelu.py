@@ -1,4 +1,4 @@
-"""Find the coefficients of ``bert_numpy.elementwise.gelu`` and print them with their error.
+"""Find the coefficients of ``bert_numpy.engines.functions.gelu`` and print them with their error.
 
 GELU(x) = x Phi(x) = max(x, 0) - a Q(a) with a = |x| and Q = 1 - Phi the normal
 tail. 1 / Q(a) grows like exp(a^2 / 2), but its eighth root is so smooth that a

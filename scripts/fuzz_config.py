@@ -40,7 +40,7 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 
 import bert_numpy
-from bert_numpy.glue import TASKS, label_order
+from bert_numpy.tasks.glue import TASKS, label_order
 
 #: Of an output's largest number.
 TOLERANCE = 1e-4

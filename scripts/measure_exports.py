@@ -27,11 +27,11 @@ import transformers
 from onnx.reference import ReferenceEvaluator
 
 import bert_numpy
-from bert_numpy.evaluation import batches, predict_logits
-from bert_numpy.job import prepare, with_calibration
-from bert_numpy.onnx_export import onnx_model
-from bert_numpy.quantized_checkpoint import save_quantized
-from bert_numpy.recipe import SiteRecipe, preset
+from bert_numpy.checkpoints.quantized import save_quantized
+from bert_numpy.evaluation.evaluate import batches, predict_logits
+from bert_numpy.evaluation.job import prepare, with_calibration
+from bert_numpy.export.onnx import onnx_model
+from bert_numpy.quantization.recipe import SiteRecipe, preset
 from npfp8.storage import read_header
 
 Batch = dict[str, Any]

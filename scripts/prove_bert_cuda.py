@@ -38,14 +38,14 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from bert_numpy import policy as policies
-from bert_numpy.evaluation import batches, predict_logits
+from bert_numpy.evaluation.evaluate import batches, predict_logits
+from bert_numpy.evaluation.job import prepare, with_calibration
 from bert_numpy.finite import require_finite
-from bert_numpy.job import prepare, with_calibration
-from bert_numpy.model import Model
-from bert_numpy.policy import Policy, Scale, SitePlan
-from bert_numpy.quantization import QuantizedModel, apply_recipe
-from bert_numpy.recipe import preset
+from bert_numpy.model.model import Model
+from bert_numpy.quantization import policy as policies
+from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
+from bert_numpy.quantization.policy import Policy, Scale, SitePlan
+from bert_numpy.quantization.recipe import preset
 from npfp8 import QuantizedTensor, matmul
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.files import replaced_file
@@ -53,7 +53,7 @@ from npfp8.files import replaced_file
 MODES = ("hopper", "hopper-fast")
 DTYPES = {"E4M3FN": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
 
-#: What an :class:`bert_numpy.elementwise.Arithmetic` computes and torch is asked for too.
+#: What an :class:`bert_numpy.engines.functions.Arithmetic` computes and torch is asked for too.
 FUNCTIONS = ("add", "multiply", "softmax", "layer_norm", "activation")
 
 #: The largest error of a function in bfloat16: in its last place, or absolute near zero.
@@ -105,7 +105,7 @@ class Torch:
         ]
         return torch.stack(results).reshape(*a.shape[:-1], n)
 
-    # As in `bert_numpy.elementwise.Arithmetic`.
+    # As in `bert_numpy.engines.functions.Arithmetic`.
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:  # noqa: D102
         return array(self.put(x) + self.put(y))

@@ -43,11 +43,11 @@ sys.path.insert(0, str(REPOSITORY))  # the job runs by interpreters that have no
 import numpy as np  # noqa: E402
 
 from bert_numpy import load, load_tokenizer  # noqa: E402
-from bert_numpy.evaluation import batches, calibrate_on  # noqa: E402
-from bert_numpy.glue import read_examples, task_named  # noqa: E402
-from bert_numpy.policy import Policy  # noqa: E402
-from bert_numpy.quantization import apply_recipe  # noqa: E402
-from bert_numpy.recipe import PRESETS  # noqa: E402
+from bert_numpy.evaluation.evaluate import batches, calibrate_on  # noqa: E402
+from bert_numpy.quantization.convert import apply_recipe  # noqa: E402
+from bert_numpy.quantization.policy import Policy  # noqa: E402
+from bert_numpy.quantization.recipe import PRESETS  # noqa: E402
+from bert_numpy.tasks.glue import read_examples, task_named  # noqa: E402
 from npfp8 import QuantizedTensor  # noqa: E402
 
 RECIPES = ("e4m3", "e5m2", "int8", "bf16", "fp32")

@@ -22,12 +22,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.cluster import add_cluster_options, connect, run_cells
-from bert_numpy.evaluation import compare_with
-from bert_numpy.loading import load
-from bert_numpy.model import encoder_sites
-from bert_numpy.recipe import PRESETS, Recipe, preset
-from bert_numpy.study import Subject, calibrate_subject, cells_of, merged
+from bert_numpy.checkpoints.load import load
+from bert_numpy.evaluation.evaluate import compare_with
+from bert_numpy.model.model import encoder_sites
+from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
+from bert_numpy.study.cells import Subject, calibrate_subject, cells_of, merged
+from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
 from npfp8.files import replaced_file
 
 

@@ -29,13 +29,13 @@ from bert_numpy import (
     load,
     load_tokenizer,
 )
-from bert_numpy.architectures import ARCHITECTURES
-from bert_numpy.cli import main
-from bert_numpy.model import model_sites
-from bert_numpy.policy import FLOAT32_POLICY, Policy, float32_policy
-from bert_numpy.quantized_checkpoint import save_quantized
-from bert_numpy.recipe import SiteRecipe
-from bert_numpy.weights import expected_shapes
+from bert_numpy.checkpoints.parameters import expected_shapes
+from bert_numpy.checkpoints.quantized import save_quantized
+from bert_numpy.commands.main import main
+from bert_numpy.model.architectures import ARCHITECTURES
+from bert_numpy.model.model import model_sites
+from bert_numpy.quantization.policy import FLOAT32_POLICY, Policy, float32_policy
+from bert_numpy.quantization.recipe import SiteRecipe
 from npfp8 import QuantizedTensor
 
 PARITY = 1e-5

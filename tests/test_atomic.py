@@ -22,7 +22,7 @@ import pytest
 from factories import write_checkpoint
 
 from bert_numpy import calibrate, load
-from bert_numpy.calibration import load_calibration, save_calibration
+from bert_numpy.quantization.calibration import load_calibration, save_calibration
 from npfp8 import files
 from npfp8.files import (
     check_file,
@@ -53,7 +53,7 @@ while True:
 _SAVE_CALIBRATION = """
 import sys
 from dataclasses import replace
-from bert_numpy.calibration import load_calibration, save_calibration
+from bert_numpy.quantization.calibration import load_calibration, save_calibration
 calibration = load_calibration(sys.argv[1])
 number = 0
 while True:
@@ -274,8 +274,9 @@ def test_a_command_that_is_ended_leaves_nothing(number: signal.Signals, tmp_path
     """It is ended in the middle of a file: when the file is there under its other name."""
     code = """
 import sys, time
-from bert_numpy import __main__, cli
-from bert_numpy.report import Outcome
+from bert_numpy import __main__
+from bert_numpy.commands import main as cli
+from bert_numpy.commands.report import Outcome
 from npfp8.files import created_folder, replaced_file
 def command(arguments):
     with created_folder(cli.Path(sys.argv[-1])) as folder, replaced_file(folder / "x") as file:

@@ -22,13 +22,17 @@ from oracles import BFLOAT16, assert_same_bits, nearest
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, Recipe, apply_recipe, calibrate
-from bert_numpy.calibration import load_calibration, merge_calibrations, save_calibration
-from bert_numpy.model import encoder_sites
-from bert_numpy.observers import Statistics, observe
-from bert_numpy.origin import origin_of
-from bert_numpy.outliers import with_outliers
-from bert_numpy.policy import Policy
-from bert_numpy.recipe import Operand, SiteRecipe
+from bert_numpy.model.model import encoder_sites
+from bert_numpy.quantization.calibration import (
+    load_calibration,
+    merge_calibrations,
+    save_calibration,
+)
+from bert_numpy.quantization.observers import Statistics, observe
+from bert_numpy.quantization.origin import origin_of
+from bert_numpy.quantization.policy import Policy
+from bert_numpy.quantization.recipe import Operand, SiteRecipe
+from bert_numpy.study.outliers import with_outliers
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 
 Batch = dict[str, np.ndarray]

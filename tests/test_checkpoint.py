@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_numpy import BertNumpyError, load
-from bert_numpy.checkpoint import open_checkpoint, read_float32
+from bert_numpy.checkpoints.tensors import open_checkpoint, read_float32
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

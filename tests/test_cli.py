@@ -37,12 +37,17 @@ from terminal import on_a_terminal
 
 import bert_numpy
 import npfp8
-from bert_numpy import PRESETS, Model, ModelOutput, __main__, cli, evaluation, job, report
-from bert_numpy.calibration import load_calibration
-from bert_numpy.cli import REVIEWS, main
-from bert_numpy.glue import TASKS, read_examples
-from bert_numpy.job import prepare, run
-from bert_numpy.recipe import save_recipe
+from bert_numpy import PRESETS, Model, ModelOutput, __main__
+from bert_numpy.assets import REVIEWS
+from bert_numpy.commands import main as cli
+from bert_numpy.commands import report
+from bert_numpy.commands.main import main
+from bert_numpy.evaluation import evaluate as evaluation
+from bert_numpy.evaluation import job
+from bert_numpy.evaluation.job import prepare, run
+from bert_numpy.quantization.calibration import load_calibration
+from bert_numpy.quantization.recipe import save_recipe
+from bert_numpy.tasks.glue import TASKS, read_examples
 
 EMBEDDED = "bert-tiny-sst2"
 POSITIVE = "a warm and funny film with a wonderful cast"
@@ -1079,7 +1084,7 @@ def test_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
     target.write_text("old")
     code = (
-        "import resource, sys; from bert_numpy.report import write_json; "
+        "import resource, sys; from bert_numpy.commands.report import write_json; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
         "write_json(sys.argv[1], {'rows': list(range(100000))})"
     )
@@ -1261,7 +1266,7 @@ def test_figures_without_matplotlib(data: Path, tmp_path: Path) -> None:
     assert main(argv) == 0
     argv = ["calibration", str(file), "--plot", str(tmp_path)]
     code = (
-        "import sys; sys.modules['matplotlib'] = None; from bert_numpy.cli import main; "
+        "import sys; sys.modules['matplotlib'] = None; from bert_numpy.commands.main import main; "
         f"sys.exit(main({argv!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -14,11 +14,11 @@ import pytest
 from conftest import ROOT
 from terminal import on_a_terminal
 
-from bert_numpy import cli
-from bert_numpy.cli import REVIEWS, main
-from bert_numpy.completion import _commands
+from bert_numpy.commands import main as cli
+from bert_numpy.commands.completion import _commands
+from bert_numpy.commands.main import REVIEWS, main
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
-from bert_numpy.model import Model
+from bert_numpy.model.model import Model
 from npfp8 import E4M3FN
 from npfp8.vectors import format_vectors, make_vectors
 
@@ -207,7 +207,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     for name in ("cli.prepare", "cli.load"):
         monkeypatch.setattr(f"bert_numpy.{name}", worked)
     for name in ("make_kit", "open_kit", "write_all_vectors"):
-        monkeypatch.setattr(f"bert_numpy.kit.commands.{name}", worked)
+        monkeypatch.setattr(f"bert_numpy.commands.golden.{name}", worked)
     message = error_of(capsys, writing(line, data, tmp_path / "none" / "out"))
     assert str(tmp_path / "none") in message
     assert "written" in message or "to write into" in message

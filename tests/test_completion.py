@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from bert_numpy import cli
-from bert_numpy.completion import SHELLS
+from bert_numpy.commands import main as cli
+from bert_numpy.commands.completion import SHELLS
 
 
 def complete(*words):

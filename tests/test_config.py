@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_numpy import BertConfig, BertNumpyError, load
-from bert_numpy.architectures import ARCHITECTURES, ENCODER
-from bert_numpy.config import read_config, read_json
-from bert_numpy.model import require_head
+from bert_numpy.checkpoints.config_file import read_config
+from bert_numpy.errors import read_json
+from bert_numpy.model.architectures import ARCHITECTURES, ENCODER
+from bert_numpy.model.model import require_head
 
 REQUIRED = (
     "vocab_size",

@@ -18,11 +18,11 @@ import pytest
 import bert_numpy
 import npfp8
 from bert_numpy import PRESETS, Model, QuantizedModel, apply_recipe
-from bert_numpy import policy as policies
 from bert_numpy import threads as threading_of_blas
-from bert_numpy.evaluation import evaluate, predict_logits
-from bert_numpy.glue import TASKS
-from bert_numpy.policy import FLOAT32_POLICY, OperandCounts, Policy, float32_policy
+from bert_numpy.evaluation.evaluate import evaluate, predict_logits
+from bert_numpy.quantization import policy as policies
+from bert_numpy.quantization.policy import FLOAT32_POLICY, OperandCounts, Policy, float32_policy
+from bert_numpy.tasks.glue import TASKS
 
 TEXTS = ["a warm and funny film", "dull", "not a good plot , and very bad actors"]
 

@@ -15,11 +15,12 @@ import pytest
 from factories import write_checkpoint
 from hub_server import HubServer, hub_server
 
-from bert_numpy import records
-from bert_numpy.cli import REVIEWS
-from bert_numpy.data import find_files
+from bert_numpy.commands.main import REVIEWS
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.glue import (
+from bert_numpy.evaluation.job import prepare
+from bert_numpy.tasks import records
+from bert_numpy.tasks.files import find_files
+from bert_numpy.tasks.glue import (
     TASKS,
     Examples,
     Task,
@@ -28,9 +29,8 @@ from bert_numpy.glue import (
     read_test_sets,
     submission,
 )
-from bert_numpy.job import prepare
-from bert_numpy.records import read_lines, read_records
-from bert_numpy.squad import SQUAD, merge_questions, read_questions
+from bert_numpy.tasks.records import read_lines, read_records
+from bert_numpy.tasks.squad import SQUAD, merge_questions, read_questions
 
 #: The columns of nyu-mll/glue on the hub.
 HUB_COLUMNS = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_numpy import BertNumpyError
-from bert_numpy.elementwise import (
+from bert_numpy.engines.functions import (
     ACTIVATIONS,
     BFLOAT16,
     FLOAT32,

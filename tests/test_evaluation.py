@@ -18,8 +18,8 @@ from oracles import assert_same_bits
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, apply_recipe, calibrate
-from bert_numpy.cli import main
-from bert_numpy.evaluation import (
+from bert_numpy.commands.main import main
+from bert_numpy.evaluation.evaluate import (
     Evaluation,
     Progress,
     batches,
@@ -29,10 +29,10 @@ from bert_numpy.evaluation import (
     evaluate_answers,
     predict_logits,
 )
-from bert_numpy.glue import TASKS, Examples
-from bert_numpy.job import Job, prepare, run
-from bert_numpy.squad import SQUAD, Questions
-from bert_numpy.tokenization import EncodedText
+from bert_numpy.evaluation.job import Job, prepare, run
+from bert_numpy.tasks.glue import TASKS, Examples
+from bert_numpy.tasks.squad import SQUAD, Questions
+from bert_numpy.tasks.tokenization import EncodedText
 
 WORDS = ["the", "film", "was", "very", "warm", "and", "funny", "not", "dull", "bad", "actor"]
 

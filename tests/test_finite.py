@@ -17,13 +17,18 @@ from test_prediction import SECOND, TEXT, checkpoint
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, Operand, Recipe, SiteRecipe, apply_recipe
-from bert_numpy import policy as policies
-from bert_numpy.cli import main
-from bert_numpy.evaluation import compare_with, evaluate, evaluate_answers, require_answers
+from bert_numpy.commands.main import main
+from bert_numpy.commands.report import comparison_row, listed
+from bert_numpy.evaluation.evaluate import compare_with, evaluate, evaluate_answers, require_answers
+from bert_numpy.evaluation.job import REVIEWS
+from bert_numpy.evaluation.predict import predict_text
+from bert_numpy.export.onnx import onnx_model
 from bert_numpy.finite import NO_CLASS, missing, require_finite, rows_not_finite
-from bert_numpy.glue import TASKS, submission
-from bert_numpy.job import REVIEWS
-from bert_numpy.metrics import (
+from bert_numpy.quantization import policy as policies
+from bert_numpy.quantization.policy import Scale, SitePlan, naming, quantized_policy
+from bert_numpy.study.cells import Result, compare_results
+from bert_numpy.tasks.glue import TASKS, submission
+from bert_numpy.tasks.metrics import (
     accuracy,
     answer_f1,
     exact_match,
@@ -32,14 +37,9 @@ from bert_numpy.metrics import (
     pearson,
     spearmanr,
 )
-from bert_numpy.onnx_export import onnx_model
-from bert_numpy.policy import Scale, SitePlan, naming, quantized_policy
-from bert_numpy.prediction import predict_text
-from bert_numpy.report import comparison_row, listed
-from bert_numpy.spans import best_answers
-from bert_numpy.squad import SQUAD, merge_questions, read_questions
-from bert_numpy.study import Result, compare_results
-from bert_numpy.tokenization import Window
+from bert_numpy.tasks.spans import best_answers
+from bert_numpy.tasks.squad import SQUAD, merge_questions, read_questions
+from bert_numpy.tasks.tokenization import Window
 from npfp8 import E4M3FN, INT8, FloatFormat
 
 NAN, INF = math.nan, math.inf

@@ -12,7 +12,7 @@ from conftest import ROOT
 from factories import write_checkpoint
 
 from bert_numpy import BertNumpyError, load, load_tokenizer
-from bert_numpy.calibration import load_calibration
+from bert_numpy.quantization.calibration import load_calibration
 from npfp8.storage import save_file
 
 SCRIPT = ROOT / "scripts" / "fuzz_checkpoint.py"

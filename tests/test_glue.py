@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.glue import (
+from bert_numpy.tasks.glue import (
     TASKS,
     Examples,
     label_order,

@@ -34,15 +34,15 @@ from bert_numpy import (
     apply_recipe,
     calibrate,
 )
-from bert_numpy.calibration import load_calibration, save_calibration
-from bert_numpy.elementwise import ACTIVATIONS
-from bert_numpy.evaluation import calibrate_on, predict_logits
-from bert_numpy.glue import read_examples, task_named
-from bert_numpy.model import encoder_sites
-from bert_numpy.observers import Statistics, observe
-from bert_numpy.origin import Origin
-from bert_numpy.policy import float32_policy
-from bert_numpy.tokenization import EncodedText
+from bert_numpy.engines.functions import ACTIVATIONS
+from bert_numpy.evaluation.evaluate import calibrate_on, predict_logits
+from bert_numpy.model.model import encoder_sites
+from bert_numpy.quantization.calibration import load_calibration, save_calibration
+from bert_numpy.quantization.observers import Statistics, observe
+from bert_numpy.quantization.origin import Origin
+from bert_numpy.quantization.policy import float32_policy
+from bert_numpy.tasks.glue import read_examples, task_named
+from bert_numpy.tasks.tokenization import EncodedText
 from npfp8.storage import load_file, read_metadata, save_file
 
 REVIEWS = ROOT / "bert_numpy" / "assets" / "reviews"

@@ -18,8 +18,8 @@ from factories import write_checkpoint
 from hub_server import HubServer, hub_server
 
 from bert_numpy import BertNumpyError, load, load_tokenizer
+from bert_numpy.checkpoints.hub import EMBEDDED, resolve
 from bert_numpy.errors import shown
-from bert_numpy.hub import EMBEDDED, resolve
 
 #: Files of repositories that are not for this package.
 OTHERS = {"pytorch_model.bin": b"x", "README.md": b"x", "onnx/model.onnx": b"x", "tf_model.h5": b""}
@@ -133,8 +133,8 @@ def test_empty_folder(tmp_path: Path) -> None:
 _CLIENT = """
 import json, sys
 import bert_numpy
-from bert_numpy.cli import main
-from bert_numpy.hub import fetch_dataset, resolve
+from bert_numpy.commands.main import main
+from bert_numpy.checkpoints.hub import fetch_dataset, resolve
 
 def logits(name, revision):
     model = bert_numpy.load(name, revision)

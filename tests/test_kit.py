@@ -18,7 +18,7 @@ from conftest import ROOT
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe, calibrate
-from bert_numpy.cli import main
+from bert_numpy.commands.main import main
 from bert_numpy.kit import open_kit, verify
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.checks import check_entry

@@ -15,7 +15,7 @@ from conftest import ROOT
 from factories import entry, safetensors_bytes, write_checkpoint
 
 from bert_numpy import load
-from bert_numpy.checkpoint import open_checkpoint, read_float32
+from bert_numpy.checkpoints.tensors import open_checkpoint, read_float32
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bert_numpy.metrics import (
+from bert_numpy.tasks.metrics import (
     ANSWER_METRICS,
     METRICS,
     _ranks,

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_numpy import BertNumpyError, Model, ModelOutput, load, load_tokenizer
-from bert_numpy.data import find_files
-from bert_numpy.glue import read_examples, task_named
-from bert_numpy.hub import EMBEDDED
-from bert_numpy.model import encoder_sites
-from bert_numpy.policy import FLOAT32_POLICY, Policy
+from bert_numpy.checkpoints.hub import EMBEDDED
+from bert_numpy.model.model import encoder_sites
+from bert_numpy.quantization.policy import FLOAT32_POLICY, Policy
+from bert_numpy.tasks.files import find_files
+from bert_numpy.tasks.glue import read_examples, task_named
 
 #: Checkpoints with a classifier, and the GLUE task of their inputs.
 CLASSIFIERS = {

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from oracles import Levels, code_values, entropy_divergences, equal_levels, levels_of_values
 
 from bert_numpy import BertNumpyError
-from bert_numpy.observers import (
+from bert_numpy.quantization.observers import (
     MOST_ELEMENTS,
     OBSERVERS,
     Statistics,

@@ -26,11 +26,11 @@ from bert_numpy import (
     save_calibration,
     save_quantized,
 )
-from bert_numpy.cli import main
-from bert_numpy.figures import draw_figures
-from bert_numpy.hub import resolve
-from bert_numpy.job import REVIEWS
-from bert_numpy.quantized_checkpoint import side_files
+from bert_numpy.checkpoints.hub import resolve
+from bert_numpy.checkpoints.quantized import side_files
+from bert_numpy.commands.figures import draw_figures
+from bert_numpy.commands.main import main
+from bert_numpy.evaluation.job import REVIEWS
 
 EMBEDDED = "bert-tiny-sst2"
 KIT = ROOT / "bert_numpy" / "assets" / f"{EMBEDDED}-kit"
@@ -237,7 +237,7 @@ def test_what_no_file_can_say_is_refused_before_the_calibration(
         raise AssertionError("the calibration was begun")
 
     for name in ("with_calibration", "calibrated_on_sentences", "run"):
-        monkeypatch.setattr(f"bert_numpy.cli.{name}", worked)
+        monkeypatch.setattr(f"bert_numpy.commands.main.{name}", worked)
     shutil.copytree("model", "pooled")
     config = json.loads(Path("model/config.json").read_text()) | {"architectures": ["BertModel"]}
     Path("pooled/config.json").write_text(json.dumps(config))
@@ -451,7 +451,7 @@ def test_a_source_that_the_model_was_not_made_of(tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(BertNumpyError, match=r"other/model\.safetensors: tensor .*found others"):
         save_quantized(model, other, tmp_path / "out")
-    tensors = bert_numpy.checkpoint.open_checkpoint(source)
+    tensors = bert_numpy.checkpoints.tensors.open_checkpoint(source)
     content = bytearray((source / "model.safetensors").read_bytes())
     for key in ("bert.encoder.layer.1.output.dense.weight", "classifier.bias",
                 "bert.embeddings.word_embeddings.weight"):  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_numpy import BertNumpyError
-from bert_numpy.packing import pack, take_rows
+from bert_numpy.model.packing import pack, take_rows
 
 Mask = np.ndarray
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bert_numpy.patterns import Budget, compile_pattern
+from bert_numpy.checkpoints.patterns import Budget, compile_pattern
 
 PIECES = (
     *("a", "b", ".", r"\.", "[ab]", "[^a]", "[a-c_]", "(a|b)", "(?:ab)", "(?:b|)", "(a|)", "_"),

@@ -10,8 +10,8 @@ import pytest
 from factories import write_checkpoint
 
 from bert_numpy import BertNumpyError, load
-from bert_numpy.config import Pooling
-from bert_numpy.pooling import pooling_files, read_pooling
+from bert_numpy.checkpoints.pooling import pooling_files, read_pooling
+from bert_numpy.model.config import Pooling
 
 OLD, NEW = "sentence_transformers.models.", "sentence_transformers.base.modules."
 TYPES = [f"{OLD}Transformer", f"{OLD}Pooling", f"{OLD}Normalize"]

@@ -12,9 +12,9 @@ import pytest
 from factories import write_checkpoint
 
 from bert_numpy import Model, Tokenizer, load, load_tokenizer
-from bert_numpy.cli import main
-from bert_numpy.evaluation import predict_span_logits
-from bert_numpy.spans import best_answers
+from bert_numpy.commands.main import main
+from bert_numpy.evaluation.evaluate import predict_span_logits
+from bert_numpy.tasks.spans import best_answers
 
 Capture = pytest.CaptureFixture[str]
 

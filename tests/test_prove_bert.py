@@ -13,7 +13,7 @@ from conftest import ROOT
 
 import bert_numpy
 from bert_numpy import PRESETS
-from bert_numpy.job import Job, prepare, with_calibration
+from bert_numpy.evaluation.job import Job, prepare, with_calibration
 from npfp8 import E4M3FN, E5M2, QuantizedTensor, matmul
 
 REVIEWS = ROOT / "bert_numpy" / "assets" / "reviews"

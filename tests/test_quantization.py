@@ -29,12 +29,12 @@ from oracles import (
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, QuantizedModel, Recipe
-from bert_numpy import policy as policy_module
-from bert_numpy.evaluation import compare_with
-from bert_numpy.job import prepare, run
-from bert_numpy.model import encoder_sites
-from bert_numpy.packing import pack
-from bert_numpy.policy import (
+from bert_numpy.evaluation.evaluate import compare_with
+from bert_numpy.evaluation.job import prepare, run
+from bert_numpy.model.model import encoder_sites
+from bert_numpy.model.packing import pack
+from bert_numpy.quantization import policy as policy_module
+from bert_numpy.quantization.policy import (
     OperandCounts,
     Policy,
     Scale,
@@ -42,8 +42,8 @@ from bert_numpy.policy import (
     quantize_operand,
     quantized_policy,
 )
-from bert_numpy.recipe import FORMATS as RECIPE_FORMATS
-from bert_numpy.recipe import Operand, SiteRecipe, preset
+from bert_numpy.quantization.recipe import FORMATS as RECIPE_FORMATS
+from bert_numpy.quantization.recipe import Operand, SiteRecipe, preset
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format, QuantizedTensor, matmul, quantize
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.tensor import affine_scale, group_extrema

@@ -23,9 +23,11 @@ from oracles import assert_same_bits
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Operand, QuantizedModel, Recipe, SiteRecipe
-from bert_numpy.cli import main
-from bert_numpy.loading import stored_recipe
-from bert_numpy.quantized_checkpoint import check_target, save_quantized
+from bert_numpy.checkpoints.load import stored_recipe
+from bert_numpy.checkpoints.quantized import check_target, save_quantized
+from bert_numpy.commands.main import main
+from bert_numpy.quantization.policy import FLOAT32_POLICY
+from bert_numpy.quantization.recipe import FORMATS
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, IntFormat, QuantizedTensor, bfloat16
 from npfp8.storage import Fp8Array, load_file, read_header, save_file
 
@@ -345,7 +347,7 @@ def test_targets(tmp_path: Path) -> None:
             r"recipe inputs: encoder\.layer\.1\.output\.dense: expected no migration",
         ),
         (
-            Recipe("fnuz", SiteRecipe(b=Operand(bert_numpy.recipe.FORMATS["E4M3FNUZ"]))),
+            Recipe("fnuz", SiteRecipe(b=Operand(FORMATS["E4M3FNUZ"]))),
             "recipe fnuz: .*query: weight: expected E4M3FN, INT8, UINT8, E5M2 to be written, found",
         ),
     ],
@@ -677,7 +679,7 @@ def test_fine_grained_blocks(tmp_path: Path) -> None:
     assert model.recipe.site("encoder.layer.0.output.dense").a == Operand(
         E4M3FN, "block", dynamic=True
     )
-    as_floats = replace(bert_numpy.load(folder), policy=bert_numpy.policy.FLOAT32_POLICY)
+    as_floats = replace(bert_numpy.load(folder), policy=FLOAT32_POLICY)
     expected = replace(
         as_floats, weights={name: float32_values(x) for name, x in model.weights.items()}
     )
@@ -1238,7 +1240,7 @@ def test_refused_commands(reviews: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_card_of_a_hub_id() -> None:
-    from bert_numpy.model_card import model_card  # noqa: PLC0415
+    from bert_numpy.commands.model_card import model_card  # noqa: PLC0415
 
     row = {"metrics": {"pearson": 0.5}, "mean_abs_difference": 0.0, "relative_logit_error": 0.0}
     row["weight_bytes"] = 1000

@@ -17,10 +17,10 @@ from factories import write_checkpoint
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, Recipe, apply_recipe, calibrate
-from bert_numpy.model import model_sites
-from bert_numpy.observers import OBSERVERS
-from bert_numpy.policy import quantized_policy
-from bert_numpy.recipe import (
+from bert_numpy.model.model import model_sites
+from bert_numpy.quantization.observers import OBSERVERS
+from bert_numpy.quantization.policy import quantized_policy
+from bert_numpy.quantization.recipe import (
     FORMATS,
     Operand,
     SiteRecipe,
@@ -28,7 +28,7 @@ from bert_numpy.recipe import (
     preset,
     save_recipe,
 )
-from bert_numpy.site_patterns import fits_attention
+from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import E4M3FN, INT8, UINT8
 
 every_preset = pytest.mark.parametrize("name", PRESETS)

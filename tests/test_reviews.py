@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import bert_numpy
-from bert_numpy.cli import REVIEWS
-from bert_numpy.glue import TASKS, read_examples
+from bert_numpy.assets import REVIEWS
+from bert_numpy.tasks.glue import TASKS, read_examples
 
 FILES = ["dev.tsv", "train.tsv"]
 

@@ -30,17 +30,17 @@ from bert_numpy import (
     load,
     load_tokenizer,
 )
-from bert_numpy.cli import main
-from bert_numpy.config import read_config
-from bert_numpy.data import find_files
-from bert_numpy.evaluation import compare_with, evaluate_answers, predict_span_logits
-from bert_numpy.hub import EMBEDDED
-from bert_numpy.job import Job, prepare, run
-from bert_numpy.metrics import ANSWER_METRICS, answer_f1, exact_match, normalize_answer
-from bert_numpy.spans import Answer, best_answers, most_context
-from bert_numpy.squad import SQUAD, Question, Questions, merge_questions, read_questions
-from bert_numpy.tokenization import EncodedText, Window
-from bert_numpy.weights import expected_shapes
+from bert_numpy.checkpoints.config_file import read_config
+from bert_numpy.checkpoints.hub import EMBEDDED
+from bert_numpy.checkpoints.parameters import expected_shapes
+from bert_numpy.commands.main import main
+from bert_numpy.evaluation.evaluate import compare_with, evaluate_answers, predict_span_logits
+from bert_numpy.evaluation.job import Job, prepare, run
+from bert_numpy.tasks.files import find_files
+from bert_numpy.tasks.metrics import ANSWER_METRICS, answer_f1, exact_match, normalize_answer
+from bert_numpy.tasks.spans import Answer, best_answers, most_context
+from bert_numpy.tasks.squad import SQUAD, Question, Questions, merge_questions, read_questions
+from bert_numpy.tasks.tokenization import EncodedText, Window
 
 QA = {"architectures": ["BertForQuestionAnswering"]}
 PARITY = 1e-5

@@ -16,7 +16,7 @@ def test_predict_imports_no_more_than_it_needs() -> None:
     code = f"""
 import sys, numpy
 before = set(sys.modules)  # NumPy 1.26 imports numpy.ma itself
-from bert_numpy.cli import main
+from bert_numpy.commands.main import main
 assert main({PREDICT!r}) in (None, 0)
 found = set({HEAVY!r}) & (set(sys.modules) - before)
 assert not found, found

@@ -17,12 +17,9 @@ from oracles import assert_same_bits
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe
-from bert_numpy.calibration import load_calibration, sqnr
-from bert_numpy.cluster import add_cluster_options, connect, run_cells
-from bert_numpy.metrics import accuracy
-from bert_numpy.outliers import with_outliers
-from bert_numpy.recipe import Operand
-from bert_numpy.study import (
+from bert_numpy.quantization.calibration import load_calibration, sqnr
+from bert_numpy.quantization.recipe import Operand
+from bert_numpy.study.cells import (
     Result,
     Subject,
     bootstrap_interval,
@@ -32,6 +29,9 @@ from bert_numpy.study import (
     merged,
     run_cell,
 )
+from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
+from bert_numpy.study.outliers import with_outliers
+from bert_numpy.tasks.metrics import accuracy
 from npfp8 import E4M3FN, E5M2, INT8
 
 REVIEWS = Path(bert_numpy.__file__).parent / "assets" / "reviews"

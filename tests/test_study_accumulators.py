@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from bert_numpy.study import Result
+from bert_numpy.study.cells import Result
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,15 @@ import pytest
 from factories import write_checkpoint
 from terminal import on_a_terminal
 
-from bert_numpy import PRESETS, BertNumpyError, cli, load_calibration, save_calibration, save_recipe
-from bert_numpy.cli import main
+from bert_numpy import PRESETS, BertNumpyError, load_calibration, save_calibration, save_recipe
+from bert_numpy.checkpoints.hub import resolve
+from bert_numpy.commands import main as cli
+from bert_numpy.commands.main import main
+from bert_numpy.commands.model_card import model_card
 from bert_numpy.errors import one_line, shown, writing
-from bert_numpy.hub import resolve
-from bert_numpy.job import REVIEWS
+from bert_numpy.evaluation.job import REVIEWS
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
-from bert_numpy.model_card import model_card
-from bert_numpy.tokenizer_backend import library_errors
+from bert_numpy.tasks.tokenizer_backend import library_errors
 
 EMBEDDED = "bert-tiny-sst2"
 Capture = pytest.CaptureFixture[str]
@@ -539,8 +540,8 @@ def test_public_names_are_found_at_their_first_use() -> None:
         "import bert_numpy, sys; assert 'numpy' not in sys.modules; "
         "assert set(bert_numpy.__all__) == set(bert_numpy._HOMES); "
         "[getattr(bert_numpy, name) for name in bert_numpy.__all__]; "
-        "assert bert_numpy.load.__module__ == 'bert_numpy.loading'; "
-        "assert bert_numpy.squad.SQUAD.name == 'squad'; "
+        "assert bert_numpy.load.__module__ == 'bert_numpy.checkpoints.load'; "
+        "assert bert_numpy.tasks.squad.SQUAD.name == 'squad'; "
         "assert not hasattr(bert_numpy, 'nothing'); "
         "assert set(bert_numpy.__all__) <= set(dir(bert_numpy))"
     )

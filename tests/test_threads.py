@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import bert_numpy
-from bert_numpy.evaluation import batches, predict_logits
-from bert_numpy.observers import observe
-from bert_numpy.policy import Policy, float32_policy
+from bert_numpy.evaluation.evaluate import batches, predict_logits
+from bert_numpy.quantization.observers import observe
+from bert_numpy.quantization.policy import Policy, float32_policy
 from bert_numpy.threads import _blas_threads, default_threads, map_in_order, one_blas_thread
 
 TEXTS = [f"{'a warm and funny film ' * (1 + i % 7)} {i}" for i in range(50)]

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 import bert_numpy
 from bert_numpy import BertNumpyError, Tokenizer, load_tokenizer
-from bert_numpy.data import find_files
-from bert_numpy.glue import read_examples, task_named
-from bert_numpy.hub import EMBEDDED, resolve
-from bert_numpy.tokenization import EncodedText, pad
+from bert_numpy.checkpoints.hub import EMBEDDED, resolve
+from bert_numpy.tasks.files import find_files
+from bert_numpy.tasks.glue import read_examples, task_named
+from bert_numpy.tasks.tokenization import EncodedText, pad
 
 TEXTS = [
     "a warm and funny film",

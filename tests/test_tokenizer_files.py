@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from bert_numpy import BertNumpyError, Tokenizer, load_tokenizer
-from bert_numpy.charsmap import check_charsmap
-from bert_numpy.hub import EMBEDDED
-from bert_numpy.spans import best_answers
+from bert_numpy.checkpoints.hub import EMBEDDED
+from bert_numpy.tasks.charsmap import check_charsmap
+from bert_numpy.tasks.spans import best_answers
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

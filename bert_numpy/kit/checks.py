@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.recipe import FORMATS
+from bert_numpy.quantization.recipe import FORMATS
 from npfp8 import golden
 from npfp8.matmul import ACCUMULATIONS
 

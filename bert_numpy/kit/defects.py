@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
-from bert_numpy.recipe import FORMATS
+from bert_numpy.quantization.recipe import FORMATS
 from npfp8 import decode, golden
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FLOAT_FORMATS, FloatFormat, IntFormat

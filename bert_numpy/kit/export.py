@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.config import read_json
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, read_json
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.cases import add_codec_cases, add_operator_cases
 from bert_numpy.kit.manifest import LEVELS, Kit, Tensor
 from bert_numpy.kit.recording import record
-from bert_numpy.quantization import QuantizedModel
-from bert_numpy.recipe import recipe_json
-from bert_numpy.tokenization import EncodedText, Tokenizer, pad
+from bert_numpy.quantization.convert import QuantizedModel
+from bert_numpy.quantization.recipe import recipe_json
+from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, pad
 
 __all__ = ["make_kit", "model_files", "read_inputs", "sequence"]
 

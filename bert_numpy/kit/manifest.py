@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.config import read_json
-from bert_numpy.errors import BertNumpyError, writing
-from bert_numpy.hub import EMBEDDED, kit_folder
+from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
+from bert_numpy.errors import BertNumpyError, read_json, writing
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
-from bert_numpy.recipe import FORMATS
+from bert_numpy.quantization.recipe import FORMATS
 from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.files import created_folder, replaced_file
 from npfp8.formats import FloatFormat, Format

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.elementwise import ACTIVATIONS, Arithmetic
+from bert_numpy.engines.functions import ACTIVATIONS, Arithmetic
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.manifest import Reference, apply_view
-from bert_numpy.model import Model
-from bert_numpy.observers import is_affine
-from bert_numpy.packing import Packing
-from bert_numpy.policy import Operandlike, Policy, SitePlan
-from bert_numpy.quantization import QuantizedModel
-from bert_numpy.recipe import Operand, SiteRecipe
+from bert_numpy.model.model import Model
+from bert_numpy.model.packing import Packing
+from bert_numpy.quantization.convert import QuantizedModel
+from bert_numpy.quantization.observers import is_affine
+from bert_numpy.quantization.policy import Operandlike, Policy, SitePlan
+from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import QuantizedTensor
 
 __all__ = ["record"]

@@ -17,11 +17,11 @@ from bert_numpy.kit.defects import DEFECTS, Defect
 from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
-from bert_numpy.recipe import FORMATS
+from bert_numpy.quantization.recipe import FORMATS
 from npfp8.formats import FloatFormat
 
 if TYPE_CHECKING:
-    from bert_numpy.job import ProgressBar
+    from bert_numpy.evaluation.job import ProgressBar
 
 __all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
 

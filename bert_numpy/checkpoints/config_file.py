@@ -1,0 +1,271 @@
+"""The model's ``config.json``, checked and typed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bert_numpy.errors import BertNumpyError, read_json
+from bert_numpy.model.architectures import ARCHITECTURES, Architecture, family_of
+from bert_numpy.model.config import BertConfig
+
+__all__ = ["read_config"]
+
+#: What transformers' BertConfig has where a key is missing.
+_DEFAULTS: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+
+#: The only value, of those that transformers computes, that is computed here, by key.
+_EXPECTED = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "is_causal": False,
+}
+
+#: Keys by which transformers runs, reads or builds something else than the rest of the file
+#: describes, with the reason why they must be empty here.
+_EMPTY = {
+    "auto_map": "code that comes with a checkpoint is not run",
+    "pruned_heads": "heads are not pruned",
+    "per_layer_config": "all layers have the same sizes",
+    "attribute_map": "keys have their own names",
+    "configuration_files": "config.json is the only configuration",
+    "transformers_weights": "the weights are in model.safetensors or its shards",
+}
+
+#: Keys that Google's BERT files, the only ones without ``model_type``, do not have.
+_NOT_GOOGLES = ("embedding_size", "bos_token_id", "eos_token_id")
+
+_PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
+#: Labels of a head that are named without being listed.
+_MAX_LABELS = 100_000
+
+#: Labels that an error lists.
+_SHOWN_LABELS = 10
+
+
+def read_config(path: Path) -> BertConfig:
+    """Read and check the ``config.json`` of a BERT or a relative.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing or no JSON, or a key is missing, of another type
+        or of a value that this implementation does not compute.
+    """
+    raw = read_json(path)
+
+    def refuse(key: str, expected: str, found: Any) -> BertNumpyError:
+        found = "nothing" if found is None else repr(found)
+        return BertNumpyError(f"{path}: key {key!r}: expected {expected}, found {found}")
+
+    name = _architecture(raw, path)
+    model_type = _model_type(raw, path, name)
+    description = ARCHITECTURES[model_type]
+    defaults = _DEFAULTS | dict(description.defaults)
+
+    def get(key: str, kind: type[Any], least: int = 1) -> Any:
+        if key in description.fixed:
+            return description.fixed[key]
+        name = _stored_key(raw, path, description, key)
+        value: Any = raw.get(name, defaults.get(key))
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise refuse(name, kind.__name__, value)
+        if kind is int and value < least:
+            raise refuse(name, f"at least {least}", value)
+        return value
+
+    hidden_size = get("hidden_size", int)
+    if raw.get("pad_token_id", 0) is None and not description.counts_positions:
+        del raw["pad_token_id"]  # only positions that are counted depend on it
+    config = BertConfig(
+        model_type=model_type,
+        architecture=name or f"{description.class_name}Model",
+        vocab_size=get("vocab_size", int),
+        embedding_size=get("embedding_size", int) if "embedding_size" in defaults else hidden_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=get("num_hidden_layers", int),
+        num_attention_heads=get("num_attention_heads", int),
+        intermediate_size=get("intermediate_size", int),
+        hidden_act=get("hidden_act", str),
+        max_position_embeddings=get("max_position_embeddings", int),
+        type_vocab_size=get("type_vocab_size", int),
+        pad_token_id=get("pad_token_id", int, least=0),
+        layer_norm_eps=_layer_norm_eps(raw | dict(description.fixed), path),
+        tie_word_embeddings=get("tie_word_embeddings", bool),
+        labels=_labels(raw, path),
+        problem_type=raw.get("problem_type"),
+        architecture_found=name is not None,
+    )
+    needed = _EXPECTED | dict(description.expected.get(config.head.name, {}))
+    for key, expected in needed.items():
+        if (found := raw.get(key, expected)) != expected:
+            raise BertNumpyError(f"{path}: key {key!r}: expected {expected!r}, found {found!r}")
+    for key, reason in _EMPTY.items():
+        if raw.get(key):
+            raise refuse(key, f"nothing ({reason})", raw[key])
+    if config.problem_type not in (None, *_PROBLEMS):
+        raise refuse("problem_type", f"one of {', '.join(_PROBLEMS)}", config.problem_type)
+    if config.hidden_size % config.num_attention_heads:
+        raise BertNumpyError(
+            f"{path}: expected hidden_size to be a multiple of num_attention_heads, found "
+            f"{config.hidden_size} and {config.num_attention_heads}"
+        )
+    if config.pad_token_id >= config.vocab_size:
+        raise refuse("pad_token_id", f"0..{config.vocab_size - 1}", config.pad_token_id)
+    if config.max_length < 1:
+        raise refuse(
+            "max_position_embeddings",
+            f"more than pad_token_id + 1 = {config.pad_token_id + 1}",
+            config.max_position_embeddings,
+        )
+    return config
+
+
+def _architecture(raw: Mapping[str, Any], path: Path) -> str | None:
+    """The class that wrote the checkpoint; None where the file names none."""
+    names = raw.get("architectures")
+    if names is None or names == []:
+        return None
+    if not (
+        isinstance(names, list)
+        and len(names) == 1
+        and isinstance(names[0], str)
+        and names[0].isidentifier()
+    ):
+        raise BertNumpyError(f"{path}: key 'architectures': expected one name, found {names!r}")
+    return names[0]
+
+
+def _model_type(raw: Mapping[str, Any], path: Path, architecture: str | None) -> str:
+    """The model type, which the class ``architecture`` must not contradict.
+
+    A file without the key is one of the model type that alone has such a class.
+    If it names no class either, it is a BERT, as Google's files are.
+    """
+    known = ", ".join(ARCHITECTURES)
+    if "model_type" in raw:
+        found = raw["model_type"]
+        if not isinstance(found, str) or found not in ARCHITECTURES:
+            shown = "nothing" if found is None else repr(found)
+            raise BertNumpyError(
+                f"{path}: key 'model_type': expected one of {known}, found {shown}"
+            )
+        if architecture is not None and not ARCHITECTURES[found].reads(architecture):
+            name = ARCHITECTURES[found].class_name
+            raise BertNumpyError(
+                f"{path}: key 'architectures': expected {name}Model or {name}For..., as "
+                f"'model_type' is {found!r}, found {architecture!r}"
+            )
+        return found
+    if architecture is not None:
+        family = family_of(architecture)
+        types = [kind for kind, other in ARCHITECTURES.items() if other.class_name == family]
+        if types:
+            return types[0]
+        signs = f", and 'architectures' is {architecture!r}"
+    else:
+        keys = [key for key in _NOT_GOOGLES if raw.get(key) is not None]
+        keys += ["pad_token_id"] if raw.get("pad_token_id") else []
+        if not keys:
+            return "bert"
+        signs = f" and no 'architectures', but {keys[0]!r}, which BERT's oldest files do not have"
+    raise BertNumpyError(f"{path}: key 'model_type': expected one of {known}, found nothing{signs}")
+
+
+def _stored_key(raw: Mapping[str, Any], path: Path, description: Architecture, key: str) -> str:
+    """The name under which a file has the value of ``key``; two names must agree."""
+    name = description.keys.get(key, key)
+    if key not in description.aliases or key not in raw or key == name:
+        return name
+    if name in raw and raw[name] != raw[key]:
+        raise BertNumpyError(
+            f"{path}: keys {name!r} and {key!r}: expected one value, found {raw[name]!r} and "
+            f"{raw[key]!r}"
+        )
+    return key
+
+
+def _layer_norm_eps(raw: Mapping[str, Any], path: Path) -> float:
+    value = raw.get("layer_norm_eps", 1e-12)
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # NaN is not either
+        raise BertNumpyError(f"{path}: key 'layer_norm_eps': expected 0..1, found {value!r}")
+    return float(value)
+
+
+def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """The names of a head's outputs, from ``id2label`` or by their numbers.
+
+    ``label2id`` and ``num_labels``, if they are there, must agree: which of them
+    decides depends on the release of transformers.
+    """
+    count = raw.get("num_labels")
+    if count is not None and (type(count) is not int or count < 1):
+        raise BertNumpyError(f"{path}: key 'num_labels': expected at least 1, found {count!r}")
+    names = raw.get("id2label")
+    if names is None:
+        count = 2 if count is None else count  # 2 is transformers' default
+        if count > _MAX_LABELS:
+            raise BertNumpyError(
+                f"{path}: key 'num_labels': expected at most {_MAX_LABELS}, found {count}"
+            )
+        labels = tuple(f"LABEL_{i}" for i in range(count))
+    else:
+        labels = _listed_labels(names, path)
+        if count not in (None, len(labels)):
+            raise BertNumpyError(
+                f"{path}: key 'num_labels': expected {len(labels)}, as 'id2label' has so many, "
+                f"found {count}"
+            )
+    _check_numbers(raw.get("label2id"), labels, path)
+    return labels
+
+
+def _listed_labels(names: Any, path: Path) -> tuple[str, ...]:
+    wanted = [str(i) for i in range(len(names))] if isinstance(names, dict) else None
+    if not wanted or sorted(names) != sorted(wanted):
+        raise BertNumpyError(f"{path}: key 'id2label': expected names for 0..n-1, found {names!r}")
+    for name in names.values():  # a number is a name, too
+        if type(name) not in (str, int) or "".join(str(name).splitlines()) != str(name):
+            raise BertNumpyError(
+                f"{path}: key 'id2label': expected each name to be a line of text, found {name!r}"
+            )
+    labels = tuple(str(names[i]) for i in wanted)
+    ((most, count),) = Counter(labels).most_common(1)
+    if count > 1:
+        raise BertNumpyError(
+            f"{path}: key 'id2label': expected names that differ, found {most!r} twice"
+        )
+    return labels
+
+
+def _check_numbers(numbers: Any, labels: tuple[str, ...], path: Path) -> None:
+    """Refuse a ``label2id`` that gives a label another number than ``id2label``.
+
+    Nothing reads it, but where the two contradict each other nobody knows which
+    output is which. Placeholders, ``LABEL_0`` and so on, contradict no names.
+    """
+    if numbers is None:
+        return
+    if not isinstance(numbers, dict):
+        raise BertNumpyError(f"{path}: key 'label2id': expected an object, found {numbers!r}")
+    known = {f"LABEL_{i}": str(i) for i in range(len(labels))}
+    known |= {label: str(i) for i, label in enumerate(labels)}
+    for name, number in numbers.items():
+        if type(number) is bool or str(number) != known.get(name):
+            shown = ", ".join(labels[:_SHOWN_LABELS]) + (", ..." * (len(labels) > _SHOWN_LABELS))
+            raise BertNumpyError(
+                f"{path}: key 'label2id': expected {known.get(name, 'no label')} for {name!r}, "
+                f"as 'id2label' makes the labels {shown}; found {number!r}"
+            )

@@ -1,0 +1,223 @@
+"""From what a user calls a model to a folder on this machine.
+
+A repository of the Hugging Face hub comes through ``huggingface-hub``: into its
+cache, with its tokens, and from the cache alone where it is offline.
+"""
+
+from __future__ import annotations
+
+import glob
+import os.path
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bert_numpy.assets import ASSETS
+from bert_numpy.checkpoints.tensors import INDEX, SINGLE, missing_weights, read_weight_map
+from bert_numpy.errors import BertNumpyError
+
+__all__ = [
+    "EMBEDDED",
+    "MODEL_FILES",
+    "fetch_dataset",
+    "is_hub_id",
+    "is_local",
+    "kit_folder",
+    "resolve",
+]
+
+#: The checkpoint that comes with the package.
+EMBEDDED = "bert-tiny-sst2"
+
+
+_CONFIG = "config.json"
+
+#: What is read of a hub repository beside the weights, or copied beside quantized ones; nothing
+#: else is fetched.
+MODEL_FILES = [
+    _CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    # A sentence-transformers folder's:
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    # It refuses a model that is not whole without it:
+    "adapter_config.json",
+]
+
+
+def resolve(name: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+    """Return the folder of a model.
+
+    Parameters
+    ----------
+    name : str or Path
+        In this order: a folder; ``bert-tiny-sst2``, the embedded model; an
+        ``owner/name`` on the Hugging Face hub, fetched into its cache.
+    revision : str, optional
+        A branch, tag or commit of the repository on the hub; by default "main".
+    weights : bool
+        Whether the weights are needed, too.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is no such folder and the hub does not give it, or a revision
+        is asked for of what is not on the hub.
+    """
+    text = str(name)
+    folder = Path(text)
+    found = None
+    if os.path.isdir(text):  # unlike Path.is_dir, False for "" and for what no path can be
+        found = folder
+    elif text == EMBEDDED:
+        found = ASSETS / EMBEDDED
+    elif os.path.exists(text):
+        raise BertNumpyError(f"{text}: expected a model folder, found a file")
+    elif not is_hub_id(text):
+        raise BertNumpyError(f"{text or repr(text)}: expected a model folder, found no such folder")
+    if found is None:
+        return _fetch_model(text, revision, weights)
+    if revision is not None:
+        raise BertNumpyError(f"{text}: expected a hub id for revision {revision!r}, found a folder")
+    return found
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's name leads to a folder of this machine, and not to the hub."""
+    return os.path.exists(name) or name == EMBEDDED
+
+
+def kit_folder(name: str | Path) -> Path:
+    """The folder of a kit of that name; the embedded one is called as its model is."""
+    embedded = str(name) == EMBEDDED and not os.path.isdir(name)
+    return ASSETS / f"{EMBEDDED}-kit" if embedded else Path(name)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a name may be one on the hub, ``owner/name``, and can be no path."""
+    unlike = not text or Path(text).is_absolute() or text.startswith((".", "~"))
+    return not unlike and text.count("/") <= 1
+
+
+def fetch_dataset(repository: str, patterns: list[str], revision: str | None = None) -> Path:
+    """Fetch the files of a data set on the hub that fit one of the patterns into its cache.
+
+    Raises
+    ------
+    BertNumpyError
+        If the hub does not give them.
+    """
+    return _fetch(repository, patterns, "dataset", revision)
+
+
+def _fetch_model(repository: str, revision: str | None, weights: bool) -> Path:
+    """Fetch one file of weights, or where there is none the shards that the index names."""
+    wanted = [*MODEL_FILES, SINGLE, INDEX] if weights else MODEL_FILES
+    folder = _fetch(repository, wanted, "model", revision)
+    if not (folder / _CONFIG).is_file():
+        found = ", ".join(_listing(repository, folder)[:10]) or "no file"
+        raise BertNumpyError(f"{_called(repository, revision)}: expected {_CONFIG}, found {found}")
+    if not weights or (folder / SINGLE).is_file():
+        return folder
+    if not (folder / INDEX).is_file():
+        raise missing_weights(_called(repository, revision), _listing(repository, folder))
+    # The folder's name is the commit, so that the shards are of the index's.
+    shards = dict.fromkeys(read_weight_map(folder / INDEX).values())
+    return _fetch(repository, [glob.escape(shard) for shard in shards], "model", folder.name)
+
+
+def _listing(repository: str, folder: Path) -> list[str]:
+    """The names of all files of a fetched commit; of those in the cache if the hub is away."""
+    from huggingface_hub import HfApi  # noqa: PLC0415 (only where the hub is asked)
+
+    try:
+        return sorted(HfApi().list_repo_files(repository, revision=folder.name))
+    except Exception:  # this is for an error's text, and must not become another error
+        return sorted(path.name for path in folder.iterdir())
+
+
+def _fetch(repository: str, patterns: list[str], kind: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (only where the hub is asked)
+
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                repo_type=kind,
+                revision=revision,
+                allow_patterns=patterns,
+                tqdm_class=_progress_bar(),
+            )
+        )
+    except Exception as error:  # its own errors, and whatever its HTTP library raises
+        raise BertNumpyError(
+            f"{_called(repository, revision)}: expected a {kind} folder or a hub id, found no such "
+            f"folder, and from the hub: {_reason(error, repository, kind, revision)}"
+        ) from error
+
+
+def _called(repository: str, revision: str | None) -> str:
+    return repository if revision is None else f"{repository}@{revision}"
+
+
+def _progress_bar() -> Any:
+    """The library's progress bar, but silent where no terminal is, in all of its releases."""
+    import huggingface_hub.utils  # noqa: PLC0415
+
+    base: Any = huggingface_hub.utils.tqdm  # type: ignore[attr-defined]
+
+    class Bar(base):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            if not sys.stderr.isatty():
+                options["disable"] = True
+            super().__init__(*arguments, **options)
+
+    return Bar
+
+
+def _reason(error: BaseException, repository: str, kind: str, revision: str | None) -> str:
+    """What the hub's answer means, and what to do about it: one line."""
+    import huggingface_hub.utils  # noqa: PLC0415
+
+    constants: Any = huggingface_hub.constants
+    utils: Any = huggingface_hub.utils  # all of them are here, in every release
+    chain = list(_causes(error))
+    responses = [getattr(each, "response", None) for each in chain]
+    status = next((r.status_code for r in responses if r is not None), None)
+
+    def is_a(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(each, kinds) for each in chain)
+
+    token = "set HF_TOKEN to a token of an account that may read it"
+    if constants.HF_HUB_OFFLINE:
+        return "it is not whole in the cache, and HF_HUB_OFFLINE is set: unset it to fetch"
+    if is_a(utils.GatedRepoError) or status == 403:
+        page = {"model": repository}.get(kind, f"{kind}s/{repository}")
+        return (
+            f"access refused ({status}): accept the terms at {constants.ENDPOINT}/{page}, and "
+            f"{token}"
+        )
+    if is_a(utils.RevisionNotFoundError):
+        return f"revision {revision!r} not found ({status}): expected a branch, a tag or a commit"
+    if is_a(utils.RepositoryNotFoundError) or status == 401:
+        return f"{kind} not found, or private ({status}): check its name, or {token}"
+    lines = [line for line in str(chain[-1]).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) or type(chain[-1]).__name__
+    if is_a(utils.HFValidationError):
+        return text
+    return f"{text}; run it again once the hub can be reached"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -1,0 +1,567 @@
+"""How a checkpoint's ``config.json`` says what is quantized, to a recipe and back.
+
+Three sections are understood:
+
+- ``quantization_config`` with ``quant_method`` "compressed-tensors": the layout of
+  the package of this name (formats ``float-quantized``, ``int-quantized`` and
+  ``naive-quantized``), which transformers, vLLM and llm-compressor read. It has
+  linear layers alone: codes and scales of weights, scales of their inputs. Older
+  releases call the section ``compression_config``, or put another
+  ``quantization_config`` into it, beside a ``sparsity_config``.
+- ``quantization_config`` with ``quant_method`` "fp8" and ``weight_block_size``: FP8
+  weights with a scale for each block of rows and columns, ``weight_scale_inv``, as
+  DeepSeek-V3's (DeepSeek-AI, arXiv 2412.19437, section 3.3).
+- ``npfp8_config``, which others ignore: the whole recipe, and the static scales
+  that the first has no place for. With it the first one is checked, not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+import npfp8
+from bert_numpy.checkpoints.patterns import Budget, Pattern, compile_pattern
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.quantization.policy import Scale, SitePlan
+from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe, recipe_object, recipe_of
+from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
+
+__all__ = [
+    "StoredQuantization",
+    "compressed_tensors_config",
+    "npfp8_config",
+    "quantization_key",
+    "read_quantization",
+    "says_input",
+]
+
+COMPRESSED_TENSORS = "compressed-tensors"
+EXTRA_KEY = "npfp8_config"
+
+_VERSION = 1
+
+#: What compressed-tensors calls the formats of weights and inputs: the type, and
+#: whether it is symmetric. An integer with a zero point is stored as int8, 128 below ours.
+_KINDS: dict[Format, tuple[str, bool]] = {
+    E4M3FN: ("float", True),
+    INT8: ("int", True),
+    UINT8: ("int", False),
+}
+_NAMED = {kind: fmt for fmt, kind in _KINDS.items()}
+
+#: The layout's name by a weight's format. There is none for E5M2: an 8-bit float is
+#: E4M3 to the package. So E5M2 gets a name that it refuses, and reads no wrong number.
+_LAYOUTS: dict[Format, str] = {
+    E4M3FN: "float-quantized",
+    INT8: "int-quantized",
+    UINT8: "int-quantized",
+    E5M2: "e5m2-quantized",
+}
+_READABLE_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized", "mixed-precision")
+
+#: The states that compressed-tensors says a model was in when it was written. Whether weights
+#: are codes is not one of them: old releases write codes as "frozen", so their dtype decides.
+_STATUSES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
+
+#: What compressed-tensors says of an operand; observers are done once the scales are there.
+_ARGUMENTS = frozenset(
+    (
+        *("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure"),
+        *("dynamic", "actorder", "scale_dtype", "zp_dtype", "observer", "observer_kwargs"),
+    )
+)
+_SCHEME = frozenset(("targets", "weights", "input_activations", "output_activations", "format"))
+
+_SCALE_DTYPES = ("float32", "float16", "bfloat16")
+
+_TOKENS = {"strategy": "token", "dynamic": True}
+_GROUPS_OF_128 = {"type": "float", "strategy": "group", "group_size": 128, "dynamic": True}
+_BLOCKS_OF_128 = {"type": "float", "strategy": "block", "block_structure": [128, 128]}
+
+#: Schemes that compressed-tensors knows by the name of a group, which then lists targets alone.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "UNQUANTIZED": {},
+    "FP8": {"weights": {"type": "float"}, "input_activations": {"type": "float"}},
+    "FP8_DYNAMIC": {
+        "weights": {"type": "float", "strategy": "channel"},
+        "input_activations": {"type": "float", **_TOKENS},
+    },
+    "FP8_BLOCK": {"weights": _BLOCKS_OF_128, "input_activations": _GROUPS_OF_128},
+    "W8A8": {"weights": {"strategy": "channel"}, "input_activations": _TOKENS},
+    "INT8": {"weights": {"strategy": "channel"}, "input_activations": _TOKENS},
+}
+
+#: Classes whose name is a target of every linear layer: its own, vLLM's, and the base of all.
+_LINEAR_CLASSES = ("Linear", "LinearBase", "Module")
+
+#: Elements of a block along an axis: as many as the axes of an array can have on every machine.
+_LONGEST_BLOCK = 2**31 - 1
+
+#: Steps of all patterns of a config together: some hundred patterns and layers take a tenth.
+_STEPS = 3_000_000
+
+#: The first part of a tensor's name where a head's checkpoint holds an encoder.
+_BASE_PREFIXES = ("bert", "distilbert", "roberta", "electra")
+
+
+@dataclass(frozen=True, eq=False)
+class StoredQuantization:
+    """What ``config.json`` says of the quantized tensors of a checkpoint.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    scale_name : str
+        What a weight's scale is called.
+    rows : mapping of str to int
+        By site: how many rows of a weight share the scales of a block. 1 where
+        a site is missing.
+    scales : mapping of str to Scale
+        The static scales that are not tensors, by ``site:a`` and ``site:b``.
+    """
+
+    recipe: Recipe
+    scale_name: str = "weight_scale"
+    rows: Mapping[str, int] = field(default_factory=dict)
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+
+
+# Writing
+
+
+def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dict[str, Any]:
+    """The ``quantization_config`` of a recipe.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    modules : mapping of str to str
+        Every linear layer: its site, and its name in the checkpoint.
+
+    Raises
+    ------
+    BertNumpyError
+        If no weight is quantized, or a layer is quantized so that others would
+        read its weight wrongly.
+    """
+    schemes: dict[str, dict[str, Any]] = {}
+    for site in modules:
+        how = recipe.site(site)
+        place = f"recipe {recipe.name}: {site}"
+        if how.quantizes and how.migration is not None:
+            raise BertNumpyError(
+                f"{place}: expected no migration: the layout of compressed-tensors has no "
+                "place for divided inputs, so others would read the weights wrongly"
+            )
+        if how.b.fmt is None:
+            continue
+        if how.b.fmt not in _LAYOUTS:
+            raise BertNumpyError(
+                f"{place}: weight: expected {', '.join(map(str, _LAYOUTS))} to be written, "
+                f"found {how.b.fmt}"
+            )
+        schemes[site] = {
+            "weights": _arguments(how.b, True),
+            "input_activations": _arguments(how.a, False) if says_input(how) else None,
+            "output_activations": None,
+            "format": _LAYOUTS[how.b.fmt],
+        }
+    if not schemes:
+        raise BertNumpyError(f"recipe {recipe.name}: expected quantized weights, found none")
+    # Schemes are dicts, which cannot be counted; their text can.
+    (usual, _), *_ = Counter(map(repr, schemes.values())).most_common()
+    targets: dict[str, list[str]] = {usual: ["Linear"]}
+    for site, scheme in schemes.items():
+        if repr(scheme) != usual:
+            targets.setdefault(repr(scheme), []).append(_pattern(modules[site]))
+    by_text = {repr(scheme): scheme for scheme in schemes.values()}
+    formats = {scheme["format"] for scheme in schemes.values()}
+    return {
+        "quant_method": COMPRESSED_TENSORS,
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": {
+            f"group_{i}": {"targets": names, **by_text[text]}
+            for i, (text, names) in enumerate(targets.items())
+        },
+        "ignore": [_pattern(name) for site, name in modules.items() if site not in schemes],
+        "kv_cache_scheme": None,
+    }
+
+
+def npfp8_config(
+    recipe: Recipe, plans: Mapping[str, SitePlan], modules: Mapping[str, str]
+) -> dict[str, Any]:
+    """The ``npfp8_config`` of a quantized model: its recipe and the scales without a tensor."""
+    scales, zero_points = {}, {}
+    for site, plan in plans.items():
+        for name, scale in ((f"{site}:a", plan.a), (f"{site}:b", plan.b)):
+            if scale is None or (site in modules and says_input(plan.recipe)):
+                continue
+            scales[name] = float(scale.scale)  # as a double, which restores every float32
+            if scale.zero_point is not None:
+                zero_points[name] = scale.zero_point
+    return {
+        "version": _VERSION,
+        "producer": f"fp8-bert-numpy {npfp8.__version__}",
+        "recipe": recipe_object(recipe),
+        "scales": scales,
+        "zero_points": zero_points,
+    }
+
+
+def says_input(how: SiteRecipe) -> bool:
+    """Whether compressed-tensors' layout says how a linear layer's input is quantized."""
+    return how.b.fmt is not None and how.a.fmt in _KINDS
+
+
+def _arguments(operand: Operand, weight: bool) -> dict[str, Any]:
+    """An operand as compressed-tensors' ``QuantizationArgs``."""
+    assert operand.fmt is not None
+    kind, symmetric = _KINDS.get(operand.fmt, ("float", True))
+    granularity = operand.granularity
+    strategy = {"block": "group", "token": "channel" if weight else "token"}.get(
+        granularity, granularity
+    )
+    return {
+        "num_bits": 8,
+        "type": kind,
+        "symmetric": symmetric,
+        "strategy": strategy,
+        "group_size": operand.block if strategy == "group" else None,
+        "block_structure": None,
+        "dynamic": operand.dynamic and not weight,
+        "actorder": None,
+    }
+
+
+def _pattern(module: str) -> str:
+    """A target that fits a layer whether or not the encoder is inside a model with a head."""
+    first, _, rest = module.partition(".")
+    return f"re:(.*\\.)?{re.escape(rest if first in _BASE_PREFIXES else module)}$"
+
+
+# Reading
+
+
+def read_quantization(
+    raw: Mapping[str, Any], place: str, modules: Mapping[str, str], is_coded: Callable[[str], bool]
+) -> StoredQuantization:
+    """What a quantized checkpoint's ``config.json`` says.
+
+    Parameters
+    ----------
+    raw : mapping
+        The JSON object.
+    place : str
+        The file, for messages.
+    modules : mapping of str to str
+        Every linear layer: its site, and its name in the checkpoint.
+    is_coded : callable
+        Whether a site's weight is stored as codes; asked where the config does
+        not say it.
+
+    Raises
+    ------
+    BertNumpyError
+        If a section is malformed, or asks for what is not implemented; names
+        the key.
+    """
+    key = quantization_key(raw) or "quantization_config"
+    reader = _Reader(f"{place}: key {key!r}")
+    config = reader.mapping(raw.get(key))
+    if EXTRA_KEY in raw:
+        return _own(raw, place, modules)
+    _check_sparsity(_Reader(place), raw)
+    if "quantization_config" in config:  # beside a sparsity_config
+        _check_sparsity(reader, config)
+        reader = reader.at("quantization_config")
+        config = reader.mapping(config["quantization_config"])
+    method = config.get("quant_method")
+    # The old key is compressed-tensors' alone, whose first releases had another name.
+    if method == COMPRESSED_TENSORS or (
+        key == "compression_config" and method in (None, "sparseml")
+    ):
+        stored = _compressed_tensors(config, reader, modules)
+    elif method == "fp8":
+        stored = _fine_grained(config, reader, modules, is_coded)
+    else:
+        raise reader.error("quant_method", f"{COMPRESSED_TENSORS!r} or 'fp8'", method)
+    dtype = raw.get("dtype", raw.get("torch_dtype"))
+    recipe = replace(stored.recipe, arithmetic="bfloat16" if dtype == "bfloat16" else "float32")
+    return replace(stored, recipe=recipe)
+
+
+def quantization_key(raw: Mapping[str, Any]) -> str | None:
+    """The key of ``config.json`` that says how a checkpoint is quantized; None if none does."""
+    keys = ("quantization_config", "compression_config")
+    return next((key for key in keys if raw.get(key) is not None), None)
+
+
+def _check_sparsity(reader: _Reader, values: Mapping[str, Any]) -> None:
+    """Refuse weights that are stored without their zeros; "dense" is how all others are."""
+    if config := values.get("sparsity_config"):
+        inside = reader.at("sparsity_config")
+        if (layout := inside.mapping(config).get("format")) not in (None, "dense"):
+            raise inside.error("format", "'dense'", layout)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Where in the file one is, and the errors that say so."""
+
+    place: str
+
+    def at(self, key: str) -> _Reader:
+        return _Reader(f"{self.place}: key {key!r}")
+
+    def error(self, key: str, expected: str, found: Any) -> BertNumpyError:
+        shown = "nothing" if found is None else repr(found)
+        return BertNumpyError(f"{self.place}: key {key!r}: expected {expected}, found {shown}")
+
+    def mapping(self, value: Any) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            shown = "nothing" if value is None else repr(value)
+            raise BertNumpyError(f"{self.place}: expected a JSON object, found {shown}")
+        return value
+
+    def names(self, values: Mapping[str, Any], key: str) -> list[str]:
+        """A list of strings; empty where there is none."""
+        names = values.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise self.error(key, "a list of names", names)
+        return names
+
+    def absent(self, values: Mapping[str, Any], *keys: str) -> None:
+        """Refuse what would change the result and is not implemented."""
+        for key in keys:
+            if values.get(key):
+                raise self.error(key, "nothing: this is not implemented", values[key])
+
+
+def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> StoredQuantization:
+    reader = _Reader(f"{place}: key {EXTRA_KEY!r}")
+    extra = reader.mapping(raw[EXTRA_KEY])
+    if extra.get("version") != _VERSION:
+        raise reader.error("version", str(_VERSION), extra.get("version"))
+    try:
+        recipe = recipe_of(extra.get("recipe"))
+        expected = compressed_tensors_config(recipe, modules)
+    except BertNumpyError as error:
+        raise BertNumpyError(f"{reader.place}: {error}") from None
+    if raw.get("quantization_config") != expected:
+        raise BertNumpyError(
+            f"{place}: key 'quantization_config': expected what the recipe in {EXTRA_KEY!r} "
+            "comes to, found another"
+        )
+    scales = reader.at("scales").mapping(extra.get("scales"))
+    zero_points = reader.at("zero_points").mapping(extra.get("zero_points"))
+    found = {}
+    for name, value in scales.items():
+        zero_point = zero_points.get(name)
+        if type(value) is not float or not _is_scale(value):
+            raise reader.at("scales").error(name, "a positive, normal float32", value)
+        if zero_point is not None and not (type(zero_point) is int and 0 <= zero_point <= 255):
+            raise reader.at("zero_points").error(name, "0..255", zero_point)
+        found[name] = Scale(np.asarray(value, np.float32), zero_point)
+    return StoredQuantization(recipe, scales=found)
+
+
+def _is_scale(value: float) -> bool:
+    limits = np.finfo(np.float32)
+    return float(limits.tiny) <= value <= float(limits.max)
+
+
+def _compressed_tensors(
+    config: Mapping[str, Any], reader: _Reader, modules: Mapping[str, str]
+) -> StoredQuantization:
+    if (status := config.get("quantization_status")) not in (None, *_STATUSES):
+        raise reader.error("quantization_status", f"one of {', '.join(_STATUSES)}", status)
+    reader.absent(config, "kv_cache_scheme", "moe_sparsity_config")
+    _check_sparsity(reader, config)
+    transforms = reader.at("transform_config").mapping(config.get("transform_config") or {})
+    reader.at("transform_config").absent(transforms, "config_groups")
+    groups = reader.at("config_groups")
+    schemes = groups.mapping(config.get("config_groups", {}))
+    if schemes:
+        _check_layout(config, reader)
+    how_of: dict[str, tuple[SiteRecipe, int]] = {}  # by target: the last group that has it
+    for name, group in schemes.items():
+        inside = groups.at(name)
+        targets, how, rows = _scheme(inside, name, group)
+        how_of |= dict.fromkeys(targets, (how, rows))
+    budget = Budget(_STEPS)
+    ignored = _Targets(reader.names(config, "ignore"), reader.at("ignore"), budget)
+    wanted = _Targets(how_of, groups, budget)
+    by_site, rows_of = {}, {}
+    for site, module in modules.items():
+        if ignored.best(module) is not None:
+            continue
+        target = wanted.best(module)
+        if target is not None and how_of[target][0].b.fmt is not None:
+            by_site[site], rows_of[site] = how_of[target]
+    return StoredQuantization(_recipe(COMPRESSED_TENSORS, by_site), rows=rows_of)
+
+
+def _scheme(reader: _Reader, name: str, group: Any) -> tuple[list[str], SiteRecipe, int]:
+    """The targets of a group, how they are quantized, and the rows of a block."""
+    if isinstance(group, list):
+        if (preset := _PRESETS.get(name.upper())) is None:
+            expected = f"a JSON object; or a list, of a group called {', '.join(_PRESETS)}"
+            raise BertNumpyError(f"{reader.place}: expected {expected}, found a list")
+        group = preset | {"targets": group}
+    scheme = reader.mapping(group)
+    if scheme.get("format") is not None:
+        _check_layout(scheme, reader)
+    reader.absent(scheme, "output_activations", *sorted(scheme.keys() - _SCHEME))
+    targets = reader.names(scheme, "targets")
+    a, b, rows = Operand(), Operand(), 1
+    weights, inputs = scheme.get("weights"), scheme.get("input_activations")
+    if weights is not None or inputs is not None:
+        b, rows = _operand(reader.at("weights"), weights, True)
+    if inputs is not None:
+        a, _ = _operand(reader.at("input_activations"), inputs, False)
+    try:
+        return targets, SiteRecipe(a, b), rows
+    except BertNumpyError as error:
+        raise BertNumpyError(f"{reader.place}: {error}") from None
+
+
+def _check_layout(values: Mapping[str, Any], reader: _Reader) -> None:
+    if values.get("format") not in _READABLE_LAYOUTS:
+        raise reader.error("format", f"one of {', '.join(_READABLE_LAYOUTS)}", values.get("format"))
+
+
+def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
+    """An operand from compressed-tensors' ``QuantizationArgs``, and the rows of a block."""
+    arguments = reader.mapping(values)
+
+    def get(key: str, expected: tuple[Any, ...], default: Any = None) -> Any:
+        found = arguments.get(key, default)
+        if isinstance(found, str):
+            found = found.lower()  # as the package does
+        if not any(type(found) is type(one) and found == one for one in expected):
+            raise reader.error(key, " or ".join(map(repr, expected)), found)
+        return found
+
+    get("num_bits", (8,), 8)
+    kind = get("type", ("float", "int"), "int")
+    symmetric = get("symmetric", (True, False) if kind == "int" else (True,), True)
+    fmt = _NAMED[kind, symmetric]
+    dynamic = get("dynamic", (False,) if weight else (True, False), False)
+    # "weight", or "static", is an order of GPTQ's that leaves the columns where they are.
+    if (order := arguments.get("actorder")) not in (None, False, "weight", "static"):
+        raise reader.error("actorder", "nothing or 'weight': others are not implemented", order)
+    scales = arguments.get("scale_dtype")
+    if scales is not None and str(scales).removeprefix("torch.") not in _SCALE_DTYPES:
+        raise reader.error("scale_dtype", f"one of {', '.join(_SCALE_DTYPES)}", scales)
+    reader.absent(arguments, *sorted(arguments.keys() - _ARGUMENTS))
+    size = arguments.get("group_size")
+    if size is not None and not (type(size) is int and (size == -1 or _is_length(size))):
+        raise reader.error("group_size", f"1..{_LONGEST_BLOCK}", size)
+    strategy = arguments.get("strategy")
+    if strategy is None:
+        strategy = "tensor" if size is None else "channel" if size == -1 else "group"
+    strategy = strategy.lower() if isinstance(strategy, str) else strategy
+    strategies: tuple[str, ...] = ("tensor", "channel", "group", "block")
+    if not weight:  # one scale of a whole batch would make a sequence's result depend on others
+        strategies = ("token", "group") if dynamic else ("tensor",)
+    if strategy not in strategies:
+        raise reader.error("strategy", " or ".join(map(repr, strategies)), strategy)
+    if strategy != "group" and size not in (None, -1):
+        raise reader.error("group_size", f"nothing, of strategy {strategy!r}", size)
+    if strategy != "block":
+        reader.absent(arguments, "block_structure")
+    if strategy in ("tensor", "channel", "token"):
+        return Operand(fmt, strategy, dynamic=strategy == "token"), 1
+    if strategy == "group":
+        if size in (None, -1):
+            raise reader.error("group_size", "at least 1", size)
+        rows, columns = 1, size
+    else:
+        rows, columns = _block(reader, arguments, "block_structure")
+    return Operand(fmt, "block", dynamic=True, block=columns), rows
+
+
+def _block(reader: _Reader, values: Mapping[str, Any], key: str) -> tuple[int, int]:
+    """The rows and columns of a block."""
+    found = values.get(key)
+    if isinstance(found, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", found):  # of old releases
+        found = [int(length) for length in found.split("x")]
+    if not isinstance(found, list) or len(found) != 2 or not all(map(_is_length, found)):
+        raise reader.error(key, "two numbers of at least 1 and of 31 bits", found)
+    return found[0], found[1]
+
+
+def _is_length(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _LONGEST_BLOCK
+
+
+class _Targets:
+    """Names, patterns (``re:``) and classes of layers, read once."""
+
+    def __init__(self, targets: Iterable[str], reader: _Reader, budget: Budget) -> None:
+        self.reader, self.budget = reader, budget
+        names = sorted(set(targets))
+        self.names = frozenset(names)
+        self.classes = [name for name in names if name in _LINEAR_CLASSES]
+        self.patterns: list[tuple[str, Pattern]] = []
+        for name in names:
+            if name.startswith("re:"):
+                try:
+                    self.patterns.append((name, compile_pattern(name.removeprefix("re:"))))
+                except ValueError as error:
+                    raise self.error(name, error) from None
+
+    def best(self, module: str) -> str | None:
+        """The target of a linear layer that counts; None if none is.
+
+        As the package has it: a name before a pattern before a class, and of several patterns
+        or classes the first in the order of the alphabet.
+        """
+        if module in self.names:
+            return module
+        for name, pattern in self.patterns:
+            try:
+                if pattern.matches(module, self.budget):
+                    return name
+            except ValueError as error:
+                raise self.error(name, error) from None
+        return self.classes[0] if self.classes else None
+
+    def error(self, name: str, reason: ValueError) -> BertNumpyError:
+        return BertNumpyError(
+            f"{self.reader.place}: expected a regular expression, found {name!r}: {reason}"
+        )
+
+
+def _fine_grained(
+    config: Mapping[str, Any],
+    reader: _Reader,
+    modules: Mapping[str, str],
+    is_coded: Callable[[str], bool],
+) -> StoredQuantization:
+    """Which layers are quantized is not in every such config: those whose weights are codes."""
+    for key, expected in (
+        ("activation_scheme", "dynamic"),
+        ("fmt", "e4m3"),
+        ("scale_fmt", "float"),
+    ):
+        if (found := config.get(key, expected)) != expected:
+            raise reader.error(key, repr(expected), found)
+    rows, columns = _block(reader, config, "weight_block_size")
+    operand = Operand(E4M3FN, "block", dynamic=True, block=columns)
+    coded = [site for site in modules if is_coded(site)]
+    recipe = _recipe("fp8", dict.fromkeys(coded, SiteRecipe(operand, operand)))
+    return StoredQuantization(recipe, "weight_scale_inv", dict.fromkeys(coded, rows))
+
+
+def _recipe(name: str, by_site: Mapping[str, SiteRecipe]) -> Recipe:
+    """A recipe that quantizes linear layers, each as given; none that is not."""
+    return Recipe(name, overrides=tuple(by_site.items()))

@@ -1,0 +1,533 @@
+"""Quantized checkpoints: folders that others read too, written whole and read back bit by bit.
+
+A linear layer's quantized weight is its codes (``F8_E4M3``, ``F8_E5M2``, ``I8``) under the name
+that it always had, and ``weight_scale``, float32: (1,) per tensor, (out, 1) per
+output channel, (out, in / block) per block. A static scale of its input is
+``input_scale``, (1,). Integers with a zero point are stored as int8, 128 below
+ours, with ``weight_zero_point`` and ``input_zero_point``. All this is the layout
+of compressed-tensors; :mod:`bert_numpy.checkpoints.quantization_config` has the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.checkpoints.config_file import read_config
+from bert_numpy.checkpoints.hub import resolve
+from bert_numpy.checkpoints.parameters import find_parameters, read_parameters
+from bert_numpy.checkpoints.pooling import pooling_files
+from bert_numpy.checkpoints.quantization_config import (
+    EXTRA_KEY,
+    StoredQuantization,
+    compressed_tensors_config,
+    npfp8_config,
+    quantization_key,
+    read_quantization,
+    says_input,
+)
+from bert_numpy.checkpoints.tensors import open_checkpoint, read_float32
+from bert_numpy.errors import BertNumpyError, read_json, writing
+from bert_numpy.model.config import BertConfig
+from bert_numpy.model.model import Model, model_sites
+from bert_numpy.quantization.convert import QuantizedModel, planned_model
+from bert_numpy.quantization.observers import is_affine
+from bert_numpy.quantization.policy import FLOAT32_POLICY, Scale, SitePlan
+from bert_numpy.quantization.recipe import Operand, Recipe
+from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
+from npfp8.files import check_folder, created_folder, open_regular, require_absent
+from npfp8.storage import Fp8Array, StoredTensor, save_file
+
+__all__ = [
+    "TOKENIZER_FILES",
+    "check_target",
+    "check_writable",
+    "is_quantized",
+    "linear_modules",
+    "load_quantized",
+    "save_quantized",
+    "side_files",
+    "stored_quantization",
+]
+
+#: safetensors' dtype of each format's codes.
+_CODE_DTYPES: dict[Format, str] = {E4M3FN: "F8_E4M3", E5M2: "F8_E5M2", INT8: "I8", UINT8: "I8"}
+
+#: What a tokenizer may consist of, of any architecture.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+)
+
+#: Bytes of the largest of them that is copied; the largest known has 35 MB.
+_MAX_SIDE_FILE = 1 << 28
+
+_MANIFEST = "SHA256SUMS"
+
+_Array = npt.NDArray[Any]
+
+
+def linear_modules(parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Every linear layer of a checkpoint: its site, and its name there.
+
+    A decoder that is the word embeddings' tensor is none: it has no codes of its own.
+    """
+    embeddings = {
+        tensor.key for name, tensor in parameters.items() if name.startswith("embeddings.")
+    }
+    return {
+        name.removesuffix(".weight"): tensor.key.removesuffix(".weight")
+        for name, tensor in parameters.items()
+        if name.endswith(".weight") and len(tensor.shape) == 2 and tensor.key not in embeddings
+    }
+
+
+# Writing
+
+
+def _written_modules(recipe: Recipe, parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """The linear layers of a checkpoint; a recipe must not quantize a matrix that two share."""
+    modules = linear_modules(parameters)
+    decoder = "cls.predictions.decoder"
+    tied = f"{decoder}.weight" in parameters and decoder not in modules
+    if tied and recipe.site(decoder).b.fmt is not None:
+        raise BertNumpyError(
+            f"recipe {recipe.name}: {decoder}: expected no quantization: the checkpoint holds the "
+            "matrix once, with the word embeddings, which are not quantized"
+        )
+    return modules
+
+
+def check_target(target: Path) -> None:
+    """Raise :class:`BertNumpyError` if nothing can be written as the new folder ``target``."""
+    with writing(target):
+        try:
+            require_absent(target)
+        except FileExistsError:
+            raise BertNumpyError(
+                f"{target}: expected no folder, or an empty one, found something: name another, as "
+                "nothing is written over"
+            ) from None
+        if not os.path.isdir(os.path.dirname(os.path.abspath(target))):
+            raise BertNumpyError(f"{target.parent}: expected a folder to write into, found none")
+        check_folder(target)
+
+
+def check_writable(config: BertConfig, recipe: Recipe, source: str | Path) -> None:
+    """Raise :class:`BertNumpyError` if the layout cannot say what a recipe does to a checkpoint."""
+    parameters = find_parameters(config, open_checkpoint(resolve(source)))
+    compressed_tensors_config(recipe, _written_modules(recipe, parameters))
+
+
+def side_files(folder: Path) -> list[str]:
+    """The files of a checkpoint that are copied beside quantized weights, as paths in its folder.
+
+    They are a tokenizer's and those of a sentence-transformers folder, as far as they are
+    there. What is copied may be published, so each has to be a file of the folder itself: links
+    are followed within it, and within a repository of the hub's cache, of which it may be a
+    snapshot. JSON has to be JSON.
+
+    Raises
+    ------
+    BertNumpyError
+        If one is a link that leads elsewhere, no file, or too large.
+    """
+    root = _repository(folder)
+    found = []
+    for name in (*TOKENIZER_FILES, *pooling_files(folder)):
+        path = folder / name
+        if not os.path.lexists(path):
+            continue
+        final = Path(os.path.realpath(path))
+        if not final.is_relative_to(root):
+            raise BertNumpyError(
+                f"{path}: expected a file of the model's folder, as it is copied into a folder to "
+                f"be published; found a link to {final}: put a copy in its place, or remove it"
+            )
+        try:
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise BertNumpyError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            raise BertNumpyError(str(error)) from None
+        if size > _MAX_SIDE_FILE:
+            raise BertNumpyError(
+                f"{path}: expected at most {_MAX_SIDE_FILE} bytes to copy, found {size}"
+            )
+        if path.suffix == ".json":
+            read_json(path, object)
+        found.append(name)
+    return found
+
+
+def _repository(folder: Path) -> Path:
+    """The folder that a checkpoint's files have to be in: its own, or its repository's cache."""
+    own = Path(os.path.realpath(folder))
+    is_snapshot = own.parent.name == "snapshots" and own.parent.parent.name.startswith("models--")
+    return own.parent.parent if is_snapshot else own
+
+
+def save_quantized(
+    model: QuantizedModel, source: str | Path, target: str | Path, card: str | None = None
+) -> None:
+    """Write a quantized model as a Hugging Face checkpoint; loading it gives the same bits.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+        As :func:`bert_numpy.apply_recipe` makes it of ``source``.
+    source : str or Path
+        The checkpoint in float32 (or float16, or bfloat16) that ``model`` was made of. What is
+        not quantized is copied from it byte for byte, and the files of the tokenizer and of a
+        sentence-transformers folder.
+    target : str or Path
+        The folder to make; whenever the process is killed, it is as it was or
+        complete. Nothing may be there but an empty folder.
+    card : str, optional
+        The model card, ``README.md``.
+
+    Raises
+    ------
+    BertNumpyError
+        If something is at ``target``, it cannot be written, or the layout
+        cannot say what the recipe does; see :func:`compressed_tensors_config`. If
+        ``source`` is not what the model was made of, or as :func:`side_files`.
+    """
+    folder, target = resolve(source), Path(target)
+    check_target(target)
+    parameters = find_parameters(model.config, open_checkpoint(folder))
+    raw = read_json(folder / "config.json")
+    modules = _written_modules(model.recipe, parameters)
+    raw["quantization_config"] = compressed_tensors_config(model.recipe, modules)
+    raw[EXTRA_KEY] = npfp8_config(model.recipe, model.plans, modules)
+    _require_source(model, folder, parameters)
+    copied = side_files(folder)
+    # Scales are float32, and transformers makes them of the dtype that it finds here.
+    raw.pop("torch_dtype", None)
+    raw["dtype"] = "float32"
+    tensors: dict[str, _Array | Fp8Array | StoredTensor] = {}
+    for name, parameter in parameters.items():
+        tensors |= _stored_weight(parameter, model.weights[name])
+        plan = model.plans.get(name.removesuffix(".weight"))
+        if plan is not None and plan.a is not None and says_input(plan.recipe):
+            tensors |= _stored_input(parameter.key.removesuffix("weight"), plan.a)
+    with writing(target), created_folder(target) as made:
+        save_file(tensors, made / "model.safetensors", {"format": "pt"})
+        _write(made / "config.json", json.dumps(raw, indent=2) + "\n")
+        for name in copied:
+            (made / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / name, made / name)
+        if card is not None:
+            _write(made / "README.md", card)
+        _write(made / _MANIFEST, _manifest(made))
+
+
+def _require_source(
+    model: QuantizedModel, folder: Path, parameters: Mapping[str, StoredTensor]
+) -> None:
+    """Refuse a source that the model was not made of: the files would be of both.
+
+    Its weights have to be the model's, bit for bit; where those are codes, what the
+    source's weights become with the model's scales.
+    """
+    config = replace(read_config(folder / "config.json"), pooling=model.config.pooling)
+    if config != model.config:
+        raise BertNumpyError(
+            f"{folder / 'config.json'}: expected the config of the checkpoint that {model.name} "
+            "was made of, found another"
+        )
+    for name, parameter in parameters.items():
+        weight, values = model.weights[name], read_float32(parameter)
+        if isinstance(weight, QuantizedTensor):
+            codes = quantize(
+                values, weight.fmt, weight.scale, weight.axis, weight.block, weight.zero_point
+            ).codes
+            same = np.array_equal(codes, weight.codes)
+        else:
+            same = np.array_equal(values.view(np.uint32), weight.view(np.uint32))
+        if not same:
+            raise BertNumpyError(
+                f"{parameter.file}: tensor {parameter.key!r}: expected the weights that "
+                f"{model.name} was made of, found others"
+            )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _manifest(folder: Path) -> str:
+    """The SHA-256 of every file, as ``sha256sum`` prints and checks it."""
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        lines.append(f"{digest.hexdigest()}  {path.relative_to(folder).as_posix()}\n")
+    return "".join(lines)
+
+
+def _stored_weight(
+    parameter: StoredTensor, weight: _Array | QuantizedTensor
+) -> dict[str, _Array | Fp8Array | StoredTensor]:
+    """The tensors of one parameter, by key."""
+    if not isinstance(weight, QuantizedTensor):
+        return {parameter.key: parameter}
+    shape = {None: (1,), 0: (-1, 1), 1: weight.scale.shape}[weight.axis]
+    stored: dict[str, _Array | Fp8Array | StoredTensor] = {
+        parameter.key: Fp8Array(weight.codes, weight.fmt)
+        if isinstance(weight.fmt, FloatFormat)
+        else _to_int8(weight.codes),
+        f"{parameter.key}_scale": weight.scale.reshape(shape),
+    }
+    if weight.zero_point is not None:
+        stored[f"{parameter.key}_zero_point"] = _to_int8(weight.zero_point).reshape(shape)
+    return stored
+
+
+def _stored_input(prefix: str, scale: Scale) -> dict[str, _Array]:
+    stored: dict[str, _Array] = {f"{prefix}input_scale": scale.scale.reshape(1)}
+    if scale.zero_point is not None:
+        stored[f"{prefix}input_zero_point"] = _to_int8(np.array([scale.zero_point], np.uint8))
+    return stored
+
+
+def _to_int8(codes: _Array) -> npt.NDArray[np.int8]:
+    """INT8 codes as they are, UINT8 codes less 128."""
+    return codes if codes.dtype == np.int8 else (codes ^ np.uint8(0x80)).view(np.int8)
+
+
+def _to_uint8(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    return codes.view(np.uint8) ^ np.uint8(0x80)
+
+
+# Reading
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether a checkpoint's ``config.json`` says that it is quantized."""
+    raw = read_json(folder / "config.json")
+    return quantization_key(raw) is not None or EXTRA_KEY in raw
+
+
+def stored_quantization(folder: Path, parameters: Mapping[str, StoredTensor]) -> StoredQuantization:
+    """What a quantized checkpoint's config says; see :func:`read_quantization`."""
+    path = folder / "config.json"
+
+    def is_coded(site: str) -> bool:
+        return parameters[f"{site}.weight"].dtype == "F8_E4M3"
+
+    return read_quantization(read_json(path), str(path), linear_modules(parameters), is_coded)
+
+
+def load_quantized(config: BertConfig, folder: Path, name: str) -> QuantizedModel:
+    """Load a quantized checkpoint: ours, or another's in one of the layouts that are known.
+
+    Raises
+    ------
+    BertNumpyError
+        If a section of the config, a code, a scale or a zero point is missing
+        or not as it must be; names the file and the key.
+    """
+    stored = open_checkpoint(folder)
+    parameters = find_parameters(config, stored)
+    quantization = stored_quantization(folder, parameters)
+    recipe = quantization.recipe
+    modules = linear_modules(parameters)
+    coded = {
+        f"{site}.weight": operand
+        for site in modules
+        if (operand := recipe.site(site).b).fmt is not None
+    }
+    plain = {key: parameters[key] for key in parameters if key not in coded}
+    floats = read_parameters(config, stored, plain)
+    weights: dict[str, npt.NDArray[np.float32] | QuantizedTensor] = {}
+    for key, parameter in parameters.items():
+        if key not in coded:
+            weights[key] = floats[key]
+            continue
+        rows = quantization.rows.get(key.removesuffix(".weight"), 1)
+        weights[key] = _read_weight(parameter, stored, coded[key], quantization.scale_name, rows)
+    plans: dict[str, SitePlan] = {}
+    sites = model_sites(Model(config, weights, FLOAT32_POLICY, name))
+    try:
+        recipe.check_overrides(sites)
+    except BertNumpyError as error:
+        raise BertNumpyError(f"{folder / 'config.json'}: {error}") from None
+    for site in sites:
+        how = recipe.site(site)
+        if not how.quantizes:
+            continue
+        scales: dict[str, Scale] = {}
+        for side, operand in (("a", how.a), ("b", how.b)):
+            if operand.fmt is None or operand.dynamic or (side == "b" and site in modules):
+                continue
+            if site in modules and says_input(how):
+                scales[side] = _read_input(parameters[f"{site}.weight"], stored, operand)
+            else:
+                scales[side] = _given(quantization, f"{site}:{side}", operand, folder)
+        plans[site] = SitePlan(how, scales.get("a"), scales.get("b"))
+    return planned_model(config, weights, recipe, plans, name)
+
+
+def _read_weight(
+    parameter: StoredTensor,
+    stored: Mapping[str, StoredTensor],
+    operand: Operand,
+    scale_name: str,
+    rows: int,
+) -> QuantizedTensor:
+    """A linear layer's weight, (out, in), with its scales in our layout."""
+    fmt = operand.fmt
+    assert fmt is not None
+    outputs, inputs = parameter.shape
+    granularity = "channel" if operand.granularity == "token" else operand.granularity
+    if granularity == "block":
+        columns = -(-inputs // operand.block)
+        shapes: tuple[tuple[int, ...], ...] = ((-(-outputs // rows), columns),)
+    elif granularity == "channel":
+        shapes = ((outputs, 1), (outputs,))
+    else:
+        shapes = ((1,), (), (1, 1))
+    prefix = parameter.key.removesuffix("weight")
+    tensor = _companion(parameter, stored, f"{prefix}{scale_name}", shapes)
+    scale = read_float32(tensor)
+    zero_point = _read_zero_point(parameter, stored, f"{prefix}weight_zero_point", fmt, shapes)
+    codes = _read_codes(parameter, fmt)
+
+    def arranged(values: _Array) -> _Array:
+        if granularity == "tensor":
+            return values.reshape(())
+        if operand.granularity == "token":
+            return values.reshape(outputs, 1)  # one block along the sum
+        if granularity == "channel":
+            return values.reshape(outputs)
+        return values[np.arange(outputs) // min(rows, outputs)]
+
+    axis, block = {
+        "tensor": (None, None),
+        "channel": (0, None),
+        "token": (1, inputs),
+        "block": (1, operand.block),
+    }[operand.granularity]
+    try:
+        return QuantizedTensor(
+            codes,
+            arranged(scale),
+            fmt,
+            axis,
+            None if zero_point is None else arranged(zero_point),
+            block,
+        )
+    except ValueError as error:
+        raise BertNumpyError(f"{tensor.file}: tensor {tensor.key!r}: {error}") from None
+
+
+def _read_input(
+    parameter: StoredTensor, stored: Mapping[str, StoredTensor], operand: Operand
+) -> Scale:
+    """The static scale of a linear layer's input."""
+    assert operand.fmt is not None
+    prefix = parameter.key.removesuffix("weight")
+    tensor = _companion(parameter, stored, f"{prefix}input_scale", ((1,), ()))
+    scale = read_float32(tensor).reshape(())
+    zero_point = _read_zero_point(
+        parameter, stored, f"{prefix}input_zero_point", operand.fmt, ((1,), ())
+    )
+    if not scale >= np.finfo(np.float32).tiny:
+        raise BertNumpyError(
+            f"{tensor.file}: tensor {tensor.key!r}: expected positive and normal, found {scale}"
+        )
+    return Scale(scale, None if zero_point is None else int(zero_point.reshape(())))
+
+
+def _given(quantization: StoredQuantization, name: str, operand: Operand, folder: Path) -> Scale:
+    """A static scale that is in the config."""
+    assert operand.fmt is not None
+    place = f"{folder / 'config.json'}: key {EXTRA_KEY!r}"
+    if name not in quantization.scales:
+        raise BertNumpyError(f"{place}: key 'scales': expected a scale of {name!r}, found none")
+    scale = quantization.scales[name]
+    if (scale.zero_point is not None) != is_affine(operand.fmt):
+        expected = "a zero point" if is_affine(operand.fmt) else "no zero point"
+        raise BertNumpyError(f"{place}: key 'zero_points': expected {expected} of {name!r}")
+    return scale
+
+
+def _companion(
+    parameter: StoredTensor,
+    stored: Mapping[str, StoredTensor],
+    key: str,
+    shapes: tuple[tuple[int, ...], ...],
+) -> StoredTensor:
+    """The tensor that goes with a weight, of one of some shapes."""
+    expected = " or ".join(map(str, shapes))
+    if key not in stored:
+        raise BertNumpyError(
+            f"{parameter.file}: tensor {key!r}: expected shape {expected} by config.json, "
+            "but missing"
+        )
+    tensor = stored[key]
+    if tensor.shape not in shapes:
+        raise BertNumpyError(
+            f"{tensor.file}: tensor {key!r}: expected shape {expected} by config.json, found "
+            f"{tensor.shape}"
+        )
+    return tensor
+
+
+def _read_zero_point(
+    parameter: StoredTensor,
+    stored: Mapping[str, StoredTensor],
+    key: str,
+    fmt: Format,
+    shapes: tuple[tuple[int, ...], ...],
+) -> _Array | None:
+    """A zero point in our codes; None for a format without one, where others may write zeros."""
+    if not is_affine(fmt) and key not in stored:
+        return None
+    tensor = _companion(parameter, stored, key, shapes)
+    place = f"{tensor.file}: tensor {key!r}"
+    if is_affine(fmt):
+        if tensor.dtype != "I8":
+            raise BertNumpyError(f"{place}: expected dtype I8, found {tensor.dtype}")
+        return _to_uint8(tensor.read_as(np.int8))
+    if any(tensor.read_bytes()):
+        raise BertNumpyError(f"{place}: expected zeros: the layer is quantized symmetrically")
+    return None
+
+
+def _read_codes(parameter: StoredTensor, fmt: Format) -> _Array:
+    if parameter.dtype != _CODE_DTYPES[fmt]:
+        raise BertNumpyError(
+            f"{parameter.file}: tensor {parameter.key!r}: expected dtype {_CODE_DTYPES[fmt]} by "
+            f"config.json, found {parameter.dtype}"
+        )
+    if not isinstance(fmt, FloatFormat):
+        codes = parameter.read_as(np.int8)
+        return codes if fmt == INT8 else _to_uint8(codes)
+    codes = parameter.read_as(np.uint8)
+    if (bad := ~np.isfinite(fmt.values)[codes]).any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise BertNumpyError(
+            f"{parameter.file}: tensor {parameter.key!r}: expected finite numbers, found code "
+            f"0x{codes[index]:02X} at {list(index)}"
+        )
+    return codes

@@ -1,0 +1,214 @@
+"""Reading safetensors checkpoints, single or sharded, as Hugging Face writes them.
+
+Every header is checked twice: by the ``safetensors`` library, and by
+:mod:`npfp8.storage`, which says which key is wrong, lets no other spelling
+through, and reads what NumPy lacks (bfloat16). A file with a dtype that the
+library does not know is checked by the second alone: the library refuses all of
+it, whether anything reads that tensor or not.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from bert_numpy.errors import BertNumpyError, one_line, read_json
+from npfp8 import bfloat16
+from npfp8.files import is_plain_name, open_regular
+from npfp8.storage import StoredTensor, read_header
+
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "missing_weights",
+    "open_checkpoint",
+    "read_float32",
+    "read_weight_map",
+]
+
+Float32Array = npt.NDArray[np.float32]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+#: The dtypes that every release of the library knows, from 0.4.3 on.
+_LIBRARY_DTYPES = frozenset(
+    [
+        "BOOL",
+        "U8",
+        "I8",
+        "F8_E5M2",
+        "F8_E4M3",
+        "I16",
+        "U16",
+        "F16",
+        "BF16",
+        "I32",
+        "U32",
+        "F32",
+        "F64",
+        "I64",
+        "U64",
+    ]
+)
+
+#: Elements that are checked at a time.
+_BLOCK = 1 << 18
+
+
+def read_float32(tensor: StoredTensor) -> Float32Array:
+    """A tensor as float32 (exact for F32, F16 and BF16).
+
+    A float32 tensor is not copied where the machine can use the file's bytes as
+    they are: the array is a read-only view of the mapped file, whose pages the
+    system may drop and read again.
+
+    Raises
+    ------
+    BertNumpyError
+        If it is of another dtype, or has a NaN or an infinity.
+    """
+    place = f"{tensor.file}: tensor {tensor.key!r}"
+    if tensor.dtype not in _FLOAT_DTYPES:
+        raise BertNumpyError(f"{place}: expected dtype F32, F16 or BF16, found {tensor.dtype}")
+    stored = tensor.view_as(_FLOAT_DTYPES[tensor.dtype])
+    if not stored.flags.aligned:  # a file may begin its data at any byte
+        stored = stored.copy()
+    if tensor.dtype == "BF16":
+        values = bfloat16.from_bits(stored.astype(np.uint16, copy=False))
+    else:
+        values = stored.astype(np.float32, copy=False)
+    place_of_bad = _first_not_finite(values)
+    if place_of_bad is not None:
+        raise BertNumpyError(
+            f"{place}: expected finite numbers, found {values[place_of_bad]} "
+            f"at {list(place_of_bad)}"
+        )
+    return values
+
+
+def _first_not_finite(values: Float32Array) -> tuple[int, ...] | None:
+    """The index of the first NaN or infinity; block by block, so that it takes no memory."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        finite = np.isfinite(flat[start : start + _BLOCK])
+        if not finite.all():
+            found = np.unravel_index(start + int(finite.argmin()), values.shape)
+            return tuple(int(i) for i in found)
+    return None
+
+
+def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
+    """Find every tensor of a checkpoint folder; the data is not read yet.
+
+    Symbolic links are followed wherever they lead, as the hub's cache consists
+    of them. What a file says is not: an index names files of its own folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``model.safetensors``, or ``model.safetensors.index.json`` and the
+        shards that it names.
+
+    Returns
+    -------
+    dict of str to StoredTensor, by key
+
+    Raises
+    ------
+    BertNumpyError
+        If there is no such file, a file is corrupt or truncated, a key is
+        duplicated or missing from its shard, or the index leads out of the folder.
+    """
+    if os.path.lexists(folder / SINGLE):
+        return _read_header(folder / SINGLE)
+    if os.path.lexists(folder / INDEX):
+        return _read_shards(folder / INDEX)
+    raise missing_weights(str(folder), [path.name for path in folder.glob("*")])
+
+
+def missing_weights(place: str, names: Iterable[str]) -> BertNumpyError:
+    """The error for a folder or a repository of the named files, without safetensors."""
+    pickles = sorted(
+        name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")
+    )
+    if not pickles:
+        return BertNumpyError(f"{place}: expected {SINGLE} or {INDEX}, found neither")
+    return BertNumpyError(
+        f"{place}: expected {SINGLE} or {INDEX}, found only {pickles[0]}, a pickle, which is not "
+        "read, as it can run any code; convert it with transformers, if you trust it: "
+        "AutoModelForX.from_pretrained(MODEL).save_pretrained(FOLDER) for the X of the "
+        "architecture in config.json"
+    )
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """The shard of each tensor, by the index: names of files in the index's folder.
+
+    Raises
+    ------
+    BertNumpyError
+        If the index is no JSON, has no map, or leads out of the folder.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BertNumpyError(f"{index}: key 'weight_map': expected tensor names, found none")
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or not is_plain_name(name):
+            raise BertNumpyError(
+                f"{index}: tensor {key!r}: expected a file name in this folder, found {name!r}"
+            )
+    return weight_map
+
+
+def _read_shards(index: Path) -> dict[str, StoredTensor]:
+    shards: dict[str, dict[str, StoredTensor]] = {}
+    tensors = {}
+    for key, name in read_weight_map(index).items():
+        if name not in shards:
+            shards[name] = _read_header(index.parent / name)
+        if key not in shards[name]:
+            raise BertNumpyError(f"{index.parent / name}: tensor {key!r}: expected, but missing")
+        tensors[key] = shards[name][key]
+    return tensors
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file."""
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that no file can have
+        raise BertNumpyError(f"{path}: no such file")
+    try:
+        open_regular(path).close()  # the library would wait for a pipe
+        try:
+            with safe_open(path, framework="numpy"):
+                pass  # opening checks the header against the file's size
+        except SafetensorError as error:
+            if (tensors := _newer_than_the_library(path)) is None:
+                raise BertNumpyError(
+                    f"{path}: expected a safetensors file, found: {error}"
+                ) from None
+            return tensors
+        return read_header(path)
+    except (OSError, MemoryError) as error:  # the latter where a file cannot be mapped
+        raise BertNumpyError(
+            f"{path}: expected a file, found an error: {one_line(error)}"
+        ) from None
+    except ValueError as error:  # which names the file
+        raise BertNumpyError(str(error)) from None
+
+
+def _newer_than_the_library(path: Path) -> dict[str, StoredTensor] | None:
+    """The tensors of a valid file with a dtype that not every release of the library knows."""
+    try:
+        tensors = read_header(path)
+    except ValueError:
+        return None
+    old = all(tensor.dtype in _LIBRARY_DTYPES for tensor in tensors.values())
+    return None if old else tensors

@@ -1,0 +1,201 @@
+"""The command ``bert-numpy golden``: export a kit, verify a candidate, write test vectors."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bert_numpy.checkpoints.hub import EMBEDDED, resolve
+from bert_numpy.checkpoints.load import load
+from bert_numpy.commands.options import (
+    add_format,
+    add_model,
+    add_sentence_scales,
+    calibrated_on_sentences,
+    check_scales,
+    chosen_recipe,
+    finite,
+    natural,
+    positive,
+    refuse,
+    require_together,
+)
+from bert_numpy.commands.report import Outcome, note, print_lines, progress_bar, write_text
+from bert_numpy.errors import BertNumpyError, writing
+from bert_numpy.evaluation.job import prepare, saved_calibration
+from bert_numpy.kit.candidate import load_candidate
+from bert_numpy.kit.export import make_kit, model_files, read_inputs, sequence
+from bert_numpy.kit.html import html_report
+from bert_numpy.kit.manifest import LEVELS, open_kit, write_kit
+from bert_numpy.kit.verify import PROFILES, verify
+from bert_numpy.quantization.calibration import Calibration
+from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
+from bert_numpy.tasks.tokenization import load_tokenizer
+from npfp8.files import created_folder
+from npfp8.vectors import check_results, read_vectors, write_all_vectors
+
+__all__ = ["add_golden_commands"]
+
+#: Adds a command: its name, its function and a summary.
+AddCommand = Callable[[str, Callable[[argparse.Namespace], Outcome], str], argparse.ArgumentParser]
+
+
+def add_golden_commands(command: AddCommand) -> None:
+    """Add the sub-commands of ``golden``."""
+    export = command("export", _export, "Write a kit of golden outputs: a folder.")
+    add = export.add_argument
+    add_model(export)
+    add("out", metavar="OUT", help="the folder to make")
+    export.set_defaults(out_kind="folder")
+    add_format(export, default="e4m3")
+    add("--inputs", metavar="FILE", help="a JSON list of texts, or of objects; see docs/kit.md")
+    add("--task", metavar="NAME", help="take the inputs from a task's data instead")
+    add("--data", metavar="DATA", help="the task's folder or file, or a data set on the hub")
+    add("--limit", type=positive, metavar="N", default=2, help="only the first N examples of it")
+    add("--level", action="append", choices=LEVELS, help="again for several; all by default")
+    add_sentence_scales(export)
+
+    compare = command("verify", _verify, "Compare a candidate's dumps with a kit.")
+    add = compare.add_argument
+    add("kit", metavar="KIT", help=f"a kit's folder, or {EMBEDDED} for the one that is here")
+    add("candidate", metavar="CANDIDATE", help="a safetensors file, or a folder of .npy files")
+    add("--profile", choices=PROFILES, default=PROFILES[0], help="what is tolerated")
+    add(
+        "--min-sqnr",
+        type=finite,
+        metavar="DB",
+        default=20.0,
+        help="statistical: the least signal-to-noise ratio of a tensor",
+    )
+    add(
+        "--max-flips",
+        type=natural,
+        metavar="N",
+        default=0,
+        help="statistical: at most N rows of logits with another largest element (default: 0)",
+    )
+    add("--html", metavar="FILE", help="write the report as a page with pictures")
+
+    vectors = command("vectors", _vectors, "Write the codec's test vectors as plain text.")
+    vectors.add_argument("out", metavar="OUT", help="the folder to make")
+    vectors.set_defaults(out_kind="folder")
+    check = command("check-vectors", _check_vectors, "Compare results with the test vectors.")
+    check.add_argument("files", metavar="FILE", nargs="+", help="with the codes found in column 3")
+
+
+def _export(arguments: argparse.Namespace) -> Outcome:
+    levels = [level for level in LEVELS if level in (arguments.level or LEVELS)]
+    out = Path(arguments.out)
+    if not {"layer", "model"} & set(levels):
+        refuse(arguments, _OF_A_MODEL, f"--level layer or model with it, found {levels[0]}")
+        kit = make_kit(levels)
+    else:
+        recipe = chosen_recipe(arguments, default="e4m3")
+        model = load(arguments.model, arguments.revision)
+        check_scales(arguments, [recipe], stored=isinstance(model, QuantizedModel))
+        inputs = _inputs(arguments)
+        needed = recipe.calibrated and not isinstance(model, QuantizedModel)
+        calibration = _calibration(arguments, model) if needed else None
+        golden = apply_recipe(model, recipe, calibration, golden=True)
+        files = model_files(resolve(arguments.model, arguments.revision))
+        with progress_bar(len(inputs), "inputs") as advance:
+            kit = make_kit(levels, golden, files, inputs, advance)
+    write_kit(kit, out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    report = {"kit": str(out), "levels": levels, "tensors": len(kit.tensors), "bytes": size}
+    return Outcome(
+        report, lambda: print_lines(f"{out}: {len(kit.tensors)} tensors, {size:,} bytes")
+    )
+
+
+#: The options of an export that only a model's levels use.
+_OF_A_MODEL = (
+    *("format", "revision", "inputs", "task", "data", "limit"),
+    *("calibration", "calibration_data", "calibration_samples"),
+)
+
+
+def _inputs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The sequences to run: of a file, or of a task's data."""
+    require_together(arguments)
+    if (arguments.inputs is None) == (arguments.task is None):
+        raise BertNumpyError("expected --inputs FILE, or --task NAME and --data DATA")
+    if arguments.inputs is not None:
+        refuse(arguments, ["limit"], "--task with it, found --inputs")
+        path = Path(arguments.inputs)
+        return read_inputs(path, load_tokenizer(arguments.model, arguments.revision))
+    job = prepare(
+        arguments.model,
+        arguments.task,
+        arguments.data,
+        calibrated=False,
+        limit=arguments.limit,
+        revision=arguments.revision,
+    )
+    return [sequence(encoded) for encoded in job.encoded[: arguments.limit]]
+
+
+def _calibration(arguments: argparse.Namespace, model: Any) -> Calibration:
+    if arguments.calibration is not None:
+        calibration = saved_calibration(arguments.calibration)
+        if not calibration.golden:
+            note("scales: from a calibration that is not golden")
+        return calibration
+    tokenizer = load_tokenizer(arguments.model, arguments.revision)
+    return calibrated_on_sentences(arguments, model, tokenizer, golden=True)
+
+
+def _verify(arguments: argparse.Namespace) -> Outcome:
+    if arguments.profile != "statistical":
+        expected = f"--profile statistical with it, found {arguments.profile}"
+        refuse(arguments, ["min_sqnr", "max_flips"], expected)
+    kit = open_kit(arguments.kit)
+    candidate = load_candidate(Path(arguments.candidate), kit)
+    report = verify(
+        kit,
+        candidate,
+        arguments.profile,
+        min_sqnr=arguments.min_sqnr,
+        max_flips=arguments.max_flips,
+        progress_bar=progress_bar,
+    )
+    if arguments.html is not None:
+        write_text(Path(arguments.html), html_report(kit, report, candidate))
+    lines = report.text().splitlines()
+    return Outcome({"kit": str(arguments.kit), **report.as_json()}, lambda: print_lines(*lines))
+
+
+def _vectors(arguments: argparse.Namespace) -> Outcome:
+    out = Path(arguments.out)
+    with writing(out), created_folder(out) as folder:
+        names = [path.name for path in write_all_vectors(folder)]
+    report = {"folder": str(out), "files": names}
+    return Outcome(report, lambda: print_lines(f"{out}: {len(names)} files"))
+
+
+def _check_vectors(arguments: argparse.Namespace) -> Outcome:
+    reports, lines = [], []
+    for file in arguments.files:
+        try:
+            report = check_results(read_vectors(Path(file)))
+        except FileNotFoundError:
+            raise BertNumpyError(f"{file}: no such file") from None
+        except OSError as error:
+            raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            path, text = Path(file), str(error)
+            if not text.startswith(str(path)):
+                text = f"{path}: {text.removeprefix(f'{path.name}: ')}"
+            raise BertNumpyError(text) from None
+        reports.append(report)
+        lines.append(f"{file}: {report.wrong} of {report.cases} cases are wrong")
+        if report.wrong:
+            lines += [f"  {report.first}", f"  cause: {report.cause or 'no known one'}"]
+    found = {
+        "passed": not any(report.wrong for report in reports),
+        "files": [asdict(report) for report in reports],
+    }
+    return Outcome(found, lambda: print_lines(*lines))

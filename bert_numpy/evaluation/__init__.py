@@ -1,0 +1,1 @@
+"""Running a model over a data set, and comparing what comes out."""

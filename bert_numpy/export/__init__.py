@@ -1,0 +1,1 @@
+"""A quantized model in other programs' formats."""

@@ -1,0 +1,260 @@
+"""What BERT's relatives call things, and where they differ from BERT: data, no code.
+
+Everything behind :func:`bert_numpy.load` knows one encoder, BERT's, under one
+set of names, those of transformers' ``BertModel``. A model type is described by
+the keys of its ``config.json``, the names of its tensors, and the few points in
+which its forward pass is another.
+
+Sources: the papers (BERT 1810.04805, DistilBERT 1910.01108, RoBERTa 1907.11692,
+XLM-R 1911.02116, CamemBERT 1911.03894, ELECTRA 2003.10555, all arXiv), and the
+checkpoints as transformers writes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+__all__ = [
+    "ARCHITECTURES",
+    "ENCODER",
+    "HEADS",
+    "SENTENCE_EMBEDDINGS",
+    "Architecture",
+    "Head",
+    "family_of",
+]
+
+#: Pairs of a canonical name and a checkpoint's; ``*`` is the number of a layer.
+Names = tuple[tuple[str, str], ...]
+
+_LAYER = re.compile(r"(?<=^encoder\.layer\.)\d+")
+
+#: How transformers names its classes: the model family, then what the class is.
+_CLASS = re.compile(r"(\w+?)(?:For(\w+)|Model|LMHeadModel|PreTrainedModel|Encoder|Decoder)")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands on the encoder.
+
+    Attributes
+    ----------
+    name : str
+        By which :mod:`bert_numpy.model.heads` has what is computed.
+    pooler : bool, optional
+        Whether it reads the pooler's output; None where the pooler is computed
+        if the checkpoint has one.
+    """
+
+    name: str
+    pooler: bool | None = False
+
+
+#: By what follows "For" in the class that wrote a checkpoint.
+HEADS = {
+    "SequenceClassification": Head("sequence classification", pooler=True),
+    "MultipleChoice": Head("multiple choice", pooler=True),
+    "NextSentencePrediction": Head("next sentence prediction", pooler=True),
+    "PreTraining": Head("pre-training", pooler=True),
+    "MaskedLM": Head("masked language modelling"),
+    "TokenClassification": Head("token classification"),
+    "QuestionAnswering": Head("question answering"),
+}
+
+ENCODER = Head("none: a bare encoder", pooler=None)
+SENTENCE_EMBEDDINGS = Head("sentence embeddings")
+_REPLACED_TOKENS = Head("replaced token detection")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """In what a model type differs from BERT.
+
+    Attributes
+    ----------
+    class_name : str
+        Of transformers' classes: ``{class_name}ForMaskedLM`` and so on.
+    prefix : str
+        Before the names of the encoder's tensors in the checkpoint of a model with a head.
+    keys : mapping of str to str
+        The keys of ``config.json`` that have other names, by BERT's.
+    aliases : tuple of str
+        The keys among these that transformers also reads under BERT's name
+        (``attribute_map`` of its configuration).
+    fixed : mapping of str to Any
+        Values of keys that it has not.
+    defaults : mapping of str to Any
+        Of keys that may be missing, where they are not BERT's.
+    expected : mapping of str to mapping
+        By the name of a head: keys, and the only value that is computed here.
+    names : Names
+        Of its tensors, where they are not BERT's. A parameter that can have
+        several is taken from the first that is there; the last is what
+        transformers writes.
+    head_names : mapping of str to Names
+        The same for one head only, by its name; these go before ``names``.
+    heads : mapping of str to Head
+        Where a class of the same name as BERT's is another head.
+    pooler_activation : str
+        Of the layer between the first token's hidden state and a classifier.
+    prediction_activation : str, optional
+        Of the layer before a masked language model's decoder; None for the encoder's.
+    counts_positions : bool
+        Whether positions are counted over the tokens whose id is not the
+        padding's, from ``pad_token_id + 1`` on, and not from 0 over all.
+    mask_token : str
+    """
+
+    class_name: str
+    prefix: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    expected: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    names: Names = ()
+    head_names: Mapping[str, Names] = field(default_factory=dict)
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    pooler_activation: str = "tanh"
+    prediction_activation: str | None = None
+    counts_positions: bool = False
+    mask_token: str = "[MASK]"
+
+    def head(self, architecture: str) -> Head:
+        """The head of a checkpoint that the class ``architecture`` wrote; no known one: none."""
+        found = _CLASS.fullmatch(architecture)
+        task = found[2] if found else None
+        return self.heads.get(task or "") or HEADS.get(task or "", ENCODER)
+
+    def reads(self, architecture: str) -> bool:
+        """Whether this description may be that of a checkpoint of the class ``architecture``.
+
+        It is not if the class has the name of another family that computes
+        something else: ``RobertaModel`` is no BERT, but RoBERTa, XLM-R and
+        CamemBERT are one architecture. A name without a family says nothing.
+        """
+        family = family_of(architecture)
+        others = [other for other in ARCHITECTURES.values() if other.class_name == family]
+        return family is None or self in [replace(o, class_name=self.class_name) for o in others]
+
+    def class_of(self, head: str) -> str:
+        """The class that has the head of a name."""
+        tasks = {other.name: task for task, other in (HEADS | dict(self.heads)).items()}
+        return f"{self.class_name}For{tasks[head]}"
+
+    def stored_names(self, name: str, head: Head) -> Iterator[str]:
+        """The names that a parameter may have in a checkpoint, without the encoder's prefix."""
+        number = _LAYER.search(name)
+        pattern = _LAYER.sub("*", name)
+        found = False
+        for ours, theirs in (*self.head_names.get(head.name, ()), *self.names):
+            if pattern.startswith(f"{ours}."):
+                found = True
+                stored = theirs + pattern[len(ours) :]
+                yield stored.replace("*", number[0]) if number else stored
+            elif pattern == ours:
+                found = True
+                yield theirs
+        if not found:
+            yield name
+
+
+def family_of(architecture: str) -> str | None:
+    """The model family in the name of one of transformers' classes; None in any other name.
+
+    Examples
+    --------
+    >>> family_of("DistilBertForMaskedLM"), family_of("BertLMHeadModel"), family_of("ColBERT")
+    ('DistilBert', 'Bert', None)
+    """
+    found = _CLASS.fullmatch(architecture)
+    return found[1] if found else None
+
+
+_CLASSIFIER: Names = (("pooler.dense", "classifier.dense"), ("classifier", "classifier.out_proj"))
+
+_ROBERTA: dict[str, Any] = {
+    "prefix": "roberta.",
+    "defaults": {"pad_token_id": 1},
+    "names": (
+        ("cls.predictions.transform.dense", "lm_head.dense"),
+        ("cls.predictions.transform.LayerNorm", "lm_head.layer_norm"),
+        ("cls.predictions.decoder", "lm_head.decoder"),
+        ("cls.predictions.decoder.bias", "lm_head.bias"),
+    ),
+    "head_names": {"sequence classification": _CLASSIFIER},
+    "prediction_activation": "gelu",
+    "counts_positions": True,
+    "mask_token": "<mask>",
+}
+
+#: By ``model_type`` in ``config.json``.
+ARCHITECTURES = {
+    "bert": Architecture(
+        "Bert",
+        "bert.",
+        names=(
+            ("cls.predictions.decoder", "cls.predictions.decoder"),
+            ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+        ),
+    ),
+    "distilbert": Architecture(
+        "DistilBert",
+        "distilbert.",
+        keys={
+            "hidden_size": "dim",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "intermediate_size": "hidden_dim",
+            "hidden_act": "activation",
+        },
+        aliases=("hidden_size", "num_hidden_layers", "num_attention_heads"),
+        fixed={"type_vocab_size": 0, "layer_norm_eps": 1e-12},
+        names=(
+            ("encoder.layer.*.attention.self.query", "transformer.layer.*.attention.q_lin"),
+            ("encoder.layer.*.attention.self.key", "transformer.layer.*.attention.k_lin"),
+            ("encoder.layer.*.attention.self.value", "transformer.layer.*.attention.v_lin"),
+            ("encoder.layer.*.attention.output.dense", "transformer.layer.*.attention.out_lin"),
+            ("encoder.layer.*.attention.output.LayerNorm", "transformer.layer.*.sa_layer_norm"),
+            ("encoder.layer.*.intermediate.dense", "transformer.layer.*.ffn.lin1"),
+            ("encoder.layer.*.output.dense", "transformer.layer.*.ffn.lin2"),
+            ("encoder.layer.*.output.LayerNorm", "transformer.layer.*.output_layer_norm"),
+            ("pooler.dense", "pre_classifier"),
+            ("cls.predictions.transform.dense", "vocab_transform"),
+            ("cls.predictions.transform.LayerNorm", "vocab_layer_norm"),
+            ("cls.predictions.decoder", "vocab_projector"),
+        ),
+        pooler_activation="relu",
+    ),
+    "roberta": Architecture("Roberta", **_ROBERTA),
+    "xlm-roberta": Architecture("XLMRoberta", **_ROBERTA),
+    "camembert": Architecture("Camembert", **_ROBERTA),
+    "electra": Architecture(
+        "Electra",
+        "electra.",
+        defaults={"embedding_size": 128},
+        expected={
+            "multiple choice": {
+                "summary_type": "first",
+                "summary_use_proj": True,
+                "summary_activation": "gelu",
+                "summary_proj_to_labels": False,
+            }
+        },
+        names=(
+            ("cls.predictions.transform.dense", "generator_predictions.dense"),
+            ("cls.predictions.transform.LayerNorm", "generator_predictions.LayerNorm"),
+            ("cls.predictions.decoder", "generator_lm_head"),
+        ),
+        head_names={
+            "sequence classification": _CLASSIFIER,
+            "multiple choice": (("pooler.dense", "sequence_summary.summary"),),
+        },
+        heads={"PreTraining": _REPLACED_TOKENS},
+        pooler_activation="gelu",
+        prediction_activation="gelu",
+    ),
+}

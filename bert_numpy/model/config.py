@@ -1,0 +1,78 @@
+"""The hyperparameters of an encoder and its head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bert_numpy.model.architectures import (
+    ARCHITECTURES,
+    SENTENCE_EMBEDDINGS,
+    Architecture,
+    Head,
+)
+
+__all__ = ["BertConfig", "Pooling"]
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How sentence-transformers makes one vector of a text's hidden states.
+
+    ``mode`` is "mean", over the tokens, or "cls", the first token's;
+    ``normalize`` says whether the vector is divided by its Euclidean norm.
+    """
+
+    mode: str
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The hyperparameters of a BERT or a relative, under the keys of BERT's ``config.json``.
+
+    ``labels`` holds the names of the head's outputs in their order (from
+    ``id2label``); ``architecture`` the class that wrote the checkpoint.
+    ``type_vocab_size`` is 0 where there are no token types. ``pooling`` is that of a
+    sentence-transformers folder. ``architecture_found`` is False where the file
+    does not name a class: ``architecture`` is then the bare encoder's.
+    """
+
+    model_type: str
+    architecture: str
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    max_position_embeddings: int
+    type_vocab_size: int
+    pad_token_id: int
+    layer_norm_eps: float
+    tie_word_embeddings: bool
+    labels: tuple[str, ...]
+    problem_type: str | None = None
+    pooling: Pooling | None = None
+    architecture_found: bool = True
+
+    @property
+    def stated_architecture(self) -> str:
+        """The class that the file names, for messages: "none" if it names none."""
+        return self.architecture if self.architecture_found else "none (no 'architectures')"
+
+    @property
+    def description(self) -> Architecture:
+        """In what the model type differs from BERT."""
+        return ARCHITECTURES[self.model_type]
+
+    @property
+    def head(self) -> Head:
+        """What stands on the encoder."""
+        return SENTENCE_EMBEDDINGS if self.pooling else self.description.head(self.architecture)
+
+    @property
+    def max_length(self) -> int:
+        """The longest input, in tokens: RoBERTa leaves the first positions to the padding."""
+        first = self.pad_token_id + 1 if self.description.counts_positions else 0
+        return self.max_position_embeddings - first

@@ -1,0 +1,1 @@
+"""From a model and statistics of its activations to a quantized model."""

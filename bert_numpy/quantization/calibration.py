@@ -1,0 +1,539 @@
+"""Calibration: what every product's activations look like over a sample of real input."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import local
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.errors import BertNumpyError, writing
+from bert_numpy.model.model import Model, model_sites
+from bert_numpy.quantization.observers import (
+    MOST_ELEMENTS,
+    Statistics,
+    clip_range,
+    contradiction,
+    follow,
+    look_at,
+    merge,
+    quantization_noise,
+)
+from bert_numpy.quantization.origin import SIZES, Origin, origin_of
+from bert_numpy.quantization.policy import Operandlike, Policy, Scale, float32_policy, naming
+from bert_numpy.quantization.recipe import Operand
+from bert_numpy.threads import default_threads, map_in_order
+from npfp8 import QuantizedTensor
+from npfp8.storage import load_file, read_metadata, save_file
+
+__all__ = [
+    "Calibration",
+    "calibrate",
+    "check_calibration",
+    "how_to_make",
+    "load_calibration",
+    "merge_calibrations",
+    "save_calibration",
+]
+
+Float32Array = npt.NDArray[np.float32]
+
+#: The products of two activations; at all others the right operand is a weight.
+_ATTENTION_PRODUCTS = (".attention.scores", ".attention.context")
+
+_FILE_FORMAT = "bert-numpy calibration 3"
+
+#: A file's names of products and operands. No name that leads out of a folder is one.
+_SITE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_OPERAND = re.compile(rf"{_SITE.pattern}:[ab]")
+
+#: The tensors of an operand, and that of a linear layer.
+_OF_OPERANDS, _OF_SITES = ("range", "bits", "counts"), ("channels",)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The statistics of the activations at every site.
+
+    Attributes
+    ----------
+    operands : mapping of str to Statistics
+        By ``site:a``, the left operand (activations, Q, or the attention weights
+        P), and for the attention's products ``site:b``, the right one (K^T or V).
+    channels : mapping of str to ndarray of float32, (K,)
+        By the site of a linear layer: the absolute maximum of each column of
+        its left operand.
+    samples : int
+        How many sequences were seen.
+    golden : bool
+        Whether they were run in golden arithmetic.
+    origin : Origin, optional
+        The model that it was made with. None for statistics that were put together by hand,
+        which are not held against a model's weights.
+    place : str
+        The file, for messages.
+    """
+
+    operands: Mapping[str, Statistics]
+    channels: Mapping[str, Float32Array]
+    samples: int
+    golden: bool = False
+    origin: Origin | None = None
+    place: str = "calibration"
+
+    def scale(self, name: str, operand: Operand) -> Scale:
+        """The static scale of an operand, ``site:a`` or ``site:b``.
+
+        Raises
+        ------
+        BertNumpyError
+            If the calibration did not see it, or its observer finds no scale.
+        """
+        assert operand.fmt is not None
+        if name not in self.operands:
+            raise BertNumpyError(f"calibration: operand {name!r}: expected statistics, found none")
+        try:
+            return observed_scale(self.operands[name], operand)
+        except BertNumpyError as error:
+            raise BertNumpyError(f"calibration: operand {name!r}: {error}") from None
+
+
+def observed_scale(seen: Statistics, operand: Operand) -> Scale:
+    """The scale that an operand's observer makes of statistics."""
+    assert operand.fmt is not None
+    low, high = clip_range(seen, operand.observer, operand.fmt, operand.percentile)
+    return Scale.of(low, high, operand)
+
+
+def sqnr(seen: Statistics, operand: Operand) -> float:
+    """Signal-to-quantization-noise ratio of an operand's elements with a static scale, in dB."""
+    assert operand.fmt is not None
+    signal, noise = quantization_noise(seen, operand.observer, operand.fmt, operand.percentile)
+    return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else math.nan
+
+
+def calibrate(
+    model: Model,
+    batches: Iterable[Mapping[str, npt.NDArray[np.int64]]],
+    golden: bool = False,
+    threads: int | None = None,
+) -> Calibration:
+    """Run the model in float32 over a sample and count the values of its activations.
+
+    Memory does not grow with the sample: see :mod:`bert_numpy.quantization.observers`.
+
+    Parameters
+    ----------
+    model : Model
+        Its weights must not be quantized.
+    batches : iterable of mappings
+        The arguments of calls of the model: ``input_ids`` and so on.
+    golden : bool
+        Whether to run in golden arithmetic, so that the statistics, and with
+        them every code of the quantized model, are the same on every machine.
+    threads : int, optional
+        Over which the batches are spread, by default as many as there are cores.
+        The statistics are put together in the order of the batches.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is no batch, or an operand is NaN or infinite; names the site.
+        If the model is quantized.
+    """
+    if any(isinstance(weight, QuantizedTensor) for weight in model.weights.values()):
+        raise BertNumpyError(f"{model.name}: expected a model in float32 to calibrate, found codes")
+    inner = float32_policy(golden)
+    counts: list[_Histograms] = []  # of each thread
+    mine = local()
+
+    def observed(batch: Mapping[str, npt.NDArray[np.int64]]) -> tuple[_Sight, int]:
+        if not hasattr(mine, "histograms"):
+            mine.histograms = {}
+            counts.append(mine.histograms)
+        sight = _Sight(mine.histograms)
+        replace(model, policy=observing_policy(inner, sight))(**batch)
+        return sight, len(batch["input_ids"])
+
+    operands: dict[str, Statistics] = {}
+    channels: dict[str, Float32Array] = {}
+    same: dict[str, str] = {}
+    samples = 0
+    for sight, size in map_in_order(observed, batches, threads or default_threads()):
+        for name, extrema in sight.extrema.items():
+            operands[name] = follow(operands.get(name), extrema)
+        for site, largest in sight.channels.items():
+            channels[site] = np.maximum(channels.get(site, largest), largest)
+        same |= sight.same
+        samples += size
+    if not samples:
+        raise BertNumpyError("calibration: expected at least one sample, found none")
+    first, *others = counts
+    for histograms in others:
+        for name, histogram in histograms.items():
+            first[name] = first[name] + histogram if name in first else histogram
+    operands = {
+        name: seen.with_histogram(first[same.get(name, name)]) for name, seen in operands.items()
+    }
+    return Calibration(operands, channels, samples, golden, origin_of(model))
+
+
+#: By operand how many elements there were of each bfloat16 value. Sums of integers do not depend
+#: on an order: each thread counts into its own, from batch to batch.
+_Histograms = dict[str, npt.NDArray[np.int64]]
+
+
+@dataclass(eq=False)
+class _Sight:
+    """The extrema of every operand in one batch, over all arrays of it that the batch has.
+
+    ``histograms`` are added to. ``same`` has the names of inputs that are those of
+    an earlier name: query, key and value have one.
+    """
+
+    histograms: _Histograms
+    extrema: dict[str, tuple[float, float]] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    channels: dict[str, Float32Array] = field(default_factory=dict)
+    last: tuple[Float32Array, str] | None = None
+
+    def see(self, name: str, x: Float32Array) -> None:
+        """Look at an array of an operand; attention has one for each length of sequences."""
+        histogram = self.histograms.get(name)
+        if histogram is None:
+            histogram = self.histograms[name] = np.zeros(1 << 16, np.int64)
+        low, high = look_at(name, x, histogram)
+        before = self.extrema.get(name, (0.0, 0.0))
+        self.extrema[name] = min(before[0], low), max(before[1], high)
+
+    def see_input(self, site: str, x: Float32Array) -> None:
+        """Look at a linear layer's input; one array that is given to several is looked at once."""
+        name = f"{site}:a"
+        if self.last is not None and self.last[0] is x:
+            first = self.last[1]
+            self.same[name] = f"{first}:a"
+            self.extrema[name] = self.extrema[f"{first}:a"]
+            self.channels[site] = self.channels[first]
+            return
+        self.see(name, x)
+        columns = x.reshape(-1, x.shape[-1])
+        lowest, highest = columns.min(axis=0, initial=0), columns.max(axis=0, initial=0)
+        self.channels[site] = np.maximum(highest, np.abs(lowest))
+        self.last = (x, site)
+
+
+def observing_policy(inner: Policy, sight: _Sight) -> Policy:
+    """A policy that computes as ``inner`` does and notes what it is given."""
+
+    def gemm(site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None) -> Float32Array:
+        assert isinstance(b, np.ndarray), site
+        with naming(site):
+            if site.endswith(_ATTENTION_PRODUCTS):
+                sight.see(f"{site}:a", a)
+                sight.see(f"{site}:b", b)
+            else:
+                sight.see_input(site, a)
+        return inner.gemm(site, a, b, bias)
+
+    return Policy(gemm, inner.arithmetic)
+
+
+def check_calibration(calibration: Calibration, model: Model) -> None:
+    """Raise :class:`BertNumpyError` if a calibration is not this model's.
+
+    The one place where that is found out: :func:`bert_numpy.apply_recipe` calls it,
+    before any scale is made.
+    """
+    place = calibration.place
+    if calibration.origin is not None:
+        expected = origin_of(model)
+        if _identity(calibration.origin) != _identity(expected):
+            raise BertNumpyError(
+                f"{place}: expected a calibration of this model, {expected}, "
+                f"found one of {calibration.origin}"
+            )
+    sites = model_sites(model)
+    names = {f"{site}:a" for site in sites}
+    names |= {f"{site}:b" for site in sites if site.endswith(_ATTENTION_PRODUCTS)}
+    for name in calibration.operands:
+        if name not in names:
+            raise BertNumpyError(f"{place}: operand {name!r}: {model.name} has no such operand")
+    for site, largest in calibration.channels.items():
+        weight = model.weights.get(f"{site}.weight")
+        if site not in sites or weight is None:
+            raise BertNumpyError(f"{place}: channels of {site!r}: {model.name} has no such layer")
+        if largest.shape != weight.shape[1:]:
+            raise BertNumpyError(
+                f"{place}: channels of {site!r}: expected {weight.shape[1]} numbers, as "
+                f"{model.name} has inputs there, found shape {largest.shape}"
+            )
+
+
+def _identity(origin: Origin | None) -> tuple[Any, ...]:
+    """What two calibrations of one model have in common: all but its name."""
+    return () if origin is None else (origin.sizes, origin.digest)
+
+
+def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
+    """Merge the calibrations of one model over two samples; the moving averages are ``b``'s.
+
+    Raises
+    ------
+    BertNumpyError
+        If the two are of different models, or did not see the same sites.
+    """
+    if _identity(a.origin) != _identity(b.origin):
+        found = " and ".join(
+            "one of no model" if x is None else str(x) for x in (a.origin, b.origin)
+        )
+        raise BertNumpyError(f"calibrations: expected both of one model, found {found}")
+    if a.operands.keys() != b.operands.keys() or a.channels.keys() != b.channels.keys():
+        raise BertNumpyError("calibrations: expected the same sites in both")
+    for site, largest in a.channels.items():
+        if largest.shape != b.channels[site].shape:
+            raise BertNumpyError(
+                f"calibrations: channels of {site!r}: expected as many in both, found "
+                f"{largest.size} and {b.channels[site].size}"
+            )
+    operands = {}
+    for name, seen in a.operands.items():
+        try:
+            operands[name] = merge(seen, b.operands[name])
+        except BertNumpyError as error:
+            raise BertNumpyError(f"calibrations: operand {name!r}: {error}") from None
+    return Calibration(
+        operands,
+        {site: np.maximum(seen, b.channels[site]) for site, seen in a.channels.items()},
+        a.samples + b.samples,
+        a.golden and b.golden,
+        a.origin,
+    )
+
+
+def how_to_make(path: str | Path) -> str:
+    """The command that writes a calibration file."""
+    return (
+        f"bert-numpy evaluate MODEL --task NAME --data DATA --format e4m3 --save-calibration {path}"
+    )
+
+
+def save_calibration(calibration: Calibration, path: str | Path) -> None:
+    """Write a calibration to a safetensors file, whole or not at all; nothing is rounded.
+
+    Each operand has ``NAME/range``, the extrema and moving averages, and the
+    histogram as ``NAME/bits`` and ``NAME/counts``; each linear layer
+    ``SITE/channels``. The metadata has the number of samples, and the name, the
+    sizes and the digest of the model.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file cannot be written, or the calibration is of no model.
+    """
+    origin = calibration.origin
+    if origin is None:
+        raise BertNumpyError(
+            f"{path}: expected a calibration that calibrate() made of a model, found statistics "
+            "that were put together by hand"
+        )
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for name, seen in calibration.operands.items():
+        tensors[f"{name}/range"] = np.array(
+            [seen.low, seen.high, seen.average_low, seen.average_high]
+        )
+        tensors[f"{name}/bits"] = seen.bits
+        tensors[f"{name}/counts"] = seen.counts
+    for site, largest in calibration.channels.items():
+        tensors[f"{site}/channels"] = largest
+    metadata = {
+        "format": _FILE_FORMAT,
+        "samples": str(calibration.samples),
+        "golden": str(calibration.golden).lower(),
+        "model": origin.name,
+        "sizes": json.dumps(dict(zip(SIZES, origin.sizes, strict=True))),
+        "digest": origin.digest,
+    }
+    with writing(path):
+        save_file(tensors, path, metadata)
+
+
+def load_calibration(path: str | Path) -> Calibration:
+    """Read a calibration that :func:`save_calibration` wrote.
+
+    It takes as much memory as the file has bytes, whatever is in it.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing, damaged or not as it was written, or its numbers contradict
+        each other; names the tensor or the key.
+    """
+    try:
+        tensors, metadata = load_file(path), read_metadata(path)
+    except FileNotFoundError:
+        raise BertNumpyError(f"{path}: no such file") from None
+    except OSError as error:
+        raise BertNumpyError(f"{path}: expected a file, found an error: {error.strerror}") from None
+    except ValueError as error:
+        text = str(error)
+        raise BertNumpyError(text if str(path) in text else f"{path}: {text}") from None
+
+    def value(key: str, good: Any, expected: str) -> str:
+        found = metadata.get(key, "")
+        if not good(found):
+            raise BertNumpyError(f"{path}: metadata {key!r}: expected {expected}, found {found!r}")
+        return found
+
+    if (version := metadata.get("format", "")) != _FILE_FORMAT:
+        raise BertNumpyError(
+            f"{path}: metadata 'format': expected {_FILE_FORMAT!r}, found {version!r}. To make "
+            f"one: {how_to_make(path)}"
+        )
+    samples = int(value("samples", _is_positive, "a number of at least 1"))
+    golden = value("golden", lambda x: x in ("true", "false"), "true or false") == "true"
+    sizes = value("sizes", _sizes, f"a JSON object of the sizes {', '.join(SIZES)}, from 0 on")
+    digest = value("digest", re.compile("[0-9a-f]{64}").fullmatch, "64 hexadecimal digits")
+    name = value("model", bool, "the model's name")
+    origin = Origin(name, _sizes(sizes), digest)
+
+    operands, channels = {}, {}
+    for key in tensors:
+        name, _, what = key.rpartition("/")
+        pattern = {**dict.fromkeys(_OF_OPERANDS, _OPERAND), **dict.fromkeys(_OF_SITES, _SITE)}
+        if what not in pattern or not pattern[what].fullmatch(name):
+            raise BertNumpyError(
+                f"{path}: tensor {key!r}: expected OPERAND/range, OPERAND/bits, OPERAND/counts or "
+                "SITE/channels"
+            )
+        if what == "channels":
+            channels[name] = _tensor(path, tensors, key, "float32", _are_magnitudes, "magnitudes")
+        elif name not in operands:
+            operands[name] = _stored_statistics(path, tensors, name)
+    if not operands:
+        raise BertNumpyError(f"{path}: expected statistics of at least one operand, found none")
+    for site, largest in channels.items():
+        seen = operands.get(f"{site}:a")
+        if seen is not None and float(largest.max(initial=0)) != seen.absmax:
+            raise BertNumpyError(
+                f"{path}: tensor '{site}/channels': expected the largest to be {seen.absmax}, the "
+                f"largest magnitude of '{site}:a', found {largest.max(initial=0)}"
+            )
+    _check_counts(path, operands, channels, samples)
+    return Calibration(operands, channels, samples, golden, origin, str(path))
+
+
+def _stored_statistics(path: str | Path, tensors: Mapping[str, Any], name: str) -> Statistics:
+    """Read an operand's statistics, and make sure that they do not contradict each other."""
+    extrema = _tensor(
+        path, tensors, f"{name}/range", "float64", _is_range, "4 numbers around 0, float32 extrema"
+    )
+    bits = _tensor(path, tensors, f"{name}/bits", "uint16", _rises, "rising numbers")
+    counts = _tensor(
+        path,
+        tensors,
+        f"{name}/counts",
+        "int64",
+        lambda x: x.size == bits.size and (x > 0).all(),
+        f"{bits.size} positive numbers",
+    )
+    if sum(counts.tolist()) > MOST_ELEMENTS:  # of Python's integers: no overflow
+        raise BertNumpyError(
+            f"{path}: tensor '{name}/counts': expected at most {MOST_ELEMENTS} in all, found "
+            f"{sum(counts.tolist())}"
+        )
+    low, high, average_low, average_high = extrema.tolist()
+    seen = Statistics(low, high, average_low, average_high, bits, counts)
+    problem = contradiction(seen)
+    if problem is not None:
+        which, what = problem
+        raise BertNumpyError(f"{path}: tensor '{name}/{which}': expected {what}")
+    return seen
+
+
+def _check_counts(
+    path: str | Path,
+    operands: Mapping[str, Statistics],
+    channels: Mapping[str, Float32Array],
+    samples: int,
+) -> None:
+    """Make sure that the layers have seen as many tokens as each other, and one for each sample."""
+    encoder = 0  # tokens in its first layer
+    for site, largest in channels.items():
+        if f"{site}:a" not in operands:
+            continue
+        count = operands[f"{site}:a"].count
+        tokens, rest = divmod(count, max(largest.size, 1))
+        encoder = encoder or (tokens if site.startswith("encoder.") else 0)
+        wanted = encoder if site.startswith("encoder.") else tokens
+        if rest or tokens != wanted or tokens < samples:
+            raise BertNumpyError(
+                f"{path}: tensor '{site}:a/counts': expected {largest.size} elements for each of "
+                f"{max(wanted, samples)} tokens, found {count}"
+            )
+    for name, seen in operands.items():
+        site, _, _ = name.rpartition(".attention.")
+        alike = {
+            f"{site}.attention.scores:a": f"{site}.attention.self.query:a",
+            f"{site}.attention.context:b": f"{site}.attention.scores:b",
+        }.get(name)
+        if alike is not None and alike in operands and operands[alike].count != seen.count:
+            raise BertNumpyError(
+                f"{path}: tensor '{name}/counts': expected {operands[alike].count}, as '{alike}' "
+                f"has, found {seen.count}"
+            )
+
+
+def _tensor(
+    path: str | Path,
+    tensors: Mapping[str, Any],
+    key: str,
+    dtype: str,
+    good: Callable[[npt.NDArray[Any]], Any],
+    expected: str,
+) -> npt.NDArray[Any]:
+    """One tensor of a file, of one axis and a dtype, if it is ``good``."""
+    found = tensors.get(key)
+    if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != 1:
+        what = "nothing" if found is None else getattr(found, "dtype", type(found).__name__)
+        raise BertNumpyError(f"{path}: tensor {key!r}: expected 1-D {dtype}, found {what}")
+    if not good(found):
+        raise BertNumpyError(f"{path}: tensor {key!r}: expected {expected}")
+    return found
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """The sizes of a file's metadata; empty if that is not what they are."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(found, dict) or found.keys() != set(SIZES):
+        return ()
+    sizes = tuple(found[name] for name in SIZES)
+    return sizes if all(type(size) is int and 0 <= size < 2**63 for size in sizes) else ()
+
+
+def _is_positive(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) > 0
+
+
+def _is_range(x: npt.NDArray[np.float64]) -> bool:
+    largest = np.finfo(np.float32).max
+    if x.size != 4 or not (np.abs(x) <= largest).all():
+        return False
+    return bool(x[0] <= 0 <= x[1] and (x[:2] == x[:2].astype(np.float32)).all())
+
+
+def _rises(x: npt.NDArray[np.uint16]) -> bool:
+    return bool((np.diff(x.astype(np.int64)) > 0).all())
+
+
+def _are_magnitudes(x: npt.NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(x).all() and (x >= 0).all())

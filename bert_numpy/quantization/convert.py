@@ -1,0 +1,237 @@
+"""From a float model and its calibration to a quantized model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.checkpoints.parameters import Weights
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.model.config import BertConfig
+from bert_numpy.model.model import Model, model_sites
+from bert_numpy.quantization.calibration import Calibration, check_calibration, observed_scale
+from bert_numpy.quantization.observers import observe
+from bert_numpy.quantization.policy import (
+    OperandCounts,
+    Scale,
+    SitePlan,
+    copy_of_counts,
+    counting_into,
+    naming,
+    quantize_operand,
+    quantized_policy,
+)
+from bert_numpy.quantization.recipe import Operand, Recipe
+from npfp8 import QuantizedTensor, quantize
+from npfp8.elementary import exp, log
+
+__all__ = ["QuantizedModel", "apply_recipe", "planned_model"]
+
+Float32Array = npt.NDArray[np.float32]
+
+#: The layers that have one input, and in SmoothQuant's paper one vector of factors.
+_QUERY_KEY_VALUE = ("query", "key", "value")
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedModel(Model):
+    """A model that runs by a recipe.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    plans : mapping of str to SitePlan
+        The recipe and the static scales of every quantized product.
+    counts : dict of str to OperandCounts
+        What quantization did to the activations of every run since the model was
+        made. An evaluation counts on its own and adds its counts when it ends. A
+        copy, also an unpickled one, goes on from these counts in a dictionary of its
+        own; :func:`dataclasses.replace` keeps the dictionary unless it is given another.
+    """
+
+    recipe: Recipe = field(kw_only=True)
+    plans: Mapping[str, SitePlan] = field(kw_only=True, repr=False)
+    counts: dict[str, OperandCounts] = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", counting_into(self.policy, self.counts))
+
+    def __getstate__(self) -> dict[str, Any]:
+        counts = copy_of_counts(self.counts)
+        return {**vars(self), "counts": counts, "policy": counting_into(self.policy, counts)}
+
+
+def apply_recipe(
+    model: Model,
+    recipe: Recipe,
+    calibration: Calibration | None = None,
+    golden: bool = False,
+) -> QuantizedModel:
+    """Quantize a model: convert the weights, fix the scales; nothing is trained.
+
+    Parameters
+    ----------
+    model : Model
+        In float32; it is not changed. A quantized one can be given with its own
+        recipe only, and keeps its codes and scales: so it becomes golden, or not,
+        and its products are added up in another way (``accumulate``).
+    recipe : Recipe
+    calibration : Calibration, optional
+        Needed if the recipe has static scales of activations, or migrates. It must have been
+        made with a model of the same parameters.
+    golden : bool
+        Whether the model computes the same bits on every machine, whatever the
+        batch; a calibration that shall not depend on the machine either has to
+        be made with ``golden`` too, or loaded from a file.
+
+    Returns
+    -------
+    QuantizedModel
+        Quantized weights are held as 8-bit codes only.
+
+    Raises
+    ------
+    BertNumpyError
+        If a calibration is needed and there is none, it misses a site, or it is another
+        model's; an override's pattern fits no site; a site's products cannot be accumulated as
+        the recipe says; or the model is quantized by another recipe.
+    """
+    if isinstance(model, QuantizedModel):
+        if recipe != replace(model.recipe, accumulate=recipe.accumulate):
+            raise BertNumpyError(
+                f"{model.name}: expected a model in float32 to apply {recipe.name} to, found one "
+                f"that is quantized by {model.recipe.name}"
+            )
+        return planned_model(
+            model.config, model.weights, recipe, model.plans, model.name, golden=golden
+        )
+    if calibration is not None:
+        check_calibration(calibration, model)
+    sites = model_sites(model)
+    recipe.check_overrides(sites)
+    weights = dict(model.weights)
+    plans = {}
+    for site in sites:
+        how = recipe.site(site)
+        if not how.quantizes:
+            continue
+        weight = weights.get(f"{site}.weight")
+        smoothing = None
+        if isinstance(weight, np.ndarray):
+            if how.migration is not None:
+                smoothing = _smoothing(_needed(calibration, recipe), model, recipe, site)
+                with np.errstate(over="ignore"):  # an infinity is refused, or seen in the results
+                    weight = weight * smoothing
+            if how.b.fmt is not None:
+                weights[f"{site}.weight"] = quantize_weight(f"{site}.weight", weight, how.b)
+            elif smoothing is not None:
+                weights[f"{site}.weight"] = weight
+        with naming(site):
+            static = {
+                name: _needed(calibration, recipe).scale(f"{site}:{name}", operand)
+                for name, operand in (("a", how.a), ("b", how.b))
+                if operand.fmt is not None
+                and not operand.dynamic
+                and not (name == "b" and weight is not None)
+            }
+        if smoothing is not None and "a" in static:
+            largest = (_needed(calibration, recipe).channels[site] / smoothing).max()
+            with naming(f"{site}:a"):
+                static["a"] = Scale.of(-largest, largest, how.a)
+        plans[site] = SitePlan(how, static.get("a"), static.get("b"), smoothing)
+    return planned_model(model.config, weights, recipe, plans, model.name, golden=golden)
+
+
+def planned_model(
+    config: BertConfig,
+    weights: Weights,
+    recipe: Recipe,
+    plans: Mapping[str, SitePlan],
+    name: str,
+    *,
+    golden: bool = False,
+) -> QuantizedModel:
+    """A quantized model from its codes and scales.
+
+    Raises
+    ------
+    BertNumpyError
+        If a site's products cannot be accumulated as the recipe says.
+    """
+    recipe.check_accumulation(plans)
+    counts: dict[str, OperandCounts] = {}
+    policy = quantized_policy(recipe, plans, counts, golden)
+    return QuantizedModel(config, weights, policy, name, recipe=recipe, plans=plans, counts=counts)
+
+
+def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> QuantizedTensor:
+    """The codes of a linear layer's weight, (out_features, in_features), as stored.
+
+    Per tensor the operand's observer decides the scale; per channel and per
+    block it is from the absolute maximum, which needs no histogram.
+    """
+    assert operand.fmt is not None
+    with naming(name):
+        if operand.granularity != "tensor" or operand.observer == "absmax":
+            return quantize_operand(weight.T, operand, -2).mT
+        try:
+            scale = observed_scale(observe(name, None, weight), operand)
+        except BertNumpyError as error:
+            text = str(error)
+            raise BertNumpyError(text if name in text else f"{name}: {text}") from None
+        return quantize(weight, operand.fmt, scale.scale, zero_point=scale.zero_point)
+
+
+def _needed(calibration: Calibration | None, recipe: Recipe) -> Calibration:
+    if calibration is None:
+        raise BertNumpyError(f"recipe {recipe.name}: expected a calibration, found none")
+    return calibration
+
+
+def _smoothing(calibration: Calibration, model: Model, recipe: Recipe, site: str) -> Float32Array:
+    """SmoothQuant's factors, as :class:`bert_numpy.quantization.recipe.SiteRecipe` describes them.
+
+    1 for a column that is 0 in the activations or in the weights.
+    """
+    if site not in calibration.channels:
+        raise BertNumpyError(f"calibration: site {site!r}: expected channels, found none")
+    how = recipe.site(site)
+    assert how.migration is not None
+    paper = how.smoothing == "paper"
+    columns = np.max(
+        [_column_maxima(model, name) for name in (_one_input(recipe, site) if paper else [site])],
+        axis=0,
+    )
+    activations = calibration.channels[site].astype(np.float64)
+    usable = (activations > 0) & (columns > 0)
+    a, w = np.where(usable, activations, 1.0), np.where(usable, columns, 1.0)
+    exponent = how.migration * log(a) - (1 - how.migration) * log(w)
+    if paper:
+        return np.clip(exp(exponent), 2.0**-126, 2.0**127).astype(np.float32)
+    powers = np.clip(np.rint(exponent / math.log(2)), -126, 127).astype(np.int32)
+    return np.ldexp(np.float32(1), powers).astype(np.float32)
+
+
+def _one_input(recipe: Recipe, site: str) -> list[str]:
+    """The layers that share a site's input and its factors: query, key and value, or itself."""
+    before, _, name = site.rpartition(".")
+    if name not in _QUERY_KEY_VALUE or not before.endswith(".attention.self"):
+        return [site]
+    together = [f"{before}.{name}" for name in _QUERY_KEY_VALUE]
+    return [
+        other
+        for other in together
+        if recipe.site(other).migration is not None and recipe.site(other).smoothing == "paper"
+    ]
+
+
+def _column_maxima(model: Model, site: str) -> npt.NDArray[np.float64]:
+    weight = model.weights[f"{site}.weight"]
+    assert isinstance(weight, np.ndarray), site
+    largest: npt.NDArray[np.float64] = np.abs(weight).max(axis=0).astype(np.float64)
+    return largest

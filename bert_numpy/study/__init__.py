@@ -1,0 +1,1 @@
+"""Many models, recipes and tasks at once."""

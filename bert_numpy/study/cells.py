@@ -1,0 +1,267 @@
+"""The study's cells: (model, task, recipe, part of the examples), independent of one another.
+
+A cell is pure: what it computes depends on nothing but its description and the
+files that this names. Its results are written to a file of its own, named by a
+digest of the description, so that a study can be interrupted, resumed and
+spread over processes and machines; they are put together in the examples' order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.evaluation.evaluate import calibrate_on, compare_with
+from bert_numpy.evaluation.job import Job, evaluate_job, prepare
+from bert_numpy.finite import missing
+from bert_numpy.quantization.calibration import Calibration, load_calibration, save_calibration
+from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
+from bert_numpy.quantization.recipe import Recipe, recipe_json
+from bert_numpy.tasks.glue import Examples, Task
+from bert_numpy.tasks.metrics import ANSWER_METRICS, METRICS
+from bert_numpy.tasks.squad import Questions
+from npfp8.files import replaced_file
+
+__all__ = [
+    "Cell",
+    "Result",
+    "Subject",
+    "bootstrap_interval",
+    "calibrate_subject",
+    "cells_of",
+    "compare_results",
+    "merged",
+    "run_cell",
+]
+
+#: Of every example: classes and scores as arrays, the right answers as lists.
+Labels = npt.NDArray[Any] | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on a task's data.
+
+    Attributes
+    ----------
+    model, task, data : str
+        See :func:`bert_numpy.evaluation.job.prepare`.
+    calibration : str
+        The calibration's file.
+    calibration_data : str, optional
+        What it is made of, if not of the training file beside the data.
+    limit : int, optional
+        Only the first so many examples.
+    """
+
+    model: str
+    task: str
+    data: str
+    calibration: str
+    calibration_data: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recipe on the examples ``start`` to ``stop`` of a subject, into ``file``."""
+
+    subject: Subject
+    recipe: Recipe
+    start: int
+    stop: int
+    folder: str
+
+    @property
+    def file(self) -> Path:
+        """Named by a digest of all that decides the result."""
+        calibration = Path(self.subject.calibration)
+        content = calibration.read_bytes() if self.recipe.calibrated else b""
+        subject = (self.subject.model, self.subject.task, self.subject.data)
+        description = json.dumps([subject, recipe_json(self.recipe), self.start, self.stop])
+        digest = hashlib.sha256(description.encode() + hashlib.sha256(content).digest())
+        return Path(self.folder) / f"{digest.hexdigest()[:24]}.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a recipe gives on a subject.
+
+    Attributes
+    ----------
+    labels : sequence
+        Of the examples: classes, scores, or of each question the answers.
+    predictions : ndarray
+        Classes, scores, or texts as objects.
+    logits : ndarray of float32
+        Of all examples, in a row.
+    metrics : dict of str to callable (labels, predictions)
+        The task's.
+    """
+
+    labels: Labels
+    predictions: npt.NDArray[Any]
+    logits: npt.NDArray[np.float32]
+    metrics: dict[str, Callable[..., float]]
+
+
+def calibrate_subject(subject: Subject, samples: int = 256) -> None:
+    """Calibrate in float32 and write the calibration's file, unless it is there."""
+    if not Path(subject.calibration).exists():
+        job = prepare(
+            subject.model,
+            subject.task,
+            subject.data,
+            calibration_data=subject.calibration_data,
+            calibration_samples=samples,
+        )
+        calibration = calibrate_on(job.model, job.calibration_texts, job.batch_size)
+        save_calibration(calibration, subject.calibration)
+
+
+def cells_of(subject: Subject, recipe: Recipe, folder: Path, size: int = 512) -> list[Cell]:
+    """A recipe's cells on a subject, of ``size`` examples each."""
+    count = len(_job(subject).examples)
+    return [
+        Cell(subject, recipe, start, min(start + size, count), str(folder))
+        for start in range(0, count, size)
+    ]
+
+
+def run_cell(cell: Cell) -> str:
+    """Compute a cell and write its file, unless it is there. Returns the file's name."""
+    file = cell.file
+    if not file.exists():
+        job = _job(cell.subject).select(range(cell.start, cell.stop))
+        result = evaluate_job(job, _quantized(cell.subject, cell.recipe))
+        predictions = result.predictions
+        if predictions.dtype == object:  # texts: as JSON, since a NumPy string drops trailing NULs
+            text = json.dumps(predictions.tolist()).encode()
+            predictions = np.frombuffer(text, np.uint8)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(file) as stream:
+            np.savez(stream, logits=result.logits, predictions=predictions)
+    return str(file)
+
+
+def merged(cells: Sequence[Cell]) -> Result:
+    """The results of a recipe's cells, in the order of the examples.
+
+    Raises
+    ------
+    BertNumpyError
+        If a cell has not been run.
+    """
+    logits, predictions = [], []
+    for cell in cells:
+        file = cell.file  # its name takes reading the calibration
+        if not file.exists():
+            raise BertNumpyError(f"{file}: no such file: the cell has not been run")
+        with np.load(file) as arrays:
+            logits.append(arrays["logits"])
+            found = arrays["predictions"]
+            texts = found.dtype == np.uint8
+            predictions += json.loads(found.tobytes()) if texts else found.tolist()
+    job = _job(cells[0].subject)
+    if isinstance(job.examples, Examples):
+        assert isinstance(job.task, Task)
+        metrics = {name: METRICS[name] for name in job.task.metrics}
+        return Result(job.examples.labels, np.array(predictions), np.concatenate(logits), metrics)
+    assert isinstance(job.examples, Questions)
+    answers = [item.answers for item in job.examples.items]
+    answers_given = np.array(predictions, object)
+    return Result(answers, answers_given, np.concatenate(logits), dict(ANSWER_METRICS))
+
+
+def compare_results(
+    result: Result, reference: Result, resamples: int = 1000
+) -> dict[str, float | int | list[float]]:
+    """A recipe's metrics, and what it changed against the reference, usually FP32.
+
+    Returns
+    -------
+    dict
+        The metrics; ``not_finite``, how many predictions are none; ``flips`` or
+        ``mean_abs_difference``; ``relative_logit_error``; and for the first metric
+        ``difference`` and ``interval``, the 95 % bootstrap interval of the difference,
+        NaN if the difference is.
+    """
+    row: dict[str, Any] = {
+        name: metric(result.labels, result.predictions) for name, metric in result.metrics.items()
+    }
+    row["not_finite"] = int(np.count_nonzero(missing(result.predictions)))
+    row |= compare_with(reference, result)
+    name, metric = next(iter(result.metrics.items()))
+    row["difference"] = row[name] - metric(reference.labels, reference.predictions)
+    if math.isnan(row["difference"]):  # draws that miss what is NaN would say nothing of it
+        row["interval"] = [math.nan, math.nan]
+    elif isinstance(result.labels, np.ndarray):
+        row["interval"] = list(bootstrap_interval(metric, result, reference, resamples))
+    else:
+        row["interval"] = list(
+            bootstrap_interval(_mean, _scored(result), _scored(reference), resamples)
+        )
+    return row
+
+
+def _scored(result: Result) -> Result:
+    """Each answer's score in the place of the answer: their mean is the metric.
+
+    So that no text is normalised again in every one of the bootstrap's draws.
+    """
+    metric = next(iter(result.metrics.values()))
+    pairs = zip(result.labels, result.predictions, strict=True)
+    scores = np.array([metric([right], [given]) for right, given in pairs])
+    return replace(result, labels=scores, predictions=scores)
+
+
+def _mean(labels: Labels, predictions: npt.NDArray[Any]) -> float:
+    return float(predictions.mean())
+
+
+def bootstrap_interval(
+    metric: Callable[..., float], result: Result, reference: Result, resamples: int = 1000
+) -> tuple[float, float]:
+    """The 95 % percentile interval of a metric's difference, the examples drawn with replacement.
+
+    Efron and Tibshirani, *An Introduction to the Bootstrap*, chapter 13. Both
+    recipes are scored on the same draw, so that what they share cancels.
+    """
+    generator = np.random.default_rng(0)
+    assert isinstance(result.labels, np.ndarray), "of questions, the scores"
+    count = len(result.labels)
+    differences = []
+    for _ in range(resamples):
+        rows = generator.integers(0, count, count)
+        labels = result.labels[rows]
+        difference = metric(labels, result.predictions[rows])
+        difference -= metric(labels, reference.predictions[rows])
+        if math.isfinite(difference):  # a correlation of constants is NaN
+            differences.append(difference)
+    if not differences:
+        return math.nan, math.nan
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _job(subject: Subject) -> Job:
+    return prepare(subject.model, subject.task, subject.data, calibrated=False, limit=subject.limit)
+
+
+@lru_cache(maxsize=2)
+def _quantized(subject: Subject, recipe: Recipe) -> QuantizedModel:
+    calibration: Calibration | None = None
+    if recipe.calibrated:
+        calibration = load_calibration(subject.calibration)
+    return apply_recipe(_job(subject).model, recipe, calibration)

@@ -1,0 +1,66 @@
+"""The study's cells on processes and machines, by dask.distributed (extra: study)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from bert_numpy.commands.options import positive
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.study.cells import Cell, run_cell
+
+__all__ = ["add_cluster_options", "connect", "run_cells"]
+
+#: The cluster's processes are the parallelism; their products must not depend on its size.
+_ONE_BLAS_THREAD = dict.fromkeys(
+    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
+)
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that :func:`connect` takes."""
+    parser.add_argument("--workers", type=positive, default=2, help="processes on this machine")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="a scheduler that runs already")
+
+
+def connect(workers: int, scheduler: str | None = None) -> Any:
+    """A client of the scheduler at an address, or of a new local cluster of processes.
+
+    Raises
+    ------
+    BertNumpyError
+        If dask.distributed is not installed.
+    """
+    try:
+        from dask.distributed import Client, LocalCluster  # noqa: PLC0415 (an extra)
+    except ImportError:
+        raise BertNumpyError(
+            "cluster: expected dask.distributed, found none: pip install 'fp8-bert-numpy[study]'"
+        ) from None
+    if scheduler:
+        return Client(scheduler)
+    cluster = LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=":0",
+        env=_ONE_BLAS_THREAD,
+    )
+    return Client(cluster)
+
+
+def run_cells(cells: Sequence[Cell], client: Any) -> None:
+    """Run the cells that have no file yet; a lost worker's are run by another."""
+    from dask.distributed import as_completed  # noqa: PLC0415 (an extra)
+
+    wanted = [cell for cell in cells if not cell.file.exists()]
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("cells", total=len(wanted))
+        for future in as_completed(client.map(run_cell, wanted, pure=False, retries=3)):
+            future.result()
+            progress.advance(task)

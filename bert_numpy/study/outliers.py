@@ -1,0 +1,85 @@
+"""Outlier channels put into a checkpoint without changing what it computes.
+
+Large BERT models have a few activation channels far larger than all others,
+which is what INT8 per tensor fails on (Dettmers et al., arXiv 2208.07339; Bondarenko et
+al., *Understanding and overcoming the challenges of efficient Transformer
+quantization*, arXiv 2109.12948). A small model can be given them: inside the
+attention two pairs of linear maps meet without anything between them but sums,
+
+    Q K^T: query channel j times 2^k, key channel j times 2^-k;
+    P V, then the output's weights: value channel j times 2^k, column j times 2^-k,
+
+and scaling by powers of two does not round (until float32's exponent ends). So
+the float32 output is the same to the last bit of every product, up to the
+order of sums; what changes is the range that a quantizer has to cover.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.checkpoints.parameters import Weights
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.model.model import Model
+from npfp8 import QuantizedTensor
+
+__all__ = ["with_outliers"]
+
+Float32Array = npt.NDArray[np.float32]
+
+
+def with_outliers(model: Model, exponent: int, channels: int = 4) -> Model:
+    """The same function with outlier channels: queries and values of each layer times 2^exponent.
+
+    Parameters
+    ----------
+    model : Model
+        In float32.
+    exponent : int
+        0 changes nothing.
+    channels : int
+        How many channels of each head, the first ones; at most its size.
+
+    Raises
+    ------
+    BertNumpyError
+        If a head has fewer channels, or a scaled weight is beyond float32's normal range.
+    """
+    size = model.config.hidden_size // model.config.num_attention_heads
+    if not 0 < channels <= size:
+        raise BertNumpyError(f"channels: expected 1..{size}, found {channels}")
+    chosen = np.arange(model.config.hidden_size) % size < channels
+    up = np.where(chosen, np.ldexp(np.float32(1), exponent), np.float32(1))
+    down = np.where(chosen, np.ldexp(np.float32(1), -exponent), np.float32(1))
+    weights = dict(model.weights)
+    for layer in range(model.config.num_hidden_layers):
+        attention = f"encoder.layer.{layer}.attention"
+        _scale(weights, f"{attention}.self.query", up)
+        _scale(weights, f"{attention}.self.key", down)
+        _scale(weights, f"{attention}.self.value", up)
+        name = f"{attention}.output.dense.weight"  # (out, in): the values' channels are columns
+        weights[name] = _exact(name, weights, down)
+    return replace(model, weights=weights, name=f"{model.name}, outliers 2^{exponent}")
+
+
+def _scale(
+    weights: dict[str, Float32Array | QuantizedTensor], site: str, factors: Float32Array
+) -> None:
+    weights[f"{site}.weight"] = _exact(f"{site}.weight", weights, factors[:, None])
+    weights[f"{site}.bias"] = _exact(f"{site}.bias", weights, factors)
+
+
+def _exact(name: str, weights: Weights, factors: Float32Array) -> Float32Array:
+    """The weight times powers of two; an error where that would round."""
+    weight = weights[name]
+    assert isinstance(weight, np.ndarray), name
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = weight * factors
+        if not np.array_equal(scaled / factors, weight):
+            raise BertNumpyError(
+                f"{name}: expected float32's range to hold it times {factors.max()}"
+            )
+    return scaled

@@ -1,0 +1,1 @@
+"""Text, labels and scores: what a model is evaluated on."""

@@ -1,0 +1,91 @@
+"""Where a task's examples are: a file, a folder, or a data set of the Hugging Face hub.
+
+A folder may hold the official files, JSON Lines, or the hub's Parquet files; for
+each part of the data they are looked for in this order, in the folder itself and
+in the task's own below it.
+"""
+
+from __future__ import annotations
+
+import os.path
+from pathlib import Path
+from typing import Protocol
+
+from bert_numpy.checkpoints.hub import fetch_dataset, is_hub_id
+from bert_numpy.errors import BertNumpyError
+
+__all__ = ["find_files"]
+
+
+class Foldered(Protocol):
+    """A task: its name, its official folder's, and its part of the hub's data set."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def folder(self) -> str: ...
+
+    @property
+    def config(self) -> str: ...
+
+
+def find_files(data: str | Path, task: Foldered, name: str) -> list[Path]:
+    """The files of one part of a task's data; several if it comes in shards.
+
+    Parameters
+    ----------
+    data : str or Path
+        The task's folder, a folder of tasks' folders, or the id of a data set
+        on the hub (``nyu-mll/glue``, ``rajpurkar/squad``), of which the files
+        of this part are fetched.
+    task : Task or SpanTask
+    name : str
+        The official file's, such as ``dev.tsv``: the others' names follow.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is no such folder, or none of the files in it.
+    """
+    stem = name.rpartition(".")[0]
+    split = hub_split(name)
+    lines = dict.fromkeys((f"{stem}.jsonl", f"{split}.jsonl"))
+    shards = f"{split}-*-of-*.parquet"
+    folder = Path(data)
+    if not os.path.lexists(folder):
+        if "/" not in str(data) or not is_hub_id(str(data)):
+            raise BertNumpyError(f"{data}: no such file or folder")
+        folder = fetch_dataset(str(data), [f"{task.config}/{shards}"])
+    places = [folder / part for part in dict.fromkeys(("", task.folder, task.name, task.config))]
+    for pattern in (name, *lines, shards):
+        for place in places:
+            if found := sorted(path for path in place.glob(pattern) if path.is_file()):
+                _check_shards(found)
+                return found
+    names = ", ".join((name, *lines, shards))
+    raise BertNumpyError(
+        f"{data}: expected one of {names}, here or in {task.folder}, found none of them"
+    )
+
+
+def hub_split(name: str) -> str:
+    """The hub's name for the part of the data that an official file holds.
+
+    >>> hub_split("dev_matched.tsv"), hub_split("train-v1.1.json")
+    ('validation_matched', 'train')
+    """
+    return name.rpartition(".")[0].removesuffix("-v1.1").replace("dev", "validation")
+
+
+def _check_shards(paths: list[Path]) -> None:
+    """Refuse a part of the data that lacks a shard: the numbers in the names tell."""
+    if paths[0].suffix != ".parquet":
+        return
+    count = paths[0].stem.rpartition("-of-")[2]
+    if not count.isdecimal():
+        raise BertNumpyError(f"{paths[0]}: expected a name that ends in -of-NUMBER")
+    if len(paths) != int(count):
+        raise BertNumpyError(
+            f"{paths[0]}: expected {int(count)} files as the name says, found {len(paths)}"
+        )

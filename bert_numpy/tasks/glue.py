@@ -1,0 +1,555 @@
+"""GLUE's tasks: where their texts and labels stand in the files.
+
+The official files are TSV, not CSV: a quotation mark is a character like any
+other, a line ends at a line feed and nowhere else, and each task has columns of
+its own. JSON Lines and Parquet have the hub's columns (data set nyu-mll/glue).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.finite import missing
+from bert_numpy.tasks.records import RECORD_SUFFIXES, check_text, read_lines, read_records
+
+__all__ = [
+    "TASKS",
+    "Examples",
+    "Task",
+    "TestSet",
+    "label_order",
+    "merge_examples",
+    "read_examples",
+    "read_test_set",
+    "read_test_sets",
+    "submission",
+    "task_named",
+]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A GLUE task.
+
+    Attributes
+    ----------
+    name : str
+        As on the command line.
+    folder : str
+        The official folder's name.
+    metrics : tuple of str
+        Keys of :data:`bert_numpy.tasks.metrics.METRICS`, the main one first.
+    text_columns : tuple of str or int
+        One column, or two for pairs: by the header's names, or by number in a
+        file without a header.
+    label_column : str or int
+    labels : tuple of str
+        The names of the classes in GLUE's order; empty for regression.
+    label_names_in_file : bool
+        Whether the file names the classes, or numbers them.
+    score_range : (float, float)
+        For regression.
+    dev, train, test : str
+        The official files' names.
+    fields : tuple of str
+        The columns of the texts in JSON Lines and Parquet; the label's is ``label``.
+    submission_name : str
+        Of the file that GLUE's server takes, without its ending; by default the folder's.
+    columns : int
+        In a file without a header, how many columns a row has.
+    drops_broken_rows : bool
+        Whether the official training file is known to hold rows that lack
+        columns or have a blank text (QQP's does; see issue 5 of GLUE-baselines):
+        these are left out, as other readers do.
+    """
+
+    name: str
+    folder: str
+    metrics: tuple[str, ...]
+    text_columns: tuple[str, ...] | tuple[int, ...]
+    label_column: str | int
+    labels: tuple[str, ...]
+    label_names_in_file: bool = False
+    score_range: tuple[float, float] = (0.0, 5.0)
+    dev: str = "dev.tsv"
+    train: str = "train.tsv"
+    test: str = "test.tsv"
+    fields: tuple[str, ...] = ("sentence1", "sentence2")
+    submission_name: str = ""
+    columns: int | None = None
+    drops_broken_rows: bool = False
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the labels are scores."""
+        return not self.labels
+
+    @property
+    def config(self) -> str:
+        """The task's part of the hub's data set; both of MNLI's tasks share one."""
+        return self.name.removesuffix("-mm")
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the model's head must have."""
+        return len(self.labels) or 1
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_SENTENCES = ("sentence1", "sentence2")
+_MNLI = Task(
+    "mnli",
+    "MNLI",
+    ("accuracy",),
+    _SENTENCES,
+    "gold_label",
+    ("entailment", "neutral", "contradiction"),
+    label_names_in_file=True,
+    dev="dev_matched.tsv",
+    test="test_matched.tsv",
+    fields=("premise", "hypothesis"),
+    submission_name="MNLI-m",
+)
+
+#: The tasks by name.
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "cola",
+            "CoLA",
+            ("matthews_correlation",),
+            (3,),
+            1,
+            ("unacceptable", "acceptable"),
+            fields=("sentence",),
+            columns=4,
+        ),
+        Task(
+            "sst2",
+            "SST-2",
+            ("accuracy",),
+            ("sentence",),
+            "label",
+            ("negative", "positive"),
+            fields=("sentence",),
+        ),
+        Task(
+            "mrpc",
+            "MRPC",
+            ("accuracy", "f1"),
+            ("#1 String", "#2 String"),
+            "Quality",
+            ("not_equivalent", "equivalent"),
+        ),
+        Task("stsb", "STS-B", ("pearson", "spearmanr"), _SENTENCES, "score", ()),
+        Task(
+            "qqp",
+            "QQP",
+            ("accuracy", "f1"),
+            ("question1", "question2"),
+            "is_duplicate",
+            ("not_duplicate", "duplicate"),
+            fields=("question1", "question2"),
+            drops_broken_rows=True,
+        ),
+        _MNLI,
+        replace(
+            _MNLI,
+            name="mnli-mm",
+            dev="dev_mismatched.tsv",
+            test="test_mismatched.tsv",
+            submission_name="MNLI-mm",
+        ),
+        Task(
+            "qnli",
+            "QNLI",
+            ("accuracy",),
+            ("question", "sentence"),
+            "label",
+            _ENTAILMENT,
+            label_names_in_file=True,
+            fields=("question", "sentence"),
+        ),
+        Task(
+            "rte", "RTE", ("accuracy",), _SENTENCES, "label", _ENTAILMENT, label_names_in_file=True
+        ),
+        Task("wnli", "WNLI", ("accuracy",), _SENTENCES, "label", _ENTAILMENT[::-1]),
+    )
+}
+
+_ALIASES = {"mnlimatched": "mnli", "mnlimm": "mnli-mm", "mnlimismatched": "mnli-mm"}
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Texts and their labels, in the file's order.
+
+    ``pairs`` is None for a task on single sentences; ``labels`` holds class
+    numbers (int64) or scores (float64).
+    """
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: Sequence[int]) -> Examples:
+        """The examples of the given rows, in their order."""
+        pairs = None if self.pairs is None else [self.pairs[i] for i in rows]
+        return Examples([self.texts[i] for i in rows], pairs, self.labels[list(rows)])
+
+    def sample(self, count: int) -> Examples:
+        """``count`` examples spread evenly: rows ``floor(i * n / count)``, by integers alone.
+
+        All of them if there are no more than ``count``.
+        """
+        return self.select(spread(len(self), count))
+
+
+def spread(n: int, count: int) -> list[int]:
+    """``count`` of ``n`` rows, evenly: ``floor(i * n / count)``; all if there are no more."""
+    count = min(count, n)
+    return [i * n // count for i in range(count)]
+
+
+def task_named(name: str, others: Sequence[str] = ()) -> Task:
+    """Look a task up by its name; case, ``-`` and ``_`` make no difference (``SST-2``).
+
+    Raises
+    ------
+    BertNumpyError
+        If there is none of that name; lists the names, and ``others`` that the
+        caller knows.
+    """
+    plain = name.lower().replace("-", "").replace("_", "")
+    if (found := TASKS.get(_ALIASES.get(plain, plain))) is None:
+        known = ", ".join((*TASKS, *others))
+        raise BertNumpyError(f"task: expected one of {known}, found {name!r}")
+    return found
+
+
+def read_examples(path: Path, task: Task) -> Examples:
+    """Read a labelled file of a task: TSV, or by its name's ending JSON Lines or Parquet.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing, empty or not UTF-8, or a row is malformed: names
+        the file and line, what was found and what was expected.
+    """
+    rows = list(_records(path, task) if path.suffix in RECORD_SUFFIXES else _rows(path, task))
+    if not rows:
+        raise BertNumpyError(f"{path}: expected examples, found none")
+    texts, labels = zip(*rows, strict=True)
+    pairs = [pair[1] for pair in texts] if len(task.text_columns) == 2 else None
+    kind = np.float64 if task.is_regression else np.int64
+    return Examples([pair[0] for pair in texts], pairs, np.array(labels, kind))
+
+
+def merge_examples(parts: Sequence[Examples]) -> Examples:
+    """The examples of several files of one task, one after the other."""
+    texts = [text for part in parts for text in part.texts]
+    pairs = [pair for part in parts for pair in part.pairs or ()]
+    labels = np.concatenate([part.labels for part in parts])
+    return Examples(texts, None if parts[0].pairs is None else pairs, labels)
+
+
+def _rows(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
+    """The texts and the label of each row of an official file."""
+    wanted = (*task.text_columns, task.label_column)
+    drops_broken_rows = task.drops_broken_rows and path.name == task.train
+    for place, cells in _cells(path, wanted, task.columns, drops_broken_rows):
+        *texts, label = cells
+        if fault := _fault(texts):
+            if drops_broken_rows:
+                continue
+            raise BertNumpyError(f"{place}: {fault}")
+        yield texts, _parse_label(label, task, place)
+
+
+def _fault(texts: Sequence[str]) -> str | None:
+    """What was expected of the texts in a row, and found; None if all are texts."""
+    if not all(text.strip() for text in texts):
+        return "expected text, found a blank cell"
+    return next(filter(None, map(check_text, texts)), None)
+
+
+def _cells(
+    path: Path, wanted: Sequence[str | int], width: int | None, drops_short: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """The wanted cells of each row of a TSV file, with its place; no ``width``: with a header."""
+    lines = read_lines(path)
+    first = 0
+    columns = wanted
+    if width is None:
+        if not lines:
+            raise BertNumpyError(f"{path}: expected a header and examples, found an empty file")
+        header = lines[0].split("\t")
+        if twice := [name for name in wanted if header.count(str(name)) > 1]:
+            raise BertNumpyError(
+                f"{path} line 1: expected one column {twice[0]!r}, found "
+                f"{header.count(str(twice[0]))}"
+            )
+        if missing := [name for name in wanted if name not in header]:
+            raise BertNumpyError(
+                f"{path} line 1: expected columns {', '.join(map(str, wanted))}, found no "
+                f"{missing[0]!r} in {header}"
+            )
+        columns = [header.index(str(name)) for name in wanted]
+        width, first = len(header), 1
+    for number, line in enumerate(lines[first:], first + 1):
+        cells = line.split("\t")
+        place = f"{path} line {number}"
+        if len(cells) < width and drops_short:
+            continue
+        if len(cells) != width:
+            raise BertNumpyError(f"{place}: expected {width} columns, found {len(cells)}")
+        yield place, [cells[int(column)] for column in columns]
+
+
+def _records(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
+    """The texts and the label of each row of a JSON Lines or Parquet file."""
+    drops_broken_rows = task.drops_broken_rows and path.name.startswith("train")
+    for place, record in read_records(path, (*task.fields, "label")):
+        if drops_broken_rows and not all(str(record.get(key) or "").strip() for key in task.fields):
+            continue
+        yield _texts(record, task, place), _label(record.get("label"), task, place)
+
+
+def _texts(record: Mapping[str, Any], task: Task, place: str) -> list[str]:
+    texts = [record.get(key) for key in task.fields]
+    for key, text in zip(task.fields, texts, strict=True):
+        if not isinstance(text, str):
+            found = repr(text) if key in record else "nothing"
+            raise BertNumpyError(f"{place}: {key}: expected text, found {found}")
+        if fault := check_text(text):
+            raise BertNumpyError(f"{place}: {key}: {fault}")
+    return [str(text) for text in texts]
+
+
+def _label(value: Any, task: Task, place: str) -> float:
+    """A label of a record: a score, or a class by its number or its name."""
+    if task.is_regression:
+        number = isinstance(value, float | int) and not isinstance(value, bool)
+        # Larger than a float can be is larger than any score.
+        fits = number and abs(value) <= max(task.score_range)
+        return _parse_label(repr(float(value) if fits else value), task, place)
+    if isinstance(value, str) and value in task.labels:
+        return task.labels.index(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.labels):
+        return value
+    names = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
+    raise BertNumpyError(f"{place}: label: expected one of {names}, found {value!r}")
+
+
+#: The columns that number the rows of an official test file.
+_NUMBER_COLUMNS = ("index", "id", "idx")
+
+#: A number of a row: decimal, in one spelling, of 64 bits.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Texts without labels, and the number that GLUE's server knows each by, in decimal."""
+
+    __test__ = False  # of no interest to pytest
+
+    ids: tuple[str, ...]
+    texts: list[str]
+    pairs: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_test_set(path: Path, task: Task) -> TestSet:
+    """Read an unlabelled file of a task.
+
+    A TSV file has a column ``index`` (or ``id``, as QQP's, or ``idx``), wherever
+    it stands. JSON Lines and Parquet have ``idx`` in every row; if none has it,
+    the rows are numbered from 0.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`read_examples` does; or if a number is no decimal one or not
+        the only one of its value, or some rows have one and others do not.
+    """
+    return read_test_sets([path], task)
+
+
+def read_test_sets(paths: Sequence[Path], task: Task) -> TestSet:
+    """Read an unlabelled set that comes in several files, as :func:`read_test_set` reads one.
+
+    Rows that no file numbers are numbered from 0 over all files.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`read_test_set` does, also where a number comes again in another file.
+    """
+    rows: dict[str, list[str]] = {}
+    for path in paths:
+        if path.suffix in RECORD_SUFFIXES:
+            found = _test_records(path, task, len(rows))
+        else:
+            found = _test_rows(path, task)
+        before = len(rows)
+        for place, name, texts in found:
+            if not _NUMBER.fullmatch(name):
+                raise BertNumpyError(f"{place}: idx: expected a number, found {name!r}")
+            if name in rows:
+                raise BertNumpyError(f"{place}: expected a number of its own, found another {name}")
+            rows[name] = texts
+        if len(rows) == before:
+            raise BertNumpyError(f"{path}: expected examples, found none")
+    pairs = [texts[1] for texts in rows.values()] if len(task.text_columns) == 2 else None
+    return TestSet(tuple(rows), [texts[0] for texts in rows.values()], pairs)
+
+
+def _test_rows(path: Path, task: Task) -> Iterator[tuple[str, str, list[str]]]:
+    """The place, the number and the texts of each row of an official test file."""
+    # Every test file has a header, that of CoLA too, whose other files have none.
+    header = next(iter(read_lines(path)), "").split("\t")
+    number = next((name for name in _NUMBER_COLUMNS if name in header), header[0])
+    names = task.fields if task.columns is not None else task.text_columns
+    for place, (name, *texts) in _cells(path, (number, *names), None):
+        if not _NUMBER.fullmatch(name) or _fault(texts):
+            raise BertNumpyError(f"{place}: expected a number and text, found {[name, *texts]}")
+        yield place, name, texts
+
+
+def _test_records(path: Path, task: Task, first: int) -> Iterator[tuple[str, str, list[str]]]:
+    """The same of a JSON Lines or Parquet test file; without numbers, they count from ``first``."""
+    numbered = None
+    for row, (place, record) in enumerate(read_records(path, (*task.fields, "idx")), first):
+        value = record.get("idx")
+        if numbered is None:
+            numbered = value is not None
+        if numbered != (value is not None):
+            expected = "a number, as in the rows before" if numbered else "none, as before"
+            raise BertNumpyError(f"{place}: idx: expected {expected}, found {value!r}")
+        if value is not None and type(value) is not int and not isinstance(value, str):
+            raise BertNumpyError(f"{place}: idx: expected a number, found {value!r}")
+        yield place, str(row if value is None else value), _texts(record, task, place)
+
+
+def submission(task: Task, ids: Sequence[str], predictions: npt.NDArray[Any]) -> str:
+    """The file that GLUE's server takes: a number and a prediction in each line.
+
+    Classes stand as they do in the task's own files, by number or by name;
+    scores with three decimals, brought into the task's range.
+
+    Raises
+    ------
+    BertNumpyError
+        If a prediction is none (:mod:`bert_numpy.finite`).
+
+    Examples
+    --------
+    >>> submission(task_named("rte"), ["0", "1"], np.array([1, 0])).split()
+    ['index', 'prediction', '0', 'not_entailment', '1', 'entailment']
+    """
+    none = missing(predictions)
+    if none.any():
+        raise BertNumpyError(
+            f"task {task.name}: text {int(none.argmax()) + 1}: expected a prediction, found none: "
+            "a number of the model's output is not finite"
+        )
+    if task.is_regression:
+        shown = [f"{score:.3f}" for score in np.clip(predictions, *task.score_range)]
+    elif task.label_names_in_file:
+        shown = [task.labels[number] for number in predictions]
+    else:
+        shown = [str(number) for number in predictions]
+    rows = [f"{name}\t{text}\n" for name, text in zip(ids, shown, strict=True)]
+    return "index\tprediction\n" + "".join(rows)
+
+
+def _parse_label(cell: str, task: Task, place: str) -> float:
+    if task.is_regression:
+        low, high = task.score_range
+        try:
+            score = float(cell)
+        except ValueError:
+            score = math.nan
+        if not low <= score <= high:
+            raise BertNumpyError(f"{place}: expected a score {low:g}..{high:g}, found {cell!r}")
+        return score
+    names = task.labels if task.label_names_in_file else [str(i) for i in range(len(task.labels))]
+    if cell not in names:
+        raise BertNumpyError(f"{place}: expected label {' or '.join(names)}, found {cell!r}")
+    return names.index(cell)
+
+
+def label_order(
+    names: Sequence[str], task: Task, problem_type: str | None = None
+) -> npt.NDArray[np.int64]:
+    """Return the task's class of each output of a model's head.
+
+    A checkpoint may have its classes in another order than GLUE. The names of
+    its labels decide: the task's words in any order (whatever their case, with
+    ``-``, ``_`` or spaces between them), or GLUE's numbers of the classes (``0``,
+    ``1``). Labels without a name, ``LABEL_0`` and so on, are in GLUE's order. No
+    other name tells which class an output is, not even ``pos``: it is refused,
+    as a wrong guess would exchange the classes. The one output of a regression
+    may have any name.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The head's labels, ``BertConfig.labels``.
+    task : Task
+    problem_type : str, optional
+        ``BertConfig.problem_type``: what the outputs are, if the checkpoint says so.
+
+    Returns
+    -------
+    ndarray of int64, (outputs,)
+        Numbers in 0..outputs-1, each once.
+
+    Raises
+    ------
+    BertNumpyError
+        If the head has another number of outputs than the task, outputs of
+        another kind, or other labels; names those found and those expected.
+    """
+    if len(names) != task.outputs:
+        raise BertNumpyError(
+            f"task {task.name}: expected a model with {task.outputs} outputs, found {len(names)}: "
+            f"{', '.join(names)}"
+        )
+    if problem_type is not None and (problem_type == "regression") != task.is_regression:
+        kind = "regression" if task.is_regression else "classification"
+        raise BertNumpyError(
+            f"task {task.name}: expected a model for {kind}, found 'problem_type' "
+            f"{problem_type!r} in its config.json"
+        )
+    numbers = range(len(names))
+    if task.is_regression:
+        return np.array(numbers, np.int64)
+    plain = [re.sub(r"[\s_-]+", "_", name.strip().casefold()) for name in names]
+    if plain == [f"label_{i}" for i in numbers]:
+        return np.array(numbers, np.int64)
+    for known in (list(task.labels), [str(i) for i in numbers]):
+        if sorted(plain) == sorted(known):
+            return np.array([known.index(name) for name in plain], np.int64)
+    placeholders = ", ".join(f"LABEL_{i}" for i in numbers)
+    raise BertNumpyError(
+        f"task {task.name}: expected labels {', '.join(task.labels)} in any order, or "
+        f"{placeholders} in GLUE's order, found {', '.join(names)}: which output is which class? "
+        "Name them in 'id2label' of config.json"
+    )

@@ -1,0 +1,183 @@
+"""From start and end logits to answers: which spans of a context are likely, over its windows.
+
+The rules are those of ``run_squad.py`` of the original BERT
+(github.com/google-research/bert), but for two: a span is weighed against every
+other one, not only if it joins one of the best starts to one of the best ends;
+and its text is the context's own characters from its first token's to its last
+one's, not pieced together from tokens. Accents written as combining characters
+belong to the letter before them, also where an uncased tokenizer drops them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.tasks.tokenization import Window
+from npfp8 import elementary
+from npfp8.golden import tree_sum
+
+__all__ = ["Answer", "best_answers", "most_context"]
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A span of a context.
+
+    Attributes
+    ----------
+    text : str
+        ``context[start:end]``.
+    start, end : int
+        In characters.
+    start_logit, end_logit : float
+    probability : float
+        Among the answers that it is listed with.
+    """
+
+    text: str
+    start: int
+    end: int
+    start_logit: float
+    end_logit: float
+    probability: float
+
+
+def best_answers(
+    context: str,
+    windows: Sequence[Window],
+    logits: Sequence[Float32Array],
+    n_best: int = 20,
+    max_answer_length: int = 30,
+) -> tuple[Answer, ...]:
+    """The most likely answers to a question, the best first.
+
+    A span lies in one window, and begins where no other window has more
+    context (:func:`most_context`). Its score is the sum of the start logit of
+    its first and the end logit of its last token, in float64. Of equal scores
+    the earlier start comes first, then the earlier end. A text is listed once,
+    at its best place, and without white space around it; a span of white space alone
+    is an answer only if there is no other.
+
+    Parameters
+    ----------
+    context : str
+    windows : sequence of Window
+        All of one question, in order.
+    logits : sequence of ndarray of float32, (tokens, 2)
+        Of each window: start and end logits of every token.
+    n_best : int
+        How many answers to list, at most.
+    max_answer_length : int
+        In tokens.
+
+    Returns
+    -------
+    tuple of Answer
+        At least one. Their probabilities are the softmax of their scores, in
+        float64 and the same on every machine.
+
+    Raises
+    ------
+    BertNumpyError
+        If a logit is NaN or +infinity, or every span has one of -infinity, as
+        masked tokens have.
+    """
+    for array in logits:
+        if not (array < np.inf).all():  # nor is NaN
+            bad = array[~(array < np.inf)].flat[0]
+            raise BertNumpyError(
+                f"answers: expected logits that are finite, or -infinity, found {bad}"
+            )
+    usable = most_context(windows)
+    spans: list[tuple[float, int, int, float, float]] = []
+    for window, array, starts in zip(windows, logits, usable, strict=True):
+        spans += _spans(context, window, array, starts, n_best, max_answer_length)
+    distinct: dict[str, tuple[float, int, int, float, float]] = {}
+    for span in sorted(spans):
+        distinct.setdefault(context[span[1] : span[2]], span)
+    if len(distinct) > 1:
+        distinct.pop("", None)
+    best = list(distinct.items())[:n_best]
+    scores = np.array([-span[0] for _, span in best])
+    if scores[0] == -np.inf:
+        raise BertNumpyError("answers: expected a span of finite logits, found none")
+    weights = elementary.exp(scores - scores[0])
+    weights /= tree_sum(weights)
+    return tuple(
+        Answer(text, *span[1:], probability)
+        for (text, span), probability in zip(best, weights.tolist(), strict=True)
+    )
+
+
+def _spans(
+    context: str,
+    window: Window,
+    logits: Float32Array,
+    starts: npt.NDArray[np.bool_],
+    n_best: int,
+    max_answer_length: int,
+) -> Iterator[tuple[float, int, int, float, float]]:
+    """A window's best spans of distinct texts: -score, start, end (characters), the two logits."""
+    count = len(window.offsets)
+    part = logits[window.position : window.position + count].astype(np.float64)
+    first = np.flatnonzero(starts)[:, None]  # (starts, 1)
+    last = first + np.arange(max_answer_length)  # (starts, max_answer_length)
+    allowed = last < count
+    first = np.broadcast_to(first, last.shape)[allowed]  # (spans,), in the order of the ties
+    last = last[allowed]
+    scores = part[first, 0] + part[last, 1]
+    seen: set[str] = set()
+    for span in np.argsort(-scores, kind="stable"):
+        start_logit, end_logit = part[first[span], 0], part[last[span], 1]
+        start, end = _trimmed(
+            context, window.offsets[first[span]][0], window.offsets[last[span]][1]
+        )
+        if context[start:end] not in seen:
+            seen.add(context[start:end])
+            yield -float(scores[span]), start, end, float(start_logit), float(end_logit)
+        if len(seen - {""}) == n_best:
+            break
+
+
+def _trimmed(context: str, start: int, end: int) -> tuple[int, int]:
+    """A span without the white space at its ends."""
+    end = start + len(context[start:end].rstrip())
+    return end - len(context[start:end].lstrip()), end
+
+
+def most_context(windows: Sequence[Window]) -> list[npt.NDArray[np.bool_]]:
+    """Which tokens of each window have the most context there, of all windows that they are in.
+
+    The context of a token in a window is the number of tokens to its left or
+    to its right, whichever are fewer, and a hundredth of the window's length;
+    the first window that has the most is taken. Counted in hundredths, so
+    that nothing is rounded.
+
+    Parameters
+    ----------
+    windows : sequence of Window
+        All of one question.
+
+    Returns
+    -------
+    list of ndarray of bool, (tokens of the window,)
+        Every token of the context is True in one window.
+    """
+    total = max(window.first + len(window.offsets) for window in windows)
+    context = np.full((len(windows), total), -1)
+    for row, window in zip(context, windows, strict=True):
+        length = len(window.offsets)
+        left = np.arange(length)
+        row[window.first : window.first + length] = 100 * np.minimum(left, left[::-1]) + length
+    best = context.argmax(axis=0)  # the first of equals
+    return [
+        best[window.first : window.first + len(window.offsets)] == number
+        for number, window in enumerate(windows)
+    ]

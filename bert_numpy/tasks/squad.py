@@ -1,0 +1,224 @@
+"""SQuAD v1.1: questions, their contexts and answers, from the official JSON files.
+
+JSON Lines and Parquet have the hub's columns (data set rajpurkar/squad).
+
+Rajpurkar et al., *SQuAD: 100,000+ Questions for Machine Comprehension of Text*
+(arXiv 1606.05250).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_numpy.errors import BertNumpyError, read_json
+from bert_numpy.tasks.glue import spread
+from bert_numpy.tasks.records import RECORD_SUFFIXES, check_text, read_records
+
+__all__ = [
+    "SQUAD",
+    "Question",
+    "Questions",
+    "SpanTask",
+    "merge_questions",
+    "read_questions",
+]
+
+_VERSION = "1.1"
+
+
+@dataclass(frozen=True)
+class SpanTask:
+    """A task whose answers are spans of a context.
+
+    The numbers are those that ``run_squad.py`` of the original BERT
+    (github.com/google-research/bert) takes by default.
+
+    Attributes
+    ----------
+    name : str
+        As on the command line, and of the data's folder.
+    dev, train : str
+        File names.
+    max_length, doc_stride, max_query_length : int
+        See :meth:`bert_numpy.Tokenizer.windows`.
+    n_best, max_answer_length : int
+        See :func:`bert_numpy.tasks.spans.best_answers`.
+    """
+
+    name: str
+    dev: str
+    train: str
+    max_length: int = 384
+    doc_stride: int = 128
+    max_query_length: int = 64
+    n_best: int = 20
+    max_answer_length: int = 30
+
+    @property
+    def folder(self) -> str:
+        """The data's folder, as GLUE's tasks have it."""
+        return self.name
+
+    @property
+    def config(self) -> str:
+        """The part of the hub's data set."""
+        return "plain_text"
+
+
+SQUAD = SpanTask("squad", "dev-v1.1.json", "train-v1.1.json")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a context, and the answers that people gave: each a part of the context."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions in the file's order."""
+
+    items: tuple[Question, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def select(self, rows: Sequence[int]) -> Questions:
+        """The questions of the given rows, in their order."""
+        return Questions(tuple(self.items[row] for row in rows))
+
+    def sample(self, count: int) -> Questions:
+        """``count`` questions spread evenly, as ``Examples.sample`` does."""
+        return self.select(spread(len(self), count))
+
+
+def read_questions(path: Path) -> Questions:
+    """Read a file in SQuAD's v1.1 layout, or by its name's ending JSON Lines or Parquet.
+
+    Every answer must stand in its context where ``answer_start`` says. The
+    metrics do not need that place, but offsets that are off say that the file
+    was damaged on its way, by another encoding or another form of Unicode.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing, no JSON or of another version, has no question,
+        or anything in it is missing, of another type, blank or a duplicate:
+        names the file and the place in it, what was found and what was expected.
+    """
+    nodes = _records(path) if path.suffix in RECORD_SUFFIXES else _official(path)
+    questions: dict[str, Question] = {}
+    for node, context, answers in nodes:
+        name = node.text("id")
+        if name in questions:
+            raise node.error("id", "an id of its own", f"another {name!r}")
+        right = tuple(_answers(answers, context))
+        questions[name] = Question(name, node.text("question"), context, right)
+    if not questions:
+        raise BertNumpyError(f"{path}: expected questions, found none")
+    return Questions(tuple(questions.values()))
+
+
+def _official(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
+    """Each question of an official file, its context and its answers."""
+    root = _Node(path, "", read_json(path))
+    if (version := root.get("version", str)) != _VERSION:
+        raise root.error("version", repr(_VERSION), repr(version))
+    for article in root.items("data"):
+        for paragraph in article.items("paragraphs"):
+            context = paragraph.text("context")
+            for node in paragraph.items("qas"):
+                yield node, context, node.items("answers")
+
+
+def _records(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
+    """Each question of a JSON Lines or Parquet file, its context and its answers.
+
+    There the answers are one object of two lists, the texts and their places.
+    """
+    for place, record in read_records(path, ("id", "question", "context", "answers")):
+        node = _Node(place, "", record)
+        answers = _Node(place, "answers", node.get("answers", dict))
+        columns = [answers.get(key, list) for key in ("text", "answer_start")]
+        if len({len(column) for column in columns}) != 1 or not columns[0]:
+            lengths = " and ".join(str(len(column)) for column in columns)
+            raise answers.error("text", "as many texts as places, at least one", lengths)
+        yield (
+            node,
+            node.text("context"),
+            [
+                _Node(place, f"answers[{i}]", {"text": text, "answer_start": start})
+                for i, (text, start) in enumerate(zip(*columns, strict=True))
+            ],
+        )
+
+
+def merge_questions(parts: Sequence[Questions]) -> Questions:
+    """The questions of several files, one after the other.
+
+    Raises
+    ------
+    BertNumpyError
+        If two questions have one id: an answer could not say which it is of.
+    """
+    items = tuple(item for part in parts for item in part.items)
+    if len({item.id for item in items}) < len(items):
+        (twice, _), *_ = Counter(item.id for item in items).most_common(1)
+        raise BertNumpyError(f"question {twice!r}: expected in one file, found in two")
+    return Questions(items)
+
+
+def _answers(nodes: list[_Node], context: str) -> Iterator[str]:
+    for answer in nodes:
+        text, start = answer.text("text"), answer.get("answer_start", int)
+        there = context[start : start + len(text)] if start >= 0 else ""
+        if there != text:
+            raise answer.error("answer_start", f"where {text!r} begins", f"{start}, {there!r}")
+        yield text
+
+
+@dataclass(frozen=True)
+class _Node:
+    """An object in a JSON file, and the way to it: ``data[0].paragraphs[3]``."""
+
+    file: Path | str
+    place: str
+    value: Mapping[str, Any]
+
+    def error(self, key: str, expected: str, found: str) -> BertNumpyError:
+        place = f"{self.place}.{key}".lstrip(".")
+        return BertNumpyError(f"{self.file}: {place}: expected {expected}, found {found}")
+
+    def get(self, key: str, kind: type) -> Any:
+        value = self.value.get(key)
+        if type(value) is not kind:
+            found = repr(value) if key in self.value else "nothing"
+            raise self.error(key, kind.__name__, found if len(found) < 80 else f"{found[:80]}...")
+        return value
+
+    def text(self, key: str) -> str:
+        """A text with words in it, and no halves of characters."""
+        value: str = self.get(key, str)
+        if fault := check_text(value):
+            place = f"{self.place}.{key}".lstrip(".")
+            raise BertNumpyError(f"{self.file}: {place}: {fault}")
+        return value
+
+    def items(self, key: str) -> list[_Node]:
+        """The objects of a list, which has some."""
+        values = self.get(key, list)
+        if not values:
+            raise self.error(key, "at least one", "none")
+        for number, value in enumerate(values):
+            if not isinstance(value, dict):
+                raise self.error(f"{key}[{number}]", "an object", type(value).__name__)
+        place = f"{self.place}.{key}".lstrip(".")
+        return [_Node(self.file, f"{place}[{i}]", value) for i, value in enumerate(values)]

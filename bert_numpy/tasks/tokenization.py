@@ -1,0 +1,563 @@
+"""Text to token ids, through the ``tokenizers`` library.
+
+A :class:`Tokenizer` is never changed by a call: the library encodes every text whole, and
+what is too long is cut here. So threads share one, and it can be copied and pickled.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from bert_numpy.checkpoints.config_file import read_config
+from bert_numpy.checkpoints.hub import resolve
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.tasks.tokenizer_backend import build_backend, library_errors
+from bert_numpy.tasks.tokenizer_settings import Sentences, read_settings
+
+__all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
+
+IntArray = npt.NDArray[np.int64]
+#: Called with the number of texts just encoded.
+Progress = Callable[[int], None]
+
+#: Texts that the library is given in one call, between which progress is reported.
+_AT_A_TIME = 4096
+
+#: [CLS] and [SEP], and one token to say something.
+_SHORTEST = 3
+
+#: The library's switch for its thread pool.
+_PARALLEL = "TOKENIZERS_PARALLELISM"
+
+#: What stands for a space in the tokens of byte-level BPE, and of SentencePiece.
+_SPACES = {b"ByteLevel": "\u0120", b"Metaspace": "\u2581"}
+
+#: In a str, half of a character: undecodable bytes of a command line come as these.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One text, or pair of texts, as the model reads it.
+
+    ``input_ids`` and ``token_type_ids`` hold [CLS] first [SEP] (second [SEP]);
+    ``truncated`` says whether tokens were cut off to keep the length.
+    """
+
+    input_ids: tuple[int, ...]
+    token_type_ids: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Window:
+    """A question with as much of its context as fits: [CLS] question [SEP] window [SEP].
+
+    Attributes
+    ----------
+    encoded : EncodedText
+        ``truncated`` says whether the question was cut.
+    position : int
+        Where in ``encoded.input_ids`` the window begins.
+    first : int
+        Which of the context's tokens stands there.
+    offsets : tuple of (int, int)
+        For each token of the window the characters of the context that it
+        stands for: from the one up to and without the other.
+    """
+
+    encoded: EncodedText
+    position: int
+    first: int
+    offsets: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A checkpoint's tokenizer. No call changes it: threads may share it.
+
+    Attributes
+    ----------
+    backend : tokenizers.Tokenizer
+        It neither truncates nor pads, and its offsets include the spaces of their tokens.
+    model_max_length : int
+        The longest input, special tokens included: of the model, or of the tokenizer's
+        files if they allow less.
+    pad_token_id : int
+        Of the model, which may tell padding by it.
+    token_types : bool
+        Whether the model tells the second text of a pair from the first by a
+        type; if not, all type ids are 0.
+    mask_token_id : int, optional
+        What a masked language model fills in; None if the vocabulary has none.
+    vocab_size : int, optional
+        The rows of the model's embeddings: a text with a token beyond them is refused.
+    truncation_side : str
+        "right" or "left": the end of a text at which :meth:`encode` cuts.
+    sentences : Sentences, optional
+        What sentence-transformers does to each text first; None for other checkpoints.
+    no_pairs : str
+        Why pairs of texts are refused; empty if they are not.
+    """
+
+    backend: Any = field(repr=False)  # the library shows every token
+    model_max_length: int
+    pad_token_id: int = 0
+    token_types: bool = True
+    mask_token_id: int | None = None
+    vocab_size: int | None = None
+    truncation_side: str = "right"
+    sentences: Sentences | None = None
+    no_pairs: str = ""
+
+    def __getstate__(self) -> dict[str, Any]:  # the library pickles by protocol 2 or later only
+        return {**vars(self), "backend": self.backend.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, backend=tokenizers.Tokenizer.from_str(state["backend"]))
+        _share_with_forks()
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[EncodedText]:
+        """Encode texts, or pairs of texts.
+
+        Parameters
+        ----------
+        texts, pairs : sequences of str, of equal length
+            No text may be blank.
+        max_length : int, optional
+            Cut longer inputs to so many tokens, the longer text of a pair
+            first. Without it, an input longer than the model's is an error; in a
+            sentence-transformers folder it is cut, as sentence-transformers does.
+        progress : callable, optional
+
+        Raises
+        ------
+        BertNumpyError
+            If a text is blank or too long or cannot be encoded, or ``max_length`` is not
+            between 3 and the model's length.
+        """
+        limit = self.model_max_length
+        special = self.backend.num_special_tokens_to_add(pairs is not None)
+        least = max(_SHORTEST, special)
+        if max_length is not None and not least <= max_length <= limit:
+            raise BertNumpyError(f"max_length: expected {least}..{limit}, found {max_length}")
+        if max_length is None and self.sentences is not None:
+            max_length = limit
+        _check_texts(texts, pairs)
+        encoded = []
+        for start in range(0, len(texts), _AT_A_TIME):
+            stop = start + _AT_A_TIME
+            other = None if pairs is None else pairs[start:stop]
+            items = self._whole(texts[start:stop], other, first=start)
+            for number, item in enumerate(items, start):
+                if max_length is None and len(item.ids) > limit:
+                    raise BertNumpyError(
+                        f"text {number + 1}: expected at most {limit} tokens, found {len(item.ids)}"
+                    )
+                kept = None
+                if max_length is not None and len(item.ids) > max_length:
+                    kept = _longest_first(item, max_length, self.truncation_side)
+                encoded.append(self._encoded(item, number, kept))
+            if progress is not None:
+                progress(len(items))
+        return encoded
+
+    def tokens(self, text: str, pair: str | None = None) -> list[str | None]:
+        """The token at each position of an encoded text or pair; None for special tokens.
+
+        Raises
+        ------
+        BertNumpyError
+            As :meth:`encode`.
+        """
+        pairs = None if pair is None else [pair]
+        _check_texts([text], pairs)
+        (item,) = self._whole([text], pairs)
+        return [
+            None if special else token
+            for token, special in zip(item.tokens, item.special_tokens_mask, strict=True)
+        ]
+
+    def batch(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        max_length: int | None = None,
+    ) -> dict[str, IntArray]:
+        """:meth:`encode`, padded to arrays: the keyword arguments of a call of the model."""
+        return pad(self.encode(texts, pairs, max_length), self.pad_token_id)
+
+    def windows(
+        self,
+        questions: Sequence[str],
+        contexts: Sequence[str],
+        max_length: int,
+        doc_stride: int,
+        max_query_length: int,
+        progress: Progress | None = None,
+    ) -> list[list[Window]]:
+        """Encode questions with their contexts, a long context in several windows that overlap.
+
+        The windows are those of ``run_squad.py`` of the original BERT
+        (github.com/google-research/bert): each is as long as fits, begins
+        ``doc_stride`` tokens after the one before it, and the last one is the
+        first that reaches the context's end.
+
+        Parameters
+        ----------
+        questions, contexts : sequences of str, of equal length
+            No text may be blank.
+        max_length : int
+            Of an input, in tokens, special ones included.
+        doc_stride : int
+            At least 1. Where it is more than fits, windows follow each other
+            without a gap.
+        max_query_length : int
+            At least 1. A longer question is cut to so many tokens.
+        progress : callable, optional
+
+        Returns
+        -------
+        list of lists of Window
+            For each question its windows, in the order of the context; at least one.
+
+        Raises
+        ------
+        BertNumpyError
+            If a text is blank, a context has no token, ``max_length`` is beyond
+            the model's, or leaves no token for the context beside its question.
+        """
+        _check_texts(questions, contexts)
+        for name, value in (("doc_stride", doc_stride), ("max_query_length", max_query_length)):
+            if value < 1:
+                raise BertNumpyError(f"{name}: expected at least 1, found {value}")
+        if self.sentences is not None:  # which changes texts, and so the offsets
+            raise BertNumpyError(
+                "windows: expected a tokenizer for question answering, found one for sentence "
+                "embeddings (modules.json)"
+            )
+        special = self.backend.num_special_tokens_to_add(True)  # of a pair
+        whole = self._whole(questions, special=False)
+        cut = [
+            self._cut(question, item, max_query_length)
+            for question, item in zip(questions, whole, strict=True)
+        ]
+        least = max((length for _, length in cut), default=0) + special + 1
+        if not least <= max_length <= self.model_max_length:
+            raise BertNumpyError(
+                f"max_length: expected {least}..{self.model_max_length} for these questions, "
+                f"found {max_length}"
+            )
+        found: list[list[Window]] = []
+        for start in range(0, len(questions), _AT_A_TIME):
+            stop = start + _AT_A_TIME
+            asked = [query for query, _ in cut[start:stop]]
+            items = self._whole(asked, contexts[start:stop], first=start)
+            for number, item in enumerate(items, start):
+                shortened = cut[number][1] < len(whole[number].ids)
+                found.append(
+                    self._windows(item, number, contexts[number], max_length, doc_stride, shortened)
+                )
+            if progress is not None:
+                progress(len(items))
+        for number, parts in enumerate(found):
+            if not parts[0].offsets:
+                raise BertNumpyError(
+                    f"text {number + 1}: expected a context with words, found {contexts[number]!r}"
+                )
+        return found
+
+    def _whole(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        special: bool = True,
+        first: int = 0,
+    ) -> list[Any]:
+        """The library's encodings of whole texts or pairs, the first of which has a number."""
+        if pairs is not None and self.no_pairs:
+            raise BertNumpyError(self.no_pairs)
+        if self.sentences is not None:
+            texts = [self.sentences.prepared(text) for text in texts]
+            pairs = None if pairs is None else [self.sentences.prepared(text) for text in pairs]
+        inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        message = "expected a text that the tokenizer can encode, found an error: "
+        try:
+            with library_errors(message):
+                found: list[Any] = self.backend.encode_batch(inputs, add_special_tokens=special)
+                return found
+        except BertNumpyError as error:
+            for number, one in enumerate(inputs, first + 1):  # which one it was
+                with library_errors(f"text {number}: {message}"):
+                    self.backend.encode_batch([one], add_special_tokens=special)
+            raise error
+
+    def _windows(
+        self,
+        item: Any,
+        number: int,
+        context: str,
+        max_length: int,
+        doc_stride: int,
+        shortened: bool,
+    ) -> list[Window]:
+        """The windows on a whole context behind its question."""
+        places = [place for place, text in enumerate(item.sequence_ids) if text == 1]
+        if not places:
+            encoded = self._encoded(item, number, None, shortened)
+            return [Window(encoded, len(item.ids), 0, ())]
+        begin, end = places[0], places[-1] + 1
+        room = max_length - (len(item.ids) - len(places))
+        step = min(doc_stride, room)
+        tokens, raw = item.tokens, item.offsets
+        marks = _space_marks(self.backend)
+        offsets = [_without_space(tokens[place], raw[place], context, marks) for place in places]
+        offsets = _with_combining(offsets, context)
+        windows = []
+        for first in range(0, len(places), step):
+            last = min(first + room, len(places))
+            kept = [*range(begin), *places[first:last], *range(end, len(item.ids))]
+            encoded = self._encoded(item, number, kept, shortened)
+            windows.append(Window(encoded, begin, first, tuple(offsets[first:last])))
+            if last == len(places):
+                break
+        return windows
+
+    def _cut(self, text: str, item: Any, most: int) -> tuple[str, int]:
+        """A text cut to at most ``most`` tokens, given how it is encoded whole; how many it has.
+
+        The text up to the end of a token has the tokens there that it has in
+        the whole text, but for a last token of spaces alone, which Unigram's
+        normalizers strip: then the cut is made before it.
+        """
+        length = _whole_characters(item, most)
+        while 0 < length < len(item.ids):
+            part = text[: item.offsets[length - 1][1]]
+            if len(self._whole([part], special=False)[0].ids) == length:
+                return part, length
+            length = _whole_characters(item, length - 1)
+        return (text, length) if length else ("", 0)
+
+    def _encoded(
+        self, item: Any, number: int, kept: Sequence[int] | None, truncated: bool | None = None
+    ) -> EncodedText:
+        """An encoding of the library, of which the positions ``kept`` are left (None: all)."""
+        ids, types = item.ids, item.type_ids if self.token_types else [0] * len(item.ids)
+        if kept is not None:
+            ids, types = [ids[place] for place in kept], [types[place] for place in kept]
+        if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
+            wrong = next(one for one in ids if one >= self.vocab_size)
+            raise BertNumpyError(
+                f"text {number + 1}: expected ids below {self.vocab_size} (vocab_size in "
+                f"config.json), found {wrong} for {self.backend.id_to_token(wrong)!r}"
+            )
+        return EncodedText(
+            tuple(ids), tuple(types), kept is not None if truncated is None else truncated
+        )
+
+
+def _longest_first(item: Any, length: int, side: str) -> list[int]:
+    """The positions of an encoding that are left when it is cut to ``length``.
+
+    The special tokens stay. The longer of two texts is cut until both are equally long, then
+    both are; an odd token is left to the longer one, or else to the second. This is the
+    library's "longest_first" (utils/truncation.rs of github.com/huggingface/tokenizers).
+    """
+    texts = item.sequence_ids
+    counts = [texts.count(0), texts.count(1)]
+    room = length - (len(texts) - sum(counts))
+    if counts[1] == 0:
+        left = [min(counts[0], room), 0]
+    else:
+        short, long = sorted(counts)
+        long = max(short, room - short)
+        if short + long > room:
+            short = room // 2
+            long = room - short
+        left = [long, short] if counts[0] > counts[1] else [short, long]
+    kept = [place for place, text in enumerate(texts) if text is None]
+    for text, most in enumerate(left):
+        places = [place for place, other in enumerate(texts) if other == text]
+        kept += places[len(places) - most :] if side == "left" else places[:most]
+    return sorted(kept)
+
+
+def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    """Refuse what is no list of texts, texts without words, and pairs that lack a side."""
+    if isinstance(texts, str) or isinstance(pairs, str):
+        raise BertNumpyError("expected a list of texts, found one text")
+    if pairs is not None and len(pairs) != len(texts):
+        raise BertNumpyError(f"expected as many pairs as texts, found {len(pairs)}/{len(texts)}")
+    for number, text in enumerate((*texts, *(pairs or ()))):
+        if not isinstance(text, str) or not text.strip() or _SURROGATE.search(text):
+            raise BertNumpyError(f"text {number % len(texts) + 1}: expected words, found {text!r}")
+
+
+def _whole_characters(item: Any, most: int) -> int:
+    """How many of at most ``most`` tokens to keep of an encoded text, to cut no character in two.
+
+    The pieces of a Hangul syllable may be tokens of their own, and the bytes of
+    any character.
+    """
+    length = min(len(item.ids), most)
+    while 0 < length < len(item.ids) and item.offsets[length][0] < item.offsets[length - 1][1]:
+        length -= 1
+    return length
+
+
+def _space_marks(backend: Any) -> str:
+    """The characters that stand for spaces in the tokens."""
+    state = b"" if backend.pre_tokenizer is None else backend.pre_tokenizer.__getstate__()
+    return "".join(mark for kind, mark in _SPACES.items() if kind in state)
+
+
+def _without_space(token: str, offset: tuple[int, int], text: str, marks: str) -> tuple[int, int]:
+    """The characters of a token without the space before it, which some tokenizers include.
+
+    A token that is nothing but a space has none, also where the tokenizer put the space
+    there itself: then its offset is that of the next character.
+    """
+    start, end = offset
+    own = text[start:end].lstrip()
+    literal = own == token and token != _SPACES[b"ByteLevel"]  # whose bytes are other tokens
+    if not literal and marks and not token.strip(marks):
+        end -= len(own)
+        return end, end
+    return end - len(own), end
+
+
+def _with_combining(offsets: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
+    """The offsets with the combining characters behind each token, which are part of its letter.
+
+    Normalizers join them to the letter (NFC) or drop them (BERT's accents), and the library
+    gives their places to no token.
+    """
+    found = []
+    for (start, end), (following, _) in zip(offsets, [*offsets[1:], (len(text), 0)], strict=True):
+        last = end
+        while start < end <= last < following and unicodedata.category(text[last])[0] == "M":
+            last += 1
+        found.append((start, last))
+    return found
+
+
+def pad(encoded: Sequence[EncodedText], pad_token_id: int = 0) -> dict[str, IntArray]:
+    """Pad to the longest, on the right: ``input_ids``, ``attention_mask``, ``token_type_ids``."""
+    if not encoded:
+        raise BertNumpyError("expected at least one text, found none")
+    shape = (len(encoded), max(len(item.input_ids) for item in encoded))
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    arrays = {name: np.zeros(shape, np.int64) for name in names}
+    arrays["input_ids"][:] = pad_token_id
+    for row, item in enumerate(encoded):
+        length = len(item.input_ids)
+        arrays["input_ids"][row, :length] = item.input_ids
+        arrays["attention_mask"][row, :length] = 1
+        arrays["token_type_ids"][row, :length] = item.token_type_ids
+    return arrays
+
+
+def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Tokenizer:
+    """Load a checkpoint's ``tokenizer.json``, or build the tokenizer from its vocabulary.
+
+    The class that its files name says how: without ``tokenizer.json``, BERT's WordPiece is
+    built from ``vocab.txt``, and RoBERTa's byte-level BPE from ``vocab.json`` with
+    ``merges.txt``. ``tokenizer_config.json``, ``special_tokens_map.json``,
+    ``added_tokens.json`` and ``sentence_bert_config.json`` are applied as transformers and
+    sentence-transformers apply them.
+
+    From the hub no weights are fetched; ``revision`` is as for :func:`bert_numpy.load`.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is none of these, a file is corrupt, a key is not understood, or the
+        vocabulary is larger than the model's.
+    """
+    folder = resolve(folder_or_hub_id, revision, weights=False)
+    config = read_config(folder / "config.json")
+    names = ("tokenizer.json", "vocab.txt", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        raise BertNumpyError(
+            f"{folder}: expected tokenizer.json, vocab.txt or vocab.json, found "
+            + _found_instead(folder)
+        )
+    settings = read_settings(folder, config.model_type)
+    backend, side = build_backend(settings, config.vocab_size)
+    sentences = settings.sentences
+    own = settings.model_max_length
+    if sentences is not None and sentences.max_length is not None:
+        own = sentences.max_length
+    typed = config.type_vocab_size > 1
+    no_pairs = ""
+    if typed and settings.token_types is None:
+        error = settings.refusal(
+            "model_input_names", f"a list beside {settings.name}Fast, for pairs of texts", None
+        )
+        no_pairs = str(error)
+    mask = backend.token_to_id(settings.text("mask_token") or config.description.mask_token)
+    _share_with_forks()
+    return Tokenizer(
+        backend,
+        config.max_length if own is None else min(own, config.max_length),
+        config.pad_token_id,
+        typed and settings.token_types is not False,
+        None if mask is None or mask >= config.vocab_size else mask,
+        config.vocab_size,
+        side,
+        sentences,
+        no_pairs,
+    )
+
+
+@functools.cache  # once a process
+def _share_with_forks() -> None:
+    """Let processes forked from this one use tokenizers, without parallel threads.
+
+    The library has a thread pool, which a fork does not copy. It would print a warning in
+    every child; told by the environment at the moment of the fork, it does not.
+    """
+    if not hasattr(os, "register_at_fork"):
+        return
+
+    def before() -> None:
+        if _PARALLEL not in os.environ:
+            os.environ[_PARALLEL] = "false"
+            changed.append(True)
+
+    def after() -> None:
+        if changed:
+            changed.clear()
+            del os.environ[_PARALLEL]
+
+    changed: list[bool] = []
+    os.register_at_fork(before=before, after_in_parent=after)
+
+
+def _found_instead(folder: Path) -> str:
+    """What to say of a folder without a tokenizer; SentencePiece's own files are not read."""
+    models = sorted(path.name for kind in ("*.model", "*.bpe.model") for path in folder.glob(kind))
+    if not models:
+        return "none of them"
+    command = (
+        'python -c "from transformers import AutoTokenizer as T; '
+        f"T.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
+    return f"only {models[0]}, which is not read. Convert it: {command}"

@@ -1,0 +1,465 @@
+"""The settings of a tokenizer's side files, read as transformers' ``AutoTokenizer`` reads them.
+
+``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` stand
+beside a vocabulary, and ``sentence_bert_config.json`` in a sentence-transformers folder.
+Every key that changes an id is applied, or refused by its name; docs/tokenizer-keys.md has
+the table. The behaviour is that of transformers 5 (5.24), which builds the tokenizer of a
+class anew from the vocabulary, where version 4 (4.57) changes that of ``tokenizer.json``.
+What would give other ids in the one than in the other is refused, since a folder does not
+tell for which version it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from bert_numpy.errors import BertNumpyError, read_json
+
+__all__ = ["Sentences", "TokenizerClass", "TokenizerSettings", "read_settings"]
+
+CONFIG = "tokenizer_config.json"
+_MAP = "special_tokens_map.json"
+_ADDED = "added_tokens.json"
+
+#: The special tokens that have a name, in the order in which they are added.
+NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "additional_special_tokens",
+)
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+#: Tokens that may be added, and characters of one of them.
+MOST_TOKENS = 10_000
+LONGEST_TOKEN = 1_000
+
+_SHORTEST = 3
+
+
+@dataclass(frozen=True)
+class TokenizerClass:
+    """A tokenizer class of transformers.
+
+    Attributes
+    ----------
+    vocabulary : tuple of str
+        The files from which the class builds a tokenizer without ``tokenizer.json``; none
+        for classes that need it.
+    tokens : mapping of str to str
+        The special tokens that the class names where no file does.
+    mask : mapping of str to bool
+        The flags of a mask token that is given as a text, or by no file, where there is no
+        ``tokenizer.json``.
+    model : str
+        The only model of the class: "WordPiece", "BPE" or "Unigram"; empty for any.
+    token_types : bool, optional
+        True if the class gives token types to the model; None if versions 4 and 5 differ.
+    unknown : int, optional
+        The id of the unknown token, if version 5 has it so whatever the file says.
+    """
+
+    vocabulary: tuple[str, ...] = ()
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    mask: Mapping[str, bool] = field(default_factory=lambda: {"special": True})
+    model: str = ""
+    token_types: bool | None = False
+    unknown: int | None = None
+
+
+_BERT_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+_ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+
+_BERT = TokenizerClass(("vocab.txt",), _BERT_TOKENS, model="WordPiece", token_types=True)
+
+#: By the name in ``tokenizer_class``, without "Fast" at its end.
+_CLASSES = {
+    "BertTokenizer": _BERT,
+    "ElectraTokenizer": _BERT,
+    "DistilBertTokenizer": TokenizerClass(("vocab.txt",), _BERT_TOKENS, model="WordPiece"),
+    "RobertaTokenizer": TokenizerClass(
+        ("vocab.json", "merges.txt"),
+        _ROBERTA_TOKENS,
+        {"lstrip": True, "normalized": False, "special": True},
+        "BPE",
+    ),
+    "XLMRobertaTokenizer": TokenizerClass((), _ROBERTA_TOKENS, model="Unigram", unknown=3),
+    "CamembertTokenizer": TokenizerClass(
+        (),
+        _ROBERTA_TOKENS
+        | {"additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"]},
+        model="Unigram",
+    ),
+    # The class of any tokenizer.json, and its name since version 5.
+    "PreTrainedTokenizer": TokenizerClass(token_types=None),
+    "TokenizersBackend": TokenizerClass(),
+}
+
+_OF_MODEL = {
+    "bert": "BertTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+    "electra": "ElectraTokenizer",
+}
+
+#: Keys with one value that is understood, besides being absent: another one changes the ids
+#: in a way that is not followed, or is read differently by versions 4 and 5.
+_ONLY = {
+    "padding_side": "right",
+    "from_slow": False,
+    "split_special_tokens": False,
+    "add_bos_token": False,
+    "add_eos_token": False,
+    "init_inputs": [],
+    "fast_tokenizer_files": ["tokenizer.json"],
+    "gguf_file": None,
+}
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """The changes that sentence-transformers makes to a text before its tokenizer sees it.
+
+    Every text loses the white space around it, and is cut to ``max_length`` tokens (None
+    for the model's length); ``lowercase`` tells whether ``str.lower`` is applied.
+    """
+
+    lowercase: bool = False
+    max_length: int | None = None
+
+    def prepared(self, text: str) -> str:
+        """The text as its tokenizer sees it."""
+        text = text.strip()
+        return text.lower() if self.lowercase else text
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """The settings of a tokenizer beside its vocabulary.
+
+    Attributes
+    ----------
+    folder : Path
+    name : str
+        The tokenizer class, without "Fast".
+    explicit : bool
+        True if there is a side file, or ``config.json`` names the class: else a
+        ``tokenizer.json`` is alone, and nothing contradicts it.
+    values : mapping of str to Any
+        The keys of the files together, as they are handed to the class.
+    added : tuple of (str, int, AddedToken)
+        The tokens added beside the vocabulary: the file, the id, and the token; by id.
+    model_max_length : int, optional
+        The longest input that the tokenizer's files allow.
+    truncation_side : str
+        "right" or "left"; empty if no file names it.
+    token_types : bool, optional
+        True if token types are given to the model; None if versions 4 and 5 differ.
+    sentences : Sentences, optional
+        None outside a sentence-transformers folder.
+    """
+
+    folder: Path
+    name: str
+    explicit: bool
+    values: Mapping[str, Any]
+    added: tuple[tuple[str, int, Any], ...]
+    model_max_length: int | None
+    truncation_side: str
+    token_types: bool | None
+    sentences: Sentences | None
+
+    @property
+    def kind(self) -> TokenizerClass:
+        """The class, as far as it matters."""
+        return _CLASSES[self.name]
+
+    def token(self, key: str) -> Any:
+        """A special token by its key, as str or AddedToken; None if no file or class names it."""
+        return self.values.get(key, self.kind.tokens.get(key))
+
+    def text(self, key: str) -> str | None:
+        """The characters of a special token."""
+        token = self.token(key)
+        return getattr(token, "content", token)
+
+    def refusal(self, key: str, expected: str, found: Any, file: str = CONFIG) -> BertNumpyError:
+        """The error for a key of a file."""
+        shown = "nothing" if found is None else repr(found)
+        return BertNumpyError(
+            f"{self.folder / file}: key {key!r}: expected {expected}, found {shown}"
+        )
+
+
+def read_settings(folder: Path, model_type: str) -> TokenizerSettings:
+    """Read the side files of a folder's tokenizer.
+
+    Parameters
+    ----------
+    folder : Path
+    model_type : str
+        Of ``config.json``: it names the class where no other key does.
+
+    Raises
+    ------
+    BertNumpyError
+        If a file is no JSON, or a key has a value that is not understood.
+    """
+    path = folder / CONFIG
+    raw: dict[str, Any] = read_json(path) if path.is_file() else {}
+    explicit = any((folder / name).is_file() for name in (CONFIG, _MAP, _ADDED))
+    name, named = _class_name(folder, raw, model_type)
+    for key, value in _ONLY.items():
+        if raw.get(key) is not None and (
+            raw[key] != value or isinstance(raw[key], bool) != isinstance(value, bool)
+        ):
+            raise _refusal(path, key, f"{value!r}, or no such key", raw[key])
+    _check_files(path, raw, folder)
+    if "added_tokens_decoder" in raw:
+        added = _decoder(path, raw["added_tokens_decoder"])
+        values = dict(raw)
+    else:
+        values = raw | _special_tokens_map(folder / _MAP, raw)
+        added = _added_tokens(folder / _ADDED, values, raw)
+    if len(added) > MOST_TOKENS:
+        raise _refusal(path, "added_tokens_decoder", f"at most {MOST_TOKENS} tokens", len(added))
+    _check_special(path, values)
+    for key in ("do_lower_case", "tokenize_chinese_chars", "add_prefix_space", "trim_offsets"):
+        if key in raw and not isinstance(raw[key], bool):
+            raise _refusal(path, key, "true or false", raw[key])
+    if not isinstance(raw.get("strip_accents"), (bool, type(None))):
+        raise _refusal(path, "strip_accents", "true, false or null", raw["strip_accents"])
+    side = raw.get("truncation_side", "")
+    if side not in ("", "right", "left"):
+        raise _refusal(path, "truncation_side", "'right' or 'left'", side)
+    kind = _CLASSES[name]
+    return TokenizerSettings(
+        folder=folder,
+        name=name,
+        explicit=explicit or named,
+        values=values,
+        added=tuple(added),
+        model_max_length=_longest(path, raw),
+        truncation_side=side,
+        token_types=_token_types(path, raw, kind),
+        sentences=_sentences(folder),
+    )
+
+
+def _refusal(path: Path, key: str, expected: str, found: Any) -> BertNumpyError:
+    shown = "null" if found is None else repr(found)
+    return BertNumpyError(f"{path}: key {key!r}: expected {expected}, found {shown}")
+
+
+def _class_name(folder: Path, raw: Mapping[str, Any], model_type: str) -> tuple[str, bool]:
+    """The tokenizer class, without "Fast", and whether a file names it."""
+    path, found = folder / CONFIG, raw.get("tokenizer_class")
+    if found is None:
+        path = folder / "config.json"
+        found = read_json(path).get("tokenizer_class")
+    if found is None:
+        return _OF_MODEL[model_type], False
+    if isinstance(found, str):
+        name = found.removesuffix("Fast")
+        if name in _CLASSES:
+            return name, True
+    known = ", ".join(_CLASSES).replace("PreTrainedTokenizer", "PreTrainedTokenizerFast")
+    raise _refusal(path, "tokenizer_class", f"one of {known}", found)
+
+
+def _check_files(path: Path, raw: Mapping[str, Any], folder: Path) -> None:
+    """Refuse keys that send the reader to other files, or to code."""
+    for key in ("tokenizer_file", "vocab_file", "merges_file"):
+        names = {
+            "tokenizer_file": ("tokenizer.json",),
+            "vocab_file": ("vocab.txt", "vocab.json"),
+            "merges_file": ("merges.txt",),
+        }[key]
+        beside = [name for name in names if (folder / name).is_file()]
+        if key in raw and beside and raw[key] not in [str(folder / name) for name in beside]:
+            # Without the file in the folder, the key of a tokenizer.json is not looked at.
+            raise _refusal(path, key, f"no such key beside {beside[0]}", raw[key])
+    code = raw.get("auto_map")
+    if code is not None and (not isinstance(code, dict) or code.get("AutoTokenizer")):
+        raise _refusal(path, "auto_map", "no tokenizer with code of its own", code)
+
+
+def _token(path: Path, key: str, value: Any, **flags: bool) -> Any:
+    """An added token from its JSON object."""
+    if not isinstance(value, dict):
+        raise _refusal(path, key, "a token, a JSON object", value)
+    content = value.get("content")
+    if not isinstance(content, str) or not 0 < len(content) <= LONGEST_TOKEN:
+        raise _refusal(path, key, f"a 'content' of 1..{LONGEST_TOKEN} characters", content)
+    for name, flag in value.items():
+        if name in ("content", "__type", "id"):
+            continue
+        if name not in FLAGS or not isinstance(flag, bool):
+            raise _refusal(path, key, f"{', '.join(FLAGS)}: true or false", {name: flag})
+    given = {name: value[name] for name in FLAGS if name in value}
+    if content.isspace() and (given.get("lstrip") or given.get("rstrip")):
+        raise _refusal(path, key, "white space without lstrip and rstrip", value)
+    return tokenizers.AddedToken(content, **{**given, **flags})
+
+
+def _decoder(path: Path, value: Any) -> list[tuple[str, int, Any]]:
+    """The tokens of ``added_tokens_decoder``, by id."""
+    key = "added_tokens_decoder"
+    if not isinstance(value, dict):
+        raise _refusal(path, key, "tokens by id, a JSON object", value)
+    found = {}
+    for number, token in value.items():
+        if not number.isascii() or not number.isdigit() or len(number) > 10:
+            raise _refusal(path, key, "ids as keys, whole numbers", number)
+        found[int(number)] = _token(path, key, token)
+    return [(path.name, number, found[number]) for number in sorted(found)]
+
+
+def _special_tokens_map(path: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of special_tokens_map.json, which versions before 4.34 wrote."""
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = {}
+    for key, value in read_json(path).items():
+        found[key] = value
+        if isinstance(value, dict) and key != "extra_special_tokens":
+            found[key] = _token(path, key, value, special=True)
+        elif key == "additional_special_tokens" and isinstance(value, list):
+            former = raw.get(key) or []
+            if not isinstance(former, list):
+                raise _refusal(path.with_name(CONFIG), key, "a list of tokens", former)
+            more = [
+                _token(path, key, one, special=True) if isinstance(one, dict) else one
+                for one in value
+            ]
+            found[key] = [*former, *(one for one in more if one not in former)]
+        elif key in NAMED and not isinstance(value, (str, type(None))):
+            raise _refusal(path, key, "a token", value)
+    return found
+
+
+def _added_tokens(
+    path: Path, values: Mapping[str, Any], raw: Mapping[str, Any]
+) -> list[tuple[str, int, Any]]:
+    """The tokens of added_tokens.json, by id; special are those that another file names so.
+
+    As in version 5, the additional ones are so by tokenizer_config.json only.
+    """
+    if not path.is_file():
+        return []
+    more = raw.get("extra_special_tokens") or raw.get("additional_special_tokens")
+    tokens = [values.get(key) for key in NAMED if key.endswith("_token")]
+    tokens += more if isinstance(more, list) else []
+    named = {str(getattr(one, "content", one)) for one in tokens}
+    found: dict[int, Any] = {}
+    for content, number in read_json(path).items():
+        if type(number) is not int or not 0 <= number < 1 << 31:
+            raise _refusal(path, content, "an id, a whole number from 0 on", number)
+        if number in found:
+            raise _refusal(path, content, "an id of its own", number)
+        if not 0 < len(content) <= LONGEST_TOKEN:
+            raise _refusal(path, content, f"a token of 1..{LONGEST_TOKEN} characters", content)
+        special = content in named
+        found[number] = tokenizers.AddedToken(content, normalized=not special, special=special)
+    return [(path.name, number, found[number]) for number in sorted(found)]
+
+
+def _check_special(path: Path, values: dict[str, Any]) -> None:
+    """Refuse special tokens that are none; make objects of those that are JSON objects."""
+
+    def convert(key: str, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("__type") == "AddedToken":
+            value = _token(path, key, value)
+        content = getattr(value, "content", value)
+        if not isinstance(content, str) or not 0 < len(content) <= LONGEST_TOKEN:
+            raise _refusal(path, key, f"a token of 1..{LONGEST_TOKEN} characters", value)
+        return value
+
+    for key in NAMED:
+        value = values.get(key)
+        if value is None:
+            continue
+        if key == "additional_special_tokens":
+            if not isinstance(value, list):
+                raise _refusal(path, key, "a list of tokens", value)
+            values[key] = [convert(key, one) for one in value]
+        else:
+            values[key] = convert(key, value)
+    key = "extra_special_tokens"  # version 4 writes an object, version 5 a list
+    extra = values.get(key)
+    if isinstance(extra, dict):
+        values[key] = {name: convert(key, one) for name, one in extra.items()}
+    elif isinstance(extra, list):
+        values[key] = [convert(key, one) for one in extra]
+    elif extra is not None:
+        raise _refusal(path, key, "a list or an object of tokens", extra)
+
+
+def _longest(path: Path, raw: Mapping[str, Any]) -> int | None:
+    """The value of ``model_max_length``, or of its former name; None if it is no limit."""
+    key = "model_max_length" if "model_max_length" in raw else "max_len"
+    value = raw.get(key)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not value >= _SHORTEST:
+        raise _refusal(path, key, f"a number of at least {_SHORTEST}", value)
+    return int(value) if value < 1 << 62 else None
+
+
+def _token_types(path: Path, raw: Mapping[str, Any], kind: TokenizerClass) -> bool | None:
+    """Whether ``model_input_names`` has the token types; the class decides if it is absent."""
+    key = "model_input_names"
+    if key not in raw:
+        return kind.token_types
+    names = raw[key]
+    needed = ("input_ids", "attention_mask")
+    if not isinstance(names, list) or not all(name in names for name in needed):
+        raise _refusal(path, key, f"a list with {' and '.join(needed)}", names)
+    return "token_type_ids" in names
+
+
+def _sentences(folder: Path) -> Sentences | None:
+    """The settings of sentence-transformers, by the first of the names that it looks for."""
+    if not (folder / "modules.json").is_file():
+        return None
+    kinds = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+    paths = [folder / f"sentence_{kind}_config.json" for kind in kinds]
+    path = next((one for one in paths if one.is_file()), None)
+    if path is None:
+        return Sentences()
+    raw = read_json(path)
+    for key in ("tokenizer_args", "tokenizer_name_or_path"):
+        if raw.get(key):
+            raise _refusal(path, key, "no such key", raw[key])
+    lowercase, longest = raw.get("do_lower_case", False), raw.get("max_seq_length")
+    if not isinstance(lowercase, bool):
+        raise _refusal(path, "do_lower_case", "true or false", lowercase)
+    if longest is not None and (type(longest) is not int or longest < _SHORTEST):
+        raise _refusal(path, "max_seq_length", f"a number of at least {_SHORTEST}", longest)
+    return Sentences(lowercase, longest)
