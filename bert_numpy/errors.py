@@ -11,7 +11,7 @@ from typing import Any
 
 from npfp8.files import open_regular
 
-__all__ = ["BertNumpyError", "one_line", "parse_json", "read_json", "shown", "writing"]
+__all__ = ["BertNumpyError", "naming", "one_line", "parse_json", "read_json", "shown", "writing"]
 
 #: Characters of a message.
 _LONGEST = 4000
@@ -132,3 +132,34 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if found[key] != value:
                 raise ValueError(f"key {key!r} has two values")
     return found
+
+
+class naming:  # noqa: N801 (as it is used: with naming(place))
+    """Turn an error that any function raises within it into one that names the place.
+
+    For what npfp8 and NumPy raise: scales that overflow, K beyond a limit, NaN for integers,
+    shapes that do not fit, too little memory.
+
+    Raises
+    ------
+    BertNumpyError
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __enter__(self) -> None:
+        """Nothing: a generator would take longer, and this is done at every product."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, BertNumpyError) or not isinstance(error, _NAMED):
+            return
+        lacks = "expected enough memory, found none left. "
+        memory = lacks if isinstance(error, MemoryError) else ""
+        raise BertNumpyError(f"{self.place}: {memory}{error}") from error
+
+
+#: The errors of npfp8 and NumPy that are no mistake of this package's.
+_NAMED = (ArithmeticError, MemoryError, TypeError, ValueError)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.checkpoints.config_file import read_config
-from bert_numpy.checkpoints.parameters import expected_shapes
+from bert_numpy.model.sites import expected_shapes
 
 #: Loads the folder of its argument and prints its memory in bytes, as JSON.
 CHILD = """

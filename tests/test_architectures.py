@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from bert_numpy.quantization.policy import FLOAT32_POLICY, Policy, float32_policy
 from factories import Batch, hard_batches, relative, write_tensors
 from oracles import assert_same_bits
 from safetensors.numpy import load_file
@@ -29,12 +30,11 @@ from bert_numpy import (
     load,
     load_tokenizer,
 )
-from bert_numpy.checkpoints.parameters import expected_shapes
 from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.model.architectures import ARCHITECTURES
 from bert_numpy.model.model import model_sites
-from bert_numpy.quantization.policy import FLOAT32_POLICY, Policy, float32_policy
+from bert_numpy.model.sites import expected_shapes
 from bert_numpy.quantization.recipe import SiteRecipe
 from npfp8 import QuantizedTensor
 

@@ -32,10 +32,10 @@ from bert_numpy import (
 )
 from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import EMBEDDED
-from bert_numpy.checkpoints.parameters import expected_shapes
 from bert_numpy.commands.main import main
 from bert_numpy.evaluation.evaluate import compare_with, evaluate_answers, predict_span_logits
 from bert_numpy.evaluation.job import Job, prepare, run
+from bert_numpy.model.sites import expected_shapes
 from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.metrics import ANSWER_METRICS, answer_f1, exact_match, normalize_answer
 from bert_numpy.tasks.spans import Answer, best_answers, most_context

@@ -12,8 +12,9 @@ from factories import CONFIG, random_tensors, write_checkpoint, write_tensors
 
 from bert_numpy import BertNumpyError, load
 from bert_numpy.checkpoints.config_file import read_config
-from bert_numpy.checkpoints.parameters import canonical_names, expected_shapes, read_weights
+from bert_numpy.checkpoints.parameters import canonical_names, read_weights
 from bert_numpy.checkpoints.tensors import open_checkpoint
+from bert_numpy.model.sites import expected_shapes
 
 FILE = "model.safetensors"
 BARE = {"architectures": ["BertModel"]}

@@ -15,7 +15,6 @@ from bert_numpy.engines.functions import ACTIVATIONS
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
-from bert_numpy.quantization.policy import FLOAT32_POLICY
 from bert_numpy.quantization.recipe import Recipe
 
 __all__ = ["load", "stored_recipe"]
@@ -74,7 +73,7 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     if is_quantized(folder):
         return load_quantized(config, folder, name)
     weights = read_weights(config, open_checkpoint(folder))
-    return Model(config, weights, FLOAT32_POLICY, name=name)
+    return Model(config, weights, name=name)
 
 
 def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> Recipe | None:
@@ -88,8 +87,9 @@ def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> 
     folder = resolve(folder_or_hub_id, revision)
     if not is_quantized(folder):
         return None
-    parameters = find_parameters(_read_config(folder), open_checkpoint(folder))
-    return stored_quantization(folder, parameters).recipe
+    config = _read_config(folder)
+    parameters = find_parameters(config, open_checkpoint(folder))
+    return stored_quantization(config, folder, parameters).recipe
 
 
 def _read_config(folder: Path) -> BertConfig:

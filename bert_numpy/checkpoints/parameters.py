@@ -11,90 +11,27 @@ import numpy.typing as npt
 from bert_numpy.checkpoints.tensors import read_float32
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.config import BertConfig
-from npfp8 import QuantizedTensor
+from bert_numpy.model.sites import WORDS, expected_shapes
 from npfp8.storage import StoredTensor
 
 __all__ = [
-    "Weights",
     "canonical_names",
-    "expected_shapes",
     "find_parameters",
     "read_parameters",
     "read_weights",
 ]
 
-_WORDS = "embeddings.word_embeddings.weight"
 _DECODER = "cls.predictions.decoder.weight"
 
 #: Parameters that are one where ``tie_word_embeddings`` says so. A file that holds the matrix
 #: once has it under either name: safetensors' ``save_model`` keeps the first in the alphabet.
-_TIED = {_WORDS: _DECODER, _DECODER: _WORDS}
+_TIED = {WORDS: _DECODER, _DECODER: WORDS}
 
 #: The dtypes of codes, which only a quantized checkpoint's config explains.
 _CODE_DTYPES = re.compile(r"[IU]8|F[468](_\w+)?")
 
 #: How layouts of quantized weights call what stands beside, or in the place of, a weight.
 _QUANTIZED_PARTS = ("weight_scale", "weight_scale_inv", "weight_packed", "qweight", "SCB")
-
-#: Parameters by name: float32 arrays, or 8-bit codes with scales where quantized.
-Weights = Mapping[str, npt.NDArray[np.float32] | QuantizedTensor]
-
-
-def expected_shapes(config: BertConfig, pooler: bool = True) -> dict[str, tuple[int, ...]]:
-    """The canonical name and the shape of every parameter, in the order of the data flow.
-
-    Canonical names are those of transformers' ``BertModel`` (no ``bert.``
-    prefix) and of BERT's heads, whatever the model type. Two are not BERT's:
-    ``embeddings_project`` and ``discriminator_predictions`` are ELECTRA's.
-    Linear weights are (out_features, in_features). ``pooler`` says whether there
-    is one where the head leaves it open.
-    """
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    embedding = config.embedding_size
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def linear(name: str, outputs: int, inputs: int) -> None:
-        shapes[f"{name}.weight"] = (outputs, inputs)
-        shapes[f"{name}.bias"] = (outputs,)
-
-    def layer_norm(name: str, size: int = hidden) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (size,)
-
-    shapes["embeddings.word_embeddings.weight"] = (config.vocab_size, embedding)
-    shapes["embeddings.position_embeddings.weight"] = (config.max_position_embeddings, embedding)
-    if config.type_vocab_size:
-        shapes["embeddings.token_type_embeddings.weight"] = (config.type_vocab_size, embedding)
-    layer_norm("embeddings.LayerNorm", embedding)
-    if embedding != hidden:
-        linear("embeddings_project", hidden, embedding)
-    for i in range(config.num_hidden_layers):
-        layer = f"encoder.layer.{i}"
-        for name in ("query", "key", "value"):
-            linear(f"{layer}.attention.self.{name}", hidden, hidden)
-        linear(f"{layer}.attention.output.dense", hidden, hidden)
-        layer_norm(f"{layer}.attention.output.LayerNorm")
-        linear(f"{layer}.intermediate.dense", intermediate, hidden)
-        linear(f"{layer}.output.dense", hidden, intermediate)
-        layer_norm(f"{layer}.output.LayerNorm")
-    head = config.head
-    if pooler if head.pooler is None else head.pooler:
-        linear("pooler.dense", hidden, hidden)
-    if head.name in ("sequence classification", "token classification"):
-        linear("classifier", len(config.labels), hidden)
-    elif head.name == "multiple choice":
-        linear("classifier", 1, hidden)
-    elif head.name == "question answering":
-        linear("qa_outputs", 2, hidden)
-    elif head.name == "replaced token detection":
-        linear("discriminator_predictions.dense", hidden, hidden)
-        linear("discriminator_predictions.dense_prediction", 1, hidden)
-    if head.name in ("next sentence prediction", "pre-training"):
-        linear("cls.seq_relationship", 2, hidden)
-    if head.name in ("masked language modelling", "pre-training"):
-        linear("cls.predictions.transform.dense", embedding, hidden)
-        layer_norm("cls.predictions.transform.LayerNorm", embedding)
-        linear("cls.predictions.decoder", config.vocab_size, embedding)
-    return shapes
 
 
 def canonical_names(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
@@ -215,14 +152,14 @@ def read_parameters(
         weights[name] = read[tensor.key]
         # The word embeddings need not be a decoder's that nothing reads; the decoder is checked,
         # and its bias, which an untied decoder has of its own.
-        ties = config.tie_word_embeddings and name != _WORDS
+        ties = config.tie_word_embeddings and name != WORDS
         for other in _found(config, tensors, name) if ties else ():
             if other.key not in read:
                 read[other.key] = _read(other)
             if not np.array_equal(weights[name], read[other.key]):
                 raise _untied(name, tensor, other)
-    if _DECODER in weights and np.array_equal(weights[_DECODER], weights.get(_WORDS, ())):
-        weights[_DECODER] = weights[_WORDS]
+    if _DECODER in weights and np.array_equal(weights[_DECODER], weights.get(WORDS, ())):
+        weights[_DECODER] = weights[WORDS]
     return weights
 
 

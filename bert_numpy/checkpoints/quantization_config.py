@@ -28,7 +28,7 @@ import numpy as np
 import npfp8
 from bert_numpy.checkpoints.patterns import Budget, Pattern, compile_pattern
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.quantization.policy import Scale, SitePlan
+from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe, recipe_object, recipe_of
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 

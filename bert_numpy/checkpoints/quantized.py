@@ -38,10 +38,11 @@ from bert_numpy.checkpoints.quantization_config import (
 from bert_numpy.checkpoints.tensors import open_checkpoint, read_float32
 from bert_numpy.errors import BertNumpyError, read_json, writing
 from bert_numpy.model.config import BertConfig
-from bert_numpy.model.model import Model, model_sites
+from bert_numpy.model.model import Model
+from bert_numpy.model.sites import WORDS, linear_sites, sites_of
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
 from bert_numpy.quantization.observers import is_affine
-from bert_numpy.quantization.policy import FLOAT32_POLICY, Scale, SitePlan
+from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
 from npfp8.files import check_folder, created_folder, open_regular, require_absent
@@ -82,27 +83,25 @@ _MANIFEST = "SHA256SUMS"
 _Array = npt.NDArray[Any]
 
 
-def linear_modules(parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
+def linear_modules(config: BertConfig, parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
     """Every linear layer of a checkpoint: its site, and its name there.
 
     A decoder that is the word embeddings' tensor is none: it has no codes of its own.
     """
-    embeddings = {
-        tensor.key for name, tensor in parameters.items() if name.startswith("embeddings.")
-    }
-    return {
-        name.removesuffix(".weight"): tensor.key.removesuffix(".weight")
-        for name, tensor in parameters.items()
-        if name.endswith(".weight") and len(tensor.shape) == 2 and tensor.key not in embeddings
-    }
+    words = parameters[WORDS].key
+    keys = {site.name: parameters[f"{site.name}.weight"].key for site in linear_sites(config)
+            if f"{site.name}.weight" in parameters}  # fmt: skip
+    return {name: key.removesuffix(".weight") for name, key in keys.items() if key != words}
 
 
 # Writing
 
 
-def _written_modules(recipe: Recipe, parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
+def _written_modules(
+    config: BertConfig, recipe: Recipe, parameters: Mapping[str, StoredTensor]
+) -> dict[str, str]:
     """The linear layers of a checkpoint; a recipe must not quantize a matrix that two share."""
-    modules = linear_modules(parameters)
+    modules = linear_modules(config, parameters)
     decoder = "cls.predictions.decoder"
     tied = f"{decoder}.weight" in parameters and decoder not in modules
     if tied and recipe.site(decoder).b.fmt is not None:
@@ -131,7 +130,7 @@ def check_target(target: Path) -> None:
 def check_writable(config: BertConfig, recipe: Recipe, source: str | Path) -> None:
     """Raise :class:`BertNumpyError` if the layout cannot say what a recipe does to a checkpoint."""
     parameters = find_parameters(config, open_checkpoint(resolve(source)))
-    compressed_tensors_config(recipe, _written_modules(recipe, parameters))
+    compressed_tensors_config(recipe, _written_modules(config, recipe, parameters))
 
 
 def side_files(folder: Path) -> list[str]:
@@ -213,7 +212,7 @@ def save_quantized(
     check_target(target)
     parameters = find_parameters(model.config, open_checkpoint(folder))
     raw = read_json(folder / "config.json")
-    modules = _written_modules(model.recipe, parameters)
+    modules = _written_modules(model.config, model.recipe, parameters)
     raw["quantization_config"] = compressed_tensors_config(model.recipe, modules)
     raw[EXTRA_KEY] = npfp8_config(model.recipe, model.plans, modules)
     _require_source(model, folder, parameters)
@@ -327,17 +326,20 @@ def is_quantized(folder: Path) -> bool:
     return quantization_key(raw) is not None or EXTRA_KEY in raw
 
 
-def stored_quantization(folder: Path, parameters: Mapping[str, StoredTensor]) -> StoredQuantization:
+def stored_quantization(
+    config: BertConfig, folder: Path, parameters: Mapping[str, StoredTensor]
+) -> StoredQuantization:
     """What a quantized checkpoint's config says; see :func:`read_quantization`."""
     path = folder / "config.json"
 
     def is_coded(site: str) -> bool:
         return parameters[f"{site}.weight"].dtype == "F8_E4M3"
 
-    return read_quantization(read_json(path), str(path), linear_modules(parameters), is_coded)
+    modules = linear_modules(config, parameters)
+    return read_quantization(read_json(path), str(path), modules, is_coded)
 
 
-def load_quantized(config: BertConfig, folder: Path, name: str) -> QuantizedModel:
+def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedModel:
     """Load a quantized checkpoint: ours, or another's in one of the layouts that are known.
 
     Raises
@@ -348,9 +350,9 @@ def load_quantized(config: BertConfig, folder: Path, name: str) -> QuantizedMode
     """
     stored = open_checkpoint(folder)
     parameters = find_parameters(config, stored)
-    quantization = stored_quantization(folder, parameters)
+    quantization = stored_quantization(config, folder, parameters)
     recipe = quantization.recipe
-    modules = linear_modules(parameters)
+    modules = linear_modules(config, parameters)
     coded = {
         f"{site}.weight": operand
         for site in modules
@@ -366,25 +368,25 @@ def load_quantized(config: BertConfig, folder: Path, name: str) -> QuantizedMode
         rows = quantization.rows.get(key.removesuffix(".weight"), 1)
         weights[key] = _read_weight(parameter, stored, coded[key], quantization.scale_name, rows)
     plans: dict[str, SitePlan] = {}
-    sites = model_sites(Model(config, weights, FLOAT32_POLICY, name))
+    sites = sites_of(Model(config, weights))
     try:
         recipe.check_overrides(sites)
     except BertNumpyError as error:
         raise BertNumpyError(f"{folder / 'config.json'}: {error}") from None
     for site in sites:
-        how = recipe.site(site)
+        name, how = site.name, recipe.site(site)
         if not how.quantizes:
             continue
         scales: dict[str, Scale] = {}
         for side, operand in (("a", how.a), ("b", how.b)):
-            if operand.fmt is None or operand.dynamic or (side == "b" and site in modules):
+            if operand.fmt is None or operand.dynamic or (side == "b" and name in modules):
                 continue
-            if site in modules and says_input(how):
-                scales[side] = _read_input(parameters[f"{site}.weight"], stored, operand)
+            if name in modules and says_input(how):
+                scales[side] = _read_input(parameters[f"{name}.weight"], stored, operand)
             else:
-                scales[side] = _given(quantization, f"{site}:{side}", operand, folder)
-        plans[site] = SitePlan(how, scales.get("a"), scales.get("b"))
-    return planned_model(config, weights, recipe, plans, name)
+                scales[side] = _given(quantization, f"{name}:{side}", operand, folder)
+        plans[name] = SitePlan(how, scales.get("a"), scales.get("b"))
+    return planned_model(config, weights, recipe, plans, place)
 
 
 def _read_weight(

@@ -67,7 +67,7 @@ from bert_numpy.evaluation.job import (
 )
 from bert_numpy.evaluation.predict import check_prediction, predict_text
 from bert_numpy.export.onnx import check_exportable, export_onnx
-from bert_numpy.model.model import encoder_sites, model_sites
+from bert_numpy.model.sites import encoder_sites, model_sites
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
 from bert_numpy.tasks.glue import TASKS, Task, TestSet, submission

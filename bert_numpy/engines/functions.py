@@ -1,37 +1,31 @@
-"""What BERT computes between its matrix products, in float32 and in bfloat16.
+"""The functions between the matrix products, in float32 and plain NumPy.
 
-An :class:`Arithmetic` is the set of these operations that a forward pass is
-given. ``FLOAT32`` is plain NumPy. ``BFLOAT16`` is the paper's choice for
-everything that is no GEMM: bfloat16 in, float32 inside, one rounding to
-bfloat16 out (the arrays stay float32 arrays, of bfloat16 values).
-
-``GOLDEN_FLOAT32`` and ``GOLDEN_BFLOAT16`` are the same two precisions with the
-same bits on every machine, by :mod:`npfp8.golden`: float64 inside.
+Parity with Hugging Face is theirs to keep; the same bits on every machine are those of
+:mod:`npfp8.golden`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.errors import BertNumpyError
-from npfp8 import golden
-from npfp8.bfloat16 import round_to_bfloat16
+from bert_numpy.engines.engine import Table, Weights, parameter
+from npfp8.golden import SMALLEST_NORM
 
 __all__ = [
     "ACTIVATIONS",
-    "BFLOAT16",
-    "FLOAT32",
-    "GOLDEN_BFLOAT16",
-    "GOLDEN_FLOAT32",
-    "Arithmetic",
+    "activation",
+    "gather",
     "gelu",
+    "golden_name",
+    "layer_norm",
+    "linear",
+    "normalize",
+    "softmax",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -57,46 +51,6 @@ _TAIL_ROOT = tuple(
     )
 )
 _ZERO = np.array(0, np.float32)
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """The operations between the GEMMs. Each takes and returns float32 arrays.
-
-    All are functions of a module or partial applications of one, which can be pickled.
-
-    Attributes
-    ----------
-    name : str
-        "float32" or "bfloat16": the precision of every result.
-    round : callable (x) -> x
-        To that precision, in place: what it is given is not needed any more.
-    add : callable (x, y)
-        The sum of two arrays (residuals, embeddings).
-    multiply : callable (x, factor)
-        The array times a number (the attention scores by 1/sqrt(d)).
-    softmax : callable (x)
-        Over the last axis.
-    layer_norm : callable (x, weight, bias, eps)
-        Over the last axis.
-    activation : callable (name, x)
-        A key of :data:`ACTIVATIONS`, by ``hidden_act``; or "tanh", the pooler's.
-    mean : callable (x)
-        Over the axis before the last: of the tokens of a text. In float32, as it
-        is the model's answer.
-    normalize : callable (x)
-        Over the last axis, to a Euclidean norm of 1. In float32 too.
-    """
-
-    name: str
-    round: Callable[[Float32Array], Float32Array]
-    add: Callable[[Float32Array, Float32Array], Float32Array]
-    multiply: Callable[[Float32Array, np.float32], Float32Array]
-    softmax: Callable[[Float32Array], Float32Array]
-    layer_norm: Callable[[Float32Array, Float32Array, Float32Array, float], Float32Array]
-    activation: Callable[[str, Float32Array], Float32Array]
-    mean: Callable[[Float32Array], Float32Array]
-    normalize: Callable[[Float32Array], Float32Array]
 
 
 def gelu(x: Float32Array) -> Float32Array:
@@ -158,123 +112,53 @@ ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def _activation(name: str, x: Float32Array) -> Float32Array:
-    function = _named(name)[0]
-    with np.errstate(over="ignore"):  # where a square or an exp overflows the result is the limit
-        return function(x)
+def activation(name: str, x: Float32Array) -> Float32Array:
+    """A function of each number, by ``hidden_act``; or "tanh", the pooler's."""
+    return np.tanh(x) if name == "tanh" else ACTIVATIONS[name][0](x)
 
 
-def _golden_activation(precision: str, name: str, x: Float32Array) -> Float32Array:
-    return golden.unary(_named(name)[1], x, precision)
+def golden_name(name: str) -> str:
+    """The name that :data:`npfp8.golden.UNARY` has for a ``hidden_act``, or for "tanh"."""
+    return name if name == "tanh" else ACTIVATIONS[name][1]
 
 
-def _named(name: str) -> tuple[Callable[[Any], Any], str]:
-    if name == "tanh":
-        return np.tanh, name
-    if name not in ACTIVATIONS:
-        raise BertNumpyError(
-            f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {name!r}"
-        )
-    return ACTIVATIONS[name]
+def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:
+    """Rows of embedding tables, added one after the other. (tokens,) each -> (tokens, columns)."""
+    (name, *_, rows), *others = tables
+    x: Float32Array = parameter(weights, name)[rows]
+    for name, *_, rows in others:
+        x += parameter(weights, name)[rows]
+    return x
 
 
-def _softmax(x: Float32Array) -> Float32Array:
-    with np.errstate(invalid="ignore"):  # of infinity NaN comes, and is seen in the results
-        shifted = x - x.max(axis=-1, keepdims=True)
+def linear(x: Float32Array, weight: Float32Array, bias: Float32Array) -> Float32Array:
+    """``x @ weight.T + bias``. (..., K), (N, K), (N,) -> (..., N)."""
+    y: Float32Array = x @ weight.T
+    y += bias  # in place, as all that follows in these functions
+    return y
+
+
+def softmax(x: Float32Array) -> Float32Array:
+    """Over the last axis."""
+    shifted = x - x.max(axis=-1, keepdims=True)
     np.exp(shifted, out=shifted)
     shifted /= shifted.sum(axis=-1, keepdims=True)
     return shifted
 
 
-def _layer_norm(
+def layer_norm(
     x: Float32Array, weight: Float32Array, bias: Float32Array, eps: float
 ) -> Float32Array:
-    with np.errstate(invalid="ignore"):  # as in _softmax
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = np.square(centred).mean(axis=-1, keepdims=True)
+    """Each row of mean 0 and variance 1, then stretched by ``weight`` and shifted by ``bias``."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
     centred /= np.sqrt(variance + np.float32(eps))
     centred *= weight
     centred += bias
     return centred
 
 
-def _mean(x: Float32Array) -> Float32Array:
-    return x.mean(axis=-2)
-
-
-def _normalize(x: Float32Array) -> Float32Array:
-    # In float64, where no square of a float32 number overflows or vanishes.
+def normalize(x: Float32Array) -> Float32Array:
+    """Each row divided by its Euclidean norm, of which no square overflows or vanishes."""
     norm = np.sqrt(np.square(x, dtype=np.float64).sum(axis=-1, keepdims=True))
-    return (x / np.maximum(norm, golden.SMALLEST_NORM)).astype(np.float32)
-
-
-def _rounded(function: Callable[..., Float32Array]) -> Callable[..., Float32Array]:
-    """The function with its result rounded to bfloat16, in place: the result is a new array."""
-    return partial(_apply_and_round, function)
-
-
-def _apply_and_round(function: Callable[..., Float32Array], *operands: Any) -> Float32Array:
-    return _round_in_place(function(*operands))
-
-
-def _bfloat16_activation(name: str, x: Float32Array) -> Float32Array:
-    return _golden_activation("bfloat16", name, round_to_bfloat16(x))
-
-
-def _unchanged(x: Float32Array) -> Float32Array:
-    return x
-
-
-def _round_in_place(x: Float32Array) -> Float32Array:
-    contiguous = np.ascontiguousarray(x)
-    return round_to_bfloat16(contiguous, out=contiguous)
-
-
-FLOAT32 = Arithmetic(
-    name="float32",
-    round=_unchanged,
-    add=np.add,
-    multiply=np.multiply,
-    softmax=_softmax,
-    layer_norm=_layer_norm,
-    activation=_activation,
-    mean=_mean,
-    normalize=_normalize,
-)
-
-#: Its unary functions are golden already: nothing is faster than a table.
-BFLOAT16 = Arithmetic(
-    name="bfloat16",
-    round=_round_in_place,
-    add=_rounded(np.add),
-    multiply=_rounded(np.multiply),
-    softmax=_rounded(_softmax),
-    layer_norm=_rounded(_layer_norm),
-    activation=_bfloat16_activation,
-    mean=_mean,
-    normalize=_normalize,
-)
-
-GOLDEN_FLOAT32 = Arithmetic(
-    name="float32",
-    round=FLOAT32.round,
-    add=partial(golden.add, precision="float32"),
-    multiply=partial(golden.multiply, precision="float32"),
-    softmax=partial(golden.softmax, precision="float32"),
-    layer_norm=partial(golden.layer_norm, precision="float32"),
-    activation=partial(_golden_activation, "float32"),
-    mean=golden.mean,
-    normalize=golden.normalize,
-)
-
-GOLDEN_BFLOAT16 = Arithmetic(
-    name="bfloat16",
-    round=_round_in_place,
-    add=golden.add,
-    multiply=golden.multiply,
-    softmax=golden.softmax,
-    layer_norm=golden.layer_norm,
-    activation=BFLOAT16.activation,
-    mean=golden.mean,
-    normalize=golden.normalize,
-)
+    return (x / np.maximum(norm, SMALLEST_NORM)).astype(np.float32)

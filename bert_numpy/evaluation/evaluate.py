@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ from bert_numpy.finite import NO_CLASS, missing, rows_not_finite
 from bert_numpy.model.model import Model, ModelOutput, require_head
 from bert_numpy.quantization.calibration import Calibration, calibrate
 from bert_numpy.quantization.convert import QuantizedModel
-from bert_numpy.quantization.policy import OperandCounts, add_counts
+from bert_numpy.quantization.counts import Counts, OperandCounts, added
 from bert_numpy.tasks.glue import Task, label_order
 from bert_numpy.tasks.metrics import ANSWER_METRICS, METRICS
 from bert_numpy.tasks.spans import Answer, best_answers
@@ -83,19 +82,6 @@ class Evaluation:
         return int(np.count_nonzero(missing(self.predictions)))
 
 
-@contextmanager
-def _counted(model: QuantizedModel) -> Iterator[QuantizedModel]:
-    """The model with counts of its own, which are added to the model's at the end.
-
-    So two evaluations of one model, in two threads as well, do not see each other's.
-    """
-    own = replace(model, counts={})
-    try:
-        yield own
-    finally:
-        add_counts(model.counts, own.counts)
-
-
 def batches(
     encoded: Sequence[EncodedText], batch_size: int, pad_token_id: int = 0
 ) -> Iterator[tuple[list[int], dict[str, npt.NDArray[np.int64]]]]:
@@ -112,6 +98,7 @@ def outputs(
     batch_size: int = 32,
     progress: Progress | None = None,
     threads: int | None = None,
+    counts: list[Counts] | None = None,
 ) -> Iterator[tuple[list[int], ModelOutput]]:
     """The rows of each batch and what the model gives for them, the longest first.
 
@@ -127,6 +114,8 @@ def outputs(
 
     given = batches(encoded, batch_size, model.config.pad_token_id)
     for rows, output in map_in_order(run, given, threads or default_threads()):
+        if counts is not None:
+            counts.append(output.counts)
         yield rows, output
         if progress is not None:
             progress(len(rows))
@@ -138,11 +127,12 @@ def predict_logits(
     batch_size: int = 32,
     progress: Progress | None = None,
     threads: int | None = None,
+    counts: list[Counts] | None = None,
 ) -> Float32Array:
     """The logits of every text, in order, finite or not. Returns float32 (texts, outputs)."""
     logits = np.empty((len(encoded), len(model.config.labels)), np.float32)
     require_head(model, "sequence classification")
-    for rows, output in outputs(model, encoded, batch_size, progress, threads):
+    for rows, output in outputs(model, encoded, batch_size, progress, threads, counts):
         logits[rows] = output.logits
     return logits
 
@@ -153,6 +143,7 @@ def predict_span_logits(
     batch_size: int = 32,
     progress: Progress | None = None,
     threads: int | None = None,
+    counts: list[Counts] | None = None,
 ) -> list[Float32Array]:
     """Start and end logits of every token of every text, in order. Each float32 (tokens, 2).
 
@@ -160,7 +151,7 @@ def predict_span_logits(
     """
     logits: dict[int, Float32Array] = {}
     require_head(model, "question answering")
-    for rows, output in outputs(model, encoded, batch_size, progress, threads):
+    for rows, output in outputs(model, encoded, batch_size, progress, threads, counts):
         assert output.start_logits is not None
         assert output.end_logits is not None
         for row, *pair in zip(rows, output.start_logits, output.end_logits, strict=True):
@@ -215,10 +206,10 @@ def evaluate(
     """
     _check_some(encoded)
     order = label_order(model.config.labels, task, model.config.problem_type)
-    with _counted(model) as run:
-        begin = time.perf_counter()
-        logits = predict_logits(run, encoded, batch_size, progress)
-        seconds = time.perf_counter() - begin
+    counts: list[Counts] = []
+    begin = time.perf_counter()
+    logits = predict_logits(model, encoded, batch_size, progress, counts=counts)
+    seconds = time.perf_counter() - begin
     none = rows_not_finite(logits)
     if task.is_regression:
         predictions: npt.NDArray[Any] = np.where(none, np.nan, logits[:, 0].astype(np.float64))
@@ -233,7 +224,7 @@ def evaluate(
         else {name: METRICS[name](labels, predictions) for name in task.metrics},
         model.weight_bytes,
         seconds,
-        run.counts,
+        added(counts),
     )
 
 
@@ -266,10 +257,10 @@ def evaluate_answers(
     """
     _check_some(windows)
     encoded = [window.encoded for parts in windows for window in parts]
-    with _counted(model) as run:
-        begin = time.perf_counter()
-        logits = predict_span_logits(run, encoded, batch_size, progress)
-        seconds = time.perf_counter() - begin
+    counts: list[Counts] = []
+    begin = time.perf_counter()
+    logits = predict_span_logits(model, encoded, batch_size, progress, counts=counts)
+    seconds = time.perf_counter() - begin
     remaining = iter(logits)
     answers: list[tuple[Answer, ...]] = []
     for question, parts in zip(questions.items, windows, strict=True):
@@ -288,7 +279,7 @@ def evaluate_answers(
         {name: metric(right, texts) for name, metric in ANSWER_METRICS.items()},
         model.weight_bytes,
         seconds,
-        run.counts,
+        added(counts),
         tuple(answers),
     )
 

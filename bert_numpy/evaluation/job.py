@@ -17,7 +17,8 @@ from bert_numpy.evaluation.evaluate import (
     evaluate,
     evaluate_answers,
 )
-from bert_numpy.model.model import Model, model_sites, require_head
+from bert_numpy.model.model import Model, require_head
+from bert_numpy.model.sites import model_sites
 from bert_numpy.quantization.calibration import (
     Calibration,
     how_to_make,

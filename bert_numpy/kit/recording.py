@@ -1,29 +1,33 @@
-"""Recording a golden run: a policy that computes as the golden one does and notes every step.
+"""Recording a golden run: an engine that computes as the golden one does and notes every step.
 
-There is one forward pass, and it is not touched. The recording policy computes
-each product and each function between them twice: by the policy that the model
-came with, whose result goes on, and step by step by the operations of
-:mod:`bert_numpy.kit.operations`. If the two differ in a bit, the kit would not
-explain the model, and is not made.
+There is one forward pass, and it is not touched: what it hands from one operation to the
+next is here an array together with the kit's tensor that it is (:class:`Traced`). Each
+operation is computed twice: by the model's own engine, whose result goes on, and step by
+step by the operations of :mod:`bert_numpy.kit.operations`. If the two differ in a bit, the
+kit would not explain the model, and is not made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.engines.functions import ACTIVATIONS, Arithmetic
+from bert_numpy.engines.engine import Engine, Table
+from bert_numpy.engines.functions import golden_name
+from bert_numpy.engines.site import Site
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.manifest import Reference, apply_view
-from bert_numpy.model.model import Model
-from bert_numpy.model.packing import Packing
+from bert_numpy.model.encoder import Pass
+from bert_numpy.model.heads import outputs
+from bert_numpy.model.model import ModelOutput, batch_of, has_pooler
+from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.observers import is_affine
-from bert_numpy.quantization.policy import Operandlike, Policy, SitePlan
+from bert_numpy.quantization.plan import SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import QuantizedTensor
 
@@ -46,114 +50,173 @@ def record(builder: Builder, model: QuantizedModel, case: str, inputs: Mapping[s
     inputs : mapping of str to ndarray of int, (1, length)
         The model's arguments.
     """
-    recorder = _Recorder(builder, model, case)
     for name, ids in inputs.items():
         builder.give(f"{case}/{name}", "model", np.asarray(ids, np.int64))
-    policy = Policy(recorder.gemm, recorder.arithmetic(), model.policy.check, recorder.for_batch)
-    recording = Model(model.config, model.weights, policy, model.name)
-    output = recording(**inputs)
-    for name, x in vars(output).items():
-        source = None if x is None or name == "last_hidden_state" else recorder.find(x)
+    batch = batch_of(model.config, **inputs)
+    engine = RecordingEngine(builder, model, case, batch)
+    with np.errstate(all="ignore"):
+        found = outputs(Pass(model.config, engine, TracedLayout(batch)), has_pooler(model))
+    for name in (item.name for item in fields(ModelOutput)):
+        source = found[name].source if name in found else None
         if source is not None:
             builder.compute(f"{case}/{name}", "model", "output", {"x": source})
 
 
-class _Recorder:
-    """What has been computed of one sequence, and where in the data flow it is."""
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """An array, and the kit's tensor that it is, perhaps seen otherwise; None if it is none."""
 
-    def __init__(self, builder: Builder, model: QuantizedModel, case: str) -> None:
+    x: Float32Array
+    source: Reference | None = None
+
+    def seen(self, x: Float32Array, view: str) -> Traced:
+        """What became of all of it by a view; of a part, or of a view, there is no tensor."""
+        if self.source is None or self.source.view or x.size != self.x.size:
+            return Traced(x)
+        return Traced(x, Reference(self.source.tensor, view))
+
+
+@dataclass(frozen=True, eq=False)
+class TracedLayout:
+    """The layout of one sequence, whose arrays are traced."""
+
+    batch: Batch
+
+    def words(self) -> Array:
+        """(tokens,)."""
+        return self.batch.words()
+
+    def types(self) -> Array:
+        """(tokens,)."""
+        return self.batch.types()
+
+    def places(self, padding: int | None) -> Array:
+        """(tokens,)."""
+        return self.batch.places(padding)
+
+    def split_heads(
+        self, query: Traced, key: Traced, value: Traced, heads: int
+    ) -> Iterator[tuple[Traced, Traced, Traced]]:
+        """Views."""
+        for q, k, v in self.batch.split_heads(query.x, key.x, value.x, heads):
+            yield (
+                query.seen(q, f"split_heads:{heads}"),
+                key.seen(k, f"split_heads_transposed:{heads}"),
+                value.seen(v, f"split_heads:{heads}"),
+            )
+
+    def merge_heads(self, parts: Sequence[Traced]) -> Traced:
+        """A view."""
+        (part,) = parts
+        return part.seen(self.batch.merge_heads([part.x]), "merge_heads")
+
+    def texts(self, x: Traced) -> Iterator[Traced]:
+        """The tokens that the mask has."""
+        for tokens in self.batch.texts(x.x):
+            yield Traced(tokens)
+
+    def join(self, parts: Sequence[Traced]) -> Traced:
+        """There is one."""
+        return parts[0]
+
+    def first(self, x: Traced) -> Traced:
+        """A view: the first row."""
+        row = self.batch.first(x.x)
+        return Traced(row, x.source and Reference(x.source.tensor, "first_row"))
+
+    def padded(self, x: Traced) -> Traced:
+        """No tensor of the kit."""
+        return Traced(self.batch.padded(x.x))
+
+    def column(self, x: Traced, number: int, masked: float | None = None) -> Traced:
+        """No tensor of the kit."""
+        return Traced(self.batch.column(x.x, number, masked))
+
+
+class RecordingEngine(Engine[Traced]):
+    """Adds what is computed of one sequence to a builder."""
+
+    def __init__(self, builder: Builder, model: QuantizedModel, case: str, batch: Batch) -> None:
         self.builder, self.model, self.case = builder, model, case
-        self.policy = model.policy
-        self.rows, self.tokens = 0, list[int]()
-        self.site = "embeddings"
-        self.results: list[str] = []
-        self.names = {id(weight): name for name, weight in model.weights.items()}
+        self.golden = model.engine(model.weights, batch)
+        self.rows = len(batch.packing.tokens)
+        self.tokens = np.flatnonzero(batch.packing.take(batch.packing.mask)).tolist()
+        self.site = Site("embeddings")
+        self.places: set[str] = set()
+        self.place = self.site.name
         self.precision = model.recipe.arithmetic
-        heads = model.config.num_attention_heads
-        self.views = (
-            "",
-            f"split_heads:{heads}",
-            f"split_heads_transposed:{heads}",
-            "merge_heads",
-            "first_row",
-        )
 
+    @property
     def level(self) -> str:
-        return "layer" if self.site.startswith("encoder.layer.") else "model"
+        """Of the tensors at the present site."""
+        return "model" if self.site.layer is None else "layer"
 
-    def find(self, x: Array) -> Reference | None:
-        """The result that an array is, and how it is looked at; the latest of several."""
-        for name in reversed(self.results):
-            result = self.builder.arrays[name]
-            for view in self.views:
-                if (view == "merge_heads") != (result.ndim == 4) and view:
-                    continue
-                if view.startswith("split") and (result.ndim != 2 or x.ndim != 4):
-                    continue
-                if _same(apply_view(result, view), x):
-                    return Reference(name, view)
-        return None
-
-    def source(self, what: str, x: Float32Array) -> Reference:
-        """Where an operand is from; given, if it is no result."""
-        found = self.find(x)
-        if found is not None:
-            return found
-        return self.builder.give(self.name(what), self.level(), x)
+    def source(self, what: str, x: Traced) -> Reference:
+        """The tensor that an operand is; a given one, if it is no result."""
+        return x.source or self.builder.give(self.name(what), self.level, x.x)
 
     def name(self, what: str) -> str:
-        return f"{self.case}/{self.site}/{what}"
+        """Of a tensor at the present site."""
+        return f"{self.case}/{self.place}/{what}"
 
-    def parameter(self, what: str, x: Float32Array) -> Reference:
-        """A weight that is not quantized, a bias, LayerNorm's parameters."""
-        name = self.names.get(id(x), f"{self.site}.{what}")
-        return self.builder.give(f"weights/{name}", self.level(), x)
+    def parameter(self, name: str) -> Reference:
+        """A parameter that is not quantized."""
+        weight = self.model.weights[name]
+        assert isinstance(weight, np.ndarray)
+        return self.builder.give(f"weights/{name}", self.level, weight)
 
     def compute(
         self, what: str, operation: str, inputs: Mapping[str, Reference], **options: Any
     ) -> Reference:
-        """A tensor of this site by an operation; ``result`` is what others may read."""
-        name = self.name(what)
-        self.builder.compute(name, self.level(), operation, inputs, **options)
-        return Reference(name)
+        """A tensor of this site by an operation."""
+        self.builder.compute(self.name(what), self.level, operation, inputs, **options)
+        return Reference(self.name(what))
 
-    def finish(self, name: str, expected: Float32Array) -> None:
-        """Make sure that the policy's result is the operation's."""
-        if not _same(self.builder.arrays[name], expected):
-            raise AssertionError(f"{name}: the kit's operations do not give the model's bits")
-        self.results.append(name)
+    def result(self, tensor: Reference, expected: Traced) -> Traced:
+        """The golden engine's result, which must be the operation's."""
+        if not _same(self.builder.arrays[tensor.tensor], expected.x):
+            raise AssertionError(f"{tensor.tensor}: not the model's bits by the kit's operations")
+        return Traced(expected.x, tensor)
 
     # Products
 
-    def for_batch(self, policy: Policy, packing: Packing) -> Policy:
-        """Note which rows are tokens, for products that depend on it."""
-        self.policy = self.model.policy.for_batch(self.model.policy, packing)
-        self.rows = len(packing.tokens)
-        self.tokens = np.flatnonzero(packing.take(packing.mask)).tolist()
-        return policy
+    def gather(self, tables: Sequence[Table]) -> Traced:
+        """Given: looking rows up is no arithmetic."""
+        return Traced(self.golden.gather(tables))
 
-    def gemm(
-        self, site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None
-    ) -> Float32Array:
-        result = self.policy.gemm(site, a, b, bias)
+    def linears(self, sites: Sequence[Site], x: Traced) -> list[Traced]:
+        """Each with its bias."""
+        products = self.golden.linears(sites, x.x)
+        return [self.multiplied(site, x, None, y) for site, y in zip(sites, products, strict=True)]
+
+    def product(self, site: Site, a: Traced, b: Traced) -> Traced:
+        """Of two activations."""
+        return self.multiplied(site, a, b, self.golden.product(site, a.x, b.x))
+
+    def multiplied(self, site: Site, a: Traced, b: Traced | None, y: Float32Array) -> Traced:
+        """A product step by step; without ``b`` it is the site's weight."""
         self.site = site
-        plan = self.model.plans.get(site, SitePlan(SiteRecipe()))
-        steps = {} if bias is None else {"bias": self.parameter("bias", bias)}
-        self.product(plan, a, b, steps)
-        last = self.name("product")
-        if self.precision == "bfloat16" and site.startswith(("encoder.", "embeddings_project")):
-            last = self.compute("result", "round", {"x": Reference(last)}, kind="bfloat16").tensor
-        self.finish(last, result)
-        return result
+        # Layers that share their parameters come to one site several times.
+        again = site.name in self.places
+        self.place = f"{site.name}@{site.layer}" if again else site.name
+        self.places.add(site.name)
+        plan = self.model.plans.get(site.name, SitePlan(SiteRecipe()))
+        bias = {} if b is not None else {"bias": self.parameter(f"{site.name}.bias")}
+        self.steps(plan, a, b, bias)
+        last = Reference(self.name("product"))
+        if self.precision == "bfloat16" and site.kind != "head":
+            last = self.compute("result", "round", {"x": last}, kind="bfloat16")
+        return self.result(last, Traced(y))
 
-    def product(
-        self, plan: SitePlan, a: Float32Array, b: Operandlike, bias: dict[str, Reference]
+    def steps(
+        self, plan: SitePlan, a: Traced, b: Traced | None, bias: dict[str, Reference]
     ) -> None:
         """The product and the bias, as the tensor ``product``."""
         left = self.source("a.float", a)
+        ndim = a.x.ndim
         how = {"precision": self.precision}
         if plan.smoothing is not None:
-            divisor = self.builder.give(self.shared("smoothing"), self.level(), plan.smoothing)
+            divisor = self.builder.give(self.shared("smoothing"), self.level, plan.smoothing)
             left = self.compute(
                 "a.smoothed", "divide", {"x": left, "divisor": divisor}, attributes=how
             )
@@ -161,7 +224,7 @@ class _Recorder:
         if plan.recipe.outlier_threshold is not None:
             threshold: dict[str, Any] = {"threshold": plan.recipe.outlier_threshold}
             if plan.recipe.outliers == "column":  # the kit's inputs are one sequence each
-                threshold["rows"] = self.tokens if len(a) == self.rows else [0]
+                threshold["rows"] = self.tokens if len(a.x) == self.rows else [0]
             split = {
                 keep: self.compute(
                     f"a.{keep}", "outliers", {"x": left}, attributes=threshold | {"keep": keep}
@@ -175,11 +238,11 @@ class _Recorder:
         codes = left
         parts: dict[str, Any] = {}
         if plan.recipe.a.fmt is not None:
-            codes, parts = self.quantized("a", left, plan.recipe.a, plan.a, -1, a.ndim)
+            codes, parts = self.quantized("a", left, plan.recipe.a, plan.a, -1, ndim)
         if not parts or not right_parts:  # only codes are multiplied with codes
             left = self.dequantized("a", codes, parts) if parts else left
             right = self.dequantized("b", right, right_parts) if right_parts else right
-            self.multiply(last, left, right, outliers, given, bias)
+            self.float_product(last, left, right, outliers, given, bias)
             return
         zero = {
             f"{name}_zero_point": scales["zero_point"]
@@ -187,8 +250,8 @@ class _Recorder:
             if "zero_point" in scales
         }
         described: dict[str, Any] = {
-            "a": parts["how"] | {"ndim": a.ndim},
-            "b": right_parts["how"] | {"ndim": b.ndim},
+            "a": parts["how"] | {"ndim": ndim},
+            "b": right_parts["how"] | {"ndim": ndim if b is not None else 2},
         }
         block = parts["how"].get("block") or right_parts["how"].get("block")
         described |= {} if block is None else {"block": block}
@@ -200,7 +263,7 @@ class _Recorder:
         if outliers is not None:
             self.add_outliers(outliers, self.dequantized("b", right, right_parts), bias)
 
-    def multiply(
+    def float_product(
         self,
         last: str,
         left: Reference,
@@ -224,32 +287,36 @@ class _Recorder:
 
     def shared(self, what: str) -> str:
         """The name of what is the same for every input."""
-        return f"scales/{self.site}/{what}"
+        return f"scales/{self.site.name}/{what}"
 
-    def right(self, plan: SitePlan, b: Operandlike) -> tuple[Reference, dict[str, Any]]:
-        """The right operand: a weight's codes, or an activation; and, of codes, their scales."""
-        if isinstance(b, QuantizedTensor):
-            stored = b.mT
-            name = f"weights/{self.site}.weight"
-            give, level = self.builder.give, self.level()
-            codes = give(name, level, stored.codes, b.fmt)
-            parts: dict[str, Any] = {
-                "how": _described(str(b.fmt), b.axis, b.block),
-                "scale": Reference(give(f"{name}.scale", level, stored.scale).tensor, "transposed"),
-            }
-            if stored.zero_point is not None:
-                zero = give(f"{name}.zero_point", level, stored.zero_point, b.fmt)
-                parts["zero_point"] = Reference(zero.tensor, "transposed")
-            return Reference(codes.tensor, "transposed"), parts
-        weight = self.model.weights.get(f"{self.site}.weight")
-        if isinstance(weight, np.ndarray):
-            given = self.builder.give(f"weights/{self.site}.weight", self.level(), weight)
-            source = Reference(given.tensor, "transposed")
+    def right(self, plan: SitePlan, b: Traced | None) -> tuple[Reference, dict[str, Any]]:
+        """The right operand: a weight, or an activation; and, of codes, their scales."""
+        if b is not None:
+            source, ndim = self.source("b.float", b), b.x.ndim
         else:
-            source = self.source("b.float", b)
+            name = f"{self.site.name}.weight"
+            weight, ndim = self.model.weights[name], 2
+            if isinstance(weight, QuantizedTensor):
+                return self.stored(f"weights/{name}", weight)
+            given = self.builder.give(f"weights/{name}", self.level, weight)
+            source = Reference(given.tensor, "transposed")
         if plan.recipe.b.fmt is None:
             return source, {}
-        return self.quantized("b", source, plan.recipe.b, plan.b, -2, b.ndim)
+        return self.quantized("b", source, plan.recipe.b, plan.b, -2, ndim)
+
+    def stored(self, name: str, weight: QuantizedTensor) -> tuple[Reference, dict[str, Any]]:
+        """A weight's codes and their scales, seen transposed."""
+        give, level, b = self.builder.give, self.level, weight.mT
+        codes = give(name, level, weight.codes, weight.fmt)
+        scale = give(f"{name}.scale", level, weight.scale)
+        parts: dict[str, Any] = {
+            "how": _described(str(weight.fmt), b.axis, b.block),
+            "scale": Reference(scale.tensor, "transposed"),
+        }
+        if weight.zero_point is not None:
+            zero = give(f"{name}.zero_point", level, weight.zero_point, weight.fmt)
+            parts["zero_point"] = Reference(zero.tensor, "transposed")
+        return Reference(codes.tensor, "transposed"), parts
 
     def dequantized(self, name: str, codes: Reference, parts: Mapping[str, Any]) -> Reference:
         """An operand's codes as numbers again."""
@@ -267,13 +334,13 @@ class _Recorder:
         assert fmt is not None
         if static is not None:
             scale = self.builder.give(
-                self.shared(f"{name}.scale"), self.level(), np.asarray(static.scale)
+                self.shared(f"{name}.scale"), self.level, np.asarray(static.scale)
             )
             parts: dict[str, Any] = {"how": _described(str(fmt)), "scale": scale}
             if static.zero_point is not None:
                 zero = np.asarray(static.zero_point, fmt.code_dtype)
                 parts["zero_point"] = self.builder.give(
-                    self.shared(f"{name}.zero_point"), self.level(), zero, fmt
+                    self.shared(f"{name}.zero_point"), self.level, zero, fmt
                 )
         else:
             value = apply_view(self.builder.arrays[x.tensor], x.view)
@@ -294,82 +361,70 @@ class _Recorder:
 
     # Between the products
 
-    def arithmetic(self) -> Arithmetic:
-        inner = self.model.policy.arithmetic
+    def operation(
+        self,
+        what: str,
+        operation: str,
+        inputs: Mapping[str, Reference],
+        expected: Float32Array,
+        precision: str | None = None,
+        **how: Any,
+    ) -> Traced:
+        """A function, recorded in one step."""
+        kind = precision or self.precision
+        attributes = {"precision": kind, **how}
+        tensor = self.compute(what, operation, inputs, attributes=attributes, kind=kind)
+        return self.result(tensor, Traced(expected))
 
-        def recorded(
-            operation: str,
-            function: Callable[..., Float32Array],
-            precision: str,
-            given: Callable[..., tuple[dict[str, Reference], dict[str, Any]]],
-        ) -> Callable[..., Float32Array]:
-            def wrapped(*operands: Any) -> Float32Array:
-                inputs, how = given(*operands)
-                what = operation if operation != "activation" else how["function"]
-                expected = function(*operands)
-                name = self.compute(
-                    what,
-                    operation,
-                    inputs,
-                    attributes={"precision": precision, **how},
-                    kind=precision,
-                ).tensor
-                self.finish(name, expected)
-                return expected
+    def add(self, x: Traced, y: Traced) -> Traced:
+        """See :func:`npfp8.golden.add`."""
+        inputs = {"x": self.source("add.x", x), "y": self.source("add.y", y)}
+        return self.operation("add", "add", inputs, self.golden.add(x.x, y.x))
 
-            return wrapped
+    def multiply(self, x: Traced, factor: float) -> Traced:
+        """See :func:`npfp8.golden.multiply`."""
+        inputs, y = {"x": self.source("multiply.x", x)}, self.golden.multiply(x.x, factor)
+        return self.operation("multiply", "multiply", inputs, y, factor=float(np.float32(factor)))
 
-        def one(what: str) -> Callable[[Float32Array], Any]:
-            return lambda x: ({"x": self.source(f"{what}.x", x)}, {})
+    def softmax(self, x: Traced) -> Traced:
+        """See :func:`npfp8.golden.softmax`."""
+        inputs = {"x": self.source("softmax.x", x)}
+        return self.operation("softmax", "softmax", inputs, self.golden.softmax(x.x))
 
-        def activation(name: str, x: Float32Array) -> Any:
-            function = name if name == "tanh" else ACTIVATIONS[name][1]
-            source = self.source(f"{function}.x", x)
-            if (
-                self.precision == "bfloat16"
-                and self.builder.tensors[source.tensor].kind == "float32"
-            ):
-                source = self.compute(f"{function}.x", "round", {"x": source}, kind="bfloat16")
-            return {"x": source}, {"function": function}
+    def layer_norm(self, name: str, x: Traced, eps: float) -> Traced:
+        """See :func:`npfp8.golden.layer_norm`."""
+        inputs = {
+            "x": self.source("layer_norm.x", x),
+            "weight": self.parameter(f"{name}.weight"),
+            "bias": self.parameter(f"{name}.bias"),
+        }
+        y = self.golden.layer_norm(name, x.x, eps)
+        return self.operation("layer_norm", "layer_norm", inputs, y, eps=eps)
 
-        return replace(
-            inner,
-            add=recorded(
-                "add",
-                inner.add,
-                self.precision,
-                lambda x, y: (
-                    {"x": self.source("add.x", x), "y": self.source("add.y", y)},
-                    {},
-                ),
-            ),
-            multiply=recorded(
-                "multiply",
-                inner.multiply,
-                self.precision,
-                lambda x, factor: (
-                    {"x": self.source("multiply.x", x)},
-                    {"factor": float(factor)},
-                ),
-            ),
-            softmax=recorded("softmax", inner.softmax, self.precision, one("softmax")),
-            layer_norm=recorded(
-                "layer_norm",
-                inner.layer_norm,
-                self.precision,
-                lambda x, weight, bias, eps: (
-                    {
-                        "x": self.source("layer_norm.x", x),
-                        "weight": self.parameter("layer_norm.weight", weight),
-                        "bias": self.parameter("layer_norm.bias", bias),
-                    },
-                    {"eps": eps},
-                ),
-            ),
-            activation=recorded("activation", inner.activation, self.precision, activation),
-            mean=recorded("mean", inner.mean, "float32", one("mean")),
-            normalize=recorded("normalize", inner.normalize, "float32", one("normalize")),
-        )
+    def activation(self, name: str, x: Traced) -> Traced:
+        """See :func:`npfp8.golden.unary`; in bfloat16 of a rounded input."""
+        function = golden_name(name)
+        source = self.source(f"{function}.x", x)
+        kind = self.builder.tensors[source.tensor].kind
+        if self.precision == "bfloat16" and kind == "float32":
+            source = self.compute(f"{function}.x", "round", {"x": source}, kind="bfloat16")
+        y = self.golden.activation(name, x.x)
+        return self.operation(function, "activation", {"x": source}, y, function=function)
+
+    def mean(self, x: Traced) -> Traced:
+        """See :func:`npfp8.golden.mean`."""
+        inputs, y = {"x": self.source("mean.x", x)}, self.golden.mean(x.x)
+        return self.operation("mean", "mean", inputs, y, "float32")
+
+    def normalize(self, x: Traced) -> Traced:
+        """See :func:`npfp8.golden.normalize`."""
+        inputs, y = {"x": self.source("normalize.x", x)}, self.golden.normalize(x.x)
+        return self.operation("normalize", "normalize", inputs, y, "float32")
+
+    def output(self, name: str, x: Traced) -> Traced:
+        """Checked."""
+        self.golden.output(name, x.x)
+        return x
 
 
 def _described(fmt: str, axis: int | None = None, block: int | None = None) -> dict[str, Any]:

@@ -74,5 +74,10 @@ class BertConfig:
     @property
     def max_length(self) -> int:
         """The longest input, in tokens: RoBERTa leaves the first positions to the padding."""
-        first = self.pad_token_id + 1 if self.description.counts_positions else 0
+        first = 0 if self.position_padding is None else self.position_padding + 1
         return self.max_position_embeddings - first
+
+    @property
+    def position_padding(self) -> int | None:
+        """The token that no position is counted for, where positions are (RoBERTa)."""
+        return self.pad_token_id if self.description.counts_positions else None

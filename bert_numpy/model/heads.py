@@ -1,106 +1,119 @@
 """What stands on the encoder: from hidden states to a task's outputs.
 
-A head reads the pooler's output (batch, hidden), or the hidden states of the
-computed tokens (tokens, hidden), or both. Its functions return fields of
-:class:`bert_numpy.ModelOutput`. What belongs to a token is padded again: 0
-where the attention mask leaves a position out, but for position 0.
+A head reads the pooler's output (batch, hidden), or the hidden states of the tokens
+(tokens, hidden), or both. Its functions return fields of :class:`bert_numpy.ModelOutput`.
+What belongs to a token is padded again: 0 where the attention mask leaves a position
+out, but for position 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+from bert_numpy.model.encoder import Pass, activation, encode, layer_norm, linear, pooler
 
-from bert_numpy.model.layers import layer_norm, linear
-from bert_numpy.model.packing import Packing
+__all__ = ["outputs"]
 
-if TYPE_CHECKING:
-    from bert_numpy.model.model import Model
-
-__all__ = ["OF_POOLED", "OF_TOKENS"]
-
-Float32Array = npt.NDArray[np.float32]
-Outputs = dict[str, Float32Array]
+V = TypeVar("V")
+Outputs = dict[str, V]
 
 
-def classification(model: Model, pooled: Float32Array) -> Outputs:
-    """Logits of the labels, or scores: (batch, labels); of a choice one: (batch, 1)."""
-    return {"logits": linear(model, "classifier", pooled)}
+def outputs(run: Pass[V], has_pooler: bool) -> Outputs[V]:
+    """The whole forward pass: the last hidden states, and what the pooler and the head give."""
+    x = encode(run)  # (tokens, hidden)
+    name = run.config.head.name
+    found = {"last_hidden_state": run.layout.padded(x)}
+    if has_pooler:
+        pooled = found["pooler_output"] = pooler(run, x)
+        if name in OF_POOLED:
+            found |= OF_POOLED[name](run, pooled)
+    if name in OF_TOKENS:
+        found |= OF_TOKENS[name](run, x)
+    return found
 
 
-def next_sentence(model: Model, pooled: Float32Array) -> Outputs:
+def classification(run: Pass[V], pooled: V) -> Outputs[V]:
+    """Logits of the labels, or scores: (batch, labels)."""
+    return {"logits": linear(run, "classifier", pooled, len(run.config.labels))}
+
+
+def multiple_choice(run: Pass[V], pooled: V) -> Outputs[V]:
+    """A logit of each choice of each example: (batch, 1)."""
+    return {"logits": linear(run, "classifier", pooled, 1)}
+
+
+def next_sentence(run: Pass[V], pooled: V) -> Outputs[V]:
     """Logits of the second text to follow the first, and not to: (batch, 2)."""
-    return {"logits": linear(model, "cls.seq_relationship", pooled)}
+    return {"logits": linear(run, "cls.seq_relationship", pooled, 2)}
 
 
-def pre_training_pooled(model: Model, pooled: Float32Array) -> Outputs:
+def pre_training_pooled(run: Pass[V], pooled: V) -> Outputs[V]:
     """As :func:`next_sentence`, under the name that pre-training has for it."""
-    return {"seq_relationship_logits": next_sentence(model, pooled)["logits"]}
+    return {"seq_relationship_logits": next_sentence(run, pooled)["logits"]}
 
 
-def token_classification(model: Model, x: Float32Array, packing: Packing) -> Outputs:
+def token_classification(run: Pass[V], x: V) -> Outputs[V]:
     """Logits of the labels for each token: (batch, length, labels)."""
-    return {"logits": packing.unpack(linear(model, "classifier", x))}
+    logits = linear(run, "classifier", x, len(run.config.labels))
+    return {"logits": run.layout.padded(logits)}
 
 
-def question_answering(model: Model, x: Float32Array, packing: Packing) -> Outputs:
+def question_answering(run: Pass[V], x: V) -> Outputs[V]:
     """Start and end logits of each token: (batch, length) each; -infinity where masked."""
-    logits = packing.unpack(linear(model, "qa_outputs", x))  # (batch, length, 2)
-    logits[~packing.mask] = -np.inf
-    return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+    logits = linear(run, "qa_outputs", x, 2)
+    names = ("start_logits", "end_logits")
+    return {name: run.layout.column(logits, i, -math.inf) for i, name in enumerate(names)}
 
 
-def masked_language_model(model: Model, x: Float32Array, packing: Packing) -> Outputs:
+def masked_language_model(run: Pass[V], x: V) -> Outputs[V]:
     """Logits of the vocabulary for each token: (batch, length, vocab_size)."""
-    site = "cls.predictions"
-    name = model.config.description.prediction_activation or model.config.hidden_act
-    x = model.policy.arithmetic.activation(name, linear(model, f"{site}.transform.dense", x))
-    x = layer_norm(model, f"{site}.transform.LayerNorm", x)  # (tokens, embedding_size)
-    return {"logits": packing.unpack(linear(model, f"{site}.decoder", x))}
+    config, site = run.config, "cls.predictions"
+    x = linear(run, f"{site}.transform.dense", x, config.embedding_size)
+    x = activation(run, config.description.prediction_activation or config.hidden_act, x)
+    x = layer_norm(run, f"{site}.transform.LayerNorm", x)
+    logits = linear(run, f"{site}.decoder", x, config.vocab_size)
+    return {"logits": run.layout.padded(logits)}
 
 
-def pre_training_tokens(model: Model, x: Float32Array, packing: Packing) -> Outputs:
+def pre_training_tokens(run: Pass[V], x: V) -> Outputs[V]:
     """As :func:`masked_language_model`, under the name that pre-training has for it."""
-    return {"prediction_logits": masked_language_model(model, x, packing)["logits"]}
+    return {"prediction_logits": masked_language_model(run, x)["logits"]}
 
 
-def replaced_tokens(model: Model, x: Float32Array, packing: Packing) -> Outputs:
+def replaced_tokens(run: Pass[V], x: V) -> Outputs[V]:
     """ELECTRA's discriminator: a logit of each token to have been replaced, (batch, length)."""
     site = "discriminator_predictions"
-    x = linear(model, f"{site}.dense", x)
-    x = model.policy.arithmetic.activation(model.config.hidden_act, x)
-    return {"logits": packing.unpack(linear(model, f"{site}.dense_prediction", x))[..., 0]}
+    x = linear(run, f"{site}.dense", x, run.config.hidden_size)
+    x = activation(run, run.config.hidden_act, x)
+    logits = linear(run, f"{site}.dense_prediction", x, 1)
+    return {"logits": run.layout.column(logits, 0)}
 
 
-def sentence_embedding(model: Model, x: Float32Array, packing: Packing) -> Outputs:
+def sentence_embedding(run: Pass[V], x: V) -> Outputs[V]:
     """One vector a text: (batch, hidden). Of the model's answer nothing is rounded to bfloat16."""
-    pooling, arithmetic = model.config.pooling, model.policy.arithmetic
+    pooling, engine, layout = run.config.pooling, run.engine, run.layout
     assert pooling is not None
     if pooling.mode == "cls":
-        vectors = x[packing.first]
+        vectors = layout.first(x)
     else:
-        vectors = np.empty((packing.shape[0], x.shape[-1]), np.float32)
-        for group in packing.groups:  # sequences of equal length
-            vectors[group.rows] = arithmetic.mean(x[group.keys])
+        vectors = layout.join([engine.mean(tokens) for tokens in layout.texts(x)])
     if pooling.normalize:
-        vectors = arithmetic.normalize(vectors)
-    model.policy.check("sentence_embedding", vectors)
-    return {"sentence_embedding": vectors}
+        vectors = engine.normalize(vectors)
+    return {"sentence_embedding": engine.output("sentence_embedding", vectors)}
 
 
 #: By the head's name: what is computed of the pooler's output.
-OF_POOLED: dict[str, Callable[[Model, Float32Array], Outputs]] = {
+OF_POOLED: dict[str, Callable[[Pass[Any], Any], Outputs[Any]]] = {
     "sequence classification": classification,
-    "multiple choice": classification,
+    "multiple choice": multiple_choice,
     "next sentence prediction": next_sentence,
     "pre-training": pre_training_pooled,
 }
 
 #: By the head's name: what is computed of the tokens' hidden states.
-OF_TOKENS: dict[str, Callable[[Model, Float32Array, Packing], Outputs]] = {
+OF_TOKENS: dict[str, Callable[[Pass[Any], Any], Outputs[Any]]] = {
     "token classification": token_classification,
     "question answering": question_answering,
     "masked language modelling": masked_language_model,

@@ -1,36 +1,33 @@
-"""BERT's forward pass: one token from its id to the last hidden state, top to bottom.
+"""A model: hyperparameters, parameters, and the engine by which it computes.
 
-Devlin et al., *BERT: Pre-training of Deep Bidirectional Transformers* (arXiv
-1810.04805), as transformers computes it; its relatives differ in what
-:mod:`bert_numpy.model.architectures` says. Padding is not computed: the tokens of
-a batch are packed into one (tokens, hidden) matrix for everything but
-attention, where sequences of equal length go together.
-
-There is this one pass. A :class:`~bert_numpy.quantization.policy.Policy` says how matrices
-are multiplied and in which precision the rest is done; with another policy the
-same pass calibrates, or runs quantized.
+Padding is not computed: the tokens of a batch are packed into one (tokens, hidden)
+matrix for everything but attention, where sequences of equal length go together.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.checkpoints.parameters import Weights
+from bert_numpy.engines.engine import Engine, Weights
+from bert_numpy.engines.float import FloatEngine
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.config import BertConfig
-from bert_numpy.model.heads import OF_POOLED, OF_TOKENS
-from bert_numpy.model.layers import array, layer_norm, linear
-from bert_numpy.model.packing import Packing, pack, take_rows
-from bert_numpy.quantization.policy import Policy
+from bert_numpy.model.encoder import Pass
+from bert_numpy.model.heads import outputs
+from bert_numpy.model.packing import Batch, pack
 
-__all__ = ["Model", "ModelOutput", "encoder_sites", "model_sites", "require_head"]
+__all__ = ["EngineOf", "Model", "ModelOutput", "batch_of", "has_pooler", "require_head"]
 
 Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+#: Makes the engine of one run, of the parameters and the batch.
+EngineOf = Callable[[Weights, Batch], Engine[Float32Array]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +60,9 @@ class ModelOutput:
         Of pre-training: (batch, length, vocab_size) and (batch, 2).
     sentence_embedding : ndarray of float32, (batch, hidden_size), or None
         Of a sentence-transformers folder.
+    counts : mapping of str to OperandCounts
+        What quantization did to the activations of this run, by ``site:a`` and
+        ``site:b``; empty without quantization.
     """
 
     last_hidden_state: Float32Array
@@ -73,24 +73,26 @@ class ModelOutput:
     prediction_logits: Float32Array | None = None
     seq_relationship_logits: Float32Array | None = None
     sentence_embedding: Float32Array | None = None
+    counts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A BERT: hyperparameters, parameters, and the policy that it computes by.
+    """A BERT: hyperparameters, parameters, and the engine that it computes by.
 
     Attributes
     ----------
     config : BertConfig
     weights : mapping of str to array or QuantizedTensor
-    policy : Policy
+    engine : callable (weights, batch) -> Engine
+        Makes the engine of each run: float32 by default.
     name : str
         Where it came from, for reports.
     """
 
     config: BertConfig
     weights: Weights = field(repr=False)
-    policy: Policy
+    engine: EngineOf = field(default=FloatEngine, repr=False)
     name: str = "model"
 
     def __call__(
@@ -118,30 +120,13 @@ class Model:
         BertNumpyError
             If a dtype, a shape or an id is not as expected.
         """
-        config = self.config
-        choices = config.head.name == "multiple choice"
-        ids = _checked_ids("input_ids", input_ids, config.vocab_size, choices)
-        length = ids.shape[-1]
-        if length > config.max_length:
-            raise BertNumpyError(
-                f"input_ids: expected at most {config.max_length} tokens "
-                f"(max_position_embeddings), found {length}"
-            )
-        types = np.zeros_like(ids)
-        if token_type_ids is not None:
-            limit = max(config.type_vocab_size, 1)
-            types = _checked_ids("token_type_ids", token_type_ids, limit, choices)
-        mask = np.ones_like(ids)
-        if attention_mask is not None:
-            mask = _checked_ids("attention_mask", attention_mask, 2, choices)
-        for name, given in (("token_type_ids", types), ("attention_mask", mask)):
-            if given.shape != ids.shape:
-                raise BertNumpyError(f"{name}: expected shape {ids.shape}, found {given.shape}")
-        ids, types, mask = (given.reshape(-1, length) for given in (ids, types, mask))
-        output = forward(self, ids, types, pack(mask != 0))
-        if choices and output.logits is not None:
-            return replace(output, logits=output.logits.reshape(np.shape(input_ids)[:2]))
-        return output
+        batch = batch_of(self.config, input_ids, attention_mask, token_type_ids)
+        engine = self.engine(self.weights, batch)
+        with np.errstate(all="ignore"):  # who reads the outputs looks whether they are finite
+            found = outputs(Pass(self.config, engine, batch), has_pooler(self))
+        if self.config.head.name == "multiple choice" and "logits" in found:
+            found["logits"] = found["logits"].reshape(np.shape(input_ids)[:2])
+        return ModelOutput(**found, counts=engine.counted())
 
     @property
     def weight_bytes(self) -> int:
@@ -149,148 +134,44 @@ class Model:
         return sum({id(weight): weight.nbytes for weight in self.weights.values()}.values())
 
 
-def forward(
-    model: Model, input_ids: IntArray, token_type_ids: IntArray, packing: Packing
-) -> ModelOutput:
-    """Token ids to hidden states to a task's outputs.
+def batch_of(
+    config: BertConfig,
+    input_ids: npt.ArrayLike,
+    attention_mask: npt.ArrayLike | None = None,
+    token_type_ids: npt.ArrayLike | None = None,
+) -> Batch:
+    """The arguments of a model, checked and packed: as :meth:`Model.__call__` has them.
 
-    Overflows and NaN give no warnings of NumPy: whoever reads the outputs looks
-    whether they are finite (:mod:`bert_numpy.finite`).
+    Raises
+    ------
+    BertNumpyError
+        If a dtype, a shape or an id is not as expected.
     """
-    policy = model.policy.for_batch(model.policy, packing)
-    if policy is not model.policy:
-        model = replace(model, policy=policy)
-    with np.errstate(all="ignore"):
-        positions = position_ids(model.config, input_ids)
-        tokens = (packing.take(ids) for ids in (input_ids, token_type_ids, positions))
-        x = embeddings(model, *tokens)
-        for i in range(model.config.num_hidden_layers):
-            x = layer(model, f"encoder.layer.{i}", x, packing)  # (tokens, hidden)
-        model.policy.check("last_hidden_state", x)
-
-        head, pooled = model.config.head.name, None
-        outputs: dict[str, Float32Array] = {}
-        if "pooler.dense.weight" in model.weights:
-            pooled = pooler(model, x[packing.first])  # (batch, hidden)
-            if head in OF_POOLED:
-                outputs |= OF_POOLED[head](model, pooled)
-        if head in OF_TOKENS:
-            outputs |= OF_TOKENS[head](model, x, packing)
-        return ModelOutput(packing.unpack(x), pooled, **outputs)
-
-
-def position_ids(config: BertConfig, input_ids: IntArray) -> IntArray:
-    """Which position embedding each token takes. (batch, length) -> the same.
-
-    Its place in the row; for RoBERTa, its place among the tokens that are not
-    ``[PAD]``, whatever the attention mask says, from ``pad_token_id + 1`` on.
-    """
-    if not config.description.counts_positions:
-        return np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
-    counted = input_ids != config.pad_token_id
-    return np.cumsum(counted, axis=1) * counted + config.pad_token_id
+    choices = config.head.name == "multiple choice"
+    ids = _checked_ids("input_ids", input_ids, config.vocab_size, choices)
+    length = ids.shape[-1]
+    if length > config.max_length:
+        raise BertNumpyError(
+            f"input_ids: expected at most {config.max_length} tokens "
+            f"(max_position_embeddings), found {length}"
+        )
+    types = np.zeros_like(ids)
+    if token_type_ids is not None:
+        limit = max(config.type_vocab_size, 1)
+        types = _checked_ids("token_type_ids", token_type_ids, limit, choices)
+    mask = np.ones_like(ids)
+    if attention_mask is not None:
+        mask = _checked_ids("attention_mask", attention_mask, 2, choices)
+    for name, given in (("token_type_ids", types), ("attention_mask", mask)):
+        if given.shape != ids.shape:
+            raise BertNumpyError(f"{name}: expected shape {ids.shape}, found {given.shape}")
+    ids, types, mask = (given.reshape(-1, length) for given in (ids, types, mask))
+    return Batch(ids, types, pack(mask != 0))
 
 
-def embeddings(
-    model: Model, input_ids: IntArray, token_type_ids: IntArray, positions: IntArray
-) -> Float32Array:
-    """The sum of word, type and position embeddings, normalised. (tokens,) -> (tokens, hidden).
-
-    DistilBERT has no types; ELECTRA's embeddings may be smaller than its hidden
-    states, and are projected.
-    """
-    site = "embeddings"
-    x = array(model, f"{site}.word_embeddings.weight")[input_ids]
-    if model.config.type_vocab_size:
-        x += array(model, f"{site}.token_type_embeddings.weight")[token_type_ids]
-    places = array(model, f"{site}.position_embeddings.weight")[positions]
-    x = layer_norm(model, f"{site}.LayerNorm", model.policy.arithmetic.add(x, places))
-    if model.config.embedding_size != model.config.hidden_size:
-        x = linear(model, "embeddings_project", x)
-    return x
-
-
-def layer(model: Model, site: str, x: Float32Array, packing: Packing) -> Float32Array:
-    """One Transformer layer: attention, then the feed-forward network, each with its residual."""
-    arithmetic = model.policy.arithmetic
-    context = attention(model, f"{site}.attention", x, packing)
-    projected = linear(model, f"{site}.attention.output.dense", context)
-    x = layer_norm(model, f"{site}.attention.output.LayerNorm", arithmetic.add(projected, x))
-
-    inner = linear(model, f"{site}.intermediate.dense", x)  # (tokens, intermediate)
-    inner = arithmetic.activation(model.config.hidden_act, inner)
-    projected = linear(model, f"{site}.output.dense", inner)
-    return layer_norm(model, f"{site}.output.LayerNorm", arithmetic.add(projected, x))
-
-
-def attention(model: Model, site: str, x: Float32Array, packing: Packing) -> Float32Array:
-    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V. (tokens, hidden) -> the same."""
-    gemm, arithmetic = model.policy.gemm, model.policy.arithmetic
-    heads = model.config.num_attention_heads
-    scale = np.float32(1 / math.sqrt(model.config.hidden_size // heads))
-    query = linear(model, f"{site}.self.query", x)
-    key = linear(model, f"{site}.self.key", x)
-    value = linear(model, f"{site}.self.value", x)
-
-    context = np.empty_like(query)
-    for group in packing.groups:  # sequences of equal length: (group, length) token numbers
-        q = split_heads(take_rows(query, group.queries), heads)  # (group, heads, queries, d)
-        k = split_heads(take_rows(key, group.keys), heads)  # (group, heads, keys, d)
-        v = split_heads(take_rows(value, group.keys), heads)
-        scores = gemm(f"{site}.scores", q, k.swapaxes(-1, -2), None)
-        weights = arithmetic.softmax(arithmetic.multiply(scores, scale))
-        mixed = gemm(f"{site}.context", weights, v, None)  # (group, heads, queries, d)
-        context[group.queries] = merge_heads(mixed)
-    return context
-
-
-def pooler(model: Model, first: Float32Array) -> Float32Array:
-    """The first token's hidden state through a layer of its own. (batch, hidden) -> the same."""
-    activation = model.config.description.pooler_activation
-    x = linear(model, "pooler.dense", first)
-    return model.policy.arithmetic.activation(activation, x)
-
-
-def split_heads(x: Float32Array, heads: int) -> Float32Array:
-    """(group, length, hidden) -> (group, heads, length, hidden / heads)."""
-    group, length, hidden = x.shape
-    return x.reshape(group, length, heads, hidden // heads).swapaxes(1, 2)
-
-
-def merge_heads(x: Float32Array) -> Float32Array:
-    """(group, heads, length, d) -> (group, length, heads * d)."""
-    group, heads, length, d = x.shape
-    return x.swapaxes(1, 2).reshape(group, length, heads * d)
-
-
-def encoder_sites(config: BertConfig) -> list[str]:
-    """The name of every matrix product of the encoder, in the order of the data flow."""
-    products = (
-        "attention.self.query",
-        "attention.self.key",
-        "attention.self.value",
-        "attention.scores",
-        "attention.context",
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    )
-    layers = range(config.num_hidden_layers)
-    return [f"encoder.layer.{i}.{product}" for i in layers for product in products]
-
-
-def model_sites(model: Model) -> list[str]:
-    """The name of every matrix product of a model, in the order of the data flow."""
-    linear_layers = [
-        name.removesuffix(".weight")
-        for name, weight in model.weights.items()
-        if name.endswith(".weight")
-        and len(weight.shape) == 2
-        and not name.startswith("embeddings.")
-    ]
-    before = [site for site in linear_layers if site == "embeddings_project"]
-    heads = [site for site in linear_layers if not site.startswith(("encoder.", *before))]
-    return before + encoder_sites(model.config) + heads
+def has_pooler(model: Model) -> bool:
+    """Whether the checkpoint has the layer for the first token that a classifier reads."""
+    return "pooler.dense.weight" in model.weights
 
 
 def require_head(model: Model, name: str) -> None:

@@ -7,6 +7,7 @@ depend on what it is batched with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,7 +16,9 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 
-__all__ = ["AttentionGroup", "Packing", "pack", "take_rows"]
+__all__ = ["AttentionGroup", "Batch", "Packing", "pack", "take_rows"]
+
+Float32Array = npt.NDArray[np.float32]
 
 IntArray = npt.NDArray[np.int64]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -127,3 +130,86 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
         first=row_of[:, 0],
         groups=tuple(groups),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A batch as a :class:`bert_numpy.engines.engine.Layout`: one row of an array a token.
+
+    Attributes
+    ----------
+    input_ids, token_type_ids : ndarray of int, (batch, length)
+    packing : Packing
+    """
+
+    input_ids: IntArray
+    token_type_ids: IntArray
+    packing: Packing
+
+    def words(self) -> IntArray:
+        """(tokens,)."""
+        return self.packing.take(self.input_ids)
+
+    def types(self) -> IntArray:
+        """(tokens,)."""
+        return self.packing.take(self.token_type_ids)
+
+    def places(self, padding: int | None) -> IntArray:
+        """(tokens,)."""
+        ids = self.input_ids
+        if padding is None:
+            return self.packing.take(np.broadcast_to(np.arange(ids.shape[1]), ids.shape))
+        counted = ids != padding
+        return self.packing.take(np.cumsum(counted, axis=1) * counted + padding)
+
+    def split_heads(
+        self, query: Float32Array, key: Float32Array, value: Float32Array, heads: int
+    ) -> Iterator[tuple[Float32Array, Float32Array, Float32Array]]:
+        """Sequences of equal length go together."""
+        for group in self.packing.groups:
+            yield (
+                _split(take_rows(query, group.queries), heads),
+                _split(take_rows(key, group.keys), heads).swapaxes(-1, -2),
+                _split(take_rows(value, group.keys), heads),
+            )
+
+    def merge_heads(self, parts: Sequence[Float32Array]) -> Float32Array:
+        """(tokens, heads d)."""
+        heads, d = parts[0].shape[1], parts[0].shape[3]
+        merged = np.empty((len(self.packing.tokens), heads * d), np.float32)
+        for group, x in zip(self.packing.groups, parts, strict=True):
+            merged[group.queries] = x.swapaxes(1, 2).reshape(*group.queries.shape, heads * d)
+        return merged
+
+    def texts(self, x: Float32Array) -> Iterator[Float32Array]:
+        """Texts of equal length go together."""
+        for group in self.packing.groups:
+            yield x[group.keys]
+
+    def join(self, parts: Sequence[Float32Array]) -> Float32Array:
+        """(batch, features)."""
+        joined = np.empty((self.packing.shape[0], parts[0].shape[-1]), np.float32)
+        for group, x in zip(self.packing.groups, parts, strict=True):
+            joined[group.rows] = x
+        return joined
+
+    def first(self, x: Float32Array) -> Float32Array:
+        """(batch, features)."""
+        return x[self.packing.first]
+
+    def padded(self, x: Float32Array) -> Float32Array:
+        """(batch, length, features)."""
+        return self.packing.unpack(x)
+
+    def column(self, x: Float32Array, number: int, masked: float | None = None) -> Float32Array:
+        """(batch, length)."""
+        column = self.packing.unpack(x[:, number : number + 1])[..., 0]
+        if masked is not None:
+            column[~self.packing.mask] = masked
+        return column
+
+
+def _split(x: Float32Array, heads: int) -> Float32Array:
+    """(sequences, length, hidden) -> (sequences, heads, length, hidden / heads)."""
+    sequences, length, hidden = x.shape
+    return x.reshape(sequences, length, heads, hidden // heads).swapaxes(1, 2)

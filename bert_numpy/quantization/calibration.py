@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import local
 from typing import Any
@@ -14,20 +14,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bert_numpy.engines.float import FloatEngine
+from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.errors import BertNumpyError, writing
-from bert_numpy.model.model import Model, model_sites
+from bert_numpy.model.model import EngineOf, Model
+from bert_numpy.model.sites import sites_of
 from bert_numpy.quantization.observers import (
     MOST_ELEMENTS,
     Statistics,
     clip_range,
     contradiction,
     follow,
-    look_at,
     merge,
     quantization_noise,
 )
+from bert_numpy.quantization.observing import Histograms, ObservingEngine, Sight
 from bert_numpy.quantization.origin import SIZES, Origin, origin_of
-from bert_numpy.quantization.policy import Operandlike, Policy, Scale, float32_policy, naming
+from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8 import QuantizedTensor
@@ -44,9 +47,6 @@ __all__ = [
 ]
 
 Float32Array = npt.NDArray[np.float32]
-
-#: The products of two activations; at all others the right operand is a weight.
-_ATTENTION_PRODUCTS = (".attention.scores", ".attention.context")
 
 _FILE_FORMAT = "bert-numpy calibration 3"
 
@@ -150,16 +150,17 @@ def calibrate(
     """
     if any(isinstance(weight, QuantizedTensor) for weight in model.weights.values()):
         raise BertNumpyError(f"{model.name}: expected a model in float32 to calibrate, found codes")
-    inner = float32_policy(golden)
-    counts: list[_Histograms] = []  # of each thread
+    inner: EngineOf = GoldenEngine if golden else FloatEngine
+    histograms: list[Histograms] = []  # of each thread
     mine = local()
 
-    def observed(batch: Mapping[str, npt.NDArray[np.int64]]) -> tuple[_Sight, int]:
+    def observed(batch: Mapping[str, npt.NDArray[np.int64]]) -> tuple[Sight, int]:
         if not hasattr(mine, "histograms"):
             mine.histograms = {}
-            counts.append(mine.histograms)
-        sight = _Sight(mine.histograms)
-        replace(model, policy=observing_policy(inner, sight))(**batch)
+            histograms.append(mine.histograms)
+        sight = Sight(mine.histograms)
+        seen_by = lambda weights, given: ObservingEngine(inner(weights, given), sight)  # noqa: E731
+        replace(model, engine=seen_by)(**batch)
         return sight, len(batch["input_ids"])
 
     operands: dict[str, Statistics] = {}
@@ -175,74 +176,14 @@ def calibrate(
         samples += size
     if not samples:
         raise BertNumpyError("calibration: expected at least one sample, found none")
-    first, *others = counts
-    for histograms in others:
-        for name, histogram in histograms.items():
+    first, *others = histograms
+    for counted in others:
+        for name, histogram in counted.items():
             first[name] = first[name] + histogram if name in first else histogram
     operands = {
         name: seen.with_histogram(first[same.get(name, name)]) for name, seen in operands.items()
     }
     return Calibration(operands, channels, samples, golden, origin_of(model))
-
-
-#: By operand how many elements there were of each bfloat16 value. Sums of integers do not depend
-#: on an order: each thread counts into its own, from batch to batch.
-_Histograms = dict[str, npt.NDArray[np.int64]]
-
-
-@dataclass(eq=False)
-class _Sight:
-    """The extrema of every operand in one batch, over all arrays of it that the batch has.
-
-    ``histograms`` are added to. ``same`` has the names of inputs that are those of
-    an earlier name: query, key and value have one.
-    """
-
-    histograms: _Histograms
-    extrema: dict[str, tuple[float, float]] = field(default_factory=dict)
-    same: dict[str, str] = field(default_factory=dict)
-    channels: dict[str, Float32Array] = field(default_factory=dict)
-    last: tuple[Float32Array, str] | None = None
-
-    def see(self, name: str, x: Float32Array) -> None:
-        """Look at an array of an operand; attention has one for each length of sequences."""
-        histogram = self.histograms.get(name)
-        if histogram is None:
-            histogram = self.histograms[name] = np.zeros(1 << 16, np.int64)
-        low, high = look_at(name, x, histogram)
-        before = self.extrema.get(name, (0.0, 0.0))
-        self.extrema[name] = min(before[0], low), max(before[1], high)
-
-    def see_input(self, site: str, x: Float32Array) -> None:
-        """Look at a linear layer's input; one array that is given to several is looked at once."""
-        name = f"{site}:a"
-        if self.last is not None and self.last[0] is x:
-            first = self.last[1]
-            self.same[name] = f"{first}:a"
-            self.extrema[name] = self.extrema[f"{first}:a"]
-            self.channels[site] = self.channels[first]
-            return
-        self.see(name, x)
-        columns = x.reshape(-1, x.shape[-1])
-        lowest, highest = columns.min(axis=0, initial=0), columns.max(axis=0, initial=0)
-        self.channels[site] = np.maximum(highest, np.abs(lowest))
-        self.last = (x, site)
-
-
-def observing_policy(inner: Policy, sight: _Sight) -> Policy:
-    """A policy that computes as ``inner`` does and notes what it is given."""
-
-    def gemm(site: str, a: Float32Array, b: Operandlike, bias: Float32Array | None) -> Float32Array:
-        assert isinstance(b, np.ndarray), site
-        with naming(site):
-            if site.endswith(_ATTENTION_PRODUCTS):
-                sight.see(f"{site}:a", a)
-                sight.see(f"{site}:b", b)
-            else:
-                sight.see_input(site, a)
-        return inner.gemm(site, a, b, bias)
-
-    return Policy(gemm, inner.arithmetic)
 
 
 def check_calibration(calibration: Calibration, model: Model) -> None:
@@ -259,16 +200,17 @@ def check_calibration(calibration: Calibration, model: Model) -> None:
                 f"{place}: expected a calibration of this model, {expected}, "
                 f"found one of {calibration.origin}"
             )
-    sites = model_sites(model)
-    names = {f"{site}:a" for site in sites}
-    names |= {f"{site}:b" for site in sites if site.endswith(_ATTENTION_PRODUCTS)}
+    sites = sites_of(model)
+    layers = {site.name for site in sites if not site.is_attention}
+    names = {f"{site.name}:a" for site in sites}
+    names |= {f"{site.name}:b" for site in sites if site.is_attention}
     for name in calibration.operands:
         if name not in names:
             raise BertNumpyError(f"{place}: operand {name!r}: {model.name} has no such operand")
     for site, largest in calibration.channels.items():
-        weight = model.weights.get(f"{site}.weight")
-        if site not in sites or weight is None:
+        if site not in layers:
             raise BertNumpyError(f"{place}: channels of {site!r}: {model.name} has no such layer")
+        weight = model.weights[f"{site}.weight"]
         if largest.shape != weight.shape[1:]:
             raise BertNumpyError(
                 f"{place}: channels of {site!r}: expected {weight.shape[1]} numbers, as "

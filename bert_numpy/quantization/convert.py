@@ -5,27 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.checkpoints.parameters import Weights
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.engines.engine import Weights
+from bert_numpy.engines.site import Site
+from bert_numpy.errors import BertNumpyError, naming
 from bert_numpy.model.config import BertConfig
-from bert_numpy.model.model import Model, model_sites
+from bert_numpy.model.model import Model
+from bert_numpy.model.sites import sites_of, sites_of_input
 from bert_numpy.quantization.calibration import Calibration, check_calibration, observed_scale
+from bert_numpy.quantization.engine import engine_of
 from bert_numpy.quantization.observers import observe
-from bert_numpy.quantization.policy import (
-    OperandCounts,
-    Scale,
-    SitePlan,
-    copy_of_counts,
-    counting_into,
-    naming,
-    quantize_operand,
-    quantized_policy,
-)
+from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import QuantizedTensor, quantize
 from npfp8.elementary import exp, log
@@ -33,9 +26,6 @@ from npfp8.elementary import exp, log
 __all__ = ["QuantizedModel", "apply_recipe", "planned_model"]
 
 Float32Array = npt.NDArray[np.float32]
-
-#: The layers that have one input, and in SmoothQuant's paper one vector of factors.
-_QUERY_KEY_VALUE = ("query", "key", "value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,23 +37,10 @@ class QuantizedModel(Model):
     recipe : Recipe
     plans : mapping of str to SitePlan
         The recipe and the static scales of every quantized product.
-    counts : dict of str to OperandCounts
-        What quantization did to the activations of every run since the model was
-        made. An evaluation counts on its own and adds its counts when it ends. A
-        copy, also an unpickled one, goes on from these counts in a dictionary of its
-        own; :func:`dataclasses.replace` keeps the dictionary unless it is given another.
     """
 
     recipe: Recipe = field(kw_only=True)
     plans: Mapping[str, SitePlan] = field(kw_only=True, repr=False)
-    counts: dict[str, OperandCounts] = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "policy", counting_into(self.policy, self.counts))
-
-    def __getstate__(self) -> dict[str, Any]:
-        counts = copy_of_counts(self.counts)
-        return {**vars(self), "counts": counts, "policy": counting_into(self.policy, counts)}
 
 
 def apply_recipe(
@@ -112,7 +89,7 @@ def apply_recipe(
         )
     if calibration is not None:
         check_calibration(calibration, model)
-    sites = model_sites(model)
+    sites = sites_of(model)
     recipe.check_overrides(sites)
     weights = dict(model.weights)
     plans = {}
@@ -120,7 +97,7 @@ def apply_recipe(
         how = recipe.site(site)
         if not how.quantizes:
             continue
-        weight = weights.get(f"{site}.weight")
+        weight = weights.get(f"{site.name}.weight")
         smoothing = None
         if isinstance(weight, np.ndarray):
             if how.migration is not None:
@@ -128,22 +105,23 @@ def apply_recipe(
                 with np.errstate(over="ignore"):  # an infinity is refused, or seen in the results
                     weight = weight * smoothing
             if how.b.fmt is not None:
-                weights[f"{site}.weight"] = quantize_weight(f"{site}.weight", weight, how.b)
+                name = f"{site.name}.weight"
+                weights[name] = quantize_weight(name, weight, how.b)
             elif smoothing is not None:
-                weights[f"{site}.weight"] = weight
-        with naming(site):
+                weights[f"{site.name}.weight"] = weight
+        with naming(site.name):
             static = {
-                name: _needed(calibration, recipe).scale(f"{site}:{name}", operand)
+                name: _needed(calibration, recipe).scale(f"{site.name}:{name}", operand)
                 for name, operand in (("a", how.a), ("b", how.b))
                 if operand.fmt is not None
                 and not operand.dynamic
-                and not (name == "b" and weight is not None)
+                and not (name == "b" and not site.is_attention)
             }
         if smoothing is not None and "a" in static:
-            largest = (_needed(calibration, recipe).channels[site] / smoothing).max()
-            with naming(f"{site}:a"):
+            largest = (_needed(calibration, recipe).channels[site.name] / smoothing).max()
+            with naming(f"{site.name}:a"):
                 static["a"] = Scale.of(-largest, largest, how.a)
-        plans[site] = SitePlan(how, static.get("a"), static.get("b"), smoothing)
+        plans[site.name] = SitePlan(how, static.get("a"), static.get("b"), smoothing)
     return planned_model(model.config, weights, recipe, plans, model.name, golden=golden)
 
 
@@ -164,9 +142,8 @@ def planned_model(
         If a site's products cannot be accumulated as the recipe says.
     """
     recipe.check_accumulation(plans)
-    counts: dict[str, OperandCounts] = {}
-    policy = quantized_policy(recipe, plans, counts, golden)
-    return QuantizedModel(config, weights, policy, name, recipe=recipe, plans=plans, counts=counts)
+    engine = engine_of(recipe, plans, golden)
+    return QuantizedModel(config, weights, engine, name, recipe=recipe, plans=plans)
 
 
 def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> QuantizedTensor:
@@ -193,21 +170,19 @@ def _needed(calibration: Calibration | None, recipe: Recipe) -> Calibration:
     return calibration
 
 
-def _smoothing(calibration: Calibration, model: Model, recipe: Recipe, site: str) -> Float32Array:
-    """SmoothQuant's factors, as :class:`bert_numpy.quantization.recipe.SiteRecipe` describes them.
+def _smoothing(calibration: Calibration, model: Model, recipe: Recipe, site: Site) -> Float32Array:
+    """SmoothQuant's factors, as :class:`bert_numpy.SiteRecipe` describes them.
 
     1 for a column that is 0 in the activations or in the weights.
     """
-    if site not in calibration.channels:
-        raise BertNumpyError(f"calibration: site {site!r}: expected channels, found none")
+    if site.name not in calibration.channels:
+        raise BertNumpyError(f"calibration: site {site.name!r}: expected channels, found none")
     how = recipe.site(site)
     assert how.migration is not None
     paper = how.smoothing == "paper"
-    columns = np.max(
-        [_column_maxima(model, name) for name in (_one_input(recipe, site) if paper else [site])],
-        axis=0,
-    )
-    activations = calibration.channels[site].astype(np.float64)
+    sharing = _one_input(model, recipe, site) if paper else [site]
+    columns = np.max([_column_maxima(model, other.name) for other in sharing], axis=0)
+    activations = calibration.channels[site.name].astype(np.float64)
     usable = (activations > 0) & (columns > 0)
     a, w = np.where(usable, activations, 1.0), np.where(usable, columns, 1.0)
     exponent = how.migration * log(a) - (1 - how.migration) * log(w)
@@ -217,15 +192,11 @@ def _smoothing(calibration: Calibration, model: Model, recipe: Recipe, site: str
     return np.ldexp(np.float32(1), powers).astype(np.float32)
 
 
-def _one_input(recipe: Recipe, site: str) -> list[str]:
+def _one_input(model: Model, recipe: Recipe, site: Site) -> list[Site]:
     """The layers that share a site's input and its factors: query, key and value, or itself."""
-    before, _, name = site.rpartition(".")
-    if name not in _QUERY_KEY_VALUE or not before.endswith(".attention.self"):
-        return [site]
-    together = [f"{before}.{name}" for name in _QUERY_KEY_VALUE]
     return [
         other
-        for other in together
+        for other in sites_of_input(model, site)
         if recipe.site(other).migration is not None and recipe.site(other).smoothing == "paper"
     ]
 

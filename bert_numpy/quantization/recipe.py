@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from bert_numpy.engines.site import Site
 from bert_numpy.errors import BertNumpyError, read_json, writing
+from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.observers import OBSERVERS, is_affine
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
@@ -248,10 +250,10 @@ class Recipe:
                     f"recipe {self.name}: {name}: expected {' or '.join(map(repr, choices))}, "
                     f"found {getattr(self, name)!r}"
                 )
-        for name in ("scores", "context"):
-            self._check_attention(name, getattr(self, name))
+        for kind in ("scores", "context"):
+            self._check_attention(kind, kind, getattr(self, kind))
 
-    def _check_attention(self, place: str, site: SiteRecipe) -> None:
+    def _check_attention(self, place: str, kind: str, site: SiteRecipe) -> None:
         """Refuse what a product of two activations cannot have."""
         if site.migration is not None or site.outlier_threshold is not None:
             raise BertNumpyError(
@@ -262,20 +264,19 @@ class Recipe:
             raise BertNumpyError(
                 f"recipe {self.name}: {place}: granularity 'channel' is for weights"
             )
-        if place.endswith("context") and site.b.granularity == "token":
+        if kind == "context" and site.b.granularity == "token":
             raise BertNumpyError(
                 f"recipe {self.name}: {place}: V cannot have a scale per token: the sum over "
                 "tokens does not factor; expected 'tensor' or 'block'"
             )
 
-    def site(self, site: str) -> SiteRecipe:
-        """How the product at ``site`` is quantized."""
-        found = SiteRecipe()
-        if site.startswith("encoder."):
-            kind = site.rpartition(".")[2]
-            found = {"scores": self.scores, "context": self.context}.get(kind, self.linear)
+    def site(self, site: Site | str) -> SiteRecipe:
+        """How the product at a site, or at the site of a name, is quantized."""
+        place = site_named(site) if isinstance(site, str) else site
+        by_kind = {"linear": self.linear, "scores": self.scores, "context": self.context}
+        found = by_kind.get(place.kind, SiteRecipe())
         for pattern, override in self.overrides:
-            if fnmatchcase(site, pattern):
+            if fnmatchcase(place.name, pattern):
                 found = override
         return found
 
@@ -293,18 +294,17 @@ class Recipe:
             static(site.a) or (site.migration is not None and site.quantizes) for site in sites
         ) or any(static(site.b) for site in products)
 
-    def check_overrides(self, sites: Iterable[str]) -> None:
+    def check_overrides(self, sites: Sequence[Site]) -> None:
         """Raise :class:`BertNumpyError` if an override fits no site, or one that cannot have it."""
-        names = list(sites)
-        for pattern, site in self.overrides:
-            fitting = [name for name in names if fnmatchcase(name, pattern)]
-            for name in fitting:
-                if name.endswith((".scores", ".context")):
-                    self._check_attention(name, site)
+        for pattern, override in self.overrides:
+            fitting = [site for site in sites if fnmatchcase(site.name, pattern)]
+            for site in fitting:
+                if site.is_attention:
+                    self._check_attention(site.name, site.kind, override)
             if not fitting:
                 raise BertNumpyError(
                     f"recipe {self.name}: override {pattern!r}: expected to fit a site, "
-                    f"such as {names[0]}"
+                    f"such as {sites[0].name}"
                 )
 
     def check_accumulation(self, sites: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.checkpoints.parameters import Weights
+from bert_numpy.engines.engine import Weights
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.model import Model
 from npfp8 import QuantizedTensor

@@ -1,0 +1,148 @@
+"""What each operation of a forward pass means.
+
+The forward pass (:mod:`bert_numpy.model.encoder`) is written once, against an
+:class:`Engine` and a :class:`Layout`, and never touches a number itself. What it hands
+from one operation to the next is a value ``V``: an array for the engines that compute;
+the name of an edge for the one that writes an ONNX graph; a number of features for
+the one that finds out which parameters a model has.
+
+A forward pass makes its engine anew from the model's weights and the batch's layout, so
+whatever an engine counts on the way belongs to that run alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.engines.site import Site
+from npfp8 import QuantizedTensor
+
+__all__ = ["Engine", "Layout", "Table", "Weights", "parameter", "parameters"]
+
+V = TypeVar("V")
+
+#: Parameters by name: float32 arrays, or codes with scales where quantized.
+Weights = Mapping[str, npt.NDArray[np.float32] | QuantizedTensor]
+
+#: An embedding table: its name, rows and columns, and the row that each token takes.
+Table = tuple[str, int, int, Any]
+
+
+def parameter(weights: Weights, name: str) -> npt.NDArray[np.float32]:
+    """A parameter that is not quantized."""
+    found = weights[name]
+    assert isinstance(found, np.ndarray), name
+    return found
+
+
+def parameters(
+    weights: Weights, name: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The weight and the bias of a layer that is not quantized."""
+    return parameter(weights, f"{name}.weight"), parameter(weights, f"{name}.bias")
+
+
+class Layout(Protocol[V]):
+    """The tokens of a batch: their numbers, and how what belongs to them lies in arrays.
+
+    Nothing here computes with an activation: its numbers are only put elsewhere.
+    """
+
+    def words(self) -> Any:
+        """Each token's number in the vocabulary."""
+
+    def types(self) -> Any:
+        """Whether each token is of the first or of the second text: 0 or 1."""
+
+    def places(self, padding: int | None) -> Any:
+        """Each token's number of a position: 0, 1, ... in its row.
+
+        With ``padding``, a token's id: ``padding + 1, padding + 2, ...`` over the
+        tokens that have another id, and ``padding`` for those that have it, whatever
+        the attention mask says (RoBERTa).
+        """
+
+    def split_heads(self, query: V, key: V, value: V, heads: int) -> Iterable[tuple[V, V, V]]:
+        """Q (sequences, heads, queries, d), K^T (..., d, keys) and V (..., keys, d).
+
+        Once for each set of sequences that attend in one product.
+        """
+
+    def merge_heads(self, parts: Sequence[V]) -> V:
+        """P V of all these sets, (sequences, heads, queries, d), as (tokens, heads d) again."""
+
+    def texts(self, x: V) -> Iterable[V]:
+        """The tokens of each text that the attention mask has: (sequences, tokens, features)."""
+
+    def join(self, parts: Sequence[V]) -> V:
+        """What became of :meth:`texts`, (sequences, features), as (batch, features)."""
+
+    def first(self, x: V) -> V:
+        """Of each text what is at position 0: (batch, features)."""
+
+    def padded(self, x: V) -> V:
+        """(tokens, features) as (batch, length, features): 0 where nothing was computed."""
+
+    def column(self, x: V, number: int, masked: float | None = None) -> V:
+        """One feature, (batch, length): padded, or ``masked`` where the attention mask is 0."""
+
+
+class Engine(Generic[V]):
+    """The operations of a forward pass; each method's text is its rule.
+
+    An engine that changes some of them is given another, ``inner``, and leaves the rest to it.
+    """
+
+    inner: Engine[V]
+
+    def gather(self, tables: Sequence[Table]) -> V:
+        """Rows of embedding tables, added in float32 one after the other: (tokens, columns)."""
+        return self.inner.gather(tables)
+
+    def linears(self, sites: Sequence[Site], x: V) -> list[V]:
+        """``x W^T + b`` of several linear layers that have one input. (..., K) -> (..., N)."""
+        return self.inner.linears(sites, x)
+
+    def product(self, site: Site, a: V, b: V) -> V:
+        """``a b`` of two activations. (..., M, K), (..., K, N) -> (..., M, N)."""
+        return self.inner.product(site, a, b)
+
+    def add(self, x: V, y: V) -> V:
+        """``x + y``, rounded once to the precision."""
+        return self.inner.add(x, y)
+
+    def multiply(self, x: V, factor: float) -> V:
+        """``x`` times a float32 number, rounded once to the precision."""
+        return self.inner.multiply(x, factor)
+
+    def softmax(self, x: V) -> V:
+        """Over the last axis, ``exp(x - max) / sum``, rounded once to the precision."""
+        return self.inner.softmax(x)
+
+    def layer_norm(self, name: str, x: V, eps: float) -> V:
+        """Over the last axis, ``(x - mean) / sqrt(variance + eps) * weight + bias``."""
+        return self.inner.layer_norm(name, x, eps)
+
+    def activation(self, name: str, x: V) -> V:
+        """A function of each number: a key of ``hidden_act``, or "tanh", the pooler's."""
+        return self.inner.activation(name, x)
+
+    def mean(self, x: V) -> V:
+        """Over the axis before the last. In float32, as it is the model's answer."""
+        return self.inner.mean(x)
+
+    def normalize(self, x: V) -> V:
+        """Over the last axis, ``x / max(norm, 1e-12)``. In float32, too."""
+        return self.inner.normalize(x)
+
+    def output(self, name: str, x: V) -> V:
+        """What the model gives back and no product has checked."""
+        return self.inner.output(name, x)
+
+    def counted(self) -> Mapping[str, Any]:
+        """What quantization did to the operands of this run, by ``site:a`` and ``site:b``."""
+        return self.inner.counted()

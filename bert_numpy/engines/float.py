@@ -1,0 +1,148 @@
+"""Plain NumPy: in float32, parity with Hugging Face; in bfloat16, the paper's unquantized rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.engines import functions
+from bert_numpy.engines.engine import Engine, Layout, Table, Weights, parameters
+from bert_numpy.engines.site import Site
+from npfp8 import golden
+from npfp8.bfloat16 import round_to_bfloat16
+
+__all__ = ["Bfloat16Engine", "FloatEngine"]
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class FloatEngine(Engine[Float32Array]):
+    """Float32: what the parameters are multiplied with, and nothing else."""
+
+    weights: Weights
+    layout: Layout[Float32Array]
+
+    def gather(self, tables: Sequence[Table]) -> Float32Array:
+        """Rows of embedding tables, added up: (tokens, columns)."""
+        return functions.gather(self.weights, tables)
+
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+        """``x @ w.T + b``."""
+        found = []
+        for site in sites:
+            w, b = parameters(self.weights, site.name)
+            found.append(functions.linear(x, w, b))
+        return found
+
+    def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
+        """``a @ b``."""
+        return self.matmul(a, b)
+
+    def add(self, x: Float32Array, y: Float32Array) -> Float32Array:
+        """``x + y``."""
+        return x + y
+
+    def multiply(self, x: Float32Array, factor: float) -> Float32Array:
+        """``x * factor``."""
+        return x * np.float32(factor)
+
+    def softmax(self, x: Float32Array) -> Float32Array:
+        """See :func:`functions.softmax`."""
+        return functions.softmax(x)
+
+    def layer_norm(self, name: str, x: Float32Array, eps: float) -> Float32Array:
+        """See :func:`functions.layer_norm`."""
+        weight, bias = parameters(self.weights, name)
+        return functions.layer_norm(x, weight, bias, eps)
+
+    def activation(self, name: str, x: Float32Array) -> Float32Array:
+        """See :data:`functions.ACTIVATIONS`."""
+        return functions.activation(name, x)
+
+    def mean(self, x: Float32Array) -> Float32Array:
+        """Over the axis before the last."""
+        return x.mean(axis=-2)
+
+    def normalize(self, x: Float32Array) -> Float32Array:
+        """See :func:`functions.normalize`."""
+        return functions.normalize(x)
+
+    def output(self, name: str, x: Float32Array) -> Float32Array:
+        """As it is; whoever reads it looks whether it is finite (:mod:`bert_numpy.finite`)."""
+        return x
+
+    def counted(self) -> Mapping[str, Any]:
+        """Nothing is quantized."""
+        return {}
+
+    # What a quantized run needs besides: the pieces of a product.
+
+    def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        """The float32 product of two matrices, in whatever order of sums the BLAS has."""
+        return a @ b
+
+    def rounded(self, x: Float32Array) -> Float32Array:
+        """``x`` in the precision; it may be overwritten."""
+        return x
+
+    def check(self, name: str, x: Float32Array) -> None:
+        """Accept all numbers: NaN and infinity are looked for in the model's outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bfloat16Engine(Engine[Float32Array]):
+    """Bfloat16 in, float32 inside, one rounding to bfloat16 out: arrays of bfloat16 values.
+
+    The results of heads, and of what leads to a sentence's vector, stay float32.
+    """
+
+    inner: FloatEngine
+
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+        """Rounded, but for a head's."""
+        products = self.inner.linears(sites, x)
+        return [
+            y if site.kind == "head" else self.rounded(y)
+            for site, y in zip(sites, products, strict=True)
+        ]
+
+    def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
+        """Rounded."""
+        return self.rounded(self.inner.product(site, a, b))
+
+    def add(self, x: Float32Array, y: Float32Array) -> Float32Array:
+        """Rounded."""
+        return self.rounded(x + y)
+
+    def multiply(self, x: Float32Array, factor: float) -> Float32Array:
+        """Rounded."""
+        return self.rounded(self.inner.multiply(x, factor))
+
+    def softmax(self, x: Float32Array) -> Float32Array:
+        """Rounded."""
+        return self.rounded(functions.softmax(x))
+
+    def layer_norm(self, name: str, x: Float32Array, eps: float) -> Float32Array:
+        """Rounded."""
+        return self.rounded(self.inner.layer_norm(name, x, eps))
+
+    def activation(self, name: str, x: Float32Array) -> Float32Array:
+        """By a table, which is exact: nothing is faster than one."""
+        return golden.unary(functions.golden_name(name), round_to_bfloat16(x))
+
+    def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        """The float32 product of two matrices."""
+        return a @ b
+
+    def rounded(self, x: Float32Array) -> Float32Array:
+        """To bfloat16, in place."""
+        contiguous = np.ascontiguousarray(x)
+        return round_to_bfloat16(contiguous, out=contiguous)
+
+    def check(self, name: str, x: Float32Array) -> None:
+        """Accept all numbers, as :meth:`FloatEngine.check`."""

@@ -1,0 +1,117 @@
+"""The same bits on every machine: products rounded once, functions of :mod:`npfp8.golden`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.engines import functions
+from bert_numpy.engines.engine import Engine, Layout, Table, Weights, parameters
+from bert_numpy.engines.site import Site
+from bert_numpy.errors import naming
+from bert_numpy.finite import require_finite
+from npfp8 import golden, matmul_float32
+from npfp8.bfloat16 import round_to_bfloat16
+
+__all__ = ["GoldenEngine"]
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenEngine(Engine[Float32Array]):
+    """Golden arithmetic of a ``precision``, "float32" or "bfloat16"; float64 inside.
+
+    A NaN or an infinity in an operand or a result of a product, or in what the model gives
+    back, is an error that names the place: which NaN it is would be the machine's affair.
+    """
+
+    weights: Weights
+    layout: Layout[Float32Array]
+    precision: str = "float32"
+
+    def gather(self, tables: Sequence[Table]) -> Float32Array:
+        """Rows of embedding tables, added one after the other: (tokens, columns)."""
+        return functions.gather(self.weights, tables)
+
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+        """Correctly rounded products, and the bias added in float32."""
+        self.check(f"{sites[0].name}:a", x)
+        found = []
+        for site in sites:
+            weight, bias = parameters(self.weights, site.name)
+            y = self.matmul(x, weight.T)
+            y += bias
+            y = y if site.kind == "head" else self.rounded(y)
+            self.check(site.name, y)
+            found.append(y)
+        return found
+
+    def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
+        """Correctly rounded."""
+        self.check(f"{site.name}:a", a)
+        y = self.rounded(self.matmul(a, b))
+        self.check(site.name, y)
+        return y
+
+    def add(self, x: Float32Array, y: Float32Array) -> Float32Array:
+        """See :func:`npfp8.golden.add`."""
+        return golden.add(x, y, self.precision)
+
+    def multiply(self, x: Float32Array, factor: float) -> Float32Array:
+        """See :func:`npfp8.golden.multiply`."""
+        return golden.multiply(x, np.float32(factor), self.precision)
+
+    def softmax(self, x: Float32Array) -> Float32Array:
+        """See :func:`npfp8.golden.softmax`."""
+        return golden.softmax(x, self.precision)
+
+    def layer_norm(self, name: str, x: Float32Array, eps: float) -> Float32Array:
+        """See :func:`npfp8.golden.layer_norm`."""
+        weight, bias = parameters(self.weights, name)
+        return golden.layer_norm(x, weight, bias, eps, self.precision)
+
+    def activation(self, name: str, x: Float32Array) -> Float32Array:
+        """Correctly rounded; in bfloat16 the input is rounded, too."""
+        x = round_to_bfloat16(x) if self.precision == "bfloat16" else x
+        return golden.unary(functions.golden_name(name), x, self.precision)
+
+    def mean(self, x: Float32Array) -> Float32Array:
+        """See :func:`npfp8.golden.mean`."""
+        return golden.mean(x)
+
+    def normalize(self, x: Float32Array) -> Float32Array:
+        """See :func:`npfp8.golden.normalize`."""
+        return golden.normalize(x)
+
+    def output(self, name: str, x: Float32Array) -> Float32Array:
+        """Checked."""
+        self.check(name, x)
+        return x
+
+    def counted(self) -> Mapping[str, Any]:
+        """Nothing is quantized."""
+        return {}
+
+    # What a quantized run needs besides: the pieces of a product.
+
+    def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:
+        """The exact product of two matrices, rounded once to float32."""
+        return matmul_float32(a, b)
+
+    def rounded(self, x: Float32Array) -> Float32Array:
+        """``x`` in the precision, in place."""
+        if self.precision == "float32":
+            return x
+        contiguous = np.ascontiguousarray(x)
+        return round_to_bfloat16(contiguous, out=contiguous)
+
+    def check(self, name: str, x: Float32Array) -> None:
+        """Refuse what is not finite, and a processor that flushes subnormals."""
+        with naming(name):
+            golden.require_ieee754()
+        require_finite(name, x)

@@ -1,0 +1,148 @@
+"""The forward pass: tokens from their ids to the last hidden states, top to bottom.
+
+Devlin et al., *BERT: Pre-training of Deep Bidirectional Transformers* (arXiv
+1810.04805), as transformers computes it; its relatives differ in what
+:mod:`bert_numpy.model.architectures` says.
+
+There is this one pass. What its operations mean is the engine's affair
+(:mod:`bert_numpy.engines.engine`): with another engine the same pass calibrates, runs
+quantized, is recorded, becomes an ONNX graph, or finds out the names and shapes of the
+parameters. Where the tokens of a batch lie is the layout's. So nothing here computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from bert_numpy.engines.engine import Engine, Layout
+from bert_numpy.engines.site import Site
+from bert_numpy.errors import naming
+from bert_numpy.model.config import BertConfig
+
+__all__ = ["Pass", "activation", "encode", "layer_norm", "linear", "pooler"]
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Pass(Generic[V]):
+    """One run of the forward pass, and where in the model it is.
+
+    Attributes
+    ----------
+    config : BertConfig
+    engine : Engine
+    layout : Layout
+    prefix : str
+        What the names of the parameters begin with.
+    layer : int, optional
+        The number of the Transformer layer.
+    """
+
+    config: BertConfig
+    engine: Engine[V]
+    layout: Layout[V]
+    prefix: str = ""
+    layer: int | None = None
+
+    def site(self, name: str, outputs: int = 0, kind: str | None = None) -> Site:
+        """A matrix product here: by default a Transformer layer's linear one, or a head's."""
+        kind = kind or ("head" if self.layer is None else "linear")
+        return Site(self.prefix + name, kind, self.layer, outputs)
+
+    def inside(self, layer: int) -> Pass[V]:
+        """The same in a Transformer layer."""
+        return replace(self, prefix=f"encoder.layer.{layer}.", layer=layer)
+
+
+def encode(run: Pass[V]) -> V:
+    """The last hidden states of all tokens: (tokens, hidden)."""
+    x = embeddings(run)
+    for i in range(run.config.num_hidden_layers):
+        x = layer(run.inside(i), x)
+    return run.engine.output("last_hidden_state", x)
+
+
+def embeddings(run: Pass[V]) -> V:
+    """The sum of word, type and position embeddings, normalised: (tokens, hidden).
+
+    DistilBERT has no types; ELECTRA's embeddings may be smaller than its hidden
+    states, and are projected.
+    """
+    config, layout, size = run.config, run.layout, run.config.embedding_size
+    site = "embeddings"
+    tables = [(f"{site}.word_embeddings.weight", config.vocab_size, size, layout.words())]
+    if types := config.type_vocab_size:
+        tables.append((f"{site}.token_type_embeddings.weight", types, size, layout.types()))
+    places = layout.places(config.position_padding)
+    positions = (f"{site}.position_embeddings.weight", config.max_position_embeddings, size, places)
+    x = run.engine.add(run.engine.gather(tables), run.engine.gather([positions]))
+    x = layer_norm(run, f"{site}.LayerNorm", x)
+    if size != config.hidden_size:
+        x = linear(run, "embeddings_project", x, config.hidden_size, kind="projection")
+    return x
+
+
+def layer(run: Pass[V], x: V) -> V:
+    """One Transformer layer: attention, then the feed-forward network, each with its residual."""
+    x = residual(run, "attention.output", attention(run, x), x)
+    inner = linear(run, "intermediate.dense", x, run.config.intermediate_size)
+    return residual(run, "output", activation(run, run.config.hidden_act, inner), x)
+
+
+def attention(run: Pass[V], x: V) -> V:
+    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V. (tokens, hidden) -> the same."""
+    engine, layout, hidden = run.engine, run.layout, run.config.hidden_size
+    heads = run.config.num_attention_heads
+    names = [f"attention.self.{name}" for name in ("query", "key", "value")]
+    query, key, value = linears(run, [run.site(name, hidden) for name in names], x)
+    scores_site = run.site("attention.scores", kind="scores")
+    context_site = run.site("attention.context", kind="context")
+    parts = []
+    for q, k, v in layout.split_heads(query, key, value, heads):  # k is transposed
+        scores = product(run, scores_site, q, k)  # (sequences, heads, queries, keys)
+        weights = engine.softmax(engine.multiply(scores, 1 / math.sqrt(hidden // heads)))
+        parts.append(product(run, context_site, weights, v))
+    return layout.merge_heads(parts)
+
+
+def residual(run: Pass[V], name: str, x: V, before: V) -> V:
+    """A linear layer, added to what was before, and normalised: (tokens, hidden)."""
+    projected = linear(run, f"{name}.dense", x, run.config.hidden_size)
+    return layer_norm(run, f"{name}.LayerNorm", run.engine.add(projected, before))
+
+
+def pooler(run: Pass[V], x: V) -> V:
+    """The first token's hidden state through a layer of its own. (tokens, .) -> (batch, .)."""
+    pooled = linear(run, "pooler.dense", run.layout.first(x), run.config.hidden_size)
+    return activation(run, run.config.description.pooler_activation, pooled)
+
+
+def linear(run: Pass[V], name: str, x: V, outputs: int, kind: str | None = None) -> V:
+    """``x W^T + b``. (..., in) -> (..., outputs)."""
+    return linears(run, [run.site(name, outputs, kind)], x)[0]
+
+
+def linears(run: Pass[V], sites: Sequence[Site], x: V) -> list[V]:
+    """Several linear layers of one input."""
+    with naming(sites[0].name):
+        return run.engine.linears(sites, x)
+
+
+def product(run: Pass[V], site: Site, a: V, b: V) -> V:
+    """``a b`` of two activations."""
+    with naming(site.name):
+        return run.engine.product(site, a, b)
+
+
+def layer_norm(run: Pass[V], name: str, x: V) -> V:
+    """Each row of mean 0 and variance 1, then stretched and shifted."""
+    return run.engine.layer_norm(run.prefix + name, x, run.config.layer_norm_eps)
+
+
+def activation(run: Pass[V], name: str, x: V) -> V:
+    """The function of a name, of each number."""
+    return run.engine.activation(name, x)

@@ -1,0 +1,102 @@
+"""The matrix products and the parameters of a model, by running its pass without numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+
+from bert_numpy.engines.shape import ShapeEngine, ShapeLayout
+from bert_numpy.engines.site import Site
+from bert_numpy.model.config import BertConfig
+from bert_numpy.model.encoder import Pass
+from bert_numpy.model.heads import outputs
+from bert_numpy.model.model import Model, has_pooler
+
+__all__ = [
+    "WORDS",
+    "encoder_sites",
+    "expected_shapes",
+    "linear_sites",
+    "model_sites",
+    "site_named",
+    "sites_of",
+    "sites_of_input",
+]
+
+#: The table that a masked language model's decoder may be.
+WORDS = "embeddings.word_embeddings.weight"
+
+_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(?:.+\.)?(\w+)")
+
+
+def expected_shapes(config: BertConfig, pooler: bool = True) -> Mapping[str, tuple[int, ...]]:
+    """The canonical name and the shape of every parameter, in the order of the data flow.
+
+    Canonical names are those of transformers' ``BertModel`` (no ``bert.``
+    prefix) and of BERT's heads, whatever the model type. Two are not BERT's:
+    ``embeddings_project`` and ``discriminator_predictions`` are ELECTRA's.
+    Linear weights are (out_features, in_features). ``pooler`` says whether there
+    is one where the head leaves it open.
+    """
+    return MappingProxyType(_traced(config, pooler).parameters)
+
+
+def sites_of(model: Model) -> tuple[Site, ...]:
+    """Every matrix product of a model, in the order of the data flow."""
+    return _sites(_traced(model.config, has_pooler(model)))
+
+
+def linear_sites(config: BertConfig) -> tuple[Site, ...]:
+    """Every linear layer that a model may have, its pooler among them."""
+    return tuple(site for site in _sites(_traced(config, True)) if not site.is_attention)
+
+
+def sites_of_input(model: Model, site: Site) -> tuple[Site, ...]:
+    """The sites that multiply what ``site`` does: query, key and value, or itself alone."""
+    products = _traced(model.config, has_pooler(model)).products
+    return next(sites for sites in products if site in sites)
+
+
+def model_sites(model: Model) -> list[str]:
+    """The name of every matrix product of a model, in the order of the data flow."""
+    return [site.name for site in sites_of(model)]
+
+
+def encoder_sites(config: BertConfig) -> list[str]:
+    """The name of every matrix product of the Transformer layers, in the order of the data flow."""
+    return [site.name for site in _sites(_traced(config, True)) if site.layer is not None]
+
+
+def site_named(name: str) -> Site:
+    """What a site's name alone says of it: its kind, and its layer.
+
+    Examples
+    --------
+    >>> site_named("encoder.layer.3.attention.scores")
+    Site(name='encoder.layer.3.attention.scores', kind='scores', layer=3, outputs=0)
+    """
+    found = _LAYER.fullmatch(name)
+    if found:
+        kind = found[2] if found[2] in ("scores", "context") else "linear"
+        return Site(name, kind, int(found[1]))
+    return Site(name, "projection" if name == "embeddings_project" else "head")
+
+
+@lru_cache(maxsize=64)
+def _traced(config: BertConfig, pooler: bool) -> ShapeEngine:
+    """A pass without numbers; nobody changes what it has collected."""
+    engine = ShapeEngine()
+    run = Pass(config, engine, ShapeLayout())
+    wanted = config.head.pooler
+    outputs(run, pooler if wanted is None else wanted)
+    return engine
+
+
+def _sites(engine: ShapeEngine) -> tuple[Site, ...]:
+    """Of each name one, where layers share their parameters."""
+    found: dict[str, Site] = {}
+    for site in (site for sites in engine.products for site in sites):
+        found.setdefault(site.name, site)
+    return tuple(found.values())

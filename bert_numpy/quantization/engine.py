@@ -1,0 +1,220 @@
+"""The paper's quantized inference: products of codes, and the rest as another engine has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.engines.engine import Engine, Weights, parameter
+from bert_numpy.engines.float import Bfloat16Engine, FloatEngine
+from bert_numpy.engines.golden import GoldenEngine
+from bert_numpy.engines.site import Site
+from bert_numpy.errors import BertNumpyError, naming
+from bert_numpy.model.model import EngineOf
+from bert_numpy.model.packing import Batch, Packing
+from bert_numpy.quantization.counts import Counts, OperandCounts
+from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
+from bert_numpy.quantization.recipe import Operand, Recipe
+from npfp8 import ACCUMULATIONS, QuantizedTensor, matmul, quantize, quantize_bfloat16
+
+__all__ = ["QuantizedEngine", "engine_of"]
+
+Float32Array = npt.NDArray[np.float32]
+Operandlike = Float32Array | QuantizedTensor
+
+#: An input's codes and counts by what was made of it: several layers may take it alike.
+Made = dict[tuple[object, ...], tuple[QuantizedTensor, OperandCounts]]
+
+
+def engine_of(recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool = False) -> EngineOf:
+    """What makes the engine of each run by a recipe; data, which can be pickled.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    plans : mapping of str to SitePlan
+        By site.
+    golden : bool
+        The same bits on every machine: products that are not quantized are
+        correctly rounded, the arithmetic is :mod:`npfp8.golden`'s, and NaN or
+        infinity in an operand or a result is an error that names the site.
+
+    Raises
+    ------
+    BertNumpyError
+        If golden products are asked for from a recipe that accumulates in float32,
+        whose bits are the BLAS's affair.
+    """
+    if golden and recipe.accumulate == "float32":
+        expected = " or ".join(repr(mode) for mode in ACCUMULATIONS if mode != "float32")
+        raise BertNumpyError(
+            f"recipe {recipe.name}: golden products are accumulated {expected}, found 'float32'"
+        )
+    return partial(_engine, recipe=recipe, plans=plans, golden=golden)
+
+
+def _engine(
+    weights: Weights, batch: Batch, *, recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool
+) -> QuantizedEngine:
+    rest: FloatEngine | Bfloat16Engine | GoldenEngine
+    if golden:
+        rest = GoldenEngine(weights, batch, recipe.arithmetic)
+    else:
+        rest = FloatEngine(weights, batch)
+        rest = Bfloat16Engine(rest) if recipe.arithmetic == "bfloat16" else rest
+    return QuantizedEngine(rest, weights, batch, recipe, plans)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedEngine(Engine[Float32Array]):
+    """Products by a recipe; all the rest is the ``inner`` engine's.
+
+    At a site with a plan the operands become codes (weights are codes already), the
+    codes are multiplied exactly, added up as the recipe says, scaled, and the bias is added
+    in float32. Where only one operand is quantized the product is float32. Every result
+    is rounded to the recipe's arithmetic, but for a head's, which are the model's answer.
+    """
+
+    inner: FloatEngine | Bfloat16Engine | GoldenEngine
+    weights: Weights
+    batch: Batch
+    recipe: Recipe
+    plans: Mapping[str, SitePlan]
+    counts: dict[str, OperandCounts] = field(default_factory=dict)
+
+    def counted(self) -> Counts:
+        """What has been counted until now."""
+        return dict(self.counts)
+
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+        """Query, key and value have one input, and where it was calibrated one scale."""
+        made: Made = {}
+        return [self.linear(site, x, made) for site in sites]
+
+    def linear(self, site: Site, x: Float32Array, made: Made) -> Float32Array:
+        """A linear layer."""
+        plan = self.plans.get(site.name)
+        if plan is None:
+            return self.inner.linears([site], x)[0]
+        weight = self.weights[f"{site.name}.weight"]
+        bias = parameter(self.weights, f"{site.name}.bias")
+        transposed = weight.mT if isinstance(weight, QuantizedTensor) else weight.T
+        return self.planned(site, plan, x, transposed, bias, made)
+
+    def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
+        """Of two activations."""
+        plan = self.plans.get(site.name)
+        return self.inner.product(site, a, b) if plan is None else self.planned(site, plan, a, b)
+
+    def planned(
+        self,
+        site: Site,
+        plan: SitePlan,
+        a: Float32Array,
+        b: Operandlike,
+        bias: Float32Array | None = None,
+        made: Made | None = None,
+    ) -> Float32Array:
+        """The product at a site with a plan. (..., M, K), (..., K, N), (N,) -> (..., M, N)."""
+        rest = self.inner
+        rest.check(f"{site.name}:a", a)
+        with naming(site.name):
+            if plan.smoothing is not None:
+                a, made = rest.rounded(a / plan.smoothing), None
+            outliers = None
+            if plan.recipe.outlier_threshold is not None:
+                (outliers, a), made = _apart(a, plan, self.batch.packing), None
+            qa = self.codes(f"{site.name}:a", a, plan.recipe.a, plan.a, -1, made)
+            qb = self.codes(f"{site.name}:b", b, plan.recipe.b, plan.b, -2)
+            product = self.codes_product(qa, qb)
+            if outliers is not None:
+                # Also where a row has none, so that -0 + 0 is the same in every batch.
+                others = rest.matmul(outliers, _float32(qb)) if outliers.any() else None
+                product += np.float32(0) if others is None else others
+            if bias is not None:
+                product += bias
+            product = product if site.kind == "head" else rest.rounded(product)
+        rest.check(site.name, product)
+        return product
+
+    def codes(
+        self,
+        name: str,
+        x: Operandlike,
+        operand: Operand,
+        static: Scale | None,
+        k_axis: int,
+        made: Made | None = None,
+    ) -> Operandlike:
+        """An operand as its plan has it, and counted; unchanged if it is not to be quantized."""
+        if isinstance(x, QuantizedTensor) or operand.fmt is None:
+            return x
+        how = (operand, static and (float(static.scale), static.zero_point))
+        if made is None or how not in made:
+            with naming(name):
+                q = self.quantized(x, operand, static, k_axis)
+                counts = OperandCounts.of(x, q)
+            if made is not None:
+                made[how] = q, counts
+        else:
+            q, counts = made[how]
+        self.counts[name] = self.counts[name] + counts if name in self.counts else counts
+        return q
+
+    def quantized(
+        self, x: Float32Array, operand: Operand, static: Scale | None, k_axis: int
+    ) -> QuantizedTensor:
+        """With scales from the calibration, or from ``x`` itself."""
+        assert operand.fmt is not None
+        if static is None:
+            return quantize_operand(x, operand, k_axis)
+        if self.recipe.arithmetic == "bfloat16":
+            return quantize_bfloat16(x, operand.fmt, static.scale, static.zero_point)
+        return quantize(x, operand.fmt, static.scale, zero_point=static.zero_point)
+
+    def codes_product(self, a: Operandlike, b: Operandlike) -> Float32Array:
+        """The product of codes as the recipe accumulates it, or a float32 product."""
+        if isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor):
+            return matmul(a, b, self.recipe.accumulate)
+        return self.inner.matmul(_float32(a), _float32(b))
+
+
+def _apart(a: Float32Array, plan: SitePlan, packing: Packing) -> tuple[Float32Array, Float32Array]:
+    """The outliers of an operand, and the rest; 0 in the place of the other."""
+    threshold = plan.recipe.outlier_threshold
+    assert threshold is not None
+    beyond = _outliers(a, threshold, plan.recipe.outliers, packing)
+    return np.where(beyond, a, np.float32(0)), np.where(beyond, np.float32(0), a)
+
+
+def _outliers(
+    a: Float32Array, threshold: float, unit: str, packing: Packing
+) -> npt.NDArray[np.bool_]:
+    """Find the elements that are kept out of the quantized product.
+
+    Parameters
+    ----------
+    a : ndarray of float32, (tokens, K), or (batch, K) of the first tokens alone
+    threshold : float
+    unit : {"element", "column"}
+        Whether an outlier leaves alone, or with its whole column of its sequence.
+    packing : Packing
+        Which rows are a sequence's. A token that is masked (only position 0 is computed
+        all the same) makes no column one of outliers.
+    """
+    beyond = np.abs(a) > np.float32(threshold)
+    if unit == "element":
+        return beyond
+    if len(beyond) != len(packing.tokens):
+        return beyond  # each row is all that there is of its sequence
+    of_tokens = beyond & packing.take(packing.mask)[:, None]
+    columns = np.logical_or.reduceat(of_tokens, packing.first, axis=0)
+    return np.repeat(columns, np.diff(packing.first, append=len(beyond)), axis=0)
+
+
+def _float32(x: Operandlike) -> Float32Array:
+    return x.dequantize() if isinstance(x, QuantizedTensor) else x

@@ -1,0 +1,78 @@
+"""What a calibration makes of a recipe: the static scales of every quantized product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.quantization.observers import range_scale
+from bert_numpy.quantization.recipe import Operand, SiteRecipe
+from npfp8 import QuantizedTensor, quantize
+from npfp8.tensor import group_extrema
+
+__all__ = ["Scale", "SitePlan", "quantize_operand"]
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """A static scale of one tensor, and the zero point of a format that is used with one."""
+
+    scale: Float32Array
+    zero_point: int | None = None
+
+    @staticmethod
+    def of(low: float, high: float, operand: Operand) -> Scale:
+        """The scale that maps a range around 0 to an operand's format."""
+        assert operand.fmt is not None
+        scale, zero_point = range_scale(
+            np.float32(low), np.float32(high), operand.fmt, operand.power_of_two
+        )
+        return Scale(scale, None if zero_point is None else int(zero_point))
+
+
+@dataclass(frozen=True, eq=False)
+class SitePlan:
+    """A site's recipe with what a calibration has made of it.
+
+    Attributes
+    ----------
+    recipe : SiteRecipe
+    a, b : Scale, optional
+        The static scales; None for an operand that is not quantized, has scales
+        of its own, or is quantized already.
+    smoothing : ndarray of float32, (K,), optional
+        What the columns of ``a`` are divided by; the weights are multiplied already.
+    """
+
+    recipe: SiteRecipe
+    a: Scale | None = None
+    b: Scale | None = None
+    smoothing: Float32Array | None = None
+
+
+def quantize_operand(x: Float32Array, operand: Operand, k_axis: int) -> QuantizedTensor:
+    """Quantize an operand with scales of its own.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+    operand : Operand
+    k_axis : int
+        The axis that the product sums over: -1 for a left operand, -2 for a
+        right one. A scale per token is one block along it.
+    """
+    assert operand.fmt is not None
+    axis, block = {
+        "tensor": (None, None),
+        "channel": (-3 - k_axis, None),
+        "token": (k_axis, x.shape[k_axis]),
+        "block": (k_axis, operand.block),
+    }[operand.granularity]
+    axis = None if axis is None else axis % x.ndim
+    low, high = group_extrema(x, axis, block)
+    scale, zero_point = range_scale(low, high, operand.fmt, operand.power_of_two)
+    return quantize(x, operand.fmt, scale, axis, block, zero_point)
