@@ -51,6 +51,9 @@ _PROBLEMS = ("regression", "single_label_classification", "multi_label_classific
 #: Labels of a head that are named without being listed.
 _MAX_LABELS = 100_000
 
+#: Layers of a model whose layers share their parameters: no tensors say how many there are.
+_MOST_LAYERS = 1000
+
 #: Labels that an error lists.
 _SHOWN_LABELS = 10
 
@@ -107,8 +110,11 @@ def read_config(path: Path) -> BertConfig:
         labels=_labels(raw, path),
         problem_type=raw.get("problem_type"),
         architecture_found=name is not None,
+        num_hidden_groups=get("num_hidden_groups", int) if description.shares_layers else 0,
     )
-    needed = _EXPECTED | dict(description.expected.get(config.head.name, {}))
+    needed = dict(_EXPECTED)
+    for head in ("", config.head.name):
+        needed |= description.expected.get(head, {})
     for key, expected in needed.items():
         if (found := raw.get(key, expected)) != expected:
             raise BertNumpyError(f"{path}: key {key!r}: expected {expected!r}, found {found!r}")
@@ -117,6 +123,11 @@ def read_config(path: Path) -> BertConfig:
             raise refuse(key, f"nothing ({reason})", raw[key])
     if config.problem_type not in (None, *_PROBLEMS):
         raise refuse("problem_type", f"one of {', '.join(_PROBLEMS)}", config.problem_type)
+    if config.num_hidden_groups and config.num_hidden_layers > _MOST_LAYERS:
+        raise refuse("num_hidden_layers", f"at most {_MOST_LAYERS}", config.num_hidden_layers)
+    if config.num_hidden_groups > config.num_hidden_layers:
+        expected = f"at most num_hidden_layers, {config.num_hidden_layers}"
+        raise refuse("num_hidden_groups", expected, config.num_hidden_groups)
     if config.hidden_size % config.num_attention_heads:
         raise BertNumpyError(
             f"{path}: expected hidden_size to be a multiple of num_attention_heads, found "

@@ -78,11 +78,13 @@ def find_parameters(
     """
     files = sorted({tensor.file for tensor in stored.values()})
     place = str(files[0] if len(files) == 1 else files[0].parent) if files else "checkpoint"
-    if files and config.num_hidden_layers > len(stored):
-        key = config.description.keys.get("num_hidden_layers", "num_hidden_layers")
+    layers = config.num_hidden_groups or config.num_hidden_layers
+    if files and layers > len(stored):
+        name = "num_hidden_groups" if config.num_hidden_groups else "num_hidden_layers"
+        key = config.description.keys.get(name, name)
         raise BertNumpyError(
             f"{files[0].parent / 'config.json'}: key {key!r}: expected fewer than the "
-            f"{len(stored)} tensors that there are, found {config.num_hidden_layers}"
+            f"{len(stored)} tensors that there are, found {layers}"
         )
     tensors = canonical_names(stored, config.description.prefix)
     pooler = bool(_found(config, tensors, "pooler.dense.weight"))

@@ -63,11 +63,11 @@ _KEYS = (
 )
 
 #: Heads that a sentence-transformers folder's encoder may have been trained with.
-_WITHOUT_TASK = (
-    ENCODER.name,
-    *(HEADS[task].name for task in ("MaskedLM", "PreTraining")),
-    ARCHITECTURES["electra"].heads["PreTraining"].name,
-)
+_WITHOUT_TASK = {ENCODER.name} | {
+    (HEADS | dict(architecture.heads))[task].name
+    for architecture in ARCHITECTURES.values()
+    for task in ("MaskedLM", "PreTraining")
+}
 
 
 def read_pooling(folder: Path, config: BertConfig | None = None) -> Pooling | None:

@@ -28,6 +28,7 @@ import numpy as np
 import npfp8
 from bert_numpy.checkpoints.patterns import Budget, Pattern, compile_pattern
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.model.architectures import ARCHITECTURES
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe, recipe_object, recipe_of
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
@@ -107,7 +108,7 @@ _LONGEST_BLOCK = 2**31 - 1
 _STEPS = 3_000_000
 
 #: The first part of a tensor's name where a head's checkpoint holds an encoder.
-_BASE_PREFIXES = ("bert", "distilbert", "roberta", "electra")
+_BASE_PREFIXES = tuple({kind.prefix.removesuffix("."): None for kind in ARCHITECTURES.values()})
 
 
 @dataclass(frozen=True, eq=False)

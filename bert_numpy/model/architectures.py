@@ -6,8 +6,8 @@ the keys of its ``config.json``, the names of its tensors, and the few points in
 which its forward pass is another.
 
 Sources: the papers (BERT 1810.04805, DistilBERT 1910.01108, RoBERTa 1907.11692,
-XLM-R 1911.02116, CamemBERT 1911.03894, ELECTRA 2003.10555, all arXiv), and the
-checkpoints as transformers writes them.
+XLM-R 1911.02116, CamemBERT 1911.03894, ELECTRA 2003.10555, ALBERT 1909.11942, all
+arXiv), and the checkpoints as transformers writes them.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ HEADS = {
 ENCODER = Head("none: a bare encoder", pooler=None)
 SENTENCE_EMBEDDINGS = Head("sentence embeddings")
 _REPLACED_TOKENS = Head("replaced token detection")
+_SENTENCE_ORDER = Head("sentence order pre-training", pooler=True)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Architecture:
     defaults : mapping of str to Any
         Of keys that may be missing, where they are not BERT's.
     expected : mapping of str to mapping
-        By the name of a head: keys, and the only value that is computed here.
+        By the name of a head, or "" for all: keys, and the only value that is computed here.
     names : Names
         Of its tensors, where they are not BERT's. A parameter that can have
         several is taken from the first that is there; the last is what
@@ -106,6 +107,10 @@ class Architecture:
         Whether positions are counted over the tokens whose id is not the
         padding's, from ``pad_token_id + 1`` on, and not from 0 over all.
     mask_token : str
+    shares_layers : bool
+        Whether the layers of a group have the same parameters (``num_hidden_groups``).
+    projects_embeddings : bool
+        Whether embeddings are projected also where they are as large as hidden states.
     """
 
     class_name: str
@@ -122,6 +127,8 @@ class Architecture:
     prediction_activation: str | None = None
     counts_positions: bool = False
     mask_token: str = "[MASK]"
+    shares_layers: bool = False
+    projects_embeddings: bool = False
 
     def head(self, architecture: str) -> Head:
         """The head of a checkpoint that the class ``architecture`` wrote; no known one: none."""
@@ -175,6 +182,8 @@ def family_of(architecture: str) -> str | None:
 
 
 _CLASSIFIER: Names = (("pooler.dense", "classifier.dense"), ("classifier", "classifier.out_proj"))
+
+_ALBERT_LAYER = "encoder.albert_layer_groups.*.albert_layers.0"
 
 _ROBERTA: dict[str, Any] = {
     "prefix": "roberta.",
@@ -256,5 +265,31 @@ ARCHITECTURES = {
         heads={"PreTraining": _REPLACED_TOKENS},
         pooler_activation="gelu",
         prediction_activation="gelu",
+    ),
+    "albert": Architecture(
+        "Albert",
+        "albert.",
+        defaults={"embedding_size": 128, "hidden_act": "gelu_new", "num_hidden_groups": 1},
+        expected={"": {"inner_group_num": 1}},
+        names=(
+            ("embeddings_project", "encoder.embedding_hidden_mapping_in"),
+            ("encoder.layer.*.attention.self.query", f"{_ALBERT_LAYER}.attention.query"),
+            ("encoder.layer.*.attention.self.key", f"{_ALBERT_LAYER}.attention.key"),
+            ("encoder.layer.*.attention.self.value", f"{_ALBERT_LAYER}.attention.value"),
+            ("encoder.layer.*.attention.output.dense", f"{_ALBERT_LAYER}.attention.dense"),
+            ("encoder.layer.*.attention.output.LayerNorm", f"{_ALBERT_LAYER}.attention.LayerNorm"),
+            ("encoder.layer.*.intermediate.dense", f"{_ALBERT_LAYER}.ffn"),
+            ("encoder.layer.*.output.dense", f"{_ALBERT_LAYER}.ffn_output"),
+            ("encoder.layer.*.output.LayerNorm", f"{_ALBERT_LAYER}.full_layer_layer_norm"),
+            ("pooler.dense", "pooler"),
+            ("cls.predictions.transform.dense", "predictions.dense"),
+            ("cls.predictions.transform.LayerNorm", "predictions.LayerNorm"),
+            ("cls.predictions.decoder", "predictions.decoder"),
+            ("cls.predictions.decoder.bias", "predictions.bias"),
+            ("cls.sop_classifier", "sop_classifier.classifier"),
+        ),
+        heads={"PreTraining": _SENTENCE_ORDER},
+        shares_layers=True,
+        projects_embeddings=True,
     ),
 }

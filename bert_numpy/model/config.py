@@ -35,6 +35,8 @@ class BertConfig:
     ``type_vocab_size`` is 0 where there are no token types. ``pooling`` is that of a
     sentence-transformers folder. ``architecture_found`` is False where the file
     does not name a class: ``architecture`` is then the bare encoder's.
+    ``num_hidden_groups`` is how many different layers there are (ALBERT); 0 where each
+    layer has parameters of its own.
     """
 
     model_type: str
@@ -55,6 +57,7 @@ class BertConfig:
     problem_type: str | None = None
     pooling: Pooling | None = None
     architecture_found: bool = True
+    num_hidden_groups: int = 0
 
     @property
     def stated_architecture(self) -> str:
@@ -70,6 +73,17 @@ class BertConfig:
     def head(self) -> Head:
         """What stands on the encoder."""
         return SENTENCE_EMBEDDINGS if self.pooling else self.description.head(self.architecture)
+
+    @property
+    def projects_embeddings(self) -> bool:
+        """Whether a linear layer makes hidden states of embeddings."""
+        different = self.embedding_size != self.hidden_size
+        return different or self.description.projects_embeddings
+
+    def parameters_of(self, layer: int) -> int:
+        """The number of the layer whose parameters a layer has, by transformers' division."""
+        groups = self.num_hidden_groups
+        return int(layer / (self.num_hidden_layers / groups)) if groups else layer
 
     @property
     def max_length(self) -> int:

@@ -55,7 +55,8 @@ class Pass(Generic[V]):
 
     def inside(self, layer: int) -> Pass[V]:
         """The same in a Transformer layer."""
-        return replace(self, prefix=f"encoder.layer.{layer}.", layer=layer)
+        number = self.config.parameters_of(layer)
+        return replace(self, prefix=f"encoder.layer.{number}.", layer=layer)
 
 
 def encode(run: Pass[V]) -> V:
@@ -69,7 +70,7 @@ def encode(run: Pass[V]) -> V:
 def embeddings(run: Pass[V]) -> V:
     """The sum of word, type and position embeddings, normalised: (tokens, hidden).
 
-    DistilBERT has no types; ELECTRA's embeddings may be smaller than its hidden
+    DistilBERT has no types; ELECTRA's and ALBERT's embeddings may be smaller than the hidden
     states, and are projected.
     """
     config, layout, size = run.config, run.layout, run.config.embedding_size
@@ -81,7 +82,7 @@ def embeddings(run: Pass[V]) -> V:
     positions = (f"{site}.position_embeddings.weight", config.max_position_embeddings, size, places)
     x = run.engine.add(run.engine.gather(tables), run.engine.gather([positions]))
     x = layer_norm(run, f"{site}.LayerNorm", x)
-    if size != config.hidden_size:
+    if config.projects_embeddings:
         x = linear(run, "embeddings_project", x, config.hidden_size, kind="projection")
     return x
 

@@ -54,6 +54,11 @@ def pre_training_pooled(run: Pass[V], pooled: V) -> Outputs[V]:
     return {"seq_relationship_logits": next_sentence(run, pooled)["logits"]}
 
 
+def sentence_order(run: Pass[V], pooled: V) -> Outputs[V]:
+    """Logits of the two texts to be in their order, and not to: (batch, labels). ALBERT's."""
+    return {"sop_logits": linear(run, "cls.sop_classifier", pooled, len(run.config.labels))}
+
+
 def token_classification(run: Pass[V], x: V) -> Outputs[V]:
     """Logits of the labels for each token: (batch, length, labels)."""
     logits = linear(run, "classifier", x, len(run.config.labels))
@@ -110,6 +115,7 @@ OF_POOLED: dict[str, Callable[[Pass[Any], Any], Outputs[Any]]] = {
     "multiple choice": multiple_choice,
     "next sentence prediction": next_sentence,
     "pre-training": pre_training_pooled,
+    "sentence order pre-training": sentence_order,
 }
 
 #: By the head's name: what is computed of the tokens' hidden states.
@@ -118,6 +124,7 @@ OF_TOKENS: dict[str, Callable[[Pass[Any], Any], Outputs[Any]]] = {
     "question answering": question_answering,
     "masked language modelling": masked_language_model,
     "pre-training": pre_training_tokens,
+    "sentence order pre-training": pre_training_tokens,
     "replaced token detection": replaced_tokens,
     "sentence embeddings": sentence_embedding,
 }

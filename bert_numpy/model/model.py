@@ -56,8 +56,9 @@ class ModelOutput:
         -infinity at positions that the attention mask leaves out: a softmax
         gives them 0, and no sum with them is ever the largest. None without
         a question answering head.
-    prediction_logits, seq_relationship_logits : ndarray of float32, or None
-        Of pre-training: (batch, length, vocab_size) and (batch, 2).
+    prediction_logits, seq_relationship_logits, sop_logits : ndarray of float32, or None
+        Of pre-training: (batch, length, vocab_size), and of BERT's (batch, 2), of ALBERT's
+        (batch, labels).
     sentence_embedding : ndarray of float32, (batch, hidden_size), or None
         Of a sentence-transformers folder.
     counts : mapping of str to OperandCounts
@@ -72,6 +73,7 @@ class ModelOutput:
     end_logits: Float32Array | None = None
     prediction_logits: Float32Array | None = None
     seq_relationship_logits: Float32Array | None = None
+    sop_logits: Float32Array | None = None
     sentence_embedding: Float32Array | None = None
     counts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
