@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["KINDS", "Site"]
 
@@ -11,8 +11,7 @@ __all__ = ["KINDS", "Site"]
 KINDS = ("linear", "scores", "context", "projection", "head")
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """One matrix product of the forward pass.
 
     Attributes

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from bert_numpy.engines.engine import Engine, Layout
@@ -56,7 +56,7 @@ class Pass(Generic[V]):
     def inside(self, layer: int) -> Pass[V]:
         """The same in a Transformer layer."""
         number = self.config.parameters_of(layer)
-        return replace(self, prefix=f"encoder.layer.{number}.", layer=layer)
+        return Pass(self.config, self.engine, self.layout, f"encoder.layer.{number}.", layer)
 
 
 def encode(run: Pass[V]) -> V:
