@@ -233,7 +233,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         )
     loop = tmp_path / "loop.tsv"
     loop.symlink_to(loop.name)
-    assert error_of(lambda: read_lines(loop)).startswith(f"{loop}: expected a file, found: ")
+    assert error_of(lambda: read_lines(loop)).startswith(f"{loop}: cannot be read: ")
 
 
 @pytest.mark.usefixtures("pyarrow")

@@ -26,11 +26,11 @@ from bert_numpy import (
     save_calibration,
     save_quantized,
 )
+from bert_numpy.assets import REVIEWS
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.checkpoints.quantized import side_files
 from bert_numpy.commands.figures import draw_figures
 from bert_numpy.commands.main import main
-from bert_numpy.evaluation.job import REVIEWS
 
 EMBEDDED = "bert-tiny-sst2"
 KIT = ROOT / "bert_numpy" / "assets" / f"{EMBEDDED}-kit"

@@ -21,12 +21,12 @@ from factories import write_checkpoint
 from terminal import on_a_terminal
 
 from bert_numpy import PRESETS, BertNumpyError, load_calibration, save_calibration, save_recipe
+from bert_numpy.assets import REVIEWS
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.commands import main as cli
 from bert_numpy.commands.main import main
 from bert_numpy.commands.model_card import model_card
 from bert_numpy.errors import one_line, shown, writing
-from bert_numpy.evaluation.job import REVIEWS
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
 from bert_numpy.tasks.tokenizer_backend import library_errors
 
