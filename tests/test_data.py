@@ -15,7 +15,7 @@ import pytest
 from factories import write_checkpoint
 from hub_server import HubServer, hub_server
 
-from bert_numpy.commands.main import REVIEWS
+from bert_numpy.assets import REVIEWS
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.job import prepare
 from bert_numpy.tasks import records
@@ -23,7 +23,7 @@ from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import (
     TASKS,
     Examples,
-    Task,
+    GlueTask,
     read_examples,
     read_test_set,
     read_test_sets,
@@ -511,7 +511,7 @@ TEST_HEADERS = {
 TEST_HEADERS["mnli-mm"] = TEST_HEADERS["mnli"]
 
 
-def test_file(folder: Path, task: Task, rows: list[dict[str, str]]) -> Path:
+def test_file(folder: Path, task: GlueTask, rows: list[dict[str, str]]) -> Path:
     header = TEST_HEADERS[task.name]
     columns = header.split("|" if "|" in header else " ")
     lines = ["\t".join(row.get(column, "-") for column in columns) for row in rows]

@@ -21,9 +21,9 @@ from factories import write_checkpoint
 from terminal import on_a_terminal
 
 from bert_numpy import PRESETS, BertNumpyError, load_calibration, save_calibration, save_recipe
-from bert_numpy.assets import REVIEWS
+from bert_numpy.assets import ASSETS, REVIEWS
 from bert_numpy.checkpoints.hub import resolve
-from bert_numpy.commands import main as cli
+from bert_numpy.commands import predict
 from bert_numpy.commands.main import main
 from bert_numpy.commands.model_card import model_card
 from bert_numpy.errors import one_line, shown, writing
@@ -418,7 +418,7 @@ def test_files_are_there_before_the_reader_goes(
         "TASK": ["--task", "sst2", "--data", str(data)],
         "OUT": [str(out)],
         "MADE": [str(made)],
-        "KIT": [str(Path(cli.__file__).parent / "assets" / f"{EMBEDDED}-kit")],
+        "KIT": [str(ASSETS / f"{EMBEDDED}-kit")],
     }
     done = run_process(*(part for word in argv for part in given.get(word, [word])), stdout=writer)
     os.close(writer)
@@ -466,7 +466,7 @@ def test_any_exception_about_the_input_is_one_line(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load", fail)
+    monkeypatch.setattr(predict, "load", fail)
     assert main(PREDICT) == 2
     output = capsys.readouterr()
     assert output.err.startswith(f"bert-numpy: {EMBEDDED}: {text}")
@@ -485,7 +485,7 @@ def test_a_mistake_of_the_program_is_a_safe_traceback(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load", fail)
+    monkeypatch.setattr(predict, "load", fail)
     assert main(PREDICT) == 70
     text = capsys.readouterr().err
     assert text.startswith("Traceback")
@@ -499,7 +499,7 @@ def test_errors_of_the_system_name_the_file(
     def fail(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "/x/\x1b[31m")
 
-    monkeypatch.setattr(cli, "load", fail)
+    monkeypatch.setattr(predict, "load", fail)
     assert main(PREDICT) == 2
     assert capsys.readouterr().err == ("bert-numpy: /x/\\x1b[31m: Permission denied\n")
 

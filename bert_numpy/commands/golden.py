@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bert_numpy.checkpoints.hub import EMBEDDED, resolve
 from bert_numpy.checkpoints.load import load
+from bert_numpy.commands.jobs import calibrated_on_sentences, chosen_recipe
 from bert_numpy.commands.options import (
+    AddCommand,
     add_format,
     add_model,
     add_sentence_scales,
-    calibrated_on_sentences,
     check_scales,
-    chosen_recipe,
     finite,
     natural,
     positive,
@@ -38,9 +37,6 @@ from npfp8.files import created_folder
 from npfp8.vectors import check_results, read_vectors, write_all_vectors
 
 __all__ = ["add_golden_commands"]
-
-#: Adds a command: its name, its function and a summary.
-AddCommand = Callable[[str, Callable[[argparse.Namespace], Outcome], str], argparse.ArgumentParser]
 
 
 def add_golden_commands(command: AddCommand) -> None:

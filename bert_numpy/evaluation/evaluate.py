@@ -7,21 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.finite import NO_CLASS, missing, rows_not_finite
+from bert_numpy.finite import missing
 from bert_numpy.model.model import Model, ModelOutput, require_head
+from bert_numpy.progress import Progress
 from bert_numpy.quantization.calibration import Calibration, calibrate
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.policy import OperandCounts, add_counts
-from bert_numpy.tasks.glue import Task, label_order
-from bert_numpy.tasks.metrics import ANSWER_METRICS, METRICS
-from bert_numpy.tasks.spans import Answer, best_answers
-from bert_numpy.tasks.squad import Questions, SpanTask
+from bert_numpy.tasks.spans import Answer
+from bert_numpy.tasks.task import Data, Task
 from bert_numpy.tasks.tokenization import EncodedText, Window, pad
 from bert_numpy.threads import default_threads, map_in_order
 
@@ -29,18 +28,17 @@ __all__ = [
     "Evaluation",
     "batches",
     "calibrate_on",
+    "check_model",
     "compare_with",
     "evaluate",
-    "evaluate_answers",
     "outputs",
     "predict_logits",
-    "predict_span_logits",
     "require_answers",
+    "text_logits",
 ]
 
 Float32Array = npt.NDArray[np.float32]
-#: Called with the number of sequences just done.
-Progress = Callable[[int], None]
+_Data = TypeVar("_Data", bound=Data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +130,54 @@ def outputs(
             progress(len(rows))
 
 
+def _class_logits(output: ModelOutput, row: int, length: int) -> Float32Array:
+    assert output.logits is not None
+    logits: Float32Array = output.logits[row]
+    return logits
+
+
+def _span_logits(output: ModelOutput, row: int, length: int) -> Float32Array:
+    assert output.start_logits is not None
+    assert output.end_logits is not None
+    return np.stack([output.start_logits[row, :length], output.end_logits[row, :length]], axis=1)
+
+
+#: By head, how to take the logits of a text of some tokens from its row of a batch's output.
+_LOGITS: dict[str, Callable[[ModelOutput, int, int], Float32Array]] = {
+    "sequence classification": _class_logits,
+    "question answering": _span_logits,
+}
+
+
+def text_logits(
+    model: Model,
+    head: str,
+    encoded: Sequence[EncodedText],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> list[Float32Array]:
+    """The logits of every text, in order, finite or not, by a model with the given head.
+
+    Returns
+    -------
+    list of ndarray of float32
+        For sequence classification (outputs,); for question answering the start
+        and end logits of every token, (tokens, 2), padding left out.
+
+    Raises
+    ------
+    BertNumpyError
+        If the model has another head.
+    """
+    require_head(model, head)
+    logits: dict[int, Float32Array] = {}
+    for rows, output in outputs(model, encoded, batch_size, progress, threads):
+        for place, row in enumerate(rows):
+            logits[row] = _LOGITS[head](output, place, len(encoded[row].input_ids))
+    return [logits[row] for row in range(len(encoded))]
+
+
 def predict_logits(
     model: Model,
     encoded: Sequence[EncodedText],
@@ -139,33 +185,9 @@ def predict_logits(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Float32Array:
-    """The logits of every text, in order, finite or not. Returns float32 (texts, outputs)."""
-    logits = np.empty((len(encoded), len(model.config.labels)), np.float32)
-    require_head(model, "sequence classification")
-    for rows, output in outputs(model, encoded, batch_size, progress, threads):
-        logits[rows] = output.logits
-    return logits
-
-
-def predict_span_logits(
-    model: Model,
-    encoded: Sequence[EncodedText],
-    batch_size: int = 32,
-    progress: Progress | None = None,
-    threads: int | None = None,
-) -> list[Float32Array]:
-    """Start and end logits of every token of every text, in order. Each float32 (tokens, 2).
-
-    As the model gives them, finite or not.
-    """
-    logits: dict[int, Float32Array] = {}
-    require_head(model, "question answering")
-    for rows, output in outputs(model, encoded, batch_size, progress, threads):
-        assert output.start_logits is not None
-        assert output.end_logits is not None
-        for row, *pair in zip(rows, output.start_logits, output.end_logits, strict=True):
-            logits[row] = np.stack(pair, axis=1)[: len(encoded[row].input_ids)]
-    return [logits[row] for row in range(len(encoded))]
+    """:func:`text_logits` of a classifier as one array. Returns float32 (texts, outputs)."""
+    rows = text_logits(model, "sequence classification", encoded, batch_size, progress, threads)
+    return np.array(rows, np.float32).reshape(len(encoded), len(model.config.labels))
 
 
 def calibrate_on(
@@ -186,75 +208,31 @@ def calibrate_on(
     return calibrate(model, reported(), golden)
 
 
+def check_model(model: Model, task: Task[Any]) -> None:
+    """Raise :class:`BertNumpyError` if a model's head, or its labels, are not the task's."""
+    require_head(model, task.head)
+    task.check_labels(model.config)
+
+
 def evaluate(
     model: QuantizedModel,
-    task: Task,
-    encoded: Sequence[EncodedText],
-    labels: npt.NDArray[Any] | None,
+    task: Task[_Data],
+    examples: _Data,
+    windows: Sequence[Sequence[Window]],
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Run a model, by its recipe, over a data set and score it.
+    """Run a model, by its recipe, over a task's examples, and score its predictions.
 
     Parameters
     ----------
     model : QuantizedModel
         As :func:`bert_numpy.apply_recipe` makes it; the recipe ``fp32`` too.
     task : Task
-    encoded : sequence of EncodedText
-    labels : ndarray, (examples,), or None
-        Class numbers or scores, as :func:`bert_numpy.tasks.glue.read_examples` gives
-        them; without them there are predictions, but no metrics.
-    batch_size : int
-    progress : callable, optional
-
-    Raises
-    ------
-    BertNumpyError
-        If the model's head does not fit the task, or there is no text.
-    """
-    _check_some(encoded)
-    order = label_order(model.config.labels, task, model.config.problem_type)
-    with _counted(model) as run:
-        begin = time.perf_counter()
-        logits = predict_logits(run, encoded, batch_size, progress)
-        seconds = time.perf_counter() - begin
-    none = rows_not_finite(logits)
-    if task.is_regression:
-        predictions: npt.NDArray[Any] = np.where(none, np.nan, logits[:, 0].astype(np.float64))
-    else:
-        predictions = np.where(none, NO_CLASS, order[logits.argmax(axis=1)])
-    return Evaluation(
-        model.recipe.name,
-        logits,
-        predictions,
-        {}
-        if labels is None
-        else {name: METRICS[name](labels, predictions) for name in task.metrics},
-        model.weight_bytes,
-        seconds,
-        run.counts,
-    )
-
-
-def evaluate_answers(
-    model: QuantizedModel,
-    task: SpanTask,
-    questions: Questions,
-    windows: Sequence[Sequence[Window]],
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Answer questions with a model, by its recipe, and score the answers.
-
-    Parameters
-    ----------
-    model : QuantizedModel
-        As :func:`bert_numpy.apply_recipe` makes it; the recipe ``fp32`` too.
-    task : SpanTask
-    questions : Questions
+    examples : Data
+        As the task reads them. Without labels there are predictions, but no metrics.
     windows : sequence of sequences of Window
-        Of each question, as :meth:`bert_numpy.Tokenizer.windows` makes them.
+        As the task encodes the examples.
     batch_size : int
     progress : callable, optional
         Called with numbers of windows.
@@ -262,34 +240,27 @@ def evaluate_answers(
     Raises
     ------
     BertNumpyError
-        If the model has no question answering head, or there is no question.
+        If the model's head does not fit the task, or there is no example.
     """
-    _check_some(windows)
+    if not windows:  # no metric has a value for nothing
+        raise BertNumpyError("evaluation: expected at least one example, found none")
+    check_model(model, task)
     encoded = [window.encoded for parts in windows for window in parts]
     with _counted(model) as run:
         begin = time.perf_counter()
-        logits = predict_span_logits(run, encoded, batch_size, progress)
+        logits = text_logits(run, task.head, encoded, batch_size, progress)
         seconds = time.perf_counter() - begin
-    remaining = iter(logits)
-    answers: list[tuple[Answer, ...]] = []
-    for question, parts in zip(questions.items, windows, strict=True):
-        of_windows = [next(remaining) for _ in parts]
-        if rows_not_finite(np.concatenate(of_windows)).any():
-            answers.append(())
-            continue
-        limits = (task.n_best, task.max_answer_length)
-        answers.append(best_answers(question.context, parts, of_windows, *limits))
-    texts = [best[0].text if best else None for best in answers]
-    right = [question.answers for question in questions.items]
+    found = task.predict(model.config, examples, windows, logits)
+    scores = {} if examples.labels is None else task.scores
     return Evaluation(
         model.recipe.name,
-        np.concatenate(logits),
-        np.array(texts, object),  # a str array would lose a NUL at the end
-        {name: metric(right, texts) for name, metric in ANSWER_METRICS.items()},
+        found.logits,
+        found.predictions,
+        {name: score(examples.labels, found.predictions) for name, score in scores.items()},
         model.weight_bytes,
         seconds,
         run.counts,
-        tuple(answers),
+        found.answers,
     )
 
 
@@ -310,13 +281,7 @@ def require_answers(model: Model, evaluation: Evaluation) -> None:
         )
 
 
-def _check_some(examples: Sequence[Any]) -> None:
-    """Refuse what no metric has a value for."""
-    if not examples:
-        raise BertNumpyError("evaluation: expected at least one example, found none")
-
-
-class Predicted(Protocol):
+class Compared(Protocol):
     """Logits and predictions of a data set, however they were put together."""
 
     @property
@@ -326,7 +291,7 @@ class Predicted(Protocol):
     def predictions(self) -> npt.NDArray[Any]: ...
 
 
-def compare_with(reference: Predicted, result: Predicted) -> dict[str, float]:
+def compare_with(reference: Compared, result: Compared) -> dict[str, float]:
     """What a recipe changed on the same data: usually, against FP32.
 
     Returns

@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ import tokenizers
 from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.progress import Progress
 from bert_numpy.tasks.tokenizer_backend import build_backend, library_errors
 from bert_numpy.tasks.tokenizer_settings import Sentences, read_settings
 
 __all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
 
 IntArray = npt.NDArray[np.int64]
-#: Called with the number of texts just encoded.
-Progress = Callable[[int], None]
 
 #: Texts that the library is given in one call, between which progress is reported.
 _AT_A_TIME = 4096
@@ -62,12 +61,15 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Window:
-    """A question with as much of its context as fits: [CLS] question [SEP] window [SEP].
+    """One input of a model: a whole text or pair, or a question with a part of its context.
+
+    The latter has as much of the context as fits: [CLS] question [SEP] window [SEP];
+    only there the other attributes say something.
 
     Attributes
     ----------
     encoded : EncodedText
-        ``truncated`` says whether the question was cut.
+        ``truncated`` says whether the text, or the question, was cut.
     position : int
         Where in ``encoded.input_ids`` the window begins.
     first : int
@@ -78,9 +80,9 @@ class Window:
     """
 
     encoded: EncodedText
-    position: int
-    first: int
-    offsets: tuple[tuple[int, int], ...]
+    position: int = 0
+    first: int = 0
+    offsets: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
