@@ -43,7 +43,7 @@ from bert_numpy.commands.report import (
 from bert_numpy.evaluation.evaluate import Evaluation, require_answers
 from bert_numpy.evaluation.job import Job, prepare
 from bert_numpy.quantization.recipe import Recipe
-from bert_numpy.tasks.registry import test_set_of
+from bert_numpy.tasks.registry import require_test_set
 from bert_numpy.tasks.squad import SQUAD
 
 __all__ = ["add_evaluation_commands"]
@@ -154,7 +154,7 @@ def _evaluate(arguments: argparse.Namespace) -> Outcome:
 def _submit(arguments: argparse.Namespace) -> Outcome:
     (recipe,) = accumulated([chosen_recipe(arguments)], arguments)
     job = prepared(arguments, [recipe], test=True)
-    test_set = test_set_of(job.task)
+    test_set = require_test_set(job.task)
     path = Path(submission_file(arguments.out, job.task))
     (result,) = results_of(arguments, job, [recipe])
     require_answers(job.model, result)

@@ -44,8 +44,10 @@ from bert_numpy.evaluation.job import (
     with_calibration,
 )
 from bert_numpy.export.onnx import check_exportable, export_onnx
+from bert_numpy.model.model import Model
+from bert_numpy.quantization.calibration import Calibration
 from bert_numpy.quantization.convert import apply_recipe
-from bert_numpy.quantization.recipe import PRESETS, preset
+from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
 from bert_numpy.tasks.tokenization import load_tokenizer
 
 __all__ = ["add_quantization_commands"]
@@ -103,6 +105,22 @@ def _export_onnx(arguments: argparse.Namespace) -> Outcome:
     check_scales(arguments, [recipe], stored=stored)
     needed = recipe.calibrated and not stored
     made = needed and arguments.calibration is None
+    _refuse_unused(arguments, recipe, needed=needed, made=made)
+    if arguments.task is None:
+        model, calibration = _of_sentences(arguments, recipe, made)
+    else:
+        model, calibration = _of_a_task(arguments, recipe)
+    export_onnx(apply_recipe(model, recipe, calibration), arguments.out)
+    if arguments.save_calibration is not None:
+        keep_calibration(calibration, [recipe], arguments.save_calibration)
+    report = {"model": model.name, "format": recipe.name, "out": arguments.out}
+    return Outcome(report, lambda: print_lines(f"written: {arguments.out}"))
+
+
+def _refuse_unused(
+    arguments: argparse.Namespace, recipe: Recipe, *, needed: bool, made: bool
+) -> None:
+    """Refuse the options of a calibration that an export does not make."""
     if not made:
         expected = f"a calibration to make, found {'--calibration' if needed else recipe.name}"
         refuse(arguments, ["task", "data", "golden"], expected)
@@ -111,32 +129,33 @@ def _export_onnx(arguments: argparse.Namespace) -> Outcome:
         if arguments.calibration_data is None:
             expected = "--task or --calibration-data with it, found neither"
             refuse(arguments, ["calibration_samples"], expected)
+
+
+def _of_a_task(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Model, Calibration | None]:
+    """The model to export, and its calibration on a task's data."""
+    job = prepared(arguments, [recipe])
+    check_exportable(job.model, recipe)
+    job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
+    return job.model, job.calibration
+
+
+def _of_sentences(
+    arguments: argparse.Namespace, recipe: Recipe, made: bool
+) -> tuple[Model, Calibration | None]:
+    """The model to export, and its calibration: a saved one, or on sentences; or None."""
+    model = load(arguments.model, arguments.revision)
     calibration = None
-    if arguments.task is not None:
-        job = prepared(arguments, [recipe])
-        check_exportable(job.model, recipe)
-        job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
-        model, calibration = job.model, job.calibration
-    else:
-        model = load(arguments.model, arguments.revision)
-        if arguments.calibration is not None:
-            calibration = saved_calibration(arguments.calibration)
-        if arguments.calibration_data is not None:
-            require_regular(Path(arguments.calibration_data))
-        check_exportable(model, recipe)
-        if calibration is None and arguments.calibration_data is not None:
-            tokenizer = load_tokenizer(arguments.model, arguments.revision)
-            calibration = calibrated_on_sentences(
-                arguments, model, tokenizer, golden=arguments.golden
-            )
-        elif made:
-            raise BertNumpyError(
-                f"{recipe.name}: expected --calibration FILE, or --task and --data to calibrate "
-                "on, or sentences, --calibration-data FILE"
-            )
-    quantized = apply_recipe(model, recipe, calibration)
-    export_onnx(quantized, arguments.out)
-    if arguments.save_calibration is not None:
-        keep_calibration(calibration, [recipe], arguments.save_calibration)
-    report = {"model": model.name, "format": recipe.name, "out": arguments.out}
-    return Outcome(report, lambda: print_lines(f"written: {arguments.out}"))
+    if arguments.calibration is not None:
+        calibration = saved_calibration(arguments.calibration)
+    if arguments.calibration_data is not None:
+        require_regular(Path(arguments.calibration_data))
+    check_exportable(model, recipe)
+    if calibration is None and arguments.calibration_data is not None:
+        tokenizer = load_tokenizer(arguments.model, arguments.revision)
+        calibration = calibrated_on_sentences(arguments, model, tokenizer, golden=arguments.golden)
+    elif made:
+        raise BertNumpyError(
+            f"{recipe.name}: expected --calibration FILE, or --task and --data to calibrate on, or "
+            "sentences, --calibration-data FILE"
+        )
+    return model, calibration

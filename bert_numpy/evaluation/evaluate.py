@@ -251,12 +251,13 @@ def evaluate(
         logits = text_logits(run, task.head, encoded, batch_size, progress)
         seconds = time.perf_counter() - begin
     found = task.predict(model.config, examples, windows, logits)
-    scores = {} if examples.labels is None else task.scores
+    labels = examples.labels
+    scores = {} if labels is None else task.scores
     return Evaluation(
         model.recipe.name,
         found.logits,
         found.predictions,
-        {name: score(examples.labels, found.predictions) for name, score in scores.items()},
+        {name: score(labels, found.predictions) for name, score in scores.items()},
         model.weight_bytes,
         seconds,
         run.counts,

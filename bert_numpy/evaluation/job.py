@@ -23,7 +23,7 @@ from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import TASKS
-from bert_numpy.tasks.registry import any_task_named, test_set_of
+from bert_numpy.tasks.registry import any_task_named, require_test_set
 from bert_numpy.tasks.task import Data, Task
 from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 from npfp8.files import open_regular
@@ -153,7 +153,7 @@ def _read_examples(data: str | Path, task: Task[Any], limit: int | None, test: b
     file: str = task.dev
     read: Callable[[Sequence[Path]], Data] = task.read
     if test:
-        test_set = test_set_of(task)
+        test_set = require_test_set(task)
         file, read = test_set.file, test_set.read
     given = Path(data)
     examples = read([given] if given.is_file() else find_files(data, task, file))

@@ -35,7 +35,6 @@ __all__ = [
     "merge_examples",
     "read_examples",
     "read_test_set",
-    "read_test_sets",
     "submission",
     "task_named",
 ]
@@ -43,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class GlueTask:
-    """A GLUE task.
+    """A :class:`~bert_numpy.tasks.task.Task` of GLUE's.
 
     Attributes
     ----------
@@ -77,6 +76,8 @@ class GlueTask:
         Whether the official training file is known to hold rows that lack
         columns or have a blank text (QQP's does; see issue 5 of GLUE-baselines):
         these are left out, as other readers do.
+    head : str
+        The name of the head that a model must have.
     """
 
     name: str
@@ -95,6 +96,7 @@ class GlueTask:
     max_length: int = 128
     columns: int | None = None
     drops_broken_rows: bool = False
+    head: str = "sequence classification"
 
     @property
     def is_regression(self) -> bool:
@@ -112,11 +114,6 @@ class GlueTask:
         return len(self.labels) or 1
 
     @property
-    def head(self) -> str:
-        """The name of the head that a model must have."""
-        return "sequence classification"
-
-    @property
     def scores(self) -> Mapping[str, Callable[[Any, Any], float]]:
         """The metrics by name: functions of labels and predictions."""
         return {name: METRICS[name] for name in self.metrics}
@@ -125,7 +122,7 @@ class GlueTask:
     def test_set(self) -> TestSet[Examples]:
         """The set that GLUE's server has the labels of."""
         name = f"{self.submission_name or self.folder}.tsv"
-        read, write = partial(read_test_sets, task=self), partial(submission, self)
+        read, write = partial(read_test_set, task=self), partial(submission, self)
         return TestSet(self.test, read, name, write)
 
     def read(self, paths: Sequence[Path]) -> Examples:
@@ -413,31 +410,18 @@ _NUMBER_COLUMNS = ("index", "id", "idx")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
-def read_test_set(path: Path, task: GlueTask) -> Examples:
-    """Read an unlabelled file of a task.
+def read_test_set(paths: Sequence[Path], task: GlueTask) -> Examples:
+    """Read a task's examples without labels, from one or several files.
 
     A TSV file has a column ``index`` (or ``id``, as QQP's, or ``idx``), wherever
-    it stands. JSON Lines and Parquet have ``idx`` in every row; if none has it,
-    the rows are numbered from 0.
+    it stands. JSON Lines and Parquet have ``idx`` in every row; the rows of
+    files in which none has it are numbered from 0 over all files.
 
     Raises
     ------
     BertNumpyError
         As :func:`read_examples` does; or if a number is no decimal one or not
         the only one of its value, or some rows have one and others do not.
-    """
-    return read_test_sets([path], task)
-
-
-def read_test_sets(paths: Sequence[Path], task: GlueTask) -> Examples:
-    """Read an unlabelled set that comes in several files, as :func:`read_test_set` reads one.
-
-    Rows that no file numbers are numbered from 0 over all files.
-
-    Raises
-    ------
-    BertNumpyError
-        As :func:`read_test_set` does, also where a number comes again in another file.
     """
     rows: dict[str, list[str]] = {}
     for path in paths:

@@ -9,7 +9,7 @@ from bert_numpy.tasks.glue import TASKS, task_named
 from bert_numpy.tasks.squad import SQUAD
 from bert_numpy.tasks.task import Task, TestSet
 
-__all__ = ["TASK_NAMES", "any_task_named", "test_set_of"]
+__all__ = ["TASK_NAMES", "any_task_named", "require_test_set"]
 
 TASK_NAMES = (*TASKS, SQUAD.name)
 
@@ -25,7 +25,7 @@ def any_task_named(name: str) -> Task[Any]:
     return SQUAD if name.lower() == SQUAD.name else task_named(name, others=[SQUAD.name])
 
 
-def test_set_of(task: Task[Any]) -> TestSet[Any]:
+def require_test_set(task: Task[Any]) -> TestSet[Any]:
     """A task's test set.
 
     Raises

@@ -56,6 +56,8 @@ class SpanTask:
         See :meth:`bert_numpy.Tokenizer.windows`.
     n_best, max_answer_length : int
         See :func:`bert_numpy.tasks.spans.best_answers`.
+    hub_config, head, test_set
+        See :class:`bert_numpy.tasks.task.Task`.
     """
 
     name: str
@@ -66,6 +68,9 @@ class SpanTask:
     max_query_length: int = 64
     n_best: int = 20
     max_answer_length: int = 30
+    hub_config: str = "plain_text"
+    head: str = "question answering"
+    test_set: None = None
 
     @property
     def folder(self) -> str:
@@ -73,23 +78,9 @@ class SpanTask:
         return self.name
 
     @property
-    def hub_config(self) -> str:
-        """The part of the hub's data set."""
-        return "plain_text"
-
-    @property
-    def head(self) -> str:
-        """The name of the head that a model must have."""
-        return "question answering"
-
-    @property
     def scores(self) -> Mapping[str, Callable[[Any, Any], float]]:
         """The metrics by name: functions of the right answers and the predicted texts."""
         return ANSWER_METRICS
-
-    @property
-    def test_set(self) -> None:
-        """There is none."""
 
     def read(self, paths: Sequence[Path]) -> Questions:
         """Read files of questions; see :func:`read_questions`."""
