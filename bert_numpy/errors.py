@@ -1,4 +1,7 @@
-"""The one exception for input that cannot be used, and how text from files is shown."""
+"""The one exception for input that cannot be used, and how text from files is shown.
+
+Every file is read within :func:`reading` and written within :func:`writing`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,16 @@ from typing import Any
 
 from npfp8.files import open_regular
 
-__all__ = ["BertNumpyError", "naming", "one_line", "parse_json", "read_json", "shown", "writing"]
+__all__ = [
+    "BertNumpyError",
+    "naming",
+    "one_line",
+    "parse_json",
+    "read_json",
+    "reading",
+    "shown",
+    "writing",
+]
 
 #: Characters of a message.
 _LONGEST = 4000
@@ -71,6 +83,31 @@ class BertNumpyError(ValueError):
 
 
 @contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn an error of reading ``path`` into a :class:`BertNumpyError` that begins with its name.
+
+    The message of a ValueError is kept. It gets the file's name unless it begins with it,
+    perhaps followed by a line.
+
+    Raises
+    ------
+    BertNumpyError
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise BertNumpyError(f"{path}: no such file") from None
+    except (OSError, MemoryError) as error:  # the latter where a file cannot be mapped
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise BertNumpyError(f"{path}: cannot be read: {reason}") from None
+    except ValueError as error:
+        text, place = str(error), Path(path)
+        if not text.startswith((f"{place}: ", f"{place} ")):
+            text = f"{place}: {text.removeprefix(f'{place.name}: ')}"
+        raise BertNumpyError(text) from None
+
+
+@contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Turn an OSError within it into the error that ``path`` cannot be written.
 
@@ -90,15 +127,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 def read_json(path: Path, kind: type = dict) -> Any:
     """Read a JSON object, or a list, from a file; raises :class:`BertNumpyError` naming it."""
-    try:
-        file = open_regular(path)
-    except ValueError as error:
-        raise BertNumpyError(str(error)) from None
-    except FileNotFoundError:
-        raise BertNumpyError(f"{path}: no such file") from None
-    except OSError as error:
-        raise BertNumpyError(f"{path}: expected a file, found an error: {error}") from None
-    with file:
+    with reading(path), open_regular(path) as file:
         text = file.read(_MAX_JSON + 1)
     if len(text) > _MAX_JSON:
         raise BertNumpyError(f"{path}: expected at most {_MAX_JSON} bytes of JSON, found more")

@@ -393,7 +393,7 @@ def read_task_data(path: Path) -> None:
 
 def read_unlabelled(folder: Path) -> None:
     path = folder / "test.tsv"
-    found = read_test_set(path, TASKS["sst2"])
+    found = read_test_set([path], TASKS["sst2"])
     rows = plain_rows(path)
     expect(found.texts == [row["sentence"] for row in rows], "a text")
     number = next((name for name in ("index", "id", "idx") if name in rows[0]), next(iter(rows[0])))

@@ -39,7 +39,7 @@ import bert_numpy
 import npfp8
 from bert_numpy import PRESETS, Model, ModelOutput, __main__
 from bert_numpy.assets import REVIEWS
-from bert_numpy.commands import main as cli
+from bert_numpy.commands import evaluate as commands
 from bert_numpy.commands import report
 from bert_numpy.commands.main import main
 from bert_numpy.evaluation import evaluate as evaluation
@@ -415,7 +415,7 @@ def test_golden_comparison(
 ) -> None:
     for name in ("dev.tsv", "train.tsv"):
         write_sst2(data / name, count=8)
-    monkeypatch.setattr(cli, "REVIEWS", data)  # fewer than the demo's own
+    monkeypatch.setattr(commands, "REVIEWS", data)  # fewer than the demo's own
     argv = ["demo"] if command == "demo" else arguments("compare", data)
     argv += ["--formats", "bf16,e4m3"]
     result = run_json([*argv, "--golden"], tmp_path)

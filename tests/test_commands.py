@@ -14,9 +14,11 @@ import pytest
 from conftest import ROOT
 from terminal import on_a_terminal
 
+from bert_numpy.assets import REVIEWS
+from bert_numpy.commands import jobs
 from bert_numpy.commands import main as cli
 from bert_numpy.commands.completion import _commands
-from bert_numpy.commands.main import REVIEWS, main
+from bert_numpy.commands.main import main
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
 from bert_numpy.model.model import Model
 from npfp8 import E4M3FN
@@ -204,10 +206,10 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     def worked(*_: object, **__: object) -> None:
         raise AssertionError("the work was begun")
 
-    for name in ("cli.prepare", "cli.load"):
-        monkeypatch.setattr(f"bert_numpy.{name}", worked)
-    for name in ("make_kit", "open_kit", "write_all_vectors"):
-        monkeypatch.setattr(f"bert_numpy.commands.golden.{name}", worked)
+    work = ["evaluate.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
+    work += [f"golden.{name}" for name in ("load", "make_kit", "open_kit", "write_all_vectors")]
+    for name in work:
+        monkeypatch.setattr(f"bert_numpy.commands.{name}", worked)
     message = error_of(capsys, writing(line, data, tmp_path / "none" / "out"))
     assert str(tmp_path / "none") in message
     assert "written" in message or "to write into" in message
@@ -217,7 +219,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
 def test_no_folder_is_written_over(
     command: str, data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "prepare", None)
+    monkeypatch.setattr(jobs, "prepare", None)
     message = error_of(capsys, writing(WRITERS[command], data, data))
     assert message == (
         f"{data}: expected no folder, or an empty one, found something: name another, as nothing "

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import scored
 
 import bert_numpy
 import npfp8
 from bert_numpy import PRESETS, Model, QuantizedModel, apply_recipe
 from bert_numpy import threads as threading_of_blas
-from bert_numpy.evaluation.evaluate import evaluate, predict_logits
+from bert_numpy.evaluation.evaluate import predict_logits
 from bert_numpy.quantization import policy as policies
 from bert_numpy.quantization.policy import FLOAT32_POLICY, OperandCounts, Policy, float32_policy
 from bert_numpy.tasks.glue import TASKS
@@ -226,7 +227,7 @@ def test_recipes_calibrations_and_evaluations(
     model: Model, calibration: Any, encoded: Any, name: str
 ) -> None:
     recipe = PRESETS[name]
-    result = evaluate(
+    result = scored(
         quantized(model, name, calibration), TASKS["sst2"], encoded, np.zeros(15, np.int64)
     )
     for way in WAYS.values():
@@ -266,7 +267,7 @@ def test_evaluations_have_counts_of_their_own(
     one = quantized(model, name, calibration)
 
     def evaluation(_: int) -> Any:
-        return evaluate(one, TASKS["sst2"], encoded, np.zeros(15, np.int64), 4)
+        return scored(one, TASKS["sst2"], encoded, np.zeros(15, np.int64), 4)
 
     first = evaluation(0)
     expected = plain(first.counts)

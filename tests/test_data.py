@@ -15,7 +15,7 @@ import pytest
 from factories import write_checkpoint
 from hub_server import HubServer, hub_server
 
-from bert_numpy.commands.main import REVIEWS
+from bert_numpy.assets import REVIEWS
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.job import prepare
 from bert_numpy.tasks import records
@@ -23,10 +23,9 @@ from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import (
     TASKS,
     Examples,
-    Task,
+    GlueTask,
     read_examples,
     read_test_set,
-    read_test_sets,
     submission,
 )
 from bert_numpy.tasks.records import read_lines, read_records
@@ -233,7 +232,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         )
     loop = tmp_path / "loop.tsv"
     loop.symlink_to(loop.name)
-    assert error_of(lambda: read_lines(loop)).startswith(f"{loop}: expected a file, found: ")
+    assert error_of(lambda: read_lines(loop)).startswith(f"{loop}: cannot be read: ")
 
 
 @pytest.mark.usefixtures("pyarrow")
@@ -511,7 +510,7 @@ TEST_HEADERS = {
 TEST_HEADERS["mnli-mm"] = TEST_HEADERS["mnli"]
 
 
-def test_file(folder: Path, task: Task, rows: list[dict[str, str]]) -> Path:
+def test_file(folder: Path, task: GlueTask, rows: list[dict[str, str]]) -> Path:
     header = TEST_HEADERS[task.name]
     columns = header.split("|" if "|" in header else " ")
     lines = ["\t".join(row.get(column, "-") for column in columns) for row in rows]
@@ -531,7 +530,7 @@ def test_test_sets(name: str, tmp_path: Path) -> None:
     rows = [
         {number: str(i), **{str(column): f"{column} {i}" for column in columns}} for i in (4, 0, 11)
     ]
-    found = read_test_set(test_file(tmp_path, task, rows), task)
+    found = read_test_set([test_file(tmp_path, task, rows)], task)
     assert found.ids == ("4", "0", "11")
     assert found.texts == [f"{columns[0]} {i}" for i in (4, 0, 11)]
     assert found.pairs == (None if len(columns) == 1 else [f"{columns[1]} {i}" for i in (4, 0, 11)])
@@ -539,7 +538,7 @@ def test_test_sets(name: str, tmp_path: Path) -> None:
         {"idx": i, "label": -1} | {field: f"{field} {i}" for field in task.fields}
         for i in (4, 0, 11)
     ]
-    found = read_test_set(write_lines(tmp_path / "test.jsonl", records), task)
+    found = read_test_set([write_lines(tmp_path / "test.jsonl", records)], task)
     assert (found.ids, len(found)) == (("4", "0", "11"), 3)
 
 
@@ -564,7 +563,7 @@ def test_faults_of_test_sets(tmp_path: Path) -> None:
         ("index\tsentence\tsentence\n0\tx\ty\n", "line 1: expected one column 'sentence', fou"),
     ):
         path.write_text(content)
-        assert message in error_of(lambda: read_test_set(path, task))
+        assert message in error_of(lambda: read_test_set([path], task))
 
 
 @pytest.mark.parametrize("task", ["sst2", "cola"])
@@ -584,7 +583,7 @@ def test_headers_of_test_sets(task: str, header: str, row: str, tmp_path: Path) 
     path = tmp_path / "test.tsv"
     lines = [header, *(row.format(*cells) for cells in ((4, "a"), (2, "b")))]
     path.write_text("\n".join(lines) + "\n")
-    found = read_test_set(path, TASKS[task])
+    found = read_test_set([path], TASKS[task])
     assert (found.ids, found.texts) == (("4", "2"), ["a", "b"])
 
 
@@ -607,7 +606,7 @@ def test_headers_of_test_sets(task: str, header: str, row: str, tmp_path: Path) 
 def test_numbers_of_records(numbers: list[Any], message: str, tmp_path: Path) -> None:
     rows = [{"sentence": "x", "idx": number} for number in numbers]
     path = write_lines(tmp_path / "test.jsonl", rows)
-    assert message in error_of(lambda: read_test_set(path, TASKS["sst2"]))
+    assert message in error_of(lambda: read_test_set([path], TASKS["sst2"]))
 
 
 def test_test_sets_in_several_files(tmp_path: Path) -> None:
@@ -617,10 +616,10 @@ def test_test_sets_in_several_files(tmp_path: Path) -> None:
         write_lines(tmp_path / f"{i}.jsonl", [{"sentence": f"{i}{j}"} for j in range(2)])
         for i in range(2)
     ]
-    found = read_test_sets(plain, task)
+    found = read_test_set(plain, task)
     assert (found.ids, found.texts) == (("0", "1", "2", "3"), ["00", "01", "10", "11"])
     same = write_lines(tmp_path / "same.jsonl", [{"sentence": "x", "idx": 3}])
-    assert error_of(lambda: read_test_sets([*plain, same], task)) == (
+    assert error_of(lambda: read_test_set([*plain, same], task)) == (
         f"{same} line 1: expected a number of its own, found another 3"
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import assert_same_calibrations, write_checkpoint
+from factories import assert_same_calibrations, scored, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,15 +21,14 @@ from bert_numpy import PRESETS, BertNumpyError, Model, apply_recipe, calibrate
 from bert_numpy.commands.main import main
 from bert_numpy.evaluation.evaluate import (
     Evaluation,
-    Progress,
     batches,
     calibrate_on,
     compare_with,
     evaluate,
-    evaluate_answers,
     predict_logits,
 )
-from bert_numpy.evaluation.job import Job, prepare, run
+from bert_numpy.evaluation.job import Job, evaluate_job, prepare, run
+from bert_numpy.progress import Progress
 from bert_numpy.tasks.glue import TASKS, Examples
 from bert_numpy.tasks.squad import SQUAD, Questions
 from bert_numpy.tasks.tokenization import EncodedText
@@ -143,8 +142,8 @@ def test_bare_encoder_has_no_logits(tmp_path: Path, encoded: list[EncodedText]) 
 def test_nothing_to_evaluate(model: Model) -> None:
     quantized = apply_recipe(model, PRESETS["fp32"])
     for run_ in (
-        lambda: evaluate(quantized, TASKS["mrpc"], [], np.empty(0, np.int64)),
-        lambda: evaluate_answers(quantized, SQUAD, Questions(()), []),
+        lambda: scored(quantized, TASKS["mrpc"], [], np.empty(0, np.int64)),
+        lambda: evaluate(quantized, SQUAD, Questions(()), []),
     ):
         with pytest.raises(BertNumpyError, match="expected at least one example, found none"):
             run_()
@@ -157,7 +156,7 @@ def test_evaluate(name: str, model: Model, encoded: list[EncodedText]) -> None:
     model = undecided(replace(model, config=named), encoded)
     calibration = calibrate_on(model, encoded)
     quantized = apply_recipe(model, PRESETS[name], calibration)
-    result = evaluate(quantized, TASKS["mrpc"], encoded, labels, 4)
+    result = scored(quantized, TASKS["mrpc"], encoded, labels, 4)
     assert result.recipe == name
     assert_same_bits(result.logits, predict_logits(quantized, encoded, 4))
     assert result.predictions.dtype == np.int64
@@ -187,7 +186,7 @@ def test_classes_are_the_tasks(
     outputs = predict_logits(model, encoded).argmax(axis=1)
     assert len(set(outputs.tolist())) == len(labels)
     truth = np.array([order[output] for output in outputs])
-    result = evaluate(apply_recipe(model, PRESETS["fp32"]), TASKS[task], encoded, truth)
+    result = scored(apply_recipe(model, PRESETS["fp32"]), TASKS[task], encoded, truth)
     assert result.predictions.tolist() == truth.tolist()
     assert result.metrics == {"accuracy": 1.0}
 
@@ -195,7 +194,7 @@ def test_classes_are_the_tasks(
 def test_regression(tmp_path: Path, encoded: list[EncodedText]) -> None:
     model = bert_numpy.load(write_checkpoint(tmp_path, labels=("similarity",)))
     labels = np.linspace(0, 5, 23)
-    result = evaluate(apply_recipe(model, PRESETS["fp32"]), TASKS["stsb"], encoded, labels)
+    result = scored(apply_recipe(model, PRESETS["fp32"]), TASKS["stsb"], encoded, labels)
     assert result.predictions.dtype == np.float64
     np.testing.assert_array_equal(result.predictions, result.logits[:, 0].astype(np.float64))
     expected = np.corrcoef(labels, result.predictions)[0, 1]
@@ -205,7 +204,7 @@ def test_regression(tmp_path: Path, encoded: list[EncodedText]) -> None:
 
 def test_head_that_does_not_fit(model: Model, encoded: list[EncodedText]) -> None:
     with pytest.raises(BertNumpyError, match="task mnli: expected a model with 3 outputs, found 2"):
-        evaluate(apply_recipe(model, PRESETS["fp32"]), TASKS["mnli"], encoded, np.zeros(23))
+        scored(apply_recipe(model, PRESETS["fp32"]), TASKS["mnli"], encoded, np.zeros(23))
 
 
 def evaluation(logits: np.ndarray, predictions: np.ndarray) -> Evaluation:
@@ -383,7 +382,7 @@ def test_names_and_numbers_of_classes_are_one_result(data: Path, tmp_path: Path)
         exchanged = replace(model, weights=weights, config=replace(model.config, labels=names))
         quantized = apply_recipe(exchanged, PRESETS["fp32"])
         assert isinstance(prepared.examples, Examples)
-        result = evaluate(quantized, TASKS["sst2"], prepared.encoded, prepared.examples.labels)
+        result = scored(quantized, TASKS["sst2"], prepared.encoded, prepared.examples.labels)
         found.append(result.predictions.tolist())
     assert len({*found[0]}) == 2
     assert all(predictions == found[0] for predictions in found)
@@ -424,7 +423,7 @@ def test_run(job: Job) -> None:
     calibration = calibrate_on(job.model, job.calibration_texts, 8)
     for result, name in zip(results, ("fp32", "e4m3"), strict=True):
         model = apply_recipe(job.model, PRESETS[name], calibration)
-        expected = evaluate(model, job.task, job.encoded, job.examples.labels, 8)
+        expected = scored(model, job.task, job.encoded, job.examples.labels, 8)
         assert result.recipe == name
         assert_same_bits(result.logits, expected.logits)
         assert result.metrics == expected.metrics
@@ -438,6 +437,18 @@ def test_run_without_calibration(job: Job) -> None:
     )
     assert [label for label, *_ in bars.seen] == ["fp32", "bf16"]
     assert [result.recipe for result in results] == ["fp32", "bf16"]
+
+
+@pytest.mark.parametrize("golden", [False, True])
+def test_a_result_stays_as_it_is_when_another_evaluation_runs(job: Job, golden: bool) -> None:
+    model = apply_recipe(job.model, PRESETS["e4m3"], calibrate_on(job.model, job.encoded), golden)
+    first = evaluate_job(job, model)
+    before = {name: dict(vars(count)) for name, count in first.counts.items()}
+    second = evaluate_job(job, model)
+    part = evaluate_job(job.select([0]), model)
+    assert {name: vars(count) for name, count in first.counts.items()} == before
+    assert {name: vars(count) for name, count in second.counts.items()} == before
+    assert all(0 < part.counts[name].elements < before[name]["elements"] for name in before)
 
 
 def test_recipes_do_not_depend_on_each_other(job: Job) -> None:

@@ -26,11 +26,11 @@ from bert_numpy import (
     save_calibration,
     save_quantized,
 )
+from bert_numpy.assets import REVIEWS
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.checkpoints.quantized import side_files
 from bert_numpy.commands.figures import draw_figures
 from bert_numpy.commands.main import main
-from bert_numpy.evaluation.job import REVIEWS
 
 EMBEDDED = "bert-tiny-sst2"
 KIT = ROOT / "bert_numpy" / "assets" / f"{EMBEDDED}-kit"
@@ -111,8 +111,11 @@ OUTPUTS = [
 ]
 
 #: The commands that make what only one output of another kind would.
-WORK = ["cli.prepare", "cli.load", "cli.saved_calibration", "cli.export_onnx", "cli.run"]
-WORK += [f"kit.commands.{name}" for name in ("make_kit", "open_kit", "write_all_vectors", "load")]
+WORK = ["evaluate.prepare", "jobs.prepare", "jobs.run"]
+WORK += [f"predict.{name}" for name in ("load", "saved_calibration")]
+WORK += [f"quantize.{name}" for name in ("load", "saved_calibration", "export_onnx")]
+WORK += [f"inspect.{name}" for name in ("load", "saved_calibration")]
+WORK += [f"golden.{name}" for name in ("make_kit", "open_kit", "write_all_vectors", "load")]
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ def no_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise AssertionError("the work was begun")
 
     for name in WORK:
-        monkeypatch.setattr(f"bert_numpy.{name}", worked)
+        monkeypatch.setattr(f"bert_numpy.commands.{name}", worked)
     return place
 
 
@@ -236,8 +239,8 @@ def test_what_no_file_can_say_is_refused_before_the_calibration(
     def worked(*_: object, **__: object) -> None:
         raise AssertionError("the calibration was begun")
 
-    for name in ("with_calibration", "calibrated_on_sentences", "run"):
-        monkeypatch.setattr(f"bert_numpy.commands.main.{name}", worked)
+    for name in ("with_calibration", "calibrated_on_sentences", "results_of"):
+        monkeypatch.setattr(f"bert_numpy.commands.quantize.{name}", worked)
     shutil.copytree("model", "pooled")
     config = json.loads(Path("model/config.json").read_text()) | {"architectures": ["BertModel"]}
     Path("pooled/config.json").write_text(json.dumps(config))

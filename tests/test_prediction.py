@@ -13,7 +13,7 @@ from factories import write_checkpoint
 
 from bert_numpy import Model, Tokenizer, load, load_tokenizer
 from bert_numpy.commands.main import main
-from bert_numpy.evaluation.evaluate import predict_span_logits
+from bert_numpy.evaluation.evaluate import text_logits
 from bert_numpy.tasks.spans import best_answers
 
 Capture = pytest.CaptureFixture[str]
@@ -98,7 +98,7 @@ def test_answers(tmp_path: Path, capsys: Capture) -> None:
     model, tokenizer = loaded(folder)
     (windows,) = tokenizer.windows(["what is funny ?"], [context], 128, 128, 64)
     assert len(windows) > 1
-    logits = predict_span_logits(model, [window.encoded for window in windows])
+    logits = text_logits(model, "question answering", [window.encoded for window in windows])
     expected = best_answers(context, windows, logits, 5, 30)
     assert report["answers"] == [vars(one) for one in expected]
     assert [text for text, _ in rows(capsys)] == [one.text for one in expected]

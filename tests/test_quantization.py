@@ -1252,11 +1252,7 @@ def test_formats_on_a_real_task(task: str, checkpoints: Path, glue: Path) -> Non
     job = prepare(checkpoints / f"minilm-{task}", task, glue, calibration_samples=128)
     n = len(job.examples)
     rows = [i * n // 128 for i in range(128)]
-    job = replace(
-        job,
-        examples=job.examples.select(rows),
-        encoded=[job.encoded[row] for row in rows],
-    )
+    job = job.select(rows)
     reference, *results = run(job, [PRESETS[name] for name in ("fp32", *FORMATS)])
     changes = {result.recipe: compare_with(reference, result) for result in results}
     errors = {name: change["relative_logit_error"] for name, change in changes.items()}

@@ -33,7 +33,7 @@ from bert_numpy import (
 from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.main import main
-from bert_numpy.evaluation.evaluate import compare_with, evaluate_answers, predict_span_logits
+from bert_numpy.evaluation.evaluate import compare_with, evaluate, text_logits
 from bert_numpy.evaluation.job import Job, prepare, run
 from bert_numpy.model.sites import expected_shapes
 from bert_numpy.tasks.files import find_files
@@ -781,7 +781,7 @@ def test_only_question_answering_has_these_outputs(tmp_path: Path) -> None:
         output = other([[2, 9, 3]])
         assert output.start_logits is None
         assert output.end_logits is None
-        assert refusal(lambda other=other: predict_span_logits(other, [TEXT])) == (
+        assert refusal(lambda other=other: text_logits(other, "question answering", [TEXT])) == (
             f"{tmp_path / kind}: expected a BertForQuestionAnswering, found {kind}"
         )
 
@@ -937,7 +937,7 @@ def test_progress_counts_windows(folder: Path, data: Path, model: Model) -> None
     done: list[int] = []
     assert isinstance(job.examples, Questions)
     quantized = apply_recipe(model, PRESETS["fp32"])
-    evaluate_answers(quantized, SQUAD, job.examples, job.windows, 5, done.append)
+    evaluate(quantized, SQUAD, job.examples, job.windows, 5, done.append)
     assert sum(done) == len(job.encoded)
     assert done[:-1] == [5] * (len(done) - 1)
 

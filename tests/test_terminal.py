@@ -21,12 +21,12 @@ from factories import write_checkpoint
 from terminal import on_a_terminal
 
 from bert_numpy import PRESETS, BertNumpyError, load_calibration, save_calibration, save_recipe
+from bert_numpy.assets import ASSETS, REVIEWS
 from bert_numpy.checkpoints.hub import resolve
-from bert_numpy.commands import main as cli
+from bert_numpy.commands import predict
 from bert_numpy.commands.main import main
 from bert_numpy.commands.model_card import model_card
 from bert_numpy.errors import one_line, shown, writing
-from bert_numpy.evaluation.job import REVIEWS
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
 from bert_numpy.tasks.tokenizer_backend import library_errors
 
@@ -418,7 +418,7 @@ def test_files_are_there_before_the_reader_goes(
         "TASK": ["--task", "sst2", "--data", str(data)],
         "OUT": [str(out)],
         "MADE": [str(made)],
-        "KIT": [str(Path(cli.__file__).parent / "assets" / f"{EMBEDDED}-kit")],
+        "KIT": [str(ASSETS / f"{EMBEDDED}-kit")],
     }
     done = run_process(*(part for word in argv for part in given.get(word, [word])), stdout=writer)
     os.close(writer)
@@ -466,7 +466,7 @@ def test_any_exception_about_the_input_is_one_line(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load", fail)
+    monkeypatch.setattr(predict, "load", fail)
     assert main(PREDICT) == 2
     output = capsys.readouterr()
     assert output.err.startswith(f"bert-numpy: {EMBEDDED}: {text}")
@@ -485,7 +485,7 @@ def test_a_mistake_of_the_program_is_a_safe_traceback(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load", fail)
+    monkeypatch.setattr(predict, "load", fail)
     assert main(PREDICT) == 70
     text = capsys.readouterr().err
     assert text.startswith("Traceback")
@@ -499,7 +499,7 @@ def test_errors_of_the_system_name_the_file(
     def fail(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "/x/\x1b[31m")
 
-    monkeypatch.setattr(cli, "load", fail)
+    monkeypatch.setattr(predict, "load", fail)
     assert main(PREDICT) == 2
     assert capsys.readouterr().err == ("bert-numpy: /x/\\x1b[31m: Permission denied\n")
 
@@ -541,7 +541,7 @@ def test_public_names_are_found_at_their_first_use() -> None:
         "assert set(bert_numpy.__all__) == set(bert_numpy._HOMES); "
         "[getattr(bert_numpy, name) for name in bert_numpy.__all__]; "
         "assert bert_numpy.load.__module__ == 'bert_numpy.checkpoints.load'; "
-        "assert bert_numpy.tasks.squad.SQUAD.name == 'squad'; "
+        "assert bert_numpy.job.Job.__name__ == 'Job'; "
         "assert not hasattr(bert_numpy, 'nothing'); "
         "assert set(bert_numpy.__all__) <= set(dir(bert_numpy))"
     )

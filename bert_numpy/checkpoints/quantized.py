@@ -36,7 +36,7 @@ from bert_numpy.checkpoints.quantization_config import (
     says_input,
 )
 from bert_numpy.checkpoints.tensors import open_checkpoint, read_float32
-from bert_numpy.errors import BertNumpyError, read_json, writing
+from bert_numpy.errors import BertNumpyError, read_json, reading, writing
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
 from bert_numpy.model.sites import WORDS, linear_sites, sites_of
@@ -158,13 +158,8 @@ def side_files(folder: Path) -> list[str]:
                 f"{path}: expected a file of the model's folder, as it is copied into a folder to "
                 f"be published; found a link to {final}: put a copy in its place, or remove it"
             )
-        try:
-            with open_regular(path) as file:
-                size = os.fstat(file.fileno()).st_size
-        except OSError as error:
-            raise BertNumpyError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
-            raise BertNumpyError(str(error)) from None
+        with reading(path), open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
         if size > _MAX_SIDE_FILE:
             raise BertNumpyError(
                 f"{path}: expected at most {_MAX_SIDE_FILE} bytes to copy, found {size}"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from bert_numpy.errors import BertNumpyError, one_line, read_json
+from bert_numpy.errors import BertNumpyError, read_json, reading
 from npfp8 import bfloat16
 from npfp8.files import is_plain_name, open_regular
 from npfp8.storage import StoredTensor, read_header
@@ -182,9 +182,7 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file."""
-    if not os.path.exists(path):  # unlike Path.exists, False for a name that no file can have
-        raise BertNumpyError(f"{path}: no such file")
-    try:
+    with reading(path):
         open_regular(path).close()  # the library would wait for a pipe
         try:
             with safe_open(path, framework="numpy"):
@@ -196,12 +194,6 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
                 ) from None
             return tensors
         return read_header(path)
-    except (OSError, MemoryError) as error:  # the latter where a file cannot be mapped
-        raise BertNumpyError(
-            f"{path}: expected a file, found an error: {one_line(error)}"
-        ) from None
-    except ValueError as error:  # which names the file
-        raise BertNumpyError(str(error)) from None
 
 
 def _newer_than_the_library(path: Path) -> dict[str, StoredTensor] | None:

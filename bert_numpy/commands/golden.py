@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bert_numpy.checkpoints.hub import EMBEDDED, resolve
 from bert_numpy.checkpoints.load import load
+from bert_numpy.commands.jobs import calibrated_on_sentences, chosen_recipe
 from bert_numpy.commands.options import (
+    AddCommand,
     add_format,
     add_model,
     add_sentence_scales,
-    calibrated_on_sentences,
     check_scales,
-    chosen_recipe,
     finite,
     natural,
     positive,
@@ -24,7 +23,7 @@ from bert_numpy.commands.options import (
     require_together,
 )
 from bert_numpy.commands.report import Outcome, note, print_lines, progress_bar, write_text
-from bert_numpy.errors import BertNumpyError, writing
+from bert_numpy.errors import BertNumpyError, reading, writing
 from bert_numpy.evaluation.job import prepare, saved_calibration
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.export import make_kit, model_files, read_inputs, sequence
@@ -38,9 +37,6 @@ from npfp8.files import created_folder
 from npfp8.vectors import check_results, read_vectors, write_all_vectors
 
 __all__ = ["add_golden_commands"]
-
-#: Adds a command: its name, its function and a summary.
-AddCommand = Callable[[str, Callable[[argparse.Namespace], Outcome], str], argparse.ArgumentParser]
 
 
 def add_golden_commands(command: AddCommand) -> None:
@@ -179,17 +175,8 @@ def _vectors(arguments: argparse.Namespace) -> Outcome:
 def _check_vectors(arguments: argparse.Namespace) -> Outcome:
     reports, lines = [], []
     for file in arguments.files:
-        try:
+        with reading(file):
             report = check_results(read_vectors(Path(file)))
-        except FileNotFoundError:
-            raise BertNumpyError(f"{file}: no such file") from None
-        except OSError as error:
-            raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
-            path, text = Path(file), str(error)
-            if not text.startswith(str(path)):
-                text = f"{path}: {text.removeprefix(f'{path.name}: ')}"
-            raise BertNumpyError(text) from None
         reports.append(report)
         lines.append(f"{file}: {report.wrong} of {report.cases} cases are wrong")
         if report.wrong:

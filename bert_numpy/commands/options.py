@@ -8,39 +8,39 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from bert_numpy.assets import REVIEWS
-from bert_numpy.checkpoints.load import stored_recipe
-from bert_numpy.commands.report import note, progress_bar
+from bert_numpy.commands.report import Outcome
 from bert_numpy.errors import BertNumpyError, shown
-from bert_numpy.evaluation.job import any_task_named, calibrate_on_sentences
-from bert_numpy.model.model import Model
-from bert_numpy.quantization.calibration import Calibration
-from bert_numpy.quantization.recipe import Recipe, preset
-from bert_numpy.tasks.tokenization import Tokenizer
+from bert_numpy.quantization.recipe import Recipe
+from bert_numpy.tasks.registry import TASK_NAMES, any_task_named
+from bert_numpy.tasks.squad import SQUAD
+from npfp8.matmul import ACCUMULATIONS
 
 __all__ = [
     "CALIBRATION_SAMPLES",
+    "AddCommand",
     "Parser",
+    "add_accumulate",
     "add_calibration_samples",
+    "add_data",
     "add_format",
+    "add_golden",
+    "add_limit",
     "add_model",
     "add_sentence_scales",
-    "calibrated_on_sentences",
-    "check_accumulate",
     "check_scales",
     "check_values",
-    "chosen_recipe",
     "finite",
-    "named_recipe",
     "natural",
     "positive",
     "refuse",
     "require_together",
 ]
+
+#: Adds a command: its name, its function and a summary.
+AddCommand = Callable[[str, Callable[[argparse.Namespace], Outcome], str], argparse.ArgumentParser]
 
 #: Examples, or sentences, to calibrate on, unless another number is asked for.
 CALIBRATION_SAMPLES = 256
@@ -143,16 +143,6 @@ def check_scales(
         refuse(arguments, options[1:], "no --calibration with it, found one")
 
 
-def check_accumulate(arguments: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
-    """Refuse ``--accumulate`` where no product is of 8-bit codes."""
-    sites = [site for recipe in recipes for _, site in recipe.overrides]
-    for recipe in recipes:
-        sites += [recipe.linear, recipe.scores, recipe.context]
-    if not any(site.a.fmt is not None and site.b.fmt is not None for site in sites):
-        names = ", ".join(recipe.name for recipe in recipes)
-        refuse(arguments, ["accumulate"], f"a format with products of 8-bit codes, found {names}")
-
-
 def _given(arguments: argparse.Namespace) -> dict[str, int]:
     found: dict[str, int] = getattr(arguments, "given", {})
     return found
@@ -216,24 +206,65 @@ def add_format(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
-def chosen_recipe(arguments: argparse.Namespace, default: str = "fp32") -> Recipe:
-    """The recipe of ``--format``, or a quantized checkpoint's own."""
-    name, model = arguments.format, arguments.model
-    own = stored_recipe(model, arguments.revision)
-    if own is None:
-        return named_recipe(default if name is None else name, model)
-    if name not in (None, "stored"):
-        raise BertNumpyError(
-            f"{model}: expected format 'stored' of a quantized checkpoint, found {name!r}"
-        )
-    return own
+def add_golden(parser: argparse.ArgumentParser) -> None:
+    """Add ``--golden``."""
+    parser.add_argument(
+        "--golden",
+        action="store_true",
+        help="compute the same bits on every machine and in every batch, calibration included",
+    )
 
 
-def named_recipe(name: str, model: str) -> Recipe:
-    """The recipe of a name or file, for a checkpoint that is not quantized."""
-    if name == "stored":
-        raise BertNumpyError(f"{model}: expected a quantized checkpoint for format 'stored'")
-    return preset(name)
+def add_accumulate(parser: argparse.ArgumentParser) -> None:
+    """Add ``--accumulate``."""
+    parser.add_argument(
+        "--accumulate",
+        choices=ACCUMULATIONS,
+        metavar="MODE",
+        help="how products of 8-bit codes are added up, instead of what the format's recipe "
+        f"says (exact in every named one): {', '.join(ACCUMULATIONS)}",
+    )
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """Add ``--limit``."""
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="evaluate only the first N examples"
+    )
+
+
+def add_data(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add the options of a task, its data and the calibration on it."""
+    add = parser.add_argument
+    add("--task", required=required, metavar="NAME", help=", ".join(TASK_NAMES))
+    add(
+        "--data",
+        required=required,
+        metavar="DATA",
+        help="the task's folder, a folder of such folders, a file to evaluate on, or a data set "
+        "on the hub (nyu-mll/glue, rajpurkar/squad)",
+    )
+    add_calibration_samples(parser)
+    add(
+        "--calibration-data",
+        metavar="FILE",
+        help="take them from FILE instead of the training file beside the data"
+        + ("" if required else "; without --task, sentences in SST-2's layout"),
+    )
+    add(
+        "--calibration",
+        metavar="FILE",
+        help="take the scales from what --save-calibration wrote; nothing is calibrated",
+    )
+    add("--save-calibration", metavar="FILE", help="write the calibration to FILE")
+    add(
+        "--max-length",
+        type=positive,
+        metavar="N",
+        help="cut inputs to N tokens (default: 128), "
+        f"contexts of questions into windows (default: {SQUAD.max_length})",
+    )
+    add("--batch-size", type=positive, metavar="N", default=32, help="sequences at a time")
 
 
 def add_calibration_samples(parser: argparse.ArgumentParser) -> None:
@@ -258,31 +289,6 @@ def add_sentence_scales(parser: argparse.ArgumentParser) -> None:
         "the package)",
     )
     add_calibration_samples(parser)
-
-
-def calibrated_on_sentences(
-    arguments: argparse.Namespace,
-    model: Model,
-    tokenizer: Tokenizer,
-    *,
-    paired: bool = False,
-    golden: bool = False,
-) -> Calibration:
-    """Calibrate on sentences by these options; notes on which.
-
-    Raises
-    ------
-    BertNumpyError
-        As :func:`bert_numpy.evaluation.job.calibrate_on_sentences`.
-    """
-    file = Path(arguments.calibration_data or REVIEWS / "train.tsv")
-    samples = arguments.calibration_samples
-    calibration = calibrate_on_sentences(
-        model, tokenizer, file, progress_bar, samples=samples, paired=paired, golden=golden
-    )
-    which = f"{samples}" if calibration.samples == samples else "the"
-    note(f"scales: from {which} sentences of {file}")
-    return calibration
 
 
 def require_together(arguments: argparse.Namespace) -> None:

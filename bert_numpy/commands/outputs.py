@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bert_numpy.assets import REVIEWS
 from bert_numpy.checkpoints.hub import EMBEDDED, MODEL_FILES, is_hub_id, kit_folder, resolve
@@ -19,10 +20,9 @@ from bert_numpy.checkpoints.pooling import pooling_files
 from bert_numpy.checkpoints.quantized import TOKENIZER_FILES, check_target
 from bert_numpy.checkpoints.tensors import INDEX, SINGLE, read_weight_map
 from bert_numpy.errors import BertNumpyError, writing
-from bert_numpy.evaluation.job import any_task_named
 from bert_numpy.tasks.files import find_files
-from bert_numpy.tasks.glue import Task
-from bert_numpy.tasks.squad import SpanTask
+from bert_numpy.tasks.registry import any_task_named
+from bert_numpy.tasks.task import Task
 from npfp8.files import check_file, same_file
 
 __all__ = ["check_apart", "check_output", "check_outputs", "submission_file"]
@@ -104,11 +104,11 @@ def check_apart(outputs: Sequence[Output]) -> None:
                 )
 
 
-def submission_file(out: str, task: Task | SpanTask) -> str:
+def submission_file(out: str, task: Task[Any]) -> str:
     """The file of a submission: ``out``, or in a folder of that name the one the server expects."""
-    if not isinstance(task, Task) or not os.path.isdir(out):
+    if task.test_set is None or not os.path.isdir(out):
         return out
-    return os.path.join(out, f"{task.submission_name or task.folder}.tsv")
+    return os.path.join(out, task.test_set.submission_file)
 
 
 def _outputs(arguments: argparse.Namespace) -> list[Output]:
@@ -212,7 +212,8 @@ def _data_files(data: str, task: str | None) -> Iterator[Path]:
     if task is None or not os.path.isdir(data):
         return
     known = any_task_named(task)
-    for part in (known.dev, known.train, *([known.test] if isinstance(known, Task) else [])):
+    test = [] if known.test_set is None else [known.test_set.file]
+    for part in (known.dev, known.train, *test):
         with suppress(BertNumpyError):
             yield from find_files(data, known, part)
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.finite import NO_CLASS, missing, rows_not_finite
+from bert_numpy.finite import missing
 from bert_numpy.model.model import Model, ModelOutput, require_head
+from bert_numpy.progress import Progress
 from bert_numpy.quantization.calibration import Calibration, calibrate
 from bert_numpy.quantization.convert import QuantizedModel
-from bert_numpy.quantization.counts import Counts, OperandCounts, added
-from bert_numpy.tasks.glue import Task, label_order
-from bert_numpy.tasks.metrics import ANSWER_METRICS, METRICS
-from bert_numpy.tasks.spans import Answer, best_answers
-from bert_numpy.tasks.squad import Questions, SpanTask
+from bert_numpy.quantization.counts import Counts, added
+from bert_numpy.tasks.spans import Answer
+from bert_numpy.tasks.task import Data, Task
 from bert_numpy.tasks.tokenization import EncodedText, Window, pad
 from bert_numpy.threads import default_threads, map_in_order
 
@@ -28,18 +27,17 @@ __all__ = [
     "Evaluation",
     "batches",
     "calibrate_on",
+    "check_model",
     "compare_with",
     "evaluate",
-    "evaluate_answers",
     "outputs",
     "predict_logits",
-    "predict_span_logits",
     "require_answers",
+    "text_logits",
 ]
 
 Float32Array = npt.NDArray[np.float32]
-#: Called with the number of sequences just done.
-Progress = Callable[[int], None]
+_Data = TypeVar("_Data", bound=Data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +71,7 @@ class Evaluation:
     metrics: dict[str, float]
     weight_bytes: int
     seconds: float
-    counts: Mapping[str, OperandCounts] = field(default_factory=dict)
+    counts: Counts = field(default_factory=dict)
     answers: tuple[tuple[Answer, ...], ...] = ()
 
     @property
@@ -98,7 +96,6 @@ def outputs(
     batch_size: int = 32,
     progress: Progress | None = None,
     threads: int | None = None,
-    counts: list[Counts] | None = None,
 ) -> Iterator[tuple[list[int], ModelOutput]]:
     """The rows of each batch and what the model gives for them, the longest first.
 
@@ -114,11 +111,71 @@ def outputs(
 
     given = batches(encoded, batch_size, model.config.pad_token_id)
     for rows, output in map_in_order(run, given, threads or default_threads()):
-        if counts is not None:
-            counts.append(output.counts)
         yield rows, output
         if progress is not None:
             progress(len(rows))
+
+
+def _class_logits(output: ModelOutput, row: int, length: int) -> Float32Array:
+    assert output.logits is not None
+    logits: Float32Array = output.logits[row]
+    return logits
+
+
+def _span_logits(output: ModelOutput, row: int, length: int) -> Float32Array:
+    assert output.start_logits is not None
+    assert output.end_logits is not None
+    return np.stack([output.start_logits[row, :length], output.end_logits[row, :length]], axis=1)
+
+
+#: By head, how to take the logits of a text of some tokens from its row of a batch's output.
+_LOGITS: dict[str, Callable[[ModelOutput, int, int], Float32Array]] = {
+    "sequence classification": _class_logits,
+    "question answering": _span_logits,
+}
+
+
+def text_logits(
+    model: Model,
+    head: str,
+    encoded: Sequence[EncodedText],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> list[Float32Array]:
+    """The logits of every text, in order, finite or not, by a model with the given head.
+
+    Returns
+    -------
+    list of ndarray of float32
+        For sequence classification (outputs,); for question answering the start
+        and end logits of every token, (tokens, 2), padding left out.
+
+    Raises
+    ------
+    BertNumpyError
+        If the model has another head.
+    """
+    return _logits_and_counts(model, head, encoded, batch_size, progress, threads)[0]
+
+
+def _logits_and_counts(
+    model: Model,
+    head: str,
+    encoded: Sequence[EncodedText],
+    batch_size: int,
+    progress: Progress | None,
+    threads: int | None = None,
+) -> tuple[list[Float32Array], Counts]:
+    """The logits of every text, and what quantization did in all batches together."""
+    require_head(model, head)
+    logits: dict[int, Float32Array] = {}
+    counts: Counts = {}
+    for rows, output in outputs(model, encoded, batch_size, progress, threads):
+        counts = added([counts, output.counts])
+        for place, row in enumerate(rows):
+            logits[row] = _LOGITS[head](output, place, len(encoded[row].input_ids))
+    return [logits[row] for row in range(len(encoded))], counts
 
 
 def predict_logits(
@@ -127,36 +184,10 @@ def predict_logits(
     batch_size: int = 32,
     progress: Progress | None = None,
     threads: int | None = None,
-    counts: list[Counts] | None = None,
 ) -> Float32Array:
-    """The logits of every text, in order, finite or not. Returns float32 (texts, outputs)."""
-    logits = np.empty((len(encoded), len(model.config.labels)), np.float32)
-    require_head(model, "sequence classification")
-    for rows, output in outputs(model, encoded, batch_size, progress, threads, counts):
-        logits[rows] = output.logits
-    return logits
-
-
-def predict_span_logits(
-    model: Model,
-    encoded: Sequence[EncodedText],
-    batch_size: int = 32,
-    progress: Progress | None = None,
-    threads: int | None = None,
-    counts: list[Counts] | None = None,
-) -> list[Float32Array]:
-    """Start and end logits of every token of every text, in order. Each float32 (tokens, 2).
-
-    As the model gives them, finite or not.
-    """
-    logits: dict[int, Float32Array] = {}
-    require_head(model, "question answering")
-    for rows, output in outputs(model, encoded, batch_size, progress, threads, counts):
-        assert output.start_logits is not None
-        assert output.end_logits is not None
-        for row, *pair in zip(rows, output.start_logits, output.end_logits, strict=True):
-            logits[row] = np.stack(pair, axis=1)[: len(encoded[row].input_ids)]
-    return [logits[row] for row in range(len(encoded))]
+    """:func:`text_logits` of a classifier as one array. Returns float32 (texts, outputs)."""
+    rows = text_logits(model, "sequence classification", encoded, batch_size, progress, threads)
+    return np.array(rows, np.float32).reshape(len(encoded), len(model.config.labels))
 
 
 def calibrate_on(
@@ -177,75 +208,31 @@ def calibrate_on(
     return calibrate(model, reported(), golden)
 
 
+def check_model(model: Model, task: Task[Any]) -> None:
+    """Raise :class:`BertNumpyError` if a model's head, or its labels, are not the task's."""
+    require_head(model, task.head)
+    task.check_labels(model.config)
+
+
 def evaluate(
     model: QuantizedModel,
-    task: Task,
-    encoded: Sequence[EncodedText],
-    labels: npt.NDArray[Any] | None,
+    task: Task[_Data],
+    examples: _Data,
+    windows: Sequence[Sequence[Window]],
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Run a model, by its recipe, over a data set and score it.
+    """Run a model, by its recipe, over a task's examples, and score its predictions.
 
     Parameters
     ----------
     model : QuantizedModel
         As :func:`bert_numpy.apply_recipe` makes it; the recipe ``fp32`` too.
     task : Task
-    encoded : sequence of EncodedText
-    labels : ndarray, (examples,), or None
-        Class numbers or scores, as :func:`bert_numpy.tasks.glue.read_examples` gives
-        them; without them there are predictions, but no metrics.
-    batch_size : int
-    progress : callable, optional
-
-    Raises
-    ------
-    BertNumpyError
-        If the model's head does not fit the task, or there is no text.
-    """
-    _check_some(encoded)
-    order = label_order(model.config.labels, task, model.config.problem_type)
-    counts: list[Counts] = []
-    begin = time.perf_counter()
-    logits = predict_logits(model, encoded, batch_size, progress, counts=counts)
-    seconds = time.perf_counter() - begin
-    none = rows_not_finite(logits)
-    if task.is_regression:
-        predictions: npt.NDArray[Any] = np.where(none, np.nan, logits[:, 0].astype(np.float64))
-    else:
-        predictions = np.where(none, NO_CLASS, order[logits.argmax(axis=1)])
-    return Evaluation(
-        model.recipe.name,
-        logits,
-        predictions,
-        {}
-        if labels is None
-        else {name: METRICS[name](labels, predictions) for name in task.metrics},
-        model.weight_bytes,
-        seconds,
-        added(counts),
-    )
-
-
-def evaluate_answers(
-    model: QuantizedModel,
-    task: SpanTask,
-    questions: Questions,
-    windows: Sequence[Sequence[Window]],
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Answer questions with a model, by its recipe, and score the answers.
-
-    Parameters
-    ----------
-    model : QuantizedModel
-        As :func:`bert_numpy.apply_recipe` makes it; the recipe ``fp32`` too.
-    task : SpanTask
-    questions : Questions
+    examples : Data
+        As the task reads them. Without labels there are predictions, but no metrics.
     windows : sequence of sequences of Window
-        Of each question, as :meth:`bert_numpy.Tokenizer.windows` makes them.
+        As the task encodes the examples.
     batch_size : int
     progress : callable, optional
         Called with numbers of windows.
@@ -253,34 +240,27 @@ def evaluate_answers(
     Raises
     ------
     BertNumpyError
-        If the model has no question answering head, or there is no question.
+        If the model's head does not fit the task, or there is no example.
     """
-    _check_some(windows)
+    if not windows:  # no metric has a value for nothing
+        raise BertNumpyError("evaluation: expected at least one example, found none")
+    check_model(model, task)
     encoded = [window.encoded for parts in windows for window in parts]
-    counts: list[Counts] = []
     begin = time.perf_counter()
-    logits = predict_span_logits(model, encoded, batch_size, progress, counts=counts)
+    logits, counts = _logits_and_counts(model, task.head, encoded, batch_size, progress)
     seconds = time.perf_counter() - begin
-    remaining = iter(logits)
-    answers: list[tuple[Answer, ...]] = []
-    for question, parts in zip(questions.items, windows, strict=True):
-        of_windows = [next(remaining) for _ in parts]
-        if rows_not_finite(np.concatenate(of_windows)).any():
-            answers.append(())
-            continue
-        limits = (task.n_best, task.max_answer_length)
-        answers.append(best_answers(question.context, parts, of_windows, *limits))
-    texts = [best[0].text if best else None for best in answers]
-    right = [question.answers for question in questions.items]
+    found = task.predict(model.config, examples, windows, logits)
+    labels = examples.labels
+    scores = {} if labels is None else task.scores
     return Evaluation(
         model.recipe.name,
-        np.concatenate(logits),
-        np.array(texts, object),  # a str array would lose a NUL at the end
-        {name: metric(right, texts) for name, metric in ANSWER_METRICS.items()},
+        found.logits,
+        found.predictions,
+        {name: score(labels, found.predictions) for name, score in scores.items()},
         model.weight_bytes,
         seconds,
-        added(counts),
-        tuple(answers),
+        counts,
+        found.answers,
     )
 
 
@@ -301,13 +281,7 @@ def require_answers(model: Model, evaluation: Evaluation) -> None:
         )
 
 
-def _check_some(examples: Sequence[Any]) -> None:
-    """Refuse what no metric has a value for."""
-    if not examples:
-        raise BertNumpyError("evaluation: expected at least one example, found none")
-
-
-class Predicted(Protocol):
+class Compared(Protocol):
     """Logits and predictions of a data set, however they were put together."""
 
     @property
@@ -317,7 +291,7 @@ class Predicted(Protocol):
     def predictions(self) -> npt.NDArray[Any]: ...
 
 
-def compare_with(reference: Predicted, result: Predicted) -> dict[str, float]:
+def compare_with(reference: Compared, result: Compared) -> dict[str, float]:
     """What a recipe changed on the same data: usually, against FP32.
 
     Returns

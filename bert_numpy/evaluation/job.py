@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bert_numpy.checkpoints.load import load
-from bert_numpy.errors import BertNumpyError
-from bert_numpy.evaluation.evaluate import (
-    Evaluation,
-    Progress,
-    calibrate_on,
-    evaluate,
-    evaluate_answers,
-)
-from bert_numpy.model.model import Model, require_head
+from bert_numpy.errors import BertNumpyError, reading
+from bert_numpy.evaluation.evaluate import Evaluation, calibrate_on, check_model, evaluate
+from bert_numpy.model.model import Model
 from bert_numpy.model.sites import model_sites
+from bert_numpy.progress import Progress, ProgressBar, no_bar
 from bert_numpy.quantization.calibration import (
     Calibration,
     how_to_make,
@@ -28,24 +23,14 @@ from bert_numpy.quantization.calibration import (
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.files import find_files
-from bert_numpy.tasks.glue import (
-    Examples,
-    Task,
-    TestSet,
-    label_order,
-    merge_examples,
-    read_examples,
-    read_test_sets,
-    task_named,
-)
-from bert_numpy.tasks.squad import SQUAD, Questions, SpanTask, merge_questions, read_questions
+from bert_numpy.tasks.glue import TASKS
+from bert_numpy.tasks.registry import any_task_named, require_test_set
+from bert_numpy.tasks.task import Data, Task
 from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 from npfp8.files import open_regular
 
 __all__ = [
     "Job",
-    "ProgressBar",
-    "any_task_named",
     "calibrate_on_sentences",
     "evaluate_job",
     "keep_calibration",
@@ -56,41 +41,37 @@ __all__ = [
     "with_calibration",
 ]
 
-#: Makes a progress bar: called with a total and a label.
-ProgressBar = Callable[[int, str], AbstractContextManager[Progress]]
-
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """A model, the examples that it is evaluated on, and what it is calibrated by.
 
-    ``encoded`` holds what the model is run on: the examples, or the windows of
-    all questions, which ``windows`` has question by question. ``calibration``
-    is a given one; without it ``calibration_texts`` are run.
+    ``windows`` has for each example what the model is run on, as the task encodes
+    it. ``calibration`` is a given one; without it ``calibration_texts`` are run.
     """
 
     model: Model
-    task: Task | SpanTask
-    examples: Examples | Questions | TestSet
-    encoded: list[EncodedText]
+    task: Task[Any]
+    examples: Data
+    windows: list[list[Window]]
     calibration_texts: list[EncodedText]
     batch_size: int
     calibration: Calibration | None = None
-    windows: list[list[Window]] = field(default_factory=list)
 
     def select(self, rows: Sequence[int]) -> Job:
         """The same with only the examples of the given rows."""
-        encoded = [self.encoded[row] for row in rows] if not self.windows else []
-        assert not isinstance(self.examples, TestSet), "a test set is taken whole"
-        windows = [self.windows[row] for row in rows] if self.windows else []
-        encoded += [window.encoded for parts in windows for window in parts]
-        return replace(self, examples=self.examples.select(rows), encoded=encoded, windows=windows)
+        windows = [self.windows[row] for row in rows]
+        return replace(self, examples=self.examples.select(rows), windows=windows)
+
+    @property
+    def encoded(self) -> list[EncodedText]:
+        """All that the model is run on, in the examples' order."""
+        return _flat(self.windows)
 
     @property
     def truncated(self) -> int:
         """How many examples were cut to the length limit; a context in windows is not cut."""
-        inputs = [parts[0].encoded for parts in self.windows] or self.encoded
-        return sum(item.truncated for item in inputs)
+        return sum(parts[0].encoded.truncated for parts in self.windows)
 
 
 def prepare(
@@ -147,59 +128,64 @@ def prepare(
         If anything is missing, malformed or does not fit together.
     """
     task_ = any_task_named(task)
-    file = Path(data)
-    given_file = file.is_file()
-    examples: Examples | Questions | TestSet
-    if test:
-        if not isinstance(task_, Task):
-            raise BertNumpyError(f"task {task_.name}: expected one of GLUE's for its test set")
-        paths = [file] if given_file else find_files(data, task_, task_.test)
-        examples = read_test_sets(paths, task_)
-    else:
-        examples = _read([file] if given_file else find_files(data, task_, task_.dev), task_)
-    if not isinstance(examples, TestSet) and limit is not None and limit < len(examples):
-        examples = examples.select(range(limit))
-    sample = None
+    examples = _read_examples(data, task_, limit, test)
     given = saved_calibration(calibration) if calibrated and calibration is not None else None
+    sample = None
     if calibrated and given is None:
-        if calibration_data is None:
-            sources = _training_files(file.parent if given_file else data, task_)
-        else:
-            sources = [Path(calibration_data)]
-            require_regular(sources[0])
-        sample = _read(sources, task_).sample(calibration_samples)
+        sample = _read_training(data, task_, calibration_data).sample(calibration_samples)
     loaded = load(model, revision)
-    _check_head(loaded, task_)
+    check_model(loaded, task_)
     tokenizer = load_tokenizer(model, revision)
+    length = task_.max_length if max_length is None else max_length
     calibration_texts: list[EncodedText] = []
-    with (progress_bar or _no_bar)(len(examples) + len(sample or ()), "texts") as advance:
-        encoded, windows = _encode(tokenizer, examples, max_length, advance)
+    with (progress_bar or no_bar)(len(examples) + len(sample or ()), "texts") as advance:
+        windows = task_.encode(tokenizer, examples, length, advance)
         if sample is not None:
-            calibration_texts, _ = _encode(tokenizer, sample, max_length, advance)
-    return Job(loaded, task_, examples, encoded, calibration_texts, batch_size, given, windows)
+            calibration_texts = _flat(task_.encode(tokenizer, sample, length, advance))
+    return Job(loaded, task_, examples, windows, calibration_texts, batch_size, given)
 
 
-def _training_files(data: str | Path, task: Task | SpanTask) -> list[Path]:
+def _flat(windows: Sequence[Sequence[Window]]) -> list[EncodedText]:
+    return [window.encoded for parts in windows for window in parts]
+
+
+def _read_examples(data: str | Path, task: Task[Any], limit: int | None, test: bool) -> Data:
+    """The examples to evaluate on: of ``data`` if it is a file, else of the file in it."""
+    file: str = task.dev
+    read: Callable[[Sequence[Path]], Data] = task.read
+    if test:
+        test_set = require_test_set(task)
+        file, read = test_set.file, test_set.read
+    given = Path(data)
+    examples = read([given] if given.is_file() else find_files(data, task, file))
+    if limit is not None and limit < len(examples):
+        return examples.select(range(limit))
+    return examples
+
+
+def _read_training(data: str | Path, task: Task[Any], file: str | Path | None) -> Data:
+    """The examples to choose from for a calibration: of a file, or of that beside the data."""
+    examples: Data
+    if file is not None:
+        require_regular(Path(file))
+        examples = task.read([Path(file)])
+        return examples
+    given = Path(data)
     try:
-        return find_files(data, task, task.train)
+        paths = find_files(given.parent if given.is_file() else data, task, task.train)
     except BertNumpyError as error:
         raise BertNumpyError(
             f"{error}. The training examples are to calibrate on: in their place give a file of "
             "examples (--calibration-data) or a saved calibration (--calibration)"
         ) from None
+    examples = task.read(paths)
+    return examples
 
 
 def require_regular(path: Path) -> None:
     """Refuse a pipe or a device: only of a whole file can examples be chosen evenly."""
-    try:
+    with reading(path):
         open_regular(path).close()
-    except FileNotFoundError:
-        raise BertNumpyError(f"{path}: no such file") from None
-    except OSError as error:
-        raise BertNumpyError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        text = str(error)
-        raise BertNumpyError(text if str(path) in text else f"{path}: {text}") from None
 
 
 def saved_calibration(path: str | Path) -> Calibration:
@@ -240,57 +226,12 @@ def calibrate_on_sentences(
         If the file is not as expected.
     """
     require_regular(file)
-    texts = read_examples(file, task_named("sst2")).sample(samples).texts
+    task = TASKS["sst2"]
+    texts = task.read([file]).sample(samples).texts
     pairs = [*texts[1:], texts[0]] if paired else None
-    encoded = tokenizer.encode(texts, pairs, min(128, tokenizer.model_max_length))
-    with (progress_bar or _no_bar)(len(encoded), "calibration") as advance:
+    encoded = tokenizer.encode(texts, pairs, min(task.max_length, tokenizer.model_max_length))
+    with (progress_bar or no_bar)(len(encoded), "calibration") as advance:
         return calibrate_on(model, encoded, progress=advance, golden=golden)
-
-
-def any_task_named(name: str) -> Task | SpanTask:
-    """A task of GLUE's or SQuAD by its name.
-
-    Raises
-    ------
-    BertNumpyError
-        If there is none of that name.
-    """
-    return SQUAD if name.lower() == SQUAD.name else task_named(name, others=[SQUAD.name])
-
-
-def _read(paths: Sequence[Path], task: Task | SpanTask) -> Examples | Questions:
-    if isinstance(task, SpanTask):
-        return merge_questions([read_questions(path) for path in paths])
-    return merge_examples([read_examples(path, task) for path in paths])
-
-
-def _check_head(model: Model, task: Task | SpanTask) -> None:
-    """Refuse a model whose head is not the task's."""
-    answers = isinstance(task, SpanTask)
-    require_head(model, "question answering" if answers else "sequence classification")
-    if isinstance(task, Task):
-        label_order(model.config.labels, task, model.config.problem_type)
-
-
-def _encode(
-    tokenizer: Tokenizer,
-    examples: Examples | Questions | TestSet,
-    max_length: int | None,
-    progress: Progress,
-) -> tuple[list[EncodedText], list[list[Window]]]:
-    """What the model is run on and, of questions, each one's windows."""
-    if not isinstance(examples, Questions):
-        limit = 128 if max_length is None else max_length
-        return tokenizer.encode(examples.texts, examples.pairs, limit, progress), []
-    windows = tokenizer.windows(
-        [item.question for item in examples.items],
-        [item.context for item in examples.items],
-        SQUAD.max_length if max_length is None else max_length,
-        SQUAD.doc_stride,
-        SQUAD.max_query_length,
-        progress,
-    )
-    return [window.encoded for parts in windows for window in parts], windows
 
 
 def run(
@@ -320,7 +261,7 @@ def run(
         accumulate as it says; or as :func:`bert_numpy.calibrate` and
         :func:`evaluate` do.
     """
-    bar = progress_bar or _no_bar
+    bar = progress_bar or no_bar
     for recipe in recipes:  # before the first of them has taken its time
         recipe.check_accumulation(model_sites(job.model))
     job = with_calibration(job, recipes, bar, golden=golden)
@@ -366,7 +307,7 @@ def with_calibration(
         or not any(recipe.calibrated for recipe in recipes)
     ):
         return job
-    with (progress_bar or _no_bar)(len(job.calibration_texts), "calibration") as advance:
+    with (progress_bar or no_bar)(len(job.calibration_texts), "calibration") as advance:
         calibration = calibrate_on(
             job.model, job.calibration_texts, job.batch_size, advance, golden
         )
@@ -374,15 +315,5 @@ def with_calibration(
 
 
 def evaluate_job(job: Job, model: QuantizedModel, progress: Progress | None = None) -> Evaluation:
-    """Evaluate a model on a job's examples, whatever their kind."""
-    task, examples = job.task, job.examples
-    if isinstance(task, SpanTask) and isinstance(examples, Questions):
-        return evaluate_answers(model, task, examples, job.windows, job.batch_size, progress)
-    assert isinstance(task, Task)
-    labels = examples.labels if isinstance(examples, Examples) else None
-    return evaluate(model, task, job.encoded, labels, job.batch_size, progress)
-
-
-@contextmanager
-def _no_bar(total: int, label: str) -> Iterator[Progress]:
-    yield lambda count: None
+    """Evaluate a model on a job's examples."""
+    return evaluate(model, job.task, job.examples, job.windows, job.batch_size, progress)

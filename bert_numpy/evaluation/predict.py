@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.evaluation.evaluate import predict_span_logits
+from bert_numpy.evaluation.evaluate import text_logits
 from bert_numpy.finite import require_finite
 from bert_numpy.model.model import Model
-from bert_numpy.tasks.spans import best_answers
-from bert_numpy.tasks.squad import SQUAD
+from bert_numpy.tasks.squad import SQUAD, Question, Questions
 from bert_numpy.tasks.tokenization import Tokenizer
 from npfp8.golden import softmax, tree_sum, unary
 
@@ -150,17 +149,14 @@ def _tokens(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> 
 def _answers(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
     """The likeliest answers to a question, from its context."""
     assert pair is not None
-    (windows,) = tokenizer.windows(
-        [text],
-        [pair],
-        min(SQUAD.max_length, tokenizer.model_max_length),
-        SQUAD.doc_stride,
-        SQUAD.max_query_length,
-    )
-    logits = predict_span_logits(model, [window.encoded for window in windows])
+    task = replace(SQUAD, n_best=N_BEST)
+    asked = Questions((Question("", text, pair, ()),))
+    length = min(task.max_length, tokenizer.model_max_length)
+    windows = task.encode(tokenizer, asked, length, None)
+    logits = text_logits(model, task.head, [window.encoded for window in windows[0]])
     for array in logits:
         require_finite(f"{_named(model)}: text 1: logits", array)
-    best = best_answers(pair, windows, logits, N_BEST, SQUAD.max_answer_length)
+    (best,) = task.predict(model.config, asked, windows, logits).answers
     lines = [f"{one.text}  {one.probability:.4f}" for one in best]
     return Prediction({"answers": [vars(one) for one in best]}, lines)
 

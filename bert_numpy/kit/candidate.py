@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.errors import BertNumpyError, one_line
+from bert_numpy.errors import BertNumpyError, one_line, reading
 from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.quantization.recipe import FORMATS
 from npfp8.bfloat16 import from_bits
@@ -55,15 +55,8 @@ def load_candidate(path: Path, kit: Kit) -> dict[str, Array]:
 
 
 def _read(file: Path, reader: Any) -> Any:
-    try:
+    with reading(file):
         return reader(file)
-    except FileNotFoundError:
-        raise BertNumpyError(f"{file}: no such file") from None
-    except OSError as error:
-        raise BertNumpyError(f"{file}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        text = str(error)
-        raise BertNumpyError(text if str(file) in text else f"{file}: {text}") from None
 
 
 def _load_npy(file: Path) -> Array:

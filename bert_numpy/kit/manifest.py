@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
-from bert_numpy.errors import BertNumpyError, read_json, writing
+from bert_numpy.errors import BertNumpyError, read_json, reading, writing
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
 from bert_numpy.quantization.recipe import FORMATS
@@ -244,14 +244,8 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
     entries = manifest.get("tensors")
     if not isinstance(entries, list) or not entries:
         raise BertNumpyError(f"{file}: key 'tensors': expected a list of tensors")
-    try:
+    with reading(path / TENSORS):
         stored = load_file(path / TENSORS)
-    except FileNotFoundError:
-        raise BertNumpyError(f"{path / TENSORS}: no such file") from None
-    except OSError as error:
-        raise BertNumpyError(f"{path / TENSORS}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # which names the file
-        raise BertNumpyError(str(error)) from None
     tensors: dict[str, Tensor] = {}
     arrays: dict[str, Array] = {}
     for number, entry in enumerate(entries):

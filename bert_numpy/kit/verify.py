@@ -21,7 +21,7 @@ from bert_numpy.quantization.recipe import FORMATS
 from npfp8.formats import FloatFormat
 
 if TYPE_CHECKING:
-    from bert_numpy.evaluation.job import ProgressBar
+    from bert_numpy.progress import ProgressBar
 
 __all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
 

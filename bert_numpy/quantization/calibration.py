@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bert_numpy.engines.float import FloatEngine
 from bert_numpy.engines.golden import GoldenEngine
-from bert_numpy.errors import BertNumpyError, writing
+from bert_numpy.errors import BertNumpyError, reading, writing
 from bert_numpy.model.model import EngineOf, Model
 from bert_numpy.model.sites import sites_of
 from bert_numpy.quantization.observers import (
@@ -317,15 +317,8 @@ def load_calibration(path: str | Path) -> Calibration:
         If the file is missing, damaged or not as it was written, or its numbers contradict
         each other; names the tensor or the key.
     """
-    try:
+    with reading(path):
         tensors, metadata = load_file(path), read_metadata(path)
-    except FileNotFoundError:
-        raise BertNumpyError(f"{path}: no such file") from None
-    except OSError as error:
-        raise BertNumpyError(f"{path}: expected a file, found an error: {error.strerror}") from None
-    except ValueError as error:
-        text = str(error)
-        raise BertNumpyError(text if str(path) in text else f"{path}: {text}") from None
 
     def value(key: str, good: Any, expected: str) -> str:
         found = metadata.get(key, "")

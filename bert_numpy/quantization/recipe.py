@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.engines.site import Site
-from bert_numpy.errors import BertNumpyError, read_json, writing
+from bert_numpy.errors import BertNumpyError, read_json, reading, writing
 from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.observers import OBSERVERS, is_affine
 from bert_numpy.quantization.site_patterns import fits_attention
@@ -478,11 +478,8 @@ def load_recipe(path: str | Path) -> Recipe:
         If the file is missing or no JSON, or a key is unknown, of another type
         or of a value that cannot be.
     """
-    try:
+    with reading(path):
         return recipe_of(read_json(Path(path)))
-    except BertNumpyError as error:
-        text = str(error)
-        raise BertNumpyError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
 def _plain(value: Any) -> Any:

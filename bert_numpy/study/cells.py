@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,9 +27,7 @@ from bert_numpy.finite import missing
 from bert_numpy.quantization.calibration import Calibration, load_calibration, save_calibration
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.quantization.recipe import Recipe, recipe_json
-from bert_numpy.tasks.glue import Examples, Task
-from bert_numpy.tasks.metrics import ANSWER_METRICS, METRICS
-from bert_numpy.tasks.squad import Questions
+from bert_numpy.tasks.task import Labels
 from npfp8.files import replaced_file
 
 __all__ = [
@@ -43,9 +41,6 @@ __all__ = [
     "merged",
     "run_cell",
 ]
-
-#: Of every example: classes and scores as arrays, the right answers as lists.
-Labels = npt.NDArray[Any] | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -99,20 +94,20 @@ class Result:
 
     Attributes
     ----------
-    labels : sequence
-        Of the examples: classes, scores, or of each question the answers.
+    labels : ndarray
+        Classes, scores, or the right answers to each question, as objects.
     predictions : ndarray
         Classes, scores, or texts as objects.
     logits : ndarray of float32
         Of all examples, in a row.
-    metrics : dict of str to callable (labels, predictions)
+    metrics : mapping of str to callable (labels, predictions)
         The task's.
     """
 
     labels: Labels
     predictions: npt.NDArray[Any]
     logits: npt.NDArray[np.float32]
-    metrics: dict[str, Callable[..., float]]
+    metrics: Mapping[str, Callable[[Any, Any], float]]
 
 
 def calibrate_subject(subject: Subject, samples: int = 256) -> None:
@@ -170,17 +165,15 @@ def merged(cells: Sequence[Cell]) -> Result:
         with np.load(file) as arrays:
             logits.append(arrays["logits"])
             found = arrays["predictions"]
-            texts = found.dtype == np.uint8
-            predictions += json.loads(found.tobytes()) if texts else found.tolist()
+        if found.dtype == np.uint8:
+            found = np.array(json.loads(found.tobytes()), object)
+        predictions.append(found)
     job = _job(cells[0].subject)
-    if isinstance(job.examples, Examples):
-        assert isinstance(job.task, Task)
-        metrics = {name: METRICS[name] for name in job.task.metrics}
-        return Result(job.examples.labels, np.array(predictions), np.concatenate(logits), metrics)
-    assert isinstance(job.examples, Questions)
-    answers = [item.answers for item in job.examples.items]
-    answers_given = np.array(predictions, object)
-    return Result(answers, answers_given, np.concatenate(logits), dict(ANSWER_METRICS))
+    if job.examples.labels is None:
+        raise BertNumpyError(f"{job.task.name}: expected examples with labels, found none")
+    return Result(
+        job.examples.labels, np.concatenate(predictions), np.concatenate(logits), job.task.scores
+    )
 
 
 def compare_results(
@@ -205,12 +198,12 @@ def compare_results(
     row["difference"] = row[name] - metric(reference.labels, reference.predictions)
     if math.isnan(row["difference"]):  # draws that miss what is NaN would say nothing of it
         row["interval"] = [math.nan, math.nan]
-    elif isinstance(result.labels, np.ndarray):
-        row["interval"] = list(bootstrap_interval(metric, result, reference, resamples))
-    else:
+    elif result.labels.dtype == object:
         row["interval"] = list(
             bootstrap_interval(_mean, _scored(result), _scored(reference), resamples)
         )
+    else:
+        row["interval"] = list(bootstrap_interval(metric, result, reference, resamples))
     return row
 
 
@@ -238,7 +231,6 @@ def bootstrap_interval(
     recipes are scored on the same draw, so that what they share cancels.
     """
     generator = np.random.default_rng(0)
-    assert isinstance(result.labels, np.ndarray), "of questions, the scores"
     count = len(result.labels)
     differences = []
     for _ in range(resamples):

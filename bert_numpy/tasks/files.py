@@ -9,28 +9,16 @@ from __future__ import annotations
 
 import os.path
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from bert_numpy.checkpoints.hub import fetch_dataset, is_hub_id
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.tasks.task import Task
 
 __all__ = ["find_files"]
 
 
-class Foldered(Protocol):
-    """A task: its name, its official folder's, and its part of the hub's data set."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def folder(self) -> str: ...
-
-    @property
-    def config(self) -> str: ...
-
-
-def find_files(data: str | Path, task: Foldered, name: str) -> list[Path]:
+def find_files(data: str | Path, task: Task[Any], name: str) -> list[Path]:
     """The files of one part of a task's data; several if it comes in shards.
 
     Parameters
@@ -39,7 +27,7 @@ def find_files(data: str | Path, task: Foldered, name: str) -> list[Path]:
         The task's folder, a folder of tasks' folders, or the id of a data set
         on the hub (``nyu-mll/glue``, ``rajpurkar/squad``), of which the files
         of this part are fetched.
-    task : Task or SpanTask
+    task : Task
     name : str
         The official file's, such as ``dev.tsv``: the others' names follow.
 
@@ -56,8 +44,10 @@ def find_files(data: str | Path, task: Foldered, name: str) -> list[Path]:
     if not os.path.lexists(folder):
         if "/" not in str(data) or not is_hub_id(str(data)):
             raise BertNumpyError(f"{data}: no such file or folder")
-        folder = fetch_dataset(str(data), [f"{task.config}/{shards}"])
-    places = [folder / part for part in dict.fromkeys(("", task.folder, task.name, task.config))]
+        folder = fetch_dataset(str(data), [f"{task.hub_config}/{shards}"])
+    places = [
+        folder / part for part in dict.fromkeys(("", task.folder, task.name, task.hub_config))
+    ]
     for pattern in (name, *lines, shards):
         for place in places:
             if found := sorted(path for path in place.glob(pattern) if path.is_file()):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,30 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.finite import missing
+from bert_numpy.finite import NO_CLASS, missing, rows_not_finite
+from bert_numpy.model.config import BertConfig
+from bert_numpy.progress import Progress
+from bert_numpy.tasks.metrics import METRICS
 from bert_numpy.tasks.records import RECORD_SUFFIXES, check_text, read_lines, read_records
+from bert_numpy.tasks.task import Labels, Predictions, TestSet, even_rows
+from bert_numpy.tasks.tokenization import Tokenizer, Window
 
 __all__ = [
     "TASKS",
     "Examples",
-    "Task",
-    "TestSet",
+    "GlueTask",
     "label_order",
     "merge_examples",
     "read_examples",
     "read_test_set",
-    "read_test_sets",
     "submission",
     "task_named",
 ]
 
 
 @dataclass(frozen=True)
-class Task:
-    """A GLUE task.
+class GlueTask:
+    """A :class:`~bert_numpy.tasks.task.Task` of GLUE's.
 
     Attributes
     ----------
@@ -64,12 +68,16 @@ class Task:
         The columns of the texts in JSON Lines and Parquet; the label's is ``label``.
     submission_name : str
         Of the file that GLUE's server takes, without its ending; by default the folder's.
+    max_length : int
+        The longest input, in tokens, unless another length is asked for.
     columns : int
         In a file without a header, how many columns a row has.
     drops_broken_rows : bool
         Whether the official training file is known to hold rows that lack
         columns or have a blank text (QQP's does; see issue 5 of GLUE-baselines):
         these are left out, as other readers do.
+    head : str
+        The name of the head that a model must have.
     """
 
     name: str
@@ -85,8 +93,10 @@ class Task:
     test: str = "test.tsv"
     fields: tuple[str, ...] = ("sentence1", "sentence2")
     submission_name: str = ""
+    max_length: int = 128
     columns: int | None = None
     drops_broken_rows: bool = False
+    head: str = "sequence classification"
 
     @property
     def is_regression(self) -> bool:
@@ -94,7 +104,7 @@ class Task:
         return not self.labels
 
     @property
-    def config(self) -> str:
+    def hub_config(self) -> str:
         """The task's part of the hub's data set; both of MNLI's tasks share one."""
         return self.name.removesuffix("-mm")
 
@@ -103,10 +113,52 @@ class Task:
         """How many outputs the model's head must have."""
         return len(self.labels) or 1
 
+    @property
+    def scores(self) -> Mapping[str, Callable[[Any, Any], float]]:
+        """The metrics by name: functions of labels and predictions."""
+        return {name: METRICS[name] for name in self.metrics}
+
+    @property
+    def test_set(self) -> TestSet[Examples]:
+        """The set that GLUE's server has the labels of."""
+        name = f"{self.submission_name or self.folder}.tsv"
+        read, write = partial(read_test_set, task=self), partial(submission, self)
+        return TestSet(self.test, read, name, write)
+
+    def read(self, paths: Sequence[Path]) -> Examples:
+        """Read labelled files; see :func:`read_examples`."""
+        return merge_examples([read_examples(path, self) for path in paths])
+
+    def check_labels(self, config: BertConfig) -> None:
+        """Raise :class:`BertNumpyError` if the outputs of a model's head are not the task's."""
+        label_order(config.labels, self, config.problem_type)
+
+    def encode(
+        self, tokenizer: Tokenizer, examples: Examples, max_length: int, progress: Progress | None
+    ) -> list[list[Window]]:
+        """The input of a model for each text or pair, cut to ``max_length`` tokens."""
+        encoded = tokenizer.encode(examples.texts, examples.pairs, max_length, progress)
+        return [[Window(one)] for one in encoded]
+
+    def predict(
+        self,
+        config: BertConfig,
+        examples: Examples,
+        windows: Sequence[Sequence[Window]],
+        logits: Sequence[npt.NDArray[np.float32]],
+    ) -> Predictions:
+        """The class of each example's largest logit, in GLUE's order; or its one logit, a score."""
+        order = label_order(config.labels, self, config.problem_type)
+        rows = np.stack(logits)
+        none = rows_not_finite(rows)
+        if self.is_regression:
+            return Predictions(rows, np.where(none, np.nan, rows[:, 0].astype(np.float64)))
+        return Predictions(rows, np.where(none, NO_CLASS, order[rows.argmax(axis=1)]))
+
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _SENTENCES = ("sentence1", "sentence2")
-_MNLI = Task(
+_MNLI = GlueTask(
     "mnli",
     "MNLI",
     ("accuracy",),
@@ -124,7 +176,7 @@ _MNLI = Task(
 TASKS = {
     task.name: task
     for task in (
-        Task(
+        GlueTask(
             "cola",
             "CoLA",
             ("matthews_correlation",),
@@ -134,7 +186,7 @@ TASKS = {
             fields=("sentence",),
             columns=4,
         ),
-        Task(
+        GlueTask(
             "sst2",
             "SST-2",
             ("accuracy",),
@@ -143,7 +195,7 @@ TASKS = {
             ("negative", "positive"),
             fields=("sentence",),
         ),
-        Task(
+        GlueTask(
             "mrpc",
             "MRPC",
             ("accuracy", "f1"),
@@ -151,8 +203,8 @@ TASKS = {
             "Quality",
             ("not_equivalent", "equivalent"),
         ),
-        Task("stsb", "STS-B", ("pearson", "spearmanr"), _SENTENCES, "score", ()),
-        Task(
+        GlueTask("stsb", "STS-B", ("pearson", "spearmanr"), _SENTENCES, "score", ()),
+        GlueTask(
             "qqp",
             "QQP",
             ("accuracy", "f1"),
@@ -170,7 +222,7 @@ TASKS = {
             test="test_mismatched.tsv",
             submission_name="MNLI-mm",
         ),
-        Task(
+        GlueTask(
             "qnli",
             "QNLI",
             ("accuracy",),
@@ -180,10 +232,10 @@ TASKS = {
             label_names_in_file=True,
             fields=("question", "sentence"),
         ),
-        Task(
+        GlueTask(
             "rte", "RTE", ("accuracy",), _SENTENCES, "label", _ENTAILMENT, label_names_in_file=True
         ),
-        Task("wnli", "WNLI", ("accuracy",), _SENTENCES, "label", _ENTAILMENT[::-1]),
+        GlueTask("wnli", "WNLI", ("accuracy",), _SENTENCES, "label", _ENTAILMENT[::-1]),
     )
 }
 
@@ -195,36 +247,33 @@ class Examples:
     """Texts and their labels, in the file's order.
 
     ``pairs`` is None for a task on single sentences; ``labels`` holds class
-    numbers (int64) or scores (float64).
+    numbers (int64) or scores (float64). A test set has no labels, and in ``ids``
+    the number that GLUE's server knows each example by, in decimal.
     """
 
     texts: list[str]
     pairs: list[str] | None
-    labels: npt.NDArray[Any]
+    labels: Labels | None
+    ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def select(self, rows: Sequence[int]) -> Examples:
         """The examples of the given rows, in their order."""
-        pairs = None if self.pairs is None else [self.pairs[i] for i in rows]
-        return Examples([self.texts[i] for i in rows], pairs, self.labels[list(rows)])
+        return Examples(
+            [self.texts[i] for i in rows],
+            None if self.pairs is None else [self.pairs[i] for i in rows],
+            None if self.labels is None else self.labels[list(rows)],
+            tuple(self.ids[i] for i in rows) if self.ids else (),
+        )
 
     def sample(self, count: int) -> Examples:
-        """``count`` examples spread evenly: rows ``floor(i * n / count)``, by integers alone.
-
-        All of them if there are no more than ``count``.
-        """
-        return self.select(spread(len(self), count))
+        """``count`` examples spread evenly, by integers alone; see :func:`even_rows`."""
+        return self.select(even_rows(len(self), count))
 
 
-def spread(n: int, count: int) -> list[int]:
-    """``count`` of ``n`` rows, evenly: ``floor(i * n / count)``; all if there are no more."""
-    count = min(count, n)
-    return [i * n // count for i in range(count)]
-
-
-def task_named(name: str, others: Sequence[str] = ()) -> Task:
+def task_named(name: str, others: Sequence[str] = ()) -> GlueTask:
     """Look a task up by its name; case, ``-`` and ``_`` make no difference (``SST-2``).
 
     Raises
@@ -240,7 +289,7 @@ def task_named(name: str, others: Sequence[str] = ()) -> Task:
     return found
 
 
-def read_examples(path: Path, task: Task) -> Examples:
+def read_examples(path: Path, task: GlueTask) -> Examples:
     """Read a labelled file of a task: TSV, or by its name's ending JSON Lines or Parquet.
 
     Raises
@@ -259,14 +308,14 @@ def read_examples(path: Path, task: Task) -> Examples:
 
 
 def merge_examples(parts: Sequence[Examples]) -> Examples:
-    """The examples of several files of one task, one after the other."""
+    """The labelled examples of several files of one task, one after the other."""
     texts = [text for part in parts for text in part.texts]
     pairs = [pair for part in parts for pair in part.pairs or ()]
-    labels = np.concatenate([part.labels for part in parts])
+    labels = np.concatenate([part.labels for part in parts if part.labels is not None])
     return Examples(texts, None if parts[0].pairs is None else pairs, labels)
 
 
-def _rows(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
+def _rows(path: Path, task: GlueTask) -> Iterator[tuple[list[str], float]]:
     """The texts and the label of each row of an official file."""
     wanted = (*task.text_columns, task.label_column)
     drops_broken_rows = task.drops_broken_rows and path.name == task.train
@@ -319,7 +368,7 @@ def _cells(
         yield place, [cells[int(column)] for column in columns]
 
 
-def _records(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
+def _records(path: Path, task: GlueTask) -> Iterator[tuple[list[str], float]]:
     """The texts and the label of each row of a JSON Lines or Parquet file."""
     drops_broken_rows = task.drops_broken_rows and path.name.startswith("train")
     for place, record in read_records(path, (*task.fields, "label")):
@@ -328,7 +377,7 @@ def _records(path: Path, task: Task) -> Iterator[tuple[list[str], float]]:
         yield _texts(record, task, place), _label(record.get("label"), task, place)
 
 
-def _texts(record: Mapping[str, Any], task: Task, place: str) -> list[str]:
+def _texts(record: Mapping[str, Any], task: GlueTask, place: str) -> list[str]:
     texts = [record.get(key) for key in task.fields]
     for key, text in zip(task.fields, texts, strict=True):
         if not isinstance(text, str):
@@ -339,7 +388,7 @@ def _texts(record: Mapping[str, Any], task: Task, place: str) -> list[str]:
     return [str(text) for text in texts]
 
 
-def _label(value: Any, task: Task, place: str) -> float:
+def _label(value: Any, task: GlueTask, place: str) -> float:
     """A label of a record: a score, or a class by its number or its name."""
     if task.is_regression:
         number = isinstance(value, float | int) and not isinstance(value, bool)
@@ -361,45 +410,18 @@ _NUMBER_COLUMNS = ("index", "id", "idx")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
-@dataclass(frozen=True)
-class TestSet:
-    """Texts without labels, and the number that GLUE's server knows each by, in decimal."""
-
-    __test__ = False  # of no interest to pytest
-
-    ids: tuple[str, ...]
-    texts: list[str]
-    pairs: list[str] | None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-def read_test_set(path: Path, task: Task) -> TestSet:
-    """Read an unlabelled file of a task.
+def read_test_set(paths: Sequence[Path], task: GlueTask) -> Examples:
+    """Read a task's examples without labels, from one or several files.
 
     A TSV file has a column ``index`` (or ``id``, as QQP's, or ``idx``), wherever
-    it stands. JSON Lines and Parquet have ``idx`` in every row; if none has it,
-    the rows are numbered from 0.
+    it stands. JSON Lines and Parquet have ``idx`` in every row; the rows of
+    files in which none has it are numbered from 0 over all files.
 
     Raises
     ------
     BertNumpyError
         As :func:`read_examples` does; or if a number is no decimal one or not
         the only one of its value, or some rows have one and others do not.
-    """
-    return read_test_sets([path], task)
-
-
-def read_test_sets(paths: Sequence[Path], task: Task) -> TestSet:
-    """Read an unlabelled set that comes in several files, as :func:`read_test_set` reads one.
-
-    Rows that no file numbers are numbered from 0 over all files.
-
-    Raises
-    ------
-    BertNumpyError
-        As :func:`read_test_set` does, also where a number comes again in another file.
     """
     rows: dict[str, list[str]] = {}
     for path in paths:
@@ -417,10 +439,10 @@ def read_test_sets(paths: Sequence[Path], task: Task) -> TestSet:
         if len(rows) == before:
             raise BertNumpyError(f"{path}: expected examples, found none")
     pairs = [texts[1] for texts in rows.values()] if len(task.text_columns) == 2 else None
-    return TestSet(tuple(rows), [texts[0] for texts in rows.values()], pairs)
+    return Examples([texts[0] for texts in rows.values()], pairs, None, tuple(rows))
 
 
-def _test_rows(path: Path, task: Task) -> Iterator[tuple[str, str, list[str]]]:
+def _test_rows(path: Path, task: GlueTask) -> Iterator[tuple[str, str, list[str]]]:
     """The place, the number and the texts of each row of an official test file."""
     # Every test file has a header, that of CoLA too, whose other files have none.
     header = next(iter(read_lines(path)), "").split("\t")
@@ -432,7 +454,7 @@ def _test_rows(path: Path, task: Task) -> Iterator[tuple[str, str, list[str]]]:
         yield place, name, texts
 
 
-def _test_records(path: Path, task: Task, first: int) -> Iterator[tuple[str, str, list[str]]]:
+def _test_records(path: Path, task: GlueTask, first: int) -> Iterator[tuple[str, str, list[str]]]:
     """The same of a JSON Lines or Parquet test file; without numbers, they count from ``first``."""
     numbered = None
     for row, (place, record) in enumerate(read_records(path, (*task.fields, "idx")), first):
@@ -447,7 +469,7 @@ def _test_records(path: Path, task: Task, first: int) -> Iterator[tuple[str, str
         yield place, str(row if value is None else value), _texts(record, task, place)
 
 
-def submission(task: Task, ids: Sequence[str], predictions: npt.NDArray[Any]) -> str:
+def submission(task: GlueTask, ids: Sequence[str], predictions: npt.NDArray[Any]) -> str:
     """The file that GLUE's server takes: a number and a prediction in each line.
 
     Classes stand as they do in the task's own files, by number or by name;
@@ -479,7 +501,7 @@ def submission(task: Task, ids: Sequence[str], predictions: npt.NDArray[Any]) ->
     return "index\tprediction\n" + "".join(rows)
 
 
-def _parse_label(cell: str, task: Task, place: str) -> float:
+def _parse_label(cell: str, task: GlueTask, place: str) -> float:
     if task.is_regression:
         low, high = task.score_range
         try:
@@ -496,7 +518,7 @@ def _parse_label(cell: str, task: Task, place: str) -> float:
 
 
 def label_order(
-    names: Sequence[str], task: Task, problem_type: str | None = None
+    names: Sequence[str], task: GlueTask, problem_type: str | None = None
 ) -> npt.NDArray[np.int64]:
     """Return the task's class of each output of a model's head.
 
@@ -512,7 +534,7 @@ def label_order(
     ----------
     names : sequence of str
         The head's labels, ``BertConfig.labels``.
-    task : Task
+    task : GlueTask
     problem_type : str, optional
         ``BertConfig.problem_type``: what the outputs are, if the checkpoint says so.
 

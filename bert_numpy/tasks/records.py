@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.errors import BertNumpyError, parse_json
+from bert_numpy.errors import BertNumpyError, parse_json, reading
 from npfp8.files import open_regular
 
 __all__ = ["RECORD_SUFFIXES", "check_text", "read_lines", "read_records"]
@@ -59,16 +60,9 @@ def read_lines(path: Path) -> list[str]:
         If the file is missing, no regular file, larger than 256 MiB, or not
         UTF-8; names the line.
     """
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            content = b"" if size > _MAX_BYTES else file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise BertNumpyError(f"{path}: no such file") from None
-    except OSError as error:
-        raise BertNumpyError(f"{path}: expected a file, found: {error.strerror}") from None
-    except ValueError as error:  # a folder, a pipe or a device; names the file
-        raise BertNumpyError(str(error)) from None
+    with reading(path), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > _MAX_BYTES else file.read(_MAX_BYTES + 1)
     if max(size, len(content)) > _MAX_BYTES:
         raise BertNumpyError(f"{path}: expected at most {_MAX_BYTES} bytes, found {size}")
     try:
@@ -120,45 +114,54 @@ def _parquet(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mapping[st
             f"{path}: expected pyarrow, which reads Parquet, found none: "
             "pip install 'fp8-bert-numpy[data]'"
         ) from None
-    try:
-        # A file object, as the library would wait for a pipe.
-        with open_regular(path) as source, parquet.ParquetFile(source) as file:
+    # File objects, as the library would wait for a pipe.
+    with (
+        reading(path),
+        open_regular(path) as source,
+        open_regular(path) as again,
+        _parquet_errors(path, ArrowException),
+    ):
+        with parquet.ParquetFile(source) as file:
             wanted = _checked_columns(path, file, names)
             leaves = [file.schema.column(i).path for i in range(len(file.schema))]
             texts = [leaf for leaf in leaves if leaf.partition(".")[0] in wanted]
         # A text that comes again and again is in memory once if it is read as a dictionary's.
-        with (
-            open_regular(path) as source,
-            parquet.ParquetFile(source, read_dictionary=texts) as file,
-        ):
-            first, size = 1, 0
-            for batch in file.iter_batches(_BATCH, columns=wanted):
-                columns = [
-                    _values(column, f"{path}: column {name!r}", first)
-                    for name, column in zip(batch.schema.names, batch.columns, strict=True)
-                ]
-                for number in range(batch.num_rows):
-                    row = {
-                        name: values[number]
-                        for name, values in zip(batch.schema.names, columns, strict=True)
-                    }
-                    size += _size(row)
-                    if size > _MAX_BYTES:
-                        raise BertNumpyError(
-                            f"{path} row {first + number}: expected at most {_MAX_BYTES} "
-                            "characters up to here, found more"
-                        )
-                    yield f"{path} row {first + number}", row
-                first += batch.num_rows
-    except FileNotFoundError:
-        raise BertNumpyError(f"{path}: no such file") from None
+        with parquet.ParquetFile(again, read_dictionary=texts) as file:
+            yield from _parquet_rows(path, file, wanted)
+
+
+@contextmanager
+def _parquet_errors(path: Path, arrow_exception: type[Exception]) -> Iterator[None]:
+    """Turn what pyarrow raises within it into a :class:`BertNumpyError` in one line."""
+    try:
+        yield
     except BertNumpyError:
         raise
-    except (ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+    except (arrow_exception, OSError, UnicodeDecodeError, MemoryError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BertNumpyError(f"{path}: expected a Parquet file, found an error: {reason}") from None
-    except ValueError as error:  # a folder, a pipe or a device; names the file
-        raise BertNumpyError(str(error)) from None
+
+
+def _parquet_rows(
+    path: Path, file: Any, wanted: Sequence[str]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a Parquet file, of the wanted columns alone."""
+    first, size = 1, 0
+    for batch in file.iter_batches(_BATCH, columns=wanted):
+        columns = {
+            name: _values(column, f"{path}: column {name!r}", first)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        for number in range(batch.num_rows):
+            row = {name: values[number] for name, values in columns.items()}
+            size += _size(row)
+            if size > _MAX_BYTES:
+                raise BertNumpyError(
+                    f"{path} row {first + number}: expected at most {_MAX_BYTES} characters up to "
+                    "here, found more"
+                )
+            yield f"{path} row {first + number}", row
+        first += batch.num_rows
 
 
 def _checked_columns(path: Path, file: Any, names: Sequence[str]) -> list[str]:

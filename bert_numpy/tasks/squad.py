@@ -9,14 +9,23 @@ Rajpurkar et al., *SQuAD: 100,000+ Questions for Machine Comprehension of Text*
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bert_numpy.errors import BertNumpyError, read_json
-from bert_numpy.tasks.glue import spread
+from bert_numpy.finite import rows_not_finite
+from bert_numpy.model.config import BertConfig
+from bert_numpy.progress import Progress
+from bert_numpy.tasks.metrics import ANSWER_METRICS
 from bert_numpy.tasks.records import RECORD_SUFFIXES, check_text, read_records
+from bert_numpy.tasks.spans import Answer, best_answers
+from bert_numpy.tasks.task import Labels, Predictions, even_rows
+from bert_numpy.tasks.tokenization import Tokenizer, Window
 
 __all__ = [
     "SQUAD",
@@ -32,7 +41,7 @@ _VERSION = "1.1"
 
 @dataclass(frozen=True)
 class SpanTask:
-    """A task whose answers are spans of a context.
+    """A :class:`~bert_numpy.tasks.task.Task` whose answers are spans of a context.
 
     The numbers are those that ``run_squad.py`` of the original BERT
     (github.com/google-research/bert) takes by default.
@@ -47,6 +56,8 @@ class SpanTask:
         See :meth:`bert_numpy.Tokenizer.windows`.
     n_best, max_answer_length : int
         See :func:`bert_numpy.tasks.spans.best_answers`.
+    hub_config, head, test_set
+        See :class:`bert_numpy.tasks.task.Task`.
     """
 
     name: str
@@ -57,6 +68,9 @@ class SpanTask:
     max_query_length: int = 64
     n_best: int = 20
     max_answer_length: int = 30
+    hub_config: str = "plain_text"
+    head: str = "question answering"
+    test_set: None = None
 
     @property
     def folder(self) -> str:
@@ -64,9 +78,50 @@ class SpanTask:
         return self.name
 
     @property
-    def config(self) -> str:
-        """The part of the hub's data set."""
-        return "plain_text"
+    def scores(self) -> Mapping[str, Callable[[Any, Any], float]]:
+        """The metrics by name: functions of the right answers and the predicted texts."""
+        return ANSWER_METRICS
+
+    def read(self, paths: Sequence[Path]) -> Questions:
+        """Read files of questions; see :func:`read_questions`."""
+        return merge_questions([read_questions(path) for path in paths])
+
+    def check_labels(self, config: BertConfig) -> None:
+        """Accept every model: the outputs of the head for answers have no names."""
+
+    def encode(
+        self, tokenizer: Tokenizer, examples: Questions, max_length: int, progress: Progress | None
+    ) -> list[list[Window]]:
+        """The windows of each question's context; see :meth:`bert_numpy.Tokenizer.windows`."""
+        return tokenizer.windows(
+            [item.question for item in examples.items],
+            [item.context for item in examples.items],
+            max_length,
+            self.doc_stride,
+            self.max_query_length,
+            progress,
+        )
+
+    def predict(
+        self,
+        config: BertConfig,
+        examples: Questions,
+        windows: Sequence[Sequence[Window]],
+        logits: Sequence[npt.NDArray[np.float32]],
+    ) -> Predictions:
+        """The text of the likeliest answer to each question, from its windows' (tokens, 2) each."""
+        remaining = iter(logits)
+        answers: list[tuple[Answer, ...]] = []
+        for question, parts in zip(examples.items, windows, strict=True):
+            own = [next(remaining) for _ in parts]
+            if rows_not_finite(np.concatenate(own)).any():
+                answers.append(())
+                continue
+            limits = (self.n_best, self.max_answer_length)
+            answers.append(best_answers(question.context, parts, own, *limits))
+        texts = [best[0].text if best else None for best in answers]
+        # As objects: an array of str would lose a NUL at the end.
+        return Predictions(np.concatenate(logits), np.array(texts, object), tuple(answers))
 
 
 SQUAD = SpanTask("squad", "dev-v1.1.json", "train-v1.1.json")
@@ -91,13 +146,23 @@ class Questions:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The questions' ids."""
+        return tuple(item.id for item in self.items)
+
+    @property
+    def labels(self) -> Labels:
+        """The right answers to each question: tuples of str, as objects."""
+        return np.fromiter((item.answers for item in self.items), object, len(self))
+
     def select(self, rows: Sequence[int]) -> Questions:
         """The questions of the given rows, in their order."""
         return Questions(tuple(self.items[row] for row in rows))
 
     def sample(self, count: int) -> Questions:
-        """``count`` questions spread evenly, as ``Examples.sample`` does."""
-        return self.select(spread(len(self), count))
+        """``count`` questions spread evenly, by integers alone; see :func:`even_rows`."""
+        return self.select(even_rows(len(self), count))
 
 
 def read_questions(path: Path) -> Questions:

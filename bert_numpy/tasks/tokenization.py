@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,19 @@ import tokenizers
 from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.progress import Progress
+from bert_numpy.tasks.cuts import (
+    context_offsets,
+    longest_first,
+    whole_characters,
+    window_positions,
+)
 from bert_numpy.tasks.tokenizer_backend import build_backend, library_errors
 from bert_numpy.tasks.tokenizer_settings import Sentences, read_settings
 
 __all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
 
 IntArray = npt.NDArray[np.int64]
-#: Called with the number of texts just encoded.
-Progress = Callable[[int], None]
 
 #: Texts that the library is given in one call, between which progress is reported.
 _AT_A_TIME = 4096
@@ -39,9 +43,6 @@ _SHORTEST = 3
 
 #: The library's switch for its thread pool.
 _PARALLEL = "TOKENIZERS_PARALLELISM"
-
-#: What stands for a space in the tokens of byte-level BPE, and of SentencePiece.
-_SPACES = {b"ByteLevel": "\u0120", b"Metaspace": "\u2581"}
 
 #: In a str, half of a character: undecodable bytes of a command line come as these.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -62,12 +63,15 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Window:
-    """A question with as much of its context as fits: [CLS] question [SEP] window [SEP].
+    """One input of a model: a whole text or pair, or a question with a part of its context.
+
+    The latter has as much of the context as fits: [CLS] question [SEP] window [SEP];
+    only there the other attributes say something.
 
     Attributes
     ----------
     encoded : EncodedText
-        ``truncated`` says whether the question was cut.
+        ``truncated`` says whether the text, or the question, was cut.
     position : int
         Where in ``encoded.input_ids`` the window begins.
     first : int
@@ -78,9 +82,9 @@ class Window:
     """
 
     encoded: EncodedText
-    position: int
-    first: int
-    offsets: tuple[tuple[int, int], ...]
+    position: int = 0
+    first: int = 0
+    offsets: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +177,7 @@ class Tokenizer:
                     )
                 kept = None
                 if max_length is not None and len(item.ids) > max_length:
-                    kept = _longest_first(item, max_length, self.truncation_side)
+                    kept = longest_first(item, max_length, self.truncation_side)
                 encoded.append(self._encoded(item, number, kept))
             if progress is not None:
                 progress(len(items))
@@ -277,11 +281,6 @@ class Tokenizer:
                 )
             if progress is not None:
                 progress(len(items))
-        for number, parts in enumerate(found):
-            if not parts[0].offsets:
-                raise BertNumpyError(
-                    f"text {number + 1}: expected a context with words, found {contexts[number]!r}"
-                )
         return found
 
     def _whole(
@@ -319,26 +318,21 @@ class Tokenizer:
         shortened: bool,
     ) -> list[Window]:
         """The windows on a whole context behind its question."""
-        places = [place for place, text in enumerate(item.sequence_ids) if text == 1]
-        if not places:
-            encoded = self._encoded(item, number, None, shortened)
-            return [Window(encoded, len(item.ids), 0, ())]
-        begin, end = places[0], places[-1] + 1
-        room = max_length - (len(item.ids) - len(places))
-        step = min(doc_stride, room)
-        tokens, raw = item.tokens, item.offsets
-        marks = _space_marks(self.backend)
-        offsets = [_without_space(tokens[place], raw[place], context, marks) for place in places]
-        offsets = _with_combining(offsets, context)
-        windows = []
-        for first in range(0, len(places), step):
-            last = min(first + room, len(places))
-            kept = [*range(begin), *places[first:last], *range(end, len(item.ids))]
-            encoded = self._encoded(item, number, kept, shortened)
-            windows.append(Window(encoded, begin, first, tuple(offsets[first:last])))
-            if last == len(places):
-                break
-        return windows
+        offsets = context_offsets(item, context, self.backend)
+        if not offsets:
+            raise BertNumpyError(
+                f"text {number + 1}: expected a context with words, found {context!r}"
+            )
+        position = item.sequence_ids.index(1)
+        return [
+            Window(
+                self._encoded(item, number, kept, shortened),
+                position,
+                first,
+                tuple(offsets[first:last]),
+            )
+            for kept, first, last in window_positions(item, max_length, doc_stride)
+        ]
 
     def _cut(self, text: str, item: Any, most: int) -> tuple[str, int]:
         """A text cut to at most ``most`` tokens, given how it is encoded whole; how many it has.
@@ -347,12 +341,12 @@ class Tokenizer:
         the whole text, but for a last token of spaces alone, which Unigram's
         normalizers strip: then the cut is made before it.
         """
-        length = _whole_characters(item, most)
+        length = whole_characters(item, most)
         while 0 < length < len(item.ids):
             part = text[: item.offsets[length - 1][1]]
             if len(self._whole([part], special=False)[0].ids) == length:
                 return part, length
-            length = _whole_characters(item, length - 1)
+            length = whole_characters(item, length - 1)
         return (text, length) if length else ("", 0)
 
     def _encoded(
@@ -373,32 +367,6 @@ class Tokenizer:
         )
 
 
-def _longest_first(item: Any, length: int, side: str) -> list[int]:
-    """The positions of an encoding that are left when it is cut to ``length``.
-
-    The special tokens stay. The longer of two texts is cut until both are equally long, then
-    both are; an odd token is left to the longer one, or else to the second. This is the
-    library's "longest_first" (utils/truncation.rs of github.com/huggingface/tokenizers).
-    """
-    texts = item.sequence_ids
-    counts = [texts.count(0), texts.count(1)]
-    room = length - (len(texts) - sum(counts))
-    if counts[1] == 0:
-        left = [min(counts[0], room), 0]
-    else:
-        short, long = sorted(counts)
-        long = max(short, room - short)
-        if short + long > room:
-            short = room // 2
-            long = room - short
-        left = [long, short] if counts[0] > counts[1] else [short, long]
-    kept = [place for place, text in enumerate(texts) if text is None]
-    for text, most in enumerate(left):
-        places = [place for place, other in enumerate(texts) if other == text]
-        kept += places[len(places) - most :] if side == "left" else places[:most]
-    return sorted(kept)
-
-
 def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
     """Refuse what is no list of texts, texts without words, and pairs that lack a side."""
     if isinstance(texts, str) or isinstance(pairs, str):
@@ -408,54 +376,6 @@ def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
     for number, text in enumerate((*texts, *(pairs or ()))):
         if not isinstance(text, str) or not text.strip() or _SURROGATE.search(text):
             raise BertNumpyError(f"text {number % len(texts) + 1}: expected words, found {text!r}")
-
-
-def _whole_characters(item: Any, most: int) -> int:
-    """How many of at most ``most`` tokens to keep of an encoded text, to cut no character in two.
-
-    The pieces of a Hangul syllable may be tokens of their own, and the bytes of
-    any character.
-    """
-    length = min(len(item.ids), most)
-    while 0 < length < len(item.ids) and item.offsets[length][0] < item.offsets[length - 1][1]:
-        length -= 1
-    return length
-
-
-def _space_marks(backend: Any) -> str:
-    """The characters that stand for spaces in the tokens."""
-    state = b"" if backend.pre_tokenizer is None else backend.pre_tokenizer.__getstate__()
-    return "".join(mark for kind, mark in _SPACES.items() if kind in state)
-
-
-def _without_space(token: str, offset: tuple[int, int], text: str, marks: str) -> tuple[int, int]:
-    """The characters of a token without the space before it, which some tokenizers include.
-
-    A token that is nothing but a space has none, also where the tokenizer put the space
-    there itself: then its offset is that of the next character.
-    """
-    start, end = offset
-    own = text[start:end].lstrip()
-    literal = own == token and token != _SPACES[b"ByteLevel"]  # whose bytes are other tokens
-    if not literal and marks and not token.strip(marks):
-        end -= len(own)
-        return end, end
-    return end - len(own), end
-
-
-def _with_combining(offsets: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
-    """The offsets with the combining characters behind each token, which are part of its letter.
-
-    Normalizers join them to the letter (NFC) or drop them (BERT's accents), and the library
-    gives their places to no token.
-    """
-    found = []
-    for (start, end), (following, _) in zip(offsets, [*offsets[1:], (len(text), 0)], strict=True):
-        last = end
-        while start < end <= last < following and unicodedata.category(text[last])[0] == "M":
-            last += 1
-        found.append((start, last))
-    return found
 
 
 def pad(encoded: Sequence[EncodedText], pad_token_id: int = 0) -> dict[str, IntArray]:

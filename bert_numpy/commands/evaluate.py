@@ -1,0 +1,176 @@
+"""The commands that run a model over a task's data: demo, compare, evaluate, submit."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from bert_numpy.assets import REVIEWS
+from bert_numpy.checkpoints.hub import EMBEDDED
+from bert_numpy.commands.jobs import (
+    COMPARED,
+    accumulated,
+    chosen_recipe,
+    compared_recipes,
+    header,
+    prepared,
+    results_of,
+    title,
+)
+from bert_numpy.commands.options import (
+    AddCommand,
+    add_accumulate,
+    add_data,
+    add_format,
+    add_golden,
+    add_limit,
+    add_model,
+    refuse,
+)
+from bert_numpy.commands.outputs import submission_file
+from bert_numpy.commands.report import (
+    Outcome,
+    comparison_row,
+    listed,
+    note_not_finite,
+    print_comparison,
+    print_lines,
+    write_json,
+    write_text,
+)
+from bert_numpy.evaluation.evaluate import Evaluation, require_answers
+from bert_numpy.evaluation.job import Job, prepare
+from bert_numpy.quantization.recipe import Recipe
+from bert_numpy.tasks.registry import require_test_set
+from bert_numpy.tasks.squad import SQUAD
+
+__all__ = ["add_evaluation_commands"]
+
+
+def add_evaluation_commands(command: AddCommand) -> None:
+    """Add the commands."""
+    demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
+    add_golden(demo)
+    _add_formats(demo, "")
+
+    compare = command("compare", _compare, "Compare formats on a task's development set.")
+    add_model(compare)
+    add_golden(compare)
+    _add_formats(compare, ", or stored")
+    add_accumulate(compare)
+    add_data(compare)
+    add_limit(compare)
+
+    evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
+    add_model(evaluate)
+    add_golden(evaluate)
+    add_format(evaluate, default="fp32")
+    add_accumulate(evaluate)
+    add_data(evaluate)
+    add_limit(evaluate)
+    evaluate.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="squad: write the answers to FILE, in the layout that its official script reads",
+    )
+
+    submit = command("submit", _submit, "Write a GLUE test set's predictions for its server.")
+    add_model(submit)
+    submit.add_argument(
+        "out",
+        metavar="OUT",
+        help="the file to write, or a folder for one of the name that the server expects",
+    )
+    submit.set_defaults(out_kind="submission")
+    add_golden(submit)
+    add_format(submit, default="fp32")
+    add_accumulate(submit)
+    add_data(submit)
+
+
+def _add_formats(parser: argparse.ArgumentParser, more: str) -> None:
+    parser.add_argument(
+        "--formats",
+        metavar="LIST",
+        help="comma-separated; fp32 always runs, as the others are compared with it "
+        f"(default: {COMPARED}{more})",
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> Outcome:
+    return _comparison(
+        arguments, prepare(EMBEDDED, "sst2", REVIEWS), compared_recipes(arguments.formats, EMBEDDED)
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> Outcome:
+    recipes = compared_recipes(arguments.formats, arguments.model, arguments.revision)
+    recipes = accumulated(recipes, arguments)
+    return _comparison(arguments, prepared(arguments, recipes), recipes)
+
+
+def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) -> Outcome:
+    reference = None
+    rows = []
+    results = results_of(arguments, job, recipes)
+    for recipe, result in zip(recipes, results, strict=True):
+        reference = reference or result
+        rows.append(comparison_row(result, reference) | {"accumulate": recipe.accumulate})
+        note_not_finite(result)
+    report = header(job, arguments.golden) | {"rows": rows}
+    return Outcome(report, lambda: print_comparison(title(job), rows))
+
+
+def _evaluate(arguments: argparse.Namespace) -> Outcome:
+    if arguments.task.lower() != SQUAD.name:
+        refuse(arguments, ["predictions"], f"task squad, found {arguments.task}")
+    (recipe,) = accumulated([chosen_recipe(arguments)], arguments)
+    job = prepared(arguments, [recipe])
+    (result,) = results_of(arguments, job, [recipe])
+    note_not_finite(result)
+    row = comparison_row(result, None) | {"accumulate": recipe.accumulate}
+    report = {
+        **header(job, arguments.golden),
+        **row,
+        "rows": [row],  # as `compare` writes them, so that one reader serves both
+        **_outputs(job, result),
+        "logits_sha256": hashlib.sha256(result.logits.astype("<f4").tobytes()).hexdigest(),
+        "sites": {name: vars(count) for name, count in result.counts.items()},
+    }
+    if arguments.predictions is not None:
+        # The official script counts a question without a prediction as wrong, too.
+        given = {key: text for key, text in report["predictions"].items() if text is not None}
+        write_json(arguments.predictions, given)
+    metrics = "  ".join(f"{name} {100 * value:.2f}" for name, value in result.metrics.items())
+    line = (
+        f"{job.model.name}  {job.task.name}  {recipe.name}  {len(job.examples)} examples  "
+        f"{metrics}  {result.seconds:.2f} s"
+    )
+    return Outcome(report, lambda: print_lines(line))
+
+
+def _submit(arguments: argparse.Namespace) -> Outcome:
+    (recipe,) = accumulated([chosen_recipe(arguments)], arguments)
+    job = prepared(arguments, [recipe], test=True)
+    test_set = require_test_set(job.task)
+    path = Path(submission_file(arguments.out, job.task))
+    (result,) = results_of(arguments, job, [recipe])
+    require_answers(job.model, result)
+    write_text(path, test_set.submission(job.examples.ids, result.predictions))
+    report = header(job, arguments.golden) | {"format": recipe.name, "file": str(path)}
+    return Outcome(report, lambda: print_lines(f"{path}: {len(job.examples)} predictions"))
+
+
+def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
+    """Predictions and logits of each example; of questions, by their ids, the likely answers."""
+    predictions = listed(result.predictions)
+    if not result.answers:
+        # As doubles, which restore every float32.
+        return {"predictions": predictions, "logits": result.logits.tolist()}
+    n_best = [[vars(answer) for answer in best] for best in result.answers]
+    return {
+        "predictions": dict(zip(job.examples.ids, predictions, strict=True)),
+        "n_best": dict(zip(job.examples.ids, n_best, strict=True)),
+    }

@@ -1,0 +1,173 @@
+"""From the options of a command to recipes, calibrations and jobs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bert_numpy.assets import REVIEWS
+from bert_numpy.checkpoints.load import stored_recipe
+from bert_numpy.commands.options import check_scales, refuse
+from bert_numpy.commands.report import note, progress_bar
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.evaluation.evaluate import Evaluation
+from bert_numpy.evaluation.job import Job, calibrate_on_sentences, prepare, run
+from bert_numpy.model.model import Model
+from bert_numpy.quantization.calibration import Calibration
+from bert_numpy.quantization.recipe import Recipe, preset
+from bert_numpy.tasks.tokenization import Tokenizer
+
+__all__ = [
+    "COMPARED",
+    "accumulated",
+    "calibrated_on_sentences",
+    "chosen_recipe",
+    "compared_recipes",
+    "header",
+    "prepared",
+    "results_of",
+    "title",
+]
+
+#: The formats of a comparison, unless others are asked for.
+COMPARED = "fp32,int8,e4m3,e5m2"
+
+
+def chosen_recipe(arguments: argparse.Namespace, default: str = "fp32") -> Recipe:
+    """The recipe of ``--format``, or a quantized checkpoint's own."""
+    name, model = arguments.format, arguments.model
+    own = stored_recipe(model, arguments.revision)
+    if own is None:
+        return _named_recipe(default if name is None else name, model)
+    if name not in (None, "stored"):
+        raise BertNumpyError(
+            f"{model}: expected format 'stored' of a quantized checkpoint, found {name!r}"
+        )
+    return own
+
+
+def _named_recipe(name: str, model: str) -> Recipe:
+    """The recipe of a name or file, for a checkpoint that is not quantized."""
+    if name == "stored":
+        raise BertNumpyError(f"{model}: expected a quantized checkpoint for format 'stored'")
+    return preset(name)
+
+
+def compared_recipes(names: str | None, model: str, revision: str | None = None) -> list[Recipe]:
+    """The recipes of a comma-separated list, fp32 first, each once; or a checkpoint's own."""
+    wanted = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    if wanted == []:
+        raise BertNumpyError(f"--formats: expected names between commas, found {names!r}")
+    own = stored_recipe(model, revision)
+    if own is not None and (wanted is None or wanted == ["stored"]):
+        return [own]
+    if own is not None:
+        raise BertNumpyError(
+            f"{model}: expected format 'stored' of a quantized checkpoint, found {names!r}"
+        )
+    compared = ["fp32", *(COMPARED.split(",") if wanted is None else wanted)]
+    return [_named_recipe(name, model) for name in dict.fromkeys(compared)]
+
+
+def accumulated(recipes: list[Recipe], arguments: argparse.Namespace) -> list[Recipe]:
+    """The recipes with ``--accumulate`` in place of their own."""
+    if arguments.accumulate is None:
+        return recipes
+    _check_accumulate(arguments, recipes)
+    return [replace(recipe, accumulate=arguments.accumulate) for recipe in recipes]
+
+
+def _check_accumulate(arguments: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
+    """Refuse ``--accumulate`` where no product is of 8-bit codes."""
+    sites = [site for recipe in recipes for _, site in recipe.overrides]
+    for recipe in recipes:
+        sites += [recipe.linear, recipe.scores, recipe.context]
+    if not any(site.a.fmt is not None and site.b.fmt is not None for site in sites):
+        names = ", ".join(recipe.name for recipe in recipes)
+        refuse(arguments, ["accumulate"], f"a format with products of 8-bit codes, found {names}")
+
+
+def prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool = False) -> Job:
+    """The job that the options of :func:`bert_numpy.commands.options.add_data` describe.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`bert_numpy.evaluation.job.prepare`; or an option has no use.
+    """
+    stored = stored_recipe(arguments.model, arguments.revision) is not None
+    check_scales(arguments, recipes, stored=stored)
+    return prepare(
+        arguments.model,
+        arguments.task,
+        arguments.data,
+        calibrated=not stored and any(recipe.calibrated for recipe in recipes),
+        calibration=arguments.calibration,
+        calibration_data=arguments.calibration_data,
+        calibration_samples=arguments.calibration_samples,
+        limit=getattr(arguments, "limit", None),
+        max_length=arguments.max_length,
+        batch_size=arguments.batch_size,
+        test=test,
+        revision=arguments.revision,
+        progress_bar=progress_bar,
+    )
+
+
+def results_of(
+    arguments: argparse.Namespace, job: Job, recipes: list[Recipe]
+) -> Iterator[Evaluation]:
+    """Evaluate each recipe on a job in turn, by the options ``--golden`` and others."""
+    return run(
+        job,
+        recipes,
+        progress_bar,
+        golden=arguments.golden,
+        calibration_output=getattr(arguments, "save_calibration", None),
+    )
+
+
+def header(job: Job, golden: bool) -> dict[str, Any]:
+    """What every report on a job begins with."""
+    samples = job.calibration.samples if job.calibration else len(job.calibration_texts)
+    return {
+        "model": job.model.name,
+        "task": job.task.name,
+        "examples": len(job.examples),
+        "truncated": job.truncated,
+        "calibration_samples": samples,
+        "golden": golden,
+    }
+
+
+def title(job: Job) -> str:
+    """The model, the task and the number of examples."""
+    return f"{job.model.name}, {job.task.name}, {len(job.examples)} examples"
+
+
+def calibrated_on_sentences(
+    arguments: argparse.Namespace,
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    paired: bool = False,
+    golden: bool = False,
+) -> Calibration:
+    """Calibrate on sentences by these options; notes on which.
+
+    Raises
+    ------
+    BertNumpyError
+        As :func:`bert_numpy.evaluation.job.calibrate_on_sentences`.
+    """
+    file = Path(arguments.calibration_data or REVIEWS / "train.tsv")
+    samples = arguments.calibration_samples
+    calibration = calibrate_on_sentences(
+        model, tokenizer, file, progress_bar, samples=samples, paired=paired, golden=golden
+    )
+    which = f"{samples}" if calibration.samples == samples else "the"
+    note(f"scales: from {which} sentences of {file}")
+    return calibration

@@ -1,0 +1,75 @@
+"""The command that says what a model makes of a text: predict."""
+
+from __future__ import annotations
+
+import argparse
+
+from bert_numpy.checkpoints.load import load
+from bert_numpy.commands.jobs import accumulated, calibrated_on_sentences, chosen_recipe
+from bert_numpy.commands.options import (
+    AddCommand,
+    add_accumulate,
+    add_format,
+    add_golden,
+    add_model,
+    add_sentence_scales,
+    check_scales,
+)
+from bert_numpy.commands.report import Outcome, print_lines
+from bert_numpy.evaluation.job import saved_calibration
+from bert_numpy.evaluation.predict import check_prediction, predict_text
+from bert_numpy.model.sites import model_sites
+from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
+from bert_numpy.tasks.tokenization import load_tokenizer
+
+__all__ = ["add_predict_command"]
+
+
+def add_predict_command(command: AddCommand) -> None:
+    """Add the command."""
+    predict = command(
+        "predict", _predict, "Classify, score, label, fill in or embed a text; answer a question."
+    )
+    add_model(predict)
+    add_golden(predict)
+    add_format(predict, default="fp32")
+    add_accumulate(predict)
+    predict.add_argument("text", metavar="TEXT", help="a text, or a question")
+    predict.add_argument(
+        "pair",
+        metavar="SECOND_TEXT",
+        nargs="?",
+        help="the second text of a pair, the question's context, or a text to compare with",
+    )
+    add_sentence_scales(predict)
+
+
+def _predict(arguments: argparse.Namespace) -> Outcome:
+    (recipe,) = accumulated([chosen_recipe(arguments)], arguments)
+    model = load(arguments.model, arguments.revision)
+    stored = isinstance(model, QuantizedModel)
+    check_scales(arguments, [recipe], stored=stored)
+    recipe.check_accumulation(model_sites(model))
+    tokenizer = load_tokenizer(arguments.model, arguments.revision)
+    check_prediction(model, tokenizer, arguments.text, arguments.pair)
+    calibration = None
+    if recipe.calibrated and not stored:
+        if arguments.calibration is not None:
+            calibration = saved_calibration(arguments.calibration)
+        else:
+            calibration = calibrated_on_sentences(
+                arguments,
+                model,
+                tokenizer,
+                paired=arguments.pair is not None and model.config.pooling is None,
+                golden=arguments.golden,
+            )
+    quantized = apply_recipe(model, recipe, calibration, arguments.golden)
+    found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
+    report = {
+        "model": model.name,
+        "format": recipe.name,
+        "accumulate": recipe.accumulate,
+        "golden": arguments.golden,
+    }
+    return Outcome(report | found.report, lambda: print_lines(*found.lines))

@@ -1,0 +1,161 @@
+"""The commands that write a quantized model: quantize, export-onnx."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bert_numpy.checkpoints.hub import is_local, resolve
+from bert_numpy.checkpoints.load import load, stored_recipe
+from bert_numpy.checkpoints.quantized import check_writable, save_quantized, side_files
+from bert_numpy.commands.jobs import (
+    calibrated_on_sentences,
+    chosen_recipe,
+    header,
+    prepared,
+    results_of,
+    title,
+)
+from bert_numpy.commands.model_card import model_card
+from bert_numpy.commands.options import (
+    AddCommand,
+    add_data,
+    add_format,
+    add_golden,
+    add_limit,
+    add_model,
+    check_scales,
+    refuse,
+    require_together,
+)
+from bert_numpy.commands.report import (
+    Outcome,
+    comparison_row,
+    print_comparison,
+    print_lines,
+    progress_bar,
+)
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.evaluation.evaluate import require_answers
+from bert_numpy.evaluation.job import (
+    keep_calibration,
+    require_regular,
+    saved_calibration,
+    with_calibration,
+)
+from bert_numpy.export.onnx import check_exportable, export_onnx
+from bert_numpy.model.model import Model
+from bert_numpy.quantization.calibration import Calibration
+from bert_numpy.quantization.convert import apply_recipe
+from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
+from bert_numpy.tasks.tokenization import load_tokenizer
+
+__all__ = ["add_quantization_commands"]
+
+
+def add_quantization_commands(command: AddCommand) -> None:
+    """Add the commands."""
+    quantize = command("quantize", _quantize, "Write a quantized checkpoint that others read too.")
+    add_model(quantize)
+    quantize.add_argument("out", metavar="OUT", help="the folder to make")
+    quantize.set_defaults(out_kind="folder")
+    add_golden(quantize)
+    add_format(quantize, default=None)
+    add_data(quantize)
+    add_limit(quantize)
+
+    export = command("export-onnx", _export_onnx, "Write a quantized model as an ONNX file.")
+    add_model(export)
+    export.add_argument("out", metavar="OUT.onnx", help="the file to write")
+    export.set_defaults(out_kind="file")
+    add_golden(export)
+    add_format(export, default="fp32")
+    add_data(export, required=False)
+
+
+def _quantize(arguments: argparse.Namespace) -> Outcome:
+    recipe, fp32 = preset(arguments.format), PRESETS["fp32"]
+    if stored_recipe(arguments.model, arguments.revision) is not None:
+        raise BertNumpyError(f"{arguments.model}: expected a checkpoint that is not quantized yet")
+    source = resolve(arguments.model, arguments.revision)
+    side_files(source)
+    job = prepared(arguments, [recipe])
+    check_writable(job.model.config, recipe, source)
+    job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
+    model = apply_recipe(job.model, recipe, job.calibration, arguments.golden)
+    reference, result = results_of(arguments, job, [fp32, recipe])
+    for evaluation in (reference, result):
+        require_answers(job.model, evaluation)
+    rows = [comparison_row(reference, reference), comparison_row(result, reference)]
+    report = header(job, arguments.golden) | {"out": arguments.out, "rows": rows}
+    base_model = None if is_local(arguments.model) else arguments.model
+    save_quantized(model, source, arguments.out, model_card(report, recipe, base_model))
+
+    def show() -> None:
+        print_comparison(title(job), rows)
+        print_lines(f"written: {arguments.out}")
+
+    return Outcome(report, show)
+
+
+def _export_onnx(arguments: argparse.Namespace) -> Outcome:
+    recipe = chosen_recipe(arguments)
+    require_together(arguments)
+    stored = stored_recipe(arguments.model, arguments.revision) is not None
+    check_scales(arguments, [recipe], stored=stored)
+    needed = recipe.calibrated and not stored
+    made = needed and arguments.calibration is None
+    _refuse_unused(arguments, recipe, needed=needed, made=made)
+    if arguments.task is None:
+        model, calibration = _of_sentences(arguments, recipe, made)
+    else:
+        model, calibration = _of_a_task(arguments, recipe)
+    export_onnx(apply_recipe(model, recipe, calibration), arguments.out)
+    if arguments.save_calibration is not None:
+        keep_calibration(calibration, [recipe], arguments.save_calibration)
+    report = {"model": model.name, "format": recipe.name, "out": arguments.out}
+    return Outcome(report, lambda: print_lines(f"written: {arguments.out}"))
+
+
+def _refuse_unused(
+    arguments: argparse.Namespace, recipe: Recipe, *, needed: bool, made: bool
+) -> None:
+    """Refuse the options of a calibration that an export does not make."""
+    if not made:
+        expected = f"a calibration to make, found {'--calibration' if needed else recipe.name}"
+        refuse(arguments, ["task", "data", "golden"], expected)
+    if arguments.task is None:
+        refuse(arguments, ["max_length", "batch_size"], "--task with it, found none")
+        if arguments.calibration_data is None:
+            expected = "--task or --calibration-data with it, found neither"
+            refuse(arguments, ["calibration_samples"], expected)
+
+
+def _of_a_task(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Model, Calibration | None]:
+    """The model to export, and its calibration on a task's data."""
+    job = prepared(arguments, [recipe])
+    check_exportable(job.model, recipe)
+    job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
+    return job.model, job.calibration
+
+
+def _of_sentences(
+    arguments: argparse.Namespace, recipe: Recipe, made: bool
+) -> tuple[Model, Calibration | None]:
+    """The model to export, and its calibration: a saved one, or on sentences; or None."""
+    model = load(arguments.model, arguments.revision)
+    calibration = None
+    if arguments.calibration is not None:
+        calibration = saved_calibration(arguments.calibration)
+    if arguments.calibration_data is not None:
+        require_regular(Path(arguments.calibration_data))
+    check_exportable(model, recipe)
+    if calibration is None and arguments.calibration_data is not None:
+        tokenizer = load_tokenizer(arguments.model, arguments.revision)
+        calibration = calibrated_on_sentences(arguments, model, tokenizer, golden=arguments.golden)
+    elif made:
+        raise BertNumpyError(
+            f"{recipe.name}: expected --calibration FILE, or --task and --data to calibrate on, or "
+            "sentences, --calibration-data FILE"
+        )
+    return model, calibration

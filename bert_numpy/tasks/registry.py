@@ -1,0 +1,38 @@
+"""All tasks by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.tasks.glue import TASKS, task_named
+from bert_numpy.tasks.squad import SQUAD
+from bert_numpy.tasks.task import Task, TestSet
+
+__all__ = ["TASK_NAMES", "any_task_named", "require_test_set"]
+
+TASK_NAMES = (*TASKS, SQUAD.name)
+
+
+def any_task_named(name: str) -> Task[Any]:
+    """A task of GLUE's or SQuAD by its name.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is none of that name.
+    """
+    return SQUAD if name.lower() == SQUAD.name else task_named(name, others=[SQUAD.name])
+
+
+def require_test_set(task: Task[Any]) -> TestSet[Any]:
+    """A task's test set.
+
+    Raises
+    ------
+    BertNumpyError
+        If it has none.
+    """
+    if task.test_set is None:
+        raise BertNumpyError(f"task {task.name}: expected one of GLUE's for its test set")
+    return task.test_set
