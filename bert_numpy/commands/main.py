@@ -69,7 +69,8 @@ from bert_numpy.evaluation.predict import check_prediction, predict_text
 from bert_numpy.export.onnx import check_exportable, export_onnx
 from bert_numpy.model.model import encoder_sites, model_sites
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
-from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
+from bert_numpy.quantization.presets import PRESETS, preset
+from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.glue import TASKS, Task, TestSet, submission
 from bert_numpy.tasks.squad import SQUAD, Questions
 from bert_numpy.tasks.tokenization import load_tokenizer

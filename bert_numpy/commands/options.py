@@ -19,7 +19,8 @@ from bert_numpy.errors import BertNumpyError, shown
 from bert_numpy.evaluation.job import any_task_named, calibrate_on_sentences
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.calibration import Calibration
-from bert_numpy.quantization.recipe import Recipe, preset
+from bert_numpy.quantization.presets import preset
+from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.tokenization import Tokenizer
 
 __all__ = [

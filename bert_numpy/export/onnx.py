@@ -26,7 +26,8 @@ from bert_numpy.model.layers import array
 from bert_numpy.model.model import Model, model_sites
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.policy import Scale
-from bert_numpy.quantization.recipe import Operand, Recipe, recipe_json
+from bert_numpy.quantization.recipe import Operand, Recipe
+from bert_numpy.quantization.recipe_json import recipe_json
 from npfp8 import (
     E4M3FN,
     E4M3FNUZ,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from bert_numpy.kit.cases import add_codec_cases, add_operator_cases
 from bert_numpy.kit.manifest import LEVELS, Kit, Tensor
 from bert_numpy.kit.recording import record
 from bert_numpy.quantization.convert import QuantizedModel
-from bert_numpy.quantization.recipe import recipe_json
+from bert_numpy.quantization.recipe_json import recipe_object
 from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, pad
 
 __all__ = ["make_kit", "model_files", "read_inputs", "sequence"]
@@ -69,7 +68,7 @@ def make_kit(
         if model is None or not inputs:
             raise BertNumpyError("levels layer and model: expected a model and inputs, found none")
         header["model"] = {"name": Path(model.name).name, "files": dict(files or {})}
-        header["recipe"] = json.loads(recipe_json(model.recipe))
+        header["recipe"] = recipe_object(model.recipe)
         for number, arguments in enumerate(inputs):
             record(builder, model, f"model/{number}", arguments)
             if progress is not None:

@@ -33,7 +33,8 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.finite import require_finite
 from bert_numpy.model.packing import Packing
 from bert_numpy.quantization.observers import range_scale
-from bert_numpy.quantization.recipe import PRESETS, Operand, Recipe, SiteRecipe
+from bert_numpy.quantization.presets import PRESETS
+from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 from npfp8 import (
     FloatFormat,
     QuantizedTensor,
