@@ -111,11 +111,13 @@ def test_speed_needs_something_to_compare_with():
 
 
 def test_the_rows_of_speed(monkeypatch, capsys):
-    reports = iter(
-        {"results": {"tiny": {"peers": {"float32": {"median_seconds": seconds}}}}}
-        for seconds in (1.0, 1.02, 1.0, 1.06, 2.0, 2.08)
-    )
-    monkeypatch.setattr(script, "report_of", lambda *_: next(reports))
+    seconds = iter((1.0, 1.02, 1.0, 1.06, 2.0, 2.08))
+
+    def report_of(*_):
+        one = next(seconds)
+        return {"results": {"tiny": {"peers": {"fp32": {"median_seconds": one, "rounds": [one]}}}}}
+
+    monkeypatch.setattr(script, "report_of", report_of)
     script.compare_speed(ROOT, ROOT, ["model"], 3, True, [])
     row = capsys.readouterr().out.splitlines()[-1]
-    assert row == "| model | tiny: float32 | 1.060 | 1.020 to 1.060 | slower |"
+    assert row == "| model | tiny: fp32 | 1.060 | 1.020 | 1.020 to 1.060 | slower |"
