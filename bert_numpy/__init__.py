@@ -30,14 +30,9 @@ if TYPE_CHECKING:  # imported when they are asked for, so that a command can cat
         save_calibration,
     )
     from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
-    from bert_numpy.quantization.recipe import (
-        PRESETS,
-        Operand,
-        Recipe,
-        SiteRecipe,
-        load_recipe,
-        save_recipe,
-    )
+    from bert_numpy.quantization.presets import PRESETS
+    from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
+    from bert_numpy.quantization.recipe_json import load_recipe, save_recipe
     from bert_numpy.tasks.tokenization import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -81,14 +76,9 @@ _MODULES = {
     "export.onnx": ("export_onnx",),
     "quantization.convert": ("QuantizedModel", "apply_recipe"),
     "checkpoints.quantized": ("save_quantized",),
-    "quantization.recipe": (
-        "PRESETS",
-        "Operand",
-        "Recipe",
-        "SiteRecipe",
-        "load_recipe",
-        "save_recipe",
-    ),
+    "quantization.presets": ("PRESETS",),
+    "quantization.recipe": ("Operand", "Recipe", "SiteRecipe"),
+    "quantization.recipe_json": ("load_recipe", "save_recipe"),
     "tasks.tokenization": ("Tokenizer", "load_tokenizer"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -24,7 +24,7 @@ from bert_numpy.evaluation.evaluate import batches, calibrate_on
 from bert_numpy.evaluation.job import prepare
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.convert import apply_recipe
-from bert_numpy.quantization.recipe import PRESETS
+from bert_numpy.quantization.presets import PRESETS
 from npfp8.files import replaced_file
 
 #: The policies by name: the recipe, and whether golden. The first is what others are compared with.

@@ -51,7 +51,8 @@ from bert_numpy.kit.manifest import MANIFEST, TENSORS, Kit, open_kit, write_kit
 from bert_numpy.kit.verify import verify
 from bert_numpy.model.sites import expected_shapes
 from bert_numpy.quantization.calibration import calibrate, load_calibration, save_calibration
-from bert_numpy.quantization.recipe import PRESETS, load_recipe, recipe_json
+from bert_numpy.quantization.presets import PRESETS
+from bert_numpy.quantization.recipe_json import load_recipe, recipe_json
 from bert_numpy.tasks.glue import TASKS, read_examples, read_test_set
 from bert_numpy.tasks.squad import read_questions
 from npfp8 import E4M3FN, QuantizedTensor

@@ -31,7 +31,8 @@ from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.evaluation.evaluate import batches, predict_logits
 from bert_numpy.evaluation.job import prepare, with_calibration
 from bert_numpy.export.onnx import onnx_model
-from bert_numpy.quantization.recipe import SiteRecipe, preset
+from bert_numpy.quantization.presets import preset
+from bert_numpy.quantization.recipe import SiteRecipe
 from npfp8.storage import read_header
 
 Batch = dict[str, Any]

@@ -45,7 +45,7 @@ from bert_numpy.model.model import Model
 from bert_numpy.quantization import policy as policies
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.quantization.policy import Policy, Scale, SitePlan
-from bert_numpy.quantization.recipe import preset
+from bert_numpy.quantization.presets import preset
 from npfp8 import QuantizedTensor, matmul
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.files import replaced_file

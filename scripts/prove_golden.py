@@ -46,7 +46,7 @@ from bert_numpy import load, load_tokenizer  # noqa: E402
 from bert_numpy.evaluation.evaluate import batches, calibrate_on  # noqa: E402
 from bert_numpy.quantization.convert import apply_recipe  # noqa: E402
 from bert_numpy.quantization.policy import Policy  # noqa: E402
-from bert_numpy.quantization.recipe import PRESETS  # noqa: E402
+from bert_numpy.quantization.presets import PRESETS  # noqa: E402
 from bert_numpy.tasks.glue import read_examples, task_named  # noqa: E402
 from npfp8 import QuantizedTensor  # noqa: E402
 

@@ -29,7 +29,8 @@ import numpy as np
 from bert_numpy.commands.figures import draw_histogram, draw_sqnr, save_figure, subplots
 from bert_numpy.commands.report import write_json, write_text
 from bert_numpy.quantization.calibration import load_calibration
-from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
+from bert_numpy.quantization.presets import PRESETS, preset
+from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.study.cells import Subject, calibrate_subject, cells_of, compare_results, merged
 from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
 

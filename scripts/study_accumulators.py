@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.evaluation.evaluate import compare_with
-from bert_numpy.quantization.recipe import PRESETS, preset
+from bert_numpy.quantization.presets import PRESETS, preset
 from bert_numpy.study.cells import Result, Subject, calibrate_subject, cells_of, merged
 from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
 from npfp8 import E4M3FN, matmul, quantize

@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from bert_numpy.evaluation.evaluate import calibrate_on, compare_with
 from bert_numpy.evaluation.job import evaluate_job, prepare
 from bert_numpy.quantization.convert import apply_recipe
-from bert_numpy.quantization.recipe import PRESETS
+from bert_numpy.quantization.presets import PRESETS
 from bert_numpy.study.outliers import with_outliers
 from npfp8.files import replaced_file
 

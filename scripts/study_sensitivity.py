@@ -25,7 +25,8 @@ from typing import Any
 from bert_numpy.checkpoints.load import load
 from bert_numpy.evaluation.evaluate import compare_with
 from bert_numpy.model.model import encoder_sites
-from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
+from bert_numpy.quantization.presets import PRESETS, preset
+from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.study.cells import Subject, calibrate_subject, cells_of, merged
 from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
 from npfp8.files import replaced_file

@@ -46,7 +46,7 @@ from bert_numpy.evaluation import evaluate as evaluation
 from bert_numpy.evaluation import job
 from bert_numpy.evaluation.job import prepare, run
 from bert_numpy.quantization.calibration import load_calibration
-from bert_numpy.quantization.recipe import save_recipe
+from bert_numpy.quantization.recipe_json import save_recipe
 from bert_numpy.tasks.glue import TASKS, read_examples
 
 EMBEDDED = "bert-tiny-sst2"

@@ -42,8 +42,9 @@ from bert_numpy.quantization.policy import (
     quantize_operand,
     quantized_policy,
 )
+from bert_numpy.quantization.presets import preset
 from bert_numpy.quantization.recipe import FORMATS as RECIPE_FORMATS
-from bert_numpy.quantization.recipe import Operand, SiteRecipe, preset
+from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format, QuantizedTensor, matmul, quantize
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.tensor import affine_scale, group_extrema

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,19 @@ from factories import write_checkpoint
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, Recipe, apply_recipe, calibrate
 from bert_numpy.model.model import model_sites
+from bert_numpy.quantization import recipe_json
 from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.policy import quantized_policy
-from bert_numpy.quantization.recipe import (
-    FORMATS,
-    Operand,
-    SiteRecipe,
-    load_recipe,
-    preset,
-    save_recipe,
-)
+from bert_numpy.quantization.presets import preset
+from bert_numpy.quantization.recipe import FORMATS, Operand, SiteRecipe
+from bert_numpy.quantization.recipe_json import load_recipe, save_recipe
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import E4M3FN, INT8, UINT8
 
 every_preset = pytest.mark.parametrize("name", PRESETS)
 INT8_BOTH = SiteRecipe(Operand(INT8), Operand(INT8))
-TOKEN = Operand(INT8, "token", dynamic=True)
-BLOCK = Operand(INT8, "block", dynamic=True)
+TOKEN = Operand(INT8, "token")
+BLOCK = Operand(INT8, "block")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +102,23 @@ def test_what_is_not_given_has_its_default(tmp_path: Path) -> None:
     assert found.arithmetic == "bfloat16"
     assert found.accumulate == "exact"
     assert not found.scores.quantizes
+
+
+def test_a_file_has_the_fields_and_their_types() -> None:
+    """A field of the dataclass is a key of the file, without another line."""
+
+    @dataclass(frozen=True)
+    class Wider(Operand):
+        rounds: int = 3
+        share: float | None = None
+
+    values = recipe_json._plain(Wider(E4M3FN, share=1))
+    assert values["rounds"] == 3
+    assert recipe_json._build(Wider, values, "operand") == Wider(E4M3FN, share=1)
+    for key, expected in (("rounds", "int"), ("share", "int or float or NoneType")):
+        with pytest.raises(BertNumpyError) as error:
+            recipe_json._build(Wider, values | {key: "1"}, "operand")
+        assert str(error.value) == f"operand: key {key!r}: expected {expected}, found '1'"
 
 
 def in_operand(**values: Any) -> dict[str, Any]:
@@ -183,7 +196,11 @@ BAD_FILES: dict[str, tuple[Any, list[str]]] = {
     "dynamic is 1": (in_operand(dynamic=1), ["'dynamic': expected bool, found 1"]),
     "power_of_two is null": (in_operand(power_of_two=None), ["'power_of_two': expected bool"]),
     "dynamic per tensor": (in_operand(fmt="INT8", dynamic=True), ["dynamic", "the batch"]),
-    "static per token": (in_operand(fmt="INT8", granularity="token"), ["dynamic", "calibration"]),
+    "static per token": (
+        in_operand(fmt="INT8", granularity="token", dynamic=False),
+        ["dynamic", "calibration"],
+    ),
+    "dynamic is null": (in_operand(dynamic=None), ["'dynamic': expected bool, found None"]),
     "threshold is text": (in_site(outlier_threshold="6"), ["'outlier_threshold': expected int or"]),
     "threshold of 0": (in_site(outlier_threshold=0), ["outlier_threshold: expected more than 0"]),
     "migration of 1.5": (in_site(migration=1.5), ["migration: expected 0..1, found 1.5"]),
@@ -273,8 +290,11 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
         ({"granularity": ["token"]}, "operand: granularity: expected one of tensor, channel"),
         ({"fmt": INT8, "dynamic": True}, "which would depend on the batch, found True"),
         ({"fmt": INT8, "granularity": "channel", "dynamic": True}, "dynamic: expected False"),
-        ({"fmt": INT8, "granularity": "token"}, "which no calibration can know, found False"),
-        ({"fmt": INT8, "granularity": "block"}, "operand: dynamic: expected True"),
+        (
+            {"fmt": INT8, "granularity": "token", "dynamic": False},
+            "which no calibration can know, found False",
+        ),
+        ({"fmt": INT8, "granularity": "block", "dynamic": False}, "dynamic: expected True"),
         ({"fmt": UINT8, "power_of_two": True}, "power_of_two: expected False for a format with a"),
     ],
 )
@@ -282,6 +302,24 @@ def test_bad_operands(values: dict[str, Any], message: str) -> None:
     with pytest.raises(BertNumpyError) as error:
         Operand(**values)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "dynamic"),
+    [("tensor", False), ("channel", False), ("token", True), ("block", True)],
+)
+def test_the_granularity_says_whether_scales_are_dynamic(granularity: str, dynamic: bool) -> None:
+    """Given or not; without a format both can be given, and are kept."""
+    found = Operand(INT8, granularity)
+    assert found.dynamic is dynamic
+    assert found == Operand(INT8, granularity, dynamic)
+    assert Operand(None, granularity).dynamic is False
+    assert Operand(None, granularity, True).dynamic is True
+
+
+def test_presets_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        PRESETS["mine"] = PRESETS["e4m3"]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)

@@ -30,7 +30,8 @@ from bert_numpy.checkpoints.patterns import Budget, Pattern, compile_pattern
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.architectures import ARCHITECTURES
 from bert_numpy.quantization.plan import Scale, SitePlan
-from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe, recipe_object, recipe_of
+from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
+from bert_numpy.quantization.recipe_json import recipe_object, recipe_of
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 
 __all__ = [
@@ -480,14 +481,14 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
     if strategy != "block":
         reader.absent(arguments, "block_structure")
     if strategy in ("tensor", "channel", "token"):
-        return Operand(fmt, strategy, dynamic=strategy == "token"), 1
+        return Operand(fmt, strategy), 1
     if strategy == "group":
         if size in (None, -1):
             raise reader.error("group_size", "at least 1", size)
         rows, columns = 1, size
     else:
         rows, columns = _block(reader, arguments, "block_structure")
-    return Operand(fmt, "block", dynamic=True, block=columns), rows
+    return Operand(fmt, "block", block=columns), rows
 
 
 def _block(reader: _Reader, values: Mapping[str, Any], key: str) -> tuple[int, int]:
@@ -557,7 +558,7 @@ def _fine_grained(
         if (found := config.get(key, expected)) != expected:
             raise reader.error(key, repr(expected), found)
     rows, columns = _block(reader, config, "weight_block_size")
-    operand = Operand(E4M3FN, "block", dynamic=True, block=columns)
+    operand = Operand(E4M3FN, "block", block=columns)
     coded = [site for site in modules if is_coded(site)]
     recipe = _recipe("fp8", dict.fromkeys(coded, SiteRecipe(operand, operand)))
     return StoredQuantization(recipe, "weight_scale_inv", dict.fromkeys(coded, rows))

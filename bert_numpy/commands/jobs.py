@@ -17,7 +17,8 @@ from bert_numpy.evaluation.evaluate import Evaluation
 from bert_numpy.evaluation.job import Job, calibrate_on_sentences, prepare, run
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.calibration import Calibration
-from bert_numpy.quantization.recipe import Recipe, preset
+from bert_numpy.quantization.presets import preset
+from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.tokenization import Tokenizer
 
 __all__ = [

@@ -23,7 +23,7 @@ from bert_numpy.commands.predict import add_predict_command
 from bert_numpy.commands.quantize import add_quantization_commands
 from bert_numpy.commands.report import Outcome, write_json
 from bert_numpy.errors import BertNumpyError, one_line, shown
-from bert_numpy.quantization.recipe import PRESETS
+from bert_numpy.quantization.presets import PRESETS
 from bert_numpy.tasks.registry import TASK_NAMES
 
 __all__ = ["interrupted", "main"]

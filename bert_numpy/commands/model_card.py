@@ -9,7 +9,8 @@ from pathlib import PurePath
 from typing import Any
 
 from bert_numpy.errors import shown
-from bert_numpy.quantization.recipe import Recipe, recipe_json
+from bert_numpy.quantization.recipe import Recipe
+from bert_numpy.quantization.recipe_json import recipe_json
 
 __all__ = ["model_card"]
 

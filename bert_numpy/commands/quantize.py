@@ -47,7 +47,8 @@ from bert_numpy.export.onnx import check_exportable, export_onnx
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.calibration import Calibration
 from bert_numpy.quantization.convert import apply_recipe
-from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
+from bert_numpy.quantization.presets import PRESETS, preset
+from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.tokenization import load_tokenizer
 
 __all__ = ["add_quantization_commands"]

@@ -27,7 +27,8 @@ from bert_numpy.model.model import Model, has_pooler
 from bert_numpy.model.sites import sites_of
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.plan import Scale, SitePlan
-from bert_numpy.quantization.recipe import Operand, Recipe, recipe_json
+from bert_numpy.quantization.recipe import Operand, Recipe
+from bert_numpy.quantization.recipe_json import recipe_json
 from npfp8 import INT8, UINT8, FloatFormat, Format, QuantizedTensor
 
 __all__ = ["check_exportable", "export_onnx", "onnx_model"]

@@ -17,7 +17,7 @@ from bert_numpy.kit.cases import add_codec_cases, add_operator_cases
 from bert_numpy.kit.manifest import LEVELS, Kit, Tensor
 from bert_numpy.kit.recording import record
 from bert_numpy.quantization.convert import QuantizedModel
-from bert_numpy.quantization.recipe import recipe_object
+from bert_numpy.quantization.recipe_json import recipe_object
 from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, pad
 
 __all__ = ["make_kit", "model_files", "read_inputs", "sequence"]

@@ -1,40 +1,26 @@
-"""Recipes: what is quantized, into which formats, with which scales. Frozen, and JSON."""
+"""Recipes: what is quantized, into which formats, with which scales."""
 
 from __future__ import annotations
 
-import json
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bert_numpy.engines.site import Site
-from bert_numpy.errors import BertNumpyError, read_json, reading, writing
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.observers import OBSERVERS, is_affine
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
-from npfp8.files import replaced_file
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.matmul import ACCUMULATIONS
 
-__all__ = [
-    "PRESETS",
-    "Operand",
-    "Recipe",
-    "SiteRecipe",
-    "load_recipe",
-    "preset",
-    "recipe_json",
-    "recipe_object",
-    "recipe_of",
-    "save_recipe",
-]
+__all__ = ["FORMATS", "Operand", "Recipe", "SiteRecipe", "shown"]
 
 #: The formats that a recipe can name.
 FORMATS: dict[str, Format] = {**FLOAT_FORMATS, "INT8": INT8, "UINT8": UINT8}
@@ -52,8 +38,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _shown(value: Any) -> str:
-    """A value in a message: short, whatever a file has in its place."""
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: short, however much a file has in its place."""
     try:
         return reprlib.repr(value)
     except (ValueError, RecursionError):  # more digits than Python writes
@@ -75,8 +61,9 @@ class Operand:
         summed over); or each run of ``block`` elements along the sum.
     dynamic : bool
         Whether the scales of an activation come from itself and not from the
-        calibration. Per token and per block they always do. Per tensor they
-        cannot: they would depend on the batch.
+        calibration. It follows from the granularity and need not be given: per
+        token and per block they always do; per tensor they cannot, as they would
+        depend on the batch.
     observer : str
         Of static scales; see :mod:`bert_numpy.quantization.observers`. A weight's scales
         are from the absolute maximum unless they are per tensor.
@@ -91,7 +78,7 @@ class Operand:
 
     fmt: Format | None = None
     granularity: str = "tensor"
-    dynamic: bool = False
+    dynamic: bool = None  # type: ignore[assignment]  # a bool from __post_init__ on
     observer: str = "absmax"
     percentile: float = 99.99
     power_of_two: bool = False
@@ -101,19 +88,21 @@ class Operand:
         def check(name: str, good: bool, expected: str) -> None:
             if not good:
                 raise BertNumpyError(
-                    f"operand: {name}: expected {expected}, found {_shown(getattr(self, name))}"
+                    f"operand: {name}: expected {expected}, found {shown(getattr(self, name))}"
                 )
 
         check("fmt", self.fmt is None or isinstance(self.fmt, Format), "a format or None")
         for name, choices in (("granularity", GRANULARITIES), ("observer", tuple(OBSERVERS))):
             check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        runtime = self.granularity in ("token", "block")
+        if self.dynamic is None:
+            object.__setattr__(self, "dynamic", self.fmt is not None and runtime)
         for name in ("dynamic", "power_of_two"):
             check(name, isinstance(getattr(self, name), bool), "True or False")
         check("percentile", _is_number(self.percentile) and 0 < self.percentile <= 100, "0..100")
         block = self.block if isinstance(self.block, Integral) else 0
         check("block", not isinstance(block, bool) and block > 0, "at least 1")
         check("block", block <= MAX_BLOCK, f"at most {MAX_BLOCK}")
-        runtime = self.granularity in ("token", "block")
         if self.fmt is not None and self.dynamic != runtime:
             check(
                 "dynamic",
@@ -175,7 +164,7 @@ class SiteRecipe:
             found = getattr(self, name)
             if found not in choices:
                 raise BertNumpyError(
-                    f"{name}: expected {' or '.join(map(repr, choices))}, found {_shown(found)}"
+                    f"{name}: expected {' or '.join(map(repr, choices))}, found {shown(found)}"
                 )
             if found != choices[0] and getattr(self, other) is None:
                 raise BertNumpyError(f"{name} {found!r}: expected {other} with it, found none")
@@ -184,11 +173,11 @@ class SiteRecipe:
             _is_number(threshold) and 0 < threshold <= _LARGEST and np.float32(threshold)
         ):
             raise BertNumpyError(
-                f"outlier_threshold: expected more than 0 and finite, found {_shown(threshold)}"
+                f"outlier_threshold: expected more than 0 and finite, found {shown(threshold)}"
             )
         if self.migration is not None:
             if not (_is_number(self.migration) and 0 <= self.migration <= 1):
-                raise BertNumpyError(f"migration: expected 0..1, found {_shown(self.migration)}")
+                raise BertNumpyError(f"migration: expected 0..1, found {shown(self.migration)}")
             if self.a.observer != "absmax":
                 raise BertNumpyError(
                     f"migration: expected the observer 'absmax', found {self.a.observer!r}: of "
@@ -333,221 +322,3 @@ class Recipe:
         """The recipe with the sites of some patterns left unquantized."""
         skipped = tuple((pattern, SiteRecipe()) for pattern in patterns)
         return replace(self, overrides=self.overrides + skipped)
-
-
-def _paper(name: str, fmt: Format, **operand: Any) -> Recipe:
-    """Every product of the encoder in one format, one scale per tensor."""
-    both = Operand(fmt, **operand)
-    site = SiteRecipe(both, both)
-    return Recipe(name, site, site, site)
-
-
-def _with_weights(recipe: Recipe, **weights: Any) -> Recipe:
-    return replace(recipe, linear=replace(recipe.linear, b=replace(recipe.linear.b, **weights)))
-
-
-def _per_token(name: str, fmt: Format) -> Recipe:
-    """Scales for each token, from itself; per output channel for weights, per tensor for V."""
-    token = Operand(fmt, "token", dynamic=True)
-    return Recipe(
-        name,
-        SiteRecipe(token, Operand(fmt, "channel")),
-        SiteRecipe(token, token),
-        SiteRecipe(token, Operand(fmt)),
-    )
-
-
-def _per_block(name: str, fmt: Format) -> Recipe:
-    block = Operand(fmt, "block", dynamic=True)
-    return Recipe(
-        name, SiteRecipe(block, block), SiteRecipe(block, block), SiteRecipe(block, block)
-    )
-
-
-def _migrated(recipe: Recipe, smoothing: str = "power_of_two") -> Recipe:
-    """SmoothQuant's migration where its authors apply it: at the layers that LayerNorm feeds.
-
-    Xiao et al., *SmoothQuant* (arXiv 2211.10438), section 4: not at the outputs
-    of the attention and of the feed-forward network.
-    """
-    return replace(
-        recipe,
-        linear=replace(recipe.linear, migration=0.5, smoothing=smoothing),
-        overrides=(*recipe.overrides, ("*.output.dense", recipe.linear)),
-    )
-
-
-def _presets() -> dict[str, Recipe]:
-    int8, e4m3, e5m2 = _paper("int8", INT8), _paper("e4m3", E4M3FN), _paper("e5m2", E5M2)
-    channels = replace(int8.linear, b=Operand(INT8, "channel"))
-    asymmetric = SiteRecipe(Operand(UINT8), Operand(INT8))
-    token = _per_token("int8-token", INT8)
-    outliers = replace(token.linear, outlier_threshold=6.0)
-    mixed = SiteRecipe(Operand(E5M2), Operand(E4M3FN))
-    recipes = (
-        Recipe("fp32", arithmetic="float32"),
-        Recipe("bf16"),
-        int8,
-        e4m3,
-        e5m2,
-        replace(int8, name="int8-channel", linear=channels),
-        replace(
-            int8, name="int8-asymmetric", linear=asymmetric, scores=int8.scores, context=asymmetric
-        ),
-        _paper("int8-percentile", INT8, observer="percentile"),
-        _paper("int8-mse", INT8, observer="mse"),
-        _with_weights(_paper("int8-entropy", INT8, observer="entropy"), observer="absmax"),
-        token,
-        replace(token, name="int8-outliers", linear=outliers),
-        replace(token, name="int8-outliers-columns", linear=replace(outliers, outliers="column")),
-        _migrated(replace(int8, name="int8-smooth", linear=channels)),
-        _migrated(replace(int8, name="int8-smooth-paper"), smoothing="paper"),
-        _with_weights(replace(e4m3, name="e4m3-channel"), granularity="channel"),
-        _per_token("e4m3-token", E4M3FN),
-        _per_block("e4m3-block", E4M3FN),
-        _paper("e4m3-pow2", E4M3FN, power_of_two=True),
-        _paper("e4m3-mse", E4M3FN, observer="mse"),
-        _migrated(replace(e4m3, name="e4m3-smooth")),
-        Recipe("e4m3-weights", SiteRecipe(b=Operand(E4M3FN))),
-        Recipe("mixed", mixed, mixed, mixed),
-    )
-    return {recipe.name: recipe for recipe in recipes}
-
-
-#: The named recipes. The first five are the paper's comparison, from the reference down.
-PRESETS = _presets()
-
-
-def preset(name: str) -> Recipe:
-    """Look a recipe up by its name, or read it from a file that ends in ``.json``.
-
-    Raises
-    ------
-    BertNumpyError
-        If there is none of the name, or the file is not a recipe.
-    """
-    if name.endswith(".json"):
-        return load_recipe(name)
-    if name not in PRESETS:
-        raise BertNumpyError(f"format: expected one of {', '.join(PRESETS)}, found {name!r}")
-    return PRESETS[name]
-
-
-def recipe_json(recipe: Recipe) -> str:
-    """A recipe as JSON text, every setting named."""
-    return json.dumps(recipe_object(recipe), indent=1)
-
-
-def recipe_object(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as a JSON object, every setting named."""
-    values: dict[str, Any] = _plain(recipe)
-    return values
-
-
-def recipe_of(values: Any) -> Recipe:
-    """A recipe from a JSON object; what is not given has its default.
-
-    Raises
-    ------
-    BertNumpyError
-        If a key is unknown, of another type or of a value that cannot be.
-    """
-    recipe: Recipe = _build(Recipe, values, "recipe")
-    return recipe
-
-
-def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe as JSON, whole or not at all.
-
-    Raises
-    ------
-    BertNumpyError
-        If the file cannot be written.
-    """
-    text = recipe_json(recipe) + "\n"
-    with writing(path), replaced_file(Path(path)) as file:
-        file.write(text.encode())
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from JSON; what is not given has its default.
-
-    Raises
-    ------
-    BertNumpyError
-        If the file is missing or no JSON, or a key is unknown, of another type
-        or of a value that cannot be.
-    """
-    with reading(path):
-        return recipe_of(read_json(Path(path)))
-
-
-def _plain(value: Any) -> Any:
-    """A recipe, or a part of one, as JSON has it: formats by their names."""
-    if isinstance(value, (Recipe, SiteRecipe, Operand)):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Format) else value
-
-
-def _build(kind: type, values: Any, place: str) -> Any:
-    """A dataclass of ``kind`` from a JSON object; each value checked against the default's type."""
-    if not isinstance(values, Mapping):
-        raise BertNumpyError(f"{place}: expected a JSON object, found {_shown(values)}")
-    known = {item.name for item in fields(kind)}
-    if unknown := sorted(set(values) - known):
-        raise BertNumpyError(
-            f"{place}: key {unknown[0]!r}: expected one of {', '.join(sorted(known))}"
-        )
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        where = f"{place}: key {key!r}"
-        if key in ("linear", "scores", "context"):
-            arguments[key] = _build(SiteRecipe, value, where)
-        elif key in ("a", "b"):
-            arguments[key] = _build(Operand, value, where)
-        elif key == "overrides":
-            if not isinstance(value, list):
-                raise BertNumpyError(f"{where}: expected a list, found {_shown(value)}")
-            arguments[key] = tuple(_override(item, where) for item in value)
-        elif key == "fmt":
-            if value is not None and not (isinstance(value, str) and value in FORMATS):
-                raise BertNumpyError(
-                    f"{where}: expected null or one of {', '.join(FORMATS)}, found {_shown(value)}"
-                )
-            arguments[key] = None if value is None else FORMATS[value]
-        else:
-            expected = _TYPES[key]
-            if type(value) not in expected:
-                names = " or ".join(item.__name__ for item in expected)
-                raise BertNumpyError(f"{where}: expected {names}, found {_shown(value)}")
-            arguments[key] = value
-    try:
-        return kind(**arguments)
-    except TypeError:
-        raise BertNumpyError(f"{place}: key 'name': expected a string, but missing") from None
-
-
-def _override(item: Any, where: str) -> tuple[str, SiteRecipe]:
-    if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)):
-        raise BertNumpyError(f"{where}: expected [pattern, site] pairs, found {_shown(item)}")
-    return item[0], _build(SiteRecipe, item[1], f"{where} {item[0]!r}")
-
-
-_NONE = type(None)
-_TYPES: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "arithmetic": (str,),
-    "accumulate": (str,),
-    "granularity": (str,),
-    "observer": (str,),
-    "outliers": (str,),
-    "smoothing": (str,),
-    "dynamic": (bool,),
-    "power_of_two": (bool,),
-    "block": (int,),
-    "percentile": (int, float),
-    "outlier_threshold": (int, float, _NONE),
-    "migration": (int, float, _NONE),
-}

@@ -26,7 +26,8 @@ from bert_numpy.evaluation.job import Job, evaluate_job, prepare
 from bert_numpy.finite import missing
 from bert_numpy.quantization.calibration import Calibration, load_calibration, save_calibration
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
-from bert_numpy.quantization.recipe import Recipe, recipe_json
+from bert_numpy.quantization.recipe import Recipe
+from bert_numpy.quantization.recipe_json import recipe_json
 from bert_numpy.tasks.task import Labels
 from npfp8.files import replaced_file
 

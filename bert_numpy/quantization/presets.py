@@ -1,0 +1,106 @@
+"""The named recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
+from bert_numpy.quantization.recipe_json import load_recipe
+from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
+
+__all__ = ["PRESETS", "preset"]
+
+
+def _alike(name: str, fmt: Format, **operand: Any) -> Recipe:
+    """Quantize both operands of every product of the encoder alike; by default per tensor."""
+    both = Operand(fmt, **operand)
+    site = SiteRecipe(both, both)
+    return Recipe(name, site, site, site)
+
+
+def _with_weights(recipe: Recipe, **weights: Any) -> Recipe:
+    return replace(recipe, linear=replace(recipe.linear, b=replace(recipe.linear.b, **weights)))
+
+
+def _per_token(name: str, fmt: Format) -> Recipe:
+    """Scale activations per token, weights per output channel, and V per tensor."""
+    token = Operand(fmt, "token")
+    return Recipe(
+        name,
+        SiteRecipe(token, Operand(fmt, "channel")),
+        SiteRecipe(token, token),
+        SiteRecipe(token, Operand(fmt)),
+    )
+
+
+def _migrated(recipe: Recipe, smoothing: str = "power_of_two") -> Recipe:
+    """Apply SmoothQuant's migration where its authors do: at the layers that LayerNorm feeds.
+
+    Xiao et al., *SmoothQuant* (arXiv 2211.10438), section 4: not at the outputs
+    of the attention and of the feed-forward network.
+    """
+    return replace(
+        recipe,
+        linear=replace(recipe.linear, migration=0.5, smoothing=smoothing),
+        overrides=(*recipe.overrides, ("*.output.dense", recipe.linear)),
+    )
+
+
+def _presets() -> Mapping[str, Recipe]:
+    int8, e4m3, e5m2 = _alike("int8", INT8), _alike("e4m3", E4M3FN), _alike("e5m2", E5M2)
+    channels = replace(int8.linear, b=Operand(INT8, "channel"))
+    asymmetric = SiteRecipe(Operand(UINT8), Operand(INT8))
+    token = _per_token("int8-token", INT8)
+    outliers = replace(token.linear, outlier_threshold=6.0)
+    mixed = SiteRecipe(Operand(E5M2), Operand(E4M3FN))
+    recipes = (
+        Recipe("fp32", arithmetic="float32"),
+        Recipe("bf16"),
+        int8,
+        e4m3,
+        e5m2,
+        replace(int8, name="int8-channel", linear=channels),
+        replace(
+            int8, name="int8-asymmetric", linear=asymmetric, scores=int8.scores, context=asymmetric
+        ),
+        _alike("int8-percentile", INT8, observer="percentile"),
+        _alike("int8-mse", INT8, observer="mse"),
+        _with_weights(_alike("int8-entropy", INT8, observer="entropy"), observer="absmax"),
+        token,
+        replace(token, name="int8-outliers", linear=outliers),
+        replace(token, name="int8-outliers-columns", linear=replace(outliers, outliers="column")),
+        _migrated(replace(int8, name="int8-smooth", linear=channels)),
+        _migrated(replace(int8, name="int8-smooth-paper"), smoothing="paper"),
+        _with_weights(replace(e4m3, name="e4m3-channel"), granularity="channel"),
+        _per_token("e4m3-token", E4M3FN),
+        _alike("e4m3-block", E4M3FN, granularity="block"),
+        _alike("e4m3-pow2", E4M3FN, power_of_two=True),
+        _alike("e4m3-mse", E4M3FN, observer="mse"),
+        _migrated(replace(e4m3, name="e4m3-smooth")),
+        Recipe("e4m3-weights", SiteRecipe(b=Operand(E4M3FN))),
+        Recipe("mixed", mixed, mixed, mixed),
+    )
+    return MappingProxyType({recipe.name: recipe for recipe in recipes})
+
+
+#: The named recipes. The first five are the paper's comparison, from the reference down.
+PRESETS = _presets()
+
+
+def preset(name: str) -> Recipe:
+    """Look up a recipe by its name, or read it from a file whose name ends in ``.json``.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is none of the name, or the file is not a recipe.
+    """
+    if name.endswith(".json"):
+        return load_recipe(name)
+    if name not in PRESETS:
+        raise BertNumpyError(f"format: expected one of {', '.join(PRESETS)}, found {name!r}")
+    return PRESETS[name]

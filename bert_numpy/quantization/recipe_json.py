@@ -1,0 +1,129 @@
+"""Recipes as JSON: written and read by the dataclasses' own fields and their types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from bert_numpy.errors import BertNumpyError, read_json, writing
+from bert_numpy.quantization.recipe import FORMATS, Recipe, shown
+from npfp8 import Format
+from npfp8.files import replaced_file
+
+__all__ = ["load_recipe", "recipe_json", "recipe_object", "recipe_of", "save_recipe"]
+
+
+def recipe_json(recipe: Recipe) -> str:
+    """Return a recipe as JSON text, every setting named."""
+    return json.dumps(recipe_object(recipe), indent=1)
+
+
+def recipe_object(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as a JSON object, every setting named."""
+    values: dict[str, Any] = _plain(recipe)
+    return values
+
+
+def recipe_of(values: Any) -> Recipe:
+    """Make a recipe from a JSON object; settings that are not given have their defaults.
+
+    Raises
+    ------
+    BertNumpyError
+        If a key is unknown, of another type or of a value that cannot be.
+    """
+    recipe: Recipe = _build(Recipe, values, "recipe")
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write a recipe as JSON, whole or not at all.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file cannot be written.
+    """
+    text = recipe_json(recipe) + "\n"
+    with writing(path), replaced_file(Path(path)) as file:
+        file.write(text.encode())
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a JSON file; settings that are not given have their defaults.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing or is not JSON, or a key is unknown, of another type
+        or of a value that cannot be.
+    """
+    try:
+        return recipe_of(read_json(Path(path)))
+    except BertNumpyError as error:
+        text = str(error)
+        raise BertNumpyError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a recipe, or a part of one, as JSON has it: formats by their names."""
+    if isinstance(value, Format):
+        return str(value)
+    if is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _build(kind: type, values: Any, place: str) -> Any:
+    """Make a dataclass from a JSON object, whose keys and types are those of its fields."""
+    if not isinstance(values, Mapping):
+        raise BertNumpyError(f"{place}: expected a JSON object, found {shown(values)}")
+    types = get_type_hints(kind)
+    if unknown := sorted(set(values) - set(types)):
+        raise BertNumpyError(
+            f"{place}: key {unknown[0]!r}: expected one of {', '.join(sorted(types))}"
+        )
+    arguments = {
+        key: _value(types[key], value, f"{place}: key {key!r}") for key, value in values.items()
+    }
+    try:
+        return kind(**arguments)
+    except TypeError:
+        raise BertNumpyError(f"{place}: key 'name': expected a string, but missing") from None
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """Make a field's value, of type ``kind``, from a JSON value."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _build(kind, value, where)
+    if get_origin(kind) is tuple:
+        return _pairs(get_args(kind)[0], value, where)
+    if kind == Format | None:
+        if value is None:
+            return None
+        if not (isinstance(value, str) and value in FORMATS):
+            raise BertNumpyError(
+                f"{where}: expected null or one of {', '.join(FORMATS)}, found {shown(value)}"
+            )
+        return FORMATS[value]
+    expected: list[type] = []
+    for part in get_args(kind) or (kind,):
+        expected += (int, float) if part is float else (part,)
+    if type(value) not in expected:
+        names = " or ".join(item.__name__ for item in expected)
+        raise BertNumpyError(f"{where}: expected {names}, found {shown(value)}")
+    return value
+
+
+def _pairs(kind: Any, value: Any, where: str) -> tuple[tuple[str, Any], ...]:
+    """Make a tuple of (pattern, dataclass), of type ``kind`` each, from a JSON list."""
+    if not isinstance(value, list):
+        raise BertNumpyError(f"{where}: expected a list, found {shown(value)}")
+    for item in value:
+        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)):
+            raise BertNumpyError(f"{where}: expected [pattern, site] pairs, found {shown(item)}")
+    _, part = get_args(kind)
+    return tuple((pattern, _build(part, one, f"{where} {pattern!r}")) for pattern, one in value)
