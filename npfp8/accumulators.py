@@ -38,14 +38,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Float32Array, Float64Array
 from npfp8.formats import FloatFormat
 from npfp8.lookup import lookup
 from npfp8.tensor import QuantizedTensor
 
 __all__ = ["ROUNDED", "hopper_sums", "rounded_sums"]
-
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 #: Products that Hopper's tensor core adds in one step, and steps between two float32 sums.
 _BLOCK = 32

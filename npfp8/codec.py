@@ -30,14 +30,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Float64Array
 from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.formats import FloatFormat, Format, IntFormat
-from npfp8.lookup import Kernel, apply_blockwise, lookup, require_array, table_kernel
+from npfp8.lookup import Kernel, apply_chunkwise, lookup, require_array, table_kernel
 from npfp8.rounding import float64_to_float32, integer_to_float64
 
 __all__ = ["codes_of", "decode", "decode_bfloat16", "encode", "encode_bfloat16"]
-
-Float64Array = npt.NDArray[np.float64]
 
 _ROUNDINGS = ("nearest", "toward_zero", "stochastic")
 
@@ -142,10 +141,10 @@ def encode(
             raise TypeError(f"rng: expected a numpy.random.Generator, found {type(rng).__name__}")
         kernel = _widened(_stochastic_kernel(fmt, saturate, rng), source)
         # In C order and on one thread, so that each element gets the bits it is due.
-        return apply_blockwise(kernel, values, fmt.code_dtype, out=out, order="C")
+        return apply_chunkwise(kernel, values, fmt.code_dtype, out=out, order="C")
     else:
         kernel = _table_encoder(fmt, saturate, rounding, source)
-    return apply_blockwise(kernel, values, fmt.code_dtype, out=out, threads=threads)
+    return apply_chunkwise(kernel, values, fmt.code_dtype, out=out, threads=threads)
 
 
 def encode_bfloat16(
@@ -193,7 +192,7 @@ def encode_bfloat16(
         expected = " or ".join(_ROUNDINGS[:2])
         raise ValueError(f"rounding: expected {expected} for bits, found {rounding!r}")
     kernel = _table_encoder(fmt, saturate, rounding, "bfloat16")
-    return apply_blockwise(kernel, patterns, fmt.code_dtype, out=out, threads=threads)
+    return apply_chunkwise(kernel, patterns, fmt.code_dtype, out=out, threads=threads)
 
 
 def decode(
@@ -424,7 +423,7 @@ def _source(dtype: np.dtype[Any]) -> str:
 
 
 def _table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
-    """The kernel that encodes blocks of a source by a table."""
+    """The kernel that encodes chunks of a source by a table."""
     kernel = _table_kernel(fmt, saturate, rounding, source)
     if fmt.nan_code is not None:
         return kernel

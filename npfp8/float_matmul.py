@@ -36,13 +36,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Float32Array, Float64Array, chunks
+
 __all__ = ["matmul_float32", "overlay_specials"]
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
-
 #: Elements of the result that are checked, or products that are split, at a time.
-_BLOCK = 1 << 17
+_CHUNK = 1 << 17
 
 #: Largest K: the cut-off parts of so many products must add up exactly, see _exact_sums.
 _K_LIMIT = 1 << 24
@@ -101,14 +100,13 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
     row_span, column_span = _spans(x, _precision(a), -1), _spans(y, _precision(b), -2)
     limit = 2.0**53 / max(k, 1)
     lines = math.prod(sums.shape[:-2]) * sums.shape[-1]
-    step = max(1, _BLOCK // max(1, lines))
-    for start in range(0, sums.shape[-2], step):
-        window = (..., slice(start, start + step), slice(None))
-        error = row[..., start : start + step, None] * column[..., None, :]
-        if (
-            row_span.min(initial=np.inf) * column_span.min(initial=np.inf) <= limit
-        ):  # else there is none
-            span = row_span[..., start : start + step, None] * column_span[..., None, :]
+    # Skip the products of the spans if none of them can be small enough.
+    some_exact = row_span.min(initial=np.inf) * column_span.min(initial=np.inf) <= limit
+    for rows in chunks(sums.shape[-2], max(1, _CHUNK // max(1, lines))):
+        window = (..., rows, slice(None))
+        error = row[..., rows, None] * column[..., None, :]
+        if some_exact:
+            span = row_span[..., rows, None] * column_span[..., None, :]
             error[span <= limit] = 0.0
         _round_settled(sums[window], error, result[window], x[window], y)
     if x is not a or y is not b:
@@ -162,10 +160,9 @@ def _round_settled(
     columns = np.broadcast_to(y, (*shape, *y.shape[-2:])).swapaxes(-1, -2)
     where = (*indices[:-2], indices[-1])
     columns = columns[where]
-    step = max(1, _BLOCK // x.shape[-1])
     exact = [
-        _exact_sums(rows[start : start + step] * columns[start : start + step])
-        for start in range(0, len(rows), step)
+        _exact_sums(rows[chunk] * columns[chunk])
+        for chunk in chunks(len(rows), max(1, _CHUNK // x.shape[-1]))
     ]
     out[doubtful] = np.concatenate(exact)
 

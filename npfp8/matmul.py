@@ -36,15 +36,13 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.accumulators import ROUNDED, hopper_sums, rounded_sums
+from npfp8.arrays import Float32Array, Float64Array, chunks
 from npfp8.float_matmul import overlay_specials
 from npfp8.formats import E4M3FN, E5M2, FloatFormat, Format, IntFormat
 from npfp8.lookup import lookup
 from npfp8.tensor import QuantizedTensor, spread
 
 __all__ = ["ACCUMULATIONS", "exact_k_limit", "matmul"]
-
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 #: How :func:`matmul` can add products up.
 ACCUMULATIONS = ("exact", "float32", "hopper", "hopper-fast", "float16", "bfloat16")
@@ -58,7 +56,7 @@ _SUM_BITS = 93
 _ALL = slice(None)
 
 #: Elements worked on at a time where several passes go over an array.
-_BLOCK = 1 << 14
+_CHUNK = 1 << 14
 
 
 def matmul(a: QuantizedTensor, b: QuantizedTensor, accumulate: str = "exact") -> Float32Array:
@@ -381,10 +379,9 @@ def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
     """
     unit = 2.0**42 * quantum
     flat = np.empty(sums[0].size, np.float32)
-    for start in range(0, flat.size, _BLOCK):
-        window = slice(start, start + _BLOCK)
-        high, low = np.zeros((2, flat[window].size))
-        for x in (array.reshape(-1)[window] for array in sums):
+    for chunk in chunks(flat.size, _CHUNK):
+        high, low = np.zeros((2, flat[chunk].size))
+        for x in (array.reshape(-1)[chunk] for array in sums):
             whole = np.floor(x / unit)
             high += whole
             whole *= unit
@@ -403,7 +400,7 @@ def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
         to_odd = (r != 0) & (bits & 1 == 0)
         away_from_zero = (r > 0) == (s > 0)
         bits += to_odd * np.where(away_from_zero, 1, -1)
-        flat[window] = s
+        flat[chunk] = s
     return flat.reshape(sums[0].shape)
 
 

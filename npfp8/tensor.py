@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Float32Array
 from npfp8.bfloat16 import from_bits
 from npfp8.codec import decode, encode, is_bfloat16
 from npfp8.formats import FloatFormat, Format, IntFormat
@@ -29,8 +30,6 @@ __all__ = [
     "quantize_bfloat16",
     "spread",
 ]
-
-Float32Array = npt.NDArray[np.float32]
 
 _MIN_NORMAL = np.finfo(np.float32).tiny
 
