@@ -34,6 +34,7 @@ __all__ = [
     "E5M2FNUZ",
     "E8M0FNU",
     "FLOAT_FORMATS",
+    "FORMATS",
     "INT8",
     "UINT8",
     "FloatFormat",
@@ -166,6 +167,11 @@ class FloatFormat:
     def sign_bit(self) -> int:
         """The code's sign bit, 0 where there is none."""
         return 1 << (self.bits - 1) if self.signed else 0
+
+    @property
+    def has_zero_point(self) -> bool:
+        """Whether it is used with a zero point: no float format is."""
+        return False
 
     @property
     def _positive_codes(self) -> int:
@@ -327,6 +333,11 @@ class IntFormat:
         return values
 
     @property
+    def has_zero_point(self) -> bool:
+        """Whether it is used with a zero point: if it has no negative numbers."""
+        return self.min_code >= 0
+
+    @property
     def max(self) -> float:
         """The largest value."""
         return float(self.max_code)
@@ -412,6 +423,9 @@ FLOAT_FORMATS = {
         E2M1,
     )
 }
+
+#: Every format above, by name.
+FORMATS: dict[str, Format] = {**FLOAT_FORMATS, INT8.name: INT8, UINT8.name: UINT8}
 
 
 def values(fmt: Format) -> npt.NDArray[np.float64]:

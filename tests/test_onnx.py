@@ -21,6 +21,7 @@ from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.export.onnx import export_onnx, onnx_model
 from npfp8 import E4M3FN, UINT8
+from npfp8.formats import FORMATS
 
 E4M3 = PRESETS["e4m3"]
 #: Weights by block; a head in 8 bits, by channel; both operands with zero points.
@@ -191,7 +192,7 @@ HEADS = ("pooler.dense.weight", "classifier.weight")
         (PRESETS["int8-outliers"], "int8-outliers: .*query: expected no outlier_threshold in ONNX"),
         (PRESETS["e4m3-block"], "e4m3-block: .*query: expected no inputs by block in ONNX"),
         (
-            Recipe("e3m4", SiteRecipe(b=Operand(bert_numpy.quantization.recipe.FORMATS["E3M4"]))),
+            Recipe("e3m4", SiteRecipe(b=Operand(FORMATS["E3M4"]))),
             "recipe e3m4: .*query: expected one of E4M3FN, .*, UINT8 in ONNX",
         ),
         (

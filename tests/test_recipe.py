@@ -21,7 +21,6 @@ from bert_numpy.model.model import model_sites
 from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.policy import quantized_policy
 from bert_numpy.quantization.recipe import (
-    FORMATS,
     Operand,
     SiteRecipe,
     load_recipe,
@@ -30,6 +29,7 @@ from bert_numpy.quantization.recipe import (
 )
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import E4M3FN, INT8, UINT8
+from npfp8.formats import FORMATS
 
 every_preset = pytest.mark.parametrize("name", PRESETS)
 INT8_BOTH = SiteRecipe(Operand(INT8), Operand(INT8))

@@ -40,7 +40,6 @@ from bert_numpy.errors import BertNumpyError, read_json, writing
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model, model_sites
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
-from bert_numpy.quantization.observers import is_affine
 from bert_numpy.quantization.policy import FLOAT32_POLICY, Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
@@ -465,8 +464,8 @@ def _given(quantization: StoredQuantization, name: str, operand: Operand, folder
     if name not in quantization.scales:
         raise BertNumpyError(f"{place}: key 'scales': expected a scale of {name!r}, found none")
     scale = quantization.scales[name]
-    if (scale.zero_point is not None) != is_affine(operand.fmt):
-        expected = "a zero point" if is_affine(operand.fmt) else "no zero point"
+    if (scale.zero_point is not None) != operand.fmt.has_zero_point:
+        expected = "a zero point" if operand.fmt.has_zero_point else "no zero point"
         raise BertNumpyError(f"{place}: key 'zero_points': expected {expected} of {name!r}")
     return scale
 
@@ -501,11 +500,11 @@ def _read_zero_point(
     shapes: tuple[tuple[int, ...], ...],
 ) -> _Array | None:
     """A zero point in our codes; None for a format without one, where others may write zeros."""
-    if not is_affine(fmt) and key not in stored:
+    if not fmt.has_zero_point and key not in stored:
         return None
     tensor = _companion(parameter, stored, key, shapes)
     place = f"{tensor.file}: tensor {key!r}"
-    if is_affine(fmt):
+    if fmt.has_zero_point:
         if tensor.dtype != "I8":
             raise BertNumpyError(f"{place}: expected dtype I8, found {tensor.dtype}")
         return _to_uint8(tensor.read_as(np.int8))

@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
-from bert_numpy.quantization.recipe import FORMATS
 from npfp8 import decode, golden
 from npfp8.bfloat16 import round_to_bfloat16
-from npfp8.formats import FLOAT_FORMATS, FloatFormat, IntFormat
+from npfp8.formats import FLOAT_FORMATS, FORMATS, FloatFormat, IntFormat
 from npfp8.matmul import ACCUMULATIONS
 from npfp8.mistakes import NAN_BIASED, clamped_codes, encoder_mistakes
 

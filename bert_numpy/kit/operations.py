@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.quantization.observers import range_scale
-from bert_numpy.quantization.recipe import FORMATS
 from npfp8 import QuantizedTensor, decode, encode, golden, matmul, matmul_float32
 from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.formats import FORMATS
 from npfp8.tensor import group_extrema, quantize
 
 __all__ = ["OPERATIONS", "RULES", "Attributes", "Inputs", "operand"]

@@ -22,7 +22,6 @@ from bert_numpy.kit.manifest import Reference, apply_view
 from bert_numpy.model.model import Model
 from bert_numpy.model.packing import Packing
 from bert_numpy.quantization.convert import QuantizedModel
-from bert_numpy.quantization.observers import is_affine
 from bert_numpy.quantization.policy import Operandlike, Policy, SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import QuantizedTensor
@@ -283,7 +282,7 @@ class _Recorder:
             options = how | {"power_of_two": operand.power_of_two}
             scale = self.compute(f"{name}.scale", "scale", {"x": x}, attributes=options)
             parts = {"how": how, "scale": scale}
-            if is_affine(fmt):
+            if fmt.has_zero_point:
                 parts["zero_point"] = self.compute(
                     f"{name}.zero_point", "zero_point", {"x": x}, attributes=options, fmt=fmt
                 )

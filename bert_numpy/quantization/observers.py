@@ -36,7 +36,6 @@ __all__ = [
     "clip_range",
     "contradiction",
     "follow",
-    "is_affine",
     "look_at",
     "merge",
     "observe",
@@ -406,7 +405,7 @@ def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
     i = np.arange(_FEWEST_BINS, _ENTROPY_BINS + 1, dtype=np.int64)[:, None]
     if isinstance(fmt, IntFormat):
         levels = (fmt.max_code - fmt.min_code + 2) // 2
-        if is_affine(fmt) and not both_signs:
+        if fmt.has_zero_point and not both_signs:
             levels = fmt.max_code - fmt.min_code + 1
         edges = -(-np.arange(levels + 1) * i // levels)
     else:
@@ -440,11 +439,6 @@ OBSERVERS: dict[str, Callable[[Statistics, Format, float], float]] = {
 }
 
 
-def is_affine(fmt: Format) -> bool:
-    """Whether a format is used with a zero point: unsigned integers."""
-    return isinstance(fmt, IntFormat) and fmt.min_code >= 0
-
-
 def _search(seen: Statistics, cost: Callable[[float, float], float]) -> float:
     """The threshold of the least cost; of equals the largest, which clips least."""
     best, threshold = math.inf, seen.absmax
@@ -469,7 +463,7 @@ def range_scale(
     low: Any, high: Any, fmt: Format, power_of_two: bool = False
 ) -> tuple[Float32Array, npt.NDArray[Any] | None]:
     """The scales, and zero points or None, that map ranges around 0 to a format."""
-    if is_affine(fmt):
+    if fmt.has_zero_point:
         assert isinstance(fmt, IntFormat)
         return affine_scale(low, high, fmt)
     scale = absmax_scale(np.maximum(high, np.negative(low)), fmt)

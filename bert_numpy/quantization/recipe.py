@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.errors import BertNumpyError, read_json, writing
-from bert_numpy.quantization.observers import OBSERVERS, is_affine
+from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 from npfp8.files import replaced_file
-from npfp8.formats import FLOAT_FORMATS
+from npfp8.formats import FORMATS
 from npfp8.matmul import ACCUMULATIONS
 
 __all__ = [
@@ -33,9 +33,6 @@ __all__ = [
     "recipe_of",
     "save_recipe",
 ]
-
-#: The formats that a recipe can name.
-FORMATS: dict[str, Format] = {**FLOAT_FORMATS, "INT8": INT8, "UINT8": UINT8}
 
 #: The largest threshold, which becomes a float32.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -120,7 +117,7 @@ class Operand:
                 if runtime
                 else "False for one scale per tensor, which would depend on the batch",
             )
-        if self.fmt is not None and is_affine(self.fmt):
+        if self.fmt is not None and self.fmt.has_zero_point:
             check("power_of_two", not self.power_of_two, "False for a format with a zero point")
 
 
