@@ -283,6 +283,10 @@ class FloatFormat:
         finite.flags.writeable = False
         return finite
 
+    def magnitudes(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The codes without their sign bit."""
+        return codes & np.uint8((self.sign_bit or 256) - 1)
+
     def __str__(self) -> str:
         return self.name
 

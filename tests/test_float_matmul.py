@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from oracles import FLOAT32, FLOAT64, assert_same_bits, nearest
 
-from npfp8 import float_matmul, matmul_float32
+from npfp8 import matmul_float32
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
+from npfp8.products import float32 as float_matmul
 
 LARGEST = np.finfo(np.float32).max
 CANONICAL_NAN = 0x7FC00000

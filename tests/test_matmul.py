@@ -49,7 +49,7 @@ from npfp8 import (
     matmul,
     quantize,
 )
-from npfp8.matmul import ACCUMULATIONS
+from npfp8.products import ACCUMULATIONS
 from npfp8.tensor import affine_scale, group_extrema
 
 FLOAT_PAIRS = list(itertools.product((E4M3FN, E5M2), repeat=2))

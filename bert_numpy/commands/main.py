@@ -73,7 +73,7 @@ from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
 from bert_numpy.tasks.glue import TASKS, Task, TestSet, submission
 from bert_numpy.tasks.squad import SQUAD, Questions
 from bert_numpy.tasks.tokenization import load_tokenizer
-from npfp8.matmul import ACCUMULATIONS
+from npfp8.products import ACCUMULATIONS
 
 __all__ = ["interrupted", "main"]
 

@@ -28,6 +28,7 @@ from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.policy import Scale
 from bert_numpy.quantization.recipe import Operand, Recipe, recipe_json
 from npfp8 import (
+    ACCUMULATORS,
     E4M3FN,
     E4M3FNUZ,
     E5M2,
@@ -150,9 +151,10 @@ def check_exportable(model: Model, recipe: Recipe) -> None:
             "BertForQuestionAnswering or a BertModel alone, found "
             f"{config.stated_architecture}{pooling}"
         )
-    if recipe.accumulate not in ("exact", "float32"):
+    if ACCUMULATORS[recipe.accumulate].narrow:
+        expected = " or ".join(repr(x.name) for x in ACCUMULATORS.values() if not x.narrow)
         raise BertNumpyError(
-            f"recipe {recipe.name}: accumulate: expected 'exact' or 'float32' in ONNX, "
+            f"recipe {recipe.name}: accumulate: expected {expected} in ONNX, "
             f"found {recipe.accumulate!r}"
         )
     for site in model_sites(model):

@@ -19,7 +19,7 @@ import numpy as np
 from bert_numpy.errors import BertNumpyError
 from npfp8 import golden
 from npfp8.formats import FORMATS
-from npfp8.matmul import ACCUMULATIONS
+from npfp8.products import ACCUMULATIONS
 
 __all__ = ["check_entry"]
 

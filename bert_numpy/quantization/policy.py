@@ -43,7 +43,7 @@ from npfp8 import (
     quantize_bfloat16,
 )
 from npfp8.golden import require_ieee754
-from npfp8.matmul import ACCUMULATIONS
+from npfp8.products import ACCUMULATORS
 from npfp8.tensor import group_extrema, spread
 
 __all__ = [
@@ -321,10 +321,11 @@ def quantized_policy(
         If golden products are asked for from a recipe that accumulates in float32,
         whose bits are the BLAS's affair.
     """
-    if golden and recipe.accumulate == "float32":
-        expected = " or ".join(repr(mode) for mode in ACCUMULATIONS if mode != "float32")
+    if golden and not ACCUMULATORS[recipe.accumulate].reproducible:
+        expected = " or ".join(repr(x.name) for x in ACCUMULATORS.values() if x.reproducible)
         raise BertNumpyError(
-            f"recipe {recipe.name}: golden products are accumulated {expected}, found 'float32'"
+            f"recipe {recipe.name}: golden products are accumulated {expected}, "
+            f"found {recipe.accumulate!r}"
         )
     gemm = QuantizedGemm(recipe, plans, counts, golden)
     by_columns = any(plan.recipe.outliers == "column" for plan in plans.values())

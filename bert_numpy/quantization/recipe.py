@@ -19,7 +19,7 @@ from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 from npfp8.files import replaced_file
 from npfp8.formats import FORMATS
-from npfp8.matmul import ACCUMULATIONS
+from npfp8.products import ACCUMULATIONS, ACCUMULATORS
 
 __all__ = [
     "PRESETS",
@@ -305,24 +305,21 @@ class Recipe:
                 )
 
     def check_accumulation(self, sites: Iterable[str]) -> None:
-        """Raise :class:`BertNumpyError` if a site has what Hopper's tensor cores do not.
-
-        They multiply E4M3FN and E5M2, whose scales do not vary along the sum; all
-        other ways to accumulate take every recipe.
-        """
-        if not self.accumulate.startswith("hopper"):
-            return
+        """Raise :class:`BertNumpyError` if a site's product is not one that is so accumulated."""
+        accumulator = ACCUMULATORS[self.accumulate]
         for name in sites:
             how = self.site(name)
             if how.a.fmt is None or how.b.fmt is None:
                 continue  # no product of codes
+            try:
+                accumulator.check(how.a.fmt, how.b.fmt)
+            except ValueError as error:
+                raise BertNumpyError(f"recipe {self.name}: {name}:{error}") from None
             for side, operand in (("a", how.a), ("b", how.b)):
-                place = f"recipe {self.name}: {name}:{side}: accumulate {self.accumulate!r}"
-                if operand.fmt not in (E4M3FN, E5M2):
-                    raise BertNumpyError(f"{place}: expected E4M3FN or E5M2, found {operand.fmt}")
-                if operand.dynamic:
+                if operand.dynamic and not accumulator.scales_along_k:
                     raise BertNumpyError(
-                        f"{place}: expected one scale per tensor or channel, "
+                        f"recipe {self.name}: {name}:{side}: accumulate {self.accumulate!r}: "
+                        "expected one scale per tensor or channel, "
                         f"found granularity {operand.granularity!r}"
                     )
 

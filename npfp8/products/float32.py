@@ -31,14 +31,13 @@ Which elements take the second way may depend on the BLAS. The results cannot.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from npfp8.arrays import Float32Array, Float64Array, chunks
+from npfp8.products.specials import overlay_specials
 
-__all__ = ["matmul_float32", "overlay_specials"]
+__all__ = ["matmul_float32"]
 
 #: Elements of the result that are checked, or products that are split, at a time.
 _CHUNK = 1 << 17
@@ -205,36 +204,3 @@ def _fsum_to_odd(parts: list[float]) -> float:
     if rest == 0.0 or int(np.float64(total).view(np.int64)) & 1:
         return total
     return math.nextafter(total, math.inf if rest > 0 else -math.inf)
-
-
-def overlay_specials(result: Float32Array, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
-    """Put into the product ``result`` of the finite values what NaN and infinity make of it.
-
-    As IEEE 754 has it, whatever the order of the sum: a NaN or an infinity times
-    0 gives NaN, as do infinities of both signs. A BLAS is not asked, as it may
-    skip a zero.
-
-    Parameters
-    ----------
-    result : ndarray of float32, (..., M, N)
-        Changed in place.
-    x, y : ndarray, (..., M, K) and (..., K, N)
-        The operands, or anything of their signs that is special where they are.
-    """
-
-    def count(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Float32Array:
-        """How often both hold along K; only compared with 0, so its rounding is no matter."""
-        return np.matmul(left.astype(np.float32), right.astype(np.float32))
-
-    if np.isfinite(x).all() and np.isfinite(y).all():
-        return
-    everywhere_x, everywhere_y = np.ones(x.shape, bool), np.ones(y.shape, bool)
-    nan = count(np.isnan(x), everywhere_y) + count(everywhere_x, np.isnan(y))
-    nan += count(np.isinf(x), y == 0) + count(x == 0, np.isinf(y))
-    plus = count(x == np.inf, y > 0) + count(x == -np.inf, y < 0)
-    plus += count(x > 0, y == np.inf) + count(x < 0, y == -np.inf)
-    minus = count(x == np.inf, y < 0) + count(x == -np.inf, y > 0)
-    minus += count(x > 0, y == -np.inf) + count(x < 0, y == np.inf)
-    result[plus > 0] = np.inf
-    result[minus > 0] = -np.inf
-    result[(nan > 0) | ((plus > 0) & (minus > 0))] = np.nan
