@@ -8,6 +8,8 @@ so the result does not depend on the processor's rounding or flush-to-zero mode.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -187,3 +189,8 @@ def _as_float32(x: npt.ArrayLike) -> Float32Array:
     if values.dtype != np.float32:
         raise TypeError(f"bfloat16 values: expected float32, found {values.dtype}")
     return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` is ml_dtypes' bfloat16, told without importing ml_dtypes."""
+    return dtype.itemsize == 2 and dtype.name == "bfloat16"

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arrays import Float32Array
-from npfp8.bfloat16 import from_bits
-from npfp8.codec import decode, encode, is_bfloat16
+from npfp8.bfloat16 import from_bits, is_bfloat16
+from npfp8.codec import decode, encode
+from npfp8.codec.lookup import lookup
 from npfp8.formats import FloatFormat, Format, IntFormat
-from npfp8.lookup import lookup
 
 __all__ = [
     "QuantizedTensor",
