@@ -36,7 +36,8 @@ from npfp8.products import (
     matmul,
     matmul_float32,
 )
-from npfp8.tensor import QuantizedTensor, absmax_scale, quantize, quantize_bfloat16
+from npfp8.scaling import absmax_scale
+from npfp8.tensor import QuantizedTensor, quantize, quantize_bfloat16
 
 __version__ = "0.1.0"
 

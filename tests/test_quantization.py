@@ -46,7 +46,7 @@ from bert_numpy.quantization.recipe import Operand, SiteRecipe, preset
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format, QuantizedTensor, matmul, quantize
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FORMATS as ALL_FORMATS
-from npfp8.tensor import affine_scale, group_extrema
+from npfp8.scaling import affine_scale, group_extrema
 
 FORMATS = ["e4m3", "e5m2", "int8"]
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0, "int8": 127.0}

@@ -44,6 +44,7 @@ from bert_numpy.quantization.policy import FLOAT32_POLICY, Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
 from npfp8.files import check_folder, created_folder, open_regular, require_absent
+from npfp8.scaling import axis_and_block
 from npfp8.storage import Fp8Array, StoredTensor, save_file
 
 __all__ = [
@@ -420,12 +421,7 @@ def _read_weight(
             return values.reshape(outputs)
         return values[np.arange(outputs) // min(rows, outputs)]
 
-    axis, block = {
-        "tensor": (None, None),
-        "channel": (0, None),
-        "token": (1, inputs),
-        "block": (1, operand.block),
-    }[operand.granularity]
+    axis, block = axis_and_block(operand.granularity, (outputs, inputs), -1, operand.block)
     try:
         return QuantizedTensor(
             codes,

@@ -32,7 +32,6 @@ from bert_numpy.engines.functions import (
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.finite import require_finite
 from bert_numpy.model.packing import Packing
-from bert_numpy.quantization.observers import range_scale
 from bert_numpy.quantization.recipe import PRESETS, Operand, Recipe, SiteRecipe
 from npfp8 import (
     FloatFormat,
@@ -44,7 +43,7 @@ from npfp8 import (
 )
 from npfp8.golden import require_ieee754
 from npfp8.products import ACCUMULATORS
-from npfp8.tensor import group_extrema, spread
+from npfp8.scaling import group_extrema, scale_of_range, spread
 
 __all__ = [
     "FLOAT32_POLICY",
@@ -239,7 +238,7 @@ class Scale:
     def of(low: float, high: float, operand: Operand) -> Scale:
         """The scale that maps a range around 0 to an operand's format."""
         assert operand.fmt is not None
-        scale, zero_point = range_scale(
+        scale, zero_point = scale_of_range(
             np.float32(low), np.float32(high), operand.fmt, operand.power_of_two
         )
         return Scale(scale, None if zero_point is None else int(zero_point))
@@ -285,7 +284,7 @@ def quantize_operand(x: Float32Array, operand: Operand, k_axis: int) -> Quantize
     }[operand.granularity]
     axis = None if axis is None else axis % x.ndim
     low, high = group_extrema(x, axis, block)
-    scale, zero_point = range_scale(low, high, operand.fmt, operand.power_of_two)
+    scale, zero_point = scale_of_range(low, high, operand.fmt, operand.power_of_two)
     return quantize(x, operand.fmt, scale, axis, block, zero_point)
 
 

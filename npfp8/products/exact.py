@@ -37,7 +37,8 @@ import numpy.typing as npt
 from npfp8.arrays import Float32Array, Float64Array, chunks
 from npfp8.codec.lookup import lookup
 from npfp8.formats import Format, IntFormat
-from npfp8.tensor import QuantizedTensor, spread
+from npfp8.scaling import spread
+from npfp8.tensor import QuantizedTensor
 
 __all__ = ["exact_k_limit", "exact_product", "float32_product"]
 
