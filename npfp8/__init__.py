@@ -8,7 +8,6 @@ array([1.015625e-01, 3.250000e+00, 4.480000e+02], dtype=float32)
 """
 
 from npfp8.codec import decode, decode_bfloat16, encode, encode_bfloat16
-from npfp8.float_matmul import matmul_float32
 from npfp8.formats import (
     E2M1,
     E2M3,
@@ -29,13 +28,22 @@ from npfp8.formats import (
     describe,
     values,
 )
-from npfp8.matmul import ACCUMULATIONS, exact_k_limit, matmul
-from npfp8.tensor import QuantizedTensor, absmax_scale, quantize, quantize_bfloat16
+from npfp8.products import (
+    ACCUMULATIONS,
+    ACCUMULATORS,
+    Accumulator,
+    exact_k_limit,
+    matmul,
+    matmul_float32,
+)
+from npfp8.scaling import absmax_scale
+from npfp8.tensor import QuantizedTensor, quantize, quantize_bfloat16
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ACCUMULATIONS",
+    "ACCUMULATORS",
     "E2M1",
     "E2M3",
     "E3M2",
@@ -49,6 +57,7 @@ __all__ = [
     "E8M0FNU",
     "INT8",
     "UINT8",
+    "Accumulator",
     "FloatFormat",
     "Format",
     "IntFormat",

@@ -8,17 +8,18 @@ so the result does not depend on the processor's rounding or flush-to-zero mode.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Float32Array, Float64Array, chunks
 from npfp8.rounding import float64_to_float32
 
 __all__ = ["from_bits", "round_to_bfloat16", "round_to_bits", "to_bits"]
 
-Float32Array = npt.NDArray[np.float32]
-
-#: Elements worked on at a time: the block's temporaries (512 kB or 1 MB each) stay in cache.
-_BLOCK = 1 << 17
+#: Elements worked on at a time: a chunk's temporaries (512 kB or 1 MB each) stay in cache.
+_CHUNK = 1 << 17
 
 #: Round half up by adding just under a half, made half-to-even by the kept bit.
 _HALF_MINUS = np.uint32(0x7FFF)
@@ -111,15 +112,14 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
         raise ValueError(f"out: expected C-contiguous shape {given.shape}, found {out.shape}")
     source = np.ascontiguousarray(given, given.dtype.newbyteorder("=")).reshape(-1)
     target = out.reshape(-1)
-    round_block = _round_float64 if source.dtype == np.float64 else _round_float32
-    work = np.empty(min(_BLOCK, source.size), f"u{source.itemsize}")
-    for start in range(0, source.size, _BLOCK):
-        block = source[start : start + _BLOCK]
-        # NaN is looked for first: the result may be in the memory of the block.
-        nan = np.isnan(block)
-        signs = np.signbit(block[nan]) if nan.any() else None
-        result = target[start : start + _BLOCK]
-        round_block(block, result, work[: block.size])
+    round_part = _round_float64 if source.dtype == np.float64 else _round_float32
+    work = np.empty(min(_CHUNK, source.size), f"u{source.itemsize}")
+    for chunk in chunks(source.size, _CHUNK):
+        part, result = source[chunk], target[chunk]
+        # NaN is looked for first: the result may be in the memory of the source.
+        nan = np.isnan(part)
+        signs = np.signbit(part[nan]) if nan.any() else None
+        round_part(part, result, work[: part.size])
         if signs is not None:
             result[nan] = np.where(signs, _NEGATIVE_NAN, _NAN).view(np.float32)
     return out
@@ -166,9 +166,7 @@ def _round_float32(x: Float32Array, out: Float32Array, work: npt.NDArray[np.uint
     np.bitwise_and(work, np.uint32(0xFFFF0000), out=out.view(np.uint32))
 
 
-def _round_float64(
-    x: npt.NDArray[np.float64], out: Float32Array, work: npt.NDArray[np.uint64]
-) -> None:
+def _round_float64(x: Float64Array, out: Float32Array, work: npt.NDArray[np.uint64]) -> None:
     """To 8 significant bits; where float32's exponent ends, which has fewer, by way of odd."""
     bits = x.view(np.uint64)
     np.right_shift(bits, np.uint64(45), out=work)
@@ -191,3 +189,8 @@ def _as_float32(x: npt.ArrayLike) -> Float32Array:
     if values.dtype != np.float32:
         raise TypeError(f"bfloat16 values: expected float32, found {values.dtype}")
     return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` is ml_dtypes' bfloat16, told without importing ml_dtypes."""
+    return dtype.itemsize == 2 and dtype.name == "bfloat16"

@@ -21,15 +21,15 @@ from functools import wraps
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from npfp8.arrays import Float64Array, chunks
 
 __all__ = ["exp", "gelu", "gelu_tanh", "log", "normal_tail", "relu", "sigmoid", "silu", "tanh"]
 
-Float64Array = npt.NDArray[np.float64]
 Function = Callable[[Float64Array], Float64Array]
 
-#: Elements worked on at a time: a block's temporaries (512 kB each) stay in cache.
-_BLOCK = 1 << 16
+#: Elements worked on at a time: a chunk's temporaries (512 kB each) stay in cache.
+_CHUNK = 1 << 16
 
 _LOG2_E = 1.4426950408889634
 #: ln 2 in two parts; the first has 32 significant bits, so that k times it is exact.
@@ -88,16 +88,16 @@ _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 _TINY = 2.0**-60
 
 
-def _blockwise(function: Function) -> Function:
-    """Apply a function to any array, block by block."""
+def _chunkwise(function: Function) -> Function:
+    """Apply a function to any array, chunk by chunk."""
 
     @wraps(function)
     def wrapped(x: Any) -> Float64Array:
         flat = np.asarray(x, np.float64).reshape(-1)
         out = np.empty(flat.shape)
         with np.errstate(all="ignore"):
-            for start in range(0, flat.size, _BLOCK):
-                out[start : start + _BLOCK] = function(flat[start : start + _BLOCK])
+            for chunk in chunks(flat.size, _CHUNK):
+                out[chunk] = function(flat[chunk])
         return out.reshape(np.shape(x))
 
     return wrapped
@@ -150,13 +150,13 @@ def _normal_tail(a: Float64Array) -> Float64Array:
     return b
 
 
-@_blockwise
+@_chunkwise
 def exp(x: Float64Array) -> Float64Array:
     """The exponential function, within 1 ulp (of a subnormal result: of its 2^-1074)."""
     return _exp(x)
 
 
-@_blockwise
+@_chunkwise
 def log(x: Float64Array) -> Float64Array:
     """The natural logarithm, within 4 ulp; -inf of 0, NaN below it.
 
@@ -178,7 +178,7 @@ def log(x: Float64Array) -> Float64Array:
     return np.where(x < 0, np.nan, result)
 
 
-@_blockwise
+@_chunkwise
 def tanh(x: Float64Array) -> Float64Array:
     """The hyperbolic tangent, within 2^-49 relative: ``(1 - e) / (1 + e)``, e = exp(-2 |x|).
 
@@ -200,14 +200,14 @@ def tanh(x: Float64Array) -> Float64Array:
     return np.copysign(result, x)
 
 
-@_blockwise
+@_chunkwise
 def sigmoid(x: Float64Array) -> Float64Array:
     """The logistic function ``1 / (1 + exp(-x))``, within 4 ulp, however small."""
     e = _exp(-np.abs(x))
     return np.where(x < 0, e, 1.0) / (1.0 + e)
 
 
-@_blockwise
+@_chunkwise
 def normal_tail(a: Float64Array) -> Float64Array:
     """Q(a), the normal distribution's upper tail, for a >= 0 of at most 24 bits (float32).
 
@@ -216,7 +216,7 @@ def normal_tail(a: Float64Array) -> Float64Array:
     return _normal_tail(a)
 
 
-@_blockwise
+@_chunkwise
 def gelu(x: Float64Array) -> Float64Array:
     """GELU, ``x Phi(x)`` (Hendrycks and Gimpel, arXiv 1606.08415): ``max(x, 0) - |x| Q(|x|)``.
 
@@ -228,7 +228,7 @@ def gelu(x: Float64Array) -> Float64Array:
     return _half_near_zero(np.copysign(result, x), x)
 
 
-@_blockwise
+@_chunkwise
 def gelu_tanh(x: Float64Array) -> Float64Array:
     """GELU by tanh, ``x (1 + tanh u) / 2`` with ``u = sqrt(2 / pi) (x + 0.044715 x^3)``.
 
@@ -238,13 +238,13 @@ def gelu_tanh(x: Float64Array) -> Float64Array:
     return _half_near_zero(_times_sigmoid(x, 2.0 * u), x)
 
 
-@_blockwise
+@_chunkwise
 def silu(x: Float64Array) -> Float64Array:
     """SiLU, ``x / (1 + exp(-x))``, within 2^-50 relative."""
     return _half_near_zero(_times_sigmoid(x, x), x)
 
 
-@_blockwise
+@_chunkwise
 def relu(x: Float64Array) -> Float64Array:
     """``max(x, 0)``; of -0 and of what is below it, +0."""
     return np.where(x < 0, 0.0, x) + 0.0

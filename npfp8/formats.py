@@ -34,6 +34,7 @@ __all__ = [
     "E5M2FNUZ",
     "E8M0FNU",
     "FLOAT_FORMATS",
+    "FORMATS",
     "INT8",
     "UINT8",
     "FloatFormat",
@@ -168,6 +169,11 @@ class FloatFormat:
         return 1 << (self.bits - 1) if self.signed else 0
 
     @property
+    def has_zero_point(self) -> bool:
+        """Whether it is used with a zero point: no float format is."""
+        return False
+
+    @property
     def _positive_codes(self) -> int:
         """The codes without the sign bit: 0 up to this number."""
         return 1 << (self.bits - int(self.signed))
@@ -277,6 +283,10 @@ class FloatFormat:
         finite.flags.writeable = False
         return finite
 
+    def magnitudes(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The codes without their sign bit."""
+        return codes & np.uint8((self.sign_bit or 256) - 1)
+
     def __str__(self) -> str:
         return self.name
 
@@ -325,6 +335,11 @@ class IntFormat:
         values = np.arange(256, dtype=np.uint8).view(self.code_dtype).astype(np.float64)
         values.flags.writeable = False
         return values
+
+    @property
+    def has_zero_point(self) -> bool:
+        """Whether it is used with a zero point: if it has no negative numbers."""
+        return self.min_code >= 0
 
     @property
     def max(self) -> float:
@@ -412,6 +427,9 @@ FLOAT_FORMATS = {
         E2M1,
     )
 }
+
+#: Every format above, by name.
+FORMATS: dict[str, Format] = {**FLOAT_FORMATS, INT8.name: INT8, UINT8.name: UINT8}
 
 
 def values(fmt: Format) -> npt.NDArray[np.float64]:

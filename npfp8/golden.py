@@ -13,14 +13,16 @@ is bfloat16's 0x7FC0. ``docs/golden.md`` has the argument at length.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from npfp8 import elementary
+from npfp8.arrays import Float32Array, chunks
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
-from npfp8.lookup import lookup
+from npfp8.codec.lookup import lookup
 
 __all__ = [
     "UNARY",
@@ -35,11 +37,8 @@ __all__ = [
     "unary",
 ]
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
-
-#: Elements worked on at a time: a block's temporaries (1 MB each) stay in cache.
-_BLOCK = 1 << 17
+#: Elements worked on at a time: a chunk's temporaries (1 MB each) stay in cache.
+_CHUNK = 1 << 17
 
 #: The functions that :func:`unary` knows, by name.
 UNARY = {
@@ -197,13 +196,13 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
     """
     _check_precision(precision)
     rows, out = _rows(x)
-    for window in _windows(rows):
+    for chunk in _chunks_of(rows):
         with np.errstate(under="ignore", invalid="ignore"):
-            shifted = rows[window].astype(np.float64)
+            shifted = rows[chunk].astype(np.float64)
             shifted -= shifted.max(axis=-1, keepdims=True)
             weights = elementary.exp(shifted)
             weights /= tree_sum(weights)[:, None]
-        out[window] = _rounded(weights, precision)
+        out[chunk] = _rounded(weights, precision)
     return out.reshape(x.shape)
 
 
@@ -236,15 +235,15 @@ def layer_norm(
         )
     with np.errstate(invalid="ignore"):  # a signalling NaN
         scale, shift = scale.astype(np.float64), shift.astype(np.float64)
-    for window in _windows(rows):
+    for chunk in _chunks_of(rows):
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            centred = rows[window].astype(np.float64)
+            centred = rows[chunk].astype(np.float64)
             centred -= (tree_sum(centred) / length)[:, None]
             variance = tree_sum(np.square(centred)) / length
             centred /= np.sqrt(variance + eps)[:, None]
             centred *= scale
             centred += shift
-        out[window] = _rounded(centred, precision)
+        out[chunk] = _rounded(centred, precision)
     return out.reshape(x.shape)
 
 
@@ -345,6 +344,5 @@ def _rows(x: Float32Array) -> tuple[Float32Array, Float32Array]:
     return rows, np.empty_like(rows)
 
 
-def _windows(rows: Float32Array) -> list[slice]:
-    step = max(1, _BLOCK // rows.shape[-1])
-    return [slice(start, start + step) for start in range(0, len(rows), step)]
+def _chunks_of(rows: Float32Array) -> Iterator[slice]:
+    return chunks(len(rows), max(1, _CHUNK // rows.shape[-1]))

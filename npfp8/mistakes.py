@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import encode
 from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, FloatFormat
 
 __all__ = ["NAN_BIASED", "Encoder", "clamped_codes", "encoder_mistakes"]
 
-Float32Array = npt.NDArray[np.float32]
 Encoder = Callable[[Float32Array], npt.NDArray[Any]]
 
 #: Of each format of the OCP the one with another bias and NaN that it is taken for, and back.

@@ -9,15 +9,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.bfloat16 import from_bits
-from npfp8.codec import decode, encode, is_bfloat16
+from npfp8.arrays import Array, Float32Array
+from npfp8.bfloat16 import from_bits, is_bfloat16
+from npfp8.codec import encode
+from npfp8.codec.lookup import lookup
+from npfp8.codec.tables import values_of
 from npfp8.formats import FloatFormat, Format, IntFormat
-from npfp8.lookup import lookup
+from npfp8.scaling import (
+    absmax_scale,
+    affine_scale,
+    checked_scale,
+    group_extrema,
+    power_of_two_scale,
+    scale_shape,
+    spread,
+)
 
 __all__ = [
     "QuantizedTensor",
@@ -29,10 +39,6 @@ __all__ = [
     "quantize_bfloat16",
     "spread",
 ]
-
-Float32Array = npt.NDArray[np.float32]
-
-_MIN_NORMAL = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +77,11 @@ class QuantizedTensor:
     array([ 0.5, -0.5], dtype=float32)
     """
 
-    codes: npt.NDArray[Any]
+    codes: Array
     scale: Float32Array
     fmt: Format
     axis: int | None = None
-    zero_point: npt.NDArray[Any] | None = None
+    zero_point: Array | None = None
     block: int | None = None
 
     def __post_init__(self) -> None:
@@ -88,8 +94,8 @@ class QuantizedTensor:
         if known < 256 and codes.max(initial=0) >= known:
             raise ValueError(f"{self.fmt} codes: expected 0..{known - 1}, found {codes.max()}")
         axis = None if self.axis is None else _normalized(self.axis, codes.ndim)
-        scale = _checked_scale(self.scale)
-        expected = _scale_shape(codes.shape, axis, self.block)
+        scale = checked_scale(self.scale)
+        expected = scale_shape(codes.shape, axis, self.block)
         if scale.shape != expected:
             raise ValueError(
                 f"scale: expected shape {expected} for codes of shape {codes.shape}, axis "
@@ -135,17 +141,15 @@ class QuantizedTensor:
         if axis is not None and axis >= last - 1:
             axis = 2 * last - 1 - axis
 
-        def swap(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        def swap(x: Array) -> Array:
             return x.swapaxes(-1, -2) if x.ndim > 1 else x
 
         zero_point = None if self.zero_point is None else swap(self.zero_point)
-        return QuantizedTensor(
-            swap(self.codes), swap(self.scale), self.fmt, axis, zero_point, self.block
-        )
+        return _as_made(swap(self.codes), swap(self.scale), self.fmt, axis, zero_point, self.block)
 
-    def code_values(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    def code_values(self, dtype: npt.DTypeLike = np.float32) -> Array:
         """The values of the codes, zero point taken off, without the scale; exact."""
-        values = decode(self.codes, self.fmt, dtype)
+        values = values_of(self.codes, self.fmt, np.dtype(dtype))
         if self.zero_point is not None:
             zero_point = spread(self.zero_point, self.shape, self.axis, self.block)
             values -= zero_point.astype(values.dtype)
@@ -157,6 +161,22 @@ class QuantizedTensor:
         scale = spread(self.scale, self.shape, self.axis, self.block)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             return np.multiply(values, scale, out=values)
+
+
+def _as_made(
+    codes: Array,
+    scale: Float32Array,
+    fmt: Format,
+    axis: int | None,
+    zero_point: Array | None,
+    block: int | None,
+) -> QuantizedTensor:
+    """A tensor of parts that are known to be right: no look at codes and scales again."""
+    tensor = object.__new__(QuantizedTensor)
+    vars(tensor).update(
+        codes=codes, scale=scale, fmt=fmt, axis=axis, zero_point=zero_point, block=block
+    )
+    return tensor
 
 
 def quantize(
@@ -213,20 +233,20 @@ def quantize(
     values = _to_float32(np.asarray(x))
     if axis is not None:
         axis = _normalized(axis, values.ndim)
-    shape = _scale_shape(values.shape, axis, block)
+    shape = scale_shape(values.shape, axis, block)
     if scale is None:
         if zero_point is not None:
             raise ValueError("zero_point: expected a scale with it, found none")
         low, high = group_extrema(values, axis, block)
         scales = absmax_scale(np.maximum(high, -low), fmt)
     else:
-        scales = _checked_scale(scale)
+        scales = checked_scale(scale)
         if scales.shape != shape:
             raise ValueError(f"scale: expected shape {shape}, found {scales.shape}")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         scaled = np.divide(values, spread(scales, values.shape, axis, block))
     if zero_point is None:
-        return QuantizedTensor(encode(scaled, fmt), scales, fmt, axis, None, block)
+        return _as_made(encode(scaled, fmt), scales, fmt, axis, None, block)
     if not isinstance(fmt, IntFormat):
         raise ValueError(f"zero_point: expected None for {fmt}, a float format")
     zeros = np.asarray(zero_point)
@@ -239,7 +259,7 @@ def quantize(
         raise ValueError(f"zero_point: expected shape {shape}, found {zeros.shape}")
     with np.errstate(invalid="ignore"):
         shifted = np.rint(scaled) + spread(zeros, values.shape, axis, block).astype(np.float32)
-    return QuantizedTensor(encode(shifted, fmt), scales, fmt, axis, zeros, block)
+    return _as_made(encode(shifted, fmt), scales, fmt, axis, zeros, block)
 
 
 def quantize_bfloat16(
@@ -284,18 +304,18 @@ def quantize_bfloat16(
     if not isinstance(x, np.ndarray) or x.dtype != np.float32:
         found = getattr(x, "dtype", type(x).__name__)
         raise TypeError(f"x: expected an array of float32, found {found}")
-    checked = _checked_scale(scale)
+    checked = checked_scale(scale)
     if checked.shape != ():
         raise ValueError(f"scale: expected one number, found shape {checked.shape}")
     if not _has_nan(fmt) and np.isnan(x).any():
         raise ValueError(f"encode: found NaN, and {fmt} has no code for it")
     codes = lookup(_bfloat16_codes(fmt, float(checked), zero_point), x)
     zero = None if zero_point is None else np.asarray(zero_point, fmt.code_dtype)
-    return QuantizedTensor(codes, checked, fmt, zero_point=zero)
+    return _as_made(codes, checked, fmt, None, zero, None)
 
 
 @lru_cache(maxsize=1024)
-def _bfloat16_codes(fmt: Format, scale: float, zero_point: int | None) -> npt.NDArray[Any]:
+def _bfloat16_codes(fmt: Format, scale: float, zero_point: int | None) -> Array:
     """The code of each of the 65,536 bfloat16 values; 0 for NaN where there is no code for it."""
     x = from_bits(np.arange(1 << 16, dtype=np.uint16))
     if not _has_nan(fmt):
@@ -309,149 +329,7 @@ def _has_nan(fmt: Format) -> bool:
     return isinstance(fmt, FloatFormat) and fmt.nan_code is not None
 
 
-def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
-    """The float32 scale that maps an absolute maximum to the format's largest value.
-
-    ``float32(absmax / fmt.max)``; 1 where ``absmax`` is 0; never below the
-    smallest normal float32.
-
-    Parameters
-    ----------
-    absmax : array_like of float32
-        Non-negative and finite.
-    fmt : FloatFormat or IntFormat
-
-    Returns
-    -------
-    ndarray of float32, of the same shape
-
-    Raises
-    ------
-    ValueError
-        If ``absmax`` is negative, infinite or NaN; or the scale is beyond
-        float32 (only where ``fmt.max`` is below 1).
-
-    Examples
-    --------
-    >>> from npfp8 import E4M3FN
-    >>> from npfp8.tensor import absmax_scale
-    >>> float(absmax_scale(896.0, E4M3FN))
-    2.0
-    """
-    with np.errstate(over="ignore", under="ignore"):
-        largest = np.asarray(absmax, np.float32)
-    bad = ~(np.isfinite(largest) & (largest >= 0))
-    if bad.any():
-        raise ValueError(f"absmax: expected finite and not negative, found {largest[bad][0]}")
-    with np.errstate(over="ignore", under="ignore"):
-        scale = np.maximum(largest / np.float32(fmt.max), _MIN_NORMAL)
-    if not np.isfinite(scale).all():
-        raise ValueError(f"absmax: {largest.max()} over {fmt}'s {fmt.max} is beyond float32")
-    return np.asarray(np.where(largest == 0, np.float32(1), scale), np.float32)
-
-
-def affine_scale(
-    low: npt.ArrayLike, high: npt.ArrayLike, fmt: IntFormat
-) -> tuple[Float32Array, npt.NDArray[Any]]:
-    """The float32 scale and the zero point that map a range to an integer format's whole range.
-
-    ``scale = float32((high - low) / (max_code - min_code))`` and ``zero_point =
-    min_code - round(low / scale)``, so that the real number 0 has a code
-    (Jacob et al., arXiv 1712.05877, section 2.1).
-
-    Parameters
-    ----------
-    low, high : array_like of float32
-        ``low <= 0 <= high``, finite.
-    fmt : IntFormat
-
-    Returns
-    -------
-    scale : ndarray of float32
-        1 for an empty range.
-    zero_point : ndarray of the codes' dtype
-
-    Raises
-    ------
-    ValueError
-        If a range is not finite or does not contain 0, or the scale is beyond
-        float32 (a format of few codes).
-
-    Examples
-    --------
-    >>> from npfp8 import UINT8
-    >>> from npfp8.tensor import affine_scale
-    >>> scale, zero_point = affine_scale(-1.0, 4.1, UINT8)
-    >>> round(float(scale), 6), int(zero_point)
-    (0.02, 50)
-    """
-    lows, highs = np.asarray(low, np.float32), np.asarray(high, np.float32)
-    bad = ~(np.isfinite(lows) & np.isfinite(highs) & (lows <= 0) & (highs >= 0))
-    if bad.any():
-        raise ValueError(f"range: expected finite, with 0, found {lows[bad][0]}..{highs[bad][0]}")
-    width = (highs.astype(np.float64) - lows) / (fmt.max_code - fmt.min_code)
-    with np.errstate(over="ignore"):
-        scale = np.where(width == 0, 1.0, np.maximum(width, _MIN_NORMAL)).astype(np.float32)
-    if not np.isfinite(scale).all():
-        raise ValueError(f"range: the scale {width.max()} that maps it to {fmt} is beyond float32")
-    zero_point = np.clip(fmt.min_code - np.rint(lows / scale), fmt.min_code, fmt.max_code)
-    return np.asarray(scale), zero_point.astype(fmt.code_dtype)
-
-
-def power_of_two_scale(scale: npt.ArrayLike) -> Float32Array:
-    """The smallest powers of two that are not below the scales, but at most 2^127.
-
-    Such a scale changes exponents alone, so scaling by it does not round.
-
-    Examples
-    --------
-    >>> from npfp8.tensor import power_of_two_scale
-    >>> power_of_two_scale([0.3, 0.5, 3.0])
-    array([0.5, 0.5, 4. ], dtype=float32)
-    """
-    fraction, exponent = np.frexp(_checked_scale(scale))
-    exponent = np.minimum(exponent - (fraction == 0.5), 127)
-    return np.asarray(np.ldexp(np.float32(1), exponent), np.float32)
-
-
-def spread(
-    per_scale: npt.NDArray[Any], shape: tuple[int, ...], axis: int | None, block: int | None
-) -> npt.NDArray[Any]:
-    """Shape an array of one element a scale so that it broadcasts against codes of ``shape``."""
-    if axis is None:
-        return per_scale
-    if block is not None:
-        # A block larger than the axis is the whole axis; it may not fit an index's dtype.
-        return per_scale.take(np.arange(shape[axis]) // min(block, shape[axis] or 1), axis=axis)
-    return per_scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-
-
-def group_extrema(
-    x: Float32Array, axis: int | None = None, block: int | None = None
-) -> tuple[Float32Array, Float32Array]:
-    """The least and the largest element of each group that shares a scale; at most and at least 0.
-
-    Parameters
-    ----------
-    x : ndarray of float32
-    axis, block : int, optional
-        As for :func:`quantize`; the results are of the scale's shape.
-    """
-    if axis is None:
-        low, high = x.min(initial=0), x.max(initial=0)
-    elif block is None:
-        others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-        low, high = x.min(axis=others, initial=0), x.max(axis=others, initial=0)
-    elif not x.shape[axis]:
-        low, high = np.zeros_like(x), np.zeros_like(x)
-    else:
-        starts = range(0, x.shape[axis], min(block, x.shape[axis]))
-        low = np.minimum(np.minimum.reduceat(x, starts, axis=axis), np.float32(0))
-        high = np.maximum(np.maximum.reduceat(x, starts, axis=axis), np.float32(0))
-    return np.asarray(low), np.asarray(high)
-
-
-def _to_float32(x: npt.NDArray[Any]) -> Float32Array:
+def _to_float32(x: Array) -> Float32Array:
     if not (x.dtype.kind in "fiu" or is_bfloat16(x.dtype)):
         raise TypeError(f"quantize: expected real numbers, found {x.dtype}")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -462,27 +340,3 @@ def _normalized(axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis: expected one of {ndim} axes, found {axis}")
     return axis % ndim
-
-
-def _scale_shape(shape: tuple[int, ...], axis: int | None, block: int | None) -> tuple[int, ...]:
-    """The shape of the scale of codes of ``shape``."""
-    if block is not None and (axis is None or block < 1):
-        raise ValueError(f"block: expected at least 1, with an axis; found {block}, axis {axis}")
-    if axis is None:
-        return ()
-    if block is None:
-        return (shape[axis],)
-    return (*shape[:axis], -(-shape[axis] // block), *shape[axis + 1 :])
-
-
-def _checked_scale(scale: npt.ArrayLike) -> Float32Array:
-    """The scale as float32; an error unless every one is positive, finite and normal."""
-    given = np.asarray(scale)
-    with np.errstate(over="ignore", under="ignore"):
-        checked = given.astype(np.float32, copy=False)
-    if checked.ndim == 0 and _MIN_NORMAL <= float(checked) < np.inf:  # the usual one, at once
-        return checked
-    bad = ~(np.isfinite(checked) & (checked >= _MIN_NORMAL))
-    if bad.any():
-        raise ValueError(f"scale: expected positive, finite, normal float32, found {given[bad][0]}")
-    return checked

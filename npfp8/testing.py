@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
+from npfp8.arrays import Float32Array
 from npfp8.codec import decode, encode
 from npfp8.formats import FloatFormat
 from npfp8.mistakes import Encoder, encoder_mistakes
@@ -34,7 +35,6 @@ __all__ = [
     "finite_values",
 ]
 
-Float32Array = npt.NDArray[np.float32]
 Decoder = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
 
 

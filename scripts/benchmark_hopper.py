@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from npfp8 import E4M3FN, E5M2, QuantizedTensor, matmul, quantize
-from npfp8.matmul import ACCUMULATIONS
+from npfp8.products import ACCUMULATIONS
 
 #: Leading axis, M, K, N: linear layers, and the two products of attention.
 SHAPES = (

@@ -34,7 +34,7 @@ from bert_numpy.study.cells import Result, Subject, calibrate_subject, cells_of,
 from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
 from npfp8 import E4M3FN, matmul, quantize
 from npfp8.files import replaced_file
-from npfp8.matmul import ACCUMULATIONS
+from npfp8.products import ACCUMULATIONS
 
 #: Results of a product of the sweep: SIZE x SIZE.
 SIZE = 128

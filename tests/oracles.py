@@ -148,7 +148,20 @@ def _integer_fields(name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 def hopper_sums(
     name_a: str, a: npt.NDArray[Any], name_b: str, b: npt.NDArray[Any], fast: bool
 ) -> npt.NDArray[np.float32]:
-    """The product of codes (M, K) and (K, N) as Hopper's tensor cores add it up, finite codes only.
+    """The product of codes (M, K) and (K, N) as Hopper's tensor cores add it up, all finite."""
+    return fused_sums(name_a, a, name_b, b, 32, 13, None if fast else 4)
+
+
+def fused_sums(
+    name_a: str,
+    a: npt.NDArray[Any],
+    name_b: str,
+    b: npt.NDArray[Any],
+    step: int,
+    fraction_bits: int,
+    steps_to_float32: int | None,
+) -> npt.NDArray[np.float32]:
+    """The product of codes (M, K) and (K, N) in an accumulator that cuts off, finite codes only.
 
     The rule product by product, in 64-bit integers. The accumulator is
     ``total * 2^unit``.
@@ -167,18 +180,18 @@ def hopper_sums(
     def exponent(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.frexp(x.astype(np.float64))[1].astype(np.int64) - 1
 
-    for start in range(0, a.shape[1], 32):
-        x, y = a[:, start : start + 32, None], b[None, start : start + 32]
+    for number, start in enumerate(range(0, a.shape[1], step), 1):
+        x, y = a[:, start : start + step, None], b[None, start : start + step]
         products = mantissas_a[x] * mantissas_b[y]
         exponents = exponents_a[x] + exponents_b[y]
         largest = np.where(products == 0, -1000, exponents).max(axis=1)
         largest = np.maximum(largest, np.where(total == 0, -1000, exponent(total) + unit))
-        terms = cut(products, exponents - bits_a - bits_b - (largest[:, None] - 13))
-        total = terms.sum(axis=1) + cut(total, unit - (largest - 13))
-        unit = np.where(total == 0, 0, largest - 13)
-        excess = np.maximum(exponent(total) - 13, 0)
+        terms = cut(products, exponents - bits_a - bits_b - (largest[:, None] - fraction_bits))
+        total = terms.sum(axis=1) + cut(total, unit - (largest - fraction_bits))
+        unit = np.where(total == 0, 0, largest - fraction_bits)
+        excess = np.maximum(exponent(total) - fraction_bits, 0)
         total, unit = cut(total, -excess), unit + excess
-        if not fast and start % 128 == 96:
+        if steps_to_float32 and number % steps_to_float32 == 0:
             sums += np.ldexp(total.astype(np.float64), unit).astype(np.float32)
             total[:] = unit[:] = 0
     return sums + np.ldexp(total.astype(np.float64), unit).astype(np.float32)

@@ -110,8 +110,7 @@ def test_name_exists(name):
         found = getattr(found, part)
 
 
-def test_a_function_hides_the_module_of_its_name():
-    """What the module has besides is not found by the dotted name, so no page may write it."""
+def test_a_name_behind_a_function_is_refused():
     with pytest.raises(AssertionError, match="of no module"):
         test_name_exists("npfp8.matmul.exact_k_limit")
 

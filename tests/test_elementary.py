@@ -14,7 +14,7 @@ from oracles import assert_same_bits
 from npfp8 import elementary
 
 NAMES = elementary.__all__
-BLOCK = elementary._BLOCK
+BLOCK = elementary._CHUNK
 
 #: The smallest number above 0: what a subnormal result may be off by.
 SMALLEST = 2.0**-1074

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from oracles import FLOAT32, FLOAT64, assert_same_bits, nearest
 
-from npfp8 import float_matmul, matmul_float32
+from npfp8 import matmul_float32
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
+from npfp8.products import float32 as float_matmul
 
 LARGEST = np.finfo(np.float32).max
 CANONICAL_NAN = 0x7FC00000
@@ -413,7 +414,7 @@ def test_neighbours_change_no_bit() -> None:
 def test_results_of_more_than_a_block() -> None:
     rows = np.resize(hard_rows(450, 10), (450, 5))
     b = np.repeat(np.float32([1, -2, 0.25]), 200)[None].repeat(5, 0)
-    assert len(rows) * b.shape[1] > 2 * float_matmul._BLOCK
+    assert len(rows) * b.shape[1] > 2 * float_matmul._CHUNK
     column = exact_matmul(rows, np.ones((5, 1), np.float32))
     assert_same_bits(matmul_float32(rows, b), column * b[:1])
 

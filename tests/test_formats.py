@@ -7,7 +7,7 @@ import pytest
 from oracles import code_values
 
 import npfp8
-from npfp8 import E2M1, E4M3, E4M3FN, E5M2, E8M0FNU, FloatFormat, describe
+from npfp8 import E2M1, E4M3, E4M3FN, E5M2, E8M0FNU, INT8, FloatFormat, IntFormat, describe
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.interop import ML_DTYPES_NAMES, from_ml_dtypes, to_ml_dtypes
 
@@ -28,6 +28,18 @@ PUBLISHED = {
     "E3M2": (28, 2**-2, 2**-4, 64),
     "E2M1": (6, 1, 2**-1, 16),
 }
+
+
+def test_every_format_by_name():
+    assert {name: getattr(npfp8, name) for name in npfp8.formats.FORMATS} == npfp8.formats.FORMATS
+    made = {fmt.name for fmt in vars(npfp8).values() if isinstance(fmt, npfp8.Format)}
+    assert set(npfp8.formats.FORMATS) == made == {*PUBLISHED, "INT8", "UINT8"}
+
+
+def test_formats_with_a_zero_point():
+    assert [name for name, fmt in npfp8.formats.FORMATS.items() if fmt.has_zero_point] == ["UINT8"]
+    assert IntFormat(0, 15, "int8").has_zero_point
+    assert not INT8.has_zero_point
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from oracles import BFLOAT16, FLOAT16, assert_same_bits, code_values, finite_codes, nearest
 from safetensors.numpy import load_file
 
+import npfp8
 from npfp8 import (
     E2M1,
     E4M3,
@@ -23,12 +25,13 @@ from npfp8 import (
     E4M3FNUZ,
     E5M2,
     E5M2FNUZ,
+    E8M0FNU,
     INT8,
     UINT8,
+    Accumulator,
     FloatFormat,
     Format,
     QuantizedTensor,
-    accumulators,
     matmul,
     quantize,
 )
@@ -281,7 +284,7 @@ def test_leading_axes_and_tiles(
     mode: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accumulators, "_TILE", tile)
+    monkeypatch.setattr("npfp8.products.tiles._TILE", tile)
     rng = np.random.default_rng(1)
     a = tensor(E4M3FN, rng.choice(finite_codes("E4M3FN"), shape_a))
     b = tensor(E5M2, rng.choice(finite_codes("E5M2"), shape_b))
@@ -317,7 +320,7 @@ def test_scales_multiply_the_sum(mode: str) -> None:
 def test_formats_that_hopper_does_not_have(fmt: Format, mode: str) -> None:
     other, good = tensor(fmt, [[1]]), tensor(E4M3FN, [[1]])
     for a, b, name in ((other, good, "a"), (good, other, "b")):
-        message = f"{name}: accumulate '{mode}' expects E4M3FN or E5M2, found {fmt}"
+        message = f"{name}: accumulate '{mode}': expected E4M3FN or E5M2, found {fmt}"
         with pytest.raises(ValueError, match=message):
             matmul(a, b, mode)
 
@@ -329,6 +332,112 @@ def test_blocks_along_k(mode: str) -> None:
     for x, y in ((a, plain), (plain, a), (a, a)):
         with pytest.raises(ValueError, match=f"'{mode}': .* vary along K, found blocks of 32"):
             matmul(x, y.mT, mode)
+
+
+# Accumulators of one's own
+
+
+HOPPER_FAST = npfp8.ACCUMULATORS["hopper-fast"]
+
+#: step, fraction_bits, steps_to_float32: other hardware's, toys, and the most that is taken.
+FUSED = [(16, 13, None), (32, 13, None), (32, 13, 4), (4, 5, 1), (1, 2, None), (7, 10, 3)]
+FUSED += [(1, 21, None), (127, 15, 2), (2000, 11, None)]
+
+
+@pytest.mark.parametrize(("step", "fraction_bits", "steps"), FUSED)
+@pairs
+def test_a_record_of_ones_own_is_all_that_a_fused_accumulator_needs(
+    fmt_a: FloatFormat, fmt_b: FloatFormat, step: int, fraction_bits: int, steps: int | None
+) -> None:
+    mine = replace(
+        HOPPER_FAST,
+        name="mine",
+        step=step,
+        fraction_bits=fraction_bits,
+        steps_to_float32=steps,
+    )
+    rng = np.random.default_rng(step)
+    a = rng.choice(finite_codes(str(fmt_a)), (9, 203))
+    b = rng.choice(finite_codes(str(fmt_b)), (203, 11))
+    a[:3] = quantize(rng.normal(size=(3, 203)), fmt_a).codes  # of like magnitudes, so bits are lost
+    sums = oracles.fused_sums(str(fmt_a), a, str(fmt_b), b, step, fraction_bits, steps)
+    found = matmul(tensor(fmt_a, a), tensor(fmt_b, b), mine)
+    assert_same_bits(found, sums + np.float32(0))
+    assert (found != matmul(tensor(fmt_a, a), tensor(fmt_b, b), "hopper")).any() == (
+        (step, fraction_bits, steps) != (32, 13, 4)
+    )
+
+
+def test_a_fused_accumulator_by_block_of_scales() -> None:
+    """With scales along K each block has an accumulator of its own."""
+    mine = replace(HOPPER_FAST, name="mine", scales_along_k=True)
+    rng = np.random.default_rng(5)
+    codes = [rng.choice(finite_codes("E4M3FN"), (5, 160)) for _ in "ab"]
+    scales = [rng.uniform(0.5, 2, (5, 3)).astype(np.float32) for _ in "ab"]
+    a, b = (
+        tensor(E4M3FN, x, scale, axis=1, block=64) for x, scale in zip(codes, scales, strict=True)
+    )
+    wanted = np.zeros((5, 5), np.float32)
+    for i, start in enumerate(range(0, 160, 64)):
+        x, y = (c[:, start : start + 64] for c in codes)
+        sums = oracles.hopper_sums("E4M3FN", x, "E4M3FN", y.T, True)
+        wanted += sums * (scales[0][:, i, None] * scales[1][None, :, i])
+    assert_same_bits(matmul(a, b.mT, mine), wanted)
+
+
+def test_a_sequential_accumulator_of_ones_own() -> None:
+    mine = Accumulator("mine", "sequential", precision=9, emin=-8, emax=20, nan_bits=0x7F800001)
+    rng = np.random.default_rng(6)
+    codes = rng.choice(finite_codes("E5M2"), (12, 20))
+    codes[:6] &= 0x9F  # small ones, whose sums have subnormals' last place
+    a = tensor(E5M2, codes)
+    b = tensor(E4M3FN, rng.choice(finite_codes("E4M3FN"), (20, 12)))
+    kind = oracles.Binary(9, -8, 20)
+    rows, columns = a.code_values(np.float64), b.code_values(np.float64).T
+    wanted = [[rounded_dot(x, y, kind) for y in columns] for x in rows]
+    found = matmul(a, b, mine)
+    assert np.isinf(found).any()
+    assert np.isfinite(found).any()
+    bits = np.where(np.isnan(found), np.uint32(mine.nan_bits), np.float32(wanted).view(np.uint32))
+    np.testing.assert_array_equal(found.view(np.uint32), bits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"kind": "mystery"}, "kind: expected one of exact, blas, fused, sequential, found"),
+        ({"step": 0}, "expected step of at least 1, found"),
+        ({"fraction_bits": 0}, "expected fraction_bits of at least 1, found"),
+        ({"fraction_bits": -2}, "expected fraction_bits of at least 1, found"),
+        ({"fraction_bits": 17}, r"expected \(2 step \+ 1\) 2\^\(fraction_bits \+ 1\) of at most"),
+        ({"step": 512}, r"expected \(2 step \+ 1\) 2\^\(fraction_bits \+ 1\) of at most"),
+        ({"steps_to_float32": 0}, "expected steps_to_float32 of at least 1, or None, found"),
+        ({"formats": None}, "expected float formats of exponents from -16 to 15, found"),
+        ({"formats": (INT8,)}, "expected float formats of exponents from -16 to 15, found"),
+        ({"formats": (E4M3FN, E8M0FNU)}, "expected float formats of exponents"),
+        ({"kind": "sequential", "precision": 7}, "expected precision of 8 to 24, found"),
+        ({"kind": "sequential", "precision": 25}, "expected precision of 8 to 24, found"),
+        ({"kind": "sequential", "precision": 8}, "expected -126 <= emin < emax <= 127, found"),
+    ],
+)
+def test_accumulators_whose_sums_could_not_be_exact(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        replace(HOPPER_FAST, **changes)
+
+
+def test_what_an_accumulator_takes() -> None:
+    for accumulator in npfp8.ACCUMULATORS.values():
+        takes_all = accumulator.formats is None
+        assert takes_all == accumulator.scales_along_k == (accumulator.nan_bits == 0x7FC00000)
+        accumulator.check(E4M3FN, E5M2)
+        if takes_all:
+            accumulator.check(INT8, UINT8, block=2)
+    with pytest.raises(ValueError, match=r"^b: accumulate 'hopper': expected E4M3FN or E5M2"):
+        npfp8.ACCUMULATORS["hopper"].check(E5M2, INT8)
+    assert [x.name for x in npfp8.ACCUMULATORS.values() if not x.narrow] == ["exact", "float32"]
+    assert [x.name for x in npfp8.ACCUMULATORS.values() if not x.reproducible] == ["float32"]
+    assert tuple(npfp8.ACCUMULATORS) == npfp8.ACCUMULATIONS
+    assert all(name == x.name for name, x in npfp8.ACCUMULATORS.items())
 
 
 # float16 and bfloat16

@@ -49,8 +49,8 @@ from npfp8 import (
     matmul,
     quantize,
 )
-from npfp8.matmul import ACCUMULATIONS
-from npfp8.tensor import affine_scale, group_extrema
+from npfp8.products import ACCUMULATIONS
+from npfp8.scaling import affine_scale, group_extrema
 
 FLOAT_PAIRS = list(itertools.product((E4M3FN, E5M2), repeat=2))
 INTEGER_PAIRS = list(itertools.product((INT8, UINT8), repeat=2))

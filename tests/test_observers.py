@@ -19,7 +19,6 @@ from bert_numpy.quantization.observers import (
     OBSERVERS,
     Statistics,
     clip_range,
-    is_affine,
     merge,
     observe,
     quantization_noise,
@@ -144,10 +143,6 @@ def test_unknown_observer() -> None:
         clip_range(seen_of(normal(3)), "max", INT8)
 
 
-def test_affine_formats() -> None:
-    assert [is_affine(fmt) for fmt in (E4M3FN, E5M2, INT8, UINT8)] == [False, False, False, True]
-
-
 # Ranges
 
 
@@ -219,7 +214,7 @@ def values_of(fmt: Format) -> np.ndarray:
 
 def reference_codes(x: np.ndarray, low: float, high: float, fmt: Format) -> tuple[np.ndarray, ...]:
     """The codes' indices and the values, element by element, nearest and ties to even codes."""
-    if is_affine(fmt):
+    if fmt.has_zero_point:
         scale = float(np.float32((high - low) / 255))
         if high == low:
             scale = 1.0
@@ -281,7 +276,7 @@ def test_mse(data: str, fmt: Format) -> None:
 
 
 def levels_for(fmt: Format, x: np.ndarray) -> Levels:
-    if is_affine(fmt):
+    if fmt.has_zero_point:
         return equal_levels(128 if x.min() < 0 < x.max() else 256)
     if fmt == INT8:
         return equal_levels(128)

@@ -43,11 +43,11 @@ from bert_numpy.quantization.policy import (
     quantized_policy,
 )
 from bert_numpy.quantization.presets import preset
-from bert_numpy.quantization.recipe import FORMATS as RECIPE_FORMATS
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format, QuantizedTensor, matmul, quantize
 from npfp8.bfloat16 import round_to_bfloat16
-from npfp8.tensor import affine_scale, group_extrema
+from npfp8.formats import FORMATS as ALL_FORMATS
+from npfp8.scaling import affine_scale, group_extrema
 
 FORMATS = ["e4m3", "e5m2", "int8"]
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0, "int8": 127.0}
@@ -423,7 +423,7 @@ def test_float32_accumulation_is_close_to_exact(small: Model) -> None:
 def counted(name: str, xs: list[np.ndarray], scale: float) -> OperandCounts:
     counts = OperandCounts()
     for x in xs:
-        q = quantize(x, RECIPE_FORMATS[ORACLE_NAMES[name]], np.float32(scale))
+        q = quantize(x, ALL_FORMATS[ORACLE_NAMES[name]], np.float32(scale))
         counts.add(OperandCounts.of(x, q))
     return counts
 
@@ -1173,9 +1173,9 @@ def test_granularities_together(
         kind, _, block = what.partition(" ")
         if kind in ("tensor", "channel"):
             return Operand(INT8, kind)
-        return dynamic(RECIPE_FORMATS["INT8"], kind, int(block or 32))
+        return dynamic(ALL_FORMATS["INT8"], kind, int(block or 32))
 
-    a = Operand(INT8) if granularity == "tensor" else dynamic(RECIPE_FORMATS[fmt], granularity)
+    a = Operand(INT8) if granularity == "tensor" else dynamic(ALL_FORMATS[fmt], granularity)
     try:
         recipe = Recipe(
             "together",

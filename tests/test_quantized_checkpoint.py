@@ -27,8 +27,8 @@ from bert_numpy.checkpoints.load import stored_recipe
 from bert_numpy.checkpoints.quantized import check_target, save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.quantization.policy import FLOAT32_POLICY
-from bert_numpy.quantization.recipe import FORMATS
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, IntFormat, QuantizedTensor, bfloat16
+from npfp8.formats import FORMATS
 from npfp8.storage import Fp8Array, load_file, read_header, save_file
 
 Tensors = dict[str, Any]

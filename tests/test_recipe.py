@@ -22,10 +22,11 @@ from bert_numpy.quantization import recipe_json
 from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.policy import quantized_policy
 from bert_numpy.quantization.presets import preset
-from bert_numpy.quantization.recipe import FORMATS, Operand, SiteRecipe
+from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe, save_recipe
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import E4M3FN, INT8, UINT8
+from npfp8.formats import FORMATS
 
 every_preset = pytest.mark.parametrize("name", PRESETS)
 INT8_BOTH = SiteRecipe(Operand(INT8), Operand(INT8))

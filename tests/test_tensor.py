@@ -44,7 +44,15 @@ from npfp8 import (
     quantize_bfloat16,
 )
 from npfp8.bfloat16 import from_bits
-from npfp8.tensor import affine_scale, group_extrema, power_of_two_scale
+from npfp8.scaling import (
+    affine_scale,
+    axis_and_block,
+    dynamic_scale,
+    group_extrema,
+    power_of_two_scale,
+    scale_of_range,
+    spread,
+)
 
 FORMATS = [E4M3FN, E5M2, INT8, UINT8]
 LARGEST = {"E4M3FN": 448, "E5M2": 57344, "INT8": 127, "UINT8": 255}
@@ -1165,3 +1173,91 @@ def test_a_scale_beyond_float32_is_refused() -> None:
     with pytest.raises(ValueError, match="is beyond float32"):
         affine_scale(-3e38, 3e38, IntFormat(0, 1, "uint8"))
     assert np.isfinite(affine_scale(-3e38, 3e38, UINT8)[0])
+
+
+# Where scales come from
+
+
+@pytest.mark.parametrize("k_axis", [-1, -2])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "token", "block"])
+def test_granularities_are_axes_and_blocks(granularity: str, k_axis: int) -> None:
+    """Per element, who shares its scale: by the words of the granularity."""
+    shape = (2, 6, 8)
+    axis, block = axis_and_block(granularity, shape, k_axis, 3)
+    index = np.indices(shape)
+    k, other = index[k_axis], index[-3 - k_axis]
+    group = {
+        "tensor": np.zeros(shape),
+        "channel": other,
+        "token": index[0] * 100 + other,
+        "block": (index[0] * 100 + other) * 100 + k // 3,
+    }[granularity]
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    scale, zero_point = dynamic_scale(x, E4M3FN, axis, block)
+    assert zero_point is None
+    found = np.broadcast_to(spread(scale, shape, axis, block), shape)
+    for name in np.unique(group):
+        largest = np.abs(x[group == name]).max()
+        assert_same_bits(np.unique(found[group == name]), np.float32([largest]) / np.float32(448))
+
+
+def test_a_scale_of_a_range() -> None:
+    low, high = np.float32([-3, 0, -1]), np.float32([1, 5, 1])
+    for fmt in (E4M3FN, INT8):
+        scale, none = scale_of_range(low, high, fmt)
+        assert none is None
+        assert_same_bits(scale, absmax_scale(np.float32([3, 5, 1]), fmt))
+        scale, none = scale_of_range(low, high, fmt, power_of_two=True)
+        assert_same_bits(scale, power_of_two_scale(absmax_scale(np.float32([3, 5, 1]), fmt)))
+        assert none is None
+    found, expected = scale_of_range(low, high, UINT8), affine_scale(low, high, UINT8)
+    for x, y in zip(found, expected, strict=True):
+        assert x is not None
+        np.testing.assert_array_equal(x, y, strict=True)
+
+
+# What is checked once
+
+
+def test_nothing_is_checked_again() -> None:
+    """A code that cannot be, put in after the tensor was made, is not found: nothing looks."""
+    codes = np.zeros((4, 6), np.uint8)
+    scale = np.ones((4, 2), np.float32)
+    q = QuantizedTensor(codes, scale, E2M1, axis=1, block=3)
+    codes[1, 2] = 0xFF
+    scale[0] = np.nan
+    turned = q.mT
+    assert turned.codes.base is not None
+    assert turned.codes[2, 1] == 0xFF
+    assert turned.scale.shape == (2, 4)
+    assert (turned.axis, turned.block, turned.fmt) == (0, 3, E2M1)
+    assert turned.zero_point is None
+    q.code_values()
+    q.dequantize()
+    with pytest.raises(ValueError, match=r"E2M1 codes: expected 0\.\.15, found 255"):
+        QuantizedTensor(codes, 1.0, E2M1)
+
+
+def test_what_is_quantized_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codes are the encoder's, the scales were checked: both are right as they are made."""
+    calls: list[QuantizedTensor] = []
+    monkeypatch.setattr(QuantizedTensor, "__post_init__", calls.append)
+    x = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    made = [
+        quantize(x, E2M1),
+        quantize(x, E2M1, axis=-1, block=4),
+        quantize(x, UINT8, [1.0] * 6, axis=-2, zero_point=[3] * 6),
+        quantize_bfloat16(x, E4M3FN, 0.5),
+        quantize_bfloat16(x, UINT8, 0.5, 3),
+    ]
+    assert not calls
+    monkeypatch.undo()
+    for q in made:
+        checked = QuantizedTensor(q.codes, q.scale, q.fmt, q.axis, q.zero_point, q.block)
+        for field in dataclasses.fields(checked):
+            found, expected = getattr(q, field.name), getattr(checked, field.name)
+            if isinstance(expected, np.ndarray):
+                np.testing.assert_array_equal(found, expected, strict=True)
+            else:
+                assert type(found) is type(expected)
+                assert found == expected

@@ -41,11 +41,11 @@ from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
 from bert_numpy.model.sites import WORDS, linear_sites, sites_of
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
-from bert_numpy.quantization.observers import is_affine
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
 from npfp8.files import check_folder, created_folder, open_regular, require_absent
+from npfp8.scaling import axis_and_block
 from npfp8.storage import Fp8Array, StoredTensor, save_file
 
 __all__ = [
@@ -418,12 +418,7 @@ def _read_weight(
             return values.reshape(outputs)
         return values[np.arange(outputs) // min(rows, outputs)]
 
-    axis, block = {
-        "tensor": (None, None),
-        "channel": (0, None),
-        "token": (1, inputs),
-        "block": (1, operand.block),
-    }[operand.granularity]
+    axis, block = axis_and_block(operand.granularity, (outputs, inputs), -1, operand.block)
     try:
         return QuantizedTensor(
             codes,
@@ -462,8 +457,8 @@ def _given(quantization: StoredQuantization, name: str, operand: Operand, folder
     if name not in quantization.scales:
         raise BertNumpyError(f"{place}: key 'scales': expected a scale of {name!r}, found none")
     scale = quantization.scales[name]
-    if (scale.zero_point is not None) != is_affine(operand.fmt):
-        expected = "a zero point" if is_affine(operand.fmt) else "no zero point"
+    if (scale.zero_point is not None) != operand.fmt.has_zero_point:
+        expected = "a zero point" if operand.fmt.has_zero_point else "no zero point"
         raise BertNumpyError(f"{place}: key 'zero_points': expected {expected} of {name!r}")
     return scale
 
@@ -498,11 +493,11 @@ def _read_zero_point(
     shapes: tuple[tuple[int, ...], ...],
 ) -> _Array | None:
     """A zero point in our codes; None for a format without one, where others may write zeros."""
-    if not is_affine(fmt) and key not in stored:
+    if not fmt.has_zero_point and key not in stored:
         return None
     tensor = _companion(parameter, stored, key, shapes)
     place = f"{tensor.file}: tensor {key!r}"
-    if is_affine(fmt):
+    if fmt.has_zero_point:
         if tensor.dtype != "I8":
             raise BertNumpyError(f"{place}: expected dtype I8, found {tensor.dtype}")
         return _to_uint8(tensor.read_as(np.int8))

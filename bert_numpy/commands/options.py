@@ -16,7 +16,7 @@ from bert_numpy.errors import BertNumpyError, shown
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.registry import TASK_NAMES, any_task_named
 from bert_numpy.tasks.squad import SQUAD
-from npfp8.matmul import ACCUMULATIONS
+from npfp8 import ACCUMULATIONS
 
 __all__ = [
     "CALIBRATION_SAMPLES",

@@ -29,7 +29,7 @@ from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from bert_numpy.quantization.recipe_json import recipe_json
-from npfp8 import INT8, UINT8, FloatFormat, Format, QuantizedTensor
+from npfp8 import ACCUMULATORS, INT8, UINT8, FloatFormat, Format, QuantizedTensor
 
 __all__ = ["check_exportable", "export_onnx", "onnx_model"]
 
@@ -101,9 +101,10 @@ def check_exportable(model: Model, recipe: Recipe) -> None:
     calibrated for it.
     """
     onnx_package()
-    if recipe.accumulate not in ("exact", "float32"):
+    if ACCUMULATORS[recipe.accumulate].narrow:
+        expected = " or ".join(repr(x.name) for x in ACCUMULATORS.values() if not x.narrow)
         raise BertNumpyError(
-            f"recipe {recipe.name}: accumulate: expected 'exact' or 'float32' in ONNX, "
+            f"recipe {recipe.name}: accumulate: expected {expected} in ONNX, "
             f"found {recipe.accumulate!r}"
         )
     for site in sites_of(model):

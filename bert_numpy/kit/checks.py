@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.quantization.recipe import FORMATS
 from npfp8 import golden
-from npfp8.matmul import ACCUMULATIONS
+from npfp8.formats import FORMATS
+from npfp8.products import ACCUMULATIONS
 
 __all__ = ["check_entry"]
 

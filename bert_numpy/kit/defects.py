@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
-from bert_numpy.quantization.recipe import FORMATS
 from npfp8 import decode, golden
 from npfp8.bfloat16 import round_to_bfloat16
-from npfp8.formats import FLOAT_FORMATS, FloatFormat, IntFormat
-from npfp8.matmul import ACCUMULATIONS
+from npfp8.formats import FLOAT_FORMATS, FORMATS, FloatFormat, IntFormat
 from npfp8.mistakes import NAN_BIASED, clamped_codes, encoder_mistakes
+from npfp8.products import ACCUMULATORS
 
 __all__ = ["DEFECTS", "Defect"]
 
@@ -350,14 +349,6 @@ def _sample_variance(inputs: Inputs, attributes: Attributes, found: Array | None
         return np.asarray(result, np.float32)
 
 
-_ACCUMULATORS = {
-    "float16": "float16 accumulation",
-    "bfloat16": "bfloat16 accumulation",
-    "hopper-fast": "fast accumulation, as Hopper's tensor cores do it",
-    "hopper": "accumulation in Hopper's tensor cores, promoted to float32 every 128 products",
-}
-
-
 def _codec_defects() -> Iterator[Defect]:
     seen: dict[tuple[str, int], None] = {}
     for fmt in FLOAT_FORMATS.values():
@@ -426,9 +417,9 @@ def _defects() -> Iterator[Defect]:
         },
     )
     yield Defect("right operand not transposed", {"sum": _not_transposed})
-    for accumulate in ACCUMULATIONS:
-        if accumulate in _ACCUMULATORS:
-            yield Defect(_ACCUMULATORS[accumulate], {"sum": _accumulated(accumulate)})
+    for accumulator in ACCUMULATORS.values():
+        if accumulator.narrow:
+            yield Defect(accumulator.description, {"sum": _accumulated(accumulator.name)})
     yield Defect("float32 accumulation, one product after the other", {"sum": _in_order})
     yield Defect(
         "double rounding through bfloat16", {"sum": _after(round_to_bfloat16, "sum")["sum"]}

@@ -16,10 +16,9 @@ from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
 from bert_numpy.errors import BertNumpyError, read_json, reading, writing
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
-from bert_numpy.quantization.recipe import FORMATS
 from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.files import created_folder, replaced_file
-from npfp8.formats import FloatFormat, Format
+from npfp8.formats import FORMATS, FloatFormat, Format
 from npfp8.storage import Bfloat16Array, Fp8Array, load_file, save_file
 
 __all__ = [

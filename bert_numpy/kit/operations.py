@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.quantization.observers import range_scale
-from bert_numpy.quantization.recipe import FORMATS
-from npfp8 import QuantizedTensor, decode, encode, golden, matmul, matmul_float32
+from npfp8 import QuantizedTensor, decode, encode, golden, matmul, matmul_float32, quantize
 from npfp8.bfloat16 import round_to_bfloat16
-from npfp8.tensor import group_extrema, quantize
+from npfp8.formats import FORMATS
+from npfp8.scaling import dynamic_scale
 
 __all__ = ["OPERATIONS", "RULES", "Attributes", "Inputs", "operand"]
 
@@ -40,18 +39,22 @@ def _decode(inputs: Inputs, attributes: Attributes) -> Array:
     return decode(inputs["codes"], FORMATS[attributes["fmt"]])
 
 
-def _range_scale(inputs: Inputs, attributes: Attributes) -> tuple[Array, Array | None]:
-    low, high = group_extrema(inputs["x"], attributes.get("axis"), attributes.get("block"))
-    fmt = FORMATS[attributes["fmt"]]
-    return range_scale(low, high, fmt, attributes.get("power_of_two", False))
+def _dynamic_scale(inputs: Inputs, attributes: Attributes) -> tuple[Array, Array | None]:
+    return dynamic_scale(
+        inputs["x"],
+        FORMATS[attributes["fmt"]],
+        attributes.get("axis"),
+        attributes.get("block"),
+        attributes.get("power_of_two", False),
+    )
 
 
 def _scale(inputs: Inputs, attributes: Attributes) -> Array:
-    return _range_scale(inputs, attributes)[0]
+    return _dynamic_scale(inputs, attributes)[0]
 
 
 def _zero_point(inputs: Inputs, attributes: Attributes) -> Array:
-    zero_point = _range_scale(inputs, attributes)[1]
+    zero_point = _dynamic_scale(inputs, attributes)[1]
     assert zero_point is not None
     return zero_point
 

@@ -26,7 +26,6 @@ from bert_numpy.model.heads import outputs
 from bert_numpy.model.model import ModelOutput, batch_of, has_pooler
 from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel
-from bert_numpy.quantization.observers import is_affine
 from bert_numpy.quantization.plan import SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import QuantizedTensor
@@ -350,7 +349,7 @@ class RecordingEngine(Engine[Traced]):
             options = how | {"power_of_two": operand.power_of_two}
             scale = self.compute(f"{name}.scale", "scale", {"x": x}, attributes=options)
             parts = {"how": how, "scale": scale}
-            if is_affine(fmt):
+            if fmt.has_zero_point:
                 parts["zero_point"] = self.compute(
                     f"{name}.zero_point", "zero_point", {"x": x}, attributes=options, fmt=fmt
                 )

@@ -20,8 +20,7 @@ import numpy.typing as npt
 from bert_numpy.errors import BertNumpyError, one_line
 from bert_numpy.kit.manifest import Kit, apply_view
 from bert_numpy.kit.operations import OPERATIONS
-from bert_numpy.quantization.recipe import FORMATS
-from npfp8.formats import FloatFormat, IntFormat
+from npfp8.formats import FORMATS, FloatFormat, IntFormat
 
 __all__ = ["accumulation_failures", "sum_bound"]
 

@@ -17,8 +17,7 @@ from bert_numpy.kit.defects import DEFECTS, Defect
 from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
-from bert_numpy.quantization.recipe import FORMATS
-from npfp8.formats import FloatFormat
+from npfp8.formats import FORMATS, FloatFormat
 
 if TYPE_CHECKING:
     from bert_numpy.progress import ProgressBar

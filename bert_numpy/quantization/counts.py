@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8 import FloatFormat, QuantizedTensor
-from npfp8.tensor import spread
+from npfp8.scaling import spread
 
 __all__ = ["Counts", "OperandCounts", "added"]
 

@@ -19,7 +19,7 @@ from bert_numpy.model.packing import Batch, Packing
 from bert_numpy.quantization.counts import Counts, OperandCounts
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, Recipe
-from npfp8 import ACCUMULATIONS, QuantizedTensor, matmul, quantize, quantize_bfloat16
+from npfp8 import ACCUMULATORS, QuantizedTensor, matmul, quantize, quantize_bfloat16
 
 __all__ = ["QuantizedEngine", "engine_of"]
 
@@ -49,10 +49,11 @@ def engine_of(recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool = Fals
         If golden products are asked for from a recipe that accumulates in float32,
         whose bits are the BLAS's affair.
     """
-    if golden and recipe.accumulate == "float32":
-        expected = " or ".join(repr(mode) for mode in ACCUMULATIONS if mode != "float32")
+    if golden and not ACCUMULATORS[recipe.accumulate].reproducible:
+        expected = " or ".join(repr(x.name) for x in ACCUMULATORS.values() if x.reproducible)
         raise BertNumpyError(
-            f"recipe {recipe.name}: golden products are accumulated {expected}, found 'float32'"
+            f"recipe {recipe.name}: golden products are accumulated {expected}, "
+            f"found {recipe.accumulate!r}"
         )
     return partial(_engine, recipe=recipe, plans=plans, golden=golden)
 

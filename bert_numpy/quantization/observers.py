@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ from npfp8 import Format, IntFormat, quantize
 from npfp8.bfloat16 import from_bits, round_to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
-from npfp8.tensor import absmax_scale, affine_scale, power_of_two_scale
+from npfp8.scaling import scale_of_range
 
 __all__ = [
     "MOST_ELEMENTS",
@@ -36,12 +35,10 @@ __all__ = [
     "clip_range",
     "contradiction",
     "follow",
-    "is_affine",
     "look_at",
     "merge",
     "observe",
     "quantization_noise",
-    "range_scale",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -406,7 +403,7 @@ def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
     i = np.arange(_FEWEST_BINS, _ENTROPY_BINS + 1, dtype=np.int64)[:, None]
     if isinstance(fmt, IntFormat):
         levels = (fmt.max_code - fmt.min_code + 2) // 2
-        if is_affine(fmt) and not both_signs:
+        if fmt.has_zero_point and not both_signs:
             levels = fmt.max_code - fmt.min_code + 1
         edges = -(-np.arange(levels + 1) * i // levels)
     else:
@@ -440,11 +437,6 @@ OBSERVERS: dict[str, Callable[[Statistics, Format, float], float]] = {
 }
 
 
-def is_affine(fmt: Format) -> bool:
-    """Whether a format is used with a zero point: unsigned integers."""
-    return isinstance(fmt, IntFormat) and fmt.min_code >= 0
-
-
 def _search(seen: Statistics, cost: Callable[[float, float], float]) -> float:
     """The threshold of the least cost; of equals the largest, which clips least."""
     best, threshold = math.inf, seen.absmax
@@ -465,18 +457,7 @@ def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
     return from_bits(bits), counts.astype(np.float64)
 
 
-def range_scale(
-    low: Any, high: Any, fmt: Format, power_of_two: bool = False
-) -> tuple[Float32Array, npt.NDArray[Any] | None]:
-    """The scales, and zero points or None, that map ranges around 0 to a format."""
-    if is_affine(fmt):
-        assert isinstance(fmt, IntFormat)
-        return affine_scale(low, high, fmt)
-    scale = absmax_scale(np.maximum(high, np.negative(low)), fmt)
-    return power_of_two_scale(scale) if power_of_two else scale, None
-
-
 def _round_trip(values: Float32Array, low: float, high: float, fmt: Format) -> Float32Array:
     """Quantize values with a range's scale, and dequantize them."""
-    scale, zero_point = range_scale(low, high, fmt)
+    scale, zero_point = scale_of_range(low, high, fmt)
     return quantize(values, fmt, scale, zero_point=zero_point).dequantize()

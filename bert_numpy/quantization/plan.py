@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.quantization.observers import range_scale
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import QuantizedTensor, quantize
-from npfp8.tensor import group_extrema
+from npfp8.scaling import axis_and_block, dynamic_scale, scale_of_range
 
 __all__ = ["Scale", "SitePlan", "quantize_operand"]
 
@@ -28,7 +27,7 @@ class Scale:
     def of(low: float, high: float, operand: Operand) -> Scale:
         """The scale that maps a range around 0 to an operand's format."""
         assert operand.fmt is not None
-        scale, zero_point = range_scale(
+        scale, zero_point = scale_of_range(
             np.float32(low), np.float32(high), operand.fmt, operand.power_of_two
         )
         return Scale(scale, None if zero_point is None else int(zero_point))
@@ -66,13 +65,6 @@ def quantize_operand(x: Float32Array, operand: Operand, k_axis: int) -> Quantize
         right one. A scale per token is one block along it.
     """
     assert operand.fmt is not None
-    axis, block = {
-        "tensor": (None, None),
-        "channel": (-3 - k_axis, None),
-        "token": (k_axis, x.shape[k_axis]),
-        "block": (k_axis, operand.block),
-    }[operand.granularity]
-    axis = None if axis is None else axis % x.ndim
-    low, high = group_extrema(x, axis, block)
-    scale, zero_point = range_scale(low, high, operand.fmt, operand.power_of_two)
+    axis, block = axis_and_block(operand.granularity, x.shape, k_axis, operand.block)
+    scale, zero_point = dynamic_scale(x, operand.fmt, axis, block, operand.power_of_two)
     return quantize(x, operand.fmt, scale, axis, block, zero_point)

@@ -14,16 +14,12 @@ import numpy as np
 from bert_numpy.engines.site import Site
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.sites import site_named
-from bert_numpy.quantization.observers import OBSERVERS, is_affine
+from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.site_patterns import fits_attention
-from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
-from npfp8.formats import FLOAT_FORMATS
-from npfp8.matmul import ACCUMULATIONS
+from npfp8 import Format
+from npfp8.products import ACCUMULATIONS, ACCUMULATORS
 
-__all__ = ["FORMATS", "Operand", "Recipe", "SiteRecipe", "shown"]
-
-#: The formats that a recipe can name.
-FORMATS: dict[str, Format] = {**FLOAT_FORMATS, "INT8": INT8, "UINT8": UINT8}
+__all__ = ["Operand", "Recipe", "SiteRecipe", "shown"]
 
 #: The largest threshold, which becomes a float32.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -111,7 +107,7 @@ class Operand:
                 if runtime
                 else "False for one scale per tensor, which would depend on the batch",
             )
-        if self.fmt is not None and is_affine(self.fmt):
+        if self.fmt is not None and self.fmt.has_zero_point:
             check("power_of_two", not self.power_of_two, "False for a format with a zero point")
 
 
@@ -297,24 +293,21 @@ class Recipe:
                 )
 
     def check_accumulation(self, sites: Iterable[str]) -> None:
-        """Raise :class:`BertNumpyError` if a site has what Hopper's tensor cores do not.
-
-        They multiply E4M3FN and E5M2, whose scales do not vary along the sum; all
-        other ways to accumulate take every recipe.
-        """
-        if not self.accumulate.startswith("hopper"):
-            return
+        """Raise :class:`BertNumpyError` if a site's product is not one that is so accumulated."""
+        accumulator = ACCUMULATORS[self.accumulate]
         for name in sites:
             how = self.site(name)
             if how.a.fmt is None or how.b.fmt is None:
                 continue  # no product of codes
+            try:
+                accumulator.check(how.a.fmt, how.b.fmt)
+            except ValueError as error:
+                raise BertNumpyError(f"recipe {self.name}: {name}:{error}") from None
             for side, operand in (("a", how.a), ("b", how.b)):
-                place = f"recipe {self.name}: {name}:{side}: accumulate {self.accumulate!r}"
-                if operand.fmt not in (E4M3FN, E5M2):
-                    raise BertNumpyError(f"{place}: expected E4M3FN or E5M2, found {operand.fmt}")
-                if operand.dynamic:
+                if operand.dynamic and not accumulator.scales_along_k:
                     raise BertNumpyError(
-                        f"{place}: expected one scale per tensor or channel, "
+                        f"recipe {self.name}: {name}:{side}: accumulate {self.accumulate!r}: "
+                        "expected one scale per tensor or channel, "
                         f"found granularity {operand.granularity!r}"
                     )
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bert_numpy.errors import BertNumpyError, read_json, writing
-from bert_numpy.quantization.recipe import FORMATS, Recipe, shown
+from bert_numpy.quantization.recipe import Recipe, shown
 from npfp8 import Format
 from npfp8.files import replaced_file
+from npfp8.formats import FORMATS
 
 __all__ = ["load_recipe", "recipe_json", "recipe_object", "recipe_of", "save_recipe"]
 

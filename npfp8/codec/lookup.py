@@ -1,9 +1,9 @@
-"""Elementwise work on large arrays: by tables, in cache-sized blocks, on several threads.
+"""Elementwise work on large arrays: by tables, in cache-sized chunks, on several threads.
 
 Most of this package is one operation, ``table[keys]``, on arrays of any layout.
 NumPy does it in three passes over memory with temporaries as large as the
-array; here it is done block by block, so that temporaries stay in a core's
-cache and never need more memory than a few blocks.
+array; here it is done chunk by chunk, so that temporaries stay in a core's
+cache and never need more memory than a few chunks.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Kernel", "apply_blockwise", "lookup", "require_array", "table_kernel"]
+from npfp8.arrays import chunks
 
-#: Fills its second argument, a 1-D block of results, from the 1-D block of inputs.
+__all__ = ["Kernel", "apply_chunkwise", "lookup", "require_array", "table_kernel"]
+
+#: Fills its second argument, a 1-D chunk of results, from the 1-D chunk of inputs.
 Kernel = Callable[[npt.NDArray[Any], npt.NDArray[Any]], None]
 
-#: Elements worked on at a time: temporaries of the next cache, and few calls, which threads
-#: that share an interpreter wait for each other to make.
-BLOCK = 1 << 17
+#: Elements per chunk: few enough that temporaries stay in the L2 cache, enough that threads
+#: rarely wait for the interpreter lock.
+CHUNK = 1 << 17
 
 #: Arrays no larger than this are not shared between threads.
 _SMALLEST_SHARE = 1 << 19
 
-#: Codes in a block from which a table of pairs, once made, is worth its memory.
+#: Codes in a chunk from which a table of pairs, once made, is worth its memory.
 _PAIRS_FROM = 1 << 10
 
 #: By the size of a value in bytes, the dtype that carries two of them.
@@ -50,7 +52,7 @@ def lookup(
         Of as many bits as the table has entries for; float32 numbers are
         bfloat16 values and stand for their upper 16 bits.
     out, threads
-        As in :func:`apply_blockwise`.
+        As in :func:`apply_chunkwise`.
 
     Returns
     -------
@@ -62,7 +64,7 @@ def lookup(
         kernel = _pair_kernel(table)
     else:
         kernel = table_kernel(table)
-    return apply_blockwise(kernel, keys, table.dtype, out=out, threads=threads)
+    return apply_chunkwise(kernel, keys, table.dtype, out=out, threads=threads)
 
 
 def table_kernel(table: npt.NDArray[Any]) -> Kernel:
@@ -108,7 +110,7 @@ def _pair_table(table: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return np.frombuffer(table, dtype)[codes].view(_PAIR_DTYPES[dtype.itemsize])
 
 
-def apply_blockwise(
+def apply_chunkwise(
     kernel: Kernel,
     x: npt.NDArray[Any],
     dtype: npt.DTypeLike,
@@ -117,15 +119,15 @@ def apply_blockwise(
     threads: int = 1,
     order: Any = "K",
 ) -> npt.NDArray[Any]:
-    """Apply a kernel to every element of an array, block by block.
+    """Apply a kernel to every element of an array, chunk by chunk.
 
-    Blocks that are contiguous in memory go to the kernel as they are; others,
-    and those of another byte order, are copied a block at a time.
+    Chunks that are contiguous in memory go to the kernel as they are; others,
+    and those of another byte order, are copied a chunk at a time.
 
     Parameters
     ----------
-    kernel : callable (block, results)
-        Gets contiguous 1-D blocks in native byte order.
+    kernel : callable (chunk, results)
+        Gets contiguous 1-D chunks in native byte order.
     x : ndarray
     dtype : dtype
         Of the results.
@@ -187,21 +189,21 @@ def _apply(kernel: Kernel, x: npt.NDArray[Any], out: npt.NDArray[Any], order: An
     contiguous = x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned
     if contiguous and x.dtype.isnative and not np.may_share_memory(x, out):
         source, target = x.reshape(-1), out.reshape(-1)
-        if source.size <= BLOCK:
+        if source.size <= CHUNK:
             kernel(source, target)
             return
-        for start in range(0, source.size, BLOCK):
-            kernel(source[start : start + BLOCK], target[start : start + BLOCK])
+        for chunk in chunks(source.size, CHUNK):
+            kernel(source[chunk], target[chunk])
         return
-    blocks = np.nditer(  # type: ignore[call-overload]  # NumPy's stubs misspell "contig"
+    pieces = np.nditer(  # type: ignore[call-overload]  # NumPy's stubs misspell "contig"
         [x, out],
         flags=["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"],
         op_flags=[["readonly", "contig", "aligned"], ["writeonly", "contig"]],
         op_dtypes=[x.dtype.newbyteorder("="), out.dtype],
         order=order,
         casting="equiv",
-        buffersize=BLOCK,
+        buffersize=CHUNK,
     )
-    with blocks:
-        for source, target in blocks:
+    with pieces:
+        for source, target in pieces:
             kernel(source, target)

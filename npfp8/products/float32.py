@@ -31,18 +31,16 @@ Which elements take the second way may depend on the BLAS. The results cannot.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-__all__ = ["matmul_float32", "overlay_specials"]
+from npfp8.arrays import Float32Array, Float64Array, chunks
+from npfp8.products.specials import overlay_specials
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
+__all__ = ["matmul_float32"]
 
 #: Elements of the result that are checked, or products that are split, at a time.
-_BLOCK = 1 << 17
+_CHUNK = 1 << 17
 
 #: Largest K: the cut-off parts of so many products must add up exactly, see _exact_sums.
 _K_LIMIT = 1 << 24
@@ -101,14 +99,13 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
     row_span, column_span = _spans(x, _precision(a), -1), _spans(y, _precision(b), -2)
     limit = 2.0**53 / max(k, 1)
     lines = math.prod(sums.shape[:-2]) * sums.shape[-1]
-    step = max(1, _BLOCK // max(1, lines))
-    for start in range(0, sums.shape[-2], step):
-        window = (..., slice(start, start + step), slice(None))
-        error = row[..., start : start + step, None] * column[..., None, :]
-        if (
-            row_span.min(initial=np.inf) * column_span.min(initial=np.inf) <= limit
-        ):  # else there is none
-            span = row_span[..., start : start + step, None] * column_span[..., None, :]
+    # Skip the products of the spans if none of them can be small enough.
+    some_exact = row_span.min(initial=np.inf) * column_span.min(initial=np.inf) <= limit
+    for rows in chunks(sums.shape[-2], max(1, _CHUNK // max(1, lines))):
+        window = (..., rows, slice(None))
+        error = row[..., rows, None] * column[..., None, :]
+        if some_exact:
+            span = row_span[..., rows, None] * column_span[..., None, :]
             error[span <= limit] = 0.0
         _round_settled(sums[window], error, result[window], x[window], y)
     if x is not a or y is not b:
@@ -162,10 +159,9 @@ def _round_settled(
     columns = np.broadcast_to(y, (*shape, *y.shape[-2:])).swapaxes(-1, -2)
     where = (*indices[:-2], indices[-1])
     columns = columns[where]
-    step = max(1, _BLOCK // x.shape[-1])
     exact = [
-        _exact_sums(rows[start : start + step] * columns[start : start + step])
-        for start in range(0, len(rows), step)
+        _exact_sums(rows[chunk] * columns[chunk])
+        for chunk in chunks(len(rows), max(1, _CHUNK // x.shape[-1]))
     ]
     out[doubtful] = np.concatenate(exact)
 
@@ -208,36 +204,3 @@ def _fsum_to_odd(parts: list[float]) -> float:
     if rest == 0.0 or int(np.float64(total).view(np.int64)) & 1:
         return total
     return math.nextafter(total, math.inf if rest > 0 else -math.inf)
-
-
-def overlay_specials(result: Float32Array, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
-    """Put into the product ``result`` of the finite values what NaN and infinity make of it.
-
-    As IEEE 754 has it, whatever the order of the sum: a NaN or an infinity times
-    0 gives NaN, as do infinities of both signs. A BLAS is not asked, as it may
-    skip a zero.
-
-    Parameters
-    ----------
-    result : ndarray of float32, (..., M, N)
-        Changed in place.
-    x, y : ndarray, (..., M, K) and (..., K, N)
-        The operands, or anything of their signs that is special where they are.
-    """
-
-    def count(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Float32Array:
-        """How often both hold along K; only compared with 0, so its rounding is no matter."""
-        return np.matmul(left.astype(np.float32), right.astype(np.float32))
-
-    if np.isfinite(x).all() and np.isfinite(y).all():
-        return
-    everywhere_x, everywhere_y = np.ones(x.shape, bool), np.ones(y.shape, bool)
-    nan = count(np.isnan(x), everywhere_y) + count(everywhere_x, np.isnan(y))
-    nan += count(np.isinf(x), y == 0) + count(x == 0, np.isinf(y))
-    plus = count(x == np.inf, y > 0) + count(x == -np.inf, y < 0)
-    plus += count(x > 0, y == np.inf) + count(x < 0, y == -np.inf)
-    minus = count(x == np.inf, y < 0) + count(x == -np.inf, y > 0)
-    minus += count(x > 0, y == -np.inf) + count(x < 0, y == np.inf)
-    result[plus > 0] = np.inf
-    result[minus > 0] = -np.inf
-    result[(nan > 0) | ((plus > 0) & (minus > 0))] = np.nan

@@ -1,0 +1,155 @@
+"""What rounding to a format is, said once in code: slow, and what the tables are made of.
+
+:func:`codes_of` rounds to nearest and toward zero by binary search in the format's
+values. Stochastic rounding and the integer formats, which need no table, are here too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.arrays import Array, Float64Array
+from npfp8.codec.lookup import Kernel
+from npfp8.formats import FloatFormat, Format, IntFormat
+
+__all__ = ["codes_of", "integer_kernel", "quietly", "refuse_nan", "stochastic_kernel"]
+
+
+def codes_of(x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str) -> Array:
+    """Encode float64 numbers by searching the format's grid: slow, and the definition.
+
+    Everything that :func:`encode` says of rounding to nearest and toward zero
+    is said here in code, once. It makes the tables.
+
+    Parameters
+    ----------
+    x : ndarray of float64
+    fmt : FloatFormat
+    saturate : bool
+    rounding : {"nearest", "toward_zero"}
+
+    Returns
+    -------
+    ndarray of uint8; 0 for a NaN where the format has none
+    """
+    magnitude = np.abs(x)
+    grid = fmt.grid
+    if rounding == "toward_zero":
+        code = np.searchsorted(grid[:-1], magnitude, side="right") - 1
+        code = np.maximum(code, 0)  # below the smallest value of a format without zero
+        overflow = np.isinf(x)
+    else:
+        midpoints = (grid[:-1] + grid[1:]) / 2  # exact: one more bit than the grid's
+        below = np.searchsorted(midpoints, magnitude, side="left")
+        above = np.searchsorted(midpoints, magnitude, side="right")
+        # `below` and `above` are equal but on a tie. The significand of `below`
+        # counts steps to the value above it; the tie goes to the even one.
+        significand = grid[:-1] / np.diff(grid)
+        odd = np.append(significand % 2 == 1, False)
+        code = np.where(odd[below], above, below)
+        overflow = code > fmt.max_code
+    return _signed_codes(code, x, overflow, fmt, saturate)
+
+
+def _signed_codes(
+    code: npt.NDArray[np.intp],
+    x: Array,
+    overflow: npt.NDArray[np.bool_],
+    fmt: FloatFormat,
+    saturate: bool,
+) -> npt.NDArray[np.uint8]:
+    """Complete the codes of magnitudes: overflow, sign and NaN."""
+    negative, nan = np.signbit(x), np.isnan(x)
+    nan_code, quiet = fmt.nan_code or 0, fmt.quiet_nan_code or 0
+    too_large = fmt.max_code
+    if not saturate:
+        too_large = next(c for c in (fmt.infinity_code, fmt.quiet_nan_code, too_large) if c)
+        if not fmt.has_zero:
+            nan = nan | (x == 0)
+    code = np.where(overflow, too_large, code)
+    code[nan] = nan_code if saturate else quiet
+    if fmt.signed:
+        # Keep the sign bit off what it would change: a NaN as saturation has it,
+        # and, where a NaN has the place of -0, zero and that NaN.
+        keeps = ~nan if saturate else np.ones_like(nan)
+        if fmt.sign_bit in fmt.nan_codes:
+            keeps &= (code & (fmt.sign_bit - 1)) != 0
+        code[negative & keeps] |= fmt.sign_bit
+    else:
+        below_range = negative & (x != 0) & ~nan
+        code[below_range] = nan_code if saturate else quiet
+    return code.astype(np.uint8)
+
+
+def stochastic_kernel(fmt: FloatFormat, saturate: bool, rng: np.random.Generator) -> Kernel:
+    """Round toward zero, then up with the probability of the fraction cut off, exactly."""
+    steps = np.diff(fmt.grid)
+
+    def kernel(x: Array, codes: Array) -> None:
+        if x.dtype.itemsize == 8 and x.dtype.kind in "iu" and _exceeds(x, 1 << 53):
+            raise ValueError("stochastic rounding: expected integers up to 2^53, found larger ones")
+        exact = quietly(x, np.float64)
+        if fmt.nan_code is None:
+            refuse_nan(exact, fmt)
+        magnitude = np.where(np.isfinite(exact), np.abs(exact), 0.0)
+        code = codes_of(magnitude, fmt, True, "toward_zero").astype(np.intp)
+        step = steps[code]
+        # Exact: either the code is that of 0, or the number is between it and its double.
+        rest = np.maximum(magnitude - fmt.grid[code], 0.0)
+        up = rest >= step
+        # Compare rest / step with a random number, 64 bits of both at a time, as
+        # long as they are equal. All is exact: a product with 2^64, the quotient
+        # by a power of two down to its integer, the remainder.
+        undecided = np.arange(x.size)
+        while undecided.size:
+            scaled = rest[undecided] * 2.0**64
+            digit = np.minimum(np.floor(scaled / step[undecided]), 2.0**64 - 2.0**11)
+            rest[undecided] = np.fmod(scaled, step[undecided])
+            drawn = rng.integers(0, 1 << 64, undecided.size, np.uint64)
+            up[undecided] |= drawn < digit.astype(np.uint64)
+            equal = drawn == digit.astype(np.uint64)
+            undecided = undecided[equal & (rest[undecided] > 0) & ~up[undecided]]
+        code += up
+        overflow = (code > fmt.max_code) | np.isinf(exact)
+        codes[...] = _signed_codes(code, exact, overflow, fmt, saturate)
+
+    return kernel
+
+
+def integer_kernel(fmt: IntFormat, saturate: bool) -> Kernel:
+    """Round to the nearest integer, ties to even, and saturate to the format's range."""
+
+    def kernel(x: Array, codes: Array) -> None:
+        low, high = fmt.min_code, fmt.max_code
+        if x.dtype.kind == "f":
+            refuse_nan(x, fmt)
+            x = np.rint(x)
+        elif x.dtype.kind in "iu":  # NumPy 2.0 refuses bounds beyond the type's own
+            own = np.iinfo(x.dtype)
+            low, high = max(low, own.min), min(high, own.max)
+        clipped = np.clip(x, low, high)
+        if not saturate and not np.array_equal(clipped, x):
+            raise ValueError(
+                f"encode: found a number outside {fmt}'s {fmt.min_code}..{fmt.max_code} "
+                "with saturate=False"
+            )
+        codes[...] = clipped.astype(fmt.code_dtype)
+
+    return kernel
+
+
+def refuse_nan(x: Array, fmt: Format) -> None:
+    """Raise ValueError for a NaN, for which the format has no code."""
+    if x.dtype.kind == "f" and np.isnan(x).any():
+        raise ValueError(f"encode: found NaN, and {fmt} has no code for it")
+
+
+def quietly(x: Array, dtype: npt.DTypeLike) -> Array:
+    """``x.astype(dtype)`` without a warning of signalling NaNs."""
+    with np.errstate(invalid="ignore"):
+        return x.astype(dtype)
+
+
+def _exceeds(x: Array, limit: int) -> bool:
+    return bool(x.max(initial=0) > limit or x.min(initial=0) < -limit)

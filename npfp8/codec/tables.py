@@ -1,0 +1,120 @@
+"""The codec's tables, made by its definition, and the kernels that look codes up in them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.arrays import Array
+from npfp8.bfloat16 import from_bits, is_bfloat16, to_bits
+from npfp8.codec.definition import codes_of, refuse_nan
+from npfp8.codec.lookup import Kernel, lookup, require_array, table_kernel
+from npfp8.formats import FloatFormat, Format
+from npfp8.rounding import float64_to_float32, integer_to_float64
+
+__all__ = ["table_encoder", "values_of"]
+
+
+def values_of(
+    codes: Array,
+    fmt: Format,
+    dtype: np.dtype[Any] | None,
+    out: Array | None = None,
+    threads: int = 1,
+) -> Array:
+    """The values of codes, known to be the format's, as a float dtype; None: bfloat16's bits."""
+    if dtype is not None and is_bfloat16(dtype):
+        if out is None:
+            return values_of(codes, fmt, None, None, threads).view(dtype)
+        require_array("out", out, dtype)
+        values_of(codes, fmt, None, out.view(np.uint16), threads)
+        return out
+    return lookup(_value_table(fmt, dtype), codes.view(np.uint8), out=out, threads=threads)
+
+
+@lru_cache(maxsize=64)
+def _value_table(fmt: Format, dtype: np.dtype[Any] | None) -> Array:
+    """The value of each code, by the code's 8 bits, as a float dtype; None for bfloat16's bits.
+
+    Raises TypeError if a value is not one of that dtype.
+    """
+    exact = np.resize(fmt.values, 256)
+    is_float = dtype is None or dtype.kind == "f"
+    with np.errstate(all="ignore"):
+        if dtype is None:
+            table = to_bits(exact.astype(np.float32))
+            back = from_bits(table)
+        else:
+            table = back = exact.astype(dtype if is_float else np.float16)
+    if not is_float or not np.array_equal(back.astype(np.float64), exact, equal_nan=True):
+        name = "bfloat16" if dtype is None else dtype
+        raise TypeError(
+            f"decode: dtype {name} cannot hold every value of {fmt} exactly: expected a float "
+            "dtype that does"
+        )
+    table.flags.writeable = False
+    return table
+
+
+def table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
+    """The kernel that encodes chunks of a source by a table."""
+    kernel = _table_kernel(fmt, saturate, rounding, source)
+    if fmt.nan_code is not None:
+        return kernel
+
+    def strict(x: Array, codes: Array) -> None:
+        refuse_nan(from_bits(x) if source == "bfloat16" else x, fmt)
+        kernel(x, codes)
+
+    return strict
+
+
+@lru_cache(maxsize=256)
+def _table_kernel(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
+    """As :func:`table_encoder`, without a look at NaN; equal formats share it, by any name."""
+    if source == "float32":
+        return _float32_kernel(fmt, saturate, rounding)
+    find = table_kernel(_code_table(fmt, saturate, rounding, source))
+    return lambda x, codes: find(x.view(np.uint16), codes)
+
+
+def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str) -> Kernel:
+    """The kernel for float32, and for what is rounded to odd to float32 first."""
+    find = table_kernel(_code_table(fmt, saturate, rounding, "float32"))
+    shift = np.array(fmt.key_shift, np.uint32)
+    low = np.array((1 << fmt.key_shift) - 1, np.uint32)
+
+    def kernel(x: Array, codes: Array) -> None:
+        if x.dtype.kind != "f":
+            x = integer_to_float64(x)
+        if x.dtype != np.float32:
+            x = float64_to_float32(x)
+        bits = x.view(np.uint32)
+        # To odd: adding `low` carries into the last bit kept if a low bit is set.
+        keys = np.bitwise_and(bits, low)
+        np.add(keys, low, keys)
+        np.bitwise_or(keys, bits, keys)
+        np.right_shift(keys, shift, keys)
+        find(keys, codes)
+
+    return kernel
+
+
+@lru_cache(maxsize=64)
+def _code_table(
+    fmt: FloatFormat, saturate: bool, rounding: str, source: str
+) -> npt.NDArray[np.uint8]:
+    """The code of every bit pattern of a ``source`` type: float16, bfloat16, or float32's keys."""
+    shift = fmt.key_shift if source == "float32" else 16
+    keys = np.arange(1 << (32 - shift), dtype=np.uint32)
+    if source == "float16":
+        numbers = keys.astype(np.uint16).view(np.float16)
+    else:
+        numbers = (keys << np.uint32(shift)).view(np.float32)
+    with np.errstate(invalid="ignore"):  # the table has signalling NaNs too
+        table = codes_of(numbers.astype(np.float64), fmt, saturate, rounding)
+    table.flags.writeable = False
+    return table

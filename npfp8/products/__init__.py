@@ -1,0 +1,194 @@
+"""Matrix products of quantized tensors, and of float32 arrays.
+
+:func:`matmul` multiplies the codes' values and adds the products up as an
+:class:`Accumulator` says: exactly (:mod:`npfp8.products.exact`) or as hardware does it
+(:mod:`npfp8.products.fused`, :mod:`npfp8.products.sequential`). :func:`matmul_float32`
+is the correctly rounded product of float32 numbers (:mod:`npfp8.products.float32`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from npfp8.arrays import Float32Array, chunks
+from npfp8.formats import FloatFormat
+from npfp8.products.accumulator import ACCUMULATIONS, ACCUMULATORS, Accumulator
+from npfp8.products.exact import exact_k_limit, exact_product, float32_product
+from npfp8.products.float32 import matmul_float32
+from npfp8.products.fused import fused_sums
+from npfp8.products.sequential import sequential_sums
+from npfp8.products.specials import all_finite, overlay_specials
+from npfp8.tensor import QuantizedTensor
+
+__all__ = [
+    "ACCUMULATIONS",
+    "ACCUMULATORS",
+    "Accumulator",
+    "exact_k_limit",
+    "matmul",
+    "matmul_float32",
+]
+
+
+def matmul(
+    a: QuantizedTensor, b: QuantizedTensor, accumulate: str | Accumulator = "exact"
+) -> Float32Array:
+    """Matrix product of quantized tensors: what a tensor core with an ideal accumulator gives.
+
+    The codes' values are multiplied and summed exactly over K; the sum is
+    rounded to float32 (nearest, ties to even) and multiplied in float32 by the
+    float32 product of the two scales.
+
+    Parameters
+    ----------
+    a : QuantizedTensor of shape (..., M, K)
+    b : QuantizedTensor of shape (..., K, N)
+        The leading axes broadcast, as in :func:`numpy.matmul`. Scales may vary
+        along any axis but K, along K only by block: then the products of the
+        blocks, each rounded and scaled as above, are added in float32 from the
+        first block to the last.
+    accumulate : str or Accumulator
+        What the sum over K is, before it is scaled; a key of :data:`npfp8.ACCUMULATORS`,
+        or a record of one's own:
+
+        - "exact": as said above. Bit-reproducible, as are all but the next.
+        - "float32": that of a float32 BLAS product; fast, but its bits depend
+          on the BLAS, its threads and blocking.
+        - "hopper-fast", "hopper": that of an H100's or H200's tensor cores, to
+          the last bit, with fast accumulation and without
+          (:mod:`npfp8.products.fused`, ``docs/hopper.md``). For E4M3FN and E5M2
+          with scales that do not vary along K.
+        - "float16", "bfloat16": rounded to that type after every product, from
+          the first to the last of K: what too narrow an accumulator does.
+
+    Returns
+    -------
+    ndarray of float32, shape (..., M, N)
+        A NaN is the canonical 0x7FC00000, in the Hopper modes 0x7FFFFFFF, as on
+        the GPU; infinities of E5M2 propagate as in IEEE 754; a sum that is
+        exactly zero is +0.
+
+    Raises
+    ------
+    TypeError
+        If an operand is no QuantizedTensor.
+    ValueError
+        If the shapes do not fit, K exceeds :func:`exact_k_limit` where the sum
+        is exact, a scale varies along K without blocks, or the Hopper modes are
+        asked for what these tensor cores do not do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN, matmul, quantize
+    >>> a = quantize(np.float32([[1, 2], [3, 4]]), E4M3FN, scale=1.0)
+    >>> matmul(a, a)
+    array([[ 7., 10.],
+           [15., 22.]], dtype=float32)
+    """
+    _check_operands(a, b)
+    accumulator = _accumulator(accumulate)
+    a_k, b_k = a.ndim - 1, b.ndim - 2
+    k = a.shape[a_k]
+    # A block larger than K is all of K.
+    a_block = min(a.block, max(k, 1)) if a.block and a.axis == a_k else None
+    b_block = min(b.block, max(k, 1)) if b.block and b.axis == b_k else None
+    if a_block and b_block and a_block != b_block:
+        raise ValueError(f"blocks along K: expected equal ones, found {a_block} and {b_block}")
+    block = a_block or b_block
+    accumulator.check(a.fmt, b.fmt, block)
+    if block is None:
+        return _scaled_product(a, b, slice(None), accumulator, _scale_of(a, a_k), _scale_of(b, b_k))
+
+    total: Float32Array | None = None
+    for i, ks in enumerate(chunks(k, block)):
+        scale_a = a.scale[..., i : i + 1] if a_block else _scale_of(a, a_k)
+        scale_b = b.scale[..., i : i + 1, :] if b_block else _scale_of(b, b_k)
+        part = _scaled_product(a, b, ks, accumulator, scale_a, scale_b)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = part if total is None else total + part
+    if total is None:  # K = 0
+        return np.matmul(a.codes, b.codes).astype(np.float32)
+    total[np.isnan(total)] = np.nan  # the sign of infinity minus infinity is the processor's
+    return total
+
+
+def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
+    for name, operand in (("a", a), ("b", b)):
+        if not isinstance(operand, QuantizedTensor):
+            raise TypeError(f"{name}: expected a QuantizedTensor, found {type(operand).__name__}")
+        if operand.ndim < 2:
+            raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"expected shapes (..., M, K) and (..., K, N), found {a.shape} and {b.shape}"
+        )
+
+
+def _accumulator(accumulate: str | Accumulator) -> Accumulator:
+    if isinstance(accumulate, Accumulator):
+        return accumulate
+    if accumulate not in ACCUMULATIONS:
+        names = ", ".join(map(repr, ACCUMULATIONS))
+        raise ValueError(f"accumulate: expected one of {names}, found {accumulate!r}")
+    return ACCUMULATORS[accumulate]
+
+
+def _scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
+    """The scale of ``x``, with a K axis of length 1 so that it broadcasts against the product."""
+    if x.axis is None:
+        return x.scale
+    if x.axis == k_axis or x.block is not None:
+        raise ValueError(
+            "a scale that varies along K does not factor out of the sum: expected another axis, "
+            f"or blocks of K, found axis {x.axis} and block {x.block} of shape {x.shape}"
+        )
+    return x.scale.reshape([-1 if i == x.axis else 1 for i in range(x.ndim)])
+
+
+def _scaled_product(
+    a: QuantizedTensor,
+    b: QuantizedTensor,
+    ks: slice,
+    accumulator: Accumulator,
+    scale_a: Float32Array,
+    scale_b: Float32Array,
+) -> Float32Array:
+    """The product over the part ``ks`` of K, times its scale."""
+    with np.errstate(over="ignore", under="ignore"):
+        scale = np.multiply(scale_a, scale_b)
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError("the product of the operands' scales overflows or underflows float32")
+    result, finite = _sums(a, b, ks, accumulator)
+    result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
+    with np.errstate(over="ignore", under="ignore"):
+        np.multiply(result, scale, out=result)
+    if not finite:
+        nan = np.isnan(result)
+        result.view(np.uint32)[nan] = accumulator.nan_bits
+    return result
+
+
+def _sums(
+    a: QuantizedTensor, b: QuantizedTensor, ks: slice, accumulator: Accumulator
+) -> tuple[Float32Array, bool]:
+    """The sums over the part ``ks`` of K, and whether there is surely no NaN among them.
+
+    A zero has either sign, a NaN any bits.
+    """
+    if accumulator.kind == "sequential":
+        x, y = a.code_values(np.float64), b.code_values(np.float64)
+        return sequential_sums(x[..., ks], y[..., ks, :], accumulator), False
+    codes_a, codes_b = a.codes[..., ks], b.codes[..., ks, :]
+    if accumulator.kind == "fused":
+        assert isinstance(a.fmt, FloatFormat)
+        assert isinstance(b.fmt, FloatFormat)
+        result = fused_sums(codes_a, a.fmt, codes_b, b.fmt, accumulator)
+    elif accumulator.kind == "blas":
+        result = float32_product(a, b, ks)
+    else:
+        result = exact_product(a, b, ks)
+    finite = all_finite(codes_a, a.fmt) and all_finite(codes_b, b.fmt)
+    if not finite:
+        overlay_specials(result, a.code_values()[..., ks], b.code_values()[..., ks, :])
+    return result, finite

@@ -1,0 +1,74 @@
+"""Sums of products rounded to a narrow type after every product: too small an accumulator."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.arrays import Float32Array, Float64Array
+from npfp8.products.accumulator import Accumulator
+from npfp8.products.tiles import in_order, outer, part, tiles
+
+__all__ = ["sequential_sums"]
+
+
+def sequential_sums(x: Float64Array, y: Float64Array, accumulator: Accumulator) -> Float32Array:
+    """The matrix product, the sum rounded to a narrow type after every product.
+
+    ``sum = round(sum + x[k] * y[k])`` for k = 0, 1, ... from ``sum = 0``: the
+    product is exact, and added to the sum it is rounded once, to nearest, ties
+    to even; subnormal results are exact, overflow gives infinity, for good.
+    NaN and infinity among the operands propagate as in IEEE 754.
+
+    Parameters
+    ----------
+    x : ndarray of float64, (..., M, K)
+        Values of 8-bit formats; the leading axes broadcast.
+    y : ndarray of float64, (..., K, N)
+    accumulator : Accumulator
+        A sequential one.
+
+    Returns
+    -------
+    ndarray of float32, (..., M, N)
+        Every value is one of the accumulator's type; a NaN has any bits.
+
+    Notes
+    -----
+    The sum in float64 is exact, or its two terms are so far apart that the
+    smaller is less than a quarter of the other's last place in the narrow type:
+    then a rounding to float64 in between makes no difference. A product of two
+    8-bit numbers whose formats span so many binades has at most 8 bits itself.
+    """
+    left, right, order, shape = outer(x, y)
+    out = np.empty(np.broadcast_shapes(left.shape[1:], right.shape[1:]), np.float32)
+    every = slice(None)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for tile in tiles(out.shape):
+            total = np.zeros(out[tile].shape)
+            term, work = np.empty_like(total), np.empty(total.shape, np.int64)
+            for a, b in zip(part(left, every, tile), part(right, every, tile), strict=True):
+                np.multiply(a, b, out=term)
+                total += term
+                _round(total, accumulator, work)
+            out[tile] = total
+    return in_order(out, order, shape)
+
+
+def _round(x: Float64Array, kind: Accumulator, work: npt.NDArray[np.int64]) -> None:
+    """Round in place to nearest, ties to even; beyond the largest number to infinity.
+
+    ``(x + c) - c`` rounds to float64's step at ``c``; ``c`` is 1.5 times the power
+    of two at which that is the narrow type's step at ``x``. For infinity and NaN
+    ``c`` is some finite number. Scaled so that the two types' ranges end
+    together, what overflows in one does in the other.
+    """
+    np.bitwise_and(x.view(np.int64), 0x7FF << 52, out=work)
+    np.maximum(work, (1023 + kind.emin) << 52, out=work)
+    work += (53 - kind.precision << 52) + (1 << 51)
+    c = work.view(np.float64)
+    x += c
+    x -= c
+    scale = 2.0 ** (1023 - kind.emax)
+    x *= scale
+    x /= scale

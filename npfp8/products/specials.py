@@ -1,0 +1,57 @@
+"""NaN and infinity in matrix products: taken out first, and laid over the finite result.
+
+A BLAS may skip a zero, and an infinity times a part that is zero must not become NaN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.arrays import Array, Float32Array
+from npfp8.formats import Format, IntFormat
+
+__all__ = ["all_finite", "overlay_specials"]
+
+
+def all_finite(codes: Array, fmt: Format) -> bool:
+    """Whether no code is a NaN's or an infinity's."""
+    if isinstance(fmt, IntFormat) or fmt.is_finite.all():
+        return True
+    # Specials are above the largest finite code of each sign, or in the place of -0.
+    if fmt.sign_bit in fmt.nan_codes and (codes == fmt.sign_bit).any():
+        return False
+    return bool(fmt.magnitudes(codes).max(initial=0) <= fmt.max_code)
+
+
+def overlay_specials(result: Float32Array, x: Array, y: Array) -> None:
+    """Put into the product ``result`` of the finite values what NaN and infinity make of it.
+
+    As IEEE 754 has it, whatever the order of the sum: a NaN or an infinity times
+    0 gives NaN, as do infinities of both signs. A BLAS is not asked, as it may
+    skip a zero.
+
+    Parameters
+    ----------
+    result : ndarray of float32, (..., M, N)
+        Changed in place.
+    x, y : ndarray, (..., M, K) and (..., K, N)
+        The operands, or anything of their signs that is special where they are.
+    """
+
+    def count(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Float32Array:
+        """How often both hold along K; only compared with 0, so its rounding is no matter."""
+        return np.matmul(left.astype(np.float32), right.astype(np.float32))
+
+    if np.isfinite(x).all() and np.isfinite(y).all():
+        return
+    everywhere_x, everywhere_y = np.ones(x.shape, bool), np.ones(y.shape, bool)
+    nan = count(np.isnan(x), everywhere_y) + count(everywhere_x, np.isnan(y))
+    nan += count(np.isinf(x), y == 0) + count(x == 0, np.isinf(y))
+    plus = count(x == np.inf, y > 0) + count(x == -np.inf, y < 0)
+    plus += count(x > 0, y == np.inf) + count(x < 0, y == -np.inf)
+    minus = count(x == np.inf, y < 0) + count(x == -np.inf, y > 0)
+    minus += count(x > 0, y == -np.inf) + count(x < 0, y == np.inf)
+    result[plus > 0] = np.inf
+    result[minus > 0] = -np.inf
+    result[(nan > 0) | ((plus > 0) & (minus > 0))] = np.nan
