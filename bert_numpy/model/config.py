@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from bert_numpy.model.architectures import (
     ARCHITECTURES,
@@ -64,12 +65,12 @@ class BertConfig:
         """The class that the file names, for messages: "none" if it names none."""
         return self.architecture if self.architecture_found else "none (no 'architectures')"
 
-    @property
+    @cached_property
     def description(self) -> Architecture:
         """In what the model type differs from BERT."""
         return ARCHITECTURES[self.model_type]
 
-    @property
+    @cached_property
     def head(self) -> Head:
         """What stands on the encoder."""
         return SENTENCE_EMBEDDINGS if self.pooling else self.description.head(self.architecture)
