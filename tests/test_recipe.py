@@ -18,8 +18,8 @@ from factories import write_checkpoint
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, Recipe, apply_recipe, calibrate
 from bert_numpy.model.sites import model_sites, sites_of
-from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.engine import engine_of
+from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.recipe import (
     FORMATS,
     Operand,
