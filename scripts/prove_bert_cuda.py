@@ -29,7 +29,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,17 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from bert_numpy.engines.engine import Engine, Weights, parameter, parameters
+from bert_numpy.engines.noting import NotingEngine
+from bert_numpy.engines.site import Site
 from bert_numpy.evaluation.evaluate import batches, predict_logits
 from bert_numpy.evaluation.job import prepare, with_calibration
 from bert_numpy.finite import require_finite
-from bert_numpy.model.model import Model
-from bert_numpy.quantization import policy as policies
+from bert_numpy.model.model import EngineOf, Model
+from bert_numpy.model.packing import Batch
+from bert_numpy.quantization import engine as quantized_engine
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
-from bert_numpy.quantization.policy import Policy, Scale, SitePlan
+from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.presets import preset
 from npfp8 import QuantizedTensor, matmul
 from npfp8.bfloat16 import round_to_bfloat16
@@ -52,9 +56,6 @@ from npfp8.files import replaced_file
 
 MODES = ("hopper", "hopper-fast")
 DTYPES = {"E4M3FN": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
-
-#: What an :class:`bert_numpy.engines.functions.Arithmetic` computes and torch is asked for too.
-FUNCTIONS = ("add", "multiply", "softmax", "layer_norm", "activation")
 
 #: The largest error of a function in bfloat16: in its last place, or absolute near zero.
 ULPS, ABSOLUTE = 1.0, 1e-6
@@ -105,13 +106,13 @@ class Torch:
         ]
         return torch.stack(results).reshape(*a.shape[:-1], n)
 
-    # As in `bert_numpy.engines.functions.Arithmetic`.
+    # As in `bert_numpy.engines.engine.Engine`, but that layer_norm is given its parameters.
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:  # noqa: D102
         return array(self.put(x) + self.put(y))
 
-    def multiply(self, x: np.ndarray, factor: np.float32) -> np.ndarray:  # noqa: D102
-        return array(self.bfloat16(x) * float(factor))
+    def multiply(self, x: np.ndarray, factor: float) -> np.ndarray:  # noqa: D102
+        return array(self.bfloat16(x) * float(np.float32(factor)))
 
     def softmax(self, x: np.ndarray) -> np.ndarray:  # noqa: D102
         return array(torch.softmax(self.bfloat16(x), -1))
@@ -197,22 +198,57 @@ def kind(site: str) -> str:
     return site.rpartition(".")[2] if site.endswith(("scores", "context")) else "linear"
 
 
-def compared(model: QuantizedModel, gpu: Torch, tally: Tally) -> Policy:
-    """The model's own policy; whatever it computes, torch computes from the same inputs."""
-    own, arithmetic = model.policy, model.policy.arithmetic
+@dataclass(frozen=True, eq=False)
+class ComparingEngine(Engine[np.ndarray]):
+    """Computes as ``inner`` does what is between the products, and so does torch."""
+
+    inner: Engine[np.ndarray]
+    gpu: Torch
+    weights: Weights
+    tally: Tally
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Compared."""
+        return self.compared("add", self.inner.add(x, y), self.gpu.add(x, y))
+
+    def multiply(self, x: np.ndarray, factor: float) -> np.ndarray:
+        """Compared."""
+        ours = self.inner.multiply(x, factor)
+        return self.compared("multiply", ours, self.gpu.multiply(x, factor))
+
+    def softmax(self, x: np.ndarray) -> np.ndarray:
+        """Compared."""
+        return self.compared("softmax", self.inner.softmax(x), self.gpu.softmax(x))
+
+    def layer_norm(self, name: str, x: np.ndarray, eps: float) -> np.ndarray:
+        """Compared."""
+        theirs = self.gpu.layer_norm(x, *parameters(self.weights, name), eps)
+        return self.compared("layer_norm", self.inner.layer_norm(name, x, eps), theirs)
+
+    def activation(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Compared, by its name."""
+        ours = self.inner.activation(name, x)
+        return self.compared(name, ours, self.gpu.activation(name, x))
+
+    def compared(self, name: str, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        """Ours."""
+        self.tally.close(name, ours, theirs)
+        return ours
+
+
+def compared_logits(model: QuantizedModel, gpu: Torch, tally: Tally, job: Any) -> np.ndarray:
+    """The model's own logits; whatever it computes, torch computes from the same inputs."""
     products: list[tuple[QuantizedTensor, QuantizedTensor, np.ndarray]] = []
 
-    def noted(a: QuantizedTensor, b: QuantizedTensor, accumulate: str) -> np.ndarray:
+    def kept(a: QuantizedTensor, b: QuantizedTensor, accumulate: str) -> np.ndarray:
         result = matmul(a, b, accumulate)
         products.append((a, b, result.copy()))  # the bias is added in place
         return result
 
-    def gemm(site: str, a: np.ndarray, b: Any, bias: np.ndarray | None) -> np.ndarray:
-        with patch.object(policies, "matmul", noted):
-            result = own.gemm(site, a, b, bias)
+    def note(site: str, a: np.ndarray, b: Any, bias: np.ndarray | None, result: np.ndarray) -> None:
         if site not in model.plans:
-            return result
-        (qa, qb, product) = products.pop()
+            return
+        qa, qb, product = products.pop(0)
         operands = torch_operands(gpu, model.plans[site], qa, qb, a, b)
         for ours, theirs in list(zip((qa, qb), operands, strict=True))[: 1 + (bias is None)]:
             tally.same("codes", ours.codes, theirs.view(torch.uint8).cpu().numpy())
@@ -229,18 +265,15 @@ def compared(model: QuantizedModel, gpu: Torch, tally: Tally) -> Policy:
             fused = gpu.product(*operands, scales, out_dtype=torch.bfloat16, bias=gpu.bfloat16(pad))
             expected = round_to_bfloat16(product + rounded)
             tally.same("linear: output, torch's bfloat16 bias", expected, array(fused))
-        return result
 
-    def both(name: str) -> Callable[..., np.ndarray]:
-        def function(*operands: Any) -> np.ndarray:
-            ours: np.ndarray = getattr(arithmetic, name)(*operands)
-            shown = operands[0] if name == "activation" else name
-            tally.close(shown, ours, getattr(gpu, name)(*operands))
-            return ours
+    def engine(weights: Weights, batch: Batch) -> ComparingEngine:
+        noting = NotingEngine(model.engine(weights, batch), weights, note)
+        return ComparingEngine(noting, gpu, weights, tally)
 
-        return function
-
-    return Policy(gemm, replace(arithmetic, **{name: both(name) for name in FUNCTIONS}), own.check)
+    with patch.object(quantized_engine, "matmul", kept):
+        logits = logits_by(model, engine, job)
+    assert not products
+    return logits
 
 
 def torch_operands(
@@ -254,28 +287,72 @@ def torch_operands(
     return left, gpu.codes(b, plan.b, qb.fmt.name)
 
 
-def alone(model: QuantizedModel, gpu: Torch) -> Policy:
-    """The whole model by torch."""
-    own = model.policy
+@dataclass(frozen=True, eq=False)
+class TorchEngine(Engine[np.ndarray]):
+    """The whole model by torch; what is not quantized, and the rest, by ``inner``."""
 
-    def gemm(site: str, a: np.ndarray, b: Any, bias: np.ndarray | None) -> np.ndarray:
-        if site not in model.plans:
-            return own.gemm(site, a, b, bias)
-        plan = model.plans[site]
+    inner: Engine[np.ndarray]
+    gpu: Torch
+    weights: Weights
+    model: QuantizedModel
+
+    def linears(self, sites: Sequence[Site], x: np.ndarray) -> list[np.ndarray]:
+        """Those with a plan."""
+        return [self.linear(site, x) for site in sites]
+
+    def linear(self, site: Site, x: np.ndarray) -> np.ndarray:
+        """A layer."""
+        if site.name not in self.model.plans:
+            return self.inner.linears([site], x)[0]
+        weight = self.weights[f"{site.name}.weight"]
+        assert isinstance(weight, QuantizedTensor)
+        return array(
+            self.planned(self.model.plans[site.name], x, weight.mT)
+            + self.gpu.put(parameter(self.weights, f"{site.name}.bias"))
+        )
+
+    def product(self, site: Site, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Those with a plan."""
+        plan = self.model.plans.get(site.name)
+        return self.inner.product(site, a, b) if plan is None else array(self.planned(plan, a, b))
+
+    def planned(
+        self, plan: SitePlan, a: np.ndarray, b: np.ndarray | QuantizedTensor
+    ) -> torch.Tensor:
+        """A float32 product of codes."""
         assert plan.a is not None
-        left = gpu.codes(a, plan.a, str(plan.recipe.a.fmt))
-        right = gpu.held(b) if plan.b is None else gpu.codes(b, plan.b, str(plan.recipe.b.fmt))
-        scales = (plan.a.scale, b.scale if plan.b is None else plan.b.scale)
-        product = gpu.product(left, right, scales, out_dtype=torch.float32)
-        return array(product if bias is None else product + gpu.put(bias))
+        left = self.gpu.codes(a, plan.a, str(plan.recipe.a.fmt))
+        if isinstance(b, QuantizedTensor):
+            right, scale = self.gpu.held(b), b.scale
+        else:
+            assert plan.b is not None
+            right, scale = self.gpu.codes(b, plan.b, str(plan.recipe.b.fmt)), plan.b.scale
+        return self.gpu.product(left, right, (plan.a.scale, scale), out_dtype=torch.float32)
 
-    theirs = replace(own.arithmetic, **{name: getattr(gpu, name) for name in FUNCTIONS})
-    return Policy(gemm, theirs, own.check)
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Torch's."""
+        return self.gpu.add(x, y)
+
+    def multiply(self, x: np.ndarray, factor: float) -> np.ndarray:
+        """Torch's."""
+        return self.gpu.multiply(x, factor)
+
+    def softmax(self, x: np.ndarray) -> np.ndarray:
+        """Torch's."""
+        return self.gpu.softmax(x)
+
+    def layer_norm(self, name: str, x: np.ndarray, eps: float) -> np.ndarray:
+        """Torch's."""
+        return self.gpu.layer_norm(x, *parameters(self.weights, name), eps)
+
+    def activation(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Torch's."""
+        return self.gpu.activation(name, x)
 
 
-def logits_by(model: Model, policy: Policy, job: Any) -> np.ndarray:
-    """On one thread: a policy of :func:`compared` takes its products' operands on the way."""
-    model = replace(model, policy=policy)
+def logits_by(model: Model, engine: EngineOf, job: Any) -> np.ndarray:
+    """On one thread: :func:`compared_logits` takes the products' operands on the way."""
+    model = replace(model, engine=engine)
     logits = predict_logits(model, job.encoded, job.batch_size, threads=1)
     require_finite(f"{model.name}: logits", logits)
     return logits
@@ -287,11 +364,15 @@ def proved(job: Any, recipe: str, mode: str, device: str) -> dict[str, Any]:
     model = apply_recipe(job.model, how, job.calibration, golden=True)
     gpu, tally = Torch(device, mode == "hopper-fast"), Tally()
     begin = time.perf_counter()
-    ours = logits_by(model, compared(model, gpu, tally), job)
+    ours = compared_logits(model, gpu, tally, job)
     seconds = time.perf_counter() - begin
-    theirs = logits_by(model, alone(model, gpu), job)
+
+    def by_torch(weights: Weights, batch: Batch) -> TorchEngine:
+        return TorchEngine(model.engine(weights, batch), gpu, weights, model)
+
+    theirs = logits_by(model, by_torch, job)
     exact = apply_recipe(model, replace(how, accumulate="exact"), golden=True)
-    ideal = logits_by(exact, exact.policy, job)
+    ideal = logits_by(exact, exact.engine, job)
     return {
         "mode": mode,
         "counts": {name: vars(count) for name, count in tally.counts.items()},

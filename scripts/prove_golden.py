@@ -8,7 +8,7 @@
 The job calibrates the embedded model (or --model) and runs it in golden
 arithmetic, in every recipe and in batches of several sizes. A digest is the
 SHA-256 of every operand and every result of every matrix product and of the
-logits. For contrast it does the same with the plain float32 policy.
+logits. For contrast it does the same with the plain float32 engine.
 
 Settings: every kernel that OpenBLAS has for the processor, with 1 and 2 threads;
 NumPy's SIMD code from all to none; with --numpy and --python, fresh virtual
@@ -43,9 +43,11 @@ sys.path.insert(0, str(REPOSITORY))  # the job runs by interpreters that have no
 import numpy as np  # noqa: E402
 
 from bert_numpy import load, load_tokenizer  # noqa: E402
+from bert_numpy.engines.engine import Engine, Weights  # noqa: E402
+from bert_numpy.engines.noting import NotingEngine  # noqa: E402
 from bert_numpy.evaluation.evaluate import batches, calibrate_on  # noqa: E402
+from bert_numpy.model.packing import Batch  # noqa: E402
 from bert_numpy.quantization.convert import apply_recipe  # noqa: E402
-from bert_numpy.quantization.policy import Policy  # noqa: E402
 from bert_numpy.quantization.presets import PRESETS  # noqa: E402
 from bert_numpy.tasks.glue import read_examples, task_named  # noqa: E402
 from npfp8 import QuantizedTensor  # noqa: E402
@@ -72,7 +74,7 @@ CHOOSERS = (
 
 
 def run_job(model_name: str, samples: int) -> dict[str, Any]:
-    """The digests of one golden job here, and of the plain float32 policy."""
+    """The digests of one golden job here, and of the plain float32 engine."""
     model, tokenizer = load(model_name), load_tokenizer(model_name)
     reviews = REPOSITORY / "bert_numpy" / "assets" / "reviews"
     task = task_named("sst2")
@@ -93,14 +95,14 @@ def run_job(model_name: str, samples: int) -> dict[str, Any]:
                 little_endian = np.ascontiguousarray(x, x.dtype.newbyteorder("<"))
                 sha.update(str(x.shape).encode() + little_endian.tobytes())
 
-        def gemm(site: str, a: Any, b: Any, bias: Any) -> Any:
-            for operand in (a, b, bias):
-                update(operand)
-            result = runner.policy.gemm(site, a, b, bias)
-            update(result)
-            return result
+        def note(_: str, *operands_and_result: Any) -> None:
+            for x in operands_and_result:
+                update(x)
 
-        watched = replace(runner, policy=Policy(gemm, runner.policy.arithmetic))
+        def noting(weights: Weights, batch: Batch) -> Engine[Any]:
+            return NotingEngine(runner.engine(weights, batch), weights, note)
+
+        watched = replace(runner, engine=noting)
         for batch_size in BATCH_SIZES:
             for _, batch in batches(texts, batch_size):
                 output = watched(**batch)
@@ -311,7 +313,7 @@ def main() -> int:
             )
     print(
         f"{compared} settings: golden digests {'DIFFER' if failed else 'equal'}; the plain float32 "
-        f"policy has {len(contrast)} different ones"
+        f"engine has {len(contrast)} different ones"
     )
     if arguments.write and expected and not failed:
         arguments.write.write_text(json.dumps(expected, indent=1) + "\n")

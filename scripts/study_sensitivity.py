@@ -24,7 +24,7 @@ from typing import Any
 
 from bert_numpy.checkpoints.load import load
 from bert_numpy.evaluation.evaluate import compare_with
-from bert_numpy.model.model import encoder_sites
+from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.presets import PRESETS, preset
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.study.cells import Subject, calibrate_subject, cells_of, merged

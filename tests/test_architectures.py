@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from bert_numpy.quantization.policy import FLOAT32_POLICY, Policy, float32_policy
 from factories import Batch, hard_batches, relative, write_tensors
 from oracles import assert_same_bits
 from safetensors.numpy import load_file
+from watching import noted
 
 from bert_numpy import (
     PRESETS,
@@ -32,9 +32,9 @@ from bert_numpy import (
 )
 from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
+from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.model.architectures import ARCHITECTURES
-from bert_numpy.model.model import model_sites
-from bert_numpy.model.sites import expected_shapes
+from bert_numpy.model.sites import expected_shapes, model_sites, sites_of
 from bert_numpy.quantization.recipe import SiteRecipe
 from npfp8 import QuantizedTensor
 
@@ -294,26 +294,21 @@ def test_quantized_checkpoint_in_transformers(
     assert quantized == 6 * config.num_hidden_layers
 
 
-def test_sites_are_what_a_policy_sees(case: Case) -> None:
+def test_sites_are_what_an_engine_sees(case: Case) -> None:
     seen: list[str] = []
-
-    def gemm(site: str, a: Any, b: Any, bias: Any) -> np.ndarray:
-        seen.append(site)
-        return FLOAT32_POLICY.gemm(site, a, b, bias)
-
-    policy = Policy(gemm, FLOAT32_POLICY.arithmetic)
-    replace(case.model, policy=policy)(**some_batch(case))
+    noted(case.model, lambda site, *_: seen.append(site))(**some_batch(case))
     assert list(dict.fromkeys(seen)) == model_sites(case.model)
+    assert [site.name for site in sites_of(case.model)] == model_sites(case.model)
 
 
 def outputs(output: ModelOutput) -> dict[str, np.ndarray]:
-    return {name: x for name, x in vars(output).items() if x is not None}
+    return {name: x for name, x in vars(output).items() if isinstance(x, np.ndarray)}
 
 
 def test_golden_float32_is_close(case: Case) -> None:
     batch = some_batch(case)
     fast = outputs(case.model(**batch))
-    golden = outputs(replace(case.model, policy=float32_policy(golden=True))(**batch))
+    golden = outputs(replace(case.model, engine=GoldenEngine)(**batch))
     assert golden.keys() == fast.keys()
     for name, expected in fast.items():
         finite = np.isfinite(expected)
@@ -747,7 +742,7 @@ def test_sentence_embeddings(
         assert relative(model(**batch).sentence_embedding, expected) <= PARITY
     batch = some_batch(case)
     fast = model(**batch).sentence_embedding
-    golden = replace(model, policy=float32_policy(golden=True))(**batch).sentence_embedding
+    golden = replace(model, engine=GoldenEngine)(**batch).sentence_embedding
     assert relative(golden, fast) <= PARITY
     calibration = calibrate(model, [batch], golden=True)
     quantized = apply_recipe(model, PRESETS["e4m3"], calibration, golden=True)

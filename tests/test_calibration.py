@@ -19,10 +19,11 @@ from factories import (
     write_tensors,
 )
 from oracles import BFLOAT16, assert_same_bits, nearest
+from watching import noted
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, Recipe, apply_recipe, calibrate
-from bert_numpy.model.model import encoder_sites
+from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.calibration import (
     load_calibration,
     merge_calibrations,
@@ -30,7 +31,6 @@ from bert_numpy.quantization.calibration import (
 )
 from bert_numpy.quantization.observers import Statistics, observe
 from bert_numpy.quantization.origin import origin_of
-from bert_numpy.quantization.policy import Policy
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from bert_numpy.study.outliers import with_outliers
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
@@ -59,14 +59,13 @@ def random_batch(seed: int, lengths: tuple[int, ...] = (7, 4, 9)) -> Batch:
 def recorded_operands(
     model: Model, batches: list[Batch]
 ) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Both operands of each product, seen by a policy of this test."""
+    """Both operands of each product."""
     seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def gemm(site: str, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    def note(site: str, a: np.ndarray, b: np.ndarray, *_: Any) -> None:
         seen.setdefault(site, []).append((a.copy(), b.copy()))
-        return model.policy.gemm(site, a, b, bias)
 
-    watched = replace(model, policy=Policy(gemm, model.policy.arithmetic))
+    watched = noted(model, note)
     for batch in batches:
         watched(**batch)
     return seen
@@ -203,9 +202,9 @@ def test_padding_is_not_seen(model: Model) -> None:
 
 
 def test_model_is_left_as_it_was(model: Model) -> None:
-    policy, weights = model.policy, {name: np.array(w) for name, w in model.weights.items()}
+    engine, weights = model.engine, {name: np.array(w) for name, w in model.weights.items()}
     calibrate(model, [random_batch(0)])
-    assert model.policy is policy
+    assert model.engine is engine
     for name, weight in weights.items():
         np.testing.assert_array_equal(model.weights[name], weight)
 

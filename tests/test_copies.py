@@ -10,6 +10,7 @@ import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ import bert_numpy
 import npfp8
 from bert_numpy import PRESETS, Model, QuantizedModel, apply_recipe
 from bert_numpy import threads as threading_of_blas
-from bert_numpy.evaluation.evaluate import predict_logits
-from bert_numpy.quantization import policy as policies
-from bert_numpy.quantization.policy import FLOAT32_POLICY, OperandCounts, Policy, float32_policy
+from bert_numpy.engines.float import FloatEngine
+from bert_numpy.engines.golden import GoldenEngine
+from bert_numpy.evaluation.evaluate import outputs, predict_logits
+from bert_numpy.model.model import EngineOf
+from bert_numpy.quantization.counts import Counts, added
 from bert_numpy.tasks.glue import TASKS
 
 TEXTS = ["a warm and funny film", "dull", "not a good plot , and very bad actors"]
@@ -51,8 +54,6 @@ WAYS = {
     "pickle": lambda x: pickle.loads(pickle.dumps(x)),
     "oldest protocol": lambda x: pickle.loads(pickle.dumps(x, 0)),
 }
-
-Counts = dict[str, OperandCounts]
 
 #: Apple's frameworks, its BLAS among them, are not safe to use in a forked child.
 METHODS = ("spawn",) if sys.platform == "darwin" else ("fork", "spawn")
@@ -89,46 +90,77 @@ def plain(counts: Counts) -> dict[str, dict[str, int]]:
     return {name: dict(vars(count)) for name, count in counts.items()}
 
 
-def doubled(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    return {name: {key: 2 * n for key, n in one.items()} for name, one in counts.items()}
+def bits_and_counts(model: QuantizedModel, batch: dict[str, Any]) -> tuple[bytes, Any]:
+    output = model(**batch)
+    return output.logits.tobytes(), plain(output.counts)
 
 
 def run_in_child(model: QuantizedModel, batch: dict[str, Any]) -> tuple[bytes, Any, int]:
-    return model(**batch).logits.tobytes(), plain(model.counts), os.getpid()
+    return (*bits_and_counts(model, batch), os.getpid())
 
 
 @by_mode
 @by_kind
-def test_a_copy_computes_the_same_and_counts_on_its_own(
+def test_a_copy_computes_and_counts_the_same(
     model: Model, calibration: Any, batch: Any, name: str, golden: bool
 ) -> None:
     original = quantized(model, name, calibration, golden)
-    bits = original(**batch).logits.tobytes()
-    before = plain(original.counts)
+    first = original(**batch)
+    bits, counts = first.logits.tobytes(), plain(first.counts)
     for way in WAYS.values():
-        clone = way(original)
-        assert plain(clone.counts) == before
-        assert clone(**batch).logits.tobytes() == bits
-        assert plain(clone.counts) == doubled(before)
-        assert plain(original.counts) == before
-    assert original(**batch).logits.tobytes() == bits
-    assert plain(original.counts) == doubled(before)
-    assert bool(before) == (name not in ("fp32", "bf16", "e4m3-weights"))
+        assert bits_and_counts(way(original), batch) == (bits, counts)
+    assert bits_and_counts(original, batch) == (bits, counts)
+    assert plain(first.counts) == counts
+    assert bool(counts) == (name not in ("fp32", "bf16", "e4m3-weights"))
 
 
-def test_replace_keeps_the_counts_or_takes_others(
-    model: Model, calibration: Any, batch: Any
+@by_mode
+@pytest.mark.parametrize("name", ["e4m3", "int8-token", "fp32"])
+def test_an_output_is_a_value(
+    model: Model, calibration: Any, batch: Any, name: str, golden: bool
 ) -> None:
+    """No later run changes what an earlier one has given, nor does who has it change the model."""
+    original = quantized(model, name, calibration, golden)
+    state = {field.name: getattr(original, field.name) for field in dataclasses.fields(original)}
+    first = original(**batch)
+    bits, counts = first.logits.tobytes(), plain(first.counts)
+    smaller = original(**{key: value[:1] for key, value in batch.items()})
+    assert (first.logits.tobytes(), plain(first.counts)) == (bits, counts)
+    if counts:
+        assert smaller.counts.keys() == first.counts.keys()
+        assert plain(smaller.counts) != counts
+        count = next(iter(first.counts.values()))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            count.elements = 0  # type: ignore[misc]
+        first.counts.clear()  # type: ignore[attr-defined]
+    first.logits[...] = 0
+    assert bits_and_counts(original, batch) == (bits, counts)
+    for field in dataclasses.fields(original):
+        assert getattr(original, field.name) is state[field.name]
+    assert not hasattr(original, "counts")
+
+
+@by_kind
+def test_copies_of_an_output(model: Model, calibration: Any, batch: Any, name: str) -> None:
+    output = quantized(model, name, calibration)(**batch)
+    for way in WAYS.values():
+        clone = way(output)
+        assert clone.counts == output.counts
+        for field in dataclasses.fields(output):
+            value, copied = getattr(output, field.name), getattr(clone, field.name)
+            if isinstance(value, np.ndarray):
+                assert copied.tobytes() == value.tobytes()
+            else:
+                assert copied == value
+
+
+def test_replace_counts_the_same(model: Model, calibration: Any, batch: Any) -> None:
     original = quantized(model, "e4m3", calibration)
     renamed = dataclasses.replace(original, name="other")
-    assert renamed.counts is original.counts
-    renamed(**batch)
-    assert original.counts
-    mine: Counts = {}
-    counting = dataclasses.replace(original, counts=mine)
-    before = plain(original.counts)
-    counting(**batch)
-    assert plain(mine) == plain(original.counts) == before
+    assert renamed.name == "other"
+    expected = bits_and_counts(original, batch)
+    assert expected[1]
+    assert bits_and_counts(renamed, batch) == expected
 
 
 @by_mode
@@ -136,19 +168,18 @@ def test_replace_keeps_the_counts_or_takes_others(
 def test_another_process(
     model: Model, calibration: Any, batch: Any, golden: bool, method: str
 ) -> None:
-    """The same bits there, and counts that stay there."""
+    """The same bits and counts there."""
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system has no {method}")
     names = [name for name in KINDS if golden or name not in ("fp32",)]
     models = [quantized(model, name, calibration, golden) for name in names]
-    alone = [(one(**batch).logits.tobytes(), plain(one.counts)) for one in models]
+    alone = [bits_and_counts(one, batch) for one in models]
     with multiprocessing.get_context(method).Pool(1) as pool:
         found = pool.starmap(run_in_child, [(one, batch) for one in models])
-    for one, (bits, counts), (there, counted, process) in zip(models, alone, found, strict=True):
+    for one, here, (*there, process) in zip(models, alone, found, strict=True):
         assert process != os.getpid()
-        assert there == bits
-        assert counted == doubled(counts)
-        assert plain(one.counts) == counts
+        assert tuple(there) == here
+        assert bits_and_counts(one, batch) == here
 
 
 def child(function: Any) -> int:
@@ -169,11 +200,11 @@ def test_fork_while_locks_are_held(
 ) -> None:
     """A child works although a thread that is not in it held the locks, or used the threads."""
     original = quantized(model, "e4m3", calibration)
-    expected = original(**batch).logits.tobytes()
+    expected = bits_and_counts(original, batch)
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with threading_of_blas.one_blas_thread(), policies._COUNTING, threading_of_blas._lock:
+        with threading_of_blas.one_blas_thread(), threading_of_blas._lock:
             held.set()
             release.wait(60)
 
@@ -183,7 +214,7 @@ def test_fork_while_locks_are_held(
 
     def work() -> None:
         assert threading_of_blas._users == 0
-        assert original(**batch).logits.tobytes() == expected
+        assert bits_and_counts(original, batch) == expected
         predict_logits(original, encoded, 4, threads=2)
         with threading_of_blas.one_blas_thread():
             pass
@@ -213,13 +244,15 @@ def test_the_blas_threads_come_back_in_a_child() -> None:
     assert found[0]() == before
 
 
-@pytest.mark.parametrize("policy", [FLOAT32_POLICY, float32_policy(golden=True)])
-def test_policies_and_plain_models(model: Model, batch: Any, policy: Policy) -> None:
-    plain_model = dataclasses.replace(model, policy=policy)
+@pytest.mark.parametrize(
+    "engine", [FloatEngine, GoldenEngine, partial(GoldenEngine, precision="bfloat16")]
+)
+def test_engines_and_plain_models(model: Model, batch: Any, engine: EngineOf) -> None:
+    plain_model = dataclasses.replace(model, engine=engine)
     bits = plain_model(**batch).logits.tobytes()
     for way in WAYS.values():
         assert way(plain_model)(**batch).logits.tobytes() == bits
-        assert dataclasses.replace(model, policy=way(policy))(**batch).logits.tobytes() == bits
+        assert dataclasses.replace(model, engine=way(engine))(**batch).logits.tobytes() == bits
 
 
 @by_kind
@@ -263,7 +296,7 @@ def test_tables_cannot_be_written() -> None:
 def test_evaluations_have_counts_of_their_own(
     model: Model, calibration: Any, encoded: Any, name: str
 ) -> None:
-    """One after the other, and several at once; the model's are the sum of all."""
+    """One after the other, and several at once; they are the sum of its batches'."""
     one = quantized(model, name, calibration)
 
     def evaluation(_: int) -> Any:
@@ -272,36 +305,42 @@ def test_evaluations_have_counts_of_their_own(
     first = evaluation(0)
     expected = plain(first.counts)
     assert expected
-    assert plain(one.counts) == expected
+    runs = [output.counts for _, output in outputs(one, encoded, 4)]
+    assert len(runs) > 1
+    assert plain(added(runs)) == expected
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(evaluation, range(3)))
     assert [plain(result.counts) for result in results] == [expected] * 3
     assert plain(first.counts) == expected
-    assert plain(one.counts) == doubled(doubled(expected))
-    assert len({id(count) for result in results for count in result.counts.values()}) == 3 * len(
-        expected
-    )
+    results[0].counts.clear()
+    assert [plain(result.counts) for result in results[1:]] == [expected] * 2
+    assert plain(evaluation(0).counts) == expected
 
 
-def test_copies_while_threads_count(model: Model, calibration: Any, batch: Any) -> None:
-    """A copy is one moment's: no count is beyond the run's, and nothing raises."""
-    busy = quantized(model, "e4m3", calibration)
-    once = quantized(model, "e4m3", calibration)
-    once(**batch)
-    elements = {name: count.elements for name, count in once.counts.items()}
+@pytest.mark.parametrize("name", ["e4m3", "int8-outliers-columns"])
+def test_threads_share_a_model(model: Model, calibration: Any, batch: Any, name: str) -> None:
+    """Batches of several sizes at once, and copies meanwhile: each run as if it were alone."""
+    shared = quantized(model, name, calibration, golden=True)
+    parts = [batch, *({key: x[row:][:1] for key, x in batch.items()} for row in range(3))]
+    alone = [bits_and_counts(shared, part) for part in parts]
+    assert len({str(counts) for _, counts in alone}) > 1
     stop = threading.Event()
 
-    def work() -> None:
-        while not stop.is_set():
-            busy.counts.clear()
-            busy(**batch)
+    def run_all(_: int) -> bool:
+        return [bits_and_counts(shared, part) for part in parts] == alone
 
-    worker = threading.Thread(target=work)
+    def keep_running() -> None:
+        while not stop.is_set():
+            shared(**batch)
+
+    worker = threading.Thread(target=keep_running)
     worker.start()
     try:
-        for _ in range(60):
-            for name, count in WAYS["deepcopy"](busy).counts.items():
-                assert count.saturated <= count.elements <= elements[name]
+        for _ in range(10):
+            clone = WAYS["deepcopy"](shared)
+            assert bits_and_counts(clone, batch) == alone[0]
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(run_all, range(20)))
     finally:
         stop.set()
         worker.join()

@@ -14,18 +14,21 @@ import numpy as np
 import pytest
 from factories import CONFIG, random_tensors, scored, write_checkpoint, write_tensors
 from test_prediction import SECOND, TEXT, checkpoint
+from watching import product_of
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, Operand, Recipe, SiteRecipe, apply_recipe
 from bert_numpy.assets import REVIEWS
 from bert_numpy.commands.main import main
 from bert_numpy.commands.report import comparison_row, listed
+from bert_numpy.errors import naming
 from bert_numpy.evaluation.evaluate import compare_with, evaluate, require_answers
 from bert_numpy.evaluation.predict import predict_text
 from bert_numpy.export.onnx import onnx_model
 from bert_numpy.finite import NO_CLASS, missing, require_finite, rows_not_finite
-from bert_numpy.quantization import policy as policies
-from bert_numpy.quantization.policy import Scale, SitePlan, naming, quantized_policy
+from bert_numpy.quantization import engine as quantized_engine
+from bert_numpy.quantization.engine import engine_of
+from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.study.cells import Result, compare_results
 from bert_numpy.tasks.glue import TASKS, submission
 from bert_numpy.tasks.metrics import (
@@ -443,7 +446,6 @@ def test_export_refuses_what_is_no_number(model: Model, onnx: Any) -> None:
     overflowing = unquantized(broken(model, "classifier.weight", 3e38))
     with pytest.raises(BertNumpyError, match=r", fp32: logits of one token: expected finite num"):
         onnx_model(overflowing)
-    assert overflowing.counts == {}
 
 
 # Errors inside a product have the site's name
@@ -473,7 +475,7 @@ def test_errors_of_products_name_the_site(monkeypatch: pytest.MonkeyPatch) -> No
     def gemm(a: Any, b: Any, scale: float = 1.0) -> Any:
         static = Scale(np.float32(scale))
         plan = SitePlan(site, static, static)
-        return quantized_policy(recipe, {SITE: plan}, {}).gemm(SITE, a, b, None)
+        return product_of(engine_of(recipe, {SITE: plan}), SITE, a, b)
 
     with pytest.raises(BertNumpyError, match=f"^{SITE}:a: encode: found NaN, and INT8"):
         gemm(np.float32([[NAN]]), np.float32([[1]]))
@@ -485,7 +487,7 @@ def test_errors_of_products_name_the_site(monkeypatch: pytest.MonkeyPatch) -> No
     def out_of_memory(*_: Any) -> Any:
         raise MemoryError("Unable to allocate 8 EiB")
 
-    monkeypatch.setattr(policies, "matmul", out_of_memory)
+    monkeypatch.setattr(quantized_engine, "matmul", out_of_memory)
     with pytest.raises(BertNumpyError, match=f"^{SITE}: expected enough memory.*8 EiB"):
         gemm(x, x.T)
 

@@ -35,12 +35,12 @@ from bert_numpy import (
     calibrate,
 )
 from bert_numpy.engines.functions import ACTIVATIONS
+from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.evaluation.evaluate import calibrate_on, predict_logits
-from bert_numpy.model.model import encoder_sites
+from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.calibration import load_calibration, save_calibration
 from bert_numpy.quantization.observers import Statistics, observe
 from bert_numpy.quantization.origin import Origin
-from bert_numpy.quantization.policy import float32_policy
 from bert_numpy.tasks.glue import read_examples, task_named
 from bert_numpy.tasks.tokenization import EncodedText
 from npfp8.storage import load_file, read_metadata, save_file
@@ -201,13 +201,13 @@ def test_batch_changes_no_bit_of_other_accumulators(mode: str, models: dict[str,
     assert not set(alone) & set(results(exact, sequences))
 
 
-def test_batch_changes_bits_of_the_plain_policy(models: dict[str, Model]) -> None:
+def test_batch_changes_bits_of_the_plain_engine(models: dict[str, Model]) -> None:
     """The comparison above can fail: BLAS rounds by the shape of a product."""
     model = models["wide"]
     sequences = sequences_for(model)
     alone = [results(model, [item])[0] for item in sequences]
     changed = [results(model, sequences[:n]) != alone[:n] for n in range(2, len(sequences) + 1)]
-    golden = replace(model, policy=float32_policy(golden=True))
+    golden = replace(model, engine=GoldenEngine)
     assert results(golden, sequences) == [results(golden, [item])[0] for item in sequences]
     if not any(changed):
         pytest.skip("this BLAS gives the same bits for every batch here")
@@ -223,9 +223,9 @@ def test_results_of_real_sequences(reviews: list[EncodedText], models: dict[str,
             assert_same_bits(predict_logits(model, reviews, size), expected)
 
 
-# Every kind of model, and the fast policy's results
+# Every kind of model, and the fast engine's results
 
-#: The largest difference from the fast policy's results, over their largest magnitude: where a sum
+#: The largest difference from the fast engine's results, over their largest magnitude: where a sum
 #: in another order is next to a tie, a value moves to the next bfloat16, and with it the next code.
 CLOSE = {"fp32": 4e-6, "bf16": 0.02, "int8": 0.02, "e4m3": 0.05, "e5m2": 0.05}
 
@@ -280,7 +280,7 @@ def test_heads(labels: tuple[str, ...], recipe: str, tmp_path: Path) -> None:
     assert logits.shape == (3, len(labels))
 
 
-def test_close_to_the_fast_policy(reviews: list[EncodedText], models: dict[str, Model]) -> None:
+def test_close_to_the_fast_engine(reviews: list[EncodedText], models: dict[str, Model]) -> None:
     """On real input, in the relative error of all logits: closer than the recipe is to FP32."""
     calibration = calibrate_on(models["tiny"], reviews, golden=True)
 
@@ -412,7 +412,7 @@ def test_message_says_what_and_where(small: Model) -> None:
 @pytest.mark.parametrize(
     "key", ["embeddings.LayerNorm.bias", "encoder.layer.1.output.dense.bias", "classifier.bias"]
 )
-def test_fast_policy_passes_nan_on(key: str, recipe: str, small: Model) -> None:
+def test_fast_engine_passes_nan_on(key: str, recipe: str, small: Model) -> None:
     broken = edited(with_recipe(small, recipe, golden=False), key, np.nan)
     with np.errstate(all="ignore"):
         logits = broken(**random_batch(small)).logits

@@ -106,7 +106,7 @@ def test_others_read_the_kit(kit):
 
 @pytest.mark.parametrize("recipe", PRESETS)
 def test_every_recipe_is_explained(recipe, tmp_path):
-    """The recorder itself compares each step with the policy's own result, to the last bit."""
+    """The recorder itself compares each step with the engine's own result, to the last bit."""
     model = bert_numpy.load("bert-tiny-sst2")
     ids = np.array([[101, 2025, 3294, 6659, 102]])
     calibration = calibrate(model, [{"input_ids": ids}], golden=True)

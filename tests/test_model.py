@@ -14,11 +14,11 @@ from factories import VOCABULARY, Batch, hard_batches, relative, write_checkpoin
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from watching import noted
 
 from bert_numpy import BertNumpyError, Model, ModelOutput, load, load_tokenizer
 from bert_numpy.checkpoints.hub import EMBEDDED
-from bert_numpy.model.model import encoder_sites
-from bert_numpy.quantization.policy import FLOAT32_POLICY, Policy
+from bert_numpy.model.sites import encoder_sites
 from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import read_examples, task_named
 
@@ -419,20 +419,20 @@ def test_name_is_what_was_asked_for(tmp_path: Path, embedded: Model) -> None:
     assert load(str(tmp_path)).name == str(tmp_path)
 
 
-def recording(sites: list[str]) -> Policy:
-    def gemm(site: str, a: Any, b: Any, bias: Any) -> np.ndarray:
+def recording(model: Model, sites: list[str]) -> Model:
+    def note(site: str, a: Any, b: Any, bias: Any, result: Any) -> None:
         assert (bias is None) == site.endswith(("scores", "context"))
         assert a.shape[-1] == b.shape[-2]
+        assert result.shape == (*a.shape[:-1], b.shape[-1])
         sites.append(site)
-        return FLOAT32_POLICY.gemm(site, a, b, bias)
 
-    return Policy(gemm, FLOAT32_POLICY.arithmetic)
+    return noted(model, note)
 
 
-def test_sites_are_what_a_policy_sees(small: Model, bare: Model) -> None:
+def test_sites_are_what_an_engine_sees(small: Model, bare: Model) -> None:
     for model, heads in ((small, ["pooler.dense", "classifier"]), (bare, ["pooler.dense"])):
         seen: list[str] = []
-        output = replace(model, policy=recording(seen))([[2, 9, 3]])
+        output = recording(model, seen)([[2, 9, 3]])
         np.testing.assert_array_equal(
             output.last_hidden_state, model([[2, 9, 3]]).last_hidden_state
         )
@@ -442,7 +442,7 @@ def test_sites_are_what_a_policy_sees(small: Model, bare: Model) -> None:
 def test_attention_is_called_once_for_each_group(small: Model) -> None:
     seen: list[str] = []
     mask = [[1, 1, 1], [1, 1, 0], [1, 1, 0]]  # two lengths
-    replace(small, policy=recording(seen))([[2, 9, 3]] * 3, mask)
+    recording(small, seen)([[2, 9, 3]] * 3, mask)
     assert set(seen) == {*encoder_sites(small.config), "pooler.dense", "classifier"}
     for site in encoder_sites(small.config):
         attends = site.endswith((".scores", ".context"))

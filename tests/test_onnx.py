@@ -20,7 +20,6 @@ from bert_numpy import PRESETS, BertNumpyError, Operand, QuantizedModel, Recipe,
 from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.export.onnx import export_onnx, onnx_model
-from npfp8.formats import FORMATS
 from npfp8 import E4M3FN, UINT8
 from npfp8.formats import FORMATS
 

@@ -20,13 +20,14 @@ import numpy as np
 import pytest
 from factories import VOCABULARY, write_checkpoint
 from oracles import assert_same_bits
+from watching import product_of
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Operand, QuantizedModel, Recipe, SiteRecipe
 from bert_numpy.checkpoints.load import stored_recipe
 from bert_numpy.checkpoints.quantized import check_target, save_quantized
 from bert_numpy.commands.main import main
-from bert_numpy.quantization.policy import FLOAT32_POLICY
+from bert_numpy.engines.float import FloatEngine
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, IntFormat, QuantizedTensor, bfloat16
 from npfp8.formats import FORMATS
 from npfp8.storage import Fp8Array, load_file, read_header, save_file
@@ -408,7 +409,7 @@ def assert_same_linear_layers(
     for site in sites:
         x, expected = runs[site]
         weight, bias = (ours.weights[f"{site}.{name}"] for name in ("weight", "bias"))
-        result = ours.policy.gemm(site, x, weight.mT, bias)
+        result = product_of(ours.engine, site, x, weight.mT, bias)
         tokens = np.abs(result - expected).max(axis=-1) / np.abs(expected).max()
         assert (tokens > bound).sum() <= isinstance(ours.recipe.site(site).a.fmt, IntFormat), site
         assert tokens.max() <= 2e-2, site
@@ -679,7 +680,7 @@ def test_fine_grained_blocks(tmp_path: Path) -> None:
     assert model.recipe.site("encoder.layer.0.output.dense").a == Operand(
         E4M3FN, "block", dynamic=True
     )
-    as_floats = replace(bert_numpy.load(folder), policy=FLOAT32_POLICY)
+    as_floats = replace(bert_numpy.load(folder), engine=FloatEngine)
     expected = replace(
         as_floats, weights={name: float32_values(x) for name, x in model.weights.items()}
     )

@@ -17,10 +17,10 @@ from factories import write_checkpoint
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, Recipe, apply_recipe, calibrate
-from bert_numpy.model.model import model_sites
+from bert_numpy.model.sites import model_sites, sites_of
 from bert_numpy.quantization import recipe_json
+from bert_numpy.quantization.engine import engine_of
 from bert_numpy.quantization.observers import OBSERVERS
-from bert_numpy.quantization.policy import quantized_policy
 from bert_numpy.quantization.presets import preset
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe, save_recipe
@@ -491,7 +491,7 @@ def test_override_that_fits_no_site(pattern: str, small: Model) -> None:
     )
     names = model_sites(small)
     assert names[-2:] == ["pooler.dense", "classifier"]
-    PRESETS["bf16"].skipping(*names, "*", "pooler.*").check_overrides(names)
+    PRESETS["bf16"].skipping(*names, "*", "pooler.*").check_overrides(sites_of(small))
 
 
 # How products are added up
@@ -524,9 +524,9 @@ def test_what_an_accumulation_can_do(name: str, mode: str, small: Model) -> None
     assert found in str(error.value)
     # The products are what refuses: with the check left out, npfp8 says so.
     plain = apply_recipe(small, PRESETS[name], calibration)
-    policy = quantized_policy(recipe, plain.plans, {})
+    engine = engine_of(recipe, plain.plans)
     with pytest.raises(ValueError, match=f"accumulate '{mode}'"):
-        replace(plain, policy=policy)(**batch)
+        replace(plain, engine=engine)(**batch)
 
 
 def test_accumulation_of_a_site_that_is_not_quantized_is_free(small: Model) -> None:

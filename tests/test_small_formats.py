@@ -14,7 +14,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from bert_numpy.quantization.policy import OperandCounts
+from bert_numpy.quantization.counts import OperandCounts
 from npfp8 import (
     FloatFormat,
     QuantizedTensor,

@@ -830,7 +830,7 @@ def test_the_head_must_be_there(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("golden", [False, True])
-def test_the_head_goes_through_the_policy(model: Model, golden: bool) -> None:
+def test_the_head_goes_through_the_engine(model: Model, golden: bool) -> None:
     """It is seen in calibration, and not quantized."""
     batch = {"input_ids": np.array([[2, 9, 30, 3]])}
     calibration = calibrate(model, [batch], golden)
@@ -838,8 +838,10 @@ def test_the_head_goes_through_the_policy(model: Model, golden: bool) -> None:
     assert calibration.channels["qa_outputs"].shape == (16,)
     quantized = apply_recipe(model, PRESETS["e4m3"], calibration, golden)
     assert isinstance(quantized.weights["qa_outputs.weight"], np.ndarray)
-    assert not any(name.startswith("qa_outputs") for name in quantized.counts)
-    error = relative(quantized(**batch).start_logits, model(**batch).start_logits)
+    output = quantized(**batch)
+    assert output.counts
+    assert not any(name.startswith("qa_outputs") for name in output.counts)
+    error = relative(output.start_logits, model(**batch).start_logits)
     assert 0 < error < 0.5
 
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from watching import noted
 
 import bert_numpy
-from bert_numpy.evaluation.evaluate import batches, predict_logits
+from bert_numpy.engines.golden import GoldenEngine
+from bert_numpy.evaluation.evaluate import batches, outputs, predict_logits
+from bert_numpy.quantization.counts import Counts, added
 from bert_numpy.quantization.observers import observe
-from bert_numpy.quantization.policy import Policy, float32_policy
 from bert_numpy.threads import _blas_threads, default_threads, map_in_order, one_blas_thread
 
 TEXTS = [f"{'a warm and funny film ' * (1 + i % 7)} {i}" for i in range(50)]
@@ -84,9 +86,12 @@ def test_threads_do_not_change_results(model: bert_numpy.Model, recipe: str) -> 
     runs = []
     for threads in (2, 3, 1):
         quantized = bert_numpy.apply_recipe(model, bert_numpy.PRESETS[recipe], calibration, True)
-        logits = predict_logits(quantized, encoded, batch_size=7, threads=threads)
-        runs.append((logits.tobytes(), quantized.counts))
+        counts: list[Counts] = []
+        given = outputs(quantized, encoded, 7, threads=threads, counts=counts)
+        logits = b"".join(output.logits.tobytes() for _, output in given)
+        runs.append((logits, added(counts)))
     assert runs[0] == runs[1] == runs[2]
+    assert bool(runs[0][1]) == (recipe != "fp32")
     fast = bert_numpy.apply_recipe(model, bert_numpy.PRESETS[recipe], calibration)
     several = [predict_logits(fast, encoded, batch_size=7, threads=n) for n in (2, 3)]
     assert several[0].tobytes() == several[1].tobytes()
@@ -98,18 +103,17 @@ def test_calibration_is_the_plain_one(model: bert_numpy.Model) -> None:
     """Batches on threads, an input looked at once for three layers: as one by one."""
     encoded = bert_numpy.load_tokenizer("bert-tiny-sst2").encode(TEXTS)
     inputs = [batch for _, batch in batches(encoded, 7)]
-    inner, operands, channels = float32_policy(golden=True), {}, {}
+    operands, channels = {}, {}
 
-    def gemm(site, a, b, bias):
+    def note(site, a, b, bias, result):
         operands[f"{site}:a"] = observe(site, operands.get(f"{site}:a"), a)
         if site.endswith((".scores", ".context")):
             operands[f"{site}:b"] = observe(site, operands.get(f"{site}:b"), b)
         else:
             largest = np.abs(a).max(axis=tuple(range(a.ndim - 1)))
             channels[site] = np.maximum(channels.get(site, largest), largest)
-        return inner.gemm(site, a, b, bias)
 
-    observing = replace(model, policy=Policy(gemm, inner.arithmetic))
+    observing = noted(replace(model, engine=GoldenEngine), note)
     for batch in inputs:
         observing(**batch)
     for threads in (1, 3):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bert_numpy.engines import functions
 from bert_numpy.engines.engine import Engine, Layout, Table, Weights, parameters
 from bert_numpy.engines.site import Site
+from bert_numpy.errors import naming
 from npfp8 import golden
 from npfp8.bfloat16 import round_to_bfloat16
 
@@ -36,7 +37,8 @@ class FloatEngine(Engine[Float32Array]):
         found = []
         for site in sites:
             w, b = parameters(self.weights, site.name)
-            found.append(functions.linear(x, w, b))
+            with naming(site.name):
+                found.append(functions.linear(x, w, b))
         return found
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.engines.engine import Table, Weights, parameter
+from bert_numpy.errors import BertNumpyError
 from npfp8.golden import SMALLEST_NORM
 
 __all__ = [
@@ -114,12 +115,20 @@ ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 def activation(name: str, x: Float32Array) -> Float32Array:
     """A function of each number, by ``hidden_act``; or "tanh", the pooler's."""
-    return np.tanh(x) if name == "tanh" else ACTIVATIONS[name][0](x)
+    return np.tanh(x) if name == "tanh" else _named(name)[0](x)
 
 
 def golden_name(name: str) -> str:
     """The name that :data:`npfp8.golden.UNARY` has for a ``hidden_act``, or for "tanh"."""
-    return name if name == "tanh" else ACTIVATIONS[name][1]
+    return name if name == "tanh" else _named(name)[1]
+
+
+def _named(name: str) -> tuple[Callable[[Any], Any], str]:
+    if name not in ACTIVATIONS:
+        raise BertNumpyError(
+            f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {name!r}"
+        )
+    return ACTIVATIONS[name]
 
 
 def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:

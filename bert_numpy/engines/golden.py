@@ -44,8 +44,9 @@ class GoldenEngine(Engine[Float32Array]):
         found = []
         for site in sites:
             weight, bias = parameters(self.weights, site.name)
-            y = self.matmul(x, weight.T)
-            y += bias
+            with naming(site.name):
+                y = self.matmul(x, weight.T)
+                y += bias
             y = y if site.kind == "head" else self.rounded(y)
             self.check(site.name, y)
             found.append(y)

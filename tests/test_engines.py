@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -15,17 +17,74 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_numpy import BertNumpyError
-from bert_numpy.engines.functions import (
-    ACTIVATIONS,
-    BFLOAT16,
-    FLOAT32,
-    GOLDEN_BFLOAT16,
-    GOLDEN_FLOAT32,
-    Arithmetic,
-    gelu,
-)
+from bert_numpy.engines.engine import Weights
+from bert_numpy.engines.float import Bfloat16Engine, FloatEngine
+from bert_numpy.engines.functions import ACTIVATIONS, gelu
+from bert_numpy.engines.golden import GoldenEngine
 
 Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The operations of an engine that have no site.
+
+    Those that are ``silent`` may overflow inside, or meet infinity: a model asks NumPy for
+    no warning of it, as whoever reads its outputs looks whether they are finite.
+    """
+
+    name: str
+    make: Callable[[Weights], Any]
+    silent: tuple[str, ...] = ()
+
+    def call(self, operation: str, *operands: Any, weights: Weights | None = None) -> Float32Array:
+        function: Callable[..., Float32Array] = getattr(self.make(weights or {}), operation)
+        with np.errstate(all="ignore") if operation in self.silent else nullcontext():
+            return function(*operands)
+
+    def add(self, x: Float32Array, y: Float32Array) -> Float32Array:
+        return self.call("add", x, y)
+
+    def multiply(self, x: Float32Array, factor: np.float32) -> Float32Array:
+        return self.call("multiply", x, float(factor))
+
+    def softmax(self, x: Float32Array) -> Float32Array:
+        return self.call("softmax", x)
+
+    def layer_norm(
+        self, x: Float32Array, weight: Float32Array, bias: Float32Array, eps: float
+    ) -> Float32Array:
+        weights = {"norm.weight": weight, "norm.bias": bias}
+        return self.call("layer_norm", "norm", x, eps, weights=weights)
+
+    def activation(self, name: str, x: Float32Array) -> Float32Array:
+        return self.call("activation", name, x)
+
+    def mean(self, x: Float32Array) -> Float32Array:
+        return self.call("mean", x)
+
+    def normalize(self, x: Float32Array) -> Float32Array:
+        return self.call("normalize", x)
+
+    def round(self, x: Float32Array) -> Float32Array:
+        return self.call("rounded", x)
+
+
+#: Without tokens: nothing of this needs a layout.
+LAYOUT: Any = None
+
+
+def float_engine(weights: Weights) -> FloatEngine:
+    return FloatEngine(weights, LAYOUT)
+
+
+ROWS = ("softmax", "layer_norm")
+FLOAT32 = Arithmetic("float32", float_engine, ("activation", *ROWS))
+BFLOAT16 = Arithmetic("bfloat16", lambda weights: Bfloat16Engine(float_engine(weights)), ROWS)
+GOLDEN_FLOAT32, GOLDEN_BFLOAT16 = (
+    Arithmetic(name, lambda weights, name=name: GoldenEngine(weights, LAYOUT, name))
+    for name in ("float32", "bfloat16")
+)
 
 FLOAT32S = [pytest.param(FLOAT32, id="float32"), pytest.param(GOLDEN_FLOAT32, id="golden float32")]
 BFLOAT16S = [

@@ -1,0 +1,61 @@
+"""Watching a run: what every matrix product takes, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.engines.engine import Engine, Weights, parameter
+from bert_numpy.engines.site import Site
+from npfp8 import QuantizedTensor
+
+__all__ = ["Note", "NotingEngine"]
+
+Float32Array = npt.NDArray[np.float32]
+Operand = Float32Array | QuantizedTensor
+
+#: Called with a site's name, both operands, the bias (None of two activations) and the result.
+Note = Callable[[str, Float32Array, Operand, Float32Array | None, Float32Array], object]
+
+
+@dataclass(frozen=True, eq=False)
+class NotingEngine(Engine[Float32Array]):
+    """Computes as ``inner`` does, and tells ``note`` of each product, in their order.
+
+    The right operand is as the product takes it, (..., K, N): of a linear layer the
+    weight's transpose, and codes with scales where the weight is quantized.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from bert_numpy import load
+    >>> model, seen = load("bert-tiny-sst2"), []
+    >>> def engine(weights, batch):
+    ...     return NotingEngine(model.engine(weights, batch), weights, lambda *x: seen.append(x))
+    >>> _ = replace(model, engine=engine)([[101, 102]])
+    >>> site, a, b, bias, result = seen[0]
+    >>> site, a.shape, b.shape, bias.shape, result.shape
+    ('encoder.layer.0.attention.self.query', (2, 128), (128, 128), (128,), (2, 128))
+    """
+
+    inner: Engine[Float32Array]
+    weights: Weights
+    note: Note
+
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+        """Noted one after the other."""
+        found = self.inner.linears(sites, x)
+        for site, y in zip(sites, found, strict=True):
+            weight = self.weights[f"{site.name}.weight"]
+            b = weight.mT if isinstance(weight, QuantizedTensor) else weight.T
+            self.note(site.name, x, b, parameter(self.weights, f"{site.name}.bias"), y)
+        return found
+
+    def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
+        """Noted."""
+        y = self.inner.product(site, a, b)
+        self.note(site.name, a, b, None, y)
+        return y

@@ -1,0 +1,48 @@
+"""Engines from outside: what a model's products take and give, and one product alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bert_numpy import Model
+from bert_numpy.engines.engine import Engine
+from bert_numpy.engines.noting import Note, NotingEngine
+from bert_numpy.model.model import EngineOf
+from bert_numpy.model.packing import Batch, pack
+from bert_numpy.model.sites import site_named
+
+
+def noted(model: Model, note: Note) -> Model:
+    """The model, every product of which is noted."""
+    return replace(
+        model,
+        engine=lambda weights, batch: NotingEngine(model.engine(weights, batch), weights, note),
+    )
+
+
+def engine_for(
+    engine: EngineOf, weights: Mapping[str, Any] | None = None, mask: Any = ((1,),)
+) -> Engine[np.ndarray]:
+    """The engine of one run, outside of a model: for a batch of a mask, of one token by default."""
+    ids = np.zeros(np.shape(mask), np.int64)
+    return engine(weights or {}, Batch(ids, ids, pack(np.asarray(mask) != 0)))
+
+
+def product_of(
+    engine: EngineOf, name: str, a: np.ndarray, b: Any, bias: np.ndarray | None = None
+) -> np.ndarray:
+    """What an engine makes of one product: (M, K), (K, N), (N,) -> (M, N).
+
+    With a bias it is a linear layer, whose weight is ``b`` transposed. The rows are those of
+    one sequence.
+    """
+    site, mask = site_named(name), np.ones((1, len(a)))
+    if bias is None:
+        return engine_for(engine, {}, mask).product(site, a, b)
+    weights = {f"{name}.weight": b.mT if hasattr(b, "codes") else b.T, f"{name}.bias": bias}
+    (found,) = engine_for(engine, weights, mask).linears([site], a)
+    return found
