@@ -177,8 +177,8 @@ def test_graph(tmp_path: Path, onnx: ModuleType) -> None:
     for node in products[:-2]:
         assert {makers[name].op_type for name in node.input} == {"DequantizeLinear"}
     counts = Counter(node.op_type for node in proto.graph.node)
-    assert counts["QuantizeLinear"] == 2 * (6 + 4)
-    assert counts["DequantizeLinear"] == 2 * (6 + 6 + 4)
+    assert counts["QuantizeLinear"] == 2 * (4 + 4)  # query, key and value share one
+    assert counts["DequantizeLinear"] == 2 * (6 + 4 + 4)
     properties = {item.key: item.value for item in proto.metadata_props}
     assert json.loads(properties["recipe"])["name"] == "e4m3"
 
