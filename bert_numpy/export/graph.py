@@ -224,9 +224,8 @@ def save_graph(graph: Graph, proto: Any, path: Path) -> None:
     """
     size = sum(graph.values(tensor).nbytes for tensor in proto.graph.initializer)
     if size <= _MOST:
-        content = graph.filled(proto).SerializeToString(deterministic=True)
         with writing(path), replaced_file(path) as file:
-            file.write(content)
+            _write_whole(graph, proto, file)
         return
     beside = path.with_name(f"{path.name}.data")
     with writing(path), replaced_file(path) as file, writing(beside), replaced_file(beside) as data:
@@ -234,6 +233,47 @@ def save_graph(graph: Graph, proto: Any, path: Path) -> None:
         with writing(path):
             file.write(proto.SerializeToString(deterministic=True))
             file.flush()
+
+
+def _write_whole(graph: Graph, proto: Any, file: BinaryIO) -> None:
+    """Write a model with its data in it, and hold one tensor at a time.
+
+    Protobuf's own writer holds two more copies of them all. Each message is what protobuf
+    writes of it without data, followed by the fields that have data.
+    """
+    onnx = graph.onnx
+    tensors = [graph.initializers[tensor.name] for tensor in proto.graph.initializer]
+    del proto.graph.initializer[:]
+    rest = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    heads = []
+    for tensor, values in tensors:
+        head = tensor.SerializeToString(deterministic=True)
+        head += _key(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, values.nbytes)
+        size = len(head) + values.nbytes
+        heads.append(_key(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, size) + head)
+    length = len(rest) + sum(map(len, heads)) + sum(values.nbytes for _, values in tensors)
+    file.write(proto.SerializeToString(deterministic=True))
+    file.write(_key(onnx.ModelProto.GRAPH_FIELD_NUMBER, length) + rest)
+    for head, (_, values) in zip(heads, tensors, strict=True):
+        file.write(head)
+        file.write(np.ascontiguousarray(values).data)
+
+
+def _key(field: int, length: int) -> bytes:
+    """What precedes the ``length`` bytes of a field (protobuf.dev/programming-guides/encoding).
+
+    >>> _key(1, 300).hex()
+    '0aac02'
+    """
+    return _varint(field << 3 | 2) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    """A number in groups of 7 bits, the lowest first."""
+    if value < 128:
+        return bytes([value])
+    return bytes([value & 127 | 128]) + _varint(value >> 7)
 
 
 def _write_data(graph: Graph, proto: Any, file: BinaryIO, location: str) -> None:
