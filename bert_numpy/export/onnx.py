@@ -54,6 +54,7 @@ def onnx_model(model: QuantizedModel) -> Any:
     (batch, length), of any batch and length; of multiple choice (batch, choices, length).
     Its outputs are those that the head adds to :class:`bert_numpy.ModelOutput`; of a bare
     encoder ``last_hidden_state`` and, if there is a pooler, ``pooler_output``. All float32.
+    Above 2 GiB of weights it cannot be serialized; :func:`export_onnx` writes two files.
 
     Raises
     ------
