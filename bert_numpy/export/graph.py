@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,11 @@ _IR_VERSION = 10
 #: Bytes of a file of protocol buffers at most, less some for all that is no tensor.
 _MOST = (1 << 31) - (1 << 24)
 
-#: Bytes of a tensor that is written beside the graph; smaller ones are read to find shapes.
+#: Bytes from which a tensor is written beside the graph. Smaller ones may decide shapes.
 _LARGE = 1 << 10
+
+#: Tensors beside the graph begin at multiples of this, so that they can be mapped into memory.
+_PAGE = 4096
 
 #: ONNX's element type of each format's codes.
 TYPES: dict[Format, str] = {
@@ -71,26 +74,37 @@ class Edge:
 
 
 class Graph:
-    """Nodes and initializers. Each method appends, and returns its result's name."""
+    """Nodes and initializers. Each method returns the name of its result.
+
+    Two nodes of one kind with the same inputs and attributes compute the same, so the
+    second one is not appended: query, key and value, for example, share their input's codes.
+    """
 
     def __init__(self) -> None:
         self.onnx = onnx_package()
         self.nodes: list[Any] = []
         self.initializers: dict[str, tuple[Any, Array]] = {}  # without data, and the data
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._results: dict[tuple[Any, ...], str] = {}
+        self._constants: dict[tuple[int, tuple[int, ...], bytes], str] = {}
 
-    def op(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """The only result of a new node."""
-        output = name or f"{kind}_{len(self.nodes)}"
-        node = self.onnx.helper.make_node(kind, inputs, [output], f"node_{output}", **attributes)
-        self.nodes.append(node)
-        return output
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """The only result of a node."""
+        key = (kind, inputs, tuple(sorted(attributes.items())))
+        if key not in self._results:
+            self._results[key] = f"{kind}_{len(self.nodes)}"
+            self._append(kind, inputs, self._results[key], attributes)
+        return self._results[key]
+
+    def _append(
+        self, kind: str, inputs: Sequence[str], output: str, attributes: Mapping[str, Any]
+    ) -> None:
+        make = self.onnx.helper.make_node
+        self.nodes.append(make(kind, inputs, [output], f"node_{output}", **attributes))
 
     def constant(self, values: npt.ArrayLike) -> str:
-        """A small initializer of a NumPy dtype, which is there once."""
+        """A small initializer of a NumPy dtype; equal ones are one."""
         given = np.asarray(values)
-        element = self.onnx.helper.np_dtype_to_tensor_dtype(given.dtype)
-        return self._small(element, given)
+        return self._small(self.onnx.helper.np_dtype_to_tensor_dtype(given.dtype), given)
 
     def integers(self, *values: int) -> str:
         """An initializer of axes or a shape."""
@@ -103,23 +117,23 @@ class Graph:
             if fmt is None
             else getattr(self.onnx.TensorProto, TYPES[fmt])
         )
-        if name not in self.initializers:
-            proto = self.onnx.TensorProto(name=name, data_type=element, dims=values.shape)
-            self.initializers[name] = proto, values
-        return name
+        return self._initializer(name, element, values)
 
     def zero_point(self, fmt: Format, zero_point: int | None) -> str:
-        """A number's zero point, whose type is the type of the codes."""
+        """The zero point of a scalar scale; its type is that of the codes."""
         element = getattr(self.onnx.TensorProto, TYPES[fmt])
         return self._small(element, np.array(zero_point or 0, fmt.code_dtype))
 
     def _small(self, element: int, values: Array) -> str:
-        key = (str(element), values.shape, values.tobytes())
-        if key not in self._constants:
-            name = self._constants[key] = f"constant_{len(self._constants)}"
+        key = (element, values.shape, values.tobytes())
+        name = self._constants.setdefault(key, f"constant_{len(self._constants)}")
+        return self._initializer(name, element, values)
+
+    def _initializer(self, name: str, element: int, values: Array) -> str:
+        if name not in self.initializers:
             proto = self.onnx.TensorProto(name=name, data_type=element, dims=values.shape)
             self.initializers[name] = proto, values
-        return self._constants[key]
+        return name
 
     def model(
         self,
@@ -127,9 +141,9 @@ class Graph:
         outputs: Mapping[str, Edge],
         properties: Mapping[str, str],
     ) -> Any:
-        """The ``onnx.ModelProto``, whose initializers have no data yet.
+        """The ``onnx.ModelProto``, checked by ``onnx.checker``; its initializers have no data yet.
 
-        What no output needs is left out.
+        Nodes and initializers that no output needs are left out.
 
         Parameters
         ----------
@@ -140,7 +154,7 @@ class Graph:
         properties : mapping of str to str
         """
         for name, edge in outputs.items():
-            self.op("Identity", edge.name, name=name)
+            self._append("Identity", [edge.name], name, {})
         needed, nodes = set(outputs), []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
@@ -164,65 +178,76 @@ class Graph:
             producer_version=npfp8.__version__,
         )
         helper.set_model_props(proto, properties)
+        self._check(proto)
         return proto
+
+    def _check(self, proto: Any) -> None:
+        """Check a model in which large tensors are inputs: ``onnx.checker`` copies it, twice."""
+        checked = self.onnx.ModelProto()
+        checked.CopyFrom(proto)
+        del checked.graph.initializer[:]
+        for tensor in proto.graph.initializer:
+            values = self.values(tensor)
+            if values.nbytes < _LARGE:
+                small = self.onnx.TensorProto(raw_data=values.tobytes())
+                small.MergeFrom(tensor)
+                checked.graph.initializer.append(small)
+            else:
+                make = self.onnx.helper.make_tensor_value_info
+                large = make(tensor.name, tensor.data_type, values.shape)
+                checked.graph.input.append(large)
+        self.onnx.checker.check_model(checked, full_check=True)
+
+    def values(self, tensor: Any) -> Array:
+        """The numbers, or the codes, of an initializer."""
+        return self.initializers[tensor.name][1]
 
     def filled(self, proto: Any) -> Any:
-        """The model with its data in it, checked by ``onnx.checker``."""
+        """The model with its data in it."""
         for tensor in proto.graph.initializer:
-            tensor.raw_data = np.ascontiguousarray(self.initializers[tensor.name][1]).tobytes()
-        self.onnx.checker.check_model(proto, full_check=True)
+            tensor.raw_data = self.values(tensor).tobytes()
         return proto
-
-    def nbytes(self, proto: Any) -> int:
-        """Bytes of all data."""
-        return sum(self.initializers[tensor.name][1].nbytes for tensor in proto.graph.initializer)
 
 
 def save_graph(graph: Graph, proto: Any, path: Path) -> None:
-    """Write a model, whole or not at all; above 2 GiB its data are in a file beside it.
+    """Write a model whole or not at all; above 2 GiB, its large tensors are in a file beside it.
 
-    That one is called as the other, with ``.data`` behind; it is written first.
+    That file is PATH.data. Both files are written before either takes its place, so a write
+    that fails leaves everything as it was. Then the data are renamed first: where there was no
+    model yet, one is there only when its data are. A process that is killed between the two
+    renames leaves new data under the graph that was there before.
 
     Raises
     ------
     BertNumpyError
         If a file cannot be written.
     """
-    if graph.nbytes(proto) <= _MOST:
-        content = graph.filled(proto).SerializeToString(deterministic=True)
+    size = sum(graph.values(tensor).nbytes for tensor in proto.graph.initializer)
+    if size <= _MOST:
         with writing(path), replaced_file(path) as file:
-            file.write(content)
+            file.write(graph.filled(proto).SerializeToString(deterministic=True))
         return
-    _check_without_data(graph, proto)
     beside = path.with_name(f"{path.name}.data")
-    with writing(path), replaced_file(path) as file:
-        with writing(beside), replaced_file(beside) as data:
-            for tensor in proto.graph.initializer:
-                values = np.ascontiguousarray(graph.initializers[tensor.name][1])
-                if values.nbytes < _LARGE:
-                    tensor.raw_data = values.tobytes()
-                    continue
-                place = {"location": beside.name, "offset": data.tell(), "length": values.nbytes}
-                for key, value in place.items():
-                    tensor.external_data.add(key=key, value=str(value))
-                tensor.data_location = graph.onnx.TensorProto.EXTERNAL
-                data.write(values.data.cast("B") if values.size else b"")
-        file.write(proto.SerializeToString(deterministic=True))
+    with writing(path), replaced_file(path) as file, writing(beside), replaced_file(beside) as data:
+        _write_data(graph, proto, data, beside.name)
+        with writing(path):
+            file.write(proto.SerializeToString(deterministic=True))
+            file.flush()
 
 
-def _check_without_data(graph: Graph, proto: Any) -> None:
-    """Check a model whose large tensors are inputs, as it has too many bytes to be checked."""
-    checked = graph.onnx.ModelProto()
-    checked.CopyFrom(proto)
-    del checked.graph.initializer[:]
+def _write_data(graph: Graph, proto: Any, file: BinaryIO, location: str) -> None:
+    """Write the large tensors of a model, one after the other; the model says where they are."""
+    end = 0
     for tensor in proto.graph.initializer:
-        values = graph.initializers[tensor.name][1]
+        values = np.ascontiguousarray(graph.values(tensor))
         if values.nbytes < _LARGE:
-            checked.graph.initializer.add().CopyFrom(tensor)
-            checked.graph.initializer[-1].raw_data = values.tobytes()
-        else:
-            info = graph.onnx.helper.make_tensor_value_info(
-                tensor.name, tensor.data_type, list(values.shape)
-            )
-            checked.graph.input.append(info)
-    graph.onnx.checker.check_model(checked, full_check=True)
+            tensor.raw_data = values.tobytes()
+            continue
+        offset = end + -end % _PAGE
+        file.write(bytes(offset - end))
+        file.write(values.data.cast("B"))
+        end = offset + values.nbytes
+        tensor.data_location = graph.onnx.TensorProto.EXTERNAL
+        place = {"location": location, "offset": offset, "length": values.nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))

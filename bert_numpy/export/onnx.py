@@ -9,7 +9,6 @@ softmax, which gives it an exact 0. docs/onnx.md says what may differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,7 @@ def onnx_model(model: QuantizedModel) -> Any:
     (batch, length), of any batch and length; of multiple choice (batch, choices, length).
     Its outputs are those that the head adds to :class:`bert_numpy.ModelOutput`; of a bare
     encoder ``last_hidden_state`` and, if there is a pooler, ``pooler_output``. All float32.
+    Above 2 GiB of weights it cannot be serialized; :func:`export_onnx` writes two files.
 
     Raises
     ------
@@ -150,18 +150,18 @@ class OnnxLayout:
         """A length of the inputs, as an array of one number."""
         return self.graph.op("Shape", "input_ids", start=axis, end=axis + 1)
 
-    @cached_property
+    @property
     def ids(self) -> str:
         """``input_ids`` as (texts, length)."""
         return self._input("input_ids")
 
-    @cached_property
+    @property
     def present(self) -> str:
         """Whether the attention mask has each token: bool, (texts, length)."""
         mask = self._input("attention_mask")
         return self.graph.op("Cast", mask, to=self.graph.onnx.TensorProto.BOOL)
 
-    @cached_property
+    @property
     def numbers(self) -> str:
         """0, 1, ...: (length,)."""
         graph = self.graph
@@ -170,7 +170,7 @@ class OnnxLayout:
         zero, one = graph.constant(np.int64(0)), graph.constant(np.int64(1))
         return graph.op("Range", zero, length, one)
 
-    @cached_property
+    @property
     def computed(self) -> str:
         """Whether the model computes each token: those present, and position 0."""
         first = self.graph.op("Equal", self.numbers, self.graph.constant(np.int64(0)))
@@ -261,7 +261,6 @@ class OnnxEngine(Engine[Edge]):
         self.graph, self.layout, self.weights = graph, layout, weights
         self.recipe, self.plans = recipe, plans
         self._tables: dict[int, str] = {}  # that have been looked up, by array
-        self._weights: dict[str, str] = {}
         self._rounded: set[str] = set()
 
     def parameter(self, name: str) -> str:
@@ -326,10 +325,8 @@ class OnnxEngine(Engine[Edge]):
         graph = self.graph
         largest = graph.op("ReduceMax", graph.op("Abs", x), graph.integers(k_axis), keepdims=1)
         limit = graph.constant(np.float32(operand.fmt.max))
-        smallest = graph.constant(np.finfo(np.float32).tiny)
+        smallest = graph.constant(np.finfo(np.float32).tiny)  # of a row of zeros, too
         scale = graph.op("Max", graph.op("Div", largest, limit), smallest)
-        is_zero = graph.op("Equal", largest, graph.constant(np.float32(0)))
-        scale = graph.op("Where", is_zero, graph.constant(np.float32(1)), scale)
         values = self._quantize(graph.op("Div", x, scale), operand.fmt, np.float32(1), None)
         return graph.op("Mul", values, scale)
 
@@ -344,11 +341,6 @@ class OnnxEngine(Engine[Edge]):
 
     def _weight(self, name: str) -> str:
         """A linear layer's weight, transposed: (in, out)."""
-        if name not in self._weights:
-            self._weights[name] = self._new_weight(name)
-        return self._weights[name]
-
-    def _new_weight(self, name: str) -> str:
         graph, weight = self.graph, self.weights[name]
         if not isinstance(weight, QuantizedTensor):
             if id(weight) in self._tables:  # the decoder that is the word embeddings
