@@ -20,7 +20,7 @@ from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import encode
 from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, FloatFormat
 
-__all__ = ["NAN_BIASED", "Encoder", "clamped_codes", "encoder_mistakes"]
+__all__ = ["NAN_BIASED", "Encoder", "clamped_codes", "encoder_mistakes", "likely_mistake"]
 
 Encoder = Callable[[Float32Array], npt.NDArray[Any]]
 
@@ -107,6 +107,33 @@ def encoder_mistakes(
     if fmt.has_negative_zero:
         mistakes.append(("-0 encoded as 0", zero_unsigned))
     return mistakes
+
+
+def likely_mistake(
+    x: Float32Array,
+    found: npt.NDArray[np.uint8],
+    fmt: FloatFormat,
+    saturate: bool = True,
+    rounding: str = "nearest",
+) -> str:
+    """The name of the one mistake that explains every code found, right and wrong, or "".
+
+    Parameters
+    ----------
+    x : ndarray of float32
+        What was encoded.
+    found : ndarray of uint8
+        The codes. Any NaN is as good as another.
+    fmt, saturate, rounding
+        As for :func:`encoder_mistakes`.
+    """
+    nan = np.zeros(256, bool)
+    nan[list(fmt.nan_codes)] = True
+    for name, mistaken in encoder_mistakes(fmt, saturate, rounding):
+        codes = mistaken(x)
+        if ((codes == found) | (nan[codes] & nan[found])).all():
+            return name
+    return ""
 
 
 def clamped_codes(

@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
+from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import encode, encode_bfloat16
 from npfp8.files import open_regular, replaced_file
 from npfp8.formats import FLOAT_FORMATS, FloatFormat
-from npfp8.mistakes import encoder_mistakes
+from npfp8.mistakes import likely_mistake
 
 __all__ = [
     "MODES",
@@ -197,19 +198,10 @@ def boundary_inputs(fmt: FloatFormat, source: str) -> Bits:
     specials (NaNs only where the format has one); of both signs.
     """
     kind = SOURCES[source]
-    grid = fmt.grid
-    midpoints = (grid[:-1] + grid[1:]) / 2
-    boundaries = np.concatenate([grid, midpoints])
-    traps = [boundaries * (1 + sign * 2.0**-bits) for bits in (9, 12) for sign in (1, -1)]
-    beyond = fmt.max * np.array([1.125, 1.25, 1.5, 2.0, 4.0, 1024.0])
-    exact = np.concatenate([boundaries, *traps, beyond])
-    with np.errstate(over="ignore", under="ignore"):
-        near = kind.from_float64(exact).astype(np.int64)
-    one = 1 << kind.mantissa_bits  # the smallest normal number's bits
-    special = [0, 1, 2, one - 1, one, one + 1, kind.infinity - 1, kind.infinity]
-    bits = np.concatenate([near - 1, near, near + 1, np.array(special)])
-    bits = bits[(bits >= 0) & (bits <= kind.infinity)]
+    numbers = boundary_numbers(fmt)
+    bits = boundary_bits(numbers, kind.mantissa_bits, kind.infinity, kind.from_float64)
     if fmt.nan_code is not None:
+        one = 1 << kind.mantissa_bits
         quiet = one >> 1
         nans = kind.infinity + np.array([1, quiet - 1, quiet, quiet + 1, one - 1])
         bits = np.concatenate([bits, nans])
@@ -403,14 +395,9 @@ def check_results(results: Vectors) -> VectorReport:
         return VectorReport(right.name, right.inputs.size, 0)
     case = int(np.flatnonzero(wrong)[0])
     how = MODES[right.mode]
-    cause = ""
     with np.errstate(all="ignore"):
         x = SOURCES[right.source].to_float(right.inputs).astype(np.float32)
-        for name, mistaken in encoder_mistakes(fmt, how.saturate, how.rounding):
-            codes = mistaken(x)
-            if ((codes == found) | (nan[codes] & nan[found])).all():
-                cause = name
-                break
+        cause = likely_mistake(x, found, fmt, how.saturate, how.rounding)
     width = 2 * right.inputs.itemsize
     first = (
         f"input {right.inputs[case]:0{width}X} ({float(x[case])!r}): "

@@ -11,6 +11,7 @@ from npfp8 import E2M1, E4M3FN, E5M2, decode, encode, testing
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.interop import ML_DTYPES_NAMES
+from npfp8.vectors import boundary_inputs
 
 FORMATS = list(FLOAT_FORMATS.values())
 by_format = pytest.mark.parametrize("fmt", FORMATS, ids=str)
@@ -173,6 +174,16 @@ def test_strategies_keep_their_word(fmt, data):
 def test_edge_cases_hold_every_boundary_and_its_neighbours(fmt):
     edges = set(testing.edge_cases(fmt).tolist())
     midpoints = ((fmt.grid[:-1] + fmt.grid[1:]) / 2).astype(np.float32)
-    for boundary in (fmt.grid.astype(np.float32), midpoints):
+    eighths = [fmt.grid[:-1] + np.diff(fmt.grid) * part / 8 for part in range(8)]
+    thresholds = fmt.max * (1 + np.array([1, 2, 4]) / 32)
+    others = np.concatenate([*eighths, thresholds]).astype(np.float32)
+    for boundary in (fmt.grid.astype(np.float32), midpoints, others):
         for x in (boundary, np.nextafter(boundary, np.float32(np.inf)), -boundary):
             assert set(x.tolist()) <= edges
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_edge_cases_hold_all_that_the_test_vectors_do(fmt):
+    bits = boundary_inputs(fmt, "float32")
+    numbers = bits[bits & 0x7FFFFFFF <= 0x7F800000]
+    assert set(numbers.tolist()) < set(testing.edge_cases(fmt).view(np.uint32).tolist())
