@@ -24,7 +24,7 @@ from typing import Any
 
 from bert_numpy.checkpoints.load import load
 from bert_numpy.evaluation.evaluate import compare_with
-from bert_numpy.model.model import encoder_sites
+from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.recipe import PRESETS, Recipe, preset
 from bert_numpy.study.cells import Subject, calibrate_subject, cells_of, merged
 from bert_numpy.study.cluster import add_cluster_options, connect, run_cells

@@ -18,13 +18,12 @@ import tokenizers
 from factories import Batch, hard_batches, relative, write_tensors
 from oracles import assert_same_bits
 from safetensors.numpy import load_file
-from watching import noted
+from watching import arrays_of, noted
 
 from bert_numpy import (
     PRESETS,
     BertNumpyError,
     Model,
-    ModelOutput,
     apply_recipe,
     calibrate,
     load,
@@ -159,8 +158,7 @@ class Case:
                     assert relative(got[:, 0], expected[:, 0]) <= PARITY, name
             else:
                 assert relative(got, expected) <= PARITY, name
-        given = {name for name, value in vars(ours).items() if value is not None}
-        assert given - {"last_hidden_state", "pooler_output"} == theirs.keys() - {
+        assert arrays_of(ours).keys() - {"last_hidden_state", "pooler_output"} == theirs.keys() - {
             "last_hidden_state",
             "pooler_output",
         }
@@ -182,7 +180,7 @@ def case(
 # Parity
 
 
-def test_outputs(case: Case) -> None:
+def test_arrays_of(case: Case) -> None:
     """Over padding on either side, holes, pairs, the longest input, rows of one token."""
     for batch in hard_batches(WORDS, case.model.config.max_length).values():
         case.check(batch)
@@ -261,10 +259,13 @@ def test_quantized_checkpoint(case: Case, name: str, tmp_path: Path) -> None:
     calibration = calibrate(case.model, [batch])
     model = apply_recipe(case.model, PRESETS[name], calibration)
     save_quantized(model, case.folder, tmp_path / "out", "")
-    expected, again = vars(model(**batch)), vars(load(tmp_path / "out")(**batch))
+    output, output_again = model(**batch), load(tmp_path / "out")(**batch)
+    expected, again = arrays_of(output), arrays_of(output_again)
+    assert again.keys() == expected.keys()
     for key, value in expected.items():
-        if value is not None:
-            assert_same_bits(again[key], value)
+        assert_same_bits(again[key], value)
+    assert output_again.counts == output.counts
+    assert output.counts
 
 
 def test_quantized_checkpoint_in_transformers(
@@ -301,14 +302,10 @@ def test_sites_are_what_an_engine_sees(case: Case) -> None:
     assert [site.name for site in sites_of(case.model)] == model_sites(case.model)
 
 
-def outputs(output: ModelOutput) -> dict[str, np.ndarray]:
-    return {name: x for name, x in vars(output).items() if isinstance(x, np.ndarray)}
-
-
 def test_golden_float32_is_close(case: Case) -> None:
     batch = some_batch(case)
-    fast = outputs(case.model(**batch))
-    golden = outputs(replace(case.model, engine=GoldenEngine)(**batch))
+    fast = arrays_of(case.model(**batch))
+    golden = arrays_of(replace(case.model, engine=GoldenEngine)(**batch))
     assert golden.keys() == fast.keys()
     for name, expected in fast.items():
         finite = np.isfinite(expected)
@@ -320,14 +317,14 @@ def test_e4m3(case: Case) -> None:
     """The encoder in FP8, then the head too; golden, the same bits for any batch."""
     batch = some_batch(case)
     calibration = calibrate(case.model, [batch], golden=True)
-    plain = outputs(case.model(**batch))
+    plain = arrays_of(case.model(**batch))
     recipe = PRESETS["e4m3"]
     everything = replace(recipe, overrides=(("*", recipe.linear),))
     heads = [site for site in model_sites(case.model) if not site.startswith("encoder.")]
     for chosen in (recipe, everything):
         model = apply_recipe(case.model, chosen, calibration, golden=True)
-        found = outputs(model(**batch))
-        alone = outputs(model(**{name: x[-1:] for name, x in batch.items()}))
+        found = arrays_of(model(**batch))
+        alone = arrays_of(model(**{name: x[-1:] for name, x in batch.items()}))
         assert found.keys() == plain.keys()
         for name, expected in plain.items():
             finite = np.isfinite(expected)

@@ -23,7 +23,7 @@ from watching import noted
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, Recipe, apply_recipe, calibrate
-from bert_numpy.model.model import encoder_sites
+from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.calibration import (
     load_calibration,
     merge_calibrations,

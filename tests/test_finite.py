@@ -18,11 +18,11 @@ from watching import product_of
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, Operand, Recipe, SiteRecipe, apply_recipe
+from bert_numpy.assets import REVIEWS
 from bert_numpy.commands.main import main
 from bert_numpy.commands.report import comparison_row, listed
 from bert_numpy.errors import naming
 from bert_numpy.evaluation.evaluate import compare_with, evaluate, evaluate_answers, require_answers
-from bert_numpy.evaluation.job import REVIEWS
 from bert_numpy.evaluation.predict import predict_text
 from bert_numpy.export.onnx import onnx_model
 from bert_numpy.finite import NO_CLASS, missing, require_finite, rows_not_finite

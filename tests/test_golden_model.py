@@ -37,7 +37,7 @@ from bert_numpy import (
 from bert_numpy.engines.functions import ACTIVATIONS
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.evaluation.evaluate import calibrate_on, predict_logits
-from bert_numpy.model.model import encoder_sites
+from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.calibration import load_calibration, save_calibration
 from bert_numpy.quantization.observers import Statistics, observe
 from bert_numpy.quantization.origin import Origin
@@ -994,6 +994,9 @@ def test_a_hidden_state_that_no_product_takes_is_refused(small: Model) -> None:
     name = f"encoder.layer.{small.config.num_hidden_layers - 1}.output.LayerNorm.weight"
     weights = {key: x for key, x in small.weights.items() if not key.startswith("pooler.")}
     weights[name] = np.full_like(weights[name], 3e38)
-    golden = with_recipe(replace(small, weights=weights), "fp32")
+    overflowing = replace(small, weights=weights)
+    golden = apply_recipe(overflowing, PRESETS["fp32"], golden=True)
     with pytest.raises(BertNumpyError, match="last_hidden_state: expected finite numbers"):
         golden(**random_batch(small))
+    with pytest.raises(BertNumpyError, match="last_hidden_state: expected finite numbers"):
+        calibrate(overflowing, [random_batch(small)], golden=True)

@@ -18,7 +18,7 @@ from watching import noted
 
 from bert_numpy import BertNumpyError, Model, ModelOutput, load, load_tokenizer
 from bert_numpy.checkpoints.hub import EMBEDDED
-from bert_numpy.model.model import encoder_sites
+from bert_numpy.model.sites import encoder_sites
 from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import read_examples, task_named
 
