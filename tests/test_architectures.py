@@ -33,7 +33,13 @@ from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.model.architectures import ARCHITECTURES
-from bert_numpy.model.sites import expected_shapes, model_sites, sites_of
+from bert_numpy.model.sites import (
+    expected_shapes,
+    model_sites,
+    site_named,
+    sites_of,
+    sites_of_input,
+)
 from bert_numpy.quantization.recipe import SiteRecipe
 from npfp8 import QuantizedTensor
 
@@ -180,7 +186,7 @@ def case(
 # Parity
 
 
-def test_arrays_of(case: Case) -> None:
+def test_outputs(case: Case) -> None:
     """Over padding on either side, holes, pairs, the longest input, rows of one token."""
     for batch in hard_batches(WORDS, case.model.config.max_length).values():
         case.check(batch)
@@ -234,6 +240,13 @@ def test_names_and_shapes(case: Case) -> None:
             assert stored.pop(names[-1]) == shape
     assert not stored
     assert found == state.keys()
+
+
+def test_parameters_are_those_that_the_pass_takes(case: Case) -> None:
+    """A pass without numbers names every parameter of the loaded model, in its order; no other."""
+    held = {name: weight.shape for name, weight in case.model.weights.items()}
+    found = expected_shapes(case.model.config, "pooler.dense.weight" in held)
+    assert list(found.items()) == list(held.items())
 
 
 def test_parameters_are_held_once(case: Case) -> None:
@@ -299,7 +312,22 @@ def test_sites_are_what_an_engine_sees(case: Case) -> None:
     seen: list[str] = []
     noted(case.model, lambda site, *_: seen.append(site))(**some_batch(case))
     assert list(dict.fromkeys(seen)) == model_sites(case.model)
-    assert [site.name for site in sites_of(case.model)] == model_sites(case.model)
+    sites = sites_of(case.model)
+    assert [site.name for site in sites] == model_sites(case.model)
+    layers = [site for site in sites if site.layer is not None]
+    kinds = ["linear"] * 3 + ["scores", "context"] + ["linear"] * 3
+    assert [(site.layer, site.kind) for site in layers] == [
+        (layer, kind) for layer in range(2) for kind in kinds
+    ]
+    for site in sites:
+        assert replace(site_named(site.name), outputs=site.outputs) == site
+        together = sites_of_input(case.model, site)
+        assert site in together
+        assert len(together) == (3 if ".self." in site.name else 1)
+        if site.is_attention:
+            assert f"{site.name}.weight" not in case.model.weights
+        else:
+            assert case.model.weights[f"{site.name}.weight"].shape[0] == site.outputs
 
 
 def test_golden_float32_is_close(case: Case) -> None:
