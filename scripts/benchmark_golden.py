@@ -1,8 +1,8 @@
-"""Time golden inference beside the fast policies, in one run, and print where its time goes.
+"""Time golden inference beside fast, in one run, and print where its time goes.
 
     python scripts/benchmark_golden.py MODEL --task sst2 --data DIR [--limit N] [--json FILE]
 
-The policies take turns, batch by batch, so that a slow moment of the machine
+The recipes take turns, batch by batch, so that a slow moment of the machine
 meets all; each time is the sum over the batches of the best of several rounds.
 Calibration is not part of it.
 """
@@ -27,8 +27,8 @@ from bert_numpy.quantization.convert import apply_recipe
 from bert_numpy.quantization.presets import PRESETS
 from npfp8.files import replaced_file
 
-#: The policies by name: the recipe, and whether golden. The first is what others are compared with.
-POLICIES = {
+#: What is timed, by name: the recipe, and whether golden. Others are compared with the first.
+RUNS = {
     f"{recipe}{' golden' * golden}": (recipe, golden)
     for recipe in ("fp32", "e4m3", "int8", "e5m2", "bf16")
     for golden in (False, True)
@@ -81,16 +81,16 @@ def main() -> None:
     calibration = calibrate_on(job.model, job.calibration_texts[:64])
     models = {
         name: apply_recipe(job.model, PRESETS[recipe], calibration, golden)
-        for name, (recipe, golden) in POLICIES.items()
+        for name, (recipe, golden) in RUNS.items()
     }
     inputs = [batch for _, batch in batches(job.encoded, arguments.batch_size)]
     for model in models.values():  # builds the tables
         model(**inputs[-1])
     seconds = best_seconds(models, inputs, arguments.rounds)
-    reference = seconds[next(iter(POLICIES))]
+    reference = seconds[next(iter(RUNS))]
     print(f"{job.model.name}, {len(job.examples)} examples, batches of {arguments.batch_size}")
     print(f"{platform.machine()}, NumPy {np.__version__}")
-    print("| policy | seconds | / fp32 |\n| --- | --- | --- |")
+    print("| recipe | seconds | / fp32 |\n| --- | --- | --- |")
     for name, value in seconds.items():
         print(f"| {name} | {value:.3f} | {value / reference:.2f} |")
     print_profile(models["e4m3 golden"], inputs, "golden e4m3")

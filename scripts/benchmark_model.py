@@ -64,7 +64,7 @@ GOALS = (
 
 
 def ours(recipe: str, golden: bool, folder: Path, sample: Batches) -> Runner:
-    """A policy of this project; batches go over threads, single texts one after another."""
+    """A recipe of this project; batches go over threads, single texts one after another."""
     model = load(folder)
     calibration = calibrate(model, sample) if PRESETS[recipe].calibrated else None
     quantized = apply_recipe(model, PRESETS[recipe], calibration, golden)
@@ -246,7 +246,7 @@ PEERS: dict[str, Callable[[Path, Batches], Runner]] = {
     "calibration": calibrating,
 }
 
-#: Those that shall give the float32 policy's hidden states, within 1e-3.
+#: Those that shall give the float32 engine's hidden states, within 1e-3.
 SAME_AS_FLOAT32 = ("torch", "torch-sdpa")
 
 
@@ -406,7 +406,7 @@ def folders(names: Sequence[str], place: Path) -> Iterator[tuple[str, Path]]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Throughput of every peer over the float32 policy's, by model and input."""
+    """Throughput of every peer over the float32 engine's, by model and input."""
     names = [name for name in PEERS if any(name in one["peers"] for one in results.values())]
     figure, axis = subplots(figsize=(9, 0.7 + 0.5 * len(results)))
     for name in names:
@@ -417,7 +417,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axis.invert_yaxis()
     axis.set_xscale("log", base=2)
     axis.axvline(1, color="gray", linewidth=0.8)
-    axis.set_xlabel("throughput, over this project's float32 policy")
+    axis.set_xlabel("throughput, over this project's float32 engine")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     axis.grid(alpha=0.3)
     save_figure(figure, path)
@@ -446,7 +446,7 @@ def print_result(label: str, result: dict[str, Any]) -> None:
 
 
 def profile(recipe: str, folder: Path, inputs: Batches) -> None:
-    """Print where the time of a policy goes, batch after batch."""
+    """Print where the time of a recipe goes, batch after batch."""
     calibration = calibrate(load(folder), inputs[-1:])
     print_profile(apply_recipe(load(folder), PRESETS[recipe], calibration), inputs, recipe)
 

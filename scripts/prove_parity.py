@@ -2,7 +2,7 @@
 
 For each size and head a checkpoint of random weights is written by transformers,
 loaded by both, and run in float32: transformers in eager attention, this package
-by its fast policy. Printed is max|difference| / max|transformers'| of each
+by its fast engine. Printed is max|difference| / max|transformers'| of each
 output over all tokens of each batch, the largest over the batches: pairs of
 texts with padding and a row of one token, holes in the mask, and inputs of the
 longest length. In brackets are the largest distances of this package and of

@@ -18,13 +18,12 @@ import tokenizers
 from factories import Batch, hard_batches, relative, write_tensors
 from oracles import assert_same_bits
 from safetensors.numpy import load_file
-from watching import noted
+from watching import arrays_of, noted
 
 from bert_numpy import (
     PRESETS,
     BertNumpyError,
     Model,
-    ModelOutput,
     apply_recipe,
     calibrate,
     load,
@@ -34,7 +33,13 @@ from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.model.architectures import ARCHITECTURES
-from bert_numpy.model.sites import expected_shapes, model_sites, sites_of
+from bert_numpy.model.sites import (
+    expected_shapes,
+    model_sites,
+    site_named,
+    sites_of,
+    sites_of_input,
+)
 from bert_numpy.quantization.recipe import SiteRecipe
 from npfp8 import QuantizedTensor
 
@@ -159,8 +164,7 @@ class Case:
                     assert relative(got[:, 0], expected[:, 0]) <= PARITY, name
             else:
                 assert relative(got, expected) <= PARITY, name
-        given = {name for name, value in vars(ours).items() if value is not None}
-        assert given - {"last_hidden_state", "pooler_output"} == theirs.keys() - {
+        assert arrays_of(ours).keys() - {"last_hidden_state", "pooler_output"} == theirs.keys() - {
             "last_hidden_state",
             "pooler_output",
         }
@@ -238,6 +242,13 @@ def test_names_and_shapes(case: Case) -> None:
     assert found == state.keys()
 
 
+def test_parameters_are_those_that_the_pass_takes(case: Case) -> None:
+    """A pass without numbers names every parameter of the loaded model, in its order; no other."""
+    held = {name: weight.shape for name, weight in case.model.weights.items()}
+    found = expected_shapes(case.model.config, "pooler.dense.weight" in held)
+    assert list(found.items()) == list(held.items())
+
+
 def test_parameters_are_held_once(case: Case) -> None:
     assert case.model.weight_bytes == 4 * sum(x.numel() for x in case.peer.parameters())
     if "cls.predictions.decoder.weight" in case.model.weights:
@@ -261,10 +272,13 @@ def test_quantized_checkpoint(case: Case, name: str, tmp_path: Path) -> None:
     calibration = calibrate(case.model, [batch])
     model = apply_recipe(case.model, PRESETS[name], calibration)
     save_quantized(model, case.folder, tmp_path / "out", "")
-    expected, again = vars(model(**batch)), vars(load(tmp_path / "out")(**batch))
+    output, output_again = model(**batch), load(tmp_path / "out")(**batch)
+    expected, again = arrays_of(output), arrays_of(output_again)
+    assert again.keys() == expected.keys()
     for key, value in expected.items():
-        if value is not None:
-            assert_same_bits(again[key], value)
+        assert_same_bits(again[key], value)
+    assert output_again.counts == output.counts
+    assert output.counts
 
 
 def test_quantized_checkpoint_in_transformers(
@@ -298,17 +312,28 @@ def test_sites_are_what_an_engine_sees(case: Case) -> None:
     seen: list[str] = []
     noted(case.model, lambda site, *_: seen.append(site))(**some_batch(case))
     assert list(dict.fromkeys(seen)) == model_sites(case.model)
-    assert [site.name for site in sites_of(case.model)] == model_sites(case.model)
-
-
-def outputs(output: ModelOutput) -> dict[str, np.ndarray]:
-    return {name: x for name, x in vars(output).items() if isinstance(x, np.ndarray)}
+    sites = sites_of(case.model)
+    assert [site.name for site in sites] == model_sites(case.model)
+    layers = [site for site in sites if site.layer is not None]
+    kinds = ["linear"] * 3 + ["scores", "context"] + ["linear"] * 3
+    assert [(site.layer, site.kind) for site in layers] == [
+        (layer, kind) for layer in range(2) for kind in kinds
+    ]
+    for site in sites:
+        assert replace(site_named(site.name), outputs=site.outputs) == site
+        together = sites_of_input(case.model, site)
+        assert site in together
+        assert len(together) == (3 if ".self." in site.name else 1)
+        if site.is_attention:
+            assert f"{site.name}.weight" not in case.model.weights
+        else:
+            assert case.model.weights[f"{site.name}.weight"].shape[0] == site.outputs
 
 
 def test_golden_float32_is_close(case: Case) -> None:
     batch = some_batch(case)
-    fast = outputs(case.model(**batch))
-    golden = outputs(replace(case.model, engine=GoldenEngine)(**batch))
+    fast = arrays_of(case.model(**batch))
+    golden = arrays_of(replace(case.model, engine=GoldenEngine)(**batch))
     assert golden.keys() == fast.keys()
     for name, expected in fast.items():
         finite = np.isfinite(expected)
@@ -320,14 +345,14 @@ def test_e4m3(case: Case) -> None:
     """The encoder in FP8, then the head too; golden, the same bits for any batch."""
     batch = some_batch(case)
     calibration = calibrate(case.model, [batch], golden=True)
-    plain = outputs(case.model(**batch))
+    plain = arrays_of(case.model(**batch))
     recipe = PRESETS["e4m3"]
     everything = replace(recipe, overrides=(("*", recipe.linear),))
     heads = [site for site in model_sites(case.model) if not site.startswith("encoder.")]
     for chosen in (recipe, everything):
         model = apply_recipe(case.model, chosen, calibration, golden=True)
-        found = outputs(model(**batch))
-        alone = outputs(model(**{name: x[-1:] for name, x in batch.items()}))
+        found = arrays_of(model(**batch))
+        alone = arrays_of(model(**{name: x[-1:] for name, x in batch.items()}))
         assert found.keys() == plain.keys()
         for name, expected in plain.items():
             finite = np.isfinite(expected)

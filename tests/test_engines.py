@@ -1,7 +1,8 @@
-"""What is computed between the products, against float64 (or better), in every arithmetic."""
+"""Engines: what is between the products, against float64 (or better); and their interface."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,12 +16,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from watching import engine_for, noted
 
-from bert_numpy import BertNumpyError
-from bert_numpy.engines.engine import Weights
+import npfp8
+from bert_numpy import PRESETS, BertNumpyError, apply_recipe, calibrate, load, load_tokenizer
+from bert_numpy.engines.engine import Engine, Weights
 from bert_numpy.engines.float import Bfloat16Engine, FloatEngine
 from bert_numpy.engines.functions import ACTIVATIONS, gelu
 from bert_numpy.engines.golden import GoldenEngine
+from bert_numpy.engines.shape import ShapeEngine
+from bert_numpy.kit.recording import RecordingEngine
+from bert_numpy.model.model import EngineOf
+from bert_numpy.model.sites import model_sites, site_named
+from bert_numpy.quantization import engine as quantized_engine
+from bert_numpy.quantization.engine import engine_of
+from bert_numpy.quantization.plan import Scale, SitePlan
+from npfp8 import QuantizedTensor, quantize, quantize_bfloat16
+from npfp8.bfloat16 import round_to_bfloat16
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -546,3 +558,151 @@ def test_inputs_are_left_as_they_are(arithmetic: Arithmetic, contiguous: bool) -
     for operand, copy in zip(operands, before, strict=True):
         np.testing.assert_array_equal(operand, copy)
     assert arithmetic.activation("gelu", np.float32([1.0]))[0] == pytest.approx(0.8413, abs=2e-3)
+
+
+# The interface
+
+
+#: What every engine that computes on its own has to have.
+OPERATIONS = [name for name in vars(Engine) if not name.startswith("_")]
+
+LEAVES = {"float": FloatEngine, "golden": GoldenEngine, "shape": ShapeEngine}
+
+
+@pytest.mark.parametrize("engine", LEAVES.values(), ids=LEAVES)
+def test_a_leaf_has_every_operation(engine: type[Engine[Any]]) -> None:
+    """It has no other engine that it could leave one to."""
+    assert len(OPERATIONS) == 12
+    for name in set(OPERATIONS) - ({"counted"} if engine is ShapeEngine else set()):
+        assert getattr(engine, name) is not getattr(Engine, name), name
+
+
+def test_recording_has_every_operation_that_gives_a_value() -> None:
+    for name in set(OPERATIONS) - {"counted"}:
+        assert getattr(RecordingEngine, name) is not getattr(Engine, name), name
+
+
+class Named(Engine[Any]):
+    """Gives back what it was called with."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in OPERATIONS:
+            return lambda *operands: (name, operands)
+        return object.__getattribute__(self, name)
+
+
+class Delegating(Engine[Any]):
+    """Changes nothing."""
+
+    def __init__(self, inner: Engine[Any]) -> None:
+        self.inner = inner
+
+
+def test_what_an_engine_does_not_change_is_the_inner_ones() -> None:
+    engine = Delegating(Named())
+    for name in OPERATIONS:
+        count = len(inspect.signature(getattr(engine, name)).parameters)
+        operands = tuple(object() for _ in range(count))
+        assert getattr(engine, name)(*operands) == (name, operands)
+
+
+QKV = [site_named(f"encoder.layer.0.attention.self.{name}") for name in ("query", "key", "value")]
+
+
+def qkv_weights(width: int = 8) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    shapes = {"weight": (width, width), "bias": (width,)}
+    return {
+        f"{site.name}.{what}": rng.normal(0, 1, shape).astype(np.float32)
+        for site in QKV
+        for what, shape in shapes.items()
+    }
+
+
+def int8_plans(**scales: Scale) -> dict[str, SitePlan]:
+    """A plan for query, key and value, by default of one scale."""
+    return {
+        site.name: SitePlan(INT8.linear, scales.get(site.name.rpartition(".")[2], Scale(STEP)))
+        for site in QKV
+    }
+
+
+INT8, STEP = PRESETS["int8"], np.float32(0.02)
+ENGINES_OF_LAYERS = {
+    "float": FloatEngine,
+    "golden": GoldenEngine,
+    "bfloat16": lambda weights, batch: Bfloat16Engine(FloatEngine(weights, batch)),
+    "nothing quantized": engine_of(PRESETS["bf16"], {}),
+    "golden, nothing quantized": engine_of(PRESETS["bf16"], {}, golden=True),
+    "weights not quantized": engine_of(INT8, int8_plans()),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES_OF_LAYERS.values(), ids=ENGINES_OF_LAYERS)
+@pytest.mark.parametrize("which", range(3))
+def test_an_error_in_one_of_several_layers_names_it(engine: EngineOf, which: int) -> None:
+    weights, site = qkv_weights(), QKV[which].name
+    weights[f"{site}.weight"] = weights[f"{site}.weight"][:, 1:]  # which fits no input
+    x = np.ones((4, 8), np.float32)
+    with pytest.raises(BertNumpyError, match=f"^{site}: "):
+        engine_for(engine, weights, [[1] * 4]).linears(QKV, x)
+
+
+@pytest.mark.parametrize("golden", [False, True])
+def test_one_input_of_one_scale_is_quantized_once(
+    golden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is counted for each of its layers; another scale makes other codes."""
+    made: list[float] = []
+
+    def spy(x: Any, fmt: Any, scale: Any, zero_point: Any = None) -> QuantizedTensor:
+        made.append(float(scale))
+        return quantize_bfloat16(x, fmt, scale, zero_point)
+
+    monkeypatch.setattr(quantized_engine, "quantize_bfloat16", spy)
+    weights = qkv_weights()
+    for site in QKV:
+        weights[f"{site.name}.weight"] = quantize(weights[f"{site.name}.weight"], npfp8.INT8)
+    x = round_to_bfloat16(np.random.default_rng(2).normal(0, 1, (4, 8)).astype(np.float32))
+    results = {}
+    for name, plans, expected in (
+        ("one scale", int8_plans(), [STEP]),
+        ("equal scales", int8_plans(key=Scale(np.float32(0.02))), [STEP]),
+        ("another for V", int8_plans(value=Scale(2 * STEP)), [STEP, 2 * STEP]),
+    ):
+        made.clear()
+        engine = engine_for(engine_of(INT8, plans, golden), weights, [[1] * 4])
+        results[name] = engine.linears(QKV, x)
+        assert made == [float(scale) for scale in expected], name
+        counts = engine.counted()
+        assert list(counts) == [f"{site.name}:a" for site in QKV]
+        assert {count.elements for count in counts.values()} == {x.size}
+        alone = [engine.linears([site], x)[0] for site in QKV]
+        for y, same in zip(results[name], alone, strict=True):
+            np.testing.assert_array_equal(y, same)
+    for first, last in zip(results["one scale"][:2], results["another for V"][:2], strict=True):
+        np.testing.assert_array_equal(first, last)
+    assert (results["one scale"][2] != results["another for V"][2]).any()
+
+
+def test_a_noting_engine_changes_nothing_and_tells_all() -> None:
+    model = load("bert-tiny-sst2")
+    batch = load_tokenizer("bert-tiny-sst2").batch(["a warm and funny film", "dull"])
+    calibration = calibrate(model, [batch])
+    for name in ("fp32", "e4m3", "int8-outliers", "int8-smooth"):
+        made = apply_recipe(model, PRESETS[name], calibration, golden=True)
+        seen: list[tuple[Any, ...]] = []
+        found = noted(made, lambda *product, seen=seen: seen.append(product))(**batch)
+        expected = made(**batch)
+        assert found.counts == expected.counts
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        assert list(dict.fromkeys(site for site, *_ in seen)) == model_sites(model)
+        for site, a, b, bias, result in seen:
+            assert result.shape == (*a.shape[:-1], b.shape[-1])
+            if bias is not None:
+                weight = made.weights[f"{site}.weight"]
+                codes = isinstance(weight, QuantizedTensor)
+                assert isinstance(b, QuantizedTensor) == codes
+                x, y = (b.mT.codes, weight.codes) if codes else (b.T, weight)
+                np.testing.assert_array_equal(x, y)
+                assert bias is made.weights[f"{site}.bias"]

@@ -994,6 +994,9 @@ def test_a_hidden_state_that_no_product_takes_is_refused(small: Model) -> None:
     name = f"encoder.layer.{small.config.num_hidden_layers - 1}.output.LayerNorm.weight"
     weights = {key: x for key, x in small.weights.items() if not key.startswith("pooler.")}
     weights[name] = np.full_like(weights[name], 3e38)
-    golden = with_recipe(replace(small, weights=weights), "fp32")
+    overflowing = replace(small, weights=weights)
+    golden = apply_recipe(overflowing, PRESETS["fp32"], golden=True)
     with pytest.raises(BertNumpyError, match="last_hidden_state: expected finite numbers"):
         golden(**random_batch(small))
+    with pytest.raises(BertNumpyError, match="last_hidden_state: expected finite numbers"):
+        calibrate(overflowing, [random_batch(small)], golden=True)

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from bert_numpy import Model
+from bert_numpy import Model, ModelOutput
 from bert_numpy.engines.engine import Engine
 from bert_numpy.engines.noting import Note, NotingEngine
 from bert_numpy.model.model import EngineOf
 from bert_numpy.model.packing import Batch, pack
 from bert_numpy.model.sites import site_named
+
+
+def arrays_of(output: ModelOutput) -> dict[str, np.ndarray]:
+    """What a model has given back, by name; its counts are none of it."""
+    return {name: x for name, x in vars(output).items() if x is not None and name != "counts"}
 
 
 def noted(model: Model, note: Note) -> Model:
