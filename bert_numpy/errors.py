@@ -10,15 +10,17 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from npfp8.files import open_regular
 
 __all__ = [
+    "NAMED",
     "BertNumpyError",
     "naming",
     "one_line",
     "parse_json",
+    "raise_named",
     "read_json",
     "reading",
     "shown",
@@ -180,15 +182,20 @@ class naming:  # noqa: N801 (as it is used: with naming(place))
         self.place = place
 
     def __enter__(self) -> None:
-        """Nothing: a generator would take longer, and this is done at every product."""
+        """Nothing."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, BertNumpyError) or not isinstance(error, _NAMED):
-            return
-        lacks = "expected enough memory, found none left. "
-        memory = lacks if isinstance(error, MemoryError) else ""
-        raise BertNumpyError(f"{self.place}: {memory}{error}") from error
+        if isinstance(error, NAMED):
+            raise_named(error, self.place)
 
 
 #: The errors of npfp8 and NumPy that are no mistake of this package's.
-_NAMED = (ArithmeticError, MemoryError, TypeError, ValueError)
+NAMED = (ArithmeticError, MemoryError, TypeError, ValueError)
+
+
+def raise_named(error: Exception, place: str) -> NoReturn:
+    """Raise an error as one of this package that names the place; as it is, if it is one."""
+    if isinstance(error, BertNumpyError):
+        raise error
+    lacks = "expected enough memory, found none left. " * isinstance(error, MemoryError)
+    raise BertNumpyError(f"{place}: {lacks}{error}") from error

@@ -1,18 +1,51 @@
-"""Names of array types, and the one loop over pieces of an array that fit in the cache."""
+"""Arrays: the names of their types, and elementwise work on large ones, chunk by chunk.
+
+Most of this package is one operation, ``table[keys]``, on arrays of any layout.
+NumPy does it in three passes over memory with temporaries as large as the
+array; here it is done chunk by chunk, so that temporaries stay in a core's
+cache and never need more memory than a few chunks, and on several threads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Float32Array", "Float64Array", "chunks"]
+__all__ = [
+    "Array",
+    "Float32Array",
+    "Float64Array",
+    "Kernel",
+    "apply_chunkwise",
+    "chunks",
+    "lookup",
+    "require_array",
+    "table_kernel",
+]
 
 Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+
+#: Fills its second argument, a 1-D chunk of results, from the 1-D chunk of inputs.
+Kernel = Callable[[Array, Array], None]
+
+#: Elements per chunk: few enough that temporaries stay in the L2 cache, enough that threads
+#: rarely wait for the interpreter lock.
+CHUNK = 1 << 17
+
+#: Arrays no larger than this are not shared between threads.
+_SMALLEST_SHARE = 1 << 19
+
+#: Codes in a chunk from which a table of pairs, once made, is worth its memory.
+_PAIRS_FROM = 1 << 10
+
+#: By the size of a value in bytes, the dtype that carries two of them.
+_PAIR_DTYPES = {1: np.uint16, 2: np.uint32, 4: np.uint64}
 
 
 def chunks(length: int, size: int) -> Iterator[slice]:
@@ -29,3 +62,176 @@ def chunks(length: int, size: int) -> Iterator[slice]:
     """
     for start in range(0, length, size):
         yield slice(start, start + size)
+
+
+def lookup(
+    table: Array,
+    keys: Array,
+    *,
+    out: Array | None = None,
+    threads: int = 1,
+) -> Array:
+    """Return ``table[keys]``.
+
+    Parameters
+    ----------
+    table : ndarray, (256,) or (65536,)
+    keys : ndarray of uint8, uint16, or float32
+        Of as many bits as the table has entries for; float32 numbers are
+        bfloat16 values and stand for their upper 16 bits.
+    out, threads
+        As in :func:`apply_chunkwise`.
+
+    Returns
+    -------
+    ndarray of the table's dtype and the shape of ``keys``
+    """
+    if keys.dtype == np.float32:
+        kernel = _bfloat16_kernel(table)
+    elif keys.dtype == np.uint8 and table.itemsize in _PAIR_DTYPES:
+        kernel = _pair_kernel(table)
+    else:
+        kernel = table_kernel(table)
+    return apply_chunkwise(kernel, keys, table.dtype, out=out, threads=threads)
+
+
+def table_kernel(table: Array) -> Kernel:
+    """Return the kernel of ``table[keys]`` for keys of an unsigned dtype."""
+    take = table.take
+
+    def kernel(keys: Array, results: Array) -> None:
+        # mode="clip" spares take's bounds check; every key is within the table.
+        take(keys.astype(np.intp), None, results, "clip")
+
+    return kernel
+
+
+def _bfloat16_kernel(table: Array) -> Kernel:
+    take = table_kernel(table)
+    shift = np.array(16, np.uint32)
+    return lambda x, results: take(np.right_shift(x.view(np.uint32), shift), results)
+
+
+def _pair_kernel(table: Array) -> Kernel:
+    """``table[codes]`` for 8-bit codes, two at a time once there are enough of them."""
+    single = table_kernel(table)
+    pair_dtype = _PAIR_DTYPES[table.itemsize]
+
+    def kernel(codes: Array, results: Array) -> None:
+        if codes.size < _PAIRS_FROM:
+            single(codes, results)
+            return
+        even = codes.size & ~1
+        keys = codes[:even].view(np.uint16).astype(np.intp)
+        pairs = _pair_table(table.tobytes(), table.dtype)
+        pairs.take(keys, None, results[:even].view(pair_dtype), "clip")
+        if even < codes.size:
+            single(codes[even:], results[even:])
+
+    return kernel
+
+
+@lru_cache(maxsize=64)
+def _pair_table(table: bytes, dtype: np.dtype[Any]) -> Array:
+    """The two entries of each pair of 8-bit codes as one word, by the pair's 16 bits."""
+    codes = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
+    return np.frombuffer(table, dtype)[codes].view(_PAIR_DTYPES[dtype.itemsize])
+
+
+def apply_chunkwise(
+    kernel: Kernel,
+    x: Array,
+    dtype: npt.DTypeLike,
+    *,
+    out: Array | None = None,
+    threads: int = 1,
+    order: Any = "K",
+) -> Array:
+    """Apply a kernel to every element of an array, chunk by chunk.
+
+    Chunks that are contiguous in memory go to the kernel as they are; others,
+    and those of another byte order, are copied a chunk at a time.
+
+    Parameters
+    ----------
+    kernel : callable (chunk, results)
+        Gets contiguous 1-D chunks in native byte order.
+    x : ndarray
+    dtype : dtype
+        Of the results.
+    out : ndarray of ``dtype``, optional
+        Of the shape of ``x``, in any layout; may overlap it.
+    threads : int
+        Threads that share an array of more than 2^19 elements.
+    order : {"K", "C"}
+        In which the elements come: as they lie in memory, or row by row.
+
+    Returns
+    -------
+    ndarray of ``dtype``, ``out`` or a new one in the memory layout of ``x``
+
+    Raises
+    ------
+    TypeError
+        If ``out`` is not an array of ``dtype``.
+    ValueError
+        If it is of another shape, or ``threads`` is less than 1.
+    """
+    dtype = np.dtype(dtype)
+    if out is None:
+        out = np.empty_like(x, dtype, order=order, subok=False)
+    else:
+        require_array("out", out, dtype)
+        if out.shape != x.shape:
+            raise ValueError(f"out: expected shape {x.shape}, found {out.shape}")
+    if threads < 1:
+        raise ValueError(f"threads: expected at least 1, found {threads}")
+    if threads == 1 or x.size <= _SMALLEST_SHARE:
+        _apply(kernel, x, out, order)
+        return out
+    if np.may_share_memory(x, out):
+        x = x.copy()  # else one thread could write what another has yet to read
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 (a tenth of the import's time)
+
+    axis = int(np.argmax(x.shape))
+    inputs, outputs = (np.array_split(array, threads, axis) for array in (x, out))
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [
+            pool.submit(_apply, kernel, source, target, order)
+            for source, target in zip(inputs[1:], outputs[1:], strict=True)
+        ]
+        _apply(kernel, inputs[0], outputs[0], order)
+        for other in others:
+            other.result()
+    return out
+
+
+def require_array(name: str, x: Any, dtype: np.dtype[Any]) -> None:
+    """Raise TypeError unless ``x`` is an array of ``dtype``."""
+    if not isinstance(x, np.ndarray) or x.dtype != dtype:
+        found = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"{name}: expected an array of {dtype}, found {found}")
+
+
+def _apply(kernel: Kernel, x: Array, out: Array, order: Any) -> None:
+    contiguous = x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned
+    if contiguous and x.dtype.isnative and not np.may_share_memory(x, out):
+        source, target = x.reshape(-1), out.reshape(-1)
+        if source.size <= CHUNK:
+            kernel(source, target)
+            return
+        for chunk in chunks(source.size, CHUNK):
+            kernel(source[chunk], target[chunk])
+        return
+    pieces = np.nditer(  # type: ignore[call-overload]  # NumPy's stubs misspell "contig"
+        [x, out],
+        flags=["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"],
+        op_flags=[["readonly", "contig", "aligned"], ["writeonly", "contig"]],
+        op_dtypes=[x.dtype.newbyteorder("="), out.dtype],
+        order=order,
+        casting="equiv",
+        buffersize=CHUNK,
+    )
+    with pieces:
+        for source, target in pieces:
+            kernel(source, target)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from npfp8.arrays import Float32Array, Float64Array, chunks
 from npfp8.rounding import float64_to_float32
 
-__all__ = ["from_bits", "round_to_bfloat16", "round_to_bits", "to_bits"]
+__all__ = ["from_bits", "round_in_place", "round_to_bfloat16", "round_to_bits", "to_bits"]
 
 #: Elements worked on at a time: a chunk's temporaries (512 kB or 1 MB each) stay in cache.
 _CHUNK = 1 << 17
@@ -123,6 +123,12 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
         if signs is not None:
             result[nan] = np.where(signs, _NEGATIVE_NAN, _NAN).view(np.float32)
     return out
+
+
+def round_in_place(x: Float32Array) -> Float32Array:
+    """:func:`round_to_bfloat16` of an array that is not needed any more: in its own memory."""
+    contiguous = np.ascontiguousarray(x)
+    return round_to_bfloat16(contiguous, out=contiguous)
 
 
 def round_to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:

@@ -158,12 +158,12 @@ class FloatFormat:
     def __reduce__(self) -> tuple[Any, ...]:
         return FloatFormat, tuple(getattr(self, one.name) for one in fields(self))
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """The width of a code."""
         return int(self.signed) + self.exponent_bits + self.mantissa_bits
 
-    @property
+    @cached_property
     def sign_bit(self) -> int:
         """The code's sign bit, 0 where there is none."""
         return 1 << (self.bits - 1) if self.signed else 0
@@ -283,9 +283,10 @@ class FloatFormat:
         finite.flags.writeable = False
         return finite
 
-    def magnitudes(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The codes without their sign bit."""
-        return codes & np.uint8((self.sign_bit or 256) - 1)
+    @cached_property
+    def magnitude_mask(self) -> np.uint8:
+        """The bits of a code but for the sign."""
+        return np.uint8((self.sign_bit or 256) - 1)
 
     def __str__(self) -> str:
         return self.name

@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8 import elementary
-from npfp8.arrays import Float32Array, chunks
+from npfp8.arrays import Float32Array, chunks, lookup
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
-from npfp8.codec.lookup import lookup
 
 __all__ = [
     "UNARY",

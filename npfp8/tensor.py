@@ -8,15 +8,14 @@ axis.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array
+from npfp8.arrays import Array, Float32Array, lookup
 from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.codec import encode
-from npfp8.codec.lookup import lookup
 from npfp8.codec.tables import values_of
 from npfp8.formats import FloatFormat, Format, IntFormat
 from npfp8.scaling import (
@@ -145,7 +144,59 @@ class QuantizedTensor:
             return x.swapaxes(-1, -2) if x.ndim > 1 else x
 
         zero_point = None if self.zero_point is None else swap(self.zero_point)
-        return _as_made(swap(self.codes), swap(self.scale), self.fmt, axis, zero_point, self.block)
+        swapped = _as_made(
+            swap(self.codes), swap(self.scale), self.fmt, axis, zero_point, self.block
+        )
+        vars(swapped)["is_finite"] = self.is_finite
+        return swapped
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether no code is a NaN's or an infinity's; looked for once, also for :attr:`mT`."""
+        fmt = self.fmt
+        if isinstance(fmt, IntFormat) or fmt.is_finite.all():
+            return True
+        # Specials are above the largest finite code of each sign, or in the place of -0.
+        if fmt.sign_bit in fmt.nan_codes and (self.codes == fmt.sign_bit).any():
+            return False
+        return bool((self.codes & fmt.magnitude_mask).max(initial=0) <= fmt.max_code)
+
+    def lost(self, x: Float32Array) -> tuple[int, int]:
+        """How many of the numbers that became this tensor saturated, and how many underflowed.
+
+        Saturated are numbers beyond the range of the codes, underflowed those that are not
+        zero but have the code of zero.
+        """
+        fmt, codes = self.fmt, self.codes
+        scale = (
+            spread(self.scale, self.shape, self.axis, self.block)
+            if self.axis is not None
+            else self.scale
+        )
+        if self.zero_point is not None:
+            # Beyond the range: a code at its end whose value is not within half a scale.
+            ends = (codes == fmt.max_code) | (codes == 0)
+            off = np.abs(x - self.dequantize()) > 0.5000001 * scale
+            zeros = codes == spread(self.zero_point, self.shape, self.axis, self.block)
+            return int(np.count_nonzero(ends & off)), int(np.count_nonzero(zeros & (x != 0)))
+        # Of the codes first, whose bytes are fewer. A float's sign bit is taken off.
+        floats = fmt if isinstance(fmt, FloatFormat) else None
+        magnitudes = np.abs(codes) if floats is None else codes & floats.magnitude_mask
+        saturated = 0
+        if magnitudes.max(initial=0) >= fmt.max_code:
+            largest = magnitudes >= fmt.max_code
+            scales = np.broadcast_to(scale, x.shape)[largest] if scale.ndim else scale
+            signed = floats is None or floats.signed  # negative numbers of others are NaN
+            with np.errstate(over="ignore"):
+                quotients = (np.abs(x[largest]) if signed else x[largest]) / scales
+            # A scale from the largest element itself may round to just beyond.
+            saturated = int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
+        not_zero = int(np.count_nonzero(magnitudes))
+        if not_zero == x.size or (floats is not None and not floats.has_zero):
+            return saturated, 0
+        if floats is not None and floats.sign_bit in floats.nan_codes:  # of zero's magnitude
+            not_zero += int(np.count_nonzero(codes == floats.sign_bit))
+        return saturated, int(np.count_nonzero(x != 0)) - not_zero
 
     def code_values(self, dtype: npt.DTypeLike = np.float32) -> Array:
         """The values of the codes, zero point taken off, without the scale; exact."""
@@ -304,25 +355,29 @@ def quantize_bfloat16(
     if not isinstance(x, np.ndarray) or x.dtype != np.float32:
         found = getattr(x, "dtype", type(x).__name__)
         raise TypeError(f"x: expected an array of float32, found {found}")
-    checked = checked_scale(scale)
-    if checked.shape != ():
-        raise ValueError(f"scale: expected one number, found shape {checked.shape}")
+    if np.ndim(scale):
+        raise ValueError(f"scale: expected one number, found shape {np.shape(scale)}")
     if not _has_nan(fmt) and np.isnan(x).any():
         raise ValueError(f"encode: found NaN, and {fmt} has no code for it")
-    codes = lookup(_bfloat16_codes(fmt, float(checked), zero_point), x)
+    table, number = _bfloat16_codes(fmt, float(np.asarray(scale)), zero_point)
     zero = None if zero_point is None else np.asarray(zero_point, fmt.code_dtype)
-    return _as_made(codes, checked, fmt, None, zero, None)
+    return _as_made(lookup(table, x), number, fmt, None, zero, None)
 
 
 @lru_cache(maxsize=1024)
-def _bfloat16_codes(fmt: Format, scale: float, zero_point: int | None) -> Array:
-    """The code of each of the 65,536 bfloat16 values; 0 for NaN where there is no code for it."""
+def _bfloat16_codes(
+    fmt: Format, scale: float, zero_point: int | None
+) -> tuple[Array, Float32Array]:
+    """The code of each of the 65,536 bfloat16 values, and the scale in float32.
+
+    0 for NaN where there is no code for it.
+    """
     x = from_bits(np.arange(1 << 16, dtype=np.uint16))
     if not _has_nan(fmt):
         x = np.where(np.isnan(x), np.float32(0), x)
-    codes = quantize(x, fmt, scale, zero_point=zero_point).codes
-    codes.flags.writeable = False
-    return codes
+    q = quantize(x, fmt, scale, zero_point=zero_point)
+    q.codes.flags.writeable = q.scale.flags.writeable = False
+    return q.codes, q.scale
 
 
 def _has_nan(fmt: Format) -> bool:

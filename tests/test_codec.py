@@ -398,7 +398,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_layouts(layout, threads, monkeypatch):
-    monkeypatch.setattr("npfp8.codec.lookup._SMALLEST_SHARE", 1)
+    monkeypatch.setattr("npfp8.arrays._SMALLEST_SHARE", 1)
     change = LAYOUTS[layout]
     assert np.array_equal(encode(change(BASE), E4M3FN, threads=threads), change(CODES))
     values = E4M3FN.values.astype(np.float32)[CODES]

@@ -443,7 +443,7 @@ def counted(name: str, xs: list[np.ndarray], scale: float) -> OperandCounts:
     counts = OperandCounts()
     for x in xs:
         q = quantize(x, ALL_FORMATS[ORACLE_NAMES[name]], np.float32(scale))
-        counts += OperandCounts.of(x, q)
+        counts += OperandCounts(x.size, *q.lost(x))
     return counts
 
 
@@ -1240,7 +1240,7 @@ def test_counts_by_granularity(fmt: Format, granularity: str, shrunk: float) -> 
         scale, zero = np.maximum(high, -low) / np.float32(fmt.max), None
     scale = (scale * np.float32(shrunk)).astype(np.float32)
     q = quantize(x, fmt, scale, axis, block, zero)
-    counts = OperandCounts.of(x, q)
+    counts = OperandCounts(x.size, *q.lost(x))
     saturated = underflowed = 0
     for index in np.ndindex(x.shape):
         where: tuple[int, ...] = ()
@@ -1263,7 +1263,7 @@ def test_counts_by_granularity(fmt: Format, granularity: str, shrunk: float) -> 
     assert (saturated > 0) == (shrunk < 1)
     assert underflowed > 0
     twice = OperandCounts(2 * x.size, 2 * saturated, 2 * underflowed)
-    assert counts + OperandCounts.of(x, q) == twice
+    assert counts + OperandCounts(x.size, *q.lost(x)) == twice
 
 
 #: Relative logit error on the development set, as measured by a separate simulation.

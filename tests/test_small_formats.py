@@ -374,4 +374,4 @@ def test_counts_of_an_operand(fmt):
     expected = OperandCounts(
         x.size, int(np.count_nonzero(beyond)), int(np.count_nonzero((value == 0) & (x != 0)))
     )
-    assert OperandCounts.of(x, q) == expected
+    assert OperandCounts(x.size, *q.lost(x)) == expected

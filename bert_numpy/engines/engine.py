@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bert_numpy.engines.site import Site
 from npfp8 import QuantizedTensor
 
-__all__ = ["Engine", "Layout", "Table", "Weights", "parameter", "parameters"]
+__all__ = ["Engine", "Layout", "Table", "Weights"]
 
 V = TypeVar("V")
 
@@ -30,20 +30,6 @@ Weights = Mapping[str, npt.NDArray[np.float32] | QuantizedTensor]
 
 #: An embedding table: its name, rows and columns, and the row that each token takes.
 Table = tuple[str, int, int, Any]
-
-
-def parameter(weights: Weights, name: str) -> npt.NDArray[np.float32]:
-    """A parameter that is not quantized."""
-    found = weights[name]
-    assert isinstance(found, np.ndarray), name
-    return found
-
-
-def parameters(
-    weights: Weights, name: str
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The weight and the bias of a layer that is not quantized."""
-    return parameter(weights, f"{name}.weight"), parameter(weights, f"{name}.bias")
 
 
 class Layout(Protocol[V]):
@@ -103,8 +89,8 @@ class Engine(Generic[V]):
         """Rows of embedding tables, added in float32 one after the other: (tokens, columns)."""
         return self.inner.gather(tables)
 
-    def linears(self, sites: Sequence[Site], x: V) -> list[V]:
-        """``x W^T + b`` of several linear layers that have one input. (..., K) -> (..., N)."""
+    def linears(self, sites: Sequence[Site], x: V) -> Iterable[V]:
+        """``x W^T + b`` of several linear layers of one input, in turn. (..., K) -> (..., N)."""
         return self.inner.linears(sites, x)
 
     def product(self, site: Site, a: V, b: V) -> V:

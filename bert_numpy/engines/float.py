@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.engines import functions
-from bert_numpy.engines.engine import Engine, Layout, Table, Weights, parameters
+from bert_numpy.engines.engine import Engine, Layout, Table, Weights
 from bert_numpy.engines.site import Site
-from bert_numpy.errors import naming
 from npfp8 import golden
-from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.bfloat16 import round_in_place, round_to_bfloat16
 
 __all__ = ["Bfloat16Engine", "FloatEngine"]
 
@@ -32,14 +31,11 @@ class FloatEngine(Engine[Float32Array]):
         """Rows of embedding tables, added up: (tokens, columns)."""
         return functions.gather(self.weights, tables)
 
-    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
         """``x @ w.T + b``."""
-        found = []
         for site in sites:
-            w, b = parameters(self.weights, site.name)
-            with naming(site.name):
-                found.append(functions.linear(x, w, b))
-        return found
+            w, b = functions.parameters(self.weights, site.name)
+            yield functions.linear(x, w, b)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
         """``a @ b``."""
@@ -59,7 +55,7 @@ class FloatEngine(Engine[Float32Array]):
 
     def layer_norm(self, name: str, x: Float32Array, eps: float) -> Float32Array:
         """See :func:`functions.layer_norm`."""
-        weight, bias = parameters(self.weights, name)
+        weight, bias = functions.parameters(self.weights, name)
         return functions.layer_norm(x, weight, bias, eps)
 
     def activation(self, name: str, x: Float32Array) -> Float32Array:
@@ -92,9 +88,6 @@ class FloatEngine(Engine[Float32Array]):
         """``x`` in the precision; it may be overwritten."""
         return x
 
-    def check(self, name: str, x: Float32Array) -> None:
-        """Accept all numbers: NaN and infinity are looked for in the model's outputs."""
-
 
 @dataclass(frozen=True, eq=False)
 class Bfloat16Engine(Engine[Float32Array]):
@@ -105,13 +98,10 @@ class Bfloat16Engine(Engine[Float32Array]):
 
     inner: FloatEngine
 
-    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
         """Rounded, but for a head's."""
-        products = self.inner.linears(sites, x)
-        return [
-            y if site.kind == "head" else self.rounded(y)
-            for site, y in zip(sites, products, strict=True)
-        ]
+        for site, y in zip(sites, self.inner.linears(sites, x), strict=True):
+            yield y if site.kind == "head" else self.rounded(y)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
         """Rounded."""
@@ -141,10 +131,4 @@ class Bfloat16Engine(Engine[Float32Array]):
         """The float32 product of two matrices."""
         return a @ b
 
-    def rounded(self, x: Float32Array) -> Float32Array:
-        """To bfloat16, in place."""
-        contiguous = np.ascontiguousarray(x)
-        return round_to_bfloat16(contiguous, out=contiguous)
-
-    def check(self, name: str, x: Float32Array) -> None:
-        """Accept all numbers, as :meth:`FloatEngine.check`."""
+    rounded = staticmethod(round_in_place)

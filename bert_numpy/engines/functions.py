@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.engines.engine import Table, Weights, parameter
+from bert_numpy.engines.engine import Table, Weights
 from bert_numpy.errors import BertNumpyError
 from npfp8.golden import SMALLEST_NORM
 
@@ -26,6 +26,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "normalize",
+    "parameter",
+    "parameters",
     "softmax",
 ]
 
@@ -129,6 +131,18 @@ def _named(name: str) -> tuple[Callable[[Any], Any], str]:
             f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {name!r}"
         )
     return ACTIVATIONS[name]
+
+
+def parameter(weights: Weights, name: str) -> Float32Array:
+    """A parameter that is not quantized."""
+    found = weights[name]
+    assert isinstance(found, np.ndarray), name
+    return found
+
+
+def parameters(weights: Weights, name: str) -> tuple[Float32Array, Float32Array]:
+    """The weight and the bias of a layer that is not quantized."""
+    return parameter(weights, f"{name}.weight"), parameter(weights, f"{name}.bias")
 
 
 def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.engines import functions
-from bert_numpy.engines.engine import Engine, Layout, Table, Weights, parameters
+from bert_numpy.engines.engine import Engine, Layout, Table, Weights
 from bert_numpy.engines.site import Site
 from bert_numpy.errors import naming
 from bert_numpy.finite import require_finite
 from npfp8 import golden, matmul_float32
-from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.bfloat16 import round_in_place, round_to_bfloat16
 
 __all__ = ["GoldenEngine"]
 
@@ -38,19 +38,16 @@ class GoldenEngine(Engine[Float32Array]):
         """Rows of embedding tables, added one after the other: (tokens, columns)."""
         return functions.gather(self.weights, tables)
 
-    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
         """Correctly rounded products, and the bias added in float32."""
         self.check(f"{sites[0].name}:a", x)
-        found = []
         for site in sites:
-            weight, bias = parameters(self.weights, site.name)
-            with naming(site.name):
-                y = self.matmul(x, weight.T)
-                y += bias
+            weight, bias = functions.parameters(self.weights, site.name)
+            y = self.matmul(x, weight.T)
+            y += bias
             y = y if site.kind == "head" else self.rounded(y)
             self.check(site.name, y)
-            found.append(y)
-        return found
+            yield y
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
         """Correctly rounded."""
@@ -73,7 +70,7 @@ class GoldenEngine(Engine[Float32Array]):
 
     def layer_norm(self, name: str, x: Float32Array, eps: float) -> Float32Array:
         """See :func:`npfp8.golden.layer_norm`."""
-        weight, bias = parameters(self.weights, name)
+        weight, bias = functions.parameters(self.weights, name)
         return golden.layer_norm(x, weight, bias, eps, self.precision)
 
     def activation(self, name: str, x: Float32Array) -> Float32Array:
@@ -106,10 +103,7 @@ class GoldenEngine(Engine[Float32Array]):
 
     def rounded(self, x: Float32Array) -> Float32Array:
         """``x`` in the precision, in place."""
-        if self.precision == "float32":
-            return x
-        contiguous = np.ascontiguousarray(x)
-        return round_to_bfloat16(contiguous, out=contiguous)
+        return x if self.precision == "float32" else round_in_place(x)
 
     def check(self, name: str, x: Float32Array) -> None:
         """Refuse what is not finite, and a processor that flushes subnormals."""

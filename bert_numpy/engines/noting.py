@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.engines.engine import Engine, Weights, parameter
+from bert_numpy.engines.engine import Engine, Weights
+from bert_numpy.engines.functions import parameter
 from bert_numpy.engines.site import Site
 from npfp8 import QuantizedTensor
 
@@ -47,7 +48,7 @@ class NotingEngine(Engine[Float32Array]):
 
     def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
         """Noted one after the other."""
-        found = self.inner.linears(sites, x)
+        found = list(self.inner.linears(sites, x))
         for site, y in zip(sites, found, strict=True):
             weight = self.weights[f"{site.name}.weight"]
             b = weight.mT if isinstance(weight, QuantizedTensor) else weight.T

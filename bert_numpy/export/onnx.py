@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bert_numpy.engines.engine import Engine, Table, Weights, parameter
+from bert_numpy.engines.engine import Engine, Table, Weights
+from bert_numpy.engines.functions import parameter
 from bert_numpy.engines.site import Site
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.export.graph import TYPES, Edge, Graph, onnx_package, save_graph

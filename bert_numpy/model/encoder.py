@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from bert_numpy.engines.engine import Engine, Layout
 from bert_numpy.engines.site import Site
-from bert_numpy.errors import naming
+from bert_numpy.errors import NAMED, raise_named
 from bert_numpy.model.config import BertConfig
 
 __all__ = ["Pass", "activation", "encode", "layer_norm", "linear", "pooler"]
@@ -128,15 +128,21 @@ def linear(run: Pass[V], name: str, x: V, outputs: int, kind: str | None = None)
 
 
 def linears(run: Pass[V], sites: Sequence[Site], x: V) -> list[V]:
-    """Several linear layers of one input."""
-    with naming(sites[0].name):
-        return run.engine.linears(sites, x)
+    """Several linear layers of one input; an error names the one that it is in."""
+    found: list[V] = []
+    try:
+        found.extend(run.engine.linears(sites, x))
+    except NAMED as error:
+        raise_named(error, sites[len(found)].name)
+    return found
 
 
 def product(run: Pass[V], site: Site, a: V, b: V) -> V:
     """``a b`` of two activations."""
-    with naming(site.name):
+    try:
         return run.engine.product(site, a, b)
+    except NAMED as error:
+        raise_named(error, site.name)
 
 
 def layer_norm(run: Pass[V], name: str, x: V) -> V:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.engines.engine import Engine, Weights, parameter
+from bert_numpy.engines.engine import Engine, Weights
 from bert_numpy.engines.float import Bfloat16Engine, FloatEngine
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.engines.site import Site
-from bert_numpy.errors import BertNumpyError, naming
+from bert_numpy.errors import NAMED, BertNumpyError, raise_named
 from bert_numpy.model.model import EngineOf
 from bert_numpy.model.packing import Batch, Packing
 from bert_numpy.quantization.counts import Counts, OperandCounts
@@ -61,13 +61,12 @@ def engine_of(recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool = Fals
 def _engine(
     weights: Weights, batch: Batch, *, recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool
 ) -> QuantizedEngine:
-    rest: FloatEngine | Bfloat16Engine | GoldenEngine
     if golden:
         rest = GoldenEngine(weights, batch, recipe.arithmetic)
-    else:
-        rest = FloatEngine(weights, batch)
-        rest = Bfloat16Engine(rest) if recipe.arithmetic == "bfloat16" else rest
-    return QuantizedEngine(rest, weights, batch, recipe, plans)
+        return QuantizedEngine(rest, weights, batch, recipe, plans, rest.check)
+    plain = FloatEngine(weights, batch)
+    inner = Bfloat16Engine(plain) if recipe.arithmetic == "bfloat16" else plain
+    return QuantizedEngine(inner, weights, batch, recipe, plans)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,26 +84,25 @@ class QuantizedEngine(Engine[Float32Array]):
     batch: Batch
     recipe: Recipe
     plans: Mapping[str, SitePlan]
+    check: Callable[[str, Float32Array], None] | None = None  # of operands and results
     counts: dict[str, OperandCounts] = field(default_factory=dict)
 
     def counted(self) -> Counts:
         """What has been counted until now."""
         return dict(self.counts)
 
-    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
         """Query, key and value have one input, and where it was calibrated one scale."""
         made: Made = {}
-        return [self.linear(site, x, made) for site in sites]
-
-    def linear(self, site: Site, x: Float32Array, made: Made) -> Float32Array:
-        """A linear layer."""
-        plan = self.plans.get(site.name)
-        if plan is None:
-            return self.inner.linears([site], x)[0]
-        weight = self.weights[f"{site.name}.weight"]
-        bias = parameter(self.weights, f"{site.name}.bias")
-        transposed = weight.mT if isinstance(weight, QuantizedTensor) else weight.T
-        return self.planned(site, plan, x, transposed, bias, made)
+        for site in sites:
+            plan = self.plans.get(site.name)
+            if plan is None:
+                yield from self.inner.linears([site], x)
+                continue
+            weight, bias = (self.weights[f"{site.name}.{part}"] for part in ("weight", "bias"))
+            assert isinstance(bias, np.ndarray)
+            transposed = weight.mT if isinstance(weight, QuantizedTensor) else weight.T
+            yield self.planned(site, plan, x, transposed, bias, made)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
         """Of two activations."""
@@ -122,24 +120,25 @@ class QuantizedEngine(Engine[Float32Array]):
     ) -> Float32Array:
         """The product at a site with a plan. (..., M, K), (..., K, N), (N,) -> (..., M, N)."""
         rest = self.inner
-        rest.check(f"{site.name}:a", a)
-        with naming(site.name):
-            if plan.smoothing is not None:
-                a, made = rest.rounded(a / plan.smoothing), None
-            outliers = None
-            if plan.recipe.outlier_threshold is not None:
-                (outliers, a), made = _apart(a, plan, self.batch.packing), None
-            qa = self.codes(f"{site.name}:a", a, plan.recipe.a, plan.a, -1, made)
-            qb = self.codes(f"{site.name}:b", b, plan.recipe.b, plan.b, -2)
-            product = self.codes_product(qa, qb)
-            if outliers is not None:
-                # Also where a row has none, so that -0 + 0 is the same in every batch.
-                others = rest.matmul(outliers, _float32(qb)) if outliers.any() else None
-                product += np.float32(0) if others is None else others
-            if bias is not None:
-                product += bias
-            product = product if site.kind == "head" else rest.rounded(product)
-        rest.check(site.name, product)
+        if self.check is not None:
+            self.check(f"{site.name}:a", a)
+        if plan.smoothing is not None:
+            a, made = rest.rounded(a / plan.smoothing), None
+        outliers = None
+        if plan.recipe.outlier_threshold is not None:
+            (outliers, a), made = _apart(a, plan, self.batch.packing), None
+        qa = self.codes(f"{site.name}:a", a, plan.recipe.a, plan.a, -1, made)
+        qb = self.codes(f"{site.name}:b", b, plan.recipe.b, plan.b, -2)
+        product = self.codes_product(qa, qb)
+        if outliers is not None:
+            # Also where a row has none, so that -0 + 0 is the same in every batch.
+            others = rest.matmul(outliers, _float32(qb)) if outliers.any() else None
+            product += np.float32(0) if others is None else others
+        if bias is not None:
+            product += bias
+        product = product if site.kind == "head" else rest.rounded(product)
+        if self.check is not None:
+            self.check(site.name, product)
         return product
 
     def codes(
@@ -156,9 +155,11 @@ class QuantizedEngine(Engine[Float32Array]):
             return x
         how = (operand, static and (float(static.scale), static.zero_point))
         if made is None or how not in made:
-            with naming(name):
+            try:
                 q = self.quantized(x, operand, static, k_axis)
-                counts = OperandCounts.of(x, q)
+                counts = OperandCounts(x.size, *q.lost(x))
+            except NAMED as error:
+                raise_named(error, name)
             if made is not None:
                 made[how] = q, counts
         else:

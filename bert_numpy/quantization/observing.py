@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,7 +66,7 @@ class ObservingEngine(Engine[Float32Array]):
     inner: Engine[Float32Array]
     sight: Sight
 
-    def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
+    def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterable[Float32Array]:
         """Sees the one input of several layers once."""
         with naming(sites[0].name):
             self.sight.see_input(sites, x)

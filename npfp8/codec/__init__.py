@@ -30,10 +30,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array
+from npfp8.arrays import Array, Kernel, apply_chunkwise
 from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.codec.definition import codes_of, integer_kernel, quietly, stochastic_kernel
-from npfp8.codec.lookup import Kernel, apply_chunkwise
 from npfp8.codec.tables import table_encoder, values_of
 from npfp8.formats import FloatFormat, Format, IntFormat
 

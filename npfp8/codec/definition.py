@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float64Array
-from npfp8.codec.lookup import Kernel
+from npfp8.arrays import Array, Float64Array, Kernel
 from npfp8.formats import FloatFormat, Format, IntFormat
 
 __all__ = ["codes_of", "integer_kernel", "quietly", "refuse_nan", "stochastic_kernel"]

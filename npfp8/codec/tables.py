@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array
+from npfp8.arrays import Array, Kernel, lookup, require_array, table_kernel
 from npfp8.bfloat16 import from_bits, is_bfloat16, to_bits
 from npfp8.codec.definition import codes_of, refuse_nan
-from npfp8.codec.lookup import Kernel, lookup, require_array, table_kernel
 from npfp8.formats import FloatFormat, Format
 from npfp8.rounding import float64_to_float32, integer_to_float64
 

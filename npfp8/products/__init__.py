@@ -17,7 +17,7 @@ from npfp8.products.exact import exact_k_limit, exact_product, float32_product
 from npfp8.products.float32 import matmul_float32
 from npfp8.products.fused import fused_sums
 from npfp8.products.sequential import sequential_sums
-from npfp8.products.specials import all_finite, overlay_specials
+from npfp8.products.specials import overlay_specials
 from npfp8.tensor import QuantizedTensor
 
 __all__ = [
@@ -96,7 +96,8 @@ def matmul(
     if a_block and b_block and a_block != b_block:
         raise ValueError(f"blocks along K: expected equal ones, found {a_block} and {b_block}")
     block = a_block or b_block
-    accumulator.check(a.fmt, b.fmt, block)
+    if block or accumulator.formats:
+        accumulator.check(a.fmt, b.fmt, block)
     if block is None:
         return _scaled_product(a, b, slice(None), accumulator, _scale_of(a, a_k), _scale_of(b, b_k))
 
@@ -179,16 +180,15 @@ def _sums(
     if accumulator.kind == "sequential":
         x, y = a.code_values(np.float64), b.code_values(np.float64)
         return sequential_sums(x[..., ks], y[..., ks, :], accumulator), False
-    codes_a, codes_b = a.codes[..., ks], b.codes[..., ks, :]
     if accumulator.kind == "fused":
         assert isinstance(a.fmt, FloatFormat)
         assert isinstance(b.fmt, FloatFormat)
-        result = fused_sums(codes_a, a.fmt, codes_b, b.fmt, accumulator)
+        result = fused_sums(a.codes[..., ks], a.fmt, b.codes[..., ks, :], b.fmt, accumulator)
     elif accumulator.kind == "blas":
         result = float32_product(a, b, ks)
     else:
         result = exact_product(a, b, ks)
-    finite = all_finite(codes_a, a.fmt) and all_finite(codes_b, b.fmt)
+    finite = a.is_finite and b.is_finite
     if not finite:
         overlay_specials(result, a.code_values()[..., ks], b.code_values()[..., ks, :])
     return result, finite

@@ -34,8 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Float32Array, Float64Array, chunks
-from npfp8.codec.lookup import lookup
+from npfp8.arrays import Float32Array, Float64Array, chunks, lookup
 from npfp8.formats import Format, IntFormat
 from npfp8.scaling import spread
 from npfp8.tensor import QuantizedTensor
@@ -122,7 +121,7 @@ def _used_range(codes: npt.NDArray[Any], fmt: Format) -> tuple[int, int]:
     """The smallest and the largest magnitude among the codes; zeros and specials aside."""
     if isinstance(fmt, IntFormat) or not fmt.has_zero:
         return _full_range(fmt)
-    magnitudes = fmt.magnitudes(codes)
+    magnitudes: npt.NDArray[np.uint8] = codes & fmt.magnitude_mask
     magnitudes[magnitudes > fmt.max_code] = 0
     largest = int(magnitudes.max(initial=1))
     magnitudes -= np.uint8(1)  # 0 wraps to 255, out of the minimum's way
@@ -246,5 +245,5 @@ def _value_table(fmt: Format, dtype: np.dtype[Any], first: int, last: int) -> np
     codes = np.arange(256, dtype=np.uint8)
     if isinstance(fmt, IntFormat):
         return codes.view(fmt.code_dtype).astype(dtype)
-    magnitudes, values = fmt.magnitudes(codes), np.resize(fmt.values, 256)
+    magnitudes, values = codes & fmt.magnitude_mask, np.resize(fmt.values, 256)
     return np.where((first <= magnitudes) & (magnitudes <= last), values, 0).astype(dtype)

@@ -36,8 +36,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Float32Array, chunks
-from npfp8.codec.lookup import lookup
+from npfp8.arrays import Float32Array, chunks, lookup
 from npfp8.formats import FloatFormat
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.tiles import in_order, outer, part, tiles

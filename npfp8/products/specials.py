@@ -9,19 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arrays import Array, Float32Array
-from npfp8.formats import Format, IntFormat
 
-__all__ = ["all_finite", "overlay_specials"]
-
-
-def all_finite(codes: Array, fmt: Format) -> bool:
-    """Whether no code is a NaN's or an infinity's."""
-    if isinstance(fmt, IntFormat) or fmt.is_finite.all():
-        return True
-    # Specials are above the largest finite code of each sign, or in the place of -0.
-    if fmt.sign_bit in fmt.nan_codes and (codes == fmt.sign_bit).any():
-        return False
-    return bool(fmt.magnitudes(codes).max(initial=0) <= fmt.max_code)
+__all__ = ["overlay_specials"]
 
 
 def overlay_specials(result: Float32Array, x: Array, y: Array) -> None:
