@@ -121,7 +121,7 @@ def _used_range(codes: npt.NDArray[Any], fmt: Format) -> tuple[int, int]:
     """The smallest and the largest magnitude among the codes; zeros and specials aside."""
     if isinstance(fmt, IntFormat) or not fmt.has_zero:
         return _full_range(fmt)
-    magnitudes: npt.NDArray[np.uint8] = codes & fmt.magnitude_mask
+    magnitudes = np.bitwise_and(codes, fmt.magnitude_mask)
     magnitudes[magnitudes > fmt.max_code] = 0
     largest = int(magnitudes.max(initial=1))
     magnitudes -= np.uint8(1)  # 0 wraps to 255, out of the minimum's way
