@@ -44,6 +44,9 @@ __all__ = [
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
+#: The least and the largest number that do not saturate, around 0.
+Range = tuple[float, float]
+
 #: The weight of a new batch in the moving average.
 MOMENTUM = 0.1
 
@@ -241,12 +244,7 @@ def clip_range(
         )
     if not seen.count:
         raise BertNumpyError(f"observer {observer!r}: expected at least one element, found none")
-    if observer == "moving_average":
-        return min(seen.average_low, 0.0), max(seen.average_high, 0.0)
-    threshold = OBSERVERS[observer](seen, fmt, percentile)
-    if observer == "unit_scaling":  # not a range of the data: a scale
-        return -threshold, threshold
-    return max(seen.low, -threshold), min(seen.high, threshold)
+    return OBSERVERS[observer](seen, fmt, percentile)
 
 
 def quantization_noise(
@@ -267,12 +265,16 @@ def quantization_noise(
     return float(signal), float(tree_sum(np.square(error) * counts))
 
 
-def _absmax(seen: Statistics, fmt: Format, percentile: float) -> float:
-    return seen.absmax
+def _absmax(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    return seen.low, seen.high
 
 
-def _percentile(seen: Statistics, fmt: Format, percentile: float) -> float:
-    """The smallest magnitude that so many percent of the elements do not exceed.
+def _moving_average(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    return min(seen.average_low, 0.0), max(seen.average_high, 0.0)
+
+
+def _percentile(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    """Up to the smallest magnitude that so many percent of the elements do not exceed.
 
     There is no scale that maps a magnitude of 0 to a format's largest value, so a
     percentile among zeros is refused, unless every element is zero.
@@ -287,22 +289,22 @@ def _percentile(seen: Statistics, fmt: Format, percentile: float) -> float:
             f"observer 'percentile': expected a percentile beyond the zeros, which are {share:.6g} "
             f"% of the elements, found {percentile}: all others would saturate"
         )
-    return float(from_bits(np.array([min(bits, 0x7F7F)], np.uint16))[0])
+    return _up_to(seen, float(from_bits(np.array([min(bits, 0x7F7F)], np.uint16))[0]))
 
 
-def _mse(seen: Statistics, fmt: Format, percentile: float) -> float:
-    """The threshold of the least mean squared error of quantizing and dequantizing."""
+def _mse(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    """Up to the threshold of the least mean squared error of quantizing and dequantizing."""
     values, counts = _values_and_counts(seen)
 
     def squared_error(low: float, high: float) -> float:
         error = _round_trip(values, low, high, fmt).astype(np.float64) - values
         return float(tree_sum(np.square(error) * counts))
 
-    return _search(seen, squared_error)
+    return _up_to(seen, _search(seen, squared_error))
 
 
-def _entropy(seen: Statistics, fmt: Format, percentile: float) -> float:
-    """The threshold of the least Kullback-Leibler divergence: Migacz's entropy calibration.
+def _entropy(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    """Up to the threshold of the least Kullback-Leibler divergence: Migacz's entropy calibration.
 
     Migacz, *8-bit inference with TensorRT* (GTC 2017), step by step as NVIDIA's
     pytorch-quantization does it (``_compute_amax_entropy`` in
@@ -328,7 +330,7 @@ def _entropy(seen: Statistics, fmt: Format, percentile: float) -> float:
     bins[0] = bins[1]
     occupied = np.flatnonzero(bins)
     if not occupied.size:  # nothing but zeros, and magnitudes like them
-        return seen.absmax
+        return seen.low, seen.high
     counts = bins[occupied]
     log_counts = log(counts)
     inside = np.concatenate([[0], np.cumsum(bins)])  # the count of the first i bins
@@ -351,7 +353,7 @@ def _entropy(seen: Statistics, fmt: Format, percentile: float) -> float:
         # sum p log(p / q), p = count / total, q = level's mean / count inside
         divergences[row] = float(tree_sum(terms)) / total + float(log_share[row])
     equals = np.flatnonzero(divergences <= divergences.min() + _EQUAL)
-    return seen.absmax * int(kept[equals[-1]]) / _ENTROPY_BINS
+    return _up_to(seen, seen.absmax * int(kept[equals[-1]]) / _ENTROPY_BINS)
 
 
 def _magnitude_bins(seen: Statistics) -> Float64Array:
@@ -415,26 +417,32 @@ def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
     return edges
 
 
-def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> float:
-    """The largest value of a format whose scale is the root mean square: codes of unit variance.
+def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    """Where the format's largest value makes the root mean square the scale: unit variance.
 
-    Blake et al., *Unit Scaling* (arXiv 2303.11257); a choice for float formats,
-    which have as many values below 1 as above.
+    Not a range of the data. Blake et al., *Unit Scaling* (arXiv 2303.11257); a choice for
+    float formats, which have as many values below 1 as above.
     """
     values, counts = _values_and_counts(seen)
     mean_square = tree_sum(np.square(values.astype(np.float64)) * counts) / seen.count
-    return math.sqrt(float(mean_square)) * fmt.max
+    largest = math.sqrt(float(mean_square)) * fmt.max
+    return -largest, largest
 
 
-#: The observers by name: what they make of statistics is the largest magnitude kept.
-OBSERVERS: dict[str, Callable[[Statistics, Format, float], float]] = {
+#: The observers by name. Each makes the range of statistics, the format and the percentile.
+OBSERVERS: dict[str, Callable[[Statistics, Format, float], Range]] = {
     "absmax": _absmax,
-    "moving_average": _absmax,  # see clip_range: it has both ends of its own
+    "moving_average": _moving_average,
     "percentile": _percentile,
     "mse": _mse,
     "entropy": _entropy,
     "unit_scaling": _unit_scaling,
 }
+
+
+def _up_to(seen: Statistics, threshold: float) -> Range:
+    """What was seen, cut off at a magnitude."""
+    return max(seen.low, -threshold), min(seen.high, threshold)
 
 
 def _search(seen: Statistics, cost: Callable[[float, float], float]) -> float:
