@@ -28,7 +28,7 @@ from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.plan import SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
-from npfp8 import QuantizedTensor
+from npfp8 import ACCUMULATORS, QuantizedTensor
 
 __all__ = ["record"]
 
@@ -255,7 +255,7 @@ class RecordingEngine(Engine[Traced]):
         block = parts["how"].get("block") or right_parts["how"].get("block")
         described |= {} if block is None else {"block": block}
         accumulate = self.model.recipe.accumulate
-        described |= {} if accumulate == "exact" else {"accumulate": accumulate}
+        described |= {} if ACCUMULATORS[accumulate].kind == "exact" else {"accumulate": accumulate}
         total = self.compute("sum", "sum", {"a": codes, "b": right, **zero}, attributes=described)
         scales = {"a_scale": parts["scale"], "b_scale": right_parts["scale"]}
         self.compute(last, "scale_sum", {"sum": total, **scales, **given}, attributes=described)

@@ -18,7 +18,7 @@ from bert_numpy.engines.float import FloatEngine
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.errors import BertNumpyError, reading, writing
 from bert_numpy.model.model import EngineOf, Model
-from bert_numpy.model.sites import sites_of
+from bert_numpy.model.sites import site_named, sites_of
 from bert_numpy.quantization.observers import (
     MOST_ELEMENTS,
     Statistics,
@@ -360,7 +360,7 @@ def load_calibration(path: str | Path) -> Calibration:
                 f"{path}: tensor '{site}/channels': expected the largest to be {seen.absmax}, the "
                 f"largest magnitude of '{site}:a', found {largest.max(initial=0)}"
             )
-    _check_counts(path, operands, channels, samples)
+    _check_counts(path, operands, channels, samples, origin)
     return Calibration(operands, channels, samples, golden, origin, str(path))
 
 
@@ -397,16 +397,21 @@ def _check_counts(
     operands: Mapping[str, Statistics],
     channels: Mapping[str, Float32Array],
     samples: int,
+    origin: Origin | None,
 ) -> None:
     """Make sure that the layers have seen as many tokens as each other, and one for each sample."""
-    encoder = 0  # tokens in its first layer
+    tokens_of: dict[int | None, int] = {}  # by layer, of its first site
+    numbers = {site_named(site).layer for site in channels} - {None}
+    shared = origin is not None and len(numbers) < origin.sizes[SIZES.index("num_hidden_layers")]
     for site, largest in channels.items():
         if f"{site}:a" not in operands:
             continue
         count = operands[f"{site}:a"].count
         tokens, rest = divmod(count, max(largest.size, 1))
-        encoder = encoder or (tokens if site.startswith("encoder.") else 0)
-        wanted = encoder if site.startswith("encoder.") else tokens
+        layer = site_named(site).layer
+        # All layers see the same tokens; those that share their parameters, each several times.
+        key = layer if shared or layer is None else 0
+        wanted = tokens if layer is None else tokens_of.setdefault(key, tokens)
         if rest or tokens != wanted or tokens < samples:
             raise BertNumpyError(
                 f"{path}: tensor '{site}:a/counts': expected {largest.size} elements for each of "
