@@ -69,6 +69,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "XLMRoberta": ("xlm-roberta", _SIZES | {"type_vocab_size": 1, "pad_token_id": 5}),
     "Camembert": ("camembert", _SIZES | {"type_vocab_size": 1}),
     "Electra": ("electra", _SIZES | {"embedding_size": 12}),
+    "Albert": (
+        "albert",
+        _SIZES | {"embedding_size": 12, "num_hidden_layers": 3, "num_hidden_groups": 2},
+    ),
 }
 
 HEADS = {
@@ -82,11 +86,17 @@ HEADS = {
     "ForPreTraining": "pre-training",
 }
 
+#: Where a class of the same name as BERT's is another head.
+OTHER_HEADS = {
+    ("Electra", "ForPreTraining"): "replaced token detection",
+    ("Albert", "ForPreTraining"): "sentence order pre-training",
+}
+
 CASES = [
     (kind, head)
     for kind in KINDS
     for head in HEADS
-    if (kind, head) == ("Electra", "ForPreTraining")
+    if (kind, head) in OTHER_HEADS
     or head not in ("ForNextSentencePrediction", "ForPreTraining")
     or kind == "Bert"
 ]
@@ -203,14 +213,13 @@ def test_padding_of_the_model(case: Case) -> None:
 def test_description(case: Case) -> None:
     config = case.model.config
     assert (config.model_type, config.architecture) == (KINDS[case.kind][0], case.kind + case.head)
-    electra_pre_training = (case.kind, case.head) == ("Electra", "ForPreTraining")
-    expected = "replaced token detection" if electra_pre_training else HEADS[case.head]
-    assert config.head.name == expected
+    assert config.head.name == OTHER_HEADS.get((case.kind, case.head), HEADS[case.head])
     if case.head.startswith("For"):
         assert config.description.class_of(config.head.name) == config.architecture
     peer = case.peer.config
     assert config.hidden_size == peer.hidden_size
-    assert (config.num_hidden_layers, config.num_attention_heads) == (2, 3)
+    assert config.num_hidden_layers == peer.num_hidden_layers
+    assert config.num_attention_heads == 3
     assert config.pad_token_id == peer.pad_token_id
     assert config.labels == tuple(peer.id2label.values())
     longest = LONGEST + 2
@@ -305,7 +314,7 @@ def test_quantized_checkpoint_in_transformers(
             *_, stored = config.description.stored_names(key, config.head)
             assert_same_bits(theirs[prefix + stored], weight.dequantize())
             quantized += 1
-    assert quantized == 6 * config.num_hidden_layers
+    assert quantized == 6 * (config.num_hidden_groups or config.num_hidden_layers)
 
 
 def test_sites_are_what_an_engine_sees(case: Case) -> None:
@@ -316,11 +325,17 @@ def test_sites_are_what_an_engine_sees(case: Case) -> None:
     assert [site.name for site in sites] == model_sites(case.model)
     layers = [site for site in sites if site.layer is not None]
     kinds = ["linear"] * 3 + ["scores", "context"] + ["linear"] * 3
+    # The layers that share parameters share their names: of each the first.
+    config = case.model.config
+    first = {config.parameters_of(i): i for i in reversed(range(config.num_hidden_layers))}
+    assert sorted(first) == [0, 1]
     assert [(site.layer, site.kind) for site in layers] == [
-        (layer, kind) for layer in range(2) for kind in kinds
+        (first[number], kind) for number in range(2) for kind in kinds
     ]
     for site in sites:
-        assert replace(site_named(site.name), outputs=site.outputs) == site
+        named = site_named(site.name)
+        layer = None if named.layer is None else first[named.layer]
+        assert named._replace(outputs=site.outputs, layer=layer) == site
         together = sites_of_input(case.model, site)
         assert site in together
         assert len(together) == (3 if ".self." in site.name else 1)
@@ -369,7 +384,7 @@ def test_e4m3(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", ["gelu_new", "relu", "silu"])
-@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Roberta", "Electra"])
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Roberta", "Electra", "Albert"])
 def test_activations(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, name: str
 ) -> None:
@@ -421,7 +436,10 @@ def test_untied_decoder(torch: Any, quiet_transformers: Any, tmp_path: Path, kin
         load(tmp_path)
 
 
-TIED_HEADS = [*((kind, "ForMaskedLM") for kind in KINDS), ("Bert", "ForPreTraining")]
+TIED_HEADS = [
+    *((kind, "ForMaskedLM") for kind in KINDS),
+    *((kind, "ForPreTraining") for kind in ("Bert", "Albert")),
+]
 
 
 @pytest.mark.parametrize(("kind", "head"), TIED_HEADS)
@@ -527,6 +545,7 @@ def test_other_names(case: Case, tmp_path: Path) -> None:
         "Bert": "cls.predictions.decoder",
         "DistilBert": "vocab_projector",
         "Electra": "generator_lm_head",
+        "Albert": "predictions.decoder",
     }.get(case.kind, "lm_head.decoder")
     words = next(x for name, x in tensors.items() if name.endswith("word_embeddings.weight"))
     more = {
@@ -751,7 +770,7 @@ POOLINGS = {
 
 @pytest.mark.parametrize("normalize", [True, False], ids=["normalized", "plain"])
 @pytest.mark.parametrize("mode", POOLINGS)
-@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "XLMRoberta"])
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "XLMRoberta", "Albert"])
 def test_sentence_embeddings(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, mode: str, normalize: bool
 ) -> None:
