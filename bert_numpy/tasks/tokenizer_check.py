@@ -609,10 +609,8 @@ def _check_post_processor(
         raise _RefusedError("post_processor", "cls_token and sep_token as bos and eos", [cls, sep])
     single = [(cls, 0), ("$A", 0), (sep, 0)]
     typed = model == "WordPiece" or albert
-    if typed:
-        pair = [*single, ("$B", 1), (sep, 1)]
-    else:
-        pair = [*single, (sep, 0), ("$B", 0), (sep, 0)]
+    second = [("$B", 1), (sep, 1)] if typed else [(sep, 0), ("$B", 0), (sep, 0)]
+    pair = [*single, *second]
     parts = [] if value is None else list(_flat("post_processor", "post_processor", value))
     found = next((part for part in parts if part["type"] != "ByteLevel"), None)
     own = "BertProcessing" if typed else "RobertaProcessing"
