@@ -32,6 +32,9 @@ from bert_numpy import (
 from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.engines.golden import GoldenEngine
+from bert_numpy.kit import verify
+from bert_numpy.kit.export import make_kit
+from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.model.architectures import ARCHITECTURES
 from bert_numpy.model.sites import (
     expected_shapes,
@@ -680,6 +683,146 @@ def test_choices_have_an_axis(torch: Any, quiet_transformers: Any, tmp_path: Pat
 
 def test_every_model_type_is_tested() -> None:
     assert {model_type for model_type, _ in KINDS.values()} == ARCHITECTURES.keys()
+
+
+# Layers that share their parameters
+
+
+ALBERT_HEADS = [head for kind, head in CASES if kind == "Albert"]
+
+#: More layers than divide among the groups; one group; embeddings as large as hidden states.
+ALBERTS: dict[str, dict[str, Any]] = {
+    "5 layers": {"num_hidden_layers": 5},
+    "one group": {"num_hidden_groups": 1},
+    "large embeddings": {"num_hidden_groups": 1, "num_hidden_layers": 2, "embedding_size": 24},
+}
+
+
+def albert(
+    torch: Any, transformers: Any, folder: Path, head: str = "Model", **options: Any
+) -> Case:
+    saved(transformers, torch, folder, "Albert", head, **options)
+    return Case("Albert", head, folder, torch, transformers)
+
+
+@pytest.mark.parametrize("head", ALBERT_HEADS)
+@pytest.mark.parametrize("name", ALBERTS)
+def test_other_alberts(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, head: str, name: str
+) -> None:
+    case = albert(torch, quiet_transformers, tmp_path / "a", head, **ALBERTS[name])
+    test_outputs(case)
+    test_names_and_shapes(case)
+    test_parameters_are_held_once(case)
+    test_golden_float32_is_close(case)
+    test_quantized_checkpoint(case, "e4m3", tmp_path)
+
+
+def test_groups_of_layers(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """Which layer has which parameters: as transformers takes its groups, for any numbers."""
+    base = load(saved(quiet_transformers, torch, tmp_path, "Albert", "Model")).config
+    small = {"hidden_size": 2, "embedding_size": 2, "num_attention_heads": 1}
+    small |= {"intermediate_size": 2, "vocab_size": 2, "max_position_embeddings": 2}
+    pairs = [(n, groups) for n in range(1, 25) for groups in range(1, n + 1)]
+    seen: list[int] = []
+
+    class Noted(torch.nn.Module):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        def forward(self, hidden: Any, *_: Any, **__: Any) -> Any:
+            seen.append(self.number)
+            # Version 4 takes the first of a tuple.
+            return (hidden,) if quiet_transformers.__version__ < "5" else hidden
+
+    made = quiet_transformers.AlbertModel(quiet_transformers.AlbertConfig(**small)).encoder
+    for layers, groups in pairs:
+        made.config.num_hidden_layers, made.config.num_hidden_groups = layers, groups
+        made.albert_layer_groups = torch.nn.ModuleList(map(Noted, range(groups)))
+        seen.clear()
+        made(torch.zeros(1, 1, 2), head_mask=[None] * layers)
+        config = replace(base, num_hidden_layers=layers, num_hidden_groups=groups)
+        assert [config.parameters_of(layer) for layer in range(layers)] == seen
+        assert len(set(seen)) == groups
+
+
+def test_shared_weights_are_held_once(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """However many layers there are: in float32, and quantized."""
+    case = albert(torch, quiet_transformers, tmp_path / "a", num_hidden_groups=1)
+    more = load(with_config(tmp_path / "a", tmp_path / "b", num_hidden_layers=7))
+    assert list(more.weights) == list(case.model.weights)
+    assert more.weight_bytes == case.model.weight_bytes
+    assert model_sites(more) == model_sites(case.model)
+    sizes = set()
+    for model in (case.model, more):
+        made = apply_recipe(model, PRESETS["e4m3"], calibrate(model, [some_batch(case)]))
+        assert sum(isinstance(x, QuantizedTensor) for x in made.weights.values()) == 6
+        sizes.add(made.weight_bytes)
+    assert len(sizes) == 1
+    assert sizes.pop() < case.model.weight_bytes
+
+
+def test_a_calibration_sees_every_pass(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """One scale for all the layers that share a site, of what all of them multiply."""
+    case = albert(torch, quiet_transformers, tmp_path)
+    batch = some_batch(case)
+    seen: dict[str, list[np.ndarray]] = {}
+    noted(case.model, lambda site, a, *_: seen.setdefault(site, []).append(a))(**batch)
+    found = calibrate(case.model, [batch])
+    of_later_layers = 0
+    for site in model_sites(case.model):
+        passes = seen[site]
+        statistics = found.operands[f"{site}:a"]
+        low = min(0.0, *(float(x.min()) for x in passes))
+        high = max(0.0, *(float(x.max()) for x in passes))
+        assert (statistics.low, statistics.high) == (low, high)
+        if site.startswith("encoder.layer.0."):
+            of_later_layers += (low, high) != (
+                min(0.0, float(passes[0].min())),
+                max(0.0, float(passes[0].max())),
+            )
+    assert of_later_layers
+
+
+def test_overrides_of_shared_layers(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """A pattern names parameters, and so all the layers that have them."""
+    case = albert(torch, quiet_transformers, tmp_path)
+    batch = some_batch(case)
+    layer = PRESETS["e4m3"].linear
+    recipe = replace(PRESETS["fp32"], overrides=(("encoder.layer.1.*.dense", layer),))
+    model = apply_recipe(case.model, recipe, calibrate(case.model, [batch]))
+    quantized = {name for name, x in model.weights.items() if isinstance(x, QuantizedTensor)}
+    names = ("attention.output", "intermediate", "output")
+    assert quantized == {f"encoder.layer.1.{name}.dense.weight" for name in names}
+    assert {name.rpartition(":")[0] for name in model(**batch).counts} == {
+        name.removesuffix(".weight") for name in quantized
+    }
+
+
+def test_kit_of_shared_layers(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """Each layer is in it, the later ones by their numbers; its own arithmetic agrees."""
+    case = albert(torch, quiet_transformers, tmp_path, "ForPreTraining", num_hidden_groups=1)
+    ids = {"input_ids": np.array([[2, 7, 9, 3]])}
+    for name in ("e4m3", "int8-token"):
+        calibration = calibrate(case.model, [ids], golden=True)
+        model = apply_recipe(case.model, PRESETS[name], calibration, golden=True)
+        kit = make_kit(("layer", "model"), model, {}, [ids])
+        sop = model(**ids).sop_logits
+        assert kit.arrays["model/0/sop_logits"].tobytes() == sop.tobytes()
+        found = {
+            key: OPERATIONS[tensor.operation](kit.inputs(key), tensor.attributes)
+            for key, tensor in kit.tensors.items()
+            if tensor.operation != "given"
+        }
+        assert verify(kit, found).passed
+        site = "encoder.layer.0.intermediate.dense"
+        for layer in ("", "@1", "@2"):
+            (result,) = (key for key in kit.arrays if f"{site}{layer}/product" in key)
+            wrong = kit.arrays[result].copy()
+            wrong.flat[0] += 1
+            assert not verify(kit, {result: wrong}).passed
+        assert not any(f"{site}@3" in key for key in kit.arrays)
 
 
 # Real checkpoints
