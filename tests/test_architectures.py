@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -1117,6 +1118,116 @@ def test_unigram(quiet_transformers: Any, unigram: Path) -> None:
         sep_token="</s>",
     )
     check_tokenizer(unigram, peer)
+
+
+def albert_tokenizer(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a folder with a tokenizer.json as ALBERT's, and return its description."""
+    folder.mkdir(exist_ok=True)
+    trained = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    parts = [tokenizers.normalizers.Replace(quote, '"') for quote in ("``", "''")]
+    if not settings.get("keep_accents", False):
+        parts += [tokenizers.normalizers.NFKD(), tokenizers.normalizers.StripAccents()]
+    if settings.get("do_lower_case", True):
+        parts += [tokenizers.normalizers.Lowercase()]
+    spaces = tokenizers.normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
+    trained.normalizer = tokenizers.normalizers.Sequence([*parts, spaces])
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Metaspace()]
+    )
+    special = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    trained.train_from_iterator(CORPUS, trainer)
+    trained.add_special_tokens([tokenizers.AddedToken("[MASK]", lstrip=True, special=True)])
+    trained.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    trained.save(str(folder / "tokenizer.json"))
+    size = trained.get_vocab_size()
+    own = {"model_type": "albert", "type_vocab_size": 2, "pad_token_id": 0}
+    write_config(folder, size, max_position_embeddings=130, **own)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    description: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())
+    return description
+
+
+INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
+QUOTED = [*HARD_TEXTS, "``A man'' is ``eating food.", "D\u00c9J\u00c0 Vu [MASK] caf\u00e9", "[CLS]"]
+
+
+@pytest.mark.parametrize("accents", [{}, {"keep_accents": True}], ids=str)
+@pytest.mark.parametrize("case", [{}, {"do_lower_case": False}], ids=str)
+def test_alberts_tokenizer(
+    quiet_transformers: Any, tmp_path: Path, accents: dict[str, Any], case: dict[str, Any]
+) -> None:
+    """As the file is, as transformers saves it, and with its name in no file."""
+    settings = {"tokenizer_class": "AlbertTokenizer", **accents, **case}
+    typed = {"model_input_names": INPUTS}
+    albert_tokenizer(tmp_path / "a", settings | typed)
+    peer = quiet_transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert type(peer).__name__.startswith("AlbertTokenizer")
+    assert (peer.pad_token_id, peer.mask_token_id) == (0, 4)
+    peer.save_pretrained(tmp_path / "b")
+    shutil.copy(tmp_path / "a" / "config.json", tmp_path / "b")
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "c" / "tokenizer_config.json").write_text(json.dumps(settings))
+    if not (accents or case):
+        (tmp_path / "c" / "tokenizer_config.json").unlink()
+    for name in "abc":
+        tokenizer = load_tokenizer(tmp_path / name)
+        assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (0, 4)
+        expected = peer(QUOTED)["input_ids"]
+        assert [list(one.input_ids) for one in tokenizer.encode(QUOTED)] == expected
+    tokenizer = load_tokenizer(tmp_path / "a")
+    expected = peer(QUOTED, QUOTED[::-1])
+    found = tokenizer.encode(QUOTED, QUOTED[::-1])
+    assert [list(one.input_ids) for one in found] == expected["input_ids"]
+    assert [list(one.token_type_ids) for one in found] == expected["token_type_ids"]
+    assert any(any(types) for types in expected["token_type_ids"])
+    with pytest.raises(BertNumpyError, match="key 'model_input_names': expected a list beside Alb"):
+        load_tokenizer(tmp_path / "c").encode(["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        ({"do_lower_case": False}, None, "key 'normalizer': expected Replace, Replace, NFKD, "),
+        ({"keep_accents": True}, None, "'normalizer': expected Replace, Replace, Lowercase, Preco"),
+        ({"keep_accents": 1}, None, "key 'keep_accents': expected true or false, found 1"),
+        ({"add_prefix_space": False}, None, "key 'add_prefix_space': expected true, or no such"),
+        ({}, {"normalizer": None}, "key 'normalizer': expected Replace, Replace, NFKD, "),
+        ({}, {"normalizer": {"type": "NFKD"}}, "key 'normalizer': expected Replace, Replace, "),
+        ({}, {"pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581"}}, "pre_tokenizer"),
+        ({}, {"post_processor": None}, r"expected \[CLS\] \$A \[SEP\] \$B \[SEP\] "),
+        ({"unk_token": "a"}, None, "key 'model.unk_id': expected the id of 'a', found 1"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_not_alberts_tokenizer(
+    tmp_path: Path, settings: dict[str, Any], change: Any, message: str, named: bool
+) -> None:
+    """It may have no other components than the class has, whoever names the class."""
+    raw = albert_tokenizer(tmp_path, {})
+    if named:
+        settings = settings | {"tokenizer_class": "AlbertTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    if not settings:
+        (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw | (change or {})))
+    with pytest.raises(BertNumpyError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_spaces_that_are_joined_in_alberts_tokenizer(tmp_path: Path) -> None:
+    """Only by a space, before which words are split anyway."""
+    raw = albert_tokenizer(tmp_path, {})
+    raw["normalizer"]["normalizers"][-1]["content"] = "\u2581"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(BertNumpyError, match="key 'normalizer': expected Replace, Replace, NFKD"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["byte_level", "unigram"])
