@@ -778,6 +778,10 @@ def test_a_calibration_sees_every_pass(torch: Any, quiet_transformers: Any, tmp_
         low = min(0.0, *(float(x.min()) for x in passes))
         high = max(0.0, *(float(x.max()) for x in passes))
         assert (statistics.low, statistics.high) == (low, high)
+        assert statistics.counts.sum() == sum(x.size for x in passes)
+        if site in found.channels:
+            rows = np.concatenate([x.reshape(-1, x.shape[-1]) for x in passes])
+            np.testing.assert_array_equal(found.channels[site], np.abs(rows).max(axis=0))
         if site.startswith("encoder.layer.0."):
             of_later_layers += (low, high) != (
                 min(0.0, float(passes[0].min())),
