@@ -532,6 +532,8 @@ def peer_of(folder: Path) -> Callable[..., list[tuple[list[int], list[int]]]] | 
     """The tokenizer of transformers: ids and types of inputs; None if it cannot load the folder."""
     options = {}
     texts = [path.read_text("utf-8") for path in sorted(folder.glob("*tok*.json"))]
+    if any('"added_tokens_decoder"' in text for text in texts):
+        texts = texts[-1:]  # of tokenizer_config.json, beside which the others are not read
     explicit = re.search(r'"mask_token": [{n]', "".join(texts))
     serialized = (folder / "tokenizer.json").is_file()
     if (folder / "vocab.json").is_file() and not serialized and not explicit:
