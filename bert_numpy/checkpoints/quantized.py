@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +43,7 @@ from bert_numpy.quantization.convert import QuantizedModel, planned_model
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
+from npfp8.arrays import Array, Float32Array
 from npfp8.files import check_folder, created_folder, open_regular, require_absent
 from npfp8.scaling import axis_and_block
 from npfp8.storage import Fp8Array, StoredTensor, save_file
@@ -79,8 +79,6 @@ TOKENIZER_FILES = (
 _MAX_SIDE_FILE = 1 << 28
 
 _MANIFEST = "SHA256SUMS"
-
-_Array = npt.NDArray[Any]
 
 
 def linear_modules(config: BertConfig, parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
@@ -215,7 +213,7 @@ def save_quantized(
     # Scales are float32, and transformers makes them of the dtype that it finds here.
     raw.pop("torch_dtype", None)
     raw["dtype"] = "float32"
-    tensors: dict[str, _Array | Fp8Array | StoredTensor] = {}
+    tensors: dict[str, Array | Fp8Array | StoredTensor] = {}
     for name, parameter in parameters.items():
         tensors |= _stored_weight(parameter, model.weights[name])
         plan = model.plans.get(name.removesuffix(".weight"))
@@ -279,13 +277,13 @@ def _manifest(folder: Path) -> str:
 
 
 def _stored_weight(
-    parameter: StoredTensor, weight: _Array | QuantizedTensor
-) -> dict[str, _Array | Fp8Array | StoredTensor]:
+    parameter: StoredTensor, weight: Array | QuantizedTensor
+) -> dict[str, Array | Fp8Array | StoredTensor]:
     """The tensors of one parameter, by key."""
     if not isinstance(weight, QuantizedTensor):
         return {parameter.key: parameter}
     shape = {None: (1,), 0: (-1, 1), 1: weight.scale.shape}[weight.axis]
-    stored: dict[str, _Array | Fp8Array | StoredTensor] = {
+    stored: dict[str, Array | Fp8Array | StoredTensor] = {
         parameter.key: Fp8Array(weight.codes, weight.fmt)
         if isinstance(weight.fmt, FloatFormat)
         else _to_int8(weight.codes),
@@ -296,14 +294,14 @@ def _stored_weight(
     return stored
 
 
-def _stored_input(prefix: str, scale: Scale) -> dict[str, _Array]:
-    stored: dict[str, _Array] = {f"{prefix}input_scale": scale.scale.reshape(1)}
+def _stored_input(prefix: str, scale: Scale) -> dict[str, Array]:
+    stored: dict[str, Array] = {f"{prefix}input_scale": scale.scale.reshape(1)}
     if scale.zero_point is not None:
         stored[f"{prefix}input_zero_point"] = _to_int8(np.array([scale.zero_point], np.uint8))
     return stored
 
 
-def _to_int8(codes: _Array) -> npt.NDArray[np.int8]:
+def _to_int8(codes: Array) -> npt.NDArray[np.int8]:
     """INT8 codes as they are, UINT8 codes less 128."""
     return codes if codes.dtype == np.int8 else (codes ^ np.uint8(0x80)).view(np.int8)
 
@@ -355,7 +353,7 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
     }
     plain = {key: parameters[key] for key in parameters if key not in coded}
     floats = read_parameters(config, stored, plain)
-    weights: dict[str, npt.NDArray[np.float32] | QuantizedTensor] = {}
+    weights: dict[str, Float32Array | QuantizedTensor] = {}
     for key, parameter in parameters.items():
         if key not in coded:
             weights[key] = floats[key]
@@ -409,7 +407,7 @@ def _read_weight(
     zero_point = _read_zero_point(parameter, stored, f"{prefix}weight_zero_point", fmt, shapes)
     codes = _read_codes(parameter, fmt)
 
-    def arranged(values: _Array) -> _Array:
+    def arranged(values: Array) -> Array:
         if granularity == "tensor":
             return values.reshape(())
         if operand.granularity == "token":
@@ -491,7 +489,7 @@ def _read_zero_point(
     key: str,
     fmt: Format,
     shapes: tuple[tuple[int, ...], ...],
-) -> _Array | None:
+) -> Array | None:
     """A zero point in our codes; None for a format without one, where others may write zeros."""
     if not fmt.has_zero_point and key not in stored:
         return None
@@ -506,7 +504,7 @@ def _read_zero_point(
     return None
 
 
-def _read_codes(parameter: StoredTensor, fmt: Format) -> _Array:
+def _read_codes(parameter: StoredTensor, fmt: Format) -> Array:
     if parameter.dtype != _CODE_DTYPES[fmt]:
         raise BertNumpyError(
             f"{parameter.file}: tensor {parameter.key!r}: expected dtype {_CODE_DTYPES[fmt]} by "

@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from bert_numpy.errors import BertNumpyError, read_json, reading
 from npfp8 import bfloat16
+from npfp8.arrays import Float32Array
 from npfp8.files import is_plain_name, open_regular
 from npfp8.storage import StoredTensor, read_header
 
@@ -31,7 +31,6 @@ __all__ = [
     "read_weight_map",
 ]
 
-Float32Array = npt.NDArray[np.float32]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

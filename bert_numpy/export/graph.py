@@ -21,6 +21,7 @@ from npfp8 import (
     UINT8,
     Format,
 )
+from npfp8.arrays import Array
 from npfp8.files import replaced_file
 
 __all__ = ["TYPES", "Edge", "Graph", "onnx_package", "save_graph"]
@@ -49,8 +50,6 @@ TYPES: dict[Format, str] = {
     INT8: "INT8",
     UINT8: "UINT8",
 }
-
-Array = npt.NDArray[Any]
 
 
 def onnx_package() -> Any:

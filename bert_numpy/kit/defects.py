@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
 from npfp8 import decode, golden
+from npfp8.arrays import Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FLOAT_FORMATS, FORMATS, FloatFormat, IntFormat
 from npfp8.mistakes import NAN_BIASED, clamped_codes, encoder_mistakes
@@ -23,7 +23,6 @@ from npfp8.products import ACCUMULATORS
 
 __all__ = ["DEFECTS", "Defect"]
 
-Array = npt.NDArray[Any]
 #: ``(inputs, attributes, found) -> array``, or None where the defect cannot show; ``found`` is
 #: what the candidate gives, if it gives this very tensor.
 Defective = Callable[[Inputs, Attributes, "Array | None"], "Array | None"]

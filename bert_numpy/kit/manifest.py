@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
 from bert_numpy.errors import BertNumpyError, read_json, reading, writing
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
+from npfp8.arrays import Array
 from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.files import created_folder, replaced_file
 from npfp8.formats import FORMATS, FloatFormat, Format
@@ -34,7 +34,6 @@ __all__ = [
     "write_kit",
 ]
 
-Array = npt.NDArray[Any]
 
 #: The manifest's format and its version.
 FORMAT = "bert-numpy kit 1"

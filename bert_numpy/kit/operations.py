@@ -13,16 +13,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from npfp8 import QuantizedTensor, decode, encode, golden, matmul, matmul_float32, quantize
+from npfp8.arrays import Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FORMATS
 from npfp8.scaling import dynamic_scale
 
 __all__ = ["OPERATIONS", "RULES", "Attributes", "Inputs", "operand"]
 
-Array = npt.NDArray[Any]
 Inputs = Mapping[str, Array]
 Attributes = Mapping[str, Any]
 Operation = Callable[[Inputs, Attributes], Array]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.engines.engine import Engine, Table
 from bert_numpy.engines.functions import golden_name
@@ -29,11 +28,9 @@ from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.plan import SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import QuantizedTensor
+from npfp8.arrays import Array, Float32Array
 
 __all__ = ["record"]
-
-Array = npt.NDArray[Any]
-Float32Array = npt.NDArray[np.float32]
 
 
 def record(builder: Builder, model: QuantizedModel, case: str, inputs: Mapping[str, Array]) -> None:

@@ -15,16 +15,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError, one_line
 from bert_numpy.kit.manifest import Kit, apply_view
 from bert_numpy.kit.operations import OPERATIONS
+from npfp8.arrays import Array, Float64Array
 from npfp8.formats import FORMATS, FloatFormat, IntFormat
 
 __all__ = ["accumulation_failures", "sum_bound"]
 
-Array = npt.NDArray[Any]
 
 _UNIT = 2.0**-24
 
@@ -45,7 +44,7 @@ def gamma(k: int) -> float:
     return k * _UNIT / (1 - k * _UNIT)
 
 
-def sum_bound(magnitudes: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.float64]:
+def sum_bound(magnitudes: Float64Array, k: int) -> Float64Array:
     """How far a float32 sum may be from the exact one rounded to float32.
 
     Parameters

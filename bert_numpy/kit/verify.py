@@ -17,6 +17,7 @@ from bert_numpy.kit.defects import DEFECTS, Defect
 from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
+from npfp8.arrays import Array, Float64Array, IntArray
 from npfp8.formats import FORMATS, FloatFormat
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
 
-Array = npt.NDArray[Any]
 
 #: How equal is equal enough.
 PROFILES = ("bit-exact", "accumulate-order", "statistical")
@@ -299,14 +299,14 @@ def _distance(tensor: Tensor, x: Array, y: Array) -> float | None:
     return float(np.abs(x.astype(np.int64) - y.astype(np.int64)).max())
 
 
-def _rank(bits: Array, sign_bit: int) -> npt.NDArray[np.int64]:
+def _rank(bits: Array, sign_bit: int) -> IntArray:
     """Bits of sign and magnitude as integers in the order of the numbers; -0 is -1."""
     wide = bits.astype(np.int64)
     magnitude = wide & ((1 << sign_bit) - 1)
     return np.where(wide >> sign_bit & 1, -1 - magnitude, magnitude)
 
 
-def _values(tensor: Tensor, x: Array) -> npt.NDArray[np.float64]:
+def _values(tensor: Tensor, x: Array) -> Float64Array:
     fmt = FORMATS.get(tensor.fmt)
     if isinstance(fmt, FloatFormat):
         return fmt.values[x]

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from npfp8 import Format, IntFormat, quantize
+from npfp8.arrays import Float32Array, Float64Array, IntArray
 from npfp8.bfloat16 import from_bits, round_to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
@@ -41,8 +42,6 @@ __all__ = [
     "quantization_noise",
 ]
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 #: The weight of a new batch in the moving average.
 MOMENTUM = 0.1
@@ -87,7 +86,7 @@ class Statistics:
     average_low: float
     average_high: float
     bits: npt.NDArray[np.uint16]
-    counts: npt.NDArray[np.int64]
+    counts: IntArray
 
     @property
     def absmax(self) -> float:
@@ -100,13 +99,13 @@ class Statistics:
         return int(self.counts.sum())
 
     @property
-    def histogram(self) -> npt.NDArray[np.int64]:
+    def histogram(self) -> IntArray:
         """How many elements round to each bfloat16 value, by its bits: (65536,), a new array."""
         histogram = np.zeros(1 << 16, np.int64)
         histogram[self.bits] = self.counts
         return histogram
 
-    def with_histogram(self, histogram: npt.NDArray[np.int64]) -> Statistics:
+    def with_histogram(self, histogram: IntArray) -> Statistics:
         """The same extrema with the counts of a histogram over all bfloat16 values."""
         bits = np.flatnonzero(histogram)
         return replace(self, bits=bits.astype(np.uint16), counts=histogram[bits])
@@ -134,7 +133,7 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
     return follow(seen, extrema).with_histogram(histogram)
 
 
-def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tuple[float, float]:
+def look_at(site: str, x: Float32Array, histogram: IntArray) -> tuple[float, float]:
     """Count the elements of ``x`` into ``histogram``; returns its extrema, at most and at least 0.
 
     Raises
@@ -387,7 +386,7 @@ def _magnitude_bins(seen: Statistics) -> Float64Array:
 
 
 @lru_cache(maxsize=8)
-def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
+def _level_edges(fmt: Format, both_signs: bool) -> IntArray:
     """The bins at which a format's levels begin, for each threshold, and where the last ends.
 
     With the threshold at the edge i, level k of n equal ones has the bins from
