@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError, shown
 from bert_numpy.kit.candidate import as_candidate
-from bert_numpy.kit.defects import DEFECTS, Defect
+from bert_numpy.kit.defects import DEFECTS, FOUND, Defect
 from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
@@ -371,8 +371,8 @@ class Evaluation:
         inputs = self.kit.inputs(name, self.known.__getitem__)
         defective = self.defect.operations.get(tensor.operation)
         if defective is not None:
-            found = self.found if name == self.target else None
-            x = defective(inputs, tensor.attributes, found)
+            given = {FOUND: self.found} if name == self.target else {}
+            x = defective({**inputs, **given}, tensor.attributes)
             if x is not None:
                 self.applied = True
                 return x
