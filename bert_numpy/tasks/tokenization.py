@@ -21,12 +21,7 @@ from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.progress import Progress
-from bert_numpy.tasks.cuts import (
-    context_offsets,
-    longest_first,
-    whole_characters,
-    window_positions,
-)
+from bert_numpy.tasks.cuts import context_offsets, longest_first, whole_characters, window_positions
 from bert_numpy.tasks.tokenizer_backend import build_backend, library_errors
 from bert_numpy.tasks.tokenizer_settings import Sentences, read_settings
 from npfp8.arrays import IntArray
