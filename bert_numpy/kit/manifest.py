@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +110,17 @@ class Kit:
             role: apply_view(value(reference.tensor), reference.view)
             for role, reference in self.tensors[name].inputs.items()
         }
+
+    def sources(self, names: Iterable[str], known: Callable[[str], bool]) -> set[str]:
+        """All that some tensors are computed from, back to those that are known, left out."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:  # not by recursion: a model's data flow is deeper than Python's stack
+            for source, _ in self.tensors[waiting.pop()].inputs.values():
+                if source not in found and not known(source):
+                    found.add(source)
+                    waiting.append(source)
+        return found
 
     def cases(self, operation: str, level: str | None = None) -> Iterator[Case]:
         """Every tensor that an operation makes: what goes in, and what is to come out."""

@@ -62,7 +62,9 @@ def accumulation_failures(kit: Kit, found: Mapping[str, Array]) -> dict[str, str
     """What no order of float32 additions explains, by the tensor's name: why."""
     failures = {}
     intervals: dict[str, tuple[Array, Array] | None] = {}
-    needed = _not_given(kit, found)
+    needed = kit.sources(
+        found, lambda source: source in found or kit.tensors[source].operation == "given"
+    )
     for name in kit.tensors:  # in the order of the data flow, so that inputs are known
         if name in needed:
             intervals[name] = _interval(kit, name, found, intervals)
@@ -97,19 +99,6 @@ def accumulation_failures(kit: Kit, found: Mapping[str, Array]) -> dict[str, str
                 f"found {float(numbers[1][index])!r}"
             )
     return failures
-
-
-def _not_given(kit: Kit, found: Mapping[str, Array]) -> set[str]:
-    """The computed tensors that the candidate lacks, and that some of its own depend on."""
-    needed: set[str] = set()
-    waiting = list(found)
-    while waiting:
-        for source, _ in kit.tensors[waiting.pop()].inputs.values():
-            is_given = source in found or kit.tensors[source].operation == "given"
-            if not is_given and source not in needed:
-                needed.add(source)
-                waiting.append(source)
-    return needed
 
 
 def _interval(

@@ -261,16 +261,20 @@ def quantization_noise(
     """
     values, counts = _values_and_counts(seen)
     low, high = clip_range(seen, observer, fmt, percentile)
-    error = _round_trip(values, low, high, fmt).astype(np.float64) - values
     signal = tree_sum(np.square(values.astype(np.float64)) * counts)
-    return float(signal), float(tree_sum(np.square(error) * counts))
+    return float(signal), _squared_error(values, counts, low, high, fmt)
 
 
-def _absmax(seen: Statistics, fmt: Format, percentile: float) -> float:
-    return seen.absmax
+def _squared_error(
+    values: Float32Array, counts: Float64Array, low: float, high: float, fmt: Format
+) -> float:
+    """What quantizing by a range's scale, and dequantizing, changes: the sum of squares."""
+    scale, zero_point = scale_of_range(low, high, fmt)
+    rounded = quantize(values, fmt, scale, zero_point=zero_point).dequantize()
+    return float(tree_sum(np.square(rounded.astype(np.float64) - values) * counts))
 
 
-def _percentile(seen: Statistics, fmt: Format, percentile: float) -> float:
+def _percentile(seen: Statistics, percentile: float) -> float:
     """The smallest magnitude that so many percent of the elements do not exceed.
 
     There is no scale that maps a magnitude of 0 to a format's largest value, so a
@@ -289,18 +293,20 @@ def _percentile(seen: Statistics, fmt: Format, percentile: float) -> float:
     return float(from_bits(np.array([min(bits, 0x7F7F)], np.uint16))[0])
 
 
-def _mse(seen: Statistics, fmt: Format, percentile: float) -> float:
-    """The threshold of the least mean squared error of quantizing and dequantizing."""
+def _mse(seen: Statistics, fmt: Format) -> float:
+    """The threshold of the least squared error; of equals the largest, which clips least."""
     values, counts = _values_and_counts(seen)
+    best, threshold = math.inf, seen.absmax
+    for i in range(_CANDIDATES, 0, -1):
+        candidate = seen.absmax * i / _CANDIDATES
+        low, high = max(seen.low, -candidate), min(seen.high, candidate)
+        found = _squared_error(values, counts, low, high, fmt)
+        if found < best:
+            best, threshold = found, candidate
+    return threshold
 
-    def squared_error(low: float, high: float) -> float:
-        error = _round_trip(values, low, high, fmt).astype(np.float64) - values
-        return float(tree_sum(np.square(error) * counts))
 
-    return _search(seen, squared_error)
-
-
-def _entropy(seen: Statistics, fmt: Format, percentile: float) -> float:
+def _entropy(seen: Statistics, fmt: Format) -> float:
     """The threshold of the least Kullback-Leibler divergence: Migacz's entropy calibration.
 
     Migacz, *8-bit inference with TensorRT* (GTC 2017), step by step as NVIDIA's
@@ -414,7 +420,7 @@ def _level_edges(fmt: Format, both_signs: bool) -> IntArray:
     return edges
 
 
-def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> float:
+def _unit_scaling(seen: Statistics, fmt: Format) -> float:
     """The largest value of a format whose scale is the root mean square: codes of unit variance.
 
     Blake et al., *Unit Scaling* (arXiv 2303.11257); a choice for float formats,
@@ -427,24 +433,14 @@ def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> float:
 
 #: The observers by name: what they make of statistics is the largest magnitude kept.
 OBSERVERS: dict[str, Callable[[Statistics, Format, float], float]] = {
-    "absmax": _absmax,
-    "moving_average": _absmax,  # see clip_range: it has both ends of its own
-    "percentile": _percentile,
-    "mse": _mse,
-    "entropy": _entropy,
-    "unit_scaling": _unit_scaling,
+    "absmax": lambda seen, fmt, percentile: seen.absmax,
+    # See clip_range: it has both ends of its own.
+    "moving_average": lambda seen, fmt, percentile: seen.absmax,
+    "percentile": lambda seen, fmt, percentile: _percentile(seen, percentile),
+    "mse": lambda seen, fmt, percentile: _mse(seen, fmt),
+    "entropy": lambda seen, fmt, percentile: _entropy(seen, fmt),
+    "unit_scaling": lambda seen, fmt, percentile: _unit_scaling(seen, fmt),
 }
-
-
-def _search(seen: Statistics, cost: Callable[[float, float], float]) -> float:
-    """The threshold of the least cost; of equals the largest, which clips least."""
-    best, threshold = math.inf, seen.absmax
-    for i in range(_CANDIDATES, 0, -1):
-        candidate = seen.absmax * i / _CANDIDATES
-        found = cost(max(seen.low, -candidate), min(seen.high, candidate))
-        if found < best:
-            best, threshold = found, candidate
-    return threshold
 
 
 def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
@@ -454,9 +450,3 @@ def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
     bits = np.concatenate([seen.bits[negative][::-1], seen.bits[positive]])
     counts = np.concatenate([seen.counts[negative][::-1], seen.counts[positive]])
     return from_bits(bits), counts.astype(np.float64)
-
-
-def _round_trip(values: Float32Array, low: float, high: float, fmt: Format) -> Float32Array:
-    """Quantize values with a range's scale, and dequantize them."""
-    scale, zero_point = scale_of_range(low, high, fmt)
-    return quantize(values, fmt, scale, zero_point=zero_point).dequantize()
