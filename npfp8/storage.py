@@ -137,6 +137,11 @@ class StoredTensor:
     buffer: mmap.mmap = field(repr=False, compare=False)
 
     @property
+    def place(self) -> str:
+        """The file and the key, for messages."""
+        return f"{self.file}: tensor {self.key!r}"
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.end - self.begin

@@ -101,8 +101,7 @@ def find_parameters(
             )
         if tensor.shape != shape:
             raise BertNumpyError(
-                f"{tensor.file}: tensor {tensor.key!r}: expected shape {shape} by config.json, "
-                f"found {tensor.shape}"
+                f"{tensor.place}: expected shape {shape} by config.json, found {tensor.shape}"
             )
         parameters[name] = tensor
     return parameters
@@ -181,8 +180,8 @@ def _untied(name: str, tensor: StoredTensor, other: StoredTensor) -> BertNumpyEr
 def _read(tensor: StoredTensor) -> Float32Array:
     if _CODE_DTYPES.fullmatch(tensor.dtype):
         raise BertNumpyError(
-            f"{tensor.file}: tensor {tensor.key!r}: expected dtype F32, F16 or BF16, found "
-            f"{tensor.dtype}: codes of a quantized weight, of which config.json says nothing"
+            f"{tensor.place}: expected dtype F32, F16 or BF16, found {tensor.dtype}: codes of a "
+            "quantized weight, of which config.json says nothing"
         )
     return read_float32(tensor)
 

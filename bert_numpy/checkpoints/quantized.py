@@ -255,8 +255,8 @@ def _require_source(
             same = np.array_equal(values.view(np.uint32), weight.view(np.uint32))
         if not same:
             raise BertNumpyError(
-                f"{parameter.file}: tensor {parameter.key!r}: expected the weights that "
-                f"{model.name} was made of, found others"
+                f"{parameter.place}: expected the weights that {model.name} was made of, found "
+                "others"
             )
 
 
@@ -372,7 +372,7 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
             continue
         scales: dict[str, Scale] = {}
         for side, operand in (("a", how.a), ("b", how.b)):
-            if operand.fmt is None or operand.dynamic or (side == "b" and name in modules):
+            if not operand.is_static or (side == "b" and name in modules):
                 continue
             if name in modules and says_input(how):
                 scales[side] = _read_input(parameters[f"{name}.weight"], stored, operand)
@@ -427,7 +427,7 @@ def _read_weight(
             block,
         )
     except ValueError as error:
-        raise BertNumpyError(f"{tensor.file}: tensor {tensor.key!r}: {error}") from None
+        raise BertNumpyError(f"{tensor.place}: {error}") from None
 
 
 def _read_input(
@@ -442,9 +442,7 @@ def _read_input(
         parameter, stored, f"{prefix}input_zero_point", operand.fmt, ((1,), ())
     )
     if not scale >= np.finfo(np.float32).tiny:
-        raise BertNumpyError(
-            f"{tensor.file}: tensor {tensor.key!r}: expected positive and normal, found {scale}"
-        )
+        raise BertNumpyError(f"{tensor.place}: expected positive and normal, found {scale}")
     return Scale(scale, None if zero_point is None else int(zero_point.reshape(())))
 
 
@@ -477,8 +475,7 @@ def _companion(
     tensor = stored[key]
     if tensor.shape not in shapes:
         raise BertNumpyError(
-            f"{tensor.file}: tensor {key!r}: expected shape {expected} by config.json, found "
-            f"{tensor.shape}"
+            f"{tensor.place}: expected shape {expected} by config.json, found {tensor.shape}"
         )
     return tensor
 
@@ -494,21 +491,22 @@ def _read_zero_point(
     if not fmt.has_zero_point and key not in stored:
         return None
     tensor = _companion(parameter, stored, key, shapes)
-    place = f"{tensor.file}: tensor {key!r}"
     if fmt.has_zero_point:
         if tensor.dtype != "I8":
-            raise BertNumpyError(f"{place}: expected dtype I8, found {tensor.dtype}")
+            raise BertNumpyError(f"{tensor.place}: expected dtype I8, found {tensor.dtype}")
         return _to_uint8(tensor.read_as(np.int8))
     if any(tensor.read_bytes()):
-        raise BertNumpyError(f"{place}: expected zeros: the layer is quantized symmetrically")
+        raise BertNumpyError(
+            f"{tensor.place}: expected zeros: the layer is quantized symmetrically"
+        )
     return None
 
 
 def _read_codes(parameter: StoredTensor, fmt: Format) -> Array:
     if parameter.dtype != _CODE_DTYPES[fmt]:
         raise BertNumpyError(
-            f"{parameter.file}: tensor {parameter.key!r}: expected dtype {_CODE_DTYPES[fmt]} by "
-            f"config.json, found {parameter.dtype}"
+            f"{parameter.place}: expected dtype {_CODE_DTYPES[fmt]} by config.json, found "
+            f"{parameter.dtype}"
         )
     if not isinstance(fmt, FloatFormat):
         codes = parameter.read_as(np.int8)
@@ -517,7 +515,7 @@ def _read_codes(parameter: StoredTensor, fmt: Format) -> Array:
     if (bad := ~np.isfinite(fmt.values)[codes]).any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         raise BertNumpyError(
-            f"{parameter.file}: tensor {parameter.key!r}: expected finite numbers, found code "
-            f"0x{codes[index]:02X} at {list(index)}"
+            f"{parameter.place}: expected finite numbers, found code 0x{codes[index]:02X} at "
+            f"{list(index)}"
         )
     return codes

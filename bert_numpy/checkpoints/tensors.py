@@ -74,9 +74,10 @@ def read_float32(tensor: StoredTensor) -> Float32Array:
     BertNumpyError
         If it is of another dtype, or has a NaN or an infinity.
     """
-    place = f"{tensor.file}: tensor {tensor.key!r}"
     if tensor.dtype not in _FLOAT_DTYPES:
-        raise BertNumpyError(f"{place}: expected dtype F32, F16 or BF16, found {tensor.dtype}")
+        raise BertNumpyError(
+            f"{tensor.place}: expected dtype F32, F16 or BF16, found {tensor.dtype}"
+        )
     stored = tensor.view_as(_FLOAT_DTYPES[tensor.dtype])
     if not stored.flags.aligned:  # a file may begin its data at any byte
         stored = stored.copy()
@@ -87,7 +88,7 @@ def read_float32(tensor: StoredTensor) -> Float32Array:
     place_of_bad = _first_not_finite(values)
     if place_of_bad is not None:
         raise BertNumpyError(
-            f"{place}: expected finite numbers, found {values[place_of_bad]} "
+            f"{tensor.place}: expected finite numbers, found {values[place_of_bad]} "
             f"at {list(place_of_bad)}"
         )
     return values

@@ -111,9 +111,7 @@ def apply_recipe(
             static = {
                 name: _needed(calibration, recipe).scale(f"{site.name}:{name}", operand)
                 for name, operand in (("a", how.a), ("b", how.b))
-                if operand.fmt is not None
-                and not operand.dynamic
-                and not (name == "b" and not site.is_attention)
+                if operand.is_static and (name == "a" or site.is_attention)
             }
         if smoothing is not None and "a" in static:
             largest = (_needed(calibration, recipe).channels[site.name] / smoothing).max()
