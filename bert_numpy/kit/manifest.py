@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
-from bert_numpy.errors import BertNumpyError, read_json, reading, writing
+from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, writing
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
 from npfp8.arrays import Array
@@ -313,9 +313,7 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
     def choice(key: str, known: Any, default: str | None = None) -> str:
         value = entry.get(key, default)
         if not isinstance(value, str) or value not in known:
-            raise BertNumpyError(
-                f"{place}: key {key!r}: expected one of {', '.join(known)}, found {value!r}"
-            )
+            raise key_error(place, key, f"one of {', '.join(known)}", value)
         return value
 
     inputs = {}
@@ -339,7 +337,7 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
             )
         inputs[role] = reference
     if entry["name"] in before:
-        raise BertNumpyError(f"{place}: key 'name': expected a new one, found {entry['name']!r}")
+        raise key_error(place, "name", "a new one", entry["name"])
     return Tensor(
         entry["name"],
         choice("level", LEVELS),

@@ -238,7 +238,9 @@ class RecordingEngine(Engine[Traced]):
         if not parts or not right_parts:  # only codes are multiplied with codes
             left = self.dequantized("a", codes, parts) if parts else left
             right = self.dequantized("b", right, right_parts) if right_parts else right
-            self.float_product(last, left, right, outliers, given, bias)
+            self.compute(last, "product", {"a": left, "b": right, **given})
+            if outliers is not None:
+                self.add_outliers(outliers, right, bias)
             return
         zero = {
             f"{name}_zero_point": scales["zero_point"]
@@ -258,20 +260,6 @@ class RecordingEngine(Engine[Traced]):
         self.compute(last, "scale_sum", {"sum": total, **scales, **given}, attributes=described)
         if outliers is not None:
             self.add_outliers(outliers, self.dequantized("b", right, right_parts), bias)
-
-    def float_product(
-        self,
-        last: str,
-        left: Reference,
-        right: Reference,
-        outliers: Reference | None,
-        given: Mapping[str, Reference],
-        bias: Mapping[str, Reference],
-    ) -> None:
-        """A product that is not of codes."""
-        self.compute(last, "product", {"a": left, "b": right, **given})
-        if outliers is not None:
-            self.add_outliers(outliers, right, bias)
 
     def add_outliers(
         self, outliers: Reference, right: Reference, bias: Mapping[str, Reference]
