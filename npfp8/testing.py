@@ -13,14 +13,13 @@ was found, and, where the mistake is a usual one, its name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import hypothesis.extra.numpy as hypothesis_numpy
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from npfp8.arrays import Float32Array
+from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import decode, encode
 from npfp8.formats import FloatFormat
@@ -36,7 +35,7 @@ __all__ = [
     "finite_values",
 ]
 
-Decoder = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
+Decoder = Callable[[npt.NDArray[np.uint8]], Array]
 
 
 def codes(fmt: FloatFormat) -> st.SearchStrategy[int]:

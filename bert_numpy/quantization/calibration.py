@@ -34,6 +34,7 @@ from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8 import QuantizedTensor
+from npfp8.arrays import Array, Float32Array, Float64Array, IntArray
 from npfp8.storage import load_file, read_metadata, save_file
 
 __all__ = [
@@ -46,7 +47,6 @@ __all__ = [
     "save_calibration",
 ]
 
-Float32Array = npt.NDArray[np.float32]
 
 _FILE_FORMAT = "bert-numpy calibration 3"
 
@@ -121,7 +121,7 @@ def sqnr(seen: Statistics, operand: Operand) -> float:
 
 def calibrate(
     model: Model,
-    batches: Iterable[Mapping[str, npt.NDArray[np.int64]]],
+    batches: Iterable[Mapping[str, IntArray]],
     golden: bool = False,
     threads: int | None = None,
 ) -> Calibration:
@@ -154,7 +154,7 @@ def calibrate(
     histograms: list[Histograms] = []  # of each thread
     mine = local()
 
-    def observed(batch: Mapping[str, npt.NDArray[np.int64]]) -> tuple[Sight, int]:
+    def observed(batch: Mapping[str, IntArray]) -> tuple[Sight, int]:
         if not hasattr(mine, "histograms"):
             mine.histograms = {}
             histograms.append(mine.histograms)
@@ -285,7 +285,7 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
             f"{path}: expected a calibration that calibrate() made of a model, found statistics "
             "that were put together by hand"
         )
-    tensors: dict[str, npt.NDArray[Any]] = {}
+    tensors: dict[str, Array] = {}
     for name, seen in calibration.operands.items():
         tensors[f"{name}/range"] = np.array(
             [seen.low, seen.high, seen.average_low, seen.average_high]
@@ -435,9 +435,9 @@ def _tensor(
     tensors: Mapping[str, Any],
     key: str,
     dtype: str,
-    good: Callable[[npt.NDArray[Any]], Any],
+    good: Callable[[Array], Any],
     expected: str,
-) -> npt.NDArray[Any]:
+) -> Array:
     """One tensor of a file, of one axis and a dtype, if it is ``good``."""
     found = tensors.get(key)
     if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != 1:
@@ -464,7 +464,7 @@ def _is_positive(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) > 0
 
 
-def _is_range(x: npt.NDArray[np.float64]) -> bool:
+def _is_range(x: Float64Array) -> bool:
     largest = np.finfo(np.float32).max
     if x.size != 4 or not (np.abs(x) <= largest).all():
         return False
@@ -475,5 +475,5 @@ def _rises(x: npt.NDArray[np.uint16]) -> bool:
     return bool((np.diff(x.astype(np.int64)) > 0).all())
 
 
-def _are_magnitudes(x: npt.NDArray[np.float32]) -> bool:
+def _are_magnitudes(x: Float32Array) -> bool:
     return bool(np.isfinite(x).all() and (x >= 0).all())

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from npfp8 import Format, IntFormat, quantize
+from npfp8.arrays import Float32Array, Float64Array, IntArray
 from npfp8.bfloat16 import from_bits, round_to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
@@ -41,8 +42,6 @@ __all__ = [
     "quantization_noise",
 ]
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 #: The weight of a new batch in the moving average.
 MOMENTUM = 0.1
@@ -87,7 +86,7 @@ class Statistics:
     average_low: float
     average_high: float
     bits: npt.NDArray[np.uint16]
-    counts: npt.NDArray[np.int64]
+    counts: IntArray
 
     @property
     def absmax(self) -> float:
@@ -100,13 +99,13 @@ class Statistics:
         return int(self.counts.sum())
 
     @property
-    def histogram(self) -> npt.NDArray[np.int64]:
+    def histogram(self) -> IntArray:
         """How many elements round to each bfloat16 value, by its bits: (65536,), a new array."""
         histogram = np.zeros(1 << 16, np.int64)
         histogram[self.bits] = self.counts
         return histogram
 
-    def with_histogram(self, histogram: npt.NDArray[np.int64]) -> Statistics:
+    def with_histogram(self, histogram: IntArray) -> Statistics:
         """The same extrema with the counts of a histogram over all bfloat16 values."""
         bits = np.flatnonzero(histogram)
         return replace(self, bits=bits.astype(np.uint16), counts=histogram[bits])
@@ -134,7 +133,7 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
     return follow(seen, extrema).with_histogram(histogram)
 
 
-def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tuple[float, float]:
+def look_at(site: str, x: Float32Array, histogram: IntArray) -> tuple[float, float]:
     """Count the elements of ``x`` into ``histogram``; returns its extrema, at most and at least 0.
 
     Raises
@@ -262,16 +261,20 @@ def quantization_noise(
     """
     values, counts = _values_and_counts(seen)
     low, high = clip_range(seen, observer, fmt, percentile)
-    error = _round_trip(values, low, high, fmt).astype(np.float64) - values
     signal = tree_sum(np.square(values.astype(np.float64)) * counts)
-    return float(signal), float(tree_sum(np.square(error) * counts))
+    return float(signal), _squared_error(values, counts, low, high, fmt)
 
 
-def _absmax(seen: Statistics, fmt: Format, percentile: float) -> float:
-    return seen.absmax
+def _squared_error(
+    values: Float32Array, counts: Float64Array, low: float, high: float, fmt: Format
+) -> float:
+    """What quantizing by a range's scale, and dequantizing, changes: the sum of squares."""
+    scale, zero_point = scale_of_range(low, high, fmt)
+    rounded = quantize(values, fmt, scale, zero_point=zero_point).dequantize()
+    return float(tree_sum(np.square(rounded.astype(np.float64) - values) * counts))
 
 
-def _percentile(seen: Statistics, fmt: Format, percentile: float) -> float:
+def _percentile(seen: Statistics, percentile: float) -> float:
     """The smallest magnitude that so many percent of the elements do not exceed.
 
     There is no scale that maps a magnitude of 0 to a format's largest value, so a
@@ -290,18 +293,20 @@ def _percentile(seen: Statistics, fmt: Format, percentile: float) -> float:
     return float(from_bits(np.array([min(bits, 0x7F7F)], np.uint16))[0])
 
 
-def _mse(seen: Statistics, fmt: Format, percentile: float) -> float:
-    """The threshold of the least mean squared error of quantizing and dequantizing."""
+def _mse(seen: Statistics, fmt: Format) -> float:
+    """The threshold of the least squared error; of equals the largest, which clips least."""
     values, counts = _values_and_counts(seen)
+    best, threshold = math.inf, seen.absmax
+    for i in range(_CANDIDATES, 0, -1):
+        candidate = seen.absmax * i / _CANDIDATES
+        low, high = max(seen.low, -candidate), min(seen.high, candidate)
+        found = _squared_error(values, counts, low, high, fmt)
+        if found < best:
+            best, threshold = found, candidate
+    return threshold
 
-    def squared_error(low: float, high: float) -> float:
-        error = _round_trip(values, low, high, fmt).astype(np.float64) - values
-        return float(tree_sum(np.square(error) * counts))
 
-    return _search(seen, squared_error)
-
-
-def _entropy(seen: Statistics, fmt: Format, percentile: float) -> float:
+def _entropy(seen: Statistics, fmt: Format) -> float:
     """The threshold of the least Kullback-Leibler divergence: Migacz's entropy calibration.
 
     Migacz, *8-bit inference with TensorRT* (GTC 2017), step by step as NVIDIA's
@@ -387,7 +392,7 @@ def _magnitude_bins(seen: Statistics) -> Float64Array:
 
 
 @lru_cache(maxsize=8)
-def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
+def _level_edges(fmt: Format, both_signs: bool) -> IntArray:
     """The bins at which a format's levels begin, for each threshold, and where the last ends.
 
     With the threshold at the edge i, level k of n equal ones has the bins from
@@ -415,7 +420,7 @@ def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
     return edges
 
 
-def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> float:
+def _unit_scaling(seen: Statistics, fmt: Format) -> float:
     """The largest value of a format whose scale is the root mean square: codes of unit variance.
 
     Blake et al., *Unit Scaling* (arXiv 2303.11257); a choice for float formats,
@@ -428,24 +433,14 @@ def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> float:
 
 #: The observers by name: what they make of statistics is the largest magnitude kept.
 OBSERVERS: dict[str, Callable[[Statistics, Format, float], float]] = {
-    "absmax": _absmax,
-    "moving_average": _absmax,  # see clip_range: it has both ends of its own
-    "percentile": _percentile,
-    "mse": _mse,
-    "entropy": _entropy,
-    "unit_scaling": _unit_scaling,
+    "absmax": lambda seen, fmt, percentile: seen.absmax,
+    # See clip_range: it has both ends of its own.
+    "moving_average": lambda seen, fmt, percentile: seen.absmax,
+    "percentile": lambda seen, fmt, percentile: _percentile(seen, percentile),
+    "mse": lambda seen, fmt, percentile: _mse(seen, fmt),
+    "entropy": lambda seen, fmt, percentile: _entropy(seen, fmt),
+    "unit_scaling": lambda seen, fmt, percentile: _unit_scaling(seen, fmt),
 }
-
-
-def _search(seen: Statistics, cost: Callable[[float, float], float]) -> float:
-    """The threshold of the least cost; of equals the largest, which clips least."""
-    best, threshold = math.inf, seen.absmax
-    for i in range(_CANDIDATES, 0, -1):
-        candidate = seen.absmax * i / _CANDIDATES
-        found = cost(max(seen.low, -candidate), min(seen.high, candidate))
-        if found < best:
-            best, threshold = found, candidate
-    return threshold
 
 
 def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
@@ -455,9 +450,3 @@ def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
     bits = np.concatenate([seen.bits[negative][::-1], seen.bits[positive]])
     counts = np.concatenate([seen.counts[negative][::-1], seen.counts[positive]])
     return from_bits(bits), counts.astype(np.float64)
-
-
-def _round_trip(values: Float32Array, low: float, high: float, fmt: Format) -> Float32Array:
-    """Quantize values with a range's scale, and dequantize them."""
-    scale, zero_point = scale_of_range(low, high, fmt)
-    return quantize(values, fmt, scale, zero_point=zero_point).dequantize()
