@@ -19,7 +19,14 @@ from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import encode
 from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, FloatFormat
 
-__all__ = ["NAN_BIASED", "Encoder", "clamped_codes", "encoder_mistakes", "likely_mistake"]
+__all__ = [
+    "NAN_BIASED",
+    "Encoder",
+    "clamped_codes",
+    "differing",
+    "encoder_mistakes",
+    "likely_mistake",
+]
 
 Encoder = Callable[[Float32Array], Array]
 
@@ -126,13 +133,19 @@ def likely_mistake(
     fmt, saturate, rounding
         As for :func:`encoder_mistakes`.
     """
-    nan = np.zeros(256, bool)
-    nan[list(fmt.nan_codes)] = True
     for name, mistaken in encoder_mistakes(fmt, saturate, rounding):
-        codes = mistaken(x)
-        if ((codes == found) | (nan[codes] & nan[found])).all():
+        if not differing(mistaken(x), found, fmt).any():
             return name
     return ""
+
+
+def differing(
+    codes: npt.NDArray[np.uint8], found: npt.NDArray[np.uint8], fmt: FloatFormat
+) -> npt.NDArray[np.bool_]:
+    """Where codes differ. Any NaN is as good as another."""
+    nan = np.zeros(256, bool)
+    nan[list(fmt.nan_codes)] = True
+    return np.asarray((codes != found) & ~(nan[codes] & nan[found]))
 
 
 def clamped_codes(

@@ -28,7 +28,7 @@ from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import encode, encode_bfloat16
 from npfp8.files import open_regular, replaced_file
 from npfp8.formats import FLOAT_FORMATS, FloatFormat
-from npfp8.mistakes import likely_mistake
+from npfp8.mistakes import differing, likely_mistake
 
 __all__ = [
     "MODES",
@@ -389,9 +389,7 @@ def check_results(results: Vectors) -> VectorReport:
             f"{right.codes[case]:02X}, found {results.inputs[case]:X} {results.codes[case]:02X}"
         )
     fmt, found = right.fmt, results.third
-    nan = np.zeros(256, bool)
-    nan[list(fmt.nan_codes)] = True
-    wrong = (found != right.codes) & ~(nan[found] & nan[right.codes])
+    wrong = differing(right.codes, found, fmt)
     if not wrong.any():
         return VectorReport(right.name, right.inputs.size, 0)
     case = int(np.flatnonzero(wrong)[0])

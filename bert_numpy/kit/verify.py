@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +16,10 @@ from bert_numpy.kit.defects import DEFECTS, FOUND, Defect
 from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
+from bert_numpy.progress import ProgressBar, no_bar
 from npfp8.arrays import Array, Float64Array, IntArray
 from npfp8.formats import FORMATS, FloatFormat
-
-if TYPE_CHECKING:
-    from bert_numpy.progress import ProgressBar
+from npfp8.mistakes import differing
 
 __all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
 
@@ -185,8 +183,7 @@ def verify(
     }
     computed = {name for name, tensor in kit.tensors.items() if tensor.operation != "given"}
     roots = [name for name in differing if _is_root(kit, name, found, differing)]
-    bar = nullcontext(_ignore) if progress_bar is None else progress_bar(len(roots), "causes")
-    with bar as advance:
+    with (progress_bar or no_bar)(len(roots), "causes") as advance:
         causes = _diagnose(kit, roots, found, differing, advance)
     differences = tuple(
         _difference(kit, name, found[name], mask, name in roots, causes.get(name, ()))
@@ -201,10 +198,6 @@ def verify(
     return Report(profile, tuple(found), len(computed - set(found)), differences, failures)
 
 
-def _ignore(count: int) -> None:
-    """The progress that nobody sees."""
-
-
 def differing_elements(kit: Kit, name: str, found: Array) -> npt.NDArray[np.bool_]:
     """Where a tensor differs from the kit's. NaNs are alike."""
     return _unlike(kit.tensors[name], kit.arrays[name], found)
@@ -216,8 +209,7 @@ def _unlike(tensor: Tensor, x: Array, y: Array) -> npt.NDArray[np.bool_]:
         return np.asarray((bits_x != bits_y) & ~(np.isnan(x) & np.isnan(y)))
     fmt = FORMATS.get(tensor.fmt)
     if isinstance(fmt, FloatFormat):
-        nan = np.isnan(fmt.values)
-        return np.asarray((x != y) & ~(nan[x] & nan[y]))
+        return differing(x, y, fmt)
     return np.asarray(x != y)
 
 

@@ -148,6 +148,10 @@ def _template_tokens(place: str, value: Any) -> None:
             raise _RefusedError(f"{here}.tokens", f"{len(ids)} tokens", tokens)
 
 
+_BYTE_LEVEL: dict[str, Check] = dict.fromkeys(
+    ("add_prefix_space", "trim_offsets", "use_regex"), _whether
+)
+
 #: The keys of each component, by the kind of component and its type.
 _COMPONENTS: dict[str, dict[str, dict[str, Check]]] = {
     "normalizer": {
@@ -168,11 +172,7 @@ _COMPONENTS: dict[str, dict[str, dict[str, Check]]] = {
     "pre_tokenizer": {
         **{name: {} for name in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")},
         "UnicodeScripts": {},
-        "ByteLevel": {
-            "add_prefix_space": _whether,
-            "trim_offsets": _whether,
-            "use_regex": _whether,
-        },
+        "ByteLevel": _BYTE_LEVEL,
         "Metaspace": {
             "replacement": _text(1, 1),
             "add_prefix_space": _whether,
@@ -192,11 +192,7 @@ _COMPONENTS: dict[str, dict[str, dict[str, Check]]] = {
             "trim_offsets": _whether,
             "add_prefix_space": _whether,
         },
-        "ByteLevel": {
-            "add_prefix_space": _whether,
-            "trim_offsets": _whether,
-            "use_regex": _whether,
-        },
+        "ByteLevel": _BYTE_LEVEL,
         "TemplateProcessing": {
             "single": lambda place, value: _template(place, value, "A"),
             "pair": lambda place, value: _template(place, value, "AB"),
