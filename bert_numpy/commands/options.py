@@ -16,7 +16,7 @@ from bert_numpy.errors import BertNumpyError, shown
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.registry import TASK_NAMES, any_task_named
 from bert_numpy.tasks.squad import SQUAD
-from npfp8 import ACCUMULATIONS
+from npfp8 import ACCUMULATORS
 
 __all__ = [
     "CALIBRATION_SAMPLES",
@@ -219,10 +219,10 @@ def add_accumulate(parser: argparse.ArgumentParser) -> None:
     """Add ``--accumulate``."""
     parser.add_argument(
         "--accumulate",
-        choices=ACCUMULATIONS,
+        choices=tuple(ACCUMULATORS),
         metavar="MODE",
         help="how products of 8-bit codes are added up, instead of what the format's recipe "
-        f"says (exact in every named one): {', '.join(ACCUMULATIONS)}",
+        f"says (exact in every named one): {', '.join(ACCUMULATORS)}",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from bert_numpy.errors import BertNumpyError
 from npfp8 import golden
 from npfp8.formats import FORMATS
-from npfp8.products import ACCUMULATIONS
+from npfp8.products import ACCUMULATORS
 
 __all__ = ["check_entry"]
 
@@ -34,14 +34,19 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def _one_of(*values: str) -> _Check:
-    return " or ".join(map(repr, values)), lambda x: isinstance(x, str) and x in values
+    return _key_of(values)
+
+
+def _key_of(names: Collection[str]) -> _Check:
+    """One of the names; of a table those too that are put into it later."""
+    return " or ".join(map(repr, names)), lambda x: isinstance(x, str) and x in names
 
 
 def _is_integer(x: Any, least: int) -> bool:
     return type(x) is int and least <= x < 2**31
 
 
-_FMT = _one_of(*FORMATS)
+_FMT = _key_of(FORMATS)
 _BOOL: _Check = ("true or false", lambda x: isinstance(x, bool))
 _NUMBER: _Check = (
     "a float32 number",
@@ -212,7 +217,7 @@ _ONE = {"precision": _PRECISION}
 _SCALES = {"fmt": _FMT}
 _SCALE_OPTIONS = {**_GROUPS, "power_of_two": _BOOL}
 _FACTORS = {"a": _FACTOR, "b": _FACTOR}
-_SUM_OPTIONS = {"block": _BLOCK, "accumulate": _one_of(*ACCUMULATIONS)}
+_SUM_OPTIONS = {"block": _BLOCK, "accumulate": _key_of(ACCUMULATORS)}
 _BIAS = {"bias": "numbers"}
 
 _FORMS = {

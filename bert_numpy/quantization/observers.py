@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from npfp8 import Format, IntFormat, quantize
-from npfp8.arrays import Float32Array, Float64Array, IntArray
+from npfp8.arrays import Float32Array, Float64Array
 from npfp8.bfloat16 import from_bits, round_to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
@@ -42,6 +42,9 @@ __all__ = [
     "quantization_noise",
 ]
 
+
+#: The least and the largest number that do not saturate, around 0.
+Range = tuple[float, float]
 
 #: The weight of a new batch in the moving average.
 MOMENTUM = 0.1
@@ -86,7 +89,7 @@ class Statistics:
     average_low: float
     average_high: float
     bits: npt.NDArray[np.uint16]
-    counts: IntArray
+    counts: npt.NDArray[np.int64]
 
     @property
     def absmax(self) -> float:
@@ -99,13 +102,13 @@ class Statistics:
         return int(self.counts.sum())
 
     @property
-    def histogram(self) -> IntArray:
+    def histogram(self) -> npt.NDArray[np.int64]:
         """How many elements round to each bfloat16 value, by its bits: (65536,), a new array."""
         histogram = np.zeros(1 << 16, np.int64)
         histogram[self.bits] = self.counts
         return histogram
 
-    def with_histogram(self, histogram: IntArray) -> Statistics:
+    def with_histogram(self, histogram: npt.NDArray[np.int64]) -> Statistics:
         """The same extrema with the counts of a histogram over all bfloat16 values."""
         bits = np.flatnonzero(histogram)
         return replace(self, bits=bits.astype(np.uint16), counts=histogram[bits])
@@ -133,7 +136,7 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
     return follow(seen, extrema).with_histogram(histogram)
 
 
-def look_at(site: str, x: Float32Array, histogram: IntArray) -> tuple[float, float]:
+def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tuple[float, float]:
     """Count the elements of ``x`` into ``histogram``; returns its extrema, at most and at least 0.
 
     Raises
@@ -240,12 +243,7 @@ def clip_range(
         )
     if not seen.count:
         raise BertNumpyError(f"observer {observer!r}: expected at least one element, found none")
-    if observer == "moving_average":
-        return min(seen.average_low, 0.0), max(seen.average_high, 0.0)
-    threshold = OBSERVERS[observer](seen, fmt, percentile)
-    if observer == "unit_scaling":  # not a range of the data: a scale
-        return -threshold, threshold
-    return max(seen.low, -threshold), min(seen.high, threshold)
+    return OBSERVERS[observer](seen, fmt, percentile)
 
 
 def quantization_noise(
@@ -261,21 +259,21 @@ def quantization_noise(
     """
     values, counts = _values_and_counts(seen)
     low, high = clip_range(seen, observer, fmt, percentile)
+    error = _round_trip(values, low, high, fmt).astype(np.float64) - values
     signal = tree_sum(np.square(values.astype(np.float64)) * counts)
-    return float(signal), _squared_error(values, counts, low, high, fmt)
+    return float(signal), float(tree_sum(np.square(error) * counts))
 
 
-def _squared_error(
-    values: Float32Array, counts: Float64Array, low: float, high: float, fmt: Format
-) -> float:
-    """What quantizing by a range's scale, and dequantizing, changes: the sum of squares."""
-    scale, zero_point = scale_of_range(low, high, fmt)
-    rounded = quantize(values, fmt, scale, zero_point=zero_point).dequantize()
-    return float(tree_sum(np.square(rounded.astype(np.float64) - values) * counts))
+def _absmax(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    return seen.low, seen.high
 
 
-def _percentile(seen: Statistics, percentile: float) -> float:
-    """The smallest magnitude that so many percent of the elements do not exceed.
+def _moving_average(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    return min(seen.average_low, 0.0), max(seen.average_high, 0.0)
+
+
+def _percentile(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    """Up to the smallest magnitude that so many percent of the elements do not exceed.
 
     There is no scale that maps a magnitude of 0 to a format's largest value, so a
     percentile among zeros is refused, unless every element is zero.
@@ -290,24 +288,22 @@ def _percentile(seen: Statistics, percentile: float) -> float:
             f"observer 'percentile': expected a percentile beyond the zeros, which are {share:.6g} "
             f"% of the elements, found {percentile}: all others would saturate"
         )
-    return float(from_bits(np.array([min(bits, 0x7F7F)], np.uint16))[0])
+    return _up_to(seen, float(from_bits(np.array([min(bits, 0x7F7F)], np.uint16))[0]))
 
 
-def _mse(seen: Statistics, fmt: Format) -> float:
-    """The threshold of the least squared error; of equals the largest, which clips least."""
+def _mse(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    """Up to the threshold of the least mean squared error of quantizing and dequantizing."""
     values, counts = _values_and_counts(seen)
-    best, threshold = math.inf, seen.absmax
-    for i in range(_CANDIDATES, 0, -1):
-        candidate = seen.absmax * i / _CANDIDATES
-        low, high = max(seen.low, -candidate), min(seen.high, candidate)
-        found = _squared_error(values, counts, low, high, fmt)
-        if found < best:
-            best, threshold = found, candidate
-    return threshold
+
+    def squared_error(low: float, high: float) -> float:
+        error = _round_trip(values, low, high, fmt).astype(np.float64) - values
+        return float(tree_sum(np.square(error) * counts))
+
+    return _up_to(seen, _search(seen, squared_error))
 
 
-def _entropy(seen: Statistics, fmt: Format) -> float:
-    """The threshold of the least Kullback-Leibler divergence: Migacz's entropy calibration.
+def _entropy(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    """Up to the threshold of the least Kullback-Leibler divergence: Migacz's entropy calibration.
 
     Migacz, *8-bit inference with TensorRT* (GTC 2017), step by step as NVIDIA's
     pytorch-quantization does it (``_compute_amax_entropy`` in
@@ -333,7 +329,7 @@ def _entropy(seen: Statistics, fmt: Format) -> float:
     bins[0] = bins[1]
     occupied = np.flatnonzero(bins)
     if not occupied.size:  # nothing but zeros, and magnitudes like them
-        return seen.absmax
+        return seen.low, seen.high
     counts = bins[occupied]
     log_counts = log(counts)
     inside = np.concatenate([[0], np.cumsum(bins)])  # the count of the first i bins
@@ -356,7 +352,7 @@ def _entropy(seen: Statistics, fmt: Format) -> float:
         # sum p log(p / q), p = count / total, q = level's mean / count inside
         divergences[row] = float(tree_sum(terms)) / total + float(log_share[row])
     equals = np.flatnonzero(divergences <= divergences.min() + _EQUAL)
-    return seen.absmax * int(kept[equals[-1]]) / _ENTROPY_BINS
+    return _up_to(seen, seen.absmax * int(kept[equals[-1]]) / _ENTROPY_BINS)
 
 
 def _magnitude_bins(seen: Statistics) -> Float64Array:
@@ -392,7 +388,7 @@ def _magnitude_bins(seen: Statistics) -> Float64Array:
 
 
 @lru_cache(maxsize=8)
-def _level_edges(fmt: Format, both_signs: bool) -> IntArray:
+def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
     """The bins at which a format's levels begin, for each threshold, and where the last ends.
 
     With the threshold at the edge i, level k of n equal ones has the bins from
@@ -420,27 +416,43 @@ def _level_edges(fmt: Format, both_signs: bool) -> IntArray:
     return edges
 
 
-def _unit_scaling(seen: Statistics, fmt: Format) -> float:
-    """The largest value of a format whose scale is the root mean square: codes of unit variance.
+def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> Range:
+    """Where the format's largest value makes the root mean square the scale: unit variance.
 
-    Blake et al., *Unit Scaling* (arXiv 2303.11257); a choice for float formats,
-    which have as many values below 1 as above.
+    Not a range of the data. Blake et al., *Unit Scaling* (arXiv 2303.11257); a choice for
+    float formats, which have as many values below 1 as above.
     """
     values, counts = _values_and_counts(seen)
     mean_square = tree_sum(np.square(values.astype(np.float64)) * counts) / seen.count
-    return math.sqrt(float(mean_square)) * fmt.max
+    largest = math.sqrt(float(mean_square)) * fmt.max
+    return -largest, largest
 
 
-#: The observers by name: what they make of statistics is the largest magnitude kept.
-OBSERVERS: dict[str, Callable[[Statistics, Format, float], float]] = {
-    "absmax": lambda seen, fmt, percentile: seen.absmax,
-    # See clip_range: it has both ends of its own.
-    "moving_average": lambda seen, fmt, percentile: seen.absmax,
-    "percentile": lambda seen, fmt, percentile: _percentile(seen, percentile),
-    "mse": lambda seen, fmt, percentile: _mse(seen, fmt),
-    "entropy": lambda seen, fmt, percentile: _entropy(seen, fmt),
-    "unit_scaling": lambda seen, fmt, percentile: _unit_scaling(seen, fmt),
+#: The observers by name. Each makes the range of statistics, the format and the percentile.
+OBSERVERS: dict[str, Callable[[Statistics, Format, float], Range]] = {
+    "absmax": _absmax,
+    "moving_average": _moving_average,
+    "percentile": _percentile,
+    "mse": _mse,
+    "entropy": _entropy,
+    "unit_scaling": _unit_scaling,
 }
+
+
+def _up_to(seen: Statistics, threshold: float) -> Range:
+    """What was seen, cut off at a magnitude."""
+    return max(seen.low, -threshold), min(seen.high, threshold)
+
+
+def _search(seen: Statistics, cost: Callable[[float, float], float]) -> float:
+    """The threshold of the least cost; of equals the largest, which clips least."""
+    best, threshold = math.inf, seen.absmax
+    for i in range(_CANDIDATES, 0, -1):
+        candidate = seen.absmax * i / _CANDIDATES
+        found = cost(max(seen.low, -candidate), min(seen.high, candidate))
+        if found < best:
+            best, threshold = found, candidate
+    return threshold
 
 
 def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
@@ -450,3 +462,9 @@ def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
     bits = np.concatenate([seen.bits[negative][::-1], seen.bits[positive]])
     counts = np.concatenate([seen.counts[negative][::-1], seen.counts[positive]])
     return from_bits(bits), counts.astype(np.float64)
+
+
+def _round_trip(values: Float32Array, low: float, high: float, fmt: Format) -> Float32Array:
+    """Quantize values with a range's scale, and dequantize them."""
+    scale, zero_point = scale_of_range(low, high, fmt)
+    return quantize(values, fmt, scale, zero_point=zero_point).dequantize()

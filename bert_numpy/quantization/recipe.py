@@ -17,7 +17,7 @@ from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import Format
-from npfp8.products import ACCUMULATIONS, ACCUMULATORS
+from npfp8.products import ACCUMULATORS
 
 __all__ = ["Operand", "Recipe", "SiteRecipe", "shown"]
 
@@ -218,8 +218,8 @@ class Recipe:
     arithmetic : str
         The precision of everything else: "bfloat16" or "float32".
     accumulate : str
-        How the products of a quantized site are added up, one of
-        :data:`npfp8.ACCUMULATIONS`; see :func:`npfp8.matmul`.
+        How the products of a quantized site are added up, a key of
+        :data:`npfp8.ACCUMULATORS`; see :func:`npfp8.matmul`.
     """
 
     name: str
@@ -233,7 +233,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, choices in (
             ("arithmetic", ("bfloat16", "float32")),
-            ("accumulate", ACCUMULATIONS),
+            ("accumulate", tuple(ACCUMULATORS)),
         ):
             if getattr(self, name) not in choices:
                 raise BertNumpyError(

@@ -9,9 +9,12 @@ from bert_numpy.tasks.glue import TASKS, task_named
 from bert_numpy.tasks.squad import SQUAD
 from bert_numpy.tasks.task import Task, TestSet
 
-__all__ = ["TASK_NAMES", "any_task_named", "require_test_set"]
+__all__ = ["OTHERS", "TASK_NAMES", "any_task_named", "require_test_set"]
 
-TASK_NAMES = (*TASKS, SQUAD.name)
+#: The tasks that are none of :data:`bert_numpy.tasks.glue.TASKS`, by their names.
+OTHERS: dict[str, Task[Any]] = {SQUAD.name: SQUAD}
+
+TASK_NAMES = (*TASKS, *OTHERS)
 
 
 def any_task_named(name: str) -> Task[Any]:
@@ -22,7 +25,7 @@ def any_task_named(name: str) -> Task[Any]:
     BertNumpyError
         If there is none of that name.
     """
-    return SQUAD if name.lower() == SQUAD.name else task_named(name, others=[SQUAD.name])
+    return OTHERS.get(name.lower()) or task_named(name, tuple(OTHERS))
 
 
 def require_test_set(task: Task[Any]) -> TestSet[Any]:

@@ -130,8 +130,8 @@ def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
 def _accumulator(accumulate: str | Accumulator) -> Accumulator:
     if isinstance(accumulate, Accumulator):
         return accumulate
-    if accumulate not in ACCUMULATIONS:
-        names = ", ".join(map(repr, ACCUMULATIONS))
+    if accumulate not in ACCUMULATORS:
+        names = ", ".join(map(repr, ACCUMULATORS))
         raise ValueError(f"accumulate: expected one of {names}, found {accumulate!r}")
     return ACCUMULATORS[accumulate]
 
