@@ -17,6 +17,7 @@ from npfp8.files import open_regular
 __all__ = [
     "NAMED",
     "BertNumpyError",
+    "key_error",
     "naming",
     "one_line",
     "parse_json",
@@ -82,6 +83,12 @@ class BertNumpyError(ValueError):
             message = f"{message[:half]} {message[-half:]}"
         text = shown(message)
         super().__init__(text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}")
+
+
+def key_error(place: str | Path, key: str, expected: str, found: Any) -> BertNumpyError:
+    """The error for a key of a JSON object at a place; null is nothing."""
+    shown_value = "nothing" if found is None else repr(found)
+    return BertNumpyError(f"{place}: key {key!r}: expected {expected}, found {shown_value}")
 
 
 @contextmanager

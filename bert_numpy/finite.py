@@ -17,12 +17,11 @@ arithmetic refuses them at the first product.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
+from npfp8.arrays import Array
 
 __all__ = ["NO_CLASS", "missing", "require_finite", "rows_not_finite"]
 
@@ -30,12 +29,12 @@ __all__ = ["NO_CLASS", "missing", "require_finite", "rows_not_finite"]
 NO_CLASS = -1
 
 
-def rows_not_finite(x: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def rows_not_finite(x: Array) -> npt.NDArray[np.bool_]:
     """Whether each row, along the first axis, has a NaN or an infinity. (n, ...) -> (n,)."""
     return np.asarray(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
 
 
-def missing(predictions: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def missing(predictions: Array) -> npt.NDArray[np.bool_]:
     """Whether each prediction is none: class numbers, scores, or texts as objects. (n,) -> (n,)."""
     if predictions.dtype == object:
         return np.array([text is None for text in predictions], bool)
@@ -44,7 +43,7 @@ def missing(predictions: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return np.asarray(predictions < 0)
 
 
-def require_finite(place: str, x: npt.NDArray[Any]) -> None:
+def require_finite(place: str, x: Array) -> None:
     """Raise :class:`BertNumpyError` unless every number is finite; names the first that is not."""
     finite = np.isfinite(x)
     if not finite.all():

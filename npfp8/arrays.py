@@ -19,6 +19,7 @@ __all__ = [
     "Array",
     "Float32Array",
     "Float64Array",
+    "IntArray",
     "Kernel",
     "apply_chunkwise",
     "chunks",
@@ -30,6 +31,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 #: Fills its second argument, a 1-D chunk of results, from the 1-D chunk of inputs.
 Kernel = Callable[[Array, Array], None]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Float64Array
+from npfp8.arrays import Float64Array, IntArray
 from npfp8.formats import FloatFormat
 
 __all__ = ["boundary_bits", "boundary_numbers"]
@@ -50,7 +50,7 @@ def boundary_bits(
     mantissa_bits: int,
     infinity: int,
     from_float64: Callable[[Float64Array], npt.NDArray[np.unsignedinteger[Any]]],
-) -> npt.NDArray[np.int64]:
+) -> IntArray:
     """The bits of numbers in a float type, those before and after each, and the type's ends.
 
     Parameters

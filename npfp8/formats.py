@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Float64Array
+
 __all__ = [
     "E2M1",
     "E2M3",
@@ -184,7 +186,7 @@ class FloatFormat:
         return (1 << self.exponent_bits) - 1
 
     @cached_property
-    def values(self) -> npt.NDArray[np.float64]:
+    def values(self) -> Float64Array:
         """The value of each code, in the order of the codes; float64, read-only, exact."""
         codes = np.arange(1 << self.bits)
         hidden = 1 << self.mantissa_bits
@@ -207,7 +209,7 @@ class FloatFormat:
         return int(np.flatnonzero(np.isfinite(self.values[: self._positive_codes]))[-1])
 
     @cached_property
-    def grid(self) -> npt.NDArray[np.float64]:
+    def grid(self) -> Float64Array:
         """The values of codes 0 to ``max_code`` and the one that would follow; exact, read-only."""
         exponent = self.max_code >> self.mantissa_bits
         if self.has_zero:
@@ -331,7 +333,7 @@ class IntFormat:
         return np.dtype(self.dtype)
 
     @cached_property
-    def values(self) -> npt.NDArray[np.float64]:
+    def values(self) -> Float64Array:
         """The value of each code, by the code's 8 bits; float64, read-only."""
         values = np.arange(256, dtype=np.uint8).view(self.code_dtype).astype(np.float64)
         values.flags.writeable = False
@@ -433,7 +435,7 @@ FLOAT_FORMATS = {
 FORMATS: dict[str, Format] = {**FLOAT_FORMATS, INT8.name: INT8, UINT8.name: UINT8}
 
 
-def values(fmt: Format) -> npt.NDArray[np.float64]:
+def values(fmt: Format) -> Float64Array:
     """Return the value of every code of a format, in the order of the codes' bits.
 
     Parameters

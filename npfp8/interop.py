@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Array
 from npfp8.formats import (
     E2M1,
     E2M3,
@@ -40,7 +39,7 @@ ML_DTYPES_NAMES = {
 }
 
 
-def to_ml_dtypes(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> npt.NDArray[Any]:
+def to_ml_dtypes(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> Array:
     """View codes as an array of the ml_dtypes type of their format; shares memory.
 
     Parameters
@@ -74,7 +73,7 @@ def to_ml_dtypes(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> npt.NDArray[
     return codes.view(getattr(ml_dtypes, ML_DTYPES_NAMES[fmt]))
 
 
-def from_ml_dtypes(array: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], FloatFormat]:
+def from_ml_dtypes(array: Array) -> tuple[npt.NDArray[np.uint8], FloatFormat]:
     """View an ml_dtypes array as its codes, and name their format; shares memory.
 
     Parameters

@@ -10,19 +10,25 @@ them reproduces throughout has a likely cause.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Float32Array
+from npfp8.arrays import Array, Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import encode
 from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, FloatFormat
 
-__all__ = ["NAN_BIASED", "Encoder", "clamped_codes", "encoder_mistakes", "likely_mistake"]
+__all__ = [
+    "NAN_BIASED",
+    "Encoder",
+    "clamped_codes",
+    "differing",
+    "encoder_mistakes",
+    "likely_mistake",
+]
 
-Encoder = Callable[[Float32Array], npt.NDArray[Any]]
+Encoder = Callable[[Float32Array], Array]
 
 #: Of each format of the OCP the one with another bias and NaN that it is taken for, and back.
 NAN_BIASED = {E4M3FN: E4M3FNUZ, E4M3FNUZ: E4M3FN, E5M2: E5M2FNUZ, E5M2FNUZ: E5M2}
@@ -56,7 +62,7 @@ def encoder_mistakes(
         farther = np.nextafter(exact, np.copysign(np.inf, exact))
         return encode(np.where(x == 0, exact, farther), fmt, saturate)
 
-    def flushed(x: Float32Array, magnitude: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    def flushed(x: Float32Array, magnitude: Array) -> npt.NDArray[np.uint8]:
         return np.where(magnitude < fmt.min_normal, right(np.copysign(np.float32(0), x)), right(x))
 
     def to_largest_binade(x: Float32Array) -> npt.NDArray[np.uint8]:
@@ -127,13 +133,19 @@ def likely_mistake(
     fmt, saturate, rounding
         As for :func:`encoder_mistakes`.
     """
-    nan = np.zeros(256, bool)
-    nan[list(fmt.nan_codes)] = True
     for name, mistaken in encoder_mistakes(fmt, saturate, rounding):
-        codes = mistaken(x)
-        if ((codes == found) | (nan[codes] & nan[found])).all():
+        if not differing(mistaken(x), found, fmt).any():
             return name
     return ""
+
+
+def differing(
+    codes: npt.NDArray[np.uint8], found: npt.NDArray[np.uint8], fmt: FloatFormat
+) -> npt.NDArray[np.bool_]:
+    """Where codes differ. Any NaN is as good as another."""
+    nan = np.zeros(256, bool)
+    nan[list(fmt.nan_codes)] = True
+    return np.asarray((codes != found) & ~(nan[codes] & nan[found]))
 
 
 def clamped_codes(

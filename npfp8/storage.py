@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Array
 from npfp8.files import open_regular, replaced_file
 from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat
 
@@ -136,6 +137,11 @@ class StoredTensor:
     buffer: mmap.mmap = field(repr=False, compare=False)
 
     @property
+    def place(self) -> str:
+        """The file and the key, for messages."""
+        return f"{self.file}: tensor {self.key!r}"
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.end - self.begin
@@ -144,11 +150,11 @@ class StoredTensor:
         """Read the bytes as they are."""
         return self.buffer[self.begin : self.end]
 
-    def read_as(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def read_as(self, dtype: npt.DTypeLike) -> Array:
         """Read the bytes as a new array of ``dtype`` and the tensor's shape."""
         return self.view_as(dtype).copy()
 
-    def view_as(self, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def view_as(self, dtype: npt.DTypeLike) -> Array:
         """The same without a copy: read-only, and perhaps not aligned to its dtype.
 
         It lasts as long as it is used. The file must not be written into or cut
@@ -312,7 +318,7 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
 
-def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8Array]:
+def load_file(path: str | os.PathLike[str]) -> dict[str, Array | Fp8Array]:
     """Read a safetensors file.
 
     Parameters
@@ -346,7 +352,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8A
     >>> w.codes, str(w.fmt)
     (array([ 56, 192], dtype=uint8), 'E4M3FN')
     """
-    arrays: dict[str, npt.NDArray[Any] | Fp8Array] = {}
+    arrays: dict[str, Array | Fp8Array] = {}
     for key, tensor in read_header(path).items():
         if tensor.dtype in _FP8_FORMATS:
             arrays[key] = Fp8Array(tensor.read_as(np.uint8), _FP8_FORMATS[tensor.dtype])
@@ -365,7 +371,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any] | Fp8A
 
 
 def save_file(
-    tensors: Mapping[str, npt.NDArray[Any] | Fp8Array | Bfloat16Array | StoredTensor],
+    tensors: Mapping[str, Array | Fp8Array | Bfloat16Array | StoredTensor],
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -391,13 +397,13 @@ def save_file(
         if not isinstance(key, str) or not isinstance(value, str):  # which no reader takes
             raise TypeError(f"metadata {key!r}: expected strings, found {value!r}")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    payload: list[npt.NDArray[Any] | StoredTensor] = []
+    payload: list[Array | StoredTensor] = []
     end = 0
     # As the library does: by falling alignment, then by name, so that all are aligned.
     for key, tensor in sorted(tensors.items(), key=lambda item: (-_alignment(item[1]), item[0])):
         if key == "__metadata__":
             raise ValueError("tensor '__metadata__': expected a name that the format does not use")
-        data: npt.NDArray[Any] | StoredTensor
+        data: Array | StoredTensor
         if isinstance(tensor, Fp8Array):
             if tensor.fmt not in _FP8_NAMES or tensor.codes.dtype != np.uint8:
                 raise TypeError(
@@ -427,7 +433,7 @@ def save_file(
             file.write(data.read_bytes() if isinstance(data, StoredTensor) else data.tobytes())
 
 
-def _alignment(tensor: npt.NDArray[Any] | Fp8Array | Bfloat16Array | StoredTensor) -> int:
+def _alignment(tensor: Array | Fp8Array | Bfloat16Array | StoredTensor) -> int:
     if isinstance(tensor, StoredTensor):
         return _BITS.get(tensor.dtype, 8) // 8 or 1  # of an unknown dtype: none to keep
     if isinstance(tensor, Bfloat16Array):

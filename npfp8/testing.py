@@ -13,18 +13,17 @@ was found, and, where the mistake is a usual one, its name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import hypothesis.extra.numpy as hypothesis_numpy
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from npfp8.arrays import Float32Array
+from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import decode, encode
 from npfp8.formats import FloatFormat
-from npfp8.mistakes import Encoder, likely_mistake
+from npfp8.mistakes import Encoder, differing, likely_mistake
 
 __all__ = [
     "arrays_near_boundaries",
@@ -36,7 +35,7 @@ __all__ = [
     "finite_values",
 ]
 
-Decoder = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
+Decoder = Callable[[npt.NDArray[np.uint8]], Array]
 
 
 def codes(fmt: FloatFormat) -> st.SearchStrategy[int]:
@@ -140,8 +139,7 @@ def check_encoder(encoder: Encoder, fmt: FloatFormat, saturate: bool = True) -> 
     if fmt.values.size < 256 and (too_wide := found >= fmt.values.size).any():
         index = int(np.flatnonzero(too_wide)[0])
         raise AssertionError(f"{fmt} encoder: found {found[index]:#04x}, more than {fmt.bits} bits")
-    nan = np.isnan(fmt.values)
-    wrong = (found != expected) & ~(nan[found] & nan[expected])
+    wrong = differing(expected, found, fmt)
     if not wrong.any():
         return
     index = int(np.flatnonzero(wrong)[0])

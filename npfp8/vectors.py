@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import Array, Float64Array
 from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
 from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import encode, encode_bfloat16
 from npfp8.files import open_regular, replaced_file
 from npfp8.formats import FLOAT_FORMATS, FloatFormat
-from npfp8.mistakes import likely_mistake
+from npfp8.mistakes import differing, likely_mistake
 
 __all__ = [
     "MODES",
@@ -92,8 +93,8 @@ class Source(NamedTuple):
     bits: np.dtype[Any]
     infinity: int
     mantissa_bits: int
-    to_float: Callable[[Bits], npt.NDArray[Any]]
-    from_float64: Callable[[npt.NDArray[np.float64]], Bits]
+    to_float: Callable[[Bits], Array]
+    from_float64: Callable[[Float64Array], Bits]
     encode: Callable[[Bits, FloatFormat, bool, str], npt.NDArray[np.uint8]]
 
 
@@ -238,7 +239,7 @@ def make_vectors(fmt: FloatFormat, mode: str, source: str) -> Vectors:
 
 
 def _flags(
-    x: npt.NDArray[np.float64], codes: npt.NDArray[np.uint8], fmt: FloatFormat, rounding: str
+    x: Float64Array, codes: npt.NDArray[np.uint8], fmt: FloatFormat, rounding: str
 ) -> npt.NDArray[np.uint8]:
     values, magnitude = fmt.values[codes], np.abs(x)
     nan = np.isnan(x)
@@ -388,9 +389,7 @@ def check_results(results: Vectors) -> VectorReport:
             f"{right.codes[case]:02X}, found {results.inputs[case]:X} {results.codes[case]:02X}"
         )
     fmt, found = right.fmt, results.third
-    nan = np.zeros(256, bool)
-    nan[list(fmt.nan_codes)] = True
-    wrong = (found != right.codes) & ~(nan[found] & nan[right.codes])
+    wrong = differing(right.codes, found, fmt)
     if not wrong.any():
         return VectorReport(right.name, right.inputs.size, 0)
     case = int(np.flatnonzero(wrong)[0])

@@ -62,6 +62,7 @@ KINDS = {
     "XLMRoberta": SIZES,
     "Camembert": SIZES,
     "Electra": SIZES,
+    "Albert": SIZES,
 }
 HEADS = (
     "Model",
@@ -87,6 +88,7 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "hidden_dropout_prob": (0.0, 0.9),
     "attention_probs_dropout_prob": (0.0, 0.9),
     "classifier_dropout": (None, 0.5),
+    "classifier_dropout_prob": (0.9,),
     "dropout": (0.9,),
     "attention_dropout": (0.9,),
     "qa_dropout": (0.9,),
@@ -152,6 +154,8 @@ MAY_BE_REFUSED: dict[str, tuple[Any, ...]] = {
     "max_position_embeddings": (1, 2, 20, 40, 64, None, 32.0, ABSENT),
     "vocab_size": (WORDS - 1, WORDS + 1, 30522, 40.0, "40", None, ABSENT),
     "embedding_size": (8, 16, 128, None, ABSENT),
+    "num_hidden_groups": (1, 2, 3, 0, -1, 1.0, "1", True, None, ABSENT),
+    "inner_group_num": (1, 2, 0, None, ABSENT),
     "hidden_size": (8, 16, 32, 16.0, "16", None, ABSENT),
     "num_hidden_layers": (0, 1, 2, 3, 1.0, "1", True, None, ABSENT),
     "num_attention_heads": (1, 2, 3, 4, 8, 2.0, 0, -2, None, ABSENT),
@@ -171,7 +175,18 @@ MAY_BE_REFUSED: dict[str, tuple[Any, ...]] = {
     "attn_implementation": ("eager", "sdpa"),
     "model_type": (
         *("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert"),
-        *("xlm-roberta-xl", "bert-generation", "BERT", "", None, 1, ["bert"], ABSENT, ABSENT),
+        *(
+            "mobilebert",
+            "xlm-roberta-xl",
+            "bert-generation",
+            "BERT",
+            "",
+            None,
+            1,
+            ["bert"],
+            ABSENT,
+            ABSENT,
+        ),
     ),
 }
 
@@ -186,12 +201,13 @@ RELATED = {
     ),
     **dict.fromkeys(
         (*SIZES, *KINDS["DistilBert"], "embedding_size", "vocab_size", "type_vocab_size"),
-        ("by config.json", "missing"),
+        ("by config.json", "missing", "num_hidden_groups"),
     ),
+    "num_hidden_groups": ("by config.json", "missing"),
     "max_position_embeddings": ("by config.json",),
     "tie_word_embeddings": ("tensor 'cls.predictions", "tensor 'lm_head", "tensor 'vocab_proj"),
 }
-RELATED["tie_word_embeddings"] += ("tensor 'generator_lm_head",)
+RELATED["tie_word_embeddings"] += ("tensor 'generator_lm_head", "tensor 'predictions.decoder")
 RELATED["stored decoder"] = ("tie_word_embeddings",)
 
 #: What the class of a checkpoint may be called; ``{kind}`` is its own family.
@@ -200,7 +216,13 @@ CLASSES = (
     *("{kind}LMHeadModel", "{kind}ForCausalLM", "{kind}ForX", "{kind}PreTrainedModel"),
     *("BertModel", "RobertaModel", "DistilBertModel", "ElectraModel", "XLMRobertaModel"),
     *("RobertaForMaskedLM", "CamembertForSequenceClassification", "BertForMaskedLM"),
-    *("AlbertModel", "RobertaPreLayerNormModel", "BertGenerationEncoder", "HF_ColBERT"),
+    *(
+        "AlbertModel",
+        "MobileBertModel",
+        "RobertaPreLayerNormModel",
+        "BertGenerationEncoder",
+        "HF_ColBERT",
+    ),
     *("MyBertForSequenceClassification", "T5ForConditionalGeneration", "", "For", "Model"),
 )
 
@@ -332,8 +354,12 @@ class Peers:
                 sizes = (rng.choice((16, 32)), rng.choice((1, 2)), rng.choice((2, 4)), 24)
                 options = dict(zip(names, sizes, strict=True))
                 options |= {"vocab_size": WORDS, "max_position_embeddings": 32}
-                if kind == "Electra":
+                if kind in ("Electra", "Albert"):
                     options["embedding_size"] = rng.choice((8, sizes[0]))
+                if kind == "Albert":  # whose layers share their parameters
+                    layers = rng.choice((1, 2, 3, 5))
+                    groups = rng.choice((1, min(layers, 2)))
+                    options |= {"num_hidden_layers": layers, "num_hidden_groups": groups}
                 if kind in ("XLMRoberta", "Camembert"):
                     options |= {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
                 if head in ("ForSequenceClassification", "ForTokenClassification"):
@@ -453,8 +479,8 @@ def store_decoder(path: Path, rng: Rng) -> None:
     tensors = load_file(path)
     words = next(key for key in tensors if key.endswith("word_embeddings.weight"))
     names = {"bert": "cls.predictions.decoder", "distilbert": "vocab_projector"}
+    names |= {"electra": "generator_lm_head", "albert": "predictions.decoder"}
     name = names.get(words.partition(".")[0], "lm_head.decoder")
-    name = "generator_lm_head" if words.startswith("electra") else name
     other = np.random.default_rng(rng.getrandbits(32)).normal(0, 0.3, tensors[words].shape)
     same = rng.random() < 0.5
     tensors[f"{name}.weight"] = tensors[words].copy() if same else other.astype(np.float32)

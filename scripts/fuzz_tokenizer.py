@@ -70,6 +70,7 @@ TEXTS = [
     "[MASK] a [CLS] <mask>b <mask> c <s> </s>",
     "NEW Word new word Newword",
     "tab\tnew\nline\u00a0nbsp",
+    "``a film'' A ''the``",
     "the film a film the film a film the film a film",
 ]
 PAIRS = [*TEXTS[3:], *TEXTS[:3]]
@@ -85,11 +86,15 @@ CLASSES = {
     "roberta": "RobertaTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",
     "camembert": "CamembertTokenizer",
+    "albert": "AlbertTokenizer",
 }
 
 
 #: What CamemBERT's vocabulary begins with.
 CAMEMBERT = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
+
+#: What ALBERT's vocabulary begins with, in which the unknown token is the second.
+ALBERT = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
 
 
 @cache
@@ -121,26 +126,31 @@ def character_map() -> bytes:
 
 @cache
 def unigram(model_type: str) -> str:
-    """The tokenizer.json of a Unigram model with XLM-R's or CamemBERT's special tokens."""
-    first = CAMEMBERT if model_type == "camembert" else ROBERTA[:4]
-    pieces = ["\u2581", "a", "\u2581a", "\u2581film", "the", "\u2581the", *"bcdefhiklmnorstuy"]
+    """The tokenizer.json of a Unigram model with XLM-R's, CamemBERT's or ALBERT's tokens."""
+    albert = model_type == "albert"
+    first = {"camembert": CAMEMBERT, "albert": ALBERT}.get(model_type, ROBERTA[:4])
+    cls, sep, mask = ("[CLS]", "[SEP]", "[MASK]") if albert else ("<s>", "</s>", "<mask>")
+    pieces = ["\u2581", "a", "\u2581a", "\u2581film", "the", "\u2581the", *"bcdefhiklmnorstuy", '"']
     vocabulary = [(token, 0.0) for token in first]
     vocabulary += [(piece, -2.0 - 0.1 * number) for number, piece in enumerate(pieces)]
-    vocabulary += [("<mask>", 0.0)]
-    made = tokenizers.Tokenizer(models.Unigram(vocabulary, 3, False))
+    vocabulary += [] if albert else [(mask, 0.0)]
+    made = tokenizers.Tokenizer(models.Unigram(vocabulary, first.index("<unk>"), False))
+    quotes = [normalizers.Replace(quote, '"') for quote in ("``", "''")]
+    case = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
     spaces = normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
-    made.normalizer = normalizers.Sequence([normalizers.Precompiled(character_map()), spaces])
+    parts = [normalizers.Precompiled(character_map()), spaces]
+    made.normalizer = normalizers.Sequence([*quotes, *case, *parts] if albert else parts)
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
     )
     made.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[(token, first.index(token)) for token in ("<s>", "</s>")],
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1" if albert else "<s> $A </s> </s> $B </s>",
+        special_tokens=[(token, first.index(token)) for token in (cls, sep)],
     )
     added = [
-        tokenizers.AddedToken(token, lstrip=token == "<mask>", normalized=False)
-        for token in (*first, "<mask>")
+        tokenizers.AddedToken(token, lstrip=token == mask, normalized=False)
+        for token in dict.fromkeys((*first, mask))
     ]
     made.add_special_tokens(added)
     return str(made.to_str())
@@ -258,9 +268,11 @@ class Folder:
             "num_attention_heads": 2,
             "intermediate_size": 8,
             "max_position_embeddings": 130,
-            "type_vocab_size": 1 if not self.words else 2,
-            "pad_token_id": 0 if self.words else 1,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
         }
+        if self.words or self.model_type == "albert":
+            config |= {"type_vocab_size": 2, "pad_token_id": 0}
         if self.model_type == "distilbert":
             config |= {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
         write(folder / "config.json", config | self.config)
@@ -282,16 +294,28 @@ def named(model_type: str) -> Json:
     if model_type in ("bert", "distilbert", "electra"):
         names = ("pad", "unk", "cls", "sep", "mask")
         return {f"{name}_token": f"[{name.upper()}]" for name in names}
+    if model_type == "albert":
+        tokens = {"bos": "[CLS]", "eos": "[SEP]", "sep": "[SEP]", "cls": "[CLS]"}
+        tokens |= {"pad": "<pad>", "unk": "<unk>", "mask": "[MASK]"}
+        return {f"{name}_token": token for name, token in tokens.items()}
     tokens = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>"}
     tokens |= {name: f"<{name}>" for name in ("pad", "unk", "mask")}
     return {f"{name}_token": token for name, token in tokens.items()}
+
+
+#: The keys of a class that versions 4 and 5 write.
+WRITTEN: dict[str, Json] = {
+    "bert": {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
+    "albert": {"do_lower_case": True, "keep_accents": False, "remove_space": True},
+    "roberta": {"add_prefix_space": False, "trim_offsets": True, "errors": "replace"},
+}
 
 
 def as_written(folder: Folder) -> None:
     """A folder as a version of transformers writes it."""
     folder.ours = True
     version = folder.generator.choice([2, 3, 4, 5])
-    if version in (2, 3) and folder.model_type in ("xlm-roberta", "camembert"):
+    if version in (2, 3) and folder.model_type in ("xlm-roberta", "camembert", "albert"):
         folder.model_type = "bert"  # theirs had SentencePiece's file only
     folder.vocabulary(version >= 4, version < 5)
     tokens = ["[E1]", "[/E1]"] if folder.chance(0.5) else []
@@ -315,18 +339,7 @@ def as_written(folder: Folder) -> None:
             "model_max_length": folder.generator.choice([128, 512, int(1e30)]),
             "clean_up_tokenization_spaces": True,
         }
-        if folder.words:
-            folder.settings |= {
-                "do_lower_case": True,
-                "strip_accents": None,
-                "tokenize_chinese_chars": True,
-            }
-        elif folder.model_type == "roberta":
-            folder.settings |= {
-                "add_prefix_space": False,
-                "trim_offsets": True,
-                "errors": "replace",
-            }
+        folder.settings |= WRITTEN.get("bert" if folder.words else folder.model_type, {})
     if version == 4:
         added = folder.serialized["added_tokens"]
         if folder.chance(0.7):
@@ -362,6 +375,8 @@ def as_written(folder: Folder) -> None:
 KEYS: dict[str, list[Any]] = {
     "do_lower_case": [True, False, "yes", None],
     "strip_accents": [True, False, None],
+    "keep_accents": [True, False],
+    "remove_space": [True, False],
     "tokenize_chinese_chars": [True, False],
     "add_prefix_space": [True, False],
     "trim_offsets": [True, False],
@@ -479,7 +494,8 @@ def change_serialized(folder: Folder) -> None:
         change_unigram(folder)
     if chance(0.1):
         raw["added_tokens"] = [one for one in raw["added_tokens"] if one["content"] != "<mask>"]
-    if not (folder.words or folder.settings or folder.map or folder.added or folder.config):
+    checked = folder.words or folder.model_type == "albert"
+    if not (checked or folder.settings or folder.map or folder.added or folder.config):
         # The one deviation: without other files, tokenizer.json is taken as it is.
         folder.settings["tokenizer_class"] = CLASSES[folder.model_type]
 
@@ -487,13 +503,18 @@ def change_serialized(folder: Folder) -> None:
 def change_unigram(folder: Folder) -> None:
     """The components that versions of transformers have written, and others."""
     raw, choose, chance = folder.serialized, folder.generator.choice, folder.chance
-    characters, spaces = json.loads(unigram(folder.model_type))["normalizer"]["normalizers"]
+    parts = json.loads(unigram(folder.model_type))["normalizer"]["normalizers"]
+    *first, characters, spaces = parts
+    unknown = raw["model"]["unk_id"]
     pieces = raw["pre_tokenizer"]["pretokenizers"][1]
     ends = {"type": "Strip", "strip_left": False, "strip_right": True}
     if chance(0.3):
         raw["normalizer"] = choose([characters, spaces, None])
+        if first and chance(0.8):  # ALBERT's, one or two of them left out
+            left = [part for part in parts if part not in folder.generator.sample(parts, 2)]
+            raw["normalizer"] = {"type": "Sequence", "normalizers": choose([parts[:-1], left])}
     elif chance(0.3):  # as of 4.40
-        parts = [characters, ends, {**spaces, "content": "\u2581"}]
+        parts = [*first, characters, ends, {**spaces, "content": "\u2581"}]
         raw["normalizer"] = {"type": "Sequence", "normalizers": parts}
         raw["pre_tokenizer"] = pieces
     elif chance(0.1):
@@ -501,16 +522,18 @@ def change_unigram(folder: Folder) -> None:
     if chance(0.1):
         number = choose([0, 1, 3])
         vocabulary = raw["model"]["vocab"]
-        vocabulary[number], vocabulary[3] = vocabulary[3], vocabulary[number]
+        vocabulary[number], vocabulary[unknown] = vocabulary[unknown], vocabulary[number]
         raw["model"]["unk_id"] = number
         for token in raw["added_tokens"]:
-            token["id"] = {number: 3, 3: number}.get(token["id"], token["id"])
+            token["id"] = {number: unknown, unknown: number}.get(token["id"], token["id"])
 
 
 def peer_of(folder: Path) -> Callable[..., list[tuple[list[int], list[int]]]] | None:
     """The tokenizer of transformers: ids and types of inputs; None if it cannot load the folder."""
     options = {}
     texts = [path.read_text("utf-8") for path in sorted(folder.glob("*tok*.json"))]
+    if any('"added_tokens_decoder"' in text for text in texts):
+        texts = texts[-1:]  # of tokenizer_config.json, beside which the others are not read
     explicit = re.search(r'"mask_token": [{n]', "".join(texts))
     serialized = (folder / "tokenizer.json").is_file()
     if (folder / "vocab.json").is_file() and not serialized and not explicit:
@@ -567,7 +590,7 @@ def compare(folder: Path, model_type: str) -> tuple[str, str]:
                     return "no peer", str(error)
                 for number, right in enumerate(expected):
                     pair = None if pairs is None else pairs[number]
-                    typed = model_type in ("bert", "electra")
+                    typed = model_type in ("bert", "electra", "albert")
                     found = check(tokenizer, TEXTS[number], pair, length, right, typed)
                     refused = found or refused
     return "equal", refused

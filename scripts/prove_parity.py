@@ -58,6 +58,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta-large": ("Roberta", _LARGE | _ROBERTA),
     "electra-base": ("Electra", _BASE | {"embedding_size": 768}),
     "electra-small": ("Electra", {}),
+    "albert-base": ("Albert", _BASE),
 }
 
 HEADS = (

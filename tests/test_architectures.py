@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ from bert_numpy import (
 from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.engines.golden import GoldenEngine
+from bert_numpy.kit import verify
+from bert_numpy.kit.export import make_kit
+from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.model.architectures import ARCHITECTURES
 from bert_numpy.model.sites import (
     expected_shapes,
@@ -69,6 +73,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "XLMRoberta": ("xlm-roberta", _SIZES | {"type_vocab_size": 1, "pad_token_id": 5}),
     "Camembert": ("camembert", _SIZES | {"type_vocab_size": 1}),
     "Electra": ("electra", _SIZES | {"embedding_size": 12}),
+    "Albert": (
+        "albert",
+        _SIZES | {"embedding_size": 12, "num_hidden_layers": 3, "num_hidden_groups": 2},
+    ),
 }
 
 HEADS = {
@@ -82,11 +90,17 @@ HEADS = {
     "ForPreTraining": "pre-training",
 }
 
+#: Where a class of the same name as BERT's is another head.
+OTHER_HEADS = {
+    ("Electra", "ForPreTraining"): "replaced token detection",
+    ("Albert", "ForPreTraining"): "sentence order pre-training",
+}
+
 CASES = [
     (kind, head)
     for kind in KINDS
     for head in HEADS
-    if (kind, head) == ("Electra", "ForPreTraining")
+    if (kind, head) in OTHER_HEADS
     or head not in ("ForNextSentencePrediction", "ForPreTraining")
     or kind == "Bert"
 ]
@@ -203,14 +217,13 @@ def test_padding_of_the_model(case: Case) -> None:
 def test_description(case: Case) -> None:
     config = case.model.config
     assert (config.model_type, config.architecture) == (KINDS[case.kind][0], case.kind + case.head)
-    electra_pre_training = (case.kind, case.head) == ("Electra", "ForPreTraining")
-    expected = "replaced token detection" if electra_pre_training else HEADS[case.head]
-    assert config.head.name == expected
+    assert config.head.name == OTHER_HEADS.get((case.kind, case.head), HEADS[case.head])
     if case.head.startswith("For"):
         assert config.description.class_of(config.head.name) == config.architecture
     peer = case.peer.config
     assert config.hidden_size == peer.hidden_size
-    assert (config.num_hidden_layers, config.num_attention_heads) == (2, 3)
+    assert config.num_hidden_layers == peer.num_hidden_layers
+    assert config.num_attention_heads == 3
     assert config.pad_token_id == peer.pad_token_id
     assert config.labels == tuple(peer.id2label.values())
     longest = LONGEST + 2
@@ -305,7 +318,7 @@ def test_quantized_checkpoint_in_transformers(
             *_, stored = config.description.stored_names(key, config.head)
             assert_same_bits(theirs[prefix + stored], weight.dequantize())
             quantized += 1
-    assert quantized == 6 * config.num_hidden_layers
+    assert quantized == 6 * (config.num_hidden_groups or config.num_hidden_layers)
 
 
 def test_sites_are_what_an_engine_sees(case: Case) -> None:
@@ -316,11 +329,17 @@ def test_sites_are_what_an_engine_sees(case: Case) -> None:
     assert [site.name for site in sites] == model_sites(case.model)
     layers = [site for site in sites if site.layer is not None]
     kinds = ["linear"] * 3 + ["scores", "context"] + ["linear"] * 3
+    # The layers that share parameters share their names: of each the first.
+    config = case.model.config
+    first = {config.parameters_of(i): i for i in reversed(range(config.num_hidden_layers))}
+    assert sorted(first) == [0, 1]
     assert [(site.layer, site.kind) for site in layers] == [
-        (layer, kind) for layer in range(2) for kind in kinds
+        (first[number], kind) for number in range(2) for kind in kinds
     ]
     for site in sites:
-        assert replace(site_named(site.name), outputs=site.outputs) == site
+        named = site_named(site.name)
+        layer = None if named.layer is None else first[named.layer]
+        assert named._replace(outputs=site.outputs, layer=layer) == site
         together = sites_of_input(case.model, site)
         assert site in together
         assert len(together) == (3 if ".self." in site.name else 1)
@@ -369,7 +388,7 @@ def test_e4m3(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", ["gelu_new", "relu", "silu"])
-@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Roberta", "Electra"])
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Roberta", "Electra", "Albert"])
 def test_activations(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, name: str
 ) -> None:
@@ -421,7 +440,10 @@ def test_untied_decoder(torch: Any, quiet_transformers: Any, tmp_path: Path, kin
         load(tmp_path)
 
 
-TIED_HEADS = [*((kind, "ForMaskedLM") for kind in KINDS), ("Bert", "ForPreTraining")]
+TIED_HEADS = [
+    *((kind, "ForMaskedLM") for kind in KINDS),
+    *((kind, "ForPreTraining") for kind in ("Bert", "Albert")),
+]
 
 
 @pytest.mark.parametrize(("kind", "head"), TIED_HEADS)
@@ -527,6 +549,7 @@ def test_other_names(case: Case, tmp_path: Path) -> None:
         "Bert": "cls.predictions.decoder",
         "DistilBert": "vocab_projector",
         "Electra": "generator_lm_head",
+        "Albert": "predictions.decoder",
     }.get(case.kind, "lm_head.decoder")
     words = next(x for name, x in tensors.items() if name.endswith("word_embeddings.weight"))
     more = {
@@ -663,6 +686,150 @@ def test_every_model_type_is_tested() -> None:
     assert {model_type for model_type, _ in KINDS.values()} == ARCHITECTURES.keys()
 
 
+# Layers that share their parameters
+
+
+ALBERT_HEADS = [head for kind, head in CASES if kind == "Albert"]
+
+#: More layers than divide among the groups; one group; embeddings as large as hidden states.
+ALBERTS: dict[str, dict[str, Any]] = {
+    "5 layers": {"num_hidden_layers": 5},
+    "one group": {"num_hidden_groups": 1},
+    "large embeddings": {"num_hidden_groups": 1, "num_hidden_layers": 2, "embedding_size": 24},
+}
+
+
+def albert(
+    torch: Any, transformers: Any, folder: Path, head: str = "Model", **options: Any
+) -> Case:
+    saved(transformers, torch, folder, "Albert", head, **options)
+    return Case("Albert", head, folder, torch, transformers)
+
+
+@pytest.mark.parametrize("head", ALBERT_HEADS)
+@pytest.mark.parametrize("name", ALBERTS)
+def test_other_alberts(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, head: str, name: str
+) -> None:
+    case = albert(torch, quiet_transformers, tmp_path / "a", head, **ALBERTS[name])
+    test_outputs(case)
+    test_names_and_shapes(case)
+    test_parameters_are_held_once(case)
+    test_golden_float32_is_close(case)
+    test_quantized_checkpoint(case, "e4m3", tmp_path)
+
+
+def test_groups_of_layers(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """Which layer has which parameters: as transformers takes its groups, for any numbers."""
+    base = load(saved(quiet_transformers, torch, tmp_path, "Albert", "Model")).config
+    small = {"hidden_size": 2, "embedding_size": 2, "num_attention_heads": 1}
+    small |= {"intermediate_size": 2, "vocab_size": 2, "max_position_embeddings": 2}
+    pairs = [(n, groups) for n in range(1, 25) for groups in range(1, n + 1)]
+    seen: list[int] = []
+
+    class Noted(torch.nn.Module):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        def forward(self, hidden: Any, *_: Any, **__: Any) -> Any:
+            seen.append(self.number)
+            # Version 4 takes the first of a tuple.
+            return (hidden,) if quiet_transformers.__version__ < "5" else hidden
+
+    made = quiet_transformers.AlbertModel(quiet_transformers.AlbertConfig(**small)).encoder
+    for layers, groups in pairs:
+        made.config.num_hidden_layers, made.config.num_hidden_groups = layers, groups
+        made.albert_layer_groups = torch.nn.ModuleList(map(Noted, range(groups)))
+        seen.clear()
+        made(torch.zeros(1, 1, 2), head_mask=[None] * layers)
+        config = replace(base, num_hidden_layers=layers, num_hidden_groups=groups)
+        assert [config.parameters_of(layer) for layer in range(layers)] == seen
+        assert len(set(seen)) == groups
+
+
+def test_shared_weights_are_held_once(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """However many layers there are: in float32, and quantized."""
+    case = albert(torch, quiet_transformers, tmp_path / "a", num_hidden_groups=1)
+    more = load(with_config(tmp_path / "a", tmp_path / "b", num_hidden_layers=7))
+    assert list(more.weights) == list(case.model.weights)
+    assert more.weight_bytes == case.model.weight_bytes
+    assert model_sites(more) == model_sites(case.model)
+    sizes = set()
+    for model in (case.model, more):
+        made = apply_recipe(model, PRESETS["e4m3"], calibrate(model, [some_batch(case)]))
+        assert sum(isinstance(x, QuantizedTensor) for x in made.weights.values()) == 6
+        sizes.add(made.weight_bytes)
+    assert len(sizes) == 1
+    assert sizes.pop() < case.model.weight_bytes
+
+
+def test_a_calibration_sees_every_pass(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """One scale for all the layers that share a site, of what all of them multiply."""
+    case = albert(torch, quiet_transformers, tmp_path)
+    batch = some_batch(case)
+    seen: dict[str, list[np.ndarray]] = {}
+    noted(case.model, lambda site, a, *_: seen.setdefault(site, []).append(a))(**batch)
+    found = calibrate(case.model, [batch])
+    of_later_layers = 0
+    for site in model_sites(case.model):
+        passes = seen[site]
+        statistics = found.operands[f"{site}:a"]
+        low = min(0.0, *(float(x.min()) for x in passes))
+        high = max(0.0, *(float(x.max()) for x in passes))
+        assert (statistics.low, statistics.high) == (low, high)
+        assert statistics.counts.sum() == sum(x.size for x in passes)
+        if site in found.channels:
+            rows = np.concatenate([x.reshape(-1, x.shape[-1]) for x in passes])
+            np.testing.assert_array_equal(found.channels[site], np.abs(rows).max(axis=0))
+        if site.startswith("encoder.layer.0."):
+            of_later_layers += (low, high) != (
+                min(0.0, float(passes[0].min())),
+                max(0.0, float(passes[0].max())),
+            )
+    assert of_later_layers
+
+
+def test_overrides_of_shared_layers(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """A pattern names parameters, and so all the layers that have them."""
+    case = albert(torch, quiet_transformers, tmp_path)
+    batch = some_batch(case)
+    layer = PRESETS["e4m3"].linear
+    recipe = replace(PRESETS["fp32"], overrides=(("encoder.layer.1.*.dense", layer),))
+    model = apply_recipe(case.model, recipe, calibrate(case.model, [batch]))
+    quantized = {name for name, x in model.weights.items() if isinstance(x, QuantizedTensor)}
+    names = ("attention.output", "intermediate", "output")
+    assert quantized == {f"encoder.layer.1.{name}.dense.weight" for name in names}
+    assert {name.rpartition(":")[0] for name in model(**batch).counts} == {
+        name.removesuffix(".weight") for name in quantized
+    }
+
+
+def test_kit_of_shared_layers(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
+    """Each layer is in it, the later ones by their numbers; its own arithmetic agrees."""
+    case = albert(torch, quiet_transformers, tmp_path, "ForPreTraining", num_hidden_groups=1)
+    ids = {"input_ids": np.array([[2, 7, 9, 3]])}
+    for name in ("e4m3", "int8-token"):
+        calibration = calibrate(case.model, [ids], golden=True)
+        model = apply_recipe(case.model, PRESETS[name], calibration, golden=True)
+        kit = make_kit(("layer", "model"), model, {}, [ids])
+        sop = model(**ids).sop_logits
+        assert kit.arrays["model/0/sop_logits"].tobytes() == sop.tobytes()
+        found = {
+            key: OPERATIONS[tensor.operation](kit.inputs(key), tensor.attributes)
+            for key, tensor in kit.tensors.items()
+            if tensor.operation != "given"
+        }
+        assert verify(kit, found).passed
+        site = "encoder.layer.0.intermediate.dense"
+        for layer in ("", "@1", "@2"):
+            (result,) = (key for key in kit.arrays if f"{site}{layer}/product" in key)
+            wrong = kit.arrays[result].copy()
+            wrong.flat[0] += 1
+            assert not verify(kit, {result: wrong}).passed
+        assert not any(f"{site}@3" in key for key in kit.arrays)
+
+
 # Real checkpoints
 
 
@@ -751,7 +918,7 @@ POOLINGS = {
 
 @pytest.mark.parametrize("normalize", [True, False], ids=["normalized", "plain"])
 @pytest.mark.parametrize("mode", POOLINGS)
-@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "XLMRoberta"])
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "XLMRoberta", "Albert"])
 def test_sentence_embeddings(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, mode: str, normalize: bool
 ) -> None:
@@ -955,6 +1122,116 @@ def test_unigram(quiet_transformers: Any, unigram: Path) -> None:
         sep_token="</s>",
     )
     check_tokenizer(unigram, peer)
+
+
+def albert_tokenizer(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a folder with a tokenizer.json as ALBERT's, and return its description."""
+    folder.mkdir(exist_ok=True)
+    trained = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    parts = [tokenizers.normalizers.Replace(quote, '"') for quote in ("``", "''")]
+    if not settings.get("keep_accents", False):
+        parts += [tokenizers.normalizers.NFKD(), tokenizers.normalizers.StripAccents()]
+    if settings.get("do_lower_case", True):
+        parts += [tokenizers.normalizers.Lowercase()]
+    spaces = tokenizers.normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
+    trained.normalizer = tokenizers.normalizers.Sequence([*parts, spaces])
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Metaspace()]
+    )
+    special = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    trained.train_from_iterator(CORPUS, trainer)
+    trained.add_special_tokens([tokenizers.AddedToken("[MASK]", lstrip=True, special=True)])
+    trained.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    trained.save(str(folder / "tokenizer.json"))
+    size = trained.get_vocab_size()
+    own = {"model_type": "albert", "type_vocab_size": 2, "pad_token_id": 0}
+    write_config(folder, size, max_position_embeddings=130, **own)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    description: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())
+    return description
+
+
+INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
+QUOTED = [*HARD_TEXTS, "``A man'' is ``eating food.", "D\u00c9J\u00c0 Vu [MASK] caf\u00e9", "[CLS]"]
+
+
+@pytest.mark.parametrize("accents", [{}, {"keep_accents": True}], ids=str)
+@pytest.mark.parametrize("case", [{}, {"do_lower_case": False}], ids=str)
+def test_alberts_tokenizer(
+    quiet_transformers: Any, tmp_path: Path, accents: dict[str, Any], case: dict[str, Any]
+) -> None:
+    """As the file is, as transformers saves it, and with its name in no file."""
+    settings = {"tokenizer_class": "AlbertTokenizer", **accents, **case}
+    typed = {"model_input_names": INPUTS}
+    albert_tokenizer(tmp_path / "a", settings | typed)
+    peer = quiet_transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert type(peer).__name__.startswith("AlbertTokenizer")
+    assert (peer.pad_token_id, peer.mask_token_id) == (0, 4)
+    peer.save_pretrained(tmp_path / "b")
+    shutil.copy(tmp_path / "a" / "config.json", tmp_path / "b")
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "c" / "tokenizer_config.json").write_text(json.dumps(settings))
+    if not (accents or case):
+        (tmp_path / "c" / "tokenizer_config.json").unlink()
+    for name in "abc":
+        tokenizer = load_tokenizer(tmp_path / name)
+        assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (0, 4)
+        expected = peer(QUOTED)["input_ids"]
+        assert [list(one.input_ids) for one in tokenizer.encode(QUOTED)] == expected
+    tokenizer = load_tokenizer(tmp_path / "a")
+    expected = peer(QUOTED, QUOTED[::-1])
+    found = tokenizer.encode(QUOTED, QUOTED[::-1])
+    assert [list(one.input_ids) for one in found] == expected["input_ids"]
+    assert [list(one.token_type_ids) for one in found] == expected["token_type_ids"]
+    assert any(any(types) for types in expected["token_type_ids"])
+    with pytest.raises(BertNumpyError, match="key 'model_input_names': expected a list beside Alb"):
+        load_tokenizer(tmp_path / "c").encode(["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        ({"do_lower_case": False}, None, "key 'normalizer': expected Replace, Replace, NFKD, "),
+        ({"keep_accents": True}, None, "'normalizer': expected Replace, Replace, Lowercase, Preco"),
+        ({"keep_accents": 1}, None, "key 'keep_accents': expected true or false, found 1"),
+        ({"add_prefix_space": False}, None, "key 'add_prefix_space': expected true, or no such"),
+        ({}, {"normalizer": None}, "key 'normalizer': expected Replace, Replace, NFKD, "),
+        ({}, {"normalizer": {"type": "NFKD"}}, "key 'normalizer': expected Replace, Replace, "),
+        ({}, {"pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581"}}, "pre_tokenizer"),
+        ({}, {"post_processor": None}, r"expected \[CLS\] \$A \[SEP\] \$B \[SEP\] "),
+        ({"unk_token": "a"}, None, "key 'model.unk_id': expected the id of 'a', found 1"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_not_alberts_tokenizer(
+    tmp_path: Path, settings: dict[str, Any], change: Any, message: str, named: bool
+) -> None:
+    """It may have no other components than the class has, whoever names the class."""
+    raw = albert_tokenizer(tmp_path, {})
+    if named:
+        settings = settings | {"tokenizer_class": "AlbertTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    if not settings:
+        (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw | (change or {})))
+    with pytest.raises(BertNumpyError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_spaces_that_are_joined_in_alberts_tokenizer(tmp_path: Path) -> None:
+    """Only by a space, before which words are split anyway."""
+    raw = albert_tokenizer(tmp_path, {})
+    raw["normalizer"]["normalizers"][-1]["content"] = "\u2581"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(BertNumpyError, match="key 'normalizer': expected Replace, Replace, NFKD"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["byte_level", "unigram"])

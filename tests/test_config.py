@@ -105,6 +105,45 @@ def test_defaults_against_transformers(tmp_path: Path, transformers: Any) -> Non
     assert config.labels == tuple(peer.id2label.values())
 
 
+ALBERT = {"model_type": "albert", "architectures": ["AlbertModel"]}
+
+
+def test_alberts_defaults_against_transformers(tmp_path: Path, transformers: Any) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(ALBERT | {key: CONFIG[key] for key in REQUIRED}))
+    config, peer = read_config(path), transformers.AlbertConfig()
+    optional = ("hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps")
+    for key in (*optional, "embedding_size", "num_hidden_groups", "pad_token_id"):
+        assert getattr(config, key) == getattr(peer, key), key
+    assert peer.inner_group_num == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("inner_group_num", 2, "expected 1, found 2"),
+        ("inner_group_num", None, "expected 1, found None"),
+        ("num_hidden_groups", 3, "expected at most num_hidden_layers, 2, found 3"),
+        ("num_hidden_groups", 0, "expected at least 1, found 0"),
+        ("num_hidden_groups", 1.0, "expected int, found 1.0"),
+        ("num_hidden_groups", None, "expected int, found nothing"),
+        ("num_hidden_layers", 1001, "expected at most 1000, found 1001"),
+        ("embedding_size", 0, "expected at least 1, found 0"),
+    ],
+)
+def test_alberts_keys(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    path = write(tmp_path, **ALBERT, **{key: value})
+    assert refusal(path) == f"{path}: key {key!r}: {message}"
+    if key != "num_hidden_layers" and key != "embedding_size":
+        others = {"architectures": ["BertModel"]}
+        assert read_config(write(tmp_path, **others, **{key: value})).num_hidden_groups == 0
+
+
+def test_as_many_layers_as_a_model_with_shared_ones_may_have(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, **ALBERT, num_hidden_layers=1000, num_hidden_groups=1000))
+    assert [config.parameters_of(layer) for layer in range(1000)] == list(range(1000))
+
+
 @pytest.mark.parametrize(
     "architectures",
     [
@@ -149,6 +188,8 @@ INFERRED = {
     "XLMRobertaForTokenClassification": "xlm-roberta",
     "CamembertForCausalLM": "camembert",
     "ElectraForPreTraining": "electra",
+    "AlbertForPreTraining": "albert",
+    "AlbertModel": "albert",
 }
 
 #: The keys of every model type, under all of their names.
@@ -166,7 +207,12 @@ def test_model_type_of_a_class(tmp_path: Path, name: str, expected: str) -> None
 @pytest.mark.parametrize(
     "name",
     [
-        *("AlbertModel", "RobertaPreLayerNormForMaskedLM", "BertGenerationEncoder", "HF_ColBERT"),
+        *(
+            "MobileBertModel",
+            "RobertaPreLayerNormForMaskedLM",
+            "BertGenerationEncoder",
+            "HF_ColBERT",
+        ),
         *("MyBertForMaskedLM", "ForMaskedLM", "MPNetModel", "XLMRobertaXLModel", "RoBERTaModel"),
     ],
 )
@@ -208,6 +254,7 @@ def test_neither_model_type_nor_class(
         ("roberta", "RobertaPreLayerNormModel", "RobertaModel or RobertaFor..."),
         ("distilbert", "BertForMaskedLM", "DistilBertModel or DistilBertFor..."),
         ("electra", "BertForMaskedLM", "ElectraModel or ElectraFor..."),
+        ("albert", "BertForMaskedLM", "AlbertModel or AlbertFor..."),
         ("xlm-roberta", "XLMRobertaXLModel", "XLMRobertaModel or XLMRobertaFor..."),
     ],
 )
@@ -359,7 +406,7 @@ def test_what_is_not_computed(tmp_path: Path, key: str, value: Any, expected: An
 def test_other_model_types(tmp_path: Path, value: Any) -> None:
     message = refusal(write(tmp_path, model_type=value))
     found = "nothing" if value is None else repr(value)
-    expected = "bert, distilbert, roberta, xlm-roberta, camembert, electra"
+    expected = "bert, distilbert, roberta, xlm-roberta, camembert, electra, albert"
     assert message.endswith(f"key 'model_type': expected one of {expected}, found {found}")
 
 
@@ -434,7 +481,7 @@ def test_other_names_of_distilberts_keys(tmp_path: Path, name: str, alias: str) 
     assert read_config(path) == expected  # these two are not in the map
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "electra", "albert"])
 def test_distilberts_keys_mean_nothing_to_others(tmp_path: Path, model_type: str) -> None:
     given = {"model_type": model_type, "architectures": None, "embedding_size": 16}
     expected = read_config(write(tmp_path, **given))

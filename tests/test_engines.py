@@ -26,7 +26,8 @@ from bert_numpy.engines.functions import ACTIVATIONS, gelu
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.engines.shape import ShapeEngine
 from bert_numpy.kit.recording import RecordingEngine
-from bert_numpy.model.model import EngineOf
+from bert_numpy.model.encoder import Pass, linears
+from bert_numpy.model.model import EngineOf, batch_of
 from bert_numpy.model.sites import model_sites, site_named
 from bert_numpy.quantization import engine as quantized_engine
 from bert_numpy.quantization.engine import engine_of
@@ -644,8 +645,11 @@ def test_an_error_in_one_of_several_layers_names_it(engine: EngineOf, which: int
     weights, site = qkv_weights(), QKV[which].name
     weights[f"{site}.weight"] = weights[f"{site}.weight"][:, 1:]  # which fits no input
     x = np.ones((4, 8), np.float32)
+    config = load("bert-tiny-sst2").config
+    batch = batch_of(config, [[1] * 4])
+    run = Pass(config, engine(weights, batch), batch)
     with pytest.raises(BertNumpyError, match=f"^{site}: "):
-        engine_for(engine, weights, [[1] * 4]).linears(QKV, x)
+        linears(run, QKV, x)
 
 
 @pytest.mark.parametrize("golden", [False, True])
@@ -672,12 +676,12 @@ def test_one_input_of_one_scale_is_quantized_once(
     ):
         made.clear()
         engine = engine_for(engine_of(INT8, plans, golden), weights, [[1] * 4])
-        results[name] = engine.linears(QKV, x)
+        results[name] = list(engine.linears(QKV, x))
         assert made == [float(scale) for scale in expected], name
         counts = engine.counted()
         assert list(counts) == [f"{site.name}:a" for site in QKV]
         assert {count.elements for count in counts.values()} == {x.size}
-        alone = [engine.linears([site], x)[0] for site in QKV]
+        alone = [y for site in QKV for y in engine.linears([site], x)]
         for y, same in zip(results[name], alone, strict=True):
             np.testing.assert_array_equal(y, same)
     for first, last in zip(results["one scale"][:2], results["another for V"][:2], strict=True):

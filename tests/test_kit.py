@@ -308,7 +308,7 @@ def test_no_cause_is_made_up(kit):
 def test_a_defect_that_explains_only_some_is_not_given(kit):
     name = "codec/E4M3FN/nearest-saturating"
     codes = next(d for d in DEFECTS if d.name == "truncation").operations["encode"](
-        kit.inputs(name), kit.tensors[name].attributes, None
+        kit.inputs(name), kit.tensors[name].attributes
     )
     assert verify(kit, {name: codes}).first.causes == ("truncation",)
     codes[np.flatnonzero(codes == 0x31)[0]] ^= 2

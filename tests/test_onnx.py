@@ -258,6 +258,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "XLMRoberta": ("xlm-roberta", _SIZES | {"type_vocab_size": 1, "pad_token_id": 5}),
     "Camembert": ("camembert", _SIZES | {"type_vocab_size": 1}),
     "Electra": ("electra", _SIZES | {"embedding_size": 12}),
+    "Albert": (
+        "albert",
+        _SIZES | {"embedding_size": 12, "num_hidden_layers": 3, "num_hidden_groups": 2},
+    ),
 }
 
 HEADS_OF_ALL = (
@@ -283,6 +287,7 @@ CASES = [
     *((kind, head) for kind in KINDS for head in (*HEADS_OF_ALL, *ENCODERS)),
     *(("Bert", head) for head in ("ForNextSentencePrediction", "ForPreTraining")),
     *(("Bert", "ForPreTraining-untied"), ("Electra", "ForPreTraining")),
+    *(("Albert", head) for head in ("ForPreTraining", "ForPreTraining-untied")),
 ]
 
 

@@ -228,7 +228,6 @@ def test_a_folder_to_make_is_not_the_working_one(
         (f"quantize model q {TASK} --format int8-smooth", "expected no migration"),
         ("export-onnx model x --format int8-outliers --calibration-data data/dev.tsv", "in ONNX"),
         (f"export-onnx model x --format int8-outliers {TASK}", "expected no outlier_threshold"),
-        ("export-onnx pooled x --format e4m3 --calibration-data data/dev.tsv", "with a pooling"),
     ],
 )
 def test_what_no_file_can_say_is_refused_before_the_calibration(
@@ -241,14 +240,6 @@ def test_what_no_file_can_say_is_refused_before_the_calibration(
 
     for name in ("with_calibration", "calibrated_on_sentences", "results_of"):
         monkeypatch.setattr(f"bert_numpy.commands.quantize.{name}", worked)
-    shutil.copytree("model", "pooled")
-    config = json.loads(Path("model/config.json").read_text()) | {"architectures": ["BertModel"]}
-    Path("pooled/config.json").write_text(json.dumps(config))
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    listed = [{"type": f"sentence_transformers.models.{x}", "path": path} for x, path in modules]
-    Path("pooled/modules.json").write_text(json.dumps(listed))
-    Path("pooled/1_Pooling").mkdir()
-    Path("pooled/1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
     assert message in error_of(capsys, line)
     assert not os.path.lexists("q")
     assert not os.path.lexists("x")

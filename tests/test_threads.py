@@ -12,7 +12,7 @@ from watching import noted
 import bert_numpy
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.evaluation.evaluate import batches, outputs, predict_logits
-from bert_numpy.quantization.counts import Counts, added
+from bert_numpy.quantization.counts import added
 from bert_numpy.quantization.observers import observe
 from bert_numpy.threads import _blas_threads, default_threads, map_in_order, one_blas_thread
 
@@ -86,10 +86,9 @@ def test_threads_do_not_change_results(model: bert_numpy.Model, recipe: str) -> 
     runs = []
     for threads in (2, 3, 1):
         quantized = bert_numpy.apply_recipe(model, bert_numpy.PRESETS[recipe], calibration, True)
-        counts: list[Counts] = []
-        given = outputs(quantized, encoded, 7, threads=threads, counts=counts)
-        logits = b"".join(output.logits.tobytes() for _, output in given)
-        runs.append((logits, added(counts)))
+        given = [output for _, output in outputs(quantized, encoded, 7, threads=threads)]
+        logits = b"".join(output.logits.tobytes() for output in given)
+        runs.append((logits, added(output.counts for output in given)))
     assert runs[0] == runs[1] == runs[2]
     assert bool(runs[0][1]) == (recipe != "fp32")
     fast = bert_numpy.apply_recipe(model, bert_numpy.PRESETS[recipe], calibration)

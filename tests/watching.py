@@ -11,6 +11,7 @@ import numpy as np
 from bert_numpy import Model, ModelOutput
 from bert_numpy.engines.engine import Engine
 from bert_numpy.engines.noting import Note, NotingEngine
+from bert_numpy.model.encoder import Pass, linears, product
 from bert_numpy.model.model import EngineOf
 from bert_numpy.model.packing import Batch, pack
 from bert_numpy.model.sites import site_named
@@ -46,8 +47,8 @@ def product_of(
     one sequence.
     """
     site, mask = site_named(name), np.ones((1, len(a)))
-    if bias is None:
-        return engine_for(engine, {}, mask).product(site, a, b)
-    weights = {f"{name}.weight": b.mT if hasattr(b, "codes") else b.T, f"{name}.bias": bias}
-    (found,) = engine_for(engine, weights, mask).linears([site], a)
-    return found
+    weights = {}
+    if bias is not None:
+        weights = {f"{name}.weight": b.mT if hasattr(b, "codes") else b.T, f"{name}.bias": bias}
+    run: Pass[np.ndarray] = Pass(None, engine_for(engine, weights, mask), None)
+    return product(run, site, a, b) if bias is None else linears(run, [site], a)[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.errors import BertNumpyError, read_json
+from bert_numpy.errors import BertNumpyError, key_error, read_json
 from bert_numpy.model.architectures import ARCHITECTURES, Architecture, family_of
 from bert_numpy.model.config import BertConfig
 
@@ -69,10 +70,7 @@ def read_config(path: Path) -> BertConfig:
     """
     raw = read_json(path)
 
-    def refuse(key: str, expected: str, found: Any) -> BertNumpyError:
-        found = "nothing" if found is None else repr(found)
-        return BertNumpyError(f"{path}: key {key!r}: expected {expected}, found {found}")
-
+    refuse = partial(key_error, path)
     name = _architecture(raw, path)
     model_type = _model_type(raw, path, name)
     description = ARCHITECTURES[model_type]
@@ -155,7 +153,7 @@ def _architecture(raw: Mapping[str, Any], path: Path) -> str | None:
         and isinstance(names[0], str)
         and names[0].isidentifier()
     ):
-        raise BertNumpyError(f"{path}: key 'architectures': expected one name, found {names!r}")
+        raise key_error(path, "architectures", "one name", names)
     return names[0]
 
 
@@ -169,16 +167,11 @@ def _model_type(raw: Mapping[str, Any], path: Path, architecture: str | None) ->
     if "model_type" in raw:
         found = raw["model_type"]
         if not isinstance(found, str) or found not in ARCHITECTURES:
-            shown = "nothing" if found is None else repr(found)
-            raise BertNumpyError(
-                f"{path}: key 'model_type': expected one of {known}, found {shown}"
-            )
+            raise key_error(path, "model_type", f"one of {known}", found)
         if architecture is not None and not ARCHITECTURES[found].reads(architecture):
             name = ARCHITECTURES[found].class_name
-            raise BertNumpyError(
-                f"{path}: key 'architectures': expected {name}Model or {name}For..., as "
-                f"'model_type' is {found!r}, found {architecture!r}"
-            )
+            expected = f"{name}Model or {name}For..., as 'model_type' is {found!r}"
+            raise key_error(path, "architectures", expected, architecture)
         return found
     if architecture is not None:
         family = family_of(architecture)
@@ -223,22 +216,18 @@ def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     """
     count = raw.get("num_labels")
     if count is not None and (type(count) is not int or count < 1):
-        raise BertNumpyError(f"{path}: key 'num_labels': expected at least 1, found {count!r}")
+        raise key_error(path, "num_labels", "at least 1", count)
     names = raw.get("id2label")
     if names is None:
         count = 2 if count is None else count  # 2 is transformers' default
         if count > _MAX_LABELS:
-            raise BertNumpyError(
-                f"{path}: key 'num_labels': expected at most {_MAX_LABELS}, found {count}"
-            )
+            raise key_error(path, "num_labels", f"at most {_MAX_LABELS}", count)
         labels = tuple(f"LABEL_{i}" for i in range(count))
     else:
         labels = _listed_labels(names, path)
         if count not in (None, len(labels)):
-            raise BertNumpyError(
-                f"{path}: key 'num_labels': expected {len(labels)}, as 'id2label' has so many, "
-                f"found {count}"
-            )
+            expected = f"{len(labels)}, as 'id2label' has so many"
+            raise key_error(path, "num_labels", expected, count)
     _check_numbers(raw.get("label2id"), labels, path)
     return labels
 
@@ -270,7 +259,7 @@ def _check_numbers(numbers: Any, labels: tuple[str, ...], path: Path) -> None:
     if numbers is None:
         return
     if not isinstance(numbers, dict):
-        raise BertNumpyError(f"{path}: key 'label2id': expected an object, found {numbers!r}")
+        raise key_error(path, "label2id", "an object", numbers)
     known = {f"LABEL_{i}": str(i) for i in range(len(labels))}
     known |= {label: str(i) for i, label in enumerate(labels)}
     for name, number in numbers.items():

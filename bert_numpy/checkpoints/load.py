@@ -12,7 +12,7 @@ from bert_numpy.checkpoints.pooling import read_pooling
 from bert_numpy.checkpoints.quantized import is_quantized, load_quantized, stored_quantization
 from bert_numpy.checkpoints.tensors import open_checkpoint
 from bert_numpy.engines.functions import ACTIVATIONS
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, key_error
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.recipe import Recipe
@@ -65,10 +65,8 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     config = _read_config(folder)
     if config.hidden_act not in ACTIVATIONS:
         key = config.description.keys.get("hidden_act", "hidden_act")
-        raise BertNumpyError(
-            f"{folder / 'config.json'}: key {key!r}: expected one of "
-            f"{', '.join(ACTIVATIONS)}, found {config.hidden_act!r}"
-        )
+        expected = f"one of {', '.join(ACTIVATIONS)}"
+        raise key_error(folder / "config.json", key, expected, config.hidden_act)
     name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"
     if is_quantized(folder):
         return load_quantized(config, folder, name)

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.checkpoints.tensors import read_float32
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.sites import WORDS, expected_shapes
+from npfp8.arrays import Float32Array
 from npfp8.storage import StoredTensor
 
 __all__ = [
@@ -101,16 +101,13 @@ def find_parameters(
             )
         if tensor.shape != shape:
             raise BertNumpyError(
-                f"{tensor.file}: tensor {tensor.key!r}: expected shape {shape} by config.json, "
-                f"found {tensor.shape}"
+                f"{tensor.place}: expected shape {shape} by config.json, found {tensor.shape}"
             )
         parameters[name] = tensor
     return parameters
 
 
-def read_weights(
-    config: BertConfig, stored: Mapping[str, StoredTensor]
-) -> dict[str, npt.NDArray[np.float32]]:
+def read_weights(config: BertConfig, stored: Mapping[str, StoredTensor]) -> dict[str, Float32Array]:
     """Read every parameter that ``config`` calls for, as float32; see :func:`find_parameters`.
 
     Raises
@@ -125,7 +122,7 @@ def read_parameters(
     config: BertConfig,
     stored: Mapping[str, StoredTensor],
     parameters: Mapping[str, StoredTensor],
-) -> dict[str, npt.NDArray[np.float32]]:
+) -> dict[str, Float32Array]:
     """Read some of the parameters that :func:`find_parameters` found, as float32.
 
     A decoder that has the word embeddings' numbers is the same array, held once.
@@ -146,8 +143,8 @@ def read_parameters(
         which releases of transformers choose between differently.
     """
     tensors = canonical_names(stored, config.description.prefix)
-    weights: dict[str, npt.NDArray[np.float32]] = {}
-    read: dict[str, npt.NDArray[np.float32]] = {}  # by the tensor's key
+    weights: dict[str, Float32Array] = {}
+    read: dict[str, Float32Array] = {}  # by the tensor's key
     for name, tensor in parameters.items():
         if tensor.key not in read:
             read[tensor.key] = _read(tensor)
@@ -180,11 +177,11 @@ def _untied(name: str, tensor: StoredTensor, other: StoredTensor) -> BertNumpyEr
     )
 
 
-def _read(tensor: StoredTensor) -> npt.NDArray[np.float32]:
+def _read(tensor: StoredTensor) -> Float32Array:
     if _CODE_DTYPES.fullmatch(tensor.dtype):
         raise BertNumpyError(
-            f"{tensor.file}: tensor {tensor.key!r}: expected dtype F32, F16 or BF16, found "
-            f"{tensor.dtype}: codes of a quantized weight, of which config.json says nothing"
+            f"{tensor.place}: expected dtype F32, F16 or BF16, found {tensor.dtype}: codes of a "
+            "quantized weight, of which config.json says nothing"
         )
     return read_float32(tensor)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.errors import BertNumpyError, read_json
+from bert_numpy.errors import BertNumpyError, key_error, read_json
 from bert_numpy.model.architectures import ARCHITECTURES, ENCODER, HEADS
 from bert_numpy.model.config import BertConfig, Pooling
 from npfp8.files import is_plain_name
@@ -190,9 +190,7 @@ def _check_encoder(path: Path) -> None:
     for key, values in _ENCODER_KEYS.items():
         if raw.get(key) not in (None, *values):
             expected = "".join(f" or {value!r}" for value in values)
-            raise BertNumpyError(
-                f"{path}: key {key!r}: expected nothing{expected}, found {raw[key]!r}"
-            )
+            raise key_error(path, key, f"nothing{expected}", raw[key])
 
 
 def _check_settings(path: Path) -> None:
@@ -204,16 +202,12 @@ def _check_settings(path: Path) -> None:
             f"{path}: key 'model_type': expected 'SentenceTransformer', found {kind!r}"
         )
     if raw.get("truncate_dim") is not None:
-        raise BertNumpyError(
-            f"{path}: key 'truncate_dim': expected nothing (vectors are not shortened), found "
-            f"{raw['truncate_dim']!r}"
-        )
+        expected = "nothing (vectors are not shortened)"
+        raise key_error(path, "truncate_dim", expected, raw["truncate_dim"])
     prompts, name = raw.get("prompts", {}), raw.get("default_prompt_name")
     if not isinstance(prompts, dict):
         raise BertNumpyError(f"{path}: key 'prompts': expected an object, found {prompts!r}")
     texts = {"query": "", "document": ""} | prompts  # two are there in every model
     if name is not None and (not isinstance(name, str) or texts.get(name, "unknown")):
-        raise BertNumpyError(
-            f"{path}: key 'default_prompt_name': expected nothing, or the name of an empty prompt "
-            f"(no text is put before others), found {name!r}"
-        )
+        expected = "nothing, or the name of an empty prompt (no text is put before others)"
+        raise key_error(path, "default_prompt_name", expected, name)

@@ -27,7 +27,7 @@ import numpy as np
 
 import npfp8
 from bert_numpy.checkpoints.patterns import Budget, Pattern, compile_pattern
-from bert_numpy.errors import BertNumpyError
+from bert_numpy.errors import BertNumpyError, key_error
 from bert_numpy.model.architectures import ARCHITECTURES
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
@@ -324,8 +324,7 @@ class _Reader:
         return _Reader(f"{self.place}: key {key!r}")
 
     def error(self, key: str, expected: str, found: Any) -> BertNumpyError:
-        shown = "nothing" if found is None else repr(found)
-        return BertNumpyError(f"{self.place}: key {key!r}: expected {expected}, found {shown}")
+        return key_error(self.place, key, expected, found)
 
     def mapping(self, value: Any) -> Mapping[str, Any]:
         if not isinstance(value, Mapping):

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +43,7 @@ from bert_numpy.quantization.convert import QuantizedModel, planned_model
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
+from npfp8.arrays import Array, Float32Array
 from npfp8.files import check_folder, created_folder, open_regular, require_absent
 from npfp8.scaling import axis_and_block
 from npfp8.storage import Fp8Array, StoredTensor, save_file
@@ -79,8 +79,6 @@ TOKENIZER_FILES = (
 _MAX_SIDE_FILE = 1 << 28
 
 _MANIFEST = "SHA256SUMS"
-
-_Array = npt.NDArray[Any]
 
 
 def linear_modules(config: BertConfig, parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
@@ -215,7 +213,7 @@ def save_quantized(
     # Scales are float32, and transformers makes them of the dtype that it finds here.
     raw.pop("torch_dtype", None)
     raw["dtype"] = "float32"
-    tensors: dict[str, _Array | Fp8Array | StoredTensor] = {}
+    tensors: dict[str, Array | Fp8Array | StoredTensor] = {}
     for name, parameter in parameters.items():
         tensors |= _stored_weight(parameter, model.weights[name])
         plan = model.plans.get(name.removesuffix(".weight"))
@@ -257,8 +255,8 @@ def _require_source(
             same = np.array_equal(values.view(np.uint32), weight.view(np.uint32))
         if not same:
             raise BertNumpyError(
-                f"{parameter.file}: tensor {parameter.key!r}: expected the weights that "
-                f"{model.name} was made of, found others"
+                f"{parameter.place}: expected the weights that {model.name} was made of, found "
+                "others"
             )
 
 
@@ -279,13 +277,13 @@ def _manifest(folder: Path) -> str:
 
 
 def _stored_weight(
-    parameter: StoredTensor, weight: _Array | QuantizedTensor
-) -> dict[str, _Array | Fp8Array | StoredTensor]:
+    parameter: StoredTensor, weight: Array | QuantizedTensor
+) -> dict[str, Array | Fp8Array | StoredTensor]:
     """The tensors of one parameter, by key."""
     if not isinstance(weight, QuantizedTensor):
         return {parameter.key: parameter}
     shape = {None: (1,), 0: (-1, 1), 1: weight.scale.shape}[weight.axis]
-    stored: dict[str, _Array | Fp8Array | StoredTensor] = {
+    stored: dict[str, Array | Fp8Array | StoredTensor] = {
         parameter.key: Fp8Array(weight.codes, weight.fmt)
         if isinstance(weight.fmt, FloatFormat)
         else _to_int8(weight.codes),
@@ -296,14 +294,14 @@ def _stored_weight(
     return stored
 
 
-def _stored_input(prefix: str, scale: Scale) -> dict[str, _Array]:
-    stored: dict[str, _Array] = {f"{prefix}input_scale": scale.scale.reshape(1)}
+def _stored_input(prefix: str, scale: Scale) -> dict[str, Array]:
+    stored: dict[str, Array] = {f"{prefix}input_scale": scale.scale.reshape(1)}
     if scale.zero_point is not None:
         stored[f"{prefix}input_zero_point"] = _to_int8(np.array([scale.zero_point], np.uint8))
     return stored
 
 
-def _to_int8(codes: _Array) -> npt.NDArray[np.int8]:
+def _to_int8(codes: Array) -> npt.NDArray[np.int8]:
     """INT8 codes as they are, UINT8 codes less 128."""
     return codes if codes.dtype == np.int8 else (codes ^ np.uint8(0x80)).view(np.int8)
 
@@ -355,7 +353,7 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
     }
     plain = {key: parameters[key] for key in parameters if key not in coded}
     floats = read_parameters(config, stored, plain)
-    weights: dict[str, npt.NDArray[np.float32] | QuantizedTensor] = {}
+    weights: dict[str, Float32Array | QuantizedTensor] = {}
     for key, parameter in parameters.items():
         if key not in coded:
             weights[key] = floats[key]
@@ -374,7 +372,7 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
             continue
         scales: dict[str, Scale] = {}
         for side, operand in (("a", how.a), ("b", how.b)):
-            if operand.fmt is None or operand.dynamic or (side == "b" and name in modules):
+            if not operand.is_static or (side == "b" and name in modules):
                 continue
             if name in modules and says_input(how):
                 scales[side] = _read_input(parameters[f"{name}.weight"], stored, operand)
@@ -409,7 +407,7 @@ def _read_weight(
     zero_point = _read_zero_point(parameter, stored, f"{prefix}weight_zero_point", fmt, shapes)
     codes = _read_codes(parameter, fmt)
 
-    def arranged(values: _Array) -> _Array:
+    def arranged(values: Array) -> Array:
         if granularity == "tensor":
             return values.reshape(())
         if operand.granularity == "token":
@@ -429,7 +427,7 @@ def _read_weight(
             block,
         )
     except ValueError as error:
-        raise BertNumpyError(f"{tensor.file}: tensor {tensor.key!r}: {error}") from None
+        raise BertNumpyError(f"{tensor.place}: {error}") from None
 
 
 def _read_input(
@@ -444,9 +442,7 @@ def _read_input(
         parameter, stored, f"{prefix}input_zero_point", operand.fmt, ((1,), ())
     )
     if not scale >= np.finfo(np.float32).tiny:
-        raise BertNumpyError(
-            f"{tensor.file}: tensor {tensor.key!r}: expected positive and normal, found {scale}"
-        )
+        raise BertNumpyError(f"{tensor.place}: expected positive and normal, found {scale}")
     return Scale(scale, None if zero_point is None else int(zero_point.reshape(())))
 
 
@@ -479,8 +475,7 @@ def _companion(
     tensor = stored[key]
     if tensor.shape not in shapes:
         raise BertNumpyError(
-            f"{tensor.file}: tensor {key!r}: expected shape {expected} by config.json, found "
-            f"{tensor.shape}"
+            f"{tensor.place}: expected shape {expected} by config.json, found {tensor.shape}"
         )
     return tensor
 
@@ -491,26 +486,27 @@ def _read_zero_point(
     key: str,
     fmt: Format,
     shapes: tuple[tuple[int, ...], ...],
-) -> _Array | None:
+) -> Array | None:
     """A zero point in our codes; None for a format without one, where others may write zeros."""
     if not fmt.has_zero_point and key not in stored:
         return None
     tensor = _companion(parameter, stored, key, shapes)
-    place = f"{tensor.file}: tensor {key!r}"
     if fmt.has_zero_point:
         if tensor.dtype != "I8":
-            raise BertNumpyError(f"{place}: expected dtype I8, found {tensor.dtype}")
+            raise BertNumpyError(f"{tensor.place}: expected dtype I8, found {tensor.dtype}")
         return _to_uint8(tensor.read_as(np.int8))
     if any(tensor.read_bytes()):
-        raise BertNumpyError(f"{place}: expected zeros: the layer is quantized symmetrically")
+        raise BertNumpyError(
+            f"{tensor.place}: expected zeros: the layer is quantized symmetrically"
+        )
     return None
 
 
-def _read_codes(parameter: StoredTensor, fmt: Format) -> _Array:
+def _read_codes(parameter: StoredTensor, fmt: Format) -> Array:
     if parameter.dtype != _CODE_DTYPES[fmt]:
         raise BertNumpyError(
-            f"{parameter.file}: tensor {parameter.key!r}: expected dtype {_CODE_DTYPES[fmt]} by "
-            f"config.json, found {parameter.dtype}"
+            f"{parameter.place}: expected dtype {_CODE_DTYPES[fmt]} by config.json, found "
+            f"{parameter.dtype}"
         )
     if not isinstance(fmt, FloatFormat):
         codes = parameter.read_as(np.int8)
@@ -519,7 +515,7 @@ def _read_codes(parameter: StoredTensor, fmt: Format) -> _Array:
     if (bad := ~np.isfinite(fmt.values)[codes]).any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         raise BertNumpyError(
-            f"{parameter.file}: tensor {parameter.key!r}: expected finite numbers, found code "
-            f"0x{codes[index]:02X} at {list(index)}"
+            f"{parameter.place}: expected finite numbers, found code 0x{codes[index]:02X} at "
+            f"{list(index)}"
         )
     return codes

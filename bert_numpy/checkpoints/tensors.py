@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from bert_numpy.errors import BertNumpyError, read_json, reading
 from npfp8 import bfloat16
+from npfp8.arrays import Float32Array
 from npfp8.files import is_plain_name, open_regular
 from npfp8.storage import StoredTensor, read_header
 
@@ -31,7 +31,6 @@ __all__ = [
     "read_weight_map",
 ]
 
-Float32Array = npt.NDArray[np.float32]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -75,9 +74,10 @@ def read_float32(tensor: StoredTensor) -> Float32Array:
     BertNumpyError
         If it is of another dtype, or has a NaN or an infinity.
     """
-    place = f"{tensor.file}: tensor {tensor.key!r}"
     if tensor.dtype not in _FLOAT_DTYPES:
-        raise BertNumpyError(f"{place}: expected dtype F32, F16 or BF16, found {tensor.dtype}")
+        raise BertNumpyError(
+            f"{tensor.place}: expected dtype F32, F16 or BF16, found {tensor.dtype}"
+        )
     stored = tensor.view_as(_FLOAT_DTYPES[tensor.dtype])
     if not stored.flags.aligned:  # a file may begin its data at any byte
         stored = stored.copy()
@@ -88,7 +88,7 @@ def read_float32(tensor: StoredTensor) -> Float32Array:
     place_of_bad = _first_not_finite(values)
     if place_of_bad is not None:
         raise BertNumpyError(
-            f"{place}: expected finite numbers, found {values[place_of_bad]} "
+            f"{tensor.place}: expected finite numbers, found {values[place_of_bad]} "
             f"at {list(place_of_bad)}"
         )
     return values

@@ -147,8 +147,7 @@ def draw_sqnr(operands: Mapping[str, Statistics], path: Path) -> None:
 
 def draw_histogram(name: str, seen: Statistics, path: Path) -> None:
     """An operand's elements against the values that each format has for them, by absmax."""
-    bits = np.flatnonzero(seen.histogram).astype(np.uint16)
-    magnitudes, counts = np.abs(from_bits(bits)), seen.histogram[bits]
+    magnitudes, counts = np.abs(from_bits(seen.bits)), seen.counts
     largest = max(seen.absmax, 2.0**-100)
     edges = np.geomspace(largest * 2.0**-24, largest * 1.1, 97)
     figure, axis = subplots(figsize=(8, 4))

@@ -6,8 +6,8 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from bert_numpy.commands.outputs import check_outputs
 from bert_numpy.commands.predict import add_predict_command
 from bert_numpy.commands.quantize import add_quantization_commands
 from bert_numpy.commands.report import Outcome, write_json
-from bert_numpy.errors import BertNumpyError, one_line, shown
+from bert_numpy.errors import BertNumpyError, one_line, shown, writing
 from bert_numpy.quantization.presets import PRESETS
 from bert_numpy.tasks.registry import TASK_NAMES
 
@@ -85,30 +85,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_every_character(stream)
     arguments = argparse.Namespace(debug=False)
     try:
-        try:
-            arguments = _parser().parse_args(argv)
-        except SystemExit:  # after --help, --version, or a usage error
-            _flush_output()
-            raise
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise _output_error(error) from None
+        with _output():
+            try:
+                arguments = _parser().parse_args(argv)
+            except SystemExit:  # after --help, --version, or a usage error
+                sys.stdout.flush()
+                raise
         check_values(arguments)
         check_outputs(arguments)
         outcome = arguments.run(arguments)
         if arguments.json not in (None, "-"):
             write_json(arguments.json, outcome.report)
-        try:
+        with _output():
             if arguments.json == "-":
                 write_json("-", outcome.report)
             else:
                 outcome.show()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise _output_error(error) from None
-        _flush_output()
+            sys.stdout.flush()
     except BaseException as error:
         return _failed(error, arguments)
     return 0 if outcome.report.get("passed", True) else 1
@@ -167,19 +160,22 @@ def _complain(*lines: str) -> None:
         _give_up(sys.stderr)
 
 
-def _flush_output() -> None:
-    """Write out what was printed; raises :class:`BertNumpyError` if that cannot be done."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _output_error(error) from None
+@contextmanager
+def _output() -> Iterator[None]:
+    """Turn an OSError of standard output, but that nobody reads it, into the one error.
 
-
-def _output_error(error: OSError) -> BertNumpyError:
-    _give_up(sys.stdout)
-    return BertNumpyError(f"standard output: cannot be written: {error.strerror or error}")
+    Raises
+    ------
+    BertNumpyError
+    """
+    with writing("standard output"):
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError:
+            _give_up(sys.stdout)
+            raise
 
 
 def _give_up(stream: Any) -> None:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
-
 from bert_numpy.errors import shown, writing
 from bert_numpy.evaluation.evaluate import Evaluation, compare_with
 from bert_numpy.finite import missing
+from npfp8.arrays import Array
 from npfp8.files import replaced_file
 
 if TYPE_CHECKING:  # rich is imported where it is used: not every command draws
@@ -77,7 +76,7 @@ def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str
     }
 
 
-def listed(predictions: npt.NDArray[Any]) -> list[Any]:
+def listed(predictions: Array) -> list[Any]:
     """Predictions as JSON has them: null where there is none."""
     none = missing(predictions).tolist()
     return [None if is_none else x for x, is_none in zip(predictions.tolist(), none, strict=True)]

@@ -15,18 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from bert_numpy.engines.site import Site
 from npfp8 import QuantizedTensor
+from npfp8.arrays import Float32Array
 
 __all__ = ["Engine", "Layout", "Table", "Weights"]
 
 V = TypeVar("V")
 
 #: Parameters by name: float32 arrays, or codes with scales where quantized.
-Weights = Mapping[str, npt.NDArray[np.float32] | QuantizedTensor]
+Weights = Mapping[str, Float32Array | QuantizedTensor]
 
 #: An embedding table: its name, rows and columns, and the row that each token takes.
 Table = tuple[str, int, int, Any]

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.engines import functions
 from bert_numpy.engines.engine import Engine, Layout, Table, Weights
 from bert_numpy.engines.site import Site
 from npfp8 import golden
+from npfp8.arrays import Float32Array
 from npfp8.bfloat16 import round_in_place, round_to_bfloat16
 
 __all__ = ["Bfloat16Engine", "FloatEngine"]
-
-Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

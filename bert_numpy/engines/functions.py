@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.engines.engine import Table, Weights
 from bert_numpy.errors import BertNumpyError
+from npfp8.arrays import Float32Array
 from npfp8.golden import SMALLEST_NORM
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "softmax",
 ]
 
-Float32Array = npt.NDArray[np.float32]
 
 #: Elements worked on at a time where several passes go over an array.
 _BLOCK = 1 << 15

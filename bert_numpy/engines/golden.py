@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.engines import functions
 from bert_numpy.engines.engine import Engine, Layout, Table, Weights
@@ -15,11 +14,10 @@ from bert_numpy.engines.site import Site
 from bert_numpy.errors import naming
 from bert_numpy.finite import require_finite
 from npfp8 import golden, matmul_float32
+from npfp8.arrays import Float32Array
 from npfp8.bfloat16 import round_in_place, round_to_bfloat16
 
 __all__ = ["GoldenEngine"]
-
-Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from bert_numpy.engines.engine import Engine, Weights
 from bert_numpy.engines.functions import parameter
 from bert_numpy.engines.site import Site
 from npfp8 import QuantizedTensor
+from npfp8.arrays import Float32Array
 
 __all__ = ["Note", "NotingEngine"]
 
-Float32Array = npt.NDArray[np.float32]
 Operand = Float32Array | QuantizedTensor
 
 #: Called with a site's name, both operands, the bias (None of two activations) and the result.

@@ -22,7 +22,8 @@ class Site(NamedTuple):
         A linear layer of a Transformer layer, Q K^T, P V, the projection of small
         embeddings, or a layer after the encoder.
     layer : int, optional
-        The number of the Transformer layer, from 0; None outside of these.
+        The number of the Transformer layer, from 0; None outside of these. Layers that
+        share their parameters share a name, and have numbers of their own.
     outputs : int
         The features of the result; 0 where the operands alone say.
     """

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.finite import missing
@@ -22,6 +21,7 @@ from bert_numpy.tasks.spans import Answer
 from bert_numpy.tasks.task import Data, Task
 from bert_numpy.tasks.tokenization import EncodedText, Window, pad
 from bert_numpy.threads import default_threads, map_in_order
+from npfp8.arrays import Array, Float32Array, IntArray
 
 __all__ = [
     "Evaluation",
@@ -36,7 +36,6 @@ __all__ = [
     "text_logits",
 ]
 
-Float32Array = npt.NDArray[np.float32]
 _Data = TypeVar("_Data", bound=Data)
 
 
@@ -67,7 +66,7 @@ class Evaluation:
 
     recipe: str
     logits: Float32Array
-    predictions: npt.NDArray[Any]
+    predictions: Array
     metrics: dict[str, float]
     weight_bytes: int
     seconds: float
@@ -82,7 +81,7 @@ class Evaluation:
 
 def batches(
     encoded: Sequence[EncodedText], batch_size: int, pad_token_id: int = 0
-) -> Iterator[tuple[list[int], dict[str, npt.NDArray[np.int64]]]]:
+) -> Iterator[tuple[list[int], dict[str, IntArray]]]:
     """Batches of similar length, the longest first: their rows, and the model's arguments."""
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].input_ids))
     for start in range(0, len(order), batch_size):
@@ -104,7 +103,7 @@ def outputs(
     """
 
     def run(
-        rows_and_batch: tuple[list[int], dict[str, npt.NDArray[np.int64]]],
+        rows_and_batch: tuple[list[int], dict[str, IntArray]],
     ) -> tuple[list[int], ModelOutput]:
         rows, batch = rows_and_batch
         return rows, model(**batch)
@@ -199,7 +198,7 @@ def calibrate_on(
 ) -> Calibration:
     """Calibrate on encoded texts; see :func:`bert_numpy.calibrate`."""
 
-    def reported() -> Iterator[dict[str, npt.NDArray[np.int64]]]:
+    def reported() -> Iterator[dict[str, IntArray]]:
         for rows, batch in batches(encoded, batch_size, model.config.pad_token_id):
             yield batch
             if progress is not None:
@@ -288,7 +287,7 @@ class Compared(Protocol):
     def logits(self) -> Float32Array: ...
 
     @property
-    def predictions(self) -> npt.NDArray[Any]: ...
+    def predictions(self) -> Array: ...
 
 
 def compare_with(reference: Compared, result: Compared) -> dict[str, float]:

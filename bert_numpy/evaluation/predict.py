@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.evaluate import text_logits
@@ -16,11 +15,11 @@ from bert_numpy.finite import require_finite
 from bert_numpy.model.model import Model
 from bert_numpy.tasks.squad import SQUAD, Question, Questions
 from bert_numpy.tasks.tokenization import Tokenizer
+from npfp8.arrays import Float32Array, IntArray
 from npfp8.golden import softmax, tree_sum, unary
 
 __all__ = ["Prediction", "check_prediction", "predict_text"]
 
-Float32Array = npt.NDArray[np.float32]
 
 #: How many answers to a question, and how many tokens for a mask, are listed.
 N_BEST = 5
@@ -197,7 +196,7 @@ _PREDICTIONS: dict[str, Callable[[Model, Tokenizer, str, str | None], Prediction
 _OF_PAIRS = ("question answering", "next sentence prediction")
 
 
-def _batch(tokenizer: Tokenizer, text: str, pair: str | None) -> dict[str, npt.NDArray[np.int64]]:
+def _batch(tokenizer: Tokenizer, text: str, pair: str | None) -> dict[str, IntArray]:
     return tokenizer.batch([text], None if pair is None else [pair])
 
 

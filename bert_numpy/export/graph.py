@@ -12,15 +12,8 @@ import numpy.typing as npt
 
 import npfp8
 from bert_numpy.errors import BertNumpyError, writing
-from npfp8 import (
-    E4M3FN,
-    E4M3FNUZ,
-    E5M2,
-    E5M2FNUZ,
-    INT8,
-    UINT8,
-    Format,
-)
+from npfp8 import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, INT8, UINT8, Format
+from npfp8.arrays import Array
 from npfp8.files import replaced_file
 
 __all__ = ["TYPES", "Edge", "Graph", "onnx_package", "save_graph"]
@@ -49,8 +42,6 @@ TYPES: dict[Format, str] = {
     INT8: "INT8",
     UINT8: "UINT8",
 }
-
-Array = npt.NDArray[Any]
 
 
 def onnx_package() -> Any:

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.kit.manifest import Kit, Reference, Tensor, apply_view
 from bert_numpy.kit.operations import OPERATIONS
+from npfp8.arrays import Array
 from npfp8.formats import Format
 
 __all__ = ["Builder"]
-
-Array = npt.NDArray[Any]
 
 
 class Builder:

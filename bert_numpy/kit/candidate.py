@@ -8,18 +8,16 @@ from tokenize import TokenError
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError, one_line, reading
 from bert_numpy.kit.manifest import Kit, Tensor
+from npfp8.arrays import Array
 from npfp8.bfloat16 import from_bits
 from npfp8.files import open_regular
 from npfp8.formats import FORMATS
 from npfp8.storage import Fp8Array, load_file
 
 __all__ = ["as_candidate", "load_candidate"]
-
-Array = npt.NDArray[Any]
 
 
 def load_candidate(path: Path, kit: Kit) -> dict[str, Array]:

@@ -15,14 +15,13 @@ import numpy.typing as npt
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.manifest import Reference
 from npfp8 import E4M3FN, E5M2, INT8, UINT8
+from npfp8.arrays import Array, Float32Array
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 from npfp8.formats import FLOAT_FORMATS, Format, IntFormat
 from npfp8.vectors import MODES, boundary_inputs
 
 __all__ = ["add_codec_cases", "add_operator_cases"]
 
-Array = npt.NDArray[Any]
-Float32Array = npt.NDArray[np.float32]
 
 _BF16 = {"precision": "bfloat16"}
 

@@ -2,31 +2,35 @@
 
 A defect replaces one or more of :data:`bert_numpy.kit.operations.OPERATIONS`.
 Computed with it from a kit's own inputs, a tensor is what a backend with that
-very defect gives; so a candidate's tensor that equals it has a likely cause.
+very defect gives; so a candidate's tensor that equals it has a likely cause. What
+NumPy says of overflow and of NaN on the way is the caller's to silence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
 from npfp8 import decode, golden
+from npfp8.arrays import Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FLOAT_FORMATS, FORMATS, FloatFormat, IntFormat
 from npfp8.mistakes import NAN_BIASED, clamped_codes, encoder_mistakes
 from npfp8.products import ACCUMULATORS
+from npfp8.scaling import spread
 
-__all__ = ["DEFECTS", "Defect"]
+__all__ = ["DEFECTS", "FOUND", "Defect"]
 
-Array = npt.NDArray[Any]
-#: ``(inputs, attributes, found) -> array``, or None where the defect cannot show; ``found`` is
-#: what the candidate gives, if it gives this very tensor.
-Defective = Callable[[Inputs, Attributes, "Array | None"], "Array | None"]
+#: ``(inputs, attributes) -> array``, or None where the defect cannot show. If the candidate gives
+#: this very tensor, that is an input too: :data:`FOUND`.
+Defective = Callable[[Inputs, Attributes], "Array | None"]
+
+#: The name of what the candidate gives, among the inputs.
+FOUND = "found"
 
 #: Operations that round to the precision of their attributes.
 _ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
@@ -43,40 +47,29 @@ class Defect:
 # Encoding
 
 
-def _scaled(inputs: Inputs) -> Array:
-    with np.errstate(all="ignore"):
-        return np.asarray(inputs["x"] / inputs["scale"], np.float32)
+def _quotient(x: Array, scale: Array) -> Array:
+    return np.asarray(x / scale, np.float32)
 
 
-def _is_plain(inputs: Inputs, attributes: Attributes) -> bool:
-    """Whether one scale is all that a quantization is of."""
-    return attributes.get("axis") is None and "zero_point" not in inputs
-
-
-def _encoding(encoder: Callable[[Array, Attributes, Array | None], Array | None]) -> dict[str, Any]:
+def _encoding(encode: Defective) -> dict[str, Defective]:
     """A defect of the encoder, where numbers are encoded and where they are quantized."""
 
-    def encode(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
-        return encoder(inputs["x"], attributes, found)
-
-    def quantize(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    def quantize(inputs: Inputs, attributes: Attributes) -> Array | None:
         if not isinstance(FORMATS[attributes["fmt"]], FloatFormat):
             return None
-        how = {"saturate": True, **attributes}
-        if _is_plain(inputs, attributes):
-            return encoder(_scaled(inputs), how, found)
-        axis, block = attributes["axis"], attributes["block"]
-        scale = inputs["scale"].take(np.arange(inputs["x"].shape[axis]) // block, axis=axis)
-        return encoder(_scaled({"x": inputs["x"], "scale": scale}), how, found)
+        x, scale = inputs["x"], inputs["scale"]
+        if attributes.get("axis") is not None:
+            scale = spread(scale, x.shape, attributes["axis"], attributes["block"])
+        return encode({**inputs, "x": _quotient(x, scale)}, {"saturate": True, **attributes})
 
     return {"encode": encode, "quantize": quantize}
 
 
-def _mistake(name: str, occurrence: int) -> Callable[..., Array | None]:
+def _mistake(name: str, occurrence: int) -> Defective:
     """The encoder that has a mistake of :mod:`npfp8.mistakes`."""
 
-    def encoder(x: Array, attributes: Attributes, found: Array | None) -> Array | None:
-        fmt = FORMATS[attributes["fmt"]]
+    def encode(inputs: Inputs, attributes: Attributes) -> Array | None:
+        fmt, x = FORMATS[attributes["fmt"]], inputs["x"]
         assert isinstance(fmt, FloatFormat)
         known = encoder_mistakes(fmt, attributes["saturate"], attributes.get("rounding", "nearest"))
         encoders = [mistaken for other, mistaken in known if other == name]
@@ -85,26 +78,26 @@ def _mistake(name: str, occurrence: int) -> Callable[..., Array | None]:
         flat = np.ascontiguousarray(x).reshape(-1)
         return np.asarray(encoders[occurrence](flat), np.uint8).reshape(x.shape)
 
-    return encoder
+    return encode
 
 
-def _limited(x: Array, attributes: Attributes, found: Array | None) -> Array | None:
+def _limited(inputs: Inputs, attributes: Attributes) -> Array | None:
     """Saturation at the largest value that was found."""
-    fmt = FORMATS[attributes["fmt"]]
+    fmt, found = FORMATS[attributes["fmt"]], inputs.get(FOUND)
     if found is None or not isinstance(fmt, FloatFormat):
         return None
     magnitudes = found[np.isfinite(fmt.values[found])] & np.uint8(0xFF - fmt.sign_bit)
     limit = int(magnitudes.max(initial=0))
-    right = OPERATIONS["encode"]({"x": x}, attributes)
+    right = OPERATIONS["encode"](inputs, attributes)
     return clamped_codes(right, fmt, limit) if 0 < limit < fmt.max_code else None
 
 
-def _from_threshold(x: Array, attributes: Attributes, found: Array | None) -> Array | None:
+def _from_threshold(inputs: Inputs, attributes: Attributes) -> Array | None:
     """The largest value from the smallest number on for which it was wrongly found."""
-    fmt = FORMATS[attributes["fmt"]]
+    fmt, x, found = FORMATS[attributes["fmt"]], inputs["x"], inputs.get(FOUND)
     if found is None or not isinstance(fmt, FloatFormat):
         return None
-    right = OPERATIONS["encode"]({"x": x}, attributes)
+    right = OPERATIONS["encode"](inputs, attributes)
     unsigned = np.uint8(0xFF - fmt.sign_bit)
     early = ((found & unsigned) == fmt.max_code) & (found != right) & np.isfinite(x)
     if not early.any():
@@ -114,15 +107,15 @@ def _from_threshold(x: Array, attributes: Attributes, found: Array | None) -> Ar
     return np.where(beyond, sign | np.uint8(fmt.max_code), right)
 
 
-def _integer(change: Callable[[Array, IntFormat, int], Array]) -> dict[str, Any]:
+def _integer(change: Callable[[Array, IntFormat, int], Array]) -> dict[str, Defective]:
     """A defect of quantization to integers: of the quotient, to a code as float."""
 
-    def quantize(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    def quantize(inputs: Inputs, attributes: Attributes) -> Array | None:
         fmt = FORMATS[attributes["fmt"]]
         if not isinstance(fmt, IntFormat) or attributes.get("axis") is not None:
             return None
         zero_point = int(inputs["zero_point"]) if "zero_point" in inputs else 0
-        codes = change(_scaled(inputs).astype(np.float64), fmt, zero_point)
+        codes = change(_quotient(inputs["x"], inputs["scale"]).astype(np.float64), fmt, zero_point)
         return codes.astype(np.int64).astype(fmt.code_dtype)
 
     return {"quantize": quantize}
@@ -136,7 +129,7 @@ def _half_away(x: Array) -> Array:
     return np.copysign(np.floor(np.abs(x) + 0.5), x)
 
 
-def _wrap(x: Array, fmt: IntFormat) -> Array:
+def _wrap(x: Array) -> Array:
     return np.clip(x, -(2**40), 2**40)  # the cast to 8 bits cuts the rest off
 
 
@@ -146,11 +139,10 @@ def _wrap(x: Array, fmt: IntFormat) -> Array:
 def _quantize_with(change: Callable[[Array, Array], Array]) -> Defective:
     """Quantization with another quotient than x / scale, which is given to it with a scale of 1."""
 
-    def quantize(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    def quantize(inputs: Inputs, attributes: Attributes) -> Array | None:
         if attributes.get("axis") is not None:
             return None
-        with np.errstate(all="ignore"):
-            x = np.asarray(change(inputs["x"], inputs["scale"]), np.float32)
+        x = np.asarray(change(inputs["x"], inputs["scale"]), np.float32)
         return OPERATIONS["quantize"]({**inputs, "x": x, "scale": np.float32(1)}, attributes)
 
     return quantize
@@ -159,28 +151,26 @@ def _quantize_with(change: Callable[[Array, Array], Array]) -> Defective:
 def _scale_sum_with(change: Callable[[Array, Array, Array], Array]) -> Defective:
     """A product scaled in another way; ``change`` gets the sum and the two scales."""
 
-    def scale_sum(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    def scale_sum(inputs: Inputs, attributes: Attributes) -> Array | None:
         if attributes.get("block") is not None or any(
             attributes[name].get("axis") is not None for name in ("a", "b")
         ):
             return None
-        with np.errstate(all="ignore"):
-            total = change(inputs["sum"], inputs["a_scale"], inputs["b_scale"])
-            return np.asarray(total + inputs["bias"] if "bias" in inputs else total, np.float32)
+        total = change(inputs["sum"], inputs["a_scale"], inputs["b_scale"])
+        return np.asarray(total + inputs["bias"] if "bias" in inputs else total, np.float32)
 
     return scale_sum
 
 
-def _bias_first(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+def _bias_first(inputs: Inputs, attributes: Attributes) -> Array | None:
     if "bias" not in inputs or attributes.get("block") is not None:
         return None
     rest = {name: x for name, x in inputs.items() if name != "bias"}
-    with np.errstate(all="ignore"):
-        return OPERATIONS["scale_sum"](rest | {"sum": inputs["sum"] + inputs["bias"]}, attributes)
+    return OPERATIONS["scale_sum"](rest | {"sum": inputs["sum"] + inputs["bias"]}, attributes)
 
 
 def _without(operation: str, *roles: str) -> Defective:
-    def function(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    def function(inputs: Inputs, attributes: Attributes) -> Array | None:
         rest = {name: x for name, x in inputs.items() if name not in roles}
         return OPERATIONS[operation](rest, attributes) if len(rest) < len(inputs) else None
 
@@ -191,7 +181,7 @@ def _without(operation: str, *roles: str) -> Defective:
 
 
 def _accumulated(accumulate: str) -> Defective:
-    def sums(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
         try:
             return OPERATIONS["sum"](inputs, {**attributes, "accumulate": accumulate})
         except ValueError:  # operands that these tensor cores do not take
@@ -200,7 +190,7 @@ def _accumulated(accumulate: str) -> Defective:
     return sums
 
 
-def _in_order(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+def _in_order(inputs: Inputs, attributes: Attributes) -> Array | None:
     """Float32 sums, one product after the other."""
     if attributes.get("block") is not None:
         return None
@@ -210,16 +200,15 @@ def _in_order(inputs: Inputs, attributes: Attributes, found: Array | None) -> Ar
         return None
     a, b = (operand(name, inputs, attributes).code_values() for name in ("a", "b"))
     total = np.zeros(np.broadcast_shapes(a[..., :1].shape, b[..., :1, :].shape), np.float32)
-    with np.errstate(all="ignore"):
-        for k in range(a.shape[-1]):
-            total += a[..., k, None] * b[..., k, None, :]
+    for k in range(a.shape[-1]):
+        total += a[..., k, None] * b[..., k, None, :]
     return total
 
 
 def _sum_of(change: Callable[[str, Array, FloatFormat], Array | None]) -> Defective:
     """A sum of operands whose codes are taken otherwise."""
 
-    def sums(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
         changed = dict(inputs)
         for name in ("a", "b"):
             fmt = FORMATS[attributes[name]["fmt"]]
@@ -234,7 +223,7 @@ def _sum_of(change: Callable[[str, Array, FloatFormat], Array | None]) -> Defect
     return sums
 
 
-def _not_transposed(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+def _not_transposed(inputs: Inputs, attributes: Attributes) -> Array | None:
     b = inputs["b"]
     if b.ndim < 2 or "b_zero_point" in inputs:
         return None
@@ -247,14 +236,14 @@ def _flush_codes(name: str, codes: Array, fmt: FloatFormat) -> Array:
     return np.where(subnormal, codes & np.uint8(fmt.sign_bit), codes)
 
 
-def _taken_for(fmt: FloatFormat) -> dict[str, Any]:
+def _taken_for(fmt: FloatFormat) -> dict[str, Defective]:
     """Codes of a format read by the bias and the NaN of its FNUZ or OCP variant."""
     other = NAN_BIASED[fmt]
 
-    def values(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    def values(inputs: Inputs, attributes: Attributes) -> Array | None:
         return decode(inputs["codes"], other) if attributes["fmt"] == str(fmt) else None
 
-    def sums(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+    def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
         names = [name for name in ("a", "b") if attributes[name]["fmt"] == str(fmt)]
         how = {**attributes, **{n: attributes[n] | {"fmt": str(other)} for n in names}}
         return OPERATIONS["sum"](inputs, how) if names else None
@@ -265,31 +254,30 @@ def _taken_for(fmt: FloatFormat) -> dict[str, Any]:
 # Results
 
 
-def _after(change: Callable[[Array], Array], *operations: str) -> dict[str, Any]:
+def _after(change: Callable[[Array], Array], *operations: str) -> dict[str, Defective]:
     """What is done to the results of some operations."""
 
     def changed(operation: str) -> Defective:
-        def function(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array:
-            with np.errstate(all="ignore"):
-                return np.asarray(change(OPERATIONS[operation](inputs, attributes)), np.float32)
+        def function(inputs: Inputs, attributes: Attributes) -> Array:
+            return np.asarray(change(OPERATIONS[operation](inputs, attributes)), np.float32)
 
         return function
 
     return {operation: changed(operation) for operation in operations}
 
 
-def _instead_of_rounding(change: Callable[[Array], Array]) -> dict[str, Any]:
+def _instead_of_rounding(change: Callable[[Array], Array]) -> dict[str, Defective]:
     """Another way to bfloat16, from the float32 result."""
 
     def elementwise(operation: str) -> Defective:
-        def function(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+        def function(inputs: Inputs, attributes: Attributes) -> Array | None:
             if attributes["precision"] != "bfloat16":
                 return None
             return change(OPERATIONS[operation](inputs, {**attributes, "precision": "float32"}))
 
         return function
 
-    def rounded(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array:
+    def rounded(inputs: Inputs, attributes: Attributes) -> Array:
         return change(inputs["x"])
 
     return {"round": rounded} | {operation: elementwise(operation) for operation in _ROUNDING}
@@ -300,8 +288,7 @@ def _bits(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
     def function(x: Array) -> Array:
         bits = np.ascontiguousarray(x).view(np.uint32)
-        with np.errstate(over="ignore"):
-            changed = change(bits).astype(np.uint32).view(np.float32).reshape(x.shape)
+        changed = change(bits).astype(np.uint32).view(np.float32).reshape(x.shape)
         return np.where(np.isnan(x), np.float32(np.nan), changed)
 
     return function
@@ -314,49 +301,44 @@ def _flush_float32(x: Array) -> Array:
     return np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x)
 
 
-def _other_gelu(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+def _other_gelu(inputs: Inputs, attributes: Attributes) -> Array | None:
     others = {"gelu": "gelu_tanh", "gelu_tanh": "gelu"}
     if attributes["function"] not in others:
         return None
     return golden.unary(others[attributes["function"]], inputs["x"], attributes["precision"])
 
 
-def _overflowing_softmax(
-    inputs: Inputs, attributes: Attributes, found: Array | None
-) -> Array | None:
+def _overflowing_softmax(inputs: Inputs, attributes: Attributes) -> Array | None:
     """exp(x) / sum in float32: infinite over infinite where x is large."""
     x = inputs["x"].astype(np.float64)
-    with np.errstate(all="ignore"):
-        weights = golden.UNARY["exp"](x).astype(np.float32)
-        total = golden.tree_sum(weights.astype(np.float64)).astype(np.float32)
-        result = np.asarray(weights / total[..., None], np.float32)
+    weights = golden.UNARY["exp"](x).astype(np.float32)
+    total = golden.tree_sum(weights.astype(np.float64)).astype(np.float32)
+    result = np.asarray(weights / total[..., None], np.float32)
     return round_to_bfloat16(result) if attributes["precision"] == "bfloat16" else result
 
 
-def _sample_variance(inputs: Inputs, attributes: Attributes, found: Array | None) -> Array | None:
+def _sample_variance(inputs: Inputs, attributes: Attributes) -> Array | None:
     """Variance over n - 1: the weights are as much smaller as the deviation is larger."""
     x = inputs["x"].astype(np.float64)
     length = x.shape[-1]
     if length < 2:
         return None
-    with np.errstate(all="ignore"):
-        centred = x - (golden.tree_sum(x) / length)[..., None]
-        variance = golden.tree_sum(np.square(centred)) / (length - 1)
-        centred /= np.sqrt(variance + attributes["eps"])[..., None]
-        result = centred * inputs["weight"].astype(np.float64) + inputs["bias"]
-        if attributes["precision"] == "bfloat16":
-            return round_to_bfloat16(result)
-        return np.asarray(result, np.float32)
+    centred = x - (golden.tree_sum(x) / length)[..., None]
+    variance = golden.tree_sum(np.square(centred)) / (length - 1)
+    centred /= np.sqrt(variance + attributes["eps"])[..., None]
+    result = centred * inputs["weight"].astype(np.float64) + inputs["bias"]
+    if attributes["precision"] == "bfloat16":
+        return round_to_bfloat16(result)
+    return np.asarray(result, np.float32)
 
 
 def _codec_defects() -> Iterator[Defect]:
     seen: dict[tuple[str, int], None] = {}
-    for fmt in FLOAT_FORMATS.values():
-        for saturate in (True, False):
-            for rounding in ("nearest", "toward_zero"):
-                names = [name for name, _ in encoder_mistakes(fmt, saturate, rounding)]
-                for i, name in enumerate(names):
-                    seen.setdefault((name, names[:i].count(name)))
+    encoders = product(FLOAT_FORMATS.values(), (True, False), ("nearest", "toward_zero"))
+    for fmt, saturate, rounding in encoders:
+        names = [name for name, _ in encoder_mistakes(fmt, saturate, rounding)]
+        for i, name in enumerate(names):
+            seen.setdefault((name, names[:i].count(name)))
     readers = {f"{NAN_BIASED[fmt]} instead of {fmt}": _taken_for(fmt) for fmt in NAN_BIASED}
     flushed = {
         "sum": _sum_of(_flush_codes),
@@ -376,7 +358,7 @@ def _codec_defects() -> Iterator[Defect]:
     yield Defect("truncation", _integer(lambda x, fmt, zero: _clip(np.trunc(x) + zero, fmt)))
     yield Defect(
         "overflow that does not saturate",
-        _integer(lambda x, fmt, zero: _wrap(np.rint(x) + zero, fmt)),
+        _integer(lambda x, fmt, zero: _wrap(np.rint(x) + zero)),
     )
 
 
@@ -421,9 +403,7 @@ def _defects() -> Iterator[Defect]:
         if accumulator.narrow:
             yield Defect(accumulator.description, {"sum": _accumulated(accumulator.name)})
     yield Defect("float32 accumulation, one product after the other", {"sum": _in_order})
-    yield Defect(
-        "double rounding through bfloat16", {"sum": _after(round_to_bfloat16, "sum")["sum"]}
-    )
+    yield Defect("double rounding through bfloat16", _after(round_to_bfloat16, "sum"))
     yield Defect(
         "double rounding through float16",
         {

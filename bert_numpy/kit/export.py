@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError, read_json
 from bert_numpy.kit.builder import Builder
@@ -19,10 +18,10 @@ from bert_numpy.kit.recording import record
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.recipe_json import recipe_object
 from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, pad
+from npfp8.arrays import IntArray
 
 __all__ = ["make_kit", "model_files", "read_inputs", "sequence"]
 
-IntArray = npt.NDArray[np.int64]
 
 #: The arithmetic of the whole, in words.
 _SUMMARY = [

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
-from bert_numpy.errors import BertNumpyError, read_json, reading, writing
+from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, writing
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
+from npfp8.arrays import Array
 from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.files import created_folder, replaced_file
 from npfp8.formats import FORMATS, FloatFormat, Format
@@ -34,7 +34,6 @@ __all__ = [
     "write_kit",
 ]
 
-Array = npt.NDArray[Any]
 
 #: The manifest's format and its version.
 FORMAT = "bert-numpy kit 1"
@@ -111,6 +110,17 @@ class Kit:
             role: apply_view(value(reference.tensor), reference.view)
             for role, reference in self.tensors[name].inputs.items()
         }
+
+    def sources(self, names: Iterable[str], known: Callable[[str], bool]) -> set[str]:
+        """All that some tensors are computed from, back to those that are known, left out."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:  # not by recursion: a model's data flow is deeper than Python's stack
+            for source, _ in self.tensors[waiting.pop()].inputs.values():
+                if source not in found and not known(source):
+                    found.add(source)
+                    waiting.append(source)
+        return found
 
     def cases(self, operation: str, level: str | None = None) -> Iterator[Case]:
         """Every tensor that an operation makes: what goes in, and what is to come out."""
@@ -303,9 +313,7 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
     def choice(key: str, known: Any, default: str | None = None) -> str:
         value = entry.get(key, default)
         if not isinstance(value, str) or value not in known:
-            raise BertNumpyError(
-                f"{place}: key {key!r}: expected one of {', '.join(known)}, found {value!r}"
-            )
+            raise key_error(place, key, f"one of {', '.join(known)}", value)
         return value
 
     inputs = {}
@@ -329,7 +337,7 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
             )
         inputs[role] = reference
     if entry["name"] in before:
-        raise BertNumpyError(f"{place}: key 'name': expected a new one, found {entry['name']!r}")
+        raise key_error(place, "name", "a new one", entry["name"])
     return Tensor(
         entry["name"],
         choice("level", LEVELS),

@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from npfp8 import QuantizedTensor, decode, encode, golden, matmul, matmul_float32, quantize
+from npfp8.arrays import Array, chunks
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FORMATS
+from npfp8.products import ACCUMULATORS, scaled_product
 from npfp8.scaling import dynamic_scale
 
 __all__ = ["OPERATIONS", "RULES", "Attributes", "Inputs", "operand"]
 
-Array = npt.NDArray[Any]
 Inputs = Mapping[str, Array]
 Attributes = Mapping[str, Any]
 Operation = Callable[[Inputs, Attributes], Array]
@@ -89,21 +89,9 @@ def _sum(inputs: Inputs, attributes: Attributes) -> Array:
     accumulate, block = attributes.get("accumulate", "exact"), attributes.get("block")
     if block is None:
         return matmul(a, b, accumulate)
-    parts = range(-(-a.shape[-1] // block))
-    return np.stack([matmul(_part(a, -1, i, block), _part(b, -2, i, block)) for i in parts])
-
-
-def _part(x: QuantizedTensor, k_axis: int, number: int, block: int) -> QuantizedTensor:
-    """A run of K of an operand, with a scale of 1 and the zero points that it has there."""
-    axis = k_axis % x.ndim
-    codes = x.codes.take(range(number * block, min((number + 1) * block, x.shape[axis])), axis)
-    if x.zero_point is None:
-        return QuantizedTensor(codes, np.float32(1), x.fmt)
-    zero_point = x.zero_point if x.block is None else x.zero_point.take([number], axis)
-    ones = np.ones(zero_point.shape, np.float32)
-    return QuantizedTensor(
-        codes, ones, x.fmt, x.axis, zero_point, None if x.block is None else block
-    )
+    exact, one = ACCUMULATORS["exact"], np.ones((), np.float32)
+    runs = chunks(a.shape[-1], block)
+    return np.stack([scaled_product(a, b, ks, exact, one, one) for ks in runs])
 
 
 def _spread(scale: Array, how: Mapping[str, Any], k_axis: int, ndim: int, part: int) -> Array:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.engines.engine import Engine, Table
 from bert_numpy.engines.functions import golden_name
@@ -28,12 +27,10 @@ from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.plan import SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
-from npfp8 import QuantizedTensor
+from npfp8 import ACCUMULATORS, QuantizedTensor
+from npfp8.arrays import Array, Float32Array
 
 __all__ = ["record"]
-
-Array = npt.NDArray[Any]
-Float32Array = npt.NDArray[np.float32]
 
 
 def record(builder: Builder, model: QuantizedModel, case: str, inputs: Mapping[str, Array]) -> None:
@@ -241,7 +238,9 @@ class RecordingEngine(Engine[Traced]):
         if not parts or not right_parts:  # only codes are multiplied with codes
             left = self.dequantized("a", codes, parts) if parts else left
             right = self.dequantized("b", right, right_parts) if right_parts else right
-            self.float_product(last, left, right, outliers, given, bias)
+            self.compute(last, "product", {"a": left, "b": right, **given})
+            if outliers is not None:
+                self.add_outliers(outliers, right, bias)
             return
         zero = {
             f"{name}_zero_point": scales["zero_point"]
@@ -255,26 +254,12 @@ class RecordingEngine(Engine[Traced]):
         block = parts["how"].get("block") or right_parts["how"].get("block")
         described |= {} if block is None else {"block": block}
         accumulate = self.model.recipe.accumulate
-        described |= {} if accumulate == "exact" else {"accumulate": accumulate}
+        described |= {} if ACCUMULATORS[accumulate].kind == "exact" else {"accumulate": accumulate}
         total = self.compute("sum", "sum", {"a": codes, "b": right, **zero}, attributes=described)
         scales = {"a_scale": parts["scale"], "b_scale": right_parts["scale"]}
         self.compute(last, "scale_sum", {"sum": total, **scales, **given}, attributes=described)
         if outliers is not None:
             self.add_outliers(outliers, self.dequantized("b", right, right_parts), bias)
-
-    def float_product(
-        self,
-        last: str,
-        left: Reference,
-        right: Reference,
-        outliers: Reference | None,
-        given: Mapping[str, Reference],
-        bias: Mapping[str, Reference],
-    ) -> None:
-        """A product that is not of codes."""
-        self.compute(last, "product", {"a": left, "b": right, **given})
-        if outliers is not None:
-            self.add_outliers(outliers, right, bias)
 
     def add_outliers(
         self, outliers: Reference, right: Reference, bias: Mapping[str, Reference]

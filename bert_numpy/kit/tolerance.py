@@ -15,16 +15,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError, one_line
 from bert_numpy.kit.manifest import Kit, apply_view
 from bert_numpy.kit.operations import OPERATIONS
+from npfp8.arrays import Array, Float64Array
 from npfp8.formats import FORMATS, FloatFormat, IntFormat
 
 __all__ = ["accumulation_failures", "sum_bound"]
 
-Array = npt.NDArray[Any]
 
 _UNIT = 2.0**-24
 
@@ -45,7 +44,7 @@ def gamma(k: int) -> float:
     return k * _UNIT / (1 - k * _UNIT)
 
 
-def sum_bound(magnitudes: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.float64]:
+def sum_bound(magnitudes: Float64Array, k: int) -> Float64Array:
     """How far a float32 sum may be from the exact one rounded to float32.
 
     Parameters
@@ -63,7 +62,9 @@ def accumulation_failures(kit: Kit, found: Mapping[str, Array]) -> dict[str, str
     """What no order of float32 additions explains, by the tensor's name: why."""
     failures = {}
     intervals: dict[str, tuple[Array, Array] | None] = {}
-    needed = _not_given(kit, found)
+    needed = kit.sources(
+        found, lambda source: source in found or kit.tensors[source].operation == "given"
+    )
     for name in kit.tensors:  # in the order of the data flow, so that inputs are known
         if name in needed:
             intervals[name] = _interval(kit, name, found, intervals)
@@ -98,19 +99,6 @@ def accumulation_failures(kit: Kit, found: Mapping[str, Array]) -> dict[str, str
                 f"found {float(numbers[1][index])!r}"
             )
     return failures
-
-
-def _not_given(kit: Kit, found: Mapping[str, Array]) -> set[str]:
-    """The computed tensors that the candidate lacks, and that some of its own depend on."""
-    needed: set[str] = set()
-    waiting = list(found)
-    while waiting:
-        for source, _ in kit.tensors[waiting.pop()].inputs.values():
-            is_given = source in found or kit.tensors[source].operation == "given"
-            if not is_given and source not in needed:
-                needed.add(source)
-                waiting.append(source)
-    return needed
 
 
 def _interval(

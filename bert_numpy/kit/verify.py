@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError, shown
 from bert_numpy.kit.candidate import as_candidate
-from bert_numpy.kit.defects import DEFECTS, Defect
+from bert_numpy.kit.defects import DEFECTS, FOUND, Defect
 from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
+from bert_numpy.progress import ProgressBar, no_bar
+from npfp8.arrays import Array, Float64Array, IntArray
 from npfp8.formats import FORMATS, FloatFormat
-
-if TYPE_CHECKING:
-    from bert_numpy.progress import ProgressBar
+from npfp8.mistakes import differing
 
 __all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
 
-Array = npt.NDArray[Any]
 
 #: How equal is equal enough.
 PROFILES = ("bit-exact", "accumulate-order", "statistical")
@@ -185,8 +183,7 @@ def verify(
     }
     computed = {name for name, tensor in kit.tensors.items() if tensor.operation != "given"}
     roots = [name for name in differing if _is_root(kit, name, found, differing)]
-    bar = nullcontext(_ignore) if progress_bar is None else progress_bar(len(roots), "causes")
-    with bar as advance:
+    with (progress_bar or no_bar)(len(roots), "causes") as advance:
         causes = _diagnose(kit, roots, found, differing, advance)
     differences = tuple(
         _difference(kit, name, found[name], mask, name in roots, causes.get(name, ()))
@@ -201,10 +198,6 @@ def verify(
     return Report(profile, tuple(found), len(computed - set(found)), differences, failures)
 
 
-def _ignore(count: int) -> None:
-    """The progress that nobody sees."""
-
-
 def differing_elements(kit: Kit, name: str, found: Array) -> npt.NDArray[np.bool_]:
     """Where a tensor differs from the kit's. NaNs are alike."""
     return _unlike(kit.tensors[name], kit.arrays[name], found)
@@ -216,8 +209,7 @@ def _unlike(tensor: Tensor, x: Array, y: Array) -> npt.NDArray[np.bool_]:
         return np.asarray((bits_x != bits_y) & ~(np.isnan(x) & np.isnan(y)))
     fmt = FORMATS.get(tensor.fmt)
     if isinstance(fmt, FloatFormat):
-        nan = np.isnan(fmt.values)
-        return np.asarray((x != y) & ~(nan[x] & nan[y]))
+        return differing(x, y, fmt)
     return np.asarray(x != y)
 
 
@@ -232,16 +224,9 @@ def _is_root(
     kit: Kit, name: str, found: Mapping[str, Array], differing: Mapping[str, Array]
 ) -> bool:
     """Whether none of the nearest given tensors that one is computed from differs."""
-    waiting = [reference.tensor for reference in kit.tensors[name].inputs.values()]
-    seen: set[str] = set()
-    while waiting:
-        source = waiting.pop()
-        if source in differing:
-            return False
-        if source not in found and source not in seen:
-            seen.add(source)
-            waiting += [reference.tensor for reference in kit.tensors[source].inputs.values()]
-    return True
+    between = kit.sources([name], found.__contains__)
+    nearest = (x for source in (name, *between) for x, _ in kit.tensors[source].inputs.values())
+    return differing.keys().isdisjoint(nearest)
 
 
 def _difference(
@@ -299,14 +284,14 @@ def _distance(tensor: Tensor, x: Array, y: Array) -> float | None:
     return float(np.abs(x.astype(np.int64) - y.astype(np.int64)).max())
 
 
-def _rank(bits: Array, sign_bit: int) -> npt.NDArray[np.int64]:
+def _rank(bits: Array, sign_bit: int) -> IntArray:
     """Bits of sign and magnitude as integers in the order of the numbers; -0 is -1."""
     wide = bits.astype(np.int64)
     magnitude = wide & ((1 << sign_bit) - 1)
     return np.where(wide >> sign_bit & 1, -1 - magnitude, magnitude)
 
 
-def _values(tensor: Tensor, x: Array) -> npt.NDArray[np.float64]:
+def _values(tensor: Tensor, x: Array) -> Float64Array:
     fmt = FORMATS.get(tensor.fmt)
     if isinstance(fmt, FloatFormat):
         return fmt.values[x]
@@ -345,25 +330,23 @@ class Evaluation:
 
     def value(self, name: str) -> Array:
         """A tensor: fixed, or computed with the defect."""
-        waiting, needed = [name], set()
-        while waiting:  # not by recursion: a model's data flow is deeper than Python's stack
-            source = waiting.pop()
-            if source in self.known or source in needed:
-                continue
-            tensor = self.kit.tensors[source]
-            x = self.fixed(source) if source != self.target else None
-            if x is None and tensor.operation == "given":
-                x = self.kit.arrays[source]
-            if x is not None:
-                self.known[source] = x
-                continue
-            needed.add(source)
-            waiting += [reference.tensor for reference in tensor.inputs.values()]
-        if needed:
+        if not self._is_known(name):
+            needed = {name, *self.kit.sources([name], self._is_known)}
             for source in self.kit.tensors:  # in the order of the data flow
                 if source in needed:
                     self.known[source] = self._computed(source)
         return self.known[name]
+
+    def _is_known(self, name: str) -> bool:
+        """Whether nothing has to be computed for a tensor."""
+        if name not in self.known:
+            x = self.fixed(name) if name != self.target else None
+            if x is None and self.kit.tensors[name].operation == "given":
+                x = self.kit.arrays[name]
+            if x is None:
+                return False
+            self.known[name] = x
+        return True
 
     def _computed(self, name: str) -> Array:
         """A tensor whose inputs are known, computed with the defect."""
@@ -371,8 +354,8 @@ class Evaluation:
         inputs = self.kit.inputs(name, self.known.__getitem__)
         defective = self.defect.operations.get(tensor.operation)
         if defective is not None:
-            found = self.found if name == self.target else None
-            x = defective(inputs, tensor.attributes, found)
+            given = {FOUND: self.found} if name == self.target else {}
+            x = defective({**inputs, **given}, tensor.attributes)
             if x is not None:
                 self.applied = True
                 return x
@@ -393,7 +376,8 @@ def _diagnose(
 
     explained: dict[str, set[str]] = {root: set() for root in roots}
     for root in roots:
-        operations = _chain(kit, root, found)
+        chain = (root, *kit.sources([root], found.__contains__))
+        operations = {kit.tensors[name].operation for name in chain}
         for defect in DEFECTS:
             if defect.name in explained[root]:
                 continue
@@ -427,18 +411,6 @@ def _reproduces(
     return evaluation.applied and not _unlike(kit.tensors[root], x, found).any()
 
 
-def _chain(kit: Kit, name: str, found: Mapping[str, Array]) -> set[str]:
-    """The operations from the nearest tensors that are given to one."""
-    operations, waiting, seen = set(), [name], {name}
-    while waiting:
-        tensor = kit.tensors[waiting.pop()]
-        operations.add(tensor.operation)
-        sources = {reference.tensor for reference in tensor.inputs.values()} - seen
-        waiting += [source for source in sources if source not in found]
-        seen |= sources
-    return operations
-
-
 # How much
 
 
@@ -457,16 +429,12 @@ def _noise_failures(
             failures[item.name] = "expected the same NaNs and infinities"
         elif item.sqnr is not None and item.sqnr < min_sqnr:
             failures[item.name] = f"expected {min_sqnr:g} dB or more, found {item.sqnr:.1f} dB"
-    logits = [name for name in found if name.endswith("/logits") and found[name].size]
-    flipped = [
-        name
-        for name in logits
-        if (kit.arrays[name].argmax(axis=-1) != found[name].argmax(axis=-1)).any()
-    ]
-    flips = sum(
-        int((kit.arrays[name].argmax(axis=-1) != found[name].argmax(axis=-1)).sum())
-        for name in flipped
-    )
-    if flips > max_flips:
-        failures[flipped[0]] = f"expected at most {max_flips} flips, found {flips}"
+    flips = {
+        name: int((kit.arrays[name].argmax(axis=-1) != x.argmax(axis=-1)).sum())
+        for name, x in found.items()
+        if name.endswith("/logits") and x.size
+    }
+    if (total := sum(flips.values())) > max_flips:
+        flipped = next(name for name, count in flips.items() if count)
+        failures[flipped] = f"expected at most {max_flips} flips, found {total}"
     return failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,11 +11,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "ModelOutput", "encoder_sites", "model_sites", "require_head"]
 
+#: The module of each. They are imported when they are asked for: a config needs no arithmetic.
+_HOMES = {
+    "Model": "model",
+    "ModelOutput": "model",
+    "require_head": "model",
+    "encoder_sites": "sites",
+    "model_sites": "sites",
+}
+
 
 def __getattr__(name: str) -> object:
-    """A public name of the forward pass, at its first use: the sizes alone need no arithmetic."""
-    if name not in __all__:
+    """A public name of the forward pass, at its first use."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from bert_numpy.model import model, sites  # noqa: PLC0415
-
-    return getattr(sites if name.endswith("_sites") else model, name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

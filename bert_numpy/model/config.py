@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from bert_numpy.model.architectures import (
-    ARCHITECTURES,
-    SENTENCE_EMBEDDINGS,
-    Architecture,
-    Head,
-)
+from bert_numpy.model.architectures import ARCHITECTURES, SENTENCE_EMBEDDINGS, Architecture, Head
 
 __all__ = ["BertConfig", "Pooling"]
 

@@ -20,11 +20,10 @@ from bert_numpy.model.config import BertConfig
 from bert_numpy.model.encoder import Pass
 from bert_numpy.model.heads import outputs
 from bert_numpy.model.packing import Batch, pack
+from npfp8.arrays import Float32Array, IntArray
 
 __all__ = ["EngineOf", "Model", "ModelOutput", "batch_of", "has_pooler", "require_head"]
 
-Float32Array = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 
 #: Makes the engine of one run, of the parameters and the batch.
 EngineOf = Callable[[Weights, Batch], Engine[Float32Array]]

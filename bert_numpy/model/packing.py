@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
+from npfp8.arrays import Float32Array, IntArray
 
 __all__ = ["AttentionGroup", "Batch", "Packing", "pack", "take_rows"]
 
-Float32Array = npt.NDArray[np.float32]
 
-IntArray = npt.NDArray[np.int64]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 

@@ -35,8 +35,9 @@ def expected_shapes(config: BertConfig, pooler: bool = True) -> Mapping[str, tup
     """The canonical name and the shape of every parameter, in the order of the data flow.
 
     Canonical names are those of transformers' ``BertModel`` (no ``bert.``
-    prefix) and of BERT's heads, whatever the model type. Two are not BERT's:
-    ``embeddings_project`` and ``discriminator_predictions`` are ELECTRA's.
+    prefix) and of BERT's heads, whatever the model type. Three are not BERT's:
+    ``embeddings_project`` (ELECTRA, ALBERT), ``discriminator_predictions`` (ELECTRA)
+    and ``cls.sop_classifier`` (ALBERT).
     Linear weights are (out_features, in_features). ``pooler`` says whether there
     is one where the head leaves it open.
     """

@@ -18,7 +18,7 @@ from bert_numpy.engines.float import FloatEngine
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.errors import BertNumpyError, reading, writing
 from bert_numpy.model.model import EngineOf, Model
-from bert_numpy.model.sites import sites_of
+from bert_numpy.model.sites import site_named, sites_of
 from bert_numpy.quantization.observers import (
     MOST_ELEMENTS,
     Statistics,
@@ -34,6 +34,7 @@ from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8 import QuantizedTensor
+from npfp8.arrays import Array, Float32Array, Float64Array, IntArray
 from npfp8.storage import load_file, read_metadata, save_file
 
 __all__ = [
@@ -46,7 +47,6 @@ __all__ = [
     "save_calibration",
 ]
 
-Float32Array = npt.NDArray[np.float32]
 
 _FILE_FORMAT = "bert-numpy calibration 3"
 
@@ -121,7 +121,7 @@ def sqnr(seen: Statistics, operand: Operand) -> float:
 
 def calibrate(
     model: Model,
-    batches: Iterable[Mapping[str, npt.NDArray[np.int64]]],
+    batches: Iterable[Mapping[str, IntArray]],
     golden: bool = False,
     threads: int | None = None,
 ) -> Calibration:
@@ -154,7 +154,7 @@ def calibrate(
     histograms: list[Histograms] = []  # of each thread
     mine = local()
 
-    def observed(batch: Mapping[str, npt.NDArray[np.int64]]) -> tuple[Sight, int]:
+    def observed(batch: Mapping[str, IntArray]) -> tuple[Sight, int]:
         if not hasattr(mine, "histograms"):
             mine.histograms = {}
             histograms.append(mine.histograms)
@@ -285,7 +285,7 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
             f"{path}: expected a calibration that calibrate() made of a model, found statistics "
             "that were put together by hand"
         )
-    tensors: dict[str, npt.NDArray[Any]] = {}
+    tensors: dict[str, Array] = {}
     for name, seen in calibration.operands.items():
         tensors[f"{name}/range"] = np.array(
             [seen.low, seen.high, seen.average_low, seen.average_high]
@@ -360,7 +360,7 @@ def load_calibration(path: str | Path) -> Calibration:
                 f"{path}: tensor '{site}/channels': expected the largest to be {seen.absmax}, the "
                 f"largest magnitude of '{site}:a', found {largest.max(initial=0)}"
             )
-    _check_counts(path, operands, channels, samples)
+    _check_counts(path, operands, channels, samples, origin)
     return Calibration(operands, channels, samples, golden, origin, str(path))
 
 
@@ -397,16 +397,21 @@ def _check_counts(
     operands: Mapping[str, Statistics],
     channels: Mapping[str, Float32Array],
     samples: int,
+    origin: Origin | None,
 ) -> None:
     """Make sure that the layers have seen as many tokens as each other, and one for each sample."""
-    encoder = 0  # tokens in its first layer
+    tokens_of: dict[int | None, int] = {}  # by layer, of its first site
+    numbers = {site_named(site).layer for site in channels} - {None}
+    shared = origin is not None and len(numbers) < origin.sizes[SIZES.index("num_hidden_layers")]
     for site, largest in channels.items():
         if f"{site}:a" not in operands:
             continue
         count = operands[f"{site}:a"].count
         tokens, rest = divmod(count, max(largest.size, 1))
-        encoder = encoder or (tokens if site.startswith("encoder.") else 0)
-        wanted = encoder if site.startswith("encoder.") else tokens
+        layer = site_named(site).layer
+        # All layers see the same tokens; those that share their parameters, each several times.
+        key = layer if shared or layer is None else 0
+        wanted = tokens if layer is None else tokens_of.setdefault(key, tokens)
         if rest or tokens != wanted or tokens < samples:
             raise BertNumpyError(
                 f"{path}: tensor '{site}:a/counts': expected {largest.size} elements for each of "
@@ -430,9 +435,9 @@ def _tensor(
     tensors: Mapping[str, Any],
     key: str,
     dtype: str,
-    good: Callable[[npt.NDArray[Any]], Any],
+    good: Callable[[Array], Any],
     expected: str,
-) -> npt.NDArray[Any]:
+) -> Array:
     """One tensor of a file, of one axis and a dtype, if it is ``good``."""
     found = tensors.get(key)
     if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != 1:
@@ -459,7 +464,7 @@ def _is_positive(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) > 0
 
 
-def _is_range(x: npt.NDArray[np.float64]) -> bool:
+def _is_range(x: Float64Array) -> bool:
     largest = np.finfo(np.float32).max
     if x.size != 4 or not (np.abs(x) <= largest).all():
         return False
@@ -470,5 +475,5 @@ def _rises(x: npt.NDArray[np.uint16]) -> bool:
     return bool((np.diff(x.astype(np.int64)) > 0).all())
 
 
-def _are_magnitudes(x: npt.NDArray[np.float32]) -> bool:
+def _are_magnitudes(x: Float32Array) -> bool:
     return bool(np.isfinite(x).all() and (x >= 0).all())

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.engines.engine import Weights
 from bert_numpy.engines.site import Site
@@ -21,11 +20,10 @@ from bert_numpy.quantization.observers import observe
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import QuantizedTensor, quantize
+from npfp8.arrays import Float32Array, Float64Array
 from npfp8.elementary import exp, log
 
 __all__ = ["QuantizedModel", "apply_recipe", "planned_model"]
-
-Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +111,7 @@ def apply_recipe(
             static = {
                 name: _needed(calibration, recipe).scale(f"{site.name}:{name}", operand)
                 for name, operand in (("a", how.a), ("b", how.b))
-                if operand.fmt is not None
-                and not operand.dynamic
-                and not (name == "b" and not site.is_attention)
+                if operand.is_static and (name == "a" or site.is_attention)
             }
         if smoothing is not None and "a" in static:
             largest = (_needed(calibration, recipe).channels[site.name] / smoothing).max()
@@ -201,8 +197,8 @@ def _one_input(model: Model, recipe: Recipe, site: Site) -> list[Site]:
     ]
 
 
-def _column_maxima(model: Model, site: str) -> npt.NDArray[np.float64]:
+def _column_maxima(model: Model, site: str) -> Float64Array:
     weight = model.weights[f"{site}.weight"]
     assert isinstance(weight, np.ndarray), site
-    largest: npt.NDArray[np.float64] = np.abs(weight).max(axis=0).astype(np.float64)
+    largest: Float64Array = np.abs(weight).max(axis=0).astype(np.float64)
     return largest

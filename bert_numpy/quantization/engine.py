@@ -20,10 +20,10 @@ from bert_numpy.quantization.counts import Counts, OperandCounts
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import ACCUMULATORS, QuantizedTensor, matmul, quantize, quantize_bfloat16
+from npfp8.arrays import Float32Array
 
 __all__ = ["QuantizedEngine", "engine_of"]
 
-Float32Array = npt.NDArray[np.float32]
 Operandlike = Float32Array | QuantizedTensor
 
 #: An input's codes and counts by what was made of it: several layers may take it alike.

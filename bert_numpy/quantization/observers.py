@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from npfp8 import Format, IntFormat, quantize
+from npfp8.arrays import Float32Array, Float64Array
 from npfp8.bfloat16 import from_bits, round_to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
@@ -41,8 +42,6 @@ __all__ = [
     "quantization_noise",
 ]
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 #: The least and the largest number that do not saturate, around 0.
 Range = tuple[float, float]

@@ -6,20 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.engines.engine import Engine
 from bert_numpy.engines.site import Site
 from bert_numpy.errors import naming
 from bert_numpy.quantization.observers import look_at
+from npfp8.arrays import Float32Array, IntArray
 
 __all__ = ["Histograms", "ObservingEngine", "Sight"]
 
-Float32Array = npt.NDArray[np.float32]
 
 #: By operand how many elements there were of each bfloat16 value. Sums of integers do not depend
 #: on an order: each thread counts into its own, from batch to batch.
-Histograms = dict[str, npt.NDArray[np.int64]]
+Histograms = dict[str, IntArray]
 
 
 @dataclass(eq=False)

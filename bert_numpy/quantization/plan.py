@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import QuantizedTensor, quantize
+from npfp8.arrays import Float32Array
 from npfp8.scaling import axis_and_block, dynamic_scale, scale_of_range
 
 __all__ = ["Scale", "SitePlan", "quantize_operand"]
-
-Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

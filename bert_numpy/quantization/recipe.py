@@ -110,6 +110,11 @@ class Operand:
         if self.fmt is not None and self.fmt.has_zero_point:
             check("power_of_two", not self.power_of_two, "False for a format with a zero point")
 
+    @property
+    def is_static(self) -> bool:
+        """Whether it is quantized with a scale that is fixed before the run."""
+        return self.fmt is not None and not self.dynamic
+
 
 @dataclass(frozen=True)
 class SiteRecipe:
@@ -268,16 +273,12 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether some scale of an activation may come from a calibration."""
-
-        def static(operand: Operand) -> bool:
-            return operand.fmt is not None and not operand.dynamic
-
         sites = [self.linear, self.scores, self.context, *(site for _, site in self.overrides)]
         products = [self.scores, self.context]
         products += [site for pattern, site in self.overrides if fits_attention(pattern)]
         return any(
-            static(site.a) or (site.migration is not None and site.quantizes) for site in sites
-        ) or any(static(site.b) for site in products)
+            site.a.is_static or (site.migration is not None and site.quantizes) for site in sites
+        ) or any(site.b.is_static for site in products)
 
     def check_overrides(self, sites: Sequence[Site]) -> None:
         """Raise :class:`BertNumpyError` if an override fits no site, or one that cannot have it."""

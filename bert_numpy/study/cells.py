@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.evaluate import calibrate_on, compare_with
@@ -29,6 +28,7 @@ from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.quantization.recipe_json import recipe_json
 from bert_numpy.tasks.task import Labels
+from npfp8.arrays import Array, Float32Array
 from npfp8.files import replaced_file
 
 __all__ = [
@@ -106,8 +106,8 @@ class Result:
     """
 
     labels: Labels
-    predictions: npt.NDArray[Any]
-    logits: npt.NDArray[np.float32]
+    predictions: Array
+    logits: Float32Array
     metrics: Mapping[str, Callable[[Any, Any], float]]
 
 
@@ -219,7 +219,7 @@ def _scored(result: Result) -> Result:
     return replace(result, labels=scores, predictions=scores)
 
 
-def _mean(labels: Labels, predictions: npt.NDArray[Any]) -> float:
+def _mean(labels: Labels, predictions: Array) -> float:
     return float(predictions.mean())
 
 

@@ -19,16 +19,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.engines.engine import Weights
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.model import Model
 from npfp8 import QuantizedTensor
+from npfp8.arrays import Float32Array
 
 __all__ = ["with_outliers"]
-
-Float32Array = npt.NDArray[np.float32]
 
 
 def with_outliers(model: Model, exponent: int, channels: int = 4) -> Model:

@@ -14,6 +14,8 @@ import binascii
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arrays import IntArray
+
 __all__ = ["check_charsmap"]
 
 #: Bytes of a replacement; the longest of SentencePiece's own maps has 33.
@@ -61,13 +63,13 @@ def check_charsmap(text: str) -> None:
             raise ValueError("expected replacements of whole characters")
 
 
-def _offsets(units: _UnitArray) -> npt.NDArray[np.int64]:
+def _offsets(units: _UnitArray) -> IntArray:
     """How far a node's children are from it, to be combined by exclusive or."""
     shift = (units & (1 << 9)) >> 6
     return ((units >> 10).astype(np.int64)) << shift.astype(np.int64)
 
 
-def _values(trie: _UnitArray) -> npt.NDArray[np.int64]:
+def _values(trie: _UnitArray) -> IntArray:
     """The values of all keys; raises ValueError if a path leaves the trie or does not end."""
     nodes = _offsets(trie[:1])  # the root's children begin here
     labels = np.arange(1, 256)

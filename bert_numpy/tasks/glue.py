@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.finite import NO_CLASS, missing, rows_not_finite
@@ -26,6 +25,7 @@ from bert_numpy.tasks.metrics import METRICS
 from bert_numpy.tasks.records import RECORD_SUFFIXES, check_text, read_lines, read_records
 from bert_numpy.tasks.task import Labels, Predictions, TestSet, even_rows
 from bert_numpy.tasks.tokenization import Tokenizer, Window
+from npfp8.arrays import Array, Float32Array, IntArray
 
 __all__ = [
     "TASKS",
@@ -145,7 +145,7 @@ class GlueTask:
         config: BertConfig,
         examples: Examples,
         windows: Sequence[Sequence[Window]],
-        logits: Sequence[npt.NDArray[np.float32]],
+        logits: Sequence[Float32Array],
     ) -> Predictions:
         """The class of each example's largest logit, in GLUE's order; or its one logit, a score."""
         order = label_order(config.labels, self, config.problem_type)
@@ -469,7 +469,7 @@ def _test_records(path: Path, task: GlueTask, first: int) -> Iterator[tuple[str,
         yield place, str(row if value is None else value), _texts(record, task, place)
 
 
-def submission(task: GlueTask, ids: Sequence[str], predictions: npt.NDArray[Any]) -> str:
+def submission(task: GlueTask, ids: Sequence[str], predictions: Array) -> str:
     """The file that GLUE's server takes: a number and a prediction in each line.
 
     Classes stand as they do in the task's own files, by number or by name;
@@ -517,9 +517,7 @@ def _parse_label(cell: str, task: GlueTask, place: str) -> float:
     return names.index(cell)
 
 
-def label_order(
-    names: Sequence[str], task: GlueTask, problem_type: str | None = None
-) -> npt.NDArray[np.int64]:
+def label_order(names: Sequence[str], task: GlueTask, problem_type: str | None = None) -> IntArray:
     """Return the task's class of each output of a model's head.
 
     A checkpoint may have its classes in another order than GLUE. The names of

@@ -15,12 +15,11 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.finite import NO_CLASS, missing
+from npfp8.arrays import Array
 
 __all__ = [
     "ANSWER_METRICS",
@@ -34,8 +33,6 @@ __all__ = [
     "pearson",
     "spearmanr",
 ]
-
-Array = npt.NDArray[Any]
 
 
 def accuracy(labels: Array, predictions: Array) -> float:

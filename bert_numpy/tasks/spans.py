@@ -19,11 +19,10 @@ import numpy.typing as npt
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.tasks.tokenization import Window
 from npfp8 import elementary
+from npfp8.arrays import Float32Array
 from npfp8.golden import tree_sum
 
 __all__ = ["Answer", "best_answers", "most_context"]
-
-Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

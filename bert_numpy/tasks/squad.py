@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError, read_json
 from bert_numpy.finite import rows_not_finite
@@ -26,6 +25,7 @@ from bert_numpy.tasks.records import RECORD_SUFFIXES, check_text, read_records
 from bert_numpy.tasks.spans import Answer, best_answers
 from bert_numpy.tasks.task import Labels, Predictions, even_rows
 from bert_numpy.tasks.tokenization import Tokenizer, Window
+from npfp8.arrays import Float32Array
 
 __all__ = [
     "SQUAD",
@@ -107,7 +107,7 @@ class SpanTask:
         config: BertConfig,
         examples: Questions,
         windows: Sequence[Sequence[Window]],
-        logits: Sequence[npt.NDArray[np.float32]],
+        logits: Sequence[Float32Array],
     ) -> Predictions:
         """The text of the likeliest answer to each question, from its windows' (tokens, 2) each."""
         remaining = iter(logits)

@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from bert_numpy.model.config import BertConfig
 from bert_numpy.progress import Progress
 from bert_numpy.tasks.spans import Answer
 from bert_numpy.tasks.tokenization import Tokenizer, Window
+from npfp8.arrays import Array, Float32Array
 
 __all__ = ["Data", "Labels", "Predictions", "Task", "TestSet", "even_rows"]
 
 #: Of every example its class (int64), its score (float64), or its right answers (tuples, as
 #: objects).
-Labels = npt.NDArray[Any]
+Labels = Array
 
 _Self = TypeVar("_Self")
 
@@ -66,8 +64,8 @@ class Predictions:
     See :class:`bert_numpy.evaluation.evaluate.Evaluation` for all three.
     """
 
-    logits: npt.NDArray[np.float32]
-    predictions: npt.NDArray[Any]
+    logits: Float32Array
+    predictions: Array
     answers: tuple[tuple[Answer, ...], ...] = ()
 
 
@@ -90,7 +88,7 @@ class TestSet(Generic[_Data]):
     file: str
     read: Callable[[Sequence[Path]], _Data]
     submission_file: str
-    submission: Callable[[Sequence[str], npt.NDArray[Any]], str]
+    submission: Callable[[Sequence[str], Array], str]
 
 
 class Task(Protocol[_Data]):
@@ -154,7 +152,7 @@ class Task(Protocol[_Data]):
         config: BertConfig,
         examples: _Data,
         windows: Sequence[Sequence[Window]],
-        logits: Sequence[npt.NDArray[np.float32]],
+        logits: Sequence[Float32Array],
     ) -> Predictions:
         """The prediction for each example, from the logits of all windows in a row."""
 

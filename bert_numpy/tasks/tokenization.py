@@ -15,25 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
 from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.progress import Progress
-from bert_numpy.tasks.cuts import (
-    context_offsets,
-    longest_first,
-    whole_characters,
-    window_positions,
-)
+from bert_numpy.tasks.cuts import context_offsets, longest_first, whole_characters, window_positions
 from bert_numpy.tasks.tokenizer_backend import build_backend, library_errors
 from bert_numpy.tasks.tokenizer_settings import Sentences, read_settings
+from npfp8.arrays import IntArray
 
 __all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
 
-IntArray = npt.NDArray[np.int64]
 
 #: Texts that the library is given in one call, between which progress is reported.
 _AT_A_TIME = 4096

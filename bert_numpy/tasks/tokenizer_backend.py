@@ -131,7 +131,7 @@ def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tupl
     backend = tokenizers.Tokenizer.from_buffer(data)
     backend.no_padding()
     backend.no_truncation()
-    if settings.kind.model == "Unigram" and settings.explicit:
+    if settings.kind.model == "Unigram" and settings.explicit and not settings.kind.normalizes:
         # The class's own, whichever variant of them a version of transformers wrote.
         backend.normalizer = _map_of_characters(raw.get("normalizer"))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -170,11 +170,12 @@ def _no_number(text: str) -> None:
 
 def _check_contradictions(raw: dict[str, Any], settings: TokenizerSettings) -> None:
     """Refuse what versions 4 and 5 of transformers read differently, or not at all."""
-    model = settings.kind.model
-    if not model or not (settings.explicit or model == "WordPiece"):
+    model, normalizes = settings.kind.model, settings.kind.normalizes
+    if not model or not (settings.explicit or model == "WordPiece" or normalizes):
         return  # the file is alone, or of a class that takes it as it is
     names = [key for key in NAMED if key.endswith("_token")]
-    check_class(raw, model, {key: settings.text(key) for key in names})
+    tokens = {key: settings.text(key) for key in names}
+    check_class(raw, model, tokens, settings.normalizers)
     own, unknown = settings.kind.unknown, raw["model"].get("unk_id")
     if own is not None and unknown != own:
         raise ValueError(

@@ -10,7 +10,7 @@ far beyond what any published checkpoint has; anything else is refused by its pl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bert_numpy.tasks.charsmap import check_charsmap
@@ -148,6 +148,10 @@ def _template_tokens(place: str, value: Any) -> None:
             raise _RefusedError(f"{here}.tokens", f"{len(ids)} tokens", tokens)
 
 
+_BYTE_LEVEL: dict[str, Check] = dict.fromkeys(
+    ("add_prefix_space", "trim_offsets", "use_regex"), _whether
+)
+
 #: The keys of each component, by the kind of component and its type.
 _COMPONENTS: dict[str, dict[str, dict[str, Check]]] = {
     "normalizer": {
@@ -168,11 +172,7 @@ _COMPONENTS: dict[str, dict[str, dict[str, Check]]] = {
     "pre_tokenizer": {
         **{name: {} for name in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")},
         "UnicodeScripts": {},
-        "ByteLevel": {
-            "add_prefix_space": _whether,
-            "trim_offsets": _whether,
-            "use_regex": _whether,
-        },
+        "ByteLevel": _BYTE_LEVEL,
         "Metaspace": {
             "replacement": _text(1, 1),
             "add_prefix_space": _whether,
@@ -192,11 +192,7 @@ _COMPONENTS: dict[str, dict[str, dict[str, Check]]] = {
             "trim_offsets": _whether,
             "add_prefix_space": _whether,
         },
-        "ByteLevel": {
-            "add_prefix_space": _whether,
-            "trim_offsets": _whether,
-            "use_regex": _whether,
-        },
+        "ByteLevel": _BYTE_LEVEL,
         "TemplateProcessing": {
             "single": lambda place, value: _template(place, value, "A"),
             "pair": lambda place, value: _template(place, value, "AB"),
@@ -473,7 +469,12 @@ def _check_merges(merges: Any, prefix: str) -> None:
 # The class
 
 
-def check_class(raw: Mapping[str, Any], model: str, tokens: Mapping[str, str | None]) -> None:
+def check_class(
+    raw: Mapping[str, Any],
+    model: str,
+    tokens: Mapping[str, str | None],
+    first: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
     """Check that a ``tokenizer.json`` is what its class would build from the vocabulary.
 
     Version 4 of transformers uses the file's components, version 5 the class's own.
@@ -486,6 +487,9 @@ def check_class(raw: Mapping[str, Any], model: str, tokens: Mapping[str, str | N
         The model of the class: "WordPiece", "BPE" or "Unigram".
     tokens : mapping of str to str
         The special tokens by their keys: ``cls_token`` and so on.
+    first : sequence of mapping, optional
+        ALBERT's normalizers, before those of other Unigram classes; None for others, which
+        have another post-processor too.
 
     Raises
     ------
@@ -506,8 +510,21 @@ def check_class(raw: Mapping[str, Any], model: str, tokens: Mapping[str, str | N
         unknown = found.get("unk_id")
         if unknown is None or found["vocab"][unknown][0] != tokens["unk_token"]:
             raise _RefusedError("model.unk_id", f"the id of {tokens['unk_token']!r}", unknown)
-    _check_parts(raw, model)
-    _check_post_processor(raw.get("post_processor"), model, tokens)
+    _check_parts(raw if first is None else _without(raw, first), model)
+    _check_post_processor(raw.get("post_processor"), model, tokens, first is not None)
+
+
+def _without(raw: Mapping[str, Any], first: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A description without its normalizer, which has to be ALBERT's."""
+    parts = (raw.get("normalizer") or {}).get(_LISTS["normalizer"], [])
+    rest = parts[len(first) :]
+    if rest[-1:] == [_ONE_SPACE]:  # as version 4 writes it; words are split at spaces anyway
+        rest = rest[:-1]
+    if parts[: len(first)] != first or [part["type"] for part in rest] not in ([], ["Precompiled"]):
+        names = ", ".join(str(part["type"]) for part in (*first, {"type": "Precompiled"}))
+        expected = f"{names}, as the class and its keys have it"
+        raise _RefusedError("normalizer", expected, raw.get("normalizer"))
+    return {**raw, "normalizer": None}
 
 
 def _check_parts(raw: Mapping[str, Any], model: str) -> None:
@@ -576,25 +593,28 @@ _OWN_VALUES: dict[str, dict[str, Any]] = {
 
 _ALSO = {"content": (" ",)}
 
+_ONE_SPACE = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 
-def _check_post_processor(value: Any, model: str, tokens: Mapping[str, str | None]) -> None:
+
+def _check_post_processor(
+    value: Any, model: str, tokens: Mapping[str, str | None], albert: bool
+) -> None:
     """Refuse any but [CLS] first [SEP] second [SEP], or RoBERTa's with two in between."""
     cls, sep = tokens["cls_token"], tokens["sep_token"]
     if model == "Unigram" and (tokens["bos_token"], tokens["eos_token"]) != (cls, sep):
         raise _RefusedError("post_processor", "cls_token and sep_token as bos and eos", [cls, sep])
     single = [(cls, 0), ("$A", 0), (sep, 0)]
-    if model == "WordPiece":
-        pair = [*single, ("$B", 1), (sep, 1)]
-    else:
-        pair = [*single, (sep, 0), ("$B", 0), (sep, 0)]
+    typed = model == "WordPiece" or albert
+    second = [("$B", 1), (sep, 1)] if typed else [(sep, 0), ("$B", 0), (sep, 0)]
+    pair = [*single, *second]
     parts = [] if value is None else list(_flat("post_processor", "post_processor", value))
     found = next((part for part in parts if part["type"] != "ByteLevel"), None)
-    own = {"WordPiece": "BertProcessing"}.get(model, "RobertaProcessing")
+    own = "BertProcessing" if typed else "RobertaProcessing"
     if found is not None and found["type"] == own:
         right = (found["cls"][0], found["sep"][0]) == (cls, sep)
     elif found is not None and found["type"] == "TemplateProcessing":
         templates = [_pieces_of(found[key]) for key in ("single", "pair")]
-        if model != "WordPiece":  # whose types are not used
+        if not typed:
             templates = [[(name, 0) for name, _ in one] for one in templates]
         right = templates == [single, pair]
     else:

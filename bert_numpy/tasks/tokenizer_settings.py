@@ -46,6 +46,12 @@ LONGEST_TOKEN = 1_000
 
 _SHORTEST = 3
 
+#: Keys that are true or false.
+_SWITCHES = (
+    *("do_lower_case", "tokenize_chinese_chars", "add_prefix_space", "trim_offsets"),
+    "keep_accents",
+)
+
 
 @dataclass(frozen=True)
 class TokenizerClass:
@@ -67,6 +73,8 @@ class TokenizerClass:
         True if the class gives token types to the model; None if versions 4 and 5 differ.
     unknown : int, optional
         The id of the unknown token, if version 5 has it so whatever the file says.
+    normalizes : bool
+        Whether the class changes quotes, accents and case, as keys say, before anything else.
     """
 
     vocabulary: tuple[str, ...] = ()
@@ -75,6 +83,7 @@ class TokenizerClass:
     model: str = ""
     token_types: bool | None = False
     unknown: int | None = None
+    normalizes: bool = False
 
 
 _BERT_TOKENS = {
@@ -114,6 +123,15 @@ _CLASSES = {
         | {"additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"]},
         model="Unigram",
     ),
+    "AlbertTokenizer": TokenizerClass(
+        (),
+        _BERT_TOKENS
+        | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
+        model="Unigram",
+        token_types=None,
+        unknown=1,
+        normalizes=True,
+    ),
     # The class of any tokenizer.json, and its name since version 5.
     "PreTrainedTokenizer": TokenizerClass(token_types=None),
     "TokenizersBackend": TokenizerClass(),
@@ -126,6 +144,7 @@ _OF_MODEL = {
     "xlm-roberta": "XLMRobertaTokenizer",
     "camembert": "CamembertTokenizer",
     "electra": "ElectraTokenizer",
+    "albert": "AlbertTokenizer",
 }
 
 #: Keys with one value that is understood, besides being absent: another one changes the ids
@@ -204,6 +223,19 @@ class TokenizerSettings:
         """A special token by its key, as str or AddedToken; None if no file or class names it."""
         return self.values.get(key, self.kind.tokens.get(key))
 
+    @property
+    def normalizers(self) -> list[dict[str, Any]] | None:
+        """What ALBERT's class does to texts first, as in ``tokenizer.json``; None for others."""
+        if not self.kind.normalizes:
+            return None
+        quotes = [
+            {"type": "Replace", "pattern": {"String": quote}, "content": '"'}
+            for quote in ("``", "''")
+        ]
+        accents = [] if self.values.get("keep_accents", False) else ["NFKD", "StripAccents"]
+        case = ["Lowercase"] if self.values.get("do_lower_case", True) else []
+        return [*quotes, *({"type": name} for name in (*accents, *case))]
+
     def text(self, key: str) -> str | None:
         """The characters of a special token."""
         token = self.token(key)
@@ -250,7 +282,7 @@ def read_settings(folder: Path, model_type: str) -> TokenizerSettings:
     if len(added) > MOST_TOKENS:
         raise _refusal(path, "added_tokens_decoder", f"at most {MOST_TOKENS} tokens", len(added))
     _check_special(path, values)
-    for key in ("do_lower_case", "tokenize_chinese_chars", "add_prefix_space", "trim_offsets"):
+    for key in _SWITCHES:
         if key in raw and not isinstance(raw[key], bool):
             raise _refusal(path, key, "true or false", raw[key])
     if not isinstance(raw.get("strip_accents"), (bool, type(None))):

@@ -27,6 +27,7 @@ __all__ = [
     "exact_k_limit",
     "matmul",
     "matmul_float32",
+    "scaled_product",
 ]
 
 
@@ -99,13 +100,13 @@ def matmul(
     if block or accumulator.formats:
         accumulator.check(a.fmt, b.fmt, block)
     if block is None:
-        return _scaled_product(a, b, slice(None), accumulator, _scale_of(a, a_k), _scale_of(b, b_k))
+        return scaled_product(a, b, slice(None), accumulator, _scale_of(a, a_k), _scale_of(b, b_k))
 
     total: Float32Array | None = None
     for i, ks in enumerate(chunks(k, block)):
         scale_a = a.scale[..., i : i + 1] if a_block else _scale_of(a, a_k)
         scale_b = b.scale[..., i : i + 1, :] if b_block else _scale_of(b, b_k)
-        part = _scaled_product(a, b, ks, accumulator, scale_a, scale_b)
+        part = scaled_product(a, b, ks, accumulator, scale_a, scale_b)
         with np.errstate(over="ignore", invalid="ignore"):
             total = part if total is None else total + part
     if total is None:  # K = 0
@@ -147,7 +148,7 @@ def _scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
     return x.scale.reshape([-1 if i == x.axis else 1 for i in range(x.ndim)])
 
 
-def _scaled_product(
+def scaled_product(
     a: QuantizedTensor,
     b: QuantizedTensor,
     ks: slice,
