@@ -38,7 +38,7 @@ def _one_of(*values: str) -> _Check:
 
 
 def _key_of(names: Collection[str]) -> _Check:
-    """One of the names; of a table those too that are put into it later."""
+    """Check for one of the names; for a table, also those that are added to it later."""
     return " or ".join(map(repr, names)), lambda x: isinstance(x, str) and x in names
 
 

@@ -440,7 +440,7 @@ OBSERVERS: dict[str, Callable[[Statistics, Format, float], Range]] = {
 
 
 def _up_to(seen: Statistics, threshold: float) -> Range:
-    """What was seen, cut off at a magnitude."""
+    """Cut the observed range off at a magnitude."""
     return max(seen.low, -threshold), min(seen.high, threshold)
 
 
