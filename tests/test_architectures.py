@@ -331,7 +331,7 @@ def test_sites_are_what_an_engine_sees(case: Case) -> None:
     kinds = ["linear"] * 3 + ["scores", "context"] + ["linear"] * 3
     # The layers that share parameters share their names: of each the first.
     config = case.model.config
-    first = {config.parameters_of(i): i for i in reversed(range(config.num_hidden_layers))}
+    first = {number: i for i, number in reversed(list(enumerate(config.layer_parameters)))}
     assert sorted(first) == [0, 1]
     assert [(site.layer, site.kind) for site in layers] == [
         (first[number], kind) for number in range(2) for kind in kinds
@@ -744,7 +744,7 @@ def test_groups_of_layers(torch: Any, quiet_transformers: Any, tmp_path: Path) -
         seen.clear()
         made(torch.zeros(1, 1, 2), head_mask=[None] * layers)
         config = replace(base, num_hidden_layers=layers, num_hidden_groups=groups)
-        assert [config.parameters_of(layer) for layer in range(layers)] == seen
+        assert list(config.layer_parameters) == seen
         assert len(set(seen)) == groups
 
 

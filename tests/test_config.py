@@ -141,7 +141,7 @@ def test_alberts_keys(tmp_path: Path, key: str, value: Any, message: str) -> Non
 
 def test_as_many_layers_as_a_model_with_shared_ones_may_have(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, **ALBERT, num_hidden_layers=1000, num_hidden_groups=1000))
-    assert [config.parameters_of(layer) for layer in range(1000)] == list(range(1000))
+    assert list(config.layer_parameters) == list(range(1000))
 
 
 @pytest.mark.parametrize(

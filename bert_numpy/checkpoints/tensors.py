@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from bert_numpy.errors import BertNumpyError, read_json, reading
 from npfp8 import bfloat16
-from npfp8.arrays import Float32Array
+from npfp8.arrays import Float32Array, chunks
 from npfp8.files import is_plain_name, open_regular
 from npfp8.storage import StoredTensor, read_header
 
@@ -59,7 +59,7 @@ _LIBRARY_DTYPES = frozenset(
 )
 
 #: Elements that are checked at a time.
-_BLOCK = 1 << 18
+_CHUNK = 1 << 18
 
 
 def read_float32(tensor: StoredTensor) -> Float32Array:
@@ -95,12 +95,12 @@ def read_float32(tensor: StoredTensor) -> Float32Array:
 
 
 def _first_not_finite(values: Float32Array) -> tuple[int, ...] | None:
-    """The index of the first NaN or infinity; block by block, so that it takes no memory."""
+    """The index of the first NaN or infinity; chunk by chunk, so that it takes no memory."""
     flat = values.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        finite = np.isfinite(flat[start : start + _BLOCK])
+    for chunk in chunks(flat.size, _CHUNK):
+        finite = np.isfinite(flat[chunk])
         if not finite.all():
-            found = np.unravel_index(start + int(finite.argmin()), values.shape)
+            found = np.unravel_index(chunk.start + int(finite.argmin()), values.shape)
             return tuple(int(i) for i in found)
     return None
 

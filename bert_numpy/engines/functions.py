@@ -14,7 +14,7 @@ import numpy as np
 
 from bert_numpy.engines.engine import Table, Weights
 from bert_numpy.errors import BertNumpyError
-from npfp8.arrays import Float32Array
+from npfp8.arrays import Float32Array, chunks
 from npfp8.golden import SMALLEST_NORM
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 
 
 #: Elements worked on at a time where several passes go over an array.
-_BLOCK = 1 << 15
+_CHUNK = 1 << 15
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 
@@ -63,12 +63,11 @@ def gelu(x: Float32Array) -> Float32Array:
     """
     flat = np.ascontiguousarray(x).reshape(-1)
     out = np.empty_like(flat)
-    buffers = np.empty((2, min(_BLOCK, flat.size)), np.float32)
-    for start in range(0, flat.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        result = out[start : start + _BLOCK]
-        a, p = buffers[:, : block.size]
-        np.abs(block, out=a)
+    buffers = np.empty((2, min(_CHUNK, flat.size)), np.float32)
+    for chunk in chunks(flat.size, _CHUNK):
+        part, result = flat[chunk], out[chunk]
+        a, p = buffers[:, : part.size]
+        np.abs(part, out=a)
         np.multiply(a, _TAIL_ROOT[-1], out=p)
         for coefficient in _TAIL_ROOT[-2:0:-1]:
             np.add(p, coefficient, out=p)
@@ -78,7 +77,7 @@ def gelu(x: Float32Array) -> Float32Array:
             for _ in range(3):
                 np.square(p, out=p)
             np.divide(a, p, out=p)
-        np.maximum(block, _ZERO, out=result)
+        np.maximum(part, _ZERO, out=result)
         np.subtract(result, p, out=result)
     return out.reshape(x.shape)
 

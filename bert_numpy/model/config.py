@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,24 +71,25 @@ class BertConfig:
         """What stands on the encoder."""
         return SENTENCE_EMBEDDINGS if self.pooling else self.description.head(self.architecture)
 
-    @property
+    @cached_property
     def projects_embeddings(self) -> bool:
         """Whether a linear layer makes hidden states of embeddings."""
         different = self.embedding_size != self.hidden_size
         return different or self.description.projects_embeddings
 
-    def parameters_of(self, layer: int) -> int:
-        """The number of the layer whose parameters a layer has, by transformers' division."""
-        groups = self.num_hidden_groups
-        return int(layer / (self.num_hidden_layers / groups)) if groups else layer
+    @cached_property
+    def layer_parameters(self) -> Sequence[int]:
+        """Of each layer, the number of the one whose parameters it has: transformers' division."""
+        layers, groups = self.num_hidden_layers, self.num_hidden_groups
+        return [int(i / (layers / groups)) for i in range(layers)] if groups else range(layers)
 
-    @property
+    @cached_property
     def max_length(self) -> int:
         """The longest input, in tokens: RoBERTa leaves the first positions to the padding."""
         first = 0 if self.position_padding is None else self.position_padding + 1
         return self.max_position_embeddings - first
 
-    @property
+    @cached_property
     def position_padding(self) -> int | None:
         """The token that no position is counted for, where positions are (RoBERTa)."""
         return self.pad_token_id if self.description.counts_positions else None

@@ -55,7 +55,7 @@ class Pass(Generic[V]):
 
     def inside(self, layer: int) -> Pass[V]:
         """The same in a Transformer layer."""
-        number = self.config.parameters_of(layer)
+        number = self.config.layer_parameters[layer]
         return Pass(self.config, self.engine, self.layout, f"encoder.layer.{number}.", layer)
 
 

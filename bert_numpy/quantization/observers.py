@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError
 from npfp8 import Format, IntFormat, quantize
-from npfp8.arrays import Float32Array, Float64Array
+from npfp8.arrays import Float32Array, Float64Array, chunks
 from npfp8.bfloat16 import from_bits, round_to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
@@ -56,7 +56,7 @@ MOST_ELEMENTS = 2**53
 _LARGEST = np.float32(2.0**128 - 2.0**120)
 
 #: Elements counted at a time: their bits as integers of the index's width stay in cache.
-_BLOCK = 1 << 15
+_CHUNK = 1 << 15
 
 #: The thresholds that the search of the least squared error tries: absmax times i / 64.
 _CANDIDATES = 64
@@ -151,8 +151,8 @@ def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tup
     if max(high, -low) > _LARGEST:  # else it would round to infinity
         x = np.clip(x, -_LARGEST, _LARGEST)
     flat = x.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        bits = round_to_bits(flat[start : start + _BLOCK])
+    for chunk in chunks(flat.size, _CHUNK):
+        bits = round_to_bits(flat[chunk])
         np.add.at(histogram, bits.astype(np.intp), 1)
     return low, high
 
