@@ -38,7 +38,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from bert_numpy.engines.engine import Engine, Weights, parameter, parameters
+from bert_numpy.engines.engine import Engine, Weights
+from bert_numpy.engines.functions import parameter, parameters
 from bert_numpy.engines.noting import NotingEngine
 from bert_numpy.engines.site import Site
 from bert_numpy.evaluation.evaluate import batches, predict_logits
@@ -303,7 +304,8 @@ class TorchEngine(Engine[np.ndarray]):
     def linear(self, site: Site, x: np.ndarray) -> np.ndarray:
         """A layer."""
         if site.name not in self.model.plans:
-            return self.inner.linears([site], x)[0]
+            (y,) = self.inner.linears([site], x)
+            return y
         weight = self.weights[f"{site.name}.weight"]
         assert isinstance(weight, QuantizedTensor)
         return array(
