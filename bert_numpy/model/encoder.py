@@ -91,7 +91,8 @@ def layer(run: Pass[V], x: V) -> V:
     """One Transformer layer: attention, then the feed-forward network, each with its residual."""
     x = residual(run, "attention.output", attention(run, x), x)
     inner = linear(run, "intermediate.dense", x, run.config.intermediate_size)
-    return residual(run, "output", activation(run, run.config.hidden_act, inner), x)
+    inner = activation(run, run.config.hidden_act, inner)  # the former is not needed any more
+    return residual(run, "output", inner, x)
 
 
 def attention(run: Pass[V], x: V) -> V:
@@ -105,8 +106,8 @@ def attention(run: Pass[V], x: V) -> V:
     parts = []
     for q, k, v in layout.split_heads(query, key, value, heads):  # k is transposed
         scores = product(run, scores_site, q, k)  # (sequences, heads, queries, keys)
-        weights = engine.softmax(engine.multiply(scores, 1 / math.sqrt(hidden // heads)))
-        parts.append(product(run, context_site, weights, v))
+        scores = engine.multiply(scores, 1 / math.sqrt(hidden // heads))
+        parts.append(product(run, context_site, engine.softmax(scores), v))
     return layout.merge_heads(parts)
 
 
