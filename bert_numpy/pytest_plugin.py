@@ -40,7 +40,7 @@ class GoldenKit:
         return self.kit.cases(operation, level)
 
     def check(self, candidate: Mapping[str, Any], profile: str = "bit-exact") -> Report:
-        """Compare tensors by name with the kit's; see :func:`bert_numpy.kit.verify`.
+        """Compare tensors by name with the kit's; see :func:`bert_numpy.kit.compare`.
 
         Raises
         ------

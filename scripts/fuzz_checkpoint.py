@@ -46,9 +46,9 @@ import tokenizers
 import bert_numpy
 from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.quantized import save_quantized
+from bert_numpy.kit.compare import verify
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.manifest import MANIFEST, TENSORS, Kit, open_kit, write_kit
-from bert_numpy.kit.verify import verify
 from bert_numpy.model.sites import expected_shapes
 from bert_numpy.quantization.calibration import calibrate, load_calibration, save_calibration
 from bert_numpy.quantization.presets import PRESETS

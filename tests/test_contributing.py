@@ -39,10 +39,10 @@ from bert_numpy.commands.main import main
 from bert_numpy.engines.engine import Engine
 from bert_numpy.evaluation.job import prepare, run
 from bert_numpy.export.onnx import onnx_model
+from bert_numpy.kit.compare import verify
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.manifest import open_kit, write_kit
 from bert_numpy.kit.operations import OPERATIONS
-from bert_numpy.kit.verify import verify
 from bert_numpy.model import heads
 from bert_numpy.model.architectures import ARCHITECTURES, HEADS, Architecture, Head
 from bert_numpy.model.encoder import Pass, activation, linear

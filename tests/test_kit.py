@@ -22,11 +22,11 @@ from bert_numpy.commands.main import main
 from bert_numpy.kit import open_kit, verify
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.checks import check_entry
+from bert_numpy.kit.compare import Evaluation
 from bert_numpy.kit.defects import DEFECTS
 from bert_numpy.kit.export import make_kit, read_inputs
-from bert_numpy.kit.manifest import LEVELS, Kit, Reference, Tensor, manifest_of, write_kit
+from bert_numpy.kit.manifest import LEVELS, PROFILES, Kit, Reference, Tensor, manifest_of, write_kit
 from bert_numpy.kit.operations import OPERATIONS, RULES
-from bert_numpy.kit.verify import PROFILES, Evaluation
 from bert_numpy.pytest_plugin import golden_kit  # noqa: F401 (a fixture)
 from npfp8.bfloat16 import round_to_bfloat16, to_bits
 from npfp8.storage import Bfloat16Array, save_file

@@ -12,7 +12,10 @@ from bert_numpy.errors import BertNumpyError, key_error, read_json
 from bert_numpy.model.architectures import ARCHITECTURES, Architecture, family_of
 from bert_numpy.model.config import BertConfig
 
-__all__ = ["read_config"]
+__all__ = ["EXTRA_KEY", "is_quantized", "quantization_key", "read_config"]
+
+#: The key of this project in the config of a quantized checkpoint.
+EXTRA_KEY = "npfp8_config"
 
 #: What transformers' BertConfig has where a key is missing.
 _DEFAULTS: dict[str, Any] = {
@@ -57,6 +60,18 @@ _MOST_LAYERS = 1000
 
 #: Labels that an error lists.
 _SHOWN_LABELS = 10
+
+
+def quantization_key(raw: Mapping[str, Any]) -> str | None:
+    """The key of ``config.json`` that says how a checkpoint is quantized; None if none does."""
+    keys = ("quantization_config", "compression_config")
+    return next((key for key in keys if raw.get(key) is not None), None)
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether a checkpoint's ``config.json`` says that it is quantized."""
+    raw = read_json(folder / "config.json")
+    return quantization_key(raw) is not None or EXTRA_KEY in raw
 
 
 def read_config(path: Path) -> BertConfig:

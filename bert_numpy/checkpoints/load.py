@@ -1,21 +1,26 @@
-"""Loading a model: config, then weights, then the forward pass that uses them."""
+"""Loading a model: config, then weights, then the forward pass that uses them.
+
+What quantized checkpoints need is imported for these alone: it is half of the package.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bert_numpy.checkpoints.config_file import read_config
+from bert_numpy.checkpoints.config_file import is_quantized, read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.checkpoints.parameters import find_parameters, read_weights
 from bert_numpy.checkpoints.pooling import read_pooling
-from bert_numpy.checkpoints.quantized import is_quantized, load_quantized, stored_quantization
 from bert_numpy.checkpoints.tensors import open_checkpoint
 from bert_numpy.engines.functions import ACTIVATIONS
 from bert_numpy.errors import BertNumpyError, key_error
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
-from bert_numpy.quantization.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bert_numpy.quantization.recipe import Recipe
 
 __all__ = ["load", "stored_recipe"]
 
@@ -69,6 +74,8 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
         raise key_error(folder / "config.json", key, expected, config.hidden_act)
     name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"
     if is_quantized(folder):
+        from bert_numpy.checkpoints.quantized import load_quantized  # noqa: PLC0415
+
         return load_quantized(config, folder, name)
     weights = read_weights(config, open_checkpoint(folder))
     return Model(config, weights, name=name)
@@ -85,6 +92,8 @@ def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> 
     folder = resolve(folder_or_hub_id, revision)
     if not is_quantized(folder):
         return None
+    from bert_numpy.checkpoints.quantized import stored_quantization  # noqa: PLC0415
+
     config = _read_config(folder)
     parameters = find_parameters(config, open_checkpoint(folder))
     return stored_quantization(config, folder, parameters).recipe

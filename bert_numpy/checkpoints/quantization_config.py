@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 import npfp8
+from bert_numpy.checkpoints.config_file import EXTRA_KEY, quantization_key
 from bert_numpy.checkpoints.patterns import Budget, Pattern, compile_pattern
 from bert_numpy.errors import BertNumpyError, key_error
 from bert_numpy.model.architectures import ARCHITECTURES
@@ -38,13 +39,11 @@ __all__ = [
     "StoredQuantization",
     "compressed_tensors_config",
     "npfp8_config",
-    "quantization_key",
     "read_quantization",
     "says_input",
 ]
 
 COMPRESSED_TENSORS = "compressed-tensors"
-EXTRA_KEY = "npfp8_config"
 
 _VERSION = 1
 
@@ -298,12 +297,6 @@ def read_quantization(
     dtype = raw.get("dtype", raw.get("torch_dtype"))
     recipe = replace(stored.recipe, arithmetic="bfloat16" if dtype == "bfloat16" else "float32")
     return replace(stored, recipe=recipe)
-
-
-def quantization_key(raw: Mapping[str, Any]) -> str | None:
-    """The key of ``config.json`` that says how a checkpoint is quantized; None if none does."""
-    keys = ("quantization_config", "compression_config")
-    return next((key for key in keys if raw.get(key) is not None), None)
 
 
 def _check_sparsity(reader: _Reader, values: Mapping[str, Any]) -> None:

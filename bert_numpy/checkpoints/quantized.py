@@ -21,16 +21,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.checkpoints.config_file import read_config
+from bert_numpy.checkpoints.config_file import EXTRA_KEY, read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.checkpoints.parameters import find_parameters, read_parameters
 from bert_numpy.checkpoints.pooling import pooling_files
 from bert_numpy.checkpoints.quantization_config import (
-    EXTRA_KEY,
     StoredQuantization,
     compressed_tensors_config,
     npfp8_config,
-    quantization_key,
     read_quantization,
     says_input,
 )
@@ -52,7 +50,6 @@ __all__ = [
     "TOKENIZER_FILES",
     "check_target",
     "check_writable",
-    "is_quantized",
     "linear_modules",
     "load_quantized",
     "save_quantized",
@@ -311,12 +308,6 @@ def _to_uint8(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
 
 
 # Reading
-
-
-def is_quantized(folder: Path) -> bool:
-    """Whether a checkpoint's ``config.json`` says that it is quantized."""
-    raw = read_json(folder / "config.json")
-    return quantization_key(raw) is not None or EXTRA_KEY in raw
 
 
 def stored_quantization(

@@ -1,4 +1,7 @@
-"""The command ``bert-numpy golden``: export a kit, verify a candidate, write test vectors."""
+"""The command ``bert-numpy golden``: export a kit, verify a candidate, write test vectors.
+
+What one of them alone needs is imported there, so that all other commands start sooner.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,11 @@ from bert_numpy.commands.options import (
 from bert_numpy.commands.report import Outcome, note, print_lines, progress_bar, write_text
 from bert_numpy.errors import BertNumpyError, reading, writing
 from bert_numpy.evaluation.job import prepare, saved_calibration
-from bert_numpy.kit.candidate import load_candidate
-from bert_numpy.kit.export import make_kit, model_files, read_inputs, sequence
-from bert_numpy.kit.html import html_report
-from bert_numpy.kit.manifest import LEVELS, open_kit, write_kit
-from bert_numpy.kit.verify import PROFILES, verify
+from bert_numpy.kit.manifest import LEVELS, PROFILES, open_kit, write_kit
 from bert_numpy.quantization.calibration import Calibration
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.tasks.tokenization import load_tokenizer
 from npfp8.files import created_folder
-from npfp8.vectors import check_results, read_vectors, write_all_vectors
 
 __all__ = ["add_golden_commands"]
 
@@ -83,6 +81,8 @@ def add_golden_commands(command: AddCommand) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> Outcome:
+    from bert_numpy.kit.export import make_kit, model_files  # noqa: PLC0415
+
     levels = [level for level in LEVELS if level in (arguments.level or LEVELS)]
     out = Path(arguments.out)
     if not {"layer", "model"} & set(levels):
@@ -116,6 +116,8 @@ _OF_A_MODEL = (
 
 def _inputs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The sequences to run: of a file, or of a task's data."""
+    from bert_numpy.kit.export import read_inputs, sequence  # noqa: PLC0415
+
     require_together(arguments)
     if (arguments.inputs is None) == (arguments.task is None):
         raise BertNumpyError("expected --inputs FILE, or --task NAME and --data DATA")
@@ -148,6 +150,9 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
     if arguments.profile != "statistical":
         expected = f"--profile statistical with it, found {arguments.profile}"
         refuse(arguments, ["min_sqnr", "max_flips"], expected)
+    from bert_numpy.kit.candidate import load_candidate  # noqa: PLC0415
+    from bert_numpy.kit.compare import verify  # noqa: PLC0415
+
     kit = open_kit(arguments.kit)
     candidate = load_candidate(Path(arguments.candidate), kit)
     report = verify(
@@ -159,12 +164,16 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
         progress_bar=progress_bar,
     )
     if arguments.html is not None:
+        from bert_numpy.kit.html import html_report  # noqa: PLC0415
+
         write_text(Path(arguments.html), html_report(kit, report, candidate))
     lines = report.text().splitlines()
     return Outcome({"kit": str(arguments.kit), **report.as_json()}, lambda: print_lines(*lines))
 
 
 def _vectors(arguments: argparse.Namespace) -> Outcome:
+    from npfp8.vectors import write_all_vectors  # noqa: PLC0415
+
     out = Path(arguments.out)
     with writing(out), created_folder(out) as folder:
         names = [path.name for path in write_all_vectors(folder)]
@@ -173,6 +182,8 @@ def _vectors(arguments: argparse.Namespace) -> Outcome:
 
 
 def _check_vectors(arguments: argparse.Namespace) -> Outcome:
+    from npfp8.vectors import check_results, read_vectors  # noqa: PLC0415
+
     reports, lines = [], []
     for file in arguments.files:
         with reading(file):

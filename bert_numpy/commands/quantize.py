@@ -43,7 +43,6 @@ from bert_numpy.evaluation.job import (
     saved_calibration,
     with_calibration,
 )
-from bert_numpy.export.onnx import check_exportable, export_onnx
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.calibration import Calibration
 from bert_numpy.quantization.convert import apply_recipe
@@ -100,6 +99,8 @@ def _quantize(arguments: argparse.Namespace) -> Outcome:
 
 
 def _export_onnx(arguments: argparse.Namespace) -> Outcome:
+    from bert_numpy.export.onnx import export_onnx  # noqa: PLC0415 (other commands start sooner)
+
     recipe = chosen_recipe(arguments)
     require_together(arguments)
     stored = stored_recipe(arguments.model, arguments.revision) is not None
@@ -134,6 +135,8 @@ def _refuse_unused(
 
 def _of_a_task(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Model, Calibration | None]:
     """The model to export, and its calibration on a task's data."""
+    from bert_numpy.export.onnx import check_exportable  # noqa: PLC0415
+
     job = prepared(arguments, [recipe])
     check_exportable(job.model, recipe)
     job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
@@ -144,6 +147,8 @@ def _of_sentences(
     arguments: argparse.Namespace, recipe: Recipe, made: bool
 ) -> tuple[Model, Calibration | None]:
     """The model to export, and its calibration: a saved one, or on sentences; or None."""
+    from bert_numpy.export.onnx import check_exportable  # noqa: PLC0415
+
     model = load(arguments.model, arguments.revision)
     calibration = None
     if arguments.calibration is not None:

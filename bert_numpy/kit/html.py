@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import shown
+from bert_numpy.kit.compare import Difference, Report, differing_elements
 from bert_numpy.kit.manifest import Kit
-from bert_numpy.kit.verify import Difference, Report, differing_elements
 
 __all__ = ["html_report"]
 

@@ -24,6 +24,7 @@ from npfp8.storage import Bfloat16Array, Fp8Array, load_file, save_file
 __all__ = [
     "FORMAT",
     "LEVELS",
+    "PROFILES",
     "Kit",
     "Reference",
     "Tensor",
@@ -40,6 +41,9 @@ FORMAT = "bert-numpy kit 1"
 
 #: From the smallest piece to the whole.
 LEVELS = ("codec", "operator", "layer", "model")
+
+#: How equal is equal enough.
+PROFILES = ("bit-exact", "accumulate-order", "statistical")
 
 #: What a tensor's elements are.
 KINDS = ("bfloat16", "float32", "codes", "integers")

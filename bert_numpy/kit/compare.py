@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bert_numpy.errors import BertNumpyError, shown
 from bert_numpy.kit.candidate import as_candidate
 from bert_numpy.kit.defects import DEFECTS, FOUND, Defect
-from bert_numpy.kit.manifest import Kit, Tensor
+from bert_numpy.kit.manifest import PROFILES, Kit, Tensor
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
 from bert_numpy.progress import ProgressBar, no_bar
@@ -22,10 +22,6 @@ from npfp8.formats import FORMATS, FloatFormat
 from npfp8.mistakes import differing
 
 __all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
-
-
-#: How equal is equal enough.
-PROFILES = ("bit-exact", "accumulate-order", "statistical")
 
 
 @dataclass(frozen=True)
