@@ -207,9 +207,10 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
         raise AssertionError("the work was begun")
 
     work = ["evaluate.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
-    work += [f"golden.{name}" for name in ("load", "make_kit", "open_kit", "write_all_vectors")]
+    work = [f"bert_numpy.commands.{name}" for name in (*work, "golden.load", "golden.open_kit")]
+    work += ["bert_numpy.kit.export.make_kit", "npfp8.vectors.write_all_vectors"]
     for name in work:
-        monkeypatch.setattr(f"bert_numpy.commands.{name}", worked)
+        monkeypatch.setattr(name, worked)
     message = error_of(capsys, writing(line, data, tmp_path / "none" / "out"))
     assert str(tmp_path / "none") in message
     assert "written" in message or "to write into" in message
