@@ -13,11 +13,6 @@ import numpy as np
 import tokenizers
 from oracles import assert_same_bits
 
-from bert_numpy import QuantizedModel
-from bert_numpy.evaluation.evaluate import Evaluation, evaluate
-from bert_numpy.tasks.glue import Examples, GlueTask
-from bert_numpy.tasks.tokenization import EncodedText, Window
-
 VOCABULARY = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
     *string.ascii_lowercase,
@@ -232,15 +227,3 @@ def hard_batches(vocabulary: int, longest: int) -> dict[str, Batch]:
         "ids only": {"input_ids": generator.integers(0, vocabulary, (2, 9))},
         "longest": batch(np.arange(longest) < np.array([[longest], [longest - 100]])),
     }
-
-
-def scored(
-    model: QuantizedModel,
-    task: GlueTask,
-    encoded: Sequence[EncodedText],
-    labels: np.ndarray | None,
-    batch_size: int = 32,
-) -> Evaluation:
-    """Evaluate on texts that are encoded already."""
-    examples = Examples([""] * len(encoded), None, labels)
-    return evaluate(model, task, examples, [[Window(one)] for one in encoded], batch_size)

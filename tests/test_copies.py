@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import scored
 
 import bert_numpy
 import npfp8
@@ -23,7 +22,7 @@ from bert_numpy import PRESETS, Model, QuantizedModel, apply_recipe
 from bert_numpy import threads as threading_of_blas
 from bert_numpy.engines.float import FloatEngine
 from bert_numpy.engines.golden import GoldenEngine
-from bert_numpy.evaluation.evaluate import outputs, predict_logits
+from bert_numpy.evaluation.evaluate import evaluate, outputs, predict_logits
 from bert_numpy.model.model import EngineOf
 from bert_numpy.quantization.counts import Counts, added
 from bert_numpy.tasks.glue import TASKS
@@ -260,7 +259,7 @@ def test_recipes_calibrations_and_evaluations(
     model: Model, calibration: Any, encoded: Any, name: str
 ) -> None:
     recipe = PRESETS[name]
-    result = scored(
+    result = evaluate(
         quantized(model, name, calibration), TASKS["sst2"], encoded, np.zeros(15, np.int64)
     )
     for way in WAYS.values():
@@ -300,7 +299,7 @@ def test_evaluations_have_counts_of_their_own(
     one = quantized(model, name, calibration)
 
     def evaluation(_: int) -> Any:
-        return scored(one, TASKS["sst2"], encoded, np.zeros(15, np.int64), 4)
+        return evaluate(one, TASKS["sst2"], encoded, np.zeros(15, np.int64), 4)
 
     first = evaluation(0)
     expected = plain(first.counts)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import assert_same_calibrations, scored, write_checkpoint
+from factories import assert_same_calibrations, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -25,6 +25,7 @@ from bert_numpy.evaluation.evaluate import (
     calibrate_on,
     compare_with,
     evaluate,
+    evaluate_task,
     predict_logits,
 )
 from bert_numpy.evaluation.job import Job, evaluate_job, prepare, run
@@ -142,8 +143,8 @@ def test_bare_encoder_has_no_logits(tmp_path: Path, encoded: list[EncodedText]) 
 def test_nothing_to_evaluate(model: Model) -> None:
     quantized = apply_recipe(model, PRESETS["fp32"])
     for run_ in (
-        lambda: scored(quantized, TASKS["mrpc"], [], np.empty(0, np.int64)),
-        lambda: evaluate(quantized, SQUAD, Questions(()), []),
+        lambda: evaluate(quantized, TASKS["mrpc"], [], np.empty(0, np.int64)),
+        lambda: evaluate_task(quantized, SQUAD, Questions(()), []),
     ):
         with pytest.raises(BertNumpyError, match="expected at least one example, found none"):
             run_()
@@ -156,7 +157,7 @@ def test_evaluate(name: str, model: Model, encoded: list[EncodedText]) -> None:
     model = undecided(replace(model, config=named), encoded)
     calibration = calibrate_on(model, encoded)
     quantized = apply_recipe(model, PRESETS[name], calibration)
-    result = scored(quantized, TASKS["mrpc"], encoded, labels, 4)
+    result = evaluate(quantized, TASKS["mrpc"], encoded, labels, 4)
     assert result.recipe == name
     assert_same_bits(result.logits, predict_logits(quantized, encoded, 4))
     assert result.predictions.dtype == np.int64
@@ -186,7 +187,7 @@ def test_classes_are_the_tasks(
     outputs = predict_logits(model, encoded).argmax(axis=1)
     assert len(set(outputs.tolist())) == len(labels)
     truth = np.array([order[output] for output in outputs])
-    result = scored(apply_recipe(model, PRESETS["fp32"]), TASKS[task], encoded, truth)
+    result = evaluate(apply_recipe(model, PRESETS["fp32"]), TASKS[task], encoded, truth)
     assert result.predictions.tolist() == truth.tolist()
     assert result.metrics == {"accuracy": 1.0}
 
@@ -194,7 +195,7 @@ def test_classes_are_the_tasks(
 def test_regression(tmp_path: Path, encoded: list[EncodedText]) -> None:
     model = bert_numpy.load(write_checkpoint(tmp_path, labels=("similarity",)))
     labels = np.linspace(0, 5, 23)
-    result = scored(apply_recipe(model, PRESETS["fp32"]), TASKS["stsb"], encoded, labels)
+    result = evaluate(apply_recipe(model, PRESETS["fp32"]), TASKS["stsb"], encoded, labels)
     assert result.predictions.dtype == np.float64
     np.testing.assert_array_equal(result.predictions, result.logits[:, 0].astype(np.float64))
     expected = np.corrcoef(labels, result.predictions)[0, 1]
@@ -204,7 +205,7 @@ def test_regression(tmp_path: Path, encoded: list[EncodedText]) -> None:
 
 def test_head_that_does_not_fit(model: Model, encoded: list[EncodedText]) -> None:
     with pytest.raises(BertNumpyError, match="task mnli: expected a model with 3 outputs, found 2"):
-        scored(apply_recipe(model, PRESETS["fp32"]), TASKS["mnli"], encoded, np.zeros(23))
+        evaluate(apply_recipe(model, PRESETS["fp32"]), TASKS["mnli"], encoded, np.zeros(23))
 
 
 def evaluation(logits: np.ndarray, predictions: np.ndarray) -> Evaluation:
@@ -382,7 +383,7 @@ def test_names_and_numbers_of_classes_are_one_result(data: Path, tmp_path: Path)
         exchanged = replace(model, weights=weights, config=replace(model.config, labels=names))
         quantized = apply_recipe(exchanged, PRESETS["fp32"])
         assert isinstance(prepared.examples, Examples)
-        result = scored(quantized, TASKS["sst2"], prepared.encoded, prepared.examples.labels)
+        result = evaluate(quantized, TASKS["sst2"], prepared.encoded, prepared.examples.labels)
         found.append(result.predictions.tolist())
     assert len({*found[0]}) == 2
     assert all(predictions == found[0] for predictions in found)
@@ -423,7 +424,7 @@ def test_run(job: Job) -> None:
     calibration = calibrate_on(job.model, job.calibration_texts, 8)
     for result, name in zip(results, ("fp32", "e4m3"), strict=True):
         model = apply_recipe(job.model, PRESETS[name], calibration)
-        expected = scored(model, job.task, job.encoded, job.examples.labels, 8)
+        expected = evaluate(model, job.task, job.encoded, job.examples.labels, 8)
         assert result.recipe == name
         assert_same_bits(result.logits, expected.logits)
         assert result.metrics == expected.metrics

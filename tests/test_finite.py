@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import CONFIG, random_tensors, scored, write_checkpoint, write_tensors
+from factories import CONFIG, random_tensors, write_checkpoint, write_tensors
 from test_prediction import SECOND, TEXT, checkpoint
 from watching import product_of
 
@@ -22,7 +22,7 @@ from bert_numpy.assets import REVIEWS
 from bert_numpy.commands.main import main
 from bert_numpy.commands.report import comparison_row, listed
 from bert_numpy.errors import naming
-from bert_numpy.evaluation.evaluate import compare_with, evaluate, require_answers
+from bert_numpy.evaluation.evaluate import compare_with, evaluate, evaluate_task, require_answers
 from bert_numpy.evaluation.predict import predict_text
 from bert_numpy.export.onnx import onnx_model
 from bert_numpy.finite import NO_CLASS, missing, require_finite, rows_not_finite
@@ -150,12 +150,12 @@ def test_an_answer_that_is_none_is_not_even_an_empty_one() -> None:
 def test_one_bad_output_spoils_all_texts(model: Model, tokenizer: Any, value: float) -> None:
     bad = unquantized(broken(model, "classifier.bias", value, 1))
     labels = np.array([0, 1])
-    result = scored(bad, TASKS["sst2"], tokenizer.encode([TEXT, SECOND]), labels)
+    result = evaluate(bad, TASKS["sst2"], tokenizer.encode([TEXT, SECOND]), labels)
     assert result.predictions.tolist() == [NO_CLASS, NO_CLASS]
     assert result.not_finite == 2
     assert result.metrics == {"accuracy": 0.0}
     assert comparison_row(result, None)["not_finite"] == 2
-    good = scored(unquantized(model), TASKS["sst2"], tokenizer.encode([TEXT, SECOND]), labels)
+    good = evaluate(unquantized(model), TASKS["sst2"], tokenizer.encode([TEXT, SECOND]), labels)
     assert good.not_finite == 0
     change = compare_with(good, result)
     assert change["flips"] == 2
@@ -172,10 +172,10 @@ def test_some_texts_alone(model: Model, tokenizer: Any) -> None:
     word = tokenizer.backend.token_to_id("dull")
     bad = unquantized(broken(model, "embeddings.word_embeddings.weight", INF, word))
     encoded = tokenizer.encode([TEXT, "dull", "a film"])
-    good = scored(unquantized(model), TASKS["sst2"], encoded, None)
+    good = evaluate(unquantized(model), TASKS["sst2"], encoded, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = scored(bad, TASKS["sst2"], encoded, np.where([1, 1, 1], good.predictions, 0))
+        result = evaluate(bad, TASKS["sst2"], encoded, np.where([1, 1, 1], good.predictions, 0))
     assert missing(result.predictions).tolist() == [False, True, False]
     assert result.metrics["accuracy"] == pytest.approx(2 / 3)
     assert compare_with(good, result)["flips"] == 1
@@ -188,13 +188,13 @@ def test_scores(tmp_path: Path) -> None:
     model, tokenizer = bert_numpy.load(tmp_path), bert_numpy.load_tokenizer(tmp_path)
     encoded = tokenizer.encode([TEXT, SECOND, "dull"])
     labels = np.array([1.0, 2.0, 3.0])
-    result = scored(
+    result = evaluate(
         unquantized(broken(model, "classifier.bias", INF)), TASKS["stsb"], encoded, labels
     )
     assert np.isnan(result.predictions).all()
     assert result.not_finite == 3
     assert all(math.isnan(value) for value in result.metrics.values())
-    good = scored(unquantized(model), TASKS["stsb"], encoded, labels)
+    good = evaluate(unquantized(model), TASKS["stsb"], encoded, labels)
     assert math.isnan(compare_with(good, result)["mean_abs_difference"])
     with pytest.raises(BertNumpyError, match="task stsb: text 1: expected a prediction"):
         submission(TASKS["stsb"], ["0", "1", "2"], result.predictions)
@@ -203,7 +203,7 @@ def test_scores(tmp_path: Path) -> None:
 
 
 def test_a_reference_of_zeros(model: Model, tokenizer: Any) -> None:
-    good = scored(unquantized(model), TASKS["sst2"], tokenizer.encode([TEXT]), None)
+    good = evaluate(unquantized(model), TASKS["sst2"], tokenizer.encode([TEXT]), None)
     zero = dataclasses.replace(good, logits=np.zeros_like(good.logits))
     assert compare_with(zero, zero)["relative_logit_error"] == 0
     assert compare_with(zero, good)["relative_logit_error"] == INF
@@ -289,11 +289,11 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )  # fmt: skip
     word = tokenizer.backend.token_to_id("dull")
     bad = unquantized(broken(model, "embeddings.word_embeddings.weight", NAN, word))
-    result = evaluate(bad, SQUAD, questions, windows)
+    result = evaluate_task(bad, SQUAD, questions, windows)
     assert missing(result.predictions).tolist() == [False, True]
     assert result.answers[1] == ()
     assert result.not_finite == 1
-    good = evaluate(unquantized(model), SQUAD, questions, windows)
+    good = evaluate_task(unquantized(model), SQUAD, questions, windows)
     assert compare_with(good, result)["flips"] == 1
     with pytest.raises(BertNumpyError, match="text 1: logits: expected finite numbers, found nan"):
         predict_text(broken(model, "qa_outputs.bias", NAN, 0), tokenizer, "is it good", CONTEXT)

@@ -33,7 +33,7 @@ from bert_numpy import (
 from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.main import main
-from bert_numpy.evaluation.evaluate import compare_with, evaluate, text_logits
+from bert_numpy.evaluation.evaluate import compare_with, evaluate_task, text_logits
 from bert_numpy.evaluation.job import Job, prepare, run
 from bert_numpy.model.sites import expected_shapes
 from bert_numpy.tasks.files import find_files
@@ -939,7 +939,7 @@ def test_progress_counts_windows(folder: Path, data: Path, model: Model) -> None
     done: list[int] = []
     assert isinstance(job.examples, Questions)
     quantized = apply_recipe(model, PRESETS["fp32"])
-    evaluate(quantized, SQUAD, job.examples, job.windows, 5, done.append)
+    evaluate_task(quantized, SQUAD, job.examples, job.windows, 5, done.append)
     assert sum(done) == len(job.encoded)
     assert done[:-1] == [5] * (len(done) - 1)
 

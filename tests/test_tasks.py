@@ -13,7 +13,7 @@ from factories import write_checkpoint
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe
 from bert_numpy.assets import REVIEWS
-from bert_numpy.evaluation.evaluate import evaluate
+from bert_numpy.evaluation.evaluate import evaluate_task
 from bert_numpy.evaluation.job import evaluate_job, prepare
 from bert_numpy.tasks.glue import TASKS, Examples
 from bert_numpy.tasks.metrics import ANSWER_METRICS, METRICS
@@ -58,13 +58,13 @@ def test_every_task_goes_the_same_way(name: str, folders: dict[str, Path]) -> No
     windows = task.encode(tokenizer, examples, 20, seen.append)
     assert sum(seen) == len(windows) == len(examples) == 3
     assert all(len(window.encoded.input_ids) <= 20 for parts in windows for window in parts)
-    result = evaluate(model, task, examples, windows)
+    result = evaluate_task(model, task, examples, windows)
     assert len(result.predictions) == 3
     assert list(result.metrics) == list(task.scores)
     for key, score in task.scores.items():
         assert result.metrics[key] == score(examples.labels, result.predictions)
     rows = [2, 0]
-    some = evaluate(model, task, examples.select(rows), [windows[row] for row in rows])
+    some = evaluate_task(model, task, examples.select(rows), [windows[row] for row in rows])
     for found, row in zip(some.predictions, rows, strict=True):
         expected = result.predictions[row]
         assert found == (expected if task.name != "stsb" else pytest.approx(expected, rel=1e-4))
@@ -83,7 +83,7 @@ def test_a_head_that_is_not_the_tasks(name: str, folders: dict[str, Path]) -> No
     other = "sst2" if name == "squad" else "squad"
     model = apply_recipe(bert_numpy.load(folders[other]), PRESETS["fp32"])
     with pytest.raises(BertNumpyError, match=r"expected a BertFor\w+, found BertFor"):
-        evaluate(model, task, examples_of(task), [[]])
+        evaluate_task(model, task, examples_of(task), [[]])
 
 
 def test_only_glue_has_test_sets() -> None:

@@ -17,8 +17,9 @@ from bert_numpy.progress import Progress
 from bert_numpy.quantization.calibration import Calibration, calibrate
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.counts import Counts, added
+from bert_numpy.tasks.glue import Examples
 from bert_numpy.tasks.spans import Answer
-from bert_numpy.tasks.task import Data, Task
+from bert_numpy.tasks.task import Data, Labels, Task
 from bert_numpy.tasks.tokenization import EncodedText, Window, pad
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8.arrays import Array, Float32Array, IntArray
@@ -30,6 +31,7 @@ __all__ = [
     "check_model",
     "compare_with",
     "evaluate",
+    "evaluate_task",
     "outputs",
     "predict_logits",
     "require_answers",
@@ -214,6 +216,37 @@ def check_model(model: Model, task: Task[Any]) -> None:
 
 
 def evaluate(
+    model: QuantizedModel,
+    task: Task[Examples],
+    encoded: Sequence[EncodedText],
+    labels: Labels | None,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """:func:`evaluate_task` on texts that are encoded already.
+
+    Parameters
+    ----------
+    model, batch_size, progress
+        As there.
+    task : Task
+        One of GLUE's.
+    encoded : sequence of EncodedText
+    labels : ndarray, (examples,), or None
+        Class numbers or scores, as :func:`bert_numpy.tasks.glue.read_examples` gives them;
+        without them there are predictions, but no metrics.
+
+    Raises
+    ------
+    BertNumpyError
+        As there.
+    """
+    examples = Examples([""] * len(encoded), None, labels)
+    windows = [[Window(one)] for one in encoded]
+    return evaluate_task(model, task, examples, windows, batch_size, progress)
+
+
+def evaluate_task(
     model: QuantizedModel,
     task: Task[_Data],
     examples: _Data,

@@ -10,7 +10,12 @@ from typing import Any
 
 from bert_numpy.checkpoints.load import load
 from bert_numpy.errors import BertNumpyError, reading
-from bert_numpy.evaluation.evaluate import Evaluation, calibrate_on, check_model, evaluate
+from bert_numpy.evaluation.evaluate import (
+    Evaluation,
+    calibrate_on,
+    check_model,
+    evaluate_task,
+)
 from bert_numpy.model.model import Model
 from bert_numpy.model.sites import model_sites
 from bert_numpy.progress import Progress, ProgressBar, no_bar
@@ -316,4 +321,4 @@ def with_calibration(
 
 def evaluate_job(job: Job, model: QuantizedModel, progress: Progress | None = None) -> Evaluation:
     """Evaluate a model on a job's examples."""
-    return evaluate(model, job.task, job.examples, job.windows, job.batch_size, progress)
+    return evaluate_task(model, job.task, job.examples, job.windows, job.batch_size, progress)
