@@ -976,7 +976,7 @@ def test_interrupt(data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch)
         signal.raise_signal(signal.SIGINT)
         time.sleep(60)
 
-    monkeypatch.setattr(job, "evaluate", interrupted)
+    monkeypatch.setattr(job, "evaluate_task", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert main(arguments("compare", data, "--json", str(target))) == 130
