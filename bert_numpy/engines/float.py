@@ -126,7 +126,7 @@ class Bfloat16Engine(Engine[Float32Array]):
         return golden.unary(functions.golden_name(name), round_to_bfloat16(x))
 
     def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """The float32 product of two matrices."""
-        return a @ b
+        """As ``inner`` has it."""
+        return self.inner.matmul(a, b)
 
     rounded = staticmethod(round_in_place)

@@ -171,12 +171,12 @@ def _logits_and_counts(
     """The logits of every text, and what quantization did in all batches together."""
     require_head(model, head)
     logits: dict[int, Float32Array] = {}
-    counts: Counts = {}
+    counts: list[Counts] = []
     for rows, output in outputs(model, encoded, batch_size, progress, threads):
-        counts = added([counts, output.counts])
+        counts.append(output.counts)
         for place, row in enumerate(rows):
             logits[row] = _LOGITS[head](output, place, len(encoded[row].input_ids))
-    return [logits[row] for row in range(len(encoded))], counts
+    return [logits[row] for row in range(len(encoded))], added(counts)
 
 
 def predict_logits(

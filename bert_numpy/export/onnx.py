@@ -76,7 +76,7 @@ def _traced(model: QuantizedModel) -> tuple[Graph, Any]:
     for name, weight in model.weights.items():
         if isinstance(weight, np.ndarray):
             require_finite(f"{model.name}: tensor {name!r}", weight)
-    choices = model.config.head.name == "multiple choice"
+    choices = model.config.head.has_choices
     of_one = vars(model([[[0]]] if choices else [[0]]))
     for name, output in of_one.items():
         if isinstance(output, np.ndarray):
@@ -136,7 +136,7 @@ class OnnxLayout:
     """The layout of a graph's arrays: (batch, length, features), padding and all."""
 
     def __init__(self, graph: Graph, config: BertConfig) -> None:
-        self.graph, self.choices = graph, config.head.name == "multiple choice"
+        self.graph, self.choices = graph, config.head.has_choices
         names = ("batch", "choices", "length") if self.choices else ("batch", "length")
         self.inputs = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), names)
 

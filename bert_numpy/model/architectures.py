@@ -47,16 +47,19 @@ class Head:
     pooler : bool, optional
         Whether it reads the pooler's output; None where the pooler is computed
         if the checkpoint has one.
+    has_choices : bool
+        Whether an example is several texts, of which one is chosen: (examples, choices, length).
     """
 
     name: str
     pooler: bool | None = False
+    has_choices: bool = False
 
 
 #: By what follows "For" in the class that wrote a checkpoint.
 HEADS = {
     "SequenceClassification": Head("sequence classification", pooler=True),
-    "MultipleChoice": Head("multiple choice", pooler=True),
+    "MultipleChoice": Head("multiple choice", pooler=True, has_choices=True),
     "NextSentencePrediction": Head("next sentence prediction", pooler=True),
     "PreTraining": Head("pre-training", pooler=True),
     "MaskedLM": Head("masked language modelling"),

@@ -125,7 +125,7 @@ class Model:
         engine = self.engine(self.weights, batch)
         with np.errstate(all="ignore"):  # who reads the outputs looks whether they are finite
             found = outputs(Pass(self.config, engine, batch), has_pooler(self))
-        if self.config.head.name == "multiple choice" and "logits" in found:
+        if self.config.head.has_choices and "logits" in found:
             found["logits"] = found["logits"].reshape(np.shape(input_ids)[:2])
         return ModelOutput(**found, counts=engine.counted())
 
@@ -148,7 +148,7 @@ def batch_of(
     BertNumpyError
         If a dtype, a shape or an id is not as expected.
     """
-    choices = config.head.name == "multiple choice"
+    choices = config.head.has_choices
     ids = _checked_ids("input_ids", input_ids, config.vocab_size, choices)
     length = ids.shape[-1]
     if length > config.max_length:
