@@ -157,6 +157,34 @@ def glue(shared: Path) -> Path:
     return shared / "data" / "glue"
 
 
+#: The checkpoints of MPNet-base, 219 MB each.
+BASE_SIZE = ("mpnet-sst2", "mpnet-cola", "mpnet-mrpc", "mpnet-squad")
+
+
+@pytest.fixture(scope="session")
+def mpnet_base() -> Path:
+    """The sentence-transformers folder of all-mpnet-base-v2, 418 MB; nothing fetches it."""
+    name = os.environ.get("MPNET_BASE")
+    if not name:
+        pytest.skip("no all-mpnet-base-v2 (set MPNET_BASE to its folder)")
+    if not (folder := Path(name)).joinpath("model.safetensors").is_file():
+        pytest.skip(f"no model.safetensors in MPNET_BASE, {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base_checkpoints(
+    shared: Path, mpnet_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder of the complete checkpoint folders of MPNet-base, by name."""
+    folder = tmp_path_factory.mktemp("base")
+    assemble = shared / "models" / "assemble.py"
+    environment = os.environ | {"MPNET_BASE": str(mpnet_base)}
+    command = [sys.executable, assemble, folder, *BASE_SIZE]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def checkpoints(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of complete checkpoint folders, by name."""

@@ -14,7 +14,7 @@ MODULES = structure.modules_of(ROOT)
 IMPORTS = structure.imports(MODULES)
 
 #: The modules of model/ that describe: the others are the pass.
-NOT_OF_THE_PASS = {"architectures", "config", "packing", "sites"}
+NOT_OF_THE_PASS = {"architectures", "config", "packing", "relative_positions", "sites"}
 
 
 # The table of the page: every row's folders, and what they may import

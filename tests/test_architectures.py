@@ -36,8 +36,8 @@ from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.kit import verify
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.operations import OPERATIONS
+from bert_numpy.model import packing
 from bert_numpy.model.architectures import ARCHITECTURES
-from bert_numpy.model.packing import Batch, pack
 from bert_numpy.model.relative_positions import BUCKETS
 from bert_numpy.model.sites import (
     expected_shapes,
@@ -709,7 +709,7 @@ def test_distances_of_a_batch() -> None:
     """Of one sequence where all lie alike, of each where they have other holes."""
     numbers = np.arange(-3, 4)
     mask = np.array([[1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 0, 1], [1, 0, 0, 0]])
-    batch = Batch(mask, mask, pack(mask != 0))
+    batch = packing.Batch(mask, mask, packing.pack(mask != 0))
     sets = list(batch.distances(numbers))
     for group, found in zip(batch.packing.groups, sets, strict=True):
         rows = np.broadcast_to(found, (len(group.rows), *found.shape[1:]))
@@ -718,9 +718,11 @@ def test_distances_of_a_batch() -> None:
             queries = np.union1d(keys, [0])
             np.testing.assert_array_equal(distances, keys[None, :] - queries[:, None])
     assert sorted(x.shape for x in sets) == [(1, 1, 1), (1, 4, 3), (2, 3, 3)]
-    alike = Batch(mask[:1].repeat(3, 0), mask[:1].repeat(3, 0), pack(mask[:1].repeat(3, 0) != 0))
+    same = mask[:1].repeat(3, 0)
+    alike = packing.Batch(same, same, packing.pack(same != 0))
     assert [x.shape for x in alike.distances(numbers)] == [(1, 3, 3)]
-    far = Batch(*2 * [np.ones((1, 9), int)], pack(np.ones((1, 9), bool)))
+    ones = np.ones((1, 9), int)
+    far = packing.Batch(ones, ones, packing.pack(ones != 0))
     (found,) = far.distances(numbers)
     assert (found.min(), found.max(), found[0, 0, 8], found[0, 8, 0]) == (-3, 3, 3, -3)
 

@@ -248,7 +248,13 @@ def test_model_type_of_a_class(tmp_path: Path, name: str, expected: str) -> None
             "BertGenerationEncoder",
             "HF_ColBERT",
         ),
-        *("MyBertForMaskedLM", "ForMaskedLM", "MobileBertModel", "XLMRobertaXLModel", "RoBERTaModel"),
+        *(
+            "MyBertForMaskedLM",
+            "ForMaskedLM",
+            "MobileBertModel",
+            "XLMRobertaXLModel",
+            "RoBERTaModel",
+        ),
     ],
 )
 def test_no_model_type_and_an_unknown_class(tmp_path: Path, name: str) -> None:

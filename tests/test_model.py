@@ -22,7 +22,7 @@ from bert_numpy.model.sites import encoder_sites
 from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import read_examples, task_named
 
-#: Checkpoints with a classifier, and the GLUE task of their inputs.
+#: Checkpoints with a classifier or a span head, and the GLUE task of their inputs.
 CLASSIFIERS = {
     "minilm-sst2": "sst2",
     "minilm-cola": "cola",
@@ -30,7 +30,13 @@ CLASSIFIERS = {
     "bert-tiny-stsb": "stsb",
     "bert-tiny-mrpc": "mrpc",
     "bert-tiny-sst2": "sst2",
+    # MPNet-base, where the folder of its base is at hand.
+    "mpnet-sst2": "sst2",
+    "mpnet-cola": "cola",
+    "mpnet-mrpc": "mrpc",
+    "mpnet-squad": "rte",
 }
+BASE_SIZE = [name for name in CLASSIFIERS if name.startswith("mpnet")]
 ENCODERS = {"minilm-squad": "rte", "bert-tiny-mlm": "mrpc"}
 
 PARITY = 1e-5
@@ -48,10 +54,11 @@ def refusal(function: Callable[[], Any]) -> str:
 class Peer:
     """A checkpoint in this package and, in float32 with eager attention, in transformers."""
 
-    def __init__(self, torch: Any, transformers: Any, folder: Path, kind: str) -> None:
+    def __init__(self, torch: Any, transformers: Any, folder: Path, kind: str = "") -> None:
         self.torch = torch
         self.folder = folder
         self.model = load(folder)
+        kind = kind or self.model.config.architecture
         # A pooler that is not in the file would be random there.
         options = {} if kind != "BertModel" or self.has_pooler else {"add_pooling_layer": False}
         self.peer = getattr(transformers, kind).from_pretrained(
@@ -70,8 +77,10 @@ class Peer:
             output = self.peer(**tensors, output_hidden_states=True)
         return SimpleNamespace(
             last_hidden_state=output.hidden_states[-1].numpy(),
-            logits=output.logits.numpy() if "logits" in output else None,
-            pooler_output=output.pooler_output.numpy() if "pooler_output" in output else None,
+            **{
+                name: output[name].numpy() if name in output else None
+                for name in ("logits", "start_logits", "end_logits", "pooler_output")
+            },
         )
 
     def check(self, batch: Mapping[str, np.ndarray]) -> None:
@@ -92,6 +101,9 @@ class Peer:
             "logits": (ours.logits, theirs.logits),
             "pooled": (ours.pooler_output, theirs.pooler_output),
         }
+        for name in ("start_logits", "end_logits"):
+            span = getattr(ours, name), getattr(theirs, name)
+            pairs[name] = tuple(x if x is None else x[tokens] for x in span)
         return {name: relative(x, y) for name, (x, y) in pairs.items() if y is not None}
 
     def sensitivity(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -114,11 +126,10 @@ class Peer:
 
 
 @pytest.fixture(scope="module", params=CLASSIFIERS)
-def classifier(
-    request: pytest.FixtureRequest, torch: Any, quiet_transformers: Any, checkpoints: Path
-) -> Peer:
-    folder = checkpoints / request.param
-    return Peer(torch, quiet_transformers, folder, "BertForSequenceClassification")
+def classifier(request: pytest.FixtureRequest, torch: Any, quiet_transformers: Any) -> Peer:
+    at_base_size = request.param in BASE_SIZE
+    folder = request.getfixturevalue("base_checkpoints" if at_base_size else "checkpoints")
+    return Peer(torch, quiet_transformers, folder / request.param)
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
@@ -155,7 +166,10 @@ HARD = list(hard_batches(10, 128))
 
 @pytest.mark.parametrize("kind", HARD)
 def test_hard_masks_of_classifiers(classifier: Peer, kind: str) -> None:
-    classifier.check(hard_batches(30522, 512)[kind])
+    batch = hard_batches(30522, 512)[kind]
+    if not classifier.model.config.type_vocab_size:
+        batch.pop("token_type_ids", None)
+    classifier.check(batch)
 
 
 @pytest.mark.parametrize("kind", HARD)
