@@ -6,7 +6,8 @@ Models are ``bert-tiny`` (comes with the package), ``base`` and ``large`` (rando
 weights of BERT's sizes, written into a temporary folder) and any ``NAME=FOLDER``.
 Inputs are data sets at their real lengths (``sst2``, ``mrpc``, ``squad``: the
 first ``--limit`` of them) or ``BATCHxLENGTH``. All are sorted by length and cut
-into batches of 32 (a fixed shape: of its own), and all peers get the same batches.
+into batches of 32 (a fixed shape: of its own), and all peers get the same batches. Texts
+become ids by the model's own tokenizer, or, of random models, by the embedded one's.
 
 In each round every peer runs all batches of an input, in an order that turns;
 reported are medians, spreads (quartiles) and ratios of throughput, each ratio of
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import json
 import os
 import platform
@@ -35,6 +37,7 @@ from benchmark_golden import print_profile
 from benchmark_memory import write_model
 
 from bert_numpy import PRESETS, apply_recipe, calibrate, export_onnx, load, load_tokenizer
+from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.commands.figures import save_figure, subplots
 from bert_numpy.evaluation.evaluate import batches
@@ -98,16 +101,18 @@ def torch_peer(attention: str, folder: Path, sample: Batches) -> Runner:
     model = transformers.AutoModel.from_pretrained(
         str(folder), attn_implementation=attention, dtype=torch.float32
     ).eval()
+    taken = inspect.signature(model.forward).parameters  # not all models have token types
+
+    def forward(batch: dict[str, Any]) -> Any:
+        given = {name: torch.from_numpy(x) for name, x in batch.items() if name in taken}
+        return model(**given).last_hidden_state
 
     def run(inputs: Batches) -> Any:
         with torch.inference_mode():
-            outputs = [
-                model(**{name: torch.from_numpy(x) for name, x in batch.items()}).last_hidden_state
-                for batch in inputs[:1]
-            ]
+            first = forward(inputs[0])
             for batch in inputs[1:]:
-                model(**{name: torch.from_numpy(x) for name, x in batch.items()})
-        return outputs[0].numpy()
+                forward(batch)
+        return first.numpy()
 
     run.model = model  # type: ignore[attr-defined]
     return run
@@ -246,13 +251,17 @@ PEERS: dict[str, Callable[[Path, Batches], Runner]] = {
     "calibration": calibrating,
 }
 
+#: Peers that compute BERT and nothing else: no relative positions.
+BERT_ALONE = ("torch-sdpa", "numpy", "torch-fake-fp8", "torch-fake-fp8-folded")
+
 #: Those that shall give the float32 engine's hidden states, within 1e-3.
 SAME_AS_FLOAT32 = ("torch", "torch-sdpa")
 
 
-def read_inputs(name: str, data: Path | None, limit: int, batch_size: int) -> Batches:
-    """An input's batches: padded, sorted by length, the longest first."""
-    tokenizer = load_tokenizer("bert-tiny-sst2")
+def read_inputs(name: str, data: Path | None, limit: int, batch_size: int, folder: Path) -> Batches:
+    """An input's batches for a model: padded, sorted by length, the longest first."""
+    random = not any((folder / one).is_file() for one in ("tokenizer.json", "vocab.txt"))
+    tokenizer = load_tokenizer("bert-tiny-sst2" if random else folder)
     if name[0].isdecimal():
         batch, length = (int(part) for part in name.split("x"))
         generator = np.random.default_rng(0)
@@ -287,7 +296,7 @@ def read_inputs(name: str, data: Path | None, limit: int, batch_size: int) -> Ba
         )
         examples = examples.select(range(min(limit, len(examples))))
         encoded = tokenizer.encode(examples.texts, examples.pairs, 128)
-    return [batch for _, batch in batches(encoded, batch_size)]
+    return [batch for _, batch in batches(encoded, batch_size, tokenizer.pad_token_id)]
 
 
 def time_peers(
@@ -383,7 +392,8 @@ def peak_memory(peer: str, folder: Path, name: str, arguments: argparse.Namespac
 
 def run_child(arguments: argparse.Namespace) -> None:
     peer, folder = arguments.child
-    inputs = read_inputs(arguments.inputs[0], arguments.data, arguments.limit, arguments.batch_size)
+    name, data = arguments.inputs[0], arguments.data
+    inputs = read_inputs(name, data, arguments.limit, arguments.batch_size, Path(folder))
     PEERS[peer](Path(folder), inputs[-1:])(inputs)
     with open("/proc/self/status") as file:
         print(next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")))
@@ -477,14 +487,19 @@ def main() -> None:
     print(f"{platform.machine()}, {default_threads()} cores, NumPy {np.__version__}")
     print(f"load before: {load_before:.1f}")
     results: dict[str, Any] = {}
-    inputs = {
-        name: read_inputs(name, arguments.data, arguments.limit, arguments.batch_size)
-        for name in arguments.inputs
-    }
     with tempfile.TemporaryDirectory() as place:
         for model, folder in folders(arguments.models or ["bert-tiny"], Path(place)):
+            inputs = {
+                name: read_inputs(
+                    name, arguments.data, arguments.limit, arguments.batch_size, folder
+                )
+                for name in arguments.inputs
+            }
             sample = [{k: x[:8] for k, x in one[-1].items()} for one in inputs.values()]
-            runners = {name: PEERS[name](folder, sample) for name in arguments.peers}
+            relative = read_config(folder / "config.json").relative_attention_num_buckets
+            without = BERT_ALONE if relative else ()
+            peers = [name for name in arguments.peers if name not in without]
+            runners = {name: PEERS[name](folder, sample) for name in peers}
             for name, given in inputs.items():
                 tokens = sum(int(batch["attention_mask"].sum()) for batch in given)
                 result = summary(
