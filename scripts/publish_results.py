@@ -46,6 +46,7 @@ PAGES = ("README.md", "docs/index.md", "docs/results.md", "notebooks/4-fp8-ptq-s
 
 #: The parts of the data, and whether a file of one is a list of its entries, or one entry.
 PARTS = {"accuracy": list, "outliers": list, "sensitivity": dict, "rescue": list}
+OPTIONS = ("--accuracy", "--outliers", "--sensitivity", "--rescue")
 
 #: Sites that are shown of a ranking.
 MOST_SITES = 10
@@ -63,7 +64,7 @@ FIGURES: dict[str, tuple[str, Callable[[Any, Path], None], str]] = {
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "headline": ("accuracy", headline),
     "summary": ("accuracy", summary),
-    "recipes": ("accuracy", accuracy_tables),
+    "recipes": ("accuracy", lambda rows: accuracy_tables(rows, level=4)),
     "outliers": ("outliers", outlier_summary),
     "outlier sites": ("outliers", lambda reports: outlier_sites(reports[0])),
     "sensitivity": (
@@ -148,8 +149,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for part in PARTS:
-        parser.add_argument(f"--{part}", nargs="+", type=Path, metavar="FILE")
+    for option in OPTIONS:
+        parser.add_argument(option, nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
 

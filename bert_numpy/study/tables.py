@@ -139,8 +139,11 @@ def summary(rows: Sequence[Row]) -> str:
     )
 
 
-def accuracy_tables(rows: Sequence[Row]) -> str:
-    """A table for each model and task: every recipe's metrics, interval, flips and error."""
+def accuracy_tables(rows: Sequence[Row], level: int = 3) -> str:
+    """A table for each model and task: every recipe's metrics, interval, flips and error.
+
+    ``level`` is that of the heading above each.
+    """
     text = io.StringIO()
     for (model, task), recipes in results_by_model(rows).items():
         any_row = next(iter(recipes.values()))
@@ -154,7 +157,7 @@ def accuracy_tables(rows: Sequence[Row]) -> str:
             cells.append(f"{row[change]:.4f}" if change != "flips" else str(row[change]))
             cells.append(f"{row['relative_logit_error']:.4f}")
             lines.append(cells)
-        print(f"### {model}, {task}, {any_row['examples']} examples\n", file=text)
+        print(f"{'#' * level} {model}, {task}, {any_row['examples']} examples\n", file=text)
         print(_table([head.replace("_", " ") for head in heads], lines), file=text)
     return text.getvalue()
 
