@@ -11,6 +11,7 @@ from typing import Any
 from bert_numpy.errors import BertNumpyError, key_error, read_json
 from bert_numpy.model.architectures import ARCHITECTURES, Architecture, family_of
 from bert_numpy.model.config import BertConfig
+from bert_numpy.model.relative_positions import BUCKET_COUNT
 
 __all__ = ["EXTRA_KEY", "is_quantized", "quantization_key", "read_config"]
 
@@ -124,6 +125,11 @@ def read_config(path: Path) -> BertConfig:
         problem_type=raw.get("problem_type"),
         architecture_found=name is not None,
         num_hidden_groups=get("num_hidden_groups", int) if description.shares_layers else 0,
+        relative_attention_num_buckets=(
+            get("relative_attention_num_buckets", int, least=BUCKET_COUNT)
+            if "relative_attention_num_buckets" in defaults
+            else 0
+        ),
     )
     needed = dict(_EXPECTED)
     for head in ("", config.head.name):

@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from bert_numpy.engines.site import Site
 from npfp8 import QuantizedTensor
-from npfp8.arrays import Float32Array
+from npfp8.arrays import Float32Array, IntArray
 
 __all__ = ["Engine", "Layout", "Table", "Weights"]
 
@@ -26,7 +26,8 @@ V = TypeVar("V")
 #: Parameters by name: float32 arrays, or codes with scales where quantized.
 Weights = Mapping[str, Float32Array | QuantizedTensor]
 
-#: An embedding table: its name, rows and columns, and the row that each token takes.
+#: An embedding table: its name, rows and columns, and the row that each token takes; of
+#: relative positions, that each query takes for each key.
 Table = tuple[str, int, int, Any]
 
 
@@ -48,6 +49,13 @@ class Layout(Protocol[V]):
         With ``padding``, a token's id: ``padding + 1, padding + 2, ...`` over the
         tokens that have another id, and ``padding`` for those that have it, whatever
         the attention mask says (RoBERTa).
+        """
+
+    def distances(self, numbers: IntArray) -> Iterable[Any]:
+        """Of each query and key the number of their distance: (1 or sequences, queries, keys).
+
+        Once for each set of :meth:`split_heads`. ``numbers`` has those of ``key - query``, of
+        -n to n, and the first and the last of them for what is farther apart.
         """
 
     def split_heads(self, query: V, key: V, value: V, heads: int) -> Iterable[tuple[V, V, V]]:
@@ -86,6 +94,10 @@ class Engine(Generic[V]):
     def gather(self, tables: Sequence[Table]) -> V:
         """Rows of embedding tables, added in float32 one after the other: (tokens, columns)."""
         return self.inner.gather(tables)
+
+    def position_bias(self, table: Table) -> V:
+        """A table's rows, rounded to the precision, heads first: (., heads, queries, keys)."""
+        return self.inner.position_bias(table)
 
     def linears(self, sites: Sequence[Site], x: V) -> Iterable[V]:
         """``x W^T + b`` of several linear layers of one input, in turn. (..., K) -> (..., N)."""

@@ -29,6 +29,10 @@ class FloatEngine(Engine[Float32Array]):
         """Rows of embedding tables, added up: (tokens, columns)."""
         return functions.gather(self.weights, tables)
 
+    def position_bias(self, table: Table) -> Float32Array:
+        """See :func:`functions.position_bias`."""
+        return functions.position_bias(self.weights, table)
+
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
         """``x @ w.T + b``."""
         for site in sites:
@@ -95,6 +99,10 @@ class Bfloat16Engine(Engine[Float32Array]):
     """
 
     inner: FloatEngine
+
+    def position_bias(self, table: Table) -> Float32Array:
+        """Rounded."""
+        return self.rounded(self.inner.position_bias(table))
 
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
         """Rounded, but for a head's."""

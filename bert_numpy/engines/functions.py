@@ -152,6 +152,13 @@ def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:
     return x
 
 
+def position_bias(weights: Weights, table: Table) -> Float32Array:
+    """A table's rows, heads first. (., queries, keys) -> (., heads, queries, keys)."""
+    name, *_, rows = table
+    by_head = np.ascontiguousarray(parameter(weights, name).T)  # (heads, rows)
+    return np.ascontiguousarray(np.moveaxis(by_head[:, rows], 0, 1))
+
+
 def linear(x: Float32Array, weight: Float32Array, bias: Float32Array) -> Float32Array:
     """``x @ weight.T + bias``. (..., K), (N, K), (N,) -> (..., N)."""
     y: Float32Array = x @ weight.T

@@ -36,6 +36,10 @@ class GoldenEngine(Engine[Float32Array]):
         """Rows of embedding tables, added one after the other: (tokens, columns)."""
         return functions.gather(self.weights, tables)
 
+    def position_bias(self, table: Table) -> Float32Array:
+        """See :func:`functions.position_bias`."""
+        return self.rounded(functions.position_bias(self.weights, table))
+
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
         """Correctly rounded products, and the bias added in float32."""
         self.check(f"{sites[0].name}:a", x)

@@ -32,6 +32,10 @@ class ShapeEngine(Engine[int]):
             self.parameters[name] = (rows, columns)
         return columns
 
+    def position_bias(self, table: Table) -> int:
+        """A table of (rows, columns)."""
+        return self.gather([table])
+
     def linears(self, sites: Sequence[Site], x: int) -> list[int]:
         """A weight of (outputs, inputs) and a bias each."""
         self.products.append(tuple(sites))
@@ -90,6 +94,10 @@ class ShapeLayout:
 
     def places(self, padding: int | None) -> None:
         """None."""
+
+    def distances(self, numbers: object) -> Iterator[None]:
+        """One, of None."""
+        yield None
 
     def split_heads(
         self, query: int, key: int, value: int, heads: int

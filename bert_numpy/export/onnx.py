@@ -30,6 +30,7 @@ from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from bert_numpy.quantization.recipe_json import recipe_json
 from npfp8 import ACCUMULATORS, INT8, UINT8, FloatFormat, Format, QuantizedTensor
+from npfp8.arrays import IntArray
 
 __all__ = ["check_exportable", "export_onnx", "onnx_model"]
 
@@ -196,6 +197,16 @@ class OnnxLayout:
         summed = graph.op("CumSum", counted, graph.constant(np.int64(1)))
         return graph.op("Add", graph.op("Mul", summed, counted), pad)
 
+    def distances(self, numbers: IntArray) -> Iterator[str]:
+        """(1, length, length)."""
+        graph, farthest = self.graph, len(numbers) // 2
+        keys = graph.op("Unsqueeze", self.numbers, graph.integers(0, 1))
+        queries = graph.op("Unsqueeze", self.numbers, graph.integers(0, 2))
+        least, most = (graph.constant(np.int64(x)) for x in (-farthest, farthest))
+        apart = graph.op("Clip", graph.op("Sub", keys, queries), least, most)
+        table = graph.constant(np.asarray(numbers, np.int64))
+        yield graph.op("Gather", table, graph.op("Add", apart, most))
+
     def split_heads(
         self, query: Edge, key: Edge, value: Edge, heads: int
     ) -> Iterator[tuple[Edge, Edge, Edge]]:
@@ -288,6 +299,13 @@ class OnnxEngine(Engine[Edge]):
         for other in found[1:]:
             total = self.graph.op("Add", total, other)
         return Edge(total, ("batch", "length", tables[0][2]))
+
+    def position_bias(self, table: Table) -> Edge:
+        """A Gather, transposed."""
+        name, _, heads, rows = table
+        found = self.graph.op("Gather", self.parameter(name), rows)
+        turned = self.graph.op("Transpose", found, perm=(0, 3, 1, 2))
+        return Edge(self.rounded(turned), (1, heads, "length", "length"))
 
     def linears(self, sites: Sequence[Site], x: Edge) -> list[Edge]:
         """A product each."""

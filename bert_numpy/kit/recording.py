@@ -90,6 +90,10 @@ class TracedLayout:
         """(tokens,)."""
         return self.batch.places(padding)
 
+    def distances(self, numbers: Array) -> Iterator[Array]:
+        """(1, queries, keys)."""
+        return self.batch.distances(numbers)
+
     def split_heads(
         self, query: Traced, key: Traced, value: Traced, heads: int
     ) -> Iterator[tuple[Traced, Traced, Traced]]:
@@ -179,6 +183,12 @@ class RecordingEngine(Engine[Traced]):
     def gather(self, tables: Sequence[Table]) -> Traced:
         """Given: looking rows up is no arithmetic."""
         return Traced(self.golden.gather(tables))
+
+    def position_bias(self, table: Table) -> Traced:
+        """Given, once for all layers."""
+        x = self.golden.position_bias(table)
+        name = f"{self.case}/{table[0].removesuffix('.weight')}"
+        return Traced(x, self.builder.give(name, "model", x, kind=self.precision))
 
     def linears(self, sites: Sequence[Site], x: Traced) -> list[Traced]:
         """Each with its bias."""

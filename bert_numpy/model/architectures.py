@@ -7,7 +7,7 @@ which its forward pass is another.
 
 Sources: the papers (BERT 1810.04805, DistilBERT 1910.01108, RoBERTa 1907.11692,
 XLM-R 1911.02116, CamemBERT 1911.03894, ELECTRA 2003.10555, ALBERT 1909.11942, all
-arXiv), and the checkpoints as transformers writes them.
+arXiv; MPNet 2004.09297), and the checkpoints as transformers writes them.
 """
 
 from __future__ import annotations
@@ -186,17 +186,19 @@ def family_of(architecture: str) -> str | None:
 
 _CLASSIFIER: Names = (("pooler.dense", "classifier.dense"), ("classifier", "classifier.out_proj"))
 
+_LM_HEAD: Names = (
+    ("cls.predictions.transform.dense", "lm_head.dense"),
+    ("cls.predictions.transform.LayerNorm", "lm_head.layer_norm"),
+    ("cls.predictions.decoder", "lm_head.decoder"),
+    ("cls.predictions.decoder.bias", "lm_head.bias"),
+)
+
 _ALBERT_LAYER = "encoder.albert_layer_groups.*.albert_layers.0"
 
 _ROBERTA: dict[str, Any] = {
     "prefix": "roberta.",
     "defaults": {"pad_token_id": 1},
-    "names": (
-        ("cls.predictions.transform.dense", "lm_head.dense"),
-        ("cls.predictions.transform.LayerNorm", "lm_head.layer_norm"),
-        ("cls.predictions.decoder", "lm_head.decoder"),
-        ("cls.predictions.decoder.bias", "lm_head.bias"),
-    ),
+    "names": _LM_HEAD,
     "head_names": {"sequence classification": _CLASSIFIER},
     "prediction_activation": "gelu",
     "counts_positions": True,
@@ -294,5 +296,24 @@ ARCHITECTURES = {
         heads={"PreTraining": _SENTENCE_ORDER},
         shares_layers=True,
         projects_embeddings=True,
+    ),
+    "mpnet": Architecture(
+        "MPNet",
+        "mpnet.",
+        # Whatever the file says: positions are counted over the tokens other than 1.
+        fixed={"type_vocab_size": 0, "pad_token_id": 1},
+        defaults={"relative_attention_num_buckets": 32},
+        names=(
+            ("encoder.layer.*.attention.self.query", "encoder.layer.*.attention.attn.q"),
+            ("encoder.layer.*.attention.self.key", "encoder.layer.*.attention.attn.k"),
+            ("encoder.layer.*.attention.self.value", "encoder.layer.*.attention.attn.v"),
+            ("encoder.layer.*.attention.output.dense", "encoder.layer.*.attention.attn.o"),
+            ("encoder.layer.*.attention.output.LayerNorm", "encoder.layer.*.attention.LayerNorm"),
+            *_LM_HEAD,
+        ),
+        head_names={"sequence classification": _CLASSIFIER},
+        prediction_activation="gelu",
+        counts_positions=True,
+        mask_token="<mask>",
     ),
 }

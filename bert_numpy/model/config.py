@@ -33,7 +33,8 @@ class BertConfig:
     sentence-transformers folder. ``architecture_found`` is False where the file
     does not name a class: ``architecture`` is then the bare encoder's.
     ``num_hidden_groups`` is how many different layers there are (ALBERT); 0 where each
-    layer has parameters of its own.
+    layer has parameters of its own. ``relative_attention_num_buckets`` is how many rows the
+    table of relative positions has (MPNet); 0 where there is none.
     """
 
     model_type: str
@@ -55,6 +56,7 @@ class BertConfig:
     pooling: Pooling | None = None
     architecture_found: bool = True
     num_hidden_groups: int = 0
+    relative_attention_num_buckets: int = 0
 
     @property
     def stated_architecture(self) -> str:

@@ -21,6 +21,7 @@ from bert_numpy.engines.engine import Engine, Layout
 from bert_numpy.engines.site import Site
 from bert_numpy.errors import NAMED, raise_named
 from bert_numpy.model.config import BertConfig
+from bert_numpy.model.relative_positions import BUCKETS
 
 __all__ = ["Pass", "activation", "encode", "layer_norm", "linear", "pooler"]
 
@@ -62,8 +63,9 @@ class Pass(Generic[V]):
 def encode(run: Pass[V]) -> V:
     """The last hidden states of all tokens: (tokens, hidden)."""
     x = embeddings(run)
+    biases = position_biases(run)
     for i in range(run.config.num_hidden_layers):
-        x = layer(run.inside(i), x)
+        x = layer(run.inside(i), x, biases)
     return run.engine.output("last_hidden_state", x)
 
 
@@ -87,26 +89,42 @@ def embeddings(run: Pass[V]) -> V:
     return x
 
 
-def layer(run: Pass[V], x: V) -> V:
+def position_biases(run: Pass[V]) -> Sequence[V]:
+    """What is added to the scores of all layers: (1 or sequences, heads, queries, keys).
+
+    One for each set of sequences that attend in one product; none but in MPNet, whose heads
+    have a number for each bucket of distances.
+    """
+    config, engine = run.config, run.engine
+    if not (rows := config.relative_attention_num_buckets):
+        return ()
+    name, heads = "encoder.relative_attention_bias", config.num_attention_heads
+    buckets = run.layout.distances(BUCKETS)
+    return [engine.position_bias((f"{name}.weight", rows, heads, which)) for which in buckets]
+
+
+def layer(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
     """One Transformer layer: attention, then the feed-forward network, each with its residual."""
-    x = residual(run, "attention.output", attention(run, x), x)
+    x = residual(run, "attention.output", attention(run, x, biases), x)
     inner = linear(run, "intermediate.dense", x, run.config.intermediate_size)
     inner = activation(run, run.config.hidden_act, inner)  # the former is not needed any more
     return residual(run, "output", inner, x)
 
 
-def attention(run: Pass[V], x: V) -> V:
-    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V. (tokens, hidden) -> the same."""
+def attention(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
+    """Multi-head self-attention: softmax(Q K^T / sqrt(d) + bias) V. (tokens, hidden) -> the same."""
     engine, layout, hidden = run.engine, run.layout, run.config.hidden_size
     heads = run.config.num_attention_heads
     names = [f"attention.self.{name}" for name in ("query", "key", "value")]
     query, key, value = linears(run, [run.site(name, hidden) for name in names], x)
     scores_site = run.site("attention.scores", kind="scores")
     context_site = run.site("attention.context", kind="context")
-    parts = []
-    for q, k, v in layout.split_heads(query, key, value, heads):  # k is transposed
+    parts = []  # k is transposed
+    for i, (q, k, v) in enumerate(layout.split_heads(query, key, value, heads)):
         scores = product(run, scores_site, q, k)  # (sequences, heads, queries, keys)
         scores = engine.multiply(scores, 1 / math.sqrt(hidden // heads))
+        if biases:
+            scores = engine.add(scores, biases[i])
         parts.append(product(run, context_site, engine.softmax(scores), v))
     return layout.merge_heads(parts)
 

@@ -161,6 +161,18 @@ class Batch:
         counted = ids != padding
         return self.packing.take(np.cumsum(counted, axis=1) * counted + padding)
 
+    def distances(self, numbers: IntArray) -> Iterator[IntArray]:
+        """Of one sequence for all whose tokens lie alike."""
+        farthest = len(numbers) // 2
+        columns = self.packing.tokens % self.packing.shape[1]
+        for group in self.packing.groups:
+            queries, keys = columns[group.queries], columns[group.keys]
+            first = keys[:, :1]
+            if all((x - first == x[0] - first[0]).all() for x in (queries, keys)):
+                queries, keys = queries[:1], keys[:1]
+            apart = keys[:, None, :] - queries[:, :, None]
+            yield numbers[np.clip(apart, -farthest, farthest) + farthest]
+
     def split_heads(
         self, query: Float32Array, key: Float32Array, value: Float32Array, heads: int
     ) -> Iterator[tuple[Float32Array, Float32Array, Float32Array]]:

@@ -175,7 +175,7 @@ def _check_contradictions(raw: dict[str, Any], settings: TokenizerSettings) -> N
         return  # the file is alone, or of a class that takes it as it is
     names = [key for key in NAMED if key.endswith("_token")]
     tokens = {key: settings.text(key) for key in names}
-    check_class(raw, model, tokens, settings.normalizers)
+    check_class(raw, model, tokens, settings.normalizers, settings.kind.two_separators)
     own, unknown = settings.kind.unknown, raw["model"].get("unk_id")
     if own is not None and unknown != own:
         raise ValueError(
@@ -401,9 +401,9 @@ def _own_post_processor(settings: TokenizerSettings, backend: Any) -> Any:
     """The post-processor of the class: [CLS] first [SEP] second [SEP], or RoBERTa's."""
     tokens = [str(settings.text(key)) for key in ("sep_token", "cls_token")]
     sep, cls = ((token, backend.token_to_id(token)) for token in tokens)
-    if settings.kind.vocabulary == ("vocab.txt",):
-        return processors.BertProcessing(sep, cls)
-    return processors.RobertaProcessing(sep, cls)
+    if settings.kind.two_separators:
+        return processors.RobertaProcessing(sep, cls)
+    return processors.BertProcessing(sep, cls)
 
 
 def _untrimmed(backend: Any) -> None:

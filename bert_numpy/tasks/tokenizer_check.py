@@ -474,6 +474,7 @@ def check_class(
     model: str,
     tokens: Mapping[str, str | None],
     first: Sequence[Mapping[str, Any]] | None = None,
+    two_separators: bool = False,
 ) -> None:
     """Check that a ``tokenizer.json`` is what its class would build from the vocabulary.
 
@@ -488,8 +489,9 @@ def check_class(
     tokens : mapping of str to str
         The special tokens by their keys: ``cls_token`` and so on.
     first : sequence of mapping, optional
-        ALBERT's normalizers, before those of other Unigram classes; None for others, which
-        have another post-processor too.
+        ALBERT's normalizers, before those of other Unigram classes; None for others.
+    two_separators : bool
+        Whether two of them are between the texts of a pair.
 
     Raises
     ------
@@ -511,7 +513,7 @@ def check_class(
         if unknown is None or found["vocab"][unknown][0] != tokens["unk_token"]:
             raise _RefusedError("model.unk_id", f"the id of {tokens['unk_token']!r}", unknown)
     _check_parts(raw if first is None else _without(raw, first), model)
-    _check_post_processor(raw.get("post_processor"), model, tokens, first is not None)
+    _check_post_processor(raw.get("post_processor"), model, tokens, two_separators)
 
 
 def _without(raw: Mapping[str, Any], first: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -597,24 +599,23 @@ _ONE_SPACE = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 
 
 def _check_post_processor(
-    value: Any, model: str, tokens: Mapping[str, str | None], albert: bool
+    value: Any, model: str, tokens: Mapping[str, str | None], two_separators: bool
 ) -> None:
     """Refuse any but [CLS] first [SEP] second [SEP], or RoBERTa's with two in between."""
     cls, sep = tokens["cls_token"], tokens["sep_token"]
     if model == "Unigram" and (tokens["bos_token"], tokens["eos_token"]) != (cls, sep):
         raise _RefusedError("post_processor", "cls_token and sep_token as bos and eos", [cls, sep])
     single = [(cls, 0), ("$A", 0), (sep, 0)]
-    typed = model == "WordPiece" or albert
-    second = [("$B", 1), (sep, 1)] if typed else [(sep, 0), ("$B", 0), (sep, 0)]
+    second = [(sep, 0), ("$B", 0), (sep, 0)] if two_separators else [("$B", 1), (sep, 1)]
     pair = [*single, *second]
     parts = [] if value is None else list(_flat("post_processor", "post_processor", value))
     found = next((part for part in parts if part["type"] != "ByteLevel"), None)
-    own = "BertProcessing" if typed else "RobertaProcessing"
+    own = "RobertaProcessing" if two_separators else "BertProcessing"
     if found is not None and found["type"] == own:
         right = (found["cls"][0], found["sep"][0]) == (cls, sep)
     elif found is not None and found["type"] == "TemplateProcessing":
         templates = [_pieces_of(found[key]) for key in ("single", "pair")]
-        if not typed:
+        if two_separators:  # whose models have no types
             templates = [[(name, 0) for name, _ in one] for one in templates]
         right = templates == [single, pair]
     else:

@@ -75,6 +75,8 @@ class TokenizerClass:
         The id of the unknown token, if version 5 has it so whatever the file says.
     normalizes : bool
         Whether the class changes quotes, accents and case, as keys say, before anything else.
+    two_separators : bool
+        Whether two of them are between the texts of a pair, as RoBERTa has it.
     """
 
     vocabulary: tuple[str, ...] = ()
@@ -84,6 +86,7 @@ class TokenizerClass:
     token_types: bool | None = False
     unknown: int | None = None
     normalizes: bool = False
+    two_separators: bool = False
 
 
 _BERT_TOKENS = {
@@ -115,13 +118,24 @@ _CLASSES = {
         _ROBERTA_TOKENS,
         {"lstrip": True, "normalized": False, "special": True},
         "BPE",
+        two_separators=True,
     ),
-    "XLMRobertaTokenizer": TokenizerClass((), _ROBERTA_TOKENS, model="Unigram", unknown=3),
+    "MPNetTokenizer": TokenizerClass(
+        ("vocab.txt",),
+        _ROBERTA_TOKENS | {"unk_token": "[UNK]"},
+        {"lstrip": True, "special": True},
+        "WordPiece",
+        two_separators=True,
+    ),
+    "XLMRobertaTokenizer": TokenizerClass(
+        (), _ROBERTA_TOKENS, model="Unigram", unknown=3, two_separators=True
+    ),
     "CamembertTokenizer": TokenizerClass(
         (),
         _ROBERTA_TOKENS
         | {"additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"]},
         model="Unigram",
+        two_separators=True,
     ),
     "AlbertTokenizer": TokenizerClass(
         (),
@@ -145,6 +159,7 @@ _OF_MODEL = {
     "camembert": "CamembertTokenizer",
     "electra": "ElectraTokenizer",
     "albert": "AlbertTokenizer",
+    "mpnet": "MPNetTokenizer",
 }
 
 #: Keys with one value that is understood, besides being absent: another one changes the ids
