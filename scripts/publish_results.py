@@ -132,9 +132,9 @@ def filled(text: str, data: Data, folder: Path) -> str:
     return _BLOCK.sub(lambda m: f"{m[1]}{block(m[2], data, folder)}{m[4]}", text)
 
 
-def page(path: Path, data: Data, root: Path = ROOT) -> str:
+def page(path: Path, data: Data) -> str:
     """What a page, or a notebook, is to be with these results; ``path`` is relative to the root."""
-    text = (root / path).read_text(encoding="utf-8")
+    text = (ROOT / path).read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
         return filled(text, data, path.parent)
     notebook = json.loads(text)

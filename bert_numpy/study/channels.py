@@ -7,6 +7,7 @@ median channel says how many levels of a uniform format the others lose.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
         largest first), ``outliers`` (the channels above :data:`RATIO` times the median,
         rising), ``above_threshold`` (how many are above :data:`THRESHOLD`), and ``int8``
         and ``e4m3``: the signal-to-quantization-noise ratio in dB, one scale per tensor.
-        The ratio is infinite if the median is 0.
+        A ratio is None if the median is 0, a noise ratio if there is no noise or no signal.
     """
     rows = []
     for name, largest in calibration.channels.items():
@@ -63,10 +64,9 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
         if layer is None or (place := place_in_layer(name)) not in INPUTS:
             continue
         median = float(np.median(largest))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = np.nan_to_num(largest / np.float32(median), nan=0, posinf=np.inf)
         order = np.argsort(-largest, kind="stable")[:top]
         seen = calibration.operands[f"{name}:a"]
+        noise = {"int8": sqnr(seen, Operand(INT8)), "e4m3": sqnr(seen, Operand(E4M3FN))}
         rows.append(
             {
                 "place": place,
@@ -74,13 +74,16 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
                 "channels": largest.size,
                 "median": median,
                 "top": [
-                    {"channel": int(i), "absmax": float(largest[i]), "ratio": float(ratios[i])}
+                    {
+                        "channel": int(i),
+                        "absmax": float(largest[i]),
+                        "ratio": float(largest[i]) / median if median else None,
+                    }
                     for i in order
                 ],
-                "outliers": np.flatnonzero(ratios > RATIO).tolist(),
+                "outliers": np.flatnonzero(largest > RATIO * median).tolist(),
                 "above_threshold": int(np.count_nonzero(largest > THRESHOLD)),
-                "int8": sqnr(seen, Operand(INT8)),
-                "e4m3": sqnr(seen, Operand(E4M3FN)),
+                **{name: ratio if math.isfinite(ratio) else None for name, ratio in noise.items()},
             }
         )
     return sorted(rows, key=lambda row: (row["layer"], list(INPUTS).index(row["place"])))

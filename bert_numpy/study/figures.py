@@ -38,7 +38,7 @@ def draw_headline(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.axvline(centre, color=_REFERENCE, linewidth=0.8, linestyle="--")
         for place, recipe in enumerate(recipes):
             row = found.get(recipe)
-            if row is None:
+            if row is None or row[metric] is None:
                 continue
             colour = _REFERENCE if recipe == "fp32" else _colour(recipe)
             ends = [centre + 100 * x for x in row["interval"] if x is not None]
@@ -53,7 +53,7 @@ def draw_headline(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 fontsize=8,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
-        axis.set_title(f"{model}\n{metric.replace('_', ' ')}, %", fontsize=10)
+        axis.set_title(f"{model}\n{metric.replace('_', ' ').capitalize()}, %", fontsize=10)
         axis.set_yticks(range(len(recipes)), [])
         axis.set_ylim(len(recipes) - 0.6, -0.8)
         axis.margins(x=0.15)
@@ -95,7 +95,8 @@ def draw_outliers(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
         ratios = np.full((len(INPUTS), len(layers)), np.nan)
         for row in report["inputs"]:
             place = (list(INPUTS).index(row["place"]), layers.index(row["layer"]))
-            ratios[place] = np.clip(row["top"][0]["ratio"], 1, 2.0**20)
+            ratio = row["top"][0]["ratio"]
+            ratios[place] = np.nan if ratio is None else ratio
         axis.imshow(np.log2(ratios), aspect="auto", cmap="Reds", vmin=0)
         dark = np.nanmax(np.log2(ratios)) / 2
         for (i, j), ratio in np.ndenumerate(ratios):

@@ -73,14 +73,23 @@ def _change(row: Row) -> str:
     return "flips" if "flips" in row else "mean_abs_difference"
 
 
+def _number(x: float | None, form: str) -> str:
+    """A number, or the word for none: JSON has null for what is not finite."""
+    return "none" if x is None or not math.isfinite(x) else format(x, form)
+
+
 def _points(x: float | None, form: str = ".2f") -> str:
-    """A share as percent; JSON has null for NaN."""
-    return format(100 * (math.nan if x is None else x), form)
+    """A share as percent."""
+    return _number(None if x is None else 100 * x, form)
 
 
 def _interval(row: Row) -> str:
     low, high = row["interval"]
     return f"{_points(row['difference'], '+.2f')} ({_points(low, '+.2f')}..{_points(high, '+.2f')})"
+
+
+def _or_infinity(x: float | None) -> float:
+    return math.inf if x is None else x
 
 
 def _is_certain(row: Row) -> bool:
@@ -110,7 +119,7 @@ def headline(rows: Sequence[Row]) -> str:
             points = _points(row[metric])
             shown = f"**{points}**" if _is_certain(row) else points
             change = row.get("flips", f"{row.get('mean_abs_difference', 0):.3f}")
-            error = f"{row['relative_logit_error']:.3f}"
+            error = _number(row["relative_logit_error"], ".3f")
             cells.append(points if recipe == "fp32" else f"{shown} / {change} / {error}")
         lines.append(cells)
     return _table(["model, task", *HEADLINE.values()], lines)
@@ -130,7 +139,7 @@ def summary(rows: Sequence[Row]) -> str:
             points = _points(row["difference"], "+.2f")
             change = row.get("flips", f"{row.get('mean_abs_difference', 0):.3f}")
             shown = f"**{points}**" if _is_certain(row) else points
-            cells.append(f"{shown} / {change} / {row['relative_logit_error']:.3f}")
+            cells.append(f"{shown} / {change} / {_number(row['relative_logit_error'], '.3f')}")
         lines.append(cells)
     return (
         "Difference of the first metric from FP32 in points (in bold where its 95 % interval does "
@@ -155,7 +164,7 @@ def accuracy_tables(rows: Sequence[Row], level: int = 3) -> str:
             cells = [row["recipe"] + none, *(_points(row[name]) for name in metrics)]
             cells.append(_interval(row))
             cells.append(f"{row[change]:.4f}" if change != "flips" else str(row[change]))
-            cells.append(f"{row['relative_logit_error']:.4f}")
+            cells.append(_number(row["relative_logit_error"], ".4f"))
             lines.append(cells)
         print(f"{'#' * level} {model}, {task}, {any_row['examples']} examples\n", file=text)
         print(_table([head.replace("_", " ") for head in heads], lines), file=text)
@@ -177,7 +186,7 @@ def outlier_summary(reports: Sequence[Row]) -> str:
             rows = [row for row in report["inputs"] if row["place"] == place]
             if not rows:
                 continue
-            worst = max(rows, key=lambda row: row["top"][0]["ratio"])
+            worst = max(rows, key=lambda row: _or_infinity(row["top"][0]["ratio"]))
             largest = worst["top"][0]
             counts = [len(row["outliers"]) for row in rows]
             above = [row["above_threshold"] for row in rows]
@@ -188,13 +197,15 @@ def outlier_summary(reports: Sequence[Row]) -> str:
                 [
                     report["model"],
                     described,
-                    f"{largest['absmax']:.1f} ({largest['ratio']:.0f} x; channel "
+                    f"{largest['absmax']:.1f} ({_number(largest['ratio'], '.0f')} x; channel "
                     f"{largest['channel']}, layer {worst['layer']})",
                     f"{min(counts)}..{max(counts)} of {worst['channels']:,}",
                     f"{min(above)}..{max(above)}",
                     recurring + more or "none",
-                    f"{min(row['int8'] for row in rows):.1f} / "
-                    f"{min(row['e4m3'] for row in rows):.1f}",
+                    " / ".join(
+                        _number(min(_or_infinity(row[name]) for row in rows), ".1f")
+                        for name in ("int8", "e4m3")
+                    ),
                 ]
             )
     heads = ["model", "input", "largest channel (to the median)", f"above {RATIO:g} x median"]
@@ -209,13 +220,14 @@ def outlier_sites(report: Row) -> str:
             f"{row['layer']}",
             INPUTS[row["place"]],
             ", ".join(
-                f"{x['channel']}: {x['absmax']:.2f} ({x['ratio']:.1f} x)" for x in row["top"]
+                f"{x['channel']}: {x['absmax']:.2f} ({_number(x['ratio'], '.1f')} x)"
+                for x in row["top"]
             ),
             f"{row['median']:.2f}",
             f"{len(row['outliers'])}",
             f"{row['above_threshold']}",
-            f"{row['int8']:.1f}",
-            f"{row['e4m3']:.1f}",
+            _number(row["int8"], ".1f"),
+            _number(row["e4m3"], ".1f"),
         ]
         for row in report["inputs"]
     ]
@@ -242,7 +254,7 @@ def sensitivity_tables(report: Row, most: int | None = None) -> str:
         if part is None:
             return []
         number = str(part[unit]) if unit == "flips" else f"{part[unit]:.4f}"
-        return [number, f"{part['relative_logit_error']:.4f}"]
+        return [number, _number(part["relative_logit_error"], ".4f")]
 
     number, error = numbers(whole)
     text = [
@@ -253,8 +265,9 @@ def sensitivity_tables(report: Row, most: int | None = None) -> str:
         rows = report[kind][: most if key == "site" else None]
         if not rows:
             continue
-        heads = [key, f"alone: {named}", "error"]
-        heads += [f"all but it: {named}", "error"] if rows[0].get("without") else []
+        heads = [key]
+        for part, label in (("alone", "alone"), ("without", "all but it")):
+            heads += [f"{label}: {named}", "error"] if part in rows[0] else []
         lines = [
             [row[key], *numbers(row.get("alone")), *numbers(row.get("without"))] for row in rows
         ]
@@ -284,8 +297,8 @@ def rescue_table(rows: Sequence[Row]) -> str:
             str(row["kept"]),
             _points(row[first_metric(row)]),
             _interval(row),
-            str(row[_change(row)]) if "flips" in row else f"{row[_change(row)]:.4f}",
-            f"{row['relative_logit_error']:.4f}",
+            str(row[_change(row)]) if "flips" in row else _number(row[_change(row)], ".4f"),
+            _number(row["relative_logit_error"], ".4f"),
         ]
         for row in rows
     ]
