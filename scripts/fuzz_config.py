@@ -63,6 +63,7 @@ KINDS = {
     "Camembert": SIZES,
     "Electra": SIZES,
     "Albert": SIZES,
+    "MPNet": SIZES,
 }
 HEADS = (
     "Model",
@@ -155,6 +156,7 @@ MAY_BE_REFUSED: dict[str, tuple[Any, ...]] = {
     "vocab_size": (WORDS - 1, WORDS + 1, 30522, 40.0, "40", None, ABSENT),
     "embedding_size": (8, 16, 128, None, ABSENT),
     "num_hidden_groups": (1, 2, 3, 0, -1, 1.0, "1", True, None, ABSENT),
+    "relative_attention_num_buckets": (32, 33, 31, 64, 0, 32.0, True, None, ABSENT),
     "inner_group_num": (1, 2, 0, None, ABSENT),
     "hidden_size": (8, 16, 32, 16.0, "16", None, ABSENT),
     "num_hidden_layers": (0, 1, 2, 3, 1.0, "1", True, None, ABSENT),
@@ -175,6 +177,7 @@ MAY_BE_REFUSED: dict[str, tuple[Any, ...]] = {
     "attn_implementation": ("eager", "sdpa"),
     "model_type": (
         *("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert"),
+        "mpnet",
         *(
             "mobilebert",
             "xlm-roberta-xl",
@@ -204,6 +207,7 @@ RELATED = {
         ("by config.json", "missing", "num_hidden_groups"),
     ),
     "num_hidden_groups": ("by config.json", "missing"),
+    "relative_attention_num_buckets": ("by config.json",),
     "max_position_embeddings": ("by config.json",),
     "tie_word_embeddings": ("tensor 'cls.predictions", "tensor 'lm_head", "tensor 'vocab_proj"),
 }
@@ -218,6 +222,7 @@ CLASSES = (
     *("RobertaForMaskedLM", "CamembertForSequenceClassification", "BertForMaskedLM"),
     *(
         "AlbertModel",
+        "MPNetModel",
         "MobileBertModel",
         "RobertaPreLayerNormModel",
         "BertGenerationEncoder",

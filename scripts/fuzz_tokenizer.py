@@ -87,7 +87,11 @@ CLASSES = {
     "xlm-roberta": "XLMRobertaTokenizer",
     "camembert": "CamembertTokenizer",
     "albert": "AlbertTokenizer",
+    "mpnet": "MPNetTokenizer",
 }
+
+#: The model types whose own tokenizer is WordPiece.
+WORD_PIECES = ("bert", "distilbert", "electra", "mpnet")
 
 
 #: What CamemBERT's vocabulary begins with.
@@ -95,6 +99,9 @@ CAMEMBERT = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>
 
 #: What ALBERT's vocabulary begins with, in which the unknown token is the second.
 ALBERT = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+
+#: What MPNet's vocabulary begins with.
+MPNET = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
 
 
 @cache
@@ -156,14 +163,25 @@ def unigram(model_type: str) -> str:
     return str(made.to_str())
 
 
-def word_piece(lowercase: bool, accents: bool | None, chinese: bool) -> str:
-    """The tokenizer.json of a BERT tokenizer, as transformers 4 and 5 write it."""
-    vocabulary = {token: number for number, token in enumerate(WORDS)}
+def words(model_type: str) -> list[str]:
+    """The vocabulary of a WordPiece model."""
+    first = MPNET if model_type == "mpnet" else WORDS[:5]
+    return list(dict.fromkeys((*first, *WORDS[5:])))
+
+
+def word_piece(model_type: str, lowercase: bool, accents: bool | None, chinese: bool) -> str:
+    """The tokenizer.json of BERT's tokenizer or MPNet's, as transformers 4 and 5 write it."""
+    vocabulary = {token: number for number, token in enumerate(words(model_type))}
     made = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer(
         lowercase=lowercase, strip_accents=accents, handle_chinese_chars=chinese
     )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if model_type == "mpnet":
+        made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+        mask = tokenizers.AddedToken("<mask>", lstrip=True, normalized=False)
+        made.add_special_tokens([*MPNET[:-1], mask])
+        return str(made.to_str())
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -210,12 +228,12 @@ class Folder:
     @property
     def words(self) -> bool:
         """Whether the model's own tokenizer is WordPiece."""
-        return self.model_type in ("bert", "distilbert", "electra")
+        return self.model_type in WORD_PIECES
 
     def size(self) -> int:
         """The tokens of the vocabulary without the added ones."""
         if self.words:
-            return len(WORDS)
+            return len(words(self.model_type))
         raw = json.loads(byte_level() if self.model_type == "roberta" else unigram(self.model_type))
         return len(raw["model"]["vocab"])
 
@@ -227,9 +245,9 @@ class Folder:
             if self.ours:
                 settings = (True, None, True)
             if with_json:
-                self.serialized = json.loads(word_piece(*settings))
+                self.serialized = json.loads(word_piece(self.model_type, *settings))
             if with_text:
-                self.texts["vocab.txt"] = "".join(f"{word}\n" for word in WORDS)
+                self.texts["vocab.txt"] = "".join(f"{word}\n" for word in words(self.model_type))
         elif self.model_type == "roberta":
             raw = json.loads(byte_level())
             if with_json:
@@ -271,7 +289,7 @@ class Folder:
             "type_vocab_size": 1,
             "pad_token_id": 1,
         }
-        if self.words or self.model_type == "albert":
+        if self.model_type in (*WORD_PIECES[:-1], "albert"):
             config |= {"type_vocab_size": 2, "pad_token_id": 0}
         if self.model_type == "distilbert":
             config |= {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
@@ -291,7 +309,7 @@ class Folder:
 
 def named(model_type: str) -> Json:
     """The special tokens by their keys."""
-    if model_type in ("bert", "distilbert", "electra"):
+    if model_type in WORD_PIECES[:-1]:
         names = ("pad", "unk", "cls", "sep", "mask")
         return {f"{name}_token": f"[{name.upper()}]" for name in names}
     if model_type == "albert":
@@ -300,6 +318,7 @@ def named(model_type: str) -> Json:
         return {f"{name}_token": token for name, token in tokens.items()}
     tokens = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>"}
     tokens |= {name: f"<{name}>" for name in ("pad", "unk", "mask")}
+    tokens |= {"unk": "[UNK]"} if model_type == "mpnet" else {}
     return {f"{name}_token": token for name, token in tokens.items()}
 
 
@@ -358,7 +377,7 @@ def as_written(folder: Folder) -> None:
                 }
                 for key, token in special.items()
             }
-            if not folder.words:
+            if special["mask_token"] == "<mask>":
                 folder.map["mask_token"]["lstrip"] = True
     if version == 5:
         folder.settings |= {

@@ -59,6 +59,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "electra-base": ("Electra", _BASE | {"embedding_size": 768}),
     "electra-small": ("Electra", {}),
     "albert-base": ("Albert", _BASE),
+    "mpnet-base": ("MPNet", {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}),
 }
 
 HEADS = (

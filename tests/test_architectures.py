@@ -37,6 +37,8 @@ from bert_numpy.kit import verify
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.model.architectures import ARCHITECTURES
+from bert_numpy.model.packing import Batch, pack
+from bert_numpy.model.relative_positions import BUCKETS
 from bert_numpy.model.sites import (
     expected_shapes,
     model_sites,
@@ -77,6 +79,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "albert",
         _SIZES | {"embedding_size": 12, "num_hidden_layers": 3, "num_hidden_groups": 2},
     ),
+    "MPNet": ("mpnet", _SIZES | {"layer_norm_eps": 1e-5, "relative_attention_num_buckets": 40}),
 }
 
 HEADS = {
@@ -227,7 +230,7 @@ def test_description(case: Case) -> None:
     assert config.pad_token_id == peer.pad_token_id
     assert config.labels == tuple(peer.id2label.values())
     longest = LONGEST + 2
-    if "oberta" in case.kind or case.kind == "Camembert":
+    if "oberta" in case.kind or case.kind in ("Camembert", "MPNet"):
         longest -= peer.pad_token_id + 1
     assert config.max_length == longest
 
@@ -388,7 +391,7 @@ def test_e4m3(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", ["gelu_new", "relu", "silu"])
-@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Roberta", "Electra", "Albert"])
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Roberta", "Electra", "Albert", "MPNet"])
 def test_activations(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, name: str
 ) -> None:
@@ -517,7 +520,7 @@ def test_a_decoder_that_nothing_reads(torch: Any, quiet_transformers: Any, tmp_p
 def test_save_model_of_safetensors(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
     from safetensors.torch import save_model  # noqa: PLC0415 (needs torch)
 
-    for kind in ("Bert", "Roberta"):
+    for kind in ("Bert", "Roberta", "MPNet"):
         saved(quiet_transformers, torch, tmp_path / kind, kind, "ForMaskedLM")
         case = Case(kind, "ForMaskedLM", tmp_path / kind, torch, quiet_transformers)
         save_model(case.peer, str(tmp_path / kind / "model.safetensors"))
@@ -578,7 +581,7 @@ def test_other_names(case: Case, tmp_path: Path) -> None:
             np.testing.assert_array_equal(model.weights[key], weight)
 
 
-@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "MPNet"])
 def test_a_decoder_of_its_own_that_is_tied(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str
 ) -> None:
@@ -591,7 +594,7 @@ def test_a_decoder_of_its_own_that_is_tied(
     assert refusal(tmp_path).startswith(start)
 
 
-@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "MPNet"])
 def test_a_decoder_with_a_bias_of_its_own(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str
 ) -> None:
@@ -655,13 +658,13 @@ def test_other_summaries_of_electra(
     assert message.endswith(f"found {value!r}")
 
 
-@pytest.mark.parametrize("kind", ["DistilBert", "Roberta", "XLMRoberta"])
+@pytest.mark.parametrize("kind", ["DistilBert", "Roberta", "XLMRoberta", "MPNet"])
 def test_inputs_that_the_model_cannot_have(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str
 ) -> None:
     model = load(saved(quiet_transformers, torch, tmp_path, kind, "Model"))
     longest = model.config.max_length
-    assert longest == {"DistilBert": 122, "Roberta": 120, "XLMRoberta": 116}[kind]
+    assert longest == {"DistilBert": 122, "Roberta": 120, "XLMRoberta": 116, "MPNet": 120}[kind]
     ids = np.full((1, longest), 7)
     assert model(ids).last_hidden_state.shape == (1, longest, 24)
     with pytest.raises(BertNumpyError, match=f"expected at most {longest} tokens .*{longest + 1}"):
@@ -684,6 +687,78 @@ def test_choices_have_an_axis(torch: Any, quiet_transformers: Any, tmp_path: Pat
 
 def test_every_model_type_is_tested() -> None:
     assert {model_type for model_type, _ in KINDS.values()} == ARCHITECTURES.keys()
+
+
+# Relative positions
+
+
+def test_buckets_of_distances_against_transformers(torch: Any) -> None:
+    """Ours are integers; transformers takes logarithms in float32."""
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder  # noqa: PLC0415 (a peer)
+
+    distances = np.arange(-2000, 2001)
+    expected = MPNetEncoder.relative_position_bucket(torch.from_numpy(distances)).numpy()
+    farthest = len(BUCKETS) // 2
+    found = BUCKETS[np.clip(distances, -farthest, farthest) + farthest]
+    np.testing.assert_array_equal(found, expected)
+    assert farthest == 91
+    assert sorted(set(found.tolist())) == [*range(16), *range(17, 32)]  # 0 is not behind itself
+
+
+def test_distances_of_a_batch() -> None:
+    """Of one sequence where all lie alike, of each where they have other holes."""
+    numbers = np.arange(-3, 4)
+    mask = np.array([[1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 0, 1], [1, 0, 0, 0]])
+    batch = Batch(mask, mask, pack(mask != 0))
+    sets = list(batch.distances(numbers))
+    for group, found in zip(batch.packing.groups, sets, strict=True):
+        rows = np.broadcast_to(found, (len(group.rows), *found.shape[1:]))
+        for row, distances in zip(group.rows.tolist(), rows, strict=True):
+            keys = np.flatnonzero(mask[row])
+            queries = np.union1d(keys, [0])
+            np.testing.assert_array_equal(distances, keys[None, :] - queries[:, None])
+    assert sorted(x.shape for x in sets) == [(1, 1, 1), (1, 4, 3), (2, 3, 3)]
+    alike = Batch(mask[:1].repeat(3, 0), mask[:1].repeat(3, 0), pack(mask[:1].repeat(3, 0) != 0))
+    assert [x.shape for x in alike.distances(numbers)] == [(1, 3, 3)]
+    far = Batch(*2 * [np.ones((1, 9), int)], pack(np.ones((1, 9), bool)))
+    (found,) = far.distances(numbers)
+    assert (found.min(), found.max(), found[0, 0, 8], found[0, 8, 0]) == (-3, 3, 3, -3)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5])
+def test_mpnets_padding_is_always_1(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, padding: int
+) -> None:
+    """transformers counts positions over the tokens other than 1, whatever the config says."""
+    saved(quiet_transformers, torch, tmp_path, "MPNet", "Model", pad_token_id=padding)
+    case = Case("MPNet", "Model", tmp_path, torch, quiet_transformers)
+    assert case.model.config.position_padding == 1
+    ids = np.random.default_rng(0).integers(0, 7, (3, 20))
+    case.check({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+
+@pytest.mark.parametrize("mask", ["tokens", "holes"])
+def test_the_table_of_distances_matters(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, mask: str
+) -> None:
+    """Each bucket that a batch has changes its result, the rows behind the 32nd never do."""
+    case_folder = saved(quiet_transformers, torch, tmp_path, "MPNet", "Model")
+    model = load(case_folder)
+    name = "encoder.relative_attention_bias.weight"
+    ids = np.full((1, 100), 7)
+    present = np.ones_like(ids)
+    if mask == "holes":
+        present[:, 1::2] = 0  # all distances are even
+    before = model(ids, present).last_hidden_state
+    table = model.weights[name]
+    assert table.shape == (40, 3)
+    for bucket in range(40):
+        changed = np.array(table)
+        changed[bucket] += 1
+        found = replace(model, weights={**model.weights, name: changed})(ids, present)
+        odd = bucket % 16 in (1, 3, 5, 7)
+        used = bucket < 32 and bucket != 16 and not (mask == "holes" and odd)
+        assert (not np.array_equal(found.last_hidden_state, before)) == used, bucket
 
 
 # Layers that share their parameters
@@ -918,7 +993,7 @@ POOLINGS = {
 
 @pytest.mark.parametrize("normalize", [True, False], ids=["normalized", "plain"])
 @pytest.mark.parametrize("mode", POOLINGS)
-@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "XLMRoberta", "Albert"])
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "XLMRoberta", "Albert", "MPNet"])
 def test_sentence_embeddings(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, mode: str, normalize: bool
 ) -> None:
@@ -1221,6 +1296,71 @@ def test_what_is_not_alberts_tokenizer(
     if not settings:
         (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw | (change or {})))
+    with pytest.raises(BertNumpyError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def mpnet_tokenizer(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a folder with a tokenizer.json and a vocab.txt as MPNet's, and return the former."""
+    folder.mkdir(exist_ok=True)
+    words = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", "a", "man", "is", "eat", "##ing", "food"]
+    words += ["caf\u00e9", "cafe", ".", "A", "\u65e5", "\u672c", "##\u672c"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer = tokenizers.normalizers.BertNormalizer()
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    mask = tokenizers.AddedToken("<mask>", lstrip=True, special=True)
+    made.add_special_tokens([*words[:4], mask])
+    made.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), "utf-8")
+    write_config(folder, len(words), model_type="mpnet", max_position_embeddings=130)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    description: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())
+    return description
+
+
+@pytest.mark.parametrize("case", [{}, {"do_lower_case": False}], ids=str)
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.txt"])
+def test_mpnets_tokenizer(
+    quiet_transformers: Any, tmp_path: Path, case: dict[str, Any], file: str
+) -> None:
+    """WordPiece with RoBERTa's special tokens, two of them between the texts of a pair."""
+    settings = {"tokenizer_class": "MPNetTokenizer", **case}
+    mpnet_tokenizer(tmp_path, settings)
+    (tmp_path / ({"tokenizer.json", "vocab.txt"} - {file}).pop()).unlink()
+    peer = quiet_transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert type(peer).__name__.startswith("MPNetTokenizer")
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (1, 4)
+    texts = [*QUOTED, "a man is <mask>", "eating  <mask> A caf\u00e9.", "\u65e5\u672c a\u672c"]
+    expected = peer(texts)["input_ids"]
+    assert [list(one.input_ids) for one in tokenizer.encode(texts)] == expected
+    expected = peer(texts, texts[::-1])["input_ids"]
+    found = tokenizer.encode(texts, texts[::-1])
+    assert [list(one.input_ids) for one in found] == expected
+    assert all(not any(one.token_type_ids) for one in found)
+    assert list(tokenizer.encode(["a"], ["man"])[0].input_ids) == [0, 5, 2, 2, 6, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "without", "message"),
+    [
+        # Version 4 of transformers follows the file, or nothing, and 5 the key.
+        ({"tokenize_chinese_chars": False}, {}, "", "'tokenize_chinese_chars': expected True, as"),
+        ({"do_basic_tokenize": False}, {}, "tokenizer.json", "'do_basic_tokenize': expected true"),
+        ({"unk_token": "<unk>"}, {}, "", "key 'model.unk_token': expected '<unk>'"),
+        ({}, {"post_processor": None}, "", r"expected <s> \$A </s> </s> \$B </s> "),
+        ({}, {"normalizer": {"type": "Lowercase"}}, "", "expected BertNormalizer, as the class"),
+    ],
+)
+def test_what_is_not_mpnets_tokenizer(
+    tmp_path: Path, settings: dict[str, Any], change: Any, without: str, message: str
+) -> None:
+    raw = mpnet_tokenizer(tmp_path, {"tokenizer_class": "MPNetTokenizer", **settings})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw | change))
+    if without:
+        (tmp_path / without).unlink()
     with pytest.raises(BertNumpyError, match=message):
         load_tokenizer(tmp_path)
 

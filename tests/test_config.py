@@ -139,6 +139,40 @@ def test_alberts_keys(tmp_path: Path, key: str, value: Any, message: str) -> Non
         assert read_config(write(tmp_path, **others, **{key: value})).num_hidden_groups == 0
 
 
+MPNET = {"model_type": "mpnet", "architectures": ["MPNetModel"]}
+
+
+def test_mpnets_defaults_against_transformers(tmp_path: Path, transformers: Any) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(MPNET | {key: CONFIG[key] for key in REQUIRED}))
+    config, peer = read_config(path), transformers.MPNetConfig()
+    optional = ("hidden_act", "max_position_embeddings", "layer_norm_eps")
+    for key in (*optional, "relative_attention_num_buckets", "pad_token_id"):
+        assert getattr(config, key) == getattr(peer, key), key
+    assert config.type_vocab_size == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (31, "expected at least 32, found 31"),  # transformers looks 32 up, whatever it says
+        (32.0, "expected int, found 32.0"),
+        (None, "expected int, found nothing"),
+    ],
+)
+def test_mpnets_buckets(tmp_path: Path, value: Any, message: str) -> None:
+    key = "relative_attention_num_buckets"
+    path = write(tmp_path, **MPNET, **{key: value})
+    assert refusal(path) == f"{path}: key {key!r}: {message}"
+    config = read_config(write(tmp_path, architectures=["BertModel"], **{key: value}))
+    assert config.relative_attention_num_buckets == 0
+
+
+def test_mpnets_padding_is_not_the_files(tmp_path: Path) -> None:
+    for value in (0, 5, None, 10**6):
+        assert read_config(write(tmp_path, **MPNET, pad_token_id=value)).pad_token_id == 1
+
+
 def test_as_many_layers_as_a_model_with_shared_ones_may_have(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, **ALBERT, num_hidden_layers=1000, num_hidden_groups=1000))
     assert list(config.layer_parameters) == list(range(1000))
@@ -190,6 +224,7 @@ INFERRED = {
     "ElectraForPreTraining": "electra",
     "AlbertForPreTraining": "albert",
     "AlbertModel": "albert",
+    "MPNetForMaskedLM": "mpnet",
 }
 
 #: The keys of every model type, under all of their names.
@@ -213,7 +248,7 @@ def test_model_type_of_a_class(tmp_path: Path, name: str, expected: str) -> None
             "BertGenerationEncoder",
             "HF_ColBERT",
         ),
-        *("MyBertForMaskedLM", "ForMaskedLM", "MPNetModel", "XLMRobertaXLModel", "RoBERTaModel"),
+        *("MyBertForMaskedLM", "ForMaskedLM", "MobileBertModel", "XLMRobertaXLModel", "RoBERTaModel"),
     ],
 )
 def test_no_model_type_and_an_unknown_class(tmp_path: Path, name: str) -> None:
@@ -255,6 +290,7 @@ def test_neither_model_type_nor_class(
         ("distilbert", "BertForMaskedLM", "DistilBertModel or DistilBertFor..."),
         ("electra", "BertForMaskedLM", "ElectraModel or ElectraFor..."),
         ("albert", "BertForMaskedLM", "AlbertModel or AlbertFor..."),
+        ("mpnet", "RobertaForMaskedLM", "MPNetModel or MPNetFor..."),
         ("xlm-roberta", "XLMRobertaXLModel", "XLMRobertaModel or XLMRobertaFor..."),
     ],
 )
@@ -406,7 +442,7 @@ def test_what_is_not_computed(tmp_path: Path, key: str, value: Any, expected: An
 def test_other_model_types(tmp_path: Path, value: Any) -> None:
     message = refusal(write(tmp_path, model_type=value))
     found = "nothing" if value is None else repr(value)
-    expected = "bert, distilbert, roberta, xlm-roberta, camembert, electra, albert"
+    expected = "bert, distilbert, roberta, xlm-roberta, camembert, electra, albert, mpnet"
     assert message.endswith(f"key 'model_type': expected one of {expected}, found {found}")
 
 
@@ -450,7 +486,9 @@ def test_what_sends_the_reader_elsewhere(tmp_path: Path, key: str, value: Any) -
 def test_no_padding_token(tmp_path: Path, model_type: str) -> None:
     """Only RoBERTa's positions depend on it: transformers fails there, too."""
     path = write(tmp_path, "architectures", model_type=model_type, pad_token_id=None, **ALL_SIZES)
-    if ARCHITECTURES[model_type].counts_positions:
+    if model_type == "mpnet":
+        assert read_config(path).pad_token_id == 1
+    elif ARCHITECTURES[model_type].counts_positions:
         assert "key 'pad_token_id': expected int, found nothing" in refusal(path)
     else:
         assert read_config(path).pad_token_id == 0

@@ -262,6 +262,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "albert",
         _SIZES | {"embedding_size": 12, "num_hidden_layers": 3, "num_hidden_groups": 2},
     ),
+    "MPNet": ("mpnet", _SIZES),
 }
 
 HEADS_OF_ALL = (

@@ -112,7 +112,7 @@ def layer(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
 
 
 def attention(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
-    """Multi-head self-attention: softmax(Q K^T / sqrt(d) + bias) V. (tokens, hidden) -> the same."""
+    """Multi-head self-attention, softmax(Q K^T / sqrt(d) + bias) V: (tokens, hidden) -> same."""
     engine, layout, hidden = run.engine, run.layout, run.config.hidden_size
     heads = run.config.num_attention_heads
     names = [f"attention.self.{name}" for name in ("query", "key", "value")]

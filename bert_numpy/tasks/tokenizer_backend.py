@@ -176,6 +176,10 @@ def _check_contradictions(raw: dict[str, Any], settings: TokenizerSettings) -> N
     names = [key for key in NAMED if key.endswith("_token")]
     tokens = {key: settings.text(key) for key in names}
     check_class(raw, model, tokens, settings.normalizers, settings.kind.two_separators)
+    if settings.kind.keeps_chinese:
+        key, own_value = "tokenize_chinese_chars", raw["normalizer"].get("handle_chinese_chars")
+        if (found := settings.values.get(key, True)) != own_value:
+            raise settings.refusal(key, f"{own_value}, as in {_JSON}", found)
     own, unknown = settings.kind.unknown, raw["model"].get("unk_id")
     if own is not None and unknown != own:
         raise ValueError(
@@ -232,6 +236,8 @@ def _from_vocabulary(path: Path, settings: TokenizerSettings, vocab_size: int) -
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token=unknown))
     normal = _normalizer_settings(settings)
     if not settings.values.get("do_basic_tokenize", True):
+        if settings.kind.keeps_chinese:
+            raise settings.refusal("do_basic_tokenize", "true, or no such key", False)
         # So transformers begins, and finds the added tokens, before it applies the keys.
         normal |= {"lowercase": False, "strip_accents": False, "handle_chinese_chars": False}
     backend.normalizer = normalizers.BertNormalizer(**normal)

@@ -77,6 +77,9 @@ class TokenizerClass:
         Whether the class changes quotes, accents and case, as keys say, before anything else.
     two_separators : bool
         Whether two of them are between the texts of a pair, as RoBERTa has it.
+    keeps_chinese : bool
+        Whether version 4 splits Chinese characters as ``tokenizer.json`` says and not as
+        ``tokenize_chinese_chars`` does.
     """
 
     vocabulary: tuple[str, ...] = ()
@@ -87,6 +90,7 @@ class TokenizerClass:
     unknown: int | None = None
     normalizes: bool = False
     two_separators: bool = False
+    keeps_chinese: bool = False
 
 
 _BERT_TOKENS = {
@@ -126,6 +130,7 @@ _CLASSES = {
         {"lstrip": True, "special": True},
         "WordPiece",
         two_separators=True,
+        keeps_chinese=True,
     ),
     "XLMRobertaTokenizer": TokenizerClass(
         (), _ROBERTA_TOKENS, model="Unigram", unknown=3, two_separators=True
