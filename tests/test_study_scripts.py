@@ -256,6 +256,7 @@ def test_outlier_channels() -> None:
     ]
     assert tenth["outliers"] == [5, 6]  # 6 is not above 6
     assert (tenth["median"], tenth["channels"], tenth["above_threshold"]) == (1, 10, 2)
+    assert tenth["per_token"] == 1.5  # 20, 7 and 10 (of the second token), of two tokens
     assert query["top"][0]["ratio"] is None
     assert query["outliers"] == [2]
     assert tenth["int8"] < second["int8"]  # larger outliers
@@ -263,7 +264,10 @@ def test_outlier_channels() -> None:
     assert recurring_channels(rows, "attention.self.query") == {}  # one layer shows nothing
     report = {"model": "m", "inputs": json.loads(json.dumps(rows))}
     text = outlier_summary([report])
-    assert "| m | GELU | 20.0 (20 x; channel 5, layer 10) | 1..2 of 10 | 1..2 | 6 (2) |" in text
+    assert (
+        "| m | GELU | 20.0 (20 x; channel 5, layer 10) | 1..2 of 10 | 1..2 | 0.50..1.50 | 6 (2) |"
+        in text
+    )
     assert "(none x; channel 2, layer 2)" in text
     assert outlier_sites(report).count("\n| 2 |") == 2
 

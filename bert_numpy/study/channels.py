@@ -19,6 +19,7 @@ from bert_numpy.quantization.calibration import Calibration, sqnr
 from bert_numpy.quantization.recipe import Operand
 from bert_numpy.study.sites import place_in_layer
 from npfp8 import E4M3FN, INT8
+from npfp8.bfloat16 import from_bits
 
 __all__ = ["INPUTS", "RATIO", "THRESHOLD", "outlier_channels", "recurring_channels"]
 
@@ -54,8 +55,10 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
         ``place``, ``layer``, ``channels`` (how many there are), ``median`` (of their
         largest magnitudes), ``top`` (dicts of ``channel``, ``absmax`` and ``ratio``, the
         largest first), ``outliers`` (the channels above :data:`RATIO` times the median,
-        rising), ``above_threshold`` (how many are above :data:`THRESHOLD`), and ``int8``
-        and ``e4m3``: the signal-to-quantization-noise ratio in dB, one scale per tensor.
+        rising), ``above_threshold`` (how many are above :data:`THRESHOLD`), ``per_token``
+        (elements above :data:`RATIO` times the median for each token, which is at least the
+        share of tokens that have one), and ``int8`` and ``e4m3``: the
+        signal-to-quantization-noise ratio in dB, one scale per tensor.
         A ratio is None if the median is 0, a noise ratio if there is no noise or no signal.
     """
     rows = []
@@ -66,6 +69,8 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
         median = float(np.median(largest))
         order = np.argsort(-largest, kind="stable")[:top]
         seen = calibration.operands[f"{name}:a"]
+        magnitudes = np.abs(from_bits(seen.bits))
+        above = int(seen.counts[magnitudes > RATIO * median].sum())
         noise = {"int8": sqnr(seen, Operand(INT8)), "e4m3": sqnr(seen, Operand(E4M3FN))}
         rows.append(
             {
@@ -83,6 +88,7 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
                 ],
                 "outliers": np.flatnonzero(largest > RATIO * median).tolist(),
                 "above_threshold": int(np.count_nonzero(largest > THRESHOLD)),
+                "per_token": above * largest.size / seen.count,
                 **{name: ratio if math.isfinite(ratio) else None for name, ratio in noise.items()},
             }
         )

@@ -190,6 +190,7 @@ def outlier_summary(reports: Sequence[Row]) -> str:
             largest = worst["top"][0]
             counts = [len(row["outliers"]) for row in rows]
             above = [row["above_threshold"] for row in rows]
+            per_token = [row["per_token"] for row in rows]
             often = recurring_channels(rows, place)
             recurring = ", ".join(f"{i} ({count})" for i, count in [*often.items()][:6])
             more = f" and {len(often) - 6} more" if len(often) > 6 else ""
@@ -201,6 +202,7 @@ def outlier_summary(reports: Sequence[Row]) -> str:
                     f"{largest['channel']}, layer {worst['layer']})",
                     f"{min(counts)}..{max(counts)} of {worst['channels']:,}",
                     f"{min(above)}..{max(above)}",
+                    f"{min(per_token):.2f}..{max(per_token):.2f}",
                     recurring + more or "none",
                     " / ".join(
                         _number(min(_or_infinity(row[name]) for row in rows), ".1f")
@@ -209,7 +211,11 @@ def outlier_summary(reports: Sequence[Row]) -> str:
                 ]
             )
     heads = ["model", "input", "largest channel (to the median)", f"above {RATIO:g} x median"]
-    heads += [f"above {THRESHOLD:g}", "channels in half of the layers (in how many)"]
+    heads += [
+        f"above {THRESHOLD:g}",
+        "outlier elements per token",
+        "channels in half of the layers (in how many)",
+    ]
     return _table([*heads, "lowest SQNR, dB: INT8 / E4M3"], lines, left=2)
 
 
