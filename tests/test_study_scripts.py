@@ -270,6 +270,9 @@ def test_outlier_channels() -> None:
     )
     assert "(none x; channel 2, layer 2)" in text
     assert outlier_sites(report).count("\n| 2 |") == 2
+    incomplete = Calibration({}, calibration.channels, 2)
+    with pytest.raises(BertNumpyError, match=r"operand '.*:a': expected statistics, found none"):
+        outlier_channels(incomplete)
 
 
 def test_measured_of_a_file(subject: Subject, tmp_path: Path) -> None:

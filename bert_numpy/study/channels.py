@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.calibration import Calibration, sqnr
 from bert_numpy.quantization.recipe import Operand
@@ -60,6 +61,11 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
         share of tokens that have one), and ``int8`` and ``e4m3``: the
         signal-to-quantization-noise ratio in dB, one scale per tensor.
         A ratio is None if the median is 0, a noise ratio if there is no noise or no signal.
+
+    Raises
+    ------
+    BertNumpyError
+        If the calibration has the channels of an input, and no statistics of its elements.
     """
     rows = []
     for name, largest in calibration.channels.items():
@@ -68,7 +74,11 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
             continue
         median = float(np.median(largest))
         order = np.argsort(-largest, kind="stable")[:top]
-        seen = calibration.operands[f"{name}:a"]
+        seen = calibration.operands.get(f"{name}:a")
+        if seen is None:
+            raise BertNumpyError(
+                f"{calibration.place}: operand '{name}:a': expected statistics, found none"
+            )
         magnitudes = np.abs(from_bits(seen.bits))
         above = int(seen.counts[magnitudes > RATIO * median].sum())
         noise = {"int8": sqnr(seen, Operand(INT8)), "e4m3": sqnr(seen, Operand(E4M3FN))}
