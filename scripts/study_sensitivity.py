@@ -1,60 +1,131 @@
-"""Which sites quantization hurts: one site at a time, and all but one.
+"""Which sites quantization hurts: kinds of sites and single sites, each alone and all but it.
 
     python scripts/study_sensitivity.py MODEL --task mrpc --data DIR --out DIR
-        [--recipe int8] [--budget 5] [--limit N] [--workers N | --scheduler ADDRESS]
+        [--calibration-data DATA] [--recipe int8] [--runs groups,alone,without,steps]
+        [--places output.dense ...] [--budget 5] [--limit N]
+        [--cell N] [--workers N | --scheduler ADDRESS]
 
-Each site is quantized alone, and all sites but it, by a recipe; the rest stays
-in bfloat16. Sites are ranked by the error that each makes alone: what leaving one
-out saves is no ranking, since the sites' errors partly cancel. Then the worst are
-kept in bfloat16, one more at a time, until no more than --budget predictions
-change: the smallest such set in this order is the suggestion.
+What is not quantized stays in bfloat16. `--runs` chooses what is run:
+
+- groups: all sites of a kind (GELU's outputs, query, key and value, ...) alone, and all but them.
+- alone: each site alone, by which the sites are ranked.
+- without: all but each site. This is no ranking, since the sites' errors partly cancel.
+- steps: the worst sites are kept in bfloat16 until no more than --budget predictions change.
+  The number is searched by doubling and halving: it is enough, while one site less is not.
+
+`--places` ranks and keeps only the sites at some places in the layers.
 The runs are cells of a study (see reproduce_paper.py): spread over processes,
-and resumed where they stopped. Writes DIR/sensitivity.json and .md.
+and resumed where they stopped; with the same --out the calibration and the cells of
+reproduce_paper.py are used. Writes DIR/sensitivity-MODEL-TASK.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from bert_numpy.checkpoints.load import load
+from bert_numpy.commands.report import write_json, write_text
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.evaluate import compare_with
 from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.presets import PRESETS, preset
 from bert_numpy.quantization.recipe import Recipe
-from bert_numpy.study.cells import Subject, calibrate_subject, cells_of, merged
-from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
-from npfp8.files import replaced_file
+from bert_numpy.study.cells import Subject, calibrate_subject, subject_in
+from bert_numpy.study.cluster import add_cluster_options, connect, results_of
+from bert_numpy.study.sites import by_place, fewest, grouped, only
+from bert_numpy.study.tables import sensitivity_tables
+
+RUNS = ("groups", "alone", "without", "steps")
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The ranking as a table, and the suggestion."""
-    whole = report["all"]
-    unit = "flips" if "flips" in whole else "mean_abs_difference"
-    lines = [
-        f"{report['model']}, {report['task']}, {report['examples']} examples, {report['recipe']}: "
-        f"all sites {whole[unit]} {unit.replace('_', ' ')}, relative logit error "
-        f"{whole['relative_logit_error']:.4f}",
-        "",
-        f"| site | alone: {unit} | error | all but it: {unit} | error |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in report["sites"]:
-        cells = [row["site"]]
-        for part in (row["alone"], row["without"]):
-            number = part[unit]
-            cells += [str(number) if unit == "flips" else f"{number:.4f}"]
-            cells += [f"{part['relative_logit_error']:.4f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    if report["suggestion"] is not None:
-        lines += ["", f"Kept in bfloat16 for at most {report['budget']} flips: "]
-        lines[-1] += ", ".join(report["suggestion"]) or "none"
-    return "\n".join(lines) + "\n"
+def study(
+    subject: Subject,
+    base: Recipe,
+    out: Path,
+    client: Any,
+    size: int = 512,
+    runs: Collection[str] = RUNS,
+    places: Collection[str] = (),
+    budget: int = 5,
+) -> dict[str, Any]:
+    """Run what is asked for and has no file yet; returns the report.
+
+    Raises
+    ------
+    BertNumpyError
+        If a run or a place does not exist, or the steps are to be found without a ranking.
+    """
+    for run in runs:
+        if run not in RUNS:
+            raise BertNumpyError(f"--runs: expected some of {', '.join(RUNS)}, found {run!r}")
+    if "steps" in runs and "alone" not in runs:
+        raise BertNumpyError("--runs steps: expected alone with it, which ranks the sites")
+    every = encoder_sites(load(subject.model).config)
+    at_place = by_place(every)
+    for place in places:
+        if place not in at_place:
+            raise BertNumpyError(
+                f"--places: expected some of {', '.join(at_place)}, found {place!r}"
+            )
+    sites = [site for place in places or at_place for site in at_place[place]]
+    calibrate_subject(subject)
+
+    def changes(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+        """What each recipe changes against FP32."""
+        reference, *results = results_of(
+            subject, [PRESETS["fp32"], *recipes], out / "cells", client, size
+        )
+        return [compare_with(reference, result) | {"n": len(result.labels)} for result in results]
+
+    def both(
+        kind: str, names: Sequence[str], parts: Sequence[Sequence[str]], what: Collection[str]
+    ):
+        """Rows of what is quantized alone, and all but it."""
+        alone = changes([only(base, part) for part in parts]) if "alone" in what else None
+        without = changes([base.skipping(*part) for part in parts]) if "without" in what else None
+        return [
+            {kind: name, "sites": len(part)}
+            | ({"alone": alone[i]} if alone else {})
+            | ({"without": without[i]} if without else {})
+            for i, (name, part) in enumerate(zip(names, parts, strict=True))
+        ]
+
+    (whole,) = changes([base])
+    groups: list[dict[str, Any]] = []
+    if "groups" in runs:
+        found = grouped(every)
+        groups = both("group", [*found], [*found.values()], ("alone", "without"))
+        groups.sort(key=lambda row: -row["alone"]["relative_logit_error"])
+    rows: list[dict[str, Any]] = []
+    if {"alone", "without"} & set(runs):
+        rows = both("site", sites, [[site] for site in sites], runs)
+        if "alone" in runs:
+            rows.sort(key=lambda row: -row["alone"]["relative_logit_error"])
+    ranking = [str(row["site"]) for row in rows]
+    steps: dict[int, dict[str, Any]] = {}
+
+    def enough(count: int) -> bool:
+        (steps[count],) = changes([base.skipping(*ranking[:count])])
+        return bool(steps[count]["flips"] <= budget)
+
+    least = None
+    if "steps" in runs and "flips" in whole:  # scores have no predictions that flip
+        least = fewest(enough, len(ranking))
+    return {
+        "model": Path(subject.model).name,
+        "task": subject.task,
+        "examples": whole["n"],
+        "recipe": base.name,
+        "budget": budget,
+        "all": whole,
+        "groups": groups,
+        "sites": rows,
+        "steps": [{"kept": ranking[:count], **steps[count]} for count in sorted(steps)],
+        "suggestion": None if least is None else ranking[:least],
+    }
 
 
 def main() -> None:
@@ -64,76 +135,41 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--task", required=True)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--calibration-data", metavar="DATA")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="int8")
+    parser.add_argument("--runs", default=",".join(RUNS), metavar="LIST")
+    parser.add_argument("--places", nargs="+", default=[], metavar="PLACE")
     parser.add_argument("--budget", type=int, default=5, metavar="FLIPS")
     parser.add_argument("--limit", type=int)
     add_cluster_options(parser)
     arguments = parser.parse_args()
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    subject = Subject(
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    subject = subject_in(
+        out,
         arguments.model,
         arguments.task,
         arguments.data,
-        str(arguments.out / "calibration.safetensors"),
-        limit=arguments.limit,
+        arguments.calibration_data,
+        arguments.limit,
     )
-    calibrate_subject(subject)
-    base = preset(arguments.recipe)
-    sites = encoder_sites(load(arguments.model).config)
-
-    def only(site: str) -> Recipe:
-        rest = base.skipping("encoder.*")
-        return replace(rest, overrides=(*rest.overrides, (site, base.site(site))))
-
     with connect(arguments.workers, arguments.scheduler) as client:
-
-        def changes(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
-            """What each recipe changes against float32."""
-            every = [
-                cells_of(subject, recipe, str(arguments.out / "cells"))
-                for recipe in (PRESETS["fp32"], *recipes)
-            ]
-            run_cells([cell for cells in every for cell in cells], client)
-            reference, *results = (merged(cells) for cells in every)
-            return [compare_with(reference, result) for result in results]
-
-        skipped = [base.skipping(site) for site in sites]
-        whole, *parts = changes([base, *map(only, sites), *skipped])
-        rows = [
-            {"site": site, "alone": alone, "without": without}
-            for site, alone, without in zip(
-                sites, parts[: len(sites)], parts[len(sites) :], strict=True
-            )
-        ]
-        rows.sort(key=lambda row: -row["alone"]["relative_logit_error"])
-        ranked = [str(row["site"]) for row in rows]
-        steps = [
-            {"kept": ranked[:count], **change}
-            for count, change in enumerate(
-                changes([base.skipping(*ranked[:count]) for count in range(len(ranked) + 1)])
-            )
-        ]
-    enough = [step["kept"] for step in steps if step.get("flips", math.inf) <= arguments.budget]
-    report = {
-        "model": Path(arguments.model).name,
-        "task": arguments.task,
-        "examples": merged(cells_of(subject, base, str(arguments.out / "cells"))).logits.shape[0],
-        "recipe": base.name,
-        "budget": arguments.budget,
-        "all": whole,
-        "sites": rows,
-        "steps": steps,
-        "suggestion": enough[0] if enough else None,
-    }
-    text = markdown(report)
-    for name, content in (
-        ("sensitivity.json", json.dumps(report, indent=1) + "\n"),
-        ("sensitivity.md", text),
-    ):
-        with replaced_file(arguments.out / name) as file:
-            file.write(content.encode())
+        report = study(
+            subject,
+            preset(arguments.recipe),
+            out,
+            client,
+            arguments.cell,
+            arguments.runs.split(","),
+            arguments.places,
+            arguments.budget,
+        )
+    name = f"sensitivity-{report['model']}-{report['task']}"
+    text = sensitivity_tables(report)
+    write_json(str(out / f"{name}.json"), report)
+    write_text(out / f"{name}.md", text)
     print(text)
 
 

@@ -69,6 +69,8 @@ def test_command(words):
         assert (ROOT / script).exists(), script
         if script.startswith("scripts/") and script.endswith(".py"):
             source = (ROOT / script).read_text(encoding="utf-8")
+            if "add_cluster_options(" in source:
+                source += (ROOT / "bert_numpy/study/cluster.py").read_text(encoding="utf-8")
             for option in (word.partition("=")[0] for word in words if word.startswith("--")):
                 assert f'"{option}"' in source, f"{script} has no {option}"
     known = {

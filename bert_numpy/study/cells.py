@@ -41,6 +41,7 @@ __all__ = [
     "compare_results",
     "merged",
     "run_cell",
+    "subject_in",
 ]
 
 
@@ -109,6 +110,19 @@ class Result:
     predictions: Array
     logits: Float32Array
     metrics: Mapping[str, Callable[[Any, Any], float]]
+
+
+def subject_in(
+    folder: Path,
+    model: str,
+    task: str,
+    data: str,
+    calibration_data: str | None = None,
+    limit: int | None = None,
+) -> Subject:
+    """A subject whose calibration is in a study's folder, where every script looks for it."""
+    calibration = folder / f"calibration-{Path(model).name}-{task}.safetensors"
+    return Subject(model, task, data, str(calibration), calibration_data, limit)
 
 
 def calibrate_subject(subject: Subject, samples: int = 256) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,9 +13,10 @@ from rich.progress import Progress
 
 from bert_numpy.commands.options import positive
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.study.cells import Cell, run_cell
+from bert_numpy.quantization.recipe import Recipe
+from bert_numpy.study.cells import Cell, Result, Subject, cells_of, merged, run_cell
 
-__all__ = ["add_cluster_options", "connect", "run_cells"]
+__all__ = ["add_cluster_options", "connect", "results_of", "run_cells"]
 
 #: The cluster's processes are the parallelism; their products must not depend on its size.
 _ONE_BLAS_THREAD = dict.fromkeys(
@@ -23,7 +25,10 @@ _ONE_BLAS_THREAD = dict.fromkeys(
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that :func:`connect` takes."""
+    """Add the options of a study: the size of a cell, and where the cells run."""
+    parser.add_argument(
+        "--cell", type=positive, default=512, metavar="N", help="examples in a cell"
+    )
     parser.add_argument("--workers", type=positive, default=2, help="processes on this machine")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a scheduler that runs already")
 
@@ -64,3 +69,12 @@ def run_cells(cells: Sequence[Cell], client: Any) -> None:
         for future in as_completed(client.map(run_cell, wanted, pure=False, retries=3)):
             future.result()
             progress.advance(task)
+
+
+def results_of(
+    subject: Subject, recipes: Sequence[Recipe], folder: Path, client: Any, size: int
+) -> list[Result]:
+    """Run what has no file yet of several recipes on a subject; returns a result per recipe."""
+    every = [cells_of(subject, recipe, folder, size) for recipe in recipes]
+    run_cells([cell for cells in every for cell in cells], client)
+    return [merged(cells) for cells in every]

@@ -1,0 +1,124 @@
+"""The outlier channels of a model's activations, as a calibration has seen them.
+
+A channel is a column of a linear layer's input. What makes one scale per tensor
+coarse is a channel that is far larger than the typical one: the ratio to the
+median channel says how many levels of a uniform format the others lose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.model.sites import site_named
+from bert_numpy.quantization.calibration import Calibration, sqnr
+from bert_numpy.quantization.recipe import Operand
+from bert_numpy.study.sites import place_in_layer
+from npfp8 import E4M3FN, INT8
+from npfp8.bfloat16 import from_bits
+
+__all__ = ["INPUTS", "RATIO", "THRESHOLD", "outlier_channels", "recurring_channels"]
+
+#: The inputs in a layer by the place of the layer that multiplies them.
+#: Key and value have query's.
+INPUTS: Mapping[str, str] = {
+    "attention.self.query": "LayerNorm, to query, key and value",
+    "attention.output.dense": "attention's context",
+    "intermediate.dense": "LayerNorm, to the feed-forward network",
+    "output.dense": "GELU",
+}
+
+#: A channel is an outlier if its largest magnitude is above this times the median channel's,
+RATIO = 6.0
+
+#: or, by the rule of LLM.int8() (Dettmers et al., arXiv 2208.07339), above this.
+THRESHOLD = 6.0
+
+
+def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, Any]]:
+    """The largest channels of every input in the encoder.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    top : int
+        How many of the largest channels are listed.
+
+    Returns
+    -------
+    list of dict
+        For each layer and place of :data:`INPUTS`, by layer and in the order of the data flow:
+        ``place``, ``layer``, ``channels`` (how many there are), ``median`` (of their
+        largest magnitudes), ``top`` (dicts of ``channel``, ``absmax`` and ``ratio``, the
+        largest first), ``outliers`` (the channels above :data:`RATIO` times the median,
+        rising), ``above_threshold`` (how many are above :data:`THRESHOLD`), ``per_token``
+        (elements above :data:`RATIO` times the median for each token, which is at least the
+        share of tokens that have one), and ``int8`` and ``e4m3``: the
+        signal-to-quantization-noise ratio in dB, one scale per tensor.
+        A ratio is None if the median is 0, a noise ratio if there is no noise or no signal.
+
+    Raises
+    ------
+    BertNumpyError
+        If the calibration has the channels of an input, and no statistics of its elements.
+    """
+    rows = []
+    for name, largest in calibration.channels.items():
+        layer = site_named(name).layer
+        if layer is None or (place := place_in_layer(name)) not in INPUTS:
+            continue
+        median = float(np.median(largest))
+        order = np.argsort(-largest, kind="stable")[:top]
+        seen = calibration.operands.get(f"{name}:a")
+        if seen is None:
+            raise BertNumpyError(
+                f"{calibration.place}: operand '{name}:a': expected statistics, found none"
+            )
+        magnitudes = np.abs(from_bits(seen.bits))
+        above = int(seen.counts[magnitudes > RATIO * median].sum())
+        noise = {"int8": sqnr(seen, Operand(INT8)), "e4m3": sqnr(seen, Operand(E4M3FN))}
+        rows.append(
+            {
+                "place": place,
+                "layer": layer,
+                "channels": largest.size,
+                "median": median,
+                "top": [
+                    {
+                        "channel": int(i),
+                        "absmax": float(largest[i]),
+                        "ratio": float(largest[i]) / median if median else None,
+                    }
+                    for i in order
+                ],
+                "outliers": np.flatnonzero(largest > RATIO * median).tolist(),
+                "above_threshold": int(np.count_nonzero(largest > THRESHOLD)),
+                "per_token": above * largest.size / seen.count,
+                **{name: ratio if math.isfinite(ratio) else None for name, ratio in noise.items()},
+            }
+        )
+    return sorted(rows, key=lambda row: (row["layer"], list(INPUTS).index(row["place"])))
+
+
+def recurring_channels(rows: Sequence[Mapping[str, Any]], place: str) -> dict[int, int]:
+    """The channels that are outliers in at least half of the layers, and in how many.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Of :func:`outlier_channels`.
+    place : str
+        A key of :data:`INPUTS`.
+    """
+    layers = [row["outliers"] for row in rows if row["place"] == place]
+    counts = Counter(channel for outliers in layers for channel in outliers)
+    return {
+        channel: count
+        for channel, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        if 2 * count >= len(layers) and count > 1
+    }

@@ -1,0 +1,180 @@
+"""Put the study's results at base size into README, docs/ and notebook 4.
+
+    python scripts/publish_results.py [--accuracy RESULTS.json ...] [--outliers OUTLIERS.json ...]
+        [--sensitivity SENSITIVITY.json ...] [--rescue RESCUE.json ...]
+    python scripts/publish_results.py --check
+
+docs/data/results-base.json is the one source of the tables and figures: each option
+replaces its part by what the files have, together; the rest stays. Then every part
+of a page between `<!-- base size, NAME: begin -->` and `<!-- base size, NAME: end -->`
+is written anew, and so are the figures. A block without results is empty.
+--check writes nothing; the exit code is 1 if a page is not what the file gives.
+
+The files are those of reproduce_paper.py (results.json), measure_outliers.py,
+study_sensitivity.py and study_rescue.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bert_numpy.commands.report import write_text
+from bert_numpy.errors import BertNumpyError, read_json
+from bert_numpy.study.figures import draw_differences, draw_headline, draw_outliers
+from bert_numpy.study.tables import (
+    accuracy_tables,
+    headline,
+    outlier_sites,
+    outlier_summary,
+    rescue_table,
+    sensitivity_tables,
+    summary,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Relative to the repository's root.
+DATA = Path("docs/data/results-base.json")
+PAGES = ("README.md", "docs/index.md", "docs/results.md", "notebooks/4-fp8-ptq-step-by-step.ipynb")
+
+#: The parts of the data, and whether a file of one is a list of its entries, or one entry.
+PARTS = {"accuracy": list, "outliers": list, "sensitivity": dict, "rescue": list}
+OPTIONS = ("--accuracy", "--outliers", "--sensitivity", "--rescue")
+
+#: Sites that are shown of a ranking.
+MOST_SITES = 10
+
+Data = Mapping[str, list[Any]]
+
+#: The figures: which part they draw, how, and what they show.
+FIGURES: dict[str, tuple[str, Callable[[Any, Path], None], str]] = {
+    "accuracy-base.png": ("accuracy", draw_headline, "Accuracy by format at base size"),
+    "difference-base.png": ("accuracy", draw_differences, "Difference from FP32 by recipe"),
+    "outlier-channels-base.png": ("outliers", draw_outliers, "The largest channel by site"),
+}
+
+#: A block's part of the data, and its tables.
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "headline": ("accuracy", headline),
+    "summary": ("accuracy", summary),
+    "recipes": ("accuracy", lambda rows: accuracy_tables(rows, level=4)),
+    "outliers": ("outliers", outlier_summary),
+    "outlier sites": ("outliers", lambda reports: outlier_sites(reports[0])),
+    "sensitivity": (
+        "sensitivity",
+        lambda reports: "\n".join(sensitivity_tables(report, MOST_SITES) for report in reports),
+    ),
+    "rescue": ("rescue", rescue_table),
+}
+
+_BLOCK = re.compile(
+    r"(<!-- base size, ([\w .-]+): begin -->\n)(.*?)(<!-- base size, \2: end -->)", re.DOTALL
+)
+
+
+def read_data(path: Path) -> dict[str, list[Any]]:
+    """The published results; a part that the file does not have is empty.
+
+    Raises
+    ------
+    BertNumpyError
+        If the file is missing or damaged.
+    """
+    found = read_json(path)
+    return {part: found.get(part, []) for part in PARTS}
+
+
+def data_text(data: Data) -> str:
+    """The results as JSON, an entry per line."""
+    parts = []
+    for part, entries in data.items():
+        lines = ",\n".join(f"  {json.dumps(entry, allow_nan=False)}" for entry in entries)
+        parts.append(f' "{part}": [\n{lines}\n ]' if entries else f' "{part}": []')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def block(name: str, data: Data, folder: Path) -> str:
+    """The text of a block on a page of a folder, which is relative to the root.
+
+    Raises
+    ------
+    BertNumpyError
+        If there is no block of the name.
+    """
+    if name in FIGURES:
+        part, _, alt = FIGURES[name]
+        target = os.path.relpath(Path("docs/figures") / name, folder)
+        return f"\n![{alt}]({Path(target).as_posix()})\n\n" if data[part] else ""
+    if name in TABLES:
+        part, render = TABLES[name]
+        return f"\n{render(data[part]).rstrip()}\n\n" if data[part] else ""
+    raise BertNumpyError(f"block: expected one of {', '.join([*FIGURES, *TABLES])}, found {name!r}")
+
+
+def filled(text: str, data: Data, folder: Path) -> str:
+    """A page's text with every block written anew.
+
+    Raises
+    ------
+    BertNumpyError
+        If a block has no end, or an unknown name.
+    """
+    found = _BLOCK.findall(text)
+    if not len(found) == text.count("<!-- base size, ") / 2:
+        raise BertNumpyError("block: expected an end of the same name behind each begin")
+    return _BLOCK.sub(lambda m: f"{m[1]}{block(m[2], data, folder)}{m[4]}", text)
+
+
+def page(path: Path, data: Data) -> str:
+    """What a page, or a notebook, is to be with these results; ``path`` is relative to the root."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return filled(text, data, path.parent)
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            source = filled("".join(cell["source"]), data, path.parent)
+            cell["source"] = source.splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for option in OPTIONS:
+        parser.add_argument(option, nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+
+    data = read_data(ROOT / DATA)
+    for part, kind in PARTS.items():
+        files = getattr(arguments, part)
+        if files:
+            contents = [read_json(file, kind) for file in files]
+            data[part] = contents if kind is dict else [row for rows in contents for row in rows]
+    pages = {name: page(Path(name), data) for name in PAGES}
+    pages[str(DATA)] = data_text(data)
+    changed = [n for n, text in pages.items() if (ROOT / n).read_text("utf-8") != text]
+    if arguments.check:
+        for name in changed:
+            print(f"{name}: is not what {DATA} gives: python scripts/publish_results.py")
+        sys.exit(1 if changed else 0)
+    for name in changed:
+        write_text(ROOT / name, pages[name])
+        print(name)
+    for name, (part, draw, _) in FIGURES.items():
+        if data[part]:
+            draw(data[part], ROOT / "docs" / "figures" / name)
+            print(f"docs/figures/{name}")
+
+
+if __name__ == "__main__":
+    main()
