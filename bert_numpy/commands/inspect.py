@@ -61,10 +61,10 @@ def _info(arguments: argparse.Namespace) -> Outcome:
         "quantized_products": len(sites),
     }
     del report["architecture_found"]  # the architecture says it
-    lines = []
+    lines, width = [], 2 + max(map(len, report))
     for key, value in report.items():
         text = ", ".join(value) if isinstance(value, tuple) else value
-        lines.append(f"{key:<26}{f'{text:,}' if type(text) is int else text}")
+        lines.append(f"{key:<{width}}{f'{text:,}' if type(text) is int else text}")
     return Outcome(report, lambda: print_lines(*lines))
 
 
