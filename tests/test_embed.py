@@ -1,4 +1,4 @@
-"""Sentence encoders from the shell: embed, calibrate, compare and quantize without a task, STS-B."""
+"""Sentence encoders: embed, calibrate, compare and quantize without a task, STS-B by cosine."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ def place(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.chdir(tmp_path)
     shutil.copytree(source, "model")
     Path("texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
-    rows = [
-        f"{a}\t{b}\t{i % 11 / 2}\n" for i, (a, b) in enumerate(zip(TEXTS, TEXTS[::-1], strict=True))
-    ]
+    pairs = enumerate(zip(TEXTS, TEXTS[::-1], strict=True))
+    rows = [f"{a}\t{b}\t{i % 11 / 2}\n" for i, (a, b) in pairs]
     Path("STS-B").mkdir()
     for name in ("dev.tsv", "train.tsv"):
         Path("STS-B", name).write_text("sentence1\tsentence2\tscore\n" + "".join(rows))
@@ -196,7 +195,7 @@ def test_without_a_file_the_beginning_is_printed(place: Path, capsys: Capture) -
     assert len(lines) == 6
     vectors = np.array(report["embeddings"], np.float32)
     assert vectors.shape == (40, 16)
-    for line, vector, text in zip(lines, vectors, TEXTS, strict=False):
+    for line, vector, text in zip(lines[:5], vectors, TEXTS, strict=False):
         norm = np.linalg.norm(vector.astype(float))
         assert line.startswith(f"norm {norm:.4f}  {vector[0]:.4f}  {vector[1]:.4f}")
         assert line.endswith(text[:40] + "..." * (len(text) > 40))
@@ -225,10 +224,8 @@ def test_quantized_vectors(place: Path, capsys: Capture) -> None:
     for more in ("--calibration scales", "--calibration scales --accumulate exact"):
         assert main(f"embed model texts.txt --format e4m3 --golden --out w.npy {more}".split()) == 0
         assert_same_bits(np.load("w.npy"), expected)
-    assert (
-        main(["quantize", "model", "q", "--format", "e4m3", "--golden", "--calibration", "scales"])
-        == 0
-    )
+    line = "quantize model q --format e4m3 --golden --calibration scales"
+    assert main(line.split()) == 0
     assert main(["embed", "q", "texts.txt", "--golden", "--out", "s.npy"]) == 0
     assert_same_bits(np.load("s.npy"), expected)
     assert not np.array_equal(expected, embed(model, tokenizer, TEXTS))
@@ -264,9 +261,9 @@ def test_parquet_needs_its_extra(
 
 
 def broken(folder: Path) -> None:
-    """Make the rows of one word infinite."""
+    """Make the model overflow at one word."""
     tensors = random_tensors(json.loads((folder / "config.json").read_text()), 2, 0)
-    tensors["embeddings.word_embeddings.weight"][VOCABULARY.index("dull")] = np.inf
+    tensors["embeddings.word_embeddings.weight"][VOCABULARY.index("dull")] = 3e38
     write_tensors(folder, tensors)
 
 
@@ -462,7 +459,7 @@ def test_quantize_without_anything_to_compare(place: Path, capsys: Capture) -> N
     for model in ("model", "bert-tiny-sst2"):
         report = ran(f"quantize {model} q-{model} --format e4m3 --save-calibration scales-{model}")
         assert (report["task"], report["examples"], report["rows"]) == (None, 0, [])
-        assert capsys.readouterr().out == f"written: q-{model}\n"
+        assert capsys.readouterr().out.endswith(f"written: q-{model}\n")
         card = Path(f"q-{model}/README.md").read_text()
         assert "calibrated on 100 texts; nothing was trained" in card
         assert "| FP32 |" not in card
@@ -483,7 +480,7 @@ def test_stsb_by_cosine(place: Path, capsys: Capture) -> None:
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosine = (unit * unit[::-1]).sum(axis=1)
     np.testing.assert_allclose(report["predictions"], cosine, atol=1e-5)
-    assert np.shape(report["logits"]) == (40, 2, 16)
+    assert "logits" not in report
     scores = np.arange(40) % 11 / 2
     assert report["metrics"]["pearson"] == pytest.approx(
         np.corrcoef(scores, cosine)[0, 1], abs=1e-4

@@ -47,6 +47,7 @@ from bert_numpy.evaluation.evaluate import Evaluation, require_answers
 from bert_numpy.evaluation.job import Job, prepare
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.registry import require_test_set
+from bert_numpy.tasks.similarity import EMBEDDINGS
 from bert_numpy.tasks.squad import SQUAD
 
 __all__ = ["add_evaluation_commands"]
@@ -173,8 +174,13 @@ def _submit(arguments: argparse.Namespace) -> Outcome:
 
 
 def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
-    """Predictions and logits of each example; of questions, by their ids, the likely answers."""
+    """Predictions and logits of each example; of questions, by their ids, the likely answers.
+
+    Of pairs of vectors their cosines alone: ``embed`` writes vectors.
+    """
     predictions = listed(result.predictions)
+    if job.task.head == EMBEDDINGS.head:
+        return {"predictions": predictions}
     if not result.answers:
         # As doubles, which restore every float32.
         return {"predictions": predictions, "logits": result.logits.tolist()}

@@ -304,8 +304,8 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
         "--max-length",
         type=positive,
         metavar="N",
-        help="cut inputs to N tokens (default: 128, of sentence embeddings the model's own "
-        f"length), contexts of questions into windows (default: {SQUAD.max_length})",
+        help="cut inputs to N tokens (default: 128), contexts of questions into windows "
+        f"(default: {SQUAD.max_length}), texts to embed (default: the model's own length)",
     )
     parser.add_argument(
         "--batch-size", type=positive, metavar="N", default=32, help="sequences at a time"
