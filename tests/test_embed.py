@@ -237,6 +237,7 @@ def test_what_embed_refuses(place: Path, capsys: Capture) -> None:
         ("embed model film --out v.csv", "v.csv: expected a name that ends in .npy, .jsonl, .parq"),
         ("embed model film --out v", "v: expected a name that ends in .npy, .jsonl, .parquet"),
         ("embed model texts.txt --out v.npy --calibration x", "--calibration: expected a format"),
+        ("embed model film none.txt", "none.txt: no such file"),
         ("embed model film --max-length 129", "max_length: expected 3..128, found 129"),
         ("embed model texts.txt --out texts.txt", "texts.txt: cannot be written: --out would wri"),
         ("embed model film --out model/model.safetensors", "model/model.safetensors: cannot be wr"),
@@ -427,6 +428,8 @@ def test_nearest_texts() -> None:
     for row in (0, 511, 512, 1099):
         expected = max((j for j in range(1100) if j != row), key=lambda j: unit[j] @ unit[row])
         assert near[row] == expected
+    full = np.argsort(-(unit.astype(float) @ unit[:600].T.astype(float)), axis=0)
+    assert (neighbours(many, 10)[:600] == full[1:11].T).mean() > 0.999  # but for ties in float32
     twice = np.concatenate([many, many])  # each has its equal, which is nearest
     assert neighbours(twice, 1)[:, 0].tolist() == [*range(1100, 2200), *range(1100)]
 

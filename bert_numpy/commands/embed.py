@@ -31,6 +31,7 @@ from bert_numpy.finite import require_finite, rows_not_finite
 from bert_numpy.model.model import require_head
 from bert_numpy.model.sites import model_sites
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
+from bert_numpy.tasks.records import RECORD_SUFFIXES
 from bert_numpy.tasks.similarity import EMBEDDINGS
 from bert_numpy.tasks.texts import read_texts
 from bert_numpy.tasks.tokenization import load_tokenizer
@@ -38,6 +39,9 @@ from npfp8.arrays import Float32Array
 from npfp8.files import replaced_file
 
 __all__ = ["add_embed_command"]
+
+#: Endings of files of texts.
+_ENDINGS = (".txt", ".tsv", *RECORD_SUFFIXES)
 
 #: How many texts are printed, characters of each, and numbers of its vector.
 _TEXTS, _CHARACTERS, _NUMBERS = 5, 40, 4
@@ -102,10 +106,14 @@ def _embed(arguments: argparse.Namespace) -> Outcome:
 
 
 def _texts(sources: Sequence[str]) -> list[str]:
-    """The texts of the arguments: those of a file, where one is a file's name."""
+    """The texts of the arguments: those of a file, where one is a file's name.
+
+    A word that ends as a file of texts does is one, so that a mistyped name is an error.
+    """
     found: list[str] = []
     for source in sources:
         is_file = os.path.exists(source) and not os.path.isdir(source)
+        is_file |= source.split() == [source] and source.endswith(_ENDINGS)
         found += read_texts(Path(source)) if is_file else [source]
     return found
 

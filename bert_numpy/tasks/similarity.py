@@ -206,9 +206,12 @@ def neighbours(vectors: Float32Array, count: int) -> IntArray:
         rows = np.arange(start, min(start + _AT_A_TIME, len(x)))
         near = np.round(x[rows] @ x.T, _DECIMALS)
         near[:, none] = -np.inf
-        near[np.arange(len(rows)), rows] = -np.inf  # itself; below, also where all others are none
-        order = np.argsort(-near, axis=1, kind="stable")
-        others = order[order != rows[:, None]].reshape(len(rows), -1)
-        found[rows] = others[:, :count]
+        near[np.arange(len(rows)), rows] = -np.inf  # itself
+        least = np.partition(near, -count, axis=1)[:, -count]
+        for row, of_row, bound in zip(rows.tolist(), near, least, strict=True):
+            nearest = np.flatnonzero(of_row >= bound)
+            nearest = nearest[nearest != row]  # there if the others are none
+            order = np.argsort(-of_row[nearest], kind="stable")
+            found[row] = nearest[order[:count]]
     found[none] = NO_CLASS
     return found
