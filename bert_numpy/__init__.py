@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imported when they are asked for, so that a command can cat
     from bert_numpy.checkpoints.load import load
     from bert_numpy.checkpoints.quantized import save_quantized
     from bert_numpy.errors import BertNumpyError
+    from bert_numpy.evaluation.embed import embed
     from bert_numpy.export.onnx import export_onnx
     from bert_numpy.model.config import BertConfig
     from bert_numpy.model.model import Model, ModelOutput
@@ -49,6 +50,7 @@ __all__ = [
     "Tokenizer",
     "apply_recipe",
     "calibrate",
+    "embed",
     "export_onnx",
     "load",
     "load_calibration",
@@ -71,6 +73,7 @@ _MODULES = {
     ),
     "model.config": ("BertConfig",),
     "errors": ("BertNumpyError",),
+    "evaluation.embed": ("embed",),
     "checkpoints.load": ("load",),
     "model.model": ("Model", "ModelOutput"),
     "export.onnx": ("export_onnx",),

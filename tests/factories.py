@@ -66,6 +66,21 @@ def write_checkpoint(
     return folder
 
 
+def write_encoder(folder: Path, **options: Any) -> Path:
+    """A sentence-transformers folder of random weights: the mean of the tokens, not normalized."""
+    options["config_overrides"] = {"architectures": ["BertModel"]} | options.get(
+        "config_overrides", {}
+    )
+    write_checkpoint(folder, **options)
+    kinds = {"Transformer": "", "Pooling": "1_Pooling"}
+    module = "sentence_transformers.models"
+    modules = [{"type": f"{module}.{kind}", "path": path} for kind, path in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
+
+
 def random_tensors(config: Mapping[str, Any], outputs: int, seed: int) -> dict[str, np.ndarray]:
     """Random float32 parameters under transformers' names."""
     generator = np.random.default_rng(seed)

@@ -166,6 +166,8 @@ WRITERS = {
     "save-calibration": "evaluate MODEL TASK --format e4m3 --save-calibration OUT",
     "submit": "submit MODEL OUT TASK",
     "quantize": "quantize MODEL OUT TASK --format e4m3",
+    "quantize without a task": "quantize MODEL OUT --format e4m3-weights",
+    "calibrate": "calibrate MODEL --out OUT TASK",
     "export-onnx": "export-onnx MODEL OUT TASK --format e4m3",
     "golden export": "golden export MODEL OUT --level codec",
     "golden vectors": "golden vectors OUT",
@@ -207,6 +209,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
         raise AssertionError("the work was begun")
 
     work = ["evaluate.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
+    work += ["jobs.prepare_texts", "embed.load"]
     work = [f"bert_numpy.commands.{name}" for name in (*work, "golden.load", "golden.open_kit")]
     work += ["bert_numpy.kit.export.make_kit", "npfp8.vectors.write_all_vectors"]
     for name in work:

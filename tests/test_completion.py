@@ -39,6 +39,9 @@ def test_bash():
     assert complete("bert-numpy", "quantize", "--recipe", "mi") == ["mixed"]
     assert complete("bert-numpy", "quantize", "--recipe", "./mine.js") == []  # files
     assert complete("bert-numpy", "qu") == ["quantize"]
+    assert complete("bert-numpy", "cal") == ["calibrate", "calibration"]
+    assert complete("bert-numpy", "embed", "model", "--ou") == ["--out"]
+    assert complete("bert-numpy", "compare", "model", "--te") == ["--texts"]
     assert complete("bert-numpy", "golden", "ver") == ["verify"]
     assert complete("bert-numpy", "golden", "verify", "--js") == ["--json"]
     assert complete("bert-numpy", "--v") == ["--version"]
@@ -51,7 +54,8 @@ def test_bash():
 def test_every_command_is_offered_and_the_script_is_valid(shell, capsys):
     assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    for command in ("demo", "export-onnx", "calibration", "--save-calibration".removeprefix("--")):
+    options = ("save-calibration", "texts", "out")
+    for command in ("demo", "export-onnx", "calibration", "calibrate", "embed", *options):
         assert command in script
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed: its script was not parsed")

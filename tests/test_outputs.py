@@ -58,6 +58,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     bert_numpy.save_recipe(PRESETS["e4m3"], "recipe.json")
     shutil.copyfile(KIT / "tensors.safetensors", "candidate.safetensors")
     Path("inputs.json").write_text('["a film"]')
+    Path("lines.txt").write_text("a film\na warm and funny film\ndull\n")
     return tmp_path
 
 
@@ -93,6 +94,16 @@ OUTPUTS = [
     f"submit model x {TASK} --json OUT",
     f"submit model x {TASK} --format recipe.json --save-calibration OUT",
     "predict model film --format e4m3 --calibration scales --json OUT",
+    "compare model --texts lines.txt --json OUT",
+    "compare model --texts lines.txt --save-calibration OUT",
+    "embed model lines.txt --out OUT.npy",
+    "embed model film --out x.npy --json OUT",
+    "embed model film --format e4m3 --calibration scales --json OUT",
+    "calibrate model --out OUT",
+    f"calibrate model --out OUT {TASK}",
+    "calibrate model --out x --calibration-data lines.txt --json OUT",
+    "quantize model OUT --format e4m3",
+    "quantize model q --format e4m3 --texts lines.txt --save-calibration OUT",
     f"quantize model OUT {TASK} --format e4m3",
     f"quantize model q {TASK} --format e4m3 --json OUT",
     f"quantize model q {TASK} --format e4m3 --save-calibration OUT",
@@ -111,8 +122,8 @@ OUTPUTS = [
 ]
 
 #: The commands that make what only one output of another kind would.
-WORK = ["evaluate.prepare", "jobs.prepare", "jobs.run"]
-WORK += [f"predict.{name}" for name in ("load", "saved_calibration")]
+WORK = ["evaluate.prepare", "jobs.prepare", "jobs.prepare_texts", "jobs.run"]
+WORK += ["predict.load", "embed.load", "embed.read_texts", "jobs.saved_calibration"]
 WORK += [f"quantize.{name}" for name in ("load", "saved_calibration")]
 WORK += [f"inspect.{name}" for name in ("load", "saved_calibration")]
 WORK += [f"golden.{name}" for name in ("open_kit", "load")]
@@ -139,7 +150,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     Path("loop").symlink_to("loop")
     before = contents(no_work)
     for target in ("file/x", "x" * 256, "a\0b", "", "loop", "/proc/x"):
-        argv = [target if word == "OUT" else word for word in line.split()]
+        argv = [target if word.startswith("OUT") else word for word in line.split()]
         message = error_of(capsys, argv)
         assert "written" in message or "to write into" in message or "expected" in message
         assert contents(no_work) == before
@@ -163,7 +174,7 @@ def test_nothing_that_is_read_is_written_over(line: str, no_work: Path, capsys: 
     named = [word for word in line.split() if os.path.isfile(word)]
     read += [*named, *(f"./{name}" for name in named)]
     for target in read:
-        error_of(capsys, line.replace("OUT", target))
+        error_of(capsys, line.replace("OUT.npy", "OUT").replace("OUT", target))
         assert contents(no_work) == before, target
 
 
@@ -175,6 +186,8 @@ def test_nothing_that_is_read_is_written_over(line: str, no_work: Path, capsys: 
             "found one for both",
         ),
         (f"submit model A {TASK} --json B", "found one for both"),
+        ("calibrate model --out A --json B", "found one for both"),
+        ("embed model film --out A --json B", "found one for both"),
         (f"export-onnx model A --format e4m3 {TASK} --save-calibration B", "found one for both"),
         (f"golden verify {EMBEDDED} candidate.safetensors --json A --html B", "found one for both"),
     ],
@@ -196,6 +209,7 @@ def test_no_output_is_in_a_folder_that_is_made(option: str, no_work: Path, capsy
 
 #: The commands that make a folder.
 FOLDERS = [
+    "quantize model OUT --format e4m3",
     f"quantize model OUT {TASK} --format e4m3",
     "golden export model OUT --inputs inputs.json",
     "golden vectors OUT",
@@ -207,7 +221,8 @@ FOLDERS = [
 )
 def test_a_file_ends_in_a_name(line: str, no_work: Path, capsys: Capture) -> None:
     for target in ("x/.", "x/./", "x/"):
-        assert "a folder's" in error_of(capsys, line.replace("OUT", target))
+        line_ = line.replace("OUT.npy", "OUT").replace("OUT", target)
+        assert "a folder's" in error_of(capsys, line_)
     assert not os.path.lexists("x")
 
 
@@ -499,6 +514,17 @@ def test_a_source_that_the_model_was_not_made_of(tmp_path: Path) -> None:
          "--accumulate: expected a format with products of 8-bit codes, found e4m3-weights"),
         (f"compare model {TASK} --formats bf16 --accumulate float16",
          "--accumulate: expected a format with products of 8-bit codes, found fp32, bf16"),
+        (f"compare model {TASK} --texts lines.txt",
+         "--texts: expected no --task with it, found sst2"),
+        ("compare model --data data", "--data: expected --task with it, found none"),
+        ("compare model", "model: expected --task NAME and --data DATA to compare on, or texts"),
+        ("quantize model q --format e4m3 --limit 3",
+         "--limit: expected --task or --texts with it, found neither"),
+        ("quantize model q --format e4m3-weights --calibration-data lines.txt",
+         "--calibration-data: expected a format that needs a calibration, found e4m3-weights"),
+        ("quantize model q --format e4m3 --calibration scales --calibration-data lines.txt",
+         "--calibration-data: expected no --calibration with it, found one"),
+        ("calibrate model --out x --task sst2", "--task: expected --data with it, found none"),
         (f"evaluate model {TASK} --predictions x",
          "--predictions: expected task squad, found sst2"),
         ("predict model film --revision main",
@@ -565,6 +591,9 @@ def test_a_quantized_checkpoint_needs_no_calibration(place: Path, capsys: Captur
         "calibration scales --plot EMPTY",
         "calibration EMPTY",
         "quantize model EMPTY --task sst2 --data data --format e4m3",
+        "calibrate model --out EMPTY",
+        "embed model film --out EMPTY",
+        "compare model --texts EMPTY",
         "quantize model q --task sst2 --data data --recipe EMPTY",
         "export-onnx model EMPTY",
         "submit model EMPTY --task sst2 --data data",
@@ -641,7 +670,9 @@ def test_an_export_calibrates_on_sentences(place: Path, capsys: Capture) -> None
     assert Path("x.onnx").read_bytes() == Path("y.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "export-onnx", "golden export"])
+@pytest.mark.parametrize(
+    "command", ["predict", "evaluate", "export-onnx", "golden export", "quantize", "calibrate"]
+)
 def test_sentences_are_in_a_file(command: str, place: Path, capsys: Capture) -> None:
     os.mkfifo("pipe")
     rest = {
@@ -649,7 +680,10 @@ def test_sentences_are_in_a_file(command: str, place: Path, capsys: Capture) -> 
         "evaluate": TASK,
         "export-onnx": "x",
         "golden export": "x --inputs inputs.json",
+        "quantize": "q",
+        "calibrate": "--out x",
     }[command]
+    rest += "" if command == "calibrate" else " --format e4m3"
     for file in ("pipe", "/dev/zero", "data", "missing"):
-        line = f"{command} model {rest} --format e4m3 --calibration-data {file}"
+        line = f"{command} model {rest} --calibration-data {file}"
         assert error_of(capsys, line).startswith(f"{file}: ")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import write_checkpoint
+from factories import write_checkpoint, write_encoder
 
 from bert_numpy import Model, Tokenizer, load, load_tokenizer
 from bert_numpy.commands.main import main
@@ -23,17 +23,9 @@ LABELS = ("O", "PER", "LOC")
 
 
 def checkpoint(folder: Path, head: str, **overrides: Any) -> Path:
-    write_checkpoint(
-        folder, config_overrides={"architectures": [f"Bert{head}"], **overrides}, labels=LABELS
-    )
-    if head == "Model":  # a sentence-transformers folder
-        kinds = {"Transformer": "", "Pooling": "1_Pooling"}
-        module = "sentence_transformers.models"
-        modules = [{"type": f"{module}.{kind}", "path": path} for kind, path in kinds.items()]
-        (folder / "modules.json").write_text(json.dumps(modules))
-        (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    return folder
+    config = {"architectures": [f"Bert{head}"], **overrides}
+    write = write_encoder if head == "Model" else write_checkpoint
+    return write(folder, config_overrides=config, labels=LABELS)
 
 
 def predicted(folder: Path, *arguments: str) -> dict[str, Any]:

@@ -1041,7 +1041,7 @@ def test_command_refuses(
     assert main([*command("evaluate", folder, data, "--format", "e4m3"), *more]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bert-numpy: {message}")
-    assert ("wnli, squad, found 'squat'" in line) == ("squat" in more)
+    assert ("wnli, squad, stsb-cosine, found 'squat'" in line) == ("squat" in more)
 
 
 def test_predictions_are_of_questions(tmp_path: Path, capsys: Capture) -> None:

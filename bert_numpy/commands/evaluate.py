@@ -13,6 +13,7 @@ from bert_numpy.commands.jobs import (
     COMPARED,
     accumulated,
     chosen_recipe,
+    compared,
     compared_recipes,
     header,
     prepared,
@@ -27,6 +28,7 @@ from bert_numpy.commands.options import (
     add_golden,
     add_limit,
     add_model,
+    add_texts,
     refuse,
 )
 from bert_numpy.commands.outputs import submission_file
@@ -40,10 +42,12 @@ from bert_numpy.commands.report import (
     write_json,
     write_text,
 )
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.evaluate import Evaluation, require_answers
 from bert_numpy.evaluation.job import Job, prepare
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.registry import require_test_set
+from bert_numpy.tasks.similarity import EMBEDDINGS
 from bert_numpy.tasks.squad import SQUAD
 
 __all__ = ["add_evaluation_commands"]
@@ -55,12 +59,13 @@ def add_evaluation_commands(command: AddCommand) -> None:
     add_golden(demo)
     _add_formats(demo, "")
 
-    compare = command("compare", _compare, "Compare formats on a task's development set.")
+    compare = command("compare", _compare, "Compare formats on a task, or by the vectors of texts.")
     add_model(compare)
     add_golden(compare)
     _add_formats(compare, ", or stored")
     add_accumulate(compare)
-    add_data(compare)
+    add_data(compare, required=False)
+    add_texts(compare)
     add_limit(compare)
 
     evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
@@ -108,6 +113,11 @@ def _demo(arguments: argparse.Namespace) -> Outcome:
 def _compare(arguments: argparse.Namespace) -> Outcome:
     recipes = compared_recipes(arguments.formats, arguments.model, arguments.revision)
     recipes = accumulated(recipes, arguments)
+    if arguments.texts is None and arguments.task is None and arguments.data is None:
+        raise BertNumpyError(
+            f"{arguments.model}: expected --task NAME and --data DATA to compare on, or texts to "
+            "embed, --texts FILE"
+        )
     return _comparison(arguments, prepared(arguments, recipes), recipes)
 
 
@@ -117,7 +127,7 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
     results = results_of(arguments, job, recipes)
     for recipe, result in zip(recipes, results, strict=True):
         reference = reference or result
-        rows.append(comparison_row(result, reference) | {"accumulate": recipe.accumulate})
+        rows.append(compared(job, result, reference) | {"accumulate": recipe.accumulate})
         note_not_finite(result)
     report = header(job, arguments.golden) | {"rows": rows}
     return Outcome(report, lambda: print_comparison(title(job), rows))
@@ -164,8 +174,13 @@ def _submit(arguments: argparse.Namespace) -> Outcome:
 
 
 def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
-    """Predictions and logits of each example; of questions, by their ids, the likely answers."""
+    """Predictions and logits of each example; of questions, by their ids, the likely answers.
+
+    Of pairs of vectors their cosines alone: ``embed`` writes vectors.
+    """
     predictions = listed(result.predictions)
+    if job.task.head == EMBEDDINGS.head:
+        return {"predictions": predictions}
     if not result.answers:
         # As doubles, which restore every float32.
         return {"predictions": predictions, "logits": result.logits.tolist()}

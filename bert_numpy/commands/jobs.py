@@ -10,15 +10,25 @@ from typing import Any
 
 from bert_numpy.assets import REVIEWS
 from bert_numpy.checkpoints.load import stored_recipe
-from bert_numpy.commands.options import check_scales, refuse
-from bert_numpy.commands.report import note, progress_bar
+from bert_numpy.commands.options import check_scales, refuse, require_together
+from bert_numpy.commands.report import comparison_row, note, progress_bar
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.evaluation.embed import similarity
 from bert_numpy.evaluation.evaluate import Evaluation
-from bert_numpy.evaluation.job import Job, calibrate_on_sentences, prepare, run
+from bert_numpy.evaluation.job import (
+    Job,
+    calibrate_on_sentences,
+    prepare,
+    prepare_texts,
+    run,
+    saved_calibration,
+)
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.calibration import Calibration
+from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.presets import preset
 from bert_numpy.quantization.recipe import Recipe
+from bert_numpy.tasks.similarity import EMBEDDINGS
 from bert_numpy.tasks.tokenization import Tokenizer
 
 __all__ = [
@@ -26,10 +36,12 @@ __all__ = [
     "accumulated",
     "calibrated_on_sentences",
     "chosen_recipe",
+    "compared",
     "compared_recipes",
     "header",
     "prepared",
     "results_of",
+    "sentence_scales",
     "title",
 ]
 
@@ -94,28 +106,38 @@ def _check_accumulate(arguments: argparse.Namespace, recipes: Sequence[Recipe]) 
 def prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool = False) -> Job:
     """The job that the options of :func:`bert_numpy.commands.options.add_data` describe.
 
+    Without a task, on ``--texts``, or on nothing: to calibrate alone.
+
     Raises
     ------
     BertNumpyError
-        As :func:`bert_numpy.evaluation.job.prepare`; or an option has no use.
+        As :func:`bert_numpy.evaluation.job.prepare` and ``prepare_texts``; or an option has
+        no use.
     """
+    require_together(arguments)
     stored = stored_recipe(arguments.model, arguments.revision) is not None
     check_scales(arguments, recipes, stored=stored)
-    return prepare(
-        arguments.model,
-        arguments.task,
-        arguments.data,
-        calibrated=not stored and any(recipe.calibrated for recipe in recipes),
-        calibration=arguments.calibration,
-        calibration_data=arguments.calibration_data,
-        calibration_samples=arguments.calibration_samples,
-        limit=getattr(arguments, "limit", None),
-        max_length=arguments.max_length,
-        batch_size=arguments.batch_size,
-        test=test,
-        revision=arguments.revision,
-        progress_bar=progress_bar,
-    )
+    options: dict[str, Any] = {
+        "calibrated": not stored and any(recipe.calibrated for recipe in recipes),
+        "calibration": getattr(arguments, "calibration", None),
+        "calibration_data": arguments.calibration_data,
+        "calibration_samples": arguments.calibration_samples,
+        "limit": getattr(arguments, "limit", None),
+        "max_length": arguments.max_length,
+        "batch_size": arguments.batch_size,
+        "revision": arguments.revision,
+        "progress_bar": progress_bar,
+    }
+    if arguments.task is not None:
+        refuse(arguments, ["texts"], f"no --task with it, found {arguments.task}")
+        return prepare(arguments.model, arguments.task, arguments.data, test=test, **options)
+    texts = getattr(arguments, "texts", None)
+    if texts is None:
+        refuse(arguments, ["limit"], "--task or --texts with it, found neither")
+    job = prepare_texts(arguments.model, texts, **options)
+    if job.calibration_texts:
+        _note_sentences(arguments, len(job.calibration_texts))
+    return job
 
 
 def results_of(
@@ -129,6 +151,14 @@ def results_of(
         golden=arguments.golden,
         calibration_output=getattr(arguments, "save_calibration", None),
     )
+
+
+def compared(job: Job, result: Evaluation, reference: Evaluation) -> dict[str, Any]:
+    """The row of a recipe's results beside a reference's; of vectors, how near they are to it."""
+    row = comparison_row(result, reference)
+    if job.task is EMBEDDINGS:
+        row["metrics"] = similarity(reference.logits, result.logits)
+    return row
 
 
 def header(job: Job, golden: bool) -> dict[str, Any]:
@@ -149,6 +179,23 @@ def title(job: Job) -> str:
     return f"{job.model.name}, {job.task.name}, {len(job.examples)} examples"
 
 
+def sentence_scales(
+    arguments: argparse.Namespace,
+    recipe: Recipe,
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    paired: bool = False,
+) -> Calibration | None:
+    """The calibration by the options of ``add_sentence_scales``; None where none is needed."""
+    if not recipe.calibrated or isinstance(model, QuantizedModel):
+        return None
+    if arguments.calibration is not None:
+        return saved_calibration(arguments.calibration)
+    golden = arguments.golden
+    return calibrated_on_sentences(arguments, model, tokenizer, paired=paired, golden=golden)
+
+
 def calibrated_on_sentences(
     arguments: argparse.Namespace,
     model: Model,
@@ -164,11 +211,24 @@ def calibrated_on_sentences(
     BertNumpyError
         As :func:`bert_numpy.evaluation.job.calibrate_on_sentences`.
     """
-    file = Path(arguments.calibration_data or REVIEWS / "train.tsv")
-    samples = arguments.calibration_samples
     calibration = calibrate_on_sentences(
-        model, tokenizer, file, progress_bar, samples=samples, paired=paired, golden=golden
+        model,
+        tokenizer,
+        _sentences(arguments),
+        progress_bar,
+        samples=arguments.calibration_samples,
+        paired=paired,
+        golden=golden,
     )
-    which = f"{samples}" if calibration.samples == samples else "the"
-    note(f"scales: from {which} sentences of {file}")
+    _note_sentences(arguments, calibration.samples)
     return calibration
+
+
+def _note_sentences(arguments: argparse.Namespace, count: int) -> None:
+    """Say on standard error which sentences the scales are from."""
+    which = f"{count}" if count == arguments.calibration_samples else "the"
+    note(f"scales: from {which} sentences of {_sentences(arguments)}")
+
+
+def _sentences(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.calibration_data or REVIEWS / "train.tsv")

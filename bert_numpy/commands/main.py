@@ -14,6 +14,7 @@ from typing import Any
 import npfp8
 from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.completion import SHELLS, completion_script
+from bert_numpy.commands.embed import add_embed_command
 from bert_numpy.commands.evaluate import add_evaluation_commands
 from bert_numpy.commands.golden import add_golden_commands
 from bert_numpy.commands.inspect import add_inspection_commands
@@ -60,6 +61,10 @@ examples:
   bert-numpy evaluate ./my-model --task sst2 --data glue/SST-2 --format e4m3 --golden
   bert-numpy quantize ./my-model ./my-model-fp8 --task sst2 --data glue/SST-2 --recipe e4m3
   bert-numpy evaluate ./my-qa-model --task squad --data squad --predictions answers.json
+
+  bert-numpy embed ./my-encoder texts.txt --out vectors.npy --format e4m3
+  bert-numpy compare ./my-encoder --texts texts.txt
+  bert-numpy calibrate ./my-encoder --calibration-data texts.txt --out scales.safetensors
 
 exit codes:
   0 done   1 golden verify, check-vectors: a difference   2 input that cannot be used
@@ -202,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     command = partial(_add_command, commands)
     add_evaluation_commands(command)
     add_predict_command(command)
+    add_embed_command(command)
     add_quantization_commands(command)
     add_inspection_commands(command)
     summary = "Print a script that completes commands and options in a shell."

@@ -29,7 +29,10 @@ __all__ = [
     "add_golden",
     "add_limit",
     "add_model",
+    "add_out",
     "add_sentence_scales",
+    "add_sizes",
+    "add_texts",
     "check_scales",
     "check_values",
     "finite",
@@ -46,11 +49,14 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], Outcome], str], argpa
 CALIBRATION_SAMPLES = 256
 
 #: Arguments that may be empty here, as what reads them refuses that with a better message.
-_MAY_BE_EMPTY = ("model", "text", "pair")
+_MAY_BE_EMPTY = ("model", "text", "pair", "sources")
 
 
 class _Store(argparse.Action):
-    """Stores a value, as argparse does, and that it was given: ``given`` has how often, by name."""
+    """Stores a value, as argparse does, and that it was given.
+
+    ``given`` has how often, by name; ``positional`` the names of those that are no options.
+    """
 
     def __call__(
         self,
@@ -60,6 +66,8 @@ class _Store(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         given = vars(namespace).setdefault("given", {})
+        if option_string is None:
+            vars(namespace).setdefault("positional", set()).add(self.dest)
         # Of a number the last counts, as usual, so that a script's can be followed by another.
         given[self.dest] = 1 if self.type is not None else given.get(self.dest, 0) + 1
         setattr(namespace, self.dest, values)
@@ -99,19 +107,23 @@ def check_values(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         values = value if isinstance(value, list) else [value]
         if "" in values and name not in _MAY_BE_EMPTY:
-            raise BertNumpyError(f"{_spelling(name)}: expected a value, found an empty one")
+            raise BertNumpyError(
+                f"{_spelling(arguments, name)}: expected a value, found an empty one"
+            )
     if getattr(arguments, "task", None) is not None:
         any_task_named(arguments.task)
     for name, count in given.items():
         if count > 1:
-            raise BertNumpyError(f"{_spelling(name)}: expected once, found {count} times")
+            raise BertNumpyError(
+                f"{_spelling(arguments, name)}: expected once, found {count} times"
+            )
 
 
 def refuse(arguments: argparse.Namespace, names: Iterable[str], expected: str) -> None:
     """Raise :class:`BertNumpyError` if one of some options is given, which nothing would use."""
     for name in names:
         if name in _given(arguments) or getattr(arguments, name, None) is True:
-            raise BertNumpyError(f"{_spelling(name)}: expected {expected}")
+            raise BertNumpyError(f"{_spelling(arguments, name)}: expected {expected}")
 
 
 def check_scales(
@@ -139,7 +151,7 @@ def check_scales(
         if getattr(arguments, "save_calibration", None) is not None:
             raise BertNumpyError(f"{arguments.save_calibration}: expected {expected}")
         refuse(arguments, options, expected)
-    if arguments.calibration is not None:
+    if getattr(arguments, "calibration", None) is not None:
         refuse(arguments, options[1:], "no --calibration with it, found one")
 
 
@@ -148,13 +160,10 @@ def _given(arguments: argparse.Namespace) -> dict[str, int]:
     return found
 
 
-def _spelling(name: str) -> str:
+def _spelling(arguments: argparse.Namespace, name: str) -> str:
     """How an option or argument is written; those with no dashes are in capitals in the usage."""
-    return name.upper() if name in _ARGUMENTS else f"--{name.replace('_', '-')}"
-
-
-#: The arguments that are no options.
-_ARGUMENTS = ("out", "file", "files", "kit", "candidate", "model", "text", "pair", "shell")
+    positional = name in getattr(arguments, "positional", ())
+    return name.upper() if positional else f"--{name.replace('_', '-')}"
 
 
 def positive(text: str) -> int:
@@ -233,8 +242,36 @@ def add_limit(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add the options of a task, its data and the calibration on it."""
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    """Add ``--texts``."""
+    parser.add_argument(
+        "--texts",
+        metavar="FILE",
+        help="without --task, of a model of sentence embeddings: compare the vectors of these "
+        f"texts; {_TEXTS}",
+    )
+
+
+def add_out(parser: argparse.ArgumentParser, description: str, required: bool = False) -> None:
+    """Add ``--out``."""
+    parser.add_argument("--out", metavar="FILE", required=required, help=description)
+
+
+#: What a file of texts is.
+_TEXTS = "a line each, or in SST-2's layout"
+
+
+def add_data(parser: argparse.ArgumentParser, required: bool = True, *, saved: bool = True) -> None:
+    """Add the options of a task, its data and the calibration on it.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+    required : bool
+        Whether there must be a task.
+    saved : bool
+        Whether a calibration can be one that was saved, and saved.
+    """
     add = parser.add_argument
     add("--task", required=required, metavar="NAME", help=", ".join(TASK_NAMES))
     add(
@@ -249,22 +286,30 @@ def add_data(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "--calibration-data",
         metavar="FILE",
         help="take them from FILE instead of the training file beside the data"
-        + ("" if required else "; without --task, sentences in SST-2's layout"),
+        + ("" if required else f"; without --task, texts, {_TEXTS}"),
     )
-    add(
-        "--calibration",
-        metavar="FILE",
-        help="take the scales from what --save-calibration wrote; nothing is calibrated",
-    )
-    add("--save-calibration", metavar="FILE", help="write the calibration to FILE")
-    add(
+    if saved:
+        add(
+            "--calibration",
+            metavar="FILE",
+            help="take the scales from what --save-calibration wrote; nothing is calibrated",
+        )
+        add("--save-calibration", metavar="FILE", help="write the calibration to FILE")
+    add_sizes(parser)
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max-length`` and ``--batch-size``."""
+    parser.add_argument(
         "--max-length",
         type=positive,
         metavar="N",
-        help="cut inputs to N tokens (default: 128), "
-        f"contexts of questions into windows (default: {SQUAD.max_length})",
+        help="cut inputs to N tokens (default: 128), contexts of questions into windows "
+        f"(default: {SQUAD.max_length}), texts to embed (default: the model's own length)",
     )
-    add("--batch-size", type=positive, metavar="N", default=32, help="sequences at a time")
+    parser.add_argument(
+        "--batch-size", type=positive, metavar="N", default=32, help="sequences at a time"
+    )
 
 
 def add_calibration_samples(parser: argparse.ArgumentParser) -> None:
@@ -285,8 +330,7 @@ def add_sentence_scales(parser: argparse.ArgumentParser) -> None:
     add(
         "--calibration-data",
         metavar="FILE",
-        help="sentences to calibrate on, in SST-2's layout (default: the reviews that come with "
-        "the package)",
+        help=f"texts to calibrate on, {_TEXTS} (default: the reviews that come with the package)",
     )
     add_calibration_samples(parser)
 

@@ -31,7 +31,10 @@ __all__ = ["check_apart", "check_output", "check_outputs", "submission_file"]
 _FILES = ("json", "save_calibration", "predictions", "html")
 
 #: The options and arguments whose values are files to read, or folders of files.
-_READ = ("calibration", "calibration_data", "inputs", "file", "files", "kit", "candidate")
+_READ = (
+    *("calibration", "calibration_data", "texts", "sources", "inputs"),
+    *("file", "files", "kit", "candidate"),
+)
 
 #: What a checkpoint's folder has beside the files that are read.
 _OTHER_MODEL_FILES = ("README.md", "SHA256SUMS", "pytorch_model.bin", "tf_model.h5")
@@ -119,7 +122,9 @@ def _outputs(arguments: argparse.Namespace) -> list[Output]:
         and not (name == "json" and value == "-")
     ]
     kind = getattr(arguments, "out_kind", None)
-    if kind == "folder":
+    if kind is None and getattr(arguments, "out", None) is not None:
+        found.append(Output("--out", _file(arguments.out)))
+    elif kind == "folder":
         found.append(Output("OUT", Path(arguments.out), is_folder=True))
     elif kind is not None:
         path = arguments.out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bert_numpy.checkpoints.load import load
-from bert_numpy.commands.jobs import accumulated, calibrated_on_sentences, chosen_recipe
+from bert_numpy.commands.jobs import accumulated, chosen_recipe, sentence_scales
 from bert_numpy.commands.options import (
     AddCommand,
     add_accumulate,
@@ -16,7 +16,6 @@ from bert_numpy.commands.options import (
     check_scales,
 )
 from bert_numpy.commands.report import Outcome, print_lines
-from bert_numpy.evaluation.job import saved_calibration
 from bert_numpy.evaluation.predict import check_prediction, predict_text
 from bert_numpy.model.sites import model_sites
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
@@ -47,23 +46,12 @@ def add_predict_command(command: AddCommand) -> None:
 def _predict(arguments: argparse.Namespace) -> Outcome:
     (recipe,) = accumulated([chosen_recipe(arguments)], arguments)
     model = load(arguments.model, arguments.revision)
-    stored = isinstance(model, QuantizedModel)
-    check_scales(arguments, [recipe], stored=stored)
+    check_scales(arguments, [recipe], stored=isinstance(model, QuantizedModel))
     recipe.check_accumulation(model_sites(model))
     tokenizer = load_tokenizer(arguments.model, arguments.revision)
     check_prediction(model, tokenizer, arguments.text, arguments.pair)
-    calibration = None
-    if recipe.calibrated and not stored:
-        if arguments.calibration is not None:
-            calibration = saved_calibration(arguments.calibration)
-        else:
-            calibration = calibrated_on_sentences(
-                arguments,
-                model,
-                tokenizer,
-                paired=arguments.pair is not None and model.config.pooling is None,
-                golden=arguments.golden,
-            )
+    paired = arguments.pair is not None and model.config.pooling is None
+    calibration = sentence_scales(arguments, recipe, model, tokenizer, paired=paired)
     quantized = apply_recipe(model, recipe, calibration, arguments.golden)
     found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
     report = {

@@ -1,9 +1,10 @@
-"""The commands that write a quantized model: quantize, export-onnx."""
+"""The commands that write scales, or a model with them: calibrate, quantize, export-onnx."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from bert_numpy.checkpoints.hub import is_local, resolve
 from bert_numpy.checkpoints.load import load, stored_recipe
@@ -11,6 +12,7 @@ from bert_numpy.checkpoints.quantized import check_writable, save_quantized, sid
 from bert_numpy.commands.jobs import (
     calibrated_on_sentences,
     chosen_recipe,
+    compared,
     header,
     prepared,
     results_of,
@@ -24,13 +26,14 @@ from bert_numpy.commands.options import (
     add_golden,
     add_limit,
     add_model,
+    add_out,
+    add_texts,
     check_scales,
     refuse,
     require_together,
 )
 from bert_numpy.commands.report import (
     Outcome,
-    comparison_row,
     print_comparison,
     print_lines,
     progress_bar,
@@ -55,13 +58,20 @@ __all__ = ["add_quantization_commands"]
 
 def add_quantization_commands(command: AddCommand) -> None:
     """Add the commands."""
+    calibrate = command("calibrate", _calibrate, "Calibrate on a task, or texts, and save it.")
+    add_model(calibrate)
+    add_out(calibrate, "the file to write; --calibration takes it", required=True)
+    add_golden(calibrate)
+    add_data(calibrate, required=False, saved=False)
+
     quantize = command("quantize", _quantize, "Write a quantized checkpoint that others read too.")
     add_model(quantize)
     quantize.add_argument("out", metavar="OUT", help="the folder to make")
     quantize.set_defaults(out_kind="folder")
     add_golden(quantize)
     add_format(quantize, default=None)
-    add_data(quantize)
+    add_data(quantize, required=False)
+    add_texts(quantize)
     add_limit(quantize)
 
     export = command("export-onnx", _export_onnx, "Write a quantized model as an ONNX file.")
@@ -73,26 +83,53 @@ def add_quantization_commands(command: AddCommand) -> None:
     add_data(export, required=False)
 
 
-def _quantize(arguments: argparse.Namespace) -> Outcome:
-    recipe, fp32 = preset(arguments.format), PRESETS["fp32"]
+#: Any recipe that needs a calibration: it is the same for all.
+_ANY = PRESETS["e4m3"]
+
+
+def _calibrate(arguments: argparse.Namespace) -> Outcome:
+    _require_float(arguments)
+    job = prepared(arguments, [_ANY])
+    job = with_calibration(job, [_ANY], progress_bar, golden=arguments.golden)
+    keep_calibration(job.calibration, [_ANY], arguments.out)
+    found = header(job, arguments.golden)
+    report = {key: found[key] for key in ("model", "calibration_samples", "golden")}
+    report |= {"task": arguments.task and job.task.name, "out": arguments.out}
+    line = f"written: {arguments.out}, of {found['calibration_samples']} samples"
+    return Outcome(report, lambda: print_lines(line))
+
+
+def _require_float(arguments: argparse.Namespace) -> None:
     if stored_recipe(arguments.model, arguments.revision) is not None:
         raise BertNumpyError(f"{arguments.model}: expected a checkpoint that is not quantized yet")
+
+
+def _quantize(arguments: argparse.Namespace) -> Outcome:
+    recipe, fp32 = preset(arguments.format), PRESETS["fp32"]
+    _require_float(arguments)
     source = resolve(arguments.model, arguments.revision)
     side_files(source)
     job = prepared(arguments, [recipe])
     check_writable(job.model.config, recipe, source)
     job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
     model = apply_recipe(job.model, recipe, job.calibration, arguments.golden)
-    reference, result = results_of(arguments, job, [fp32, recipe])
-    for evaluation in (reference, result):
-        require_answers(job.model, evaluation)
-    rows = [comparison_row(reference, reference), comparison_row(result, reference)]
+    rows: list[dict[str, Any]] = []
+    if len(job.examples):
+        reference, result = results_of(arguments, job, [fp32, recipe])
+        for evaluation in (reference, result):
+            require_answers(job.model, evaluation)
+        rows = [compared(job, evaluation, reference) for evaluation in (reference, result)]
+    elif arguments.save_calibration is not None:
+        keep_calibration(job.calibration, [recipe], arguments.save_calibration)
     report = header(job, arguments.golden) | {"out": arguments.out, "rows": rows}
+    if not rows:
+        report["task"] = None
     base_model = None if is_local(arguments.model) else arguments.model
     save_quantized(model, source, arguments.out, model_card(report, recipe, base_model))
 
     def show() -> None:
-        print_comparison(title(job), rows)
+        if rows:
+            print_comparison(title(job), rows)
         print_lines(f"written: {arguments.out}")
 
     return Outcome(report, show)

@@ -51,6 +51,8 @@ class Evaluation:
     logits : ndarray of float32, (examples, outputs)
         In the data's order; outputs in the model's. For questions (tokens, 2):
         start and end logits of every token of every window, padding left out.
+        For sentence embeddings the vectors: (examples, width), or of pairs
+        (examples, 2, width).
     predictions : ndarray, (examples,)
         The task's class numbers (int64), scores (float64), or answers (str, as objects).
         Where an output is not finite: :data:`bert_numpy.finite.NO_CLASS`, NaN, or None.
@@ -129,10 +131,17 @@ def _span_logits(output: ModelOutput, row: int, length: int) -> Float32Array:
     return np.stack([output.start_logits[row, :length], output.end_logits[row, :length]], axis=1)
 
 
+def _vector(output: ModelOutput, row: int, length: int) -> Float32Array:
+    assert output.sentence_embedding is not None
+    vector: Float32Array = output.sentence_embedding[row]
+    return vector
+
+
 #: By head, how to take the logits of a text of some tokens from its row of a batch's output.
 _LOGITS: dict[str, Callable[[ModelOutput, int, int], Float32Array]] = {
     "sequence classification": _class_logits,
     "question answering": _span_logits,
+    "sentence embeddings": _vector,
 }
 
 
@@ -150,7 +159,8 @@ def text_logits(
     -------
     list of ndarray of float32
         For sequence classification (outputs,); for question answering the start
-        and end logits of every token, (tokens, 2), padding left out.
+        and end logits of every token, (tokens, 2), padding left out; for sentence
+        embeddings the vector, (width,).
 
     Raises
     ------

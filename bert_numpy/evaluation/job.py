@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bert_numpy.assets import REVIEWS
 from bert_numpy.checkpoints.load import load
 from bert_numpy.errors import BertNumpyError, reading
 from bert_numpy.evaluation.evaluate import (
@@ -28,9 +29,11 @@ from bert_numpy.quantization.calibration import (
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.files import find_files
-from bert_numpy.tasks.glue import TASKS
-from bert_numpy.tasks.registry import any_task_named, require_test_set
+from bert_numpy.tasks.glue import TASKS, Examples
+from bert_numpy.tasks.registry import any_task_named, require_test_set, task_for
+from bert_numpy.tasks.similarity import EMBEDDINGS
 from bert_numpy.tasks.task import Data, Task
+from bert_numpy.tasks.texts import read_texts
 from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
 from npfp8.files import open_regular
 
@@ -40,6 +43,7 @@ __all__ = [
     "evaluate_job",
     "keep_calibration",
     "prepare",
+    "prepare_texts",
     "require_regular",
     "run",
     "saved_calibration",
@@ -76,7 +80,7 @@ class Job:
     @property
     def truncated(self) -> int:
         """How many examples were cut to the length limit; a context in windows is not cut."""
-        return sum(parts[0].encoded.truncated for parts in self.windows)
+        return sum(any(part.encoded.truncated for part in parts) for parts in self.windows)
 
 
 def prepare(
@@ -102,7 +106,7 @@ def prepare(
     model : str or Path
         See :func:`bert_numpy.load`.
     task : str
-        A GLUE task's name, or ``squad``.
+        A task's name; of a sentence encoder ``stsb`` is ``stsb-cosine``.
     data : str or Path
         The task's folder, a folder of tasks' folders, a data set's id on the
         hub, or a file to evaluate on; see :func:`bert_numpy.tasks.files.find_files`.
@@ -119,7 +123,8 @@ def prepare(
         Evaluate only the first so many examples.
     max_length : int, optional
         In tokens; longer inputs are cut, contexts of questions into windows.
-        By default 128, and 384 for SQuAD.
+        By default 128, 384 for SQuAD, and a sentence encoder's own length for
+        embeddings; never more than the model's.
     batch_size : int
     test : bool
         Whether to take a GLUE task's test set, which has no labels.
@@ -139,15 +144,89 @@ def prepare(
     if calibrated and given is None:
         sample = _read_training(data, task_, calibration_data).sample(calibration_samples)
     loaded = load(model, revision)
+    task_ = task_for(task_, loaded.config)
     check_model(loaded, task_)
     tokenizer = load_tokenizer(model, revision)
-    length = task_.max_length if max_length is None else max_length
+    length = _length(task_, tokenizer, max_length)
     calibration_texts: list[EncodedText] = []
     with (progress_bar or no_bar)(len(examples) + len(sample or ()), "texts") as advance:
         windows = task_.encode(tokenizer, examples, length, advance)
         if sample is not None:
             calibration_texts = _flat(task_.encode(tokenizer, sample, length, advance))
     return Job(loaded, task_, examples, windows, calibration_texts, batch_size, given)
+
+
+def prepare_texts(
+    model: str | Path,
+    texts: str | Path | None,
+    *,
+    calibrated: bool = True,
+    calibration: str | Path | None = None,
+    calibration_data: str | Path | None = None,
+    calibration_samples: int = 256,
+    limit: int | None = None,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    revision: str | None = None,
+    progress_bar: ProgressBar | None = None,
+) -> Job:
+    """:func:`prepare` without a task: on texts of one's own, with none that is right.
+
+    Parameters
+    ----------
+    texts : str or Path, optional
+        A file of two texts at least (see :func:`bert_numpy.tasks.texts.read_texts`), whose
+        vectors are compared: for sentence encoders. Without it the job can calibrate any
+        model, and has no examples.
+    calibration_data : str or Path, optional
+        Such a file too; by default the training sentences in
+        :data:`bert_numpy.assets.REVIEWS`.
+    max_length : int, optional
+        In tokens. By default 128 to calibrate on, and a sentence encoder's own
+        length for ``texts``; never more than the model's.
+    model, calibrated, calibration, calibration_samples, limit, batch_size, revision, progress_bar
+        As there.
+
+    Raises
+    ------
+    BertNumpyError
+        If anything is missing, malformed or does not fit together.
+    """
+    examples = Examples([], None, None)
+    if texts is not None:
+        examples = EMBEDDINGS.read([Path(texts)])
+        examples = examples.select(range(min(limit or len(examples), len(examples))))
+        if len(examples) < 2:
+            raise BertNumpyError(f"{texts}: expected at least 2 texts to compare, found 1")
+    given = saved_calibration(calibration) if calibrated and calibration is not None else None
+    sample: list[str] = []
+    if calibrated and given is None:
+        sample = _sentences(calibration_data or REVIEWS / "train.tsv", calibration_samples)
+    loaded = load(model, revision)
+    if texts is not None:
+        check_model(loaded, EMBEDDINGS)
+    tokenizer = load_tokenizer(model, revision)
+    with (progress_bar or no_bar)(len(examples) + len(sample), "texts") as advance:
+        length = _length(EMBEDDINGS, tokenizer, max_length)
+        windows = EMBEDDINGS.encode(tokenizer, examples, length, advance)
+        length = _length(_SENTENCES, tokenizer, max_length)
+        encoded = tokenizer.encode(sample, None, length, advance)
+    return Job(loaded, EMBEDDINGS, examples, windows, encoded, batch_size, given)
+
+
+#: The task whose length is that of sentences to calibrate on.
+_SENTENCES = TASKS["sst2"]
+
+
+def _length(task: Task[Any], tokenizer: Tokenizer, wanted: int | None) -> int:
+    """What inputs are cut to: a task's length, or the model's where that is less, or as wanted."""
+    return min(task.max_length, tokenizer.model_max_length) if wanted is None else wanted
+
+
+def _sentences(file: str | Path, samples: int) -> list[str]:
+    """Texts of a file to calibrate on, evenly spread."""
+    require_regular(Path(file))
+    return Examples(read_texts(Path(file)), None, None).sample(samples).texts
 
 
 def _flat(windows: Sequence[Sequence[Window]]) -> list[EncodedText]:
@@ -210,7 +289,7 @@ def calibrate_on_sentences(
     paired: bool = False,
     golden: bool = False,
 ) -> Calibration:
-    """Calibrate on sentences of a file in SST-2's layout.
+    """Calibrate on texts of a file; see :func:`bert_numpy.tasks.texts.read_texts`.
 
     Parameters
     ----------
@@ -220,7 +299,7 @@ def calibrate_on_sentences(
         Such as the training file in :data:`bert_numpy.assets.REVIEWS`.
     progress_bar : callable, optional
     samples : int
-        How many of its sentences to use; see :meth:`Examples.sample`.
+        How many of them to use; see :meth:`Examples.sample`.
     paired : bool
         Whether each sentence is given with the one after it, as pairs of texts.
     golden : bool
@@ -230,11 +309,9 @@ def calibrate_on_sentences(
     BertNumpyError
         If the file is not as expected.
     """
-    require_regular(file)
-    task = TASKS["sst2"]
-    texts = task.read([file]).sample(samples).texts
+    texts = _sentences(file, samples)
     pairs = [*texts[1:], texts[0]] if paired else None
-    encoded = tokenizer.encode(texts, pairs, min(task.max_length, tokenizer.model_max_length))
+    encoded = tokenizer.encode(texts, pairs, _length(_SENTENCES, tokenizer, None))
     with (progress_bar or no_bar)(len(encoded), "calibration") as advance:
         return calibrate_on(model, encoded, progress=advance, golden=golden)
 

@@ -151,7 +151,9 @@ class Architecture:
         return family is None or self in [replace(o, class_name=self.class_name) for o in others]
 
     def class_of(self, head: str) -> str:
-        """The class that has the head of a name."""
+        """The class that has the head of a name; sentence embeddings have none, but a folder."""
+        if head == SENTENCE_EMBEDDINGS.name:
+            return f"model for {head} (a sentence-transformers folder, with modules.json)"
         tasks = {other.name: task for task, other in (HEADS | dict(self.heads)).items()}
         return f"{self.class_name}For{tasks[head]}"
 

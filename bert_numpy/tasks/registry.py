@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.model.config import BertConfig
 from bert_numpy.tasks.glue import TASKS, task_named
+from bert_numpy.tasks.similarity import STSB_COSINE
 from bert_numpy.tasks.squad import SQUAD
 from bert_numpy.tasks.task import Task, TestSet
 
-__all__ = ["OTHERS", "TASK_NAMES", "any_task_named", "require_test_set"]
+__all__ = ["OTHERS", "TASK_NAMES", "any_task_named", "require_test_set", "task_for"]
 
 #: The tasks that are none of :data:`bert_numpy.tasks.glue.TASKS`, by their names.
-OTHERS: dict[str, Task[Any]] = {SQUAD.name: SQUAD}
+OTHERS: dict[str, Task[Any]] = {SQUAD.name: SQUAD, STSB_COSINE.name: STSB_COSINE}
+
+#: What stands for a task where the model has another head, by the task's name and that head.
+_BY_HEAD: dict[tuple[str, str], Task[Any]] = {
+    (STSB_COSINE.pairs.name, STSB_COSINE.head): STSB_COSINE
+}
 
 TASK_NAMES = (*TASKS, *OTHERS)
 
@@ -26,6 +33,11 @@ def any_task_named(name: str) -> Task[Any]:
         If there is none of that name.
     """
     return OTHERS.get(name.lower()) or task_named(name, tuple(OTHERS))
+
+
+def task_for(task: Task[Any], config: BertConfig) -> Task[Any]:
+    """The task as a model with this config does it: STS-B by cosine, if it embeds sentences."""
+    return _BY_HEAD.get((task.name, config.head.name), task)
 
 
 def require_test_set(task: Task[Any]) -> TestSet[Any]:
