@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -136,7 +136,9 @@ class StoredQuantization:
 # Writing
 
 
-def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dict[str, Any]:
+def compressed_tensors_config(
+    recipe: Recipe, modules: Mapping[str, str], absent: Iterable[str] = ()
+) -> dict[str, Any]:
     """The ``quantization_config`` of a recipe.
 
     Parameters
@@ -144,6 +146,9 @@ def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dic
     recipe : Recipe
     modules : mapping of str to str
         Every linear layer: its site, and its name in the checkpoint.
+    absent : iterable of str
+        Layers that the checkpoint does not have, but transformers' classes may: where they
+        are made, they have no codes.
 
     Raises
     ------
@@ -191,7 +196,10 @@ def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dic
             f"group_{i}": {"targets": names, **by_text[text]}
             for i, (text, names) in enumerate(targets.items())
         },
-        "ignore": [_pattern(name) for site, name in modules.items() if site not in schemes],
+        "ignore": [
+            *(_pattern(name) for site, name in modules.items() if site not in schemes),
+            *map(_pattern, absent),
+        ],
         "kv_cache_scheme": None,
     }
 
@@ -349,7 +357,11 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
         expected = compressed_tensors_config(recipe, modules)
     except BertNumpyError as error:
         raise BertNumpyError(f"{reader.place}: {error}") from None
-    if raw.get("quantization_config") != expected:
+    stored = raw.get("quantization_config")
+    if (
+        not isinstance(stored, Mapping)
+        or _of_layers(stored, modules, expected["ignore"]) != expected
+    ):
         raise BertNumpyError(
             f"{place}: key 'quantization_config': expected what the recipe in {EXTRA_KEY!r} "
             "comes to, found another"
@@ -365,6 +377,27 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
             raise reader.at("zero_points").error(name, "0..255", zero_point)
         found[name] = Scale(np.asarray(value, np.float32), zero_point)
     return StoredQuantization(recipe, scales=found)
+
+
+def _of_layers(
+    stored: Mapping[str, Any], modules: Mapping[str, str], expected: Sequence[str]
+) -> Mapping[str, Any]:
+    """A ``quantization_config`` without the names to ignore that fit no layer of the checkpoint.
+
+    Of which layers that the checkpoint does not have it says so is the writer's affair.
+    """
+    names = stored.get("ignore")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return stored
+    reader, budget = _Reader("ignore"), Budget(_STEPS)
+    kept = []
+    for name in names:
+        fits = name in expected
+        if not fits:
+            targets = _Targets([name], reader, budget)
+            fits = any(targets.best(module) is not None for module in modules.values())
+        kept += [name] if fits else []
+    return {**stored, "ignore": kept}
 
 
 def _is_scale(value: float) -> bool:

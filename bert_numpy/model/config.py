@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bert_numpy.model.architectures import ARCHITECTURES, SENTENCE_EMBEDDINGS, Architecture, Head
 
-__all__ = ["BertConfig", "Pooling"]
+__all__ = ["BertConfig", "Dense", "Normalize", "Pooling"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer that sentence-transformers puts behind the pooling.
+
+    ``site`` is the layer's name, ``N_Dense.linear`` for module N of ``modules.json``; ``outputs``
+    the features of its result; ``activation`` the function of these, None for the identity.
+    """
+
+    site: str
+    outputs: int
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """The division of a vector by its Euclidean norm."""
 
 
 @dataclass(frozen=True)
 class Pooling:
     """How sentence-transformers makes one vector of a text's hidden states.
 
-    ``mode`` is "mean", over the tokens, or "cls", the first token's;
-    ``normalize`` says whether the vector is divided by its Euclidean norm.
+    ``modes`` are "cls", the first token's hidden state, or keys of
+    :data:`npfp8.golden.POOLINGS`; the vectors of several are put side by side. ``steps``
+    are applied to the vector in turn.
     """
 
-    mode: str
-    normalize: bool
+    modes: tuple[str, ...]
+    steps: tuple[Dense | Normalize, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,12 @@ class BertConfig:
     def head(self) -> Head:
         """What stands on the encoder."""
         return SENTENCE_EMBEDDINGS if self.pooling else self.description.head(self.architecture)
+
+    @cached_property
+    def stored_together(self) -> BertConfig:
+        """The part of the model that is in the checkpoint's own files: no Dense module."""
+        pooling = self.pooling
+        return self if pooling is None else replace(self, pooling=Pooling(pooling.modes))
 
     @cached_property
     def projects_embeddings(self) -> bool:
