@@ -198,7 +198,7 @@ def compressed_tensors_config(
         },
         "ignore": [
             *(_pattern(name) for site, name in modules.items() if site not in schemes),
-            *map(_pattern, absent),
+            *_unlike(map(_pattern, absent), [modules[site] for site in schemes]),
         ],
         "kv_cache_scheme": None,
     }
@@ -357,11 +357,8 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
         expected = compressed_tensors_config(recipe, modules)
     except BertNumpyError as error:
         raise BertNumpyError(f"{reader.place}: {error}") from None
-    stored = raw.get("quantization_config")
-    if (
-        not isinstance(stored, Mapping)
-        or _of_layers(stored, modules, expected["ignore"]) != expected
-    ):
+    coded = [name for site, name in modules.items() if recipe.site(site).b.fmt is not None]
+    if _without_others(raw.get("quantization_config"), expected["ignore"], coded) != expected:
         raise BertNumpyError(
             f"{place}: key 'quantization_config': expected what the recipe in {EXTRA_KEY!r} "
             "comes to, found another"
@@ -379,25 +376,27 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
     return StoredQuantization(recipe, scales=found)
 
 
-def _of_layers(
-    stored: Mapping[str, Any], modules: Mapping[str, str], expected: Sequence[str]
-) -> Mapping[str, Any]:
-    """A ``quantization_config`` without the names to ignore that fit no layer of the checkpoint.
+def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str]) -> Any:
+    """A ``quantization_config`` without names to ignore that change nothing.
 
-    Of which layers that the checkpoint does not have it says so is the writer's affair.
+    Which layers are named that a checkpoint does not have depends on the release that wrote it.
     """
-    names = stored.get("ignore")
+    names = stored.get("ignore") if isinstance(stored, Mapping) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return stored
-    reader, budget = _Reader("ignore"), Budget(_STEPS)
-    kept = []
-    for name in names:
-        fits = name in expected
-        if not fits:
-            targets = _Targets([name], reader, budget)
-            fits = any(targets.best(module) is not None for module in modules.values())
-        kept += [name] if fits else []
-    return {**stored, "ignore": kept}
+    others = set(_unlike([name for name in names if name not in expected], coded))
+    return {**stored, "ignore": [name for name in names if name not in others]}
+
+
+def _unlike(targets: Iterable[str], modules: Sequence[str]) -> list[str]:
+    """The targets that fit none of some layers."""
+    reader, budget = _Reader("quantization_config: key 'ignore'"), Budget(_STEPS)
+    found = []
+    for name in targets:
+        target = _Targets([name], reader, budget)
+        if all(target.best(module) is None for module in modules):
+            found.append(name)
+    return found
 
 
 def _is_scale(value: float) -> bool:
