@@ -566,6 +566,8 @@ def make(number: int, seed: int, bases: dict[tuple[str, str], Path], work: Path,
         names = (*keys, *("modules.json" for _ in (1,) if head != "Model"))
         if any(key.startswith("pooling_mode") for key in keys):
             names += ("pooling_mode", "the poolings", "in_features")
+        if {"in_features", "out_features", "bias"} & set(keys):
+            names += ("tensor 'linear.", "in_features")
         if "default_prompt_name" in keys or "prompts" in keys:
             names += ("prompt",)
         label = "no change" if head == "Model" else "a classifier"
