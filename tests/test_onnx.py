@@ -36,7 +36,7 @@ from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.export import graph
 from bert_numpy.export.onnx import export_onnx, onnx_model
-from bert_numpy.model.config import Dense, Normalize, Pooling
+from bert_numpy.model.config import Dense, Pooling
 from bert_numpy.model.sites import expected_shapes
 from npfp8 import E4M3FN, UINT8
 from npfp8.files import replaced_file
@@ -277,11 +277,11 @@ HEADS_OF_ALL = (
 #: A bare encoder without its pooler, and with the pooling of a sentence-transformers folder.
 ENCODERS: dict[str, Pooling | None] = {
     "no pooler": None,
-    "mean": Pooling(("mean",)),
-    "mean, normalized": Pooling(("mean",), (Normalize(),)),
-    "cls": Pooling(("cls",)),
-    "cls, normalized": Pooling(("cls",), (Normalize(),)),
-    "two, dense": Pooling(("max", "lasttoken"), (Dense("2_Dense.linear", 5, "tanh"),)),
+    "mean": Pooling("mean", normalize=False),
+    "mean, normalized": Pooling("mean", normalize=True),
+    "cls": Pooling("cls", normalize=False),
+    "cls, normalized": Pooling("cls", normalize=True),
+    "two, dense": Pooling("max+lasttoken", True, (Dense("3_Dense.linear", 5, "tanh"),)),
 }
 
 CASES = [

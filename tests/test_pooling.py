@@ -11,7 +11,7 @@ from factories import write_checkpoint
 
 from bert_numpy import BertNumpyError, load
 from bert_numpy.checkpoints.pooling import pooling_files, read_pooling
-from bert_numpy.model.config import Normalize, Pooling
+from bert_numpy.model.config import Pooling
 
 OLD, NEW = "sentence_transformers.models.", "sentence_transformers.base.modules."
 TYPES = [f"{OLD}Transformer", f"{OLD}Pooling", f"{OLD}Normalize"]
@@ -72,7 +72,7 @@ def refusal(folder: Path, file: str) -> str:
     ],
 )
 def test_modes(tmp_path: Path, pooling: dict[str, Any], mode: str) -> None:
-    assert load(write(tmp_path, pooling)).config.pooling == Pooling((mode,), (Normalize(),))
+    assert load(write(tmp_path, pooling)).config.pooling == Pooling(mode, normalize=True)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_modes(tmp_path: Path, pooling: dict[str, Any], mode: str) -> None:
 def test_several_modes(tmp_path: Path, pooling: dict[str, Any], modes: tuple[str, ...]) -> None:
     """In sentence-transformers' order of the switches, or in that of the list."""
     model = load(write(tmp_path, pooling))
-    assert model.config.pooling == Pooling(modes, (Normalize(),))
+    assert model.config.pooling == Pooling("+".join(modes), normalize=True)
     vectors = model([[2, 5, 3]]).sentence_embedding
     assert vectors is not None
     assert vectors.shape == (1, 16 * len(modes))
@@ -142,7 +142,7 @@ def test_other_modes(tmp_path: Path, pooling: dict[str, Any], message: str) -> N
 )
 def test_names_of_modules_in_all_releases(tmp_path: Path, types: list[str], count: int) -> None:
     folder = write(tmp_path, modules=listed(types[:count], ["0", "1", "2"]))
-    assert load(folder).config.pooling == Pooling(("mean",), (Normalize(),) * (count - 2))
+    assert load(folder).config.pooling == Pooling("mean", normalize=count == 3)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_other_modules(tmp_path: Path, modules: Any, message: str) -> None:
 )
 def test_settings_without_effect(tmp_path: Path, settings: dict[str, Any]) -> None:
     folder = write(tmp_path, config_sentence_transformers=settings)
-    assert load(folder).config.pooling == Pooling(("mean",), (Normalize(),))
+    assert load(folder).config.pooling == Pooling("mean", normalize=True)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_all_files_are_copied(tmp_path: Path) -> None:
     assert sorted(pooling_files(folder)) == sorted(
         ["modules.json", "1_Pooling/config.json", *(f"{name}.json" for name in names)]
     )
-    assert read_pooling(folder) == Pooling(("mean",), (Normalize(),))
+    assert read_pooling(folder) == Pooling("mean", normalize=True)
 
 
 def test_an_adapter_is_not_ignored(tmp_path: Path) -> None:

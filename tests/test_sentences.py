@@ -35,7 +35,7 @@ from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.kit import verify
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.operations import OPERATIONS
-from bert_numpy.model.config import Dense, Normalize, Pooling
+from bert_numpy.model.config import Dense, Pooling
 from bert_numpy.model.sites import expected_shapes, model_sites
 from bert_numpy.quantization.recipe import SiteRecipe
 from npfp8 import QuantizedTensor
@@ -225,7 +225,9 @@ def test_masks(mode: str, everything: Model, sentence_transformers: ModuleType) 
         from sentence_transformers.models import Pooling as Peer  # noqa: PLC0415
 
         peer = Peer(16, pooling_mode=mode)
-    model = replace(everything, config=replace(everything.config, pooling=Pooling((mode,))))
+    model = replace(
+        everything, config=replace(everything.config, pooling=Pooling(mode, normalize=False))
+    )
     for batch in hard_batches(model.config.vocab_size, 128).values():
         output = model(**batch)
         mask = batch.get("attention_mask", np.ones_like(batch["input_ids"]))
@@ -263,10 +265,10 @@ DENSE = ["2_Dense.linear", "5_Dense.linear", "6_Dense.linear"]
 
 def test_parameters_and_sites(folder: Path, everything: Model) -> None:
     assert everything.config.pooling == Pooling(
-        MODES[::-1],
+        "+".join(MODES[::-1]),
+        False,
         (
-            Dense(DENSE[0], 12, "gelu"),
-            *(Normalize(), Normalize()),
+            Dense(DENSE[0], 12, "gelu", normalize=True),
             Dense(DENSE[1], 9, "sigmoid"),
             Dense(DENSE[2], 8),
         ),
@@ -440,7 +442,7 @@ def test_names_of_functions(folder: Path, tmp_path: Path) -> None:
         path.write_text(json.dumps({key: x for key, x in given.items() if x is not None}))
         pooling = load(copy).config.pooling
         assert pooling is not None
-        assert pooling.steps[0] == Dense(DENSE[0], 12, function)
+        assert pooling.dense[0] == Dense(DENSE[0], 12, function, normalize=True)
 
 
 @pytest.mark.parametrize(
@@ -635,10 +637,14 @@ def test_every_pair_of_poolings(everything: Model) -> None:
     batch = some_batch(everything, "holes")
     config = everything.config
     single = {
-        mode: replace(everything, config=replace(config, pooling=Pooling((mode,))))(**batch)
+        mode: replace(everything, config=replace(config, pooling=Pooling(mode, normalize=False)))(
+            **batch
+        )
         for mode in MODES
     }
     for pair in itertools.permutations(MODES, 2):
-        both = replace(everything, config=replace(config, pooling=Pooling(pair)))(**batch)
+        both = replace(everything, config=replace(config, pooling=Pooling("+".join(pair), False)))(
+            **batch
+        )
         parts = [single[mode].sentence_embedding for mode in pair]
         assert_same_bits(both.sentence_embedding, np.concatenate(parts, axis=1))

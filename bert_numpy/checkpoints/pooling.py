@@ -7,6 +7,7 @@ pooling, and the settings and weights of each Dense module, are in folders of th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from bert_numpy.checkpoints.tensors import SINGLE, open_checkpoint, read_float32
 from bert_numpy.errors import BertNumpyError, key_error, read_json
 from bert_numpy.model.architectures import ARCHITECTURES, ENCODER, HEADS
-from bert_numpy.model.config import BertConfig, Dense, Normalize, Pooling
+from bert_numpy.model.config import BertConfig, Dense, Pooling
 from bert_numpy.model.sites import expected_shapes
 from npfp8.arrays import Float32Array
 from npfp8.files import is_plain_name
@@ -131,17 +132,20 @@ def read_pooling(folder: Path, config: BertConfig | None = None) -> Pooling | No
             break
     modes = _modes(folder / modules[1]["path"] / "config.json")
     features = None if config is None else config.hidden_size * len(modes)
-    steps: list[Dense | Normalize] = []
+    normalize, layers = False, list[Dense]()
     for number, module in enumerate(modules[2:], 2):
         path = folder / module["path"] / "config.json"
-        if _kind(module) == "Normalize":
-            if path.is_file():  # releases before 6 write none
-                _check_vector(path, read_json(path))
-            steps.append(Normalize())
+        if _kind(module) == "Dense":
+            layers.append(_dense(path, f"{number}_Dense.linear", features))
+            features = layers[-1].outputs
+            continue
+        if path.is_file():  # releases before 6 write none
+            _check_vector(path, read_json(path))
+        if layers:
+            layers[-1] = replace(layers[-1], normalize=True)
         else:
-            steps.append(layer := _dense(path, f"{number}_Dense.linear", features))
-            features = layer.outputs
-    return Pooling(modes, tuple(steps))
+            normalize = True
+    return Pooling("+".join(modes), normalize, tuple(layers))
 
 
 def read_dense(folder: Path, config: BertConfig) -> dict[str, Float32Array]:
@@ -163,9 +167,8 @@ def read_dense(folder: Path, config: BertConfig) -> dict[str, Float32Array]:
     if config.pooling is None:
         return weights
     shapes = expected_shapes(config)
-    layers = [step for step in config.pooling.steps if isinstance(step, Dense)]
     modules = [one for one in _modules(folder / _MODULES)[2:] if _kind(one) == "Dense"]
-    for layer, module in zip(layers, modules, strict=True):
+    for layer, module in zip(config.pooling.dense, modules, strict=True):
         place = folder / module["path"]
         stored = open_checkpoint(place)
         names = {"linear.weight": f"{layer.site}.weight"}

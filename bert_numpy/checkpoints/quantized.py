@@ -35,7 +35,7 @@ from bert_numpy.checkpoints.quantization_config import (
 from bert_numpy.checkpoints.tensors import open_checkpoint, read_float32
 from bert_numpy.errors import BertNumpyError, read_json, reading, writing
 from bert_numpy.model.architectures import HEADS
-from bert_numpy.model.config import BertConfig, Dense
+from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
 from bert_numpy.model.sites import WORDS, linear_sites, sites_of
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
@@ -92,10 +92,10 @@ def linear_modules(config: BertConfig, parameters: Mapping[str, StoredTensor]) -
 
 def _check_dense(config: BertConfig, recipe: Recipe) -> None:
     """Refuse a recipe that quantizes a Dense module, whose file others read as numbers."""
-    for step in () if config.pooling is None else config.pooling.steps:
-        if isinstance(step, Dense) and recipe.site(step.site).quantizes:
+    for layer in () if config.pooling is None else config.pooling.dense:
+        if recipe.site(layer.site).quantizes:
             raise BertNumpyError(
-                f"recipe {recipe.name}: {step.site}: expected no quantization: "
+                f"recipe {recipe.name}: {layer.site}: expected no quantization: "
                 "sentence-transformers has no place for codes in a Dense module"
             )
 

@@ -9,7 +9,6 @@ kit would not explain the model, and is not made.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -155,12 +154,6 @@ class RecordingEngine(Engine[Traced]):
     def name(self, what: str) -> str:
         """Of a tensor at the present site."""
         return f"{self.case}/{self.place}/{what}"
-
-    def new(self, what: str) -> str:
-        """``what``, numbered if the present site has a tensor of that name: a step again."""
-        known = self.builder.tensors
-        names = (f"{what}@{i}" if i else what for i in itertools.count())
-        return next(name for name in names if self.name(name) not in known)
 
     def parameter(self, name: str) -> Reference:
         """A parameter that is not quantized."""
@@ -407,10 +400,9 @@ class RecordingEngine(Engine[Traced]):
 
     def pool(self, mode: str, x: Traced, places: IntArray) -> Traced:
         """See :func:`npfp8.golden.pool`; the weights are an attribute."""
-        what = self.new(mode)
-        inputs, y = {"x": self.source(f"{what}.x", x)}, self.golden.pool(mode, x.x, places)
+        inputs, y = {"x": self.source(f"{mode}.x", x)}, self.golden.pool(mode, x.x, places)
         weights = {"weights": places[0].tolist()} if mode == "weightedmean" else {}
-        return self.operation(what, mode, inputs, y, "float32", **weights)
+        return self.operation(mode, mode, inputs, y, "float32", **weights)
 
     def concatenate(self, parts: Sequence[Traced]) -> Traced:
         """Copied one behind the other."""
@@ -420,9 +412,8 @@ class RecordingEngine(Engine[Traced]):
 
     def normalize(self, x: Traced) -> Traced:
         """See :func:`npfp8.golden.normalize`."""
-        what = self.new("normalize")
-        inputs, y = {"x": self.source(f"{what}.x", x)}, self.golden.normalize(x.x)
-        return self.operation(what, "normalize", inputs, y, "float32")
+        inputs, y = {"x": self.source("normalize.x", x)}, self.golden.normalize(x.x)
+        return self.operation("normalize", "normalize", inputs, y, "float32")
 
     def output(self, name: str, x: Traced) -> Traced:
         """Checked."""

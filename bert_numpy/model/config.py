@@ -8,7 +8,7 @@ from functools import cached_property
 
 from bert_numpy.model.architectures import ARCHITECTURES, SENTENCE_EMBEDDINGS, Architecture, Head
 
-__all__ = ["BertConfig", "Dense", "Normalize", "Pooling"]
+__all__ = ["BertConfig", "Dense", "Pooling"]
 
 
 @dataclass(frozen=True)
@@ -17,29 +17,33 @@ class Dense:
 
     ``site`` is the layer's name, ``N_Dense.linear`` for module N of ``modules.json``; ``outputs``
     the features of its result; ``activation`` the function of these, None for the identity.
+    ``normalize`` says whether the vector is divided by its Euclidean norm then.
     """
 
     site: str
     outputs: int
     activation: str | None = None
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """The division of a vector by its Euclidean norm."""
+    normalize: bool = False
 
 
 @dataclass(frozen=True)
 class Pooling:
     """How sentence-transformers makes one vector of a text's hidden states.
 
-    ``modes`` are "cls", the first token's hidden state, or keys of
-    :data:`npfp8.golden.POOLINGS`; the vectors of several are put side by side. ``steps``
-    are applied to the vector in turn.
+    ``mode`` is "cls", the first token's hidden state, or a key of
+    :data:`npfp8.golden.POOLINGS`; or several with "+" between them, whose vectors are put
+    side by side. ``normalize`` says whether the vector is divided by its Euclidean norm.
+    The layers of ``dense`` are applied then.
     """
 
-    modes: tuple[str, ...]
-    steps: tuple[Dense | Normalize, ...] = ()
+    mode: str
+    normalize: bool
+    dense: tuple[Dense, ...] = ()
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The single modes, in the order of their vectors."""
+        return tuple(self.mode.split("+"))
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class BertConfig:
     def stored_together(self) -> BertConfig:
         """The part of the model that is in the checkpoint's own files: no Dense module."""
         pooling = self.pooling
-        return self if pooling is None else replace(self, pooling=Pooling(pooling.modes))
+        return self if pooling is None else replace(self, pooling=replace(pooling, dense=()))
 
     @cached_property
     def projects_embeddings(self) -> bool:

@@ -99,12 +99,13 @@ def replaced_tokens(run: Pass[V], x: V) -> Outputs[V]:
 
 def sentence_embedding(run: Pass[V], x: V) -> Outputs[V]:
     """One vector per text, (batch, features): in float32, like every output of a model."""
-    assert run.config.pooling is not None
-    vectors = pooled_tokens(run, run.config.pooling.modes, x)
-    for step in run.config.pooling.steps:
-        vectors = (
-            dense(run, step, vectors) if isinstance(step, Dense) else run.engine.normalize(vectors)
-        )
+    pooling = run.config.pooling
+    assert pooling is not None
+    vectors = pooled_tokens(run, pooling.modes, x)
+    if pooling.normalize:
+        vectors = run.engine.normalize(vectors)
+    for layer in pooling.dense:
+        vectors = dense(run, layer, vectors)
     return {"sentence_embedding": run.engine.output("sentence_embedding", vectors)}
 
 
@@ -120,10 +121,12 @@ def pooled_tokens(run: Pass[V], modes: Sequence[str], x: V) -> V:
     return vectors[0] if len(vectors) == 1 else engine.concatenate(vectors)
 
 
-def dense(run: Pass[V], step: Dense, x: V) -> V:
+def dense(run: Pass[V], layer: Dense, x: V) -> V:
     """A linear layer behind the pooling. (batch, features) -> (batch, outputs)."""
-    y = linear(run, step.site, x, step.outputs)
-    return y if step.activation is None else run.engine.activation(step.activation, y, answer=True)
+    x = linear(run, layer.site, x, layer.outputs)
+    if layer.activation is not None:
+        x = run.engine.activation(layer.activation, x, answer=True)
+    return run.engine.normalize(x) if layer.normalize else x
 
 
 #: By the head's name: what is computed of the pooler's output.
