@@ -13,23 +13,25 @@ is bfloat16's 0x7FC0. ``docs/golden.md`` has the argument at length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from npfp8 import elementary
-from npfp8.arrays import Float32Array, chunks, lookup
+from npfp8.arrays import Float32Array, Float64Array, IntArray, chunks, lookup
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 
 __all__ = [
+    "POOLINGS",
     "UNARY",
     "add",
     "layer_norm",
     "mean",
     "multiply",
     "normalize",
+    "pool",
     "require_ieee754",
     "softmax",
     "tree_sum",
@@ -259,11 +261,52 @@ def mean(x: Float32Array, precision: str = "float32") -> Float32Array:
     -------
     ndarray of float32, (..., features)
     """
+    return _pooled("mean", x, np.ones(np.shape(x)[:-1], np.int64), precision)
+
+
+#: How one vector is made of n tokens', by the name that sentence-transformers has for it: a
+#: function of float64 arrays, the tokens (..., n, features) and their places (..., n, 1).
+POOLINGS: dict[str, Callable[[Float64Array, Float64Array], Float64Array]] = {
+    "mean": lambda x, places: tree_sum(x, axis=-2) / x.shape[-2],
+    "mean_sqrt_len_tokens": lambda x, places: tree_sum(x, axis=-2) / np.sqrt(x.shape[-2]),
+    "weightedmean": lambda x, places: tree_sum(x * places, axis=-2) / places.sum(axis=-2),
+    "max": lambda x, places: x.max(axis=-2) + 0.0,  # of two zeros, +0
+    "lasttoken": lambda x, places: x[..., -1, :],
+}
+
+
+def pool(mode: str, x: Float32Array, places: IntArray) -> Float32Array:
+    """One vector of several tokens', in float64, rounded once to float32.
+
+    Parameters
+    ----------
+    mode : str
+        A key of :data:`POOLINGS`: "mean"; "mean_sqrt_len_tokens", the sum over the square
+        root of n; "weightedmean", with ``places`` as weights; "max" of each feature, of which
+        a zero is +0; "lasttoken".
+    x : ndarray of float32, (..., n, features)
+        n at least 1.
+    places : ndarray of int, (..., n)
+        Each token's number of a position, from 1 on; the sum below 2^53 is exact.
+
+    Returns
+    -------
+    ndarray of float32, (..., features)
+    """
+    if mode not in POOLINGS:
+        raise ValueError(f"pool: expected one of {', '.join(POOLINGS)}, found {mode!r}")
+    return _pooled(mode, x, places, "float32")
+
+
+def _pooled(mode: str, x: Float32Array, places: IntArray, precision: str) -> Float32Array:
     _check_precision(precision)
     if _checked("x", x).ndim < 2 or not x.shape[-2]:
         raise ValueError(f"x: expected at least one row of features, found shape {x.shape}")
-    with np.errstate(invalid="ignore"):
-        return _rounded(tree_sum(x.astype(np.float64), axis=-2) / x.shape[-2], precision)
+    if places.shape != x.shape[:-1]:
+        raise ValueError(f"places: expected shape {x.shape[:-1]}, found {places.shape}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = POOLINGS[mode](x.astype(np.float64), places.astype(np.float64)[..., None])
+        return _rounded(wide, precision)
 
 
 def normalize(x: Float32Array, precision: str = "float32") -> Float32Array:

@@ -275,6 +275,8 @@ ORDERS: tuple[tuple[tuple[str, ...], str, tuple[int, ...] | None], ...] = (
 TRANSFORMER = "sentence_transformers.models.Transformer"
 POOLING = "sentence_transformers.models.Pooling"
 NORMALIZE = "sentence_transformers.models.Normalize"
+DENSE = "sentence_transformers.models.Dense"
+TORCH = "torch.nn.modules.activation"
 
 #: Settings of a sentence-transformers folder: file, key, values.
 SENTENCES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
@@ -285,9 +287,18 @@ SENTENCES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("1_Pooling/config.json", "pooling_mode_weightedmean_tokens", (True, False, 1)),
     ("1_Pooling/config.json", "pooling_mode_lasttoken", (True, False)),
     ("1_Pooling/config.json", "pooling_mode", ("mean", "cls", "max", "MEAN", "x", None)),
+    ("1_Pooling/config.json", "pooling_mode", (["max"], ["lasttoken", "cls"], [], ["x"])),
     ("1_Pooling/config.json", "include_prompt", (True, False)),
     ("1_Pooling/config.json", "word_embedding_dimension", (8, 16, 32, ABSENT)),
     ("1_Pooling/config.json", "pooling_mode_median", (True,)),
+    ("2_Dense/config.json", "in_features", (8, "24", ABSENT)),
+    ("2_Dense/config.json", "out_features", (9, 0, ABSENT)),
+    ("2_Dense/config.json", "bias", (False, 1, ABSENT)),
+    ("2_Dense/config.json", "activation_function", (f"{TORCH}.Sigmoid", f"{TORCH}.Softmax")),
+    ("2_Dense/config.json", "activation_function", ("torch.nn.ReLU", "x.Tanh", None, ABSENT)),
+    ("2_Dense/config.json", "use_residual", (False, True, None)),
+    ("2_Dense/config.json", "module_input_name", ("sentence_embedding", "token_embeddings")),
+    ("2_Dense/config.json", "module_output_name", ("sentence_embedding", "x", None)),
     ("sentence_bert_config.json", "transformer_task", ("feature-extraction", "fill-mask", None)),
     ("sentence_bert_config.json", "module_output_name", ("token_embeddings", "x", None)),
     ("sentence_bert_config.json", "model_args", ({}, {"attn_implementation": "eager"})),
@@ -304,7 +315,15 @@ MODULES: tuple[tuple[tuple[str, str, str], ...], ...] = (
     ((TRANSFORMER, "", "0"), (POOLING, "1_Pooling", "1"), (NORMALIZE, "2_Normalize", "2")),
     ((TRANSFORMER, "", "0"), (POOLING, "1_Pooling", "1")),
     ((TRANSFORMER, "", "a"), (POOLING, "1_Pooling", "b"), (NORMALIZE, "2_Normalize", "c")),
+    ((TRANSFORMER, "", "0"), (POOLING, "1_Pooling", "1"), (DENSE, "2_Dense", "2")),
+    (
+        (TRANSFORMER, "", "0"),
+        (POOLING, "1_Pooling", "1"),
+        (DENSE, "2_Dense", "2"),
+        (NORMALIZE, "3_Normalize", "3"),
+    ),
     ((TRANSFORMER, "", "0"), (POOLING, "1_Pooling", "0")),
+    ((TRANSFORMER, "", "0"), (DENSE, "2_Dense", "1"), (POOLING, "1_Pooling", "2")),
     ((TRANSFORMER, "", "0"),),
     ((TRANSFORMER, "", "0"), (NORMALIZE, "2_Normalize", "1"), (POOLING, "1_Pooling", "2")),
     ((TRANSFORMER, "", "0"), (POOLING, "1_Pooling", "1"), (POOLING, "1_Pooling", "2")),
@@ -497,13 +516,21 @@ def change_sentences(folder: Path, rng: Rng) -> tuple[str, ...]:
     switches = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
     mode = rng.choice(switches[:2])
     pooling: Raw = {f"pooling_mode_{name}": name == mode for name in switches}
-    pooling["word_embedding_dimension"] = json.loads((folder / "config.json").read_text())[
+    size = json.loads((folder / "config.json").read_text())[
         "dim" if "Distil" in folder.name else "hidden_size"
     ]
-    (folder / "1_Pooling").mkdir()
-    (folder / "2_Normalize").mkdir()
+    pooling["word_embedding_dimension"] = size
+    for name in ("1_Pooling", "2_Dense", "2_Normalize", "3_Normalize"):
+        (folder / name).mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    modules, keys = rng.choice(MODULES[:3]), []
+    dense = {"in_features": size, "out_features": 5, "bias": True}
+    dense |= {"activation_function": f"{TORCH}.Tanh"}
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(dense))
+    generator = np.random.default_rng(rng.randrange(1 << 30))
+    shapes = {"linear.weight": (5, size), "linear.bias": (5,)}
+    tensors = {name: generator.normal(0, 0.3, x).astype(np.float32) for name, x in shapes.items()}
+    save_file(tensors, folder / "2_Dense" / "model.safetensors")
+    modules, keys = rng.choice(MODULES[:5]), []
     for _ in range(rng.choice((0, 1, 1, 1, 2))):
         if rng.random() < 0.2:
             modules = rng.choice(MODULES)
@@ -543,7 +570,9 @@ def make(number: int, seed: int, bases: dict[tuple[str, str], Path], work: Path,
         keys = change_sentences(folder, rng)
         names = (*keys, *("modules.json" for _ in (1,) if head != "Model"))
         if any(key.startswith("pooling_mode") for key in keys):
-            names += ("pooling_mode",)
+            names += ("pooling_mode", "the poolings", "in_features")
+        if {"in_features", "out_features", "bias"} & set(keys):
+            names += ("tensor 'linear.", "in_features")
         if "default_prompt_name" in keys or "prompts" in keys:
             names += ("prompt",)
         label = "no change" if head == "Model" else "a classifier"

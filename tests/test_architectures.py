@@ -1030,11 +1030,9 @@ def test_sentence_embeddings(
 @pytest.mark.parametrize(
     ("pooling", "found"),
     [
-        ({"pooling_mode_max_tokens": True}, "max_tokens"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "mean_tokens, cls_to"),
-        ({"pooling_mode": "lasttoken"}, "lasttoken"),
-        ({"pooling_mode_mean_tokens": False}, "None"),
-        ({}, "None"),
+        ({"pooling_mode": "median"}, "median"),
+        ({"pooling_mode_mean_tokens": False}, "none"),
+        ({}, "none"),
     ],
 )
 def test_other_poolings(
@@ -1043,8 +1041,8 @@ def test_other_poolings(
     saved(quiet_transformers, torch, tmp_path, "Bert", "Model")
     write_modules(tmp_path, pooling)
     assert refusal(tmp_path).startswith(
-        f"{tmp_path / '1_Pooling' / 'config.json'}: expected pooling_mode_mean_tokens or "
-        f"pooling_mode_cls_token, found {found}"
+        f"{tmp_path / '1_Pooling' / 'config.json'}: expected one or more of the poolings cls, max, "
+        f"mean, mean_sqrt_len_tokens, weightedmean, lasttoken, each once, found {found}"
     )
 
 
@@ -1056,9 +1054,12 @@ POOLING = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
     ("modules", "message"),
     [
         ({}, "expected a JSON list, found dict"),
-        ([], "expected the modules Transformer, Pooling and perhaps Normalize, found none"),
-        ([TRANSFORMER], "and perhaps Normalize, found Transformer"),
-        ([TRANSFORMER, POOLING, {"type": "x.Dense", "path": "2"}], "Transformer, Pooling, Dense"),
+        (
+            [],
+            "expected the modules Transformer, Pooling and perhaps Dense and Normalize, found none",
+        ),
+        ([TRANSFORMER], "and perhaps Dense and Normalize, found Transformer"),
+        ([TRANSFORMER, POOLING, {"type": "x.Dense", "path": "2"}], "module 2: expected the 'type'"),
         ([{"path": ""}], "module 0: expected a 'type', a string"),
         ([TRANSFORMER, 3], "module 1: expected a 'type', a string"),
         ([TRANSFORMER, POOLING | {"path": None}], "module 1: expected a 'path', a string"),

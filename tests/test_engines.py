@@ -20,6 +20,7 @@ from watching import engine_for, noted
 
 import npfp8
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe, calibrate, load, load_tokenizer
+from bert_numpy.engines import functions
 from bert_numpy.engines.engine import Engine, Weights
 from bert_numpy.engines.float import Bfloat16Engine, FloatEngine
 from bert_numpy.engines.functions import ACTIVATIONS, gelu
@@ -32,7 +33,7 @@ from bert_numpy.model.sites import model_sites, site_named
 from bert_numpy.quantization import engine as quantized_engine
 from bert_numpy.quantization.engine import engine_of
 from bert_numpy.quantization.plan import Scale, SitePlan
-from npfp8 import QuantizedTensor, quantize, quantize_bfloat16
+from npfp8 import QuantizedTensor, golden, quantize, quantize_bfloat16
 from npfp8.bfloat16 import round_to_bfloat16
 
 Float32Array = npt.NDArray[np.float32]
@@ -74,7 +75,7 @@ class Arithmetic:
         return self.call("activation", name, x)
 
     def mean(self, x: Float32Array) -> Float32Array:
-        return self.call("mean", x)
+        return self.call("pool", "mean", x, np.ones(x.shape[:-1], np.int64))
 
     def normalize(self, x: Float32Array) -> Float32Array:
         return self.call("normalize", x)
@@ -468,6 +469,39 @@ def test_mean_and_normalize(arithmetic: Arithmetic, length: int) -> None:
     assert not arithmetic.normalize(np.zeros((2, 4), np.float32)).any()
 
 
+@pytest.mark.parametrize("arithmetic", EACH)
+@pytest.mark.parametrize("mode", functions.POOLINGS)
+def test_pool(arithmetic: Arithmetic, mode: str) -> None:
+    """In float32 whatever the rest is in, as golden arithmetic has it."""
+    x = np.random.default_rng(7).normal(0.5, 1, (3, 129, 48)).astype(np.float32)
+    places = np.arange(1, 130) + np.array([[0], [3], [9]])
+    found = arithmetic.call("pool", mode, x, places)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, golden.pool(mode, x, places), rtol=2e-6, atol=2e-6)
+    assert not np.shares_memory(found, x)
+
+
+def test_every_pooling() -> None:
+    assert functions.POOLINGS.keys() == golden.POOLINGS.keys()
+
+
+@pytest.mark.parametrize("arithmetic", EACH)
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "gelu", "relu", "silu"])
+def test_activations_of_an_answer(arithmetic: Arithmetic, name: str) -> None:
+    """In float32 in every precision, and of what is no bfloat16 number."""
+    x = np.random.default_rng(8).normal(0, 2, (3, 48)).astype(np.float32)
+    found = arithmetic.call("activation", name, x, True)
+    expected = golden.unary(functions.golden_name(name), x, "float32")
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=3e-7)
+
+
+@pytest.mark.parametrize("arithmetic", EACH)
+def test_concatenate(arithmetic: Arithmetic) -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    found = arithmetic.call("concatenate", [x, x[:, :1], -x])
+    np.testing.assert_array_equal(found, np.concatenate([x, x[:, :1], -x], axis=1))
+
+
 # Sums and products
 
 
@@ -573,7 +607,7 @@ LEAVES = {"float": FloatEngine, "golden": GoldenEngine, "shape": ShapeEngine}
 @pytest.mark.parametrize("engine", LEAVES.values(), ids=LEAVES)
 def test_a_leaf_has_every_operation(engine: type[Engine[Any]]) -> None:
     """It has no other engine that it could leave one to."""
-    assert len(OPERATIONS) == 12
+    assert len(OPERATIONS) == 13
     for name in set(OPERATIONS) - ({"counted"} if engine is ShapeEngine else set()):
         assert getattr(engine, name) is not getattr(Engine, name), name
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -477,6 +478,62 @@ def test_mean_is_rounded_once(precision: str, rows: int, features: int) -> None:
     check_rounding(found, np.array(expected, np.float32), precision)
     assert_same_bits(golden.mean(x[1], precision), found[1])
     assert_same_bits(golden.mean(x.transpose(0, 2, 1).copy().swapaxes(1, 2), precision), found)
+
+
+@pytest.mark.parametrize("mode", golden.POOLINGS)
+@pytest.mark.parametrize(("rows", "features"), [(1, 5), (2, 5), (7, 300), (129, 40)])
+def test_pool_is_rounded_once(mpmath: ModuleType, mode: str, rows: int, features: int) -> None:
+    x = random_bfloat16((3, rows, features), 9)
+    places = np.arange(1, rows + 1) * np.array([[1], [2], [3]])
+
+    def pooled(column: list[float], weights: list[int]) -> float:
+        """The exact number: or, of a square root, one with so many digits that none is between."""
+        exact = [Fraction(value) for value in column]
+        if mode == "mean_sqrt_len_tokens":
+            total = sum(exact, Fraction())
+            with mpmath.workdps(50):
+                size = mpmath.mpf(abs(total.numerator)) / total.denominator / mpmath.sqrt(rows)
+                return math.copysign(rounded(size, KINDS["float32"]), total)
+        found = {
+            "mean": sum(exact) / rows,
+            "weightedmean": sum(map(operator.mul, exact, weights)) / sum(weights),
+            "max": max(exact),
+            "lasttoken": exact[-1],
+        }
+        return nearest(found[mode], KINDS["float32"])
+
+    expected = [
+        [pooled(column.tolist(), weights) for column in part.T]
+        for part, weights in zip(x, places.tolist(), strict=True)
+    ]
+    found = golden.pool(mode, x, places)
+    assert found.shape == (3, features)
+    check_rounding(found, np.array(expected, np.float32), "float32")
+    assert_same_bits(golden.pool(mode, x[1], places[1]), found[1])
+    assert_same_bits(golden.pool(mode, x.swapaxes(0, 2).copy().swapaxes(0, 2), places), found)
+
+
+def test_pool_of_zeros_and_of_what_is_not_finite() -> None:
+    """Which of two zeros NumPy's maximum is may depend on the processor; ours is +0."""
+    zeros = np.float32([[-0.0, 0.0, -0.0], [0.0, -0.0, -0.0]])
+    places = np.array([1, 2])
+    assert_same_bits(golden.pool("max", zeros, places), np.zeros(3, np.float32))
+    infinite = np.float32([[np.inf, np.nan], [1, 1]])
+    found = golden.pool("max", infinite, places)
+    assert_same_bits(found, np.float32([np.inf, np.nan]))
+
+
+@pytest.mark.parametrize(
+    ("mode", "x", "places", "message"),
+    [
+        ("median", np.ones((2, 3), np.float32), np.ones(2, int), "pool: expected one of mean, "),
+        ("max", np.ones((0, 3), np.float32), np.ones(0, int), "x: expected at least one row"),
+        ("max", np.ones((2, 3), np.float32), np.ones(3, int), "places: expected shape"),
+    ],
+)
+def test_pool_refuses(mode: str, x: np.ndarray, places: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        golden.pool(mode, x, places)
 
 
 @every_precision

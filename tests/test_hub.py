@@ -264,6 +264,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         hub.moved["old/name"] = "owner/name"
         hub.add("owner/both", whole | {"model.safetensors.index.json": b"{}"} | OTHERS)
         folder = {"modules.json": b"[]", "1_Pooling/config.json": b"{}", "2_Dense/config.json": b""}
+        folder |= {"2_Dense/model.safetensors": b"", "2_Dense/pytorch_model.bin": b""}
         folder |= {"config_sentence_transformers.json": b"{}", "adapter_config.json": b"{}"}
         roberta = {"vocab.json": b"{}", "merges.txt": b""}
         hub.add("owner/sentences", whole | folder | roberta | OTHERS)
@@ -321,6 +322,7 @@ def test_only_what_is_needed_is_fetched(answers: dict[str, Any]) -> None:
     assert files("both") == usual | {"model.safetensors.index.json"}
     assert files("accepted") == usual
     sentences = {"modules.json", "1_Pooling/config.json", "vocab.json", "merges.txt"}
+    sentences |= {"2_Dense/config.json", "2_Dense/model.safetensors"}
     sentences |= {"config_sentence_transformers.json", "adapter_config.json"}  # read to refuse
     assert files("sentences") == usual | sentences
     assert files("data") == {"sst2/train-00000-of-00001.parquet"}

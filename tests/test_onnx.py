@@ -36,7 +36,7 @@ from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.export import graph
 from bert_numpy.export.onnx import export_onnx, onnx_model
-from bert_numpy.model.config import Pooling
+from bert_numpy.model.config import Dense, Pooling
 from bert_numpy.model.sites import expected_shapes
 from npfp8 import E4M3FN, UINT8
 from npfp8.files import replaced_file
@@ -282,6 +282,7 @@ ENCODERS: dict[str, Pooling | None] = {
     "mean, normalized": Pooling("mean", normalize=True),
     "cls": Pooling("cls", normalize=False),
     "cls, normalized": Pooling("cls", normalize=True),
+    "two, dense": Pooling("max+lasttoken", True, (Dense("3_Dense.linear", 5, "tanh"),)),
 }
 
 CASES = [

@@ -65,6 +65,10 @@ def refusal(folder: Path, file: str) -> str:
         (MEAN | {"pooling_mode": "cls"}, "cls"),  # the name goes before the switches
         (CLS | {"pooling_mode": "mean", "pooling_mode_max_tokens": True}, "mean"),
         (MEAN | {"word_embedding_dimension": 16, "include_prompt": False}, "mean"),
+        ({"pooling_mode": "max"}, "max"),
+        ({"pooling_mode": ["weightedmean"]}, "weightedmean"),
+        ({"pooling_mode": "mean_sqrt_len_tokens"} | MEAN, "mean_sqrt_len_tokens"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}, "lasttoken"),
     ],
 )
 def test_modes(tmp_path: Path, pooling: dict[str, Any], mode: str) -> None:
@@ -72,16 +76,40 @@ def test_modes(tmp_path: Path, pooling: dict[str, Any], mode: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pooling", "modes"),
+    [
+        (MEAN | {"pooling_mode_cls_token": True}, ("cls", "mean")),
+        (MEAN | {"pooling_mode_max_tokens": True}, ("max", "mean")),
+        ({"pooling_mode_lasttoken": True} | MEAN, ("mean", "lasttoken")),
+        (
+            MEAN
+            | {"pooling_mode_weightedmean_tokens": True}
+            | {"pooling_mode_mean_sqrt_len_tokens": True},
+            ("mean", "mean_sqrt_len_tokens", "weightedmean"),
+        ),
+        ({"pooling_mode": ["mean", "cls"]}, ("mean", "cls")),
+    ],
+)
+def test_several_modes(tmp_path: Path, pooling: dict[str, Any], modes: tuple[str, ...]) -> None:
+    """In sentence-transformers' order of the switches, or in that of the list."""
+    model = load(write(tmp_path, pooling))
+    assert model.config.pooling == Pooling("+".join(modes), normalize=True)
+    vectors = model([[2, 5, 3]]).sentence_embedding
+    assert vectors is not None
+    assert vectors.shape == (1, 16 * len(modes))
+
+
+@pytest.mark.parametrize(
     ("pooling", "message"),
     [
-        (MEAN | CLS | MEAN | {"pooling_mode_cls_token": True}, "found mean_tokens, cls_token"),
-        (MEAN | {"pooling_mode_max_tokens": True}, "found mean_tokens, max_tokens"),
-        (MEAN | {"pooling_mode_lasttoken": True}, "found mean_tokens, lasttoken"),
-        ({"pooling_mode": "max"}, "found max"),
-        ({"pooling_mode": "weightedmean"}, "found weightedmean"),
         ({"pooling_mode": "Mean"}, "found Mean"),
-        ({"pooling_mode": "mean_sqrt_len_tokens"} | MEAN, "found mean_sqrt_len_tokens"),
-        ({"pooling_mode": ["cls", "mean"]}, "found ['cls', 'mean']"),
+        ({"pooling_mode": "tokens"}, "expected one or more of the poolings cls, max, mean, mean_s"),
+        ({"pooling_mode": []}, "found none"),
+        ({"pooling_mode": ["cls", "cls"]}, "each once, found cls, cls"),
+        ({"pooling_mode": ["cls", ["mean"]]}, "found cls, ['mean']"),
+        ({"pooling_mode": {"cls": 1}}, "found {'cls': 1}"),
+        ({"pooling_mode_mean_tokens": False}, "found none"),
+        ({"pooling_mode_max_tokens": True}, "'pooling_mode_mean_tokens': expected true or false"),
         (
             MEAN | {"pooling_mode_max_tokens": 1},
             "'pooling_mode_max_tokens': expected true or false, found 1",
@@ -126,7 +154,8 @@ def test_names_of_modules_in_all_releases(tmp_path: Path, types: list[str], coun
         (listed(TYPES, ["0", "0", "1"]), "a 'name' of their own, found 0, 0, 1"),
         (listed(TYPES, ["0", 0]), "a 'name' of their own, found 0, 0"),
         (listed([TYPES[0], TYPES[2], TYPES[1]]), "found Transformer, Normalize, Pooling"),
-        (listed([*TYPES[:2], f"{OLD}Dense"]), "found Transformer, Pooling, Dense"),
+        (listed([*TYPES[:2], f"{OLD}LayerNorm"]), "found Transformer, Pooling, LayerNorm"),
+        (listed([TYPES[0], f"{OLD}Dense", TYPES[1]]), "found Transformer, Dense, Pooling"),
         (listed([f"{OLD}CLIPModel", TYPES[1]]), "found CLIPModel, Pooling"),
     ],
 )

@@ -105,11 +105,11 @@ class Watching(Engine[np.ndarray]):
     def layer_norm(self, name: str, x: np.ndarray, eps: float) -> np.ndarray:
         return self.watched("layer_norm", name, x, eps)
 
-    def activation(self, name: str, x: np.ndarray) -> np.ndarray:
-        return self.watched("activation", name, x)
+    def activation(self, name: str, x: np.ndarray, answer: bool = False) -> np.ndarray:
+        return self.watched("activation", name, x, answer)
 
-    def mean(self, x: np.ndarray) -> np.ndarray:
-        return self.watched("mean", x)
+    def pool(self, mode: str, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return self.watched("pool", mode, x, places)
 
     def normalize(self, x: np.ndarray) -> np.ndarray:
         return self.watched("normalize", x)

@@ -48,7 +48,9 @@ MODEL_FILES = [
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
+    "[0-9]*_Pooling/config.json",
+    "[0-9]*_Dense/config.json",
+    "[0-9]*_Normalize/config.json",
     # It refuses a model that is not whole without it:
     "adapter_config.json",
 ]
@@ -121,7 +123,7 @@ def fetch_dataset(repository: str, patterns: list[str], revision: str | None = N
 
 def _fetch_model(repository: str, revision: str | None, weights: bool) -> Path:
     """Fetch one file of weights, or where there is none the shards that the index names."""
-    wanted = [*MODEL_FILES, SINGLE, INDEX] if weights else MODEL_FILES
+    wanted = [*MODEL_FILES, SINGLE, INDEX, f"[0-9]*_Dense/{SINGLE}"] if weights else MODEL_FILES
     folder = _fetch(repository, wanted, "model", revision)
     if not (folder / _CONFIG).is_file():
         found = ", ".join(_listing(repository, folder)[:10]) or "no file"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bert_numpy.checkpoints.config_file import is_quantized, read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.checkpoints.parameters import find_parameters, read_weights
-from bert_numpy.checkpoints.pooling import read_pooling
+from bert_numpy.checkpoints.pooling import read_dense, read_pooling
 from bert_numpy.checkpoints.tensors import open_checkpoint
 from bert_numpy.engines.functions import ACTIVATIONS
 from bert_numpy.errors import BertNumpyError, key_error
@@ -77,7 +77,7 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
         from bert_numpy.checkpoints.quantized import load_quantized  # noqa: PLC0415
 
         return load_quantized(config, folder, name)
-    weights = read_weights(config, open_checkpoint(folder))
+    weights = read_weights(config, open_checkpoint(folder)) | read_dense(folder, config)
     return Model(config, weights, name=name)
 
 

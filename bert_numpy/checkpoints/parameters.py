@@ -64,6 +64,8 @@ def find_parameters(
 ) -> dict[str, StoredTensor]:
     """Find every parameter that ``config`` calls for, by canonical name; nothing is read yet.
 
+    Those of Dense modules, which have files of their own, are not among them.
+
     A bare encoder may lack the pooler; question answering and others have
     none, as in transformers. Tensors that are not parameters of the architecture
     (``position_ids``, other heads, a pooler that nothing reads) are left out.
@@ -89,7 +91,7 @@ def find_parameters(
     tensors = canonical_names(stored, config.description.prefix)
     pooler = bool(_found(config, tensors, "pooler.dense.weight"))
     parameters: dict[str, StoredTensor] = {}
-    for name, shape in expected_shapes(config, pooler).items():
+    for name, shape in expected_shapes(config.stored_together, pooler).items():
         tensor = next(iter(_found(config, tensors, name)), None)
         if tensor is None:
             *_, missing = config.description.stored_names(name, config.head)

@@ -1,20 +1,27 @@
-"""The layout of a sentence-transformers folder: what becomes of the hidden states.
+"""The layout of a sentence-transformers folder: how hidden states become a vector.
 
-``modules.json`` lists the modules; the encoder is in the folder itself, the
-pooling's settings in one of its own, ``1_Pooling`` by custom.
+``modules.json`` lists the modules. The encoder is in the folder itself; the settings of the
+pooling, and the settings and weights of each Dense module, are in folders of their own,
+``1_Pooling`` and ``2_Dense`` by custom.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bert_numpy.checkpoints.tensors import SINGLE, open_checkpoint, read_float32
 from bert_numpy.errors import BertNumpyError, key_error, read_json
 from bert_numpy.model.architectures import ARCHITECTURES, ENCODER, HEADS
-from bert_numpy.model.config import BertConfig, Pooling
+from bert_numpy.model.config import BertConfig, Dense, Pooling
+from bert_numpy.model.sites import expected_shapes
+from npfp8.arrays import Float32Array
 from npfp8.files import is_plain_name
 
-__all__ = ["pooling_files", "read_pooling"]
+__all__ = ["pooling_files", "read_dense", "read_pooling"]
 
 _MODULES = "modules.json"
 
@@ -26,9 +33,38 @@ _ENCODER_SETTINGS = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 
-#: Modes that are computed, by the names that sentence-transformers has for them: the key that
-#: switches one on, and since release 5 the value of ``pooling_mode``.
-_MODES = {"mean_tokens": "mean", "cls_token": "cls", "mean": "mean", "cls": "cls"}
+#: The modes by the keys that switch them on, in the order in which several are concatenated.
+_SWITCHES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+#: The functions that a Dense module may apply, by the end of torch's name for them.
+_ACTIVATIONS = {
+    "activation.Tanh": "tanh",
+    "activation.ReLU": "relu",
+    "activation.GELU": "gelu",
+    "activation.SiLU": "silu",
+    "activation.Sigmoid": "sigmoid",
+    "linear.Identity": None,
+}
+
+#: The same by the names that sentence-transformers may write: ``torch.nn.Tanh`` is one of two.
+_ACTIVATION_NAMES = {
+    f"torch.nn.{prefix}{name}": function
+    for full, function in _ACTIVATIONS.items()
+    for prefix, name in (("modules.", full), ("", full.rpartition(".")[2]))
+}
+
+#: The keys of the modules behind the pooling by which they would read or write something else.
+_VECTOR_KEYS = ("module_input_name", "module_output_name")
+_VECTOR = "sentence_embedding"
+
+_DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
 
 #: Keys of these by which the encoder would be another, or give something else than its last
 #: hidden states; and the only values, besides null, with which it does not.
@@ -50,16 +86,8 @@ _ENCODER_KEYS: dict[str, tuple[Any, ...]] = {
 
 #: All keys that sentence-transformers reads in the pooling's ``config.json``.
 _KEYS = (
-    "pooling_mode",
-    "pooling_mode_cls_token",
-    "pooling_mode_mean_tokens",
-    "pooling_mode_max_tokens",
-    "pooling_mode_mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens",
-    "pooling_mode_lasttoken",
-    "word_embedding_dimension",
-    "embedding_dimension",
-    "include_prompt",
+    *("pooling_mode", *_SWITCHES),
+    *("word_embedding_dimension", "embedding_dimension", "include_prompt"),
 )
 
 #: Heads that a sentence-transformers folder's encoder may have been trained with.
@@ -71,7 +99,7 @@ _WITHOUT_TASK = {ENCODER.name} | {
 
 
 def read_pooling(folder: Path, config: BertConfig | None = None) -> Pooling | None:
-    """Read ``modules.json`` and the pooling's ``config.json``; None where there is no such list.
+    """Read ``modules.json`` and the settings of its modules; None where there is no such list.
 
     Parameters
     ----------
@@ -82,10 +110,10 @@ def read_pooling(folder: Path, config: BertConfig | None = None) -> Pooling | No
     Raises
     ------
     BertNumpyError
-        If one is missing or no JSON, or asks for what is not computed here: other
-        modules than an encoder, a pooling and a normalization; a pooling that is
-        neither the mean of the tokens nor the first one; a prompt before every
-        text, or shortened vectors (``config_sentence_transformers.json``).
+        If one is missing or no JSON, or asks for what is not computed here: modules other
+        than an encoder, a pooling, and then Dense and Normalize in any order; a Dense module
+        with a residual, another function or another number of features than it is given; a
+        prompt before every text, or shortened vectors (``config_sentence_transformers.json``).
     """
     if not (folder / _MODULES).is_file():
         return None
@@ -102,7 +130,67 @@ def read_pooling(folder: Path, config: BertConfig | None = None) -> Pooling | No
         if (folder / name).is_file():
             _check_encoder(folder / name)
             break
-    return Pooling(_mode(folder / modules[1]["path"] / "config.json"), len(modules) == 3)
+    modes = _modes(folder / modules[1]["path"] / "config.json")
+    features = None if config is None else config.hidden_size * len(modes)
+    normalize, layers = False, list[Dense]()
+    for number, module in enumerate(modules[2:], 2):
+        path = folder / module["path"] / "config.json"
+        if _kind(module) == "Dense":
+            layers.append(_dense(path, f"{number}_Dense.linear", features))
+            features = layers[-1].outputs
+            continue
+        if path.is_file():  # releases before 6 write none
+            _check_vector(path, read_json(path))
+        if layers:
+            layers[-1] = replace(layers[-1], normalize=True)
+        else:
+            normalize = True
+    return Pooling("+".join(modes), normalize, tuple(layers))
+
+
+def read_dense(folder: Path, config: BertConfig) -> dict[str, Float32Array]:
+    """Read the weights of a folder's Dense modules, as float32; a bias that there is not is 0.
+
+    Parameters
+    ----------
+    folder : Path
+    config : BertConfig
+        With the folder's pooling.
+
+    Raises
+    ------
+    BertNumpyError
+        If a file is missing or corrupt, or a tensor is missing, not expected, or of another
+        shape, or has a NaN or an infinity.
+    """
+    weights: dict[str, Float32Array] = {}
+    if config.pooling is None:
+        return weights
+    shapes = expected_shapes(config)
+    modules = [one for one in _modules(folder / _MODULES)[2:] if _kind(one) == "Dense"]
+    for layer, module in zip(config.pooling.dense, modules, strict=True):
+        place = folder / module["path"]
+        stored = open_checkpoint(place)
+        names = {"linear.weight": f"{layer.site}.weight"}
+        if read_json(place / "config.json").get("bias", True):
+            names["linear.bias"] = f"{layer.site}.bias"
+        else:
+            weights[f"{layer.site}.bias"] = np.zeros(layer.outputs, np.float32)
+        for key in (*names, *stored):
+            if key not in names or key not in stored:
+                wrong = "missing" if key in names else "not one of Dense's"
+                raise BertNumpyError(
+                    f"{place / SINGLE}: tensor {key!r}: expected {' and '.join(names)}, but it is "
+                    f"{wrong}"
+                )
+        for key, name in names.items():
+            if stored[key].shape != shapes[name]:
+                raise BertNumpyError(
+                    f"{stored[key].place}: expected shape {shapes[name]} by config.json, found "
+                    f"{stored[key].shape}"
+                )
+            weights[name] = read_float32(stored[key])
+    return weights
 
 
 def pooling_files(folder: Path) -> list[str]:
@@ -115,22 +203,30 @@ def pooling_files(folder: Path) -> list[str]:
     """
     if not (folder / _MODULES).is_file():
         return []
-    pooling = f"{_modules(folder / _MODULES)[1]['path']}/config.json"
-    names = (_MODULES, pooling, _SETTINGS, *_ENCODER_SETTINGS)
-    return [name for name in names if (folder / name).is_file()]
+    modules = _modules(folder / _MODULES)
+    names = [_MODULES, *(f"{module['path']}/config.json" for module in modules[1:])]
+    names += [f"{module['path']}/{SINGLE}" for module in modules if _kind(module) == "Dense"]
+    names += [_SETTINGS, *_ENCODER_SETTINGS]
+    return [name for name in dict.fromkeys(names) if (folder / name).is_file()]
+
+
+def _kind(module: dict[str, Any]) -> str:
+    """The class of a module, without the package that it is in."""
+    kind: str = module["type"].rpartition(".")[2]
+    return kind
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
-    """The list of modules, checked: an encoder here, a pooling, and perhaps a normalization."""
+    """The list of modules, checked: an encoder here, a pooling, then Dense and Normalize."""
     modules: list[dict[str, Any]] = read_json(path, list)
     for number, module in enumerate(modules):
         for key in ("type", "path"):
             if not isinstance(module, dict) or not isinstance(module.get(key), str):
                 raise BertNumpyError(f"{path}: module {number}: expected a {key!r}, a string")
-    kinds = [module["type"].rpartition(".")[2] for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    kinds = [_kind(module) for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Dense", "Normalize"}:
         raise BertNumpyError(
-            f"{path}: expected the modules Transformer, Pooling and perhaps Normalize, "
+            f"{path}: expected the modules Transformer, Pooling and perhaps Dense and Normalize, "
             f"found {', '.join(kinds) or 'none'}"
         )
     for number, module in enumerate(modules):
@@ -148,40 +244,76 @@ def _modules(path: Path) -> list[dict[str, Any]]:
         raise BertNumpyError(
             f"{path}: module 0: expected the path '', this folder, found {modules[0]['path']!r}"
         )
-    if not is_plain_name(modules[1]["path"]):
-        raise BertNumpyError(
-            f"{path}: module 1: expected a folder in this one, found {modules[1]['path']!r}"
-        )
+    for number, module in enumerate(modules[1:], 1):
+        if not is_plain_name(module["path"]):
+            raise BertNumpyError(
+                f"{path}: module {number}: expected a folder in this one, found {module['path']!r}"
+            )
     return modules
 
 
-def _mode(path: Path) -> str:
-    """The one mode that is switched on: by a key of its own, or by name, which goes before them."""
+def _modes(path: Path) -> tuple[str, ...]:
+    """The modes that are switched on: by keys of their own, or by name, which goes before them."""
     raw = read_json(path)
     for key in raw:
         if key not in _KEYS:
             raise BertNumpyError(
                 f"{path}: expected keys that sentence-transformers reads, found {key!r}"
             )
-    switches = [key for key in raw if key.startswith("pooling_mode_")]
-    for key in (*switches, "include_prompt"):
+    for key in (*_SWITCHES, "include_prompt"):
         if not isinstance(raw.get(key, True), bool):
             raise BertNumpyError(f"{path}: key {key!r}: expected true or false, found {raw[key]!r}")
     name = raw.get("pooling_mode")
-    modes = [key.removeprefix("pooling_mode_") for key in switches if raw[key]]
-    if name is not None or not modes:
-        modes = [name]
-    if len(modes) != 1 or not isinstance(modes[0], str) or modes[0] not in _MODES:
-        found = ", ".join(map(str, modes))
+    if name is not None:
+        modes = name if isinstance(name, list) else [name]
+    else:
+        modes = [mode for key, mode in _SWITCHES.items() if raw.get(key, False)]
+        if modes and modes != ["mean"] and "pooling_mode_mean_tokens" not in raw:
+            raise BertNumpyError(
+                f"{path}: key 'pooling_mode_mean_tokens': expected true or false, found nothing, "
+                "which is true in some releases of sentence-transformers and false in others"
+            )
+    known = list(_SWITCHES.values())
+    if not modes or any(mode not in known for mode in modes) or len(set(modes)) < len(modes):
+        found = ", ".join(map(str, modes)) or "none"
         raise BertNumpyError(
-            f"{path}: expected pooling_mode_mean_tokens or pooling_mode_cls_token, found {found}"
+            f"{path}: expected one or more of the poolings {', '.join(known)}, each once, found "
+            f"{found}"
         )
-    if name is None and modes != ["mean_tokens"] and "pooling_mode_mean_tokens" not in raw:
-        raise BertNumpyError(
-            f"{path}: key 'pooling_mode_mean_tokens': expected true or false, found nothing, which "
-            "is true in some releases of sentence-transformers and false in others"
-        )
-    return _MODES[modes[0]]
+    return tuple(modes)
+
+
+def _dense(path: Path, site: str, features: int | None) -> Dense:
+    """A Dense module by its ``config.json``; ``features`` is what it is given, if that is known."""
+    raw = read_json(path)
+    for key in raw:
+        if key not in (*_DENSE_KEYS, *_VECTOR_KEYS):
+            raise BertNumpyError(
+                f"{path}: expected keys that sentence-transformers reads, found {key!r}"
+            )
+    _check_vector(path, raw)
+    for key in ("in_features", "out_features"):
+        if type(raw.get(key)) is not int or not 0 < raw[key] < 1 << 31:
+            raise key_error(path, key, "a number of at least 1", raw.get(key))
+    if features not in (None, raw["in_features"]):
+        expected = f"{features}, the features of what is before it"
+        raise key_error(path, "in_features", expected, raw["in_features"])
+    if type(raw.get("bias", True)) is not bool:
+        raise key_error(path, "bias", "true or false", raw["bias"])
+    if raw.get("use_residual", False) is not False:
+        raise key_error(path, "use_residual", "false: it is not implemented", raw["use_residual"])
+    name = raw.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if not isinstance(name, str) or name not in _ACTIVATION_NAMES:
+        expected = f"one of {', '.join(f'torch.nn.modules.{one}' for one in _ACTIVATIONS)}"
+        raise key_error(path, "activation_function", expected, name)
+    return Dense(site, raw["out_features"], _ACTIVATION_NAMES[name])
+
+
+def _check_vector(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse a module that reads or writes something else than the text's vector."""
+    for key in _VECTOR_KEYS:
+        if raw.get(key) not in (None, _VECTOR):
+            raise key_error(path, key, f"nothing or {_VECTOR!r}", raw[key])
 
 
 def _check_encoder(path: Path) -> None:

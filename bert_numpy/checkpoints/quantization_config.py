@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -136,7 +136,9 @@ class StoredQuantization:
 # Writing
 
 
-def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dict[str, Any]:
+def compressed_tensors_config(
+    recipe: Recipe, modules: Mapping[str, str], absent: Iterable[str] = ()
+) -> dict[str, Any]:
     """The ``quantization_config`` of a recipe.
 
     Parameters
@@ -144,6 +146,9 @@ def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dic
     recipe : Recipe
     modules : mapping of str to str
         Every linear layer: its site, and its name in the checkpoint.
+    absent : iterable of str
+        Layers that the checkpoint does not have, but transformers' classes may: where they
+        are made, they have no codes.
 
     Raises
     ------
@@ -191,7 +196,10 @@ def compressed_tensors_config(recipe: Recipe, modules: Mapping[str, str]) -> dic
             f"group_{i}": {"targets": names, **by_text[text]}
             for i, (text, names) in enumerate(targets.items())
         },
-        "ignore": [_pattern(name) for site, name in modules.items() if site not in schemes],
+        "ignore": [
+            *(_pattern(name) for site, name in modules.items() if site not in schemes),
+            *_unlike(map(_pattern, absent), [modules[site] for site in schemes]),
+        ],
         "kv_cache_scheme": None,
     }
 
@@ -349,7 +357,8 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
         expected = compressed_tensors_config(recipe, modules)
     except BertNumpyError as error:
         raise BertNumpyError(f"{reader.place}: {error}") from None
-    if raw.get("quantization_config") != expected:
+    coded = [name for site, name in modules.items() if recipe.site(site).b.fmt is not None]
+    if _without_others(raw.get("quantization_config"), expected["ignore"], coded) != expected:
         raise BertNumpyError(
             f"{place}: key 'quantization_config': expected what the recipe in {EXTRA_KEY!r} "
             "comes to, found another"
@@ -365,6 +374,29 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
             raise reader.at("zero_points").error(name, "0..255", zero_point)
         found[name] = Scale(np.asarray(value, np.float32), zero_point)
     return StoredQuantization(recipe, scales=found)
+
+
+def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str]) -> Any:
+    """A ``quantization_config`` without names to ignore that change nothing.
+
+    Which layers are named that a checkpoint does not have depends on the release that wrote it.
+    """
+    names = stored.get("ignore") if isinstance(stored, Mapping) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return stored
+    others = set(_unlike([name for name in names if name not in expected], coded))
+    return {**stored, "ignore": [name for name in names if name not in others]}
+
+
+def _unlike(targets: Iterable[str], modules: Sequence[str]) -> list[str]:
+    """The targets that fit none of some layers."""
+    reader, budget = _Reader("quantization_config: key 'ignore'"), Budget(_STEPS)
+    found = []
+    for name in targets:
+        target = _Targets([name], reader, budget)
+        if all(target.best(module) is None for module in modules):
+            found.append(name)
+    return found
 
 
 def _is_scale(value: float) -> bool:

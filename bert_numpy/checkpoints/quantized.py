@@ -24,7 +24,7 @@ import numpy.typing as npt
 from bert_numpy.checkpoints.config_file import EXTRA_KEY, read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.checkpoints.parameters import find_parameters, read_parameters
-from bert_numpy.checkpoints.pooling import pooling_files
+from bert_numpy.checkpoints.pooling import pooling_files, read_dense, read_pooling
 from bert_numpy.checkpoints.quantization_config import (
     StoredQuantization,
     compressed_tensors_config,
@@ -34,6 +34,7 @@ from bert_numpy.checkpoints.quantization_config import (
 )
 from bert_numpy.checkpoints.tensors import open_checkpoint, read_float32
 from bert_numpy.errors import BertNumpyError, read_json, reading, writing
+from bert_numpy.model.architectures import HEADS
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
 from bert_numpy.model.sites import WORDS, linear_sites, sites_of
@@ -89,13 +90,41 @@ def linear_modules(config: BertConfig, parameters: Mapping[str, StoredTensor]) -
     return {name: key.removesuffix(".weight") for name, key in keys.items() if key != words}
 
 
+def _check_dense(config: BertConfig, recipe: Recipe) -> None:
+    """Refuse a recipe that quantizes a Dense module, whose file others read as numbers."""
+    for layer in () if config.pooling is None else config.pooling.dense:
+        if recipe.site(layer.site).quantizes:
+            raise BertNumpyError(
+                f"recipe {recipe.name}: {layer.site}: expected no quantization: "
+                "sentence-transformers has no place for codes in a Dense module"
+            )
+
+
 # Writing
+
+
+def _absent_modules(config: BertConfig, modules: Mapping[str, str]) -> list[str]:
+    """The linear layers that classes of the model's family have and the checkpoint does not.
+
+    transformers makes them where another class than the checkpoint's loads it, as
+    ``AutoModel`` makes the pooler that the encoder of a sentence-transformers folder lacks.
+    """
+    kind = config.description
+    classes = ("Model", *(f"For{task}" for task in HEADS | dict(kind.heads)))
+    names = set()
+    for name in classes:
+        other = replace(config, architecture=f"{kind.class_name}{name}", pooling=None)
+        for site in linear_sites(other):
+            names |= set(kind.stored_names(f"{site.name}.weight", other.head))
+    stored = {name.removeprefix(kind.prefix) for name in modules.values()}
+    return sorted({name.removesuffix(".weight") for name in names} - stored)
 
 
 def _written_modules(
     config: BertConfig, recipe: Recipe, parameters: Mapping[str, StoredTensor]
 ) -> dict[str, str]:
     """The linear layers of a checkpoint; a recipe must not quantize a matrix that two share."""
+    _check_dense(config, recipe)
     modules = linear_modules(config, parameters)
     decoder = "cls.predictions.decoder"
     tied = f"{decoder}.weight" in parameters and decoder not in modules
@@ -125,7 +154,8 @@ def check_target(target: Path) -> None:
 def check_writable(config: BertConfig, recipe: Recipe, source: str | Path) -> None:
     """Raise :class:`BertNumpyError` if the layout cannot say what a recipe does to a checkpoint."""
     parameters = find_parameters(config, open_checkpoint(resolve(source)))
-    compressed_tensors_config(recipe, _written_modules(config, recipe, parameters))
+    modules = _written_modules(config, recipe, parameters)
+    compressed_tensors_config(recipe, modules, _absent_modules(config, modules))
 
 
 def side_files(folder: Path) -> list[str]:
@@ -203,7 +233,8 @@ def save_quantized(
     parameters = find_parameters(model.config, open_checkpoint(folder))
     raw = read_json(folder / "config.json")
     modules = _written_modules(model.config, model.recipe, parameters)
-    raw["quantization_config"] = compressed_tensors_config(model.recipe, modules)
+    absent = _absent_modules(model.config, modules)
+    raw["quantization_config"] = compressed_tensors_config(model.recipe, modules, absent)
     raw[EXTRA_KEY] = npfp8_config(model.recipe, model.plans, modules)
     _require_source(model, folder, parameters)
     copied = side_files(folder)
@@ -235,7 +266,8 @@ def _require_source(
     Its weights have to be the model's, bit for bit; where those are codes, what the
     source's weights become with the model's scales.
     """
-    config = replace(read_config(folder / "config.json"), pooling=model.config.pooling)
+    config = read_config(folder / "config.json")
+    config = replace(config, pooling=read_pooling(folder, config))
     if config != model.config:
         raise BertNumpyError(
             f"{folder / 'config.json'}: expected the config of the checkpoint that {model.name} "
@@ -253,6 +285,12 @@ def _require_source(
         if not same:
             raise BertNumpyError(
                 f"{parameter.place}: expected the weights that {model.name} was made of, found "
+                "others"
+            )
+    for name, values in read_dense(folder, config).items():
+        if not np.array_equal(values, np.asarray(model.weights[name])):
+            raise BertNumpyError(
+                f"{folder}: {name}: expected the weights that {model.name} was made of, found "
                 "others"
             )
 
@@ -345,6 +383,7 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
     plain = {key: parameters[key] for key in parameters if key not in coded}
     floats = read_parameters(config, stored, plain)
     weights: dict[str, Float32Array | QuantizedTensor] = {}
+    weights |= read_dense(folder, config)
     for key, parameter in parameters.items():
         if key not in coded:
             weights[key] = floats[key]
@@ -354,6 +393,7 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
     plans: dict[str, SitePlan] = {}
     sites = sites_of(Model(config, weights))
     try:
+        _check_dense(config, recipe)
         recipe.check_overrides(sites)
     except BertNumpyError as error:
         raise BertNumpyError(f"{folder / 'config.json'}: {error}") from None

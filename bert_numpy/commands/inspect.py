@@ -61,6 +61,8 @@ def _info(arguments: argparse.Namespace) -> Outcome:
         "quantized_products": len(sites),
     }
     del report["architecture_found"]  # the architecture says it
+    if model.config.pooling is not None and not model.config.pooling.dense:
+        del report["pooling"]["dense"]
     lines, width = [], 2 + max(map(len, report))
     for key, value in report.items():
         text = ", ".join(value) if isinstance(value, tuple) else value

@@ -67,8 +67,12 @@ class Layout(Protocol[V]):
     def merge_heads(self, parts: Sequence[V]) -> V:
         """P V of all these sets, (sequences, heads, queries, d), as (tokens, heads d) again."""
 
-    def texts(self, x: V) -> Iterable[V]:
-        """The tokens of each text that the attention mask has: (sequences, tokens, features)."""
+    def texts(self, x: V) -> Iterable[tuple[V, Any]]:
+        """The tokens that the attention mask has, once for each set of texts.
+
+        (sequences, tokens, features); and each token's number of a position,
+        (sequences, tokens), 1 for the first of a text.
+        """
 
     def join(self, parts: Sequence[V]) -> V:
         """What became of :meth:`texts`, (sequences, features), as (batch, features)."""
@@ -123,13 +127,23 @@ class Engine(Generic[V]):
         """Over the last axis, ``(x - mean) / sqrt(variance + eps) * weight + bias``."""
         return self.inner.layer_norm(name, x, eps)
 
-    def activation(self, name: str, x: V) -> V:
-        """A function of each number: a key of ``hidden_act``, or "tanh", the pooler's."""
-        return self.inner.activation(name, x)
+    def activation(self, name: str, x: V, answer: bool = False) -> V:
+        """A function of each number: a key of ``hidden_act``, or "tanh" or "sigmoid".
 
-    def mean(self, x: V) -> V:
-        """Over the axis before the last. In float32, as it is the model's answer."""
-        return self.inner.mean(x)
+        In float32 if it is a part of the model's ``answer``.
+        """
+        return self.inner.activation(name, x, answer)
+
+    def pool(self, mode: str, x: V, places: Any) -> V:
+        """One vector of each text's tokens. (..., n, features), (..., n) -> (..., features).
+
+        By :data:`npfp8.golden.POOLINGS`. In float32, as it is the model's answer.
+        """
+        return self.inner.pool(mode, x, places)
+
+    def concatenate(self, parts: Sequence[V]) -> V:
+        """Along the last axis."""
+        return self.inner.concatenate(parts)
 
     def normalize(self, x: V) -> V:
         """Over the last axis, ``x / max(norm, 1e-12)``. In float32, too."""

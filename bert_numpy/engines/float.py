@@ -12,7 +12,7 @@ from bert_numpy.engines import functions
 from bert_numpy.engines.engine import Engine, Layout, Table, Weights
 from bert_numpy.engines.site import Site
 from npfp8 import golden
-from npfp8.arrays import Float32Array
+from npfp8.arrays import Float32Array, IntArray
 from npfp8.bfloat16 import round_in_place, round_to_bfloat16
 
 __all__ = ["Bfloat16Engine", "FloatEngine"]
@@ -60,13 +60,17 @@ class FloatEngine(Engine[Float32Array]):
         weight, bias = functions.parameters(self.weights, name)
         return functions.layer_norm(x, weight, bias, eps)
 
-    def activation(self, name: str, x: Float32Array) -> Float32Array:
+    def activation(self, name: str, x: Float32Array, answer: bool = False) -> Float32Array:
         """See :data:`functions.ACTIVATIONS`."""
         return functions.activation(name, x)
 
-    def mean(self, x: Float32Array) -> Float32Array:
-        """Over the axis before the last."""
-        return x.mean(axis=-2)
+    def pool(self, mode: str, x: Float32Array, places: IntArray) -> Float32Array:
+        """See :data:`functions.POOLINGS`."""
+        return functions.POOLINGS[mode](x, places)
+
+    def concatenate(self, parts: Sequence[Float32Array]) -> Float32Array:
+        """A copy."""
+        return np.concatenate(parts, axis=-1)
 
     def normalize(self, x: Float32Array) -> Float32Array:
         """See :func:`functions.normalize`."""
@@ -129,8 +133,10 @@ class Bfloat16Engine(Engine[Float32Array]):
         """Rounded."""
         return self.rounded(self.inner.layer_norm(name, x, eps))
 
-    def activation(self, name: str, x: Float32Array) -> Float32Array:
+    def activation(self, name: str, x: Float32Array, answer: bool = False) -> Float32Array:
         """By a table, which is exact: nothing is faster than one."""
+        if answer:
+            return self.inner.activation(name, x)
         return golden.unary(functions.golden_name(name), round_to_bfloat16(x))
 
     def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:

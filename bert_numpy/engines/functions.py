@@ -14,11 +14,12 @@ import numpy as np
 
 from bert_numpy.engines.engine import Table, Weights
 from bert_numpy.errors import BertNumpyError
-from npfp8.arrays import Float32Array, chunks
+from npfp8.arrays import Float32Array, IntArray, chunks
 from npfp8.golden import SMALLEST_NORM
 
 __all__ = [
     "ACTIVATIONS",
+    "POOLINGS",
     "activation",
     "gather",
     "gelu",
@@ -113,17 +114,31 @@ ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+#: Functions that no ``hidden_act`` names here: the pooler's, and a Dense module's.
+_OTHERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "tanh": (np.tanh, "tanh"),
+    "sigmoid": (_sigmoid, "sigmoid"),
+}
+
+
 def activation(name: str, x: Float32Array) -> Float32Array:
-    """A function of each number, by ``hidden_act``; or "tanh", the pooler's."""
-    return np.tanh(x) if name == "tanh" else _named(name)[0](x)
+    """A function of each number, by ``hidden_act``; or "tanh" or "sigmoid"."""
+    result: Float32Array = _named(name)[0](x)
+    return result
 
 
 def golden_name(name: str) -> str:
-    """The name that :data:`npfp8.golden.UNARY` has for a ``hidden_act``, or for "tanh"."""
-    return name if name == "tanh" else _named(name)[1]
+    """The name that :data:`npfp8.golden.UNARY` has for one of :func:`activation`."""
+    return _named(name)[1]
 
 
 def _named(name: str) -> tuple[Callable[[Any], Any], str]:
+    if name in _OTHERS:
+        return _OTHERS[name]
     if name not in ACTIVATIONS:
         raise BertNumpyError(
             f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {name!r}"
@@ -190,3 +205,22 @@ def normalize(x: Float32Array) -> Float32Array:
     """Each row divided by its Euclidean norm, of which no square overflows or vanishes."""
     norm = np.sqrt(np.square(x, dtype=np.float64).sum(axis=-1, keepdims=True))
     return (x / np.maximum(norm, SMALLEST_NORM)).astype(np.float32)
+
+
+def _mean_sqrt_len(x: Float32Array, places: IntArray) -> Float32Array:
+    return x.sum(axis=-2) / np.sqrt(np.float32(x.shape[-2]))
+
+
+def _weighted_mean(x: Float32Array, places: IntArray) -> Float32Array:
+    weights = places.astype(np.float32)[..., None]
+    return (x * weights).sum(axis=-2) / weights.sum(axis=-2)
+
+
+#: By the name of :data:`npfp8.golden.POOLINGS`, which has the rules: the function in float32.
+POOLINGS: dict[str, Callable[[Float32Array, IntArray], Float32Array]] = {
+    "mean": lambda x, places: x.mean(axis=-2),
+    "mean_sqrt_len_tokens": _mean_sqrt_len,
+    "weightedmean": _weighted_mean,
+    "max": lambda x, places: x.max(axis=-2),
+    "lasttoken": lambda x, places: x[..., -1, :].copy(),
+}

@@ -14,7 +14,7 @@ from bert_numpy.engines.site import Site
 from bert_numpy.errors import naming
 from bert_numpy.finite import require_finite
 from npfp8 import golden, matmul_float32
-from npfp8.arrays import Float32Array
+from npfp8.arrays import Float32Array, IntArray
 from npfp8.bfloat16 import round_in_place, round_to_bfloat16
 
 __all__ = ["GoldenEngine"]
@@ -75,14 +75,19 @@ class GoldenEngine(Engine[Float32Array]):
         weight, bias = functions.parameters(self.weights, name)
         return golden.layer_norm(x, weight, bias, eps, self.precision)
 
-    def activation(self, name: str, x: Float32Array) -> Float32Array:
+    def activation(self, name: str, x: Float32Array, answer: bool = False) -> Float32Array:
         """Correctly rounded; in bfloat16 the input is rounded, too."""
-        x = round_to_bfloat16(x) if self.precision == "bfloat16" else x
-        return golden.unary(functions.golden_name(name), x, self.precision)
+        precision = "float32" if answer else self.precision
+        x = round_to_bfloat16(x) if precision == "bfloat16" else x
+        return golden.unary(functions.golden_name(name), x, precision)
 
-    def mean(self, x: Float32Array) -> Float32Array:
-        """See :func:`npfp8.golden.mean`."""
-        return golden.mean(x)
+    def pool(self, mode: str, x: Float32Array, places: IntArray) -> Float32Array:
+        """See :func:`npfp8.golden.pool`."""
+        return golden.pool(mode, x, places)
+
+    def concatenate(self, parts: Sequence[Float32Array]) -> Float32Array:
+        """A copy."""
+        return np.concatenate(parts, axis=-1)
 
     def normalize(self, x: Float32Array) -> Float32Array:
         """See :func:`npfp8.golden.normalize`."""

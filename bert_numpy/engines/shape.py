@@ -66,13 +66,17 @@ class ShapeEngine(Engine[int]):
         """No parameter."""
         return x
 
-    def activation(self, name: str, x: int) -> int:
+    def activation(self, name: str, x: int, answer: bool = False) -> int:
         """No parameter."""
         return x
 
-    def mean(self, x: int) -> int:
+    def pool(self, mode: str, x: int, places: None) -> int:
         """No parameter."""
         return x
+
+    def concatenate(self, parts: Sequence[int]) -> int:
+        """The features of all."""
+        return sum(parts)
 
     def normalize(self, x: int) -> int:
         """No parameter."""
@@ -109,9 +113,9 @@ class ShapeLayout:
         """The features of all heads."""
         return parts[0]
 
-    def texts(self, x: int) -> Iterator[int]:
+    def texts(self, x: int) -> Iterator[tuple[int, None]]:
         """One."""
-        yield x
+        yield x, None
 
     def join(self, parts: Sequence[int]) -> int:
         """One."""

@@ -164,6 +164,11 @@ class OnnxLayout:
         return self.graph.op("Cast", mask, to=self.graph.onnx.TensorProto.BOOL)
 
     @property
+    def present_numbers(self) -> str:
+        """The same as int32: 0 or 1."""
+        return self.graph.op("Cast", self.present, to=self.graph.onnx.TensorProto.INT32)
+
+    @property
     def numbers(self) -> str:
         """0, 1, ...: (length,)."""
         graph = self.graph
@@ -232,9 +237,12 @@ class OnnxLayout:
         merged = self.graph.op("Reshape", turned, self.graph.integers(0, 0, hidden))
         return Edge(merged, (batch, length, hidden))
 
-    def texts(self, x: Edge) -> Iterator[Edge]:
-        """All: the mean leaves padding out."""
-        yield x
+    def texts(self, x: Edge) -> Iterator[tuple[Edge, str]]:
+        """All, with places of (batch, length): what pools them leaves padding out."""
+        graph = self.graph
+        first = graph.op("ArgMax", self.present_numbers, axis=1, keepdims=1)
+        places = graph.op("Sub", self.numbers, first)
+        yield x, graph.op("Add", places, graph.constant(np.int64(1)))
 
     def join(self, parts: Sequence[Edge]) -> Edge:
         """There is one."""
@@ -402,20 +410,23 @@ class OnnxEngine(Engine[Edge]):
         result = self.graph.op("LayerNormalization", *inputs, axis=-1, epsilon=eps)
         return Edge(self.rounded(result), x.shape)
 
-    def activation(self, name: str, x: Edge) -> Edge:
+    def activation(self, name: str, x: Edge, answer: bool = False) -> Edge:
         """The node of a function, of a rounded input; rounded."""
+        if answer:
+            return Edge(_ACTIVATIONS[name](self.graph, x.name), x.shape)
         result = _ACTIVATIONS[name](self.graph, self.rounded(x.name))
         return Edge(self.rounded(result), x.shape)
 
-    def mean(self, x: Edge) -> Edge:
+    def pool(self, mode: str, x: Edge, places: str) -> Edge:
         """Of the tokens that the mask has."""
-        graph = self.graph
-        tokens = graph.op("Unsqueeze", self.layout.present, graph.integers(2))
-        present = graph.op("Where", tokens, x.name, graph.constant(np.float32(0)))
-        total = graph.op("ReduceSum", present, graph.integers(1), keepdims=0)
-        ones = graph.op("Cast", self.layout.present, to=graph.onnx.TensorProto.FLOAT)
-        count = graph.op("ReduceSum", ones, graph.integers(1), keepdims=1)
-        return Edge(graph.op("Div", total, count), (x.shape[0], *x.shape[2:]))
+        result = _POOLINGS[mode](self.graph, self.layout, x.name, places)
+        return Edge(result, (x.shape[0], *x.shape[2:]))
+
+    def concatenate(self, parts: Sequence[Edge]) -> Edge:
+        """Concat."""
+        joined = self.graph.op("Concat", *(part.name for part in parts), axis=-1)
+        features = sum(int(part.shape[-1]) for part in parts)
+        return Edge(joined, (*parts[0].shape[:-1], features))
 
     def normalize(self, x: Edge) -> Edge:
         """By ReduceL2."""
@@ -436,4 +447,56 @@ _ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
     "relu": lambda graph, x: graph.op("Relu", x),
     "silu": lambda graph, x: graph.op("Mul", x, graph.op("Sigmoid", x)),
     "tanh": lambda graph, x: graph.op("Tanh", x),
+    "sigmoid": lambda graph, x: graph.op("Sigmoid", x),
+}
+
+
+def _total(graph: Graph, wanted: str, x: str) -> str:
+    """The sum of the wanted tokens. (batch, length), (batch, length, features) -> (batch, .)."""
+    tokens = graph.op("Unsqueeze", wanted, graph.integers(2))
+    chosen = graph.op("Where", tokens, x, graph.constant(np.float32(0)))
+    return graph.op("ReduceSum", chosen, graph.integers(1), keepdims=0)
+
+
+def _count(graph: Graph, layout: OnnxLayout) -> str:
+    """How many tokens the mask has: float32, (batch, 1)."""
+    ones = graph.op("Cast", layout.present, to=graph.onnx.TensorProto.FLOAT)
+    return graph.op("ReduceSum", ones, graph.integers(1), keepdims=1)
+
+
+def _mean(graph: Graph, layout: OnnxLayout, x: str, places: str) -> str:
+    return graph.op("Div", _total(graph, layout.present, x), _count(graph, layout))
+
+
+def _mean_sqrt_len(graph: Graph, layout: OnnxLayout, x: str, places: str) -> str:
+    root = graph.op("Sqrt", _count(graph, layout))
+    return graph.op("Div", _total(graph, layout.present, x), root)
+
+
+def _weighted_mean(graph: Graph, layout: OnnxLayout, x: str, places: str) -> str:
+    weights = graph.op("Cast", places, to=graph.onnx.TensorProto.FLOAT)
+    weights = graph.op("Where", layout.present, weights, graph.constant(np.float32(0)))
+    weighted = graph.op("Mul", x, graph.op("Unsqueeze", weights, graph.integers(2)))
+    whole = graph.op("ReduceSum", weights, graph.integers(1), keepdims=1)
+    return graph.op("Div", _total(graph, layout.present, weighted), whole)
+
+
+def _max(graph: Graph, layout: OnnxLayout, x: str, places: str) -> str:
+    tokens = graph.op("Unsqueeze", layout.present, graph.integers(2))
+    chosen = graph.op("Where", tokens, x, graph.constant(np.finfo(np.float32).min))
+    return graph.op("ReduceMax", chosen, graph.integers(1), keepdims=0)
+
+
+def _last_token(graph: Graph, layout: OnnxLayout, x: str, places: str) -> str:
+    last = graph.op("ArgMax", layout.present_numbers, axis=1, keepdims=1, select_last_index=1)
+    return _total(graph, graph.op("Equal", layout.numbers, last), x)
+
+
+#: By the name of :data:`npfp8.golden.POOLINGS`: the nodes, whose order of sums is the runtime's.
+_POOLINGS: dict[str, Callable[[Graph, OnnxLayout, str, str], str]] = {
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt_len,
+    "weightedmean": _weighted_mean,
+    "max": _max,
+    "lasttoken": _last_token,
 }

@@ -66,6 +66,11 @@ _ROWS: _Check = (
     ),
 )
 
+_WEIGHTS: _Check = (
+    "a list of whole numbers from 1 on",
+    lambda x: isinstance(x, list) and bool(x) and all(_is_integer(weight, 1) for weight in x),
+)
+
 _GROUPS = {"axis": _AXIS, "block": _BLOCK}
 
 
@@ -192,8 +197,17 @@ def _layer_norm(shapes: Shapes, how: Attributes) -> Shape:
 
 
 def _mean(shapes: Shapes, how: Attributes) -> Shape:
-    *others, _, last = shapes["x"]
+    *others, rows, last = shapes["x"]
+    if "weights" in how:
+        _require((rows,), (len(how["weights"]),))
     return (*others, last)
+
+
+def _concatenate(shapes: Shapes, how: Attributes) -> Shape:
+    *others, _ = shapes["x0"]
+    for shape in shapes.values():
+        _require(shape[:-1], tuple(others))
+    return (*others, sum(shape[-1] for shape in shapes.values()))
 
 
 @dataclass(frozen=True)
@@ -214,6 +228,7 @@ class _Form:
 
 _X = {"x": "numbers"}
 _ONE = {"precision": _PRECISION}
+_FLOAT32 = {"precision": _one_of("float32")}
 _SCALES = {"fmt": _FMT}
 _SCALE_OPTIONS = {**_GROUPS, "power_of_two": _BOOL}
 _FACTORS = {"a": _FACTOR, "b": _FACTOR}
@@ -292,6 +307,16 @@ _FORMS = {
     ),
     "activation": _Form(_X, attributes={**_ONE, "function": _one_of(*golden.UNARY)}),
     "mean": _Form(_X, _mean, attributes=_ONE),
+    "mean_sqrt_len_tokens": _Form(_X, _mean, attributes=_FLOAT32),
+    "weightedmean": _Form(_X, _mean, attributes={**_FLOAT32, "weights": _WEIGHTS}),
+    "max": _Form(_X, _mean, attributes=_FLOAT32),
+    "lasttoken": _Form(_X, _mean, attributes=_FLOAT32),
+    "concatenate": _Form(
+        {"x0": "numbers"},
+        _concatenate,
+        attributes=_FLOAT32,
+        optional={f"x{i}": "numbers" for i in range(1, len(golden.POOLINGS) + 1)},
+    ),
     "normalize": _Form(_X, attributes=_ONE),
     "given": _Form({}, lambda shapes, how: ()),
 }

@@ -160,6 +160,15 @@ def _outliers(inputs: Inputs, attributes: Attributes) -> Array:
     return np.where(beyond if attributes["keep"] == "outliers" else ~beyond, x, np.float32(0))
 
 
+def _pool(mode: str) -> Operation:
+    def pool(inputs: Inputs, attributes: Attributes) -> Array:
+        x = inputs["x"]
+        weights = np.asarray(attributes.get("weights", 1))
+        return golden.pool(mode, x, np.broadcast_to(weights, x.shape[:-1]))
+
+    return pool
+
+
 #: What makes each tensor, by the operation's name. "given" is what the kit gives.
 OPERATIONS: dict[str, Operation] = {
     "output": lambda x, how: x["x"],
@@ -184,6 +193,11 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "activation": lambda x, how: golden.unary(how["function"], x["x"], how["precision"]),
     "mean": lambda x, how: golden.mean(x["x"], how["precision"]),
+    "mean_sqrt_len_tokens": _pool("mean_sqrt_len_tokens"),
+    "weightedmean": _pool("weightedmean"),
+    "max": _pool("max"),
+    "lasttoken": _pool("lasttoken"),
+    "concatenate": lambda x, how: np.concatenate([x[name] for name in sorted(x)], axis=-1),
     "normalize": lambda x, how: golden.normalize(x["x"], how["precision"]),
 }
 
@@ -250,5 +264,18 @@ RULES: dict[str, tuple[str, str]] = {
     ),
     "activation": ("the function, correctly rounded to bfloat16, or to float32", _FUNCTIONS),
     "mean": ("over the axis before the last, in float64, rounded once", _SUMS),
+    "mean_sqrt_len_tokens": (
+        "over the axis before the last, the sum over the square root of its length, in float64, "
+        "rounded once",
+        _SUMS,
+    ),
+    "weightedmean": (
+        "over the axis before the last, the sum of x * weights over that of the weights, in "
+        "float64, rounded once",
+        _SUMS,
+    ),
+    "max": ("the largest along the axis before the last; of two zeros +0", _SUMS),
+    "lasttoken": ("the last along the axis before the last", _SUMS),
+    "concatenate": ("x0, x1, ... side by side, along the last axis", "docs/kit.md"),
     "normalize": ("over the last axis, x / max(norm, 1e-12) in float64, rounded once", _SUMS),
 }

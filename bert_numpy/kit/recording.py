@@ -28,7 +28,7 @@ from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.plan import SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import ACCUMULATORS, QuantizedTensor
-from npfp8.arrays import Array, Float32Array
+from npfp8.arrays import Array, Float32Array, IntArray
 
 __all__ = ["record"]
 
@@ -110,10 +110,10 @@ class TracedLayout:
         (part,) = parts
         return part.seen(self.batch.merge_heads([part.x]), "merge_heads")
 
-    def texts(self, x: Traced) -> Iterator[Traced]:
+    def texts(self, x: Traced) -> Iterator[tuple[Traced, IntArray]]:
         """The tokens that the mask has."""
-        for tokens in self.batch.texts(x.x):
-            yield Traced(tokens)
+        for tokens, places in self.batch.texts(x.x):
+            yield Traced(tokens), places
 
     def join(self, parts: Sequence[Traced]) -> Traced:
         """There is one."""
@@ -395,20 +395,30 @@ class RecordingEngine(Engine[Traced]):
         y = self.golden.layer_norm(name, x.x, eps)
         return self.operation("layer_norm", "layer_norm", inputs, y, eps=eps)
 
-    def activation(self, name: str, x: Traced) -> Traced:
+    def activation(self, name: str, x: Traced, answer: bool = False) -> Traced:
         """See :func:`npfp8.golden.unary`; in bfloat16 of a rounded input."""
         function = golden_name(name)
+        precision = "float32" if answer else self.precision
         source = self.source(f"{function}.x", x)
         kind = self.builder.tensors[source.tensor].kind
-        if self.precision == "bfloat16" and kind == "float32":
+        if precision == "bfloat16" and kind == "float32":
             source = self.compute(f"{function}.x", "round", {"x": source}, kind="bfloat16")
-        y = self.golden.activation(name, x.x)
-        return self.operation(function, "activation", {"x": source}, y, function=function)
+        y = self.golden.activation(name, x.x, answer)
+        return self.operation(
+            function, "activation", {"x": source}, y, precision, function=function
+        )
 
-    def mean(self, x: Traced) -> Traced:
-        """See :func:`npfp8.golden.mean`."""
-        inputs, y = {"x": self.source("mean.x", x)}, self.golden.mean(x.x)
-        return self.operation("mean", "mean", inputs, y, "float32")
+    def pool(self, mode: str, x: Traced, places: IntArray) -> Traced:
+        """See :func:`npfp8.golden.pool`; the weights are an attribute."""
+        inputs, y = {"x": self.source(f"{mode}.x", x)}, self.golden.pool(mode, x.x, places)
+        weights = {"weights": places[0].tolist()} if mode == "weightedmean" else {}
+        return self.operation(mode, mode, inputs, y, "float32", **weights)
+
+    def concatenate(self, parts: Sequence[Traced]) -> Traced:
+        """Copied one behind the other."""
+        inputs = {f"x{i}": self.source(f"concatenate.x{i}", x) for i, x in enumerate(parts)}
+        y = self.golden.concatenate([part.x for part in parts])
+        return self.operation("concatenate", "concatenate", inputs, y, "float32")
 
     def normalize(self, x: Traced) -> Traced:
         """See :func:`npfp8.golden.normalize`."""

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bert_numpy.model.architectures import ARCHITECTURES, SENTENCE_EMBEDDINGS, Architecture, Head
 
-__all__ = ["BertConfig", "Pooling"]
+__all__ = ["BertConfig", "Dense", "Pooling"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer that sentence-transformers puts behind the pooling.
+
+    ``site`` is the layer's name, ``N_Dense.linear`` for module N of ``modules.json``; ``outputs``
+    the features of its result; ``activation`` the function of these, None for the identity.
+    ``normalize`` says whether the vector is divided by its Euclidean norm then.
+    """
+
+    site: str
+    outputs: int
+    activation: str | None = None
+    normalize: bool = False
 
 
 @dataclass(frozen=True)
 class Pooling:
     """How sentence-transformers makes one vector of a text's hidden states.
 
-    ``mode`` is "mean", over the tokens, or "cls", the first token's;
-    ``normalize`` says whether the vector is divided by its Euclidean norm.
+    ``mode`` is "cls", the first token's hidden state, or a key of
+    :data:`npfp8.golden.POOLINGS`; or several with "+" between them, whose vectors are put
+    side by side. ``normalize`` says whether the vector is divided by its Euclidean norm.
+    The layers of ``dense`` are applied then.
     """
 
     mode: str
     normalize: bool
+    dense: tuple[Dense, ...] = ()
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The single modes, in the order of their vectors."""
+        return tuple(self.mode.split("+"))
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,12 @@ class BertConfig:
     def head(self) -> Head:
         """What stands on the encoder."""
         return SENTENCE_EMBEDDINGS if self.pooling else self.description.head(self.architecture)
+
+    @cached_property
+    def stored_together(self) -> BertConfig:
+        """The part of the model that is in the checkpoint's own files: no Dense module."""
+        pooling = self.pooling
+        return self if pooling is None else replace(self, pooling=replace(pooling, dense=()))
 
     @cached_property
     def projects_embeddings(self) -> bool:

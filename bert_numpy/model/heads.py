@@ -9,9 +9,10 @@ out, but for position 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from bert_numpy.model.config import Dense
 from bert_numpy.model.encoder import Pass, activation, encode, layer_norm, linear, pooler
 
 __all__ = ["outputs"]
@@ -97,16 +98,35 @@ def replaced_tokens(run: Pass[V], x: V) -> Outputs[V]:
 
 
 def sentence_embedding(run: Pass[V], x: V) -> Outputs[V]:
-    """One vector a text: (batch, hidden). Of the model's answer nothing is rounded to bfloat16."""
-    pooling, engine, layout = run.config.pooling, run.engine, run.layout
+    """One vector per text, (batch, features): in float32, like every output of a model."""
+    pooling = run.config.pooling
     assert pooling is not None
-    if pooling.mode == "cls":
-        vectors = layout.first(x)
-    else:
-        vectors = layout.join([engine.mean(tokens) for tokens in layout.texts(x)])
+    vectors = pooled_tokens(run, pooling.modes, x)
     if pooling.normalize:
-        vectors = engine.normalize(vectors)
-    return {"sentence_embedding": engine.output("sentence_embedding", vectors)}
+        vectors = run.engine.normalize(vectors)
+    for layer in pooling.dense:
+        vectors = dense(run, layer, vectors)
+    return {"sentence_embedding": run.engine.output("sentence_embedding", vectors)}
+
+
+def pooled_tokens(run: Pass[V], modes: Sequence[str], x: V) -> V:
+    """One vector per text of its tokens by each mode, side by side: (batch, modes * hidden)."""
+    engine, layout = run.engine, run.layout
+    vectors = [
+        layout.first(x)
+        if mode == "cls"
+        else layout.join([engine.pool(mode, *text) for text in layout.texts(x)])
+        for mode in modes
+    ]
+    return vectors[0] if len(vectors) == 1 else engine.concatenate(vectors)
+
+
+def dense(run: Pass[V], layer: Dense, x: V) -> V:
+    """A linear layer behind the pooling. (batch, features) -> (batch, outputs)."""
+    x = linear(run, layer.site, x, layer.outputs)
+    if layer.activation is not None:
+        x = run.engine.activation(layer.activation, x, answer=True)
+    return run.engine.normalize(x) if layer.normalize else x
 
 
 #: By the head's name: what is computed of the pooler's output.

@@ -58,7 +58,7 @@ class ModelOutput:
     prediction_logits, seq_relationship_logits, sop_logits : ndarray of float32, or None
         Of pre-training: (batch, length, vocab_size), and of BERT's (batch, 2), of ALBERT's
         (batch, labels).
-    sentence_embedding : ndarray of float32, (batch, hidden_size), or None
+    sentence_embedding : ndarray of float32, (batch, features), or None
         Of a sentence-transformers folder.
     counts : mapping of str to OperandCounts
         What quantization did to the activations of this run, by ``site:a`` and

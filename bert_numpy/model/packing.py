@@ -192,10 +192,11 @@ class Batch:
             merged[group.queries] = x.swapaxes(1, 2).reshape(*group.queries.shape, heads * d)
         return merged
 
-    def texts(self, x: Float32Array) -> Iterator[Float32Array]:
+    def texts(self, x: Float32Array) -> Iterator[tuple[Float32Array, IntArray]]:
         """Texts of equal length go together."""
         for group in self.packing.groups:
-            yield x[group.keys]
+            columns = self.packing.tokens[group.keys] % self.packing.shape[1]
+            yield x[group.keys], columns - columns[:, :1] + 1
 
     def join(self, parts: Sequence[Float32Array]) -> Float32Array:
         """(batch, features)."""
