@@ -942,6 +942,14 @@ def reports(
     return found
 
 
+def test_golden_digests_at_base_size(base_checkpoints: Path) -> None:
+    """MPNet-base on four sentences; docs/golden.md has the settings that were run."""
+    expected = json.loads(DIGESTS.with_name("golden-mpnet-sst2.json").read_text())
+    done = run_script("job", "--model", base_checkpoints / "mpnet-sst2", "--samples", "4")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["golden"] == expected
+
+
 @pytest.mark.parametrize("setting", [*SETTINGS, "no SIMD"])
 def test_golden_digests_are_the_committed_ones(
     setting: str, jobs: dict[str, dict[str, Any] | None]
