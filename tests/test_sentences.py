@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -625,11 +624,8 @@ def test_all_minilm(all_minilm: Path, sentence_transformers: ModuleType) -> None
     check_real(sentence_transformers, all_minilm, 256)
 
 
-def test_all_mpnet_base(sentence_transformers: ModuleType) -> None:
-    folder = os.environ.get("MPNET_BASE")
-    if folder is None:
-        pytest.skip("no folder of all-mpnet-base-v2 (set MPNET_BASE)")
-    check_real(sentence_transformers, Path(folder), 384)
+def test_all_mpnet_base(mpnet_base: Path, sentence_transformers: ModuleType) -> None:
+    check_real(sentence_transformers, mpnet_base, 384)
 
 
 def test_every_pair_of_poolings(everything: Model) -> None:
