@@ -36,12 +36,17 @@ from bert_numpy.quantization.recipe_json import recipe_object, recipe_of
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 
 __all__ = [
+    "DEQUANTIZE",
     "StoredQuantization",
     "compressed_tensors_config",
     "npfp8_config",
     "read_quantization",
     "says_input",
 ]
+
+#: The key by which transformers 5 makes numbers of codes while it loads, instead of before the
+#: first call; the inputs of layers are then not quantized.
+DEQUANTIZE = "dequantize"
 
 COMPRESSED_TENSORS = "compressed-tensors"
 
@@ -377,13 +382,15 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
 
 
 def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str]) -> Any:
-    """A ``quantization_config`` without names to ignore that change nothing.
+    """A ``quantization_config`` without names to ignore, and a key, that change nothing here.
 
     Which layers are named that a checkpoint does not have depends on the release that wrote it.
     """
     names = stored.get("ignore") if isinstance(stored, Mapping) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return stored
+    if isinstance(stored.get(DEQUANTIZE), bool):
+        stored = {key: value for key, value in stored.items() if key != DEQUANTIZE}
     others = set(_unlike([name for name in names if name not in expected], coded))
     return {**stored, "ignore": [name for name in names if name not in others]}
 

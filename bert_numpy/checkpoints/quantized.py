@@ -26,6 +26,7 @@ from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.checkpoints.parameters import find_parameters, read_parameters
 from bert_numpy.checkpoints.pooling import pooling_files, read_dense, read_pooling
 from bert_numpy.checkpoints.quantization_config import (
+    DEQUANTIZE,
     StoredQuantization,
     compressed_tensors_config,
     npfp8_config,
@@ -235,6 +236,9 @@ def save_quantized(
     modules = _written_modules(model.config, model.recipe, parameters)
     absent = _absent_modules(model.config, modules)
     raw["quantization_config"] = compressed_tensors_config(model.recipe, modules, absent)
+    if model.config.pooling is not None:
+        # sentence-transformers 6 calls an encoder past the hook that would decompress it.
+        raw["quantization_config"][DEQUANTIZE] = True
     raw[EXTRA_KEY] = npfp8_config(model.recipe, model.plans, modules)
     _require_source(model, folder, parameters)
     copied = side_files(folder)
