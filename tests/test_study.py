@@ -147,6 +147,21 @@ def test_a_cluster_has_workers() -> None:
 
 
 @pytest.mark.usefixtures("distributed")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="it reads Linux's /proc")
+def test_what_a_worker_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set later is too late: a worker imports NumPy with the script that it is made by."""
+    wanted = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    wanted |= {"BLIS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
+    wanted |= {"MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+    for name in wanted:
+        monkeypatch.delenv(name, raising=False)
+    with connect(workers=1) as client, client.cluster:
+        text = client.submit(lambda: Path("/proc/self/environ").read_text()).result()
+    found = dict(one.partition("=")[::2] for one in text.split("\0"))
+    assert found | wanted == found
+
+
+@pytest.mark.usefixtures("distributed")
 def test_cluster_whose_worker_is_killed(subject: Subject, tmp_path: Path) -> None:
     recipes = [PRESETS[name] for name in ("fp32", "int8", "e4m3", "int8-token")]
     alone = [
