@@ -23,8 +23,9 @@ from bert_numpy.commands.report import write_json, write_text
 from bert_numpy.errors import BertNumpyError, read_json
 from bert_numpy.quantization.presets import PRESETS, preset
 from bert_numpy.quantization.recipe import Recipe
-from bert_numpy.study.cells import Subject, calibrate_subject, compare_results, subject_in
+from bert_numpy.study.cells import Subject, calibrate_subject, compare_results
 from bert_numpy.study.cluster import add_cluster_options, connect, results_of
+from bert_numpy.study.options import add_subject_options, subject_of
 from bert_numpy.study.sites import ranked
 from bert_numpy.study.tables import rescue_table
 
@@ -75,29 +76,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--calibration-data", metavar="DATA")
-    parser.add_argument("--out", type=Path, required=True)
+    add_subject_options(parser)
     parser.add_argument("--ranking", type=Path, required=True, metavar="SENSITIVITY.json")
     parser.add_argument("--places", nargs="+", default=["output.dense"], metavar="PLACE")
     parser.add_argument("--kept", type=int, nargs="+", default=[0, 1, 2, 4, 6, 12], metavar="N")
     parser.add_argument("--recipes", default="int8,int8-channel", metavar="LIST")
-    parser.add_argument("--limit", type=int)
     add_cluster_options(parser)
     arguments = parser.parse_args()
 
     out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    subject = subject_in(
-        out,
-        arguments.model,
-        arguments.task,
-        arguments.data,
-        arguments.calibration_data,
-        arguments.limit,
-    )
+    subject = subject_of(arguments)
     ranking = ranked(read_json(arguments.ranking), arguments.places)
     recipes = [preset(name) for name in arguments.recipes.split(",")]
     with connect(arguments.workers, arguments.scheduler) as client:

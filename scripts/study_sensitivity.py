@@ -33,8 +33,9 @@ from bert_numpy.evaluation.evaluate import compare_with
 from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.presets import PRESETS, preset
 from bert_numpy.quantization.recipe import Recipe
-from bert_numpy.study.cells import Subject, calibrate_subject, subject_in
+from bert_numpy.study.cells import Subject, calibrate_subject
 from bert_numpy.study.cluster import add_cluster_options, connect, results_of
+from bert_numpy.study.options import add_subject_options, subject_of
 from bert_numpy.study.sites import by_place, fewest, grouped, only
 from bert_numpy.study.tables import sensitivity_tables
 
@@ -132,29 +133,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--calibration-data", metavar="DATA")
-    parser.add_argument("--out", type=Path, required=True)
+    add_subject_options(parser)
     parser.add_argument("--recipe", default="int8")
     parser.add_argument("--runs", default=",".join(RUNS), metavar="LIST")
     parser.add_argument("--places", nargs="+", default=[], metavar="PLACE")
     parser.add_argument("--budget", type=int, default=5, metavar="FLIPS")
-    parser.add_argument("--limit", type=int)
     add_cluster_options(parser)
     arguments = parser.parse_args()
 
     out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    subject = subject_in(
-        out,
-        arguments.model,
-        arguments.task,
-        arguments.data,
-        arguments.calibration_data,
-        arguments.limit,
-    )
+    subject = subject_of(arguments)
     with connect(arguments.workers, arguments.scheduler) as client:
         report = study(
             subject,

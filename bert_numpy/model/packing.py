@@ -164,9 +164,9 @@ class Batch:
     def distances(self, numbers: IntArray) -> Iterator[IntArray]:
         """Of one sequence for all whose tokens lie alike."""
         farthest = len(numbers) // 2
-        columns = self.packing.tokens % self.packing.shape[1]
+        places = self.places(None)
         for group in self.packing.groups:
-            queries, keys = columns[group.queries], columns[group.keys]
+            queries, keys = places[group.queries], places[group.keys]
             first = keys[:, :1]
             if all((x - first == x[0] - first[0]).all() for x in (queries, keys)):
                 queries, keys = queries[:1], keys[:1]
@@ -194,9 +194,10 @@ class Batch:
 
     def texts(self, x: Float32Array) -> Iterator[tuple[Float32Array, IntArray]]:
         """Texts of equal length go together."""
+        places = self.places(None)
         for group in self.packing.groups:
-            columns = self.packing.tokens[group.keys] % self.packing.shape[1]
-            yield x[group.keys], columns - columns[:, :1] + 1
+            of_keys = places[group.keys]
+            yield x[group.keys], of_keys - of_keys[:, :1] + 1
 
     def join(self, parts: Sequence[Float32Array]) -> Float32Array:
         """(batch, features)."""
