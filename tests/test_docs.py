@@ -58,6 +58,13 @@ def commands():
                     yield pytest.param(words, id=f"{parameter.id} {part.strip()[:50]}")
 
 
+#: What adds the options that several scripts have, and where it is.
+SHARED_OPTIONS = {
+    "add_cluster_options": "bert_numpy/study/cluster.py",
+    "add_subject_options": "bert_numpy/study/options.py",
+}
+
+
 @pytest.mark.parametrize("words", commands())
 def test_command(words):
     """Arguments parse, scripts exist and know their options, and nothing else is run."""
@@ -69,8 +76,9 @@ def test_command(words):
         assert (ROOT / script).exists(), script
         if script.startswith("scripts/") and script.endswith(".py"):
             source = (ROOT / script).read_text(encoding="utf-8")
-            if "add_cluster_options(" in source:
-                source += (ROOT / "bert_numpy/study/cluster.py").read_text(encoding="utf-8")
+            for function, module in SHARED_OPTIONS.items():
+                if f"{function}(" in source:
+                    source += (ROOT / module).read_text(encoding="utf-8")
             for option in (word.partition("=")[0] for word in words if word.startswith("--")):
                 assert f'"{option}"' in source, f"{script} has no {option}"
     known = {
