@@ -19,7 +19,7 @@ def complete(*words):
         assert cli.main(["completion", "bash"]) == 0
     program = (
         f"{script.getvalue()}\n"
-        f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _bert_numpy\n"
+        f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _shtab_bert_numpy\n"
         'printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
-"""From what a user calls a model to a folder on this machine.
+"""Find the folder of a model by the name that a user gives it.
 
-A repository of the Hugging Face hub comes through ``huggingface-hub``: into its
-cache, with its tokens, and from the cache alone where it is offline.
+Repositories of the Hugging Face hub are fetched by ``huggingface-hub``, which keeps them in its
+cache, uses its tokens, and takes them from the cache alone if it is told to stay offline.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 from bert_numpy.assets import ASSETS
 from bert_numpy.checkpoints.tensors import INDEX, SINGLE, missing_weights, read_weight_map
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.progress import is_quiet
+from npfp8.names import suggestion
 
 __all__ = [
     "EMBEDDED",
@@ -33,8 +35,8 @@ EMBEDDED = "bert-tiny-sst2"
 
 _CONFIG = "config.json"
 
-#: What is read of a hub repository beside the weights, or copied beside quantized ones; nothing
-#: else is fetched.
+#: The files of a hub repository that are read beside the weights, or copied beside quantized ones.
+#: No other file is fetched.
 MODEL_FILES = [
     _CONFIG,
     "tokenizer.json",
@@ -44,14 +46,14 @@ MODEL_FILES = [
     "vocab.txt",
     "vocab.json",
     "merges.txt",
-    # A sentence-transformers folder's:
+    # In a sentence-transformers folder:
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "[0-9]*_Pooling/config.json",
     "[0-9]*_Dense/config.json",
     "[0-9]*_Normalize/config.json",
-    # It refuses a model that is not whole without it:
+    # A model that needs this file is refused:
     "adapter_config.json",
 ]
 
@@ -63,17 +65,19 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     ----------
     name : str or Path
         In this order: a folder; ``bert-tiny-sst2``, the embedded model; an
-        ``owner/name`` on the Hugging Face hub, fetched into its cache.
+        ``owner/name`` on the Hugging Face hub, fetched into its cache. A name without an owner
+        is looked for on the hub too (``bert-base-uncased``), unless it is so near the embedded
+        model's that it must be a typing error.
     revision : str, optional
         A branch, tag or commit of the repository on the hub; by default "main".
     weights : bool
-        Whether the weights are needed, too.
+        Whether the weights are needed too.
 
     Raises
     ------
     BertNumpyError
-        If there is no such folder and the hub does not give it, or a revision
-        is asked for of what is not on the hub.
+        If there is no such folder and the hub does not have it, or if a revision is given
+        for a model that is not on the hub.
     """
     text = str(name)
     folder = Path(text)
@@ -86,6 +90,8 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
         raise BertNumpyError(f"{text}: expected a model folder, found a file")
     elif not is_hub_id(text):
         raise BertNumpyError(f"{text or repr(text)}: expected a model folder, found no such folder")
+    elif "/" not in text and (near := suggestion(text, [EMBEDDED])):
+        raise BertNumpyError(f"{text}: expected a model folder, found no such folder{near}")
     if found is None:
         return _fetch_model(text, revision, weights)
     if revision is not None:
@@ -94,18 +100,18 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name leads to a folder of this machine, and not to the hub."""
+    """Tell whether a model's name leads to a folder of this machine, and not to the hub."""
     return os.path.exists(name) or name == EMBEDDED
 
 
 def kit_folder(name: str | Path) -> Path:
-    """The folder of a kit of that name; the embedded one is called as its model is."""
+    """Return the folder of a kit; the embedded kit has the name of its model."""
     embedded = str(name) == EMBEDDED and not os.path.isdir(name)
     return ASSETS / f"{EMBEDDED}-kit" if embedded else Path(name)
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a name may be one on the hub, ``owner/name``, and can be no path."""
+    """Tell whether a name may be one on the hub, ``owner/name``, and cannot be a path."""
     unlike = not text or Path(text).is_absolute() or text.startswith((".", "~"))
     return not unlike and text.count("/") <= 1
 
@@ -116,13 +122,13 @@ def fetch_dataset(repository: str, patterns: list[str], revision: str | None = N
     Raises
     ------
     BertNumpyError
-        If the hub does not give them.
+        If the hub does not have them.
     """
     return _fetch(repository, patterns, "dataset", revision)
 
 
 def _fetch_model(repository: str, revision: str | None, weights: bool) -> Path:
-    """Fetch one file of weights, or where there is none the shards that the index names."""
+    """Fetch one file of weights, or if there is none the shards that the index names."""
     wanted = [*MODEL_FILES, SINGLE, INDEX, f"[0-9]*_Dense/{SINGLE}"] if weights else MODEL_FILES
     folder = _fetch(repository, wanted, "model", revision)
     if not (folder / _CONFIG).is_file():
@@ -132,18 +138,18 @@ def _fetch_model(repository: str, revision: str | None, weights: bool) -> Path:
         return folder
     if not (folder / INDEX).is_file():
         raise missing_weights(_called(repository, revision), _listing(repository, folder))
-    # The folder's name is the commit, so that the shards are of the index's.
+    # The folder's name is the commit, so that the shards come from the commit of the index.
     shards = dict.fromkeys(read_weight_map(folder / INDEX).values())
     return _fetch(repository, [glob.escape(shard) for shard in shards], "model", folder.name)
 
 
 def _listing(repository: str, folder: Path) -> list[str]:
-    """The names of all files of a fetched commit; of those in the cache if the hub is away."""
+    """List all files of a fetched commit, or those in the cache if the hub cannot be reached."""
     from huggingface_hub import HfApi  # noqa: PLC0415 (only where the hub is asked)
 
     try:
         return sorted(HfApi().list_repo_files(repository, revision=folder.name))
-    except Exception:  # this is for an error's text, and must not become another error
+    except Exception:  # the list is part of an error message, and must not raise another error
         return sorted(path.name for path in folder.iterdir())
 
 
@@ -164,6 +170,7 @@ def _fetch(repository: str, patterns: list[str], kind: str, revision: str | None
         raise BertNumpyError(
             f"{_called(repository, revision)}: expected a {kind} folder or a hub id, found no such "
             f"folder, and from the hub: {_reason(error, repository, kind, revision)}"
+            f"{suggestion(repository, [EMBEDDED]) if kind == 'model' else ''}"
         ) from error
 
 
@@ -172,14 +179,15 @@ def _called(repository: str, revision: str | None) -> str:
 
 
 def _progress_bar() -> Any:
-    """The library's progress bar, but silent where no terminal is, in all of its releases."""
+    """Return the library's progress bar, made silent without a terminal and if that is wanted."""
     import huggingface_hub.utils  # noqa: PLC0415
 
+    silent = is_quiet() or not sys.stderr.isatty()  # asked here: files are fetched by threads
     base: Any = huggingface_hub.utils.tqdm  # type: ignore[attr-defined]
 
     class Bar(base):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            if not sys.stderr.isatty():
+            if silent:
                 options["disable"] = True
             super().__init__(*arguments, **options)
 
@@ -187,7 +195,7 @@ def _progress_bar() -> Any:
 
 
 def _reason(error: BaseException, repository: str, kind: str, revision: str | None) -> str:
-    """What the hub's answer means, and what to do about it: one line."""
+    """Explain the hub's answer, and what to do about it, in one line."""
     import huggingface_hub.utils  # noqa: PLC0415
 
     constants: Any = huggingface_hub.constants
@@ -216,7 +224,16 @@ def _reason(error: BaseException, repository: str, kind: str, revision: str | No
     text = " ".join(lines[:2]) or type(chain[-1]).__name__
     if is_a(utils.HFValidationError):
         return text
+    if status is None and any(type(each).__name__ in _UNREACHABLE for each in chain):
+        text = f"{constants.ENDPOINT} cannot be reached: check the name, and the connection"
     return f"{text}; run it again once the hub can be reached"
+
+
+#: The classes by which HTTP libraries, and Python, say that a connection could not be made.
+_UNREACHABLE = (
+    *("ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError", "SSLError"),
+    *("NewConnectionError", "MaxRetryError", "gaierror", "ConnectionRefusedError"),
+)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
