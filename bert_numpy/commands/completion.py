@@ -54,18 +54,21 @@ def _names() -> dict[str, Any]:
 def _one_of(name: str, words: Sequence[str], files: bool = False) -> dict[str, Any]:
     """Complete one of some words; or a file whose name ends in .json."""
     function, listed = f"_bert_numpy_{name}", " ".join(words)
-    bash, fish, zsh = f"compgen -W '{listed}' -- $1", f"string split ' ' '{listed}'", f"({listed})"
+    bash, fish = f"compgen -W '{listed}' -- $1", f"string split ' ' '{listed}'"
+    zsh = f"_alternative 'names:name:({listed})'"
     if files:
         bash += "; compgen -f -X '!*.json' -- $1; compgen -d -- $1"
-        fish += "; __fish_complete_suffix .json"
-        zsh = f"{{_alternative 'names:name:({listed})' 'files:file:_files -g *.json'}}"
+        fish += "; __fish_complete_path (commandline -ct)"
+        fish += r" | string match -r '.*(?:/|\.json)(?:\t.*)?$'"
+        zsh += " 'files:file:_files -g \"*.json\"'"
     return {
         "bash": function,
-        "zsh": zsh,
+        "zsh": function,
         "fish": f"({function})",
         "tcsh": f"({listed})",
         "preamble": {
             "bash": f"{function}() {{ {bash}; }}",
+            "zsh": f"{function}() {{ {zsh} }}",
             "fish": f"function {function}; {fish}; end",
         },
     }

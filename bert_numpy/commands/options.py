@@ -209,7 +209,7 @@ def add_accumulate(parser: Parser) -> None:
     """Add ``--accumulate``."""
     parser.add_argument(
         "--accumulate",
-        type=one_of(ACCUMULATORS),
+        type=one_of(tuple(ACCUMULATORS)),
         choices=tuple(ACCUMULATORS),
         metavar="MODE",
         section="recipe",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import takewhile
 from typing import Any, NoReturn, Protocol
 
@@ -26,26 +27,26 @@ FORMATS, FORMAT_LIST = "formats", "format list"
 #: The formats, as every help lists them.
 FORMATS_HELP = """\
 formats, in upper or lower case:
-  fp32                       float32 throughout, not quantized: the reference
-  bf16                       not quantized: float32 products, the rest in bfloat16
-  e4m3                       the paper's: every product of the encoder in FP8 E4M3,
-                             one static scale per tensor, the rest in bfloat16
-  int8, e5m2                 the same in symmetric INT8, in FP8 E5M2
-  mixed                      E4M3 weights, K and V; E5M2 activations, Q and P
-  int8-asymmetric            UINT8 activations with a zero point
-  int8-percentile, int8-mse  scales by another rule than the largest magnitude
-  int8-entropy, e4m3-mse
-  int8-channel, e4m3-channel one scale per output channel of a weight
-  int8-token, e4m3-token     one scale per token
-  e4m3-block                 one scale per 128 elements
-  int8-outliers              int8-token, with single outliers in bfloat16
-  int8-outliers-columns      int8-token, with outlier columns in bfloat16 (LLM.int8())
-  int8-smooth, e4m3-smooth   SmoothQuant's migration, by powers of two
-  int8-smooth-paper          SmoothQuant's migration as its paper has it
-  e4m3-pow2                  scales that are powers of two
-  e4m3-weights               only the weights are quantized
-  FILE.json                  a recipe of your own
-  stored                     the recipe of a quantized checkpoint, and its only one
+  fp32                    float32 throughout, not quantized: the reference
+  bf16                    not quantized: float32 products, the rest in bfloat16
+  e4m3                    the paper's: all products of the encoder in FP8 E4M3,
+                          one static scale per tensor, the rest in bfloat16
+  int8, e5m2              the same in symmetric INT8, in FP8 E5M2
+  mixed                   E4M3 weights, K and V; E5M2 activations, Q and P
+  int8-asymmetric         UINT8 activations with a zero point
+  int8-mse, e4m3-mse,     scales by other rules than the largest magnitude
+  int8-percentile, int8-entropy
+  int8-channel, e4m3-channel   one scale per output channel of a weight
+  int8-token, e4m3-token  one scale per token
+  e4m3-block              one scale per 128 elements
+  int8-outliers           int8-token, with single outliers in bfloat16
+  int8-outliers-columns   the same with whole columns, as LLM.int8()
+  int8-smooth, e4m3-smooth     SmoothQuant's migration, by powers of two
+  int8-smooth-paper       SmoothQuant's migration as in its paper
+  e4m3-pow2               scales that are powers of two
+  e4m3-weights            only the weights are quantized
+  FILE.json               a recipe of your own
+  stored                  the recipe of a quantized checkpoint, its only one
 """
 
 
@@ -247,9 +248,9 @@ class _Store(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def one_of(names: Iterable[str]) -> Callable[[str], str]:
+@cache
+def one_of(known: tuple[str, ...]) -> Callable[[str], str]:
     """Return the type of an argument whose value is one of some names, in any case."""
-    known = tuple(names)
 
     def find(text: str) -> str:
         if (found := match(text, known)) is None:

@@ -179,8 +179,8 @@ def print_operands(operands: Mapping[str, Mapping[str, Any]]) -> None:
             *("-" if ratio is None else f"{ratio:.1f}" for ratio in ratios),
         )
     print_lines(
-        "p99.9: the magnitude that 99.9 % of the elements do not exceed. "
-        f"{', '.join(formats)}: signal-to-noise ratio in dB."
+        "p99.9: the magnitude that 99.9 % of the elements do not exceed",
+        f"{', '.join(formats)}: the signal-to-quantization-noise ratio in dB",
     )
     _print_table(table)
 
