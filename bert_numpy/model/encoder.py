@@ -50,7 +50,7 @@ class Pass(Generic[V]):
     layer: int | None = None
 
     def site(self, name: str, outputs: int = 0, kind: str | None = None) -> Site:
-        """Describe a matrix product here: by default a Transformer layer's linear one, or a head's."""
+        """Describe a matrix product: by default a Transformer layer's linear one, or a head's."""
         kind = kind or ("head" if self.layer is None else "linear")
         return Site(self.prefix + name, kind, self.layer, outputs)
 
