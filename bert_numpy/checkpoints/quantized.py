@@ -522,7 +522,7 @@ def _read_zero_point(
     fmt: Format,
     shapes: tuple[tuple[int, ...], ...],
 ) -> Array | None:
-    """Read a zero point as our code; None for a symmetric format, where only zeros may be stored."""
+    """Read a zero point as our code; None for a symmetric format, which may store only zeros."""
     if not fmt.has_zero_point and key not in stored:
         return None
     tensor = _companion(parameter, stored, key, shapes)
