@@ -79,7 +79,7 @@ class Job:
 
     @property
     def truncated(self) -> int:
-        """The number of examples cut to the length limit; a context split into windows is not cut."""
+        """The number of examples cut to the length limit; a context split into windows is whole."""
         return sum(any(part.encoded.truncated for part in parts) for parts in self.windows)
 
 

@@ -132,7 +132,7 @@ class Graph:
         outputs: Mapping[str, Edge],
         properties: Mapping[str, str],
     ) -> Any:
-        """Make the ``onnx.ModelProto``, checked by ``onnx.checker``; its initializers are still empty.
+        """Make the ``onnx.ModelProto``, checked by ``onnx.checker``, its initializers still empty.
 
         Nodes and initializers that no output needs are left out.
 
@@ -173,7 +173,7 @@ class Graph:
         return proto
 
     def _check(self, proto: Any) -> None:
-        """Check a model with its large tensors as inputs, because ``onnx.checker`` copies it twice."""
+        """Check a model with its large tensors as inputs, as ``onnx.checker`` copies it twice."""
         checked = self.onnx.ModelProto()
         checked.CopyFrom(proto)
         del checked.graph.initializer[:]

@@ -397,7 +397,7 @@ class OnnxEngine(Engine[Edge]):
         return Edge(self.rounded(self.graph.op("Mul", x.name, constant)), x.shape)
 
     def softmax(self, x: Edge) -> Edge:
-        """Append Softmax over the keys; padding gets the least score, so its weight is exactly 0."""
+        """Append Softmax over keys; padding gets the least score, and so exactly the weight 0."""
         graph = self.graph
         keys = graph.op("Unsqueeze", self.layout.present, graph.integers(1, 2))
         least = graph.constant(np.finfo(np.float32).min)
