@@ -17,7 +17,7 @@ CENTRE = mp.mpf("3.75")
 
 
 def scaled_tail(a: mp.mpf) -> mp.mpf:
-    """(1 + 2 a) F(a); by its asymptotic series where exp(a^2 / 2) would overflow all bounds."""
+    """Compute (1 + 2 a) F(a), by its asymptotic series where exp(a^2 / 2) is too large."""
     if a > 1000:
         series = mp.nsum(lambda n: (-1) ** int(n) * mp.fac2(2 * n - 1) / a ** (2 * n), [0, 8])
         return (1 + 2 * a) / (a * mp.sqrt(2 * mp.pi)) * series
