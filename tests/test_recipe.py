@@ -1,4 +1,4 @@
-"""Recipes: what they check, how sites find theirs, and their files."""
+"""Recipes: their checks, the choice of a recipe for each site, and their files."""
 
 from __future__ import annotations
 
