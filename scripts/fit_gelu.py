@@ -1,9 +1,9 @@
 """Find the coefficients of ``bert_numpy.engines.functions.gelu`` and print them with their error.
 
 GELU(x) = x Phi(x) = max(x, 0) - a Q(a) with a = |x| and Q = 1 - Phi the normal
-tail. 1 / Q(a) grows like exp(a^2 / 2), but its eighth root is so smooth that a
-polynomial p of degree 8 fits it: Q(a) = 1 / p(a)^8 (the form of Hastings'
-approximations, Abramowitz and Stegun 7.1.28). It needs only multiplications,
+tail. Although 1 / Q(a) grows like exp(a^2 / 2), its eighth root is so smooth that a
+polynomial p of degree 8 fits it: Q(a) = 1 / p(a)^8. This is the form of Hastings'
+approximations (Abramowitz and Stegun 7.1.28). It needs only multiplications,
 additions and one division. The fit minimises the largest absolute error
 of GELU itself, by least squares reweighted towards the maxima (Lawson's
 algorithm), and keeps the best step. Q(0) = 1 / 2 is kept exactly.

@@ -4,9 +4,9 @@
 
 A calibration of `bert-numpy evaluate --save-calibration` or reproduce_paper.py has the
 largest magnitude of every input channel of every linear layer. The report lists for each
-linear layer in the encoder: the largest channels, their ratio to the median channel, the
-number above 6 times the median and above 6 (the threshold of LLM.int8()), the channels
-that are outliers in half of the layers, and the signal-to-quantization-noise
+linear layer in the encoder the largest channels and their ratio to the median channel. It
+counts the channels above 6 times the median and above 6 (the threshold of LLM.int8()), and
+names those that are outliers in half of the layers. It has the signal-to-quantization-noise
 ratio in INT8 and E4M3. The script writes DIR/outlier-channels.json, .md and .png.
 """
 

@@ -10,10 +10,10 @@ arithmetic, in every recipe and in batches of several sizes. A digest is the
 SHA-256 of every operand and every result of every matrix product and of the
 logits. For contrast, the job does the same with the plain float32 engine.
 
-The settings are: every kernel that OpenBLAS has for the processor, with 1 and 2 threads;
-NumPy's SIMD code from all to none; with --numpy and --python, fresh virtual
-environments; with --interpreter NAME=COMMAND, any other Python that can import
-NumPy, safetensors and tokenizers. scripts/foreign_pythons.sh gets some from
+The settings are every kernel that OpenBLAS has for the processor, with 1 and 2 threads,
+and NumPy's SIMD code from all to none. The options --numpy and --python add fresh virtual
+environments. The option --interpreter NAME=COMMAND adds any other Python that can import
+NumPy, safetensors and tokenizers. The script scripts/foreign_pythons.sh gets some from
 Debian's packages, with other BLAS libraries and for 64-bit Arm.
 
 The exit code is 0 if all golden digests are equal (and equal to --check), 1 otherwise.
