@@ -15,12 +15,12 @@ import pytest
 from conftest import ROOT
 from terminal import on_a_terminal
 
+from bert_numpy import PRESETS
 from bert_numpy.assets import REVIEWS
 from bert_numpy.commands import jobs
 from bert_numpy.commands import main as cli
 from bert_numpy.commands.main import main
 from bert_numpy.commands.parser import FORMATS_HELP
-from bert_numpy import PRESETS
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
 from bert_numpy.model.model import Model
 from npfp8 import E4M3FN

@@ -1,4 +1,4 @@
-"""How long the first answer takes, and what is not imported for it."""
+"""The time to the first answer, and the modules that it must not import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ import sys
 import time
 
 #: Imported by other commands alone, or by none.
-HEAVY = ("rich", "matplotlib", "onnx", "numpy.ma", "requests", "httpx", "torch", "transformers", "shtab")
+HEAVY = (
+    "rich",
+    "matplotlib",
+    "onnx",
+    "numpy.ma",
+    "requests",
+    "httpx",
+    "torch",
+    "transformers",
+    "shtab",
+)
 
 PREDICT = ["predict", "bert-tiny-sst2", "a warm and funny film"]
 
