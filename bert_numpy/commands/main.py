@@ -31,6 +31,8 @@ __all__ = ["build_parser", "interrupted", "main"]
 _DESCRIPTION = "BERT in NumPy, with post-training quantization to FP8 and INT8."
 
 _EPILOG = f"""\
+bert-numpy help COMMAND explains the options of a command.
+
 MODEL is a folder with a safetensors checkpoint, the embedded {EMBEDDED}, or
 a Hugging Face hub id (owner/name).
 
@@ -49,7 +51,8 @@ examples:
   bert-numpy calibrate ./my-encoder --calibration-data texts.txt --out scales.safetensors
 
 exit codes:
-  0 done   1 golden verify, check-vectors: a difference   2 input that cannot be used
+  0 done   1 golden verify, check-vectors: a difference
+  2 input that cannot be used, or no command
   70 an error of this program   130 interrupted   141 nobody reads the output any more
 """
 
@@ -92,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 #: Examples of where shells look for completion scripts.
 _COMPLETION_FILES = (
     "bash > ~/.local/share/bash-completion/completions/bert-numpy",
+    "zsh > ~/.zfunc/_bert-numpy  # in a folder of fpath",
     "fish > ~/.config/fish/completions/bert-numpy.fish",
+    "tcsh > ~/.bert-numpy.tcsh   # and: source ~/.bert-numpy.tcsh",
 )
 
 #: The exceptions that only a mistake in a program raises; all others are about its input.
