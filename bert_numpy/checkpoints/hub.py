@@ -218,7 +218,7 @@ def _reason(error: BaseException, repository: str, kind: str, revision: str | No
         )
     if is_a(utils.RevisionNotFoundError):
         return f"revision {revision!r} not found ({status}): expected a branch, a tag or a commit"
-    if is_a(utils.RepositoryNotFoundError) or status == 401:
+    if is_a(utils.RepositoryNotFoundError) or status in (401, 404):
         return f"{kind} not found, or private ({status}): check its name, or {token}"
     lines = [line for line in str(chain[-1]).splitlines() if line.strip()]
     text = " ".join(lines[:2]) or type(chain[-1]).__name__

@@ -83,8 +83,8 @@ def _info(arguments: argparse.Namespace) -> Outcome:
     weights = f"{report['weight_bytes_8bit']:,} bytes"
     if own is None:
         weights = (
-            f"{report['weight_bytes_fp32']:,} bytes in float32, {weights} with the linear layers' "
-            "in 8 bits"
+            f"{report['weight_bytes_fp32']:,} bytes in float32, {weights} with linear layers in "
+            "8 bits"
         )
     rows = [
         ("model", model.name),
