@@ -155,7 +155,7 @@ def _complain(*lines: str) -> None:
 
 @contextmanager
 def _output() -> Iterator[None]:
-    """Turn an OSError of standard output into a BertNumpyError, except that nobody reads it.
+    """Turn an OSError of standard output, except a closed pipe, into the one error.
 
     Raises
     ------

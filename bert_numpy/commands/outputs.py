@@ -36,7 +36,7 @@ _READ = (
     *("file", "files", "kit", "candidate"),
 )
 
-#: What a checkpoint's folder has beside the files that are read.
+#: The files of a checkpoint's folder that are not read.
 _OTHER_MODEL_FILES = ("README.md", "SHA256SUMS", "pytorch_model.bin", "tf_model.h5")
 
 
