@@ -78,7 +78,8 @@ def test_an_entry_stands_under_its_letter() -> None:
 @pytest.mark.parametrize(("names", "sentence"), entries(TEXT), ids=lambda value: value[:30])
 def test_an_entry_is_a_short_sentence(names: str, sentence: str) -> None:
     """A verb follows the name, a full stop ends the entry, and its links lead to pages."""
-    assert sentence[0].islower() and sentence.endswith("."), names
+    assert sentence[0].islower(), names
+    assert sentence.endswith("."), names
     plain = re.sub(r"\]\([^)]*\)", "", sentence)
     assert len(plain.split()) <= 40, names
     for page in re.findall(r"\]\(([^)#]+)", sentence):
@@ -103,4 +104,5 @@ def test_whatever_comes_in_variants_has_an_entry() -> None:
 
 def test_a_missing_entry_is_found() -> None:
     text = TEXT.replace("- **absmax** ", "- **maximum** ")
-    assert not has_entry("absmax", text) and has_entry("maximum", text)
+    assert not has_entry("absmax", text)
+    assert has_entry("maximum", text)
