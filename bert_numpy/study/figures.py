@@ -80,6 +80,9 @@ def _panels(count: int, labels: Sequence[str], row: float) -> tuple[Any, list[An
     figure, axes = subplots(
         nrows=lines, ncols=columns, sharey=True, squeeze=False, figsize=(WIDTH, height)
     )
+    figure.get_layout_engine().set(
+        h_pad=0.09
+    )  # a panel's title is nearer to it than to the one above
     panels = list(axes.flat)
     for unused in panels[count:]:
         unused.set_visible(False)
