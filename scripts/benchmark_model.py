@@ -429,7 +429,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         places = [i for i, _ in rows]
         axis.plot(ratios, places, marker, color=color_of(name), markersize=5, label=name)
     axis.set_yticks(range(len(results)), list(results))
-    axis.invert_yaxis()
+    axis.set_ylim(len(results) - 0.5, -0.5)
     axis.set_xscale("log", base=2)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xlabel("throughput, over this project's float32 engine", fontsize=9)
