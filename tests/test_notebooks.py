@@ -1,4 +1,4 @@
-"""Every notebook runs, and prints what is committed; each figure is sharp and explained."""
+"""Every notebook runs, and prints its committed output; each figure is sharp and explained."""
 
 import base64
 import json

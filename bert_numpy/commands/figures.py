@@ -1,4 +1,4 @@
-"""What a calibration says of each operand: numbers, and figures by matplotlib (extra: plot)."""
+"""A calibration's statistics per operand, as numbers and as figures by matplotlib (extra: plot)."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def describe(seen: Statistics) -> dict[str, Any]:
-    """An operand's elements, extrema, percentiles of magnitudes, and how well each format holds it.
+    """Summarize an operand: its elements, extrema, percentiles of magnitudes, and each format's noise.
 
-    For each format: the scale by the absolute maximum, and the
-    signal-to-quantization-noise ratio with it in dB (None where there is no noise).
+    Each format has the scale from the absolute maximum and the signal-to-quantization-noise
+    ratio with it in dB (None if there is no noise).
     """
     formats = {}
     for label, fmt in FORMATS.items():
@@ -124,15 +124,15 @@ def draw_figures(
     operands : mapping of str to Statistics
     folder : Path
     others : sequence of str or Path
-        Files that are not to be written over.
+        Files that must not be overwritten.
     progress : callable
         Called with 1 after each operand.
 
     Raises
     ------
     BertNumpyError
-        If an operand's name cannot be a file's, two would have one file, a file is
-        one of ``others``, or a figure cannot be written; before any is drawn.
+        If an operand's name is no file name, two operands would have one file, a file is
+        one of ``others``, or a figure cannot be written. All but the last is checked first.
     """
     names = {name: f"{name.replace(':', '-')}.png" for name in operands}
     try:
@@ -196,7 +196,7 @@ def draw_histogram(name: str, seen: Statistics, path: Path) -> None:
 
 
 def _label(name: str) -> str:
-    """A name as a figure's text, in which dollar signs would begin formulas."""
+    """Make a name a figure's text, in which dollar signs would begin formulas."""
     return shown(name).replace("$", r"\$")
 
 
