@@ -88,7 +88,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def describe(seen: Statistics) -> dict[str, Any]:
-    """Summarize an operand: its elements, extrema, percentiles of magnitudes, and each format's noise.
+    """Summarize an operand: elements, extrema, percentiles of magnitudes, and each format's noise.
 
     Each format has the scale from the absolute maximum and the signal-to-quantization-noise
     ratio with it in dB (None if there is no noise).
