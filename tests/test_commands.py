@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,20 @@ def test_the_page_lists_every_command() -> None:
     assert [row[0].strip("`") for row in table("command | what it does | what it writes")] == list(
         COMMANDS
     )
+
+
+@pytest.mark.parametrize("block", re.findall(r"```text\n\$ bert-numpy (.*?)```", PAGE, re.S))
+def test_the_page_shows_what_is_printed(block: str, capsys: Capture) -> None:
+    """Every line in its order; "..." stands for others."""
+    line, *expected = block.splitlines()
+    with suppress(SystemExit):
+        main(shlex.split(line))
+    output = capsys.readouterr()
+    found = (output.out + output.err).splitlines()
+    if "..." not in expected:
+        assert found == expected
+    wanted = [text for text in expected if text != "..."]
+    assert [text for text in found if text in wanted] == wanted
 
 
 def test_options_are_alike() -> None:
