@@ -356,7 +356,7 @@ def test_stochastic_rounding_of_nothing(dtype):
 
 def test_stochastic_errors():
     rng = np.random.default_rng(0)
-    with pytest.raises(TypeError, match=r"expected a numpy\.random\.Generator, found NoneType"):
+    with pytest.raises(TypeError, match=r"expected a numpy\.random\.Generator, found None"):
         encode([1.0], E4M3FN, rounding="stochastic")
     with pytest.raises(TypeError, match=r"expected a numpy\.random\.Generator, found int"):
         encode([1.0], E4M3FN, rounding="stochastic", rng=0)
@@ -480,11 +480,11 @@ def test_bad_arguments():
         encode([1.0], INT8, rounding="toward_zero")
     with pytest.raises(ValueError, match="expected nearest or toward_zero for bits"):
         npfp8.encode_bfloat16(np.uint16([1]), E4M3FN, rounding="stochastic")
-    with pytest.raises(TypeError, match="bfloat16 bits: expected uint16, found float32"):
+    with pytest.raises(TypeError, match="bits: expected uint16, found float32"):
         npfp8.encode_bfloat16(np.float32([1]), E4M3FN)
     with pytest.raises(TypeError, match="E4M3FN codes: expected uint8, found int8"):
         decode(np.int8([1]), E4M3FN)
-    with pytest.raises(TypeError, match="cannot hold every value of E5M2"):
+    with pytest.raises(TypeError, match="holds every value of E5M2 exactly"):
         decode(np.uint8([1]), E5M2, np.int32)
     with pytest.raises(ValueError, match=r"E2M1 codes: expected 0..15, found 16"):
         decode(np.uint8([1, 16]), E2M1)
