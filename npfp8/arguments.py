@@ -57,9 +57,7 @@ def wrong_array(argument: str, expected: str, array: npt.NDArray[Any], given: ob
     return TypeError(f"{argument}: expected {expected}, found {array.dtype}")
 
 
-def require(
-    argument: str, value: object, kinds: type | tuple[type, ...], expected: str
-) -> None:
+def require(argument: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
     """Raise TypeError unless a value is an instance of one of some classes."""
     if not isinstance(value, kinds):
         raise wrong_type(argument, expected, value)

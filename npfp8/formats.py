@@ -279,7 +279,7 @@ class FloatFormat:
 
     @cached_property
     def nan_code(self) -> int | None:
-        """The code of the positive NaN with the largest payload, or of the only NaN; None without."""
+        """The code of the positive NaN with the largest payload, else of the only NaN, or None."""
         positive = [code for code in self.nan_codes if not code & self.sign_bit]
         return max(positive or self.nan_codes, default=None)
 

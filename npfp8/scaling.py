@@ -310,7 +310,9 @@ def checked_scale(scale: npt.ArrayLike) -> Float32Array:
         return checked
     bad = ~(np.isfinite(checked) & (checked >= _MIN_NORMAL))
     if bad.any():
-        raise ValueError(f"scale: expected positive, finite, normal float32, found {np.asarray(scale)[bad][0]}")
+        raise ValueError(
+            f"scale: expected positive, finite, normal float32, found {np.asarray(scale)[bad][0]}"
+        )
     return checked
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,9 @@ class QuantizedTensor:
             blocks = "" if self.block is None else f" per block of {self.block}"
             scales = f"{self.scale.size} scales{blocks} along axis {self.axis}"
         if self.zero_point is not None:
-            scales += " and zero points" if self.zero_point.ndim else f", zero point {self.zero_point}"
+            scales += (
+                " and zero points" if self.zero_point.ndim else f", zero point {self.zero_point}"
+            )
         return f"<QuantizedTensor {self.shape} {self.fmt}, {scales}>"
 
     def __matmul__(self, other: QuantizedTensor) -> Float32Array:
@@ -149,7 +151,7 @@ class QuantizedTensor:
             return type(self)._product(self, other)
         return self._refuse(other, "a QuantizedTensor @ {}")
 
-    def __rmatmul__(self, other: object) -> NoReturn:
+    def __rmatmul__(self, other: object) -> Any:
         return self._refuse(other, "{} @ a QuantizedTensor")
 
     def _refuse(self, other: object, operation: str) -> Any:

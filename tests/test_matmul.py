@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 import math
+import re
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -1036,7 +1036,7 @@ def test_unknown_accumulation(name: str, nearest: str | None) -> None:
 
 def test_an_accumulation_that_is_no_name() -> None:
     a = tensor_of(E4M3FN, [[1.0]])
-    with pytest.raises(TypeError, match="^accumulate: expected one of 'exact', .*, found None$"):
+    with pytest.raises(TypeError, match=r"^accumulate: expected one of 'exact', .*, found None$"):
         matmul(a, a, None)  # type: ignore[arg-type]
 
 
