@@ -951,7 +951,7 @@ OWN = "config.json: key 'npfp8_config'"
                     input_activations={"type": "float", "strategy": "token", "dynamic": True},
                 )
             ),
-            "key 'group_0': a, b: scales that vary along the sum, or are one along it, must do so",
+            "key 'group_0': a and b: per-token and per-block scales must match: expected both per",
         ),
         (
             foreign(lambda config: group(config).update(targets=["classifier"])),

@@ -359,7 +359,7 @@ def test_good_operands(name: str, observer: str) -> None:
             for observer in OBSERVERS
             if observer != "absmax"
         ),
-        ({"a": BLOCK, "b": replace(BLOCK, block=64)}, "a, b: scales that vary along the sum"),
+        ({"a": BLOCK, "b": replace(BLOCK, block=64)}, "a and b: per-token and per-block scales must match"),
     ],
 )
 def test_bad_sites(values: dict[str, Any], message: str) -> None:
