@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from npfp8.arguments import flag, wrong_type
+from npfp8.arguments import flag, integer, wrong_type
 from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import decode, encode
@@ -103,6 +103,8 @@ def arrays_near_boundaries(
     >>> test_shape()
     """
     fmt = as_float_format(fmt)
+    lengths = shape if isinstance(shape, tuple) else (shape,)
+    shape = tuple(integer("shape", length) for length in lengths)
     anything = st.floats(width=32)
     elements = st.one_of(boundary_values(fmt), anything)
     return hypothesis_numpy.arrays(np.float32, shape, elements=elements)

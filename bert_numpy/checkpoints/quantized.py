@@ -43,6 +43,7 @@ from bert_numpy.quantization.convert import QuantizedModel, planned_model
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
+from npfp8.arguments import path_of, require
 from npfp8.arrays import Array, Float32Array
 from npfp8.files import check_folder, created_folder, open_regular, require_absent
 from npfp8.scaling import axis_and_block
@@ -228,8 +229,26 @@ def save_quantized(
         If ``target`` is not empty or cannot be written; if the layout cannot express
         the recipe, see :func:`compressed_tensors_config`; if the model was not made from
         ``source``; or in the cases of :func:`side_files`.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> import os, tempfile
+    >>> quantized = bert_numpy.apply_recipe(model, "e4m3", calibration)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "e4m3")
+    ...     bert_numpy.save_quantized(quantized, "bert-tiny-sst2", path)
+    ...     bert_numpy.load(path).recipe.name
+    'e4m3'
     """
-    folder, target = resolve(source), Path(target)
+    require("model", model, QuantizedModel, "a quantized model, as apply_recipe returns it")
+    require("source", source, (str, Path), "the folder or the name of a checkpoint")
+    require("card", card, (str, type(None)), "the text of a model card, or None")
+    folder, target = resolve(source), path_of("target", target)
     check_target(target)
     parameters = find_parameters(model.config, open_checkpoint(folder))
     raw = read_json(folder / "config.json")

@@ -338,7 +338,7 @@ def _fault(texts: Sequence[str]) -> str | None:
 def _cells(
     path: Path, wanted: Sequence[str | int], width: int | None, drops_short: bool = False
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield the wanted cells of a TSV file's rows, with places; without ``width`` it has a header."""
+    """Yield the wanted cells of a TSV file's rows, with places; no ``width``: it has a header."""
     lines = read_lines(path)
     first = 0
     columns = wanted

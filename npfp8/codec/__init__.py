@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import array_of, flag, wrong_array, wrong_type
+from npfp8.arguments import array_of, flag, integer, wrong_array, wrong_type
 from npfp8.arrays import Array, Kernel, apply_chunkwise
 from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.codec.definition import codes_of, integer_kernel, quietly, stochastic_kernel
@@ -146,6 +146,7 @@ def encode(
     elif rounding == "stochastic":
         if not isinstance(rng, np.random.Generator):
             raise wrong_type("rng", "a numpy.random.Generator", rng)
+        integer("threads", threads)
         kernel = _widened(stochastic_kernel(fmt, saturate, rng), source)
         # In C order and on one thread, so that each element gets the bits it is due.
         return apply_chunkwise(kernel, values, fmt.code_dtype, out=out, order="C")
