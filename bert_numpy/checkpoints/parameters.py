@@ -141,8 +141,8 @@ def read_parameters(
     ------
     BertNumpyError
         If a tensor has codes or another dtype that is not float; if it has a NaN
-        or an infinity; or if it is stored under two names with different numbers, as
-        releases of transformers differ in which one they use.
+        or an infinity; or if it is stored under two names with different numbers.
+        (Releases of transformers differ in the one that they use.)
     """
     tensors = canonical_names(stored, config.description.prefix)
     weights: dict[str, Float32Array] = {}

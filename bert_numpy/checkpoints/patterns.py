@@ -1,11 +1,11 @@
 """Regular expressions that cannot take forever, for the names in a checkpoint's config.
 
 Python's engine tries alternatives one after the other, so a hostile pattern
-takes exponential time. Here all alternatives are followed at once: a node of the pattern
+takes exponential time. Here all alternatives are followed at once, as in Thompson,
+*Regular Expression Search Algorithm*, CACM 11(6), 1968. A node of the pattern
 maps the set of places in the name where it may begin to the set of places where it may
-end (Thompson, *Regular Expression Search Algorithm*, CACM 11(6), 1968). A set is
-the bits of an integer, bit ``i`` for the place before character ``i``. The steps
-are counted, and a pattern that needs too many is refused.
+end. A set is the bits of an integer, bit ``i`` for the place before character ``i``. The
+steps are counted, and a pattern that needs too many is refused.
 
 The syntax is Python's, without flags and without the constructs that a set of places
 cannot express (backreferences, conditions, possessive repeats, atomic groups).

@@ -110,10 +110,11 @@ def read_pooling(folder: Path, config: BertConfig | None = None) -> Pooling | No
     Raises
     ------
     BertNumpyError
-        If a file is missing or is not JSON, or if it demands something unsupported: modules
-        other than an encoder, a pooling, and then Dense and Normalize in any order; a Dense
-        module with a residual, another function or another number of input features; a
-        prompt before every text, or shortened vectors (``config_sentence_transformers.json``).
+        If a file is missing or is not JSON, or if it demands something unsupported. Only an
+        encoder, a pooling, and then Dense and Normalize in any order are supported. A Dense
+        module must not have a residual, another function or another number of input features.
+        ``config_sentence_transformers.json`` must not add a prompt before every text, nor
+        shorten the vectors.
     """
     if not (folder / _MODULES).is_file():
         return None

@@ -154,7 +154,7 @@ def check_target(target: Path) -> None:
 
 
 def check_writable(config: BertConfig, recipe: Recipe, source: str | Path) -> None:
-    """Raise :class:`BertNumpyError` if a checkpoint quantized by a recipe has no layout."""
+    """Raise :class:`BertNumpyError` if the layout cannot express a checkpoint's recipe."""
     parameters = find_parameters(config, open_checkpoint(resolve(source)))
     modules = _written_modules(config, recipe, parameters)
     compressed_tensors_config(recipe, modules, _absent_modules(config, modules))

@@ -25,7 +25,7 @@ class GoldenEngine(Engine[Float32Array]):
     """Golden arithmetic in a ``precision``, "float32" or "bfloat16", with float64 inside.
 
     A NaN or an infinity in an operand or a result of a product, or in an output of the model,
-    is an error that names the place, because the bits of a NaN depend on the machine.
+    is an error that names the place. The bits of a NaN would depend on the machine.
     """
 
     weights: Weights

@@ -110,10 +110,11 @@ def similarity(reference: Float32Array, vectors: Float32Array) -> dict[str, floa
     Returns
     -------
     dict
-        ``mean_cosine`` and ``min_cosine`` over the cosines of each vector with its
-        reference, NaN if a vector is zero or not finite; and ``neighbours_at_1`` and
-        ``neighbours_at_10``: the share of a text's nearest (ten) texts that stay among
-        its nearest, averaged over the texts. If there are fewer others, all of them count.
+        ``mean_cosine`` and ``min_cosine`` are over the cosines of each vector with its
+        reference, NaN if a vector is zero or not finite. ``neighbours_at_10`` is the share
+        of the ten texts nearest to a text that stay among its ten nearest, averaged over
+        the texts; ``neighbours_at_1`` is the same for the nearest text. If there are not
+        ten others, all of them count.
     """
     found = cosines(reference, vectors)
     figures = {"mean_cosine": float(found.mean()), "min_cosine": float(found.min())}

@@ -344,10 +344,10 @@ def compare_with(reference: Compared, result: Compared) -> dict[str, float]:
     Returns
     -------
     dict
-        ``relative_logit_error``, which is ``norm(logits - reference) / norm(reference)``
-        over the whole data set, NaN if a logit of the result is not finite; and
-        ``flips``, the number of predicted classes or answers that differ (a missing one
-        always differs), or for scores ``mean_abs_difference``, NaN if a score is missing.
+        ``relative_logit_error`` is ``norm(logits - reference) / norm(reference)``
+        over the whole data set, NaN if a logit of the result is not finite.
+        ``flips`` is the number of predicted classes or answers that differ; a missing one
+        always differs. Scores have ``mean_abs_difference`` instead, NaN if one is missing.
 
     Raises
     ------

@@ -99,7 +99,10 @@ def _follows(logits: Float32Array) -> Prediction:
 
 
 def _masks(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
-    """Predict the most likely tokens per mask, then the next sentence if a pair was given."""
+    """Predict the most likely tokens for each mask.
+
+    The next-sentence answer follows if the head gives one and a pair was given.
+    """
     batch = _batch(tokenizer, text, pair)
     output = model(**batch)
     given = output.logits if output.prediction_logits is None else output.prediction_logits

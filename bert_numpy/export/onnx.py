@@ -80,9 +80,9 @@ def onnx_model(model: QuantizedModel) -> Any:
     ------
     BertNumpyError
         If the package ``onnx`` is missing; if a parameter, or an output for one token, is NaN
-        or infinite; or if a graph cannot express the recipe: a format without an ONNX
-        type, inputs by block, dynamic scales with zero points or of powers of two,
-        outliers, or another accumulation than "exact" or "float32".
+        or infinite; or if a graph cannot express the recipe. It cannot express a format
+        without an ONNX type, inputs by block, dynamic scales with zero points or of powers
+        of two, outliers, or another accumulation than "exact" or "float32".
     """
     graph, proto = _traced(model)
     return graph.filled(proto)

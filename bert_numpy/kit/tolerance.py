@@ -1,8 +1,8 @@
 """Float32 sums in another order: bounds of their error, and its effect on later tensors.
 
 A float32 sum of K products, in any order, is within ``gamma_K sum|a_k b_k|``
-of the exact sum, where ``gamma_K = K u / (1 - K u)`` and ``u = 2^-24`` (Higham, *Accuracy
-and Stability of Numerical Algorithms*, section 3.1). A candidate with such sums
+of the exact sum, where ``gamma_K = K u / (1 - K u)`` and ``u = 2^-24``. (Source: Higham,
+*Accuracy and Stability of Numerical Algorithms*, section 3.1.) A candidate with such sums
 differs from the kit from there on. So each of its tensors is compared with the result of
 the kit's operation on the candidate's own tensors. If the candidate lacks a sum, the
 possible values are an interval, and scaling, adding and rounding map it to an interval,

@@ -100,8 +100,8 @@ def apply_recipe(
     ------
     BertNumpyError
         If a calibration is required but is missing, lacks a site or belongs to another
-        model; if an override's pattern fits no site; if a site's products cannot be
-        accumulated as the recipe demands; or if the model is quantized by another recipe.
+        model. If an override's pattern fits no site, or a site's products cannot be
+        accumulated as the recipe demands. If the model is quantized by another recipe.
 
     Examples
     --------

@@ -53,13 +53,18 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
     -------
     list of dict
         One dict per layer and place of :data:`INPUTS`, by layer and in the order of the data
-        flow: ``place``, ``layer``, ``channels`` (their number), ``median`` (of their
-        largest magnitudes), ``top`` (dicts of ``channel``, ``absmax`` and ``ratio``, the
-        largest first), ``outliers`` (the channels above :data:`RATIO` times the median,
-        ascending), ``above_threshold`` (the number above :data:`THRESHOLD`), ``per_token``
-        (elements above :data:`RATIO` times the median per token, which is at least the
-        share of tokens that have one), and ``int8`` and ``e4m3``: the
-        signal-to-quantization-noise ratio in dB with one scale per tensor.
+        flow. Its keys are:
+
+        - ``place`` and ``layer``;
+        - ``channels``, their number, and ``median``, the median of their largest magnitudes;
+        - ``top``, dicts of ``channel``, ``absmax`` and ``ratio``, the largest first;
+        - ``outliers``, the channels above :data:`RATIO` times the median, ascending;
+        - ``above_threshold``, the number of channels above :data:`THRESHOLD`;
+        - ``per_token``, the elements above :data:`RATIO` times the median per token, which is
+          at least the share of tokens that have one;
+        - ``int8`` and ``e4m3``, the signal-to-quantization-noise ratio in dB with one scale
+          per tensor.
+
         A ratio is None if the median is 0, a noise ratio if there is no noise or no signal.
 
     Raises

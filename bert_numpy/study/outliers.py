@@ -1,17 +1,17 @@
 """Outlier channels put into a checkpoint without changing its function.
 
 Large BERT models have a few activation channels far larger than all others, and
-INT8 per tensor fails on them (Dettmers et al., arXiv 2208.07339; Bondarenko et
+INT8 per tensor fails on them. Sources: Dettmers et al., arXiv 2208.07339; Bondarenko et
 al., *Understanding and overcoming the challenges of efficient Transformer
-quantization*, arXiv 2109.12948). A small model can be given such channels. Inside the
+quantization*, arXiv 2109.12948. A small model can be given such channels. Inside the
 attention, two pairs of linear maps meet with nothing between them except sums:
 
     Q K^T: query channel j times 2^k, key channel j times 2^-k;
     P V, then the output's weights: value channel j times 2^k, column j times 2^-k.
 
 Scaling by powers of two does not round (within float32's range of exponents). So
-every product in the float32 output is the same to the last bit, up to the
-order of sums; only the range that a quantizer has to cover changes.
+the products, and with them the float32 output, are the same to the last bit, up to the
+order of sums. Only the range that a quantizer has to cover changes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["with_outliers"]
 
 
 def with_outliers(model: Model, exponent: int, channels: int = 4) -> Model:
-    """Scale queries and values of each layer by 2^exponent without changing the function.
+    """Add outlier channels: scale queries and values by 2^exponent, with the same function.
 
     Parameters
     ----------

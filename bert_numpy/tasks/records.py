@@ -42,9 +42,9 @@ def read_records(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mappin
     ------
     BertNumpyError
         If the file is missing, damaged, or larger than the module's limits; if a
-        line is not a JSON object; if a wanted column occurs twice, or its type is
-        neither text, numbers nor lists and structures of them; or if pyarrow
-        (extra: data) is not installed but the file is Parquet.
+        line is not a JSON object; or if a wanted column occurs twice, or its type is
+        neither text, numbers nor lists and structures of them. For Parquet also if
+        pyarrow (extra: data) is not installed.
     """
     return _json_lines(path) if path.suffix == ".jsonl" else _parquet(path, names)
 

@@ -1,8 +1,8 @@
 """The interface of a task: everything that jobs, commands and studies use of GLUE and SQuAD.
 
-A task reads its files into examples, encodes them as the windows that the model
-is run on (one for a text or a pair of texts, several for a question on a long
-context), and turns the logits of all windows into one prediction per example.
+A task reads its files into examples and encodes them as windows, the inputs of the model.
+A text or a pair of texts has one window, a question on a long context has several. Then
+the task turns the logits of all windows into one prediction per example.
 """
 
 from __future__ import annotations
