@@ -55,11 +55,9 @@ def quantized(source: Path | str, target: Path) -> str:
         ("BertModel", "feature-extraction"),
     ],
 )
-def test_library_and_task_of_each_head(class_name: str, tag: str | None, tmp_path: Path) -> None:
-    labels = ("one",) if class_name.endswith("MultipleChoice") else ("no", "yes")
-    overrides = {"architectures": [class_name]}
-    source = write_checkpoint(tmp_path / "source", config_overrides=overrides, labels=labels)
-    found = metadata(model_card(REPORT, RECIPE, config=bert_numpy.load(source).config))
+def test_library_and_task_of_each_head(class_name: str, tag: str | None) -> None:
+    config = replace(bert_numpy.load("bert-tiny-sst2").config, architecture=class_name)
+    found = metadata(model_card(REPORT, RECIPE, config=config))
     assert found.get("pipeline_tag") == tag
     assert found["library_name"] == "transformers"
     assert found["tags"] == ["compressed-tensors", "fp8-bert-numpy"]
