@@ -174,6 +174,11 @@ class QuantizedTensor:
         return self.codes.ndim
 
     @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.codes.size
+
+    @property
     def nbytes(self) -> int:
         """The bytes of the codes, the scales and the zero points."""
         zero_point_bytes = 0 if self.zero_point is None else self.zero_point.nbytes

@@ -6,7 +6,6 @@ matrix for everything except attention, which takes sequences of equal length to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,7 +119,7 @@ class Model:
 
     def __repr__(self) -> str:
         config = self.config
-        count = sum(math.prod(x.shape) for x in {id(w): w for w in self.weights.values()}.values())
+        count = sum({id(weight): weight.size for weight in self.weights.values()}.values())
         return (
             f"<{type(self).__name__} {self.name}: {config.architecture}, "
             f"{config.num_hidden_layers} layers of {config.hidden_size}, {count:,} parameters>"
