@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ import npfp8
 from bert_numpy import PRESETS, BertNumpyError, Operand, Recipe, SiteRecipe
 from bert_numpy.assets import REVIEWS
 from bert_numpy.model.config import Pooling
+from bert_numpy.quantization.recipe_json import recipe_json, recipe_of
 from npfp8.formats import FORMATS, as_format
 
 #: The public modules. ``bert_numpy.cli`` is left out: it is the command line.
@@ -383,6 +385,10 @@ def test_names_stand_for_objects_in_bert_numpy(
             found = bert_numpy.apply_recipe(model, recipe, given)
             assert np.array_equal(found(**batch).logits, expected)
     assert Operand("int8") == Operand(npfp8.INT8)
+    text = recipe_json(PRESETS["e4m3"])
+    assert recipe_of(json.loads(text.replace("E4M3FN", "e4m3fn"))) == PRESETS["e4m3"]
+    with pytest.raises(BertNumpyError, match="expected 'E4M3FN' .* or 'E4M3'"):
+        recipe_of(json.loads(text.replace("E4M3FN", "e4m3")))
     assert Recipe("mine", arithmetic="FLOAT32", accumulate="Hopper").accumulate == "hopper"
     kits = import_module("bert_numpy.kit")
     given = {"codec/E4M3FN/values": npfp8.values("E4M3FN").astype(np.float32)}
