@@ -387,7 +387,7 @@ def test_names_stand_for_objects_in_bert_numpy(
     assert Operand("int8") == Operand(npfp8.INT8)
     text = recipe_json(PRESETS["e4m3"])
     assert recipe_of(json.loads(text.replace("E4M3FN", "e4m3fn"))) == PRESETS["e4m3"]
-    with pytest.raises(BertNumpyError, match="expected 'E4M3FN' .* or 'E4M3'"):
+    with pytest.raises(BertNumpyError, match=r"expected 'E4M3FN' .* or 'E4M3'"):
         recipe_of(json.loads(text.replace("E4M3FN", "e4m3")))
     assert Recipe("mine", arithmetic="FLOAT32", accumulate="Hopper").accumulate == "hopper"
     kits = import_module("bert_numpy.kit")
