@@ -26,8 +26,8 @@ __all__ = ["PIPELINE_TAGS", "model_card", "stated_base"]
 _MARKUP = re.compile(r"[\\`*_~\[\]()<>&|!#$@:]")
 
 
-#: The task by which the hub lists models with a head, by the head's name; heads of which no task
-#: of the hub makes use are not here. STS-B's regression is a text classification, too.
+#: The hub's task for models with a head, by the name of the head. The hub has no task for the
+#: heads that are missing here. A regression, as of STS-B, is a text classification, too.
 PIPELINE_TAGS = {
     "sequence classification": "text-classification",
     "multiple choice": "multiple-choice",
@@ -83,12 +83,12 @@ def model_card(
     base_model : str, optional
         The id on the hub of the quantized model; None for a local folder.
     config : BertConfig, optional
-        The model's, which says the library and the task of the hub.
+        The config of the model, from which the library and the task of the hub follow.
     source : Path, optional
-        The folder that was quantized, for the sizes of its weights' files. Of a local
-        folder, the base model that its own card names is named here, too.
+        The folder that was quantized, for the sizes of its files of weights. If there is
+        no ``base_model``, the one that the folder's own card names is taken.
     made : Path, optional
-        The folder of the quantized checkpoint, for the sizes of its weights' files.
+        The folder of the quantized checkpoint, for the sizes of its files of weights.
     """
     name_of_source = str(report["model"])
     local_name = PurePath(name_of_source).name or "a local checkpoint"
@@ -134,8 +134,15 @@ def _front_matter(base_model: str | None, config: BertConfig | None, source: Pat
 def stated_base(folder: Path) -> str | None:
     """Read the base model that a checkpoint's own card names, if it is an id on the hub.
 
-    A card that cannot be read names none, and neither does one that names a folder: what a
-    training script writes there is often a path of the machine that it ran on.
+    A card that cannot be read counts as one without a base model. So does a card that names
+    a folder: training scripts often write a path of the machine on which they ran.
+
+    Examples
+    --------
+    >>> from bert_numpy.checkpoints.hub import resolve
+    >>> from bert_numpy.commands.model_card import stated_base
+    >>> stated_base(resolve("bert-tiny-sst2"))
+    'google/bert_uncased_L-2_H-128_A-2'
     """
     from huggingface_hub import ModelCard  # noqa: PLC0415 (other commands start sooner)
 
@@ -180,7 +187,7 @@ def _size_row(title: str, folder: Path) -> str:
 
 
 def _results(report: Mapping[str, Any], recipe_name: str) -> str:
-    """What was compared with float32, and the table of it; nothing if nothing was."""
+    """Return the comparison with float32 and its table; nothing if nothing was compared."""
     if not report["rows"]:
         return ""
     reference, result = report["rows"]
@@ -219,5 +226,5 @@ def _results(report: Mapping[str, Any], recipe_name: str) -> str:
 
 
 def _as_text(name: str) -> str:
-    """A name from a file or a path, as Markdown shows it."""
+    """Escape a name from a file or a path, so that Markdown shows it as it is."""
     return _MARKUP.sub(r"\\\g<0>", shown(name))
