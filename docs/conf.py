@@ -60,7 +60,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 70
 toc_object_entries_show_parents = "hide"
@@ -89,4 +89,6 @@ if address := repository():
         {"name": "Repository", "url": address, "icon": "fa-solid fa-code-branch"}
     ]
 html_context = {"default_mode": "auto"}
-html_sidebars = {"index": [], "search": []}
+# Pages without a section of their own need no sidebar.
+ALONE = ("index", "quick-start", "results", "performance", "faq", "glossary", "genindex", "search")
+html_sidebars = {page: [] for page in ALONE}

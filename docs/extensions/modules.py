@@ -78,10 +78,9 @@ def written_signature(
     if what == "method" and kept and kept[0].name in {"self", "cls"}:
         kept = kept[1:]
     shown = [
-        one.replace(annotation=Annotation(one.annotation))
-        if isinstance(one.annotation, str)
-        else one
+        one.replace(annotation=Annotation(written)) if isinstance(written, str) else one
         for one in kept
+        for written in [getattr(one.annotation, "__forward_arg__", one.annotation)]
     ]
     text = str(found.replace(parameters=shown, return_annotation=found.empty))
     back = "" if what == "class" or found.return_annotation is found.empty else result
@@ -90,8 +89,16 @@ def written_signature(
     return text, back
 
 
+def is_skipped(
+    app: Sphinx, what: str, name: str, thing: object, skip: bool, options: object
+) -> bool | None:
+    """Leave a named tuple's fields to its docstring."""
+    return True if (getdoc(thing) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive."""
     app.add_directive("module-reference", ModuleReference)
+    app.connect("autodoc-skip-member", is_skipped)
     app.connect("autodoc-process-signature", written_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
