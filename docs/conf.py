@@ -70,6 +70,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = project
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
+html_search_scorer = str(HERE / "scorer.js")
 html_math_renderer = "mathml"
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True

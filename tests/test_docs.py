@@ -3,10 +3,12 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import posixpath
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -255,3 +257,26 @@ def test_every_page_of_the_reference_is_of_a_module(pages):
             importlib.import_module(module)
             named = [link[1:] for link in page.links if link.startswith(f"#{module}.")]
             assert named, name
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("install", "index#install"),
+        ("quantize a model", "quick-start#quantize-a-model"),
+        ("jupyter", "notebooks"),
+        ("Conformance kit", "kit"),
+        ("encode", "reference/npfp8#npfp8.encode"),
+        ("apply_recipe", "reference/bert_numpy#bert_numpy.apply_recipe"),
+        ("qwertyuiop", None),
+    ],
+)
+def test_search_finds_first(query, expected, site):
+    """By the site's own script and index, in Node."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node is not installed")
+    command = [node, ROOT / "tests" / "search_site.js", site, query]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [expected]
