@@ -1,4 +1,4 @@
-"""The study's results as Markdown: functions of the rows that the scripts write as JSON."""
+"""The study's results as Markdown, from the rows that the scripts write as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 Row = Mapping[str, Any]
 
-#: The recipes of the headline's table and figure, and how they are called there.
+#: The recipes of the headline's table and figure, with their names there.
 HEADLINE = {
     "fp32": "FP32",
     "int8": "INT8",
@@ -35,7 +35,7 @@ HEADLINE = {
     "e5m2": "E5M2",
 }
 
-#: The keys of a row that are no metrics.
+#: The keys of a row that are not metrics.
 _NO_METRICS = {
     "model",
     "task",
@@ -53,7 +53,7 @@ _NO_METRICS = {
 
 
 def results_by_model(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
-    """The rows by model and task, and then by recipe; a later row replaces an earlier one."""
+    """Sort rows by model and task, then by recipe; a later row replaces an earlier one."""
     found: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         found.setdefault((row["model"], row["task"]), {})[row["recipe"]] = row
@@ -61,7 +61,7 @@ def results_by_model(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row
 
 
 def first_metric(row: Row) -> str:
-    """The name of the first metric of a row, which decides its difference and interval."""
+    """Return the name of a row's first metric, the one of its difference and interval."""
     return _metrics(row)[0]
 
 
@@ -70,17 +70,17 @@ def _metrics(row: Row) -> list[str]:
 
 
 def _change(row: Row) -> str:
-    """What a row counts as changed predictions: flips, or of scores a mean difference."""
+    """Return a row's measure of changed predictions: flips, or a mean difference for scores."""
     return "flips" if "flips" in row else "mean_abs_difference"
 
 
 def _number(x: float | None, form: str) -> str:
-    """A number, or the word for none: JSON has null for what is not finite."""
+    """Format a number, or write "none" for JSON's null, which stands for what is not finite."""
     return "none" if x is None or not math.isfinite(x) else format(x, form)
 
 
 def _points(x: float | None, form: str = ".2f") -> str:
-    """A share as percent."""
+    """Format a share as percent."""
     return _number(None if x is None else 100 * x, form)
 
 
@@ -99,13 +99,13 @@ def _or_infinity(x: float | None) -> float:
 
 
 def _is_certain(row: Row) -> bool:
-    """Whether the interval of the difference does not reach zero."""
+    """Check that the interval of the difference does not contain zero."""
     low, high = (math.nan if x is None else x for x in row["interval"])
     return bool(low > 0 or high < 0)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table, whose first ``left`` columns are aligned to the left."""
+    """Make a Markdown table with its first ``left`` columns aligned to the left."""
     rule = ["---"] * left + ["---:"] * (len(heads) - left)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *rows))
 
@@ -225,7 +225,7 @@ def outlier_summary(reports: Sequence[Row]) -> str:
     Parameters
     ----------
     reports : sequence of mappings
-        ``model`` and ``inputs``, the rows of
+        Each has ``model`` and ``inputs``, the rows of
         :func:`bert_numpy.study.channels.outlier_channels`.
     """
     largest_lines, count_lines = [], []
@@ -320,14 +320,14 @@ def outlier_sites(report: Row) -> str:
 
 
 def sensitivity_tables(report: Row, most: int | None = None) -> str:
-    """The groups and the ranking of a sensitivity study, and the sites to keep in bfloat16.
+    """Make tables of a sensitivity study: groups, ranking, and sites to keep in bfloat16.
 
     Parameters
     ----------
     report : mapping
-        As ``scripts/study_sensitivity.py`` writes it.
+        A report of ``scripts/study_sensitivity.py``.
     most : int, optional
-        How many of the ranked sites are shown, by default all.
+        The number of ranked sites to show; by default all.
     """
     whole = report["all"]
     unit = _change(whole)
@@ -367,12 +367,14 @@ def sensitivity_tables(report: Row, most: int | None = None) -> str:
 
 
 def rescue_table(rows: Sequence[Row]) -> str:
-    """What keeping the most sensitive sites in bfloat16 saves, a line per recipe and number.
+    """Make a table of the effect of keeping sensitive sites in bfloat16.
+
+    It has a line per recipe and number of sites.
 
     Parameters
     ----------
     rows : sequence of mappings
-        As ``scripts/study_rescue.py`` writes them.
+        The rows of ``scripts/study_rescue.py``.
     """
     lines = [
         [
