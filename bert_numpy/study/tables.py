@@ -85,7 +85,7 @@ def _points(x: float | None, form: str = ".2f") -> str:
 
 
 def _interval(row: Row) -> list[str]:
-    """The difference from float32 and its interval, as two cells."""
+    """Show the difference from float32 and its interval, as two cells."""
     low, high = (_points(x, "+.2f") for x in row["interval"])
     return [_points(row["difference"], "+.2f"), f"{low} to {high}"]
 
