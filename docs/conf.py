@@ -68,8 +68,9 @@ toc_object_entries_show_parents = "hide"
 # Pages
 html_theme = "pydata_sphinx_theme"
 html_title = project
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "site.js"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_search_scorer = str(HERE / "scorer.js")
 html_math_renderer = "mathml"
 copybutton_prompt_text = r">>> |\.\.\. "
