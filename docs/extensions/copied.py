@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -26,10 +28,12 @@ def copy_notebooks(app: Sphinx, config: Config) -> None:
 
 
 def copy_byte(app: Sphinx, exception: Exception | None) -> None:
-    """Copy the static page ``byte/`` as it is."""
-    source = Path(app.srcdir) / "byte"
+    """Copy the static page ``byte/`` as it is, with the archive of the packages that it proves."""
+    source, target = Path(app.srcdir) / "byte", Path(app.outdir) / "byte"
     if exception is None and app.builder.format == "html" and (source / "index.html").exists():
-        shutil.copytree(source, Path(app.outdir) / "byte", dirs_exist_ok=True)
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        script = Path(app.srcdir).parent / "scripts" / "make_byte_page.py"
+        subprocess.run([sys.executable, script, "--archive", "--folder", target], check=True)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
