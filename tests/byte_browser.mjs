@@ -21,14 +21,16 @@ async function opened(width, colorScheme) {
 
 const page = await opened(1280, "light");
 const text = (id) => page.textContent(`#${id}`);
-async function reading() {
-  return {
-    format: await page.inputValue("#format"),
-    number: await page.inputValue("#number"),
-    code: await text("code"),
-    value: await text("value"),
-    verdict: await text("verdict"),
-  };
+const reading = () => page.evaluate(() => ({
+  format: document.getElementById("format").value,
+  number: document.getElementById("number").value,
+  ...Object.fromEntries(["code", "value", "verdict"].map((id) => [id, document.getElementById(id).textContent])),
+}));
+
+/** Type a number, all of it at once. */
+async function type(number) {
+  await page.fill("#number", number);
+  await page.press("#number", "Enter");
 }
 
 // Every format, rounding and saturation, with numbers typed.
@@ -40,10 +42,9 @@ for (const format of formats) {
     await page.selectOption("#rounding", rounding);
     for (const saturate of [true, false]) {
       await page.setChecked("#saturate", saturate);
-      for (const number of ["0.1", "-3.3", "2.5", "1e9", "-0", "NaN"]) {
-        await page.fill("#number", number);
-        await page.press("#number", "Enter");
-        seen.typed.push({ rounding, saturate, typed: number, ...(await reading()) });
+      for (const typed of saturate ? ["-3.3", "2.5", "1e9", "NaN"] : ["0.1", "−2e−3", "-0", "-1e9"]) {
+        await type(typed);
+        seen.typed.push({ rounding, saturate, typed, ...(await reading()) });
       }
     }
   }
@@ -53,8 +54,7 @@ for (const format of formats) {
 await page.selectOption("#format", "E4M3FN");
 await page.selectOption("#rounding", "nearest");
 await page.setChecked("#saturate", true);
-await page.fill("#number", "1");
-await page.press("#number", "Enter");
+await type("1");
 seen.dragged = [];
 const line = await (await page.$("#line")).boundingBox();
 const handle = await (await page.$("#line .handle")).boundingBox();
@@ -69,8 +69,7 @@ await page.mouse.move(line.x + 0.5 * line.width, handle.y);
 seen.released = await reading();
 
 // Every bit is clicked, from code 0.
-await page.fill("#number", "0");
-await page.press("#number", "Enter");
+await type("0");
 seen.clicked = [];
 for (let i = 0; i < 8; i += 1) {
   await page.click(`#bits button:nth-child(${i + 1})`);
@@ -78,8 +77,7 @@ for (let i = 0; i < 8; i += 1) {
 }
 
 // Keys on the line and on the bits; the tab order.
-await page.fill("#number", "1");
-await page.press("#number", "Enter");
+await type("1");
 await page.focus("#line");
 seen.keyed = [];
 for (const key of ["ArrowRight", "ArrowUp", "ArrowLeft", "PageUp", "End", "ArrowRight", "Home", "PageDown"]) {

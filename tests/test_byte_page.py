@@ -374,7 +374,7 @@ def test_page_has_no_errors_and_asks_nobody_else(seen: Any) -> None:
 def test_typed_numbers_become_npfp8_s_codes(seen: Any) -> None:
     assert {reading["format"] for reading in seen["typed"]} == set(FORMATS)
     for reading in seen["typed"]:
-        x = float(reading["typed"])
+        x = number(reading["typed"])
         assert_code_is_right(reading, x, reading["saturate"], reading["rounding"])
 
 
@@ -446,7 +446,7 @@ def test_proof_turns_green(seen: Any) -> None:
     sentence = json.loads((PAGE / "tables.json").read_text())["sentence"]
     hashes = [row[4] for row in proof["sentences"]]
     assert hashes == list(sentence["sha256"].values())
-    assert [row[5] for row in proof["sentences"]] == ["equal to the committed one"] * 4
+    assert [row[5] for row in proof["sentences"]] == ["as committed"] * 4
 
 
 def test_another_sentence_has_the_logits_of_this_machine(seen: Any) -> None:

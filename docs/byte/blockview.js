@@ -75,10 +75,10 @@ function draw({ name, svg }, blockFormat, numbers, place, { values, errors, scal
     <span>${lost(numbers, values, place)} of ${numbers.length - 1} others become 0</span>`;
 }
 
-/** An arrow head: the bar is longer than the picture. */
+/** An arrow head at the end of a bar that is longer than the picture. */
 function beyondMark(x, upwards) {
-  const [tip, base] = upwards ? [0, 9] : [HEIGHT, HEIGHT - 9];
-  return `<path d="M${x} ${tip} L${x - 8} ${base} H${x + 8} Z" fill="var(--accent)"/>`;
+  const [tip, base] = upwards ? [6, 15] : [HEIGHT - 6, HEIGHT - 15];
+  return `<path class="beyond" d="M${x} ${tip} L${x - 6} ${base} H${x + 6} Z"/>`;
 }
 
 function decibels(numbers, errors, place) {
@@ -111,7 +111,7 @@ function percent(error, x) {
   return x === 0 ? "" : `${((100 * Math.abs(error)) / Math.abs(x)).toFixed(1)} %`;
 }
 
-/** A row per model and task, a column per recipe. */
+/** A row per task, a column per recipe: the score in percent, and the flips. */
 export function showResults(results, table) {
   const recipes = [...new Set(results.flatMap((result) => Object.keys(result.recipes)))];
   const head = recipes.map((name) => `<th scope="col">${name}</th>`).join("");
@@ -119,10 +119,9 @@ export function showResults(results, table) {
     const cells = recipes.map((name) => {
       const found = scores[name];
       if (!found) return "<td>not run</td>";
-      const flips = name === "FP32" ? "" : ` (${found.flips})`;
-      return `<td>${(100 * found.score).toFixed(1)}${flips}</td>`;
+      return `<td>${(100 * found.score).toFixed(1)}<small>${name === "FP32" ? "" : found.flips}</small></td>`;
     });
-    return `<tr><td>${task}</td><td>${metric.replaceAll("_", " ")}</td><td>${examples}</td>${cells.join("")}</tr>`;
+    return `<tr><td>${task}<small>${metric.replaceAll("_", " ")}, ${examples}</small></td>${cells.join("")}</tr>`;
   });
-  table.innerHTML = `<thead><tr><th scope="col">task</th><th scope="col">metric</th><th scope="col">examples</th>${head}</tr></thead><tbody>${rows.join("")}</tbody>`;
+  table.innerHTML = `<thead><tr><th scope="col">task</th>${head}</tr></thead><tbody>${rows.join("")}</tbody>`;
 }

@@ -33,7 +33,7 @@ function showByte(formats) {
   for (const id of ["rounding", "saturate"]) $(id).addEventListener("change", encoded);
   $("draw").addEventListener("click", encoded);
   $("number").addEventListener("change", () => {
-    const typed = Number($("number").value.trim().replace("−", "-").replace("∞", "Infinity") || NaN);
+    const typed = Number($("number").value.trim().replaceAll("−", "-").replace("∞", "Infinity") || NaN);
     setNumber(typed);
     look();
   });
@@ -96,7 +96,7 @@ function showByte(formats) {
       code: code === null ? "none" : `${hexadecimal(code)} = ${binary(code, fmt)}`,
       value: code === null ? "none" : shown(decode(code, fmt)),
       kind: code === null ? "none" : kindOf(code, fmt),
-      absolute: shown(error.absolute),
+      absolute: Number.isFinite(error.absolute) ? shown(Number(error.absolute.toPrecision(6))) : "not defined",
       relative: Number.isFinite(error.relative) ? `${(100 * error.relative).toPrecision(3)} %` : "not defined",
       ulps: Number.isFinite(error.ulps) ? error.ulps.toPrecision(3) : "not defined",
       below: below === undefined ? "none" : `${shown(decode(below, fmt))} (${hexadecimal(below)})`,
@@ -147,7 +147,7 @@ function fieldsOf(fmt) {
 }
 
 function describe(fmt) {
-  if (fmt.kind === "integer") return `${fmt.name}: integers from ${fmt.min_code} to ${fmt.max_code}. A scale gives them their range.`;
+  if (fmt.kind === "integer") return `${fmt.name}: integers from ${shown(fmt.min_code)} to ${fmt.max_code}. A scale gives them their range.`;
   const parts = [
     `${fmt.bits} bits: ${fmt.signed ? "1 of sign, " : ""}${fmt.exponent_bits} of exponent (bias ${fmt.bias}), ${fmt.mantissa_bits} of mantissa`,
     `largest value ${shown(fmt.max)}`,

@@ -146,5 +146,5 @@ function isPowerOfTwo(value) {
 /** A number in at most seven characters or so. */
 export function shortened(value) {
   const text = String(value);
-  return (text.length <= 7 ? text : value.toExponential(1)).replace("e+", "e").replace("-", "−");
+  return (text.length <= 7 ? text : value.toExponential(1)).replace("e+", "e").replaceAll("-", "−");
 }

@@ -7,8 +7,8 @@ const $ = (id) => document.getElementById(id);
 /** Blocks of 2^24 float32 numbers with a boundary of a format, of both signs: prove_codec.py's. */
 const EDGES = "00 40 41 43 47 7e 7f 80 c0 c1 c3 c7 fe ff";
 
-/** How many digests a block has: 11 float formats, saturating and not. */
-export class Prover {
+/** The worker, and the jobs that it has been given. */
+class Prover {
   /** Start the worker; `onReady` is called with the machine that it runs on. */
   constructor(onReady, onFailure) {
     this.worker = new Worker("worker.js", { type: "module" });
@@ -132,7 +132,7 @@ function sentenceRow(name, { label, logits, sha256, tokens }, expected) {
   const mark = expected === null ? "" : sha256 === expected ? "equal" : "different";
   const shown = logits.map((x) => x.toFixed(4)).join(", ");
   return `<tr><td>${name}</td><td>${label}</td><td>${shown}</td><td>${tokens}</td>
-    <td class="hash">${sha256}</td><td class="${mark}-text">${mark && `${mark} to the committed one`}</td></tr>`;
+    <td class="hash">${sha256}</td><td class="${mark}-text">${mark && (mark === "equal" ? "as committed" : "not as committed")}</td></tr>`;
 }
 
 function showSentences(rows) {
