@@ -175,7 +175,10 @@ def test_fnuz_by_the_librarys_names(fmt, tmp_path):
         (file_of({"__metadata__": []}), "'__metadata__': expected strings"),
         (file_of(b'{"a":{},"a":{}}'), "key 'a': expected once, found 2 times"),
         (file_of(b'{"a":' + b"9" * 5000 + b"}"), "numbers of 64 bits, found one of 5000 digits"),
-        (file_of({"a": entry(shape=[2**63, 2**63, 0], offsets=[0, 0])}), f"at most {sys.maxsize} bytes"),
+        (
+            file_of({"a": entry(shape=[2**63, 2**63, 0], offsets=[0, 0])}),
+            f"at most {sys.maxsize} bytes",
+        ),
         (file_of({"a": entry(shape=[2] + 32 * [1])}, b"ab"), "at most 32 axes, found 33"),
         (file_of({"a": entry(shape=[2**63] * 10_000)}), "at most 32 axes, found 10000"),
     ],
