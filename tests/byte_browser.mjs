@@ -130,7 +130,7 @@ await page.emulateMedia({ colorScheme: "dark" });
 seen.themes.push(await theme());
 await page.selectOption("#theme", "light");
 seen.themes.push(await theme());
-await page.selectOption("#theme", "");
+await page.selectOption("#theme", "auto");
 seen.themes.push(await theme());
 await page.emulateMedia({ colorScheme: "light" });
 seen.themes.push(await theme());

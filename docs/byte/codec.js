@@ -122,9 +122,8 @@ function withSpecials(x, magnitudeCode, overflow, fmt, saturate) {
   let code = overflow ? tooLarge : magnitudeCode;
   if (nan) code = nanCode;
   if (!fmt.signed) return negative && x !== 0 && !nan ? nanCode : code;
-  // A saturated NaN has no sign; nor have zero and NaN where a NaN has the place of -0.
-  const keepsSign = !(saturate && nan)
-    && (!fmt.nan_codes.includes(fmt.sign_bit) || (code & (fmt.sign_bit - 1)) !== 0);
+  // Zero has no sign where a NaN has the place of -0; a NaN of JavaScript has none anywhere.
+  const keepsSign = !fmt.nan_codes.includes(fmt.sign_bit) || (code & (fmt.sign_bit - 1)) !== 0;
   return negative && keepsSign ? code | fmt.sign_bit : code;
 }
 

@@ -1,19 +1,21 @@
-// Light or dark: the system's choice and its changes, unless one is chosen here and kept.
+// Light or dark: the system's choice and its changes, or the reader's. The choice is kept where the
+// documentation's other pages keep theirs, so that it holds for all of them.
 
-const KEY = "byte-theme";
-const store = storage();
 const system = matchMedia("(prefers-color-scheme: dark)");
 
-/** Follow the system, or the choice in a select element whose value is "", "light" or "dark". */
+/** Follow a select element whose value is "auto" (as the system), "light" or "dark". */
 export function follow(select) {
-  select.value = store?.getItem(KEY) ?? "";
+  const store = storage();
+  const kept = store?.getItem("mode");
+  if (kept === "light" || kept === "dark") select.value = kept;
   const apply = () => {
-    document.documentElement.dataset.theme = select.value || (system.matches ? "dark" : "light");
+    const systems = system.matches ? "dark" : "light";
+    document.documentElement.dataset.theme = select.value === "auto" ? systems : select.value;
   };
   select.addEventListener("change", () => {
-    if (select.value) store?.setItem(KEY, select.value);
-    else store?.removeItem(KEY);
     apply();
+    store?.setItem("mode", select.value);
+    store?.setItem("theme", document.documentElement.dataset.theme);
   });
   system.addEventListener("change", apply);
   apply();
