@@ -70,7 +70,7 @@ LEFT_OUT = "bert-tiny-sst2-kit"
 
 
 def tables() -> dict[str, Any]:
-    """The content of tables.json."""
+    """Make the content of tables.json."""
     return {
         "formats": [format_table(fmt) for fmt in FORMATS.values()],
         "block_formats": BLOCK_FORMATS,
@@ -81,7 +81,7 @@ def tables() -> dict[str, Any]:
 
 
 def format_table(fmt: Format) -> dict[str, Any]:
-    """A format's description, and the value of each code, by its 8 bits."""
+    """Describe a format, with the value of each code, by its 8 bits."""
     values = [_number(value) for value in fmt.values.tolist()]
     if isinstance(fmt, IntFormat):
         colour = COLOURS["INT8"]
@@ -102,7 +102,7 @@ def format_table(fmt: Format) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | str:
-    """A number as JSON can have it: NaN and infinities as the strings that JavaScript reads."""
+    """Write NaN and infinities as the strings that JavaScript reads; JSON has none."""
     if np.isnan(value):
         return "NaN"
     if np.isinf(value):
@@ -111,13 +111,13 @@ def _number(value: float) -> float | str:
 
 
 def row(count: int) -> list[float]:
-    """The numbers of a block: a normal sample, with three decimals."""
+    """Draw the numbers of a block: a normal sample, with three decimals."""
     sample = np.random.default_rng(0).standard_normal(count)
     return [round(number, 3) for number in sample.tolist()]
 
 
 def results() -> Iterator[dict[str, Any]]:
-    """The score and the flips of each recipe that was run at base size, by model and task."""
+    """Yield the score and the flips of each recipe at base size, by model and task."""
     rows = json.loads(RESULTS.read_text())["accuracy"]
     for (model, task), found in results_by_model(rows).items():
         metric = first_metric(found["fp32"])
@@ -137,7 +137,7 @@ def results() -> Iterator[dict[str, Any]]:
 
 
 def sentence() -> dict[str, Any]:
-    """The golden logits of a sentence by the embedded model: equal on every machine."""
+    """Hash the golden logits of a sentence by the embedded model: equal on every machine."""
     name = "bert-tiny-sst2"
     model, tokenizer = load(name), load_tokenizer(name)
     reviews = REPOSITORY / "bert_numpy" / "assets" / "reviews" / "train.tsv"
@@ -153,7 +153,7 @@ def sentence() -> dict[str, Any]:
 
 
 def text_of(content: dict[str, Any]) -> str:
-    """JSON with a line for each entry of a list."""
+    """Write JSON with a line for each entry of a list."""
     parts = []
     for key, value in content.items():
         if isinstance(value, list) and isinstance(value[0], dict):
@@ -165,7 +165,7 @@ def text_of(content: dict[str, Any]) -> str:
 
 
 def archive_files() -> Iterator[tuple[str, Path]]:
-    """The name and the path of each file of the archive, in order."""
+    """Yield the name and the path of each file of the archive, in order."""
     for module in MODULES:
         yield module, PAGE / module
     for other in OTHERS:

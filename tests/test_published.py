@@ -1,4 +1,4 @@
-"""README, docs and notebook 4 have the results at base size that docs/data has."""
+"""README, docs and notebook 4 show the results at base size from docs/data."""
 
 from __future__ import annotations
 

@@ -77,13 +77,13 @@ def sentence(text: str, recipes: list[str]) -> Iterator[dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def tokenizer() -> WordPiece:
-    """The page's tokenizer for the embedded model."""
+    """Read the page's tokenizer for the embedded model."""
     return WordPiece.read(ASSETS / MODEL)
 
 
 @lru_cache(maxsize=1)
 def calibrated() -> tuple[Model, Calibration]:
-    """The embedded model, and its golden calibration on the same reviews as the golden job's."""
+    """Load the embedded model and calibrate it on the same reviews as the golden job."""
     model = load(MODEL)
     texts = prove_golden.encoded("train.tsv", tokenizer(), SAMPLES)
     return model, calibrate_on(model, texts, golden=True)
