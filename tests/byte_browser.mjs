@@ -10,7 +10,8 @@ const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] }
 const seen = { errors: [], requests: [], typed: [], overflow: {} };
 
 async function opened(width, colorScheme) {
-  const context = await browser.newContext({ viewport: { width, height: 900 }, colorScheme });
+  const phone = width < 500 ? { hasTouch: true, isMobile: true } : {};
+  const context = await browser.newContext({ viewport: { width, height: 900 }, colorScheme, ...phone });
   const page = await context.newPage();
   page.on("pageerror", (error) => seen.errors.push(String(error)));
   page.on("request", (request) => seen.requests.push(request.url()));
@@ -149,12 +150,34 @@ await page.click("#classify");
 await page.waitForSelector("#classify:not(:disabled)");
 seen.other = await page.$$eval("#sentences tbody tr", (rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent)));
 
+/** Drag the outlier's bar, then the page beside it, by a finger. */
+async function touched(phone) {
+  const session = await phone.context().newCDPSession(phone);
+  const send = (type, x, y) => session.send("Input.dispatchTouchEvent", { type, touchPoints: type === "touchEnd" ? [] : [{ x, y }] });
+  const outcomes = [];
+  await phone.$eval(".bars", (element) => element.scrollIntoView({ block: "center" }));
+  for (const selector of [".bars .outlier .given", ".bars .zero + g .given"]) {
+    const { x, y } = await (await phone.$(selector)).boundingBox();
+    const before = await phone.evaluate(() => scrollY);
+    await send("touchStart", x, y);
+    for (let i = 1; i <= 6; i += 1) {
+      await send("touchMove", x, y - 12 * i);
+      await phone.waitForTimeout(20);
+    }
+    await send("touchEnd");
+    const scrolled = (await phone.evaluate(() => scrollY)) - before;
+    outcomes.push({ outlier: Number(await phone.inputValue("#outlier")), scrolled });
+  }
+  return outcomes;
+}
+
 // Widths and grounds.
 for (const width of [1280, 390]) {
   for (const scheme of ["light", "dark"]) {
     const other = width === 1280 && scheme === "light" ? page : await opened(width, scheme);
     await other.setViewportSize({ width, height: 900 });
     seen.overflow[`${width} ${scheme}`] = await other.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    if (width < 500) (seen.touched ??= []).push(await touched(other));
     if (screenshots) await other.screenshot({ path: `${screenshots}/${width}-${scheme}.png`, fullPage: true });
   }
 }

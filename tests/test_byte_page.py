@@ -435,6 +435,13 @@ def test_outlier_s_figures_are_npfp8_s(seen: Any) -> None:
             assert f"{lost} of {row.size - 1} others become 0" in text
 
 
+def test_a_finger_drags_the_outlier_and_scrolls_elsewhere(seen: Any) -> None:
+    for on_the_bar, beside in seen["touched"]:
+        assert on_the_bar == {"outlier": 6, "scrolled": 0}
+        assert beside["outlier"] == 6
+        assert beside["scrolled"] > 0
+
+
 def test_theme_follows_the_system_unless_chosen(seen: Any) -> None:
     assert seen["themes"] == ["light", "dark", "light", "dark", "light"]
 

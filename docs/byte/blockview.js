@@ -11,17 +11,21 @@ export function showBlocks({ block_formats: blockFormats, row, formats }) {
   $("blocks").replaceChildren(...figures.flatMap(({ name, svg }) => [name, svg]));
   for (const id of ["outlier", "count", "place"]) $(id).addEventListener("input", show);
   for (const { svg } of figures) {
+    let from = null; // where the outlier is held: the pointer's height, and the exponent there
     svg.addEventListener("pointerdown", (event) => {
       if (!event.target.closest(".outlier")) return;
       svg.setPointerCapture(event.pointerId);
-      svg.dataset.from = `${event.clientY} ${$("outlier").value}`;
+      from = { y: event.clientY, exponent: Number($("outlier").value) };
     });
+    svg.addEventListener("touchstart", (event) => { // else the page would scroll
+      if (event.target.closest(".outlier")) event.preventDefault();
+    }, { passive: false });
     svg.addEventListener("pointermove", (event) => {
-      if (!svg.hasPointerCapture(event.pointerId)) return;
-      const [y, exponent] = svg.dataset.from.split(" ").map(Number);
-      $("outlier").value = exponent + (y - event.clientY) / 12; // 12 pixels double it
+      if (from === null) return;
+      $("outlier").value = from.exponent + (from.y - event.clientY) / 12; // 12 pixels double it
       show();
     });
+    svg.addEventListener("lostpointercapture", () => { from = null; });
     new ResizeObserver(() => show()).observe(svg);
   }
   show();
@@ -63,10 +67,14 @@ function draw({ name, svg }, blockFormat, numbers, place, { values, errors, scal
     const [top, bottom] = [Math.min(up(x), up(0)), Math.max(up(x), up(0))];
     const bar = `<rect class="given" x="${across(i) - 0.36 * step}" width="${0.72 * step}" y="${top}" height="${Math.max(bottom - top, 1)}"/>`;
     const value = `<line class="value" x1="${across(i) - 0.42 * step}" x2="${across(i) + 0.42 * step}" y1="${up(values[i])}" y2="${up(values[i])}"/>`;
-    const beyond = i === place && Math.abs(x) > most ? beyondMark(across(i), x > 0) : "";
-    return `<g class="${i === place ? "outlier" : ""}"><title>${x} becomes ${values[i]}, error ${errors[i]}</title>${bar}${value}${beyond}</g>`;
+    const title = `<title>${x} becomes ${values[i]}, error ${errors[i]}</title>`;
+    if (i !== place) return `<g>${title}${bar}${value}</g>`;
+    const beyond = Math.abs(x) > most ? beyondMark(across(i), x > 0) : "";
+    const grip = `<rect class="grip" x="${across(i) - 16}" y="0" width="32" height="${HEIGHT}"/>`; // for fingers
+    return `<g class="outlier">${title}${bar}${value}${beyond}${grip}</g>`;
   });
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+  bars.push(...bars.splice(place, 1)); // the outlier's grip is above its neighbours
   svg.innerHTML = `<line class="zero" x1="0" x2="${width}" y1="${HEIGHT / 2}" y2="${HEIGHT / 2}"/>${bars.join("")}`;
   const ratio = decibels(numbers, errors, place);
   svg.setAttribute("aria-label", `${blockFormat.name}: ${numbers.length} numbers; SQNR of the others ${ratio.others}`);
