@@ -213,6 +213,8 @@ def _read(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:  # which does not say of which file
             raise OSError(error.errno, error.strerror, str(file)) from None
+        except (ValueError, OverflowError) as error:  # more than 2^31 bytes on a 32-bit machine
+            raise ValueError(f"{file}: expected a file that can be mapped: {error}") from None
     size = len(buffer)
     (length,) = struct.unpack("<Q", prefix)
     if length > min(size - 8, _MAX_HEADER):

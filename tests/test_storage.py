@@ -200,6 +200,18 @@ def test_no_shape_is_let_through_that_a_32_bit_machine_cannot_hold(tmp_path, mon
         load_file(path)
 
 
+@pytest.mark.parametrize("error", [ValueError, OverflowError])
+def test_a_file_larger_than_an_address_is_named(error, tmp_path, monkeypatch):
+    def too_large(*_, **__):
+        raise error("mmap length is too large")
+
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(file_of({"a": entry()}, b"ab"))
+    monkeypatch.setattr(storage.mmap, "mmap", too_large)
+    with pytest.raises(ValueError, match="large.safetensors: .*too large"):
+        load_file(path)
+
+
 @given(data=st.data())
 def test_no_corruption_gets_another_error(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "x"
