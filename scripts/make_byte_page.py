@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from bert_numpy import PRESETS, apply_recipe, load, load_tokenizer
+from bert_numpy.colors import color_of
 from bert_numpy.evaluation.evaluate import calibrate_on
 from bert_numpy.study.tables import first_metric, results_by_model
 from bert_numpy.tasks.glue import read_examples, task_named
 from npfp8.files import replaced_file
-from npfp8.formats import E4M3FN, E5M2, FORMATS, Format, IntFormat
+from npfp8.formats import FORMATS, Format, IntFormat
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "byte"
@@ -44,15 +45,10 @@ SENTENCE = "a warm and funny film"
 #: Reviews of the calibration; as in scripts/prove_golden.py.
 SAMPLES = 24
 
-#: A format's colour: one per format in every figure and on every page (Okabe and Ito's, which
-#: the colour-blind can tell apart). The page shows black as the colour of its text.
-COLOURS = {"FP32": "#000000", "INT8": "#D55E00", "E4M3": "#0072B2", "E5M2": "#009E73"}
-OTHER_FP8 = "#56B4E9"
-
 #: How a row of numbers becomes codes and scales: an entry per format, whose ``scale`` names a
 #: function in block.js. ``block`` is the number of elements per scale; None: the whole row.
 BLOCK_FORMATS = [
-    {"name": name, "element": element, "scale": "absmax", "block": None, "colour": COLOURS[name]}
+    {"name": name, "element": element, "scale": "absmax", "block": None, "colour": color_of(name)}
     for name, element in {"INT8": "INT8", "E4M3": "E4M3FN", "E5M2": "E5M2"}.items()
 ]
 
@@ -83,13 +79,12 @@ def tables() -> dict[str, Any]:
 def format_table(fmt: Format) -> dict[str, Any]:
     """Describe a format, with the value of each code, by its 8 bits."""
     values = [_number(value) for value in fmt.values.tolist()]
+    named = {"colour": color_of(fmt.name), **asdict(fmt)}
     if isinstance(fmt, IntFormat):
-        colour = COLOURS["INT8"]
-        return {"kind": "integer", "colour": colour, **asdict(fmt), "bits": 8, "values": values}
+        return {"kind": "integer", **named, "bits": 8, "values": values}
     return {
         "kind": "float",
-        "colour": {E4M3FN: COLOURS["E4M3"], E5M2: COLOURS["E5M2"]}.get(fmt, OTHER_FP8),
-        **asdict(fmt),
+        **named,
         "bits": fmt.bits,
         "sign_bit": fmt.sign_bit,
         "max_code": fmt.max_code,
