@@ -51,7 +51,7 @@ export function showProof(sentence) {
   $("sentence-form").addEventListener("submit", (event) => {
     event.preventDefault();
     $("classify").disabled = true;
-    classify($("sentence").value).then(() => { $("classify").disabled = false; }, failed);
+    classify($("sentence").value).catch(failed).finally(() => { $("classify").disabled = false; });
   });
 
   function prove() {
