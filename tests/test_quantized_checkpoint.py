@@ -326,9 +326,17 @@ def test_targets(tmp_path: Path) -> None:
     assert_same_models(bert_numpy.load(tmp_path / "empty"), model)
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for target in (folder, tmp_path / "file", tmp_path / "link"):
-        with pytest.raises(BertNumpyError, match=f"{target}: expected no folder, or an empty one"):
+    for target, fault in (
+        (folder, "empty"),
+        (tmp_path / "file", "a folder"),
+        (tmp_path / "link", "a folder"),
+    ):
+        with pytest.raises(BertNumpyError) as caught:
             save_quantized(model, source, target)
+        assert str(caught.value) == (
+            f"{target} already exists and is not {fault}. Choose another folder; existing output "
+            "is never overwritten"
+        )
     with pytest.raises(BertNumpyError, match="missing: expected a folder to write into"):
         save_quantized(model, source, tmp_path / "missing" / "out")
 
@@ -1231,7 +1239,10 @@ def test_refused_commands(reviews: Path, tmp_path: Path, capsys: Any) -> None:
             ["quantize", out, tmp_path / "new", *options, "--recipe", "e4m3"],
             "out: expected a checkpoint that is not quantized yet",
         ),
-        (["quantize", source, out, *options, "--recipe", "e4m3"], "out: expected no folder, or"),
+        (
+            ["quantize", source, out, *options, "--recipe", "e4m3"],
+            "out already exists and is not empty. Choose",
+        ),
         (
             ["quantize", source, tmp_path / "new", *options, "--recipe", "e4m3-smooth"],
             "recipe e4m3-smooth: encoder.layer.0.attention.self.query: expected no migration",
