@@ -1,4 +1,4 @@
-"""Put the study's results at base size into README, docs/ and notebook 4.
+"""Put the study's results at base size into README, docs/, notebook 4 and the package.
 
     python scripts/publish_results.py [--accuracy RESULTS.json ...] [--outliers OUTLIERS.json ...]
         [--sensitivity SENSITIVITY.json ...] [--rescue RESCUE.json ...]
@@ -7,7 +7,8 @@
 docs/data/results-base.json is the one source of the tables and figures: each option
 replaces its part by what the files have, together; the rest stays. Then every part
 of a page between `<!-- base size, NAME: begin -->` and `<!-- base size, NAME: end -->`
-is written anew, and so are the figures. A block without results is empty.
+is written anew, and so are the figures. A block without results is empty. The package
+gets the rows that ``bert-numpy demo`` quotes.
 --check writes nothing; the exit code is 1 if a page is not what the file gives.
 
 The files are those of reproduce_paper.py (results.json), measure_outliers.py,
@@ -21,7 +22,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from bert_numpy.errors import BertNumpyError, read_json
 from bert_numpy.study.figures import draw_differences, draw_headline, draw_outliers
 from bert_numpy.study.tables import (
     accuracy_tables,
+    first_metric,
     headline,
     outlier_sites,
     outlier_summary,
     rescue_table,
+    results_by_model,
     sensitivity_tables,
     summary,
 )
@@ -42,11 +45,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Relative to the repository's root.
 DATA = Path("docs/data/results-base.json")
+EXCERPT = Path("bert_numpy/assets/base-size.json")
 PAGES = ("README.md", "docs/index.md", "docs/results.md", "notebooks/4-fp8-ptq-step-by-step.ipynb")
 
 #: The parts of the data, and whether a file of one is a list of its entries, or one entry.
 PARTS = {"accuracy": list, "outliers": list, "sensitivity": dict, "rescue": list}
 OPTIONS = ("--accuracy", "--outliers", "--sensitivity", "--rescue")
+
+#: The recipes that the demo quotes, of models that have results of all of them.
+QUOTED = ("fp32", "int8", "e4m3")
 
 #: Sites that are shown of a ranking.
 MOST_SITES = 10
@@ -95,9 +102,24 @@ def data_text(data: Data) -> str:
     """The results as JSON, an entry per line."""
     parts = []
     for part, entries in data.items():
-        lines = ",\n".join(f"  {json.dumps(entry, allow_nan=False)}" for entry in entries)
+        lines = _lines(entries, "  ")
         parts.append(f' "{part}": [\n{lines}\n ]' if entries else f' "{part}": []')
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def excerpt_text(data: Data) -> str:
+    """The rows that the demo quotes as JSON: of each metric the first, which decides."""
+    rows = []
+    for recipes in results_by_model(data["accuracy"]).values():
+        for row in (recipes[name] for name in QUOTED if set(QUOTED) <= set(recipes)):
+            metric = first_metric(row)
+            names = ("model", "task", "recipe", "examples", "flips")
+            rows.append({n: row[n] for n in names} | {"metric": metric, "value": row[metric]})
+    return f"[\n{_lines(rows, ' ')}\n]\n"
+
+
+def _lines(entries: Iterable[Any], indent: str) -> str:
+    return ",\n".join(f"{indent}{json.dumps(entry, allow_nan=False)}" for entry in entries)
 
 
 def block(name: str, data: Data, folder: Path) -> str:
@@ -161,7 +183,7 @@ def main() -> None:
             contents = [read_json(file, kind) for file in files]
             data[part] = contents if kind is dict else [row for rows in contents for row in rows]
     pages = {name: page(Path(name), data) for name in PAGES}
-    pages[str(DATA)] = data_text(data)
+    pages |= {str(DATA): data_text(data), str(EXCERPT): excerpt_text(data)}
     changed = [n for n, text in pages.items() if (ROOT / n).read_text("utf-8") != text]
     if arguments.check:
         for name in changed:

@@ -3,7 +3,7 @@
     python scripts/study_outliers.py MODEL --task mrpc --data DIR --out DIR [--limit N]
 
 Query and value channels of each head are scaled by 2^k, key channels and the
-attention output's columns by 2^-k (bert_numpy/study/outliers.py): the checkpoint's
+attention output's columns by 2^-k (bert_numpy/evaluation/outliers.py): the checkpoint's
 float32 output stays what it is, its activations get the outlier channels of
 large models. For each k and recipe: metrics, flips and relative logit error
 against float32. Writes DIR/outliers.json, .md and .png.
@@ -22,9 +22,9 @@ from matplotlib import pyplot as plt
 
 from bert_numpy.evaluation.evaluate import calibrate_on, compare_with
 from bert_numpy.evaluation.job import evaluate_job, prepare
+from bert_numpy.evaluation.outliers import with_outliers
 from bert_numpy.quantization.convert import apply_recipe
 from bert_numpy.quantization.presets import PRESETS
-from bert_numpy.study.outliers import with_outliers
 from npfp8.files import replaced_file
 
 RECIPES = ("int8", "int8-channel", "int8-percentile", "int8-token", "e4m3", "e4m3-token", "e5m2")

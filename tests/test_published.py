@@ -27,6 +27,26 @@ def test_pages_are_what_the_data_gives(name: str) -> None:
     )
 
 
+def test_the_demo_quotes_the_data() -> None:
+    """What the package carries is what docs/data has, and the script writes it."""
+    data = publish.read_data(ROOT / publish.DATA)
+    text = (ROOT / publish.EXCERPT).read_text(encoding="utf-8")
+    assert publish.excerpt_text(data) == text, "python scripts/publish_results.py"
+    published = {(row["model"], row["recipe"]): row for row in data["accuracy"]}
+    for row in json.loads(text):
+        found = published[row["model"], row["recipe"]]
+        assert row["value"] == found[row["metric"]]
+        for name in ("task", "examples", "flips"):
+            assert row[name] == found[name]
+
+
+def test_a_model_without_all_results_is_not_quoted() -> None:
+    quoted = json.loads(publish.excerpt_text({**EMPTY, "accuracy": ROWS}))
+    assert {row["recipe"] for row in quoted} == set(publish.QUOTED)
+    rows = [row for row in ROWS if row["recipe"] != "e4m3"]
+    assert json.loads(publish.excerpt_text({**EMPTY, "accuracy": rows})) == []
+
+
 def test_figures_are_there_where_there_are_results() -> None:
     data = publish.read_data(ROOT / publish.DATA)
     for name, (part, _, _) in publish.FIGURES.items():
@@ -72,8 +92,9 @@ def test_a_file_per_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plot)")
     monkeypatch.setattr(publish, "ROOT", tmp_path)
     monkeypatch.setattr(publish, "PAGES", ("README.md", "notebooks/n.ipynb"))
-    for folder in ("docs/data", "docs/figures", "notebooks"):
+    for folder in ("docs/data", "docs/figures", "notebooks", "bert_numpy/assets"):
         (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / publish.EXCERPT).write_text(publish.excerpt_text(EMPTY))
     (tmp_path / "README.md").write_text(f"# T\n\n{BLOCK.format('headline')}")
     cell = {"cell_type": "markdown", "source": BLOCK.format("summary").splitlines(keepends=True)}
     (tmp_path / "notebooks" / "n.ipynb").write_text(json.dumps({"cells": [cell]}, indent=1) + "\n")
@@ -88,6 +109,9 @@ def test_a_file_per_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     run("--accuracy", tmp_path / "a.json", tmp_path / "b.json")
     assert publish.read_data(tmp_path / publish.DATA) == {**EMPTY, "accuracy": ROWS}
     assert "**60.00**" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / publish.EXCERPT).read_text() == publish.excerpt_text(
+        {**EMPTY, "accuracy": ROWS}
+    )
     notebook = json.loads((tmp_path / "notebooks" / "n.ipynb").read_text())
     assert "| bf16 | +0.00" in "".join(notebook["cells"][0]["source"])
     assert (tmp_path / "docs" / "figures" / "accuracy-base.png").exists()

@@ -14,6 +14,7 @@ from typing import Any
 import npfp8
 from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.completion import SHELLS, completion_script
+from bert_numpy.commands.demo import add_demo_command
 from bert_numpy.commands.embed import add_embed_command
 from bert_numpy.commands.evaluate import add_evaluation_commands
 from bert_numpy.commands.golden import add_golden_commands
@@ -205,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=npfp8.__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = partial(_add_command, commands)
+    add_demo_command(command)
     add_evaluation_commands(command)
     add_predict_command(command)
     add_embed_command(command)

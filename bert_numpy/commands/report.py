@@ -30,6 +30,7 @@ __all__ = [
     "print_comparison",
     "print_lines",
     "print_operands",
+    "print_rows",
     "progress_bar",
     "write_json",
     "write_text",
@@ -140,6 +141,16 @@ def print_operands(operands: Mapping[str, Mapping[str, Any]]) -> None:
             *(f"{row[key]:.4g}" for key in heads[1:6]),
             *("-" if ratio is None else f"{ratio:.1f}" for ratio in ratios),
         )
+    _print_table(table)
+
+
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of cells; all columns but the first are numbers."""
+    table = _table()
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(shown(cell) for cell in row))
     _print_table(table)
 
 
