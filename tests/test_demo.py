@@ -44,7 +44,7 @@ def without_trailing_blanks(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of the demo as it is: run once, with no network, in less than the promised time."""
+    """Of the demo as it is: run once, with no network, in less than 10 seconds."""
     folder = tmp_path_factory.mktemp("demo")
 
     def refuse(*_: object, **__: object) -> None:
@@ -52,9 +52,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "socket", refuse)
-        begin = time.perf_counter()
+        begin = time.process_time()  # what it would take on one core, whatever else runs
         assert main(["demo", "--json", str(folder / "demo.json")]) == 0
-        assert time.perf_counter() - begin < 30  # on an idle machine it takes 4 s
+        assert time.process_time() - begin < 10
     found: dict[str, Any] = json.loads((folder / "demo.json").read_text())
     return found
 

@@ -92,6 +92,7 @@ def test_command(words):
         "mypy",
         "bash",
         "sha256sum",
+        "jupyter",
     }
     assert program in known | {"mkdocs", "pre-commit", "run", "tar", "cd"}, (
         f"a program no test knows: {program}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,20 @@ def test_pages_are_what_the_data_gives(name: str) -> None:
     assert publish.page(Path(name), data) == (ROOT / name).read_text(encoding="utf-8"), (
         "python scripts/publish_results.py"
     )
+
+
+def test_the_readme_sums_the_data_up() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    quoted = re.search(r"loses (\d+) points on CoLA and (\d+) on SQuAD", readme)
+    assert quoted is not None
+    rows = publish.read_data(ROOT / publish.DATA)["accuracy"]
+    found = {(row["task"], row["recipe"]): row for row in rows}
+    assert [round(-100 * found[task, "int8"]["difference"]) for task in ("cola", "squad")] == [
+        int(points) for points in quoted.groups()
+    ]
+    for task in ("sst2", "cola", "mrpc", "squad"):  # E4M3 "keeps FP32's accuracy"
+        low, high = found[task, "e4m3"]["interval"]
+        assert low <= 0 <= high
 
 
 def test_the_demo_quotes_the_data() -> None:

@@ -46,7 +46,7 @@ WITH_OUTLIERS = "int8,e4m3"
 
 #: The outlier channels per attention head, and k for each size that they have: 2^k times theirs.
 CHANNELS = 4
-EXPONENTS = (3, 6, 9, 12)
+EXPONENTS = (3, 6, 12)
 
 #: On one core, larger batches than elsewhere take less time. The results do not depend on it.
 BATCH_SIZE = 64
