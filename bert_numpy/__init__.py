@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # as typing has it, which takes longer to import than all of this
-if TYPE_CHECKING:  # imported when they are asked for, so that a command can catch Ctrl-C before
+TYPE_CHECKING = False  # not from typing, which takes longer to import than this whole module
+if TYPE_CHECKING:  # imported at first use, so that a command can catch Ctrl-C before
     from bert_numpy.checkpoints.load import load
     from bert_numpy.checkpoints.quantized import save_quantized
     from bert_numpy.errors import BertNumpyError
@@ -62,7 +62,7 @@ __all__ = [
     "save_recipe",
 ]
 
-#: The module of each of them.
+#: The names that each module defines.
 _MODULES = {
     "quantization.calibration": (
         "Calibration",
@@ -89,7 +89,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """A public name, or a module of the package, at its first use."""
+        """Import a public name, or a module of the package, at its first use."""
         if name in _HOMES:
             value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         else:

@@ -1,4 +1,4 @@
-"""Calibration's former place: see :mod:`bert_numpy.quantization.calibration`."""
+"""The former module of calibration: see :mod:`bert_numpy.quantization.calibration`."""
 
 from bert_numpy.quantization.calibration import (
     Calibration,

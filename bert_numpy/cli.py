@@ -1,4 +1,4 @@
-"""The command line's former place: see :mod:`bert_numpy.commands.main`."""
+"""The former module of the command line: see :mod:`bert_numpy.commands.main`."""
 
 from bert_numpy.assets import REVIEWS
 from bert_numpy.commands.main import interrupted, main

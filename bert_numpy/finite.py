@@ -1,17 +1,17 @@
-"""The rule for numbers that are not numbers: a NaN or an infinity in an output is no answer.
+"""The rule for outputs with a NaN or an infinity: such an output is no answer.
 
 An output is the row of logits of a text, its scores or its vector, or the logits
-of all windows of a question. If one of its numbers is not finite,
+of all windows of a question. If one of its numbers is not finite:
 
-- a data set's evaluation goes on, and counts: the prediction is none
-  (:data:`NO_CLASS`, a score of NaN, None for an answer's text), which is wrong in
-  every metric and differs from every other prediction; ``Evaluation.not_finite``
-  says how many there are. Correlations and differences of scores are NaN then;
-- whatever is written for others or said of a single text is refused: a
-  prediction, a submission, a quantized checkpoint; and so is a reference, with
-  which nothing could be compared.
+- The evaluation of a data set goes on and counts such outputs in
+  ``Evaluation.not_finite``. The prediction is missing (:data:`NO_CLASS`, a score of
+  NaN, None for an answer's text): it is wrong in every metric and differs from every
+  other prediction. Correlations and differences of scores are then NaN.
+- Everything that is written for others or printed for a single text is refused: a
+  prediction, a submission, a quantized checkpoint. A reference is refused, too,
+  because nothing could be compared with it.
 
-Inside a model NaN and infinity are seen where they reach an output; golden
+Inside a model, NaN and infinity are noticed only when they reach an output; golden
 arithmetic refuses them at the first product.
 """
 
@@ -30,12 +30,12 @@ NO_CLASS = -1
 
 
 def rows_not_finite(x: Array) -> npt.NDArray[np.bool_]:
-    """Whether each row, along the first axis, has a NaN or an infinity. (n, ...) -> (n,)."""
+    """Find the rows, along the first axis, that have a NaN or an infinity. (n, ...) -> (n,)."""
     return np.asarray(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
 
 
 def missing(predictions: Array) -> npt.NDArray[np.bool_]:
-    """Whether each prediction is none: class numbers, scores, or texts as objects. (n,) -> (n,)."""
+    """Find the missing ones of class numbers, scores or texts (as objects). (n,) -> (n,)."""
     if predictions.dtype == object:
         return np.array([text is None for text in predictions], bool)
     if predictions.dtype.kind == "f":
@@ -44,7 +44,7 @@ def missing(predictions: Array) -> npt.NDArray[np.bool_]:
 
 
 def require_finite(place: str, x: Array) -> None:
-    """Raise :class:`BertNumpyError` unless every number is finite; names the first that is not."""
+    """Raise :class:`BertNumpyError`, naming the first number that is not finite."""
     finite = np.isfinite(x)
     if not finite.all():
         index = tuple(int(i) for i in np.argwhere(~finite)[0])

@@ -1,4 +1,4 @@
-"""An evaluation's former place: see :mod:`bert_numpy.evaluation.job`."""
+"""The former module of evaluation jobs: see :mod:`bert_numpy.evaluation.job`."""
 
 from bert_numpy.evaluation.job import (
     Job,

@@ -1,4 +1,4 @@
-"""Progress of long work, reported to whoever wants to show it."""
+"""Progress of long work, reported to any function that shows it."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ ProgressBar = Callable[[int, str], AbstractContextManager[Progress]]
 
 @contextmanager
 def no_bar(total: int, label: str) -> Iterator[Progress]:
-    """A progress bar that shows nothing."""
+    """Make a progress bar that shows nothing."""
     yield lambda count: None

@@ -10,7 +10,7 @@ and in a test::
         golden_kit.check({case.name: my_sum(case.inputs["a"], case.inputs["b"])
                           for case in golden_kit.cases("sum", "operator")})
 
-It is no entry point: loading it imports NumPy, which pytest runs of others need not pay for.
+It is not an entry point, because loading it imports NumPy and would slow down every pytest run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GoldenKit:
         self.kit = kit
 
     def cases(self, operation: str, level: str | None = None) -> Iterator[Case]:
-        """What to compute: the inputs, the attributes and the name of each tensor of an operation.
+        """Yield the cases to compute: inputs, attributes and names of an operation's tensors.
 
         See :meth:`bert_numpy.kit.Kit.cases`.
         """
@@ -55,5 +55,5 @@ class GoldenKit:
 
 @pytest.fixture(scope="session")
 def golden_kit() -> GoldenKit:
-    """The kit that comes with the package."""
+    """Open the kit that comes with the package."""
     return GoldenKit(open_kit())

@@ -1,8 +1,8 @@
-"""Work on several threads: batch by batch, in order, with one BLAS thread each.
+"""Work on several threads: batch by batch, in order, with one BLAS thread per batch.
 
-A BLAS shares one product between the cores, and all but the products waits for
-it on one core. NumPy releases the interpreter's lock in both, so batches side by
-side keep every core busy throughout, if each product stays on its own thread.
+A BLAS splits a product between the cores, but everything except products runs on one
+core. NumPy releases the interpreter lock in both cases, so batches side by side keep
+every core busy throughout, if each product stays on its own thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["default_threads", "map_in_order", "one_blas_thread"]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-#: What OpenBLAS calls its functions, by how it was built.
+#: The names of OpenBLAS's functions, which depend on its build.
 _OPENBLAS_NAMES = (
     "scipy_openblas_{}64_",
     "scipy_openblas_{}",
@@ -39,7 +39,7 @@ _before = 1
 
 
 def default_threads() -> int:
-    """As many as the process may use cores."""
+    """Return the number of cores that the process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -48,19 +48,19 @@ def default_threads() -> int:
 def map_in_order(
     function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
 ) -> Iterator[_Result]:
-    """``map(function, items)`` on several threads; results in the order of the items.
+    """Compute ``map(function, items)`` on several threads, with results in the items' order.
 
-    No item is taken before it is its turn: at most ``threads`` of them, or their
-    results, are held at a time. Where the BLAS cannot be told to stay on one
-    thread, and for a single item, the items are done one after another, and the
-    BLAS has the cores.
+    Items are taken lazily: at most ``threads`` of them, or their
+    results, are held at a time. If the BLAS cannot be kept on one thread, or if
+    there is a single item, the items are done one after another, and the
+    BLAS uses the cores.
 
     Parameters
     ----------
     function : callable
-        Of one item; called from several threads.
+        A function of one item, called from several threads.
     items : iterable
-        Iterated over by the caller's thread alone.
+        The items; only the caller's thread iterates over them.
     threads : int
         At least 1; with 1 no other thread is started.
     """
@@ -88,9 +88,9 @@ def map_in_order(
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Within it, every product of NumPy's OpenBLAS stays on the thread that asks for it.
+    """Keep every product of NumPy's OpenBLAS on the calling thread while in the context.
 
-    It is the setting of the whole process. Without OpenBLAS nothing happens.
+    The setting applies to the whole process. Without OpenBLAS nothing happens.
     """
     global _users, _before  # noqa: PLW0603 (the setting is global too)
     get_and_set = _blas_threads()
@@ -113,9 +113,9 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def _forget_users_after_fork() -> None:
-    """Undo the setting in a child process: the threads that asked for it are not there.
+    """Undo the setting in a child process, which lacks the threads that asked for it.
 
-    Nor is the one that may have held the lock.
+    It also lacks the thread that may have held the lock.
     """
     global _lock, _users  # noqa: PLW0603
     _lock = Lock()
@@ -131,9 +131,9 @@ if hasattr(os, "register_at_fork"):
 
 @lru_cache(maxsize=1)
 def _blas_threads() -> tuple[Callable[[], int], Callable[[int], Any]] | None:
-    """Functions that get and set how many threads OpenBLAS uses; None without OpenBLAS."""
+    """Find OpenBLAS's functions to get and set its number of threads; None without OpenBLAS."""
     core = getattr(np, "_core", None) or np.core
-    try:  # a library finds the symbols of those that it is linked with
+    try:  # a library also finds the symbols of the libraries linked to it
         library = ctypes.CDLL(core._multiarray_umath.__file__)
     except OSError:
         return None

@@ -2,11 +2,10 @@
 
     python scripts/benchmark_codec.py [--json FILE] [--quick]
 
-Encoding saturates: ours by itself, ml_dtypes as its users must (it never
-saturates, so the cast alone is timed, to its advantage), torch by clamp and
-cast. Each time is the best of several rounds that take turns, so that a slow
-moment of the machine meets all. With 2 threads torch gets 2 and we get
-`threads=2`; ml_dtypes has no threads.
+Encoding saturates: npfp8 does so by itself and torch by clamp and cast. ml_dtypes
+never saturates, so only its cast is timed, to its advantage. Each time is the best
+of several rounds that take turns, so that a slow moment of the machine affects all.
+With 2 threads torch gets 2 and npfp8 gets `threads=2`; ml_dtypes has no threads.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ SOURCES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def best_times(contestants: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Seconds a call, by contestant: the best round of those that fit into ``seconds`` each."""
+    """Return the seconds per call of each contestant's best round, within ``seconds`` each."""
     repeats = {}
     for name, call in contestants.items():
         call()
@@ -44,7 +43,7 @@ def best_times(contestants: dict[str, Callable[[], Any]], seconds: float) -> dic
     best = dict.fromkeys(contestants, float("inf"))
     for _ in range(10):
         for name, call in contestants.items():
-            time.sleep(0.01)  # torch's threads spin on for a while after their work
+            time.sleep(0.01)  # torch's threads keep spinning for a while after their work
             begin = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
@@ -55,7 +54,7 @@ def best_times(contestants: dict[str, Callable[[], Any]], seconds: float) -> dic
 def contest(
     fmt: FloatFormat, source: str, nbytes: int, threads: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """One row each for encoding and for decoding."""
+    """Time a contest; return one row for encoding and one for decoding."""
     torch.set_num_threads(threads)
     size = nbytes // (4 if source == "float32" else 2)
     numbers = np.random.default_rng(0).standard_normal(size, np.float32) * np.float32(50)

@@ -3,8 +3,8 @@
     python scripts/benchmark_golden.py MODEL --task sst2 --data DIR [--limit N] [--json FILE]
 
 The recipes take turns, batch by batch, so that a slow moment of the machine
-meets all; each time is the sum over the batches of the best of several rounds.
-Calibration is not part of it.
+affects all. Each time is the sum over the batches of the best of several rounds.
+Calibration is not timed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bert_numpy.quantization.convert import apply_recipe
 from bert_numpy.quantization.presets import PRESETS
 from npfp8.files import replaced_file
 
-#: What is timed, by name: the recipe, and whether golden. Others are compared with the first.
+#: The runs to time, by name: the recipe, and whether golden. All are compared with the first.
 RUNS = {
     f"{recipe}{' golden' * golden}": (recipe, golden)
     for recipe in ("fp32", "e4m3", "int8", "e5m2", "bf16")
@@ -38,7 +38,7 @@ RUNS = {
 def best_seconds(
     models: dict[str, Model], inputs: list[dict[str, Any]], rounds: int
 ) -> dict[str, float]:
-    """Seconds for all batches, by model."""
+    """Return the seconds for all batches, by model."""
     best = {name: [float("inf")] * len(inputs) for name in models}
     for _ in range(rounds):
         for i, batch in enumerate(inputs):
@@ -50,7 +50,7 @@ def best_seconds(
 
 
 def print_profile(model: Model, inputs: list[dict[str, Any]], name: str) -> None:
-    """The functions that take the most time themselves, each with its share."""
+    """Print the functions that take the most time themselves, each with its share."""
     profile = cProfile.Profile()
     profile.enable()
     for batch in inputs:

@@ -2,8 +2,8 @@
 
     OPENBLAS_NUM_THREADS=1 python scripts/benchmark_hopper.py [--rounds N]
 
-Millions of multiply-adds per second of processor time, the best of several
-rounds; the modes take turns, so that a slow moment of the machine meets all.
+The table has millions of multiply-adds per second of processor time, the best of several
+rounds. The modes take turns, so that a slow moment of the machine affects all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAIRS = ((E4M3FN, E4M3FN), (E4M3FN, E5M2), (E5M2, E5M2))
 
 
 def operand(kind: str, fmt: Any, shape: tuple[int, ...], rng: Any) -> QuantizedTensor:
-    """Normal numbers quantized by their absolute maximum, or codes of any exponent."""
+    """Quantize normal numbers by their absolute maximum, or draw codes of any exponent."""
     if kind == "normal":
         return quantize(rng.standard_normal(shape), fmt)
     codes = rng.integers(0, fmt.max_code + 1, shape, np.uint8)

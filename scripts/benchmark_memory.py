@@ -1,10 +1,11 @@
-"""Peak memory of loading a float32 checkpoint and running one sentence, against its file's size.
+"""Measure the peak memory of loading a float32 checkpoint and running one sentence.
 
-Pages of the mapped file count as memory of the process, though the system can
-drop them at any time. What it cannot is "private" (Linux only), at the end.
+It is compared with the size of the file. Pages of the mapped file count as memory of
+the process, although the system can drop them at any time. The memory that it cannot
+drop is "private" (Linux only).
 
-Writes random weights of BERT-large's size (1.3 GB) into a temporary folder, or
-those of another size by the options, and loads them in a process of its own.
+The script writes random weights of BERT-large's size (1.3 GB), or of the size in the
+options, into a temporary folder, and loads them in a separate process.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ print(json.dumps(found))
 
 
 def write_model(folder: Path, hidden: int, layers: int, vocabulary: int) -> Path:
-    """Write a checkpoint of random weights, tensor by tensor; returns the weights' file."""
+    """Write a checkpoint of random weights, tensor by tensor, and return the weights' file."""
     config = {
         "architectures": ["BertModel"],
         "model_type": "bert",
@@ -84,7 +85,7 @@ def write_model(folder: Path, hidden: int, layers: int, vocabulary: int) -> Path
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Bytes of memory: before loading, after it, and (no suffix) after a sentence."""
+    """Measure bytes of memory: before loading, after it, and (no suffix) after a sentence."""
     finished = subprocess.run(
         [sys.executable, "-c", CHILD, folder], check=True, capture_output=True, text=True
     )

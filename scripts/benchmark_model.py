@@ -1,17 +1,17 @@
-"""Time the model beside its peers, in one run: same inputs, same cores, taking turns.
+"""Time the model beside its peers, in one run: same inputs, same cores, in turns.
 
     python scripts/benchmark_model.py --data DIR --model minilm-sst2=FOLDER --json FILE
 
 Models are ``bert-tiny`` (comes with the package), ``base`` and ``large`` (random
 weights of BERT's sizes, written into a temporary folder) and any ``NAME=FOLDER``.
 Inputs are data sets at their real lengths (``sst2``, ``mrpc``, ``squad``: the
-first ``--limit`` of them) or ``BATCHxLENGTH``. All are sorted by length and cut
-into batches of 32 (a fixed shape: of its own), and all peers get the same batches. Texts
-become ids by the model's own tokenizer, or, of random models, by the embedded one's.
+first ``--limit`` examples) or ``BATCHxLENGTH``. Data sets are sorted by length and cut
+into batches of 32; a fixed shape has its own batch size. All peers get the same batches.
+The model's own tokenizer makes the ids, or the embedded one's for random models.
 
-In each round every peer runs all batches of an input, in an order that turns;
-reported are medians, spreads (quartiles) and ratios of throughput, each ratio of
-two peers the median of those of the rounds. Besides: start-up, peak memory of a
+In each round every peer runs all batches of an input, and the order of peers rotates.
+The report has medians, spreads (quartiles) and ratios of throughput; the ratio of
+two peers is the median over the rounds. It also has start-up times, the peak memory of a
 process that loads and runs (Linux), and calibration beside the float32 pass.
 """
 
@@ -53,10 +53,10 @@ Runner = Callable[[Batches], Any]
 
 RANDOM = {"base": (768, 12, 30_522), "large": (1024, 24, 30_522)}
 
-#: Tokens of a fixed shape's run: as many batches as come to about so many.
+#: The approximate number of tokens in a fixed shape's run, which decides its batches.
 FIXED_TOKENS = 8192
 
-#: Pairs of peers whose ratio of throughput has a goal: (peer, than, at least), on data sets.
+#: Goals for ratios of throughput on data sets: (peer, than, at least).
 GOALS = (
     ("float32", "torch", 1.0),
     ("e4m3", "torch-fake-fp8", 2.0),
@@ -67,7 +67,7 @@ GOALS = (
 
 
 def ours(recipe: str, golden: bool, folder: Path, sample: Batches) -> Runner:
-    """A recipe of this project; batches go over threads, single texts one after another."""
+    """Make a runner of one of our recipes; batches go over threads, single texts in sequence."""
     model = load(folder)
     calibration = calibrate(model, sample) if PRESETS[recipe].calibrated else None
     quantized = apply_recipe(model, PRESETS[recipe], calibration, golden)
@@ -85,13 +85,13 @@ def ours(recipe: str, golden: bool, folder: Path, sample: Batches) -> Runner:
 
 
 def calibrating(folder: Path, sample: Batches) -> Runner:
-    """The float32 pass with everything noted."""
+    """Make a runner of a calibration: the float32 pass with all operands counted."""
     model = load(folder)
     return lambda inputs: calibrate(model, inputs)
 
 
 def torch_peer(attention: str, folder: Path, sample: Batches) -> Runner:
-    """PyTorch, with the encoder of transformers, in float32."""
+    """Make a runner of PyTorch, with the encoder of transformers, in float32."""
     import torch  # noqa: PLC0415 (a peer)
     import transformers  # noqa: PLC0415
 
@@ -119,10 +119,10 @@ def torch_peer(attention: str, folder: Path, sample: Batches) -> Runner:
 
 
 def torch_fake_fp8(folded: bool, folder: Path, sample: Batches) -> Runner:
-    """Fake quantization: operands cast to float8_e4m3fn and back before each float32 product.
+    """Make a runner that casts operands to float8_e4m3fn and back before float32 products.
 
-    Static scales, as after calibration. Weights are cast at each product too, as
-    toolkits do it while a recipe is sought, or once, where they were ``folded``.
+    This is fake quantization with static scales, as after calibration. Weights are cast at
+    each product, as in toolkits that search for a recipe, or once if they are ``folded``.
     """
     import torch  # noqa: PLC0415 (a peer)
     import transformers  # noqa: PLC0415
@@ -158,7 +158,7 @@ def torch_fake_fp8(folded: bool, folder: Path, sample: Batches) -> Runner:
 
 
 def onnxruntime_peer(int8: bool, folder: Path, sample: Batches) -> Runner:
-    """The float32 export in onnxruntime, or the dynamic INT8 version that it makes of it."""
+    """Make a runner of onnxruntime, for the float32 export or its dynamic INT8 version."""
     import onnxruntime  # noqa: PLC0415 (a peer)
 
     with tempfile.TemporaryDirectory() as place:
@@ -187,7 +187,7 @@ def onnxruntime_peer(int8: bool, folder: Path, sample: Batches) -> Runner:
 
 
 def plain_numpy(folder: Path, sample: Batches) -> Runner:
-    """A Transformer as picoGPT writes it: text by text, head by head, an expression a layer."""
+    """Make a runner in picoGPT's style: text by text, head by head, one expression per layer."""
     model = load(folder)
     heads, eps = model.config.num_attention_heads, model.config.layer_norm_eps
     w: Any = dict(model.weights)
@@ -203,7 +203,7 @@ def plain_numpy(folder: Path, sample: Batches) -> Runner:
         e = np.exp(x - x.max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True)
 
-    def gelu(x: Any) -> Any:  # picoGPT has the one by tanh
+    def gelu(x: Any) -> Any:  # picoGPT uses the tanh form
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
     def attend(q: Any, k: Any, v: Any) -> Any:
@@ -235,7 +235,7 @@ def plain_numpy(folder: Path, sample: Batches) -> Runner:
     return run
 
 
-#: What is timed, by name. The first is compared with all.
+#: The peers to time, by name. The first is compared with all.
 PEERS: dict[str, Callable[[Path, Batches], Runner]] = {
     "float32": functools.partial(ours, "fp32", False),
     "torch": functools.partial(torch_peer, "eager"),
@@ -251,15 +251,15 @@ PEERS: dict[str, Callable[[Path, Batches], Runner]] = {
     "calibration": calibrating,
 }
 
-#: Peers that compute BERT and nothing else: no relative positions.
+#: Peers that support BERT alone, without relative positions.
 BERT_ALONE = ("torch-sdpa", "numpy", "torch-fake-fp8", "torch-fake-fp8-folded")
 
-#: Those that shall give the float32 engine's hidden states, within 1e-3.
+#: Peers whose hidden states must equal the float32 engine's within 1e-3.
 SAME_AS_FLOAT32 = ("torch", "torch-sdpa")
 
 
 def read_inputs(name: str, data: Path | None, limit: int, batch_size: int, folder: Path) -> Batches:
-    """An input's batches for a model: padded, sorted by length, the longest first."""
+    """Make an input's batches for a model: padded, sorted by length, the longest first."""
     random = not any((folder / one).is_file() for one in ("tokenizer.json", "vocab.txt"))
     tokenizer = load_tokenizer("bert-tiny-sst2" if random else folder)
     if name[0].isdecimal():
@@ -302,7 +302,7 @@ def read_inputs(name: str, data: Path | None, limit: int, batch_size: int, folde
 def time_peers(
     runners: dict[str, Runner], inputs: Batches, rounds: int, pause: float
 ) -> dict[str, list[float]]:
-    """Seconds of each round, by peer; they take turns, and begin with another each round."""
+    """Measure the seconds of each round, by peer; a different peer begins in each round."""
     found: dict[str, Any] = {}
     for name, run in runners.items():  # warms up
         found[name] = run(inputs[:2])
@@ -316,7 +316,7 @@ def time_peers(
     names = list(runners)
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            time.sleep(pause)  # until the threads of the one before have stopped spinning
+            time.sleep(pause)  # until the previous peer's threads have stopped spinning
             begin = time.perf_counter()
             runners[name](inputs)
             seconds[name].append(time.perf_counter() - begin)
@@ -324,14 +324,14 @@ def time_peers(
 
 
 def throughput_ratio(seconds: dict[str, list[float]], name: str, than: str) -> float:
-    """How many times faster ``name`` is; of the rounds, the median."""
+    """Return how many times faster ``name`` is: the median over the rounds."""
     return statistics.median(b / a for a, b in zip(seconds[name], seconds[than], strict=True))
 
 
 def summary(seconds: dict[str, list[float]], tokens: int, padded: bool) -> dict[str, Any]:
-    """What is reported of an input; ``padded``: whether peers compute padding, as data sets have.
+    """Summarize an input; ``padded`` is True if peers compute padding, as for data sets.
 
-    Without it the goal beside torch is 0.8.
+    Without padding the goal beside torch is 0.8.
     """
     result: dict[str, Any] = {"tokens": tokens, "peers": {}, "goals": []}
     for name, times in seconds.items():
@@ -349,7 +349,7 @@ def summary(seconds: dict[str, list[float]], tokens: int, padded: bool) -> dict[
         if name in seconds and than in seconds:
             ratio = throughput_ratio(seconds, name, than)
             if than == "torch" and not padded:
-                least = 0.8  # noqa: PLW2901 (of this input)
+                least = 0.8  # noqa: PLW2901 (for this input)
             result["goals"].append({"peer": name, "than": than, "ratio": ratio, "goal": least})
     if "calibration" in seconds and "float32" in seconds:
         ratio = throughput_ratio(seconds, "float32", "calibration")
@@ -358,7 +358,7 @@ def summary(seconds: dict[str, list[float]], tokens: int, padded: bool) -> dict[
 
 
 def startup_seconds(rounds: int) -> dict[str, dict[str, float]]:
-    """From starting a process to its end, and what an import takes in one."""
+    """Measure the time of a whole process, and the time of an import in one."""
     python = [sys.executable]
     clock = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
     commands = {
@@ -382,7 +382,7 @@ def startup_seconds(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def peak_memory(peer: str, folder: Path, name: str, arguments: argparse.Namespace) -> int:
-    """Bytes at the peak of a process that loads a model and runs an input once."""
+    """Measure the peak bytes of a process that loads a model and runs an input once."""
     command = [sys.executable, __file__, "--child", peer, str(folder), "--inputs", name]
     command += ["--limit", str(arguments.limit), "--batch-size", str(arguments.batch_size)]
     if arguments.data:
@@ -400,7 +400,7 @@ def run_child(arguments: argparse.Namespace) -> None:
 
 
 def folders(names: Sequence[str], place: Path) -> Iterator[tuple[str, Path]]:
-    """Each model's name and folder; random ones are written when it is their turn."""
+    """Yield each model's name and folder; random models are written when it is their turn."""
     for name in names:
         label, _, given = name.partition("=")
         folder = Path(given)
@@ -416,7 +416,7 @@ def folders(names: Sequence[str], place: Path) -> Iterator[tuple[str, Path]]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Throughput of every peer over the float32 engine's, by model and input."""
+    """Draw the throughput of every peer over the float32 engine's, by model and input."""
     names = [name for name in PEERS if any(name in one["peers"] for one in results.values())]
     figure, axis = subplots(figsize=(9, 0.7 + 0.5 * len(results)))
     for name in names:

@@ -2,9 +2,9 @@
 
 Q(a), the normal distribution's upper tail, is ``exp(-a^2 / 2) F(a)`` with F
 smooth, F(0) = 1/2 and F(a) ~ 1 / (a sqrt(2 pi)). So (1 + 2 a) F(a) varies
-little, and in t = (a - 3.75) / (a + 3.75), which maps 0 .. infinity to -1 .. 1,
-its Chebyshev series converges fast (the form of Shepherd and Laframboise,
-Mathematics of Computation 36, 1981).
+little. Its Chebyshev series in t = (a - 3.75) / (a + 3.75), which maps 0 .. infinity to
+-1 .. 1, converges fast. This is the form of Shepherd and Laframboise,
+Mathematics of Computation 36, 1981.
 
     python scripts/fit_normal_tail.py     # needs mpmath
 """
@@ -17,7 +17,7 @@ CENTRE = mp.mpf("3.75")
 
 
 def scaled_tail(a: mp.mpf) -> mp.mpf:
-    """(1 + 2 a) F(a); by its asymptotic series where exp(a^2 / 2) would overflow all bounds."""
+    """Compute (1 + 2 a) F(a), by its asymptotic series where exp(a^2 / 2) is too large."""
     if a > 1000:
         series = mp.nsum(lambda n: (-1) ** int(n) * mp.fac2(2 * n - 1) / a ** (2 * n), [0, 8])
         return (1 + 2 * a) / (a * mp.sqrt(2 * mp.pi)) * series

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Get Pythons whose NumPy multiplies by another BLAS, and Pythons for 64-bit Arm under qemu-user,
+# Get Pythons whose NumPy multiplies with another BLAS, and Pythons for 64-bit Arm under qemu-user,
 # from Debian's packages and PyPI's wheels, without root, for scripts/prove_golden.py:
 #
 #     bash scripts/foreign_pythons.sh DIR
 #     python scripts/prove_golden.py --only-others \
 #         $(for python in DIR/python-*; do echo --interpreter "${python##*/}=$python"; done)
 #
-# DIR takes 1.1 GB. Needs apt-get, dpkg-deb and Debian's archive keyring; the packages are extracted
-# into DIR, with their own C library, and nothing is installed.
+# DIR takes 1.1 GB. The script needs apt-get, dpkg-deb and Debian's archive keyring. It extracts packages
+# into DIR, with their own C library, and installs nothing.
 set -euo pipefail
 
 mkdir -p "$1"
@@ -50,7 +50,7 @@ with_dependencies() {
 }
 
 for architecture in amd64 arm64; do
-    # shellcheck disable=SC2046  # one word a package
+    # shellcheck disable=SC2046  # one word per package
     extract $architecture $architecture $(with_dependencies $architecture python3 python3-numpy) \
         libblis4-serial libopenblas0-serial
 done

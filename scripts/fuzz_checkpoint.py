@@ -1,20 +1,20 @@
-"""Damage files in every way known to break readers, and read them: one clear error, or the truth.
+"""Damage files in every way known to break readers, and read them: an error, or the truth.
 
     python scripts/fuzz_checkpoint.py [--cases N] [--seed S] [--only MUTATION]
 
 Each case is a fresh folder with a checkpoint (quantized or not), a calibration, a
 recipe, an FP8 file, a tokenizer, a task's data (TSV, JSON Lines, SQuAD's JSON and, with
-pyarrow, Parquet) or a kit, of which one file is damaged or replaced. What may come of
-reading it:
+pyarrow, Parquet) or a kit. One of its files is damaged or replaced. Reading it may have
+these outcomes:
 
     refused   one error of this project, in one line, that names the file
-    valid     the file is still (or again) a valid one, and what was read is what
-              an independent reader finds in it
+    valid     the file is still (or again) valid, and the values read are those
+              that an independent reader finds in it
 
 Anything else is a failure: another exception, a wrong value, an end of the
 process, no end within a time limit, or memory beyond a limit. Cases run in
-worker processes with such limits. A case depends on nothing but the seed and
-its number, and is run again with ``--first NUMBER --cases 1``.
+worker processes with these limits. A case depends only on the seed and
+its number, and is repeated with ``--first NUMBER --cases 1``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from bert_numpy.tasks.squad import read_questions
 from npfp8 import E4M3FN, QuantizedTensor
 from npfp8.storage import Fp8Array, load_file, save_file
 
-#: Of a worker: bytes of memory beyond what it has at its start, and seconds for a case.
+#: The limits of a worker: bytes of memory beyond those at its start, and seconds per case.
 MEMORY_LIMIT = 1 << 30
 TIME_LIMIT = 20.0
 
@@ -87,13 +87,13 @@ TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}
 
 Rng = random.Random
 
-#: Parts of the kit of operators that together have most kinds of operations.
+#: The parts of the operators' kit that together have most kinds of operations.
 KIT_PARTS = tuple(
     f"operator/{part}/"
     for part in ("gemm-e4m3", "gemm-uint8-int8", "quantize-uint8", "softmax-n33", "layer_norm")
 )
 
-#: What Arrow takes by default reserves more address space than a worker may have.
+#: Arrow's default memory pool reserves more address space than a worker may have.
 os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
 HAS_PARQUET = importlib.util.find_spec("pyarrow") is not None
 
@@ -102,7 +102,7 @@ HAS_PARQUET = importlib.util.find_spec("pyarrow") is not None
 
 
 def pack(header: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
-    """A safetensors file; not padded, so that its data lies at any byte."""
+    """Make a safetensors file without padding, so that its data begins at any byte."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
@@ -113,7 +113,7 @@ def unpack(content: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def model_file(dtype: str, names: list[str] | None = None) -> bytes:
-    """Random weights of the small model, or those of the given names."""
+    """Make random weights of the small model, all or those of the given names."""
     generator = np.random.default_rng(0)
     header, data = {}, b""
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +134,7 @@ def model_file(dtype: str, names: list[str] | None = None) -> bytes:
 
 
 def foreign(config: bytes) -> bytes:
-    """A quantized checkpoint's config as compressed-tensors writes it: no ``npfp8_config``."""
+    """Make a quantized checkpoint's config like compressed-tensors': without ``npfp8_config``."""
     raw = json.loads(config)
     del raw["npfp8_config"]
     return json.dumps(raw).encode()
@@ -149,7 +149,7 @@ def as_parquet(columns: dict[str, Any]) -> bytes:
 
 
 def data_files() -> dict[str, dict[str, bytes]]:
-    """A task's examples in every layout, by target."""
+    """Make a task's examples in every layout, by target."""
     texts = ["a warm film", 'so "dull"', "caf\u00e9 \U0001f642", "good"]
     rows = {"sentence": texts, "label": [1, 0, 1, 1], "idx": [3, 0, 7, 1]}
     lines = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
@@ -175,7 +175,7 @@ def data_files() -> dict[str, dict[str, bytes]]:
 
 
 def small_kit(folder: Path) -> dict[str, bytes]:
-    """The files of a kit of few tensors."""
+    """Write a kit of few tensors, and return its files."""
     whole = make_kit(["operator"])
     names = [name for name in whole.tensors if name.startswith(KIT_PARTS)]
     tensors = {name: whole.tensors[name] for name in names}
@@ -184,7 +184,7 @@ def small_kit(folder: Path) -> dict[str, bytes]:
 
 
 def templates() -> dict[str, dict[str, bytes]]:
-    """The files of an undamaged folder, by target."""
+    """Make the files of undamaged folders, by target."""
     config = json.dumps(CONFIG).encode()
     whole = model_file("F32")
     keys = [key.removeprefix("bert.") for key in unpack(whole)[0]]
@@ -237,7 +237,7 @@ def templates() -> dict[str, dict[str, bytes]]:
 
 
 class WrongValueError(Exception):
-    """Something was read that the file does not say."""
+    """A value was read that differs from the file."""
 
 
 def expect(good: bool, what: str) -> None:
@@ -246,7 +246,7 @@ def expect(good: bool, what: str) -> None:
 
 
 def independent(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
-    """Dtype, shape and bytes of each tensor, by the safetensors library if it knows the dtypes."""
+    """Read dtype, shape and bytes of each tensor, by the safetensors library if it can."""
     content = path.read_bytes()
     header, data = unpack(content)
     header.pop("__metadata__", None)
@@ -288,7 +288,7 @@ def read_model(folder: Path) -> None:
 
 
 def read_quantized(folder: Path) -> None:
-    """Every code and scale is the file's; scales are positive, finite and normal."""
+    """Check that codes and scales are the file's, and that scales are positive and normal."""
     model = bert_numpy.load(folder)
     stored = independent(folder / SINGLE)
     tiny = np.finfo(np.float32).tiny
@@ -361,14 +361,14 @@ def read_tokenizer(folder: Path) -> None:
     size = json.loads((folder / "config.json").read_bytes())["vocab_size"]
     try:
         encoded = tokenizer.encode(["abc j", "\u00e9 b"], ["a", "b"])
-    except bert_numpy.BertNumpyError:  # of the texts: a valid tokenizer need not know them
+    except bert_numpy.BertNumpyError:  # a valid tokenizer may refuse these texts
         return
     ids = [number for item in encoded for number in item.input_ids]
     expect(all(0 <= number < size for number in ids), "token ids")
 
 
 def plain_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a data file by Python's json, by splitting lines, or by pyarrow alone."""
+    """Read a data file's rows by Python's json, by splitting lines, or by pyarrow alone."""
     if path.suffix == ".parquet":
         from pyarrow import parquet  # noqa: PLC0415 (an extra)
 
@@ -421,7 +421,7 @@ def read_squad(path: Path) -> None:
 
 
 def read_kit(folder: Path) -> None:
-    """A kit is what its files say, and a candidate can be compared with it by every profile."""
+    """Check that a kit has its files' values, and compare a candidate with it by every profile."""
     kit = open_kit(folder)
     stored = independent(folder / TENSORS)
     for name, tensor in kit.tensors.items():
@@ -462,7 +462,7 @@ READERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-# Damage. Each takes the content of a file, or its place, and what it needs of chance.
+# Damage. Each function takes the content of a file, or its path, and a random generator.
 
 
 def some_bytes(rng: Rng, content: bytes, first: int, last: int) -> bytes:
@@ -508,7 +508,7 @@ def st_header_length(rng: Rng, content: bytes) -> bytes:
 
 
 def st_declares_100_mb(rng: Rng, content: bytes) -> bytes:
-    """A long header that is there: zeros, spaces, or one string."""
+    """Write a long header in full: zeros, spaces, or one string."""
     size = rng.choice([99_999_999, 100_000_000, 100_000_001])
     filling = rng.choice([b"\0", b" ", b"{" + b" " * 999, b'{"' + b"a" * 998])
     return struct.pack("<Q", size) + (filling * (size // len(filling) + 1))[:size]
@@ -517,7 +517,7 @@ def st_declares_100_mb(rng: Rng, content: bytes) -> bytes:
 def change_entry(
     change: Callable[[Rng, dict[str, Any], str, dict[str, Any]], None],
 ) -> Callable[[Rng, bytes], bytes]:
-    """Damage to one tensor's entry of a header, or to the header by way of it."""
+    """Make a damage to one tensor's entry of a header, or to the header through it."""
 
     def damage(rng: Rng, content: bytes) -> bytes:
         header, data = unpack(content)
@@ -622,7 +622,7 @@ def _metadata_of_calibration(
 
 
 def _unread(rng: Rng, header: dict[str, Any], key: str, info: dict[str, Any]) -> None:
-    """One more tensor, empty and of a dtype that is new or has no name yet."""
+    """Add an empty tensor whose dtype is new or has no name yet."""
     dtypes = ["F4", "F6_E2M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F128", "I4", "f\u0000"]
     end = max(other["data_offsets"][1] for name, other in header.items() if name != "__metadata__")
     header["unread"] = {"dtype": rng.choice(dtypes), "shape": [0], "data_offsets": [end, end]}
@@ -639,7 +639,7 @@ def st_duplicate_key(rng: Rng, content: bytes) -> bytes:
 
 
 def json_bomb(rng: Rng, content: bytes) -> bytes:
-    """Deep, long, or large JSON, alone or in the place of something."""
+    """Write deep, long, or large JSON, alone or in place of something."""
     size = rng.choice([100, 1000, 100_000, 3_000_000])
     return rng.choice(
         [
@@ -676,7 +676,7 @@ def json_marked(rng: Rng, content: bytes) -> bytes:
     )
 
 
-#: What stands for any value in JSON.
+#: Values that replace any value in JSON.
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 3, 10**9, 2**63, 2**64, 10**400, 0.5, 1e308, -0.0),
     *(float("nan"), float("inf"), "", "0", "x", "x" * 1_000_000, [], {}, [[]], {"0": "a"}),
@@ -685,7 +685,7 @@ VALUES: list[Any] = [
 
 
 def json_value(rng: Rng, content: bytes) -> bytes:
-    """Another value in the place of one at any depth, or one more, or one less."""
+    """Replace, add or remove a value at any depth."""
     value = json.loads(content)
     node = value
     while True:
@@ -715,7 +715,7 @@ def json_duplicate_key(rng: Rng, content: bytes) -> bytes:
 
 
 def quantization_value(rng: Rng, content: bytes) -> bytes:
-    """Another value in the section on quantization, such as some release writes, or any."""
+    """Replace a value in the section on quantization, by one of some release or by any."""
     raw = json.loads(content)
     config = raw["quantization_config"]
     group = config["config_groups"]["group_0"]
@@ -732,7 +732,7 @@ def quantization_value(rng: Rng, content: bytes) -> bytes:
 
 
 def quantization_pattern(rng: Rng, content: bytes) -> bytes:
-    """Patterns that are none, that Python takes for ever to match, or that hold anything."""
+    """Write patterns that are invalid, that Python matches forever, or that hold anything."""
     raw = json.loads(content)
     config = raw["quantization_config"]
     pieces = [
@@ -760,7 +760,7 @@ def quantization_pattern(rng: Rng, content: bytes) -> bytes:
     return json.dumps(raw).encode()
 
 
-#: What stands in a cell of a data file, or for any value there.
+#: Texts that replace a cell of a data file, or any value there.
 CELLS = [
     *("", " ", "\0", "\x01\x02", "\u200b", "\ud800", "\t", "a\tb", "\r", "\u2028", "\ufeff"),
     *("x" * 100_000, "1" * 5000, "0", "1", "01", "-1", "1.0", "\u0661", "nan", "positive", "7\n3"),
@@ -768,7 +768,7 @@ CELLS = [
 
 
 def text_cell(rng: Rng, content: bytes) -> bytes:
-    """Another cell, one more, or one less, in a line of a TSV file; or a line twice."""
+    """Replace, add or remove a cell in a line of a TSV file, or repeat a line."""
     lines = [line.split("\t") for line in content.decode().split("\n")]
     line = rng.choice(lines)
     place = rng.randrange(len(line))
@@ -786,7 +786,7 @@ def text_cell(rng: Rng, content: bytes) -> bytes:
 
 
 def json_line(rng: Rng, content: bytes) -> bytes:
-    """Another value, another key, or damage as to any JSON, in a line of JSON Lines."""
+    """Replace a value or a key in a line of JSON Lines, or damage the line like any JSON."""
     lines = content.rstrip(b"\n").split(b"\n")
     place = rng.randrange(len(lines))
     row = json.loads(lines[place])
@@ -800,7 +800,7 @@ def json_line(rng: Rng, content: bytes) -> bytes:
 
 
 def parquet_column(rng: Rng, content: bytes) -> bytes:
-    """Columns of other types, of other lengths, or of values that Python cannot hold."""
+    """Write columns of other types, of other lengths, or of values that Python cannot hold."""
     import pyarrow  # noqa: PLC0415 (an extra)
     from pyarrow import parquet  # noqa: PLC0415 (an extra)
 
@@ -847,7 +847,7 @@ def parquet_column(rng: Rng, content: bytes) -> bytes:
 
 
 def kit_entry(rng: Rng, content: bytes) -> bytes:
-    """Another operation, input, attribute or kind of a tensor of a kit; or entries that move."""
+    """Change an operation, input, attribute or kind of a kit's tensor, or move entries."""
     manifest = json.loads(content)
     entries = manifest["tensors"]
     entry = rng.choice(entries)
@@ -874,7 +874,7 @@ def kit_entry(rng: Rng, content: bytes) -> bytes:
 
 
 def index_shard(rng: Rng, content: bytes) -> bytes:
-    """Another name in the place of a shard's; the files above and beside are there to be found."""
+    """Replace a shard's name; files above and beside the folder wait to be found."""
     index = json.loads(content)
     weight_map = index["weight_map"]
     names = [
@@ -904,7 +904,7 @@ def index_key(rng: Rng, content: bytes) -> bytes:
 def numbers(
     dtypes: tuple[str, ...], values: list[float], ending: str = ""
 ) -> Callable[[Rng, bytes], bytes]:
-    """Numbers that cannot be, in the data of a tensor of a dtype, whose name ends so."""
+    """Make a damage that writes impossible numbers into a tensor by its dtype and name's ending."""
 
     def damage(rng: Rng, content: bytes) -> bytes:
         header, data = unpack(content)
@@ -964,7 +964,7 @@ RARE = [st_declares_100_mb]
 
 bad_scale = named(numbers(("F32",), BAD_SCALES, "_scale"), "bad_scale")
 
-#: By target: the file that is damaged, and in which ways.
+#: By target: the file to damage, and the ways to do so.
 DAMAGE: list[tuple[str, str, list[Callable[[Rng, bytes], bytes]]]] = [
     *((f"model {dtype}", SINGLE, WEIGHTS) for dtype in DTYPES),
     ("model F32", "config.json", JSON),
@@ -1049,10 +1049,10 @@ PLACES = [
 
 
 def make_case(seed: int, number: int, base: Path, all_: dict[str, dict[str, bytes]]) -> list[str]:
-    """Write the folder of a case; returns its target and the name of its damage."""
+    """Write the folder of a case, and return its target and the name of its damage."""
     rng = random.Random(f"{seed}-{number}")
     target, file, damages = rng.choice(DAMAGE)
-    if target == "bert-tiny-sst2" and rng.random() < 0.8:  # the large one: not as often
+    if target == "bert-tiny-sst2" and rng.random() < 0.8:  # large, so less often
         target = "model F16"
     folder = base / "folder"
     (folder / "sub").mkdir(parents=True)
@@ -1070,7 +1070,7 @@ def make_case(seed: int, number: int, base: Path, all_: dict[str, dict[str, byte
         place = rng.choice(PLACES)
         place(path)
         return [target, place.__name__]
-    if chance < 0.05:  # as the hub's cache has it
+    if chance < 0.05:  # as in the hub's cache
         path.rename(base / "blob")
         path.symlink_to("../blob")
         return [target, "link_to_a_file_outside"]
@@ -1085,7 +1085,7 @@ def make_case(seed: int, number: int, base: Path, all_: dict[str, dict[str, byte
 
 
 def run_case(target: str, folder: Path) -> tuple[str, str]:
-    """Read a folder: the outcome, and of a failure what it was."""
+    """Read a folder; return the outcome, and the failure if there is one."""
     kind: type[Exception] = ValueError if target == "fp8" else bert_numpy.BertNumpyError
     try:
         READERS.get(target, read_model)(folder)
@@ -1103,9 +1103,9 @@ def run_case(target: str, folder: Path) -> tuple[str, str]:
 
 
 def work(seed: int, first: int, last: int) -> None:
-    """In a process of its own: cases in a row, a line of JSON before and after each."""
+    """Run cases in a row, with a line of JSON before and after each. Called in a worker."""
     all_ = templates()
-    for target, files in all_.items():  # what is not damaged is read
+    for target, files in all_.items():  # undamaged files must be readable
         with tempfile.TemporaryDirectory() as name:
             for file, content in files.items():
                 Path(name, file).write_bytes(content)
@@ -1126,7 +1126,7 @@ def work(seed: int, first: int, last: int) -> None:
 def supervise(
     seed: int, first: int, last: int, results: Counter[tuple[str, str, str]]
 ) -> list[str]:
-    """Run cases in workers, each of which goes on where the last one ended; returns failures."""
+    """Run cases in workers, each continuing where the last one ended; return failures."""
     failures = []
     number = first
     while number < last:

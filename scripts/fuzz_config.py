@@ -1,21 +1,21 @@
-"""Change the settings of small checkpoints, and load them with transformers and with this package.
+"""Change settings of small checkpoints, and load them with transformers and this package.
 
     python scripts/fuzz_config.py [--cases N] [--seed S] [--first NUMBER] [--verbose]
 
-Each case is a folder that transformers wrote, a random model of one architecture and head, of
-whose ``config.json`` one or two keys are added, removed, renamed or contradicted; or a
-sentence-transformers folder whose settings are. What may come of it:
+Each case is a folder that transformers wrote, with a random model of one architecture and
+head. One or two keys of its ``config.json``, or of the settings of a sentence-transformers
+folder, are added, removed, renamed or contradicted. The outcomes may be:
 
     equal     every output that both compute agrees within 1e-4 of its largest number, and so
               do the names of the labels
     refused   one error of this project that names a key (or file) that was changed
-    alone     transformers does not load the folder, or not without weights of its own making
+    alone     transformers does not load the folder, or only with newly initialized weights
 
 A difference, another exception, an error that does not name the cause, and a refusal of a
-key that has no effect are failures. Where transformers has two ways to load a folder, by its
-``model_type`` and by the class in ``architectures``, it must be equal to both. A case depends
-on nothing but the seed and its number, and is run again with ``--first NUMBER --cases 1``.
-Needs torch and transformers; without sentence-transformers its folders are left out.
+key that has no effect are failures. If transformers has two ways to load a folder, by its
+``model_type`` and by the class in ``architectures``, the results must equal both. A case
+depends only on the seed and its number, and is repeated with ``--first NUMBER --cases 1``.
+The script needs torch and transformers; without sentence-transformers its folders are skipped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from safetensors.numpy import load_file, save_file
 import bert_numpy
 from bert_numpy.tasks.glue import TASKS, label_order
 
-#: Of an output's largest number.
+#: The tolerance relative to an output's largest number.
 TOLERANCE = 1e-4
 
 WORDS = 40
@@ -53,7 +53,7 @@ NAN = float("nan")
 Rng = random.Random
 Raw = dict[str, Any]
 
-#: Names of transformers' configurations, and sizes under its names.
+#: The names of transformers' configurations, with their keys for the sizes.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 KINDS = {
     "Bert": SIZES,
@@ -76,8 +76,8 @@ HEADS = (
     "ForPreTraining",
 )
 
-#: Keys of config.json and the values they are set to. First those that must not be refused,
-#: as they change nothing that is computed.
+#: Keys of config.json and the values they are set to. These must not be refused, as they do
+#: not change the results.
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "use_cache": (True, False),
     "chunk_size_feed_forward": (0,),
@@ -193,7 +193,7 @@ MAY_BE_REFUSED: dict[str, tuple[Any, ...]] = {
     ),
 }
 
-#: Keys by which a refusal may also be told from its cause: sizes are seen in the tensors' shapes.
+#: Keys whose refusal may name something else: a size also shows in the shapes of tensors.
 RELATED = {
     "model_type": ("model_type", "architectures", "key '"),
     "architectures": ("model_type", "architectures", "but missing", "by config.json"),
@@ -214,7 +214,7 @@ RELATED = {
 RELATED["tie_word_embeddings"] += ("tensor 'generator_lm_head", "tensor 'predictions.decoder")
 RELATED["stored decoder"] = ("tie_word_embeddings",)
 
-#: What the class of a checkpoint may be called; ``{kind}`` is its own family.
+#: Names for the class of a checkpoint; ``{kind}`` is its own family.
 CLASSES = (
     *("{kind}" + head for head in HEADS),
     *("{kind}LMHeadModel", "{kind}ForCausalLM", "{kind}ForX", "{kind}PreTrainedModel"),
@@ -231,7 +231,7 @@ CLASSES = (
     *("MyBertForSequenceClassification", "T5ForConditionalGeneration", "", "For", "Model"),
 )
 
-#: id2label (a tuple: the names in their order; else the object itself).
+#: Values of id2label: a tuple has the names in their order; other values are used unchanged.
 LABELS: tuple[Any, ...] = (
     *(("negative", "positive"), ("b", "a"), ("x",), ("a", "b", "c"), ("same", "same")),
     *((0, 1), (1, 0), (None, "x"), (True, False), (0.0, 1.0), (["x"], "y"), ("", "x")),
@@ -245,7 +245,7 @@ NUMBERS: tuple[Any, ...] = (
     *({"other": 0}, {"negative": 7}, {}, [], None, ABSENT),
 )
 
-#: Names of a head's outputs, a GLUE task, and the class that each output is; None: not to be known.
+#: Names of a head's outputs, a GLUE task, and the class of each output; None if it is unknown.
 ORDERS: tuple[tuple[tuple[str, ...], str, tuple[int, ...] | None], ...] = (
     (("negative", "positive"), "sst2", (0, 1)),
     (("POSITIVE", "NEGATIVE"), "sst2", (1, 0)),
@@ -310,7 +310,7 @@ SENTENCES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("config_sentence_transformers.json", "model_type", ("SentenceTransformer", "SparseEncoder")),
 )
 
-#: Lists of modules: type, path and name of each; what makes each of them one of its own.
+#: Lists of modules, with the type, the path and the name of each.
 MODULES: tuple[tuple[tuple[str, str, str], ...], ...] = (
     ((TRANSFORMER, "", "0"), (POOLING, "1_Pooling", "1"), (NORMALIZE, "2_Normalize", "2")),
     ((TRANSFORMER, "", "0"), (POOLING, "1_Pooling", "1")),
@@ -343,7 +343,7 @@ TEXTS = ["a b c", "d e f g h i", "p", "o n m l k j i h g"]
 
 @dataclass(frozen=True)
 class Case:
-    """A changed folder: the keys that were changed, by what a refusal must name one of."""
+    """A changed folder, with the changed keys, of which a refusal must name one."""
 
     folder: Path
     keys: tuple[str, ...]
@@ -368,7 +368,7 @@ class Peers:
         self.torch, self.transformers = torch, transformers
 
     def write_bases(self, folder: Path, seed: int) -> dict[tuple[str, str], Path]:
-        """Random models of every architecture and head, of random sizes."""
+        """Write random models of every architecture and head, of random sizes."""
         found = {}
         for kind, names in KINDS.items():
             for head in HEADS:
@@ -380,7 +380,7 @@ class Peers:
                 options |= {"vocab_size": WORDS, "max_position_embeddings": 32}
                 if kind in ("Electra", "Albert"):
                     options["embedding_size"] = rng.choice((8, sizes[0]))
-                if kind == "Albert":  # whose layers share their parameters
+                if kind == "Albert":  # its layers share their parameters
                     layers = rng.choice((1, 2, 3, 5))
                     groups = rng.choice((1, min(layers, 2)))
                     options |= {"num_hidden_layers": layers, "num_hidden_groups": groups}
@@ -391,14 +391,14 @@ class Peers:
                 config = getattr(self.transformers, f"{kind}Config")(**options)
                 self.torch.manual_seed(rng.getrandbits(32))
                 model = getattr(self.transformers, kind + head)(config)
-                for parameter in model.parameters():  # of the order of a trained model's
+                for parameter in model.parameters():  # make them as large as trained ones
                     parameter.data += 0.3 * self.torch.randn(parameter.shape)
                 model.save_pretrained(folder / f"{kind}{head}")
                 found[kind, head] = folder / f"{kind}{head}"
         return found
 
     def classes(self, raw: Raw) -> Iterator[Any]:
-        """The classes by which transformers would load a folder: automatic, and by name."""
+        """Yield the classes with which transformers loads a folder: automatic, and by name."""
         listed = raw.get("architectures")
         name = listed[0] if isinstance(listed, list) and listed else None
         name = name if isinstance(name, str) else ""
@@ -412,7 +412,7 @@ class Peers:
             yield named
 
     def outputs(self, known: Any, folder: Path, batch: dict[str, Any]) -> dict[str, Any] | None:
-        """A model's outputs and labels, as one class of transformers computes them; None if not."""
+        """Compute a model's outputs and labels by a class of transformers; None if it cannot."""
         torch = self.torch
         try:
             model, info = known.from_pretrained(
@@ -427,7 +427,7 @@ class Peers:
                 tensors.pop("token_type_ids", None)
             with torch.no_grad():
                 output = model(**tensors, output_hidden_states=True, return_dict=True)
-        except Exception:  # whatever it raises, it does not load or run this folder
+        except Exception:  # any error means that it does not load or run this folder
             return None
         found = {key: value.numpy() for key, value in output.items() if hasattr(value, "numpy")}
         found["last_hidden_state"] = output.hidden_states[-1].numpy()
@@ -437,13 +437,13 @@ class Peers:
         return found
 
     def embeddings(self, folder: Path) -> Any:
-        """The sentence embeddings of :data:`TEXTS`; None if sentence-transformers has none."""
+        """Compute the embeddings of :data:`TEXTS`; None if sentence-transformers cannot."""
         import sentence_transformers  # noqa: PLC0415
 
         try:
             model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
             return model.encode(TEXTS, show_progress_bar=False)
-        except Exception:  # whatever it raises, it does not load or run this folder
+        except Exception:  # any error means that it does not load or run this folder
             return None
 
 
@@ -462,7 +462,7 @@ def put(raw: Raw, key: str, value: Any) -> None:
 
 
 def change_config(raw: Raw, kind: str, rng: Rng) -> tuple[str, bool]:
-    """Change one key, in place. Returns it, and whether that must not be refused."""
+    """Change one key in place. Return it, and whether its change must be accepted."""
     what = rng.random()
     if what < 0.3:
         key = rng.choice(list(NO_EFFECT))
@@ -489,7 +489,7 @@ def change_config(raw: Raw, kind: str, rng: Rng) -> tuple[str, bool]:
         put(raw, "id2label", rng.choice(({"0": "negative", "1": "positive"}, ABSENT)))
         put(raw, "label2id", rng.choice(NUMBERS))
         return "label2id", False
-    # A size under the name that another architecture has for it: moved, doubled or contradicted.
+    # A size gets the name of another architecture for it: it is moved, doubled or contradicted.
     ours, theirs = rng.choice(list(zip(KINDS["Bert"], KINDS["DistilBert"], strict=True)))
     old, new = (theirs, ours) if kind == "DistilBert" else (ours, theirs)
     raw[new] = rng.choice((raw.get(old), 16, 24, 2, 1))
@@ -499,7 +499,7 @@ def change_config(raw: Raw, kind: str, rng: Rng) -> tuple[str, bool]:
 
 
 def store_decoder(path: Path, rng: Rng) -> None:
-    """Store the decoder beside the word embeddings: the same numbers, or others."""
+    """Store the decoder beside the word embeddings, with the same numbers or others."""
     tensors = load_file(path)
     words = next(key for key in tensors if key.endswith("word_embeddings.weight"))
     names = {"bert": "cls.predictions.decoder", "distilbert": "vocab_projector"}
@@ -512,7 +512,7 @@ def store_decoder(path: Path, rng: Rng) -> None:
 
 
 def change_sentences(folder: Path, rng: Rng) -> tuple[str, ...]:
-    """Write the settings of a sentence-transformers folder, one or two of them changed."""
+    """Write a sentence-transformers folder's settings, with one or two of them changed."""
     switches = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
     mode = rng.choice(switches[:2])
     pooling: Raw = {f"pooling_mode_{name}": name == mode for name in switches}
@@ -599,7 +599,7 @@ def make(number: int, seed: int, bases: dict[tuple[str, str], Path], work: Path,
 
 
 def inputs(case: Case, config: Any, rng: np.random.Generator) -> dict[str, Any]:
-    """A batch with padding, of a choice of several texts where the head takes one."""
+    """Make a batch with padding, with several texts per example if the head chooses one."""
     shape: tuple[int, ...] = (3, LENGTH)
     ids = rng.integers(6, WORDS - 1, shape)
     mask = np.ones(shape, np.int64)
@@ -615,7 +615,7 @@ def inputs(case: Case, config: Any, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def difference(ours: Any, theirs: Any, mask: Any) -> float:
-    """The largest difference where the mask is 1, of the largest of transformers' numbers."""
+    """Return the largest difference where the mask is 1, over transformers' largest number."""
     if ours.shape != theirs.shape:
         return float("inf")
     if ours.shape[:2] == mask.shape[-2:]:
@@ -626,7 +626,7 @@ def difference(ours: Any, theirs: Any, mask: Any) -> float:
 
 
 def check(case: Case, peers: Peers) -> tuple[str, str]:
-    """What came of a case, and what is wrong with it (nothing: an empty text)."""
+    """Return the outcome of a case, and what is wrong with it (an empty text for nothing)."""
     try:
         model = bert_numpy.load(case.folder)
         tokenizer = bert_numpy.load_tokenizer(case.folder) if case.sentences else None
@@ -662,7 +662,7 @@ def check_outputs(case: Case, peers: Peers, model: Any) -> tuple[str, str]:
             return "equal", f"other labels than {known.__name__}: {model.config.labels}"
         for name, array in theirs.items():
             if ours.get(name) is None:
-                continue  # the bare encoder of a class whose head is not computed here
+                continue  # this package has only the bare encoder of such a class
             found = ours[name]
             if name == "last_hidden_state":
                 found = hidden.reshape(array.shape)
@@ -691,7 +691,7 @@ def check_sentences(case: Case, peers: Peers, model: Any, tokenizer: Any) -> tup
 
 
 def check_orders() -> Iterator[str]:
-    """What is wrong with the order of labels, which the table of :data:`ORDERS` knows."""
+    """Yield the errors in the order of labels, by the table of :data:`ORDERS`."""
     for names, task, expected in ORDERS:
         try:
             found = tuple(label_order(names, TASKS[task]).tolist())
@@ -722,7 +722,7 @@ def main(argv: list[str] | None = None) -> int:
             case = make(number, arguments.seed, bases, work, st)
             try:
                 outcome, wrong = check(case, peers)
-            except Exception as error:  # of any kind: that is what is looked for
+            except Exception as error:  # errors of any kind are searched for
                 outcome, wrong = "equal", f"{type(error).__name__}: {error}"
             if wrong:
                 outcome = "wrong"

@@ -2,10 +2,10 @@
 
     python scripts/fuzz_tokenizer.py [--cases N] [--seed S] [--first NUMBER] [--verbose]
 
-Each case is a folder: a vocabulary (``vocab.txt``, ``vocab.json`` with ``merges.txt``,
-``tokenizer.json``, or several of them), and keys at random in tokenizer_config.json,
+Each case is a folder with a vocabulary (``vocab.txt``, ``vocab.json`` with ``merges.txt``,
+``tokenizer.json``, or several of them), and random keys in tokenizer_config.json,
 special_tokens_map.json, added_tokens.json and config.json. Ids, token types and attention masks
-of texts, pairs and cut inputs are compared with those of transformers' AutoTokenizer:
+of texts, pairs and truncated inputs are compared with those of transformers' AutoTokenizer:
 
     equal      the same, in every input
     refused    one error that names a file of the folder, and a key or what it found there
@@ -13,7 +13,7 @@ of texts, pairs and cut inputs are compared with those of transformers' AutoToke
 
 Anything else is a failure: a difference without a refusal, an error that names nothing, any
 other exception, and a refusal of a folder that transformers 2, 3, 4 or 5 writes itself. A case
-depends on nothing but the seed and its number. The result is for the installed transformers.
+depends only on the seed and its number. The result is for the installed transformers.
 """
 
 from __future__ import annotations
@@ -94,19 +94,19 @@ CLASSES = {
 WORD_PIECES = ("bert", "distilbert", "electra", "mpnet")
 
 
-#: What CamemBERT's vocabulary begins with.
+#: The beginning of CamemBERT's vocabulary.
 CAMEMBERT = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
 
-#: What ALBERT's vocabulary begins with, in which the unknown token is the second.
+#: The beginning of ALBERT's vocabulary, whose second token is the unknown one.
 ALBERT = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
 
-#: What MPNet's vocabulary begins with.
+#: The beginning of MPNet's vocabulary.
 MPNET = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
 
 
 @cache
 def byte_level() -> str:
-    """The tokenizer.json of a byte-level BPE with RoBERTa's special tokens."""
+    """Make the tokenizer.json of a byte-level BPE with RoBERTa's special tokens."""
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -121,7 +121,7 @@ def byte_level() -> str:
 
 
 def character_map() -> bytes:
-    """SentencePiece's map of characters with one key: "A" becomes "a"."""
+    """Make SentencePiece's map of characters with one key: "A" becomes "a"."""
     units = [0] * 1024
     units[0] = 256 << 10
     child = 256 ^ ord("A")
@@ -133,7 +133,7 @@ def character_map() -> bytes:
 
 @cache
 def unigram(model_type: str) -> str:
-    """The tokenizer.json of a Unigram model with XLM-R's, CamemBERT's or ALBERT's tokens."""
+    """Make the tokenizer.json of a Unigram model with XLM-R's, CamemBERT's or ALBERT's tokens."""
     albert = model_type == "albert"
     first = {"camembert": CAMEMBERT, "albert": ALBERT}.get(model_type, ROBERTA[:4])
     cls, sep, mask = ("[CLS]", "[SEP]", "[MASK]") if albert else ("<s>", "</s>", "<mask>")
@@ -164,13 +164,13 @@ def unigram(model_type: str) -> str:
 
 
 def words(model_type: str) -> list[str]:
-    """The vocabulary of a WordPiece model."""
+    """List the vocabulary of a WordPiece model."""
     first = MPNET if model_type == "mpnet" else WORDS[:5]
     return list(dict.fromkeys((*first, *WORDS[5:])))
 
 
 def word_piece(model_type: str, lowercase: bool, accents: bool | None, chinese: bool) -> str:
-    """The tokenizer.json of BERT's tokenizer or MPNet's, as transformers 4 and 5 write it."""
+    """Make the tokenizer.json of BERT's tokenizer or MPNet's, like transformers 4 and 5."""
     vocabulary = {token: number for number, token in enumerate(words(model_type))}
     made = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer(
@@ -192,7 +192,7 @@ def word_piece(model_type: str, lowercase: bool, accents: bool | None, chinese: 
 
 
 def flags(generator: random.Random, special: bool) -> Json:
-    """The flags of an added token."""
+    """Draw the flags of an added token."""
     return {
         "lstrip": generator.random() < 0.2,
         "rstrip": generator.random() < 0.2,
@@ -208,7 +208,7 @@ def write(path: Path, value: Any) -> None:
 
 
 class Folder:
-    """The files of a case while they are made."""
+    """The files of a case under construction."""
 
     def __init__(self, generator: random.Random) -> None:
         self.generator = generator
@@ -222,23 +222,23 @@ class Folder:
         self.ours = False  # a folder that transformers itself would write
 
     def chance(self, probability: float) -> bool:
-        """Whether an event of this probability happens."""
+        """Decide whether an event of this probability happens."""
         return self.generator.random() < probability
 
     @property
     def words(self) -> bool:
-        """Whether the model's own tokenizer is WordPiece."""
+        """True if the model's own tokenizer is WordPiece."""
         return self.model_type in WORD_PIECES
 
     def size(self) -> int:
-        """The tokens of the vocabulary without the added ones."""
+        """Count the tokens of the vocabulary without the added ones."""
         if self.words:
             return len(words(self.model_type))
         raw = json.loads(byte_level() if self.model_type == "roberta" else unigram(self.model_type))
         return len(raw["model"]["vocab"])
 
     def vocabulary(self, with_json: bool, with_text: bool) -> None:
-        """Put the vocabulary into tokenizer.json, into a class's own files, or both."""
+        """Put the vocabulary into tokenizer.json, into the class's own files, or into both."""
         choose = self.generator.choice
         if self.words:
             settings = (choose([True, False]), choose([None, None, True, False]), self.chance(0.8))
@@ -262,7 +262,7 @@ class Folder:
             self.serialized = json.loads(unigram(self.model_type))
 
     def add_tokens(self, where: str, tokens: list[str]) -> None:
-        """Add tokens in one of the places, with ids behind the vocabulary."""
+        """Add tokens in one of the places, with ids after the vocabulary."""
         for number, token in enumerate(tokens, self.size()):
             special = self.chance(0.5)
             entry = {"content": token, **flags(self.generator, special)}
@@ -308,7 +308,7 @@ class Folder:
 
 
 def named(model_type: str) -> Json:
-    """The special tokens by their keys."""
+    """Return the special tokens by their keys."""
     if model_type in WORD_PIECES[:-1]:
         names = ("pad", "unk", "cls", "sep", "mask")
         return {f"{name}_token": f"[{name.upper()}]" for name in names}
@@ -322,7 +322,7 @@ def named(model_type: str) -> Json:
     return {f"{name}_token": token for name, token in tokens.items()}
 
 
-#: The keys of a class that versions 4 and 5 write.
+#: By model type: the keys that versions 4 and 5 write.
 WRITTEN: dict[str, Json] = {
     "bert": {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
     "albert": {"do_lower_case": True, "keep_accents": False, "remove_space": True},
@@ -331,11 +331,11 @@ WRITTEN: dict[str, Json] = {
 
 
 def as_written(folder: Folder) -> None:
-    """A folder as a version of transformers writes it."""
+    """Make a folder like a version of transformers."""
     folder.ours = True
     version = folder.generator.choice([2, 3, 4, 5])
     if version in (2, 3) and folder.model_type in ("xlm-roberta", "camembert", "albert"):
-        folder.model_type = "bert"  # theirs had SentencePiece's file only
+        folder.model_type = "bert"  # those types then had only SentencePiece's file
     folder.vocabulary(version >= 4, version < 5)
     tokens = ["[E1]", "[/E1]"] if folder.chance(0.5) else []
     special = named(folder.model_type)
@@ -390,7 +390,7 @@ def as_written(folder: Folder) -> None:
         }
 
 
-#: A key of tokenizer_config.json, with the values that are tried.
+#: The keys of tokenizer_config.json, with the values to try.
 KEYS: dict[str, list[Any]] = {
     "do_lower_case": [True, False, "yes", None],
     "strip_accents": [True, False, None],
@@ -445,7 +445,7 @@ KEYS: dict[str, list[Any]] = {
 
 
 def at_random(folder: Folder) -> None:
-    """Files and keys at random."""
+    """Make random files and keys."""
     choose, chance = folder.generator.choice, folder.chance
     with_json = chance(0.65)
     folder.vocabulary(with_json, not with_json or chance(0.6))
@@ -481,7 +481,7 @@ def at_random(folder: Folder) -> None:
 
 
 def change_serialized(folder: Folder) -> None:
-    """Contradictions of tokenizer.json to the other files, and missing parts."""
+    """Contradict tokenizer.json in the other files, and remove parts of it."""
     raw, choose, chance = folder.serialized, folder.generator.choice, folder.chance
     if chance(0.1):
         raw["post_processor"] = None
@@ -515,12 +515,12 @@ def change_serialized(folder: Folder) -> None:
         raw["added_tokens"] = [one for one in raw["added_tokens"] if one["content"] != "<mask>"]
     checked = folder.words or folder.model_type == "albert"
     if not (checked or folder.settings or folder.map or folder.added or folder.config):
-        # The one deviation: without other files, tokenizer.json is taken as it is.
+        # This is the one deviation: without other files, tokenizer.json is used unchanged.
         folder.settings["tokenizer_class"] = CLASSES[folder.model_type]
 
 
 def change_unigram(folder: Folder) -> None:
-    """The components that versions of transformers have written, and others."""
+    """Use the components that versions of transformers have written, and others."""
     raw, choose, chance = folder.serialized, folder.generator.choice, folder.chance
     parts = json.loads(unigram(folder.model_type))["normalizer"]["normalizers"]
     *first, characters, spaces = parts
@@ -529,10 +529,10 @@ def change_unigram(folder: Folder) -> None:
     ends = {"type": "Strip", "strip_left": False, "strip_right": True}
     if chance(0.3):
         raw["normalizer"] = choose([characters, spaces, None])
-        if first and chance(0.8):  # ALBERT's, one or two of them left out
+        if first and chance(0.8):  # ALBERT's components, without one or two of them
             left = [part for part in parts if part not in folder.generator.sample(parts, 2)]
             raw["normalizer"] = {"type": "Sequence", "normalizers": choose([parts[:-1], left])}
-    elif chance(0.3):  # as of 4.40
+    elif chance(0.3):  # as in 4.40
         parts = [*first, characters, ends, {**spaces, "content": "\u2581"}]
         raw["normalizer"] = {"type": "Sequence", "normalizers": parts}
         raw["pre_tokenizer"] = pieces
@@ -548,11 +548,11 @@ def change_unigram(folder: Folder) -> None:
 
 
 def peer_of(folder: Path) -> Callable[..., list[tuple[list[int], list[int]]]] | None:
-    """The tokenizer of transformers: ids and types of inputs; None if it cannot load the folder."""
+    """Load transformers' tokenizer as a function to ids and types; None if it cannot load it."""
     options = {}
     texts = [path.read_text("utf-8") for path in sorted(folder.glob("*tok*.json"))]
     if any('"added_tokens_decoder"' in text for text in texts):
-        texts = texts[-1:]  # of tokenizer_config.json, beside which the others are not read
+        texts = texts[-1:]  # with this key in tokenizer_config.json the other files are ignored
     explicit = re.search(r'"mask_token": [{n]', "".join(texts))
     serialized = (folder / "tokenizer.json").is_file()
     if (folder / "vocab.json").is_file() and not serialized and not explicit:
@@ -584,11 +584,11 @@ NAMES_SOMETHING = re.compile(
 
 
 class FailedError(Exception):
-    """What is wrong with a case."""
+    """The failure of a case."""
 
 
 def compare(folder: Path, model_type: str) -> tuple[str, str]:
-    """The result of a case: its kind, and the refusal if there is one."""
+    """Return the result of a case: its kind, and the refusal if there is one."""
     peer = peer_of(folder)
     try:
         tokenizer = bert_numpy.load_tokenizer(folder)
@@ -623,7 +623,7 @@ def check(
     right: tuple[list[int], list[int]],
     typed: bool,
 ) -> str:
-    """Compare one input; the result is the message if it is refused for a good reason."""
+    """Compare one input; return the message if it is refused for a good reason."""
     ids, types = right
     case = f"{text!r}, {pair!r}, {length}"
     try:
@@ -653,7 +653,7 @@ def make(seed: int, number: int, folder: Path) -> Folder:
 
 
 def run(seed: int, number: int) -> tuple[str, str, bool]:
-    """Make a folder and compare; the last value says whether transformers writes such folders."""
+    """Make a folder and compare; the last value is True if transformers writes such folders."""
     with tempfile.TemporaryDirectory() as name:
         made = make(seed, number, Path(name))
         try:

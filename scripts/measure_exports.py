@@ -1,10 +1,10 @@
-"""What others compute of a quantized model: its checkpoint in transformers, its ONNX graph.
+"""Compare a quantized model with its checkpoint in transformers and with its ONNX graph.
 
-For each recipe a model is calibrated, written as a quantized checkpoint and as an ONNX
-file, and run on the first examples of a task's development set here and by others.
-Each line has the relative distance of the logits, norm(theirs - ours) / norm(ours), the
-flips (predictions that differ from our quantized model's), and the largest margin
-between our two best logits at a flip. Needs the extra "peers".
+For each recipe a model is calibrated and written as a quantized checkpoint and as an ONNX
+file. Then this package and the others run on the first examples of a task's development
+set. Each line has the relative distance of the logits, norm(theirs - ours) / norm(ours),
+the flips (predictions that differ from our quantized model's), and the largest margin
+between our two best logits at a flip. The script needs the extra "peers".
 
     python scripts/measure_exports.py MODEL --task sst2 --data glue/SST-2
 """
@@ -113,7 +113,7 @@ def compared(found: np.ndarray, ours: np.ndarray) -> str:
 
 
 def same_weights(theirs: Any, model: bert_numpy.QuantizedModel) -> str:
-    """How many of the quantized weights are the same to the last bit."""
+    """Count the quantized weights that are the same to the last bit."""
     parameters = {name.removeprefix("bert."): x for name, x in theirs.named_parameters()}
     coded = {name: x for name, x in model.weights.items() if not isinstance(x, np.ndarray)}
     same = sum(
@@ -124,7 +124,7 @@ def same_weights(theirs: Any, model: bert_numpy.QuantizedModel) -> str:
 
 
 def linear_share(path: Path) -> tuple[float, int]:
-    """Bytes of the encoder's linear weights and their scales, of those in float32; of the file."""
+    """Return the encoder's linear weights' bytes over their float32 bytes, and the file's size."""
     stored = floats = 0
     for key, tensor in read_header(path).items():
         if ".encoder." not in key or "LayerNorm" in key:

@@ -1,13 +1,13 @@
-"""Which channels are outliers, how large, and at which sites: from calibrations.
+"""Find the outlier channels, their sizes and their sites, in calibrations.
 
     python scripts/measure_outliers.py CALIBRATION... --out DIR [--top N]
 
-A calibration, as `bert-numpy evaluate --save-calibration` and reproduce_paper.py write
-it, has the largest magnitude of every input channel of every linear layer. For each of
-them in the encoder: the largest channels, their ratio to the median channel, how
-many are above 6 times the median and above 6 (the threshold of LLM.int8()), the channels
-that are outliers in half of the layers, and the signal-to-quantization-noise
-ratio in INT8 and E4M3. Writes DIR/outlier-channels.json, .md and .png.
+A calibration of `bert-numpy evaluate --save-calibration` or reproduce_paper.py has the
+largest magnitude of every input channel of every linear layer. The report lists for each
+linear layer in the encoder the largest channels and their ratio to the median channel. It
+counts the channels above 6 times the median and above 6 (the threshold of LLM.int8()), and
+names those that are outliers in half of the layers. It has the signal-to-quantization-noise
+ratio in INT8 and E4M3. The script writes DIR/outlier-channels.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from bert_numpy.study.tables import outlier_sites, outlier_summary
 
 
 def measure(path: Path, top: int = 3) -> dict[str, Any]:
-    """The outlier channels of one calibration.
+    """List the outlier channels of one calibration.
 
     Raises
     ------
     BertNumpyError
-        If it cannot be read, or has seen no linear layer of an encoder.
+        If it cannot be read, or has no linear layer of an encoder.
     """
     calibration = load_calibration(path)
     inputs = outlier_channels(calibration, top)

@@ -1,27 +1,27 @@
-"""Measure how the two packages are built: what a reader opens, and what imports what.
+"""Measure the structure of the two packages: the files that a reader opens, and the imports.
 
     python scripts/measure_structure.py [FOLDER] [--before FOLDER]
     python scripts/measure_structure.py --before FOLDER --benchmark model codec [--quick]
 
-FOLDER is a checkout, by default the one that this script is in; with ``--before``
-another is measured beside it.
+FOLDER is a checkout, by default the one of this script. With ``--before``
+another checkout is measured beside it.
 
-A file is entered if one of its functions is called. Counted are the calls of the
-embedded model on one text, in a process of its own, with the checkout first on its
-path; and those of the second time, when all tables are made and kept:
+A file is entered if one of its functions is called. The script counts the calls of the
+embedded model on one text, in a separate process with the checkout first on its
+path. It takes the calls of the second run, when all tables exist:
 
 - text to logits: ``tokenizer.batch`` and the float32 pass, both loaded before
 - the pass alone
 - a checkpoint to logits: ``bert_numpy.load`` and the float32 pass, without tokenizer
-- the quantized pass, of the static recipe e4m3
-- one quantized linear layer: in that pass, all from the first function that is given
-  the site of the attention's output layer until it returns
+- the quantized pass with the static recipe e4m3
+- one quantized linear layer: in that pass, everything from the call of the first function
+  that gets the site of the attention's output layer, until it returns
 
-An import counts wherever it stands: in a function, or for types alone. A circle is a set
-of modules, or of folders, each of which imports all others of it, over some way.
+Every import counts, including those inside functions or for types alone. A circle is a set
+of modules, or of folders, in which each imports all others directly or indirectly.
 
-With ``--benchmark`` each checkout's own scripts are run, in turns (before, now, before,
-now, ...), and of every row the ratio of its medians, now over before, is printed.
+With ``--benchmark`` each checkout's own scripts are run in turns (before, now, before,
+now, ...). For every row the ratio of its medians, now over before, is printed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("npfp8", "bert_numpy")
 
-#: What must hold of this repository, at most: tests/test_structure.py asserts it.
+#: The upper bounds for this repository, which tests/test_structure.py checks.
 GOALS = {
     "files entered, text to logits": 9,
     "files entered, one quantized linear layer": 5,
@@ -54,7 +54,7 @@ GOALS = {
 TEXT = "a warm and funny film with a wonderful cast"
 SITE = "encoder.layer.0.attention.output.dense"
 
-#: What is run by a name of --benchmark: the script, its options, and those of --quick.
+#: By the name in --benchmark: the script, its options, and its options for --quick.
 BENCHMARKS = {
     "model": (
         "benchmark_model.py",
@@ -84,7 +84,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def trace(folder: Path) -> dict[str, list[str]]:
-    """Return the files that are entered, by what is run. For the process of its own."""
+    """List the files that each run enters. Called in the separate process."""
     import bert_numpy  # noqa: PLC0415 (of the folder)
 
     assert Path(bert_numpy.__file__).is_relative_to(folder), bert_numpy.__file__
@@ -135,7 +135,7 @@ def files_called(run: Callable[[], Any], site: str | None) -> set[Path]:
 
 
 def names_site(value: Any, site: str) -> bool:
-    """Whether an argument is a site: its name, an object of that name, or a list of that one."""
+    """Check that an argument is a site: its name, an object of that name, or a list of one."""
     if isinstance(value, (list, tuple)) and len(value) == 1:
         return names_site(value[0], site)
     name = value if isinstance(value, str) else getattr(value, "name", None)
@@ -146,7 +146,7 @@ def names_site(value: Any, site: str) -> bool:
 
 
 def modules_of(folder: Path) -> dict[str, Path]:
-    """Return every module of the packages by its dotted name; ``__init__`` is its folder's."""
+    """Map the dotted name of every module to its file; ``__init__`` has its folder's name."""
     found = {}
     for package in PACKAGES:
         for path in sorted((folder / package).rglob("*.py")):
@@ -156,7 +156,7 @@ def modules_of(folder: Path) -> dict[str, Path]:
 
 
 def code_lines(source: str) -> int:
-    """Count the lines that are not blank, and neither comment nor docstring alone."""
+    """Count the lines other than blank lines, comments and docstrings."""
     no_code = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -171,7 +171,7 @@ def code_lines(source: str) -> int:
 
 
 def functions(module: str, source: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines and the dotted name of every function, those inside others too."""
+    """Yield the number of lines and the dotted name of every function, including nested ones."""
 
     def visit(node: ast.AST, place: str) -> Iterator[tuple[int, str]]:
         for child in ast.iter_child_nodes(node):
@@ -188,12 +188,12 @@ def functions(module: str, source: str) -> Iterator[tuple[int, str]]:
 
 
 def imports(modules: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Return the modules that each module imports, anywhere in it and for types alone too."""
+    """Return the modules that each module imports, inside functions and for types, too."""
     return {name: set(imports_of(path, modules)) - {name} for name, path in modules.items()}
 
 
 def imports_of(path: Path, modules: Mapping[str, Path]) -> Iterator[str]:
-    """Yield the modules of the packages that a file imports; a name's is the module it is in."""
+    """Yield the modules of the packages that a file imports; a name counts as its module."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -207,7 +207,7 @@ def imports_of(path: Path, modules: Mapping[str, Path]) -> Iterator[str]:
 
 
 def folder_of(module: str) -> str:
-    """Return the folder, or the file, of a module directly below its package."""
+    """Return the folder, or the module, of a module directly below its package."""
     return ".".join(module.split(".")[:2])
 
 
@@ -221,7 +221,7 @@ def by_folder(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
-    """Return the sets of nodes that lead to each other: the strongly connected ones."""
+    """Return the sets of nodes that reach each other: the strongly connected components."""
     reached: dict[str, set[str]] = {}
     for start in edges:
         reached[start], waiting = set(), list(edges[start])
@@ -248,7 +248,7 @@ def measure(folder: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
     values : dict
         The rows of the table.
     lists : dict
-        What is behind some of them, by their names.
+        The items behind some rows, by the rows' names.
     """
     values: dict[str, Any] = {}
     lists: dict[str, list[str]] = {}
@@ -302,7 +302,7 @@ def print_table(folders: Mapping[str, Path]) -> None:
 
 
 def timings(report: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Yield the rows of a benchmark's ``--json``, each with its median and its least time."""
+    """Yield the rows of a benchmark's ``--json``, each with its median and least time."""
     for place, result in dict(report.get("results", {})).items():
         for peer, one in result["peers"].items():
             yield f"{place}: {peer}", (one["median_seconds"], min(one["rounds"]))
@@ -318,8 +318,8 @@ def compare_speed(
 ) -> None:
     """Run benchmarks of two checkouts in turns, and print the ratios of their medians.
 
-    Beside it stand the ratio of the least times, which other work on the machine disturbs
-    less, and the lowest and the highest ratio of one turn's medians: the noise.
+    Two more columns show the ratio of the least times, which other work on the machine
+    disturbs less, and the lowest and highest ratio of medians in one turn, which is the noise.
     """
     print("| benchmark | row | medians | least | in one turn | |")
     print("| --- | --- | --- | --- | --- | --- |")

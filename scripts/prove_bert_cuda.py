@@ -2,25 +2,25 @@
 
     python scripts/prove_bert_cuda.py MODEL --data FILE --calibration-data FILE [--json FILE]
 
-Needs an H100 or H200 and torch. MODEL is a checkpoint for SST-2, the files have its
-layout. The model is quantized by a recipe with E4M3 or E5M2 and one scale per tensor,
-and accumulates as "hopper" and as "hopper-fast"; it is golden, so its numbers are the
-same on every machine. While it runs, torch computes every step again on the GPU from
-the inputs that our model had there, so that each step stands alone:
+The script needs an H100 or H200 and torch. MODEL is a checkpoint for SST-2, and the files
+have SST-2's layout. The model is quantized by a recipe with E4M3 or E5M2 and one scale per
+tensor, and accumulates as "hopper" and as "hopper-fast". It is golden, so its numbers are
+the same on every machine. While it runs, torch computes every step again on the GPU from
+the same inputs as our model, so that each step is compared on its own:
 
-- the codes of activations, from their bfloat16 values and the scale: equal;
-- every quantized product by `torch._scaled_mm`, with `use_fast_accum` as the mode says:
-  the float32 result and that in bfloat16 equal. It multiplies matrices of which
-  each axis is a multiple of 16, so others, the attention's, are padded with zeros: they
-  are no part of the rule, and make no block of 32 more. One call for each head;
-- linear layers with their bias added in float32 and rounded to bfloat16: equal. torch's
-  own bias has to be bfloat16: it is compared too, with the rounded bias on both sides;
-- everything between the products, in bfloat16 with float32 inside, where ours is rounded
-  from float64: within one unit in the last place of bfloat16, or an absolute 1e-6.
+- The codes of activations, from their bfloat16 values and the scale, must be equal.
+- Every quantized product by `torch._scaled_mm`, with the `use_fast_accum` of the mode, must
+  be equal, both in float32 and in bfloat16. It takes only matrices whose axes are multiples
+  of 16, so the attention's are padded with zeros. The zeros do not affect the rule, and add
+  no block of 32. There is one call per head.
+- Linear layers, with their bias added in float32 and rounded to bfloat16, must be equal.
+  torch's own bias has to be bfloat16; it is compared, too, with the rounded bias on both sides.
+- Everything between the products, in bfloat16 with float32 inside (ours is rounded from
+  float64), must be within one unit in the last place of bfloat16, or an absolute 1e-6.
 
-Then torch runs the whole model on its own, and its logits are compared with ours.
+Then torch runs the whole model alone, and its logits are compared with ours.
 The pooler and the classifier are not quantized: they are products in float32, on the CPU.
-Exit code 1 if a step is not as said.
+The exit code is 1 if a step fails its comparison.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ ULPS, ABSOLUTE = 1.0, 1e-6
 
 @dataclass(frozen=True)
 class Torch:
-    """What torch computes, from arrays to arrays; all arithmetic is on the device."""
+    """The steps that torch computes, from arrays to arrays; all arithmetic is on the device."""
 
     device: str
     fast: bool
 
     def put(self, x: np.ndarray) -> torch.Tensor:
-        """The array on the device."""
+        """Copy an array to the device."""
         return torch.from_numpy(np.array(x, order="C")).to(self.device)
 
     def bfloat16(self, x: np.ndarray) -> torch.Tensor:
-        """An array of bfloat16 values."""
+        """Copy an array of bfloat16 values to the device."""
         return self.put(x).to(torch.bfloat16)
 
     def codes(self, x: np.ndarray, scale: Scale, fmt: str) -> torch.Tensor:
@@ -88,16 +88,16 @@ class Torch:
         return quotients.clamp(-largest, largest).to(dtype)
 
     def held(self, x: QuantizedTensor) -> torch.Tensor:
-        """The codes of a tensor, in its own layout."""
+        """Copy the codes of a tensor to the device, in their own layout."""
         return self.put(x.codes).view(DTYPES[x.fmt.name])
 
     def product(
         self, a: torch.Tensor, b: torch.Tensor, scales: tuple[Any, Any], **options: Any
     ) -> torch.Tensor:
-        """`torch._scaled_mm` of (..., M, K) and (..., K, N), matrix by matrix."""
+        """Multiply (..., M, K) and (..., K, N) by `torch._scaled_mm`, matrix by matrix."""
         (m, k), n = a.shape[-2:], b.shape[-1]
         left = padded(a.reshape(-1, m, k))
-        right = padded(b.mT.reshape(-1, n, k))  # the instruction wants it transposed
+        right = padded(b.mT.reshape(-1, n, k))  # the instruction takes it transposed
         scale_a, scale_b = (self.put(np.asarray(scale, np.float32)) for scale in scales)
         results = [
             torch._scaled_mm(
@@ -107,7 +107,7 @@ class Torch:
         ]
         return torch.stack(results).reshape(*a.shape[:-1], n)
 
-    # As in `bert_numpy.engines.engine.Engine`, but that layer_norm is given its parameters.
+    # As in `bert_numpy.engines.engine.Engine`, except that layer_norm gets its parameters.
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:  # noqa: D102
         return array(self.put(x) + self.put(y))
@@ -133,14 +133,14 @@ class Torch:
 
 
 def padded(x: torch.Tensor) -> torch.Tensor:
-    """Matrices (count, rows, columns) with zeros up to multiples of 16."""
+    """Pad matrices (count, rows, columns) with zeros up to multiples of 16."""
     rows, columns = (-size % 16 for size in x.shape[1:])
     codes = torch.nn.functional.pad(x.view(torch.uint8), (0, columns, 0, rows))
     return codes.contiguous().view(x.dtype)
 
 
 def array(x: torch.Tensor) -> np.ndarray:
-    """The float32 array of a tensor's bfloat16 values, rounded to them if it has others."""
+    """Convert a tensor to a float32 array of bfloat16 values, rounding if necessary."""
     return x.to(torch.bfloat16).float().cpu().numpy()
 
 
@@ -149,7 +149,7 @@ def array(x: torch.Tensor) -> np.ndarray:
 
 @dataclass
 class Count:
-    """How many elements were compared, of how many calls, and how they differ."""
+    """The number of elements compared, of calls, and of differences."""
 
     calls: int = 0
     elements: int = 0
@@ -160,7 +160,7 @@ class Count:
 
 @dataclass
 class Tally:
-    """The counts by what was compared."""
+    """The counts by the kind of comparison."""
 
     counts: dict[str, Count] = field(default_factory=dict)
 
@@ -195,13 +195,13 @@ class Tally:
 
 
 def kind(site: str) -> str:
-    """What a site's results are counted as."""
+    """Return the kind under which a site's results are counted."""
     return site.rpartition(".")[2] if site.endswith(("scores", "context")) else "linear"
 
 
 @dataclass(frozen=True, eq=False)
 class ComparingEngine(Engine[np.ndarray]):
-    """Computes as ``inner`` does what is between the products, and so does torch."""
+    """An engine that computes the steps between products by ``inner``, and compares torch's."""
 
     inner: Engine[np.ndarray]
     gpu: Torch
@@ -209,36 +209,36 @@ class ComparingEngine(Engine[np.ndarray]):
     tally: Tally
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Compared."""
+        """Compare the sum."""
         return self.compared("add", self.inner.add(x, y), self.gpu.add(x, y))
 
     def multiply(self, x: np.ndarray, factor: float) -> np.ndarray:
-        """Compared."""
+        """Compare the product with a number."""
         ours = self.inner.multiply(x, factor)
         return self.compared("multiply", ours, self.gpu.multiply(x, factor))
 
     def softmax(self, x: np.ndarray) -> np.ndarray:
-        """Compared."""
+        """Compare the softmax."""
         return self.compared("softmax", self.inner.softmax(x), self.gpu.softmax(x))
 
     def layer_norm(self, name: str, x: np.ndarray, eps: float) -> np.ndarray:
-        """Compared."""
+        """Compare the normalization."""
         theirs = self.gpu.layer_norm(x, *parameters(self.weights, name), eps)
         return self.compared("layer_norm", self.inner.layer_norm(name, x, eps), theirs)
 
     def activation(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Compared, by its name."""
+        """Compare the function, counted under its name."""
         ours = self.inner.activation(name, x)
         return self.compared(name, ours, self.gpu.activation(name, x))
 
     def compared(self, name: str, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        """Ours."""
+        """Count the differences, and return our result."""
         self.tally.close(name, ours, theirs)
         return ours
 
 
 def compared_logits(model: QuantizedModel, gpu: Torch, tally: Tally, job: Any) -> np.ndarray:
-    """The model's own logits; whatever it computes, torch computes from the same inputs."""
+    """Compute the model's own logits, and compare torch's steps on the same inputs."""
     products: list[tuple[QuantizedTensor, QuantizedTensor, np.ndarray]] = []
 
     def kept(a: QuantizedTensor, b: QuantizedTensor, accumulate: str) -> np.ndarray:
@@ -280,7 +280,7 @@ def compared_logits(model: QuantizedModel, gpu: Torch, tally: Tally, job: Any) -
 def torch_operands(
     gpu: Torch, plan: SitePlan, qa: QuantizedTensor, qb: QuantizedTensor, a: Any, b: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The codes of a product's operands by torch; a weight's are those of the model."""
+    """Compute the codes of a product's operands by torch; a weight keeps the model's."""
     assert plan.a is not None
     left = gpu.codes(a, plan.a, qa.fmt.name)
     if plan.b is None:
@@ -290,7 +290,7 @@ def torch_operands(
 
 @dataclass(frozen=True, eq=False)
 class TorchEngine(Engine[np.ndarray]):
-    """The whole model by torch; what is not quantized, and the rest, by ``inner``."""
+    """An engine for the whole model by torch; ``inner`` does what is not quantized."""
 
     inner: Engine[np.ndarray]
     gpu: Torch
@@ -298,11 +298,11 @@ class TorchEngine(Engine[np.ndarray]):
     model: QuantizedModel
 
     def linears(self, sites: Sequence[Site], x: np.ndarray) -> list[np.ndarray]:
-        """Those with a plan."""
+        """Compute each layer, by torch if it has a plan."""
         return [self.linear(site, x) for site in sites]
 
     def linear(self, site: Site, x: np.ndarray) -> np.ndarray:
-        """A layer."""
+        """Compute a layer."""
         if site.name not in self.model.plans:
             (y,) = self.inner.linears([site], x)
             return y
@@ -314,14 +314,14 @@ class TorchEngine(Engine[np.ndarray]):
         )
 
     def product(self, site: Site, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Those with a plan."""
+        """Multiply two activations, by torch if the site has a plan."""
         plan = self.model.plans.get(site.name)
         return self.inner.product(site, a, b) if plan is None else array(self.planned(plan, a, b))
 
     def planned(
         self, plan: SitePlan, a: np.ndarray, b: np.ndarray | QuantizedTensor
     ) -> torch.Tensor:
-        """A float32 product of codes."""
+        """Multiply codes to a float32 product."""
         assert plan.a is not None
         left = self.gpu.codes(a, plan.a, str(plan.recipe.a.fmt))
         if isinstance(b, QuantizedTensor):
@@ -332,28 +332,28 @@ class TorchEngine(Engine[np.ndarray]):
         return self.gpu.product(left, right, (plan.a.scale, scale), out_dtype=torch.float32)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Torch's."""
+        """Add by torch."""
         return self.gpu.add(x, y)
 
     def multiply(self, x: np.ndarray, factor: float) -> np.ndarray:
-        """Torch's."""
+        """Multiply by torch."""
         return self.gpu.multiply(x, factor)
 
     def softmax(self, x: np.ndarray) -> np.ndarray:
-        """Torch's."""
+        """Compute the softmax by torch."""
         return self.gpu.softmax(x)
 
     def layer_norm(self, name: str, x: np.ndarray, eps: float) -> np.ndarray:
-        """Torch's."""
+        """Normalize by torch."""
         return self.gpu.layer_norm(x, *parameters(self.weights, name), eps)
 
     def activation(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Torch's."""
+        """Apply a function by torch."""
         return self.gpu.activation(name, x)
 
 
 def logits_by(model: Model, engine: EngineOf, job: Any) -> np.ndarray:
-    """On one thread: :func:`compared_logits` takes the products' operands on the way."""
+    """Compute logits on one thread, as :func:`compared_logits` takes operands on the way."""
     model = replace(model, engine=engine)
     logits = predict_logits(model, job.encoded, job.batch_size, threads=1)
     require_finite(f"{model.name}: logits", logits)
@@ -361,7 +361,7 @@ def logits_by(model: Model, engine: EngineOf, job: Any) -> np.ndarray:
 
 
 def proved(job: Any, recipe: str, mode: str, device: str) -> dict[str, Any]:
-    """Compare one mode on all of a job's texts; the counts, and what the whole model gives."""
+    """Compare one mode on all of a job's texts; return counts and the whole model's results."""
     how = replace(preset(recipe), accumulate=mode)
     model = apply_recipe(job.model, how, job.calibration, golden=True)
     gpu, tally = Torch(device, mode == "hopper-fast"), Tally()

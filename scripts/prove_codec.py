@@ -5,11 +5,11 @@
     python scripts/prove_codec.py --check tests/digests/codec.txt --no-peers
 
 For each block of 2^24 bit patterns, every format and both modes of `encode`
-are compared with ml_dtypes and torch, where these have the format, and the
-SHA-256 of the codes is written to a file or compared with one. Where a peer
-differs on purpose, `peer_codes` says for which inputs; nowhere else may it.
+are compared with ml_dtypes and torch, if these have the format, and the
+SHA-256 of the codes is written to a file or compared with one. A peer may differ
+only for the inputs that `peer_codes` names.
 
-Inputs that are NaN count as 0 for formats that have no NaN (encode refuses them).
+NaN inputs are replaced by 0 for formats that have no NaN (encode refuses them).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ Codes = npt.NDArray[np.uint8]
 BLOCKS = 256
 BLOCK_SIZE = 1 << 24
 
-#: Blocks that hold zero and the subnormals, the overflow thresholds of the formats, infinity
-#: and NaN, of both signs.
+#: The blocks of both signs with zero and the subnormals, the overflow thresholds of the formats,
+#: infinity and NaN.
 EDGE_BLOCKS = [
     sign | block for sign in (0x00, 0x80) for block in (0x00, 0x40, 0x41, 0x43, 0x47, 0x7E, 0x7F)
 ]
@@ -49,12 +49,12 @@ TORCH_NAMES = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fn
 
 
 def block_of(index: int) -> Float32Array:
-    """The float32 numbers whose upper 8 bits are ``index``."""
+    """Return the float32 numbers whose upper 8 bits are ``index``."""
     return np.arange(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE, dtype=np.uint32).view(np.float32)
 
 
 def digests_of(index: int, peers: frozenset[str]) -> list[str]:
-    """The lines of a block: format, mode, block, SHA-256. Exits if a peer differs."""
+    """Make the lines of a block: format, mode, block, SHA-256. Exit if a peer differs."""
     x = block_of(index)
     lines = []
     for fmt, saturate in itertools.product(FLOAT_FORMATS.values(), (True, False)):
@@ -77,11 +77,11 @@ def digests_of(index: int, peers: frozenset[str]) -> list[str]:
 def peer_codes(
     x: Float32Array, fmt: FloatFormat, saturate: bool, peers: frozenset[str]
 ) -> Iterator[tuple[str, Codes, npt.NDArray[np.bool_]]]:
-    """The name, the codes and the stated exceptions of each peer.
+    """Yield the name, the codes and the allowed exceptions of each peer.
 
-    Neither peer saturates every format: for that mode they are given clipped
-    numbers. What is excepted then is NaN, of which they keep the sign, and, in a
-    format without sign or zero, what is below its smallest number.
+    Neither peer saturates every format, so for that mode they get clipped
+    numbers. The exceptions are then NaN, whose sign they keep, and, in a
+    format without sign or zero, numbers below its smallest one.
     """
     nan = np.isnan(x)
     given, excepted = x, np.zeros(x.shape, bool)
@@ -94,7 +94,7 @@ def peer_codes(
 
         with np.errstate(all="ignore"):
             theirs = given.astype(getattr(ml_dtypes, ML_DTYPES_NAMES[fmt])).view(np.uint8)
-        # It rounds what is between 2^-127 and the tie above, subnormal in float32, up to 2^-126.
+        # It rounds numbers between 2^-127 and the tie above (float32 subnormals) up to 2^-126.
         beside = (given > 2.0**-127) & (given < 1.5 * 2.0**-127) & (fmt == E8M0FNU)
         yield "ml_dtypes", theirs, excepted | beside
     if "torch" in peers and ML_DTYPES_NAMES[fmt] in TORCH_NAMES:
@@ -103,7 +103,7 @@ def peer_codes(
         torch.set_num_threads(1)
         dtype = getattr(torch, ML_DTYPES_NAMES[fmt])
         theirs = torch.from_numpy(given).to(dtype).view(torch.uint8).numpy()
-        # Its E5M2 NaN has all bits set, ours (and ml_dtypes') one; E4M3FN saturates in both modes.
+        # torch's E5M2 NaN has all bits set, ours (and ml_dtypes') one; its E4M3FN always saturates.
         differs = nan if fmt == E5M2 else np.zeros(x.shape, bool)
         if fmt == E4M3FN and not saturate:
             differs = np.abs(x) > 464
@@ -111,7 +111,7 @@ def peer_codes(
 
 
 def nan_codes_are_as_stated(index: int) -> None:
-    """What is excepted above because peers keep a NaN's sign, checked by the stated rule."""
+    """Check the codes of NaN, which are excepted above, by the stated rule."""
     x = block_of(index)
     nan, negative = np.isnan(x), np.signbit(x)
     for fmt in FLOAT_FORMATS.values():
@@ -131,7 +131,7 @@ def prove_block(task: tuple[int, frozenset[str]]) -> list[str]:
 
 
 def chosen_blocks(share: int | None, seed: int) -> list[int]:
-    """All blocks, or the edge blocks and ``share`` others, by the seed."""
+    """Choose all blocks, or the edge blocks and ``share`` others by the seed."""
     if share is None:
         return list(range(BLOCKS))
     others = [index for index in range(BLOCKS) if index not in EDGE_BLOCKS]

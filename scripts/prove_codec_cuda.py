@@ -3,11 +3,11 @@
     python scripts/prove_codec_cuda.py --check tests/digests/codec.txt
     python scripts/prove_codec_cuda.py --write digests.txt
 
-Needs a GPU of compute capability 8.9 or newer and CuPy, and nothing of this
-package: the GPU runs `cvt.rn.satfinite.e4m3x2.f32` and `.e5m2x2.f32` (PTX ISA)
-on every bit pattern, and the SHA-256 of its codes, block by block of 2^24, is
+The script needs a GPU of compute capability 8.9 or newer and CuPy, but nothing of this
+package. The GPU runs `cvt.rn.satfinite.e4m3x2.f32` and `.e5m2x2.f32` (PTX ISA)
+on every bit pattern. The SHA-256 of its codes, per block of 2^24, is
 compared with the digests that scripts/prove_codec.py wrote for the saturating
-mode. Exit code 1 on any difference.
+mode. The exit code is 1 on any difference.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ extern "C" __global__ void NAME(unsigned int begin, unsigned short *codes)
 
 
 def digests(name: str, instruction_type: str) -> list[str]:
-    """The lines of the digest file for one format: name, mode, block, SHA-256."""
+    """Make the lines of the digest file for one format: name, mode, block, SHA-256."""
     source = SOURCE.replace("NAME", "convert").replace("TYPE", instruction_type)
     kernel = cupy.RawKernel(source, "convert")
     codes = cupy.empty(BLOCK_SIZE // 2, cupy.uint16)

@@ -8,15 +8,15 @@
 The job calibrates the embedded model (or --model) and runs it in golden
 arithmetic, in every recipe and in batches of several sizes. A digest is the
 SHA-256 of every operand and every result of every matrix product and of the
-logits. For contrast it does the same with the plain float32 engine.
+logits. For contrast, the job does the same with the plain float32 engine.
 
-Settings: every kernel that OpenBLAS has for the processor, with 1 and 2 threads;
-NumPy's SIMD code from all to none; with --numpy and --python, fresh virtual
-environments; with --interpreter NAME=COMMAND any other Python that can import
-NumPy, safetensors and tokenizers: scripts/foreign_pythons.sh gets some from
+The settings are every kernel that OpenBLAS has for the processor, with 1 and 2 threads,
+and NumPy's SIMD code from all to none. The options --numpy and --python add fresh virtual
+environments. The option --interpreter NAME=COMMAND adds any other Python that can import
+NumPy, safetensors and tokenizers. The script scripts/foreign_pythons.sh gets some from
 Debian's packages, with other BLAS libraries and for 64-bit Arm.
 
-Exit status: 0 all golden digests are equal (and as in --check), 1 otherwise.
+The exit code is 0 if all golden digests are equal (and equal to --check), 1 otherwise.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))  # the job runs by interpreters that have not installed it
+sys.path.insert(0, str(REPOSITORY))  # interpreters that run the job have not installed it
 
 import numpy as np  # noqa: E402
 
@@ -55,10 +55,10 @@ from npfp8 import QuantizedTensor  # noqa: E402
 RECIPES = ("e4m3", "e5m2", "int8", "bf16", "fp32")
 BATCH_SIZES = (16, 5)
 
-#: Names that OpenBLAS takes for its x86 kernels. Some are aliases: the core it reports is kept.
+#: OpenBLAS's names of its x86 kernels. Some are aliases, so the core that it reports is used.
 CORES = ("Prescott", "Core2", "Nehalem", "Barcelona", "Sandybridge", "Haswell", "Zen", "SkylakeX")
 
-#: Variables that choose a library's code; each setting starts without any.
+#: Environment variables that choose a library's code; each setting starts without them.
 CHOOSERS = (
     "OPENBLAS_CORETYPE",
     "OPENBLAS_NUM_THREADS",
@@ -74,7 +74,7 @@ CHOOSERS = (
 
 
 def run_job(model_name: str, samples: int) -> dict[str, Any]:
-    """The digests of one golden job here, and of the plain float32 engine."""
+    """Compute the digests of one golden job here, and of the plain float32 engine."""
     model, tokenizer = load(model_name), load_tokenizer(model_name)
     reviews = REPOSITORY / "bert_numpy" / "assets" / "reviews"
     task = task_named("sst2")
@@ -84,7 +84,7 @@ def run_job(model_name: str, samples: int) -> dict[str, Any]:
         return tokenizer.encode(examples.texts, None, 128)
 
     def digest(runner: Any) -> str:
-        """Of everything that goes into a matrix product or comes out of one, and of the logits."""
+        """Hash every operand and result of every matrix product, and the logits."""
         sha = hashlib.sha256()
 
         def update(x: Any) -> None:
@@ -131,7 +131,7 @@ def run_job(model_name: str, samples: int) -> dict[str, Any]:
 
 
 def blas_core() -> str:
-    """The library that NumPy multiplies by, and the kernel that it says it has chosen."""
+    """Find the library that NumPy multiplies with, and the kernel that it reports."""
     np.ones((2, 2)) @ np.ones((2, 2))
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
@@ -150,13 +150,13 @@ def blas_core() -> str:
 
 
 def simd_features() -> list[str]:
-    """The SIMD features that NumPy dispatches on and has not been told to leave alone."""
+    """List the SIMD features that NumPy dispatches on and that are not disabled."""
     features, dispatch = numpy_features()
     return [name for name in dispatch if features.get(name)]
 
 
 def numpy_features() -> tuple[dict[str, bool], list[str]]:
-    """Whether NumPy uses each SIMD feature, and which of them it can be told not to use."""
+    """Return the SIMD features with their states, and the ones that can be disabled."""
     core = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
     umath = importlib.import_module(f"{core}._multiarray_umath")
     return umath.__cpu_features__, list(umath.__cpu_dispatch__)
@@ -168,7 +168,7 @@ def numpy_features() -> tuple[dict[str, bool], list[str]]:
 def run_setting(
     command: Sequence[str], environment: dict[str, str], arguments: argparse.Namespace
 ) -> dict[str, Any] | str:
-    """The job's report by an interpreter under a setting, or why there is none."""
+    """Run the job by an interpreter under a setting; return its report, or why there is none."""
     inherited = {name: value for name, value in os.environ.items() if name not in CHOOSERS}
     job = [str(Path(__file__).resolve()), "job", "--model", arguments.model]
     try:
@@ -194,10 +194,10 @@ def run_setting(
 
 
 def plain_product_crashes(command: Sequence[str], environment: dict[str, str]) -> bool:
-    """Whether NumPy alone crashes in a product.
+    """Check whether NumPy alone crashes in a product.
 
-    So do NumPy 2.5.2 and 2.5.5 (OpenBLAS 0.3.34) on an AMD EPYC with AVX-512, not on an Intel
-    Xeon, when they are told to use the kernels of Prescott, Core2, Haswell or Zen.
+    NumPy 2.5.2 and 2.5.5 (OpenBLAS 0.3.34) crash on an AMD EPYC with AVX-512, but not on an
+    Intel Xeon, when they are told to use the kernels of Prescott, Core2, Haswell or Zen.
     """
     product = (
         "import numpy as np\n"
@@ -209,7 +209,7 @@ def plain_product_crashes(command: Sequence[str], environment: dict[str, str]) -
 
 
 def local_settings(simd: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Settings of one interpreter: BLAS threads and kernels, NumPy's SIMD code."""
+    """Yield settings of one interpreter: BLAS threads and kernels, NumPy's SIMD code."""
     yield "as it is", {}
     for threads in ("1", "2"):
         for core in CORES:
@@ -217,20 +217,20 @@ def local_settings(simd: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
                 f"{core}, {threads} threads",
                 {"OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": threads},
             )
-    for count in range(1, len(simd) + 1):  # the newest first, which build on the older ones
+    for count in range(1, len(simd) + 1):  # the newest first, as they build on older ones
         off = " ".join(simd[-count:])
         yield f"without {off}", {"NPY_DISABLE_CPU_FEATURES": off}
 
 
 def few_settings() -> Iterator[tuple[str, dict[str, str]]]:
-    """For an interpreter among many."""
+    """Yield the settings for one of many interpreters."""
     yield "as it is", {}
     yield "1 thread", dict.fromkeys(CHOOSERS[1:4], "1")
     yield "Nehalem, 2 threads", {"OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "2"}
 
 
 def environment_with(python: str, numpy: str, folder: Path) -> list[str] | str:
-    """A fresh virtual environment's interpreter, or why there is none."""
+    """Make a fresh virtual environment; return its interpreter, or why there is none."""
     place = folder / f"{Path(python).name}-{numpy}"
     wanted = "numpy" if numpy == "newest" else f"numpy=={numpy}"
     interpreter = str(place / "bin" / "python")
@@ -252,7 +252,7 @@ def environment_with(python: str, numpy: str, folder: Path) -> list[str] | str:
 def all_settings(
     arguments: argparse.Namespace, folder: Path
 ) -> Iterator[tuple[str, list[str] | str, dict[str, str]]]:
-    """Every setting: its name, its interpreter's command (or why there is none), its variables."""
+    """Yield every setting: name, interpreter's command (or why there is none), variables."""
     if not arguments.only_others:
         for name, variables in local_settings(simd_features()):
             yield name, [sys.executable], variables

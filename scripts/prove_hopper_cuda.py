@@ -2,22 +2,22 @@
 
     python scripts/prove_hopper_cuda.py [--json FILE] [--record FILE]
 
-Needs an H100 or H200, torch, CuPy and nvcc. What is run:
+The script needs an H100 or H200, torch, CuPy and nvcc. It has five parts:
 
-1. `torch._scaled_mm` on random and adversarial tiles of 4,096 results, for
-   E4M3 x E4M3, E4M3 x E5M2 and E5M2 x E4M3, K from 16 to 16,384. Where the
-   library splits K (a small result, a large K; the names of its kernels say so),
-   it adds up parts of K; then the tile is compared as a part of a larger product,
-   which it does not split.
-2. The same through a kernel of our own around `wgmma.mma_async` (PTX ISA), also
+1. It runs `torch._scaled_mm` on random and adversarial tiles of 4,096 results, for
+   E4M3 x E4M3, E4M3 x E5M2 and E5M2 x E4M3, K from 16 to 16,384. If the
+   library splits K (a small result, a large K; its kernels' names show it), it
+   adds up parts of K. Then the tile is compared as a part of a larger product
+   that the library does not split.
+2. It does the same with a kernel of our own around `wgmma.mma_async` (PTX ISA), also
    for E5M2 x E5M2, which torch refuses.
-3. Where `torch._scaled_mm` splits K, and whether its results are float32 sums of
+3. It finds where `torch._scaled_mm` splits K, and whether its results are float32 sums of
    our results for equal parts of K.
-4. What it does with its scales and its bias: which formula gives its bits.
-5. `mma.sync`, the older instruction: whether it adds up in the same way.
+4. It finds the formula with which the library applies its scales and its bias.
+5. It checks whether `mma.sync`, the older instruction, adds up in the same way.
 
-Exit code 1 if a result of 1 or 2 differs. `--record` writes small excerpts as
-safetensors: test data.
+The exit code is 1 if a result of 1 or 2 differs. `--record` writes small excerpts as
+safetensors, for test data.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ KINDS = (
 )
 SHAPES = ((64, 64), (16, 256), (256, 16), (128, 32), (32, 128))
 
-#: Every multiple of 16 to 768, then 52 more.
+#: Every multiple of 16 up to 768, then 52 more.
 SIZES = (*range(16, 769, 16), *(16 * round(48 * (16384 / 768) ** (i / 52)) for i in range(1, 53)))
 
 
@@ -67,7 +67,7 @@ Product = Callable[[QuantizedTensor, QuantizedTensor, str], np.ndarray]
 
 
 class Case(NamedTuple):
-    """A tile: formats, kind of data, its size and a seed."""
+    """A tile: its formats, the kind of its data, its size and a seed."""
 
     fmt_a: str
     fmt_b: str
@@ -76,7 +76,7 @@ class Case(NamedTuple):
     seed: int
 
     def operands(self) -> tuple[QuantizedTensor, QuantizedTensor]:
-        """Operands (M, K) and (N, K), the second one transposed as the GPU wants it."""
+        """Make operands (M, K) and (N, K); the second is transposed, as for the GPU."""
         rng = np.random.default_rng([self.seed, self.k, KINDS.index(self.kind)])
         m, n = SHAPES[rng.integers(len(SHAPES))]
         fmt_a, fmt_b = FORMATS[self.fmt_a], FORMATS[self.fmt_b]
@@ -93,7 +93,7 @@ class Case(NamedTuple):
 
 
 def codes_of(kind: str, fmt: FloatFormat, shape: tuple[int, int], rng: Any) -> np.ndarray:
-    """Codes of one kind of data."""
+    """Draw codes of one kind of data."""
     mantissas, top = 1 << fmt.mantissa_bits, fmt.max_code >> fmt.mantissa_bits
     one, k = fmt.bias << fmt.mantissa_bits, shape[1]
     signs = rng.integers(0, 2, shape, np.uint8) << 7
@@ -115,7 +115,7 @@ def codes_of(kind: str, fmt: FloatFormat, shape: tuple[int, int], rng: Any) -> n
         codes = fmt.max_code - below(2) | signs
     elif kind == "subnormal":
         codes = np.where(often(0.01), below(one), below(mantissas + 2) | signs)
-    elif kind == "edge":  # few large ones, and many whose products are cut off or nearly so
+    elif kind == "edge":  # few large codes, and many whose products are cut off or nearly so
         exponents = np.where(often(1 / 24), top, np.maximum(top - 3 - below(7), 0))
         codes = np.minimum(exponents * mantissas + below(mantissas), fmt.max_code) | signs
     elif kind == "sparse":
@@ -130,12 +130,12 @@ def codes_of(kind: str, fmt: FloatFormat, shape: tuple[int, int], rng: Any) -> n
 
 
 def normal(rng: Any, shape: tuple[int, int]) -> QuantizedTensor:
-    """E4M3FN of normally distributed numbers, with scale 1."""
+    """Draw normally distributed numbers as E4M3FN with scale 1."""
     return QuantizedTensor(codes_of("normal", E4M3FN, shape, rng), 1.0, E4M3FN)
 
 
 def expected(case: Case) -> tuple[Case, QuantizedTensor, QuantizedTensor, list[np.ndarray]]:
-    """The case, its operands and what npfp8 says; in a process of its own."""
+    """Compute the case, its operands and npfp8's results. Called in a separate process."""
     a, b = case.operands()
     return case, a, b, [matmul(a, b.mT, mode) for mode in MODES]
 
@@ -145,12 +145,12 @@ def expected(case: Case) -> tuple[Case, QuantizedTensor, QuantizedTensor, list[n
 
 DTYPES = {"E4M3FN": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
 
-#: Results (M, N) in which a tile is put, in turn, until the library does not split K.
+#: Sizes (M, N) of larger products around a tile, tried until the library does not split K.
 LARGER = ((1024, 1024), (2048, 4096), (4096, 8192))
 
 
 def torch_product(a: QuantizedTensor, b: QuantizedTensor, mode: str, **options: Any) -> np.ndarray:
-    """`torch._scaled_mm`; without options unit scales and a float32 result."""
+    """Call `torch._scaled_mm`; by default with unit scales and a float32 result."""
     x, y = (torch.from_numpy(t.codes).cuda() for t in (a, b))
     return scaled_mm(x, y, a.fmt.name, b.fmt.name, mode, **options).float().cpu().numpy()
 
@@ -165,7 +165,7 @@ def scaled_mm(
 
 
 class Call(NamedTuple):
-    """What the library chooses its kernel by."""
+    """The properties by which the library chooses its kernel."""
 
     fmt_a: str
     fmt_b: str
@@ -176,7 +176,7 @@ class Call(NamedTuple):
 
 
 def kernels_of(calls: list[Call]) -> list[tuple[str, ...]]:
-    """The names of the kernels that each call starts."""
+    """List the names of the kernels that each call starts."""
     operands = {
         size: torch.zeros(size, dtype=torch.uint8, device="cuda")
         for call in calls
@@ -204,7 +204,7 @@ def is_split(kernels: tuple[str, ...]) -> bool:
 
 
 def unsplit_sizes() -> tuple[dict[Call, tuple[int, int]], list[Call], Counter[str]]:
-    """For every call of a tile the size to give it; the calls that are split; all kernels' names.
+    """Find the size for each call of a tile, the calls that are split, and all kernels' names.
 
     The size is the tile's own, or the first of :data:`LARGER` that is not split.
     """
@@ -231,7 +231,7 @@ def unsplit_sizes() -> tuple[dict[Call, tuple[int, int]], list[Call], Counter[st
 
 
 def unsplit_product(sizes: dict[Call, tuple[int, int]]) -> Product:
-    """The product of a tile, in a larger one where the library would split K."""
+    """Make the product of a tile, within a larger one if the library would split K."""
 
     def product(a: QuantizedTensor, b: QuantizedTensor, mode: str) -> np.ndarray:
         (m, k), n = a.shape, b.shape[0]
@@ -245,7 +245,7 @@ def unsplit_product(sizes: dict[Call, tuple[int, int]]) -> Product:
 
 
 def explain_splits(split: list[Call]) -> list[str]:
-    """For some of the calls that are split, the fewest equal parts of K that give their results."""
+    """Find the fewest equal parts of K that give the results of some split calls."""
     lines = []
     calls = [call for call in split if call.fmt_a == call.fmt_b == "E4M3FN"]
     for call in calls[:: max(1, len(calls) // 40)]:
@@ -365,7 +365,7 @@ MMA(E5M2_E5M2, "e5m2.e5m2")
 
 
 def own_kernels() -> tuple[Product, Product]:
-    """Products by `wgmma.mma_async` and by `mma.sync`."""
+    """Compile products by `wgmma.mma_async` and by `mma.sync`."""
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
         source.write_text(KERNELS)
@@ -411,7 +411,7 @@ def report(name: str, case: Case, mode: str, found: np.ndarray, wanted: np.ndarr
 
 
 class Tally(NamedTuple):
-    """What was compared: tiles, results, how many differ, and which NaNs and infinities."""
+    """The numbers of tiles, results, differences, and of NaNs and infinities."""
 
     tiles: Counter[str]
     results: Counter[str]
@@ -445,7 +445,7 @@ def compare_tiles(plan: list[tuple[Case, list[tuple[str, Product]]]], processes:
 
 
 def compare_scales() -> list[str]:
-    """Which formulas give the bits of `torch._scaled_mm` with scales and bias."""
+    """Find the formulas that give the bits of `torch._scaled_mm` with scales and bias."""
     rng = np.random.default_rng(11)
     m, k, n = 256, 64, 512
     a, b = normal(rng, (m, k)), normal(rng, (n, k))
@@ -504,12 +504,12 @@ def compare_scales() -> list[str]:
 
 
 def mma_sync_sums(a: QuantizedTensor, b: QuantizedTensor) -> np.ndarray:
-    """What a Hopper GPU makes of `mma.sync` with FP8 operands (M, K) and (N, K), in float64.
+    """Compute `mma.sync` of a Hopper GPU for FP8 operands (M, K) and (N, K), in float64.
 
-    It has no such instruction: the operands are converted to float16 in place
-    and two float16 ones add up 16 products each, first those of the even pairs
-    of K, then those of the odd ones. They cut off at 2^(e - 25), not at
-    2^(e - 13), start from zero, and their float32 result is added to the
+    The GPU lacks this instruction. It converts the operands to float16 in place,
+    and two float16 instructions add up 16 products each, first those of the even pairs
+    of K, then those of the odd pairs. They cut off at 2^(e - 25), not at
+    2^(e - 13), and start from zero. Their float32 result is added to the
     accumulator (nearest, ties to even).
     """
     x, y = (t.code_values(np.float64) for t in (a, b))
@@ -531,7 +531,7 @@ def mma_sync_sums(a: QuantizedTensor, b: QuantizedTensor) -> np.ndarray:
 
 
 def compare_mma_sync(mma: Product, wgmma: Product) -> list[str]:
-    """How often `mma.sync` differs from `wgmma`, and from :func:`mma_sync_sums`."""
+    """Count how often `mma.sync` differs from `wgmma`, and from :func:`mma_sync_sums`."""
     lines = []
     rng = np.random.default_rng(5)
     for pair in PAIRS:
@@ -553,7 +553,7 @@ def compare_mma_sync(mma: Product, wgmma: Product) -> list[str]:
 
 
 def excerpts(wgmma: Product) -> dict[str, np.ndarray]:
-    """Small operands and results of every pair of formats, by torch where it takes the pair."""
+    """Make small operands and results for every pair of formats, by torch if it takes the pair."""
     tensors = {}
     for (fmt_a, fmt_b), (kind, k) in itertools.product(
         PAIRS, (("uniform", 144), ("special", 48), ("edge", 160))
@@ -561,7 +561,7 @@ def excerpts(wgmma: Product) -> dict[str, np.ndarray]:
         a, b = Case(fmt_a, fmt_b, kind, k, 99).operands()
         a = QuantizedTensor(a.codes[:8], 1.0, a.fmt)
         b = QuantizedTensor(b.codes[:16], 1.0, b.fmt)
-        if kind == "special":  # one of each, whatever the seed gave
+        if kind == "special":  # put in one of each, regardless of the seed
             a.codes[0, 5], b.codes[1, 7] = a.fmt.nan_code, b.fmt.nan_code | 0x80
             for x, row in ((a, 2), (b, 3), (b, 4)):
                 if x.fmt.infinity_code:

@@ -1,14 +1,14 @@
-"""Parity with transformers at full size: BERT-base, BERT-large, RoBERTa-base and so on.
+"""Prove parity with transformers at full size: BERT-base, BERT-large, RoBERTa-base and so on.
 
-For each size and head a checkpoint of random weights is written by transformers,
-loaded by both, and run in float32: transformers in eager attention, this package
-by its fast engine. Printed is max|difference| / max|transformers'| of each
-output over all tokens of each batch, the largest over the batches: pairs of
+For each size and head transformers writes a checkpoint of random weights. Both load it
+and run in float32: transformers with eager attention, this package with its fast
+engine. The script prints max|difference| / max|transformers'| of each output over
+all tokens of a batch, the largest over the batches: pairs of
 texts with padding and a row of one token, holes in the mask, and inputs of the
 longest length. In brackets are the largest distances of this package and of
-transformers from transformers in float64. Exits with 1 if a difference is beyond 1e-5.
+transformers from transformers in float64. The exit code is 1 if a difference exceeds 1e-5.
 
-Needs the extra ``peers``, and for BERT-large 8 GB of memory.
+The script needs the extra ``peers``, and for BERT-large 8 GB of memory.
 
 Usage: python scripts/prove_parity.py [--sizes bert-base,roberta-base] [--heads MaskedLM]
 """
@@ -49,7 +49,7 @@ _ROBERTA = {
     "layer_norm_eps": 1e-5,
 }
 
-#: The class's name and the config of each size, as the papers' checkpoints have it.
+#: The class name and the config of each size, as in the papers' checkpoints.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert-base": ("Bert", _BASE),
     "bert-large": ("Bert", _LARGE),
@@ -75,7 +75,7 @@ HEADS = (
 
 
 def batches(config: bert_numpy.BertConfig) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of random tokens, padded with the model's padding."""
+    """Yield batches of random tokens, padded with the model's padding."""
     generator = np.random.default_rng(0)
 
     def batch(mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -94,12 +94,12 @@ def batches(config: bert_numpy.BertConfig) -> Iterator[dict[str, np.ndarray]]:
 
 
 def relative(x: np.ndarray, y: np.ndarray) -> float:
-    """``max|x - y| / max|y|``."""
+    """Compute ``max|x - y| / max|y|``."""
     return float(np.abs(x.astype(np.float64) - y).max() / np.abs(y).max())
 
 
 def errors(size: str, head: str) -> dict[str, np.ndarray]:
-    """Of each output of a model: ours from theirs; ours, and theirs, from float64."""
+    """Compute for each output: ours from theirs; ours, and theirs, from float64."""
     kind, options = SIZES[size]
     transformers.set_seed(0)
     config = getattr(transformers, f"{kind}Config")(**options, attn_implementation="eager")
@@ -148,7 +148,7 @@ def main() -> int:
                 continue
             begin = time.perf_counter()
             found = errors(size, head)
-            # Of NumPy's, which NaN does not get past.
+            # NumPy's maximum is used because it passes NaN on.
             worst = float(np.max([worst, *(value[0] for value in found.values())]))
             shown = ", ".join(
                 f"{key} {value[0]:.1e} ({value[1]:.1e}, {value[2]:.1e})"

@@ -4,12 +4,12 @@
         [--sensitivity SENSITIVITY.json ...] [--rescue RESCUE.json ...]
     python scripts/publish_results.py --check
 
-docs/data/results-base.json is the one source of the tables and figures: each option
-replaces its part by what the files have, together; the rest stays. Then every part
+docs/data/results-base.json is the one source of the tables and figures. Each option
+replaces its part by the contents of all given files; other parts stay. Then every part
 of a page between `<!-- base size, NAME: begin -->` and `<!-- base size, NAME: end -->`
-is written anew, and so are the figures. A block without results is empty. The package
+is rewritten, and so are the figures. A block without results is empty. The package
 gets the rows that ``bert-numpy demo`` quotes.
---check writes nothing; the exit code is 1 if a page is not what the file gives.
+--check writes nothing; the exit code is 1 if a page differs from the results.
 
 The files are those of reproduce_paper.py (results.json), measure_outliers.py,
 study_sensitivity.py and study_rescue.py.
@@ -43,24 +43,24 @@ from bert_numpy.study.tables import (
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: Relative to the repository's root.
+#: Paths relative to the repository's root.
 DATA = Path("docs/data/results-base.json")
 EXCERPT = Path("bert_numpy/assets/base-size.json")
 PAGES = ("README.md", "docs/index.md", "docs/results.md", "notebooks/4-fp8-ptq-step-by-step.ipynb")
 
-#: The parts of the data, and whether a file of one is a list of its entries, or one entry.
+#: The parts of the data, and the type of a part's file: a list of entries, or one entry.
 PARTS = {"accuracy": list, "outliers": list, "sensitivity": dict, "rescue": list}
 OPTIONS = ("--accuracy", "--outliers", "--sensitivity", "--rescue")
 
-#: The recipes that the demo quotes, of models that have results of all of them.
+#: The recipes that the demo quotes, for models that have results of all of them.
 QUOTED = ("fp32", "int8", "e4m3")
 
-#: Sites that are shown of a ranking.
+#: The number of sites shown of a ranking.
 MOST_SITES = 10
 
 Data = Mapping[str, list[Any]]
 
-#: The figures: which part they draw, how, and what they show.
+#: The figures: the part that they draw, the function, and the alternative text.
 FIGURES: dict[str, tuple[str, Callable[[Any, Path], None], str]] = {
     "accuracy-base.png": ("accuracy", draw_headline, "Accuracy by format at base size"),
     "difference-base.png": ("accuracy", draw_differences, "Difference from FP32 by recipe"),
@@ -87,7 +87,7 @@ _BLOCK = re.compile(
 
 
 def read_data(path: Path) -> dict[str, list[Any]]:
-    """The published results; a part that the file does not have is empty.
+    """Read the published results; a part that the file does not have is empty.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def read_data(path: Path) -> dict[str, list[Any]]:
 
 
 def data_text(data: Data) -> str:
-    """The results as JSON, an entry per line."""
+    """Format the results as JSON with one entry per line."""
     parts = []
     for part, entries in data.items():
         lines = _lines(entries, "  ")
@@ -108,12 +108,16 @@ def data_text(data: Data) -> str:
 
 
 def excerpt_text(data: Data) -> str:
-    """The rows that the demo quotes as JSON: of each metric the first, which decides."""
+    """Format the rows that the demo quotes as JSON, with the first metric of each.
+
+    They are those of models whose predictions are classes or answers: scores have no flips.
+    """
+    names = ("model", "task", "recipe", "examples", "flips")
     rows = []
     for recipes in results_by_model(data["accuracy"]).values():
-        for row in (recipes[name] for name in QUOTED if set(QUOTED) <= set(recipes)):
+        quoted = [recipes[name] for name in QUOTED if name in recipes and "flips" in recipes[name]]
+        for row in quoted if len(quoted) == len(QUOTED) else []:
             metric = first_metric(row)
-            names = ("model", "task", "recipe", "examples", "flips")
             rows.append({n: row[n] for n in names} | {"metric": metric, "value": row[metric]})
     return f"[\n{_lines(rows, ' ')}\n]\n"
 
@@ -123,12 +127,12 @@ def _lines(entries: Iterable[Any], indent: str) -> str:
 
 
 def block(name: str, data: Data, folder: Path) -> str:
-    """The text of a block on a page of a folder, which is relative to the root.
+    """Make the text of a block on a page in ``folder``, a path relative to the root.
 
     Raises
     ------
     BertNumpyError
-        If there is no block of the name.
+        If no block has the name.
     """
     if name in FIGURES:
         part, _, alt = FIGURES[name]
@@ -141,7 +145,7 @@ def block(name: str, data: Data, folder: Path) -> str:
 
 
 def filled(text: str, data: Data, folder: Path) -> str:
-    """A page's text with every block written anew.
+    """Rewrite every block in a page's text.
 
     Raises
     ------
@@ -155,7 +159,7 @@ def filled(text: str, data: Data, folder: Path) -> str:
 
 
 def page(path: Path, data: Data) -> str:
-    """What a page, or a notebook, is to be with these results; ``path`` is relative to the root."""
+    """Make the text of a page or notebook with these results; ``path`` is relative to the root."""
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
         return filled(text, data, path.parent)

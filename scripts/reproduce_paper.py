@@ -3,18 +3,18 @@
     python scripts/reproduce_paper.py --out DIR MODEL:TASK:DATA[:CALIBRATION_DATA] ...
         [--recipes [TASK=]LIST]... [--limit N] [--cell N] [--workers N | --scheduler ADDRESS]
 
-The cells (a recipe on a part of a task's examples) are pure and independent, and
-run as tasks of dask.distributed (extra: study): on a local cluster of processes,
+The cells (a recipe on a part of a task's examples) are pure and independent. They
+run as tasks of dask.distributed (extra: study), on a local cluster of processes
 or on the scheduler at ADDRESS, whose workers need this package and the same
-paths. Each cell writes a file in DIR/cells; what is there is not run again, so a
-run that was cut off, or whose workers were lost, goes on where it stopped. The
+paths. Each cell writes a file in DIR/cells and is not run again if its file exists. So an
+interrupted run, or one whose workers were lost, continues where it stopped. The
 tables do not depend on the number of workers: each has one BLAS thread, and the
-results are put together in the examples' order.
+results are joined in the order of the examples.
 
-`--recipes squad=fp32,int8,e4m3` is the list for one task, `--recipes LIST` that of
-all others. Writes DIR/results.json, .csv and .md, and figures as PNG files: headline.png
-(the first metric by format), difference.png (by recipe), and a model's operands.
-publish_results.py puts results.json into the documentation.
+`--recipes squad=fp32,int8,e4m3` is the list for one task, `--recipes LIST` the list for
+all others. The script writes DIR/results.json, .csv and .md, and figures as PNG files:
+headline.png (the first metric by format), difference.png (by recipe), and a model's
+operands. publish_results.py puts results.json into the documentation.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
 from bert_numpy.study.figures import draw_differences, draw_headline
 from bert_numpy.study.tables import accuracy_tables, headline, summary
 
-#: The operand whose elements are drawn: what GELU gives.
+#: The operand whose elements are drawn: the output of GELU.
 HISTOGRAM = "encoder.layer.1.output.dense:a"
 
 
 def recipes_by_task(lists: Sequence[str], tasks: Sequence[str]) -> dict[str, list[Recipe]]:
-    """The recipes for each task, FP32 first, from lists such as ``fp32,int8`` and ``squad=fp32``.
+    """List the recipes per task, FP32 first, from texts like ``fp32,int8`` and ``squad=fp32``.
 
     Raises
     ------
     BertNumpyError
-        If a list is for a task that is not studied, or a recipe is unknown.
+        If a list is for a task outside the study, or a recipe is unknown.
     """
     named = {"": ",".join(PRESETS)}
     for text in lists:
@@ -78,7 +78,7 @@ def run_study(
     client: Any,
     size: int,
 ) -> list[dict[str, Any]]:
-    """Run what has not been run yet; returns a row for each subject and recipe of its task."""
+    """Run the missing cells, and return a row per subject and recipe of its task."""
     calibrating = client.map(calibrate_subject, subjects, pure=False)
     client.gather(calibrating)
     folder = out / "cells"
@@ -99,12 +99,12 @@ def run_study(
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The headline's table, the summary, and a table for each model and task."""
+    """Make the headline's table, the summary, and a table per model and task."""
     return f"{headline(rows)}\n{summary(rows)}{accuracy_tables(rows)}"
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line a row, all columns of all tasks."""
+    """Format the rows as CSV with one line per row and all columns of all tasks."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""What the accumulator does to accuracy: on a model's task, and on synthetic data by K.
+"""Measure the effect of the accumulator on accuracy: on a task, and on synthetic data by K.
 
     python scripts/study_accumulators.py model MODEL --task sst2 --data DIR --out DIR [--limit N]
         [--recipe e4m3] [--modes exact,...] [--workers N | --scheduler ADDRESS]
@@ -6,15 +6,16 @@
 
 `model` evaluates a recipe with each accumulation of `npfp8.matmul` and compares the
 predictions and logits with FP32's and with those of exact sums. The runs are cells of
-a study (see reproduce_paper.py): spread over processes, and resumed where they stopped.
+a study (see reproduce_paper.py): they are spread over processes, and resumed where they
+stopped.
 
 `sweep` multiplies matrices of normal numbers, and of their magnitudes, in E4M3 for K
 from 16 to 16,384, and compares each accumulation with exact sums. It draws the errors
-beside the one that the operands' quantization makes. The numbers are quantized with
-a scale of 1, so that float16 does not overflow at once; how often it does with absmax
-scales, which use E4M3's whole range, is counted beside it.
+beside the error from the quantization of the operands. The numbers are quantized with
+a scale of 1, so that float16 does not overflow at once. The overflows with absmax
+scales, which use E4M3's whole range, are counted separately.
 
-Both write DIR/*.json and DIR/*.md; the sweep DIR/accumulators.png too (extra: plot).
+Both write DIR/*.json and DIR/*.md; the sweep also writes DIR/accumulators.png (extra: plot).
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from npfp8 import E4M3FN, matmul, quantize
 from npfp8.files import replaced_file
 from npfp8.products import ACCUMULATIONS
 
-#: Results of a product of the sweep: SIZE x SIZE.
+#: The size of the sweep's products: SIZE x SIZE.
 SIZE = 128
 SIZES = tuple(1 << i for i in range(4, 15))
 INEXACT = tuple(mode for mode in ACCUMULATIONS if mode != "exact")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its first column to the left."""
+    """Make a Markdown table whose first column is aligned to the left."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
 
@@ -63,10 +64,10 @@ def write(folder: Path, name: str, report: Any, text: str) -> None:
 
 
 def change(result: Result, reference: Result) -> dict[str, float | int]:
-    """Flips and errors over the examples whose logits are finite, and how many are not.
+    """Compute flips and errors over the examples with finite logits, and count the others.
 
-    The relative error of all logits is made by few examples, near a decision; the
-    median is that of one example's, over the root mean square of the reference's norms.
+    Few examples near a decision dominate the relative error of all logits. The median is
+    that of the examples' errors over the root mean square of the reference's norms.
     """
     labels, logits = np.asarray(result.labels), result.logits
     finite = np.isfinite(logits).all(axis=1)
@@ -133,14 +134,14 @@ def study_model(arguments: argparse.Namespace) -> None:
 
 
 def relative(found: np.ndarray, reference: np.ndarray) -> float:
-    """The error's norm over the reference's, in float64; not finite if a result is not."""
+    """Return the error's norm over the reference's, in float64; not finite if a result is not."""
     with np.errstate(invalid="ignore"):
         error = found.astype(np.float64) - reference
         return float(np.linalg.norm(error) / np.linalg.norm(reference))
 
 
 def swept(k: int, magnitudes: bool) -> dict[str, Any]:
-    """The errors of every accumulation of sums of ``k`` products."""
+    """Compute the errors of every accumulation for sums of ``k`` products."""
     rng = np.random.default_rng([k, magnitudes])
     x, y = rng.standard_normal((SIZE, k)), rng.standard_normal((k, SIZE))
     if magnitudes:

@@ -1,12 +1,12 @@
-"""Why INT8 loses where FP8 holds: the same function with larger and larger outlier channels.
+"""Show why INT8 loses where FP8 holds, by one function with ever larger outlier channels.
 
     python scripts/study_outliers.py MODEL --task mrpc --data DIR --out DIR [--limit N]
 
 Query and value channels of each head are scaled by 2^k, key channels and the
-attention output's columns by 2^-k (bert_numpy/evaluation/outliers.py): the checkpoint's
-float32 output stays what it is, its activations get the outlier channels of
-large models. For each k and recipe: metrics, flips and relative logit error
-against float32. Writes DIR/outliers.json, .md and .png.
+attention output's columns by 2^-k (bert_numpy/evaluation/outliers.py). The checkpoint's
+float32 output stays the same, but its activations get the outlier channels of
+large models. The report has the metrics, flips and relative logit error
+against float32 per k and recipe. The script writes DIR/outliers.json, .md and .png.
 """
 
 from __future__ import annotations

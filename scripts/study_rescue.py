@@ -1,15 +1,16 @@
-"""What rescues INT8: the most sensitive sites in bfloat16, and what that gives on the whole task.
+"""Measure how far INT8 recovers on a task with its most sensitive sites in bfloat16.
 
     python scripts/study_rescue.py MODEL --task cola --data DIR --out DIR
         --ranking SENSITIVITY.json [--places output.dense] [--kept 0 1 2 4 6 12]
         [--recipes int8,int8-channel] [--calibration-data DATA] [--limit N]
         [--cell N] [--workers N | --scheduler ADDRESS]
 
-The ranking is study_sensitivity.py's; only its sites at --places are kept in bfloat16,
-the first so many of them. For each recipe and number: the metrics, the 95 % interval
-of the difference from FP32, flips and the relative logit error. The runs are cells of
-a study (see reproduce_paper.py); with the same --out the calibration and the cells of
-reproduce_paper.py are used. Writes DIR/rescue-MODEL-TASK.json and .md.
+The ranking comes from study_sensitivity.py. The numbers of --kept say how many of its sites
+at --places, from the first on, are kept in bfloat16. Each recipe and number gets a row with
+the metrics, the 95 % interval of the difference from FP32, flips and the relative logit
+error. The runs are cells of a study (see reproduce_paper.py); with the same --out the
+calibration and the cells of reproduce_paper.py are used. The script writes
+DIR/rescue-MODEL-TASK.json and .md.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def study(
     client: Any,
     size: int = 512,
 ) -> list[dict[str, Any]]:
-    """Run what has no file yet; returns a row for each recipe and number of sites kept.
+    """Run the missing cells, and return a row per recipe and number of sites kept.
 
     Raises
     ------

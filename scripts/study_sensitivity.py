@@ -1,22 +1,22 @@
-"""Which sites quantization hurts: kinds of sites and single sites, each alone and all but it.
+"""Find the sites that quantization hurts: kinds of sites and single sites, alone and left out.
 
     python scripts/study_sensitivity.py MODEL --task mrpc --data DIR --out DIR
         [--calibration-data DATA] [--recipe int8] [--runs groups,alone,without,steps]
         [--places output.dense ...] [--budget 5] [--limit N]
         [--cell N] [--workers N | --scheduler ADDRESS]
 
-What is not quantized stays in bfloat16. `--runs` chooses what is run:
+Sites that are not quantized stay in bfloat16. `--runs` chooses the runs:
 
-- groups: all sites of a kind (GELU's outputs, query, key and value, ...) alone, and all but them.
-- alone: each site alone, by which the sites are ranked.
-- without: all but each site. This is no ranking, since the sites' errors partly cancel.
+- groups: all sites of a kind (GELU's outputs, query, key and value, ...) alone, and all others.
+- alone: each site alone. This ranks the sites.
+- without: all sites except one. This does not rank them, since their errors partly cancel.
 - steps: the worst sites are kept in bfloat16 until no more than --budget predictions change.
   The number is searched by doubling and halving: it is enough, while one site less is not.
 
 `--places` ranks and keeps only the sites at some places in the layers.
-The runs are cells of a study (see reproduce_paper.py): spread over processes,
-and resumed where they stopped; with the same --out the calibration and the cells of
-reproduce_paper.py are used. Writes DIR/sensitivity-MODEL-TASK.json and .md.
+The runs are cells of a study (see reproduce_paper.py): they are spread over processes,
+and resumed where they stopped. With the same --out the calibration and the cells of
+reproduce_paper.py are used. The script writes DIR/sensitivity-MODEL-TASK.json and .md.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def study(
     places: Collection[str] = (),
     budget: int = 5,
 ) -> dict[str, Any]:
-    """Run what is asked for and has no file yet; returns the report.
+    """Run the requested cells that have no file yet, and return the report.
 
     Raises
     ------
     BertNumpyError
-        If a run or a place does not exist, or the steps are to be found without a ranking.
+        If a run or a place does not exist, or if steps are requested without a ranking.
     """
     for run in runs:
         if run not in RUNS:
@@ -75,7 +75,7 @@ def study(
     calibrate_subject(subject)
 
     def changes(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
-        """What each recipe changes against FP32."""
+        """Compare each recipe with FP32."""
         reference, *results = results_of(
             subject, [PRESETS["fp32"], *recipes], out / "cells", client, size
         )
@@ -84,7 +84,7 @@ def study(
     def both(
         kind: str, names: Sequence[str], parts: Sequence[Sequence[str]], what: Collection[str]
     ):
-        """Rows of what is quantized alone, and all but it."""
+        """Make rows for names quantized alone, and left out."""
         alone = changes([only(base, part) for part in parts]) if "alone" in what else None
         without = changes([base.skipping(*part) for part in parts]) if "without" in what else None
         return [

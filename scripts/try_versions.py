@@ -1,12 +1,12 @@
-"""Install the package with pairs of Python and NumPy, and with each extra, and run the tests there.
+"""Install the package with pairs of Python and NumPy, and with extras, and run the tests there.
 
     python scripts/try_versions.py --python python3.10 python3.13 --numpy 1.26.4 2.4.6
     python scripts/try_versions.py --python python3.12 --numpy 2.2.6 --extras data plot onnx
 
-Each is a virtual environment of its own, which is deleted afterwards. A pair for
-which there is no wheel on the index is "not published". Printed is a table of
-what pytest counted; exits with 1 if a test failed or an install broke. The
-tests are those that stand for the whole, unless ``--tests`` names others.
+Each pair gets a virtual environment, which is deleted afterwards. A pair without
+a wheel on the index is "not published". The script prints a table of the counts of
+pytest, and exits with 1 if a test failed or an install broke. It runs a representative
+part of the tests unless ``--tests`` names others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Bits, files and the model.
+#: The representative tests: bits, files and the model.
 TESTS = (
     "tests/test_bfloat16.py",
     "tests/test_codec.py",
@@ -45,7 +45,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def outcome(python: str, numpy: str, extra: str, tests: list[str]) -> tuple[str, bool]:
-    """What came of one environment, in words, and whether that is well."""
+    """Try one environment; return the outcome in words, and whether it is good."""
     with tempfile.TemporaryDirectory() as place:
         if (made := run(python, "-m", "venv", place)).returncode:
             return f"no environment: {made.stderr.strip()[-200:]}", False

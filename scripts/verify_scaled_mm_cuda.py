@@ -2,16 +2,16 @@
 
     python scripts/verify_scaled_mm_cuda.py [--kit KIT] [--json FILE]
 
-Needs a GPU of compute capability 8.9 or newer and torch. Each of the kit's sums of
-E4M3 codes is computed twice, with fast accumulation and without, with scales of 1
-and a float32 result; a tile is put into a larger product, with zeros around it, as
-the library cuts K into parts where a result is small. Then, for each of the two:
+The script needs a GPU of compute capability 8.9 or newer and torch. Each of the kit's sums
+of E4M3 codes is computed twice, with fast accumulation and without, with scales of 1
+and a float32 result. A tile is put into a larger product, with zeros around it, because
+the library splits K if a result is small. Then, for each of the two:
 
-- the sums are verified with the kit in the profiles bit-exact (whose diagnosis is
-  to name the tensor core's accumulator) and accumulate-order;
+- the sums are verified with the kit in the profiles bit-exact (whose diagnosis should
+  name the tensor core's accumulator) and accumulate-order;
 - and compared with `npfp8.matmul` in the modes "hopper-fast" and "hopper".
 
-Exit code 1 if a sum differs from the mode of a Hopper GPU.
+The exit code is 1 if a sum differs from the mode of a Hopper GPU.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ Product = Callable[[Array, Array, bool], Array]
 
 MODES = {True: "hopper-fast", False: "hopper"}
 
-#: Rows and columns of the product that a tile is put into; K is padded to a multiple of 16.
+#: Rows and columns of the larger product around a tile; K is padded to a multiple of 16.
 ROOM = 1024
 
 
 def padded(codes: Array, rows: int, columns: int) -> Array:
-    """Codes with zeros after them."""
+    """Append zeros to codes."""
     out = np.zeros((rows, columns), np.uint8)
     out[: codes.shape[0], : codes.shape[1]] = codes
     return out
 
 
 def scaled_mm(a: Array, b: Array, fast: bool) -> Array:
-    """The product of E4M3 codes on the GPU."""
+    """Multiply E4M3 codes on the GPU."""
     import torch  # noqa: PLC0415 (not where a stand-in is tested)
 
     k = -(-a.shape[1] // 16) * 16
@@ -66,7 +66,7 @@ def scaled_mm(a: Array, b: Array, fast: bool) -> Array:
 
 
 def verify_products(kit: Kit, product: Product) -> dict[str, Any]:
-    """Compute the kit's E4M3 sums by ``product``, and say what they agree with."""
+    """Compute the kit's E4M3 sums by ``product``, and report what they agree with."""
     cases = [
         case
         for case in kit.cases("sum")

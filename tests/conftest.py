@@ -1,4 +1,4 @@
-"""What all tests share: where real checkpoints and data are, and the peers to compare with."""
+"""Fixtures for all tests: the places of real checkpoints and data, and peers to compare with."""
 
 from __future__ import annotations
 

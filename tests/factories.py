@@ -180,7 +180,7 @@ def safetensors_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> b
 
 
 def entry(begin: int, end: int, shape: Sequence[int], dtype: str = "F32") -> dict[str, Any]:
-    """What a safetensors header says of a tensor."""
+    """Make the entry of a tensor in a safetensors header."""
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 

@@ -1,8 +1,8 @@
 """A stand-in for the Hugging Face hub on 127.0.0.1: repositories of models and data sets.
 
-For clients in processes of their own: huggingface-hub reads its environment
-when it is first imported. :meth:`HubServer.environment` is one that knows no
-hub but this one.
+Clients run in separate processes, because huggingface-hub reads its environment
+when it is first imported. :meth:`HubServer.environment` makes this server the
+only hub.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for: ``range`` and ``token`` are the headers' values, or ""."""
+    """The request of a client: ``range`` and ``token`` are the headers' values, or ""."""
 
     method: str
     path: str
@@ -144,7 +144,7 @@ class HubServer:
     def _about(
         self, request: Request, kind: str, name: str, what: str | None, revision: str
     ) -> tuple[int, dict[str, str], bytes]:
-        """What there is in a repository: newer clients ask for both lists."""
+        """List the contents of a repository; newer clients ask for both kinds of list."""
         repository = self.repositories.get((kind, name))
         if repository is None:
             return _error(404, "RepoNotFound")

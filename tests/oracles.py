@@ -1,7 +1,7 @@
-"""Exact arithmetic to compare with, straight from the formats' definitions; no npfp8 in it.
+"""Exact arithmetic to compare with, straight from the formats' definitions, without npfp8.
 
-Values are Fractions (a Python float where they are infinite or NaN), so that
-nothing here rounds but :func:`nearest` and :func:`to_odd`, once each.
+Values are Fractions (Python floats if they are infinite or NaN), so that
+nothing here rounds except :func:`nearest` and :func:`to_odd`, once each.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FLOAT64 = Binary(53, -1022, 1023)
 
 
 def _is_special(x: Exact) -> bool:
-    """Whether ``x`` is a zero, which may have a sign, an infinity or NaN."""
+    """Check for a zero, which may have a sign, an infinity or a NaN."""
     return not x or (isinstance(x, float) and not math.isfinite(x))
 
 
@@ -135,7 +135,7 @@ def nearest_code(name: str, x: float) -> int:
 
 
 def _integer_fields(name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
-    """Of each code the signed significand, an integer, and the exponent; the fraction's bits."""
+    """Return each code's signed integer significand and exponent, and the bits of the fraction."""
     exponent_bits, bias = {"E4M3FN": (4, 7), "E5M2": (5, 15)}[name]
     fraction_bits = 7 - exponent_bits
     codes = np.arange(256)
@@ -213,7 +213,7 @@ Levels = Callable[[int], npt.NDArray[np.int64]]
 
 
 def equal_levels(levels: int) -> Levels:
-    """The level of each of so many bins that are kept, of so many equal ones."""
+    """Make a function that assigns the kept bins to ``levels`` equal levels."""
     return lambda kept: np.arange(kept) * levels // kept
 
 

@@ -1,4 +1,4 @@
-"""Commands on a terminal."""
+"""Helpers to run commands on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 
 
 def on_a_terminal(argv: Sequence[str]) -> tuple[str, str]:
-    """What a command writes on standard output, and on standard error if that is a terminal."""
+    """Run a command whose standard error is a terminal; return both of its outputs."""
     ours, theirs = pty.openpty()
     seen = bytearray()
 

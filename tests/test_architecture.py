@@ -1,4 +1,4 @@
-"""docs/architecture.md says which folder imports which, and the code does so."""
+"""The imports between the folders follow docs/architecture.md."""
 
 import ast
 import re
@@ -39,7 +39,7 @@ def place(module):
 
 
 def may_import(module, imported, table=TABLE):
-    """Whether a module may import another: of its own folder, of its row's, or of the ground."""
+    """Check whether a module may import another: in its folder, its row, or the ground."""
     importer, target = place(module), place(imported)
     folder = importer.partition(".")[0]
     if folder == target.partition(".")[0]:

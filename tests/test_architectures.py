@@ -1,4 +1,4 @@
-"""BERT's relatives and every head: as transformers computes them, from what transformers writes."""
+"""BERT's relatives and every head, compared with transformers on checkpoints that it writes."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_outputs(case: Case) -> None:
 
 
 def test_padding_of_the_model(case: Case) -> None:
-    """As a tokenizer pads: RoBERTa's positions are counted by the ids, not by the mask."""
+    """RoBERTa's positions are counted by the ids that a tokenizer pads with, not by the mask."""
     batch = hard_batches(WORDS, LONGEST)["right padding"]
     pad = case.model.config.pad_token_id
     ids = np.where(batch["input_ids"] == pad, pad + 1, batch["input_ids"])
@@ -395,7 +395,7 @@ def test_e4m3(case: Case) -> None:
 def test_activations(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, name: str
 ) -> None:
-    """Of the encoder, and of a masked language model's head where it goes by the config."""
+    """The encoder's activation, and a masked language model's if the config decides it."""
     key = "activation" if kind == "DistilBert" else "hidden_act"
     saved(quiet_transformers, torch, tmp_path, kind, "ForMaskedLM", **{key: name})
     case = Case(kind, "ForMaskedLM", tmp_path, torch, quiet_transformers)
@@ -454,7 +454,7 @@ TIED_HEADS = [
 def test_tied_tensors_are_stored_once(
     torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, head: str, kept: str
 ) -> None:
-    """As safetensors' save_model writes them: of tied tensors one, whose name is the first."""
+    """safetensors' save_model stores one of several tied tensors, under the first name."""
     saved(quiet_transformers, torch, tmp_path / "a", kind, head)
     case = Case(kind, head, tmp_path / "a", torch, quiet_transformers)
     tensors = load_file(tmp_path / "a" / "model.safetensors")
@@ -507,7 +507,7 @@ def test_a_tied_decoder_is_not_written_quantized(
 
 
 def test_a_decoder_that_nothing_reads(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
-    """Of another head: left alone whatever it holds."""
+    """The decoder of another head is ignored, whatever it holds."""
     saved(quiet_transformers, torch, tmp_path / "a", "Bert", "ForSequenceClassification")
     case = Case("Bert", "ForSequenceClassification", tmp_path / "a", torch, quiet_transformers)
     tensors = load_file(tmp_path / "a" / "model.safetensors")
@@ -706,7 +706,7 @@ def test_buckets_of_distances_against_transformers(torch: Any) -> None:
 
 
 def test_distances_of_a_batch() -> None:
-    """Of one sequence where all lie alike, of each where they have other holes."""
+    """One sequence stands for all if their tokens lie alike; otherwise each has its own."""
     numbers = np.arange(-3, 4)
     mask = np.array([[1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 0, 1], [1, 0, 0, 0]])
     batch = packing.Batch(mask, mask, packing.pack(mask != 0))
@@ -797,7 +797,7 @@ def test_other_alberts(
 
 
 def test_groups_of_layers(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:
-    """Which layer has which parameters: as transformers takes its groups, for any numbers."""
+    """Layers get parameters by the same groups as in transformers, for any numbers."""
     base = load(saved(quiet_transformers, torch, tmp_path, "Albert", "Model")).config
     small = {"hidden_size": 2, "embedding_size": 2, "num_attention_heads": 1}
     small |= {"intermediate_size": 2, "vocab_size": 2, "max_position_embeddings": 2}
@@ -964,7 +964,7 @@ TEXTS = [
 
 
 def embedded(torch: Any, peer: Any, batch: Batch, mode: str, normalize: bool) -> np.ndarray:
-    """As sentence-transformers documents it, in torch."""
+    """Compute the embeddings in torch, as sentence-transformers documents them."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     with torch.no_grad():
         hidden = peer(**tensors).last_hidden_state
@@ -1245,7 +1245,7 @@ QUOTED = [*HARD_TEXTS, "``A man'' is ``eating food.", "D\u00c9J\u00c0 Vu [MASK] 
 def test_alberts_tokenizer(
     quiet_transformers: Any, tmp_path: Path, accents: dict[str, Any], case: dict[str, Any]
 ) -> None:
-    """As the file is, as transformers saves it, and with its name in no file."""
+    """The file is used unchanged, saved by transformers, or with its class named nowhere."""
     settings = {"tokenizer_class": "AlbertTokenizer", **accents, **case}
     typed = {"model_input_names": INPUTS}
     albert_tokenizer(tmp_path / "a", settings | typed)

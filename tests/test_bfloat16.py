@@ -169,7 +169,7 @@ def test_specials(bits: int, expected: int) -> None:
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_float64_rounds_once(sign: float) -> None:
-    """Midpoints of neighbours and the float64 numbers next to those, which float32 has not."""
+    """The inputs are midpoints of neighbours and the float64 numbers next to them."""
     lower = every_value()[MAGNITUDES]
     upper = np.append(lower[1:], 2.0**128)  # beyond the largest, where infinity begins
     middle = (lower + upper) / 2
@@ -211,7 +211,7 @@ def test_float64_extremes(x: float, expected: int) -> None:
 
 @given(st.floats(-(2.0**-125), 2.0**-125))
 def test_subnormal_float64_rounds_to_nearest(x: float) -> None:
-    """Where there are fewer bits the smaller the number."""
+    """Smaller subnormal numbers have fewer bits."""
     assert_same_bits(round_to_bfloat16(np.float64([x])), np.float32([nearest(x, BFLOAT16)]))
 
 

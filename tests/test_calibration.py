@@ -1,4 +1,4 @@
-"""Calibration: what it sees of a forward pass, and the scales that it gives."""
+"""Calibration: the statistics of a forward pass, and the scales from them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def attends(site: str) -> bool:
 
 
 def operands_of(sites: list[str]) -> list[str]:
-    """What a calibration sees at some sites, in order."""
+    """List the operands that a calibration counts at some sites, in order."""
     pairs = ([f"{site}:a", f"{site}:b"] if attends(site) else [f"{site}:a"] for site in sites)
     return [name for pair in pairs for name in pair]
 

@@ -271,7 +271,7 @@ def test_what_is_no_file(tmp_path: Path, name: str) -> None:
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
-    """As the hub's cache has it: links to files outside of the folder."""
+    """The hub's cache has links to files outside the folder."""
     (tmp_path / "blob").write_bytes(safetensors_bytes(ONE, DATA))
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / SINGLE).symlink_to("../blob")

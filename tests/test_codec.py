@@ -1,4 +1,4 @@
-"""encode and decode: exhaustive where the inputs are finite, against definition and peers."""
+"""encode and decode: exhaustive for finite sets of inputs, against definition and peers."""
 
 import math
 from fractions import Fraction

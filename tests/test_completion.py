@@ -12,7 +12,7 @@ from bert_numpy.commands.completion import SHELLS
 
 
 def complete(*words):
-    """What bash offers for the last of the words."""
+    """Return the completions that bash offers for the last of the words."""
     line = " ".join(f"'{word}'" for word in words)
     script = io.StringIO()
     with contextlib.redirect_stdout(script):

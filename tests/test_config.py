@@ -1,4 +1,4 @@
-"""config.json: what is read from it, and what is refused with the key, the finding and the wish."""
+"""config.json: the keys that are read, and refusals that name key, value and expectation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Adding one more of a kind as CONTRIBUTING says: a toy of each, and no line of the packages.
+"""Adding a variant by CONTRIBUTING's steps: a toy of each kind, without changing the packages.
 
-A toy is put into the table of its kind for one test, and compared with arithmetic of the
-test's own.
+A toy is put into the table of its kind for one test, and compared with independent
+arithmetic in the test.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class UniformEngine(Engine[np.ndarray]):
 
 
 def test_an_engine() -> None:
-    """As if all queries were 0; around a quantized engine too, whose counts it passes on."""
+    """The engine acts as if all queries were 0, also around a quantized engine with counts."""
     model = bert_numpy.load(TINY)
     queries = {name: 0 * np.asarray(weight) if ".query." in name else weight
                for name, weight in model.weights.items()}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Models in several hands: copied, pickled, sent to other processes, shared by threads."""
+"""Models that are copied, pickled, sent to other processes, or shared by threads."""
 
 from __future__ import annotations
 

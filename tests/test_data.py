@@ -1,4 +1,4 @@
-"""Where a task's data is found, and that every layout of it holds the same examples."""
+"""Finding a task's data; every layout of it holds the same examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed digests of the codec over all float32 inputs, a few blocks a run."""
+"""The committed digests of the codec over all float32 inputs, a few blocks per run."""
 
 import secrets
 

@@ -115,7 +115,7 @@ def test_float64_inputs_are_no_less_accurate(mpmath: ModuleType, name: str) -> N
 
 @pytest.mark.parametrize("name", RANGES)
 def test_is_accurate_at_seams_and_extremes(mpmath: ModuleType, name: str) -> None:
-    """Where a formula takes over from another, and where results become subnormal, 0 or limits."""
+    """One formula takes over from another here, or results become subnormal, 0 or limits."""
     seams = [2.0**-60, 2.0**-5, math.log(2) / 2, 1.0, 3.75, *(abs(end) for end in RANGES[name])]
     seams += [8.3, 17.3, 18.7, 21.4, 36.7, 37.5, 40.0, 707.0, 708.4, 709.7, 744.4, 745.2]
     x = np.float32([*seams, 2.0**-149, 2.0**-133, 2.0**-126, 1e4, 1e30])

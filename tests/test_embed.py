@@ -210,7 +210,7 @@ def test_texts_and_files_of_texts(place: Path) -> None:
 
 
 def test_quantized_vectors(place: Path, capsys: Capture) -> None:
-    """As the functions make them, and the same from a checkpoint that was written."""
+    """The command gives the functions' vectors, and so does a written checkpoint."""
     model, tokenizer = load("model"), load_tokenizer("model")
     calibration = calibrate_on_sentences(model, tokenizer, Path("texts.txt"), golden=True)
     golden = apply_recipe(model, PRESETS["e4m3"], calibration, golden=True)
@@ -331,7 +331,7 @@ def test_a_calibration_on_the_sentences_of_the_package(place: Path) -> None:
 
 
 def test_a_calibration_on_a_task(place: Path) -> None:
-    """Of pairs for cosines each text is a sample of its own; as evaluate saves it."""
+    """Each text of a pair is a separate sample, also in the calibration that evaluate saves."""
     report = ran("calibrate model --task stsb --data STS-B --calibration-samples 10 --out scales")
     assert (report["task"], report["calibration_samples"]) == ("stsb-cosine", 20)
     line = "evaluate model --task stsb --data STS-B --calibration-samples 10 --format int8"
@@ -540,7 +540,7 @@ def test_a_job_on_nothing_calibrates_alone(place: Path) -> None:
 def test_stsb_by_cosine_against_scipy_and_sentence_transformers(
     all_minilm: Path, glue: Path, scipy_stats: Any
 ) -> None:
-    """Of all-MiniLM-L6-v2, whose model card has a figure for STS-B; and the definition in SciPy."""
+    """all-MiniLM-L6-v2's model card has a figure for STS-B; SciPy has the definition."""
     job = prepare(all_minilm, "stsb", glue, calibrated=False, limit=150)
     assert job.task is STSB_COSINE
     (result,) = run(job, [PRESETS["fp32"]])

@@ -1,4 +1,4 @@
-"""Engines: what is between the products, against float64 (or better); and their interface."""
+"""Engines: the steps between the products, against float64 (or better), and their interface."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def round_once(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def on_grid(x: Float32Array) -> bool:
-    """Whether every value is a bfloat16 value."""
+    """Check that every value is a bfloat16 value."""
     return x.dtype == np.float32 and not (x.view(np.uint32) & 0xFFFF).any()
 
 
@@ -365,7 +365,7 @@ def test_softmax_of_extremes(arithmetic: Arithmetic) -> None:
 
 @pytest.mark.parametrize("arithmetic", [FLOAT32, BFLOAT16], ids=lambda arithmetic: arithmetic.name)
 def test_infinity_becomes_nan_without_a_warning(arithmetic: Arithmetic) -> None:
-    """Of its row, where sums have overflowed, as float16's do; golden arithmetic refuses it."""
+    """Only the row of the overflow becomes NaN; golden arithmetic refuses the infinity."""
     x = np.float32([[np.inf, 1, 2], [3, 1, 2]])
     for result in (
         arithmetic.softmax(x),
@@ -456,7 +456,7 @@ def test_layer_norm_as_torch(torch: Any) -> None:
 @pytest.mark.parametrize("arithmetic", EACH)
 @pytest.mark.parametrize("length", [1, 5, 128])
 def test_mean_and_normalize(arithmetic: Arithmetic, length: int) -> None:
-    """What sentence embeddings are made with: in float32 whatever the rest is in."""
+    """The steps of sentence embeddings are in float32, whatever the rest is in."""
     x = np.random.default_rng(length).normal(0.5, 1, (3, length, 48)).astype(np.float32)
     wide = x.astype(np.float64)
     means = arithmetic.mean(x)

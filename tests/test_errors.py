@@ -1,4 +1,4 @@
-"""Errors of reading: one phrase for each, which begins with the file's name."""
+"""Errors of reading: one phrase per error, beginning with the file's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NaN and infinity in outputs: counted in evaluations, refused in all else, in one line."""
+"""NaN and infinity in outputs: counted in evaluations, refused everywhere else, in one line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Products of float32 matrices, against exact integers: every element rounded once.
 
 A float32 number is an integer times 2^-149, so a sum of products is an integer
-times 2^-298, which Python's integers hold whatever its size.
+times 2^-298, which Python's integers hold at any size.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def test_sums_that_float64_holds_are_not_doubted(
 @pytest.mark.parametrize("exponent", [0, -96, 60])
 @pytest.mark.parametrize("mantissa", [1.0, 1.5, 1 + 2.0**-7, 1 + 2.0**-23])
 def test_around_what_float64_holds(exponent: int, mantissa: float) -> None:
-    """A tie of float32 and a number that float64 just has, or just has not, room for."""
+    """The sum is a float32 tie plus a number that float64 just holds, or just fails to hold."""
     wrong = 0
     for spread in range(22, 58):
         small = 2.0**-spread * mantissa
@@ -352,7 +352,7 @@ def test_splitting_loses_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 127, 128, 129, 65535, 65536])
 def test_splitting_of_equal_terms(count: int) -> None:
-    """As many as add up to the most bits that the first cut may have."""
+    """The terms are as many as the first cut's bits allow."""
     for term in (2.0**100 * (2 - 2.0**-47), -(2.0**100), 2.0**-160 * (1 + 2.0**-47)):
         found = float_matmul._exact_sums(np.full((1, count), term))
         assert_same_bits(found, np.float32([nearest(count * Fraction(term), FLOAT32) + 0.0]))
@@ -360,7 +360,7 @@ def test_splitting_of_equal_terms(count: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 5, 64, 300])
 def test_the_exact_way_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
-    """Which elements are doubtful may depend on the BLAS; here all are. More than one block."""
+    """The BLAS may decide which elements are doubtful; here all are, in several blocks."""
     rng = np.random.default_rng(k)
     shapes = ((40, k), (k, 50))
     cases = [

@@ -1,4 +1,4 @@
-"""The GLUE readers: official layouts, what they hold, and what is wrong with a file."""
+"""The GLUE readers: the official layouts, their contents, and the errors in a file."""
 
 from __future__ import annotations
 

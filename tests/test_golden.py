@@ -1,6 +1,6 @@
 """Golden arithmetic: against exact and arbitrary-precision values, and bit for bit against itself.
 
-Rounding is done here, once, from integers; see :func:`rounded`.
+The tests round once, from integers; see :func:`rounded`.
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ def test_bfloat16_sums_are_rounded_once(x: float, y: float) -> None:
 
 @given(bfloat16_values, st.integers(-12, 12), st.integers(0, 255))
 def test_bfloat16_sums_of_like_exponents_are_rounded_once(x: float, step: int, low: int) -> None:
-    """Where the last bits meet: ties, and what is just beside them."""
+    """The last bits meet in these sums: ties, and numbers next to ties."""
     bits = int(np.float32(x).view(np.uint32)) >> 16
     y = float(EVERY[(bits + (step << 7) ^ low) & 0xFFFF])
     found = golden.add(np.float32([x]), np.float32([y]))
@@ -456,7 +456,7 @@ def test_layer_norm_is_rounded_once(
 
 
 def test_layer_norm_of_extremes(mpmath: ModuleType) -> None:
-    """Squares that float32 has not, of numbers of 2^127 and of 2^-133."""
+    """The squares of numbers of 2^127 and of 2^-133 are beyond float32."""
     large = np.float32([[1, -1, 0.5, 0.25], [-1, 1, 1, 1]]) * np.float32(2.0**127)
     small = np.float32([[1, 2, 3, 100], [3, 2, 1, 0]]) * np.float32(2.0**-133)
     weight, bias = np.float32([1, 2, -3, 0.5]), np.float32([0, 1, 0, -1])
@@ -487,7 +487,7 @@ def test_pool_is_rounded_once(mpmath: ModuleType, mode: str, rows: int, features
     places = np.arange(1, rows + 1) * np.array([[1], [2], [3]])
 
     def pooled(column: list[float], weights: list[int]) -> float:
-        """The exact number: or, of a square root, one with so many digits that none is between."""
+        """Compute the exact number, or a root with enough digits to round it correctly."""
         exact = [Fraction(value) for value in column]
         if mode == "mean_sqrt_len_tokens":
             total = sum(exact, Fraction())
@@ -514,7 +514,7 @@ def test_pool_is_rounded_once(mpmath: ModuleType, mode: str, rows: int, features
 
 
 def test_pool_of_zeros_and_of_what_is_not_finite() -> None:
-    """Which of two zeros NumPy's maximum is may depend on the processor; ours is +0."""
+    """The processor may decide which zero is NumPy's maximum; ours is +0."""
     zeros = np.float32([[-0.0, 0.0, -0.0], [0.0, -0.0, -0.0]])
     places = np.array([1, 2])
     assert_same_bits(golden.pool("max", zeros, places), np.zeros(3, np.float32))
@@ -751,7 +751,7 @@ def processor_mode(mxcsr: int = 0, rounding: int = 0) -> Iterator[None]:
 
 
 def found_wrong(mxcsr: int = 0, rounding: int = 0) -> str:
-    """What require_ieee754 says in that mode; nothing of pytest is done in it."""
+    """Return the error of require_ieee754 in that mode; pytest must not run in it."""
     message = ""
     with processor_mode(mxcsr, rounding):
         try:

@@ -1,4 +1,4 @@
-"""Golden mode of the whole model: the same bits in every batch and setting, and what it refuses."""
+"""Golden mode of the whole model: the same bits in every batch and setting, and its refusals."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def results(model: Model, sequences: Sequence[Tokens], length: int = 0) -> list[
 
 
 def sequences_for(model: Model) -> list[Tokens]:
-    """Of several lengths, two of them equal; three have tokens left out inside or at the start."""
+    """Make sequences of several lengths, two of them equal, and three with masked tokens."""
     plain = [Tokens.random(model, length, seed=1) for length in (1, 5, 12, 23)]
     plain.append(Tokens.random(model, 12, seed=2))
     holes = [(3, 4), (0,), (0, 2, 9)]
@@ -379,13 +379,13 @@ def test_not_finite(key: str, value: float, site: str, recipe: str, small: Model
     ],
 )
 def test_overflow(key: str, value: float, site: str, recipe: str, small: Model) -> None:
-    """Of finite numbers, all of them large."""
+    """Large finite numbers overflow."""
     check_refusal(edited(with_recipe(small, recipe), key, value, element=None), site)
 
 
 @pytest.mark.parametrize("recipe", ["fp32", "bf16"])
 def test_scores_that_overflow(recipe: str, small: Model) -> None:
-    """Of a product that would be quantized, and so clipped, in the other recipes."""
+    """The other recipes would quantize, and so clip, the operands of this product."""
     model = with_recipe(small, recipe)
     for name in ("query", "key"):
         key = f"encoder.layer.1.attention.self.{name}.bias"
@@ -848,7 +848,7 @@ def test_truncated_calibration(kept: int, tmp_path: Path) -> None:
 
 
 def test_calibration_that_is_json(tmp_path: Path) -> None:
-    """As an earlier version wrote it."""
+    """An earlier version wrote calibrations as JSON."""
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({"format": "bert-numpy calibration 1", "samples": 3}))
     with pytest.raises(BertNumpyError) as error:

@@ -174,7 +174,7 @@ def start(hub: HubServer, cache: Path, *actions: list[Any], **variables: str) ->
 
 
 def client(hub: HubServer, cache: Path, *actions: list[Any], **variables: str) -> list[Any]:
-    """What comes of each action: ``{"done": result}`` or ``{"error": message}``."""
+    """Return the outcome of each action: ``{"done": result}`` or ``{"error": message}``."""
     process = start(hub, cache, *actions, **variables)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -224,7 +224,7 @@ def test_fetched_once_then_found_offline(tmp_path: Path, hub: HubServer) -> None
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What comes of asking for repositories of all kinds, by case."""
+    """Return the outcomes of requests for repositories of all kinds, by case."""
     base = tmp_path_factory.mktemp("hub")
     first = write_checkpoint(base / "first", seed=1)
     second = write_checkpoint(base / "second", seed=2)
@@ -391,7 +391,7 @@ def test_interrupted_and_resumed(tmp_path: Path, hub: HubServer) -> None:
 
 
 def test_killed_while_downloading(tmp_path: Path, hub: HubServer) -> None:
-    """What is in the cache is whole or not there at all."""
+    """Files in the cache are whole or absent."""
     content = bytes(range(256)) * (1 << 16)
     hub.add("owner/name", {"config.json": b"{}", "model.safetensors": content})
     hub.stalls["model.safetensors"] = 12_000_000

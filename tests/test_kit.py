@@ -1,4 +1,4 @@
-"""The conformance kit: it is what the model computes, and names what is planted in a candidate."""
+"""The conformance kit: it equals the model's results, and names defects planted in a candidate."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_defects_written_out_are_named(kit):
 
 
 def test_only_logits_are_enough(kit):
-    """What lies between is computed with the defect throughout."""
+    """The tensors in between are computed with the defect throughout."""
     (defect,) = (defect for defect in DEFECTS if defect.name == "bfloat16 accumulation")
     planted = plant(kit, defect, "layer", "model")
     logits = {name: planted[name] for name in ("model/0/logits", "model/1/logits")}

@@ -260,7 +260,7 @@ def test_more_outputs_than_a_block(fmt_a: Format, fmt_b: Format, k: int) -> None
 
 
 def naive(terms: list[tuple[float, float, int]]) -> float:
-    """What adding in float64, term after term, and then rounding to float32 gives."""
+    """Add in float64, term after term, and then round to float32."""
     products = np.repeat([x * y for x, y, _ in terms], [count for *_, count in terms])
     return float(np.float32(np.add.accumulate(products)[-1]))
 
@@ -494,7 +494,7 @@ PRODUCTS = {
 
 
 def products_of(a: QuantizedTensor, b: QuantizedTensor, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many BLAS products of float64 ``matmul`` takes."""
+    """Count the float64 BLAS products that ``matmul`` takes."""
     true, count = np.matmul, 0
 
     def counted(x: Any, y: Any) -> Any:
@@ -550,7 +550,7 @@ def test_specials_are_laid_over_only_where_they_are(
 
 
 def test_the_fewest_products_of_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one block has is nothing to the others."""
+    """A block's terms do not affect the other blocks."""
     a = tensor_of(E5M2, [FEW + ALL], np.ones((1, 2)), axis=1, block=2)
     b = tensor_of(E5M2, np.reshape(FEW + ALL, (4, 1)), np.ones((2, 1)), axis=0, block=2)
     assert products_of(a, b, monkeypatch) == 1 + 2
@@ -752,7 +752,7 @@ def test_nan_of_e4m3fn_beside_infinities(accumulate: str, nan: int) -> None:
 @pytest.mark.parametrize("accumulate", ["exact", "float32"])
 @pytest.mark.parametrize("per_column", [False, True])
 def test_infinities_meet_a_zero_point(accumulate: str, per_column: bool) -> None:
-    """What an infinity times a code is depends on the side of the zero point it is on."""
+    """The sign of an infinity times a code depends on the code's side of the zero point."""
     codes = np.uint8([[3, 5], [5, 7], [7, 9], [0, 255]])
     zero_point = np.uint8([5] * 4 if per_column else 5)
     a = QuantizedTensor(

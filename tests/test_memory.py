@@ -1,4 +1,4 @@
-"""Memory: a float32 checkpoint is mapped, and nothing of its size is held beside it."""
+"""Memory: a float32 checkpoint is mapped, and no second copy of it is held."""
 
 from __future__ import annotations
 

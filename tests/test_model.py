@@ -1,4 +1,4 @@
-"""The forward pass: parity with transformers, and what must hold without it."""
+"""The forward pass: parity with transformers, and properties that hold without it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Peer:
         return {name: relative(x, y) for name, (x, y) in pairs.items() if y is not None}
 
     def sensitivity(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """How far transformers' own outputs move when each weight moves by a step of float32."""
+        """Measure how far transformers' own outputs move if each weight moves by a float32 step."""
         before = self.theirs(batch)
         weights = {name: x.clone() for name, x in self.peer.state_dict().items()}
         generator = self.torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Every notebook runs, and prints what is committed."""
+"""Every notebook runs, and prints its committed output."""
 
 import json
 import re

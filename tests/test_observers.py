@@ -1,4 +1,4 @@
-"""Observers: exact histograms, and the ranges made of them, against plain definitions."""
+"""Observers: exact histograms, and the ranges from them, against plain definitions."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ PERCENTILES = [1e-6, 1.0, 25.0, 50.0, 90.0, 99.0, 99.9, 99.99, 100.0]
     percentile=st.sampled_from(PERCENTILES) | st.floats(0.01, 100),
 )
 def test_percentile(x: np.ndarray, percentile: float) -> None:
-    """The least magnitude that so many percent do not exceed: of sorted bfloat16 magnitudes."""
+    """The threshold is the least sorted bfloat16 magnitude that covers the percentile."""
     magnitudes = sorted(np.abs(round_to_bfloat16(x)).tolist())
     needed = math.ceil(x.size * percentile / 100)
     threshold = magnitudes[needed - 1]
@@ -259,7 +259,7 @@ every_data = pytest.mark.parametrize("data", DATA)
 
 
 def check_best(found: tuple[float, float], costs: dict[float, float], x: np.ndarray) -> None:
-    """The range is a candidate's whose cost is the least, but for the last bits of sums."""
+    """Check that the range is the candidate's with the least cost, up to the last bits of sums."""
     matching = [t for t, low, high in candidates(x) if (low, high) == found]
     assert matching
     assert min(costs[t] for t in matching) <= min(costs.values()) * (1 + 1e-9) + 1e-13
@@ -341,7 +341,7 @@ def test_entropy_beats_absmax_where_tails_are_long(count: int, least: float, mea
 
 
 def test_entropy_keeps_an_outlier_behind_a_gap() -> None:
-    """As NVIDIA's does: where a bin is empty in the candidate alone, the divergence is infinite."""
+    """As in NVIDIA's, a bin that only the candidate lacks makes the divergence infinite."""
     x = normal(100_000, outliers=2)
     assert clip_range(seen_of(x), "entropy", INT8) == (-100.0, 100.0)
 

@@ -1,4 +1,4 @@
-"""The ONNX graph: valid, of any batch and length, and computing what the quantized model does."""
+"""The ONNX graph: valid, for any batch and length, and equal to the quantized model."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run_reference(proto: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.nda
 def run_runtime(
     onnxruntime: ModuleType, model: Any, inputs: dict[str, np.ndarray], optimized: bool
 ) -> dict[str, np.ndarray]:
-    """Of a graph, or of a file's."""
+    """Run a graph, or a file's graph, in onnxruntime."""
     options = onnxruntime.SessionOptions()
     if not optimized:
         level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -393,7 +393,7 @@ def test_every_head(
 
 
 def test_masked_positions(tmp_path: Path, onnx: ModuleType) -> None:
-    """Hidden states are 0 where nothing is computed: where masked, but for position 0."""
+    """Hidden states are 0 where nothing is computed: at masked positions except position 0."""
     model = model_of("Bert", "Model", tmp_path)
     inputs = masked(model)
     proto = onnx_model(bert_numpy.apply_recipe(model, PRESETS["fp32"]))
@@ -420,7 +420,7 @@ def test_tied_parameters_are_there_once(tmp_path: Path, onnx: ModuleType) -> Non
 
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a file could have 10 kB."""
+    """Limit a file to 10 kB."""
     monkeypatch.setattr(graph, "_MOST", 10_000)
 
 

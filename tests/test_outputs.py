@@ -1,4 +1,4 @@
-"""Outputs are checked before the work, and no option that is given is ignored."""
+"""Outputs are checked before the work, and no given option is ignored."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_a_file_ends_in_a_name(line: str, no_work: Path, capsys: Capture) -> Non
 def test_a_folder_to_make_is_not_the_working_one(
     line: str, no_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """What takes its place would leave the command, which has files to write, in no folder."""
+    """Replacing the working folder would leave the command without a place to write."""
     Path("empty").mkdir()
     monkeypatch.chdir("empty")
     for name in ("model", "data", "inputs.json"):

@@ -1,4 +1,4 @@
-"""The wheel is pure, small and enough for the demo; the sdist has what tests and docs need."""
+"""The wheel is pure, small and enough for the demo; the sdist has the files for tests and docs."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Packing: which tokens are computed, who attends to whom, and the way back."""
+"""Packing: the tokens that are computed, their attention groups, and the way back."""
 
 from __future__ import annotations
 

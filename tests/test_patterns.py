@@ -1,4 +1,4 @@
-"""Patterns against Python's engine, and in bounded time where it has none."""
+"""Patterns compared with Python's engine, and in bounded time where Python's is unbounded."""
 
 from __future__ import annotations
 

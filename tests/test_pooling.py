@@ -1,4 +1,4 @@
-"""The files of a sentence-transformers folder: what is applied, and what is refused by its key."""
+"""The files of a sentence-transformers folder: the settings applied, and those refused by key."""
 
 from __future__ import annotations
 

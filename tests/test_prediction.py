@@ -1,4 +1,4 @@
-"""bert-numpy predict and info, by head: what is printed, and written as JSON."""
+"""bert-numpy predict and info, by head: the output printed, and written as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantized inference: codes, scales, rounding points, counts, and what it does to real tasks."""
+"""Quantized inference: codes, scales, rounding points, counts, and its effect on real tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantized checkpoints: written whole, read back to the bit, and read by and from others."""
+"""Quantized checkpoints: written atomically, read back to the bit, exchanged with others."""
 
 from __future__ import annotations
 
@@ -429,7 +429,7 @@ def float32_values(weight: np.ndarray | QuantizedTensor) -> np.ndarray:
 
 
 def linear_layers(recipe: Recipe) -> Recipe:
-    """What transformers with compressed-tensors computes of a recipe."""
+    """Make the recipe that transformers with compressed-tensors computes."""
     return replace(recipe, scores=SiteRecipe(), context=SiteRecipe(), arithmetic="float32")
 
 
@@ -454,9 +454,9 @@ def test_transformers(
     transformers: ModuleType,
     compressed_tensors: ModuleType,
 ) -> None:
-    """Our weights, exactly; each layer, but for sums in another order; and our logits.
+    """Our weights are exact, each layer is equal up to the order of sums, and logits are close.
 
-    A sum that is one step of float32 off may be another code in the next layer, so the
+    A sum that is off by one float32 step may become another code in the next layer, so the
     logits, most often within 6e-6, have room for a few steps of E4M3.
     """
     recipe = replace(linear_layers(recipe), overrides=recipe.overrides[-2:])
@@ -606,7 +606,7 @@ def test_made_by_compressed_tensors(
     transformers: ModuleType,
     compressed_tensors: ModuleType,
 ) -> None:
-    """Their weights, exactly; and in float32 their layers, but for sums in another order."""
+    """Their weights are exact, and in float32 their layers are equal up to the order of sums."""
     folder = compressed(tmp_path, scheme, dtype, torch, transformers)
     model = bert_numpy.load(folder)
     assert isinstance(model, QuantizedModel)
@@ -951,7 +951,7 @@ OWN = "config.json: key 'npfp8_config'"
                     input_activations={"type": "float", "strategy": "token", "dynamic": True},
                 )
             ),
-            "key 'group_0': a, b: scales that vary along the sum, or are one along it, must do so",
+            "key 'group_0': a and b: per-token and per-block scales must match: expected both per",
         ),
         (
             foreign(lambda config: group(config).update(targets=["classifier"])),
@@ -1046,7 +1046,7 @@ def test_the_old_key(method: str | None, nested: bool, tmp_path: Path) -> None:
 
 
 def test_nested_section(tmp_path: Path) -> None:
-    """As transformers unwraps it."""
+    """The section is nested, and transformers unwraps it."""
     model, folder = written(tmp_path, linear_layers(E4M3))
 
     def nest(raw: dict[str, Any]) -> None:
@@ -1122,7 +1122,7 @@ def test_blocks_larger_than_memory(tmp_path: Path) -> None:
 
 
 def test_readable_without_our_section(tmp_path: Path) -> None:
-    """Of the linear layers the layout says it all."""
+    """The layout describes the linear layers completely."""
     model, folder = written(tmp_path, linear_layers(E4M3))
     foreign()(folder)
     loaded = bert_numpy.load(folder)

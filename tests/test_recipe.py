@@ -1,4 +1,4 @@
-"""Recipes: what they check, how sites find theirs, and their files."""
+"""Recipes: their checks, the choice of a recipe for each site, and their files."""
 
 from __future__ import annotations
 
@@ -359,7 +359,10 @@ def test_good_operands(name: str, observer: str) -> None:
             for observer in OBSERVERS
             if observer != "absmax"
         ),
-        ({"a": BLOCK, "b": replace(BLOCK, block=64)}, "a, b: scales that vary along the sum"),
+        (
+            {"a": BLOCK, "b": replace(BLOCK, block=64)},
+            "a and b: per-token and per-block scales must match",
+        ),
     ],
 )
 def test_bad_sites(values: dict[str, Any], message: str) -> None:

@@ -105,7 +105,7 @@ def test_float64_near_every_power_of_two() -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_second_rounding_is_innocuous(x: float) -> None:
-    """What rounding to odd is for."""
+    """A second rounding after rounding to odd gives the correctly rounded result."""
     odd = float(float64_to_float32(np.float64([x]))[0])
     assert nearest(odd, BFLOAT16) == nearest(x, BFLOAT16)
 

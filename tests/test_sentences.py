@@ -1,4 +1,4 @@
-"""Sentence encoders, held against sentence-transformers: poolings, Dense modules, long texts."""
+"""Sentence encoders compared with sentence-transformers: poolings, Dense modules, long texts."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def release(theirs: ModuleType) -> int:
 
 
 def embedded(theirs: ModuleType, folder: Path, texts: Sequence[str]) -> np.ndarray:
-    """What sentence-transformers makes of texts."""
+    """Embed texts by sentence-transformers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peer = theirs.SentenceTransformer(str(folder), device="cpu")

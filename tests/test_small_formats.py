@@ -98,7 +98,7 @@ def number(fmt, code):
 
 
 class Oracle:
-    """What is right of a format: every code by its value, every input by its rounding."""
+    """The right results for a format: every code by its value, every input by its rounding."""
 
     def __init__(self, fmt):
         self.fmt = fmt

@@ -291,7 +291,7 @@ def embedded() -> Tokenizer:
 
 
 def reference_windows(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """Start and length of each window of a text of so many tokens, as run_squad.py makes them."""
+    """List start and length of each window of a text of ``tokens`` tokens, like run_squad.py."""
     windows = []
     start = 0
     while start < tokens:

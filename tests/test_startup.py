@@ -1,4 +1,4 @@
-"""How long the first answer takes, and what is not imported for it."""
+"""The time to the first answer, and the modules that it must not import."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def test_what_is_no_file(tmp_path):
 
 
 def test_a_link_is_followed(saved, tmp_path):
-    """As the hub's cache has it: a link to a file outside of the folder."""
+    """The hub's cache has links to files outside the folder."""
     (tmp_path / "folder").mkdir()
     link = tmp_path / "folder" / "x"
     link.symlink_to("../x.safetensors")

@@ -1,7 +1,7 @@
-"""What scripts/measure_structure.py measures of the packages, and that it holds.
+"""The measurements of scripts/measure_structure.py meet their goals.
 
-The goals are in that script, as GOALS, and nowhere else. Where one is missed, the message lists
-the files, or the circle: change the code, not the goal.
+The goals are only in that script, as GOALS. If one is missed, the message lists
+the files, or the circle. Change the code, not the goal.
 """
 
 import subprocess

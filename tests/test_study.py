@@ -1,4 +1,4 @@
-"""The study: cells that can be interrupted and spread, what they add up to, outlier channels."""
+"""The study: cells that can be interrupted and spread, their joined results, outlier channels."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_comparison() -> None:
 
 
 def test_interval_covers_the_difference() -> None:
-    """Of 60 samples in which the difference is -0.1 by design, about 95 % have it inside."""
+    """About 95 % of 60 samples with a difference of -0.1 by design cover it."""
     generator = np.random.default_rng(5)
     inside = 0
     for _ in range(60):
@@ -124,7 +124,7 @@ def test_interval_covers_the_difference() -> None:
 
 
 def test_signal_to_noise(subject: Subject) -> None:
-    """Of smooth data E4M3 has about 31.5 dB, a bit less 6: its noise is relative."""
+    """E4M3 has about 31.5 dB for smooth data, as its noise is relative, and E5M2 about 6 less."""
     operands = load_calibration(subject.calibration).operands
     ratios = {
         name: [sqnr(seen, Operand(fmt)) for fmt in (E4M3FN, E5M2)]
@@ -149,7 +149,7 @@ def test_a_cluster_has_workers() -> None:
 @pytest.mark.usefixtures("distributed")
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="it reads Linux's /proc")
 def test_what_a_worker_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is set later is too late: a worker imports NumPy with the script that it is made by."""
+    """Later settings have no effect: a worker imports NumPy as soon as it starts."""
     wanted = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     wanted |= {"BLIS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
     wanted |= {"MALLOC_TRIM_THRESHOLD_": str(1 << 33)}

@@ -1,4 +1,4 @@
-"""scripts/study_accumulators.py: the sweep's numbers, and what is counted of logits."""
+"""scripts/study_accumulators.py: the numbers of the sweep, and the counts of logits."""
 
 from __future__ import annotations
 

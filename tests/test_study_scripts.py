@@ -1,4 +1,4 @@
-"""The study's scripts: sites by kind, rankings, what rescues a recipe, outlier channels, tables."""
+"""The study's scripts: sites by kind, rankings, rescued recipes, outlier channels, tables."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ def test_headline() -> None:
 
 
 def test_what_is_not_finite() -> None:
-    """As JSON has it: null."""
+    """JSON has null for it."""
     lost = row_of("int8", 0.5, 0, 0, relative_logit_error=None, difference=None)
     rows = [ROWS[0], {**lost, "accuracy": None, "interval": [None, None], "not_finite": 1043}]
     assert "| none / 3 / none |" in headline(rows)

@@ -1,4 +1,4 @@
-"""The interface of a task: GLUE's tasks, their test sets and SQuAD are the same kind of thing."""
+"""The interface of a task, which GLUE's tasks, their test sets and SQuAD share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantized tensors: what they check, what they mean, and how they are made."""
+"""Quantized tensors: their checks, their meaning, and their making."""
 
 from __future__ import annotations
 
@@ -457,7 +457,7 @@ def test_codes_are_those_of_the_float32_quotient(fmt: Format, x: np.ndarray, sca
     scale=scales, steps=st.lists(st.integers(-3, 3), min_size=8, max_size=8), seed=st.integers(0)
 )
 def test_codes_around_midpoints(fmt: Format, scale: float, steps: list[int], seed: int) -> None:
-    """Where a multiplication by the reciprocal, or a float64 quotient, takes the wrong side."""
+    """Here a product with the reciprocal, or a float64 quotient, rounds to the wrong side."""
     values = sorted(v for v in code_values(fmt.name) if isinstance(v, Fraction))
     rng = np.random.default_rng(seed)
     lower = rng.integers(0, len(values) - 1, len(steps))

@@ -39,7 +39,7 @@ MARKUP = "[red]o[/red] [/] [bold :smile: \\["
 
 
 def is_safe(text: str) -> bool:
-    """Whether a text has only characters that are seen, and ends of lines."""
+    """Check that a text has only visible characters and line ends."""
     unsafe = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return all(c == "\n" or unicodedata.category(c) not in unsafe for c in text)
 
@@ -443,7 +443,7 @@ def test_a_pipe_that_is_closed_after_the_first_line(data: Path, tmp_path: Path) 
 
 
 class PanicException(BaseException):
-    """As pyo3's, which is no Exception."""
+    """An exception like pyo3's, which does not derive from Exception."""
 
 
 REFUSALS = [
@@ -528,7 +528,7 @@ def test_a_quantized_model_whose_products_overflow(tmp_path: Path, capsys: Captu
 
 
 def test_signals_are_left_alone_where_they_are_ignored() -> None:
-    """As a shell has it for what runs in the background."""
+    """A shell ignores signals for commands in the background."""
     done = run_process(
         *PREDICT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN) and None
     )

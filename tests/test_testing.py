@@ -1,4 +1,4 @@
-"""npfp8.testing: right codecs pass, each usual mistake is caught, as a user would call it."""
+"""npfp8.testing, used as by a user: right codecs pass, and each usual mistake is caught."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Text to ids: as transformers does it, and errors that say which text."""
+"""Text to ids: equal to transformers, with errors that name the text."""
 
 from __future__ import annotations
 

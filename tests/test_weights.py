@@ -1,4 +1,4 @@
-"""From a checkpoint's tensors to the parameters that the config calls for."""
+"""From a checkpoint's tensors to the parameters that the config requires."""
 
 from __future__ import annotations
 

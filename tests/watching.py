@@ -1,4 +1,4 @@
-"""Engines from outside: what a model's products take and give, and one product alone."""
+"""Engines seen from outside: the operands and results of a model's products, or of one product."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bert_numpy.model.sites import site_named
 
 
 def arrays_of(output: ModelOutput) -> dict[str, np.ndarray]:
-    """What a model has given back, by name; its counts are none of it."""
+    """Return the arrays of a model's output by name, without its counts."""
     return {name: x for name, x in vars(output).items() if x is not None and name != "counts"}
 
 
@@ -41,7 +41,7 @@ def engine_for(
 def product_of(
     engine: EngineOf, name: str, a: np.ndarray, b: Any, bias: np.ndarray | None = None
 ) -> np.ndarray:
-    """What an engine makes of one product: (M, K), (K, N), (N,) -> (M, N).
+    """Compute one product by an engine: (M, K), (K, N), (N,) -> (M, N).
 
     With a bias it is a linear layer, whose weight is ``b`` transposed. The rows are those of
     one sequence.

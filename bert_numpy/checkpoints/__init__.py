@@ -1,1 +1,1 @@
-"""A model's files, read and written."""
+"""Reading and writing a model's files."""

@@ -15,10 +15,10 @@ from bert_numpy.model.relative_positions import BUCKET_COUNT
 
 __all__ = ["EXTRA_KEY", "is_quantized", "quantization_key", "read_config"]
 
-#: The key of this project in the config of a quantized checkpoint.
+#: This project's key in the config of a quantized checkpoint.
 EXTRA_KEY = "npfp8_config"
 
-#: What transformers' BertConfig has where a key is missing.
+#: The defaults of transformers' BertConfig for missing keys.
 _DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
     "max_position_embeddings": 512,
@@ -28,7 +28,7 @@ _DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
-#: The only value, of those that transformers computes, that is computed here, by key.
+#: By key: the only value that this package supports, of those that transformers supports.
 _EXPECTED = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -37,7 +37,7 @@ _EXPECTED = {
     "is_causal": False,
 }
 
-#: Keys by which transformers runs, reads or builds something else than the rest of the file
+#: Keys that make transformers run, read or build something else than the rest of the file
 #: describes, with the reason why they must be empty here.
 _EMPTY = {
     "auto_map": "code that comes with a checkpoint is not run",
@@ -53,24 +53,24 @@ _NOT_GOOGLES = ("embedding_size", "bos_token_id", "eos_token_id")
 
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
-#: Labels of a head that are named without being listed.
+#: The most labels of a head that get default names.
 _MAX_LABELS = 100_000
 
-#: Layers of a model whose layers share their parameters: no tensors say how many there are.
+#: The most layers that share parameters: no tensors show their number.
 _MOST_LAYERS = 1000
 
-#: Labels that an error lists.
+#: The number of labels that an error lists.
 _SHOWN_LABELS = 10
 
 
 def quantization_key(raw: Mapping[str, Any]) -> str | None:
-    """The key of ``config.json`` that says how a checkpoint is quantized; None if none does."""
+    """Return the key of ``config.json`` for the quantization; None if there is none."""
     keys = ("quantization_config", "compression_config")
     return next((key for key in keys if raw.get(key) is not None), None)
 
 
 def is_quantized(folder: Path) -> bool:
-    """Whether a checkpoint's ``config.json`` says that it is quantized."""
+    """Check whether a checkpoint's ``config.json`` describes a quantization."""
     raw = read_json(folder / "config.json")
     return quantization_key(raw) is not None or EXTRA_KEY in raw
 
@@ -81,8 +81,8 @@ def read_config(path: Path) -> BertConfig:
     Raises
     ------
     BertNumpyError
-        If the file is missing or no JSON, or a key is missing, of another type
-        or of a value that this implementation does not compute.
+        If the file is missing or is not JSON, if a key is missing, or if its value has
+        another type or is not supported.
     """
     raw = read_json(path)
 
@@ -105,7 +105,7 @@ def read_config(path: Path) -> BertConfig:
 
     hidden_size = get("hidden_size", int)
     if raw.get("pad_token_id", 0) is None and not description.counts_positions:
-        del raw["pad_token_id"]  # only positions that are counted depend on it
+        del raw["pad_token_id"]  # only models that skip padding in positions depend on it
     config = BertConfig(
         model_type=model_type,
         architecture=name or f"{description.class_name}Model",
@@ -164,7 +164,7 @@ def read_config(path: Path) -> BertConfig:
 
 
 def _architecture(raw: Mapping[str, Any], path: Path) -> str | None:
-    """The class that wrote the checkpoint; None where the file names none."""
+    """Return the class that wrote the checkpoint; None if the file names none."""
     names = raw.get("architectures")
     if names is None or names == []:
         return None
@@ -179,10 +179,10 @@ def _architecture(raw: Mapping[str, Any], path: Path) -> str | None:
 
 
 def _model_type(raw: Mapping[str, Any], path: Path, architecture: str | None) -> str:
-    """The model type, which the class ``architecture`` must not contradict.
+    """Return the model type, which the class ``architecture`` must not contradict.
 
-    A file without the key is one of the model type that alone has such a class.
-    If it names no class either, it is a BERT, as Google's files are.
+    If the file lacks the key, the class decides, as it belongs to one model type.
+    If the file names no class either, it is a BERT, like Google's files.
     """
     known = ", ".join(ARCHITECTURES)
     if "model_type" in raw:
@@ -210,7 +210,7 @@ def _model_type(raw: Mapping[str, Any], path: Path, architecture: str | None) ->
 
 
 def _stored_key(raw: Mapping[str, Any], path: Path, description: Architecture, key: str) -> str:
-    """The name under which a file has the value of ``key``; two names must agree."""
+    """Return the name of ``key`` in a file; if the file has two names for it, they must agree."""
     name = description.keys.get(key, key)
     if key not in description.aliases or key not in raw or key == name:
         return name
@@ -224,16 +224,16 @@ def _stored_key(raw: Mapping[str, Any], path: Path, description: Architecture, k
 
 def _layer_norm_eps(raw: Mapping[str, Any], path: Path) -> float:
     value = raw.get("layer_norm_eps", 1e-12)
-    if type(value) not in (int, float) or not 0 <= value <= 1:  # NaN is not either
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # NaN fails this, too
         raise BertNumpyError(f"{path}: key 'layer_norm_eps': expected 0..1, found {value!r}")
     return float(value)
 
 
 def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """The names of a head's outputs, from ``id2label`` or by their numbers.
+    """Return the names of a head's outputs, from ``id2label`` or by their numbers.
 
-    ``label2id`` and ``num_labels``, if they are there, must agree: which of them
-    decides depends on the release of transformers.
+    ``label2id`` and ``num_labels``, if present, must agree with it: releases of
+    transformers differ in which of them they use.
     """
     count = raw.get("num_labels")
     if count is not None and (type(count) is not int or count < 1):
@@ -274,8 +274,8 @@ def _listed_labels(names: Any, path: Path) -> tuple[str, ...]:
 def _check_numbers(numbers: Any, labels: tuple[str, ...], path: Path) -> None:
     """Refuse a ``label2id`` that gives a label another number than ``id2label``.
 
-    Nothing reads it, but where the two contradict each other nobody knows which
-    output is which. Placeholders, ``LABEL_0`` and so on, contradict no names.
+    Nothing reads ``label2id``. But if the two contradict each other, the meaning of the
+    outputs is unknown. Placeholders, ``LABEL_0`` and so on, do not contradict names.
     """
     if numbers is None:
         return

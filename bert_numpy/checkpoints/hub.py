@@ -1,7 +1,7 @@
-"""From what a user calls a model to a folder on this machine.
+"""Finding a model: from a user's name for it to a folder on this machine.
 
-A repository of the Hugging Face hub comes through ``huggingface-hub``: into its
-cache, with its tokens, and from the cache alone where it is offline.
+``huggingface-hub`` fetches repositories of the Hugging Face hub into its cache, uses its
+tokens, and reads only the cache when it is offline.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ EMBEDDED = "bert-tiny-sst2"
 
 _CONFIG = "config.json"
 
-#: What is read of a hub repository beside the weights, or copied beside quantized ones; nothing
-#: else is fetched.
+#: The files, besides the weights, that are read from a hub repository or copied beside quantized
+#: weights. Nothing else is fetched.
 MODEL_FILES = [
     _CONFIG,
     "tokenizer.json",
@@ -44,14 +44,14 @@ MODEL_FILES = [
     "vocab.txt",
     "vocab.json",
     "merges.txt",
-    # A sentence-transformers folder's:
+    # The files of a sentence-transformers folder:
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "[0-9]*_Pooling/config.json",
     "[0-9]*_Dense/config.json",
     "[0-9]*_Normalize/config.json",
-    # It refuses a model that is not whole without it:
+    # An adapter is fetched so that load() can refuse a model that is incomplete without it:
     "adapter_config.json",
 ]
 
@@ -62,23 +62,23 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     Parameters
     ----------
     name : str or Path
-        In this order: a folder; ``bert-tiny-sst2``, the embedded model; an
+        The first that fits of: a folder; ``bert-tiny-sst2``, the embedded model; an
         ``owner/name`` on the Hugging Face hub, fetched into its cache.
     revision : str, optional
         A branch, tag or commit of the repository on the hub; by default "main".
     weights : bool
-        Whether the weights are needed, too.
+        True if the weights are needed, too.
 
     Raises
     ------
     BertNumpyError
-        If there is no such folder and the hub does not give it, or a revision
-        is asked for of what is not on the hub.
+        If there is no such folder and the hub does not provide it, or if a revision
+        is given for a model that is not on the hub.
     """
     text = str(name)
     folder = Path(text)
     found = None
-    if os.path.isdir(text):  # unlike Path.is_dir, False for "" and for what no path can be
+    if os.path.isdir(text):  # unlike Path.is_dir, False for "" and for impossible paths
         found = folder
     elif text == EMBEDDED:
         found = ASSETS / EMBEDDED
@@ -94,35 +94,35 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name leads to a folder of this machine, and not to the hub."""
+    """Check whether a model's name refers to a folder of this machine, not to the hub."""
     return os.path.exists(name) or name == EMBEDDED
 
 
 def kit_folder(name: str | Path) -> Path:
-    """The folder of a kit of that name; the embedded one is called as its model is."""
+    """Return the folder of a kit; the embedded kit has the name of the embedded model."""
     embedded = str(name) == EMBEDDED and not os.path.isdir(name)
     return ASSETS / f"{EMBEDDED}-kit" if embedded else Path(name)
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a name may be one on the hub, ``owner/name``, and can be no path."""
+    """Check whether a name can be ``owner/name`` on the hub, and is not clearly a path."""
     unlike = not text or Path(text).is_absolute() or text.startswith((".", "~"))
     return not unlike and text.count("/") <= 1
 
 
 def fetch_dataset(repository: str, patterns: list[str], revision: str | None = None) -> Path:
-    """Fetch the files of a data set on the hub that fit one of the patterns into its cache.
+    """Fetch the files of a data set on the hub that fit any of the patterns into its cache.
 
     Raises
     ------
     BertNumpyError
-        If the hub does not give them.
+        If the hub does not provide them.
     """
     return _fetch(repository, patterns, "dataset", revision)
 
 
 def _fetch_model(repository: str, revision: str | None, weights: bool) -> Path:
-    """Fetch one file of weights, or where there is none the shards that the index names."""
+    """Fetch the one file of weights or, if there is none, the shards that the index names."""
     wanted = [*MODEL_FILES, SINGLE, INDEX, f"[0-9]*_Dense/{SINGLE}"] if weights else MODEL_FILES
     folder = _fetch(repository, wanted, "model", revision)
     if not (folder / _CONFIG).is_file():
@@ -132,18 +132,18 @@ def _fetch_model(repository: str, revision: str | None, weights: bool) -> Path:
         return folder
     if not (folder / INDEX).is_file():
         raise missing_weights(_called(repository, revision), _listing(repository, folder))
-    # The folder's name is the commit, so that the shards are of the index's.
+    # The folder's name is the commit: the shards come from the same commit as the index.
     shards = dict.fromkeys(read_weight_map(folder / INDEX).values())
     return _fetch(repository, [glob.escape(shard) for shard in shards], "model", folder.name)
 
 
 def _listing(repository: str, folder: Path) -> list[str]:
-    """The names of all files of a fetched commit; of those in the cache if the hub is away."""
+    """List all files of a fetched commit; only those in the cache if the hub is unreachable."""
     from huggingface_hub import HfApi  # noqa: PLC0415 (only where the hub is asked)
 
     try:
         return sorted(HfApi().list_repo_files(repository, revision=folder.name))
-    except Exception:  # this is for an error's text, and must not become another error
+    except Exception:  # the list is for an error's text and must not raise another error
         return sorted(path.name for path in folder.iterdir())
 
 
@@ -160,7 +160,7 @@ def _fetch(repository: str, patterns: list[str], kind: str, revision: str | None
                 tqdm_class=_progress_bar(),
             )
         )
-    except Exception as error:  # its own errors, and whatever its HTTP library raises
+    except Exception as error:  # its own errors, and any error of its HTTP library
         raise BertNumpyError(
             f"{_called(repository, revision)}: expected a {kind} folder or a hub id, found no such "
             f"folder, and from the hub: {_reason(error, repository, kind, revision)}"
@@ -172,7 +172,7 @@ def _called(repository: str, revision: str | None) -> str:
 
 
 def _progress_bar() -> Any:
-    """The library's progress bar, but silent where no terminal is, in all of its releases."""
+    """Make the library's progress bar silent without a terminal, in all of its releases."""
     import huggingface_hub.utils  # noqa: PLC0415
 
     base: Any = huggingface_hub.utils.tqdm  # type: ignore[attr-defined]
@@ -187,11 +187,11 @@ def _progress_bar() -> Any:
 
 
 def _reason(error: BaseException, repository: str, kind: str, revision: str | None) -> str:
-    """What the hub's answer means, and what to do about it: one line."""
+    """Explain the hub's answer, and what to do about it, in one line."""
     import huggingface_hub.utils  # noqa: PLC0415
 
     constants: Any = huggingface_hub.constants
-    utils: Any = huggingface_hub.utils  # all of them are here, in every release
+    utils: Any = huggingface_hub.utils  # every release has all of these errors here
     chain = list(_causes(error))
     responses = [getattr(each, "response", None) for each in chain]
     status = next((r.status_code for r in responses if r is not None), None)

@@ -1,6 +1,6 @@
 """Loading a model: config, then weights, then the forward pass that uses them.
 
-What quantized checkpoints need is imported for these alone: it is half of the package.
+The modules for quantized checkpoints are imported only for these: they are half of the package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "stored_recipe"]
 
-#: The file by which transformers loads another model and changes its weights.
+#: The file that makes transformers load another model and change its weights.
 _ADAPTER = "adapter_config.json"
 
 
@@ -36,7 +36,7 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     folder_or_hub_id : str or Path
         A folder with ``config.json`` and ``model.safetensors`` (or its shards
         and their index), ``"bert-tiny-sst2"`` (comes with the package), or a
-        repository of the Hugging Face hub, of which only what is needed is
+        repository of the Hugging Face hub. Only the required files of a repository are
         fetched, into the hub's cache.
     revision : str, optional
         A branch, tag or commit of the repository on the hub; by default "main".
@@ -44,20 +44,20 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     Returns
     -------
     Model
-        In float32, with the head of the class that wrote the checkpoint (see
-        :data:`bert_numpy.model.architectures.HEADS`), or the pooling of a
-        sentence-transformers folder. Of another class of the same family, such as
-        ``BertLMHeadModel``, the bare encoder (``model.config.head`` says so). A
-        :class:`QuantizedModel` that runs by its own recipe if the checkpoint is
-        quantized. Weights that the file has in float32 are mapped, not read
-        into memory: while the model is used the file must not be written into
-        or cut (another may take its place).
+        A float32 model with the head of the class that wrote the checkpoint (see
+        :data:`bert_numpy.model.architectures.HEADS`), or with the pooling of a
+        sentence-transformers folder. For another class of the same family, such as
+        ``BertLMHeadModel``, it is the bare encoder (see ``model.config.head``). If the
+        checkpoint is quantized, it is a :class:`QuantizedModel` with the checkpoint's
+        recipe. Weights stored as float32 are mapped, not read
+        into memory: while the model is used, the file must not be overwritten
+        or truncated (but another file may take its place).
 
     Raises
     ------
     BertNumpyError
-        If anything is missing, corrupt or not as the config says; names the
-        file and key, what was found and what was expected.
+        If anything is missing, corrupt or different from the config. The message names
+        the file and the key, the value found and the value expected.
 
     Examples
     --------
@@ -82,12 +82,12 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
 
 
 def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> Recipe | None:
-    """The recipe that a checkpoint is quantized by; None if it is not. No weight is read.
+    """Read the recipe of a quantized checkpoint, without its weights; None if not quantized.
 
     Raises
     ------
     BertNumpyError
-        As :func:`load` does.
+        In the same cases as :func:`load`.
     """
     folder = resolve(folder_or_hub_id, revision)
     if not is_quantized(folder):
@@ -100,7 +100,7 @@ def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> 
 
 
 def _read_config(folder: Path) -> BertConfig:
-    """The hyperparameters, and a sentence-transformers folder's pooling."""
+    """Read the hyperparameters, and the pooling of a sentence-transformers folder."""
     if (folder / _ADAPTER).is_file():
         raise BertNumpyError(
             f"{folder / _ADAPTER}: expected no adapter beside the weights, found one: it is not "

@@ -1,4 +1,4 @@
-"""The parameters of a BERT under canonical names, each of the shape that its config says."""
+"""The parameters of a BERT under canonical names, with the shapes from its config."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = [
 
 _DECODER = "cls.predictions.decoder.weight"
 
-#: Parameters that are one where ``tie_word_embeddings`` says so. A file that holds the matrix
-#: once has it under either name: safetensors' ``save_model`` keeps the first in the alphabet.
+#: Parameters that are one if ``tie_word_embeddings`` is set. A file that stores the matrix
+#: once uses either name: safetensors' ``save_model`` keeps the first in the alphabet.
 _TIED = {WORDS: _DECODER, _DECODER: WORDS}
 
-#: The dtypes of codes, which only a quantized checkpoint's config explains.
+#: The dtypes of codes, whose meaning is only in a quantized checkpoint's config.
 _CODE_DTYPES = re.compile(r"[IU]8|F[468](_\w+)?")
 
-#: How layouts of quantized weights call what stands beside, or in the place of, a weight.
+#: The names, in layouts of quantized weights, of tensors beside a weight or in its place.
 _QUANTIZED_PARTS = ("weight_scale", "weight_scale_inv", "weight_packed", "qweight", "SCB")
 
 
 def canonical_names(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
-    """Rename a checkpoint's tensors: no prefix, LayerNorm's gamma and beta as they are called now.
+    """Remove the prefix from a checkpoint's tensor names, and modernize LayerNorm's names.
 
     Raises
     ------
     BertNumpyError
-        If two tensors come to the same name.
+        If two tensors get the same name.
     """
     renamed: dict[str, StoredTensor] = {}
     for key, tensor in stored.items():
@@ -62,21 +62,21 @@ def canonical_names(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str
 def find_parameters(
     config: BertConfig, stored: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
-    """Find every parameter that ``config`` calls for, by canonical name; nothing is read yet.
+    """Find every parameter that ``config`` requires, by canonical name; nothing is read yet.
 
-    Those of Dense modules, which have files of their own, are not among them.
+    Parameters of Dense modules, which have separate files, are not included.
 
     A bare encoder may lack the pooler; question answering and others have
     none, as in transformers. Tensors that are not parameters of the architecture
     (``position_ids``, other heads, a pooler that nothing reads) are left out.
-    Where ``tie_word_embeddings`` is set, the decoder of a masked language model
+    If ``tie_word_embeddings`` is set, the decoder of a masked language model
     and the word embeddings may be stored once, under either name.
 
     Raises
     ------
     BertNumpyError
-        If a tensor is missing or of another shape, or the config asks for more
-        layers than there are tensors: no list of them is made.
+        If a tensor is missing or has another shape, or if the config has more
+        layers than there are tensors (checked before any list of layers is made).
     """
     files = sorted({tensor.file for tensor in stored.values()})
     place = str(files[0] if len(files) == 1 else files[0].parent) if files else "checkpoint"
@@ -110,12 +110,12 @@ def find_parameters(
 
 
 def read_weights(config: BertConfig, stored: Mapping[str, StoredTensor]) -> dict[str, Float32Array]:
-    """Read every parameter that ``config`` calls for, as float32; see :func:`find_parameters`.
+    """Read every parameter that ``config`` requires, as float32; see :func:`find_parameters`.
 
     Raises
     ------
     BertNumpyError
-        If a tensor is missing or of another shape, or as :func:`read_parameters`.
+        In the same cases as :func:`find_parameters` and :func:`read_parameters`.
     """
     return read_parameters(config, stored, find_parameters(config, stored))
 
@@ -127,22 +127,22 @@ def read_parameters(
 ) -> dict[str, Float32Array]:
     """Read some of the parameters that :func:`find_parameters` found, as float32.
 
-    A decoder that has the word embeddings' numbers is the same array, held once.
+    A decoder with the same numbers as the word embeddings shares their array.
 
     Parameters
     ----------
     config : BertConfig
     stored : mapping of str to StoredTensor
-        All that the checkpoint holds.
+        All tensors of the checkpoint.
     parameters : mapping of str to StoredTensor
-        By canonical name.
+        The parameters to read, by canonical name.
 
     Raises
     ------
     BertNumpyError
-        If a tensor is of codes, or of another dtype that is not float; has a NaN
-        or an infinity; or is stored under two names with different numbers,
-        which releases of transformers choose between differently.
+        If a tensor has codes or another dtype that is not float; if it has a NaN
+        or an infinity; or if it is stored under two names with different numbers.
+        (Releases of transformers differ in the one that they use.)
     """
     tensors = canonical_names(stored, config.description.prefix)
     weights: dict[str, Float32Array] = {}
@@ -151,8 +151,8 @@ def read_parameters(
         if tensor.key not in read:
             read[tensor.key] = _read(tensor)
         weights[name] = read[tensor.key]
-        # The word embeddings need not be a decoder's that nothing reads; the decoder is checked,
-        # and its bias, which an untied decoder has of its own.
+        # The word embeddings need not equal an unread decoder. A decoder that is read is checked,
+        # and so is its bias, of which an untied decoder has its own.
         ties = config.tie_word_embeddings and name != WORDS
         for other in _found(config, tensors, name) if ties else ():
             if other.key not in read:
@@ -165,7 +165,7 @@ def read_parameters(
 
 
 def _untied(name: str, tensor: StoredTensor, other: StoredTensor) -> BertNumpyError:
-    """The error for two tensors of other numbers that may both be the parameter ``name``."""
+    """Make the error for two different tensors that may both be the parameter ``name``."""
     found = (
         f"tensors {tensor.key!r} and {other.key!r}: expected the same numbers, as the model ties "
         "the two, found others"
@@ -191,7 +191,7 @@ def _read(tensor: StoredTensor) -> Float32Array:
 def _found(
     config: BertConfig, tensors: Mapping[str, StoredTensor], name: str
 ) -> list[StoredTensor]:
-    """The tensors that may be a parameter, the one that it is read from first."""
+    """List the tensors that may be a parameter, beginning with the one to read."""
     names = [name]
     if config.tie_word_embeddings and name in _TIED:
         names.append(_TIED[name])

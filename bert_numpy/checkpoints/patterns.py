@@ -1,14 +1,14 @@
-"""Regular expressions that cannot take for ever: those of names in a checkpoint's config.
+"""Regular expressions that cannot take forever, for the names in a checkpoint's config.
 
-Python's engine tries alternatives one after the other, so that a hostile pattern
-takes exponential time. Here all are followed at once: a node of the pattern maps
-the set of places in the name where it may begin to the set of those where it may
-end (Thompson, *Regular Expression Search Algorithm*, CACM 11(6), 1968). A set is
-the bits of an integer, bit ``i`` for the place before character ``i``. The steps
-are counted, and a pattern that needs too many is refused.
+Python's engine tries alternatives one after the other, so a hostile pattern
+takes exponential time. Here all alternatives are followed at once, as in Thompson,
+*Regular Expression Search Algorithm*, CACM 11(6), 1968. A node of the pattern
+maps the set of places in the name where it may begin to the set of places where it may
+end. A set is the bits of an integer, bit ``i`` for the place before character ``i``. The
+steps are counted, and a pattern that needs too many is refused.
 
-What is understood is Python's syntax less what a set of places cannot express
-(backreferences, conditions, possessive repeats, atomic groups) and flags.
+The syntax is Python's, without flags and without the constructs that a set of places
+cannot express (backreferences, conditions, possessive repeats, atomic groups).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from dataclasses import dataclass, field
 
 __all__ = ["Budget", "Pattern", "compile_pattern"]
 
-#: Characters of a pattern, and groups within groups.
+#: The limits of a pattern: its length in characters, and the depth of its groups.
 _LONGEST = 1000
 _DEEPEST = 20
 
-#: The repeats ``*``, ``+``, ``?`` and ``{m,n}``, which may be lazy: that makes no difference here.
+#: The repeats ``*``, ``+``, ``?`` and ``{m,n}``. Lazy ones are treated alike.
 _REPEAT = re.compile(r"([*+?]|\{(?:\d+(?:,\d*)?|,\d*)\})(\??)(\+?)")
 
-#: The beginnings of groups, by what they do; a plain group has none.
+#: The beginnings of special groups; a plain group has none.
 _GROUP = re.compile(r"\?(:|P<[A-Za-z_]\w*>|<?[=!])")
 
-#: Escapes that stand for one of several characters, and for a place.
+#: The escapes for one of several characters, and the escapes for a place.
 _CLASSES = frozenset("dDsSwW")
 _PLACES = frozenset("AbBZ")
 
@@ -38,7 +38,7 @@ Places = int
 
 @dataclass
 class Budget:
-    """The steps that may still be made: one for each node of a pattern that is followed."""
+    """The number of steps left: one per node of a pattern that is followed."""
 
     steps: int
 
@@ -48,7 +48,7 @@ class Budget:
         Raises
         ------
         ValueError
-            If none is left.
+            If no step is left.
         """
         self.steps -= 1
         if self.steps < 0:
@@ -57,43 +57,43 @@ class Budget:
 
 @dataclass(frozen=True)
 class _Name:
-    """The text that is looked at, and the steps that are left."""
+    """The text to match, and the budget of steps."""
 
     text: str
     budget: Budget
-    #: Where a character that a class of one stands for is; found once.
+    #: By character class: the places of characters that it fits; computed once.
     places: dict[str, Places] = field(default_factory=dict)
 
 
-#: A node: from the places where it may begin to those where it may end.
+#: A node: a function from the places where it may begin to the places where it may end.
 _Node = Callable[[_Name, Places], Places]
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern that is read; see :func:`compile_pattern`."""
+    """A compiled pattern; see :func:`compile_pattern`."""
 
     text: str
     node: _Node = field(repr=False, compare=False)
 
     def matches(self, name: str, budget: Budget) -> bool:
-        """Whether the pattern fits the beginning of a name, as ``re.match`` says.
+        """Check whether the pattern fits the beginning of a name, like ``re.match``.
 
         Raises
         ------
         ValueError
-            If the budget is spent.
+            If the budget is used up.
         """
         return bool(self.node(_Name(name, budget), 1))
 
 
 def compile_pattern(text: str) -> Pattern:
-    r"""Read a regular expression.
+    r"""Compile a regular expression.
 
     Raises
     ------
     ValueError
-        If it is none, or has what is not understood here.
+        If it is invalid, or has a construct that is not supported here.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def compile_pattern(text: str) -> Pattern:
 
 @dataclass
 class _Reader:
-    """Where in a pattern one is."""
+    """A position in a pattern."""
 
     text: str
     place: int = 0
@@ -152,7 +152,7 @@ class _Reader:
             yield _repeat(node, *_counts(found[1]))
 
     def item(self, depth: int) -> tuple[_Node, bool]:
-        """A node, and whether it is a place between characters."""
+        """Read a node; the second result is True if it is a place between characters."""
         start = self.place
         character = self.take()
         if character == "(":
@@ -164,7 +164,7 @@ class _Reader:
         return self.escape(start) if character == "\\" else (_one_of(self.one(start)), False)
 
     def one(self, start: int) -> str:
-        """What stands for one character: itself, any (``.``) or a set."""
+        """Read one character: itself, any (``.``) or a set."""
         character = self.text[start]
         if character == "[":
             return self.set_from(start)
@@ -179,7 +179,7 @@ class _Reader:
         raise ValueError(f"\\{escaped} is not understood, at {start}")
 
     def set_from(self, start: int) -> str:
-        """A set such as ``[a-z_]``, checked: whoever reads it again reads the same."""
+        """Read a set such as ``[a-z_]``, without constructs that may change their meaning."""
         if self.peek() == "^":
             self.place += 1
         first = self.place
@@ -216,7 +216,7 @@ class _Reader:
 
 
 def _counts(repeat: str) -> tuple[int, int | None]:
-    """The least and the most times; None for any number."""
+    """Return the least and the greatest number of repeats; None for no limit."""
     if repeat in ("*", "+", "?"):
         return int(repeat == "+"), 1 if repeat == "?" else None
     low, comma, high = repeat[1:-1].partition(",")
@@ -231,7 +231,7 @@ def _counts(repeat: str) -> tuple[int, int | None]:
 
 
 def _one_of(text: str) -> _Node:
-    """One character that ``text``, of one character's length, fits."""
+    """Make a node for one character that fits ``text``, a pattern of length 1."""
     fits = re.compile(text).fullmatch
 
     def node(name: _Name, begin: Places) -> Places:
@@ -245,7 +245,7 @@ def _one_of(text: str) -> _Node:
 
 
 def _at(text: str) -> _Node:
-    r"""A place between characters: ``^``, ``$``, ``\b``."""
+    r"""Make a node for a place between characters: ``^``, ``$``, ``\b``."""
     fits = re.compile(text).match
 
     def node(name: _Name, begin: Places) -> Places:
@@ -279,8 +279,8 @@ def _union(nodes: list[_Node]) -> _Node:
 
 def _repeat(inside: _Node, least: int, most: int | None) -> _Node:
     def node(name: _Name, begin: Places) -> Places:
-        # A match goes forward or stays: after one time more than there are characters nothing
-        # that can be reached is new.
+        # A match goes forward or stays: after as many repeats as there are characters, and one
+        # more, it reaches no new places.
         longest = len(name.text) + 1
         for _ in range(min(least, longest)):
             begin = inside(name, begin)

@@ -1,7 +1,7 @@
-"""The layout of a sentence-transformers folder: how hidden states become a vector.
+"""The layout of a sentence-transformers folder: the steps from hidden states to a vector.
 
 ``modules.json`` lists the modules. The encoder is in the folder itself; the settings of the
-pooling, and the settings and weights of each Dense module, are in folders of their own,
+pooling, and the settings and weights of each Dense module, are in subfolders,
 ``1_Pooling`` and ``2_Dense`` by custom.
 """
 
@@ -27,7 +27,7 @@ _MODULES = "modules.json"
 
 _SETTINGS = "config_sentence_transformers.json"
 
-#: The encoder's own settings, which are the tokenizer's: the names that they have had.
+#: The past and present names of the encoder's settings, which concern the tokenizer.
 _ENCODER_SETTINGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -53,21 +53,21 @@ _ACTIVATIONS = {
     "linear.Identity": None,
 }
 
-#: The same by the names that sentence-transformers may write: ``torch.nn.Tanh`` is one of two.
+#: The same by all names that sentence-transformers may write: ``torch.nn.Tanh`` is a second one.
 _ACTIVATION_NAMES = {
     f"torch.nn.{prefix}{name}": function
     for full, function in _ACTIVATIONS.items()
     for prefix, name in (("modules.", full), ("", full.rpartition(".")[2]))
 }
 
-#: The keys of the modules behind the pooling by which they would read or write something else.
+#: The keys with which modules after the pooling would read or write something else.
 _VECTOR_KEYS = ("module_input_name", "module_output_name")
 _VECTOR = "sentence_embedding"
 
 _DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
 
-#: Keys of these by which the encoder would be another, or give something else than its last
-#: hidden states; and the only values, besides null, with which it does not.
+#: Keys of the encoder's settings that would replace the encoder, or make it return something
+#: else than its last hidden states; with the only values, besides null, that do not.
 _ENCODER_KEYS: dict[str, tuple[Any, ...]] = {
     "transformer_task": ("feature-extraction",),
     "module_output_name": ("token_embeddings",),
@@ -90,7 +90,7 @@ _KEYS = (
     *("word_embedding_dimension", "embedding_dimension", "include_prompt"),
 )
 
-#: Heads that a sentence-transformers folder's encoder may have been trained with.
+#: The heads with which a sentence-transformers folder's encoder may have been trained.
 _WITHOUT_TASK = {ENCODER.name} | {
     (HEADS | dict(architecture.heads))[task].name
     for architecture in ARCHITECTURES.values()
@@ -99,21 +99,22 @@ _WITHOUT_TASK = {ENCODER.name} | {
 
 
 def read_pooling(folder: Path, config: BertConfig | None = None) -> Pooling | None:
-    """Read ``modules.json`` and the settings of its modules; None where there is no such list.
+    """Read ``modules.json`` and the settings of its modules; None if there is no such list.
 
     Parameters
     ----------
     folder : Path
     config : BertConfig, optional
-        The encoder's; a classifier cannot be an encoder, too.
+        The encoder's config; a classifier cannot be an encoder, too.
 
     Raises
     ------
     BertNumpyError
-        If one is missing or no JSON, or asks for what is not computed here: modules other
-        than an encoder, a pooling, and then Dense and Normalize in any order; a Dense module
-        with a residual, another function or another number of features than it is given; a
-        prompt before every text, or shortened vectors (``config_sentence_transformers.json``).
+        If a file is missing or is not JSON, or if it demands something unsupported. Only an
+        encoder, a pooling, and then Dense and Normalize in any order are supported. A Dense
+        module must not have a residual, another function or another number of input features.
+        ``config_sentence_transformers.json`` must not add a prompt before every text, nor
+        shorten the vectors.
     """
     if not (folder / _MODULES).is_file():
         return None
@@ -126,7 +127,7 @@ def read_pooling(folder: Path, config: BertConfig | None = None) -> Pooling | No
         )
     if (folder / _SETTINGS).is_file():
         _check_settings(folder / _SETTINGS)
-    for name in _ENCODER_SETTINGS:  # the first that is there counts
+    for name in _ENCODER_SETTINGS:  # the first that exists counts
         if (folder / name).is_file():
             _check_encoder(folder / name)
             break
@@ -149,18 +150,18 @@ def read_pooling(folder: Path, config: BertConfig | None = None) -> Pooling | No
 
 
 def read_dense(folder: Path, config: BertConfig) -> dict[str, Float32Array]:
-    """Read the weights of a folder's Dense modules, as float32; a bias that there is not is 0.
+    """Read the weights of a folder's Dense modules, as float32; a missing bias is 0.
 
     Parameters
     ----------
     folder : Path
     config : BertConfig
-        With the folder's pooling.
+        A config with the folder's pooling.
 
     Raises
     ------
     BertNumpyError
-        If a file is missing or corrupt, or a tensor is missing, not expected, or of another
+        If a file is missing or corrupt; or if a tensor is missing, not expected, has another
         shape, or has a NaN or an infinity.
     """
     weights: dict[str, Float32Array] = {}
@@ -194,12 +195,14 @@ def read_dense(folder: Path, config: BertConfig) -> dict[str, Float32Array]:
 
 
 def pooling_files(folder: Path) -> list[str]:
-    """The files of the layout beside the encoder's, as paths in the folder; none in any other.
+    """List a sentence-transformers folder's files besides the encoder's, as relative paths.
+
+    Any other folder has none.
 
     Raises
     ------
     BertNumpyError
-        As :func:`read_pooling`.
+        If ``modules.json`` is invalid, as in :func:`read_pooling`.
     """
     if not (folder / _MODULES).is_file():
         return []
@@ -211,13 +214,13 @@ def pooling_files(folder: Path) -> list[str]:
 
 
 def _kind(module: dict[str, Any]) -> str:
-    """The class of a module, without the package that it is in."""
+    """Return the class of a module, without its package."""
     kind: str = module["type"].rpartition(".")[2]
     return kind
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
-    """The list of modules, checked: an encoder here, a pooling, then Dense and Normalize."""
+    """Read and check the list of modules: encoder, pooling, then Dense and Normalize."""
     modules: list[dict[str, Any]] = read_json(path, list)
     for number, module in enumerate(modules):
         for key in ("type", "path"):
@@ -253,7 +256,7 @@ def _modules(path: Path) -> list[dict[str, Any]]:
 
 
 def _modes(path: Path) -> tuple[str, ...]:
-    """The modes that are switched on: by keys of their own, or by name, which goes before them."""
+    """Return the active modes: those in ``pooling_mode``, or else those with a key set to true."""
     raw = read_json(path)
     for key in raw:
         if key not in _KEYS:
@@ -284,7 +287,7 @@ def _modes(path: Path) -> tuple[str, ...]:
 
 
 def _dense(path: Path, site: str, features: int | None) -> Dense:
-    """A Dense module by its ``config.json``; ``features`` is what it is given, if that is known."""
+    """Describe a Dense module by its ``config.json``; ``features`` is its input size, if known."""
     raw = read_json(path)
     for key in raw:
         if key not in (*_DENSE_KEYS, *_VECTOR_KEYS):
@@ -317,7 +320,7 @@ def _check_vector(path: Path, raw: dict[str, Any]) -> None:
 
 
 def _check_encoder(path: Path) -> None:
-    """Refuse keys that change the encoder or what it gives; the tokenizer's are not looked at."""
+    """Refuse keys that change the encoder or its output; the tokenizer's are ignored."""
     raw = read_json(path)
     for key, values in _ENCODER_KEYS.items():
         if raw.get(key) not in (None, *values):
@@ -326,7 +329,7 @@ def _check_encoder(path: Path) -> None:
 
 
 def _check_settings(path: Path) -> None:
-    """Refuse what changes the vectors of a text, or says that they are something else."""
+    """Refuse settings that change the vectors of a text, or give them another meaning."""
     raw = read_json(path)
     kind = raw.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":

@@ -1,18 +1,19 @@
-"""How a checkpoint's ``config.json`` says what is quantized, to a recipe and back.
+"""The quantization section of a checkpoint's ``config.json``, to a recipe and back.
 
 Three sections are understood:
 
 - ``quantization_config`` with ``quant_method`` "compressed-tensors": the layout of
   the package of this name (formats ``float-quantized``, ``int-quantized`` and
-  ``naive-quantized``), which transformers, vLLM and llm-compressor read. It has
+  ``naive-quantized``), which transformers, vLLM and llm-compressor read. It covers
   linear layers alone: codes and scales of weights, scales of their inputs. Older
   releases call the section ``compression_config``, or put another
   ``quantization_config`` into it, beside a ``sparsity_config``.
 - ``quantization_config`` with ``quant_method`` "fp8" and ``weight_block_size``: FP8
-  weights with a scale for each block of rows and columns, ``weight_scale_inv``, as
-  DeepSeek-V3's (DeepSeek-AI, arXiv 2412.19437, section 3.3).
+  weights with one scale per block of rows and columns, ``weight_scale_inv``, as in
+  DeepSeek-V3 (DeepSeek-AI, arXiv 2412.19437, section 3.3).
 - ``npfp8_config``, which others ignore: the whole recipe, and the static scales
-  that the first has no place for. With it the first one is checked, not read.
+  that have no place in the first section. If it is present, the first section is only
+  checked against it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ __all__ = [
     "says_input",
 ]
 
-#: The key by which transformers 5 makes numbers of codes while it loads, instead of before the
+#: The key that makes transformers 5 dequantize the codes while loading, instead of before the
 #: first call; the inputs of layers are then not quantized.
 DEQUANTIZE = "dequantize"
 
@@ -52,7 +53,7 @@ COMPRESSED_TENSORS = "compressed-tensors"
 
 _VERSION = 1
 
-#: What compressed-tensors calls the formats of weights and inputs: the type, and
+#: The names of the formats of weights and inputs in compressed-tensors: the type, and
 #: whether it is symmetric. An integer with a zero point is stored as int8, 128 below ours.
 _KINDS: dict[Format, tuple[str, bool]] = {
     E4M3FN: ("float", True),
@@ -61,8 +62,8 @@ _KINDS: dict[Format, tuple[str, bool]] = {
 }
 _NAMED = {kind: fmt for fmt, kind in _KINDS.items()}
 
-#: The layout's name by a weight's format. There is none for E5M2: an 8-bit float is
-#: E4M3 to the package. So E5M2 gets a name that it refuses, and reads no wrong number.
+#: The layout's name by a weight's format. There is none for E5M2: compressed-tensors takes every
+#: 8-bit float for E4M3. So E5M2 gets a name that it refuses, and it reads no wrong numbers.
 _LAYOUTS: dict[Format, str] = {
     E4M3FN: "float-quantized",
     INT8: "int-quantized",
@@ -71,11 +72,11 @@ _LAYOUTS: dict[Format, str] = {
 }
 _READABLE_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized", "mixed-precision")
 
-#: The states that compressed-tensors says a model was in when it was written. Whether weights
-#: are codes is not one of them: old releases write codes as "frozen", so their dtype decides.
+#: The states in which compressed-tensors writes a model. They do not tell whether the weights
+#: are codes: old releases write codes as "frozen", so the dtype decides.
 _STATUSES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
 
-#: What compressed-tensors says of an operand; observers are done once the scales are there.
+#: The keys of an operand in compressed-tensors. Observers no longer matter once there are scales.
 _ARGUMENTS = frozenset(
     (
         *("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure"),
@@ -90,7 +91,7 @@ _TOKENS = {"strategy": "token", "dynamic": True}
 _GROUPS_OF_128 = {"type": "float", "strategy": "group", "group_size": 128, "dynamic": True}
 _BLOCKS_OF_128 = {"type": "float", "strategy": "block", "block_structure": [128, 128]}
 
-#: Schemes that compressed-tensors knows by the name of a group, which then lists targets alone.
+#: The schemes that compressed-tensors takes from the name of a group, which only lists targets.
 _PRESETS: dict[str, dict[str, Any]] = {
     "UNQUANTIZED": {},
     "FP8": {"weights": {"type": "float"}, "input_activations": {"type": "float"}},
@@ -103,31 +104,31 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "INT8": {"weights": {"strategy": "channel"}, "input_activations": _TOKENS},
 }
 
-#: Classes whose name is a target of every linear layer: its own, vLLM's, and the base of all.
+#: Class names that are targets of every linear layer: its class, vLLM's, and their base.
 _LINEAR_CLASSES = ("Linear", "LinearBase", "Module")
 
-#: Elements of a block along an axis: as many as the axes of an array can have on every machine.
+#: The longest block along an axis, within the length of an array's axis on every machine.
 _LONGEST_BLOCK = 2**31 - 1
 
-#: Steps of all patterns of a config together: some hundred patterns and layers take a tenth.
+#: The steps for all patterns of a config: a hundred patterns and layers take about a tenth.
 _STEPS = 3_000_000
 
-#: The first part of a tensor's name where a head's checkpoint holds an encoder.
+#: The first parts of the encoder's tensor names in checkpoints of models with a head.
 _BASE_PREFIXES = tuple({kind.prefix.removesuffix("."): None for kind in ARCHITECTURES.values()})
 
 
 @dataclass(frozen=True, eq=False)
 class StoredQuantization:
-    """What ``config.json`` says of the quantized tensors of a checkpoint.
+    """The description of a checkpoint's quantized tensors in ``config.json``.
 
     Attributes
     ----------
     recipe : Recipe
     scale_name : str
-        What a weight's scale is called.
+        The name of a weight's scale.
     rows : mapping of str to int
-        By site: how many rows of a weight share the scales of a block. 1 where
-        a site is missing.
+        By site: the number of weight rows that share the scales of a block. It is 1 for
+        a missing site.
     scales : mapping of str to Scale
         The static scales that are not tensors, by ``site:a`` and ``site:b``.
     """
@@ -144,7 +145,7 @@ class StoredQuantization:
 def compressed_tensors_config(
     recipe: Recipe, modules: Mapping[str, str], absent: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The ``quantization_config`` of a recipe.
+    """Make the ``quantization_config`` of a recipe.
 
     Parameters
     ----------
@@ -152,14 +153,14 @@ def compressed_tensors_config(
     modules : mapping of str to str
         Every linear layer: its site, and its name in the checkpoint.
     absent : iterable of str
-        Layers that the checkpoint does not have, but transformers' classes may: where they
-        are made, they have no codes.
+        Layers that transformers' classes may create although the checkpoint does not have
+        them; they have no codes.
 
     Raises
     ------
     BertNumpyError
-        If no weight is quantized, or a layer is quantized so that others would
-        read its weight wrongly.
+        If no weight is quantized, or if a layer is quantized in a way that makes other
+        programs read its weight wrongly.
     """
     schemes: dict[str, dict[str, Any]] = {}
     for site in modules:
@@ -212,7 +213,7 @@ def compressed_tensors_config(
 def npfp8_config(
     recipe: Recipe, plans: Mapping[str, SitePlan], modules: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The ``npfp8_config`` of a quantized model: its recipe and the scales without a tensor."""
+    """Make a quantized model's ``npfp8_config``: its recipe and the scales without a tensor."""
     scales, zero_points = {}, {}
     for site, plan in plans.items():
         for name, scale in ((f"{site}:a", plan.a), (f"{site}:b", plan.b)):
@@ -231,12 +232,12 @@ def npfp8_config(
 
 
 def says_input(how: SiteRecipe) -> bool:
-    """Whether compressed-tensors' layout says how a linear layer's input is quantized."""
+    """Check whether compressed-tensors can describe the quantization of a layer's input."""
     return how.b.fmt is not None and how.a.fmt in _KINDS
 
 
 def _arguments(operand: Operand, weight: bool) -> dict[str, Any]:
-    """An operand as compressed-tensors' ``QuantizationArgs``."""
+    """Convert an operand to compressed-tensors' ``QuantizationArgs``."""
     assert operand.fmt is not None
     kind, symmetric = _KINDS.get(operand.fmt, ("float", True))
     granularity = operand.granularity
@@ -256,7 +257,7 @@ def _arguments(operand: Operand, weight: bool) -> dict[str, Any]:
 
 
 def _pattern(module: str) -> str:
-    """A target that fits a layer whether or not the encoder is inside a model with a head."""
+    """Make a target that fits a layer of an encoder with or without a head around it."""
     first, _, rest = module.partition(".")
     return f"re:(.*\\.)?{re.escape(rest if first in _BASE_PREFIXES else module)}$"
 
@@ -267,7 +268,7 @@ def _pattern(module: str) -> str:
 def read_quantization(
     raw: Mapping[str, Any], place: str, modules: Mapping[str, str], is_coded: Callable[[str], bool]
 ) -> StoredQuantization:
-    """What a quantized checkpoint's ``config.json`` says.
+    """Read the description of the quantization from a checkpoint's ``config.json``.
 
     Parameters
     ----------
@@ -278,14 +279,14 @@ def read_quantization(
     modules : mapping of str to str
         Every linear layer: its site, and its name in the checkpoint.
     is_coded : callable
-        Whether a site's weight is stored as codes; asked where the config does
-        not say it.
+        A function that tells whether a site's weight is stored as codes; it is called if
+        the config does not tell.
 
     Raises
     ------
     BertNumpyError
-        If a section is malformed, or asks for what is not implemented; names
-        the key.
+        If a section is malformed, or demands something that is not implemented. The
+        message names the key.
     """
     key = quantization_key(raw) or "quantization_config"
     reader = _Reader(f"{place}: key {key!r}")
@@ -298,7 +299,7 @@ def read_quantization(
         reader = reader.at("quantization_config")
         config = reader.mapping(config["quantization_config"])
     method = config.get("quant_method")
-    # The old key is compressed-tensors' alone, whose first releases had another name.
+    # Only compressed-tensors uses the old key; its first releases had another name.
     if method == COMPRESSED_TENSORS or (
         key == "compression_config" and method in (None, "sparseml")
     ):
@@ -313,7 +314,7 @@ def read_quantization(
 
 
 def _check_sparsity(reader: _Reader, values: Mapping[str, Any]) -> None:
-    """Refuse weights that are stored without their zeros; "dense" is how all others are."""
+    """Refuse weights that are stored without their zeros, that is, with a format but "dense"."""
     if config := values.get("sparsity_config"):
         inside = reader.at("sparsity_config")
         if (layout := inside.mapping(config).get("format")) not in (None, "dense"):
@@ -322,7 +323,7 @@ def _check_sparsity(reader: _Reader, values: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Where in the file one is, and the errors that say so."""
+    """A place in the file, and errors that name it."""
 
     place: str
 
@@ -339,14 +340,14 @@ class _Reader:
         return value
 
     def names(self, values: Mapping[str, Any], key: str) -> list[str]:
-        """A list of strings; empty where there is none."""
+        """Return a list of strings; an empty one if the key is missing."""
         names = values.get(key) or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise self.error(key, "a list of names", names)
         return names
 
     def absent(self, values: Mapping[str, Any], *keys: str) -> None:
-        """Refuse what would change the result and is not implemented."""
+        """Refuse keys that would change the result and are not implemented."""
         for key in keys:
             if values.get(key):
                 raise self.error(key, "nothing: this is not implemented", values[key])
@@ -382,9 +383,9 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
 
 
 def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str]) -> Any:
-    """A ``quantization_config`` without names to ignore, and a key, that change nothing here.
+    """Remove the ignored names, and the key, that make no difference here.
 
-    Which layers are named that a checkpoint does not have depends on the release that wrote it.
+    The ignored layers that a checkpoint does not have depend on the release that wrote it.
     """
     names = stored.get("ignore") if isinstance(stored, Mapping) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -396,7 +397,7 @@ def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str]) 
 
 
 def _unlike(targets: Iterable[str], modules: Sequence[str]) -> list[str]:
-    """The targets that fit none of some layers."""
+    """List the targets that fit none of the given layers."""
     reader, budget = _Reader("quantization_config: key 'ignore'"), Budget(_STEPS)
     found = []
     for name in targets:
@@ -424,7 +425,7 @@ def _compressed_tensors(
     schemes = groups.mapping(config.get("config_groups", {}))
     if schemes:
         _check_layout(config, reader)
-    how_of: dict[str, tuple[SiteRecipe, int]] = {}  # by target: the last group that has it
+    how_of: dict[str, tuple[SiteRecipe, int]] = {}  # by target: from the last group that has it
     for name, group in schemes.items():
         inside = groups.at(name)
         targets, how, rows = _scheme(inside, name, group)
@@ -443,7 +444,7 @@ def _compressed_tensors(
 
 
 def _scheme(reader: _Reader, name: str, group: Any) -> tuple[list[str], SiteRecipe, int]:
-    """The targets of a group, how they are quantized, and the rows of a block."""
+    """Read the targets of a group, their recipe, and the rows of a block."""
     if isinstance(group, list):
         if (preset := _PRESETS.get(name.upper())) is None:
             expected = f"a JSON object; or a list, of a group called {', '.join(_PRESETS)}"
@@ -472,13 +473,13 @@ def _check_layout(values: Mapping[str, Any], reader: _Reader) -> None:
 
 
 def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
-    """An operand from compressed-tensors' ``QuantizationArgs``, and the rows of a block."""
+    """Read an operand and the rows of a block from compressed-tensors' ``QuantizationArgs``."""
     arguments = reader.mapping(values)
 
     def get(key: str, expected: tuple[Any, ...], default: Any = None) -> Any:
         found = arguments.get(key, default)
         if isinstance(found, str):
-            found = found.lower()  # as the package does
+            found = found.lower()  # as compressed-tensors does
         if not any(type(found) is type(one) and found == one for one in expected):
             raise reader.error(key, " or ".join(map(repr, expected)), found)
         return found
@@ -488,7 +489,7 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
     symmetric = get("symmetric", (True, False) if kind == "int" else (True,), True)
     fmt = _NAMED[kind, symmetric]
     dynamic = get("dynamic", (False,) if weight else (True, False), False)
-    # "weight", or "static", is an order of GPTQ's that leaves the columns where they are.
+    # "weight", or "static", is an order in GPTQ that leaves the columns in place.
     if (order := arguments.get("actorder")) not in (None, False, "weight", "static"):
         raise reader.error("actorder", "nothing or 'weight': others are not implemented", order)
     scales = arguments.get("scale_dtype")
@@ -503,7 +504,7 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
         strategy = "tensor" if size is None else "channel" if size == -1 else "group"
     strategy = strategy.lower() if isinstance(strategy, str) else strategy
     strategies: tuple[str, ...] = ("tensor", "channel", "group", "block")
-    if not weight:  # one scale of a whole batch would make a sequence's result depend on others
+    if not weight:  # with one scale per batch, a sequence's result would depend on the others
         strategies = ("token", "group") if dynamic else ("tensor",)
     if strategy not in strategies:
         raise reader.error("strategy", " or ".join(map(repr, strategies)), strategy)
@@ -523,9 +524,9 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
 
 
 def _block(reader: _Reader, values: Mapping[str, Any], key: str) -> tuple[int, int]:
-    """The rows and columns of a block."""
+    """Read the rows and columns of a block."""
     found = values.get(key)
-    if isinstance(found, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", found):  # of old releases
+    if isinstance(found, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", found):  # from old releases
         found = [int(length) for length in found.split("x")]
     if not isinstance(found, list) or len(found) != 2 or not all(map(_is_length, found)):
         raise reader.error(key, "two numbers of at least 1 and of 31 bits", found)
@@ -537,7 +538,7 @@ def _is_length(value: Any) -> bool:
 
 
 class _Targets:
-    """Names, patterns (``re:``) and classes of layers, read once."""
+    """Names, patterns (``re:``) and classes of layers, parsed once."""
 
     def __init__(self, targets: Iterable[str], reader: _Reader, budget: Budget) -> None:
         self.reader, self.budget = reader, budget
@@ -553,10 +554,10 @@ class _Targets:
                     raise self.error(name, error) from None
 
     def best(self, module: str) -> str | None:
-        """The target of a linear layer that counts; None if none is.
+        """Find the target that applies to a linear layer; None if there is none.
 
-        As the package has it: a name before a pattern before a class, and of several patterns
-        or classes the first in the order of the alphabet.
+        The order is that of compressed-tensors: a name goes before a pattern and a pattern
+        before a class; of several patterns or classes, the first in the alphabet applies.
         """
         if module in self.names:
             return module
@@ -580,7 +581,7 @@ def _fine_grained(
     modules: Mapping[str, str],
     is_coded: Callable[[str], bool],
 ) -> StoredQuantization:
-    """Which layers are quantized is not in every such config: those whose weights are codes."""
+    """Read an "fp8" config; the quantized layers are those whose weights are codes."""
     for key, expected in (
         ("activation_scheme", "dynamic"),
         ("fmt", "e4m3"),
@@ -596,5 +597,5 @@ def _fine_grained(
 
 
 def _recipe(name: str, by_site: Mapping[str, SiteRecipe]) -> Recipe:
-    """A recipe that quantizes linear layers, each as given; none that is not."""
+    """Make a recipe that quantizes only the given linear layers."""
     return Recipe(name, overrides=tuple(by_site.items()))

@@ -1,11 +1,11 @@
-"""Quantized checkpoints: folders that others read too, written whole and read back bit by bit.
+"""Quantized checkpoints: folders that others can read, written atomically, restored bit by bit.
 
-A linear layer's quantized weight is its codes (``F8_E4M3``, ``F8_E5M2``, ``I8``) under the name
-that it always had, and ``weight_scale``, float32: (1,) per tensor, (out, 1) per
+The quantized weight of a linear layer is stored as codes (``F8_E4M3``, ``F8_E5M2``, ``I8``)
+under its usual name, with ``weight_scale`` in float32: (1,) per tensor, (out, 1) per
 output channel, (out, in / block) per block. A static scale of its input is
 ``input_scale``, (1,). Integers with a zero point are stored as int8, 128 below
 ours, with ``weight_zero_point`` and ``input_zero_point``. All this is the layout
-of compressed-tensors; :mod:`bert_numpy.checkpoints.quantization_config` has the rest.
+of compressed-tensors; :mod:`bert_numpy.checkpoints.quantization_config` describes the rest.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ __all__ = [
     "stored_quantization",
 ]
 
-#: safetensors' dtype of each format's codes.
+#: The safetensors dtype of each format's codes.
 _CODE_DTYPES: dict[Format, str] = {E4M3FN: "F8_E4M3", E5M2: "F8_E5M2", INT8: "I8", UINT8: "I8"}
 
-#: What a tokenizer may consist of, of any architecture.
+#: The files that a tokenizer may consist of, for all architectures.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -74,16 +74,16 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 
-#: Bytes of the largest of them that is copied; the largest known has 35 MB.
+#: The size limit, in bytes, of copied files; the largest known tokenizer file has 35 MB.
 _MAX_SIDE_FILE = 1 << 28
 
 _MANIFEST = "SHA256SUMS"
 
 
 def linear_modules(config: BertConfig, parameters: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Every linear layer of a checkpoint: its site, and its name there.
+    """Map the site of every linear layer to its name in a checkpoint.
 
-    A decoder that is the word embeddings' tensor is none: it has no codes of its own.
+    A decoder that shares the tensor of the word embeddings is left out: it has no codes.
     """
     words = parameters[WORDS].key
     keys = {site.name: parameters[f"{site.name}.weight"].key for site in linear_sites(config)
@@ -92,7 +92,7 @@ def linear_modules(config: BertConfig, parameters: Mapping[str, StoredTensor]) -
 
 
 def _check_dense(config: BertConfig, recipe: Recipe) -> None:
-    """Refuse a recipe that quantizes a Dense module, whose file others read as numbers."""
+    """Refuse a recipe that quantizes a Dense module, whose file others read as plain numbers."""
     for layer in () if config.pooling is None else config.pooling.dense:
         if recipe.site(layer.site).quantizes:
             raise BertNumpyError(
@@ -105,10 +105,10 @@ def _check_dense(config: BertConfig, recipe: Recipe) -> None:
 
 
 def _absent_modules(config: BertConfig, modules: Mapping[str, str]) -> list[str]:
-    """The linear layers that classes of the model's family have and the checkpoint does not.
+    """List the linear layers in classes of the model's family that the checkpoint lacks.
 
-    transformers makes them where another class than the checkpoint's loads it, as
-    ``AutoModel`` makes the pooler that the encoder of a sentence-transformers folder lacks.
+    transformers creates them if another class than the checkpoint's loads it: ``AutoModel``
+    creates the pooler that the encoder of a sentence-transformers folder lacks.
     """
     kind = config.description
     classes = ("Model", *(f"For{task}" for task in HEADS | dict(kind.heads)))
@@ -124,7 +124,7 @@ def _absent_modules(config: BertConfig, modules: Mapping[str, str]) -> list[str]
 def _written_modules(
     config: BertConfig, recipe: Recipe, parameters: Mapping[str, StoredTensor]
 ) -> dict[str, str]:
-    """The linear layers of a checkpoint; a recipe must not quantize a matrix that two share."""
+    """List a checkpoint's linear layers; refuse a recipe that quantizes a shared matrix."""
     _check_dense(config, recipe)
     modules = linear_modules(config, parameters)
     decoder = "cls.predictions.decoder"
@@ -138,7 +138,7 @@ def _written_modules(
 
 
 def check_target(target: Path) -> None:
-    """Raise :class:`BertNumpyError` if nothing can be written as the new folder ``target``."""
+    """Raise :class:`BertNumpyError` if the new folder ``target`` cannot be written."""
     with writing(target):
         try:
             require_absent(target)
@@ -153,24 +153,24 @@ def check_target(target: Path) -> None:
 
 
 def check_writable(config: BertConfig, recipe: Recipe, source: str | Path) -> None:
-    """Raise :class:`BertNumpyError` if the layout cannot say what a recipe does to a checkpoint."""
+    """Raise :class:`BertNumpyError` if the layout cannot express a checkpoint's recipe."""
     parameters = find_parameters(config, open_checkpoint(resolve(source)))
     modules = _written_modules(config, recipe, parameters)
     compressed_tensors_config(recipe, modules, _absent_modules(config, modules))
 
 
 def side_files(folder: Path) -> list[str]:
-    """The files of a checkpoint that are copied beside quantized weights, as paths in its folder.
+    """List a checkpoint's files to copy beside quantized weights, as paths in its folder.
 
-    They are a tokenizer's and those of a sentence-transformers folder, as far as they are
-    there. What is copied may be published, so each has to be a file of the folder itself: links
-    are followed within it, and within a repository of the hub's cache, of which it may be a
-    snapshot. JSON has to be JSON.
+    These are the existing files of the tokenizer and of a sentence-transformers folder.
+    Copies may be published, so each must be a file of the folder itself: links are followed
+    only within the folder or, if it is a snapshot in the hub's cache, within its repository
+    there. JSON files must contain JSON.
 
     Raises
     ------
     BertNumpyError
-        If one is a link that leads elsewhere, no file, or too large.
+        If one is a link that leads elsewhere, is not a file, or is too large.
     """
     root = _repository(folder)
     found = []
@@ -197,7 +197,7 @@ def side_files(folder: Path) -> list[str]:
 
 
 def _repository(folder: Path) -> Path:
-    """The folder that a checkpoint's files have to be in: its own, or its repository's cache."""
+    """Return the folder that must hold a checkpoint's files: its own, or its repository's cache."""
     own = Path(os.path.realpath(folder))
     is_snapshot = own.parent.name == "snapshots" and own.parent.parent.name.startswith("models--")
     return own.parent.parent if is_snapshot else own
@@ -211,23 +211,23 @@ def save_quantized(
     Parameters
     ----------
     model : QuantizedModel
-        As :func:`bert_numpy.apply_recipe` makes it of ``source``.
+        A model that :func:`bert_numpy.apply_recipe` made from ``source``.
     source : str or Path
-        The checkpoint in float32 (or float16, or bfloat16) that ``model`` was made of. What is
-        not quantized is copied from it byte for byte, and the files of the tokenizer and of a
-        sentence-transformers folder.
+        The checkpoint in float32 (or float16, or bfloat16) that ``model`` was made from.
+        Tensors that are not quantized are copied from it byte for byte, and so are the files
+        of the tokenizer and of a sentence-transformers folder.
     target : str or Path
-        The folder to make; whenever the process is killed, it is as it was or
-        complete. Nothing may be there but an empty folder.
+        The folder to create. It is written atomically: an interrupted process leaves it
+        unchanged. It must not exist, or must be an empty folder.
     card : str, optional
         The model card, ``README.md``.
 
     Raises
     ------
     BertNumpyError
-        If something is at ``target``, it cannot be written, or the layout
-        cannot say what the recipe does; see :func:`compressed_tensors_config`. If
-        ``source`` is not what the model was made of, or as :func:`side_files`.
+        If ``target`` is not empty or cannot be written; if the layout cannot express
+        the recipe, see :func:`compressed_tensors_config`; if the model was not made from
+        ``source``; or in the cases of :func:`side_files`.
     """
     folder, target = resolve(source), Path(target)
     check_target(target)
@@ -237,12 +237,12 @@ def save_quantized(
     absent = _absent_modules(model.config, modules)
     raw["quantization_config"] = compressed_tensors_config(model.recipe, modules, absent)
     if model.config.pooling is not None:
-        # sentence-transformers 6 calls an encoder past the hook that would decompress it.
+        # sentence-transformers 6 calls an encoder in a way that skips the decompressing hook.
         raw["quantization_config"][DEQUANTIZE] = True
     raw[EXTRA_KEY] = npfp8_config(model.recipe, model.plans, modules)
     _require_source(model, folder, parameters)
     copied = side_files(folder)
-    # Scales are float32, and transformers makes them of the dtype that it finds here.
+    # Scales are float32, and transformers creates them with the dtype that it finds here.
     raw.pop("torch_dtype", None)
     raw["dtype"] = "float32"
     tensors: dict[str, Array | Fp8Array | StoredTensor] = {}
@@ -265,10 +265,10 @@ def save_quantized(
 def _require_source(
     model: QuantizedModel, folder: Path, parameters: Mapping[str, StoredTensor]
 ) -> None:
-    """Refuse a source that the model was not made of: the files would be of both.
+    """Refuse a source that the model was not made from, as the files would mix the two.
 
-    Its weights have to be the model's, bit for bit; where those are codes, what the
-    source's weights become with the model's scales.
+    The source's weights must be the model's, bit for bit. If the model has codes, they must
+    be the source's weights quantized with the model's scales.
     """
     config = read_config(folder / "config.json")
     config = replace(config, pooling=read_pooling(folder, config))
@@ -304,7 +304,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _manifest(folder: Path) -> str:
-    """The SHA-256 of every file, as ``sha256sum`` prints and checks it."""
+    """List the SHA-256 of every file in the format of ``sha256sum``."""
     lines = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -318,7 +318,7 @@ def _manifest(folder: Path) -> str:
 def _stored_weight(
     parameter: StoredTensor, weight: Array | QuantizedTensor
 ) -> dict[str, Array | Fp8Array | StoredTensor]:
-    """The tensors of one parameter, by key."""
+    """Make the tensors of one parameter, by key."""
     if not isinstance(weight, QuantizedTensor):
         return {parameter.key: parameter}
     shape = {None: (1,), 0: (-1, 1), 1: weight.scale.shape}[weight.axis]
@@ -341,7 +341,7 @@ def _stored_input(prefix: str, scale: Scale) -> dict[str, Array]:
 
 
 def _to_int8(codes: Array) -> npt.NDArray[np.int8]:
-    """INT8 codes as they are, UINT8 codes less 128."""
+    """Convert codes to int8: INT8 codes unchanged, UINT8 codes less 128."""
     return codes if codes.dtype == np.int8 else (codes ^ np.uint8(0x80)).view(np.int8)
 
 
@@ -355,7 +355,7 @@ def _to_uint8(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
 def stored_quantization(
     config: BertConfig, folder: Path, parameters: Mapping[str, StoredTensor]
 ) -> StoredQuantization:
-    """What a quantized checkpoint's config says; see :func:`read_quantization`."""
+    """Read a quantized checkpoint's config; see :func:`read_quantization`."""
     path = folder / "config.json"
 
     def is_coded(site: str) -> bool:
@@ -366,13 +366,13 @@ def stored_quantization(
 
 
 def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedModel:
-    """Load a quantized checkpoint: ours, or another's in one of the layouts that are known.
+    """Load a quantized checkpoint: ours, or another program's in a supported layout.
 
     Raises
     ------
     BertNumpyError
         If a section of the config, a code, a scale or a zero point is missing
-        or not as it must be; names the file and the key.
+        or invalid. The message names the file and the key.
     """
     stored = open_checkpoint(folder)
     parameters = find_parameters(config, stored)
@@ -424,7 +424,7 @@ def _read_weight(
     scale_name: str,
     rows: int,
 ) -> QuantizedTensor:
-    """A linear layer's weight, (out, in), with its scales in our layout."""
+    """Read a linear layer's weight, (out, in), with its scales in our layout."""
     fmt = operand.fmt
     assert fmt is not None
     outputs, inputs = parameter.shape
@@ -468,7 +468,7 @@ def _read_weight(
 def _read_input(
     parameter: StoredTensor, stored: Mapping[str, StoredTensor], operand: Operand
 ) -> Scale:
-    """The static scale of a linear layer's input."""
+    """Read the static scale of a linear layer's input."""
     assert operand.fmt is not None
     prefix = parameter.key.removesuffix("weight")
     tensor = _companion(parameter, stored, f"{prefix}input_scale", ((1,), ()))
@@ -482,7 +482,7 @@ def _read_input(
 
 
 def _given(quantization: StoredQuantization, name: str, operand: Operand, folder: Path) -> Scale:
-    """A static scale that is in the config."""
+    """Return a static scale from the config."""
     assert operand.fmt is not None
     place = f"{folder / 'config.json'}: key {EXTRA_KEY!r}"
     if name not in quantization.scales:
@@ -500,7 +500,7 @@ def _companion(
     key: str,
     shapes: tuple[tuple[int, ...], ...],
 ) -> StoredTensor:
-    """The tensor that goes with a weight, of one of some shapes."""
+    """Return a tensor that belongs to a weight, checked to have one of the given shapes."""
     expected = " or ".join(map(str, shapes))
     if key not in stored:
         raise BertNumpyError(
@@ -522,7 +522,7 @@ def _read_zero_point(
     fmt: Format,
     shapes: tuple[tuple[int, ...], ...],
 ) -> Array | None:
-    """A zero point in our codes; None for a format without one, where others may write zeros."""
+    """Read a zero point as our code; None for a symmetric format, which may store only zeros."""
     if not fmt.has_zero_point and key not in stored:
         return None
     tensor = _companion(parameter, stored, key, shapes)

@@ -1,10 +1,10 @@
-"""Reading safetensors checkpoints, single or sharded, as Hugging Face writes them.
+"""Reading single or sharded safetensors checkpoints, as Hugging Face writes them.
 
 Every header is checked twice: by the ``safetensors`` library, and by
-:mod:`npfp8.storage`, which says which key is wrong, lets no other spelling
-through, and reads what NumPy lacks (bfloat16). A file with a dtype that the
-library does not know is checked by the second alone: the library refuses all of
-it, whether anything reads that tensor or not.
+:mod:`npfp8.storage`, which names the wrong key, accepts no variant
+spelling, and reads the dtype that NumPy lacks (bfloat16). A file with a dtype that the
+library does not support is checked by the second alone, because the library refuses the
+whole file even if nothing reads that tensor.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ INDEX = "model.safetensors.index.json"
 
 _FLOAT_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
-#: The dtypes that every release of the library knows, from 0.4.3 on.
+#: The dtypes that every release of the library from 0.4.3 on supports.
 _LIBRARY_DTYPES = frozenset(
     [
         "BOOL",
@@ -58,21 +58,21 @@ _LIBRARY_DTYPES = frozenset(
     ]
 )
 
-#: Elements that are checked at a time.
+#: Elements per block of checking.
 _CHUNK = 1 << 18
 
 
 def read_float32(tensor: StoredTensor) -> Float32Array:
-    """A tensor as float32 (exact for F32, F16 and BF16).
+    """Read a tensor as float32 (exact for F32, F16 and BF16).
 
-    A float32 tensor is not copied where the machine can use the file's bytes as
-    they are: the array is a read-only view of the mapped file, whose pages the
+    A float32 tensor is not copied if the machine can use the file's bytes
+    unchanged: the array is then a read-only view of the mapped file, whose pages the
     system may drop and read again.
 
     Raises
     ------
     BertNumpyError
-        If it is of another dtype, or has a NaN or an infinity.
+        If it has another dtype, a NaN or an infinity.
     """
     if tensor.dtype not in _FLOAT_DTYPES:
         raise BertNumpyError(
@@ -95,7 +95,7 @@ def read_float32(tensor: StoredTensor) -> Float32Array:
 
 
 def _first_not_finite(values: Float32Array) -> tuple[int, ...] | None:
-    """The index of the first NaN or infinity; chunk by chunk, so that it takes no memory."""
+    """Find the index of the first NaN or infinity; block by block, to save memory."""
     flat = values.reshape(-1)
     for chunk in chunks(flat.size, _CHUNK):
         finite = np.isfinite(flat[chunk])
@@ -109,13 +109,13 @@ def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     """Find every tensor of a checkpoint folder; the data is not read yet.
 
     Symbolic links are followed wherever they lead, as the hub's cache consists
-    of them. What a file says is not: an index names files of its own folder.
+    of them. Paths in an index are not: it may only name files of its own folder.
 
     Parameters
     ----------
     folder : Path
-        Holds ``model.safetensors``, or ``model.safetensors.index.json`` and the
-        shards that it names.
+        A folder with ``model.safetensors``, or with ``model.safetensors.index.json`` and
+        the shards that it names.
 
     Returns
     -------
@@ -135,7 +135,7 @@ def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
 
 
 def missing_weights(place: str, names: Iterable[str]) -> BertNumpyError:
-    """The error for a folder or a repository of the named files, without safetensors."""
+    """Make the error for a folder or a repository with these files but no safetensors."""
     pickles = sorted(
         name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")
     )
@@ -150,12 +150,12 @@ def missing_weights(place: str, names: Iterable[str]) -> BertNumpyError:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """The shard of each tensor, by the index: names of files in the index's folder.
+    """Read the shard of each tensor from the index: names of files in the index's folder.
 
     Raises
     ------
     BertNumpyError
-        If the index is no JSON, has no map, or leads out of the folder.
+        If the index is not JSON, has no map, or leads out of the folder.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -181,7 +181,7 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file."""
+    """List the tensors of one safetensors file."""
     with reading(path):
         open_regular(path).close()  # the library would wait for a pipe
         try:
@@ -197,7 +197,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _newer_than_the_library(path: Path) -> dict[str, StoredTensor] | None:
-    """The tensors of a valid file with a dtype that not every release of the library knows."""
+    """List a valid file's tensors if a dtype is newer than some releases of the library."""
     try:
         tensors = read_header(path)
     except ValueError:

@@ -1,1 +1,1 @@
-"""What an operation of a forward pass means: engines, and the functions that they use."""
+"""The meaning of a forward pass's operations: engines, and the functions that they use."""

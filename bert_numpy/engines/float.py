@@ -1,4 +1,4 @@
-"""Plain NumPy: in float32, parity with Hugging Face; in bfloat16, the paper's unquantized rest."""
+"""Engines in plain NumPy: float32 (as Hugging Face), and bfloat16 around float32."""
 
 from __future__ import annotations
 
@@ -20,127 +20,128 @@ __all__ = ["Bfloat16Engine", "FloatEngine"]
 
 @dataclass(frozen=True, eq=False)
 class FloatEngine(Engine[Float32Array]):
-    """Float32: what the parameters are multiplied with, and nothing else."""
+    """Float32 arithmetic on unquantized parameters, by NumPy and its BLAS."""
 
     weights: Weights
     layout: Layout[Float32Array]
 
     def gather(self, tables: Sequence[Table]) -> Float32Array:
-        """Rows of embedding tables, added up: (tokens, columns)."""
+        """Add rows of embedding tables: (tokens, columns)."""
         return functions.gather(self.weights, tables)
 
     def position_bias(self, table: Table) -> Float32Array:
-        """See :func:`functions.position_bias`."""
+        """Look up a table's rows, heads first: see :func:`functions.position_bias`."""
         return functions.position_bias(self.weights, table)
 
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
-        """``x @ w.T + b``."""
+        """Yield ``x @ w.T + b`` of each layer."""
         for site in sites:
             w, b = functions.parameters(self.weights, site.name)
             yield functions.linear(x, w, b)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
-        """``a @ b``."""
+        """Compute ``a @ b``."""
         return self.matmul(a, b)
 
     def add(self, x: Float32Array, y: Float32Array) -> Float32Array:
-        """``x + y``."""
+        """Compute ``x + y``."""
         return x + y
 
     def multiply(self, x: Float32Array, factor: float) -> Float32Array:
-        """``x * factor``."""
+        """Compute ``x * factor``."""
         return x * np.float32(factor)
 
     def softmax(self, x: Float32Array) -> Float32Array:
-        """See :func:`functions.softmax`."""
+        """Apply :func:`functions.softmax`."""
         return functions.softmax(x)
 
     def layer_norm(self, name: str, x: Float32Array, eps: float) -> Float32Array:
-        """See :func:`functions.layer_norm`."""
+        """Apply :func:`functions.layer_norm`."""
         weight, bias = functions.parameters(self.weights, name)
         return functions.layer_norm(x, weight, bias, eps)
 
     def activation(self, name: str, x: Float32Array, answer: bool = False) -> Float32Array:
-        """See :data:`functions.ACTIVATIONS`."""
+        """Apply one of :data:`functions.ACTIVATIONS`, or "tanh" or "sigmoid"."""
         return functions.activation(name, x)
 
     def pool(self, mode: str, x: Float32Array, places: IntArray) -> Float32Array:
-        """See :data:`functions.POOLINGS`."""
+        """Apply one of :data:`functions.POOLINGS`."""
         return functions.POOLINGS[mode](x, places)
 
     def concatenate(self, parts: Sequence[Float32Array]) -> Float32Array:
-        """A copy."""
+        """Copy the parts into one array."""
         return np.concatenate(parts, axis=-1)
 
     def normalize(self, x: Float32Array) -> Float32Array:
-        """See :func:`functions.normalize`."""
+        """Apply :func:`functions.normalize`."""
         return functions.normalize(x)
 
     def output(self, name: str, x: Float32Array) -> Float32Array:
-        """As it is; whoever reads it looks whether it is finite (:mod:`bert_numpy.finite`)."""
+        """Return ``x`` unchecked; its reader checks for NaN (:mod:`bert_numpy.finite`)."""
         return x
 
     def counted(self) -> Mapping[str, Any]:
-        """Nothing is quantized."""
+        """Return no counts: nothing is quantized."""
         return {}
 
-    # What a quantized run needs besides: the pieces of a product.
+    # A quantized run also needs the parts of a product.
 
     def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """The float32 product of two matrices, in whatever order of sums the BLAS has."""
+        """Multiply two matrices in float32; the BLAS chooses the order of the sums."""
         return a @ b
 
     def rounded(self, x: Float32Array) -> Float32Array:
-        """``x`` in the precision; it may be overwritten."""
+        """Round ``x`` to the precision; ``x`` may be overwritten."""
         return x
 
 
 @dataclass(frozen=True, eq=False)
 class Bfloat16Engine(Engine[Float32Array]):
-    """Bfloat16 in, float32 inside, one rounding to bfloat16 out: arrays of bfloat16 values.
+    """Float32 operations whose inputs and results are bfloat16 values in float32 arrays.
 
-    The results of heads, and of what leads to a sentence's vector, stay float32.
+    Each result is rounded once to bfloat16, except those of heads and of the steps that make
+    a sentence's vector, which stay float32.
     """
 
     inner: FloatEngine
 
     def position_bias(self, table: Table) -> Float32Array:
-        """Rounded."""
+        """Round the inner engine's result."""
         return self.rounded(self.inner.position_bias(table))
 
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
-        """Rounded, but for a head's."""
+        """Round the inner engine's results, except a head's."""
         for site, y in zip(sites, self.inner.linears(sites, x), strict=True):
             yield y if site.kind == "head" else self.rounded(y)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Rounded."""
+        """Round the inner engine's result."""
         return self.rounded(self.inner.product(site, a, b))
 
     def add(self, x: Float32Array, y: Float32Array) -> Float32Array:
-        """Rounded."""
+        """Round the sum."""
         return self.rounded(x + y)
 
     def multiply(self, x: Float32Array, factor: float) -> Float32Array:
-        """Rounded."""
+        """Round the inner engine's result."""
         return self.rounded(self.inner.multiply(x, factor))
 
     def softmax(self, x: Float32Array) -> Float32Array:
-        """Rounded."""
+        """Round the softmax."""
         return self.rounded(functions.softmax(x))
 
     def layer_norm(self, name: str, x: Float32Array, eps: float) -> Float32Array:
-        """Rounded."""
+        """Round the inner engine's result."""
         return self.rounded(self.inner.layer_norm(name, x, eps))
 
     def activation(self, name: str, x: Float32Array, answer: bool = False) -> Float32Array:
-        """By a table, which is exact: nothing is faster than one."""
+        """Look the function up in a table, which is exact and fast; an answer stays float32."""
         if answer:
             return self.inner.activation(name, x)
         return golden.unary(functions.golden_name(name), round_to_bfloat16(x))
 
     def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """As ``inner`` has it."""
+        """Multiply two matrices as ``inner`` does."""
         return self.inner.matmul(a, b)
 
     rounded = staticmethod(round_in_place)

@@ -1,7 +1,7 @@
 """The functions between the matrix products, in float32 and plain NumPy.
 
-Parity with Hugging Face is theirs to keep; the same bits on every machine are those of
-:mod:`npfp8.golden`.
+They match Hugging Face to within rounding. The functions of :mod:`npfp8.golden` give the
+same bits on every machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-#: Elements worked on at a time where several passes go over an array.
+#: Elements per block, where several passes go over an array.
 _CHUNK = 1 << 15
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -57,10 +57,11 @@ _ZERO = np.array(0, np.float32)
 
 
 def gelu(x: Float32Array) -> Float32Array:
-    """``x Phi(x)`` with the normal distribution's Phi, within 2e-7 (absolute) + 2 ulp for finite x.
+    """Compute ``x Phi(x)`` within 2e-7 (absolute) + 2 ulp for finite x.
 
-    ``max(x, 0) - |x| Q(|x|)``, with the tail ``Q(a) = 1 / p(a)^8``, p a polynomial:
-    no term loses digits to cancellation, and none is a slow function.
+    ``Phi`` is the distribution function of the standard normal distribution. The formula is
+    ``max(x, 0) - |x| Q(|x|)`` with the tail ``Q(a) = 1 / p(a)^8``, where p is a polynomial.
+    No term loses digits to cancellation, and none needs a slow function.
     """
     flat = np.ascontiguousarray(x).reshape(-1)
     out = np.empty_like(flat)
@@ -100,11 +101,11 @@ def _relu(x: Any) -> Any:
 
 
 def type_of(x: Any) -> Any:
-    """The scalar type of an array, so that a constant does not change its precision."""
+    """Return the scalar type of an array, so that a constant does not change its precision."""
     return x.dtype.type
 
 
-#: ``hidden_act`` to its float32 function and its name in :data:`npfp8.golden.UNARY`.
+#: By ``hidden_act``: the float32 function, and its name in :data:`npfp8.golden.UNARY`.
 ACTIVATIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "gelu": (gelu, "gelu"),
     "gelu_new": (_gelu_tanh, "gelu_tanh"),
@@ -118,7 +119,7 @@ def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-#: Functions that no ``hidden_act`` names here: the pooler's, and a Dense module's.
+#: Functions that are not accepted as ``hidden_act``: those of poolers and Dense modules.
 _OTHERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "tanh": (np.tanh, "tanh"),
     "sigmoid": (_sigmoid, "sigmoid"),
@@ -126,13 +127,13 @@ _OTHERS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def activation(name: str, x: Float32Array) -> Float32Array:
-    """A function of each number, by ``hidden_act``; or "tanh" or "sigmoid"."""
+    """Apply a function to each element: a ``hidden_act``, "tanh" or "sigmoid"."""
     result: Float32Array = _named(name)[0](x)
     return result
 
 
 def golden_name(name: str) -> str:
-    """The name that :data:`npfp8.golden.UNARY` has for one of :func:`activation`."""
+    """Return the key of :data:`npfp8.golden.UNARY` for a name of :func:`activation`."""
     return _named(name)[1]
 
 
@@ -147,19 +148,19 @@ def _named(name: str) -> tuple[Callable[[Any], Any], str]:
 
 
 def parameter(weights: Weights, name: str) -> Float32Array:
-    """A parameter that is not quantized."""
+    """Return a parameter that is not quantized."""
     found = weights[name]
     assert isinstance(found, np.ndarray), name
     return found
 
 
 def parameters(weights: Weights, name: str) -> tuple[Float32Array, Float32Array]:
-    """The weight and the bias of a layer that is not quantized."""
+    """Return the weight and the bias of a layer that is not quantized."""
     return parameter(weights, f"{name}.weight"), parameter(weights, f"{name}.bias")
 
 
 def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:
-    """Rows of embedding tables, added one after the other. (tokens,) each -> (tokens, columns)."""
+    """Add rows of embedding tables in their order. (tokens,) each -> (tokens, columns)."""
     (name, *_, rows), *others = tables
     x: Float32Array = parameter(weights, name)[rows]
     for name, *_, rows in others:
@@ -168,21 +169,21 @@ def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:
 
 
 def position_bias(weights: Weights, table: Table) -> Float32Array:
-    """A table's rows, heads first. (., queries, keys) -> (., heads, queries, keys)."""
+    """Look up rows of a table, heads first. (., queries, keys) -> (., heads, queries, keys)."""
     name, *_, rows = table
     by_head = np.ascontiguousarray(parameter(weights, name).T)  # (heads, rows)
     return np.ascontiguousarray(np.moveaxis(by_head[:, rows], 0, 1))
 
 
 def linear(x: Float32Array, weight: Float32Array, bias: Float32Array) -> Float32Array:
-    """``x @ weight.T + bias``. (..., K), (N, K), (N,) -> (..., N)."""
+    """Compute ``x @ weight.T + bias``. (..., K), (N, K), (N,) -> (..., N)."""
     y: Float32Array = x @ weight.T
-    y += bias  # in place, as all that follows in these functions
+    y += bias  # in place, like the operations of the other functions here
     return y
 
 
 def softmax(x: Float32Array) -> Float32Array:
-    """Over the last axis."""
+    """Compute the softmax over the last axis."""
     shifted = x - x.max(axis=-1, keepdims=True)
     np.exp(shifted, out=shifted)
     shifted /= shifted.sum(axis=-1, keepdims=True)
@@ -192,7 +193,7 @@ def softmax(x: Float32Array) -> Float32Array:
 def layer_norm(
     x: Float32Array, weight: Float32Array, bias: Float32Array, eps: float
 ) -> Float32Array:
-    """Each row of mean 0 and variance 1, then stretched by ``weight`` and shifted by ``bias``."""
+    """Normalise each row to mean 0 and variance 1, then scale by ``weight`` and add ``bias``."""
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = np.square(centred).mean(axis=-1, keepdims=True)
     centred /= np.sqrt(variance + np.float32(eps))
@@ -202,7 +203,7 @@ def layer_norm(
 
 
 def normalize(x: Float32Array) -> Float32Array:
-    """Each row divided by its Euclidean norm, of which no square overflows or vanishes."""
+    """Divide each row by its Euclidean norm; the squares neither overflow nor vanish."""
     norm = np.sqrt(np.square(x, dtype=np.float64).sum(axis=-1, keepdims=True))
     return (x / np.maximum(norm, SMALLEST_NORM)).astype(np.float32)
 
@@ -216,7 +217,8 @@ def _weighted_mean(x: Float32Array, places: IntArray) -> Float32Array:
     return (x * weights).sum(axis=-2) / weights.sum(axis=-2)
 
 
-#: By the name of :data:`npfp8.golden.POOLINGS`, which has the rules: the function in float32.
+#: The float32 function of each pooling, by its name in :data:`npfp8.golden.POOLINGS`, which
+#: has the rules.
 POOLINGS: dict[str, Callable[[Float32Array, IntArray], Float32Array]] = {
     "mean": lambda x, places: x.mean(axis=-2),
     "mean_sqrt_len_tokens": _mean_sqrt_len,

@@ -1,4 +1,4 @@
-"""The same bits on every machine: products rounded once, functions of :mod:`npfp8.golden`."""
+"""An engine that gives the same bits on every machine, by :mod:`npfp8.golden`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["GoldenEngine"]
 
 @dataclass(frozen=True, eq=False)
 class GoldenEngine(Engine[Float32Array]):
-    """Golden arithmetic of a ``precision``, "float32" or "bfloat16"; float64 inside.
+    """Golden arithmetic in a ``precision``, "float32" or "bfloat16", with float64 inside.
 
-    A NaN or an infinity in an operand or a result of a product, or in what the model gives
-    back, is an error that names the place: which NaN it is would be the machine's affair.
+    A NaN or an infinity in an operand or a result of a product, or in an output of the model,
+    is an error that names the place. The bits of a NaN would depend on the machine.
     """
 
     weights: Weights
@@ -33,15 +33,15 @@ class GoldenEngine(Engine[Float32Array]):
     precision: str = "float32"
 
     def gather(self, tables: Sequence[Table]) -> Float32Array:
-        """Rows of embedding tables, added one after the other: (tokens, columns)."""
+        """Add rows of embedding tables in their order: (tokens, columns)."""
         return functions.gather(self.weights, tables)
 
     def position_bias(self, table: Table) -> Float32Array:
-        """See :func:`functions.position_bias`."""
+        """Apply :func:`functions.position_bias` and round."""
         return self.rounded(functions.position_bias(self.weights, table))
 
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
-        """Correctly rounded products, and the bias added in float32."""
+        """Yield correctly rounded products, with the bias added in float32."""
         self.check(f"{sites[0].name}:a", x)
         for site in sites:
             weight, bias = functions.parameters(self.weights, site.name)
@@ -52,68 +52,68 @@ class GoldenEngine(Engine[Float32Array]):
             yield y
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Correctly rounded."""
+        """Return the correctly rounded product."""
         self.check(f"{site.name}:a", a)
         y = self.rounded(self.matmul(a, b))
         self.check(site.name, y)
         return y
 
     def add(self, x: Float32Array, y: Float32Array) -> Float32Array:
-        """See :func:`npfp8.golden.add`."""
+        """Apply :func:`npfp8.golden.add`."""
         return golden.add(x, y, self.precision)
 
     def multiply(self, x: Float32Array, factor: float) -> Float32Array:
-        """See :func:`npfp8.golden.multiply`."""
+        """Apply :func:`npfp8.golden.multiply`."""
         return golden.multiply(x, np.float32(factor), self.precision)
 
     def softmax(self, x: Float32Array) -> Float32Array:
-        """See :func:`npfp8.golden.softmax`."""
+        """Apply :func:`npfp8.golden.softmax`."""
         return golden.softmax(x, self.precision)
 
     def layer_norm(self, name: str, x: Float32Array, eps: float) -> Float32Array:
-        """See :func:`npfp8.golden.layer_norm`."""
+        """Apply :func:`npfp8.golden.layer_norm`."""
         weight, bias = functions.parameters(self.weights, name)
         return golden.layer_norm(x, weight, bias, eps, self.precision)
 
     def activation(self, name: str, x: Float32Array, answer: bool = False) -> Float32Array:
-        """Correctly rounded; in bfloat16 the input is rounded, too."""
+        """Return the correctly rounded function; in bfloat16 the input is rounded, too."""
         precision = "float32" if answer else self.precision
         x = round_to_bfloat16(x) if precision == "bfloat16" else x
         return golden.unary(functions.golden_name(name), x, precision)
 
     def pool(self, mode: str, x: Float32Array, places: IntArray) -> Float32Array:
-        """See :func:`npfp8.golden.pool`."""
+        """Apply :func:`npfp8.golden.pool`."""
         return golden.pool(mode, x, places)
 
     def concatenate(self, parts: Sequence[Float32Array]) -> Float32Array:
-        """A copy."""
+        """Copy the parts into one array."""
         return np.concatenate(parts, axis=-1)
 
     def normalize(self, x: Float32Array) -> Float32Array:
-        """See :func:`npfp8.golden.normalize`."""
+        """Apply :func:`npfp8.golden.normalize`."""
         return golden.normalize(x)
 
     def output(self, name: str, x: Float32Array) -> Float32Array:
-        """Checked."""
+        """Check that an output is finite."""
         self.check(name, x)
         return x
 
     def counted(self) -> Mapping[str, Any]:
-        """Nothing is quantized."""
+        """Return no counts: nothing is quantized."""
         return {}
 
-    # What a quantized run needs besides: the pieces of a product.
+    # A quantized run also needs the parts of a product.
 
     def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:
-        """The exact product of two matrices, rounded once to float32."""
+        """Multiply two matrices exactly, and round once to float32."""
         return matmul_float32(a, b)
 
     def rounded(self, x: Float32Array) -> Float32Array:
-        """``x`` in the precision, in place."""
+        """Round ``x`` to the precision, in place."""
         return x if self.precision == "float32" else round_in_place(x)
 
     def check(self, name: str, x: Float32Array) -> None:
-        """Refuse what is not finite, and a processor that flushes subnormals."""
+        """Refuse numbers that are not finite, and a processor that flushes subnormals."""
         with naming(name):
             golden.require_ieee754()
         require_finite(name, x)

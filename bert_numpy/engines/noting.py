@@ -1,4 +1,4 @@
-"""Watching a run: what every matrix product takes, and what it gives."""
+"""An engine that watches a run: the operands and the result of every matrix product."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ __all__ = ["Note", "NotingEngine"]
 
 Operand = Float32Array | QuantizedTensor
 
-#: Called with a site's name, both operands, the bias (None of two activations) and the result.
+#: Called with a site's name, both operands, the bias (None for a product of two activations)
+#: and the result.
 Note = Callable[[str, Float32Array, Operand, Float32Array | None, Float32Array], object]
 
 
 @dataclass(frozen=True, eq=False)
 class NotingEngine(Engine[Float32Array]):
-    """Computes as ``inner`` does, and tells ``note`` of each product, in their order.
+    """An engine that computes as ``inner`` does and calls ``note`` for each product, in order.
 
-    The right operand is as the product takes it, (..., K, N): of a linear layer the
-    weight's transpose, and codes with scales where the weight is quantized.
+    The right operand is (..., K, N), as in the product. For a linear layer it is the transpose
+    of the weight: codes with scales, if the weight is quantized.
 
     Examples
     --------
@@ -44,7 +45,7 @@ class NotingEngine(Engine[Float32Array]):
     note: Note
 
     def linears(self, sites: Sequence[Site], x: Float32Array) -> list[Float32Array]:
-        """Noted one after the other."""
+        """Call ``note`` for each layer in turn."""
         found = list(self.inner.linears(sites, x))
         for site, y in zip(sites, found, strict=True):
             weight = self.weights[f"{site.name}.weight"]
@@ -53,7 +54,7 @@ class NotingEngine(Engine[Float32Array]):
         return found
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Noted."""
+        """Call ``note`` for the product."""
         y = self.inner.product(site, a, b)
         self.note(site.name, a, b, None, y)
         return y

@@ -1,4 +1,4 @@
-"""Running a forward pass without numbers: which parameters it takes, which products it has."""
+"""A forward pass without numbers: it lists the parameters and the products of a model."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ __all__ = ["ShapeEngine", "ShapeLayout"]
 
 @dataclass(frozen=True)
 class ShapeEngine(Engine[int]):
-    """A value is the number of its features; collected is what each operation needs.
+    """An engine whose values are numbers of features; it collects parameters and products.
 
     Attributes
     ----------
     parameters : dict of str to tuple of int
         The shape of every parameter, by name, in the order of the data flow.
     products : list of tuple of Site
-        The sites of every input that is multiplied, in the same order.
+        The sites that share each multiplied input, in the same order.
     """
 
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     products: list[tuple[Site, ...]] = field(default_factory=list)
 
     def gather(self, tables: Sequence[Table]) -> int:
-        """Tables of (rows, columns)."""
+        """Note tables of (rows, columns)."""
         for name, rows, columns, _ in tables:
             self.parameters[name] = (rows, columns)
         return columns
 
     def position_bias(self, table: Table) -> int:
-        """A table of (rows, columns)."""
+        """Note a table of (rows, columns)."""
         return self.gather([table])
 
     def linears(self, sites: Sequence[Site], x: int) -> list[int]:
-        """A weight of (outputs, inputs) and a bias each."""
+        """Note a weight of (outputs, inputs) and a bias per layer."""
         self.products.append(tuple(sites))
         for site in sites:
             self.parameters[f"{site.name}.weight"] = (site.outputs, x)
@@ -45,90 +45,90 @@ class ShapeEngine(Engine[int]):
         return [site.outputs for site in sites]
 
     def product(self, site: Site, a: int, b: int) -> int:
-        """As many features as the right operand has."""
+        """Note the product; the result has as many features as the right operand."""
         self.products.append((site,))
         return b
 
     def layer_norm(self, name: str, x: int, eps: float) -> int:
-        """A weight and a bias, a number for each feature."""
+        """Note a weight and a bias, with one number per feature each."""
         self.parameters[f"{name}.weight"] = self.parameters[f"{name}.bias"] = (x,)
         return x
 
     def add(self, x: int, y: int) -> int:
-        """No parameter."""
+        """Note nothing: an addition has no parameter."""
         return x
 
     def multiply(self, x: int, factor: float) -> int:
-        """No parameter."""
+        """Note nothing: the factor is no parameter."""
         return x
 
     def softmax(self, x: int) -> int:
-        """No parameter."""
+        """Note nothing: a softmax has no parameter."""
         return x
 
     def activation(self, name: str, x: int, answer: bool = False) -> int:
-        """No parameter."""
+        """Note nothing: an activation has no parameter."""
         return x
 
     def pool(self, mode: str, x: int, places: None) -> int:
-        """No parameter."""
+        """Note nothing: a pooling has no parameter."""
         return x
 
     def concatenate(self, parts: Sequence[int]) -> int:
-        """The features of all."""
+        """Add up the features of the parts."""
         return sum(parts)
 
     def normalize(self, x: int) -> int:
-        """No parameter."""
+        """Note nothing: a normalization to length 1 has no parameter."""
         return x
 
     def output(self, name: str, x: int) -> int:
-        """No parameter."""
+        """Note nothing: an output has no parameter."""
         return x
 
 
 class ShapeLayout:
-    """Nowhere: there are no tokens."""
+    """The layout of no tokens at all."""
 
     def words(self) -> None:
-        """None."""
+        """Return None."""
 
     def types(self) -> None:
-        """None."""
+        """Return None."""
 
     def places(self, padding: int | None) -> None:
-        """None."""
+        """Return None."""
 
     def distances(self, numbers: object) -> Iterator[None]:
-        """One, of None."""
+        """Yield None once, for one set."""
         yield None
 
     def split_heads(
         self, query: int, key: int, value: int, heads: int
     ) -> Iterator[tuple[int, int, int]]:
-        """The features of all heads."""
+        """Yield one set, with the features of all heads."""
         yield query, key, value
 
     def merge_heads(self, parts: Sequence[int]) -> int:
-        """The features of all heads."""
+        """Return the features of all heads."""
         return parts[0]
 
     def texts(self, x: int) -> Iterator[tuple[int, None]]:
-        """One."""
+        """Yield one set."""
         yield x, None
 
     def join(self, parts: Sequence[int]) -> int:
-        """One."""
+        """Return the features of the one set."""
         return parts[0]
 
     def first(self, x: int) -> int:
-        """As many features."""
+        """Return the same number of features."""
         return x
 
     def padded(self, x: int) -> int:
-        """As many features."""
+        """Return the same number of features."""
         return x
 
     def column(self, x: int, number: int, masked: float | None = None) -> int:
-        """One feature."""
+        """Return one feature."""
         return 1

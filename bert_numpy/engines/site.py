@@ -1,4 +1,4 @@
-"""The places of a model at which matrices are multiplied: data, by which recipes choose."""
+"""Sites: the places of a model at which matrices are multiplied. Recipes choose by this data."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 __all__ = ["KINDS", "Site"]
 
-#: What is multiplied at a site. All but "head" are parts of the encoder, whose results have the
-#: precision of its arithmetic; a head's results are the model's answer, or lead to it.
+#: The kinds of sites. All except "head" are parts of the encoder, so their results have the
+#: precision of its arithmetic; the results of a head are the model's answer, or lead to it.
 KINDS = ("linear", "scores", "context", "projection", "head")
 
 
@@ -17,15 +17,15 @@ class Site(NamedTuple):
     Attributes
     ----------
     name : str
-        As the checkpoint names the layer; by which a recipe's overrides find it.
+        The name of the layer in the checkpoint. The overrides of a recipe use it.
     kind : {"linear", "scores", "context", "projection", "head"}
         A linear layer of a Transformer layer, Q K^T, P V, the projection of small
         embeddings, or a layer after the encoder.
     layer : int, optional
-        The number of the Transformer layer, from 0; None outside of these. Layers that
-        share their parameters share a name, and have numbers of their own.
+        The number of the Transformer layer, from 0; None outside these layers. Layers that
+        share their parameters share a name but have different numbers.
     outputs : int
-        The features of the result; 0 where the operands alone say.
+        The features of the result; 0 where the operands determine them.
     """
 
     name: str
@@ -35,5 +35,5 @@ class Site(NamedTuple):
 
     @property
     def is_attention(self) -> bool:
-        """Whether both operands are activations; at all others the right one is a weight."""
+        """True if both operands are activations; otherwise the right one is a weight."""
         return self.kind in ("scores", "context")

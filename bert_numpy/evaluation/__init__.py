@@ -1,1 +1,1 @@
-"""Running a model over a data set, and comparing what comes out."""
+"""Running a model over a data set, and comparing the results."""

@@ -1,4 +1,4 @@
-"""Texts to vectors by a sentence encoder, and how near a recipe's vectors are to float32's."""
+"""Text vectors from a sentence encoder, and their distance from the float32 vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from npfp8.arrays import Float32Array
 
 __all__ = ["NEIGHBOURS", "embed", "embed_encoded", "similarity"]
 
-#: How many nearest texts are compared: the one, and the first page of a search.
+#: The numbers of nearest texts to compare: the nearest one, and the first page of a search.
 NEIGHBOURS = (1, 10)
 
 
@@ -31,35 +31,35 @@ def embed(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Float32Array:
-    """The vectors of texts, as a sentence-transformers folder says.
+    """Compute the vectors of texts with the settings of a sentence-transformers folder.
 
     Parameters
     ----------
     model : Model
-        Of a sentence-transformers folder; quantized or not.
+        The model of a sentence-transformers folder; quantized or not.
     tokenizer : Tokenizer
-        The same folder's.
+        The tokenizer of the same folder.
     texts : sequence of str
         No text may be blank.
     batch_size : int
-        Texts at a time, of similar length.
+        The number of texts per batch; texts of similar length are put together.
     max_length : int, optional
-        Cut longer texts to so many tokens; by default to the folder's length.
+        Longer texts are truncated to this number of tokens; the folder's length by default.
     progress : callable, optional
-        Called with numbers of texts that have their vector.
+        Called with the number of texts just done.
     threads : int, optional
-        By default as many as there are cores.
+        The number of threads; by default one per core.
 
     Returns
     -------
     ndarray of float32, (texts, width)
-        In the texts' order. NaN or infinite where the model overflows:
-        :mod:`bert_numpy.finite`.
+        The vectors in the order of the texts. They are NaN or infinite if the model
+        overflows: see :mod:`bert_numpy.finite`.
 
     Raises
     ------
     BertNumpyError
-        If the model does not embed sentences, there is no text, or a text is
+        If the model does not embed sentences, if there is no text, or if a text is
         blank or cannot be encoded.
 
     Examples
@@ -82,7 +82,7 @@ def embed_encoded(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Float32Array:
-    """:func:`embed` of texts that are encoded already."""
+    """Compute :func:`embed` for encoded texts."""
     vectors = text_logits(model, EMBEDDINGS.head, encoded, batch_size, progress, threads)
     if not vectors:
         raise BertNumpyError("expected at least one text, found none")
@@ -90,20 +90,21 @@ def embed_encoded(
 
 
 def similarity(reference: Float32Array, vectors: Float32Array) -> dict[str, float]:
-    """How near vectors are to those of the same texts by a reference, usually FP32.
+    """Compare vectors with the vectors of the same texts by a reference, usually FP32.
 
     Parameters
     ----------
     reference, vectors : ndarray of float32, (texts, width)
-        Of two texts at least. The reference is finite.
+        The vectors of at least two texts. The reference must be finite.
 
     Returns
     -------
     dict
-        ``mean_cosine`` and ``min_cosine`` of each vector with the reference's, NaN if
-        a vector is zero or not finite; and for 1 and 10, ``neighbours_at_10``: the share
-        of the ten texts nearest to a text that stay among them, a mean over the texts.
-        Where there are no ten others, all of them count.
+        ``mean_cosine`` and ``min_cosine`` are over the cosines of each vector with its
+        reference, NaN if a vector is zero or not finite. ``neighbours_at_10`` is the share
+        of the ten texts nearest to a text that stay among its ten nearest, averaged over
+        the texts; ``neighbours_at_1`` is the same for the nearest text. If there are not
+        ten others, all of them count.
     """
     found = cosines(reference, vectors)
     figures = {"mean_cosine": float(found.mean()), "min_cosine": float(found.min())}

@@ -49,22 +49,22 @@ class Evaluation:
     ----------
     recipe : str
     logits : ndarray of float32, (examples, outputs)
-        In the data's order; outputs in the model's. For questions (tokens, 2):
-        start and end logits of every token of every window, padding left out.
-        For sentence embeddings the vectors: (examples, width), or of pairs
-        (examples, 2, width).
+        The logits: examples in the data's order, outputs in the model's. For questions
+        (tokens, 2): start and end logits of every token of every window, without padding.
+        For sentence embeddings the vectors: (examples, width), or (examples, 2, width)
+        for pairs.
     predictions : ndarray, (examples,)
         The task's class numbers (int64), scores (float64), or answers (str, as objects).
-        Where an output is not finite: :data:`bert_numpy.finite.NO_CLASS`, NaN, or None.
+        If an output is not finite: :data:`bert_numpy.finite.NO_CLASS`, NaN, or None.
     metrics : dict of str to float
     weight_bytes : int
         See :attr:`bert_numpy.Model.weight_bytes`.
     seconds : float
-        For the forward passes alone.
+        The time of the forward passes alone.
     counts : dict of str to OperandCounts
-        Saturated and underflowed elements by operand, of this evaluation alone.
+        Saturated and underflowed elements by operand, in this evaluation alone.
     answers : tuple of tuples of Answer
-        For questions: the most likely answers to each, the best first; none where
+        For questions: the most likely answers to each, the best first; none if
         a logit is not finite.
     """
 
@@ -79,14 +79,14 @@ class Evaluation:
 
     @property
     def not_finite(self) -> int:
-        """How many predictions are none, because a logit is NaN or infinite."""
+        """The number of predictions that are missing because a logit is NaN or infinite."""
         return int(np.count_nonzero(missing(self.predictions)))
 
 
 def batches(
     encoded: Sequence[EncodedText], batch_size: int, pad_token_id: int = 0
 ) -> Iterator[tuple[list[int], dict[str, IntArray]]]:
-    """Batches of similar length, the longest first: their rows, and the model's arguments."""
+    """Yield batches of similar length, the longest first: their rows, and the model's arguments."""
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].input_ids))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -100,10 +100,10 @@ def outputs(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Iterator[tuple[list[int], ModelOutput]]:
-    """The rows of each batch and what the model gives for them, the longest first.
+    """Yield the rows of each batch and the model's output for them, the longest first.
 
-    Batches are spread over ``threads``, by default as many as there are cores;
-    the order is the same for every number. Memory is that of ``threads`` batches.
+    Batches are shared by ``threads`` threads, by default one per core;
+    the order does not depend on their number. Memory is that of ``threads`` batches.
     """
 
     def run(
@@ -137,7 +137,7 @@ def _vector(output: ModelOutput, row: int, length: int) -> Float32Array:
     return vector
 
 
-#: By head, how to take the logits of a text of some tokens from its row of a batch's output.
+#: By head: the function that takes a text's logits from its row of a batch's output.
 _LOGITS: dict[str, Callable[[ModelOutput, int, int], Float32Array]] = {
     "sequence classification": _class_logits,
     "question answering": _span_logits,
@@ -153,13 +153,13 @@ def text_logits(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> list[Float32Array]:
-    """The logits of every text, in order, finite or not, by a model with the given head.
+    """Compute the logits of every text, in order, finite or not, with the given head.
 
     Returns
     -------
     list of ndarray of float32
         For sequence classification (outputs,); for question answering the start
-        and end logits of every token, (tokens, 2), padding left out; for sentence
+        and end logits of every token, (tokens, 2), without padding; for sentence
         embeddings the vector, (width,).
 
     Raises
@@ -178,7 +178,7 @@ def _logits_and_counts(
     progress: Progress | None,
     threads: int | None = None,
 ) -> tuple[list[Float32Array], Counts]:
-    """The logits of every text, and what quantization did in all batches together."""
+    """Compute the logits of every text, and the quantization counts of all batches together."""
     require_head(model, head)
     logits: dict[int, Float32Array] = {}
     counts: list[Counts] = []
@@ -196,7 +196,7 @@ def predict_logits(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Float32Array:
-    """:func:`text_logits` of a classifier as one array. Returns float32 (texts, outputs)."""
+    """Compute :func:`text_logits` of a classifier as one float32 array, (texts, outputs)."""
     rows = text_logits(model, "sequence classification", encoded, batch_size, progress, threads)
     return np.array(rows, np.float32).reshape(len(encoded), len(model.config.labels))
 
@@ -220,7 +220,7 @@ def calibrate_on(
 
 
 def check_model(model: Model, task: Task[Any]) -> None:
-    """Raise :class:`BertNumpyError` if a model's head, or its labels, are not the task's."""
+    """Raise :class:`BertNumpyError` if a model's head or labels do not fit the task."""
     require_head(model, task.head)
     task.check_labels(model.config)
 
@@ -233,23 +233,23 @@ def evaluate(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """:func:`evaluate_task` on texts that are encoded already.
+    """Run :func:`evaluate_task` on encoded texts.
 
     Parameters
     ----------
     model, batch_size, progress
-        As there.
+        The same as in :func:`evaluate_task`.
     task : Task
-        One of GLUE's.
+        A task of GLUE.
     encoded : sequence of EncodedText
     labels : ndarray, (examples,), or None
-        Class numbers or scores, as :func:`bert_numpy.tasks.glue.read_examples` gives them;
+        Class numbers or scores from :func:`bert_numpy.tasks.glue.read_examples`;
         without them there are predictions, but no metrics.
 
     Raises
     ------
     BertNumpyError
-        As there.
+        In the same cases as :func:`evaluate_task`.
     """
     examples = Examples([""] * len(encoded), None, labels)
     windows = [[Window(one)] for one in encoded]
@@ -264,20 +264,20 @@ def evaluate_task(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Run a model, by its recipe, over a task's examples, and score its predictions.
+    """Run a model by its recipe over a task's examples, and score its predictions.
 
     Parameters
     ----------
     model : QuantizedModel
-        As :func:`bert_numpy.apply_recipe` makes it; the recipe ``fp32`` too.
+        A model from :func:`bert_numpy.apply_recipe`; its recipe may be ``fp32``, too.
     task : Task
     examples : Data
-        As the task reads them. Without labels there are predictions, but no metrics.
+        The examples from ``task.read``. Without labels there are predictions, but no metrics.
     windows : sequence of sequences of Window
-        As the task encodes the examples.
+        The encoded examples from ``task.encode``.
     batch_size : int
     progress : callable, optional
-        Called with numbers of windows.
+        Called with the number of windows just done.
 
     Raises
     ------
@@ -307,12 +307,13 @@ def evaluate_task(
 
 
 def require_answers(model: Model, evaluation: Evaluation) -> None:
-    """Refuse an evaluation of which a prediction is none, where every one is needed.
+    """Refuse an evaluation with missing predictions, where every prediction is needed.
 
     Raises
     ------
     BertNumpyError
-        Names the model, the recipe and the first text that has none.
+        If a prediction is missing. The message names the model, the recipe and the first
+        text without a prediction.
     """
     none = missing(evaluation.predictions)
     if none.any():
@@ -324,7 +325,7 @@ def require_answers(model: Model, evaluation: Evaluation) -> None:
 
 
 class Compared(Protocol):
-    """Logits and predictions of a data set, however they were put together."""
+    """Logits and predictions of a data set, from any source."""
 
     @property
     def logits(self) -> Float32Array: ...
@@ -334,15 +335,15 @@ class Compared(Protocol):
 
 
 def compare_with(reference: Compared, result: Compared) -> dict[str, float]:
-    """What a recipe changed on the same data: usually, against FP32.
+    """Compare a recipe's results with a reference, usually FP32, on the same data.
 
     Returns
     -------
     dict
-        ``relative_logit_error``, ``norm(logits - reference) / norm(reference)``
-        over the whole data set, NaN if a logit of the result is not finite; and
-        ``flips``, how many predicted classes or answers differ, one that is none
-        from all, or for scores ``mean_abs_difference``, NaN with such a score.
+        ``relative_logit_error`` is ``norm(logits - reference) / norm(reference)``
+        over the whole data set, NaN if a logit of the result is not finite.
+        ``flips`` is the number of predicted classes or answers that differ; a missing one
+        always differs. Scores have ``mean_abs_difference`` instead, NaN if one is missing.
 
     Raises
     ------

@@ -53,10 +53,10 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A model, the examples that it is evaluated on, and what it is calibrated by.
+    """A model, the examples to evaluate it on, and its calibration or the texts for one.
 
-    ``windows`` has for each example what the model is run on, as the task encodes
-    it. ``calibration`` is a given one; without it ``calibration_texts`` are run.
+    ``windows`` holds the encoded inputs of each example, as the task makes them.
+    ``calibration`` is an existing calibration; without it ``calibration_texts`` are run.
     """
 
     model: Model
@@ -68,18 +68,18 @@ class Job:
     calibration: Calibration | None = None
 
     def select(self, rows: Sequence[int]) -> Job:
-        """The same with only the examples of the given rows."""
+        """Return the same job with only the examples of the given rows."""
         windows = [self.windows[row] for row in rows]
         return replace(self, examples=self.examples.select(rows), windows=windows)
 
     @property
     def encoded(self) -> list[EncodedText]:
-        """All that the model is run on, in the examples' order."""
+        """All encoded inputs, in the order of the examples."""
         return _flat(self.windows)
 
     @property
     def truncated(self) -> int:
-        """How many examples were cut to the length limit; a context in windows is not cut."""
+        """The number of examples cut to the length limit; a context split into windows is whole."""
         return sum(any(part.encoded.truncated for part in parts) for parts in self.windows)
 
 
@@ -99,37 +99,37 @@ def prepare(
     revision: str | None = None,
     progress_bar: ProgressBar | None = None,
 ) -> Job:
-    """Load and check everything that a run needs, before any of it starts.
+    """Load and check everything that a run needs before it starts.
 
     Parameters
     ----------
     model : str or Path
         See :func:`bert_numpy.load`.
     task : str
-        A task's name; of a sentence encoder ``stsb`` is ``stsb-cosine``.
+        A task's name; for a sentence encoder ``stsb`` means ``stsb-cosine``.
     data : str or Path
         The task's folder, a folder of tasks' folders, a data set's id on the
         hub, or a file to evaluate on; see :func:`bert_numpy.tasks.files.find_files`.
     calibrated : bool
-        Whether a calibration is needed.
+        True if a calibration is needed.
     calibration : str or Path, optional
         A file that :func:`save_calibration` wrote, instead of the training sample.
     calibration_data : str or Path, optional
         A file in the task's layout; by default the training file beside ``data``.
     calibration_samples : int
-        How many of its examples to use; see :meth:`Examples.sample`. Of a
-        question all windows are used.
+        The number of its examples to use; see :meth:`Examples.sample`. All windows of
+        a chosen question are used.
     limit : int, optional
-        Evaluate only the first so many examples.
+        Evaluate only this number of examples, from the first on.
     max_length : int, optional
-        In tokens; longer inputs are cut, contexts of questions into windows.
-        By default 128, 384 for SQuAD, and a sentence encoder's own length for
-        embeddings; never more than the model's.
+        The length limit in tokens; longer inputs are truncated, and contexts of questions
+        are split into windows. The default is 128, 384 for SQuAD, and a sentence encoder's
+        own length for embeddings; never more than the model's.
     batch_size : int
     test : bool
-        Whether to take a GLUE task's test set, which has no labels.
+        True to take a GLUE task's test set, which has no labels.
     revision : str, optional
-        Of a model on the hub; see :func:`bert_numpy.load`.
+        The revision of a model on the hub; see :func:`bert_numpy.load`.
     progress_bar : callable, optional
 
     Raises
@@ -170,22 +170,22 @@ def prepare_texts(
     revision: str | None = None,
     progress_bar: ProgressBar | None = None,
 ) -> Job:
-    """:func:`prepare` without a task: on texts of one's own, with none that is right.
+    """Prepare a job without a task, on texts of the user's own without labels.
 
     Parameters
     ----------
     texts : str or Path, optional
-        A file of two texts at least (see :func:`bert_numpy.tasks.texts.read_texts`), whose
-        vectors are compared: for sentence encoders. Without it the job can calibrate any
+        For sentence encoders: a file of at least two texts, whose vectors are compared (see
+        :func:`bert_numpy.tasks.texts.read_texts`). Without it the job can calibrate any
         model, and has no examples.
     calibration_data : str or Path, optional
-        Such a file too; by default the training sentences in
+        A file of texts, too; by default the training sentences in
         :data:`bert_numpy.assets.REVIEWS`.
     max_length : int, optional
-        In tokens. By default 128 to calibrate on, and a sentence encoder's own
-        length for ``texts``; never more than the model's.
+        The length limit in tokens. The default is 128 for the calibration, and a sentence
+        encoder's own length for ``texts``; never more than the model's.
     model, calibrated, calibration, calibration_samples, limit, batch_size, revision, progress_bar
-        As there.
+        The same as in :func:`prepare`.
 
     Raises
     ------
@@ -214,17 +214,17 @@ def prepare_texts(
     return Job(loaded, EMBEDDINGS, examples, windows, encoded, batch_size, given)
 
 
-#: The task whose length is that of sentences to calibrate on.
+#: The task whose length limit is used for calibration sentences.
 _SENTENCES = TASKS["sst2"]
 
 
 def _length(task: Task[Any], tokenizer: Tokenizer, wanted: int | None) -> int:
-    """What inputs are cut to: a task's length, or the model's where that is less, or as wanted."""
+    """Return the length limit: as wanted, or else the lower of the task's and the model's."""
     return min(task.max_length, tokenizer.model_max_length) if wanted is None else wanted
 
 
 def _sentences(file: str | Path, samples: int) -> list[str]:
-    """Texts of a file to calibrate on, evenly spread."""
+    """Read a file's texts to calibrate on, evenly spread over the file."""
     require_regular(Path(file))
     return Examples(read_texts(Path(file)), None, None).sample(samples).texts
 
@@ -234,7 +234,7 @@ def _flat(windows: Sequence[Sequence[Window]]) -> list[EncodedText]:
 
 
 def _read_examples(data: str | Path, task: Task[Any], limit: int | None, test: bool) -> Data:
-    """The examples to evaluate on: of ``data`` if it is a file, else of the file in it."""
+    """Read the examples to evaluate on: from ``data`` if it is a file, else from its file."""
     file: str = task.dev
     read: Callable[[Sequence[Path]], Data] = task.read
     if test:
@@ -248,7 +248,7 @@ def _read_examples(data: str | Path, task: Task[Any], limit: int | None, test: b
 
 
 def _read_training(data: str | Path, task: Task[Any], file: str | Path | None) -> Data:
-    """The examples to choose from for a calibration: of a file, or of that beside the data."""
+    """Read the examples to sample for a calibration: from ``file``, or from beside the data."""
     examples: Data
     if file is not None:
         require_regular(Path(file))
@@ -267,14 +267,14 @@ def _read_training(data: str | Path, task: Task[Any], file: str | Path | None) -
 
 
 def require_regular(path: Path) -> None:
-    """Refuse a pipe or a device: only of a whole file can examples be chosen evenly."""
+    """Refuse a pipe or a device: an even sample needs the whole file."""
     with reading(path):
         open_regular(path).close()
 
 
 def saved_calibration(path: str | Path) -> Calibration:
-    """As :func:`bert_numpy.load_calibration`, which cannot know how one is made."""
-    if not os.path.exists(path):  # unlike Path.exists, False for a name that no file can have
+    """Load a calibration; if the file is missing, the error shows the command that writes one."""
+    if not os.path.exists(path):  # unlike Path.exists, False for impossible file names
         raise BertNumpyError(f"{path}: no such file. To make one: {how_to_make(path)}")
     return load_calibration(path)
 
@@ -296,18 +296,18 @@ def calibrate_on_sentences(
     model : Model
     tokenizer : Tokenizer
     file : Path
-        Such as the training file in :data:`bert_numpy.assets.REVIEWS`.
+        A file of texts, such as the training file in :data:`bert_numpy.assets.REVIEWS`.
     progress_bar : callable, optional
     samples : int
-        How many of them to use; see :meth:`Examples.sample`.
+        The number of texts to use; see :meth:`Examples.sample`.
     paired : bool
-        Whether each sentence is given with the one after it, as pairs of texts.
+        True to give each sentence together with the next one, as a pair of texts.
     golden : bool
 
     Raises
     ------
     BertNumpyError
-        If the file is not as expected.
+        If the file is missing or malformed.
     """
     texts = _sentences(file, samples)
     pairs = [*texts[1:], texts[0]] if paired else None
@@ -332,19 +332,19 @@ def run(
     recipes : list of Recipe
     progress_bar : callable, optional
     golden : bool
-        Whether to calibrate and to run in golden arithmetic.
+        True to calibrate and to run in golden arithmetic.
     calibration_output : str or Path, optional
-        Where to save the calibration.
+        The file to save the calibration to.
 
     Raises
     ------
     BertNumpyError
-        If a calibration is to be saved and no recipe needs one; a recipe cannot
-        accumulate as it says; or as :func:`bert_numpy.calibrate` and
-        :func:`evaluate` do.
+        If a calibration is to be saved but no recipe needs one; if a recipe's
+        accumulator cannot take its products; or in the cases of
+        :func:`bert_numpy.calibrate` and :func:`evaluate_task`.
     """
     bar = progress_bar or no_bar
-    for recipe in recipes:  # before the first of them has taken its time
+    for recipe in recipes:  # check all before the first one takes its time
         recipe.check_accumulation(model_sites(job.model))
     job = with_calibration(job, recipes, bar, golden=golden)
     calibration = job.calibration
@@ -364,7 +364,7 @@ def keep_calibration(
     Raises
     ------
     BertNumpyError
-        If there is none, as no recipe needs one; or it cannot be written.
+        If there is no calibration because no recipe needs one, or it cannot be written.
     """
     if calibration is None:
         names = ", ".join(recipe.name for recipe in recipes)
@@ -379,9 +379,9 @@ def with_calibration(
     *,
     golden: bool = False,
 ) -> Job:
-    """The job with a calibration, if it has none and a recipe needs one.
+    """Add a calibration to the job, if it has none and a recipe needs one.
 
-    A quantized model needs none: it has its scales.
+    A quantized model needs no calibration, as it has its scales.
     """
     if (
         job.calibration is not None

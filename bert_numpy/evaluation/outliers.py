@@ -1,17 +1,17 @@
-"""Outlier channels put into a checkpoint without changing what it computes.
+"""Outlier channels put into a checkpoint without changing its function.
 
-Large BERT models have a few activation channels far larger than all others,
-which is what INT8 per tensor fails on (Dettmers et al., arXiv 2208.07339; Bondarenko et
+Large BERT models have a few activation channels far larger than all others, and
+INT8 per tensor fails on them. Sources: Dettmers et al., arXiv 2208.07339; Bondarenko et
 al., *Understanding and overcoming the challenges of efficient Transformer
-quantization*, arXiv 2109.12948). A small model can be given them: inside the
-attention two pairs of linear maps meet without anything between them but sums,
+quantization*, arXiv 2109.12948. A small model can be given such channels. Inside the
+attention, two pairs of linear maps meet with nothing between them except sums:
 
     Q K^T: query channel j times 2^k, key channel j times 2^-k;
-    P V, then the output's weights: value channel j times 2^k, column j times 2^-k,
+    P V, then the output's weights: value channel j times 2^k, column j times 2^-k.
 
-and scaling by powers of two does not round (until float32's exponent ends). So
-the float32 output is the same to the last bit of every product, up to the
-order of sums; what changes is the range that a quantizer has to cover.
+Scaling by powers of two does not round (within float32's range of exponents). So
+the products, and with them the float32 output, are the same to the last bit, up to the
+order of sums. Only the range that a quantizer has to cover changes.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = ["with_outliers"]
 
 
 def with_outliers(model: Model, exponent: int, channels: int = 4) -> Model:
-    """The same function with outlier channels: queries and values of each layer times 2^exponent.
+    """Add outlier channels: scale queries and values by 2^exponent, with the same function.
 
     Parameters
     ----------
     model : Model
-        In float32.
+        A float32 model.
     exponent : int
-        0 changes nothing.
+        The exponent of the factor; 0 changes nothing.
     channels : int
-        How many channels of each head, the first ones; at most its size.
+        The number of channels of each head, from the first on; at most its size.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def _scale(
 
 
 def _exact(name: str, weights: Weights, factors: Float32Array) -> Float32Array:
-    """The weight times powers of two; an error where that would round."""
+    """Multiply a weight by powers of two; an error if that would round."""
     weight = weights[name]
     assert isinstance(weight, np.ndarray), name
     with np.errstate(over="ignore", under="ignore"):

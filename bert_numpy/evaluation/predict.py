@@ -1,4 +1,4 @@
-"""What a model says of one text, or of a pair: each head's outputs as a person reads them."""
+"""A model's predictions for one text or one pair, in a readable form for each head."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from npfp8.golden import softmax, tree_sum, unary
 __all__ = ["Prediction", "check_prediction", "predict_text"]
 
 
-#: How many answers to a question, and how many tokens for a mask, are listed.
+#: The number of answers to a question, and of tokens for a mask, that are listed.
 N_BEST = 5
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """``report``, for JSON; ``lines``, for a terminal."""
+    """A prediction as ``report``, for JSON, and as ``lines``, for a terminal."""
 
     report: dict[str, Any]
     lines: list[str]
 
 
 def check_prediction(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> None:
-    """Raise :class:`BertNumpyError` if the model has nothing to say of the text, or the pair."""
+    """Raise :class:`BertNumpyError` if the model cannot predict for the text or the pair."""
     head, name = model.config.head.name, model.name
     if head not in _PREDICTIONS:
         known = ", ".join(_PREDICTIONS)
@@ -52,29 +52,29 @@ def check_prediction(model: Model, tokenizer: Tokenizer, text: str, pair: str | 
 def predict_text(
     model: Model, tokenizer: Tokenizer, text: str, pair: str | None = None
 ) -> Prediction:
-    """Classify, score, answer, fill in or embed a text or a pair of texts, by the model's head.
+    """Classify, score, answer, fill in or embed a text or a pair, by the model's head.
 
     Parameters
     ----------
     model : Model
     tokenizer : Tokenizer
     text, pair : str
-        For question answering the question and the context; for sentence
-        embeddings two texts to compare; else one input of the model.
+        For question answering, the question and the context; for sentence
+        embeddings, two texts to compare; otherwise one input of the model.
 
     Raises
     ------
     BertNumpyError
-        As :func:`check_prediction`, or if a text is blank or too long; or if a number of
-        the output is NaN or infinite, or a vector to compare is zero. Names the model,
-        the recipe and the text (1, or 2 for the second of two vectors).
+        In the cases of :func:`check_prediction`; if a text is blank or too long; or if a
+        number of the output is NaN or infinite, or a vector to compare is zero. The message
+        names the model, the recipe and the text (1, or 2 for the second of two vectors).
     """
     check_prediction(model, tokenizer, text, pair)
     return _PREDICTIONS[model.config.head.name](model, tokenizer, text, pair)
 
 
 def _classes(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
-    """Logits by label and, for a classifier, the label and the probabilities, falling."""
+    """Predict logits by label and, for a classifier, the label and the sorted probabilities."""
     logits = _first(model, model(**_batch(tokenizer, text, pair)).logits)
     labels, problem = model.config.labels, model.config.problem_type
     report: dict[str, Any] = {"logits": dict(zip(labels, logits.tolist(), strict=True))}
@@ -99,7 +99,10 @@ def _follows(logits: Float32Array) -> Prediction:
 
 
 def _masks(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
-    """The likeliest tokens for each mask; before pre-training's second answer, if asked."""
+    """Predict the most likely tokens for each mask.
+
+    The next-sentence answer follows if the head gives one and a pair was given.
+    """
     batch = _batch(tokenizer, text, pair)
     output = model(**batch)
     given = output.logits if output.prediction_logits is None else output.prediction_logits
@@ -126,7 +129,7 @@ def _masks(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> P
 
 
 def _tokens(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
-    """The likeliest label of each token that stands for text."""
+    """Predict the most likely label of each token that stands for text."""
     batch = _batch(tokenizer, text, pair)
     logits = _first(model, model(**batch).logits)
     tokens = []
@@ -146,7 +149,7 @@ def _tokens(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> 
 
 
 def _answers(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
-    """The likeliest answers to a question, from its context."""
+    """Predict the most likely answers to a question, from its context."""
     assert pair is not None
     task = replace(SQUAD, n_best=N_BEST)
     asked = Questions((Question("", text, pair, ()),))
@@ -161,7 +164,7 @@ def _answers(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) ->
 
 
 def _embedding(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
-    """The vector and its norm; with a second text, its vector too and the cosine of both."""
+    """Compute the vector and its norm; for two texts, both vectors and their cosine."""
     texts = [text] if pair is None else [text, pair]
     vectors = model(**tokenizer.batch(texts)).sentence_embedding
     assert vectors is not None
@@ -201,7 +204,7 @@ def _batch(tokenizer: Tokenizer, text: str, pair: str | None) -> dict[str, IntAr
 
 
 def _first(model: Model, logits: Float32Array | None) -> Float32Array:
-    """The logits of the one text; an error if one is not finite."""
+    """Return the logits of the one text, checked to be finite."""
     assert logits is not None
     first: Float32Array = logits[0]
     require_finite(f"{_named(model)}: text 1: logits", first)
@@ -209,7 +212,7 @@ def _first(model: Model, logits: Float32Array | None) -> Float32Array:
 
 
 def _named(model: Model) -> str:
-    """The model, and its recipe if it runs by one."""
+    """Name the model, and its recipe if it has one."""
     recipe = getattr(model, "recipe", None)
     return model.name if recipe is None else f"{model.name}, {recipe.name}"
 

@@ -1,1 +1,1 @@
-"""A quantized model in other programs' formats."""
+"""Exporting a quantized model to the formats of other programs."""

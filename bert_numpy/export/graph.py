@@ -1,4 +1,4 @@
-"""An ONNX graph in the making, and its file: with its data in it, or beside it above 2 GiB."""
+"""An ONNX graph under construction, and its file: data above 2 GiB go into a second file."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from npfp8.files import replaced_file
 
 __all__ = ["TYPES", "Edge", "Graph", "onnx_package", "save_graph"]
 
-#: The first with DequantizeLinear by block. FP8 came with 19, Gelu with 20.
+#: The first opset whose DequantizeLinear takes blocks. FP8 came with 19, Gelu with 20.
 OPSET = 21
 
-#: The version of the file format that came with it.
+#: The version of the file format that belongs to the opset.
 _IR_VERSION = 10
 
-#: Bytes of a file of protocol buffers at most, less some for all that is no tensor.
+#: The most bytes of tensors in a file of protocol buffers; some bytes are left for the rest.
 _MOST = (1 << 31) - (1 << 24)
 
-#: Bytes from which a tensor is written beside the graph. Smaller ones may decide shapes.
+#: The least bytes of a tensor in the second file. Smaller tensors may determine shapes.
 _LARGE = 1 << 10
 
-#: Tensors beside the graph begin at multiples of this, so that they can be mapped into memory.
+#: Tensors in the second file begin at multiples of this, so that they can be mapped into memory.
 _PAGE = 4096
 
-#: ONNX's element type of each format's codes.
+#: The ONNX element type of each format's codes.
 TYPES: dict[Format, str] = {
     E4M3FN: "FLOAT8E4M3FN",
     E4M3FNUZ: "FLOAT8E4M3FNUZ",
@@ -45,7 +45,7 @@ TYPES: dict[Format, str] = {
 
 
 def onnx_package() -> Any:
-    """The package ``onnx``, which is imported where a graph is asked for (extra: onnx)."""
+    """Import the package ``onnx`` (extra: onnx), which only an export needs."""
     try:
         import onnx  # noqa: PLC0415
         import onnx.checker  # noqa: PLC0415
@@ -58,17 +58,17 @@ def onnx_package() -> Any:
 
 @dataclass(frozen=True)
 class Edge:
-    """A result of a node: its name, and its shape, in which lengths that may vary have names."""
+    """A result of a node: its name, and its shape, in which variable lengths are names."""
 
     name: str
     shape: tuple[str | int, ...] = ()
 
 
 class Graph:
-    """Nodes and initializers. Each method returns the name of its result.
+    """The nodes and initializers of a graph. Most methods return the name of their result.
 
     Two nodes of one kind with the same inputs and attributes compute the same, so the
-    second one is not appended: query, key and value, for example, share their input's codes.
+    second one is not added: query, key and value, for example, share the codes of their input.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Graph:
         self._constants: dict[tuple[int, tuple[int, ...], bytes], str] = {}
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """The only result of a node."""
+        """Add a node with one result."""
         key = (kind, inputs, tuple(sorted(attributes.items())))
         if key not in self._results:
             self._results[key] = f"{kind}_{len(self.nodes)}"
@@ -93,16 +93,16 @@ class Graph:
         self.nodes.append(make(kind, inputs, [output], f"node_{output}", **attributes))
 
     def constant(self, values: npt.ArrayLike) -> str:
-        """A small initializer of a NumPy dtype; equal ones are one."""
+        """Add a small initializer of a NumPy dtype; equal ones are shared."""
         given = np.asarray(values)
         return self._small(self.onnx.helper.np_dtype_to_tensor_dtype(given.dtype), given)
 
     def integers(self, *values: int) -> str:
-        """An initializer of axes or a shape."""
+        """Add an initializer for axes or a shape."""
         return self.constant(np.array(values, np.int64))
 
     def tensor(self, name: str, values: Array, fmt: Format | None = None) -> str:
-        """An initializer of a name: numbers, or the codes of a format; given twice it is one."""
+        """Add a named initializer: numbers, or the codes of a format; a repeated name is shared."""
         element = (
             self.onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
             if fmt is None
@@ -111,7 +111,7 @@ class Graph:
         return self._initializer(name, element, values)
 
     def zero_point(self, fmt: Format, zero_point: int | None) -> str:
-        """The zero point of a scalar scale; its type is that of the codes."""
+        """Add the zero point of a scalar scale; it has the type of the codes."""
         element = getattr(self.onnx.TensorProto, TYPES[fmt])
         return self._small(element, np.array(zero_point or 0, fmt.code_dtype))
 
@@ -132,16 +132,16 @@ class Graph:
         outputs: Mapping[str, Edge],
         properties: Mapping[str, str],
     ) -> Any:
-        """The ``onnx.ModelProto``, checked by ``onnx.checker``; its initializers have no data yet.
+        """Make the ``onnx.ModelProto``, checked by ``onnx.checker``, its initializers still empty.
 
         Nodes and initializers that no output needs are left out.
 
         Parameters
         ----------
         inputs : mapping of str to sequence
-            The shape of each, int64.
+            The shape of each int64 input, by its name.
         outputs : mapping of str to Edge
-            By the name that each gets, float32.
+            The edge of each float32 output, by its new name.
         properties : mapping of str to str
         """
         for name, edge in outputs.items():
@@ -173,7 +173,7 @@ class Graph:
         return proto
 
     def _check(self, proto: Any) -> None:
-        """Check a model in which large tensors are inputs: ``onnx.checker`` copies it, twice."""
+        """Check a model with its large tensors as inputs, as ``onnx.checker`` copies it twice."""
         checked = self.onnx.ModelProto()
         checked.CopyFrom(proto)
         del checked.graph.initializer[:]
@@ -190,23 +190,23 @@ class Graph:
         self.onnx.checker.check_model(checked, full_check=True)
 
     def values(self, tensor: Any) -> Array:
-        """The numbers, or the codes, of an initializer."""
+        """Return the numbers, or the codes, of an initializer."""
         return self.initializers[tensor.name][1]
 
     def filled(self, proto: Any) -> Any:
-        """The model with its data in it."""
+        """Fill the data of the initializers into a model."""
         for tensor in proto.graph.initializer:
             tensor.raw_data = self.values(tensor).tobytes()
         return proto
 
 
 def save_graph(graph: Graph, proto: Any, path: Path) -> None:
-    """Write a model whole or not at all; above 2 GiB, its large tensors are in a file beside it.
+    """Write a model atomically; above 2 GiB, its large tensors go into the file PATH.data.
 
-    That file is PATH.data. Both files are written before either takes its place, so a write
-    that fails leaves everything as it was. Then the data are renamed first: where there was no
-    model yet, one is there only when its data are. A process that is killed between the two
-    renames leaves new data under the graph that was there before.
+    Both files are written before either takes its place, so a failed write
+    leaves everything unchanged. Then the data are renamed first, so a new
+    model never exists without its data. A process that is killed between the two
+    renames leaves new data beside an old graph, if there was one.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def save_graph(graph: Graph, proto: Any, path: Path) -> None:
 
 
 def _write_data(graph: Graph, proto: Any, file: BinaryIO, location: str) -> None:
-    """Write the large tensors of a model, one after the other; the model says where they are."""
+    """Write the large tensors of a model in turn, and note their places in the model."""
     end = 0
     for tensor in proto.graph.initializer:
         values = np.ascontiguousarray(graph.values(tensor))

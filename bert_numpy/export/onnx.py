@@ -1,9 +1,9 @@
-"""The quantized model as an ONNX graph: the forward pass, whose every operation appends nodes.
+"""The quantized model as an ONNX graph: each operation of the forward pass adds nodes.
 
-What a product takes goes through QuantizeLinear and DequantizeLinear, and is then
+The operands of a product go through QuantizeLinear and DequantizeLinear, and are then
 multiplied in float32; a weight is an initializer of codes and a DequantizeLinear. A
-rounding to bfloat16 is a Cast there and a Cast back. Padding is masked before the
-softmax, which gives it an exact 0. docs/onnx.md says what may differ.
+rounding to bfloat16 is a Cast to it and a Cast back. Padding is masked before the
+softmax, which gives it an exact 0. docs/onnx.md describes the possible differences.
 """
 
 from __future__ import annotations
@@ -36,43 +36,43 @@ __all__ = ["check_exportable", "export_onnx", "onnx_model"]
 
 
 def export_onnx(model: QuantizedModel, path: str | Path) -> None:
-    """Write a quantized model as an ONNX file, whole or not at all. Needs the package ``onnx``.
+    """Write a quantized model as an ONNX file, atomically. This needs the package ``onnx``.
 
-    Above 2 GiB, which is the most that such a file can have, the weights are in a
-    second file beside it: PATH.data.
+    Above 2 GiB, the limit of such a file, the weights go into a
+    second file beside it, PATH.data.
 
     Raises
     ------
     BertNumpyError
-        As :func:`onnx_model`, or if a file cannot be written.
+        In the cases of :func:`onnx_model`, or if a file cannot be written.
     """
     graph, proto = _traced(model)
     save_graph(graph, proto, Path(path))
 
 
 def onnx_model(model: QuantizedModel) -> Any:
-    """A quantized model as an ``onnx.ModelProto``, checked by ``onnx.checker``.
+    """Convert a quantized model to an ``onnx.ModelProto``, checked by ``onnx.checker``.
 
     Its inputs are ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64
-    (batch, length), of any batch and length; of multiple choice (batch, choices, length).
-    Its outputs are those that the head adds to :class:`bert_numpy.ModelOutput`; of a bare
-    encoder ``last_hidden_state`` and, if there is a pooler, ``pooler_output``. All float32.
+    (batch, length), of any batch and length; (batch, choices, length) for multiple choice.
+    Its outputs are those that the head adds to :class:`bert_numpy.ModelOutput`; for a bare
+    encoder ``last_hidden_state`` and, if there is a pooler, ``pooler_output``. All are float32.
     Above 2 GiB of weights it cannot be serialized; :func:`export_onnx` writes two files.
 
     Raises
     ------
     BertNumpyError
-        If the package ``onnx`` is missing, a parameter or an output for one token is NaN
-        or infinite, or the recipe has what a graph cannot say: a format without an ONNX
-        type, inputs by block, dynamic scales with zero points or of powers of two,
-        outliers, or another accumulation than "exact" or "float32".
+        If the package ``onnx`` is missing; if a parameter, or an output for one token, is NaN
+        or infinite; or if a graph cannot express the recipe. It cannot express a format
+        without an ONNX type, inputs by block, dynamic scales with zero points or of powers
+        of two, outliers, or another accumulation than "exact" or "float32".
     """
     graph, proto = _traced(model)
     return graph.filled(proto)
 
 
 def _traced(model: QuantizedModel) -> tuple[Graph, Any]:
-    """The graph of a model, and its model without data."""
+    """Make the graph of a model, and its ``onnx.ModelProto`` without data."""
     check_exportable(model, model.recipe)
     for name, weight in model.weights.items():
         if isinstance(weight, np.ndarray):
@@ -97,10 +97,10 @@ def _traced(model: QuantizedModel) -> tuple[Graph, Any]:
 
 
 def check_exportable(model: Model, recipe: Recipe) -> None:
-    """Raise :class:`BertNumpyError` if no graph can say what a recipe makes of a model.
+    """Raise :class:`BertNumpyError` if a graph cannot express a recipe for a model.
 
-    For the reasons of :func:`onnx_model`, except weights that are not finite; nothing has to be
-    calibrated for it.
+    The reasons are those of :func:`onnx_model`, except numbers that are not finite. No
+    calibration is needed for the check.
     """
     onnx_package()
     if ACCUMULATORS[recipe.accumulate].narrow:
@@ -115,7 +115,7 @@ def check_exportable(model: Model, recipe: Recipe) -> None:
 
 
 def _check(recipe: Recipe, site: Site) -> None:
-    """Refuse what has no nodes here."""
+    """Refuse settings that have no nodes here."""
     how = recipe.site(site)
 
     def check(good: bool, expected: str) -> None:
@@ -134,7 +134,7 @@ def _check(recipe: Recipe, site: Site) -> None:
 
 
 class OnnxLayout:
-    """The layout of a graph's arrays: (batch, length, features), padding and all."""
+    """The layout of a graph's arrays: (batch, length, features), including padding."""
 
     def __init__(self, graph: Graph, config: BertConfig) -> None:
         self.graph, self.choices = graph, config.head.has_choices
@@ -142,14 +142,14 @@ class OnnxLayout:
         self.inputs = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), names)
 
     def _input(self, name: str) -> str:
-        """An input as (texts, length)."""
+        """Return an input as (texts, length)."""
         if not self.choices:
             return name
         shape = self.graph.op("Concat", self.graph.integers(-1), self.dimension(2), axis=0)
         return self.graph.op("Reshape", name, shape)
 
     def dimension(self, axis: int) -> str:
-        """A length of the inputs, as an array of one number."""
+        """Return a length of the inputs, as an array of one number."""
         return self.graph.op("Shape", "input_ids", start=axis, end=axis + 1)
 
     @property
@@ -159,18 +159,18 @@ class OnnxLayout:
 
     @property
     def present(self) -> str:
-        """Whether the attention mask has each token: bool, (texts, length)."""
+        """The attention mask as bool, (texts, length)."""
         mask = self._input("attention_mask")
         return self.graph.op("Cast", mask, to=self.graph.onnx.TensorProto.BOOL)
 
     @property
     def present_numbers(self) -> str:
-        """The same as int32: 0 or 1."""
+        """The attention mask as int32, 0 or 1."""
         return self.graph.op("Cast", self.present, to=self.graph.onnx.TensorProto.INT32)
 
     @property
     def numbers(self) -> str:
-        """0, 1, ...: (length,)."""
+        """The numbers 0, 1, ...: (length,)."""
         graph = self.graph
         axis = 2 if self.choices else 1
         length = graph.op("Squeeze", self.dimension(axis), graph.integers(0))
@@ -179,20 +179,20 @@ class OnnxLayout:
 
     @property
     def computed(self) -> str:
-        """Whether the model computes each token: those present, and position 0."""
+        """A mask of the tokens that the model computes: those present, and position 0."""
         first = self.graph.op("Equal", self.numbers, self.graph.constant(np.int64(0)))
         return self.graph.op("Or", self.present, first)
 
     def words(self) -> str:
-        """(batch, length)."""
+        """Return the ids: (batch, length)."""
         return self.ids
 
     def types(self) -> str:
-        """(batch, length)."""
+        """Return the types: (batch, length)."""
         return self._input("token_type_ids")
 
     def places(self, padding: int | None) -> str:
-        """(length,), or (batch, length) where they are counted."""
+        """Return position numbers: (length,), or (batch, length) if padding is skipped."""
         if padding is None:
             return self.numbers
         graph, pad = self.graph, self.graph.constant(np.int64(padding))
@@ -203,7 +203,7 @@ class OnnxLayout:
         return graph.op("Add", graph.op("Mul", summed, counted), pad)
 
     def distances(self, numbers: IntArray) -> Iterator[str]:
-        """(1, length, length)."""
+        """Yield the numbers once: (1, length, length)."""
         graph, farthest = self.graph, len(numbers) // 2
         keys = graph.op("Unsqueeze", self.numbers, graph.integers(0, 1))
         queries = graph.op("Unsqueeze", self.numbers, graph.integers(0, 2))
@@ -215,7 +215,7 @@ class OnnxLayout:
     def split_heads(
         self, query: Edge, key: Edge, value: Edge, heads: int
     ) -> Iterator[tuple[Edge, Edge, Edge]]:
-        """All sequences in one product."""
+        """Put all sequences into one product."""
         *lengths, hidden = query.shape
         d = int(hidden) // heads
         shape = self.graph.integers(0, 0, heads, d)
@@ -229,7 +229,7 @@ class OnnxLayout:
         yield split(query, 0, 2, 1, 3), split(key, 0, 2, 3, 1), split(value, 0, 2, 1, 3)
 
     def merge_heads(self, parts: Sequence[Edge]) -> Edge:
-        """(batch, length, hidden)."""
+        """Merge the heads: (batch, length, hidden)."""
         (part,) = parts
         batch, heads, length, d = part.shape
         hidden = int(heads) * int(d)
@@ -238,29 +238,29 @@ class OnnxLayout:
         return Edge(merged, (batch, length, hidden))
 
     def texts(self, x: Edge) -> Iterator[tuple[Edge, str]]:
-        """All, with places of (batch, length): what pools them leaves padding out."""
+        """Yield all texts at once, with places (batch, length); the pooling leaves padding out."""
         graph = self.graph
         first = graph.op("ArgMax", self.present_numbers, axis=1, keepdims=1)
         places = graph.op("Sub", self.numbers, first)
         yield x, graph.op("Add", places, graph.constant(np.int64(1)))
 
     def join(self, parts: Sequence[Edge]) -> Edge:
-        """There is one."""
+        """Return the one result."""
         return parts[0]
 
     def first(self, x: Edge) -> Edge:
-        """(batch, features)."""
+        """Select the first token of each text: (batch, features)."""
         row = self.graph.op("Gather", x.name, self.graph.constant(np.int64(0)), axis=1)
         return Edge(row, (x.shape[0], *x.shape[2:]))
 
     def padded(self, x: Edge) -> Edge:
-        """0 where the model computes nothing."""
+        """Set the positions that the model does not compute to 0."""
         tokens = self.graph.op("Unsqueeze", self.computed, self.graph.integers(2))
         zero = self.graph.constant(np.float32(0))
         return Edge(self.graph.op("Where", tokens, x.name, zero), x.shape)
 
     def column(self, x: Edge, number: int, masked: float | None = None) -> Edge:
-        """(batch, length)."""
+        """Select one feature: (batch, length)."""
         column = self.graph.op("Gather", x.name, self.graph.constant(np.int64(number)), axis=-1)
         where = self.computed if masked is None else self.present
         other = self.graph.constant(np.float32(masked or 0))
@@ -268,7 +268,7 @@ class OnnxLayout:
 
 
 class OnnxEngine(Engine[Edge]):
-    """Appends the nodes of each operation."""
+    """An engine that adds the nodes of each operation to a graph."""
 
     def __init__(
         self,
@@ -280,15 +280,15 @@ class OnnxEngine(Engine[Edge]):
     ) -> None:
         self.graph, self.layout, self.weights = graph, layout, weights
         self.recipe, self.plans = recipe, plans
-        self._tables: dict[int, str] = {}  # that have been looked up, by array
+        self._tables: dict[int, str] = {}  # the tables looked up so far, by array
         self._rounded: set[str] = set()
 
     def parameter(self, name: str) -> str:
-        """A parameter that is not quantized."""
+        """Add a parameter that is not quantized."""
         return self.graph.tensor(name, parameter(self.weights, name))
 
     def rounded(self, x: str) -> str:
-        """In the recipe's arithmetic."""
+        """Round to the recipe's arithmetic."""
         if self.recipe.arithmetic == "float32" or x in self._rounded:
             return x
         half = self.graph.op("Cast", x, to=self.graph.onnx.TensorProto.BFLOAT16)
@@ -297,7 +297,7 @@ class OnnxEngine(Engine[Edge]):
         return whole
 
     def gather(self, tables: Sequence[Table]) -> Edge:
-        """A Gather each, added in float32."""
+        """Add one Gather per table, and add them up in float32."""
         found = []
         for name, _, _, rows in tables:
             table = self.parameter(name)
@@ -309,14 +309,14 @@ class OnnxEngine(Engine[Edge]):
         return Edge(total, ("batch", "length", tables[0][2]))
 
     def position_bias(self, table: Table) -> Edge:
-        """A Gather, transposed."""
+        """Add a Gather and a Transpose."""
         name, _, heads, rows = table
         found = self.graph.op("Gather", self.parameter(name), rows)
         turned = self.graph.op("Transpose", found, perm=(0, 3, 1, 2))
         return Edge(self.rounded(turned), (1, heads, "length", "length"))
 
     def linears(self, sites: Sequence[Site], x: Edge) -> list[Edge]:
-        """A product each."""
+        """Add one product per layer."""
         found = []
         for site in sites:
             bias = self.parameter(f"{site.name}.bias")
@@ -325,18 +325,18 @@ class OnnxEngine(Engine[Edge]):
         return found
 
     def product(self, site: Site, a: Edge, b: Edge) -> Edge:
-        """Of two activations."""
+        """Add a product of two activations."""
         return Edge(self._product(site, a.name, b.name), (*a.shape[:-1], b.shape[-1]))
 
     def _product(self, site: Site, a: str, b: str, bias: str | None = None) -> str:
-        """What :class:`bert_numpy.quantization.engine.QuantizedEngine` computes at a site."""
+        """Add the same steps as :class:`bert_numpy.quantization.engine.QuantizedEngine`."""
         plan = self.plans.get(site.name)
         if plan is not None:
             if plan.smoothing is not None:
                 divisor = self.graph.tensor(f"{site.name}.smoothing", plan.smoothing)
                 a = self.rounded(self.graph.op("Div", a, divisor))
             a = self._quantized(a, plan.recipe.a, plan.a, -1)
-            if site.is_attention:  # a weight has its codes
+            if site.is_attention:  # a weight already has codes
                 b = self._quantized(b, plan.recipe.b, plan.b, -2)
         result = self.graph.op("MatMul", a, b)
         if bias is not None:
@@ -344,7 +344,7 @@ class OnnxEngine(Engine[Edge]):
         return result if site.kind == "head" else self.rounded(result)
 
     def _quantized(self, x: str, operand: Operand, static: Scale | None, k_axis: int) -> str:
-        """Codes of ``x`` and their values again; a scale per token is one along ``k_axis``."""
+        """Quantize and dequantize ``x``; a scale per token is one along ``k_axis``."""
         if operand.fmt is None:
             return x
         if static is not None:
@@ -352,14 +352,14 @@ class OnnxEngine(Engine[Edge]):
         graph = self.graph
         largest = graph.op("ReduceMax", graph.op("Abs", x), graph.integers(k_axis), keepdims=1)
         limit = graph.constant(np.float32(operand.fmt.max))
-        smallest = graph.constant(np.finfo(np.float32).tiny)  # of a row of zeros, too
+        smallest = graph.constant(np.finfo(np.float32).tiny)  # also for a row of zeros
         scale = graph.op("Max", graph.op("Div", largest, limit), smallest)
         values = self._quantize(graph.op("Div", x, scale), operand.fmt, np.float32(1), None)
         return graph.op("Mul", values, scale)
 
     def _quantize(self, x: str, fmt: Format, scale: Any, zero_point: int | None) -> str:
         graph = self.graph
-        if fmt == INT8:  # its -128, which QuantizeLinear uses, is left out here
+        if fmt == INT8:  # QuantizeLinear uses -128, which is left out here
             x = graph.op("Max", x, graph.constant(np.float32(-fmt.max) * np.float32(scale)))
         arguments = graph.constant(np.float32(scale)), graph.zero_point(fmt, zero_point)
         attributes: dict[str, Any] = {"saturate": 1} if isinstance(fmt, FloatFormat) else {}
@@ -367,7 +367,7 @@ class OnnxEngine(Engine[Edge]):
         return graph.op("DequantizeLinear", codes, *arguments)
 
     def _weight(self, name: str) -> str:
-        """A linear layer's weight, transposed: (in, out)."""
+        """Add a linear layer's weight, transposed: (in, out)."""
         graph, weight = self.graph, self.weights[name]
         if not isinstance(weight, QuantizedTensor):
             if id(weight) in self._tables:  # the decoder that is the word embeddings
@@ -388,16 +388,16 @@ class OnnxEngine(Engine[Edge]):
     # Between the products
 
     def add(self, x: Edge, y: Edge) -> Edge:
-        """Add, rounded."""
+        """Append Add, then round."""
         return Edge(self.rounded(self.graph.op("Add", x.name, y.name)), x.shape)
 
     def multiply(self, x: Edge, factor: float) -> Edge:
-        """Mul, rounded."""
+        """Append Mul, then round."""
         constant = self.graph.constant(np.float32(factor))
         return Edge(self.rounded(self.graph.op("Mul", x.name, constant)), x.shape)
 
     def softmax(self, x: Edge) -> Edge:
-        """Softmax of the scores of keys; padding's become the least number, and an exact 0."""
+        """Append Softmax over keys; padding gets the least score, and so exactly the weight 0."""
         graph = self.graph
         keys = graph.op("Unsqueeze", self.layout.present, graph.integers(1, 2))
         least = graph.constant(np.finfo(np.float32).min)
@@ -405,38 +405,38 @@ class OnnxEngine(Engine[Edge]):
         return Edge(self.rounded(graph.op("Softmax", scores, axis=-1)), x.shape)
 
     def layer_norm(self, name: str, x: Edge, eps: float) -> Edge:
-        """LayerNormalization, rounded."""
+        """Append LayerNormalization, then round."""
         inputs = [x.name, self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")]
         result = self.graph.op("LayerNormalization", *inputs, axis=-1, epsilon=eps)
         return Edge(self.rounded(result), x.shape)
 
     def activation(self, name: str, x: Edge, answer: bool = False) -> Edge:
-        """The node of a function, of a rounded input; rounded."""
+        """Append the function's node; its input and its result are rounded, except an answer's."""
         if answer:
             return Edge(_ACTIVATIONS[name](self.graph, x.name), x.shape)
         result = _ACTIVATIONS[name](self.graph, self.rounded(x.name))
         return Edge(self.rounded(result), x.shape)
 
     def pool(self, mode: str, x: Edge, places: str) -> Edge:
-        """Of the tokens that the mask has."""
+        """Pool the tokens that the mask keeps."""
         result = _POOLINGS[mode](self.graph, self.layout, x.name, places)
         return Edge(result, (x.shape[0], *x.shape[2:]))
 
     def concatenate(self, parts: Sequence[Edge]) -> Edge:
-        """Concat."""
+        """Append Concat."""
         joined = self.graph.op("Concat", *(part.name for part in parts), axis=-1)
         features = sum(int(part.shape[-1]) for part in parts)
         return Edge(joined, (*parts[0].shape[:-1], features))
 
     def normalize(self, x: Edge) -> Edge:
-        """By ReduceL2."""
+        """Divide by the norm from ReduceL2."""
         graph = self.graph
         norm = graph.op("ReduceL2", x.name, graph.integers(-1), keepdims=1)
         least = graph.op("Max", norm, graph.constant(np.float32(1e-12)))
         return Edge(graph.op("Div", x.name, least), x.shape)
 
     def output(self, name: str, x: Edge) -> Edge:
-        """As it is."""
+        """Return ``x`` unchanged."""
         return x
 
 
@@ -452,14 +452,14 @@ _ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
 
 
 def _total(graph: Graph, wanted: str, x: str) -> str:
-    """The sum of the wanted tokens. (batch, length), (batch, length, features) -> (batch, .)."""
+    """Add up the wanted tokens. (batch, length), (batch, length, features) -> (batch, .)."""
     tokens = graph.op("Unsqueeze", wanted, graph.integers(2))
     chosen = graph.op("Where", tokens, x, graph.constant(np.float32(0)))
     return graph.op("ReduceSum", chosen, graph.integers(1), keepdims=0)
 
 
 def _count(graph: Graph, layout: OnnxLayout) -> str:
-    """How many tokens the mask has: float32, (batch, 1)."""
+    """Count the tokens that the mask keeps: float32, (batch, 1)."""
     ones = graph.op("Cast", layout.present, to=graph.onnx.TensorProto.FLOAT)
     return graph.op("ReduceSum", ones, graph.integers(1), keepdims=1)
 
@@ -492,7 +492,7 @@ def _last_token(graph: Graph, layout: OnnxLayout, x: str, places: str) -> str:
     return _total(graph, graph.op("Equal", layout.numbers, last), x)
 
 
-#: By the name of :data:`npfp8.golden.POOLINGS`: the nodes, whose order of sums is the runtime's.
+#: By the name in :data:`npfp8.golden.POOLINGS`: the nodes. The runtime decides the order of sums.
 _POOLINGS: dict[str, Callable[[Graph, OnnxLayout, str, str], str]] = {
     "mean": _mean,
     "mean_sqrt_len_tokens": _mean_sqrt_len,

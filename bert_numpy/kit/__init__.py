@@ -1,4 +1,4 @@
-"""The conformance kit: golden tensors that another backend's are compared with.
+"""The conformance kit: golden tensors to compare another backend's tensors with.
 
 ``docs/kit.md`` describes a kit's files. :func:`open_kit` reads one,
 :func:`verify` compares.
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Kit", "Report", "open_kit", "verify"]
 
-#: The module of each, imported when it is asked for.
+#: The module of each name, imported at the name's first use.
 _HOMES = {"Kit": "manifest", "open_kit": "manifest", "Report": "compare", "verify": "compare"}
 
 
 def __getattr__(name: str) -> object:
-    """A public name, at its first use."""
+    """Import a public name at its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Putting a kit together: each tensor is computed by the operation that the manifest names."""
+"""Building a kit: each tensor is computed by the operation that the manifest names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Builder"]
 
 
 class Builder:
-    """Collects tensors in the order of the data flow."""
+    """A collection of tensors in the order of the data flow."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -32,7 +32,7 @@ class Builder:
         kind: str | None = None,
         **attributes: Any,
     ) -> Reference:
-        """An input; given twice under one name it is the same one."""
+        """Add an input; a name given again refers to the same input."""
         if name not in self.tensors:
             if kind is None:
                 kind = "float32" if x.dtype == np.float32 else "integers"
@@ -51,7 +51,7 @@ class Builder:
         kind: str = "float32",
         fmt: Format | None = None,
     ) -> Array:
-        """A tensor by its operation; returns its value."""
+        """Add a tensor computed by its operation, and return its value."""
         given = dict(attributes or {})
         values = {
             role: apply_view(self.arrays[reference.tensor], reference.view)
@@ -63,7 +63,7 @@ class Builder:
         return x
 
     def kit(self, header: Mapping[str, Any]) -> Kit:
-        """What has been collected."""
+        """Make a kit of the tensors collected so far."""
         return Kit(header, self.tensors, self.arrays)
 
     def _add(self, tensor: Tensor, x: Array) -> None:

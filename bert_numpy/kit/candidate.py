@@ -1,4 +1,4 @@
-"""A candidate's dumps: tensors under the kit's names, from a file or a folder."""
+"""A candidate's tensors under the kit's names, from a file or a folder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["as_candidate", "load_candidate"]
 def load_candidate(path: Path, kit: Kit) -> dict[str, Array]:
     """Read a safetensors file, or a folder of such files and of ``.npy`` files.
 
-    A ``.npy`` file's name, with the folders that it is in, is the tensor's:
-    ``model/0/logits.npy``. Not all of the kit's tensors need be there.
+    The path of a ``.npy`` file within the folder is the tensor's name:
+    ``model/0/logits.npy``. The candidate need not have all tensors of the kit.
 
     Raises
     ------
     BertNumpyError
-        If a file cannot be read, a tensor is there twice or is none of the
-        kit's, or none is there; or as :func:`as_candidate`.
+        If a file cannot be read, if a tensor occurs twice or does not belong to the
+        kit, or if there is no tensor; or in the cases of :func:`as_candidate`.
     """
     found: dict[str, Any] = {}
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -68,22 +68,22 @@ def _load_npy(file: Path) -> Array:
 
 
 def as_candidate(tensors: Mapping[str, Any], kit: Kit, place: str) -> dict[str, Array]:
-    """A candidate's tensors as the kit has its own in memory, in the kit's order.
+    """Convert a candidate's tensors to the kit's form in memory, in the kit's order.
 
     Parameters
     ----------
     tensors : mapping of str to ndarray or Fp8Array
         Numbers as float32, bfloat16 (their bits as uint16, or ml_dtypes) or
-        float16, if every one is exact; codes as uint8, int8, Fp8Array or an
-        ml_dtypes type.
+        float16, provided that none is rounded by it; codes as uint8, int8, Fp8Array
+        or an ml_dtypes type.
     kit : Kit
     place : str
-        For messages.
+        The candidate's place, for messages.
 
     Raises
     ------
     BertNumpyError
-        If a name is none of the kit's, or a shape or a dtype does not fit.
+        If a name does not belong to the kit, or a shape or a dtype does not fit.
     """
     if unknown := sorted(set(tensors) - set(kit.tensors)):
         raise BertNumpyError(f"{place}: tensor {unknown[0]!r}: expected a name of the kit's")

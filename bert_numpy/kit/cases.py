@@ -1,4 +1,4 @@
-"""The cases of a kit that need no model: of the codec, and of each operator by itself.
+"""The cases of a kit that need no model: the codec's, and those of each single operator.
 
 Their numbers come from an integer rule (splitmix64), never from a library's
 random generator, whose streams may change.
@@ -27,7 +27,7 @@ _BF16 = {"precision": "bfloat16"}
 
 
 def random_bits(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint64]:
-    """The numbers of splitmix64 (Steele, Lea and Flood, OOPSLA 2014) from a seed on."""
+    """Generate the numbers of splitmix64 (Steele, Lea and Flood, OOPSLA 2014) from a seed."""
     count = int(np.prod(shape))
     with np.errstate(over="ignore"):
         z = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(
@@ -39,7 +39,7 @@ def random_bits(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint64]:
 
 
 def random_codes(seed: int, shape: tuple[int, ...], fmt: Format, span: int = 256) -> Array:
-    """Finite codes; of a float format those of the ``span`` largest magnitudes at most."""
+    """Generate finite codes; those of a float format are among its ``span`` largest magnitudes."""
     bits = random_bits(seed, shape)
     if isinstance(fmt, IntFormat):
         count = fmt.max_code - fmt.min_code + 1
@@ -51,7 +51,7 @@ def random_codes(seed: int, shape: tuple[int, ...], fmt: Format, span: int = 256
 
 
 def random_bfloat16(seed: int, shape: tuple[int, ...], binades: int = 6) -> Float32Array:
-    """bfloat16 numbers below 4 in magnitude, of so many binades, evenly."""
+    """Generate bfloat16 numbers of magnitude below 4, spread evenly over the binades."""
     bits = random_bits(seed, shape)
     exponents = 128 - (bits >> np.uint64(20)) % np.uint64(binades)
     sign = bits >> np.uint64(50) & np.uint64(1)
@@ -60,7 +60,7 @@ def random_bfloat16(seed: int, shape: tuple[int, ...], binades: int = 6) -> Floa
 
 
 def add_codec_cases(builder: Builder) -> None:
-    """Every code of every format decoded; numbers on and beside every boundary encoded."""
+    """Add each format's decoded codes, and encoded numbers on and beside every boundary."""
     for fmt in FLOAT_FORMATS.values():
         place = f"codec/{fmt}"
         codes = np.arange(fmt.values.size, dtype=np.uint8)
@@ -96,7 +96,7 @@ def _gemms() -> Iterator[_Gemm]:
     yield _Gemm("square", f, f, codes(3, 8, 32, f), codes(4, 32, 32, f))
     yield _Gemm("k1", f, f, codes(5, 16, 1, f), codes(6, 1, 16, f))
     yield _Gemm("k17", f, f, codes(7, 8, 17, f), codes(8, 17, 8, f))
-    # Of much the same size: it is here that a narrow accumulator loses bits.
+    # Magnitudes are similar: in such sums a narrow accumulator loses bits.
     yield _Gemm("k4096", f, f, codes(9, 4, 4096, f, 48), codes(10, 4096, 4, f, 48))
     ones = np.full((4, 4096), 0x38, np.uint8)
     yield _Gemm("k4096-ones", f, f, ones, np.ascontiguousarray(ones.T))
@@ -151,7 +151,7 @@ def _add_gemm(builder: Builder, case: _Gemm) -> None:
 
 
 def add_operator_cases(builder: Builder) -> None:
-    """Products, quantization, softmax, GELU, LayerNorm and the rest, with their extremes."""
+    """Add products, quantization, softmax, GELU, LayerNorm and the rest, with their extremes."""
     for case in _gemms():
         _add_gemm(builder, case)
     _add_quantize(builder)
@@ -167,7 +167,7 @@ def _add_quantize(builder: Builder) -> None:
         ("int8", finite, INT8, 0.0123, None),
         ("uint8", finite, UINT8, 0.0123, 117),
     ]
-    # Numbers whose quotients are ties, or next to one: here x / scale and x * (1 / scale) part.
+    # The quotients are ties, or next to a tie: here x / scale and x * (1 / scale) differ.
     for fmt in (E4M3FN, INT8):
         values = np.unique(fmt.values[np.isfinite(fmt.values)])
         ties = ((values[:-1] + values[1:]) / 2 * 0.0123).astype(np.float32)
@@ -193,7 +193,7 @@ def _add_quantize(builder: Builder) -> None:
 
 
 def _interesting_bfloat16() -> Float32Array:
-    """Every third number of 2^-14 to 2^10, some of all binades, specials; of both signs."""
+    """List every third number of 2^-14..2^10, some of all binades, and specials, of both signs."""
     bits = np.concatenate(
         [
             np.arange(0, 0x7F80, 61),

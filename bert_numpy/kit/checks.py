@@ -1,9 +1,9 @@
-"""What each operation of a kit takes: its inputs, attributes and shapes, checked before it runs.
+"""The forms of a kit's operations: inputs, attributes and shapes, checked before they run.
 
-A manifest comes from anywhere. An entry that passes :func:`check_entry` has every
-input and attribute that its operation reads, of the right type, and a result of
-the shape that the operation makes of its inputs: so computing it takes no more
-memory than the kit itself has.
+A manifest may come from an untrusted source. An entry that passes :func:`check_entry` has
+every input and attribute that its operation reads, each of the right type, and its result
+has the shape that the operation derives from its inputs. So computing it takes no more
+memory than the kit itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 Attributes = Mapping[str, Any]
 
-#: What an attribute must be, in words, and whether a value is.
+#: The requirement for an attribute, in words, and a function that checks a value.
 _Check = tuple[str, Callable[[Any], bool]]
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -38,7 +38,7 @@ def _one_of(*values: str) -> _Check:
 
 
 def _key_of(names: Collection[str]) -> _Check:
-    """Check for one of the names; for a table, also those that are added to it later."""
+    """Make a check for one of the names; for a table, including those added to it later."""
     return " or ".join(map(repr, names)), lambda x: isinstance(x, str) and x in names
 
 
@@ -50,7 +50,7 @@ _FMT = _key_of(FORMATS)
 _BOOL: _Check = ("true or false", lambda x: isinstance(x, bool))
 _NUMBER: _Check = (
     "a float32 number",
-    lambda x: type(x) in (int, float) and abs(x) <= _LARGEST,  # a NaN is not
+    lambda x: type(x) in (int, float) and abs(x) <= _LARGEST,  # a NaN fails this
 )
 _POSITIVE: _Check = ("0 or more", lambda x: _NUMBER[1](x) and x >= 0)
 _AXIS: _Check = ("a number of 31 bits", lambda x: _is_integer(x, -32))
@@ -75,7 +75,7 @@ _GROUPS = {"axis": _AXIS, "block": _BLOCK}
 
 
 def _is_operand(x: Any) -> bool:
-    """Whether a value says how an operand is quantized."""
+    """Check that a value describes the quantization of an operand."""
     checks = {"fmt": _FMT, "ndim": ("", lambda y: _is_integer(y, 0)), **_GROUPS}
     return (
         isinstance(x, Mapping)
@@ -93,7 +93,7 @@ _OPERAND: _Check = ("an object of fmt, axis and block", _is_operand)
 _FACTOR: _Check = ("an object of fmt, ndim, axis and block", _is_factor)
 
 
-# Shapes. Each function raises ValueError or IndexError where the inputs do not fit together.
+# Shapes. Each function raises ValueError or IndexError if the inputs do not fit together.
 
 
 def _same(shapes: Shapes, how: Attributes) -> Shape:
@@ -105,7 +105,7 @@ def _broadcast(shapes: Shapes, how: Attributes) -> Shape:
 
 
 def _groups(x: Shape, how: Attributes) -> Shape:
-    """The shape of the scales of a tensor."""
+    """Return the shape of the scales of a tensor."""
     axis, block = how.get("axis"), how.get("block")
     if axis is None:
         if block is not None:
@@ -212,10 +212,10 @@ def _concatenate(shapes: Shapes, how: Attributes) -> Shape:
 
 @dataclass(frozen=True)
 class _Form:
-    """What an operation takes and makes.
+    """The form of an operation: its inputs, its attributes and its result.
 
-    Kinds are "numbers" (bfloat16 or float32), "codes" of the format that the
-    attribute ``fmt`` names, or "codes of" the operand of that name.
+    Kinds are "numbers" (bfloat16 or float32), "codes" of the format in the
+    attribute ``fmt``, or "codes of" an operand, in the format of that operand.
     """
 
     inputs: Mapping[str, str]
@@ -329,22 +329,22 @@ def check_entry(
     result: tuple[str, str, Shape],
     place: str,
 ) -> None:
-    """Refuse a tensor that its operation cannot make.
+    """Refuse a tensor that its operation cannot produce.
 
     Parameters
     ----------
     operation : str
     attributes : mapping
     inputs : mapping of str to (kind, fmt, shape)
-        By role, as they are looked at.
+        The inputs by role, with the shapes of their views.
     result : (kind, fmt, shape)
     place : str
-        For messages.
+        The entry's place, for messages.
 
     Raises
     ------
     BertNumpyError
-        If an input or an attribute is missing, unknown or of another type, or
+        If an input or an attribute is missing, unknown or of another type, or if
         the shapes do not fit together.
     """
     form = _FORMS[operation]

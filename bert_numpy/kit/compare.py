@@ -1,4 +1,4 @@
-"""Comparing a candidate with a kit: where it first differs, by how much, and why."""
+"""Comparing a candidate with a kit: the first difference, its size and its cause."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ __all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor of a candidate that is not the kit's.
+    """A tensor of a candidate that differs from the kit's.
 
     Attributes
     ----------
     name, level, operation : str
     elements, different : int
-        Elements in all, and those that differ. A NaN is like any other.
+        The number of all elements, and of those that differ. All NaNs are equal.
     ulp : float or None
         The largest distance, in codes or in units of the last place of bfloat16
         or float32; -0 and +0 are one apart. None if a NaN is on one side.
     index : tuple of int
-        The first that differs.
+        The index of the first element that differs.
     expected, found : str
-        There: value and bits.
+        The value and the bits there.
     sqnr : float or None
         Signal-to-noise ratio over the finite elements, in dB; None without noise.
     root : bool
-        Whether nothing that it is computed from differs: here something goes wrong.
+        True if none of its sources differ: an error arises here.
     causes : tuple of str
-        Of a root: the known defects that reproduce the tensor to the last bit,
-        the one that explains most others first; none, if the cause is not known.
+        For a root: the known defects that reproduce the tensor to the last bit,
+        beginning with the one that explains most roots. It is empty if the cause is unknown.
     """
 
     name: str
@@ -71,13 +71,13 @@ class Report:
     ----------
     profile : str
     compared : tuple of str
-        The tensors that the candidate gave, in the order of the data flow.
+        The tensors of the candidate, in the order of the data flow.
     missing : int
-        Computed tensors of the kit that it did not give.
+        The number of computed tensors of the kit that the candidate lacks.
     differences : tuple of Difference
-        In the order of the data flow.
+        The differences in the order of the data flow.
     failures : mapping of str to str
-        What the profile does not tolerate, by the tensor's name: why.
+        The tensors that the profile does not tolerate, each with the reason.
     """
 
     profile: str
@@ -88,7 +88,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether the profile tolerates all differences."""
+        """True if the profile tolerates all differences."""
         return not self.failures
 
     @property
@@ -97,7 +97,7 @@ class Report:
         return self.differences[0] if self.differences else None
 
     def as_json(self) -> dict[str, Any]:
-        """The report as a JSON object."""
+        """Return the report as a JSON object."""
         return {
             "passed": self.passed,
             "profile": self.profile,
@@ -109,7 +109,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """The report in a few lines."""
+        """Return the report as a few lines of text."""
         roots = [item for item in self.differences if item.root]
         lines = [
             f"{'passed' if self.passed else 'FAILED'} ({self.profile}): {len(self.compared)} "
@@ -130,7 +130,7 @@ class Report:
         return "\n".join(map(shown, lines))
 
 
-#: Places that a text report shows.
+#: The number of places that a text report shows.
 _SHOWN = 5
 
 
@@ -149,18 +149,19 @@ def verify(
     ----------
     kit : Kit
     candidate : mapping of str to ndarray
-        By the kit's names; not all of them need be there. Dtypes as for
+        Tensors by the kit's names; some may be missing. The dtypes are those of
         :func:`bert_numpy.kit.candidate.as_candidate`.
     profile : {"bit-exact", "accumulate-order", "statistical"}
-        What is tolerated: nothing; float32 sums of products in any order, each
-        tensor computed from what the candidate itself gave; or noise.
+        The tolerance: nothing; float32 sums of products in any order, each
+        tensor computed from the candidate's own tensors; or noise.
     min_sqnr : float
-        Of the profile "statistical": the least signal-to-noise ratio of a
+        For the profile "statistical": the least signal-to-noise ratio of a
         tensor, in dB.
     max_flips : int
-        Of the same: how many rows of ``logits`` may have another largest element.
+        For the profile "statistical": the number of rows of ``logits`` whose largest
+        element may be another one.
     progress_bar : callable, optional
-        Of the search for causes, which takes seconds, and longer for a large model.
+        A bar for the search for causes, which takes seconds, or longer for a large model.
 
     Returns
     -------
@@ -169,7 +170,7 @@ def verify(
     Raises
     ------
     BertNumpyError
-        If the profile is unknown, or the candidate is not as said.
+        If the profile is unknown, or a tensor of the candidate does not fit the kit.
     """
     if profile not in PROFILES:
         raise BertNumpyError(f"profile: expected one of {', '.join(PROFILES)}, found {profile!r}")
@@ -195,7 +196,7 @@ def verify(
 
 
 def differing_elements(kit: Kit, name: str, found: Array) -> npt.NDArray[np.bool_]:
-    """Where a tensor differs from the kit's. NaNs are alike."""
+    """Mark the elements in which a tensor differs from the kit's. All NaNs are equal."""
     return _unlike(kit.tensors[name], kit.arrays[name], found)
 
 
@@ -219,7 +220,7 @@ def _bits(x: Array) -> npt.NDArray[np.uint32]:
 def _is_root(
     kit: Kit, name: str, found: Mapping[str, Array], differing: Mapping[str, Array]
 ) -> bool:
-    """Whether none of the nearest given tensors that one is computed from differs."""
+    """Check that none of the nearest given sources of a tensor differs."""
     between = kit.sources([name], found.__contains__)
     nearest = (x for source in (name, *between) for x, _ in kit.tensors[source].inputs.values())
     return differing.keys().isdisjoint(nearest)
@@ -252,7 +253,7 @@ def _difference(
 
 
 def _shown(tensor: Tensor, x: Any) -> str:
-    """A number and its bits."""
+    """Return a number and its bits as text."""
     if tensor.kind == "bfloat16":
         bits = int(_bits(np.asarray(x))) if np.ndim(x) == 0 else 0
         return f"{float(x)!r} (0x{bits >> 16:04X}{f'{bits & 0xFFFF:04X}' if bits & 0xFFFF else ''})"
@@ -265,7 +266,7 @@ def _shown(tensor: Tensor, x: Any) -> str:
 
 
 def _distance(tensor: Tensor, x: Array, y: Array) -> float | None:
-    """The largest distance in codes or units of the last place; None with a NaN."""
+    """Compute the largest distance in codes or units of the last place; None with a NaN."""
     fmt = FORMATS.get(tensor.fmt)
     if tensor.kind in ("bfloat16", "float32"):
         if np.isnan(x).any() or np.isnan(y).any():
@@ -281,7 +282,7 @@ def _distance(tensor: Tensor, x: Array, y: Array) -> float | None:
 
 
 def _rank(bits: Array, sign_bit: int) -> IntArray:
-    """Bits of sign and magnitude as integers in the order of the numbers; -0 is -1."""
+    """Convert bits of sign and magnitude to integers in the numbers' order; -0 becomes -1."""
     wide = bits.astype(np.int64)
     magnitude = wide & ((1 << sign_bit) - 1)
     return np.where(wide >> sign_bit & 1, -1 - magnitude, magnitude)
@@ -309,7 +310,7 @@ def _sqnr(tensor: Tensor, expected: Array, found: Array) -> float | None:
 
 
 class Evaluation:
-    """Values of a kit's tensors with a defect in what is not held fixed."""
+    """The values of a kit's tensors if a defect is in everything that is not held fixed."""
 
     def __init__(
         self,
@@ -325,7 +326,7 @@ class Evaluation:
         self.applied = False
 
     def value(self, name: str) -> Array:
-        """A tensor: fixed, or computed with the defect."""
+        """Return a tensor, fixed or computed with the defect."""
         if not self._is_known(name):
             needed = {name, *self.kit.sources([name], self._is_known)}
             for source in self.kit.tensors:  # in the order of the data flow
@@ -334,7 +335,7 @@ class Evaluation:
         return self.known[name]
 
     def _is_known(self, name: str) -> bool:
-        """Whether nothing has to be computed for a tensor."""
+        """Check whether a tensor is available without computing anything."""
         if name not in self.known:
             x = self.fixed(name) if name != self.target else None
             if x is None and self.kit.tensors[name].operation == "given":
@@ -345,7 +346,7 @@ class Evaluation:
         return True
 
     def _computed(self, name: str) -> Array:
-        """A tensor whose inputs are known, computed with the defect."""
+        """Compute a tensor with the defect; its inputs must be known."""
         tensor = self.kit.tensors[name]
         inputs = self.kit.inputs(name, self.known.__getitem__)
         defective = self.defect.operations.get(tensor.operation)
@@ -365,7 +366,7 @@ def _diagnose(
     differing: Mapping[str, Array],
     advance: Callable[[int], None],
 ) -> dict[str, tuple[str, ...]]:
-    """By root, the names of the defects that reproduce it in every element."""
+    """Find the defects that reproduce every element of a root, by root."""
 
     def fixed(name: str) -> Array | None:
         return kit.arrays[name] if name in found and name not in differing else None
@@ -377,7 +378,7 @@ def _diagnose(
         for defect in DEFECTS:
             if defect.name in explained[root]:
                 continue
-            # In all operations on the way, or, where several have it, in one kind of them alone.
+            # The defect is in all operations on the way or, if it fits several, in one kind alone.
             shared = [name for name in defect.operations if name in operations]
             alone = [Defect(defect.name, {name: defect.operations[name]}) for name in shared]
             variants = ([defect] if shared else []) + (alone if len(shared) > 1 else [])
@@ -397,13 +398,13 @@ def _diagnose(
 def _reproduces(
     kit: Kit, defect: Defect, root: str, found: Array, fixed: Callable[[str], Array | None]
 ) -> bool:
-    """Whether a tensor is, in every element, what a defect makes of what is fixed."""
+    """Check that a defect, applied to the fixed tensors, reproduces every element of a tensor."""
     evaluation = Evaluation(kit, fixed, defect, root, found)
     try:
         with np.errstate(all="ignore"):
             x = evaluation.value(root)
     except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError):
-        return False  # an operation that the defect cannot be computed of
+        return False  # the defect cannot be computed for this operation
     return evaluation.applied and not _unlike(kit.tensors[root], x, found).any()
 
 

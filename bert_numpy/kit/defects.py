@@ -1,9 +1,9 @@
-"""The typical defects of a backend, each as operations that have it.
+"""The typical defects of a backend, each with the defective operations.
 
 A defect replaces one or more of :data:`bert_numpy.kit.operations.OPERATIONS`.
-Computed with it from a kit's own inputs, a tensor is what a backend with that
-very defect gives; so a candidate's tensor that equals it has a likely cause. What
-NumPy says of overflow and of NaN on the way is the caller's to silence.
+A tensor computed with it from a kit's own inputs is the result of a backend with that
+very defect. So the defect is the likely cause of a candidate's tensor that equals it. The
+caller must silence NumPy's warnings about overflow and NaN.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from npfp8.scaling import spread
 
 __all__ = ["DEFECTS", "FOUND", "Defect"]
 
-#: ``(inputs, attributes) -> array``, or None where the defect cannot show. If the candidate gives
-#: this very tensor, that is an input too: :data:`FOUND`.
+#: ``(inputs, attributes) -> array``, or None if the defect cannot show. If the candidate has
+#: this very tensor, it is an input too: :data:`FOUND`.
 Defective = Callable[[Inputs, Attributes], "Array | None"]
 
-#: The name of what the candidate gives, among the inputs.
+#: The name of the candidate's tensor among the inputs.
 FOUND = "found"
 
 #: Operations that round to the precision of their attributes.
@@ -38,7 +38,7 @@ _ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
 
 @dataclass(frozen=True, eq=False)
 class Defect:
-    """A defect: its name, and by operation what it makes of it."""
+    """A defect: its name, and its defective operations by name."""
 
     name: str
     operations: Mapping[str, Defective] = field(repr=False)
@@ -52,7 +52,7 @@ def _quotient(x: Array, scale: Array) -> Array:
 
 
 def _encoding(encode: Defective) -> dict[str, Defective]:
-    """A defect of the encoder, where numbers are encoded and where they are quantized."""
+    """Make a defect of the encoder, for encoding numbers and for quantizing them."""
 
     def quantize(inputs: Inputs, attributes: Attributes) -> Array | None:
         if not isinstance(FORMATS[attributes["fmt"]], FloatFormat):
@@ -66,7 +66,7 @@ def _encoding(encode: Defective) -> dict[str, Defective]:
 
 
 def _mistake(name: str, occurrence: int) -> Defective:
-    """The encoder that has a mistake of :mod:`npfp8.mistakes`."""
+    """Make the encoder with a mistake of :mod:`npfp8.mistakes`."""
 
     def encode(inputs: Inputs, attributes: Attributes) -> Array | None:
         fmt, x = FORMATS[attributes["fmt"]], inputs["x"]
@@ -82,7 +82,7 @@ def _mistake(name: str, occurrence: int) -> Defective:
 
 
 def _limited(inputs: Inputs, attributes: Attributes) -> Array | None:
-    """Saturation at the largest value that was found."""
+    """Saturate at the largest value found in the candidate."""
     fmt, found = FORMATS[attributes["fmt"]], inputs.get(FOUND)
     if found is None or not isinstance(fmt, FloatFormat):
         return None
@@ -93,7 +93,7 @@ def _limited(inputs: Inputs, attributes: Attributes) -> Array | None:
 
 
 def _from_threshold(inputs: Inputs, attributes: Attributes) -> Array | None:
-    """The largest value from the smallest number on for which it was wrongly found."""
+    """Return the largest value from the smallest number that the candidate maps to it wrongly."""
     fmt, x, found = FORMATS[attributes["fmt"]], inputs["x"], inputs.get(FOUND)
     if found is None or not isinstance(fmt, FloatFormat):
         return None
@@ -108,7 +108,7 @@ def _from_threshold(inputs: Inputs, attributes: Attributes) -> Array | None:
 
 
 def _integer(change: Callable[[Array, IntFormat, int], Array]) -> dict[str, Defective]:
-    """A defect of quantization to integers: of the quotient, to a code as float."""
+    """Make a defect of integer quantization; ``change`` maps the quotient to a code as float."""
 
     def quantize(inputs: Inputs, attributes: Attributes) -> Array | None:
         fmt = FORMATS[attributes["fmt"]]
@@ -130,14 +130,14 @@ def _half_away(x: Array) -> Array:
 
 
 def _wrap(x: Array) -> Array:
-    return np.clip(x, -(2**40), 2**40)  # the cast to 8 bits cuts the rest off
+    return np.clip(x, -(2**40), 2**40)  # the cast to 8 bits drops the other bits
 
 
 # Scales
 
 
 def _quantize_with(change: Callable[[Array, Array], Array]) -> Defective:
-    """Quantization with another quotient than x / scale, which is given to it with a scale of 1."""
+    """Make a quantization with another quotient than x / scale, passed on with a scale of 1."""
 
     def quantize(inputs: Inputs, attributes: Attributes) -> Array | None:
         if attributes.get("axis") is not None:
@@ -149,7 +149,7 @@ def _quantize_with(change: Callable[[Array, Array], Array]) -> Defective:
 
 
 def _scale_sum_with(change: Callable[[Array, Array, Array], Array]) -> Defective:
-    """A product scaled in another way; ``change`` gets the sum and the two scales."""
+    """Make a product with another scaling; ``change`` gets the sum and the two scales."""
 
     def scale_sum(inputs: Inputs, attributes: Attributes) -> Array | None:
         if attributes.get("block") is not None or any(
@@ -184,14 +184,14 @@ def _accumulated(accumulate: str) -> Defective:
     def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
         try:
             return OPERATIONS["sum"](inputs, {**attributes, "accumulate": accumulate})
-        except ValueError:  # operands that these tensor cores do not take
+        except ValueError:  # these tensor cores do not accept the operands
             return None
 
     return sums
 
 
 def _in_order(inputs: Inputs, attributes: Attributes) -> Array | None:
-    """Float32 sums, one product after the other."""
+    """Add products in float32, one after the other."""
     if attributes.get("block") is not None:
         return None
     if any(
@@ -206,7 +206,7 @@ def _in_order(inputs: Inputs, attributes: Attributes) -> Array | None:
 
 
 def _sum_of(change: Callable[[str, Array, FloatFormat], Array | None]) -> Defective:
-    """A sum of operands whose codes are taken otherwise."""
+    """Make a sum of operands whose codes are changed."""
 
     def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
         changed = dict(inputs)
@@ -237,7 +237,7 @@ def _flush_codes(name: str, codes: Array, fmt: FloatFormat) -> Array:
 
 
 def _taken_for(fmt: FloatFormat) -> dict[str, Defective]:
-    """Codes of a format read by the bias and the NaN of its FNUZ or OCP variant."""
+    """Make operations that read a format's codes with its FNUZ or OCP variant's bias and NaN."""
     other = NAN_BIASED[fmt]
 
     def values(inputs: Inputs, attributes: Attributes) -> Array | None:
@@ -255,7 +255,7 @@ def _taken_for(fmt: FloatFormat) -> dict[str, Defective]:
 
 
 def _after(change: Callable[[Array], Array], *operations: str) -> dict[str, Defective]:
-    """What is done to the results of some operations."""
+    """Make operations whose results are changed."""
 
     def changed(operation: str) -> Defective:
         def function(inputs: Inputs, attributes: Attributes) -> Array:
@@ -267,7 +267,7 @@ def _after(change: Callable[[Array], Array], *operations: str) -> dict[str, Defe
 
 
 def _instead_of_rounding(change: Callable[[Array], Array]) -> dict[str, Defective]:
-    """Another way to bfloat16, from the float32 result."""
+    """Make operations with another conversion from float32 to bfloat16."""
 
     def elementwise(operation: str) -> Defective:
         def function(inputs: Inputs, attributes: Attributes) -> Array | None:
@@ -284,7 +284,7 @@ def _instead_of_rounding(change: Callable[[Array], Array]) -> dict[str, Defectiv
 
 
 def _bits(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """A change of float32's bits; a NaN stays one."""
+    """Make a function that changes the bits of float32 numbers; a NaN stays a NaN."""
 
     def function(x: Array) -> Array:
         bits = np.ascontiguousarray(x).view(np.uint32)
@@ -309,7 +309,7 @@ def _other_gelu(inputs: Inputs, attributes: Attributes) -> Array | None:
 
 
 def _overflowing_softmax(inputs: Inputs, attributes: Attributes) -> Array | None:
-    """exp(x) / sum in float32: infinite over infinite where x is large."""
+    """Compute exp(x) / sum in float32, which is infinity over infinity for a large x."""
     x = inputs["x"].astype(np.float64)
     weights = golden.UNARY["exp"](x).astype(np.float32)
     total = golden.tree_sum(weights.astype(np.float64)).astype(np.float32)
@@ -318,7 +318,7 @@ def _overflowing_softmax(inputs: Inputs, attributes: Attributes) -> Array | None
 
 
 def _sample_variance(inputs: Inputs, attributes: Attributes) -> Array | None:
-    """Variance over n - 1: the weights are as much smaller as the deviation is larger."""
+    """Compute LayerNorm with the variance over n - 1."""
     x = inputs["x"].astype(np.float64)
     length = x.shape[-1]
     if length < 2:
@@ -433,5 +433,5 @@ def _defects() -> Iterator[Defect]:
     yield Defect("variance over n - 1", {"layer_norm": _sample_variance})
 
 
-#: Every known defect. A name may come more than once, for several ways to be wrong.
+#: Every known defect. A name may occur more than once, for several ways to be wrong.
 DEFECTS = tuple(_defects())

@@ -1,4 +1,4 @@
-"""Making a kit: the codec's and the operators' cases, and a golden run of a model."""
+"""Making a kit: the cases of the codec and of the operators, and a golden run of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from npfp8.arrays import IntArray
 __all__ = ["make_kit", "model_files", "read_inputs", "sequence"]
 
 
-#: The arithmetic of the whole, in words.
+#: The arithmetic of the whole kit, in words.
 _SUMMARY = [
     "A tensor is what its operation makes of its inputs; operations has each one's rule.",
     "Tensors are in the order of the data flow: each comes after its inputs.",
@@ -42,20 +42,20 @@ def make_kit(
     inputs: Sequence[Mapping[str, IntArray]] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Kit:
-    """Put a kit together.
+    """Make a kit.
 
     Parameters
     ----------
     levels : sequence of str
-        Of :data:`LEVELS`; "layer" and "model" need the next three.
+        Levels from :data:`LEVELS`; "layer" and "model" need the next three arguments.
     model : QuantizedModel, optional
-        Golden.
+        A golden model.
     files : mapping of str to str, optional
         The SHA-256 of the model's files by their names.
     inputs : sequence of mappings
-        The model's arguments, each of one sequence: (1, length).
+        The model's arguments, each for one sequence: (1, length).
     progress : callable, optional
-        Called with 1 after each of the inputs.
+        Called with 1 after each input.
     """
     builder = Builder()
     header: dict[str, Any] = {"levels": list(levels), "arithmetic": _SUMMARY}
@@ -76,7 +76,7 @@ def make_kit(
 
 
 def _of_levels(kit: Kit, levels: Sequence[str]) -> Kit:
-    """Without the tensors of other levels; of these, what is read becomes given."""
+    """Drop the tensors of other levels; those that the kept ones read become given."""
     kept = {name for name, tensor in kit.tensors.items() if tensor.level in levels}
     read = {
         reference.tensor for name in kept for reference in kit.tensors[name].inputs.values()
@@ -94,7 +94,7 @@ def _of_levels(kit: Kit, levels: Sequence[str]) -> Kit:
 
 
 def model_files(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the files that a checkpoint's numbers are in."""
+    """Compute the SHA-256 of the files that hold a checkpoint's numbers."""
     paths = [folder / "config.json", *sorted(folder.glob("*.safetensors*"))]
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()
@@ -104,13 +104,13 @@ def model_files(folder: Path) -> dict[str, str]:
 def read_inputs(path: Path, tokenizer: Tokenizer | None) -> list[dict[str, IntArray]]:
     """Read inputs: a JSON list of texts, or of objects.
 
-    An object has "text" and perhaps "pair", or "input_ids" and perhaps
-    "attention_mask" and "token_type_ids", lists of integers.
+    An object has "text" and optionally "pair", or "input_ids" and optionally
+    "attention_mask" and "token_type_ids", which are lists of integers.
 
     Raises
     ------
     BertNumpyError
-        If it is anything else; names the item.
+        If the file has anything else; the message names the item.
     """
     keys = ("input_ids", "attention_mask", "token_type_ids")
     found = []
@@ -129,7 +129,7 @@ def read_inputs(path: Path, tokenizer: Tokenizer | None) -> list[dict[str, IntAr
             pair = [fields["pair"]] if "pair" in fields else None
             found.append(sequence(tokenizer.encode([fields["text"]], pair, 128)[0]))
             continue
-        if not all(map(_are_integers, fields.values())):  # else NumPy would cut 1.5 and read "1"
+        if not all(map(_are_integers, fields.values())):  # NumPy would truncate 1.5 and read "1"
             raise BertNumpyError(f"{place}: expected lists of integers, found {item!r}")
         found.append({key: np.array([value], np.int64) for key, value in fields.items()})
     if not found:
@@ -138,10 +138,10 @@ def read_inputs(path: Path, tokenizer: Tokenizer | None) -> list[dict[str, IntAr
 
 
 def _are_integers(values: Any) -> bool:
-    """Whether it is a list of 64-bit integers; JSON's true and false are none."""
+    """Check for a list of 64-bit integers; JSON's true and false are not accepted."""
     return isinstance(values, list) and all(type(x) is int and abs(x) < 2**63 for x in values)
 
 
 def sequence(encoded: EncodedText) -> dict[str, IntArray]:
-    """The arguments of a model for one text, without padding."""
+    """Return the arguments of a model for one text, without padding."""
     return dict(pad([encoded]))

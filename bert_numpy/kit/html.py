@@ -1,4 +1,4 @@
-"""A report as one HTML page, with pictures in SVG: nothing else is loaded."""
+"""A report as one HTML page with pictures in SVG; it loads nothing else."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _STYLE = (
     ".bad{color:#b00020}.good{color:#1b6e2a}code{font-size:12px}"
 )
 
-#: The picture of a tensor has at most so many cells a side.
+#: The most cells per side in the picture of a tensor.
 _CELLS = 48
 
 
 def html_report(kit: Kit, report: Report, candidate: Mapping[str, Any]) -> str:
-    """A self-contained page: what differs, the error by site, the first tensor that differs."""
+    """Make a self-contained page: the differences, the error by site, the first wrong tensor."""
     differing = {item.name: item for item in report.differences}
     by_case: dict[str, list[tuple[str, Difference | None]]] = {}
     for name in report.compared:
@@ -49,12 +49,12 @@ def html_report(kit: Kit, report: Report, candidate: Mapping[str, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    """A text from a file, as HTML shows it."""
+    """Escape a text from a file for HTML."""
     return html.escape(shown(text))
 
 
 def _map(mask: npt.NDArray[np.bool_]) -> str:
-    """Where a tensor differs: rows by columns, in cells of several elements if it is large."""
+    """Draw where a tensor differs: rows by columns, with several elements per cell if large."""
     flat = mask.reshape(-1, mask.shape[-1]) if mask.ndim else mask.reshape(1, 1)
     rows, columns = (min(n, _CELLS) for n in flat.shape)
     size = 10
@@ -73,7 +73,7 @@ def _map(mask: npt.NDArray[np.bool_]) -> str:
 
 
 def _bars(sites: Sequence[tuple[str, Difference | None]]) -> str:
-    """A bar a tensor, in the order of the data flow."""
+    """Draw one bar per tensor, in the order of the data flow."""
     row, left, width = 12, 430, 400
     shapes = []
     for i, (name, item) in enumerate(sites):

@@ -39,20 +39,20 @@ __all__ = [
 #: The manifest's format and its version.
 FORMAT = "bert-numpy kit 1"
 
-#: From the smallest piece to the whole.
+#: The levels of a kit, from the smallest part to the whole.
 LEVELS = ("codec", "operator", "layer", "model")
 
-#: How equal is equal enough.
+#: The tolerances of a comparison.
 PROFILES = ("bit-exact", "accumulate-order", "statistical")
 
-#: What a tensor's elements are.
+#: The kinds of a tensor's elements.
 KINDS = ("bfloat16", "float32", "codes", "integers")
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 
 
 class Reference(NamedTuple):
-    """A tensor that goes into an operation, and how it is looked at."""
+    """A tensor that is an input of an operation, and the view of it."""
 
     tensor: str
     view: str = ""
@@ -60,7 +60,7 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a kit: what makes it, and what it is.
+    """The description of a kit's tensor: its operation and its elements.
 
     Attributes
     ----------
@@ -71,13 +71,13 @@ class Tensor:
     operation : str
         A key of :data:`bert_numpy.kit.operations.RULES`.
     inputs : mapping of str to Reference
-        By role.
+        The operation's inputs by role.
     attributes : mapping
-        Of the operation.
+        The operation's attributes.
     kind : str
         One of :data:`KINDS`. bfloat16 numbers are float32 arrays in memory.
     fmt : str
-        The format of codes, else "".
+        The format of codes; "" for numbers.
     """
 
     name: str
@@ -98,9 +98,9 @@ class Kit:
     header : mapping
         The manifest without its tensors: model, recipe, arithmetic.
     tensors : mapping of str to Tensor
-        By name, each after those that go into it.
+        The tensors by name, each after its inputs.
     arrays : mapping of str to ndarray
-        float32 (for bfloat16 too), codes (uint8, int8), or int64.
+        The values: float32 (for bfloat16, too), codes (uint8, int8), or int64.
     """
 
     header: Mapping[str, Any]
@@ -108,7 +108,7 @@ class Kit:
     arrays: Mapping[str, Array] = field(repr=False)
 
     def inputs(self, name: str, values: Callable[[str], Array] | None = None) -> dict[str, Array]:
-        """What goes into a tensor's operation, by role, as it is looked at."""
+        """Return the inputs of a tensor's operation by role, in their views."""
         value = values or self.arrays.__getitem__
         return {
             role: apply_view(value(reference.tensor), reference.view)
@@ -116,7 +116,7 @@ class Kit:
         }
 
     def sources(self, names: Iterable[str], known: Callable[[str], bool]) -> set[str]:
-        """All that some tensors are computed from, back to those that are known, left out."""
+        """Find everything that some tensors are computed from, back to known tensors (excluded)."""
         found: set[str] = set()
         waiting = list(names)
         while waiting:  # not by recursion: a model's data flow is deeper than Python's stack
@@ -127,14 +127,14 @@ class Kit:
         return found
 
     def cases(self, operation: str, level: str | None = None) -> Iterator[Case]:
-        """Every tensor that an operation makes: what goes in, and what is to come out."""
+        """Yield every tensor that an operation makes, with its inputs and the expected result."""
         for name, tensor in self.tensors.items():
             if tensor.operation == operation and level in (None, tensor.level):
                 yield Case(name, self.inputs(name), tensor.attributes, self.arrays[name])
 
 
 class Case(NamedTuple):
-    """One tensor to compute: its name, its operation's inputs and attributes, and the answer."""
+    """One tensor to compute: its name, its operation's inputs and attributes, and the result."""
 
     name: str
     inputs: dict[str, Array]
@@ -143,7 +143,7 @@ class Case(NamedTuple):
 
 
 def apply_view(x: Array, view: str) -> Array:
-    """Look at an array as a view says; see ``docs/kit.md``."""
+    """Apply a view to an array; see ``docs/kit.md``."""
     name, _, number = view.partition(":")
     if name == "":
         return x
@@ -161,13 +161,13 @@ VIEWS = ("", "transposed", "first_row", "merge_heads", "split_heads", "split_hea
 
 
 def sha256(tensor: Tensor, x: Array) -> str:
-    """Of a tensor's bytes as they are stored: row by row, little-endian, bfloat16 in two bytes."""
+    """Hash a tensor's bytes as stored: row by row, little-endian, bfloat16 in two bytes."""
     stored = to_bits(x) if tensor.kind == "bfloat16" else x
     return hashlib.sha256(stored.astype(stored.dtype.newbyteorder("<")).tobytes()).hexdigest()
 
 
 def manifest_of(kit: Kit) -> dict[str, Any]:
-    """The manifest as JSON has it."""
+    """Make the manifest as a JSON object."""
     used = sorted({tensor.operation for tensor in kit.tensors.values()})
     entries = []
     for name, tensor in kit.tensors.items():
@@ -195,12 +195,12 @@ def manifest_of(kit: Kit) -> dict[str, Any]:
 
 
 def write_kit(kit: Kit, folder: Path) -> None:
-    """Write a kit to a new folder, whole or not at all; the same kit gives the same bytes.
+    """Write a kit to a new folder, atomically; the same kit gives the same bytes.
 
     Raises
     ------
     BertNumpyError
-        If the folder is there and not empty, or cannot be written.
+        If the folder exists and is not empty, or cannot be written.
     """
     stored: dict[str, Any] = {}
     for name, tensor in kit.tensors.items():
@@ -212,7 +212,7 @@ def write_kit(kit: Kit, folder: Path) -> None:
             stored[name] = Fp8Array(x, fmt)
         else:
             stored[name] = x
-    # A line a tensor: readable, and a difference shows.
+    # One line per tensor: it is readable, and a diff shows what changed.
     manifest = manifest_of(kit)
     entries = ",\n".join(json.dumps(entry) for entry in manifest.pop("tensors"))
     head = json.dumps(manifest, indent=1)[:-2]
@@ -224,19 +224,19 @@ def write_kit(kit: Kit, folder: Path) -> None:
 
 
 def open_kit(folder: str | Path = EMBEDDED) -> Kit:
-    """Read a kit and check all of it against its manifest.
+    """Read a kit, and check all of it against its manifest.
 
     Parameters
     ----------
     folder : str or Path
-        Of a kit; ``bert-tiny-sst2``, the default, is the one that comes with
+        A kit's folder; ``bert-tiny-sst2``, the default, is the kit that comes with
         the package, unless there is a folder of that name.
 
     Raises
     ------
     BertNumpyError
-        If a file is missing or damaged, or the manifest is not as ``docs/kit.md``
-        has it; names the tensor and the key.
+        If a file is missing or damaged, or the manifest does not follow
+        ``docs/kit.md``. The message names the tensor and the key.
 
     Examples
     --------
@@ -286,7 +286,7 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
     return Kit(header, tensors, arrays)
 
 
-#: Keys of the manifest that follow from the rest.
+#: The keys of the manifest that follow from the rest.
 _DERIVED = ("format", "operations", "tensors")
 
 _ENTRY: dict[str, tuple[type, bool]] = {
@@ -303,7 +303,7 @@ _ENTRY: dict[str, tuple[type, bool]] = {
 
 
 def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
-    """An entry of the manifest, checked."""
+    """Parse and check an entry of the manifest."""
     if not isinstance(entry, dict):
         raise BertNumpyError(f"{place}: expected a JSON object, found {entry!r}")
     if unknown := sorted(set(entry) - set(_ENTRY)):
@@ -356,7 +356,7 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
 def _viewed_shapes(
     tensor: Tensor, arrays: Mapping[str, Array], place: str
 ) -> Iterator[tuple[int, ...]]:
-    """The shape of each input as it is looked at; a view that does not fit is refused."""
+    """Yield the shape of each input's view; a view that does not fit is refused."""
     for role, (name, view) in tensor.inputs.items():
         try:
             yield apply_view(arrays[name], view).shape
@@ -368,7 +368,7 @@ def _viewed_shapes(
 
 
 def _in_memory(tensor: Tensor, stored: Array | Fp8Array, place: str) -> Array:
-    """A stored tensor as a kit has it in memory: of the dtype that its kind says."""
+    """Convert a stored tensor to its form in memory, checking its dtype against its kind."""
     x = stored.codes if isinstance(stored, Fp8Array) else stored
     fmt: Format | None = FORMATS.get(tensor.fmt)
     expected = {

@@ -1,10 +1,10 @@
-"""The operations that a kit is made of: each tensor is one operation's result.
+"""The operations of a kit: each tensor is the result of one operation.
 
-A kit's manifest names, for each tensor, its operation, the tensors that go into
-it and the operation's attributes. What an operation does is said twice: in words
-(:data:`RULES`, which the manifest holds), for a reader without Python, and here
-as a function ``(inputs, attributes) -> array`` over arrays of float32 (bfloat16
-numbers too), codes or integers. All arithmetic is :mod:`npfp8`'s.
+A kit's manifest names, for each tensor, its operation, the operation's inputs
+and its attributes. Each operation is defined twice: in words
+(:data:`RULES`, which the manifest holds) for a reader without Python, and here
+as a function ``(inputs, attributes) -> array`` over arrays of float32 (also for bfloat16
+numbers), codes or integers. All arithmetic is :mod:`npfp8`'s.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _quantize(inputs: Inputs, attributes: Attributes) -> Array:
 
 
 def operand(name: str, inputs: Inputs, attributes: Attributes) -> QuantizedTensor:
-    """An operand by its role: "a" or "b" of a product; with a scale of 1 or its own."""
+    """Make the operand of a role, "a" or "b" of a product or "x"; its default scale is 1."""
     how = attributes[name]
     codes, fmt = inputs[name], FORMATS[how["fmt"]]
     axis, block = how.get("axis"), how.get("block")
@@ -95,7 +95,7 @@ def _sum(inputs: Inputs, attributes: Attributes) -> Array:
 
 
 def _spread(scale: Array, how: Mapping[str, Any], k_axis: int, ndim: int, part: int) -> Array:
-    """A scale so that it broadcasts against the product, with K an axis of length 1."""
+    """Reshape a scale to broadcast against the product, with K an axis of length 1."""
     if how.get("axis") is None:
         return scale
     if how.get("block") is not None:
@@ -169,7 +169,7 @@ def _pool(mode: str) -> Operation:
     return pool
 
 
-#: What makes each tensor, by the operation's name. "given" is what the kit gives.
+#: The operations by name. "given", for inputs from the kit, is not among them.
 OPERATIONS: dict[str, Operation] = {
     "output": lambda x, how: x["x"],
     "encode": _encode,
@@ -206,7 +206,7 @@ _SUMS = "docs/golden.md, Sums"
 _FUNCTIONS = "docs/golden.md, Functions"
 _CODEC = "docs/codec.md, Rounding is comparing with boundaries"
 
-#: Each operation in words, and where its arithmetic is argued.
+#: Each operation in words, and the page that explains its arithmetic.
 RULES: dict[str, tuple[str, str]] = {
     "given": ("an input: take it from the kit", "docs/kit.md"),
     "output": ("x, under the name that transformers has for it", "docs/kit.md"),

@@ -1,10 +1,10 @@
-"""Recording a golden run: an engine that computes as the golden one does and notes every step.
+"""Recording a golden run, with an engine that computes as the golden one and notes every step.
 
-There is one forward pass, and it is not touched: what it hands from one operation to the
-next is here an array together with the kit's tensor that it is (:class:`Traced`). Each
-operation is computed twice: by the model's own engine, whose result goes on, and step by
+The one forward pass is used unchanged. The values that its operations exchange are here
+arrays together with the kit's tensors that they equal (:class:`Traced`). Each operation is
+computed twice: by the model's own engine, whose result is passed on, and step by
 step by the operations of :mod:`bert_numpy.kit.operations`. If the two differ in a bit, the
-kit would not explain the model, and is not made.
+kit would not explain the model, so it is not made.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = ["record"]
 
 
 def record(builder: Builder, model: QuantizedModel, case: str, inputs: Mapping[str, Array]) -> None:
-    """Run a golden model on one sequence and add all that it computes.
+    """Run a golden model on one sequence, and add everything that it computes.
 
     Parameters
     ----------
     builder : Builder
     model : QuantizedModel
-        Golden.
+        A golden model.
     case : str
-        What the tensors' names begin with.
+        The beginning of the tensors' names.
     inputs : mapping of str to ndarray of int, (1, length)
         The model's arguments.
     """
@@ -60,13 +60,13 @@ def record(builder: Builder, model: QuantizedModel, case: str, inputs: Mapping[s
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """An array, and the kit's tensor that it is, perhaps seen otherwise; None if it is none."""
+    """An array, and the tensor of the kit (or its view) that it equals; None if there is none."""
 
     x: Float32Array
     source: Reference | None = None
 
     def seen(self, x: Float32Array, view: str) -> Traced:
-        """What became of all of it by a view; of a part, or of a view, there is no tensor."""
+        """Trace a view of the whole array; a part, or a view of a view, has no tensor."""
         if self.source is None or self.source.view or x.size != self.x.size:
             return Traced(x)
         return Traced(x, Reference(self.source.tensor, view))
@@ -74,30 +74,30 @@ class Traced:
 
 @dataclass(frozen=True, eq=False)
 class TracedLayout:
-    """The layout of one sequence, whose arrays are traced."""
+    """The layout of one sequence with traced arrays."""
 
     batch: Batch
 
     def words(self) -> Array:
-        """(tokens,)."""
+        """Return the ids: (tokens,)."""
         return self.batch.words()
 
     def types(self) -> Array:
-        """(tokens,)."""
+        """Return the types: (tokens,)."""
         return self.batch.types()
 
     def places(self, padding: int | None) -> Array:
-        """(tokens,)."""
+        """Return the position numbers: (tokens,)."""
         return self.batch.places(padding)
 
     def distances(self, numbers: Array) -> Iterator[Array]:
-        """(1, queries, keys)."""
+        """Yield the numbers: (1, queries, keys)."""
         return self.batch.distances(numbers)
 
     def split_heads(
         self, query: Traced, key: Traced, value: Traced, heads: int
     ) -> Iterator[tuple[Traced, Traced, Traced]]:
-        """Views."""
+        """Split heads into traced views."""
         for q, k, v in self.batch.split_heads(query.x, key.x, value.x, heads):
             yield (
                 query.seen(q, f"split_heads:{heads}"),
@@ -106,35 +106,35 @@ class TracedLayout:
             )
 
     def merge_heads(self, parts: Sequence[Traced]) -> Traced:
-        """A view."""
+        """Merge heads into a traced view."""
         (part,) = parts
         return part.seen(self.batch.merge_heads([part.x]), "merge_heads")
 
     def texts(self, x: Traced) -> Iterator[tuple[Traced, IntArray]]:
-        """The tokens that the mask has."""
+        """Yield the tokens that the mask keeps."""
         for tokens, places in self.batch.texts(x.x):
             yield Traced(tokens), places
 
     def join(self, parts: Sequence[Traced]) -> Traced:
-        """There is one."""
+        """Return the one result."""
         return parts[0]
 
     def first(self, x: Traced) -> Traced:
-        """A view: the first row."""
+        """Return a traced view of the first row."""
         row = self.batch.first(x.x)
         return Traced(row, x.source and Reference(x.source.tensor, "first_row"))
 
     def padded(self, x: Traced) -> Traced:
-        """No tensor of the kit."""
+        """Pad; the result is not a tensor of the kit."""
         return Traced(self.batch.padded(x.x))
 
     def column(self, x: Traced, number: int, masked: float | None = None) -> Traced:
-        """No tensor of the kit."""
+        """Select a feature; the result is not a tensor of the kit."""
         return Traced(self.batch.column(x.x, number, masked))
 
 
 class RecordingEngine(Engine[Traced]):
-    """Adds what is computed of one sequence to a builder."""
+    """An engine that adds every tensor computed for one sequence to a builder."""
 
     def __init__(self, builder: Builder, model: QuantizedModel, case: str, batch: Batch) -> None:
         self.builder, self.model, self.case = builder, model, case
@@ -148,19 +148,19 @@ class RecordingEngine(Engine[Traced]):
 
     @property
     def level(self) -> str:
-        """Of the tensors at the present site."""
+        """The level of the tensors at the present site."""
         return "model" if self.site.layer is None else "layer"
 
     def source(self, what: str, x: Traced) -> Reference:
-        """The tensor that an operand is; a given one, if it is no result."""
+        """Return an operand's tensor; if it is not a result, it becomes a given tensor."""
         return x.source or self.builder.give(self.name(what), self.level, x.x)
 
     def name(self, what: str) -> str:
-        """Of a tensor at the present site."""
+        """Name a tensor at the present site."""
         return f"{self.case}/{self.place}/{what}"
 
     def parameter(self, name: str) -> Reference:
-        """A parameter that is not quantized."""
+        """Give a parameter that is not quantized."""
         weight = self.model.weights[name]
         assert isinstance(weight, np.ndarray)
         return self.builder.give(f"weights/{name}", self.level, weight)
@@ -168,12 +168,12 @@ class RecordingEngine(Engine[Traced]):
     def compute(
         self, what: str, operation: str, inputs: Mapping[str, Reference], **options: Any
     ) -> Reference:
-        """A tensor of this site by an operation."""
+        """Compute a tensor of this site by an operation."""
         self.builder.compute(self.name(what), self.level, operation, inputs, **options)
         return Reference(self.name(what))
 
     def result(self, tensor: Reference, expected: Traced) -> Traced:
-        """The golden engine's result, which must be the operation's."""
+        """Return the golden engine's result, which must equal the operation's."""
         if not _same(self.builder.arrays[tensor.tensor], expected.x):
             raise AssertionError(f"{tensor.tensor}: not the model's bits by the kit's operations")
         return Traced(expected.x, tensor)
@@ -181,28 +181,28 @@ class RecordingEngine(Engine[Traced]):
     # Products
 
     def gather(self, tables: Sequence[Table]) -> Traced:
-        """Given: looking rows up is no arithmetic."""
+        """Look rows up; the result is given, as this is no arithmetic."""
         return Traced(self.golden.gather(tables))
 
     def position_bias(self, table: Table) -> Traced:
-        """Given, once for all layers."""
+        """Look the bias up; it is given once for all layers."""
         x = self.golden.position_bias(table)
         name = f"{self.case}/{table[0].removesuffix('.weight')}"
         return Traced(x, self.builder.give(name, "model", x, kind=self.precision))
 
     def linears(self, sites: Sequence[Site], x: Traced) -> list[Traced]:
-        """Each with its bias."""
+        """Record each layer with its bias."""
         products = self.golden.linears(sites, x.x)
         return [self.multiplied(site, x, None, y) for site, y in zip(sites, products, strict=True)]
 
     def product(self, site: Site, a: Traced, b: Traced) -> Traced:
-        """Of two activations."""
+        """Record a product of two activations."""
         return self.multiplied(site, a, b, self.golden.product(site, a.x, b.x))
 
     def multiplied(self, site: Site, a: Traced, b: Traced | None, y: Float32Array) -> Traced:
-        """A product step by step; without ``b`` it is the site's weight."""
+        """Record a product step by step; without ``b`` the site's weight is used."""
         self.site = site
-        # Layers that share their parameters come to one site several times.
+        # Layers that share their parameters visit one site several times.
         again = site.name in self.places
         self.place = f"{site.name}@{site.layer}" if again else site.name
         self.places.add(site.name)
@@ -217,7 +217,7 @@ class RecordingEngine(Engine[Traced]):
     def steps(
         self, plan: SitePlan, a: Traced, b: Traced | None, bias: dict[str, Reference]
     ) -> None:
-        """The product and the bias, as the tensor ``product``."""
+        """Record the product and the bias, as the tensor ``product``."""
         left = self.source("a.float", a)
         ndim = a.x.ndim
         how = {"precision": self.precision}
@@ -245,7 +245,7 @@ class RecordingEngine(Engine[Traced]):
         parts: dict[str, Any] = {}
         if plan.recipe.a.fmt is not None:
             codes, parts = self.quantized("a", left, plan.recipe.a, plan.a, -1, ndim)
-        if not parts or not right_parts:  # only codes are multiplied with codes
+        if not parts or not right_parts:  # codes are only multiplied with codes
             left = self.dequantized("a", codes, parts) if parts else left
             right = self.dequantized("b", right, right_parts) if right_parts else right
             self.compute(last, "product", {"a": left, "b": right, **given})
@@ -274,17 +274,17 @@ class RecordingEngine(Engine[Traced]):
     def add_outliers(
         self, outliers: Reference, right: Reference, bias: Mapping[str, Reference]
     ) -> None:
-        """The product of the outliers, and of all."""
+        """Record the product of the outliers, and the sum of both products."""
         beyond = self.compute("product.outliers", "product", {"a": outliers, "b": right})
         both = {"x": Reference(self.name("product.others")), "y": beyond}
         self.compute("product", "add_float32", {**both, **bias})
 
     def shared(self, what: str) -> str:
-        """The name of what is the same for every input."""
+        """Name a tensor that is the same for every input."""
         return f"scales/{self.site.name}/{what}"
 
     def right(self, plan: SitePlan, b: Traced | None) -> tuple[Reference, dict[str, Any]]:
-        """The right operand: a weight, or an activation; and, of codes, their scales."""
+        """Return the right operand, a weight or an activation, and the scales if it has codes."""
         if b is not None:
             source, ndim = self.source("b.float", b), b.x.ndim
         else:
@@ -299,7 +299,7 @@ class RecordingEngine(Engine[Traced]):
         return self.quantized("b", source, plan.recipe.b, plan.b, -2, ndim)
 
     def stored(self, name: str, weight: QuantizedTensor) -> tuple[Reference, dict[str, Any]]:
-        """A weight's codes and their scales, seen transposed."""
+        """Give a weight's codes and their scales, both viewed transposed."""
         give, level, b = self.builder.give, self.level, weight.mT
         codes = give(name, level, weight.codes, weight.fmt)
         scale = give(f"{name}.scale", level, weight.scale)
@@ -313,7 +313,7 @@ class RecordingEngine(Engine[Traced]):
         return Reference(codes.tensor, "transposed"), parts
 
     def dequantized(self, name: str, codes: Reference, parts: Mapping[str, Any]) -> Reference:
-        """An operand's codes as numbers again."""
+        """Convert an operand's codes back to numbers."""
         inputs = {"x": codes, "x_scale": parts["scale"]}
         if "zero_point" in parts:
             inputs["x_zero_point"] = parts["zero_point"]
@@ -323,7 +323,7 @@ class RecordingEngine(Engine[Traced]):
     def quantized(
         self, name: str, x: Reference, operand: Operand, static: Any, k_axis: int, ndim: int
     ) -> tuple[Reference, dict[str, Any]]:
-        """An activation's codes, and their scales."""
+        """Quantize an activation; return its codes and their scales."""
         fmt = operand.fmt
         assert fmt is not None
         if static is not None:
@@ -364,29 +364,29 @@ class RecordingEngine(Engine[Traced]):
         precision: str | None = None,
         **how: Any,
     ) -> Traced:
-        """A function, recorded in one step."""
+        """Record a function in one step."""
         kind = precision or self.precision
         attributes = {"precision": kind, **how}
         tensor = self.compute(what, operation, inputs, attributes=attributes, kind=kind)
         return self.result(tensor, Traced(expected))
 
     def add(self, x: Traced, y: Traced) -> Traced:
-        """See :func:`npfp8.golden.add`."""
+        """Record :func:`npfp8.golden.add`."""
         inputs = {"x": self.source("add.x", x), "y": self.source("add.y", y)}
         return self.operation("add", "add", inputs, self.golden.add(x.x, y.x))
 
     def multiply(self, x: Traced, factor: float) -> Traced:
-        """See :func:`npfp8.golden.multiply`."""
+        """Record :func:`npfp8.golden.multiply`."""
         inputs, y = {"x": self.source("multiply.x", x)}, self.golden.multiply(x.x, factor)
         return self.operation("multiply", "multiply", inputs, y, factor=float(np.float32(factor)))
 
     def softmax(self, x: Traced) -> Traced:
-        """See :func:`npfp8.golden.softmax`."""
+        """Record :func:`npfp8.golden.softmax`."""
         inputs = {"x": self.source("softmax.x", x)}
         return self.operation("softmax", "softmax", inputs, self.golden.softmax(x.x))
 
     def layer_norm(self, name: str, x: Traced, eps: float) -> Traced:
-        """See :func:`npfp8.golden.layer_norm`."""
+        """Record :func:`npfp8.golden.layer_norm`."""
         inputs = {
             "x": self.source("layer_norm.x", x),
             "weight": self.parameter(f"{name}.weight"),
@@ -396,7 +396,7 @@ class RecordingEngine(Engine[Traced]):
         return self.operation("layer_norm", "layer_norm", inputs, y, eps=eps)
 
     def activation(self, name: str, x: Traced, answer: bool = False) -> Traced:
-        """See :func:`npfp8.golden.unary`; in bfloat16 of a rounded input."""
+        """Record :func:`npfp8.golden.unary`; in bfloat16 its input is rounded first."""
         function = golden_name(name)
         precision = "float32" if answer else self.precision
         source = self.source(f"{function}.x", x)
@@ -409,24 +409,24 @@ class RecordingEngine(Engine[Traced]):
         )
 
     def pool(self, mode: str, x: Traced, places: IntArray) -> Traced:
-        """See :func:`npfp8.golden.pool`; the weights are an attribute."""
+        """Record :func:`npfp8.golden.pool`; its weights are an attribute."""
         inputs, y = {"x": self.source(f"{mode}.x", x)}, self.golden.pool(mode, x.x, places)
         weights = {"weights": places[0].tolist()} if mode == "weightedmean" else {}
         return self.operation(mode, mode, inputs, y, "float32", **weights)
 
     def concatenate(self, parts: Sequence[Traced]) -> Traced:
-        """Copied one behind the other."""
+        """Record the parts copied one after the other."""
         inputs = {f"x{i}": self.source(f"concatenate.x{i}", x) for i, x in enumerate(parts)}
         y = self.golden.concatenate([part.x for part in parts])
         return self.operation("concatenate", "concatenate", inputs, y, "float32")
 
     def normalize(self, x: Traced) -> Traced:
-        """See :func:`npfp8.golden.normalize`."""
+        """Record :func:`npfp8.golden.normalize`."""
         inputs, y = {"x": self.source("normalize.x", x)}, self.golden.normalize(x.x)
         return self.operation("normalize", "normalize", inputs, y, "float32")
 
     def output(self, name: str, x: Traced) -> Traced:
-        """Checked."""
+        """Check that an output is finite."""
         self.golden.output(name, x.x)
         return x
 
@@ -441,7 +441,7 @@ def _described(fmt: str, axis: int | None = None, block: int | None = None) -> d
 
 
 def _same(x: Array, y: Array) -> bool:
-    """Whether two arrays hold the same bits."""
+    """Check that two arrays hold the same bits."""
     if x.shape != y.shape or x.dtype != y.dtype:
         return False
     if x.dtype == np.float32:

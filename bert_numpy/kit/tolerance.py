@@ -1,12 +1,12 @@
-"""Float32 sums in another order: how far they can be off, and what may follow from it.
+"""Float32 sums in another order: bounds of their error, and its effect on later tensors.
 
-A float32 sum of K products, in whatever order, is within ``gamma_K sum|a_k b_k|``
-of the exact one, ``gamma_K = K u / (1 - K u)``, ``u = 2^-24`` (Higham, *Accuracy
-and Stability of Numerical Algorithms*, section 3.1). A candidate with such sums
-differs from the kit ever after; so each of its tensors is held against what
-follows from the tensors that it gave itself. Where a sum was not given, what it
-may be is an interval, which scaling, adding and rounding map to an interval,
-as none of them ever exchanges two numbers.
+A float32 sum of K products, in any order, is within ``gamma_K sum|a_k b_k|``
+of the exact sum, where ``gamma_K = K u / (1 - K u)`` and ``u = 2^-24``. (Source: Higham,
+*Accuracy and Stability of Numerical Algorithms*, section 3.1.) A candidate with such sums
+differs from the kit from there on. So each of its tensors is compared with the result of
+the kit's operation on the candidate's own tensors. If the candidate lacks a sum, the
+possible values are an interval, and scaling, adding and rounding map it to an interval,
+as they are monotone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["accumulation_failures", "sum_bound"]
 
 _UNIT = 2.0**-24
 
-#: Operations that never exchange two numbers, by the inputs that may be intervals.
+#: The monotone operations, with their inputs that may be intervals.
 _MONOTONE = {
     "scale_sum": ("sum",),
     "round": ("x",),
@@ -40,26 +40,26 @@ _MONOTONE = {
 
 
 def gamma(k: int) -> float:
-    """Higham's ``gamma_K`` for float32."""
+    """Compute Higham's ``gamma_K`` for float32."""
     return k * _UNIT / (1 - k * _UNIT)
 
 
 def sum_bound(magnitudes: Float64Array, k: int) -> Float64Array:
-    """How far a float32 sum may be from the exact one rounded to float32.
+    """Bound the distance of a float32 sum from the exact sum rounded to float32.
 
     Parameters
     ----------
     magnitudes : ndarray of float64
         The sums of the magnitudes of the products.
     k : int
-        How many products.
+        The number of products.
     """
-    # The kit's sum is itself rounded, by at most u of it.
+    # The kit's sum is itself rounded, with a relative error of at most u.
     return magnitudes * (gamma(k) + _UNIT) + 2.0**-149
 
 
 def accumulation_failures(kit: Kit, found: Mapping[str, Array]) -> dict[str, str]:
-    """What no order of float32 additions explains, by the tensor's name: why."""
+    """Find the tensors that no order of float32 additions explains, with the reasons."""
     failures = {}
     intervals: dict[str, tuple[Array, Array] | None] = {}
     needed = kit.sources(
@@ -107,7 +107,7 @@ def _interval(
     found: Mapping[str, Array],
     intervals: Mapping[str, tuple[Array, Array] | None],
 ) -> tuple[Array, Array] | None:
-    """The least and the largest that a tensor may be, or None where that is not known."""
+    """Return the least and the largest possible value of a tensor, or None if unknown."""
     try:
         return _computed_interval(kit, name, found, intervals)
     except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
@@ -165,7 +165,7 @@ def _sum_interval(
         if block is not None and any(f"{name}_zero_point" in inputs for name in ("a", "b")):
             return None
         if all(isinstance(FORMATS[attributes[name]["fmt"]], IntFormat) for name in ("a", "b")):
-            return exact, exact  # integers are added in integers
+            return exact, exact  # integer sums are exact
         a, b = (_magnitudes(inputs, attributes, name) for name in ("a", "b"))
         step = block or a.shape[-1]
         starts = range(0, a.shape[-1], step)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "ModelOutput", "encoder_sites", "model_sites", "require_head"]
 
-#: The module of each. They are imported when they are asked for: a config needs no arithmetic.
+#: The module of each name, imported at the name's first use: a config needs no arithmetic.
 _HOMES = {
     "Model": "model",
     "ModelOutput": "model",
@@ -22,7 +22,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """A public name of the forward pass, at its first use."""
+    """Import a public name of the forward pass at its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,9 +1,9 @@
-"""What BERT's relatives call things, and where they differ from BERT: data, no code.
+"""The names and differences of BERT's relatives: data, no code.
 
-Everything behind :func:`bert_numpy.load` knows one encoder, BERT's, under one
-set of names, those of transformers' ``BertModel``. A model type is described by
-the keys of its ``config.json``, the names of its tensors, and the few points in
-which its forward pass is another.
+Everything behind :func:`bert_numpy.load` uses one encoder, BERT's, and one set of
+names, those of transformers' ``BertModel``. A model type is described by
+the keys of its ``config.json``, the names of its tensors, and the few differences
+of its forward pass.
 
 Sources: the papers (BERT 1810.04805, DistilBERT 1910.01108, RoBERTa 1907.11692,
 XLM-R 1911.02116, CamemBERT 1911.03894, ELECTRA 2003.10555, ALBERT 1909.11942, all
@@ -27,28 +27,28 @@ __all__ = [
     "family_of",
 ]
 
-#: Pairs of a canonical name and a checkpoint's; ``*`` is the number of a layer.
+#: Pairs of a canonical name and the checkpoint's name; ``*`` is the number of a layer.
 Names = tuple[tuple[str, str], ...]
 
 _LAYER = re.compile(r"(?<=^encoder\.layer\.)\d+")
 
-#: How transformers names its classes: the model family, then what the class is.
+#: The pattern of transformers' class names: the model family, then the task.
 _CLASS = re.compile(r"(\w+?)(?:For(\w+)|Model|LMHeadModel|PreTrainedModel|Encoder|Decoder)")
 
 
 @dataclass(frozen=True)
 class Head:
-    """What stands on the encoder.
+    """A head: the layers after the encoder that compute a task's outputs.
 
     Attributes
     ----------
     name : str
-        By which :mod:`bert_numpy.model.heads` has what is computed.
+        The key of the head's function in :mod:`bert_numpy.model.heads`.
     pooler : bool, optional
-        Whether it reads the pooler's output; None where the pooler is computed
-        if the checkpoint has one.
+        True if the head reads the pooler's output; None if the pooler is computed
+        whenever the checkpoint has one.
     has_choices : bool
-        Whether an example is several texts, of which one is chosen: (examples, choices, length).
+        True if an example is several texts, of which one is chosen: (examples, choices, length).
     """
 
     name: str
@@ -56,7 +56,7 @@ class Head:
     has_choices: bool = False
 
 
-#: By what follows "For" in the class that wrote a checkpoint.
+#: Heads by the part after "For" in the name of the class that wrote a checkpoint.
 HEADS = {
     "SequenceClassification": Head("sequence classification", pooler=True),
     "MultipleChoice": Head("multiple choice", pooler=True, has_choices=True),
@@ -75,45 +75,46 @@ _SENTENCE_ORDER = Head("sentence order pre-training", pooler=True)
 
 @dataclass(frozen=True)
 class Architecture:
-    """In what a model type differs from BERT.
+    """The differences between a model type and BERT.
 
     Attributes
     ----------
     class_name : str
-        Of transformers' classes: ``{class_name}ForMaskedLM`` and so on.
+        The family name in transformers' classes: ``{class_name}ForMaskedLM`` and so on.
     prefix : str
-        Before the names of the encoder's tensors in the checkpoint of a model with a head.
+        The prefix of the encoder's tensor names in the checkpoint of a model with a head.
     keys : mapping of str to str
-        The keys of ``config.json`` that have other names, by BERT's.
+        The keys of ``config.json`` that have other names than BERT's, by BERT's names.
     aliases : tuple of str
         The keys among these that transformers also reads under BERT's name
         (``attribute_map`` of its configuration).
     fixed : mapping of str to Any
-        Values of keys that it has not.
+        Values for keys that this model type's config does not have.
     defaults : mapping of str to Any
-        Of keys that may be missing, where they are not BERT's.
+        Defaults for optional keys, where they differ from BERT's.
     expected : mapping of str to mapping
-        By the name of a head, or "" for all: keys, and the only value that is computed here.
+        Keys with their only supported values, by the name of a head, or "" for all heads.
     names : Names
-        Of its tensors, where they are not BERT's. A parameter that can have
-        several is taken from the first that is there; the last is what
-        transformers writes.
+        The names of its tensors, where they differ from BERT's. If a parameter can have
+        several names, the first one in the checkpoint is taken; transformers writes
+        the last one.
     head_names : mapping of str to Names
-        The same for one head only, by its name; these go before ``names``.
+        The names for one head only, by its name; they come before ``names``.
     heads : mapping of str to Head
-        Where a class of the same name as BERT's is another head.
+        Overrides, for classes whose head differs from BERT's class of the same name.
     pooler_activation : str
-        Of the layer between the first token's hidden state and a classifier.
+        The activation of the layer between the first token's hidden state and a classifier.
     prediction_activation : str, optional
-        Of the layer before a masked language model's decoder; None for the encoder's.
+        The activation of the layer before a masked language model's decoder; None if it
+        is the encoder's.
     counts_positions : bool
-        Whether positions are counted over the tokens whose id is not the
-        padding's, from ``pad_token_id + 1`` on, and not from 0 over all.
+        True if only non-padding tokens are numbered, starting at ``pad_token_id + 1``
+        (RoBERTa); False if all positions are numbered from 0.
     mask_token : str
     shares_layers : bool
-        Whether the layers of a group have the same parameters (``num_hidden_groups``).
+        True if the layers of a group share their parameters (``num_hidden_groups``).
     projects_embeddings : bool
-        Whether embeddings are projected also where they are as large as hidden states.
+        True if embeddings are projected even when they are as wide as hidden states.
     """
 
     class_name: str
@@ -134,31 +135,31 @@ class Architecture:
     projects_embeddings: bool = False
 
     def head(self, architecture: str) -> Head:
-        """The head of a checkpoint that the class ``architecture`` wrote; no known one: none."""
+        """Return the head in the checkpoints of the class ``architecture``; by default none."""
         found = _CLASS.fullmatch(architecture)
         task = found[2] if found else None
         return self.heads.get(task or "") or HEADS.get(task or "", ENCODER)
 
     def reads(self, architecture: str) -> bool:
-        """Whether this description may be that of a checkpoint of the class ``architecture``.
+        """Check that a checkpoint of the class ``architecture`` can have this description.
 
-        It is not if the class has the name of another family that computes
-        something else: ``RobertaModel`` is no BERT, but RoBERTa, XLM-R and
-        CamemBERT are one architecture. A name without a family says nothing.
+        It cannot if the class name belongs to another family with a different forward
+        pass: ``RobertaModel`` is no BERT, but RoBERTa, XLM-R and CamemBERT are one
+        architecture. A name without a family is always accepted.
         """
         family = family_of(architecture)
         others = [other for other in ARCHITECTURES.values() if other.class_name == family]
         return family is None or self in [replace(o, class_name=self.class_name) for o in others]
 
     def class_of(self, head: str) -> str:
-        """The class that has the head of a name; sentence embeddings have none, but a folder."""
+        """Name the class with a given head; sentence embeddings have a folder and no class."""
         if head == SENTENCE_EMBEDDINGS.name:
             return f"model for {head} (a sentence-transformers folder, with modules.json)"
         tasks = {other.name: task for task, other in (HEADS | dict(self.heads)).items()}
         return f"{self.class_name}For{tasks[head]}"
 
     def stored_names(self, name: str, head: Head) -> Iterator[str]:
-        """The names that a parameter may have in a checkpoint, without the encoder's prefix."""
+        """Yield the possible names of a parameter in a checkpoint, without the encoder's prefix."""
         number = _LAYER.search(name)
         pattern = _LAYER.sub("*", name)
         found = False
@@ -175,7 +176,7 @@ class Architecture:
 
 
 def family_of(architecture: str) -> str | None:
-    """The model family in the name of one of transformers' classes; None in any other name.
+    """Return the model family in the name of a transformers class; None for any other name.
 
     Examples
     --------
@@ -302,7 +303,7 @@ ARCHITECTURES = {
     "mpnet": Architecture(
         "MPNet",
         "mpnet.",
-        # Whatever the file says: positions are counted over the tokens other than 1.
+        # Positions are counted over the tokens other than 1, whatever id the file gives.
         fixed={"type_vocab_size": 0, "pad_token_id": 1},
         defaults={"relative_attention_num_buckets": 32},
         names=(

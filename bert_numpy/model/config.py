@@ -13,11 +13,12 @@ __all__ = ["BertConfig", "Dense", "Pooling"]
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer that sentence-transformers puts behind the pooling.
+    """A linear layer that sentence-transformers puts after the pooling.
 
     ``site`` is the layer's name, ``N_Dense.linear`` for module N of ``modules.json``; ``outputs``
-    the features of its result; ``activation`` the function of these, None for the identity.
-    ``normalize`` says whether the vector is divided by its Euclidean norm then.
+    is the number of features of its result, and ``activation`` the function applied to them
+    (None for the identity). If ``normalize`` is true, the vector is then divided by its
+    Euclidean norm.
     """
 
     site: str
@@ -28,12 +29,12 @@ class Dense:
 
 @dataclass(frozen=True)
 class Pooling:
-    """How sentence-transformers makes one vector of a text's hidden states.
+    """The way in which sentence-transformers makes one vector of a text's hidden states.
 
-    ``mode`` is "cls", the first token's hidden state, or a key of
-    :data:`npfp8.golden.POOLINGS`; or several with "+" between them, whose vectors are put
-    side by side. ``normalize`` says whether the vector is divided by its Euclidean norm.
-    The layers of ``dense`` are applied then.
+    ``mode`` is "cls" (the first token's hidden state) or a key of
+    :data:`npfp8.golden.POOLINGS`; several modes are joined by "+", and their vectors are put
+    side by side. If ``normalize`` is true, the vector is divided by its Euclidean norm.
+    The layers of ``dense`` come last.
     """
 
     mode: str
@@ -51,13 +52,13 @@ class BertConfig:
     """The hyperparameters of a BERT or a relative, under the keys of BERT's ``config.json``.
 
     ``labels`` holds the names of the head's outputs in their order (from
-    ``id2label``); ``architecture`` the class that wrote the checkpoint.
-    ``type_vocab_size`` is 0 where there are no token types. ``pooling`` is that of a
-    sentence-transformers folder. ``architecture_found`` is False where the file
-    does not name a class: ``architecture`` is then the bare encoder's.
-    ``num_hidden_groups`` is how many different layers there are (ALBERT); 0 where each
-    layer has parameters of its own. ``relative_attention_num_buckets`` is how many rows the
-    table of relative positions has (MPNet); 0 where there is none.
+    ``id2label``), and ``architecture`` names the class that wrote the checkpoint.
+    ``type_vocab_size`` is 0 if there are no token types. ``pooling`` is that of a
+    sentence-transformers folder. ``architecture_found`` is False if the file
+    does not name a class; ``architecture`` is then the bare encoder's.
+    ``num_hidden_groups`` is the number of different layers (ALBERT); it is 0 if each
+    layer has its own parameters. ``relative_attention_num_buckets`` is the number of rows in
+    the table of relative positions (MPNet); it is 0 if there is no table.
     """
 
     model_type: str
@@ -83,44 +84,44 @@ class BertConfig:
 
     @property
     def stated_architecture(self) -> str:
-        """The class that the file names, for messages: "none" if it names none."""
+        """The class that the file names, for messages; "none" if it does not name one."""
         return self.architecture if self.architecture_found else "none (no 'architectures')"
 
     @cached_property
     def description(self) -> Architecture:
-        """In what the model type differs from BERT."""
+        """The differences between the model type and BERT."""
         return ARCHITECTURES[self.model_type]
 
     @cached_property
     def head(self) -> Head:
-        """What stands on the encoder."""
+        """The head on top of the encoder."""
         return SENTENCE_EMBEDDINGS if self.pooling else self.description.head(self.architecture)
 
     @cached_property
     def stored_together(self) -> BertConfig:
-        """The part of the model that is in the checkpoint's own files: no Dense module."""
+        """The part of the model in the checkpoint's own files, without Dense modules."""
         pooling = self.pooling
         return self if pooling is None else replace(self, pooling=replace(pooling, dense=()))
 
     @cached_property
     def projects_embeddings(self) -> bool:
-        """Whether a linear layer makes hidden states of embeddings."""
+        """True if a linear layer turns embeddings into hidden states."""
         different = self.embedding_size != self.hidden_size
         return different or self.description.projects_embeddings
 
     @cached_property
     def layer_parameters(self) -> Sequence[int]:
-        """Of each layer, the number of the one whose parameters it has: transformers' division."""
+        """The number of the layer whose parameters each layer has, divided as in transformers."""
         layers, groups = self.num_hidden_layers, self.num_hidden_groups
         return [int(i / (layers / groups)) for i in range(layers)] if groups else range(layers)
 
     @cached_property
     def max_length(self) -> int:
-        """The longest input, in tokens: RoBERTa leaves the first positions to the padding."""
+        """The longest input, in tokens; RoBERTa reserves the first positions for the padding."""
         first = 0 if self.position_padding is None else self.position_padding + 1
         return self.max_position_embeddings - first
 
     @cached_property
     def position_padding(self) -> int | None:
-        """The token that no position is counted for, where positions are (RoBERTa)."""
+        """The token id that gets no position number, where such a one exists (RoBERTa)."""
         return self.pad_token_id if self.description.counts_positions else None

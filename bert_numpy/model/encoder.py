@@ -1,13 +1,13 @@
-"""The forward pass: tokens from their ids to the last hidden states, top to bottom.
+"""The forward pass: from token ids to the last hidden states, top to bottom.
 
 Devlin et al., *BERT: Pre-training of Deep Bidirectional Transformers* (arXiv
-1810.04805), as transformers computes it; its relatives differ in what
-:mod:`bert_numpy.model.architectures` says.
+1810.04805), as transformers computes it. :mod:`bert_numpy.model.architectures` lists
+the differences of its relatives.
 
-There is this one pass. What its operations mean is the engine's affair
-(:mod:`bert_numpy.engines.engine`): with another engine the same pass calibrates, runs
-quantized, is recorded, becomes an ONNX graph, or finds out the names and shapes of the
-parameters. Where the tokens of a batch lie is the layout's. So nothing here computes.
+This is the only pass. The engine (:mod:`bert_numpy.engines.engine`) gives its operations
+their meaning: with another engine the same pass calibrates, runs quantized, is recorded,
+becomes an ONNX graph, or lists the names and shapes of the parameters. The layout decides
+where the tokens of a batch lie. So nothing here computes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Pass(Generic[V]):
-    """One run of the forward pass, and where in the model it is.
+    """One run of the forward pass, and its present place in the model.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Pass(Generic[V]):
     engine : Engine
     layout : Layout
     prefix : str
-        What the names of the parameters begin with.
+        The beginning of the parameters' names.
     layer : int, optional
         The number of the Transformer layer.
     """
@@ -50,18 +50,18 @@ class Pass(Generic[V]):
     layer: int | None = None
 
     def site(self, name: str, outputs: int = 0, kind: str | None = None) -> Site:
-        """A matrix product here: by default a Transformer layer's linear one, or a head's."""
+        """Describe a matrix product: by default a Transformer layer's linear one, or a head's."""
         kind = kind or ("head" if self.layer is None else "linear")
         return Site(self.prefix + name, kind, self.layer, outputs)
 
     def inside(self, layer: int) -> Pass[V]:
-        """The same in a Transformer layer."""
+        """Move the run into a Transformer layer."""
         number = self.config.layer_parameters[layer]
         return Pass(self.config, self.engine, self.layout, f"encoder.layer.{number}.", layer)
 
 
 def encode(run: Pass[V]) -> V:
-    """The last hidden states of all tokens: (tokens, hidden)."""
+    """Compute the last hidden states of all tokens: (tokens, hidden)."""
     x = embeddings(run)
     biases = position_biases(run)
     for i in range(run.config.num_hidden_layers):
@@ -70,10 +70,10 @@ def encode(run: Pass[V]) -> V:
 
 
 def embeddings(run: Pass[V]) -> V:
-    """The sum of word, type and position embeddings, normalised: (tokens, hidden).
+    """Add word, type and position embeddings, and normalise the sum: (tokens, hidden).
 
-    DistilBERT has no types; ELECTRA's and ALBERT's embeddings may be smaller than the hidden
-    states, and are projected.
+    DistilBERT has no types. The embeddings of ELECTRA and ALBERT may be smaller than the
+    hidden states, so they are projected.
     """
     config, layout, size = run.config, run.layout, run.config.embedding_size
     site = "embeddings"
@@ -90,10 +90,10 @@ def embeddings(run: Pass[V]) -> V:
 
 
 def position_biases(run: Pass[V]) -> Sequence[V]:
-    """What is added to the scores of all layers: (1 or sequences, heads, queries, keys).
+    """Look up the biases added to every layer's scores: (1 or sequences, heads, queries, keys).
 
-    One for each set of sequences that attend in one product; none but in MPNet, whose heads
-    have a number for each bucket of distances.
+    There is one array per set of sequences that attend in one product. Only MPNet has these
+    biases: each of its heads has one number per bucket of distances.
     """
     config, engine = run.config, run.engine
     if not (rows := config.relative_attention_num_buckets):
@@ -104,22 +104,22 @@ def position_biases(run: Pass[V]) -> Sequence[V]:
 
 
 def layer(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
-    """One Transformer layer: attention, then the feed-forward network, each with its residual."""
+    """Run one Transformer layer: attention, then the feed-forward network, each with a residual."""
     x = residual(run, "attention.output", attention(run, x, biases), x)
     inner = linear(run, "intermediate.dense", x, run.config.intermediate_size)
-    inner = activation(run, run.config.hidden_act, inner)  # the former is not needed any more
+    inner = activation(run, run.config.hidden_act, inner)  # the argument is no longer needed
     return residual(run, "output", inner, x)
 
 
 def attention(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
-    """Multi-head self-attention, softmax(Q K^T / sqrt(d) + bias) V: (tokens, hidden) -> same."""
+    """Compute multi-head attention, softmax(Q K^T / sqrt(d) + bias) V: (tokens, hidden) -> same."""
     engine, layout, hidden = run.engine, run.layout, run.config.hidden_size
     heads = run.config.num_attention_heads
     names = [f"attention.self.{name}" for name in ("query", "key", "value")]
     query, key, value = linears(run, [run.site(name, hidden) for name in names], x)
     scores_site = run.site("attention.scores", kind="scores")
     context_site = run.site("attention.context", kind="context")
-    parts = []  # k is transposed
+    parts = []  # k below is already transposed
     for i, (q, k, v) in enumerate(layout.split_heads(query, key, value, heads)):
         scores = product(run, scores_site, q, k)  # (sequences, heads, queries, keys)
         scores = engine.multiply(scores, 1 / math.sqrt(hidden // heads))
@@ -130,24 +130,24 @@ def attention(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
 
 
 def residual(run: Pass[V], name: str, x: V, before: V) -> V:
-    """A linear layer, added to what was before, and normalised: (tokens, hidden)."""
+    """Apply a linear layer, add ``before`` and normalise: (tokens, hidden)."""
     projected = linear(run, f"{name}.dense", x, run.config.hidden_size)
     return layer_norm(run, f"{name}.LayerNorm", run.engine.add(projected, before))
 
 
 def pooler(run: Pass[V], x: V) -> V:
-    """The first token's hidden state through a layer of its own. (tokens, .) -> (batch, .)."""
+    """Pass the first token's hidden state through the pooler. (tokens, .) -> (batch, .)."""
     pooled = linear(run, "pooler.dense", run.layout.first(x), run.config.hidden_size)
     return activation(run, run.config.description.pooler_activation, pooled)
 
 
 def linear(run: Pass[V], name: str, x: V, outputs: int, kind: str | None = None) -> V:
-    """``x W^T + b``. (..., in) -> (..., outputs)."""
+    """Compute ``x W^T + b``. (..., in) -> (..., outputs)."""
     return linears(run, [run.site(name, outputs, kind)], x)[0]
 
 
 def linears(run: Pass[V], sites: Sequence[Site], x: V) -> list[V]:
-    """Several linear layers of one input; an error names the one that it is in."""
+    """Compute several linear layers of one input; an error names the layer in which it arose."""
     found: list[V] = []
     try:
         found.extend(run.engine.linears(sites, x))
@@ -157,7 +157,7 @@ def linears(run: Pass[V], sites: Sequence[Site], x: V) -> list[V]:
 
 
 def product(run: Pass[V], site: Site, a: V, b: V) -> V:
-    """``a b`` of two activations."""
+    """Multiply two activations, ``a b``."""
     try:
         return run.engine.product(site, a, b)
     except NAMED as error:
@@ -165,10 +165,10 @@ def product(run: Pass[V], site: Site, a: V, b: V) -> V:
 
 
 def layer_norm(run: Pass[V], name: str, x: V) -> V:
-    """Each row of mean 0 and variance 1, then stretched and shifted."""
+    """Normalise each row to mean 0 and variance 1, then scale and shift it."""
     return run.engine.layer_norm(run.prefix + name, x, run.config.layer_norm_eps)
 
 
 def activation(run: Pass[V], name: str, x: V) -> V:
-    """The function of a name, of each number."""
+    """Apply the function of the given name to each element."""
     return run.engine.activation(name, x)

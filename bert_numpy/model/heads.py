@@ -1,9 +1,9 @@
-"""What stands on the encoder: from hidden states to a task's outputs.
+"""The heads: from hidden states to a task's outputs.
 
 A head reads the pooler's output (batch, hidden), or the hidden states of the tokens
 (tokens, hidden), or both. Its functions return fields of :class:`bert_numpy.ModelOutput`.
-What belongs to a token is padded again: 0 where the attention mask leaves a position
-out, but for position 0.
+Outputs per token are padded again, with 0 at the positions that the attention mask leaves
+out (except position 0).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Outputs = dict[str, V]
 
 
 def outputs(run: Pass[V], has_pooler: bool) -> Outputs[V]:
-    """The whole forward pass: the last hidden states, and what the pooler and the head give."""
+    """Run the whole forward pass: the last hidden states, then the pooler and the head."""
     x = encode(run)  # (tokens, hidden)
     name = run.config.head.name
     found = {"last_hidden_state": run.layout.padded(x)}
@@ -36,45 +36,45 @@ def outputs(run: Pass[V], has_pooler: bool) -> Outputs[V]:
 
 
 def classification(run: Pass[V], pooled: V) -> Outputs[V]:
-    """Logits of the labels, or scores: (batch, labels)."""
+    """Compute logits (or regression scores), (batch, labels)."""
     return {"logits": linear(run, "classifier", pooled, len(run.config.labels))}
 
 
 def multiple_choice(run: Pass[V], pooled: V) -> Outputs[V]:
-    """A logit of each choice of each example: (batch, 1)."""
+    """Compute one logit per choice of each example: (batch, 1)."""
     return {"logits": linear(run, "classifier", pooled, 1)}
 
 
 def next_sentence(run: Pass[V], pooled: V) -> Outputs[V]:
-    """Logits of the second text to follow the first, and not to: (batch, 2)."""
+    """Compute logits for "the second text follows the first" and "it does not": (batch, 2)."""
     return {"logits": linear(run, "cls.seq_relationship", pooled, 2)}
 
 
 def pre_training_pooled(run: Pass[V], pooled: V) -> Outputs[V]:
-    """As :func:`next_sentence`, under the name that pre-training has for it."""
+    """Compute :func:`next_sentence` under the name of its logits in pre-training."""
     return {"seq_relationship_logits": next_sentence(run, pooled)["logits"]}
 
 
 def sentence_order(run: Pass[V], pooled: V) -> Outputs[V]:
-    """Logits of the two texts to be in their order, and not to: (batch, labels). ALBERT's."""
+    """Compute ALBERT's logits for "the texts are in order" and "swapped": (batch, labels)."""
     return {"sop_logits": linear(run, "cls.sop_classifier", pooled, len(run.config.labels))}
 
 
 def token_classification(run: Pass[V], x: V) -> Outputs[V]:
-    """Logits of the labels for each token: (batch, length, labels)."""
+    """Compute logits of the labels for each token: (batch, length, labels)."""
     logits = linear(run, "classifier", x, len(run.config.labels))
     return {"logits": run.layout.padded(logits)}
 
 
 def question_answering(run: Pass[V], x: V) -> Outputs[V]:
-    """Start and end logits of each token: (batch, length) each; -infinity where masked."""
+    """Compute start and end logits per token, (batch, length) each; -infinity where masked."""
     logits = linear(run, "qa_outputs", x, 2)
     names = ("start_logits", "end_logits")
     return {name: run.layout.column(logits, i, -math.inf) for i, name in enumerate(names)}
 
 
 def masked_language_model(run: Pass[V], x: V) -> Outputs[V]:
-    """Logits of the vocabulary for each token: (batch, length, vocab_size)."""
+    """Compute logits of the vocabulary for each token: (batch, length, vocab_size)."""
     config, site = run.config, "cls.predictions"
     x = linear(run, f"{site}.transform.dense", x, config.embedding_size)
     x = activation(run, config.description.prediction_activation or config.hidden_act, x)
@@ -84,12 +84,12 @@ def masked_language_model(run: Pass[V], x: V) -> Outputs[V]:
 
 
 def pre_training_tokens(run: Pass[V], x: V) -> Outputs[V]:
-    """As :func:`masked_language_model`, under the name that pre-training has for it."""
+    """Compute :func:`masked_language_model` under the name of its logits in pre-training."""
     return {"prediction_logits": masked_language_model(run, x)["logits"]}
 
 
 def replaced_tokens(run: Pass[V], x: V) -> Outputs[V]:
-    """ELECTRA's discriminator: a logit of each token to have been replaced, (batch, length)."""
+    """Compute ELECTRA's logit for "this token was replaced" per token: (batch, length)."""
     site = "discriminator_predictions"
     x = linear(run, f"{site}.dense", x, run.config.hidden_size)
     x = activation(run, run.config.hidden_act, x)
@@ -98,7 +98,7 @@ def replaced_tokens(run: Pass[V], x: V) -> Outputs[V]:
 
 
 def sentence_embedding(run: Pass[V], x: V) -> Outputs[V]:
-    """One vector per text, (batch, features): in float32, like every output of a model."""
+    """Compute one vector per text, (batch, features): in float32, like every model output."""
     pooling = run.config.pooling
     assert pooling is not None
     vectors = pooled_tokens(run, pooling.modes, x)
@@ -110,7 +110,7 @@ def sentence_embedding(run: Pass[V], x: V) -> Outputs[V]:
 
 
 def pooled_tokens(run: Pass[V], modes: Sequence[str], x: V) -> V:
-    """One vector per text of its tokens by each mode, side by side: (batch, modes * hidden)."""
+    """Pool the tokens of each text by each mode, side by side: (batch, modes * hidden)."""
     engine, layout = run.engine, run.layout
     vectors = [
         layout.first(x)
@@ -122,14 +122,14 @@ def pooled_tokens(run: Pass[V], modes: Sequence[str], x: V) -> V:
 
 
 def dense(run: Pass[V], layer: Dense, x: V) -> V:
-    """A linear layer behind the pooling. (batch, features) -> (batch, outputs)."""
+    """Apply a linear layer after the pooling. (batch, features) -> (batch, outputs)."""
     x = linear(run, layer.site, x, layer.outputs)
     if layer.activation is not None:
         x = run.engine.activation(layer.activation, x, answer=True)
     return run.engine.normalize(x) if layer.normalize else x
 
 
-#: By the head's name: what is computed of the pooler's output.
+#: By the head's name: the function of the pooler's output.
 OF_POOLED: dict[str, Callable[[Pass[Any], Any], Outputs[Any]]] = {
     "sequence classification": classification,
     "multiple choice": multiple_choice,
@@ -138,7 +138,7 @@ OF_POOLED: dict[str, Callable[[Pass[Any], Any], Outputs[Any]]] = {
     "sentence order pre-training": sentence_order,
 }
 
-#: By the head's name: what is computed of the tokens' hidden states.
+#: By the head's name: the function of the tokens' hidden states.
 OF_TOKENS: dict[str, Callable[[Pass[Any], Any], Outputs[Any]]] = {
     "token classification": token_classification,
     "question answering": question_answering,

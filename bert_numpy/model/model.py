@@ -1,7 +1,7 @@
-"""A model: hyperparameters, parameters, and the engine by which it computes.
+"""A model: hyperparameters, parameters, and the engine that computes.
 
 Padding is not computed: the tokens of a batch are packed into one (tokens, hidden)
-matrix for everything but attention, where sequences of equal length go together.
+matrix for everything except attention, which takes sequences of equal length together.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from npfp8.arrays import Float32Array, IntArray
 __all__ = ["EngineOf", "Model", "ModelOutput", "batch_of", "has_pooler", "require_head"]
 
 
-#: Makes the engine of one run, of the parameters and the batch.
+#: Makes the engine of one run from the parameters and the batch.
 EngineOf = Callable[[Weights, Batch], Engine[Float32Array]]
 
 
 @dataclass(frozen=True, eq=False)
 class ModelOutput:
-    """What the model gives back; names as in transformers.
+    """The outputs of a model, under the names of transformers.
 
-    Of multiple choice, batch is the number of texts: all choices of all examples.
-    A number may be NaN or infinite, if the model overflows: :mod:`bert_numpy.finite`.
+    For multiple choice, ``batch`` counts texts: examples times choices.
+    A number may be NaN or infinite if the model overflows: see :mod:`bert_numpy.finite`.
 
     Attributes
     ----------
     last_hidden_state : ndarray of float32, (batch, length, hidden_size)
-        Zero at positions that the attention mask leaves out (but for position
+        Zero at positions that the attention mask leaves out (except position
         0, which the pooler reads).
     pooler_output : ndarray of float32, (batch, hidden_size), or None
-        Of the pooler, or of the layer that a classifier has in its place; None
-        where the checkpoint has neither.
+        The output of the pooler, or of the layer that a classifier has in its place;
+        None if the checkpoint has neither.
     logits : ndarray of float32, or None
-        Of sequence classification (batch, labels); multiple choice (examples,
-        choices); next sentence prediction (batch, 2); token classification
-        (batch, length, labels); masked language modelling (batch, length,
-        vocab_size); replaced token detection (batch, length). Those of tokens
+        The shape depends on the head: sequence classification (batch, labels); multiple
+        choice (examples, choices); next sentence prediction (batch, 2); token
+        classification (batch, length, labels); masked language modelling (batch, length,
+        vocab_size); replaced token detection (batch, length). Logits per token
         are zero where the hidden states are.
     start_logits, end_logits : ndarray of float32, (batch, length), or None
-        Of each position to be the first, and the last, token of the answer.
-        -infinity at positions that the attention mask leaves out: a softmax
+        The logits of each position for being the first, and the last, token of the answer.
+        They are -infinity at positions that the attention mask leaves out: a softmax
         gives them 0, and no sum with them is ever the largest. None without
         a question answering head.
     prediction_logits, seq_relationship_logits, sop_logits : ndarray of float32, or None
-        Of pre-training: (batch, length, vocab_size), and of BERT's (batch, 2), of ALBERT's
-        (batch, labels).
+        The logits of pre-training: (batch, length, vocab_size), then (batch, 2) for BERT
+        or (batch, labels) for ALBERT.
     sentence_embedding : ndarray of float32, (batch, features), or None
-        Of a sentence-transformers folder.
+        The vectors of the texts, for a sentence-transformers folder.
     counts : mapping of str to OperandCounts
-        What quantization did to the activations of this run, by ``site:a`` and
-        ``site:b``; empty without quantization.
+        The counts of this run's quantized activations, by ``site:a`` and ``site:b``;
+        empty without quantization.
     """
 
     last_hidden_state: Float32Array
@@ -79,7 +79,7 @@ class ModelOutput:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A BERT: hyperparameters, parameters, and the engine that it computes by.
+    """A BERT: hyperparameters, parameters, and the engine that computes.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class Model:
     engine : callable (weights, batch) -> Engine
         Makes the engine of each run: float32 by default.
     name : str
-        Where it came from, for reports.
+        The origin of the model, for reports.
     """
 
     config: BertConfig
@@ -110,11 +110,11 @@ class Model:
             Token ids, padded to a common length. For multiple choice, all
             arguments are (examples, choices, length).
         attention_mask : array_like of int or bool, (batch, length), optional
-            1 for tokens, 0 for padding; all tokens by default. At least one
-            token a row; any pattern, not just padding on the right.
+            1 for tokens, 0 for padding; all tokens by default. Each row needs at least
+            one token; any pattern is accepted, not just padding on the right.
         token_type_ids : array_like of int, (batch, length), optional
             0 for the first text, 1 for the second; all 0 by default, and in
-            models that know only one type or none.
+            models that have only one type or none.
 
         Raises
         ------
@@ -123,7 +123,7 @@ class Model:
         """
         batch = batch_of(self.config, input_ids, attention_mask, token_type_ids)
         engine = self.engine(self.weights, batch)
-        with np.errstate(all="ignore"):  # who reads the outputs looks whether they are finite
+        with np.errstate(all="ignore"):  # readers of the outputs check that they are finite
             found = outputs(Pass(self.config, engine, batch), has_pooler(self))
         if self.config.head.has_choices and "logits" in found:
             found["logits"] = found["logits"].reshape(np.shape(input_ids)[:2])
@@ -131,7 +131,7 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all parameters as they are held: codes and scales where quantized, ties once."""
+        """The bytes of all parameters in memory (codes and scales if quantized), each tie once."""
         return sum({id(weight): weight.nbytes for weight in self.weights.values()}.values())
 
 
@@ -141,7 +141,7 @@ def batch_of(
     attention_mask: npt.ArrayLike | None = None,
     token_type_ids: npt.ArrayLike | None = None,
 ) -> Batch:
-    """The arguments of a model, checked and packed: as :meth:`Model.__call__` has them.
+    """Check and pack the arguments of a model, those of :meth:`Model.__call__`.
 
     Raises
     ------
@@ -171,12 +171,12 @@ def batch_of(
 
 
 def has_pooler(model: Model) -> bool:
-    """Whether the checkpoint has the layer for the first token that a classifier reads."""
+    """Check for the layer that transforms the first token's state for a classifier."""
     return "pooler.dense.weight" in model.weights
 
 
 def require_head(model: Model, name: str) -> None:
-    """Raise :class:`BertNumpyError` if a model has not the head of the given name."""
+    """Raise :class:`BertNumpyError` if a model does not have the head of the given name."""
     config = model.config
     if config.head.name != name:
         expected = config.description.class_of(name)
@@ -186,7 +186,7 @@ def require_head(model: Model, name: str) -> None:
 
 
 def _checked_ids(name: str, values: npt.ArrayLike, limit: int, choices: bool = False) -> IntArray:
-    """``values`` as an int64 array of numbers in 0..limit-1: (batch, length), or with choices."""
+    """Convert to int64, checking for numbers in 0..limit-1: (batch, length), or with choices."""
     try:
         given = np.asarray(values)
     except ValueError:

@@ -1,8 +1,8 @@
 """From a padded batch to a list of tokens and back: padding is left out, not masked.
 
-Attention is then computed over exactly the tokens that there are. No large
-negative number stands in for "not there", and a sequence's result does not
-depend on what it is batched with.
+Attention is then computed over exactly the tokens of a sequence. No large
+negative number stands for a missing token, and the result for a sequence does not
+depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 @dataclass(frozen=True, eq=False)
 class AttentionGroup:
-    """Sequences that attend in one product: equally many queries and keys each.
+    """Sequences that attend in one product: each has the same number of queries and of keys.
 
-    ``rows`` (sequences,) says which sequences of the batch; ``queries``
-    (sequences, queries) and ``keys`` (sequences, keys) are rows of the packed
-    (tokens, hidden) matrix, rising.
+    ``rows`` (sequences,) are the numbers of the sequences in the batch; ``queries``
+    (sequences, queries) and ``keys`` (sequences, keys) are row numbers of the packed
+    (tokens, hidden) matrix, in ascending order.
     """
 
     rows: IntArray
@@ -39,7 +39,7 @@ class AttentionGroup:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Which positions of a (batch, length) array are computed.
+    """The positions of a (batch, length) array that are computed.
 
     Attributes
     ----------
@@ -60,11 +60,11 @@ class Packing:
     groups: tuple[AttentionGroup, ...]
 
     def take(self, padded: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
-        """(batch, length) -> (tokens,)."""
+        """Select the tokens. (batch, length) -> (tokens,)."""
         return padded.reshape(-1)[self.tokens]
 
     def unpack(self, packed: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
-        """(tokens, hidden) -> (batch, length, hidden), zero where nothing was computed."""
+        """Pad with zeros. (tokens, hidden) -> (batch, length, hidden)."""
         batch, length = self.shape
         padded = np.zeros((batch * length, packed.shape[-1]), packed.dtype)
         padded[self.tokens] = packed
@@ -72,15 +72,15 @@ class Packing:
 
 
 def take_rows(packed: npt.NDArray[_Scalar], rows: IntArray) -> npt.NDArray[_Scalar]:
-    """``packed[rows]``, as a view where the rising ``rows`` leave none out.
+    """Return ``packed[rows]``, as a view if the ascending ``rows`` have no gaps.
 
-    They do not in batches that are sorted by length and padded at the end.
+    They have none in batches that are sorted by length and padded at the end.
 
     Parameters
     ----------
     packed : ndarray, (tokens, hidden)
     rows : ndarray of int, (sequences, length)
-        Of an :class:`AttentionGroup`: each larger than the one before.
+        The rows of an :class:`AttentionGroup`: each is larger than the one before.
     """
     first, last = int(rows[0, 0]), int(rows[-1, -1])
     if last - first + 1 != rows.size:
@@ -95,7 +95,7 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
     ----------
     mask : ndarray of bool, (batch, length)
         True for tokens. Keys are the tokens; queries are the tokens and
-        position 0, which the pooler reads even where it is masked.
+        position 0, which the pooler reads even if it is masked.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch as a :class:`bert_numpy.engines.engine.Layout`: one row of an array a token.
+    """A batch as a :class:`bert_numpy.engines.engine.Layout`, with one array row per token.
 
     Attributes
     ----------
@@ -146,15 +146,15 @@ class Batch:
     packing: Packing
 
     def words(self) -> IntArray:
-        """(tokens,)."""
+        """Return the ids: (tokens,)."""
         return self.packing.take(self.input_ids)
 
     def types(self) -> IntArray:
-        """(tokens,)."""
+        """Return the types: (tokens,)."""
         return self.packing.take(self.token_type_ids)
 
     def places(self, padding: int | None) -> IntArray:
-        """(tokens,)."""
+        """Return the position numbers: (tokens,)."""
         ids = self.input_ids
         if padding is None:
             return self.packing.take(np.broadcast_to(np.arange(ids.shape[1]), ids.shape))
@@ -162,7 +162,7 @@ class Batch:
         return self.packing.take(np.cumsum(counted, axis=1) * counted + padding)
 
     def distances(self, numbers: IntArray) -> Iterator[IntArray]:
-        """Of one sequence for all whose tokens lie alike."""
+        """Yield one sequence's numbers for all, if all tokens lie at the same distances."""
         farthest = len(numbers) // 2
         places = self.places(None)
         for group in self.packing.groups:
@@ -176,7 +176,7 @@ class Batch:
     def split_heads(
         self, query: Float32Array, key: Float32Array, value: Float32Array, heads: int
     ) -> Iterator[tuple[Float32Array, Float32Array, Float32Array]]:
-        """Sequences of equal length go together."""
+        """Group sequences of equal length."""
         for group in self.packing.groups:
             yield (
                 _split(take_rows(query, group.queries), heads),
@@ -185,7 +185,7 @@ class Batch:
             )
 
     def merge_heads(self, parts: Sequence[Float32Array]) -> Float32Array:
-        """(tokens, heads d)."""
+        """Merge the groups: (tokens, heads d)."""
         heads, d = parts[0].shape[1], parts[0].shape[3]
         merged = np.empty((len(self.packing.tokens), heads * d), np.float32)
         for group, x in zip(self.packing.groups, parts, strict=True):
@@ -193,29 +193,29 @@ class Batch:
         return merged
 
     def texts(self, x: Float32Array) -> Iterator[tuple[Float32Array, IntArray]]:
-        """Texts of equal length go together."""
+        """Group texts of equal length."""
         places = self.places(None)
         for group in self.packing.groups:
             of_keys = places[group.keys]
             yield x[group.keys], of_keys - of_keys[:, :1] + 1
 
     def join(self, parts: Sequence[Float32Array]) -> Float32Array:
-        """(batch, features)."""
+        """Join the groups: (batch, features)."""
         joined = np.empty((self.packing.shape[0], parts[0].shape[-1]), np.float32)
         for group, x in zip(self.packing.groups, parts, strict=True):
             joined[group.rows] = x
         return joined
 
     def first(self, x: Float32Array) -> Float32Array:
-        """(batch, features)."""
+        """Select the first row of each sequence: (batch, features)."""
         return x[self.packing.first]
 
     def padded(self, x: Float32Array) -> Float32Array:
-        """(batch, length, features)."""
+        """Pad with zeros: (batch, length, features)."""
         return self.packing.unpack(x)
 
     def column(self, x: Float32Array, number: int, masked: float | None = None) -> Float32Array:
-        """(batch, length)."""
+        """Pad one feature: (batch, length)."""
         column = self.packing.unpack(x[:, number : number + 1])[..., 0]
         if masked is not None:
             column[~self.packing.mask] = masked
@@ -223,6 +223,6 @@ class Batch:
 
 
 def _split(x: Float32Array, heads: int) -> Float32Array:
-    """(sequences, length, hidden) -> (sequences, heads, length, hidden / heads)."""
+    """Split heads. (sequences, length, hidden) -> (sequences, heads, length, hidden / heads)."""
     sequences, length, hidden = x.shape
     return x.reshape(sequences, length, heads, hidden // heads).swapaxes(1, 2)

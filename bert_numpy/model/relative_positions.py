@@ -1,11 +1,11 @@
-"""How far a key is from a query, as one of 32 buckets: MPNet's relative positions.
+"""MPNet's relative positions: the distance from a query to a key, as one of 32 buckets.
 
-Raffel et al., *Exploring the Limits of Transfer Learning with T5* (arXiv 1910.10683, section
-2.1), which Song et al., *MPNet* (arXiv 2004.09297), took over. Half of the buckets are for
-keys before the query, half for those behind it. Of each half eight are for one distance each,
-0 to 7, and eight for distances that grow by a factor of sqrt(2), from 8 on; the last has no
-end. transformers takes logarithms in float32; here the first distance of each bucket is an
-integer, found by comparing squares, so that it is the same on every machine.
+Source: Raffel et al., *Exploring the Limits of Transfer Learning with T5* (arXiv 1910.10683,
+section 2.1), adopted by Song et al., *MPNet* (arXiv 2004.09297). Half of the buckets are for
+keys before the query, half for keys after it. In each half, eight buckets hold one distance
+each, 0 to 7; the bounds of the other eight grow by a factor of sqrt(2) from 8 on, and the last
+has no end. transformers takes logarithms in float32. Here the first distance of each bucket is
+an integer, found by comparing squares, so that it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from npfp8.arrays import IntArray
 
 __all__ = ["BUCKETS", "BUCKET_COUNT"]
 
-#: As many as transformers uses, however many rows a checkpoint's table has.
+#: The number of buckets in transformers, for any number of rows in a checkpoint's table.
 BUCKET_COUNT = 32
 
 
 def _first_distances(count: int) -> list[int]:
-    """The first distance of each bucket of a half: 0 to 7, then 8 sqrt(2)^i, rounded up."""
+    """List the first distance of each bucket of a half: 0 to 7, then 8 sqrt(2)^i, rounded up."""
     exact = count // 2
     first = list(range(exact))
     distance = exact
@@ -41,6 +41,6 @@ def _buckets() -> IntArray:
 
 
 #: The bucket of ``key - query``, from the first distance of the last bucket on the left to that
-#: on the right, -91 to 91; what is farther apart is in the same.
+#: on the right, -91 to 91. Larger distances fall into the same last buckets.
 BUCKETS = _buckets()
 BUCKETS.setflags(write=False)

@@ -1,4 +1,4 @@
-"""The matrix products and the parameters of a model, by running its pass without numbers."""
+"""The matrix products and the parameters of a model, found by a pass without numbers."""
 
 from __future__ import annotations
 
@@ -25,53 +25,53 @@ __all__ = [
     "sites_of_input",
 ]
 
-#: The table that a masked language model's decoder may be.
+#: The embedding table; a masked language model's decoder may share it.
 WORDS = "embeddings.word_embeddings.weight"
 
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.(?:.+\.)?(\w+)")
 
 
 def expected_shapes(config: BertConfig, pooler: bool = True) -> Mapping[str, tuple[int, ...]]:
-    """The canonical name and the shape of every parameter, in the order of the data flow.
+    """Map the canonical name of each parameter to its shape, in the order of the data flow.
 
     Canonical names are those of transformers' ``BertModel`` (no ``bert.``
-    prefix) and of BERT's heads, whatever the model type. Three are not BERT's:
+    prefix) and of BERT's heads, for every model type. Three are not BERT's:
     ``embeddings_project`` (ELECTRA, ALBERT), ``discriminator_predictions`` (ELECTRA)
     and ``cls.sop_classifier`` (ALBERT).
-    Linear weights are (out_features, in_features). ``pooler`` says whether there
-    is one where the head leaves it open.
+    Linear weights are (out_features, in_features). ``pooler`` decides whether there
+    is a pooler if the head leaves it open.
     """
     return MappingProxyType(_traced(config, pooler).parameters)
 
 
 def sites_of(model: Model) -> tuple[Site, ...]:
-    """Every matrix product of a model, in the order of the data flow."""
+    """List every matrix product of a model, in the order of the data flow."""
     return _sites(_traced(model.config, has_pooler(model)))
 
 
 def linear_sites(config: BertConfig) -> tuple[Site, ...]:
-    """Every linear layer that a model may have, its pooler among them."""
+    """List every linear layer that a model can have, including its pooler."""
     return tuple(site for site in _sites(_traced(config, True)) if not site.is_attention)
 
 
 def sites_of_input(model: Model, site: Site) -> tuple[Site, ...]:
-    """The sites that multiply what ``site`` does: query, key and value, or itself alone."""
+    """List the sites with the same input as ``site``: query, key and value, or itself alone."""
     products = _traced(model.config, has_pooler(model)).products
     return next(sites for sites in products if site in sites)
 
 
 def model_sites(model: Model) -> list[str]:
-    """The name of every matrix product of a model, in the order of the data flow."""
+    """List the name of every matrix product of a model, in the order of the data flow."""
     return [site.name for site in sites_of(model)]
 
 
 def encoder_sites(config: BertConfig) -> list[str]:
-    """The name of every matrix product of the Transformer layers, in the order of the data flow."""
+    """Name every matrix product of the Transformer layers, in the order of the data flow."""
     return [site.name for site in _sites(_traced(config, True)) if site.layer is not None]
 
 
 def site_named(name: str) -> Site:
-    """What a site's name alone says of it: its kind, and its layer.
+    """Derive the kind and the layer of a site from its name alone.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def site_named(name: str) -> Site:
 
 @lru_cache(maxsize=64)
 def _traced(config: BertConfig, pooler: bool) -> ShapeEngine:
-    """A pass without numbers; nobody changes what it has collected."""
+    """Run a pass without numbers; the result is cached and must not be changed."""
     engine = ShapeEngine()
     run = Pass(config, engine, ShapeLayout())
     wanted = config.head.pooler
@@ -96,7 +96,7 @@ def _traced(config: BertConfig, pooler: bool) -> ShapeEngine:
 
 
 def _sites(engine: ShapeEngine) -> tuple[Site, ...]:
-    """Of each name one, where layers share their parameters."""
+    """List the sites, one per name where layers share their parameters."""
     found: dict[str, Site] = {}
     for site in (site for sites in engine.products for site in sites):
         found.setdefault(site.name, site)

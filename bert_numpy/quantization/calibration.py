@@ -1,4 +1,4 @@
-"""Calibration: what every product's activations look like over a sample of real input."""
+"""Calibration: the statistics of every product's activations over a sample of real input."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ __all__ = [
 
 _FILE_FORMAT = "bert-numpy calibration 3"
 
-#: A file's names of products and operands. No name that leads out of a folder is one.
+#: The names of products and operands in a file. No name that leads out of a folder fits.
 _SITE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _OPERAND = re.compile(rf"{_SITE.pattern}:[ab]")
 
-#: The tensors of an operand, and that of a linear layer.
+#: The tensors of an operand, and the one tensor of a linear layer.
 _OF_OPERANDS, _OF_SITES = ("range", "bits", "counts"), ("channels",)
 
 
@@ -65,18 +65,18 @@ class Calibration:
     Attributes
     ----------
     operands : mapping of str to Statistics
-        By ``site:a``, the left operand (activations, Q, or the attention weights
-        P), and for the attention's products ``site:b``, the right one (K^T or V).
+        Statistics by ``site:a``, the left operand (activations, Q, or the attention weights
+        P), and for the attention's products also by ``site:b``, the right one (K^T or V).
     channels : mapping of str to ndarray of float32, (K,)
         By the site of a linear layer: the absolute maximum of each column of
         its left operand.
     samples : int
-        How many sequences were seen.
+        The number of sequences in the sample.
     golden : bool
-        Whether they were run in golden arithmetic.
+        True if the sample was run in golden arithmetic.
     origin : Origin, optional
-        The model that it was made with. None for statistics that were put together by hand,
-        which are not held against a model's weights.
+        The model that the calibration was made with. None for statistics that were put
+        together by hand, which are not compared with a model's weights.
     place : str
         The file, for messages.
     """
@@ -89,12 +89,12 @@ class Calibration:
     place: str = "calibration"
 
     def scale(self, name: str, operand: Operand) -> Scale:
-        """The static scale of an operand, ``site:a`` or ``site:b``.
+        """Compute the static scale of an operand, ``site:a`` or ``site:b``.
 
         Raises
         ------
         BertNumpyError
-            If the calibration did not see it, or its observer finds no scale.
+            If the calibration has no statistics of it, or its observer finds no scale.
         """
         assert operand.fmt is not None
         if name not in self.operands:
@@ -106,14 +106,14 @@ class Calibration:
 
 
 def observed_scale(seen: Statistics, operand: Operand) -> Scale:
-    """The scale that an operand's observer makes of statistics."""
+    """Compute the scale that an operand's observer derives from statistics."""
     assert operand.fmt is not None
     low, high = clip_range(seen, operand.observer, operand.fmt, operand.percentile)
     return Scale.of(low, high, operand)
 
 
 def sqnr(seen: Statistics, operand: Operand) -> float:
-    """Signal-to-quantization-noise ratio of an operand's elements with a static scale, in dB."""
+    """Compute an operand's signal-to-quantization-noise ratio, in dB, with a static scale."""
     assert operand.fmt is not None
     signal, noise = quantization_noise(seen, operand.observer, operand.fmt, operand.percentile)
     return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else math.nan
@@ -125,33 +125,33 @@ def calibrate(
     golden: bool = False,
     threads: int | None = None,
 ) -> Calibration:
-    """Run the model in float32 over a sample and count the values of its activations.
+    """Run the model in float32 over a sample, and count the values of its activations.
 
     Memory does not grow with the sample: see :mod:`bert_numpy.quantization.observers`.
 
     Parameters
     ----------
     model : Model
-        Its weights must not be quantized.
+        A model whose weights are not quantized.
     batches : iterable of mappings
         The arguments of calls of the model: ``input_ids`` and so on.
     golden : bool
-        Whether to run in golden arithmetic, so that the statistics, and with
+        True to run in golden arithmetic, so that the statistics, and with
         them every code of the quantized model, are the same on every machine.
     threads : int, optional
-        Over which the batches are spread, by default as many as there are cores.
-        The statistics are put together in the order of the batches.
+        The number of threads that share the batches; by default one per core.
+        The statistics are combined in the order of the batches.
 
     Raises
     ------
     BertNumpyError
-        If there is no batch, or an operand is NaN or infinite; names the site.
-        If the model is quantized.
+        If there is no batch, if an operand is NaN or infinite (the message names the
+        site), or if the model is quantized.
     """
     if any(isinstance(weight, QuantizedTensor) for weight in model.weights.values()):
         raise BertNumpyError(f"{model.name}: expected a model in float32 to calibrate, found codes")
     inner: EngineOf = GoldenEngine if golden else FloatEngine
-    histograms: list[Histograms] = []  # of each thread
+    histograms: list[Histograms] = []  # one per thread
     mine = local()
 
     def observed(batch: Mapping[str, IntArray]) -> tuple[Sight, int]:
@@ -187,10 +187,10 @@ def calibrate(
 
 
 def check_calibration(calibration: Calibration, model: Model) -> None:
-    """Raise :class:`BertNumpyError` if a calibration is not this model's.
+    """Raise :class:`BertNumpyError` if a calibration belongs to another model.
 
-    The one place where that is found out: :func:`bert_numpy.apply_recipe` calls it,
-    before any scale is made.
+    This is the only such check: :func:`bert_numpy.apply_recipe` makes it before
+    it computes any scale.
     """
     place = calibration.place
     if calibration.origin is not None:
@@ -219,7 +219,7 @@ def check_calibration(calibration: Calibration, model: Model) -> None:
 
 
 def _identity(origin: Origin | None) -> tuple[Any, ...]:
-    """What two calibrations of one model have in common: all but its name."""
+    """Return the part of an origin that all calibrations of one model share: all but its name."""
     return () if origin is None else (origin.sizes, origin.digest)
 
 
@@ -229,7 +229,7 @@ def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
     Raises
     ------
     BertNumpyError
-        If the two are of different models, or did not see the same sites.
+        If the two are of different models, or have different sites.
     """
     if _identity(a.origin) != _identity(b.origin):
         found = " and ".join(
@@ -260,24 +260,24 @@ def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
 
 
 def how_to_make(path: str | Path) -> str:
-    """The command that writes a calibration file."""
+    """Return the command that writes a calibration file."""
     return (
         f"bert-numpy evaluate MODEL --task NAME --data DATA --format e4m3 --save-calibration {path}"
     )
 
 
 def save_calibration(calibration: Calibration, path: str | Path) -> None:
-    """Write a calibration to a safetensors file, whole or not at all; nothing is rounded.
+    """Write a calibration to a safetensors file, atomically and without rounding.
 
-    Each operand has ``NAME/range``, the extrema and moving averages, and the
-    histogram as ``NAME/bits`` and ``NAME/counts``; each linear layer
-    ``SITE/channels``. The metadata has the number of samples, and the name, the
+    Each operand has ``NAME/range`` (the extrema and moving averages) and the
+    histogram as ``NAME/bits`` and ``NAME/counts``; each linear layer has
+    ``SITE/channels``. The metadata holds the number of samples, and the name, the
     sizes and the digest of the model.
 
     Raises
     ------
     BertNumpyError
-        If the file cannot be written, or the calibration is of no model.
+        If the file cannot be written, or the calibration does not belong to a model.
     """
     origin = calibration.origin
     if origin is None:
@@ -309,13 +309,13 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
 def load_calibration(path: str | Path) -> Calibration:
     """Read a calibration that :func:`save_calibration` wrote.
 
-    It takes as much memory as the file has bytes, whatever is in it.
+    It takes as much memory as the file has bytes, whatever the file contains.
 
     Raises
     ------
     BertNumpyError
-        If the file is missing, damaged or not as it was written, or its numbers contradict
-        each other; names the tensor or the key.
+        If the file is missing, damaged or changed, or if its numbers contradict each
+        other. The message names the tensor or the key.
     """
     with reading(path):
         tensors, metadata = load_file(path), read_metadata(path)
@@ -365,7 +365,7 @@ def load_calibration(path: str | Path) -> Calibration:
 
 
 def _stored_statistics(path: str | Path, tensors: Mapping[str, Any], name: str) -> Statistics:
-    """Read an operand's statistics, and make sure that they do not contradict each other."""
+    """Read an operand's statistics, and check that they do not contradict each other."""
     extrema = _tensor(
         path, tensors, f"{name}/range", "float64", _is_range, "4 numbers around 0, float32 extrema"
     )
@@ -378,7 +378,7 @@ def _stored_statistics(path: str | Path, tensors: Mapping[str, Any], name: str) 
         lambda x: x.size == bits.size and (x > 0).all(),
         f"{bits.size} positive numbers",
     )
-    if sum(counts.tolist()) > MOST_ELEMENTS:  # of Python's integers: no overflow
+    if sum(counts.tolist()) > MOST_ELEMENTS:  # Python's integers cannot overflow
         raise BertNumpyError(
             f"{path}: tensor '{name}/counts': expected at most {MOST_ELEMENTS} in all, found "
             f"{sum(counts.tolist())}"
@@ -399,8 +399,8 @@ def _check_counts(
     samples: int,
     origin: Origin | None,
 ) -> None:
-    """Make sure that the layers have seen as many tokens as each other, and one for each sample."""
-    tokens_of: dict[int | None, int] = {}  # by layer, of its first site
+    """Check that all layers have counted the same tokens, at least one per sample."""
+    tokens_of: dict[int | None, int] = {}  # by layer: the tokens at its first site
     numbers = {site_named(site).layer for site in channels} - {None}
     shared = origin is not None and len(numbers) < origin.sizes[SIZES.index("num_hidden_layers")]
     for site, largest in channels.items():
@@ -409,7 +409,7 @@ def _check_counts(
         count = operands[f"{site}:a"].count
         tokens, rest = divmod(count, max(largest.size, 1))
         layer = site_named(site).layer
-        # All layers see the same tokens; those that share their parameters, each several times.
+        # All layers see the same tokens, but layers with shared parameters see them repeatedly.
         key = layer if shared or layer is None else 0
         wanted = tokens if layer is None else tokens_of.setdefault(key, tokens)
         if rest or tokens != wanted or tokens < samples:
@@ -438,7 +438,7 @@ def _tensor(
     good: Callable[[Array], Any],
     expected: str,
 ) -> Array:
-    """One tensor of a file, of one axis and a dtype, if it is ``good``."""
+    """Return a tensor of a file, checked to have one axis, the dtype and ``good`` numbers."""
     found = tensors.get(key)
     if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != 1:
         what = "nothing" if found is None else getattr(found, "dtype", type(found).__name__)
@@ -449,7 +449,7 @@ def _tensor(
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    """The sizes of a file's metadata; empty if that is not what they are."""
+    """Parse the sizes in a file's metadata; an empty tuple if they are invalid."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -28,7 +28,7 @@ __all__ = ["QuantizedModel", "apply_recipe", "planned_model"]
 
 @dataclass(frozen=True, eq=False)
 class QuantizedModel(Model):
-    """A model that runs by a recipe.
+    """A model quantized by a recipe.
 
     Attributes
     ----------
@@ -47,34 +47,34 @@ def apply_recipe(
     calibration: Calibration | None = None,
     golden: bool = False,
 ) -> QuantizedModel:
-    """Quantize a model: convert the weights, fix the scales; nothing is trained.
+    """Quantize a model without training: convert its weights and fix the scales.
 
     Parameters
     ----------
     model : Model
-        In float32; it is not changed. A quantized one can be given with its own
-        recipe only, and keeps its codes and scales: so it becomes golden, or not,
-        and its products are added up in another way (``accumulate``).
+        A float32 model, left unchanged. A model that is already quantized is accepted
+        only with its own recipe; use this to switch golden mode or the accumulation
+        (``accumulate``). Its codes and scales are kept.
     recipe : Recipe
     calibration : Calibration, optional
-        Needed if the recipe has static scales of activations, or migrates. It must have been
-        made with a model of the same parameters.
+        Required if the recipe has static scales of activations, or migrates. It must have
+        been made with a model that has the same parameters.
     golden : bool
-        Whether the model computes the same bits on every machine, whatever the
-        batch; a calibration that shall not depend on the machine either has to
-        be made with ``golden`` too, or loaded from a file.
+        True if the model must compute the same bits on every machine and in every
+        batch. For a calibration that does not depend on the machine either, make it
+        with ``golden`` too, or load it from a file.
 
     Returns
     -------
     QuantizedModel
-        Quantized weights are held as 8-bit codes only.
+        A model that holds its quantized weights as 8-bit codes only.
 
     Raises
     ------
     BertNumpyError
-        If a calibration is needed and there is none, it misses a site, or it is another
-        model's; an override's pattern fits no site; a site's products cannot be accumulated as
-        the recipe says; or the model is quantized by another recipe.
+        If a calibration is required but is missing, lacks a site or belongs to another
+        model. If an override's pattern fits no site, or a site's products cannot be
+        accumulated as the recipe demands. If the model is quantized by another recipe.
     """
     if isinstance(model, QuantizedModel):
         if recipe != replace(model.recipe, accumulate=recipe.accumulate):
@@ -100,7 +100,7 @@ def apply_recipe(
         if isinstance(weight, np.ndarray):
             if how.migration is not None:
                 smoothing = _smoothing(_needed(calibration, recipe), model, recipe, site)
-                with np.errstate(over="ignore"):  # an infinity is refused, or seen in the results
+                with np.errstate(over="ignore"):  # an infinity is refused, or shows in the results
                     weight = weight * smoothing
             if how.b.fmt is not None:
                 name = f"{site.name}.weight"
@@ -130,12 +130,12 @@ def planned_model(
     *,
     golden: bool = False,
 ) -> QuantizedModel:
-    """A quantized model from its codes and scales.
+    """Make a quantized model from its codes and scales.
 
     Raises
     ------
     BertNumpyError
-        If a site's products cannot be accumulated as the recipe says.
+        If a site's products cannot be accumulated as the recipe demands.
     """
     recipe.check_accumulation(plans)
     engine = engine_of(recipe, plans, golden)
@@ -143,10 +143,10 @@ def planned_model(
 
 
 def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> QuantizedTensor:
-    """The codes of a linear layer's weight, (out_features, in_features), as stored.
+    """Quantize a linear layer's weight, (out_features, in_features), as it is stored.
 
-    Per tensor the operand's observer decides the scale; per channel and per
-    block it is from the absolute maximum, which needs no histogram.
+    A scale per tensor is chosen by the operand's observer. Scales per channel and per
+    block come from the absolute maximum, which needs no histogram.
     """
     assert operand.fmt is not None
     with naming(name):
@@ -167,9 +167,9 @@ def _needed(calibration: Calibration | None, recipe: Recipe) -> Calibration:
 
 
 def _smoothing(calibration: Calibration, model: Model, recipe: Recipe, site: Site) -> Float32Array:
-    """SmoothQuant's factors, as :class:`bert_numpy.SiteRecipe` describes them.
+    """Compute SmoothQuant's factors, as described in :class:`bert_numpy.SiteRecipe`.
 
-    1 for a column that is 0 in the activations or in the weights.
+    The factor is 1 for a column that is 0 in the activations or in the weights.
     """
     if site.name not in calibration.channels:
         raise BertNumpyError(f"calibration: site {site.name!r}: expected channels, found none")
@@ -189,7 +189,7 @@ def _smoothing(calibration: Calibration, model: Model, recipe: Recipe, site: Sit
 
 
 def _one_input(model: Model, recipe: Recipe, site: Site) -> list[Site]:
-    """The layers that share a site's input and its factors: query, key and value, or itself."""
+    """List the layers that share a site's input and factors: query, key and value, or itself."""
     return [
         other
         for other in sites_of_input(model, site)

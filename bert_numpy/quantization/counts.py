@@ -1,4 +1,4 @@
-"""What quantization did to the elements of an operand: how many saturated, how many vanished."""
+"""Counts of the elements that quantization saturated or rounded to zero."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["Counts", "OperandCounts", "added"]
 
 @dataclass(frozen=True)
 class OperandCounts:
-    """Elements of one operand of a site, over a run or several."""
+    """Counts of the elements of one operand of a site, over one or several runs."""
 
     elements: int = 0
     saturated: int = 0  # beyond the largest finite value
-    underflowed: int = 0  # not zero, but the code of zero
+    underflowed: int = 0  # not zero, but rounded to the code of zero
 
     def __add__(self, other: OperandCounts) -> OperandCounts:
         return OperandCounts(
@@ -24,12 +24,12 @@ class OperandCounts:
         )
 
 
-#: By ``site:a`` and ``site:b``.
+#: The counts by ``site:a`` and ``site:b``.
 Counts = Mapping[str, OperandCounts]
 
 
 def added(runs: Iterable[Counts]) -> dict[str, OperandCounts]:
-    """The counts of several runs together."""
+    """Add up the counts of several runs."""
     total: dict[str, OperandCounts] = {}
     for counts in runs:
         for name, count in counts.items():

@@ -1,4 +1,4 @@
-"""The paper's quantized inference: products of codes, and the rest as another engine has it."""
+"""The paper's quantized inference: products of codes; another engine does everything else."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ __all__ = ["QuantizedEngine", "engine_of"]
 
 Operandlike = Float32Array | QuantizedTensor
 
-#: An input's codes and counts by what was made of it: several layers may take it alike.
+#: The codes and counts of one input by its operand and scale: several layers may share them.
 Made = dict[tuple[object, ...], tuple[QuantizedTensor, OperandCounts]]
 
 
 def engine_of(recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool = False) -> EngineOf:
-    """What makes the engine of each run by a recipe; data, which can be pickled.
+    """Return a function that makes the engine of each run; it can be pickled.
 
     Parameters
     ----------
     recipe : Recipe
     plans : mapping of str to SitePlan
-        By site.
+        The plans by site.
     golden : bool
-        The same bits on every machine: products that are not quantized are
-        correctly rounded, the arithmetic is :mod:`npfp8.golden`'s, and NaN or
+        True for the same bits on every machine: products that are not quantized are
+        correctly rounded, :mod:`npfp8.golden` does the arithmetic, and NaN or
         infinity in an operand or a result is an error that names the site.
 
     Raises
     ------
     BertNumpyError
-        If golden products are asked for from a recipe that accumulates in float32,
-        whose bits are the BLAS's affair.
+        If ``golden`` is set for a recipe that accumulates in float32, because those
+        bits depend on the BLAS.
     """
     if golden and not ACCUMULATORS[recipe.accumulate].reproducible:
         expected = " or ".join(repr(x.name) for x in ACCUMULATORS.values() if x.reproducible)
@@ -71,12 +71,13 @@ def _engine(
 
 @dataclass(frozen=True, eq=False)
 class QuantizedEngine(Engine[Float32Array]):
-    """Products by a recipe; all the rest is the ``inner`` engine's.
+    """An engine that quantizes products by a recipe; ``inner`` does everything else.
 
-    At a site with a plan the operands become codes (weights are codes already), the
-    codes are multiplied exactly, added up as the recipe says, scaled, and the bias is added
-    in float32. Where only one operand is quantized the product is float32. Every result
-    is rounded to the recipe's arithmetic, but for a head's, which are the model's answer.
+    At a site with a plan the operands become codes (weights are codes already). The
+    codes are multiplied exactly, accumulated as the recipe demands, and scaled; then the
+    bias is added in float32. If only one operand is quantized, the product is float32.
+    Every result is rounded to the recipe's arithmetic, except the head's: the model's
+    output stays in float32.
     """
 
     inner: FloatEngine | Bfloat16Engine | GoldenEngine
@@ -84,15 +85,15 @@ class QuantizedEngine(Engine[Float32Array]):
     batch: Batch
     recipe: Recipe
     plans: Mapping[str, SitePlan]
-    check: Callable[[str, Float32Array], None] | None = None  # of operands and results
+    check: Callable[[str, Float32Array], None] | None = None  # run on operands and results
     counts: dict[str, OperandCounts] = field(default_factory=dict)
 
     def counted(self) -> Counts:
-        """What has been counted until now."""
+        """Return the counts up to now."""
         return dict(self.counts)
 
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
-        """Query, key and value have one input, and where it was calibrated one scale."""
+        """Quantize the one input of several layers once per distinct operand and scale."""
         made: Made = {}
         for site in sites:
             plan = self.plans.get(site.name)
@@ -105,7 +106,7 @@ class QuantizedEngine(Engine[Float32Array]):
             yield self.planned(site, plan, x, transposed, bias, made)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Of two activations."""
+        """Multiply two activations, quantized if the site has a plan."""
         plan = self.plans.get(site.name)
         return self.inner.product(site, a, b) if plan is None else self.planned(site, plan, a, b)
 
@@ -118,7 +119,7 @@ class QuantizedEngine(Engine[Float32Array]):
         bias: Float32Array | None = None,
         made: Made | None = None,
     ) -> Float32Array:
-        """The product at a site with a plan. (..., M, K), (..., K, N), (N,) -> (..., M, N)."""
+        """Multiply at a site with a plan. (..., M, K), (..., K, N), (N,) -> (..., M, N)."""
         rest = self.inner
         if self.check is not None:
             self.check(f"{site.name}:a", a)
@@ -131,7 +132,7 @@ class QuantizedEngine(Engine[Float32Array]):
         qb = self.codes(f"{site.name}:b", b, plan.recipe.b, plan.b, -2)
         product = self.codes_product(qa, qb)
         if outliers is not None:
-            # Also where a row has none, so that -0 + 0 is the same in every batch.
+            # Added even to rows without outliers, so that -0 + 0 is the same in every batch.
             others = rest.matmul(outliers, _float32(qb)) if outliers.any() else None
             product += np.float32(0) if others is None else others
         if bias is not None:
@@ -150,7 +151,7 @@ class QuantizedEngine(Engine[Float32Array]):
         k_axis: int,
         made: Made | None = None,
     ) -> Operandlike:
-        """An operand as its plan has it, and counted; unchanged if it is not to be quantized."""
+        """Quantize and count an operand by its plan; return it unchanged if it has no format."""
         if isinstance(x, QuantizedTensor) or operand.fmt is None:
             return x
         how = (operand, static and (float(static.scale), static.zero_point))
@@ -170,7 +171,7 @@ class QuantizedEngine(Engine[Float32Array]):
     def quantized(
         self, x: Float32Array, operand: Operand, static: Scale | None, k_axis: int
     ) -> QuantizedTensor:
-        """With scales from the calibration, or from ``x`` itself."""
+        """Quantize with the scales of the calibration, or with scales from ``x`` itself."""
         assert operand.fmt is not None
         if static is None:
             return quantize_operand(x, operand, k_axis)
@@ -179,14 +180,14 @@ class QuantizedEngine(Engine[Float32Array]):
         return quantize(x, operand.fmt, static.scale, zero_point=static.zero_point)
 
     def codes_product(self, a: Operandlike, b: Operandlike) -> Float32Array:
-        """The product of codes as the recipe accumulates it, or a float32 product."""
+        """Multiply codes with the recipe's accumulator, or multiply in float32."""
         if isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor):
             return matmul(a, b, self.recipe.accumulate)
         return self.inner.matmul(_float32(a), _float32(b))
 
 
 def _apart(a: Float32Array, plan: SitePlan, packing: Packing) -> tuple[Float32Array, Float32Array]:
-    """The outliers of an operand, and the rest; 0 in the place of the other."""
+    """Split an operand into its outliers and the rest, each with zeros in the other's place."""
     threshold = plan.recipe.outlier_threshold
     assert threshold is not None
     beyond = _outliers(a, threshold, plan.recipe.outliers, packing)
@@ -203,16 +204,16 @@ def _outliers(
     a : ndarray of float32, (tokens, K), or (batch, K) of the first tokens alone
     threshold : float
     unit : {"element", "column"}
-        Whether an outlier leaves alone, or with its whole column of its sequence.
+        Whether an outlier is removed alone, or with the whole column of its sequence.
     packing : Packing
-        Which rows are a sequence's. A token that is masked (only position 0 is computed
-        all the same) makes no column one of outliers.
+        The rows of each sequence. A masked token (only position 0 is computed although
+        masked) does not make its columns outliers.
     """
     beyond = np.abs(a) > np.float32(threshold)
     if unit == "element":
         return beyond
     if len(beyond) != len(packing.tokens):
-        return beyond  # each row is all that there is of its sequence
+        return beyond  # each row is a whole sequence
     of_tokens = beyond & packing.take(packing.mask)[:, None]
     columns = np.logical_or.reduceat(of_tokens, packing.first, axis=0)
     return np.repeat(columns, np.diff(packing.first, append=len(beyond)), axis=0)

@@ -1,14 +1,14 @@
-"""What calibration remembers of an operand, and the ranges that observers make of it.
+"""The statistics that calibration keeps per operand, and the ranges that observers derive.
 
-Memory does not grow with the number of samples: besides extrema there is a
-histogram over the 65,536 bfloat16 values, to which elements are rounded. It is
-exact in the sense that matters, since bfloat16 is what will be quantized: every
+Memory does not grow with the number of samples: besides extrema, there is a
+histogram over the 65,536 bfloat16 values, to which elements are rounded. This loses
+nothing that matters, since the quantized values are bfloat16. Every
 observer except the moving average is a function of these counts, so the order of
-the batches does not show, and two calibrations can be merged. The values that do
+the batches has no effect, and two calibrations can be merged. Values that do
 not occur take no memory.
 
-All sums are tree sums and the logarithm is :mod:`npfp8.elementary`'s, so that a
-range is the same on every machine if the histogram is.
+All sums are tree sums, and the logarithm is that of :mod:`npfp8.elementary`. So equal
+histograms give equal ranges on every machine.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ Range = tuple[float, float]
 #: The weight of a new batch in the moving average.
 MOMENTUM = 0.1
 
-#: Elements of an operand that are still counted: so every sum of counts is exact in float64.
+#: The most elements counted per operand, so that every sum of counts is exact in float64.
 MOST_ELEMENTS = 2**53
 
 #: The largest bfloat16 value.
 _LARGEST = np.float32(2.0**128 - 2.0**120)
 
-#: Elements counted at a time: their bits as integers of the index's width stay in cache.
+#: Elements per block of counting: their bits, as integers for indexing, stay in the cache.
 _CHUNK = 1 << 15
 
-#: The thresholds that the search of the least squared error tries: absmax times i / 64.
+#: The number of thresholds, absmax times i / 64, in the search for the least squared error.
 _CANDIDATES = 64
 
 #: Entropy calibration: equal bins of magnitudes from 0 to absmax, and the fewest that are kept.
 _ENTROPY_BINS, _FEWEST_BINS = 2048, 128
 
-#: Divergences that differ by less are equal, but for the rounding of their sums.
+#: Divergences that differ by less count as equal: the rounding of their sums explains it.
 _EQUAL = 2.0**-40
 
 
@@ -75,13 +75,13 @@ class Statistics:
     Attributes
     ----------
     low, high : float
-        The least and the largest element; at most and at least 0.
+        The least and the largest element, or 0 if all elements are on one side of it.
     average_low, average_high : float
         The moving averages of the batches' least and largest elements.
     bits : ndarray of uint16, (values,)
-        The bfloat16 values that elements round to, as bits, rising.
+        The bfloat16 values that elements round to, as bits in ascending order.
     counts : ndarray of int64, (values,)
-        How many elements round to each of them, at least 1.
+        The number of elements that round to each of these values, at least 1.
     """
 
     low: float
@@ -98,18 +98,18 @@ class Statistics:
 
     @property
     def count(self) -> int:
-        """How many elements were seen."""
+        """The number of elements counted."""
         return int(self.counts.sum())
 
     @property
     def histogram(self) -> npt.NDArray[np.int64]:
-        """How many elements round to each bfloat16 value, by its bits: (65536,), a new array."""
+        """The number of elements per bfloat16 value, by its bits: (65536,), a new array."""
         histogram = np.zeros(1 << 16, np.int64)
         histogram[self.bits] = self.counts
         return histogram
 
     def with_histogram(self, histogram: npt.NDArray[np.int64]) -> Statistics:
-        """The same extrema with the counts of a histogram over all bfloat16 values."""
+        """Return the same extrema with the counts of a histogram over all bfloat16 values."""
         bits = np.flatnonzero(histogram)
         return replace(self, bits=bits.astype(np.uint16), counts=histogram[bits])
 
@@ -120,16 +120,16 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
     Parameters
     ----------
     site : str
-        For the message.
+        The site's name, for the message.
     seen : Statistics, optional
-        Those of the batches before; None for the first.
+        The statistics of the earlier batches; None for the first.
     x : ndarray of float32
         The operand, of any shape.
 
     Raises
     ------
     BertNumpyError
-        If an element is NaN or infinite; names the site.
+        If an element is NaN or infinite; the message names the site.
     """
     histogram = np.zeros(1 << 16, np.int64) if seen is None else seen.histogram
     extrema = look_at(site, x, histogram)
@@ -137,18 +137,18 @@ def observe(site: str, seen: Statistics | None, x: Float32Array) -> Statistics:
 
 
 def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Count the elements of ``x`` into ``histogram``; returns its extrema, at most and at least 0.
+    """Count the elements of ``x`` in ``histogram``, and return the extrema of ``x`` and 0.
 
     Raises
     ------
     BertNumpyError
-        As :func:`observe` does.
+        If an element is NaN or infinite; the message names the site.
     """
     low, high = float(x.min(initial=0)), float(x.max(initial=0))
     if not (math.isfinite(low) and math.isfinite(high)):
         found = high if math.isfinite(low) else low
         raise BertNumpyError(f"calibration: site {site!r}: expected finite operands, found {found}")
-    if max(high, -low) > _LARGEST:  # else it would round to infinity
+    if max(high, -low) > _LARGEST:  # it would round to infinity
         x = np.clip(x, -_LARGEST, _LARGEST)
     flat = x.reshape(-1)
     for chunk in chunks(flat.size, _CHUNK):
@@ -160,7 +160,7 @@ def look_at(site: str, x: Float32Array, histogram: npt.NDArray[np.int64]) -> tup
 def follow(seen: Statistics | None, extrema: tuple[float, float]) -> Statistics:
     """Update the running extrema and the moving averages with the extrema of one more batch.
 
-    The counts stay as they were: :func:`look_at` adds to a histogram of its own.
+    The counts are left unchanged: :func:`look_at` adds to a separate histogram.
     """
     low, high = extrema
     if seen is None:
@@ -175,12 +175,12 @@ def follow(seen: Statistics | None, extrema: tuple[float, float]) -> Statistics:
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
-    """Merge the statistics of two samples; the moving average, which has an order, is ``b``'s.
+    """Merge the statistics of two samples; the moving averages, which depend on order, are ``b``'s.
 
     Raises
     ------
     BertNumpyError
-        If there are more than :data:`MOST_ELEMENTS` together.
+        If the two have more than :data:`MOST_ELEMENTS` elements together.
     """
     if a.count + b.count > MOST_ELEMENTS:
         raise BertNumpyError(
@@ -191,12 +191,12 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 
 
 def contradiction(seen: Statistics) -> tuple[str, str] | None:
-    """Find what no elements can have in statistics that were read.
+    """Find a contradiction in statistics that were read from a file.
 
     Returns
     -------
     (str, str) or None
-        Where it is, "range", "bits" or "counts", and what is expected there.
+        The place, "range", "bits" or "counts", and what is expected there.
     """
     if not seen.bits.size:
         return "bits", "at least one value, found none"
@@ -215,7 +215,7 @@ def contradiction(seen: Statistics) -> tuple[str, str] | None:
 def clip_range(
     seen: Statistics, observer: str, fmt: Format, percentile: float = 99.99
 ) -> tuple[float, float]:
-    """The range that an observer maps to a format's largest values; what is beyond saturates.
+    """Return the range that an observer maps to a format's largest values; the rest saturates.
 
     Parameters
     ----------
@@ -224,18 +224,18 @@ def clip_range(
         A key of :data:`OBSERVERS`.
     fmt : FloatFormat or IntFormat
     percentile : float
-        Of the magnitudes, for the observer of that name.
+        The percentile of the magnitudes, for the observer "percentile".
 
     Returns
     -------
     low, high : float
-        Around 0. Symmetric formats use the larger magnitude of the two.
+        A range around 0. Symmetric formats use the larger magnitude of the two.
 
     Raises
     ------
     BertNumpyError
-        If the observer is unknown, or has seen nothing; or if a percentile is 0 while
-        other elements are not: they would all saturate.
+        If the observer is unknown or there are no elements; or if the percentile's magnitude
+        is 0 but some elements are not 0, as they would all saturate.
     """
     if observer not in OBSERVERS:
         raise BertNumpyError(
@@ -249,13 +249,13 @@ def clip_range(
 def quantization_noise(
     seen: Statistics, observer: str, fmt: Format, percentile: float = 99.99
 ) -> tuple[float, float]:
-    """The sums of squares of what was seen, and of what quantizing it changes.
+    """Add up the squares of the elements, and the squares of their quantization errors.
 
     Parameters
     ----------
     seen : Statistics
     observer, fmt, percentile
-        As for :func:`clip_range`.
+        The same as for :func:`clip_range`.
     """
     values, counts = _values_and_counts(seen)
     low, high = clip_range(seen, observer, fmt, percentile)
@@ -273,13 +273,13 @@ def _moving_average(seen: Statistics, fmt: Format, percentile: float) -> Range:
 
 
 def _percentile(seen: Statistics, fmt: Format, percentile: float) -> Range:
-    """Up to the smallest magnitude that so many percent of the elements do not exceed.
+    """Clip at the smallest magnitude that ``percentile`` percent of the elements do not exceed.
 
-    There is no scale that maps a magnitude of 0 to a format's largest value, so a
+    No scale maps a magnitude of 0 to a format's largest value, so a
     percentile among zeros is refused, unless every element is zero.
     """
     histogram = seen.histogram
-    counts = histogram[: 1 << 15] + histogram[1 << 15 :]  # by magnitude, rising
+    counts = histogram[: 1 << 15] + histogram[1 << 15 :]  # by magnitude, ascending
     needed = math.ceil(seen.count * percentile / 100)
     bits = int(np.searchsorted(np.cumsum(counts), needed))
     if bits == 0 and counts[0] < seen.count:
@@ -292,7 +292,7 @@ def _percentile(seen: Statistics, fmt: Format, percentile: float) -> Range:
 
 
 def _mse(seen: Statistics, fmt: Format, percentile: float) -> Range:
-    """Up to the threshold of the least mean squared error of quantizing and dequantizing."""
+    """Clip at the threshold with the least mean squared error of quantizing and dequantizing."""
     values, counts = _values_and_counts(seen)
 
     def squared_error(low: float, high: float) -> float:
@@ -303,10 +303,10 @@ def _mse(seen: Statistics, fmt: Format, percentile: float) -> Range:
 
 
 def _entropy(seen: Statistics, fmt: Format, percentile: float) -> Range:
-    """Up to the threshold of the least Kullback-Leibler divergence: Migacz's entropy calibration.
+    """Clip at the threshold with the least Kullback-Leibler divergence: entropy calibration.
 
-    Migacz, *8-bit inference with TensorRT* (GTC 2017), step by step as NVIDIA's
-    pytorch-quantization does it (``_compute_amax_entropy`` in
+    Source: Migacz, *8-bit inference with TensorRT* (GTC 2017), followed step by step as in
+    NVIDIA's pytorch-quantization (``_compute_amax_entropy`` in
     ``pytorch_quantization/calib/histogram.py``):
 
     1. Magnitudes are counted in 2,048 equal bins over [0, absmax]; here from the
@@ -316,24 +316,24 @@ def _entropy(seen: Statistics, fmt: Format, percentile: float) -> Range:
        reference distribution is the first i bins, with everything beyond added to
        the last of them. The candidate is the first i bins alone, merged into
        levels; a level's count is spread evenly over its bins that are not empty.
-    4. The threshold of the least divergence of the candidate from the reference is
-       taken; of equals the last. A reference bin that is not empty where the
-       candidate's is makes it infinite. (So does a candidate that is all empty,
-       for which pytorch-quantization compares with NaN.)
+    4. The threshold with the least divergence of the candidate from the reference is
+       taken, the last one if several are equal. The divergence is infinite if the
+       candidate is empty in a bin where the reference is not. (It is also infinite for
+       an entirely empty candidate, for which pytorch-quantization compares with NaN.)
 
-    For INT8 there are 128 equal levels, for unsigned integers 256 if all elements
-    have one sign. The algorithm says nothing of other formats: for those
-    a level here is what :func:`_level_edges` defines.
+    INT8 has 128 equal levels; unsigned integers have 256 if all elements
+    have one sign. The algorithm does not define levels for other formats;
+    :func:`_level_edges` defines them here.
     """
     bins = _magnitude_bins(seen)
     bins[0] = bins[1]
     occupied = np.flatnonzero(bins)
-    if not occupied.size:  # nothing but zeros, and magnitudes like them
+    if not occupied.size:  # all magnitudes are in the bin of the zeros
         return seen.low, seen.high
     counts = bins[occupied]
     log_counts = log(counts)
     inside = np.concatenate([[0], np.cumsum(bins)])  # the count of the first i bins
-    kinds = np.concatenate([[0], np.cumsum(bins > 0)])  # how many of them are not empty
+    kinds = np.concatenate([[0], np.cumsum(bins > 0)])  # the number of them that are not empty
     total = float(inside[-1])
     kept = np.arange(_FEWEST_BINS, _ENTROPY_BINS + 1)
     kept = kept[(bins[kept - 1] > 0) | ((inside[kept] == total) & (kinds[kept] > 0))]  # finite
@@ -345,7 +345,7 @@ def _entropy(seen: Statistics, fmt: Format, percentile: float) -> Range:
     log_last = log(np.maximum(last, 1.0))
     divergences = np.empty(len(kept))
     for row, size in enumerate(kinds[kept]):
-        log_candidate = np.repeat(log_means[row], sizes[row])  # of the bins that are not empty
+        log_candidate = np.repeat(log_means[row], sizes[row])  # for the bins that are not empty
         terms = counts[:size] * (log_counts[:size] - log_candidate)
         if last[row]:
             terms[-1] = last[row] * (log_last[row] - log_candidate[-1])
@@ -358,11 +358,11 @@ def _entropy(seen: Statistics, fmt: Format, percentile: float) -> Range:
 def _magnitude_bins(seen: Statistics) -> Float64Array:
     """Spread the counts over 2,048 equal bins of magnitudes from 0 to absmax.
 
-    A bfloat16 value stands for the numbers that round to it, between the middles to its
-    neighbours. In the upper half of the range these intervals are 8 to 16 bins wide: a
-    count that went into one bin would leave a comb, and its gaps would decide. So each
-    count is shared by the bins of its interval, evenly along it. Where no two
-    neighbouring values occur, they are few and stand for themselves alone.
+    A bfloat16 value stands for the numbers that round to it, between the midpoints to its
+    neighbours. In the upper half of the range these intervals are 8 to 16 bins wide. If a
+    count went into one bin, the bins would form a comb, and its gaps would decide. So each
+    count is spread evenly over the bins of its interval. If no two neighbouring values
+    occur, there are few values, and each stands for itself alone.
     """
     bits = (seen.bits & 0x7FFF).astype(np.int64)
     scale = _ENTROPY_BINS / (seen.absmax or 1.0)  # 1: all are zero
@@ -370,7 +370,7 @@ def _magnitude_bins(seen: Statistics) -> Float64Array:
         from_bits(np.clip(bits + step, 0, 0x7F7F).astype(np.uint16)).astype(np.float64) * scale
         for step in (0, -1, 1)
     )
-    # Nothing is beyond absmax, though the bfloat16 value that it rounds to may be.
+    # No element exceeds absmax, but the bfloat16 value that absmax rounds to may exceed it.
     high = np.minimum((value + above) / 2, _ENTROPY_BINS)
     low = np.minimum((value + below) / 2, high)
     if not (np.diff(np.unique(bits)) == 1).any():
@@ -389,17 +389,17 @@ def _magnitude_bins(seen: Statistics) -> Float64Array:
 
 @lru_cache(maxsize=8)
 def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
-    """The bins at which a format's levels begin, for each threshold, and where the last ends.
+    """List the first bin of each of a format's levels per threshold, and the end of the last.
 
-    With the threshold at the edge i, level k of n equal ones has the bins from
-    ``ceil(k i / n)`` on, up to the next level's. Float formats have levels of
-    different widths: a level has the bins whose centres are nearest to its value,
-    where the edge i is the format's largest value; of two equally near the smaller.
+    With the threshold at the edge i, level k of n equal levels has the bins from
+    ``ceil(k i / n)`` up to the beginning of the next level. Float formats have levels of
+    different widths: a level has the bins whose centres are nearest to its value
+    (the smaller value on a tie), where the edge i is the format's largest value.
 
     Returns
     -------
     ndarray of int64, (1921, levels + 1)
-        A row for each i from 128 to 2048.
+        One row per i from 128 to 2048.
     """
     i = np.arange(_FEWEST_BINS, _ENTROPY_BINS + 1, dtype=np.int64)[:, None]
     if isinstance(fmt, IntFormat):
@@ -417,10 +417,10 @@ def _level_edges(fmt: Format, both_signs: bool) -> npt.NDArray[np.int64]:
 
 
 def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> Range:
-    """Where the format's largest value makes the root mean square the scale: unit variance.
+    """Choose the range that makes the scale equal to the root mean square: unit variance.
 
-    Not a range of the data. Blake et al., *Unit Scaling* (arXiv 2303.11257); a choice for
-    float formats, which have as many values below 1 as above.
+    This is not a range of the data. Source: Blake et al., *Unit Scaling* (arXiv 2303.11257).
+    It suits float formats, which have as many values below 1 as above.
     """
     values, counts = _values_and_counts(seen)
     mean_square = tree_sum(np.square(values.astype(np.float64)) * counts) / seen.count
@@ -428,7 +428,7 @@ def _unit_scaling(seen: Statistics, fmt: Format, percentile: float) -> Range:
     return -largest, largest
 
 
-#: The observers by name. Each makes the range of statistics, the format and the percentile.
+#: The observers by name. Each computes a range from statistics, a format and a percentile.
 OBSERVERS: dict[str, Callable[[Statistics, Format, float], Range]] = {
     "absmax": _absmax,
     "moving_average": _moving_average,
@@ -440,12 +440,12 @@ OBSERVERS: dict[str, Callable[[Statistics, Format, float], Range]] = {
 
 
 def _up_to(seen: Statistics, threshold: float) -> Range:
-    """Cut the observed range off at a magnitude."""
+    """Clip the observed range at a magnitude."""
     return max(seen.low, -threshold), min(seen.high, threshold)
 
 
 def _search(seen: Statistics, cost: Callable[[float, float], float]) -> float:
-    """The threshold of the least cost; of equals the largest, which clips least."""
+    """Find the threshold with the least cost; the largest one on a tie, as it clips least."""
     best, threshold = math.inf, seen.absmax
     for i in range(_CANDIDATES, 0, -1):
         candidate = seen.absmax * i / _CANDIDATES
@@ -456,7 +456,7 @@ def _search(seen: Statistics, cost: Callable[[float, float], float]) -> float:
 
 
 def _values_and_counts(seen: Statistics) -> tuple[Float32Array, Float64Array]:
-    """The bfloat16 values that were seen, rising, and how often."""
+    """Return the bfloat16 values that occur, in ascending order, and their counts."""
     first_positive = int(np.searchsorted(seen.bits, 1 << 15))
     positive, negative = slice(None, first_positive), slice(first_positive, None)
     bits = np.concatenate([seen.bits[negative][::-1], seen.bits[positive]])

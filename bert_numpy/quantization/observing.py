@@ -1,4 +1,4 @@
-"""The engine of a calibration: it computes as another does, and looks at every operand."""
+"""The engine of a calibration: it computes as another engine does, and counts every operand."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from npfp8.arrays import Float32Array, IntArray
 __all__ = ["Histograms", "ObservingEngine", "Sight"]
 
 
-#: By operand how many elements there were of each bfloat16 value. Sums of integers do not depend
-#: on an order: each thread counts into its own, from batch to batch.
+#: By operand: the number of elements per bfloat16 value. Sums of integers do not depend on
+#: their order, so each thread has its own histograms for all of its batches.
 Histograms = dict[str, IntArray]
 
 
 @dataclass(eq=False)
 class Sight:
-    """The extrema of every operand in one batch, over all arrays of it that the batch has.
+    """The extrema of every operand in one batch, over all of its arrays in this batch.
 
-    ``histograms`` are added to. ``same`` has the names of inputs that are those of
-    an earlier name: query, key and value have one.
+    ``histograms`` are added to. ``same`` maps the name of a shared input to the first name
+    for it: query, key and value have one input.
     """
 
     histograms: Histograms
@@ -35,7 +35,7 @@ class Sight:
     channels: dict[str, Float32Array] = field(default_factory=dict)
 
     def see(self, name: str, x: Float32Array) -> None:
-        """Look at an array of an operand; attention has one for each length of sequences."""
+        """Count an array of an operand; attention has one array per length of sequences."""
         histogram = self.histograms.get(name)
         if histogram is None:
             histogram = self.histograms[name] = np.zeros(1 << 16, np.int64)
@@ -44,7 +44,7 @@ class Sight:
         self.extrema[name] = min(before[0], low), max(before[1], high)
 
     def see_input(self, sites: Sequence[Site], x: Float32Array) -> None:
-        """Look at the input of linear layers, once for all of them."""
+        """Count the input of several linear layers once for all of them."""
         first, *others = (site.name for site in sites)
         self.see(f"{first}:a", x)
         columns = x.reshape(-1, x.shape[-1])
@@ -60,19 +60,19 @@ class Sight:
 
 @dataclass(frozen=True, eq=False)
 class ObservingEngine(Engine[Float32Array]):
-    """Computes as ``inner`` does; ``sight`` is what it has seen."""
+    """An engine that computes as ``inner`` does and records every operand in ``sight``."""
 
     inner: Engine[Float32Array]
     sight: Sight
 
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterable[Float32Array]:
-        """Sees the one input of several layers once."""
+        """Record the one input of several layers once."""
         with naming(sites[0].name):
             self.sight.see_input(sites, x)
         return self.inner.linears(sites, x)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
-        """Sees both operands."""
+        """Record both operands."""
         with naming(site.name):
             self.sight.see(f"{site.name}:a", a)
             self.sight.see(f"{site.name}:b", b)

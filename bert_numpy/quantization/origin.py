@@ -1,8 +1,8 @@
-"""The identity of a model's function: what a calibration is held against before it is used.
+"""The identity of a model's function, which a calibration is checked against before use.
 
-Two models are the same if every parameter has the same float32 value and the settings that
-parameters do not show are equal. Where a checkpoint lies, what it is called, how its labels are
-named and in which dtype the same values are stored make no difference.
+Two models are the same if every parameter has the same float32 value and if the settings that
+do not show in the parameters are equal. The place and the name of a checkpoint, the names of
+its labels and the dtype of its stored values make no difference.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Origin:
     Attributes
     ----------
     name : str
-        For messages only.
+        The model's name, for messages only.
     sizes : tuple of int
-        In the order of :data:`SIZES`.
+        The sizes in the order of :data:`SIZES`.
     digest : str
         SHA-256, in hexadecimal, of the settings, and of the name, the shape and the float32
         values of every parameter.
@@ -57,12 +57,12 @@ class Origin:
         return f"{self.name!r} ({layers} layers of {hidden}, SHA-256 {self.digest[:12]})"
 
 
-#: Models are frozen: what was found of one stays true as long as it lives.
+#: The origins computed so far. Models are frozen, so an origin stays true while its model lives.
 _KNOWN: WeakKeyDictionary[Model, Origin] = WeakKeyDictionary()
 
 
 def origin_of(model: Model) -> Origin:
-    """Identify a float32 model; computed once for each.
+    """Identify a float32 model; the result is computed once per model.
 
     Raises
     ------

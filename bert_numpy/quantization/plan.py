@@ -1,4 +1,4 @@
-"""What a calibration makes of a recipe: the static scales of every quantized product."""
+"""Plans: the recipe and the static scales of every quantized product."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Scale", "SitePlan", "quantize_operand"]
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """A static scale of one tensor, and the zero point of a format that is used with one."""
+    """The static scale of one tensor, and the zero point if its format uses one."""
 
     scale: Float32Array
     zero_point: int | None = None
 
     @staticmethod
     def of(low: float, high: float, operand: Operand) -> Scale:
-        """The scale that maps a range around 0 to an operand's format."""
+        """Compute the scale that maps a range around 0 to an operand's format."""
         assert operand.fmt is not None
         scale, zero_point = scale_of_range(
             np.float32(low), np.float32(high), operand.fmt, operand.power_of_two
@@ -33,16 +33,16 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class SitePlan:
-    """A site's recipe with what a calibration has made of it.
+    """A site's recipe with the scales from a calibration.
 
     Attributes
     ----------
     recipe : SiteRecipe
     a, b : Scale, optional
-        The static scales; None for an operand that is not quantized, has scales
-        of its own, or is quantized already.
+        The static scales; None for an operand that is not quantized, has dynamic
+        scales, or is already quantized.
     smoothing : ndarray of float32, (K,), optional
-        What the columns of ``a`` are divided by; the weights are multiplied already.
+        The divisors of the columns of ``a``; the weights are already multiplied by them.
     """
 
     recipe: SiteRecipe
@@ -52,7 +52,7 @@ class SitePlan:
 
 
 def quantize_operand(x: Float32Array, operand: Operand, k_axis: int) -> QuantizedTensor:
-    """Quantize an operand with scales of its own.
+    """Quantize an operand with scales computed from itself.
 
     Parameters
     ----------

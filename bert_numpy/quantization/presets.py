@@ -16,7 +16,7 @@ __all__ = ["PRESETS", "preset"]
 
 
 def _alike(name: str, fmt: Format, **operand: Any) -> Recipe:
-    """Quantize both operands of every product of the encoder alike; by default per tensor."""
+    """Quantize both operands of every product of the encoder in the same way."""
     both = Operand(fmt, **operand)
     site = SiteRecipe(both, both)
     return Recipe(name, site, site, site)
@@ -40,8 +40,8 @@ def _per_token(name: str, fmt: Format) -> Recipe:
 def _migrated(recipe: Recipe, smoothing: str = "power_of_two") -> Recipe:
     """Apply SmoothQuant's migration where its authors do: at the layers that LayerNorm feeds.
 
-    Xiao et al., *SmoothQuant* (arXiv 2211.10438), section 4: not at the outputs
-    of the attention and of the feed-forward network.
+    Source: Xiao et al., *SmoothQuant* (arXiv 2211.10438), section 4. The output layers
+    of the attention and of the feed-forward network are left out.
     """
     return replace(
         recipe,
@@ -87,7 +87,7 @@ def _presets() -> Mapping[str, Recipe]:
     return MappingProxyType({recipe.name: recipe for recipe in recipes})
 
 
-#: The named recipes. The first five are the paper's comparison, from the reference down.
+#: The named recipes. The first five are the paper's comparison, beginning with the reference.
 PRESETS = _presets()
 
 
@@ -97,7 +97,7 @@ def preset(name: str) -> Recipe:
     Raises
     ------
     BertNumpyError
-        If there is none of the name, or the file is not a recipe.
+        If no recipe has the name, or the file is not a recipe.
     """
     if name.endswith(".json"):
         return load_recipe(name)

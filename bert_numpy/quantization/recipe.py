@@ -1,4 +1,4 @@
-"""Recipes: what is quantized, into which formats, with which scales."""
+"""Recipes: the products to quantize, the formats and the kinds of scales."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from npfp8.products import ACCUMULATORS
 
 __all__ = ["Operand", "Recipe", "SiteRecipe", "shown"]
 
-#: The largest threshold, which becomes a float32.
+#: The largest outlier threshold: it is converted to float32.
 _LARGEST = float(np.finfo(np.float32).max)
 
 GRANULARITIES = ("tensor", "channel", "token", "block")
 
-#: Elements of a block at most: an index of every machine holds their number.
+#: The largest block: its number of elements fits into an index on every machine.
 MAX_BLOCK = 2**31 - 1
 
 
@@ -35,16 +35,16 @@ def _is_number(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message shows it: short, however much a file has in its place."""
+    """Return a short text of a value for a message, however large the value is."""
     try:
         return reprlib.repr(value)
-    except (ValueError, RecursionError):  # more digits than Python writes
+    except (ValueError, RecursionError):  # more digits than Python converts
         return f"{type(value).__name__} that is too long to show"
 
 
 @dataclass(frozen=True)
 class Operand:
-    """How one operand of a product is quantized.
+    """The quantization of one operand of a product.
 
     Attributes
     ----------
@@ -52,24 +52,25 @@ class Operand:
         None leaves the operand in the recipe's arithmetic. UINT8 is used with a
         zero point, the others symmetrically.
     granularity : {"tensor", "channel", "token", "block"}
-        Who has a scale: the tensor; each output channel (weights only); each
-        token (the left operand's rows; Q, K and P, not V, whose tokens are
-        summed over); or each run of ``block`` elements along the sum.
+        One scale per tensor, per output channel (weights only), per token (the rows of
+        the left operand; Q, K and P, but not V, whose tokens are summed over), or per
+        run of ``block`` elements along the sum.
     dynamic : bool
-        Whether the scales of an activation come from itself and not from the
-        calibration. It follows from the granularity and need not be given: per
-        token and per block they always do; per tensor they cannot, as they would
+        True if the scales of an activation are computed from itself, not from the
+        calibration. This follows from the granularity and need not be given: scales per
+        token and per block are always dynamic; scales per tensor never are, as they would
         depend on the batch.
     observer : str
-        Of static scales; see :mod:`bert_numpy.quantization.observers`. A weight's scales
-        are from the absolute maximum unless they are per tensor.
+        The observer for static scales; see :mod:`bert_numpy.quantization.observers`. Scales
+        of weights come from the absolute maximum unless they are per tensor.
     percentile : float
-        For the observer "percentile".
+        The percentile for the observer "percentile".
     power_of_two : bool
-        Whether scales are rounded up to powers of two (as in Perez et al.,
+        True if scales are rounded up to powers of two (as in Perez et al.,
         *Training and inference of large language models using 8-bit floating
         point*, arXiv 2309.17224).
     block : int
+        The number of elements per scale, for the granularity "block".
     """
 
     fmt: Format | None = None
@@ -112,13 +113,13 @@ class Operand:
 
     @property
     def is_static(self) -> bool:
-        """Whether it is quantized with a scale that is fixed before the run."""
+        """True if it is quantized with a scale that is fixed before the run."""
         return self.fmt is not None and not self.dynamic
 
 
 @dataclass(frozen=True)
 class SiteRecipe:
-    """How one product is quantized.
+    """The quantization of one product.
 
     Attributes
     ----------
@@ -126,24 +127,24 @@ class SiteRecipe:
         The left operand (activations, Q, or the attention weights P) and the
         right one (weights, K^T, or V).
     outlier_threshold : float, optional
-        Outliers of ``a``, whose magnitude is beyond it, are left out of the
+        Elements of ``a`` with a larger magnitude are outliers. They are left out of the
         quantized product and multiplied in the recipe's arithmetic with the
-        dequantized weights; after LLM.int8() (Dettmers et al., arXiv 2208.07339).
+        dequantized weights, as in LLM.int8() (Dettmers et al., arXiv 2208.07339).
     outliers : {"element", "column"}
-        Which elements leave with an outlier: none, or, as in LLM.int8(), the
-        whole column (feature) of the input. An input is here one sequence, over
-        the tokens that are not masked, so that no result depends on the batch.
+        The elements that are left out with an outlier: "element" leaves out nothing else,
+        "column" the whole column (feature) of the input, as in LLM.int8(). Here an input is
+        one sequence without its masked tokens, so that no result depends on the batch.
         In the paper the weights of these columns are kept in 16 bits; here, as in
         the inference of its authors' library, they are the dequantized codes.
     migration : float, optional
         SmoothQuant's alpha (Xiao et al., arXiv 2211.10438): column j of ``a`` is
         divided, and row j of the weights multiplied, by
-        ``max|a_j|^alpha / max|b_j|^(1 - alpha)``. Linear layers only.
+        ``max|a_j|^alpha / max|b_j|^(1 - alpha)``. It is for linear layers only.
     smoothing : {"power_of_two", "paper"}
-        How these factors are made: for each layer from its own weights, and
-        rounded to powers of two, so that neither side is rounded by them; or as
-        in the paper: query, key and value, which have one input, share the
-        factors made from the largest weights of all three, and nothing is rounded.
+        The rule for these factors. With "power_of_two" each layer's factors come from its
+        own weights and are rounded to powers of two, so that applying them rounds nothing.
+        With "paper", query, key and value, which have one input, share the
+        factors from the largest weights of all three, and the factors are not rounded.
     """
 
     a: Operand = Operand()
@@ -188,21 +189,21 @@ class SiteRecipe:
         if len({(x.granularity, x.granularity == "block" and x.block) for x in along}) > 1:
             found = " and ".join(f"{x.granularity!r} ({x.block})" for x in along)
             raise BertNumpyError(
-                "a, b: scales that vary along the sum, or are one along it, must do so alike: "
-                f"expected the same granularity and block of both, found {found}"
+                "a and b: per-token and per-block scales must match: expected both per token, "
+                f"or both per block of the same size, found {found}"
             )
 
     @property
     def quantizes(self) -> bool:
-        """Whether an operand is quantized."""
+        """True if at least one operand is quantized."""
         return self.a.fmt is not None or self.b.fmt is not None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is quantized.
+    """The quantization of a model.
 
-    By default only the encoder is: linear layers by ``linear``, Q K^T by
+    By default only the encoder is quantized: linear layers by ``linear``, Q K^T by
     ``scores`` and P V by ``context`` (FP8-BERT, section 3).
 
     Attributes
@@ -211,14 +212,14 @@ class Recipe:
     linear, scores, context : SiteRecipe
         The default quantizes nothing.
     overrides : tuple of (str, SiteRecipe)
-        Exceptions by the site's name, a pattern with ``*`` and ``?``; the last
-        that fits holds. ``SiteRecipe()`` leaves a site unquantized. The only
-        way to quantize the pooler and the head, for instance with
+        Exceptions by site name, given as a pattern with ``*`` and ``?``; the last
+        match applies. ``SiteRecipe()`` leaves a site unquantized. Only an override
+        can quantize the pooler and the head, for instance
         ``("pooler.dense", recipe.linear)``.
     arithmetic : str
         The precision of everything else: "bfloat16" or "float32".
     accumulate : str
-        How the products of a quantized site are added up, a key of
+        The accumulator of the products at a quantized site, a key of
         :data:`npfp8.ACCUMULATORS`; see :func:`npfp8.matmul`.
     """
 
@@ -244,7 +245,7 @@ class Recipe:
             self._check_attention(kind, kind, getattr(self, kind))
 
     def _check_attention(self, place: str, kind: str, site: SiteRecipe) -> None:
-        """Refuse what a product of two activations cannot have."""
+        """Refuse settings that a product of two activations cannot have."""
         if site.migration is not None or site.outlier_threshold is not None:
             raise BertNumpyError(
                 f"recipe {self.name}: {place}: migration and outlier_threshold are for "
@@ -261,7 +262,7 @@ class Recipe:
             )
 
     def site(self, site: Site | str) -> SiteRecipe:
-        """How the product at a site, or at the site of a name, is quantized."""
+        """Return the recipe of the product at a site, or at the site of a name."""
         place = site_named(site) if isinstance(site, str) else site
         by_kind = {"linear": self.linear, "scores": self.scores, "context": self.context}
         found = by_kind.get(place.kind, SiteRecipe())
@@ -272,7 +273,7 @@ class Recipe:
 
     @property
     def calibrated(self) -> bool:
-        """Whether some scale of an activation may come from a calibration."""
+        """True if the scale of an activation may come from a calibration."""
         sites = [self.linear, self.scores, self.context, *(site for _, site in self.overrides)]
         products = [self.scores, self.context]
         products += [site for pattern, site in self.overrides if fits_attention(pattern)]
@@ -281,7 +282,7 @@ class Recipe:
         ) or any(site.b.is_static for site in products)
 
     def check_overrides(self, sites: Sequence[Site]) -> None:
-        """Raise :class:`BertNumpyError` if an override fits no site, or one that cannot have it."""
+        """Raise :class:`BertNumpyError` if an override fits no site, or an unsuitable one."""
         for pattern, override in self.overrides:
             fitting = [site for site in sites if fnmatchcase(site.name, pattern)]
             for site in fitting:
@@ -294,7 +295,7 @@ class Recipe:
                 )
 
     def check_accumulation(self, sites: Iterable[str]) -> None:
-        """Raise :class:`BertNumpyError` if a site's product is not one that is so accumulated."""
+        """Raise :class:`BertNumpyError` if the accumulator cannot take a site's product."""
         accumulator = ACCUMULATORS[self.accumulate]
         for name in sites:
             how = self.site(name)
@@ -313,6 +314,6 @@ class Recipe:
                     )
 
     def skipping(self, *patterns: str) -> Recipe:
-        """The recipe with the sites of some patterns left unquantized."""
+        """Return the recipe with the sites that fit any of the patterns left unquantized."""
         skipped = tuple((pattern, SiteRecipe()) for pattern in patterns)
         return replace(self, overrides=self.overrides + skipped)

@@ -1,4 +1,4 @@
-"""Recipes as JSON: written and read by the dataclasses' own fields and their types."""
+"""Recipes as JSON: written and read by the fields of the dataclasses and their types."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ __all__ = ["load_recipe", "recipe_json", "recipe_object", "recipe_of", "save_rec
 
 
 def recipe_json(recipe: Recipe) -> str:
-    """Return a recipe as JSON text, every setting named."""
+    """Return a recipe as JSON text that names every setting."""
     return json.dumps(recipe_object(recipe), indent=1)
 
 
 def recipe_object(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as a JSON object, every setting named."""
+    """Return a recipe as a JSON object that names every setting."""
     values: dict[str, Any] = _plain(recipe)
     return values
 
 
 def recipe_of(values: Any) -> Recipe:
-    """Make a recipe from a JSON object; settings that are not given have their defaults.
+    """Make a recipe from a JSON object; missing settings get their defaults.
 
     Raises
     ------
     BertNumpyError
-        If a key is unknown, of another type or of a value that cannot be.
+        If a key is unknown, or its value has another type or is impossible.
     """
     recipe: Recipe = _build(Recipe, values, "recipe")
     return recipe
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe as JSON, whole or not at all.
+    """Write a recipe to a JSON file, atomically.
 
     Raises
     ------
@@ -54,13 +54,13 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a JSON file; settings that are not given have their defaults.
+    """Read a recipe from a JSON file; missing settings get their defaults.
 
     Raises
     ------
     BertNumpyError
-        If the file is missing or is not JSON, or a key is unknown, of another type
-        or of a value that cannot be.
+        If the file is missing or is not JSON, if a key is unknown, or if its value has
+        another type or is impossible.
     """
     try:
         return recipe_of(read_json(Path(path)))
@@ -70,7 +70,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def _plain(value: Any) -> Any:
-    """Return a recipe, or a part of one, as JSON has it: formats by their names."""
+    """Convert a recipe, or a part of one, to JSON types, with formats as their names."""
     if isinstance(value, Format):
         return str(value)
     if is_dataclass(value):
@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def _build(kind: type, values: Any, place: str) -> Any:
-    """Make a dataclass from a JSON object, whose keys and types are those of its fields."""
+    """Make a dataclass from a JSON object with the keys and types of its fields."""
     if not isinstance(values, Mapping):
         raise BertNumpyError(f"{place}: expected a JSON object, found {shown(values)}")
     types = get_type_hints(kind)
@@ -97,7 +97,7 @@ def _build(kind: type, values: Any, place: str) -> Any:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
-    """Make a field's value, of type ``kind``, from a JSON value."""
+    """Convert a JSON value to a field's type, ``kind``."""
     if isinstance(kind, type) and is_dataclass(kind):
         return _build(kind, value, where)
     if get_origin(kind) is tuple:
@@ -120,7 +120,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 
 
 def _pairs(kind: Any, value: Any, where: str) -> tuple[tuple[str, Any], ...]:
-    """Make a tuple of (pattern, dataclass), of type ``kind`` each, from a JSON list."""
+    """Convert a JSON list of pairs to a tuple of (pattern, dataclass), each of type ``kind``."""
     if not isinstance(value, list):
         raise BertNumpyError(f"{where}: expected a list, found {shown(value)}")
     for item in value:

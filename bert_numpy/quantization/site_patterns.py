@@ -1,4 +1,4 @@
-"""Whether a pattern of sites can fit one, whatever the number of its layer."""
+"""A test whether a pattern can fit a site, for any number of the layer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _ALPHABET = set("".join([_BEFORE, *_AFTER, _DIGITS]))
 
 
 def fits_attention(pattern: str) -> bool:
-    """Whether a pattern of :mod:`fnmatch` fits an attention product of a layer of some number.
+    """Test whether an :mod:`fnmatch` pattern fits an attention product in a layer of any number.
 
-    The names ``encoder.layer.N.attention.scores`` and ``...context``, for every N from 0
-    on, are followed character by character, and the pattern element by element: a pair of
-    places that can be reached together and ends both is a name that fits.
+    The search follows the names ``encoder.layer.N.attention.scores`` and ``...context``, for
+    every N from 0 on, character by character, and the pattern element by element. If it
+    reaches the end of both together, a name fits.
     """
     elements = list(_elements(pattern))
     fitting = {
@@ -46,29 +46,29 @@ def fits_attention(pattern: str) -> bool:
 
 
 def _elements(pattern: str) -> Iterator[str]:
-    """The parts of a pattern that each fit one character, and its stars; as fnmatch reads it."""
+    """Split a pattern, as fnmatch reads it, into stars and parts that fit one character each."""
     start = 0
     while start < len(pattern):
         end = start + 1
         if pattern[start] == "[":
             first = start + 1 + pattern.startswith("!", start + 1)
-            closing = pattern.find("]", first + 1)  # a set's first character may be one
+            closing = pattern.find("]", first + 1)  # "]" may be the first character of a set
             end = closing + 1 or end
         yield pattern[start:end] if pattern[start:end] != "[" else "[[]"
         start = end
 
 
-#: Where the names end: behind the last character of what comes after the number.
+#: The places where the names end: after the last character that follows the number.
 _ENDS = {(after, len(after)) for after in _AFTER}
 
 
 def _steps(place: tuple[str, int]) -> Iterator[tuple[str, tuple[str, int]]]:
-    """The characters that a name can go on with, and the places that they lead to."""
+    """Yield each possible next character of a name, with the place that it leads to."""
     part, index = place
     if part == "before":
         if index < len(_BEFORE):
             yield _BEFORE[index], (part, index + 1)
-        else:  # the number's first digit: 0 alone, or one that others follow
+        else:  # the number's first digit: 0 stands alone, other digits may be followed
             yield "0", ("number", 0)
             for digit in _DIGITS[1:]:
                 yield digit, ("number", 1)

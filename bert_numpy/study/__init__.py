@@ -1,1 +1,1 @@
-"""Many models, recipes and tasks at once."""
+"""Studies of many models, recipes and tasks."""

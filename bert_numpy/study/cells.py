@@ -1,9 +1,9 @@
-"""The study's cells: (model, task, recipe, part of the examples), independent of one another.
+"""The study's independent cells: (model, task, recipe, part of the examples).
 
-A cell is pure: what it computes depends on nothing but its description and the
-files that this names. Its results are written to a file of its own, named by a
-digest of the description, so that a study can be interrupted, resumed and
-spread over processes and machines; they are put together in the examples' order.
+A cell is pure: its result depends only on its description and the
+files that the description names. The result is written to the cell's own file, named by a
+digest of the description. So a study can be interrupted, resumed and
+spread over processes and machines. The results are joined in the order of the examples.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Subject:
     calibration : str
         The calibration's file.
     calibration_data : str, optional
-        What it is made of, if not of the training file beside the data.
+        The file to make it from; by default the training file beside the data.
     limit : int, optional
-        Only the first so many examples.
+        The number of examples to use, from the first on; by default all.
     """
 
     model: str
@@ -71,7 +71,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Cell:
-    """A recipe on the examples ``start`` to ``stop`` of a subject, into ``file``."""
+    """A recipe on the examples ``start`` to ``stop`` of a subject, with its result in ``file``."""
 
     subject: Subject
     recipe: Recipe
@@ -81,7 +81,7 @@ class Cell:
 
     @property
     def file(self) -> Path:
-        """Named by a digest of all that decides the result."""
+        """The result's file, named by a digest of everything that decides the result."""
         calibration = Path(self.subject.calibration)
         content = calibration.read_bytes() if self.recipe.calibrated else b""
         subject = (self.subject.model, self.subject.task, self.subject.data)
@@ -92,7 +92,7 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a recipe gives on a subject.
+    """The results of a recipe on a subject.
 
     Attributes
     ----------
@@ -101,9 +101,9 @@ class Result:
     predictions : ndarray
         Classes, scores, or texts as objects.
     logits : ndarray of float32
-        Of all examples, in a row.
+        The logits of all examples, concatenated.
     metrics : mapping of str to callable (labels, predictions)
-        The task's.
+        The metrics of the task.
     """
 
     labels: Labels
@@ -120,13 +120,13 @@ def subject_in(
     calibration_data: str | None = None,
     limit: int | None = None,
 ) -> Subject:
-    """A subject whose calibration is in a study's folder, where every script looks for it."""
+    """Make a subject whose calibration is in a study's folder, where every script looks for it."""
     calibration = folder / f"calibration-{Path(model).name}-{task}.safetensors"
     return Subject(model, task, data, str(calibration), calibration_data, limit)
 
 
 def calibrate_subject(subject: Subject, samples: int = 256) -> None:
-    """Calibrate in float32 and write the calibration's file, unless it is there."""
+    """Calibrate in float32 and write the calibration's file, unless it exists."""
     if not Path(subject.calibration).exists():
         job = prepare(
             subject.model,
@@ -140,7 +140,7 @@ def calibrate_subject(subject: Subject, samples: int = 256) -> None:
 
 
 def cells_of(subject: Subject, recipe: Recipe, folder: Path, size: int = 512) -> list[Cell]:
-    """A recipe's cells on a subject, of ``size`` examples each."""
+    """List a recipe's cells on a subject, of ``size`` examples each."""
     count = len(_job(subject).examples)
     return [
         Cell(subject, recipe, start, min(start + size, count), str(folder))
@@ -149,7 +149,7 @@ def cells_of(subject: Subject, recipe: Recipe, folder: Path, size: int = 512) ->
 
 
 def run_cell(cell: Cell) -> str:
-    """Compute a cell and write its file, unless it is there. Returns the file's name."""
+    """Compute a cell and write its file, unless it exists, and return the file's name."""
     file = cell.file
     if not file.exists():
         job = _job(cell.subject).select(range(cell.start, cell.stop))
@@ -165,7 +165,7 @@ def run_cell(cell: Cell) -> str:
 
 
 def merged(cells: Sequence[Cell]) -> Result:
-    """The results of a recipe's cells, in the order of the examples.
+    """Join the results of a recipe's cells, in the order of the examples.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def merged(cells: Sequence[Cell]) -> Result:
     """
     logits, predictions = [], []
     for cell in cells:
-        file = cell.file  # its name takes reading the calibration
+        file = cell.file  # computed once, as it reads the calibration
         if not file.exists():
             raise BertNumpyError(f"{file}: no such file: the cell has not been run")
         with np.load(file) as arrays:
@@ -194,15 +194,15 @@ def merged(cells: Sequence[Cell]) -> Result:
 def compare_results(
     result: Result, reference: Result, resamples: int = 1000
 ) -> dict[str, float | int | list[float]]:
-    """A recipe's metrics, and what it changed against the reference, usually FP32.
+    """Compute a recipe's metrics, and compare it with the reference, usually FP32.
 
     Returns
     -------
     dict
-        The metrics; ``not_finite``, how many predictions are none; ``flips`` or
+        The metrics; ``not_finite``, the number of missing predictions; ``flips`` or
         ``mean_abs_difference``; ``relative_logit_error``; and for the first metric
         ``difference`` and ``interval``, the 95 % bootstrap interval of the difference,
-        NaN if the difference is.
+        which is NaN if the difference is NaN.
     """
     row: dict[str, Any] = {
         name: metric(result.labels, result.predictions) for name, metric in result.metrics.items()
@@ -211,7 +211,7 @@ def compare_results(
     row |= compare_with(reference, result)
     name, metric = next(iter(result.metrics.items()))
     row["difference"] = row[name] - metric(reference.labels, reference.predictions)
-    if math.isnan(row["difference"]):  # draws that miss what is NaN would say nothing of it
+    if math.isnan(row["difference"]):  # draws without the NaN would give a wrong interval
         row["interval"] = [math.nan, math.nan]
     elif result.labels.dtype == object:
         row["interval"] = list(
@@ -223,9 +223,9 @@ def compare_results(
 
 
 def _scored(result: Result) -> Result:
-    """Each answer's score in the place of the answer: their mean is the metric.
+    """Replace each answer by its score; the mean of the scores is the metric.
 
-    So that no text is normalised again in every one of the bootstrap's draws.
+    This avoids normalising every text again in each of the bootstrap's draws.
     """
     metric = next(iter(result.metrics.values()))
     pairs = zip(result.labels, result.predictions, strict=True)
@@ -240,10 +240,11 @@ def _mean(labels: Labels, predictions: Array) -> float:
 def bootstrap_interval(
     metric: Callable[..., float], result: Result, reference: Result, resamples: int = 1000
 ) -> tuple[float, float]:
-    """The 95 % percentile interval of a metric's difference, the examples drawn with replacement.
+    """Compute the 95 % percentile interval of a metric's difference by the bootstrap.
 
-    Efron and Tibshirani, *An Introduction to the Bootstrap*, chapter 13. Both
-    recipes are scored on the same draw, so that what they share cancels.
+    Source: Efron and Tibshirani, *An Introduction to the Bootstrap*, chapter 13. Examples
+    are drawn with replacement. Both recipes are scored on the same draw, so that errors
+    common to both cancel.
     """
     generator = np.random.default_rng(0)
     count = len(result.labels)

@@ -1,8 +1,8 @@
-"""The outlier channels of a model's activations, as a calibration has seen them.
+"""The outlier channels of a model's activations, found in a calibration.
 
-A channel is a column of a linear layer's input. What makes one scale per tensor
-coarse is a channel that is far larger than the typical one: the ratio to the
-median channel says how many levels of a uniform format the others lose.
+A channel is a column of a linear layer's input. One scale per tensor becomes
+coarse if a channel is far larger than the typical one: the ratio to the
+median channel tells how many levels of a uniform format the others lose.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from npfp8.bfloat16 import from_bits
 
 __all__ = ["INPUTS", "RATIO", "THRESHOLD", "outlier_channels", "recurring_channels"]
 
-#: The inputs in a layer by the place of the layer that multiplies them.
-#: Key and value have query's.
+#: The inputs in a layer, by the place of the linear layer that multiplies them.
+#: Key and value have the same input as query.
 INPUTS: Mapping[str, str] = {
     "attention.self.query": "LayerNorm, to query, key and value",
     "attention.output.dense": "attention's context",
@@ -41,31 +41,36 @@ THRESHOLD = 6.0
 
 
 def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, Any]]:
-    """The largest channels of every input in the encoder.
+    """List the largest channels of every input in the encoder.
 
     Parameters
     ----------
     calibration : Calibration
     top : int
-        How many of the largest channels are listed.
+        The number of largest channels to list.
 
     Returns
     -------
     list of dict
-        For each layer and place of :data:`INPUTS`, by layer and in the order of the data flow:
-        ``place``, ``layer``, ``channels`` (how many there are), ``median`` (of their
-        largest magnitudes), ``top`` (dicts of ``channel``, ``absmax`` and ``ratio``, the
-        largest first), ``outliers`` (the channels above :data:`RATIO` times the median,
-        rising), ``above_threshold`` (how many are above :data:`THRESHOLD`), ``per_token``
-        (elements above :data:`RATIO` times the median for each token, which is at least the
-        share of tokens that have one), and ``int8`` and ``e4m3``: the
-        signal-to-quantization-noise ratio in dB, one scale per tensor.
+        One dict per layer and place of :data:`INPUTS`, by layer and in the order of the data
+        flow. Its keys are:
+
+        - ``place`` and ``layer``;
+        - ``channels``, their number, and ``median``, the median of their largest magnitudes;
+        - ``top``, dicts of ``channel``, ``absmax`` and ``ratio``, the largest first;
+        - ``outliers``, the channels above :data:`RATIO` times the median, ascending;
+        - ``above_threshold``, the number of channels above :data:`THRESHOLD`;
+        - ``per_token``, the elements above :data:`RATIO` times the median per token, which is
+          at least the share of tokens that have one;
+        - ``int8`` and ``e4m3``, the signal-to-quantization-noise ratio in dB with one scale
+          per tensor.
+
         A ratio is None if the median is 0, a noise ratio if there is no noise or no signal.
 
     Raises
     ------
     BertNumpyError
-        If the calibration has the channels of an input, and no statistics of its elements.
+        If the calibration has the channels of an input but no statistics of its elements.
     """
     rows = []
     for name, largest in calibration.channels.items():
@@ -106,12 +111,12 @@ def outlier_channels(calibration: Calibration, top: int = 3) -> list[dict[str, A
 
 
 def recurring_channels(rows: Sequence[Mapping[str, Any]], place: str) -> dict[int, int]:
-    """The channels that are outliers in at least half of the layers, and in how many.
+    """Count the layers of each channel that is an outlier in at least half of the layers.
 
     Parameters
     ----------
     rows : sequence of mappings
-        Of :func:`outlier_channels`.
+        The rows of :func:`outlier_channels`.
     place : str
         A key of :data:`INPUTS`.
     """

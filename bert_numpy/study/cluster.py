@@ -1,4 +1,4 @@
-"""The study's cells on processes and machines, by dask.distributed (extra: study)."""
+"""Running the study's cells on processes and machines, by dask.distributed (extra: study)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from bert_numpy.study.cells import Cell, Result, Subject, cells_of, merged, run_
 
 __all__ = ["add_cluster_options", "connect", "results_of", "run_cells"]
 
-#: The environment that the workers start with: what numpy and glibc read, they read once.
+#: The environment that the workers start with, as numpy and glibc read it only once.
 _ENVIRONMENT = {
     # The cluster's processes are the parallelism; their products must not depend on its size.
     **dict.fromkeys(
         ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), 1
     ),
-    # glibc gives the memory of large arrays back to the system at once, which clears every page
-    # when it hands it out again: a third of the time at base size.
+    # By default glibc returns the memory of large arrays to the system at once, which clears
+    # every page before reuse: a third of the time at base size.
     "MALLOC_MMAP_THRESHOLD_": 1 << 32,
     "MALLOC_TRIM_THRESHOLD_": 1 << 33,
 }
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a study: the size of a cell, and where the cells run."""
+    """Add the options of a study: the size of a cell, and the place where the cells run."""
     parser.add_argument(
         "--cell", type=positive, default=512, metavar="N", help="examples in a cell"
     )
@@ -41,7 +41,7 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
 
 
 def connect(workers: int, scheduler: str | None = None) -> Any:
-    """A client of the scheduler at an address, or of a new local cluster of processes.
+    """Connect to the scheduler at an address, or to a new local cluster of processes.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def connect(workers: int, scheduler: str | None = None) -> Any:
 
 
 def run_cells(cells: Sequence[Cell], client: Any) -> None:
-    """Run the cells that have no file yet; a lost worker's are run by another."""
+    """Run the cells that have no file yet; another worker runs the cells of a lost one."""
     from dask.distributed import as_completed  # noqa: PLC0415 (an extra)
 
     wanted = [cell for cell in cells if not cell.file.exists()]
@@ -82,7 +82,7 @@ def run_cells(cells: Sequence[Cell], client: Any) -> None:
 def results_of(
     subject: Subject, recipes: Sequence[Recipe], folder: Path, client: Any, size: int
 ) -> list[Result]:
-    """Run what has no file yet of several recipes on a subject; returns a result per recipe."""
+    """Run the missing cells of several recipes on a subject, and return a result per recipe."""
     every = [cells_of(subject, recipe, folder, size) for recipe in recipes]
     run_cells([cell for cells in every for cell in cells], client)
     return [merged(cells) for cells in every]

@@ -23,9 +23,10 @@ def _colour(recipe: str) -> str:
 
 
 def draw_headline(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The first metric by format, a panel per model and task, with the intervals of the difference.
+    """Draw the first metric by format, a panel per model and task, with intervals.
 
-    On a white ground, so that it can be read on dark pages too.
+    The intervals are those of the difference. The ground is white, so that the figure can be
+    read on dark pages, too.
     """
     models = results_by_model(rows)
     figure, axes = subplots(ncols=len(models), figsize=(2.3 * len(models) + 1.4, 3.0))
@@ -65,7 +66,7 @@ def draw_headline(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_differences(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The first metric's difference from FP32, by recipe, with its interval."""
+    """Draw the first metric's difference from FP32, by recipe, with its interval."""
     recipes = [name for name in dict.fromkeys(row["recipe"] for row in rows) if name != "fp32"]
     models = results_by_model(rows)
     figure, axes = subplots(ncols=len(models), figsize=(3 * len(models) + 1.5, 5), sharey=True)
@@ -86,7 +87,7 @@ def draw_differences(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_outliers(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The largest channel over the median channel, by layer and input: a panel per model."""
+    """Draw the largest channel over the median channel, by layer and input: a panel per model."""
     figure, axes = subplots(
         nrows=len(reports), figsize=(9, 1.9 * len(reports) + 0.6), squeeze=False
     )

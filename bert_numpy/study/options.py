@@ -1,4 +1,4 @@
-"""The options of a script that studies one model on one task."""
+"""The common options of scripts that study one model on one task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["add_subject_options", "subject_of"]
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
-    """Add the model, the task, its data, and the folder of the study."""
+    """Add options for the model, the task, its data, and the folder of the study."""
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--task", required=True)
     parser.add_argument("--data", required=True)
@@ -21,7 +21,7 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
 
 
 def subject_of(arguments: argparse.Namespace) -> Subject:
-    """What these options say; the folder of the study is made."""
+    """Make the subject that these options describe, and create the study's folder."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     return subject_in(
         arguments.out,

@@ -13,19 +13,19 @@ __all__ = ["by_place", "fewest", "grouped", "only", "place_in_layer", "ranked"]
 
 _IN_LAYER = re.compile(r"encoder\.layer\.\d+\.(.+)")
 
-#: The places that make one group: the three layers with one input.
+#: The places that form one group: the three layers with one input.
 _GROUPS = dict.fromkeys(
     ("attention.self.query", "attention.self.key", "attention.self.value"), "query, key and value"
 )
 
 
 def place_in_layer(site: str) -> str:
-    """The place of an encoder's site in its layer, such as ``attention.output.dense``.
+    """Return the place of an encoder's site in its layer, such as ``attention.output.dense``.
 
     Raises
     ------
     BertNumpyError
-        If the site is in no layer.
+        If the site is not in a layer.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def place_in_layer(site: str) -> str:
 
 
 def by_place(sites: Iterable[str]) -> dict[str, list[str]]:
-    """The sites of each place in the layers, in the order of the data flow."""
+    """Group sites by their places in the layers, in the order of the data flow."""
     places: dict[str, list[str]] = {}
     for site in sites:
         places.setdefault(place_in_layer(site), []).append(site)
@@ -47,7 +47,7 @@ def by_place(sites: Iterable[str]) -> dict[str, list[str]]:
 
 
 def grouped(sites: Iterable[str]) -> dict[str, list[str]]:
-    """The sites of each kind: as :func:`by_place`, with query, key and value as one group."""
+    """Group sites like :func:`by_place`, with query, key and value as one group."""
     groups: dict[str, list[str]] = {}
     for place, found in by_place(sites).items():
         groups.setdefault(_GROUPS.get(place, place), []).extend(found)
@@ -55,19 +55,19 @@ def grouped(sites: Iterable[str]) -> dict[str, list[str]]:
 
 
 def only(recipe: Recipe, sites: Iterable[str]) -> Recipe:
-    """The recipe at some sites of the encoder; the other sites are left unquantized."""
+    """Restrict a recipe to some sites of the encoder; the other sites are left unquantized."""
     rest = recipe.skipping("encoder.*")
     kept = tuple((site, recipe.site(site)) for site in sites)
     return replace(rest, overrides=rest.overrides + kept)
 
 
 def ranked(report: Mapping[str, object], places: Iterable[str]) -> list[str]:
-    """The sites of some places in a sensitivity report, the most sensitive first.
+    """List the sites of some places in a sensitivity report, the most sensitive first.
 
     Raises
     ------
     BertNumpyError
-        If the report ranks no site of a place.
+        If the report ranks no site of one of the places.
     """
     rows = report.get("sites")
     names = [str(row["site"]) for row in rows] if isinstance(rows, list) else []
@@ -81,7 +81,7 @@ def ranked(report: Mapping[str, object], places: Iterable[str]) -> list[str]:
 
 
 def fewest(enough: Callable[[int], bool], most: int) -> int | None:
-    """Find the number from which on ``enough`` holds, by doubling and then halving.
+    """Find the number from which ``enough`` holds, by doubling and then halving.
 
     Parameters
     ----------
@@ -92,8 +92,8 @@ def fewest(enough: Callable[[int], bool], most: int) -> int | None:
     Returns
     -------
     int or None
-        A number that is enough while one less is not; the least of all if every larger
-        number is enough as well. None if ``most`` is not enough.
+        A number that is enough while one less is not. It is the least such number if every
+        larger number is enough as well. None if ``most`` is not enough.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The study's results as Markdown: functions of the rows that the scripts write as JSON."""
+"""The study's results as Markdown, from the rows that the scripts write as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 Row = Mapping[str, Any]
 
-#: The recipes of the headline's table and figure, and how they are called there.
+#: The recipes of the headline's table and figure, with their names there.
 HEADLINE = {
     "fp32": "FP32",
     "int8": "INT8",
@@ -34,7 +34,7 @@ HEADLINE = {
     "e5m2": "E5M2",
 }
 
-#: The keys of a row that are no metrics.
+#: The keys of a row that are not metrics.
 _NO_METRICS = {
     "model",
     "task",
@@ -52,7 +52,7 @@ _NO_METRICS = {
 
 
 def results_by_model(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
-    """The rows by model and task, and then by recipe; a later row replaces an earlier one."""
+    """Sort rows by model and task, then by recipe; a later row replaces an earlier one."""
     found: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         found.setdefault((row["model"], row["task"]), {})[row["recipe"]] = row
@@ -60,7 +60,7 @@ def results_by_model(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row
 
 
 def first_metric(row: Row) -> str:
-    """The name of the first metric of a row, which decides its difference and interval."""
+    """Return the name of a row's first metric, the one of its difference and interval."""
     return _metrics(row)[0]
 
 
@@ -69,17 +69,17 @@ def _metrics(row: Row) -> list[str]:
 
 
 def _change(row: Row) -> str:
-    """What a row counts as changed predictions: flips, or of scores a mean difference."""
+    """Return a row's measure of changed predictions: flips, or a mean difference for scores."""
     return "flips" if "flips" in row else "mean_abs_difference"
 
 
 def _number(x: float | None, form: str) -> str:
-    """A number, or the word for none: JSON has null for what is not finite."""
+    """Format a number, or write "none" for JSON's null, which stands for what is not finite."""
     return "none" if x is None or not math.isfinite(x) else format(x, form)
 
 
 def _points(x: float | None, form: str = ".2f") -> str:
-    """A share as percent."""
+    """Format a share as percent."""
     return _number(None if x is None else 100 * x, form)
 
 
@@ -93,19 +93,19 @@ def _or_infinity(x: float | None) -> float:
 
 
 def _is_certain(row: Row) -> bool:
-    """Whether the interval of the difference does not reach zero."""
+    """Check that the interval of the difference does not contain zero."""
     low, high = (math.nan if x is None else x for x in row["interval"])
     return bool(low > 0 or high < 0)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table, whose first ``left`` columns are aligned to the left."""
+    """Make a Markdown table with its first ``left`` columns aligned to the left."""
     rule = ["---"] * left + ["---:"] * (len(heads) - left)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *rows))
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The paper's comparison, a line per model and task: metric, flips and error by format."""
+    """Make the paper's comparison, a line per model and task: metric, flips, error by format."""
     lines = []
     for (model, task), recipes in results_by_model(rows).items():
         any_row = next(iter(recipes.values()))
@@ -126,7 +126,7 @@ def headline(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """One table of all: what each recipe changes against FP32, on every model."""
+    """Make one table of what each recipe changes against FP32 on every model."""
     models = results_by_model(rows)
     lines = []
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
@@ -149,9 +149,9 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def accuracy_tables(rows: Sequence[Row], level: int = 3) -> str:
-    """A table for each model and task: every recipe's metrics, interval, flips and error.
+    """Make a table per model and task: every recipe's metrics, interval, flips and error.
 
-    ``level`` is that of the heading above each.
+    ``level`` is the level of the heading above each table.
     """
     text = io.StringIO()
     for (model, task), recipes in results_by_model(rows).items():
@@ -172,12 +172,12 @@ def accuracy_tables(rows: Sequence[Row], level: int = 3) -> str:
 
 
 def outlier_summary(reports: Sequence[Row]) -> str:
-    """The outlier channels of each model, a line per kind of input.
+    """Make a table of the outlier channels of each model, a line per kind of input.
 
     Parameters
     ----------
     reports : sequence of mappings
-        ``model`` and ``inputs``, the rows of
+        Each has ``model`` and ``inputs``, the rows of
         :func:`bert_numpy.study.channels.outlier_channels`.
     """
     lines = []
@@ -220,7 +220,7 @@ def outlier_summary(reports: Sequence[Row]) -> str:
 
 
 def outlier_sites(report: Row) -> str:
-    """The largest channels of every input of one model."""
+    """Make a table of the largest channels of every input of one model."""
     lines = [
         [
             f"{row['layer']}",
@@ -243,14 +243,14 @@ def outlier_sites(report: Row) -> str:
 
 
 def sensitivity_tables(report: Row, most: int | None = None) -> str:
-    """The groups and the ranking of a sensitivity study, and the sites to keep in bfloat16.
+    """Make tables of a sensitivity study: groups, ranking, and sites to keep in bfloat16.
 
     Parameters
     ----------
     report : mapping
-        As ``scripts/study_sensitivity.py`` writes it.
+        A report of ``scripts/study_sensitivity.py``.
     most : int, optional
-        How many of the ranked sites are shown, by default all.
+        The number of ranked sites to show; by default all.
     """
     whole = report["all"]
     unit = _change(whole)
@@ -289,12 +289,14 @@ def sensitivity_tables(report: Row, most: int | None = None) -> str:
 
 
 def rescue_table(rows: Sequence[Row]) -> str:
-    """What keeping the most sensitive sites in bfloat16 saves, a line per recipe and number.
+    """Make a table of the effect of keeping sensitive sites in bfloat16.
+
+    It has a line per recipe and number of sites.
 
     Parameters
     ----------
     rows : sequence of mappings
-        As ``scripts/study_rescue.py`` writes them.
+        The rows of ``scripts/study_rescue.py``.
     """
     lines = [
         [

@@ -1,1 +1,1 @@
-"""Text, labels and scores: what a model is evaluated on."""
+"""The texts, labels and scores with which models are evaluated."""

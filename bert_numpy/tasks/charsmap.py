@@ -1,8 +1,8 @@
 """The check of SentencePiece's precompiled character map, the normalizer of XLM-R and CamemBERT.
 
-The map is a double-array trie over UTF-8 bytes, whose values are places in a list of
-replacements, each ended by a zero byte. The ``tokenizers`` library follows the trie without
-looking where it leads: a damaged map ends in a panic at some text, or multiplies its length.
+The map is a double-array trie over UTF-8 bytes. Its values are offsets into a list of
+replacements that end in a zero byte. The ``tokenizers`` library follows the trie without
+bounds checks: with a damaged map, some texts cause a panic or grow many times longer.
 The layout is that of github.com/google/sentencepiece (normalizer.cc) and of Darts-clone.
 """
 
@@ -18,10 +18,10 @@ from npfp8.arrays import IntArray
 
 __all__ = ["check_charsmap"]
 
-#: Bytes of a replacement; the longest of SentencePiece's own maps has 33.
+#: The most bytes of a replacement; the longest in SentencePiece's own maps has 33.
 _LONGEST = 64
 
-#: Bytes of a key; more than a trie of characters has.
+#: The most bytes of a key; a trie of characters has fewer.
 _DEEPEST = 64
 
 _UnitArray = npt.NDArray[np.uint32]
@@ -33,7 +33,7 @@ def check_charsmap(text: str) -> None:
     Parameters
     ----------
     text : str
-        The map in base64, as ``tokenizer.json`` has it.
+        The map in base64, as in ``tokenizer.json``.
     """
     try:
         data = base64.b64decode(text, validate=True)
@@ -64,13 +64,13 @@ def check_charsmap(text: str) -> None:
 
 
 def _offsets(units: _UnitArray) -> IntArray:
-    """How far a node's children are from it, to be combined by exclusive or."""
+    """Return the distance from a node to its children, to be combined by exclusive or."""
     shift = (units & (1 << 9)) >> 6
     return ((units >> 10).astype(np.int64)) << shift.astype(np.int64)
 
 
 def _values(trie: _UnitArray) -> IntArray:
-    """The values of all keys; raises ValueError if a path leaves the trie or does not end."""
+    """List the values of all keys; raise ValueError if a path leaves the trie or does not end."""
     nodes = _offsets(trie[:1])  # the root's children begin here
     labels = np.arange(1, 256)
     found = []
@@ -79,7 +79,7 @@ def _values(trie: _UnitArray) -> IntArray:
         if places.size and int(places.max()) >= trie.size:
             raise ValueError("expected a trie whose paths stay within it")
         units = trie[places]
-        reached = (units & np.uint32(0x800000FF)) == labels  # a leaf's sign bit is no label
+        reached = (units & np.uint32(0x800000FF)) == labels  # the sign bit excludes leaves
         places, units = places[reached], units[reached]
         if not places.size:
             break

@@ -1,6 +1,6 @@
-"""Where encodings are cut: to a length, at whole characters, and into windows that overlap.
+"""The places to cut encodings: at a length, at whole characters, and into overlapping windows.
 
-An encoding is the ``tokenizers`` library's, of a whole text or pair of texts.
+An encoding is an object of the ``tokenizers`` library for a whole text or pair of texts.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from typing import Any
 
 __all__ = ["context_offsets", "longest_first", "whole_characters", "window_positions"]
 
-#: What stands for a space in the tokens of byte-level BPE, and of SentencePiece.
+#: The characters that stand for a space in tokens of byte-level BPE and of SentencePiece.
 _SPACES = {b"ByteLevel": "\u0120", b"Metaspace": "\u2581"}
 
 
 def longest_first(encoding: Any, length: int, side: str) -> list[int]:
-    """The positions of an encoding that are left when it is cut to ``length``.
+    """List the positions of an encoding that remain when it is truncated to ``length``.
 
-    The special tokens stay. The longer of two texts is cut until both are equally long, then
-    both are; an odd token is left to the longer one, or else to the second. This is the
-    library's "longest_first" (utils/truncation.rs of github.com/huggingface/tokenizers).
+    The special tokens stay. The longer of two texts is truncated until both are equally
+    long, then both are. An odd token is left to the longer text, or to the second if they
+    are equal. This is "longest_first" in the library (utils/truncation.rs of
+    github.com/huggingface/tokenizers).
     """
     texts = encoding.sequence_ids
     counts = [texts.count(0), texts.count(1)]
@@ -42,9 +43,9 @@ def longest_first(encoding: Any, length: int, side: str) -> list[int]:
 
 
 def whole_characters(encoding: Any, most: int) -> int:
-    """How many of at most ``most`` tokens to keep of an encoded text, to cut no character in two.
+    """Count the tokens to keep, at most ``most``, so that no character is cut in two.
 
-    The pieces of a Hangul syllable may be tokens of their own, and the bytes of
+    The parts of a Hangul syllable may be separate tokens, and so may the bytes of
     any character.
     """
     offsets = encoding.offsets
@@ -57,13 +58,13 @@ def whole_characters(encoding: Any, most: int) -> int:
 def window_positions(
     encoding: Any, max_length: int, doc_stride: int
 ) -> Iterator[tuple[list[int], int, int]]:
-    """The windows on a context behind its question, in order, as ``Tokenizer.windows`` has them.
+    """Yield the windows of ``Tokenizer.windows`` on a context after its question, in order.
 
     Yields
     ------
     list of int, int, int
-        The positions of the encoding that a window keeps; and which of the
-        context's tokens is its first, and which the first behind it.
+        The positions of the encoding in the window, the number of its first token
+        in the context, and the number of the first token after it.
     """
     places = [place for place, text in enumerate(encoding.sequence_ids) if text == 1]
     length = len(encoding.ids)
@@ -76,7 +77,7 @@ def window_positions(
 
 
 def context_offsets(encoding: Any, context: str, backend: Any) -> list[tuple[int, int]]:
-    """For each of a context's tokens, behind its question, the characters that it stands for."""
+    """Find the characters that each token of a context, after its question, stands for."""
     marks = _space_marks(backend)
     offsets = [
         _without_space(token, offset, context, marks)
@@ -89,20 +90,20 @@ def context_offsets(encoding: Any, context: str, backend: Any) -> list[tuple[int
 
 
 def _space_marks(backend: Any) -> str:
-    """The characters that stand for spaces in the tokens."""
+    """Return the characters that stand for spaces in the tokens."""
     state = b"" if backend.pre_tokenizer is None else backend.pre_tokenizer.__getstate__()
     return "".join(mark for kind, mark in _SPACES.items() if kind in state)
 
 
 def _without_space(token: str, offset: tuple[int, int], text: str, marks: str) -> tuple[int, int]:
-    """The characters of a token without the space before it, which some tokenizers include.
+    """Drop the space before a token, which some tokenizers include, from its characters.
 
-    A token that is nothing but a space has none, also where the tokenizer put the space
-    there itself: then its offset is that of the next character.
+    A token of a space alone has no characters left, even if the tokenizer inserted the
+    space itself: then its offset is that of the next character.
     """
     start, end = offset
     own = text[start:end].lstrip()
-    literal = own == token and token != _SPACES[b"ByteLevel"]  # whose bytes are other tokens
+    literal = own == token and token != _SPACES[b"ByteLevel"]  # that character has other tokens
     if not literal and marks and not token.strip(marks):
         end -= len(own)
         return end, end
@@ -110,10 +111,10 @@ def _without_space(token: str, offset: tuple[int, int], text: str, marks: str) -
 
 
 def _with_combining(offsets: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
-    """The offsets with the combining characters behind each token, which are part of its letter.
+    """Extend offsets over the combining characters after each token, as its letter has them.
 
     Normalizers join them to the letter (NFC) or drop them (BERT's accents), and the library
-    gives their places to no token.
+    assigns their places to no token.
     """
     found = []
     for (start, end), (following, _) in zip(offsets, [*offsets, (len(text), 0)][1:], strict=True):

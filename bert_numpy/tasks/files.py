@@ -1,8 +1,8 @@
-"""Where a task's examples are: a file, a folder, or a data set of the Hugging Face hub.
+"""Finding a task's examples: in a file, a folder, or a data set of the Hugging Face hub.
 
-A folder may hold the official files, JSON Lines, or the hub's Parquet files; for
-each part of the data they are looked for in this order, in the folder itself and
-in the task's own below it.
+A folder may hold the official files, JSON Lines, or the hub's Parquet files. For
+each part of the data they are searched in this order, in the folder itself and
+in the task's subfolders.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["find_files"]
 
 
 def find_files(data: str | Path, task: Task[Any], name: str) -> list[Path]:
-    """The files of one part of a task's data; several if it comes in shards.
+    """Find the files of one part of a task's data; there are several if it comes in shards.
 
     Parameters
     ----------
     data : str or Path
         The task's folder, a folder of tasks' folders, or the id of a data set
-        on the hub (``nyu-mll/glue``, ``rajpurkar/squad``), of which the files
+        on the hub (``nyu-mll/glue``, ``rajpurkar/squad``), from which the files
         of this part are fetched.
     task : Task
     name : str
-        The official file's, such as ``dev.tsv``: the others' names follow.
+        The official file's name, such as ``dev.tsv``; other names follow from it.
 
     Raises
     ------
     BertNumpyError
-        If there is no such folder, or none of the files in it.
+        If there is no such folder, or if it has none of the files.
     """
     stem = name.rpartition(".")[0]
     split = hub_split(name)
@@ -60,7 +60,7 @@ def find_files(data: str | Path, task: Task[Any], name: str) -> list[Path]:
 
 
 def hub_split(name: str) -> str:
-    """The hub's name for the part of the data that an official file holds.
+    """Return the hub's name for the part of the data that an official file holds.
 
     >>> hub_split("dev_matched.tsv"), hub_split("train-v1.1.json")
     ('validation_matched', 'train')
@@ -69,7 +69,7 @@ def hub_split(name: str) -> str:
 
 
 def _check_shards(paths: list[Path]) -> None:
-    """Refuse a part of the data that lacks a shard: the numbers in the names tell."""
+    """Refuse a part of the data that lacks a shard, by the number in the names."""
     if paths[0].suffix != ".parquet":
         return
     count = paths[0].stem.rpartition("-of-")[2]

@@ -1,8 +1,8 @@
-"""GLUE's tasks: where their texts and labels stand in the files.
+"""GLUE's tasks, and the places of their texts and labels in the files.
 
 The official files are TSV, not CSV: a quotation mark is a character like any
-other, a line ends at a line feed and nowhere else, and each task has columns of
-its own. JSON Lines and Parquet have the hub's columns (data set nyu-mll/glue).
+other, a line ends at a line feed and nowhere else, and the columns differ from task to
+task. JSON Lines and Parquet have the hub's columns (data set nyu-mll/glue).
 """
 
 from __future__ import annotations
@@ -42,40 +42,40 @@ __all__ = [
 
 @dataclass(frozen=True)
 class GlueTask:
-    """A :class:`~bert_numpy.tasks.task.Task` of GLUE's.
+    """A :class:`~bert_numpy.tasks.task.Task` of GLUE.
 
     Attributes
     ----------
     name : str
-        As on the command line.
+        The name on the command line.
     folder : str
         The official folder's name.
     metrics : tuple of str
         Keys of :data:`bert_numpy.tasks.metrics.METRICS`, the main one first.
     text_columns : tuple of str or int
-        One column, or two for pairs: by the header's names, or by number in a
+        One column, or two for pairs: names from the header, or numbers in a
         file without a header.
     label_column : str or int
     labels : tuple of str
         The names of the classes in GLUE's order; empty for regression.
     label_names_in_file : bool
-        Whether the file names the classes, or numbers them.
+        True if the file names the classes, False if it numbers them.
     score_range : (float, float)
-        For regression.
+        The least and the greatest score, for regression.
     dev, train, test : str
         The official files' names.
     fields : tuple of str
         The columns of the texts in JSON Lines and Parquet; the label's is ``label``.
     submission_name : str
-        Of the file that GLUE's server takes, without its ending; by default the folder's.
+        The stem of the file that GLUE's server takes; by default the folder's name.
     max_length : int
-        The longest input, in tokens, unless another length is asked for.
+        The longest input, in tokens, unless another length is given.
     columns : int
-        In a file without a header, how many columns a row has.
+        The number of columns of a file without a header.
     drops_broken_rows : bool
-        Whether the official training file is known to hold rows that lack
-        columns or have a blank text (QQP's does; see issue 5 of GLUE-baselines):
-        these are left out, as other readers do.
+        True if the official training file is known to hold rows that lack
+        columns or have a blank text (QQP's does; see issue 5 of GLUE-baselines).
+        These rows are left out, as in other readers.
     head : str
         The name of the head that a model must have.
     """
@@ -100,7 +100,7 @@ class GlueTask:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the labels are scores."""
+        """True if the labels are scores."""
         return not self.labels
 
     @property
@@ -110,7 +110,7 @@ class GlueTask:
 
     @property
     def outputs(self) -> int:
-        """How many outputs the model's head must have."""
+        """The number of outputs that the model's head must have."""
         return len(self.labels) or 1
 
     @property
@@ -120,7 +120,7 @@ class GlueTask:
 
     @property
     def test_set(self) -> TestSet[Examples]:
-        """The set that GLUE's server has the labels of."""
+        """The test set, whose labels only GLUE's server has."""
         name = f"{self.submission_name or self.folder}.tsv"
         read, write = partial(read_test_set, task=self), partial(submission, self)
         return TestSet(self.test, read, name, write)
@@ -130,13 +130,13 @@ class GlueTask:
         return merge_examples([read_examples(path, self) for path in paths])
 
     def check_labels(self, config: BertConfig) -> None:
-        """Raise :class:`BertNumpyError` if the outputs of a model's head are not the task's."""
+        """Raise :class:`BertNumpyError` if the outputs of a model's head do not fit the task."""
         label_order(config.labels, self, config.problem_type)
 
     def encode(
         self, tokenizer: Tokenizer, examples: Examples, max_length: int, progress: Progress | None
     ) -> list[list[Window]]:
-        """The input of a model for each text or pair, cut to ``max_length`` tokens."""
+        """Encode each text or pair as one input, truncated to ``max_length`` tokens."""
         encoded = tokenizer.encode(examples.texts, examples.pairs, max_length, progress)
         return [[Window(one)] for one in encoded]
 
@@ -147,7 +147,7 @@ class GlueTask:
         windows: Sequence[Sequence[Window]],
         logits: Sequence[Float32Array],
     ) -> Predictions:
-        """The class of each example's largest logit, in GLUE's order; or its one logit, a score."""
+        """Take the class of each example's largest logit, in GLUE's order, or its score."""
         order = label_order(config.labels, self, config.problem_type)
         rows = np.stack(logits)
         none = rows_not_finite(rows)
@@ -247,8 +247,8 @@ class Examples:
     """Texts and their labels, in the file's order.
 
     ``pairs`` is None for a task on single sentences; ``labels`` holds class
-    numbers (int64) or scores (float64). A test set has no labels, and in ``ids``
-    the number that GLUE's server knows each example by, in decimal.
+    numbers (int64) or scores (float64). A test set has no labels, but ``ids``
+    holds the number of each example on GLUE's server, in decimal.
     """
 
     texts: list[str]
@@ -260,7 +260,7 @@ class Examples:
         return len(self.texts)
 
     def select(self, rows: Sequence[int]) -> Examples:
-        """The examples of the given rows, in their order."""
+        """Return the examples of the given rows, in their order."""
         return Examples(
             [self.texts[i] for i in rows],
             None if self.pairs is None else [self.pairs[i] for i in rows],
@@ -269,7 +269,7 @@ class Examples:
         )
 
     def sample(self, count: int) -> Examples:
-        """``count`` examples spread evenly, by integers alone; see :func:`even_rows`."""
+        """Return ``count`` examples spread evenly, by integers alone; see :func:`even_rows`."""
         return self.select(even_rows(len(self), count))
 
 
@@ -279,8 +279,8 @@ def task_named(name: str, others: Sequence[str] = ()) -> GlueTask:
     Raises
     ------
     BertNumpyError
-        If there is none of that name; lists the names, and ``others`` that the
-        caller knows.
+        If no task has that name. The message lists the names, and the ``others`` of the
+        caller.
     """
     plain = name.lower().replace("-", "").replace("_", "")
     if (found := TASKS.get(_ALIASES.get(plain, plain))) is None:
@@ -290,13 +290,13 @@ def task_named(name: str, others: Sequence[str] = ()) -> GlueTask:
 
 
 def read_examples(path: Path, task: GlueTask) -> Examples:
-    """Read a labelled file of a task: TSV, or by its name's ending JSON Lines or Parquet.
+    """Read a labelled file of a task: TSV or, by the file's ending, JSON Lines or Parquet.
 
     Raises
     ------
     BertNumpyError
-        If the file is missing, empty or not UTF-8, or a row is malformed: names
-        the file and line, what was found and what was expected.
+        If the file is missing, empty or not UTF-8, or a row is malformed. The message names
+        the file and the line, what was found and what was expected.
     """
     rows = list(_records(path, task) if path.suffix in RECORD_SUFFIXES else _rows(path, task))
     if not rows:
@@ -308,7 +308,7 @@ def read_examples(path: Path, task: GlueTask) -> Examples:
 
 
 def merge_examples(parts: Sequence[Examples]) -> Examples:
-    """The labelled examples of several files of one task, one after the other."""
+    """Join the labelled examples of several files of one task."""
     texts = [text for part in parts for text in part.texts]
     pairs = [pair for part in parts for pair in part.pairs or ()]
     labels = np.concatenate([part.labels for part in parts if part.labels is not None])
@@ -316,7 +316,7 @@ def merge_examples(parts: Sequence[Examples]) -> Examples:
 
 
 def _rows(path: Path, task: GlueTask) -> Iterator[tuple[list[str], float]]:
-    """The texts and the label of each row of an official file."""
+    """Yield the texts and the label of each row of an official file."""
     wanted = (*task.text_columns, task.label_column)
     drops_broken_rows = task.drops_broken_rows and path.name == task.train
     for place, cells in _cells(path, wanted, task.columns, drops_broken_rows):
@@ -329,7 +329,7 @@ def _rows(path: Path, task: GlueTask) -> Iterator[tuple[list[str], float]]:
 
 
 def _fault(texts: Sequence[str]) -> str | None:
-    """What was expected of the texts in a row, and found; None if all are texts."""
+    """Describe what is wrong with the texts of a row; None if nothing is."""
     if not all(text.strip() for text in texts):
         return "expected text, found a blank cell"
     return next(filter(None, map(check_text, texts)), None)
@@ -338,7 +338,7 @@ def _fault(texts: Sequence[str]) -> str | None:
 def _cells(
     path: Path, wanted: Sequence[str | int], width: int | None, drops_short: bool = False
 ) -> Iterator[tuple[str, list[str]]]:
-    """The wanted cells of each row of a TSV file, with its place; no ``width``: with a header."""
+    """Yield the wanted cells of a TSV file's rows, with places; no ``width``: it has a header."""
     lines = read_lines(path)
     first = 0
     columns = wanted
@@ -369,7 +369,7 @@ def _cells(
 
 
 def _records(path: Path, task: GlueTask) -> Iterator[tuple[list[str], float]]:
-    """The texts and the label of each row of a JSON Lines or Parquet file."""
+    """Yield the texts and the label of each row of a JSON Lines or Parquet file."""
     drops_broken_rows = task.drops_broken_rows and path.name.startswith("train")
     for place, record in read_records(path, (*task.fields, "label")):
         if drops_broken_rows and not all(str(record.get(key) or "").strip() for key in task.fields):
@@ -389,10 +389,10 @@ def _texts(record: Mapping[str, Any], task: GlueTask, place: str) -> list[str]:
 
 
 def _label(value: Any, task: GlueTask, place: str) -> float:
-    """A label of a record: a score, or a class by its number or its name."""
+    """Read a label of a record: a score, or a class by its number or its name."""
     if task.is_regression:
         number = isinstance(value, float | int) and not isinstance(value, bool)
-        # Larger than a float can be is larger than any score.
+        # A number too large for a float is also larger than any score.
         fits = number and abs(value) <= max(task.score_range)
         return _parse_label(repr(float(value) if fits else value), task, place)
     if isinstance(value, str) and value in task.labels:
@@ -406,22 +406,22 @@ def _label(value: Any, task: GlueTask, place: str) -> float:
 #: The columns that number the rows of an official test file.
 _NUMBER_COLUMNS = ("index", "id", "idx")
 
-#: A number of a row: decimal, in one spelling, of 64 bits.
+#: The number of a row: decimal, with one spelling, within 64 bits.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def read_test_set(paths: Sequence[Path], task: GlueTask) -> Examples:
     """Read a task's examples without labels, from one or several files.
 
-    A TSV file has a column ``index`` (or ``id``, as QQP's, or ``idx``), wherever
-    it stands. JSON Lines and Parquet have ``idx`` in every row; the rows of
-    files in which none has it are numbered from 0 over all files.
+    A TSV file has a column ``index`` (or ``id``, as in QQP, or ``idx``), at any
+    place. JSON Lines and Parquet have ``idx`` in every row; if no row of a file
+    has it, rows are numbered from 0 over all files.
 
     Raises
     ------
     BertNumpyError
-        As :func:`read_examples` does; or if a number is no decimal one or not
-        the only one of its value, or some rows have one and others do not.
+        In the cases of :func:`read_examples`; if a number is not decimal or occurs
+        twice; or if some rows have a number and others do not.
     """
     rows: dict[str, list[str]] = {}
     for path in paths:
@@ -443,8 +443,8 @@ def read_test_set(paths: Sequence[Path], task: GlueTask) -> Examples:
 
 
 def _test_rows(path: Path, task: GlueTask) -> Iterator[tuple[str, str, list[str]]]:
-    """The place, the number and the texts of each row of an official test file."""
-    # Every test file has a header, that of CoLA too, whose other files have none.
+    """Yield the place, the number and the texts of each row of an official test file."""
+    # Every test file has a header, even CoLA's, whose other files have none.
     header = next(iter(read_lines(path)), "").split("\t")
     number = next((name for name in _NUMBER_COLUMNS if name in header), header[0])
     names = task.fields if task.columns is not None else task.text_columns
@@ -455,7 +455,7 @@ def _test_rows(path: Path, task: GlueTask) -> Iterator[tuple[str, str, list[str]
 
 
 def _test_records(path: Path, task: GlueTask, first: int) -> Iterator[tuple[str, str, list[str]]]:
-    """The same of a JSON Lines or Parquet test file; without numbers, they count from ``first``."""
+    """Yield the same for JSON Lines or Parquet; missing numbers are counted from ``first``."""
     numbered = None
     for row, (place, record) in enumerate(read_records(path, (*task.fields, "idx")), first):
         value = record.get("idx")
@@ -470,15 +470,15 @@ def _test_records(path: Path, task: GlueTask, first: int) -> Iterator[tuple[str,
 
 
 def submission(task: GlueTask, ids: Sequence[str], predictions: Array) -> str:
-    """The file that GLUE's server takes: a number and a prediction in each line.
+    """Make the file for GLUE's server, with a number and a prediction per line.
 
-    Classes stand as they do in the task's own files, by number or by name;
-    scores with three decimals, brought into the task's range.
+    Classes are written as in the task's own files, by number or by name. Scores
+    have three decimals and are clipped to the task's range.
 
     Raises
     ------
     BertNumpyError
-        If a prediction is none (:mod:`bert_numpy.finite`).
+        If a prediction is missing (:mod:`bert_numpy.finite`).
 
     Examples
     --------
@@ -521,12 +521,11 @@ def label_order(names: Sequence[str], task: GlueTask, problem_type: str | None =
     """Return the task's class of each output of a model's head.
 
     A checkpoint may have its classes in another order than GLUE. The names of
-    its labels decide: the task's words in any order (whatever their case, with
+    its labels decide: the task's words in any order (in any case, with
     ``-``, ``_`` or spaces between them), or GLUE's numbers of the classes (``0``,
-    ``1``). Labels without a name, ``LABEL_0`` and so on, are in GLUE's order. No
-    other name tells which class an output is, not even ``pos``: it is refused,
-    as a wrong guess would exchange the classes. The one output of a regression
-    may have any name.
+    ``1``). Labels without a name, ``LABEL_0`` and so on, are in GLUE's order. Any
+    other name, even ``pos``, is refused, as a wrong guess would exchange the
+    classes. The one output of a regression may have any name.
 
     Parameters
     ----------
@@ -534,7 +533,7 @@ def label_order(names: Sequence[str], task: GlueTask, problem_type: str | None =
         The head's labels, ``BertConfig.labels``.
     task : GlueTask
     problem_type : str, optional
-        ``BertConfig.problem_type``: what the outputs are, if the checkpoint says so.
+        ``BertConfig.problem_type``: the kind of the outputs, if the checkpoint names it.
 
     Returns
     -------
@@ -544,8 +543,8 @@ def label_order(names: Sequence[str], task: GlueTask, problem_type: str | None =
     Raises
     ------
     BertNumpyError
-        If the head has another number of outputs than the task, outputs of
-        another kind, or other labels; names those found and those expected.
+        If the number of outputs, their kind or their labels do not fit the task. The
+        message names what was found and what was expected.
     """
     if len(names) != task.outputs:
         raise BertNumpyError(

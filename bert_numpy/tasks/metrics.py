@@ -1,11 +1,11 @@
-"""The official metrics of GLUE and of SQuAD, as fractions of 1. All are of one example at least.
+"""The official metrics of GLUE and of SQuAD, as fractions of 1, for at least one example.
 
-Wang et al., *GLUE* (arXiv 1804.07461), table 1, and Rajpurkar et al., *SQuAD*
+Sources: Wang et al., *GLUE* (arXiv 1804.07461), table 1, and Rajpurkar et al., *SQuAD*
 (arXiv 1606.05250), section 6.1, as its ``evaluate-v1.1.py`` computes them. The
 names are those of the GLUE and SQuAD metrics in Hugging Face's ``evaluate``.
 
-A prediction that is none (:mod:`bert_numpy.finite`: a class below 0, a NaN, None
-for a text) is wrong in each of them; correlations have no value then.
+A missing prediction (:mod:`bert_numpy.finite`: a class below 0, a NaN, None
+for a text) is wrong in every metric; correlations then have no value.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = [
 
 
 def accuracy(labels: Array, predictions: Array) -> float:
-    """The fraction of predictions that equal their label."""
+    """Compute the fraction of predictions that equal their label."""
     return float(np.mean(labels == predictions))
 
 
 def f1(labels: Array, predictions: Array) -> float:
-    """F1 of class 1 (Dice coefficient); 0 if nothing is, or is predicted to be, of class 1.
+    """Compute F1 of class 1 (Dice coefficient); 0 if class 1 neither occurs nor is predicted.
 
-    A prediction that is none counts as class 1 where that is wrong.
+    A missing prediction counts as class 1 where that is wrong.
     """
     claimed = (predictions == 1) | (missing(predictions) & (labels != 1))
     hits = np.count_nonzero((labels == 1) & (predictions == 1))
@@ -52,9 +52,9 @@ def f1(labels: Array, predictions: Array) -> float:
 
 
 def matthews_correlation(labels: Array, predictions: Array) -> float:
-    """Matthews correlation coefficient of any number of classes; 0 if a side has only one class.
+    """Compute Matthews correlation for any number of classes; 0 if a side has only one class.
 
-    Predictions that are none are a class of their own.
+    Missing predictions form a separate class.
     """
     predictions = np.where(missing(predictions), NO_CLASS, predictions)
     classes = np.unique(np.concatenate([labels, predictions]))
@@ -69,27 +69,27 @@ def matthews_correlation(labels: Array, predictions: Array) -> float:
 
 
 def pearson(labels: Array, predictions: Array) -> float:
-    """Pearson's correlation coefficient; NaN if a side is constant, or not finite everywhere."""
+    """Compute Pearson's correlation; NaN if a side is constant, or not finite everywhere."""
     x = labels.astype(np.float64)
     y = predictions.astype(np.float64)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return float("nan")
-    if x.min() == x.max() or y.min() == y.max():  # the mean of equal numbers may be another
+    if x.min() == x.max() or y.min() == y.max():  # the mean of equal numbers may differ from them
         return float("nan")
     x, y = _centred(x), _centred(y)
     return float(np.clip((x @ y) / np.sqrt((x @ x) * (y @ y)), -1, 1))
 
 
 def _centred(x: Array) -> Array:
-    """``x`` less its mean, scaled so that squares neither overflow nor vanish; not constant."""
+    """Subtract the mean and scale, so that squares neither overflow nor vanish; not constant."""
     centred: Array = x - x.mean()
     return centred / np.abs(centred).max()
 
 
 def spearmanr(labels: Array, predictions: Array) -> float:
-    """Spearman's rank correlation: Pearson's of the ranks, equal values sharing their mean rank.
+    """Compute Spearman's correlation: Pearson's of the ranks, where equal values share a rank.
 
-    NaN where Pearson's is.
+    That rank is the mean of theirs. The result is NaN where Pearson's is.
     """
     if not (np.isfinite(labels).all() and np.isfinite(predictions).all()):
         return float("nan")
@@ -103,7 +103,7 @@ def _ranks(values: Array) -> Array:
     return mean_rank[position]
 
 
-#: Metric by name: a function of the labels and the predictions.
+#: The metrics by name: functions of the labels and the predictions.
 METRICS: dict[str, Callable[[Array, Array], float]] = {
     function.__name__: function
     for function in (accuracy, f1, matthews_correlation, pearson, spearmanr)
@@ -115,9 +115,9 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """A text as SQuAD compares it: lower case, no ASCII punctuation, no articles, single spaces.
+    """Normalize a text like SQuAD: lower case, no ASCII punctuation or articles, single spaces.
 
-    In this order, so that ``a.`` is an article, and ``t.h.e`` too. Letters,
+    The steps have this order, so ``a.`` is an article, and so is ``t.h.e``. Letters,
     word boundaries and spaces are Unicode's; other punctuation stays.
     """
     plain = text.lower().translate(_WITHOUT_PUNCTUATION)
@@ -125,7 +125,7 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(answers: Sequence[Sequence[str]], predictions: Sequence[str | None]) -> float:
-    """The fraction of predicted texts that equal an answer to their question, normalized.
+    """Compute the fraction of predicted texts that equal an answer to their question, normalized.
 
     Parameters
     ----------
@@ -137,10 +137,10 @@ def exact_match(answers: Sequence[Sequence[str]], predictions: Sequence[str | No
 
 
 def answer_f1(answers: Sequence[Sequence[str]], predictions: Sequence[str | None]) -> float:
-    """The mean F1 of the words of a predicted text and of the answer nearest to it, normalized.
+    """Compute the mean F1 of the words of predicted texts against their nearest answers.
 
-    Words are counted as often as they occur; without one in common F1 is 0,
-    also where neither text has a word. Parameters as in :func:`exact_match`.
+    Texts are normalized. Words are counted as often as they occur; without a common word F1
+    is 0, even if neither text has a word. The parameters are those of :func:`exact_match`.
     """
     return _best_of(_word_f1, answers, predictions)
 
@@ -159,7 +159,7 @@ def _best_of(
     answers: Sequence[Sequence[str]],
     predictions: Sequence[str | None],
 ) -> float:
-    """The mean over the questions of the score against the answer that has the highest."""
+    """Average the best score of each predicted text against the answers to its question."""
     scores = [
         0.0
         if text is None
@@ -169,7 +169,7 @@ def _best_of(
     return math.fsum(scores) / len(scores)
 
 
-#: Metric of answers by name: a function of the right answers and the predicted texts.
+#: The metrics of answers by name: functions of the right answers and the predicted texts.
 ANSWER_METRICS: dict[str, Callable[[Sequence[Sequence[str]], Sequence[str | None]], float]] = {
     "exact_match": exact_match,
     "f1": answer_f1,

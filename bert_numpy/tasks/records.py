@@ -1,4 +1,4 @@
-"""Rows of named values: JSON Lines, and Parquet as the Hugging Face hub serves data sets."""
+"""Rows of named values, from JSON Lines and from the Hugging Face hub's Parquet files."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ __all__ = ["RECORD_SUFFIXES", "check_text", "read_lines", "read_records"]
 #: The files that :func:`read_records` reads.
 RECORD_SUFFIXES = (".jsonl", ".parquet")
 
-#: Bytes of a text file that are still read; of a Parquet file, of the wanted columns when they
-#: are decompressed, and the characters of all rows, whose texts may be stored once.
+#: The most bytes of a text file, or of the decompressed wanted columns of a Parquet file; also the
+#: most characters of all of its rows together, as equal texts may be stored once.
 _MAX_BYTES = 1 << 28
 
-#: Rows of a Parquet file, and elements of the lists in them, that are still read: a few bytes
+#: The most rows of a Parquet file, and elements of the lists in them: a few bytes
 #: can stand for any number of them.
 _MAX_VALUES = 1_000_000
 
-#: Rows that are in memory at a time.
+#: The number of rows in memory at a time.
 _BATCH = 1024
 
 
 def read_records(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of a ``.jsonl`` or ``.parquet`` file, each with its place, for errors.
+    """Yield the rows of a ``.jsonl`` or ``.parquet`` file, each with its place for errors.
 
     Parameters
     ----------
     path : Path
     names : sequence of str
-        The columns that are wanted. Of a Parquet file no others are read.
+        The wanted columns. No other columns of a Parquet file are read.
 
     Raises
     ------
     BertNumpyError
-        If the file is missing or damaged, or larger than the module's limits; a
-        line is no JSON object; a wanted column is there twice or of a type that
-        is neither text, numbers nor lists and structures of them; or Parquet is
-        to be read and pyarrow (extra: data) is not installed.
+        If the file is missing, damaged, or larger than the module's limits; if a
+        line is not a JSON object; or if a wanted column occurs twice, or its type is
+        neither text, numbers nor lists and structures of them. For Parquet also if
+        pyarrow (extra: data) is not installed.
     """
     return _json_lines(path) if path.suffix == ".jsonl" else _parquet(path, names)
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file; only a line feed (after a carriage return or not) ends one.
+    """Read the lines of a text file; only a line feed (or CR and LF) ends a line.
 
     A byte order mark at the start is left out.
 
     Raises
     ------
     BertNumpyError
-        If the file is missing, no regular file, larger than 256 MiB, or not
-        UTF-8; names the line.
+        If the file is missing, not a regular file, larger than 256 MiB, or not
+        UTF-8. The message then names the line.
     """
     with reading(path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -77,10 +77,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def check_text(text: str) -> str | None:
-    """What was expected of a text and found, where it cannot be a model's input; else None.
+    """Describe why a text cannot be a model's input; None if it can.
 
-    A text needs a character that is no space and no control character, as
-    tokenizers drop both, and no half of a character (a lone surrogate), which
+    A text needs a character that is neither a space nor a control character, as
+    tokenizers drop both. It must not have half of a character (a lone surrogate), which
     is not Unicode text.
     """
     categories = map(unicodedata.category, text)
@@ -114,7 +114,7 @@ def _parquet(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mapping[st
             f"{path}: expected pyarrow, which reads Parquet, found none: "
             "pip install 'fp8-bert-numpy[data]'"
         ) from None
-    # File objects, as the library would wait for a pipe.
+    # The library gets file objects, as it would wait for a pipe.
     with (
         reading(path),
         open_regular(path) as source,
@@ -125,14 +125,14 @@ def _parquet(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mapping[st
             wanted = _checked_columns(path, file, names)
             leaves = [file.schema.column(i).path for i in range(len(file.schema))]
             texts = [leaf for leaf in leaves if leaf.partition(".")[0] in wanted]
-        # A text that comes again and again is in memory once if it is read as a dictionary's.
+        # A repeated text is in memory only once if the column is read as a dictionary.
         with parquet.ParquetFile(again, read_dictionary=texts) as file:
             yield from _parquet_rows(path, file, wanted)
 
 
 @contextmanager
 def _parquet_errors(path: Path, arrow_exception: type[Exception]) -> Iterator[None]:
-    """Turn what pyarrow raises within it into a :class:`BertNumpyError` in one line."""
+    """Turn errors of pyarrow into a :class:`BertNumpyError` in one line."""
     try:
         yield
     except BertNumpyError:
@@ -145,7 +145,7 @@ def _parquet_errors(path: Path, arrow_exception: type[Exception]) -> Iterator[No
 def _parquet_rows(
     path: Path, file: Any, wanted: Sequence[str]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of a Parquet file, of the wanted columns alone."""
+    """Yield the rows of a Parquet file, with the wanted columns alone."""
     first, size = 1, 0
     for batch in file.iter_batches(_BATCH, columns=wanted):
         columns = {
@@ -165,9 +165,9 @@ def _parquet_rows(
 
 
 def _checked_columns(path: Path, file: Any, names: Sequence[str]) -> list[str]:
-    """Those of the wanted columns that a Parquet file has, once it is known that they can be read.
+    """List the wanted columns that a Parquet file has, and check that they can be read.
 
-    The schema and the sizes stand at the end of the file; no data is read.
+    The schema and the sizes are at the end of the file; no data is read.
     """
     found = file.schema_arrow.names
     wanted = [name for name in names if name in found]
@@ -208,7 +208,7 @@ def _checked_columns(path: Path, file: Any, names: Sequence[str]) -> list[str]:
 
 
 def _is_readable(kind: Any) -> bool:
-    """Whether Python values of an Arrow type are text, numbers, or lists or structures of them."""
+    """Check that an Arrow type has text, numbers, or lists or structures of them."""
     from pyarrow import types  # noqa: PLC0415 (an extra)
 
     if types.is_struct(kind):
@@ -228,7 +228,7 @@ def _is_readable(kind: Any) -> bool:
 
 
 def _size(value: Any) -> int:
-    """The characters of all texts in a value."""
+    """Count the characters of all texts in a value."""
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
     if isinstance(value, list):
@@ -237,7 +237,7 @@ def _size(value: Any) -> int:
 
 
 def _values(array: Any, place: str, first: int) -> list[Any]:
-    """An array's values in Python; equal texts of a dictionary are one object."""
+    """Convert an array's values to Python; equal texts of a dictionary are one object."""
     from pyarrow import types  # noqa: PLC0415 (an extra)
 
     kind = array.type

@@ -13,10 +13,10 @@ from bert_numpy.tasks.task import Task, TestSet
 
 __all__ = ["OTHERS", "TASK_NAMES", "any_task_named", "require_test_set", "task_for"]
 
-#: The tasks that are none of :data:`bert_numpy.tasks.glue.TASKS`, by their names.
+#: The tasks that are not in :data:`bert_numpy.tasks.glue.TASKS`, by their names.
 OTHERS: dict[str, Task[Any]] = {SQUAD.name: SQUAD, STSB_COSINE.name: STSB_COSINE}
 
-#: What stands for a task where the model has another head, by the task's name and that head.
+#: The tasks that replace another one for models with a given head, by its name and that head.
 _BY_HEAD: dict[tuple[str, str], Task[Any]] = {
     (STSB_COSINE.pairs.name, STSB_COSINE.head): STSB_COSINE
 }
@@ -25,28 +25,28 @@ TASK_NAMES = (*TASKS, *OTHERS)
 
 
 def any_task_named(name: str) -> Task[Any]:
-    """A task of GLUE's or SQuAD by its name.
+    """Look up a task of GLUE or SQuAD by its name.
 
     Raises
     ------
     BertNumpyError
-        If there is none of that name.
+        If no task has that name.
     """
     return OTHERS.get(name.lower()) or task_named(name, tuple(OTHERS))
 
 
 def task_for(task: Task[Any], config: BertConfig) -> Task[Any]:
-    """The task as a model with this config does it: STS-B by cosine, if it embeds sentences."""
+    """Adapt a task to a model: STS-B is scored by cosine if the model embeds sentences."""
     return _BY_HEAD.get((task.name, config.head.name), task)
 
 
 def require_test_set(task: Task[Any]) -> TestSet[Any]:
-    """A task's test set.
+    """Return a task's test set.
 
     Raises
     ------
     BertNumpyError
-        If it has none.
+        If the task has no test set.
     """
     if task.test_set is None:
         raise BertNumpyError(f"task {task.name}: expected one of GLUE's for its test set")

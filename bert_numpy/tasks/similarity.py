@@ -1,8 +1,8 @@
-"""Tasks of sentence encoders: what the vectors of texts say of one another.
+"""Tasks of sentence encoders, which compare the vectors of texts.
 
-``stsb-cosine`` holds the cosine of two sentences' vectors against STS-B's scores, as
-sentence-transformers' ``EmbeddingSimilarityEvaluator`` does. :data:`EMBEDDINGS`
-has texts without labels, and asks of each which other is nearest to it.
+``stsb-cosine`` correlates the cosine of two sentences' vectors with STS-B's scores, like
+sentence-transformers' ``EmbeddingSimilarityEvaluator``. :data:`EMBEDDINGS`
+takes texts without labels, and finds the nearest other text of each.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ __all__ = [
     "neighbours",
 ]
 
-#: Texts whose nearest others are looked for at a time.
+#: The number of texts whose neighbours are searched at a time.
 _AT_A_TIME = 512
 
-#: Cosines are compared by so many decimals: equal vectors stay equal whoever multiplies them.
+#: The decimals by which cosines are compared, so that equal vectors stay equal with every BLAS.
 _DECIMALS = 12
 
 
 @dataclass(frozen=True)
 class SimilarityTask:
-    """A :class:`~bert_numpy.tasks.task.Task` on pairs of texts, each text with a vector of its own.
+    """A :class:`~bert_numpy.tasks.task.Task` on pairs of texts, where each text gets a vector.
 
     Attributes
     ----------
     name : str
     pairs : GlueTask
-        Whose files, scores and metrics these are.
+        The task whose files, scores and metrics are used.
     max_length : int
-        By default as long as the encoder reads.
+        The longest input; by default the encoder's limit.
     head : str
     test_set : None
-        A cosine is none of the scores that a server takes.
+        There is none, as no server accepts a cosine as a score.
     """
 
     name: str
@@ -93,12 +93,12 @@ class SimilarityTask:
         return self.pairs.read(paths)
 
     def check_labels(self, config: BertConfig) -> None:
-        """Nothing: a vector has no labels."""
+        """Accept every model, as a vector has no labels."""
 
     def encode(
         self, tokenizer: Tokenizer, examples: Examples, max_length: int, progress: Progress | None
     ) -> list[list[Window]]:
-        """The two inputs of a model for each pair: its texts, cut to ``max_length`` tokens."""
+        """Encode the two texts of each pair, truncated to ``max_length`` tokens."""
         assert examples.pairs is not None
         first = tokenizer.encode(examples.texts, None, max_length, progress)
         second = tokenizer.encode(examples.pairs, None, max_length)
@@ -111,14 +111,14 @@ class SimilarityTask:
         windows: Sequence[Sequence[Window]],
         logits: Sequence[Float32Array],
     ) -> Predictions:
-        """The cosine of each pair's vectors; ``logits`` are both vectors, (examples, 2, width)."""
+        """Compute each pair's cosine; ``logits`` become both vectors, (examples, 2, width)."""
         vectors = np.stack(logits).reshape(len(windows), 2, -1)
         return Predictions(vectors, cosines(vectors[:, 0], vectors[:, 1]))
 
 
 @dataclass(frozen=True)
 class EmbeddingTask:
-    """A :class:`~bert_numpy.tasks.task.Task` on texts without labels: which other is nearest."""
+    """A :class:`~bert_numpy.tasks.task.Task` on texts without labels: find the nearest other."""
 
     name: str
     max_length: int = sys.maxsize
@@ -131,7 +131,7 @@ class EmbeddingTask:
 
     @property
     def scores(self) -> Mapping[str, Callable[[Any, Any], float]]:
-        """None: nothing is right or wrong."""
+        """An empty mapping, as nothing is right or wrong."""
         return {}
 
     def read(self, paths: Sequence[Path]) -> Examples:
@@ -139,12 +139,12 @@ class EmbeddingTask:
         return Examples([text for path in paths for text in read_texts(path)], None, None)
 
     def check_labels(self, config: BertConfig) -> None:
-        """Nothing: a vector has no labels."""
+        """Accept every model, as a vector has no labels."""
 
     def encode(
         self, tokenizer: Tokenizer, examples: Examples, max_length: int, progress: Progress | None
     ) -> list[list[Window]]:
-        """The input of a model for each text, cut to ``max_length`` tokens."""
+        """Encode each text, truncated to ``max_length`` tokens."""
         encoded = tokenizer.encode(examples.texts, None, max_length, progress)
         return [[Window(one)] for one in encoded]
 
@@ -155,7 +155,7 @@ class EmbeddingTask:
         windows: Sequence[Sequence[Window]],
         logits: Sequence[Float32Array],
     ) -> Predictions:
-        """The row of the text nearest to each; ``logits`` are the vectors, (examples, width)."""
+        """Find the row of the text nearest to each; ``logits`` are vectors, (examples, width)."""
         vectors = np.stack(logits)
         return Predictions(vectors, neighbours(vectors, 1)[:, 0])
 
@@ -163,15 +163,15 @@ class EmbeddingTask:
 #: STS-B for encoders; :func:`bert_numpy.tasks.registry.task_for` finds it.
 STSB_COSINE = SimilarityTask("stsb-cosine", TASKS["stsb"])
 
-#: Texts of one's own. It is in no table, as it has no data set.
+#: The task for the user's own texts. It is in no table, as it has no data set.
 EMBEDDINGS = EmbeddingTask("embeddings")
 
 
 def cosines(a: Float32Array, b: Float32Array) -> Float64Array:
-    """The cosine of each row of ``a`` with that of ``b``, in float64 and a fixed order of sums.
+    """Compute the cosine of each row of ``a`` and ``b``, in float64 and a fixed order of sums.
 
-    (n, width), (n, width) -> (n,). NaN where a vector is zero, which has no
-    direction, or a number is not finite.
+    (n, width), (n, width) -> (n,). The cosine is NaN if a vector is zero, which has no
+    direction, or if a number is not finite.
     """
     x, y = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(all="ignore"):
@@ -181,9 +181,9 @@ def cosines(a: Float32Array, b: Float32Array) -> Float64Array:
 
 
 def neighbours(vectors: Float32Array, count: int) -> IntArray:
-    """The rows of the ``count`` vectors nearest to each by cosine, the nearest first.
+    """Find the rows of the ``count`` vectors nearest to each by cosine, the nearest first.
 
-    Of equally near ones the earlier is first. A zero vector is as far from all.
+    On a tie the earlier row is first. A zero vector is equally far from all others.
 
     Parameters
     ----------
@@ -194,8 +194,8 @@ def neighbours(vectors: Float32Array, count: int) -> IntArray:
     Returns
     -------
     ndarray of int64, (n, count)
-        :data:`bert_numpy.finite.NO_CLASS` for a vector that is not finite; it is
-        farther from the others than all that are.
+        The rows; :data:`bert_numpy.finite.NO_CLASS` for a vector that is not finite. Such a
+        vector is farther from the others than every finite one.
     """
     none = rows_not_finite(vectors)
     x = np.where(none[:, None], 0, vectors).astype(np.float64)
@@ -210,7 +210,7 @@ def neighbours(vectors: Float32Array, count: int) -> IntArray:
         least = np.partition(near, -count, axis=1)[:, -count]
         for row, of_row, bound in zip(rows.tolist(), near, least, strict=True):
             nearest = np.flatnonzero(of_row >= bound)
-            nearest = nearest[nearest != row]  # there if the others are none
+            nearest = nearest[nearest != row]  # itself, if too few others are finite
             order = np.argsort(-of_row[nearest], kind="stable")
             found[row] = nearest[order[:count]]
     found[none] = NO_CLASS

@@ -1,11 +1,11 @@
-"""From start and end logits to answers: which spans of a context are likely, over its windows.
+"""From start and end logits to answers: the likely spans of a context, over its windows.
 
 The rules are those of ``run_squad.py`` of the original BERT
-(github.com/google-research/bert), but for two: a span is weighed against every
-other one, not only if it joins one of the best starts to one of the best ends;
-and its text is the context's own characters from its first token's to its last
-one's, not pieced together from tokens. Accents written as combining characters
-belong to the letter before them, also where an uncased tokenizer drops them.
+(github.com/google-research/bert), except two. All spans are compared, not only those
+that join one of the best starts to one of the best ends. And the text of a span is the
+context's own characters from its first token to its last, not pieced together from tokens.
+Accents written as combining characters belong to the letter before them, even if an uncased
+tokenizer drops them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Answer:
     text : str
         ``context[start:end]``.
     start, end : int
-        In characters.
+        The place of the span, in characters.
     start_logit, end_logit : float
     probability : float
-        Among the answers that it is listed with.
+        The probability among the answers of the same list.
     """
 
     text: str
@@ -55,11 +55,11 @@ def best_answers(
     n_best: int = 20,
     max_answer_length: int = 30,
 ) -> tuple[Answer, ...]:
-    """The most likely answers to a question, the best first.
+    """List the most likely answers to a question, the best first.
 
     A span lies in one window, and begins where no other window has more
     context (:func:`most_context`). Its score is the sum of the start logit of
-    its first and the end logit of its last token, in float64. Of equal scores
+    its first and the end logit of its last token, in float64. On a tie
     the earlier start comes first, then the earlier end. A text is listed once,
     at its best place, and without white space around it; a span of white space alone
     is an answer only if there is no other.
@@ -68,28 +68,28 @@ def best_answers(
     ----------
     context : str
     windows : sequence of Window
-        All of one question, in order.
+        All windows of one question, in order.
     logits : sequence of ndarray of float32, (tokens, 2)
-        Of each window: start and end logits of every token.
+        The start and end logits of every token, per window.
     n_best : int
-        How many answers to list, at most.
+        The most answers to list.
     max_answer_length : int
-        In tokens.
+        The longest answer, in tokens.
 
     Returns
     -------
     tuple of Answer
-        At least one. Their probabilities are the softmax of their scores, in
+        At least one answer. The probabilities are the softmax of the scores, in
         float64 and the same on every machine.
 
     Raises
     ------
     BertNumpyError
-        If a logit is NaN or +infinity, or every span has one of -infinity, as
-        masked tokens have.
+        If a logit is NaN or +infinity, or if every span has a logit of -infinity, like
+        masked tokens.
     """
     for array in logits:
-        if not (array < np.inf).all():  # nor is NaN
+        if not (array < np.inf).all():  # NaN fails this, too
             bad = array[~(array < np.inf)].flat[0]
             raise BertNumpyError(
                 f"answers: expected logits that are finite, or -infinity, found {bad}"
@@ -123,7 +123,7 @@ def _spans(
     n_best: int,
     max_answer_length: int,
 ) -> Iterator[tuple[float, int, int, float, float]]:
-    """A window's best spans of distinct texts: -score, start, end (characters), the two logits."""
+    """Yield a window's best distinct spans: -score, start, end (characters), both logits."""
     count = len(window.offsets)
     part = logits[window.position : window.position + count].astype(np.float64)
     first = np.flatnonzero(starts)[:, None]  # (starts, 1)
@@ -146,28 +146,27 @@ def _spans(
 
 
 def _trimmed(context: str, start: int, end: int) -> tuple[int, int]:
-    """A span without the white space at its ends."""
+    """Remove the white space at the ends of a span."""
     end = start + len(context[start:end].rstrip())
     return end - len(context[start:end].lstrip()), end
 
 
 def most_context(windows: Sequence[Window]) -> list[npt.NDArray[np.bool_]]:
-    """Which tokens of each window have the most context there, of all windows that they are in.
+    """Mark the tokens of each window that have the most context there, among all windows.
 
     The context of a token in a window is the number of tokens to its left or
-    to its right, whichever are fewer, and a hundredth of the window's length;
-    the first window that has the most is taken. Counted in hundredths, so
-    that nothing is rounded.
+    to its right, whichever is less, plus a hundredth of the window's length. On a tie
+    the first window counts. Context is counted in hundredths, so that nothing is rounded.
 
     Parameters
     ----------
     windows : sequence of Window
-        All of one question.
+        All windows of one question.
 
     Returns
     -------
     list of ndarray of bool, (tokens of the window,)
-        Every token of the context is True in one window.
+        Every token of the context is True in exactly one window.
     """
     total = max(window.first + len(window.offsets) for window in windows)
     context = np.full((len(windows), total), -1)

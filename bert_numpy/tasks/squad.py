@@ -2,7 +2,7 @@
 
 JSON Lines and Parquet have the hub's columns (data set rajpurkar/squad).
 
-Rajpurkar et al., *SQuAD: 100,000+ Questions for Machine Comprehension of Text*
+Source: Rajpurkar et al., *SQuAD: 100,000+ Questions for Machine Comprehension of Text*
 (arXiv 1606.05250).
 """
 
@@ -43,15 +43,15 @@ _VERSION = "1.1"
 class SpanTask:
     """A :class:`~bert_numpy.tasks.task.Task` whose answers are spans of a context.
 
-    The numbers are those that ``run_squad.py`` of the original BERT
-    (github.com/google-research/bert) takes by default.
+    The numbers are the defaults of ``run_squad.py`` of the original BERT
+    (github.com/google-research/bert).
 
     Attributes
     ----------
     name : str
-        As on the command line, and of the data's folder.
+        The name on the command line, and of the data's folder.
     dev, train : str
-        File names.
+        The names of the files.
     max_length, doc_stride, max_query_length : int
         See :meth:`bert_numpy.Tokenizer.windows`.
     n_best, max_answer_length : int
@@ -74,7 +74,7 @@ class SpanTask:
 
     @property
     def folder(self) -> str:
-        """The data's folder, as GLUE's tasks have it."""
+        """The data's folder, among the folders of GLUE's tasks."""
         return self.name
 
     @property
@@ -92,7 +92,7 @@ class SpanTask:
     def encode(
         self, tokenizer: Tokenizer, examples: Questions, max_length: int, progress: Progress | None
     ) -> list[list[Window]]:
-        """The windows of each question's context; see :meth:`bert_numpy.Tokenizer.windows`."""
+        """Encode questions with windows on contexts: see :meth:`bert_numpy.Tokenizer.windows`."""
         return tokenizer.windows(
             [item.question for item in examples.items],
             [item.context for item in examples.items],
@@ -109,7 +109,7 @@ class SpanTask:
         windows: Sequence[Sequence[Window]],
         logits: Sequence[Float32Array],
     ) -> Predictions:
-        """The text of the likeliest answer to each question, from its windows' (tokens, 2) each."""
+        """Find the text of the likeliest answer to each question, from its windows' logits."""
         remaining = iter(logits)
         answers: list[tuple[Answer, ...]] = []
         for question, parts in zip(examples.items, windows, strict=True):
@@ -120,7 +120,7 @@ class SpanTask:
             limits = (self.n_best, self.max_answer_length)
             answers.append(best_answers(question.context, parts, own, *limits))
         texts = [best[0].text if best else None for best in answers]
-        # As objects: an array of str would lose a NUL at the end.
+        # Texts are objects: an array of str would lose a NUL at the end.
         return Predictions(np.concatenate(logits), np.array(texts, object), tuple(answers))
 
 
@@ -129,7 +129,7 @@ SQUAD = SpanTask("squad", "dev-v1.1.json", "train-v1.1.json")
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a context, and the answers that people gave: each a part of the context."""
+    """A question on a context, and the answers that people gave, each a part of the context."""
 
     id: str
     question: str
@@ -157,26 +157,26 @@ class Questions:
         return np.fromiter((item.answers for item in self.items), object, len(self))
 
     def select(self, rows: Sequence[int]) -> Questions:
-        """The questions of the given rows, in their order."""
+        """Return the questions of the given rows, in their order."""
         return Questions(tuple(self.items[row] for row in rows))
 
     def sample(self, count: int) -> Questions:
-        """``count`` questions spread evenly, by integers alone; see :func:`even_rows`."""
+        """Return ``count`` questions spread evenly, by integers alone; see :func:`even_rows`."""
         return self.select(even_rows(len(self), count))
 
 
 def read_questions(path: Path) -> Questions:
-    """Read a file in SQuAD's v1.1 layout, or by its name's ending JSON Lines or Parquet.
+    """Read a file in SQuAD's v1.1 layout or, by its ending, JSON Lines or Parquet.
 
-    Every answer must stand in its context where ``answer_start`` says. The
-    metrics do not need that place, but offsets that are off say that the file
-    was damaged on its way, by another encoding or another form of Unicode.
+    Every answer must be in its context at ``answer_start``. The
+    metrics do not need that place, but wrong offsets show that the file
+    was damaged, by another encoding or another form of Unicode.
 
     Raises
     ------
     BertNumpyError
-        If the file is missing, no JSON or of another version, has no question,
-        or anything in it is missing, of another type, blank or a duplicate:
+        If the file is missing, is not JSON or has another version; if it has no question;
+        or if anything in it is missing, of another type, blank or a duplicate. The message
         names the file and the place in it, what was found and what was expected.
     """
     nodes = _records(path) if path.suffix in RECORD_SUFFIXES else _official(path)
@@ -193,7 +193,7 @@ def read_questions(path: Path) -> Questions:
 
 
 def _official(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
-    """Each question of an official file, its context and its answers."""
+    """Yield each question of an official file, with its context and its answers."""
     root = _Node(path, "", read_json(path))
     if (version := root.get("version", str)) != _VERSION:
         raise root.error("version", repr(_VERSION), repr(version))
@@ -205,9 +205,9 @@ def _official(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
 
 
 def _records(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
-    """Each question of a JSON Lines or Parquet file, its context and its answers.
+    """Yield each question of a JSON Lines or Parquet file, with its context and its answers.
 
-    There the answers are one object of two lists, the texts and their places.
+    In these files the answers are one object of two lists, the texts and their places.
     """
     for place, record in read_records(path, ("id", "question", "context", "answers")):
         node = _Node(place, "", record)
@@ -227,12 +227,12 @@ def _records(path: Path) -> Iterator[tuple[_Node, str, list[_Node]]]:
 
 
 def merge_questions(parts: Sequence[Questions]) -> Questions:
-    """The questions of several files, one after the other.
+    """Join the questions of several files.
 
     Raises
     ------
     BertNumpyError
-        If two questions have one id: an answer could not say which it is of.
+        If two questions have the same id, as their answers could not be told apart.
     """
     items = tuple(item for part in parts for item in part.items)
     if len({item.id for item in items}) < len(items):
@@ -252,7 +252,7 @@ def _answers(nodes: list[_Node], context: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Node:
-    """An object in a JSON file, and the way to it: ``data[0].paragraphs[3]``."""
+    """An object in a JSON file, and its path: ``data[0].paragraphs[3]``."""
 
     file: Path | str
     place: str
@@ -270,7 +270,7 @@ class _Node:
         return value
 
     def text(self, key: str) -> str:
-        """A text with words in it, and no halves of characters."""
+        """Return a text with words in it, and without halves of characters."""
         value: str = self.get(key, str)
         if fault := check_text(value):
             place = f"{self.place}.{key}".lstrip(".")
@@ -278,7 +278,7 @@ class _Node:
         return value
 
     def items(self, key: str) -> list[_Node]:
-        """The objects of a list, which has some."""
+        """Return the objects of a list that is not empty."""
         values = self.get(key, list)
         if not values:
             raise self.error(key, "at least one", "none")

@@ -1,8 +1,8 @@
-"""The interface of a task: all that a job, a command or a study knows of GLUE's tasks and SQuAD.
+"""The interface of a task: everything that jobs, commands and studies use of GLUE and SQuAD.
 
-A task reads its files into examples, encodes them as the windows that the model
-is run on (one for a text or a pair of texts, several for a question on a long
-context), and turns the logits of all windows into one prediction per example.
+A task reads its files into examples and encodes them as windows, the inputs of the model.
+A text or a pair of texts has one window, a question on a long context has several. Then
+the task turns the logits of all windows into one prediction per example.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from npfp8.arrays import Array, Float32Array
 
 __all__ = ["Data", "Labels", "Predictions", "Task", "TestSet", "even_rows"]
 
-#: Of every example its class (int64), its score (float64), or its right answers (tuples, as
-#: objects).
+#: The class (int64), the score (float64), or the right answers (tuples, as objects) of every
+#: example.
 Labels = Array
 
 _Self = TypeVar("_Self")
@@ -32,19 +32,19 @@ class Data(Protocol):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The name that the file gives to each example; empty if it gives none."""
+        """The name of each example in the file; empty if there are no names."""
 
     @property
     def labels(self) -> Labels | None:
-        """What is right, (examples,); None in a test set."""
+        """The right predictions, (examples,); None in a test set."""
 
     def __len__(self) -> int: ...
 
     def select(self: _Self, rows: Sequence[int]) -> _Self:
-        """The examples of the given rows, in their order."""
+        """Return the examples of the given rows, in their order."""
 
     def sample(self: _Self, count: int) -> _Self:
-        """The examples of :func:`even_rows`."""
+        """Return the examples of :func:`even_rows`."""
 
 
 _Data = TypeVar("_Data", bound=Data)
@@ -59,7 +59,7 @@ class Predictions:
     logits : ndarray of float32, (examples, outputs); for questions (tokens, 2)
     predictions : ndarray, (examples,)
     answers : tuple of tuples of Answer
-        For questions alone.
+        The answers, for questions alone.
 
     See :class:`bert_numpy.evaluation.evaluate.Evaluation` for all three.
     """
@@ -71,7 +71,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class TestSet(Generic[_Data]):
-    """Examples without labels, for whose predictions there is a server that scores them.
+    """Examples without labels, whose predictions a server scores.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class TestSet(Generic[_Data]):
     submission_file : str
         The name of the file that the server takes.
     submission : callable
-        That file's text, from the examples' ids and the predictions.
+        Makes that file's text from the examples' ids and the predictions.
     """
 
     file: str
@@ -92,7 +92,7 @@ class TestSet(Generic[_Data]):
 
 
 class Task(Protocol[_Data]):
-    """A task, of examples of one type."""
+    """A task with examples of one type."""
 
     @property
     def name(self) -> str:
@@ -116,7 +116,7 @@ class Task(Protocol[_Data]):
 
     @property
     def test_set(self) -> TestSet[_Data] | None:
-        """The set whose predictions a server takes, if there is one."""
+        """The set whose predictions a server scores, if there is one."""
 
     @property
     def head(self) -> str:
@@ -124,7 +124,7 @@ class Task(Protocol[_Data]):
 
     @property
     def max_length(self) -> int:
-        """The longest input, in tokens, unless another length is asked for."""
+        """The longest input, in tokens, unless another length is given."""
 
     @property
     def scores(self) -> Mapping[str, Callable[[Any, Any], float]]:
@@ -140,12 +140,12 @@ class Task(Protocol[_Data]):
         """
 
     def check_labels(self, config: BertConfig) -> None:
-        """Raise :class:`BertNumpyError` if the outputs of a model's head are not the task's."""
+        """Raise :class:`BertNumpyError` if the outputs of a model's head do not fit the task."""
 
     def encode(
         self, tokenizer: Tokenizer, examples: _Data, max_length: int, progress: Progress | None
     ) -> list[list[Window]]:
-        """The inputs of a model for each example; at least one."""
+        """Encode each example as at least one input of a model."""
 
     def predict(
         self,
@@ -154,10 +154,10 @@ class Task(Protocol[_Data]):
         windows: Sequence[Sequence[Window]],
         logits: Sequence[Float32Array],
     ) -> Predictions:
-        """The prediction for each example, from the logits of all windows in a row."""
+        """Predict for each example, from the concatenated logits of all windows."""
 
 
 def even_rows(n: int, count: int) -> list[int]:
-    """``count`` of ``n`` rows, evenly: ``floor(i * n / count)``; all if there are no more."""
+    """Choose ``count`` of ``n`` rows evenly, ``floor(i * n / count)``; all if there are no more."""
     count = min(count, n)
     return [i * n // count for i in range(count)]

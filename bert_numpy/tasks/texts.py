@@ -1,4 +1,4 @@
-"""Files of texts: a line each, or the sentences of a file in SST-2's layout."""
+"""Files of texts: one text per line, or the sentences of a file in SST-2's layout."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ __all__ = ["read_texts"]
 def read_texts(path: Path) -> list[str]:
     """Read the texts of a file, in its order.
 
-    Each line is a text. A file whose first line is SST-2's header (columns
-    ``sentence`` and ``label`` between tabs), and JSON Lines and Parquet by the
-    name's ending, are read as that task's: their sentences are the texts.
+    Each line is a text. A file that begins with SST-2's header (columns
+    ``sentence`` and ``label`` between tabs), or whose name ends like JSON Lines or
+    Parquet, is read as a file of SST-2: its sentences are the texts.
 
     Raises
     ------
     BertNumpyError
-        If the file is missing, empty or not UTF-8, or a text is blank; names the line.
+        If the file is missing, empty or not UTF-8, or a text is blank. The message names
+        the line.
     """
     if path.suffix in RECORD_SUFFIXES:
         return TASKS["sst2"].read([path]).texts

@@ -1,7 +1,8 @@
 """Text to token ids, through the ``tokenizers`` library.
 
-A :class:`Tokenizer` is never changed by a call: the library encodes every text whole, and
-what is too long is cut here. So threads share one, and it can be copied and pickled.
+A call never changes a :class:`Tokenizer`: the library encodes every text whole, and
+long encodings are truncated here. So threads can share a tokenizer, and it can be copied
+and pickled.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ from npfp8.arrays import IntArray
 __all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
 
 
-#: Texts that the library is given in one call, between which progress is reported.
+#: The number of texts per call of the library; progress is reported between calls.
 _AT_A_TIME = 4096
 
-#: [CLS] and [SEP], and one token to say something.
+#: The shortest input: [CLS], one token and [SEP].
 _SHORTEST = 3
 
 #: The library's switch for its thread pool.
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 
-#: In a str, half of a character: undecodable bytes of a command line come as these.
+#: Halves of characters in a str: undecodable bytes of a command line become these.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """One text, or pair of texts, as the model reads it.
+    """One text, or pair of texts, encoded as an input of the model.
 
     ``input_ids`` and ``token_type_ids`` hold [CLS] first [SEP] (second [SEP]);
-    ``truncated`` says whether tokens were cut off to keep the length.
+    ``truncated`` is True if tokens were cut off to keep the length.
     """
 
     input_ids: tuple[int, ...]
@@ -59,20 +60,20 @@ class EncodedText:
 class Window:
     """One input of a model: a whole text or pair, or a question with a part of its context.
 
-    The latter has as much of the context as fits: [CLS] question [SEP] window [SEP];
-    only there the other attributes say something.
+    A question has as much of the context as fits: [CLS] question [SEP] window [SEP].
+    The attributes other than ``encoded`` have a meaning only for questions.
 
     Attributes
     ----------
     encoded : EncodedText
-        ``truncated`` says whether the text, or the question, was cut.
+        Its ``truncated`` is True if the text, or the question, was cut.
     position : int
-        Where in ``encoded.input_ids`` the window begins.
+        The index in ``encoded.input_ids`` at which the window begins.
     first : int
-        Which of the context's tokens stands there.
+        The number, in the context, of the token there.
     offsets : tuple of (int, int)
-        For each token of the window the characters of the context that it
-        stands for: from the one up to and without the other.
+        The characters of the context that each token of the window stands for, as a
+        half-open range.
     """
 
     encoded: EncodedText
@@ -83,30 +84,30 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A checkpoint's tokenizer. No call changes it: threads may share it.
+    """A checkpoint's tokenizer. No call changes it, so threads may share it.
 
     Attributes
     ----------
     backend : tokenizers.Tokenizer
         It neither truncates nor pads, and its offsets include the spaces of their tokens.
     model_max_length : int
-        The longest input, special tokens included: of the model, or of the tokenizer's
-        files if they allow less.
+        The longest input, special tokens included: the limit of the model, or of the
+        tokenizer's files if it is lower.
     pad_token_id : int
-        Of the model, which may tell padding by it.
+        The padding id of the model, which may recognise padding by it.
     token_types : bool
-        Whether the model tells the second text of a pair from the first by a
-        type; if not, all type ids are 0.
+        True if the model has a type for the second text of a pair; otherwise all type
+        ids are 0.
     mask_token_id : int, optional
-        What a masked language model fills in; None if the vocabulary has none.
+        The token that a masked language model replaces; None if the vocabulary has none.
     vocab_size : int, optional
         The rows of the model's embeddings: a text with a token beyond them is refused.
     truncation_side : str
-        "right" or "left": the end of a text at which :meth:`encode` cuts.
+        "right" or "left": the end of a text at which :meth:`encode` truncates.
     sentences : Sentences, optional
-        What sentence-transformers does to each text first; None for other checkpoints.
+        The changes of sentence-transformers to each text; None for other checkpoints.
     no_pairs : str
-        Why pairs of texts are refused; empty if they are not.
+        The reason why pairs of texts are refused; empty if they are accepted.
     """
 
     backend: Any = field(repr=False)  # the library shows every token
@@ -140,16 +141,17 @@ class Tokenizer:
         texts, pairs : sequences of str, of equal length
             No text may be blank.
         max_length : int, optional
-            Cut longer inputs to so many tokens, the longer text of a pair
-            first. Without it, an input longer than the model's is an error; in a
-            sentence-transformers folder it is cut, as sentence-transformers does.
+            Truncate longer inputs to this number of tokens, the longer text of a pair
+            first. Without it, an input longer than the model's limit is an error, except
+            with a sentence-transformers folder, where it is truncated as by
+            sentence-transformers.
         progress : callable, optional
 
         Raises
         ------
         BertNumpyError
-            If a text is blank or too long or cannot be encoded, or ``max_length`` is not
-            between 3 and the model's length.
+            If a text is blank, too long or cannot be encoded, or if ``max_length`` is not
+            between 3 and the model's limit.
         """
         limit = self.model_max_length
         special = self.backend.num_special_tokens_to_add(pairs is not None)
@@ -178,12 +180,12 @@ class Tokenizer:
         return encoded
 
     def tokens(self, text: str, pair: str | None = None) -> list[str | None]:
-        """The token at each position of an encoded text or pair; None for special tokens.
+        """List the token at each position of an encoded text or pair; None for special tokens.
 
         Raises
         ------
         BertNumpyError
-            As :meth:`encode`.
+            If a text is blank or cannot be encoded.
         """
         pairs = None if pair is None else [pair]
         _check_texts([text], pairs)
@@ -199,7 +201,7 @@ class Tokenizer:
         pairs: Sequence[str] | None = None,
         max_length: int | None = None,
     ) -> dict[str, IntArray]:
-        """:meth:`encode`, padded to arrays: the keyword arguments of a call of the model."""
+        """Encode and pad texts or pairs to arrays: the keyword arguments of the model."""
         return pad(self.encode(texts, pairs, max_length), self.pad_token_id)
 
     def windows(
@@ -211,47 +213,47 @@ class Tokenizer:
         max_query_length: int,
         progress: Progress | None = None,
     ) -> list[list[Window]]:
-        """Encode questions with their contexts, a long context in several windows that overlap.
+        """Encode questions with their contexts, a long context in several overlapping windows.
 
         The windows are those of ``run_squad.py`` of the original BERT
-        (github.com/google-research/bert): each is as long as fits, begins
-        ``doc_stride`` tokens after the one before it, and the last one is the
-        first that reaches the context's end.
+        (github.com/google-research/bert): each is as long as fits and begins
+        ``doc_stride`` tokens after the previous one, and the last one is the
+        first that reaches the end of the context.
 
         Parameters
         ----------
         questions, contexts : sequences of str, of equal length
             No text may be blank.
         max_length : int
-            Of an input, in tokens, special ones included.
+            The length limit of an input in tokens, special tokens included.
         doc_stride : int
-            At least 1. Where it is more than fits, windows follow each other
-            without a gap.
+            The distance of windows, at least 1. If it is more than a window, windows follow
+            each other without a gap.
         max_query_length : int
-            At least 1. A longer question is cut to so many tokens.
+            At least 1. Longer questions are truncated to this number of tokens.
         progress : callable, optional
 
         Returns
         -------
         list of lists of Window
-            For each question its windows, in the order of the context; at least one.
+            The windows of each question, in the order of the context; at least one.
 
         Raises
         ------
         BertNumpyError
-            If a text is blank, a context has no token, ``max_length`` is beyond
-            the model's, or leaves no token for the context beside its question.
+            If a text is blank, if a context has no token, or if ``max_length`` exceeds
+            the model's limit or leaves no token for the context beside its question.
         """
         _check_texts(questions, contexts)
         for name, value in (("doc_stride", doc_stride), ("max_query_length", max_query_length)):
             if value < 1:
                 raise BertNumpyError(f"{name}: expected at least 1, found {value}")
-        if self.sentences is not None:  # which changes texts, and so the offsets
+        if self.sentences is not None:  # it changes texts, and so the offsets
             raise BertNumpyError(
                 "windows: expected a tokenizer for question answering, found one for sentence "
                 "embeddings (modules.json)"
             )
-        special = self.backend.num_special_tokens_to_add(True)  # of a pair
+        special = self.backend.num_special_tokens_to_add(True)  # for a pair
         whole = self._whole(questions, special=False)
         cut = [
             self._cut(question, item, max_query_length)
@@ -284,7 +286,7 @@ class Tokenizer:
         special: bool = True,
         first: int = 0,
     ) -> list[Any]:
-        """The library's encodings of whole texts or pairs, the first of which has a number."""
+        """Encode whole texts or pairs by the library; ``first`` is the number of the first."""
         if pairs is not None and self.no_pairs:
             raise BertNumpyError(self.no_pairs)
         if self.sentences is not None:
@@ -297,7 +299,7 @@ class Tokenizer:
                 found: list[Any] = self.backend.encode_batch(inputs, add_special_tokens=special)
                 return found
         except BertNumpyError as error:
-            for number, one in enumerate(inputs, first + 1):  # which one it was
+            for number, one in enumerate(inputs, first + 1):  # find the text that failed
                 with library_errors(f"text {number}: {message}"):
                     self.backend.encode_batch([one], add_special_tokens=special)
             raise error
@@ -311,7 +313,7 @@ class Tokenizer:
         doc_stride: int,
         shortened: bool,
     ) -> list[Window]:
-        """The windows on a whole context behind its question."""
+        """Make the windows on a whole context after its question."""
         offsets = context_offsets(item, context, self.backend)
         if not offsets:
             raise BertNumpyError(
@@ -329,11 +331,11 @@ class Tokenizer:
         ]
 
     def _cut(self, text: str, item: Any, most: int) -> tuple[str, int]:
-        """A text cut to at most ``most`` tokens, given how it is encoded whole; how many it has.
+        """Truncate a text to at most ``most`` tokens; ``item`` encodes it whole.
 
-        The text up to the end of a token has the tokens there that it has in
-        the whole text, but for a last token of spaces alone, which Unigram's
-        normalizers strip: then the cut is made before it.
+        Returns the truncated text and its number of tokens. The text up to the end of a
+        token has the same tokens as in the whole text, except for a last token of spaces
+        alone, which Unigram's normalizers strip: then the cut is made before it.
         """
         length = whole_characters(item, most)
         while 0 < length < len(item.ids):
@@ -346,7 +348,7 @@ class Tokenizer:
     def _encoded(
         self, item: Any, number: int, kept: Sequence[int] | None, truncated: bool | None = None
     ) -> EncodedText:
-        """An encoding of the library, of which the positions ``kept`` are left (None: all)."""
+        """Convert an encoding of the library, keeping only the positions ``kept`` (None: all)."""
         ids, types = item.ids, item.type_ids if self.token_types else [0] * len(item.ids)
         if kept is not None:
             ids, types = [ids[place] for place in kept], [types[place] for place in kept]
@@ -362,7 +364,7 @@ class Tokenizer:
 
 
 def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-    """Refuse what is no list of texts, texts without words, and pairs that lack a side."""
+    """Refuse anything but lists of texts, texts without words, and pairs that lack a side."""
     if isinstance(texts, str) or isinstance(pairs, str):
         raise BertNumpyError("expected a list of texts, found one text")
     if pairs is not None and len(pairs) != len(texts):
@@ -391,19 +393,20 @@ def pad(encoded: Sequence[EncodedText], pad_token_id: int = 0) -> dict[str, IntA
 def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Tokenizer:
     """Load a checkpoint's ``tokenizer.json``, or build the tokenizer from its vocabulary.
 
-    The class that its files name says how: without ``tokenizer.json``, BERT's WordPiece is
-    built from ``vocab.txt``, and RoBERTa's byte-level BPE from ``vocab.json`` with
+    The tokenizer class decides how to build it: without ``tokenizer.json``, BERT's WordPiece
+    is built from ``vocab.txt``, and RoBERTa's byte-level BPE from ``vocab.json`` with
     ``merges.txt``. ``tokenizer_config.json``, ``special_tokens_map.json``,
-    ``added_tokens.json`` and ``sentence_bert_config.json`` are applied as transformers and
-    sentence-transformers apply them.
+    ``added_tokens.json`` and ``sentence_bert_config.json`` are applied as in transformers and
+    sentence-transformers.
 
-    From the hub no weights are fetched; ``revision`` is as for :func:`bert_numpy.load`.
+    No weights are fetched from the hub; ``revision`` is the same as for
+    :func:`bert_numpy.load`.
 
     Raises
     ------
     BertNumpyError
-        If there is none of these, a file is corrupt, a key is not understood, or the
-        vocabulary is larger than the model's.
+        If there is none of these files, if a file is corrupt, if a key is not supported, or
+        if the vocabulary is larger than the model's.
     """
     folder = resolve(folder_or_hub_id, revision, weights=False)
     config = read_config(folder / "config.json")
@@ -441,12 +444,12 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
     )
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _share_with_forks() -> None:
     """Let processes forked from this one use tokenizers, without parallel threads.
 
     The library has a thread pool, which a fork does not copy. It would print a warning in
-    every child; told by the environment at the moment of the fork, it does not.
+    every child. Setting its environment variable during the fork prevents this.
     """
     if not hasattr(os, "register_at_fork"):
         return
@@ -466,7 +469,7 @@ def _share_with_forks() -> None:
 
 
 def _found_instead(folder: Path) -> str:
-    """What to say of a folder without a tokenizer; SentencePiece's own files are not read."""
+    """Describe a folder without a tokenizer; SentencePiece's own files are not read."""
     models = sorted(path.name for kind in ("*.model", "*.bpe.model") for path in folder.glob(kind))
     if not models:
         return "none of them"

@@ -1,4 +1,4 @@
-"""The ``tokenizers`` object of a folder: its vocabulary, with the settings beside it applied."""
+"""The ``tokenizers`` object of a folder: its vocabulary, with the other files' settings applied."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from npfp8.files import open_regular
 
 __all__ = ["build_backend", "library_errors"]
 
-#: Bytes of a tokenizer's file; the library would run out of memory, and the process end.
+#: The most bytes of a tokenizer's file. With more, the library may run out of memory, which ends
+#: the process.
 _LARGEST_FILE = 1 << 28
 
-#: Lists, objects and commas of a tokenizer.json: each may take a hundred bytes in memory.
-#: Vocabularies of 250,000 tokens with as many merges have two million.
+#: The most lists, objects and commas in a tokenizer.json: each may take a hundred bytes in memory.
+#: A vocabulary of 250,000 tokens with as many merges has two million.
 _MOST_PARTS = 5_000_000
 
 _JSON = "tokenizer.json"
@@ -36,16 +37,16 @@ _JSON = "tokenizer.json"
 #: The keys that replace the normalizer of BERT's classes.
 _NORMALIZING = ("do_basic_tokenize", "do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
-#: A letter that few vocabularies have: without an unknown token, the library fails at it.
+#: A letter in few vocabularies: the library fails at it if there is no unknown token.
 _RARE = "\u13a0"
 
 
 @contextmanager
 def library_errors(prefix: str) -> Iterator[None]:
-    """Turn whatever the library raises into :class:`BertNumpyError`.
+    """Turn every error of the library into :class:`BertNumpyError`.
 
-    Its own errors are plain ``Exception``; a panic of its Rust code derives from
-    ``BaseException`` alone.
+    Its own errors are plain ``Exception``; a panic of its Rust code derives only from
+    ``BaseException``.
     """
     try:
         yield
@@ -60,13 +61,13 @@ def library_errors(prefix: str) -> Iterator[None]:
 
 
 def build_backend(settings: TokenizerSettings, vocab_size: int) -> tuple[Any, str]:
-    """Build the library's tokenizer of a folder, without truncation and padding.
+    """Build a folder's tokenizer by the library, without truncation and padding.
 
     Parameters
     ----------
     settings : TokenizerSettings
     vocab_size : int
-        Of ``config.json``: the rows of the model's embeddings.
+        The value in ``config.json``: the rows of the model's embeddings.
 
     Returns
     -------
@@ -79,8 +80,8 @@ def build_backend(settings: TokenizerSettings, vocab_size: int) -> tuple[Any, st
     Raises
     ------
     BertNumpyError
-        If a file is missing, damaged or hostile, its vocabulary is larger than the model's,
-        or it contradicts the settings.
+        If a file is missing, damaged or hostile, if its vocabulary is larger than the model's,
+        or if it contradicts the settings.
     """
     folder, kind = settings.folder, settings.kind
     serialized = (folder / _JSON).is_file()
@@ -116,7 +117,7 @@ def build_backend(settings: TokenizerSettings, vocab_size: int) -> tuple[Any, st
 
 
 def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tuple[Any, Any]:
-    """The tokenizer of a tokenizer.json, once it is checked; and the file's JSON object."""
+    """Check and load a tokenizer.json; return the tokenizer and the file's JSON object."""
     data = _read(path)
     if (parts := sum(map(data.count, (b"[", b"{", b",")))) > _MOST_PARTS:
         raise ValueError(f"expected at most {_MOST_PARTS} values, found {parts}")
@@ -132,7 +133,7 @@ def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tupl
     backend.no_padding()
     backend.no_truncation()
     if settings.kind.model == "Unigram" and settings.explicit and not settings.kind.normalizes:
-        # The class's own, whichever variant of them a version of transformers wrote.
+        # These are the class's own components; versions of transformers write variants of them.
         backend.normalizer = _map_of_characters(raw.get("normalizer"))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
@@ -156,7 +157,7 @@ def _from_json(path: Path, settings: TokenizerSettings, vocab_size: int) -> tupl
 
 
 def _map_of_characters(normalizer: Any) -> Any:
-    """SentencePiece's map alone, of a normalizer that :func:`check_class` accepts."""
+    """Make SentencePiece's map alone from a normalizer that :func:`check_class` accepts."""
     parts = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     for part in parts:
         if part["type"] == "Precompiled":
@@ -169,10 +170,10 @@ def _no_number(text: str) -> None:
 
 
 def _check_contradictions(raw: dict[str, Any], settings: TokenizerSettings) -> None:
-    """Refuse what versions 4 and 5 of transformers read differently, or not at all."""
+    """Refuse settings that versions 4 and 5 of transformers read differently, or not at all."""
     model, normalizes = settings.kind.model, settings.kind.normalizes
     if not model or not (settings.explicit or model == "WordPiece" or normalizes):
-        return  # the file is alone, or of a class that takes it as it is
+        return  # the file is alone, or its class uses it unchanged
     names = [key for key in NAMED if key.endswith("_token")]
     tokens = {key: settings.text(key) for key in names}
     check_class(raw, model, tokens, settings.normalizers, settings.kind.two_separators)
@@ -219,7 +220,7 @@ def _read(path: Path) -> bytes:
 
 
 def _from_vocabulary(path: Path, settings: TokenizerSettings, vocab_size: int) -> Any:
-    """BERT's WordPiece: one token a line, whose id is the line's number from 0."""
+    """Build BERT's WordPiece: one token per line, whose id is the line's number from 0."""
     text = _read(path).decode("utf-8")
     if text.startswith("\ufeff"):
         raise ValueError("expected text without a byte order mark, found one")
@@ -238,7 +239,7 @@ def _from_vocabulary(path: Path, settings: TokenizerSettings, vocab_size: int) -
     if not settings.values.get("do_basic_tokenize", True):
         if settings.kind.keeps_chinese:
             raise settings.refusal("do_basic_tokenize", "true, or no such key", False)
-        # So transformers begins, and finds the added tokens, before it applies the keys.
+        # transformers begins so, and finds the added tokens, before it applies the keys.
         normal |= {"lowercase": False, "strip_accents": False, "handle_chinese_chars": False}
     backend.normalizer = normalizers.BertNormalizer(**normal)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -247,7 +248,7 @@ def _from_vocabulary(path: Path, settings: TokenizerSettings, vocab_size: int) -
 
 
 def _from_merges(path: Path, settings: TokenizerSettings, vocab_size: int) -> Any:
-    """RoBERTa's byte-level BPE, of vocab.json and merges.txt."""
+    """Build RoBERTa's byte-level BPE from vocab.json and merges.txt."""
     vocabulary = read_json(path)
     check_vocabulary(vocabulary, "vocab")
     _check_size(path, len(vocabulary), vocab_size)
@@ -260,7 +261,7 @@ def _from_merges(path: Path, settings: TokenizerSettings, vocab_size: int) -> An
     text = _read(other).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     lines = text.split("\n")
     if not lines[0].startswith("#version") or lines[-1]:
-        # Version 4 leaves out the first and the last line, whatever they are.
+        # Version 4 drops the first and the last line, whatever they contain.
         raise ValueError(f"{other}: expected a first line '#version', and a last one that ends")
     lines = lines[1:-1]
     merges: list[Any] = list(dict.fromkeys(tuple(line.split()) for line in lines))
@@ -285,7 +286,7 @@ def _check_named(vocabulary: dict[str, int], settings: TokenizerSettings) -> Non
         token = settings.text(key)
         if token is None:
             raise settings.refusal(key, "a token", None)
-        # WordPiece looks for the unknown token in its own vocabulary only.
+        # WordPiece searches only its own vocabulary for the unknown token.
         if token not in vocabulary and (key == "unk_token" or token not in known):
             raise ValueError(f"expected the token {token!r} ({key}), found none")
 
@@ -293,7 +294,7 @@ def _check_named(vocabulary: dict[str, int], settings: TokenizerSettings) -> Non
 def _add_tokens(backend: Any, settings: TokenizerSettings, loaded: dict[str, Any]) -> None:
     """Add the tokens of the side files, then the special tokens that are not yet added.
 
-    The order, and which flags go before which, are those of transformers.
+    The order, and the precedence of flags, are those of transformers.
     """
     by_id = {number: token for _, number, token in settings.added}
     if "added_tokens_decoder" not in settings.values:
@@ -309,7 +310,7 @@ def _add_tokens(backend: Any, settings: TokenizerSettings, loaded: dict[str, Any
             tokens.append(_as_special(token))
     for token in tokens:
         if token.content in special:
-            token.special = True  # and normalized as before only if a file says so
+            token.special = True  # it stays normalized only if a file demands it
     backend.add_tokens(tokens)
     for file, number, token in settings.added:
         found = backend.token_to_id(token.content)
@@ -321,7 +322,7 @@ def _add_tokens(backend: Any, settings: TokenizerSettings, loaded: dict[str, Any
 def _special_tokens(
     settings: TokenizerSettings, by_name: dict[str, Any], loaded: dict[str, Any]
 ) -> dict[str, Any]:
-    """All special tokens, as str or AddedToken, by their text, in the order of being added."""
+    """List all special tokens by their text, as str or AddedToken, in the order of adding."""
     groups: list[Any] = []
     extra = settings.values.get("extra_special_tokens") or []
     for key in NAMED:
@@ -388,8 +389,8 @@ def _normalizer_settings(settings: TokenizerSettings) -> dict[str, Any]:
 def _check_normalized(backend: Any, settings: TokenizerSettings, normalizer: Any) -> None:
     """Refuse added tokens that the normalizer deletes, or that its replacement changes.
 
-    The library would find the one everywhere, and the other or not, depending on whether
-    the tokenizer has been copied.
+    The library would find a deleted token everywhere. It would find a changed one or not,
+    depending on whether the tokenizer has been copied.
     """
     for token in backend.get_added_tokens_decoder().values():
         if not token.normalized or normalizer is None:
@@ -404,7 +405,7 @@ def _check_normalized(backend: Any, settings: TokenizerSettings, normalizer: Any
 
 
 def _own_post_processor(settings: TokenizerSettings, backend: Any) -> Any:
-    """The post-processor of the class: [CLS] first [SEP] second [SEP], or RoBERTa's."""
+    """Make the post-processor of the class: [CLS] first [SEP] second [SEP], or RoBERTa's."""
     tokens = [str(settings.text(key)) for key in ("sep_token", "cls_token")]
     sep, cls = ((token, backend.token_to_id(token)) for token in tokens)
     if settings.kind.two_separators:
@@ -413,10 +414,10 @@ def _own_post_processor(settings: TokenizerSettings, backend: Any) -> Any:
 
 
 def _untrimmed(backend: Any) -> None:
-    """Make the library leave spaces in the offsets.
+    """Make the library keep spaces in the offsets.
 
-    It trims as many characters as a token begins with spaces, whether they are in the text
-    or were put there by the tokenizer, which costs a word its first letter.
+    It trims one character per leading space of a token, even if the tokenizer inserted the
+    space. A word would then lose its first letter.
     """
     if backend.post_processor is None:
         return

@@ -1,10 +1,11 @@
 """The check of ``tokenizer.json`` before the ``tokenizers`` library reads it.
 
 A file of a few kilobytes can make the library fill the memory (normalizers that double the
-text, again and again), search for ever (regular expressions that backtrack), or end in a
-panic that no caller can keep off standard error. None of this is found by a trial, since it
-depends on the text. So every component is one of the known ones, with values within bounds
-far beyond what any published checkpoint has; anything else is refused by its place in the file.
+text again and again), search forever (regular expressions that backtrack), or end in a
+panic that no caller can keep off standard error. A trial cannot find this, since it
+depends on the text. So every component must be a known one, with values within bounds
+far beyond those of any published checkpoint. Anything else is refused, and the message names
+its place in the file.
 """
 
 from __future__ import annotations
@@ -17,34 +18,34 @@ from bert_numpy.tasks.charsmap import check_charsmap
 
 __all__ = ["check_class", "check_description", "check_vocabulary", "special_ids"]
 
-#: Components in a sequence, all nested ones together.
+#: The most components in a sequence, including nested ones.
 _MOST_COMPONENTS = 32
 
-#: Sequences within sequences.
+#: The deepest nesting of sequences.
 _DEEPEST = 3
 
-#: By how much a normalizer's replacements may multiply the length of a text, all together.
+#: The largest factor by which all replacements of a normalizer may multiply a text's length.
 _MOST_GROWTH = 32
 
-#: Characters of a replacement, a pattern, a prefix, or the name of a token.
+#: The most characters of a replacement, a pattern, a prefix, or the name of a token.
 _LONGEST = 1_000
 
-#: Characters of a word, beyond which it is unknown: WordPiece's time is their cube.
+#: The most characters of a known word: WordPiece's time grows with their cube.
 _LONGEST_WORD = 1_000
 
-#: Entries of a template, and ids that one special token stands for.
+#: The most entries of a template, and ids of one special token.
 _MOST_PIECES = 16
 
 _MOST_ADDED = 10_000
 
-#: Values in the parts that are read but not used, such as the decoder.
+#: The most values in parts that are read but not used, such as the decoder.
 _MOST_VALUES = 1_000
 
-#: The scores of Unigram are logarithms of probabilities.
+#: The largest magnitude of Unigram's scores, which are logarithms of probabilities.
 _LARGEST_SCORE = 1e6
 
 #: Regular expressions that cannot backtrack: one character or class, repeated at least once;
-#: and the one of GPT-2, which no alternative leaves after more than one character.
+#: and GPT-2's expression, whose alternatives fail after one character at most.
 _PLAIN = re.compile(
     r"(\\[sSdDwWnrt]|\\[pP]\{\^?\w{1,40}\}|\\\W|\[(?:[^\[\]\\]|\\.)+\]|[^\\\[\](){}*+?|^$])"
     r"(\+|\{[1-9]\d{0,2}(,\d{0,3})?\})?"
@@ -55,7 +56,7 @@ _KNOWN = {
 
 
 class _RefusedError(ValueError):
-    """A place in the file, what was expected there, and what was found."""
+    """The error for a place in the file: the values expected and found there."""
 
     def __init__(self, place: str, expected: str, found: Any) -> None:
         shown = "null" if found is None else repr(found)
@@ -104,7 +105,7 @@ def _one_of(*names: str) -> Check:
 
 
 def _pattern(place: str, value: Any) -> None:
-    """A text to look for, or a regular expression whose time grows with the text's length only."""
+    """Check for a text, or for a regular expression that runs in linear time."""
     if isinstance(value, dict) and list(value) == ["String"]:
         _text(1)(f"{place}.String", value["String"])
     elif isinstance(value, dict) and list(value) == ["Regex"]:
@@ -125,7 +126,7 @@ def _charsmap(place: str, value: Any) -> None:
 
 
 def _special(place: str, value: Any) -> None:
-    """A token and its id, as the post-processors of BERT and RoBERTa have them."""
+    """Check for a token and its id, as in the post-processors of BERT and RoBERTa."""
     if not isinstance(value, list) or len(value) != 2:
         raise _RefusedError(place, "a token and its id", value)
     _text(1)(f"{place}.0", value[0])
@@ -208,7 +209,7 @@ _LISTS = {
     "post_processor": "processors",
 }
 
-#: Components that work once only: each time again they would multiply the text.
+#: Components that may occur only once: every repetition would multiply the text.
 _ONCE = ("ByteLevel", "Metaspace", "Precompiled", "TemplateProcessing", "BertProcessing")
 
 _MODELS: dict[str, dict[str, Check]] = {
@@ -236,7 +237,8 @@ def check_description(raw: Mapping[str, Any]) -> None:
     Raises
     ------
     ValueError
-        The key, what was expected and what was found.
+        If a part is refused. The message names the key, the value expected and the value
+        found.
     """
     for kind in _COMPONENTS:
         value = raw.get(kind)
@@ -249,7 +251,7 @@ def check_description(raw: Mapping[str, Any]) -> None:
         if twice := [name for name in _ONCE if types.count(name) > 1]:
             raise _RefusedError(kind, f"at most one {twice[0]}", types)
         if kind == "post_processor" and any(name != "ByteLevel" for name in types[:-1]):
-            # In a component behind it the library loses track of whose tokens are whose.
+            # In a later component the library loses track of the texts that tokens belong to.
             raise _RefusedError(kind, "the component that adds tokens as the last one", types)
         if kind == "normalizer":
             growth = 1.0
@@ -268,7 +270,7 @@ def check_description(raw: Mapping[str, Any]) -> None:
 
 
 def _flat(kind: str, place: str, value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """The components of a sequence, however nested, each checked."""
+    """Yield the checked components of a sequence, at any depth."""
     if not isinstance(value, dict):
         raise _RefusedError(place, "a JSON object with a 'type'", value)
     name = value.get("type")
@@ -298,9 +300,9 @@ def _flat(kind: str, place: str, value: Any, depth: int = 0) -> Iterator[dict[st
 
 
 def _growth(component: Mapping[str, Any]) -> float:
-    """By how much a replacement of the file multiplies the length of a text, at most.
+    """Bound the factor by which a replacement in the file multiplies the length of a text.
 
-    What is in the library's own code, such as NFKD, is bounded by Unicode and not counted.
+    The library's own components, such as NFKD, are bounded by Unicode and not counted.
     """
     if component["type"] == "Prepend":
         return 1.0 + len(component.get("prepend", "")) / 32
@@ -312,7 +314,7 @@ def _growth(component: Mapping[str, Any]) -> float:
 
 
 def _small(place: str, value: Any) -> None:
-    """Refuse large or deep values where the library makes copies of them at every level."""
+    """Refuse large or deep values, as the library copies them at every level."""
     count, layer = 0, [value]
     for _ in range(10):
         if not layer:
@@ -335,7 +337,7 @@ def _small(place: str, value: Any) -> None:
 
 
 def _template(place: str, value: Any, texts: str) -> None:
-    """A template: special tokens, and each text exactly once, in their order."""
+    """Check a template: special tokens, and each text exactly once, in their order."""
     if not isinstance(value, list) or len(value) > _MOST_PIECES:
         raise _RefusedError(place, f"a list of at most {_MOST_PIECES} pieces", value)
     found = ""
@@ -379,7 +381,7 @@ def _added(tokens: Any) -> None:
         for key in ("single_word", "lstrip", "rstrip", "normalized", "special"):
             _whether(f"{place}.{key}", token.get(key))
         if token["content"].isspace() and (token["lstrip"] or token["rstrip"]):
-            # Two such tokens may claim the same space, at which the library panics.
+            # Two such tokens may claim the same space, which makes the library panic.
             raise _RefusedError(place, "white space without lstrip and rstrip", token)
 
 
@@ -412,7 +414,7 @@ def _model(model: Mapping[str, Any]) -> None:
 
 
 def check_vocabulary(vocabulary: Any, place: str) -> None:
-    """Check a mapping of tokens to ids; raises :class:`ValueError` naming ``place``."""
+    """Check a mapping of tokens to ids; raise :class:`ValueError` naming ``place``."""
     if not isinstance(vocabulary, dict):
         raise _RefusedError(place, "ids by token, a JSON object", vocabulary)
     if not vocabulary:
@@ -476,9 +478,10 @@ def check_class(
     first: Sequence[Mapping[str, Any]] | None = None,
     two_separators: bool = False,
 ) -> None:
-    """Check that a ``tokenizer.json`` is what its class would build from the vocabulary.
+    """Check that a ``tokenizer.json`` equals the tokenizer that its class builds.
 
-    Version 4 of transformers uses the file's components, version 5 the class's own.
+    The class builds it from the vocabulary. Version 4 of transformers uses the file's
+    components, version 5 the class's own.
 
     Parameters
     ----------
@@ -489,14 +492,14 @@ def check_class(
     tokens : mapping of str to str
         The special tokens by their keys: ``cls_token`` and so on.
     first : sequence of mapping, optional
-        ALBERT's normalizers, before those of other Unigram classes; None for others.
+        ALBERT's normalizers, which precede those of other Unigram classes; None for others.
     two_separators : bool
-        Whether two of them are between the texts of a pair.
+        True if there are two separators between the texts of a pair.
 
     Raises
     ------
     ValueError
-        The key, what was expected and what was found.
+        If the two differ. The message names the key, the value expected and the value found.
     """
     found = raw["model"]
     if found.get("type", model) != model:
@@ -517,7 +520,7 @@ def check_class(
 
 
 def _without(raw: Mapping[str, Any], first: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A description without its normalizer, which has to be ALBERT's."""
+    """Check that the normalizer is ALBERT's, and remove it from a description."""
     parts = (raw.get("normalizer") or {}).get(_LISTS["normalizer"], [])
     rest = parts[len(first) :]
     if rest[-1:] == [_ONE_SPACE]:  # as version 4 writes it; words are split at spaces anyway
@@ -545,7 +548,7 @@ def _check_parts(raw: Mapping[str, Any], model: str) -> None:
     normalizer = raw.get("normalizer")
     if model == "Unigram" and normalizer is not None:
         for number, part in enumerate(normalizer.get(_LISTS["normalizer"], [])):
-            if part["type"] == "Sequence":  # into which version 5 does not look
+            if part["type"] == "Sequence":  # version 5 does not look into it
                 place = f"normalizer.normalizers.{number}.type"
                 raise _RefusedError(place, "no Sequence in a Sequence", part["type"])
     if model == "Unigram" and names == ("Metaspace",):
@@ -556,7 +559,7 @@ def _check_parts(raw: Mapping[str, Any], model: str) -> None:
             )
 
 
-#: Values of a model that its class does not let a file choose.
+#: Values of a model that its class prescribes.
 _OWN_MODELS: dict[str, dict[str, Any]] = {
     "WordPiece": {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
     "BPE": {
@@ -569,7 +572,7 @@ _OWN_MODELS: dict[str, dict[str, Any]] = {
     "Unigram": {"byte_fallback": False},
 }
 
-#: The components of each class, one after the other; transformers 4 has written several.
+#: The components of each class in their order; transformers 4 has written several variants.
 _OWN_PARTS: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "WordPiece": {"normalizer": (("BertNormalizer",),), "pre_tokenizer": (("BertPreTokenizer",),)},
     "BPE": {"normalizer": ((),), "pre_tokenizer": (("ByteLevel",),)},
@@ -601,7 +604,7 @@ _ONE_SPACE = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 def _check_post_processor(
     value: Any, model: str, tokens: Mapping[str, str | None], two_separators: bool
 ) -> None:
-    """Refuse any but [CLS] first [SEP] second [SEP], or RoBERTa's with two in between."""
+    """Refuse all but [CLS] first [SEP] second [SEP], or RoBERTa's with two separators."""
     cls, sep = tokens["cls_token"], tokens["sep_token"]
     if model == "Unigram" and (tokens["bos_token"], tokens["eos_token"]) != (cls, sep):
         raise _RefusedError("post_processor", "cls_token and sep_token as bos and eos", [cls, sep])
@@ -615,7 +618,7 @@ def _check_post_processor(
         right = (found["cls"][0], found["sep"][0]) == (cls, sep)
     elif found is not None and found["type"] == "TemplateProcessing":
         templates = [_pieces_of(found[key]) for key in ("single", "pair")]
-        if two_separators:  # whose models have no types
+        if two_separators:  # such models have no token types
             templates = [[(name, 0) for name, _ in one] for one in templates]
         right = templates == [single, pair]
     else:
@@ -628,7 +631,7 @@ def _check_post_processor(
 
 
 def _pieces_of(template: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    """The names of a template's pieces and their types; texts begin with a dollar."""
+    """List a template's pieces and their types; the names of texts begin with a dollar sign."""
     found = []
     for piece in template:
         ((kind, content),) = piece.items()
@@ -638,7 +641,7 @@ def _pieces_of(template: list[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 def special_ids(raw: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """The tokens that a description's post-processor adds, each with the id it gives them."""
+    """Yield the tokens that a description's post-processor adds, each with its id there."""
     value = raw.get("post_processor")
     for part in [] if value is None else _flat("post_processor", "post_processor", value):
         for key in ("cls", "sep"):

@@ -1,12 +1,12 @@
 """The settings of a tokenizer's side files, read as transformers' ``AutoTokenizer`` reads them.
 
-``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` stand
-beside a vocabulary, and ``sentence_bert_config.json`` in a sentence-transformers folder.
+``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` are
+beside a vocabulary, and ``sentence_bert_config.json`` is in a sentence-transformers folder.
 Every key that changes an id is applied, or refused by its name; docs/tokenizer-keys.md has
 the table. The behaviour is that of transformers 5 (5.24), which builds the tokenizer of a
-class anew from the vocabulary, where version 4 (4.57) changes that of ``tokenizer.json``.
-What would give other ids in the one than in the other is refused, since a folder does not
-tell for which version it was made.
+class anew from the vocabulary, while version 4 (4.57) modifies that of ``tokenizer.json``.
+Settings that give different ids in the two versions are refused, since a folder does not
+show for which version it was made.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NAMED = (
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-#: Tokens that may be added, and characters of one of them.
+#: The most added tokens, and the most characters of one.
 MOST_TOKENS = 10_000
 LONGEST_TOKEN = 1_000
 
@@ -63,23 +63,23 @@ class TokenizerClass:
         The files from which the class builds a tokenizer without ``tokenizer.json``; none
         for classes that need it.
     tokens : mapping of str to str
-        The special tokens that the class names where no file does.
+        The default special tokens of the class.
     mask : mapping of str to bool
-        The flags of a mask token that is given as a text, or by no file, where there is no
-        ``tokenizer.json``.
+        The flags of the mask token if there is no ``tokenizer.json``, and if a file gives the
+        token as text or no file gives it.
     model : str
         The only model of the class: "WordPiece", "BPE" or "Unigram"; empty for any.
     token_types : bool, optional
         True if the class gives token types to the model; None if versions 4 and 5 differ.
     unknown : int, optional
-        The id of the unknown token, if version 5 has it so whatever the file says.
+        The id of the unknown token, if version 5 prescribes it regardless of the file.
     normalizes : bool
-        Whether the class changes quotes, accents and case, as keys say, before anything else.
+        True if the class first changes quotes, accents and case, as its keys demand.
     two_separators : bool
-        Whether two of them are between the texts of a pair, as RoBERTa has it.
+        True if there are two separators between the texts of a pair (RoBERTa).
     keeps_chinese : bool
-        Whether version 4 splits Chinese characters as ``tokenizer.json`` says and not as
-        ``tokenize_chinese_chars`` does.
+        True if version 4 splits Chinese characters by ``tokenizer.json`` and not by
+        ``tokenize_chinese_chars``.
     """
 
     vocabulary: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ _ROBERTA_TOKENS = {
 
 _BERT = TokenizerClass(("vocab.txt",), _BERT_TOKENS, model="WordPiece", token_types=True)
 
-#: By the name in ``tokenizer_class``, without "Fast" at its end.
+#: The classes by the name in ``tokenizer_class``, without "Fast" at its end.
 _CLASSES = {
     "BertTokenizer": _BERT,
     "ElectraTokenizer": _BERT,
@@ -151,7 +151,7 @@ _CLASSES = {
         unknown=1,
         normalizes=True,
     ),
-    # The class of any tokenizer.json, and its name since version 5.
+    # The generic class for any tokenizer.json, and its name since version 5.
     "PreTrainedTokenizer": TokenizerClass(token_types=None),
     "TokenizersBackend": TokenizerClass(),
 }
@@ -167,8 +167,8 @@ _OF_MODEL = {
     "mpnet": "MPNetTokenizer",
 }
 
-#: Keys with one value that is understood, besides being absent: another one changes the ids
-#: in a way that is not followed, or is read differently by versions 4 and 5.
+#: Keys that must be absent or have this one value. Another value changes the ids
+#: in a way that is not supported, or is read differently by versions 4 and 5.
 _ONLY = {
     "padding_side": "right",
     "from_slow": False,
@@ -185,15 +185,15 @@ _ONLY = {
 class Sentences:
     """The changes that sentence-transformers makes to a text before its tokenizer sees it.
 
-    Every text loses the white space around it, and is cut to ``max_length`` tokens (None
-    for the model's length); ``lowercase`` tells whether ``str.lower`` is applied.
+    Every text loses the white space around it and is truncated to ``max_length`` tokens (None
+    for the model's limit). If ``lowercase`` is true, ``str.lower`` is applied.
     """
 
     lowercase: bool = False
     max_length: int | None = None
 
     def prepared(self, text: str) -> str:
-        """The text as its tokenizer sees it."""
+        """Return the text that the tokenizer gets."""
         text = text.strip()
         return text.lower() if self.lowercase else text
 
@@ -208,12 +208,12 @@ class TokenizerSettings:
     name : str
         The tokenizer class, without "Fast".
     explicit : bool
-        True if there is a side file, or ``config.json`` names the class: else a
+        True if there is a side file, or if ``config.json`` names the class. Otherwise a
         ``tokenizer.json`` is alone, and nothing contradicts it.
     values : mapping of str to Any
-        The keys of the files together, as they are handed to the class.
+        The keys of all files together, as the class gets them.
     added : tuple of (str, int, AddedToken)
-        The tokens added beside the vocabulary: the file, the id, and the token; by id.
+        The tokens added to the vocabulary: the file, the id, and the token; sorted by id.
     model_max_length : int, optional
         The longest input that the tokenizer's files allow.
     truncation_side : str
@@ -236,16 +236,16 @@ class TokenizerSettings:
 
     @property
     def kind(self) -> TokenizerClass:
-        """The class, as far as it matters."""
+        """The properties of the class."""
         return _CLASSES[self.name]
 
     def token(self, key: str) -> Any:
-        """A special token by its key, as str or AddedToken; None if no file or class names it."""
+        """Return a special token by its key, as str or AddedToken; None if it is not named."""
         return self.values.get(key, self.kind.tokens.get(key))
 
     @property
     def normalizers(self) -> list[dict[str, Any]] | None:
-        """What ALBERT's class does to texts first, as in ``tokenizer.json``; None for others."""
+        """The first normalizers of ALBERT's class, as in ``tokenizer.json``; None for others."""
         if not self.kind.normalizes:
             return None
         quotes = [
@@ -257,12 +257,12 @@ class TokenizerSettings:
         return [*quotes, *({"type": name} for name in (*accents, *case))]
 
     def text(self, key: str) -> str | None:
-        """The characters of a special token."""
+        """Return the characters of a special token."""
         token = self.token(key)
         return getattr(token, "content", token)
 
     def refusal(self, key: str, expected: str, found: Any, file: str = CONFIG) -> BertNumpyError:
-        """The error for a key of a file."""
+        """Make the error for a key of a file."""
         shown = "nothing" if found is None else repr(found)
         return BertNumpyError(
             f"{self.folder / file}: key {key!r}: expected {expected}, found {shown}"
@@ -276,12 +276,12 @@ def read_settings(folder: Path, model_type: str) -> TokenizerSettings:
     ----------
     folder : Path
     model_type : str
-        Of ``config.json``: it names the class where no other key does.
+        The value in ``config.json``: it decides the class if no other key does.
 
     Raises
     ------
     BertNumpyError
-        If a file is no JSON, or a key has a value that is not understood.
+        If a file is not JSON, or a key has a value that is not supported.
     """
     path = folder / CONFIG
     raw: dict[str, Any] = read_json(path) if path.is_file() else {}
@@ -330,7 +330,7 @@ def _refusal(path: Path, key: str, expected: str, found: Any) -> BertNumpyError:
 
 
 def _class_name(folder: Path, raw: Mapping[str, Any], model_type: str) -> tuple[str, bool]:
-    """The tokenizer class, without "Fast", and whether a file names it."""
+    """Return the tokenizer class, without "Fast", and whether a file names it."""
     path, found = folder / CONFIG, raw.get("tokenizer_class")
     if found is None:
         path = folder / "config.json"
@@ -355,7 +355,7 @@ def _check_files(path: Path, raw: Mapping[str, Any], folder: Path) -> None:
         }[key]
         beside = [name for name in names if (folder / name).is_file()]
         if key in raw and beside and raw[key] not in [str(folder / name) for name in beside]:
-            # Without the file in the folder, the key of a tokenizer.json is not looked at.
+            # If the folder lacks the file, the key of a tokenizer.json is ignored.
             raise _refusal(path, key, f"no such key beside {beside[0]}", raw[key])
     code = raw.get("auto_map")
     if code is not None and (not isinstance(code, dict) or code.get("AutoTokenizer")):
@@ -363,7 +363,7 @@ def _check_files(path: Path, raw: Mapping[str, Any], folder: Path) -> None:
 
 
 def _token(path: Path, key: str, value: Any, **flags: bool) -> Any:
-    """An added token from its JSON object."""
+    """Make an added token from its JSON object."""
     if not isinstance(value, dict):
         raise _refusal(path, key, "a token, a JSON object", value)
     content = value.get("content")
@@ -381,7 +381,7 @@ def _token(path: Path, key: str, value: Any, **flags: bool) -> Any:
 
 
 def _decoder(path: Path, value: Any) -> list[tuple[str, int, Any]]:
-    """The tokens of ``added_tokens_decoder``, by id."""
+    """Read the tokens of ``added_tokens_decoder``, by id."""
     key = "added_tokens_decoder"
     if not isinstance(value, dict):
         raise _refusal(path, key, "tokens by id, a JSON object", value)
@@ -394,7 +394,7 @@ def _decoder(path: Path, value: Any) -> list[tuple[str, int, Any]]:
 
 
 def _special_tokens_map(path: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of special_tokens_map.json, which versions before 4.34 wrote."""
+    """Read the keys of special_tokens_map.json, which versions before 4.34 wrote."""
     if not path.is_file():
         return {}
     found: dict[str, Any] = {}
@@ -419,9 +419,9 @@ def _special_tokens_map(path: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
 def _added_tokens(
     path: Path, values: Mapping[str, Any], raw: Mapping[str, Any]
 ) -> list[tuple[str, int, Any]]:
-    """The tokens of added_tokens.json, by id; special are those that another file names so.
+    """Read the tokens of added_tokens.json, by id; other files decide which ones are special.
 
-    As in version 5, the additional ones are so by tokenizer_config.json only.
+    As in version 5, only tokenizer_config.json can name additional special tokens.
     """
     if not path.is_file():
         return []
@@ -443,7 +443,7 @@ def _added_tokens(
 
 
 def _check_special(path: Path, values: dict[str, Any]) -> None:
-    """Refuse special tokens that are none; make objects of those that are JSON objects."""
+    """Refuse invalid special tokens, and convert those given as JSON objects."""
 
     def convert(key: str, value: Any) -> Any:
         if isinstance(value, dict) and value.get("__type") == "AddedToken":
@@ -474,7 +474,7 @@ def _check_special(path: Path, values: dict[str, Any]) -> None:
 
 
 def _longest(path: Path, raw: Mapping[str, Any]) -> int | None:
-    """The value of ``model_max_length``, or of its former name; None if it is no limit."""
+    """Return ``model_max_length``, or the value of its former name; None if there is no limit."""
     key = "model_max_length" if "model_max_length" in raw else "max_len"
     value = raw.get(key)
     if value is None:
@@ -485,7 +485,7 @@ def _longest(path: Path, raw: Mapping[str, Any]) -> int | None:
 
 
 def _token_types(path: Path, raw: Mapping[str, Any], kind: TokenizerClass) -> bool | None:
-    """Whether ``model_input_names`` has the token types; the class decides if it is absent."""
+    """Check for token types in ``model_input_names``; if it is absent, the class decides."""
     key = "model_input_names"
     if key not in raw:
         return kind.token_types
@@ -497,7 +497,7 @@ def _token_types(path: Path, raw: Mapping[str, Any], kind: TokenizerClass) -> bo
 
 
 def _sentences(folder: Path) -> Sentences | None:
-    """The settings of sentence-transformers, by the first of the names that it looks for."""
+    """Read the settings of sentence-transformers, from the first of the names that it tries."""
     if not (folder / "modules.json").is_file():
         return None
     kinds = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
