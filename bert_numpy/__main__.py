@@ -1,7 +1,7 @@
 """``python -m bert_numpy`` and the ``bert-numpy`` command.
 
-Only this is imported before the interrupts are taken care of: Ctrl-C ends the command with one line
-and exit code 130 also while all the rest is imported.
+This module alone is imported before interrupts are handled, so Ctrl-C ends the command with one
+line and exit code 130 even while everything else is imported.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ import signal
 import sys
 import time
 
-TYPE_CHECKING = False  # as typing has it, which takes longer to import than all of this
+TYPE_CHECKING = False  # not from typing, which takes longer to import than this whole module
 if TYPE_CHECKING:
     from types import FrameType
 
 __all__ = ["main"]
 
-#: Seconds within which signals count as one, so that the second does not stop the cleaning up.
+#: Signals within these seconds count as one, so that the second does not stop the cleaning up.
 _AT_ONCE = 1.0
 
 
 def main() -> int:
-    """Run the command line, as a process of its own; returns the exit code."""
+    """Run the command line as the main program of a process, and return the exit code."""
     _open_streams()
-    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # it may be ignored
     if handled:
         signal.signal(signal.SIGINT, _leave)
     from bert_numpy.commands.main import interrupted  # noqa: PLC0415 (see above)
     from bert_numpy.commands.main import main as command  # noqa: PLC0415
 
-    for name in ("SIGTERM", "SIGHUP"):  # what is being written is removed then, too
+    for name in ("SIGTERM", "SIGHUP"):  # unfinished files are removed then, too
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _Raise(SystemExit(128 + number)))
@@ -42,11 +42,11 @@ def main() -> int:
         return interrupted()
     finally:
         if handled:
-            signal.signal(signal.SIGINT, _ignore)  # all is done: Python only ends
+            signal.signal(signal.SIGINT, _ignore)  # everything is done, and Python is ending
 
 
 class _Raise:
-    """Handles a signal by an exception; one that comes again at once is the same signal."""
+    """A signal handler that raises an exception; a repetition at once is the same signal."""
 
     def __init__(self, exception: BaseException) -> None:
         self.exception = exception
@@ -69,20 +69,20 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing. Of a signal that came before it is ignored by SIG_IGN, Python complains."""
+    """Do nothing. With SIG_IGN Python would complain about a signal that came before it."""
 
 
 def _open_streams() -> None:
-    """Open what is closed of standard input, output and error: else files get their numbers.
+    """Open closed standard streams, whose numbers other files would get otherwise.
 
-    What would go to a closed standard error is dropped. Standard output is opened
-    for reading, so that writing to it fails, as it does if it is closed.
+    Output to a closed standard error is dropped. A closed standard output is opened
+    for reading, so that writing to it still fails.
     """
     for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, flags)  # which takes the lowest number that is free
+            os.open(os.devnull, flags)  # this takes the lowest free number
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:

@@ -1,4 +1,4 @@
-"""The one exception for input that cannot be used, and how text from files is shown.
+"""The one exception for unusable input, and the display of text from files.
 
 Every file is read within :func:`reading` and written within :func:`writing`.
 """
@@ -28,10 +28,10 @@ __all__ = [
     "writing",
 ]
 
-#: Characters of a message.
+#: The most characters of a message.
 _LONGEST = 4000
 
-#: Bytes of a JSON file that is still read; each may become some twenty in memory.
+#: The most bytes of a JSON file; each may become about twenty in memory.
 _MAX_JSON = 100_000_000
 
 #: Categories of characters that a terminal obeys, hides or breaks lines at: controls, formats
@@ -40,17 +40,17 @@ _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def shown(text: str) -> str:
-    r"""A text as one line that is safe on any terminal: characters that are not seen are escaped.
+    r"""Make a text one line that is safe on any terminal, by escaping invisible characters.
 
-    These are control characters (C0, DEL, C1: so newlines, tabs and the start of
+    These are control characters (C0, DEL, C1, which include newlines, tabs and the start of
     every escape sequence), marks of direction and of zero width, separators of
     lines and paragraphs, and lone surrogates, which no encoding has. All
-    others stay as they are.
+    others stay unchanged.
 
     >>> print(shown("caf\u00e9\x1b[31m\n\u202e"))
     café\x1b[31m\n\u202e
     """
-    if text.isprintable():  # which is stricter: no wide space is printable, either
+    if text.isprintable():  # this is stricter: wide spaces are not printable, either
         return text
     return "".join(
         _escaped(character) if unicodedata.category(character) in _UNSEEN else character
@@ -63,7 +63,7 @@ def _escaped(character: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an exception of any library, its lines joined; its type if it has none."""
+    """Return an exception's text with its lines joined, or its type if it has no text."""
     if isinstance(error, MemoryError) and not str(error):
         return "not enough memory"
     lines = (" ".join(line.split()) for line in str(error).splitlines())
@@ -71,22 +71,22 @@ def one_line(error: BaseException) -> str:
 
 
 class BertNumpyError(ValueError):
-    """Bad input: says which file, key or line, what was found and what was expected.
+    """An error in the input. It names the file, key or line, the value found and expected.
 
-    The message is one line, see :func:`shown`. However large what was found is,
-    the message is not: its middle is left out.
+    The message is one line, see :func:`shown`. If the value found is large, the middle of
+    the message is left out.
     """
 
     def __init__(self, message: str) -> None:
         half = _LONGEST // 2
-        if len(message) > _LONGEST:  # before it is gone through
+        if len(message) > _LONGEST:  # shorten it before its characters are checked
             message = f"{message[:half]} {message[-half:]}"
         text = shown(message)
         super().__init__(text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}")
 
 
 def key_error(place: str | Path, key: str, expected: str, found: Any) -> BertNumpyError:
-    """The error for a key of a JSON object at a place; null is nothing."""
+    """Make the error for a key of a JSON object at a place; None is shown as nothing."""
     shown_value = "nothing" if found is None else repr(found)
     return BertNumpyError(f"{place}: key {key!r}: expected {expected}, found {shown_value}")
 
@@ -95,8 +95,8 @@ def key_error(place: str | Path, key: str, expected: str, found: Any) -> BertNum
 def reading(path: str | Path) -> Iterator[None]:
     """Turn an error of reading ``path`` into a :class:`BertNumpyError` that begins with its name.
 
-    The message of a ValueError is kept. It gets the file's name unless it begins with it,
-    perhaps followed by a line.
+    The message of a ValueError is kept. The file's name is put before it, unless it begins
+    with the name already (perhaps followed by a line number).
 
     Raises
     ------
@@ -106,7 +106,7 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise BertNumpyError(f"{path}: no such file") from None
-    except (OSError, MemoryError) as error:  # the latter where a file cannot be mapped
+    except (OSError, MemoryError) as error:  # MemoryError: the file cannot be mapped
         reason = getattr(error, "strerror", None) or one_line(error)
         raise BertNumpyError(f"{path}: cannot be read: {reason}") from None
     except ValueError as error:
@@ -124,7 +124,7 @@ def writing(path: str | Path) -> Iterator[None]:
     ------
     BertNumpyError
     BrokenPipeError
-        If ``path`` is a pipe that nobody reads any more.
+        If ``path`` is a pipe whose reader has closed it.
     """
     try:
         yield
@@ -135,14 +135,14 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """Read a JSON object, or a list, from a file; raises :class:`BertNumpyError` naming it."""
+    """Read a JSON object or list from a file; raise :class:`BertNumpyError` naming the file."""
     with reading(path), open_regular(path) as file:
         text = file.read(_MAX_JSON + 1)
     if len(text) > _MAX_JSON:
         raise BertNumpyError(f"{path}: expected at most {_MAX_JSON} bytes of JSON, found more")
     try:
         value = parse_json(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or a number too long to read
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or a number too long
         raise BertNumpyError(f"{path}: expected JSON, found an error: {error}") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else kind.__name__
@@ -151,19 +151,19 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON in which a key that comes again has the same value.
+    """Parse JSON in which a repeated key must have the same value.
 
     Raises
     ------
     ValueError, RecursionError
-        If it is no JSON, a key has two values, a number is too long to read, or
+        If it is not JSON, if a key has two values, if a number is too long, or if
         it is nested too deeply.
     """
     return json.loads(text, object_pairs_hook=_unambiguous)
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key that comes again must have the same value."""
+    """Make a JSON object, in which a repeated key must have the same value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for key, value in pairs:
@@ -172,11 +172,11 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class naming:  # noqa: N801 (as it is used: with naming(place))
+class naming:  # noqa: N801 (used as: with naming(place))
     """Turn an error that any function raises within it into one that names the place.
 
-    For what npfp8 and NumPy raise: scales that overflow, K beyond a limit, NaN for integers,
-    shapes that do not fit, too little memory.
+    It is for errors of npfp8 and NumPy: scales that overflow, K beyond a limit, NaN for
+    integers, shapes that do not fit, too little memory.
 
     Raises
     ------
@@ -189,19 +189,19 @@ class naming:  # noqa: N801 (as it is used: with naming(place))
         self.place = place
 
     def __enter__(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, NAMED):
             raise_named(error, self.place)
 
 
-#: The errors of npfp8 and NumPy that are no mistake of this package's.
+#: The errors of npfp8 and NumPy that are not mistakes of this package.
 NAMED = (ArithmeticError, MemoryError, TypeError, ValueError)
 
 
 def raise_named(error: Exception, place: str) -> NoReturn:
-    """Raise an error as one of this package that names the place; as it is, if it is one."""
+    """Raise an error as one of this package that names the place; keep it if it is one already."""
     if isinstance(error, BertNumpyError):
         raise error
     lacks = "expected enough memory, found none left. " * isinstance(error, MemoryError)

@@ -1052,7 +1052,7 @@ def test_interrupted_write_leaves_the_old_file(
 
 
 def test_pipe_is_written_into(tmp_path: Path) -> None:
-    """As is a device: ``--json /dev/null`` must not put a file in its place."""
+    """A pipe, like a device, must not be replaced by a file (``--json /dev/null``)."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     seen: list[str] = []

@@ -105,7 +105,7 @@ def random_bfloat16(shape: tuple[int, ...], seed: int, spread: float = 2.0) -> n
 
 
 def check_rounding(found: np.ndarray, expected: np.ndarray, precision: str) -> None:
-    """As good as all correctly rounded, and the others, next to ties, the other neighbour."""
+    """Check that nearly all results are correctly rounded, and the others are neighbours."""
     assert (found.dtype, found.shape) == (np.float32, expected.shape)
     np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
     unit = 1 << 16 if precision == "bfloat16" else 1

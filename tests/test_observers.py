@@ -341,7 +341,7 @@ def test_entropy_beats_absmax_where_tails_are_long(count: int, least: float, mea
 
 
 def test_entropy_keeps_an_outlier_behind_a_gap() -> None:
-    """As in NVIDIA's, a bin that only the candidate lacks makes the divergence infinite."""
+    """A bin that only the candidate lacks makes the divergence infinite, as in NVIDIA's."""
     x = normal(100_000, outliers=2)
     assert clip_range(seen_of(x), "entropy", INT8) == (-100.0, 100.0)
 

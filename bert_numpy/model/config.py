@@ -111,7 +111,7 @@ class BertConfig:
 
     @cached_property
     def layer_parameters(self) -> Sequence[int]:
-        """The number of the layer whose parameters each layer has, divided as in transformers."""
+        """The number of the layer whose parameters each layer uses, grouped as in transformers."""
         layers, groups = self.num_hidden_layers, self.num_hidden_groups
         return [int(i / (layers / groups)) for i in range(layers)] if groups else range(layers)
 
