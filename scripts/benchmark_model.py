@@ -39,7 +39,8 @@ from benchmark_memory import write_model
 from bert_numpy import PRESETS, apply_recipe, calibrate, export_onnx, load, load_tokenizer
 from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import resolve
-from bert_numpy.commands.figures import save_figure, subplots
+from bert_numpy.colors import color_of
+from bert_numpy.commands.figures import WIDTH, save_figure, subplots
 from bert_numpy.evaluation.evaluate import batches
 from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import merge_examples, read_examples, task_named
@@ -251,6 +252,9 @@ PEERS: dict[str, Callable[[Path, Batches], Runner]] = {
     "calibration": calibrating,
 }
 
+#: The markers of a figure's peers, in order. Several peers have one colour, their format's.
+MARKERS = "oDsPXv^<>*ph"
+
 #: Peers that support BERT alone, without relative positions.
 BERT_ALONE = ("torch-sdpa", "numpy", "torch-fake-fp8", "torch-fake-fp8-folded")
 
@@ -418,17 +422,18 @@ def folders(names: Sequence[str], place: Path) -> Iterator[tuple[str, Path]]:
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw the throughput of every peer over the float32 engine's, by model and input."""
     names = [name for name in PEERS if any(name in one["peers"] for one in results.values())]
-    figure, axis = subplots(figsize=(9, 0.7 + 0.5 * len(results)))
-    for name in names:
+    figure, axis = subplots(figsize=(WIDTH, 1.3 + 0.4 * len(results)))
+    for name, marker in zip(names, MARKERS, strict=False):
         rows = [(i, one) for i, one in enumerate(results.values()) if name in one["peers"]]
         ratios = [1 / one["peers"][name]["float32_over"] for _, one in rows]
-        axis.plot(ratios, [i for i, _ in rows], "o", markersize=5, label=name)
-    axis.set_yticks(range(len(results)), list(results), fontsize=8)
-    axis.invert_yaxis()
+        places = [i for i, _ in rows]
+        axis.plot(ratios, places, marker, color=color_of(name), markersize=5, label=name)
+    axis.set_yticks(range(len(results)), list(results))
+    axis.set_ylim(len(results) - 0.5, -0.5)
     axis.set_xscale("log", base=2)
-    axis.axvline(1, color="gray", linewidth=0.8)
-    axis.set_xlabel("throughput, over this project's float32 engine")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xlabel("throughput, over this project's float32 engine", fontsize=9)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     axis.grid(alpha=0.3)
     save_figure(figure, path)
 

@@ -7,8 +7,8 @@
 docs/data/results-base.json is the one source of the tables and figures. Each option
 replaces its part by the contents of all given files; other parts stay. Then every part
 of a page between `<!-- base size, NAME: begin -->` and `<!-- base size, NAME: end -->`
-is rewritten, and so are the figures. A block without results is empty. The package
-gets the rows that ``bert-numpy demo`` quotes.
+is rewritten, and so are the figures, also where a notebook shows one. A block without
+results is empty. The package gets the rows that ``bert-numpy demo`` quotes.
 --check writes nothing; the exit code is 1 if a page differs from the results.
 
 The files are those of reproduce_paper.py (results.json), measure_outliers.py,
@@ -18,6 +18,7 @@ study_sensitivity.py and study_rescue.py.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -84,6 +85,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
 _BLOCK = re.compile(
     r"(<!-- base size, ([\w .-]+): begin -->\n)(.*?)(<!-- base size, \2: end -->)", re.DOTALL
 )
+
+#: How a notebook's cell shows a figure's file.
+_SHOWN = re.compile(r'^Image\("([\w./-]+\.png)"', re.MULTILINE)
 
 
 def read_data(path: Path) -> dict[str, list[Any]]:
@@ -165,9 +169,12 @@ def page(path: Path, data: Data) -> str:
         return filled(text, data, path.parent)
     notebook = json.loads(text)
     for cell in notebook["cells"]:
+        source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            source = filled("".join(cell["source"]), data, path.parent)
-            cell["source"] = source.splitlines(keepends=True)
+            cell["source"] = filled(source, data, path.parent).splitlines(keepends=True)
+        elif shown := _SHOWN.search(source):
+            image = (ROOT / path.parent / shown[1]).read_bytes()
+            cell["outputs"][0]["data"]["image/png"] = base64.b64encode(image).decode()
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -186,6 +193,11 @@ def main() -> None:
         if files:
             contents = [read_json(file, kind) for file in files]
             data[part] = contents if kind is dict else [row for rows in contents for row in rows]
+    if not arguments.check:
+        for name, (part, draw, _) in FIGURES.items():
+            if data[part]:
+                draw(data[part], ROOT / "docs" / "figures" / name)
+                print(f"docs/figures/{name}")
     pages = {name: page(Path(name), data) for name in PAGES}
     pages |= {str(DATA): data_text(data), str(EXCERPT): excerpt_text(data)}
     changed = [n for n, text in pages.items() if (ROOT / n).read_text("utf-8") != text]
@@ -196,10 +208,6 @@ def main() -> None:
     for name in changed:
         write_text(ROOT / name, pages[name])
         print(name)
-    for name, (part, draw, _) in FIGURES.items():
-        if data[part]:
-            draw(data[part], ROOT / "docs" / "figures" / name)
-            print(f"docs/figures/{name}")
 
 
 if __name__ == "__main__":

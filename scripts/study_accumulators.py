@@ -22,13 +22,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bert_numpy.colors import color_of
+from bert_numpy.commands.figures import WIDTH, save_figure, subplots
 from bert_numpy.evaluation.evaluate import compare_with
 from bert_numpy.quantization.presets import PRESETS, preset
 from bert_numpy.study.cells import Result, Subject, calibrate_subject, cells_of, merged
@@ -40,6 +43,16 @@ from npfp8.products import ACCUMULATIONS
 #: The size of the sweep's products: SIZE x SIZE.
 SIZE = 128
 SIZES = tuple(1 << i for i in range(4, 15))
+
+#: The curves of the figure: the key of a row, what it is called, and how it is drawn.
+CURVES = (
+    ("quantization", "quantization to E4M3", "-"),
+    ("bfloat16", "bfloat16", "P--"),
+    ("float16", "float16", "x:"),
+    ("hopper-fast", "hopper-fast", "o-"),
+    ("hopper", "hopper", "s-."),
+    ("float32", "float32", "v-"),
+)
 INEXACT = tuple(mode for mode in ACCUMULATIONS if mode != "exact")
 
 
@@ -160,29 +173,34 @@ def swept(k: int, magnitudes: bool) -> dict[str, Any]:
     }
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib as mpl  # noqa: PLC0415 (an extra)
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
-    styles = {"hopper-fast": "o-", "hopper": "s-", "float32": "v:", "float16": "x--"}
-    styles["bfloat16"] = "+--"
-    for ax, magnitudes in zip(axes, (False, True), strict=True):
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the error of each accumulation by K, and the error that quantization makes."""
+    figure, panels = subplots(nrows=2, sharex=True, sharey=True, figsize=(WIDTH, 6.2))
+    for panel, magnitudes in zip(panels, (False, True), strict=True):
         chosen = [row for row in rows if row["magnitudes"] == magnitudes]
         ks = [row["k"] for row in chosen]
-        for mode, style in styles.items():
-            ax.plot(ks, [row[mode] for row in chosen], style, label=mode, markersize=4)
-        quantization = [row["quantization"] for row in chosen]
-        ax.plot(ks, quantization, "k-", linewidth=2.5, alpha=0.4, label="quantization to E4M3")
-        ax.set(xscale="log", yscale="log", xlabel="K")
-        ax.set_title("magnitudes of normal numbers" if magnitudes else "normal numbers")
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("relative error of the product")
-    axes[0].legend(fontsize=8, loc="lower left")
-    with replaced_file(path) as file:
-        figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
+        for name, label, style in CURVES:
+            panel.plot(
+                ks,
+                [row[name] or math.nan for row in chosen],  # a log axis has no place for 0
+                style,
+                color=color_of(label),
+                linewidth=4 if name == "quantization" else 1.5,
+                alpha=0.4 if name == "quantization" else 1,
+                markersize=5,
+                label=label,
+            )
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_title(
+            "magnitudes of normal numbers" if magnitudes else "normal numbers", fontsize=9
+        )
+        panel.set_ylabel("relative error of the product", fontsize=9)
+        panel.grid(alpha=0.3)
+    panels[1].set_xlabel("K, the number of products in a sum", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    save_figure(figure, path)
 
 
 def study_k(arguments: argparse.Namespace) -> None:

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib import pyplot as plt
-
+from bert_numpy.colors import color_of
+from bert_numpy.commands.figures import WIDTH, save_figure, subplots
 from bert_numpy.evaluation.evaluate import calibrate_on, compare_with
 from bert_numpy.evaluation.job import evaluate_job, prepare
 from bert_numpy.evaluation.outliers import with_outliers
@@ -27,7 +26,31 @@ from bert_numpy.quantization.convert import apply_recipe
 from bert_numpy.quantization.presets import PRESETS
 from npfp8.files import replaced_file
 
+#: How the curve of a recipe is drawn, by what its name adds to its format's.
+STYLES = {"": "o-", "channel": "s--", "percentile": "^:", "token": "D-."}
+
 RECIPES = ("int8", "int8-channel", "int8-percentile", "int8-token", "e4m3", "e4m3-token", "e5m2")
+
+
+def draw(rows: Sequence[Mapping[str, Any]], metric: str, path: Path) -> None:
+    """Draw the relative logit error and a metric by the outliers' size, a curve per recipe."""
+    figure, (above, below) = subplots(nrows=2, sharex=True, figsize=(WIDTH, 6.2))
+    for name in dict.fromkeys(row["recipe"] for row in rows):
+        part = [row for row in rows if row["recipe"] == name]
+        exponents = [row["exponent"] for row in part]
+        style: dict[str, Any] = {"color": color_of(name), "markersize": 4}
+        kind = STYLES.get(name.partition("-")[2], "o-")
+        if any(row["relative_logit_error"] for row in part):  # not float32's own, on a log scale
+            above.plot(exponents, [row["relative_logit_error"] for row in part], kind, **style)
+        below.plot(exponents, [100 * row[metric] for row in part], kind, label=name, **style)
+    above.set_yscale("log")
+    above.set_ylabel("relative logit error", fontsize=9)
+    below.set_ylabel(f"{metric.replace('_', ' ')}, %", fontsize=9)
+    below.set_xlabel("k: outlier channels are $2^k$ times as large", fontsize=9)
+    for axis in (above, below):
+        axis.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    save_figure(figure, path)
 
 
 def main() -> None:
@@ -43,7 +66,6 @@ def main() -> None:
     parser.add_argument("--exponents", type=int, nargs="+", default=[0, 2, 4, 6, 8, 10, 12, 14])
     arguments = parser.parse_args()
 
-    mpl.use("agg")
     arguments.out.mkdir(parents=True, exist_ok=True)
     job = prepare(arguments.model, arguments.task, arguments.data, limit=arguments.limit)
     rows: list[dict[str, Any]] = []
@@ -70,7 +92,6 @@ def main() -> None:
         "| recipe | " + " | ".join(f"2^{k}" for k in arguments.exponents) + " |",
         "| --- |" + " ---: |" * len(arguments.exponents),
     ]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for name in names:
         part = [row for row in rows if row["recipe"] == name]
         cells = [
@@ -79,19 +100,7 @@ def main() -> None:
             for row in part
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        errors = np.maximum([row["relative_logit_error"] for row in part], 1e-6)
-        left.plot(arguments.exponents, errors, "o-", markersize=3, label=name)
-        right.plot(arguments.exponents, [100 * row[metric] for row in part], "o-", markersize=3)
-    left.set_yscale("log")
-    left.set_ylabel("relative logit error")
-    left.legend(fontsize=7)
-    right.set_ylabel(f"{metric}, %")
-    for axis in (left, right):
-        axis.set_xlabel("k: outlier channels are 2^k times as large")
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    with replaced_file(arguments.out / "outliers.png") as file:
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    draw(rows, metric, arguments.out / "outliers.png")
     text = "\n".join(lines) + "\n"
     for name, content in (
         ("outliers.json", json.dumps(rows, indent=1) + "\n"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
@@ -114,7 +115,13 @@ def test_a_file_per_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / publish.EXCERPT).write_text(publish.excerpt_text(EMPTY))
     (tmp_path / "README.md").write_text(f"# T\n\n{BLOCK.format('headline')}")
     cell = {"cell_type": "markdown", "source": BLOCK.format("summary").splitlines(keepends=True)}
-    (tmp_path / "notebooks" / "n.ipynb").write_text(json.dumps({"cells": [cell]}, indent=1) + "\n")
+    shown = {
+        "cell_type": "code",
+        "source": ['Image("../docs/figures/accuracy-base.png", width=650)'],
+        "outputs": [{"data": {"image/png": "stale"}}],
+    }
+    cells = json.dumps({"cells": [cell, shown]}, indent=1)
+    (tmp_path / "notebooks" / "n.ipynb").write_text(cells + "\n")
     (tmp_path / publish.DATA).write_text(publish.data_text(EMPTY))
     for name, rows in (("a.json", ROWS[:3]), ("b.json", ROWS[3:])):
         (tmp_path / name).write_text(json.dumps(rows))
@@ -131,7 +138,9 @@ def test_a_file_per_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     )
     notebook = json.loads((tmp_path / "notebooks" / "n.ipynb").read_text())
     assert "| bf16 | +0.00" in "".join(notebook["cells"][0]["source"])
-    assert (tmp_path / "docs" / "figures" / "accuracy-base.png").exists()
+    figure = (tmp_path / "docs" / "figures" / "accuracy-base.png").read_bytes()
+    image = notebook["cells"][1]["outputs"][0]["data"]["image/png"]
+    assert base64.b64decode(image) == figure
     assert not (tmp_path / "docs" / "figures" / "outlier-channels-base.png").exists()
     before = (tmp_path / publish.DATA).read_text()
     run()

@@ -1,4 +1,4 @@
-"""What a calibration says of each operand: numbers, and figures by matplotlib (extra: plot)."""
+"""A calibration's statistics per operand, as numbers and as figures by matplotlib (extra: plot)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_numpy.colors import COLORS
 from bert_numpy.errors import BertNumpyError, shown, writing
 from bert_numpy.quantization.calibration import observed_scale, sqnr
 from bert_numpy.quantization.observers import Statistics, clip_range
@@ -20,6 +21,7 @@ from npfp8.files import replaced_file, require_distinct_names, same_file
 
 __all__ = [
     "FORMATS",
+    "WIDTH",
     "describe",
     "draw_figures",
     "draw_histogram",
@@ -31,9 +33,15 @@ __all__ = [
 #: The formats that the figures compare.
 FORMATS: dict[str, Format] = {"INT8": INT8, "E4M3": E4M3FN, "E5M2": E5M2}
 
+#: Inches that a figure is wide: its text, of 8 points or more, can be read on a phone too.
+WIDTH = 6.4
+
+#: Pixels per inch: a figure is sharp where a page shows it 800 pixels wide or more.
+DPI = 160
+
 
 def subplots(**options: Any) -> tuple[Any, Any]:
-    """A figure and its axes, drawn into memory; nothing is shown.
+    """Make a figure and its axes, drawn into memory; nothing is shown.
 
     Raises
     ------
@@ -47,13 +55,19 @@ def subplots(**options: Any) -> tuple[Any, Any]:
         raise BertNumpyError(
             "figures: expected matplotlib, found none: pip install 'fp8-bert-numpy[plot]'"
         ) from None
-    figure = Figure(figsize=options.pop("figsize", None), layout="tight")
+    figure = Figure(figsize=options.pop("figsize", None), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(**options)
+    axes = figure.subplots(**options)
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    return figure, axes
 
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all; the same figure gives the same bytes.
+
+    Its ground is white, with a margin, so that it can be read on dark pages too.
 
     Raises
     ------
@@ -62,14 +76,22 @@ def save_figure(figure: Any, path: Path) -> None:
     """
     with warnings.catch_warnings(), writing(path), replaced_file(path) as file:
         warnings.simplefilter("ignore")  # of letters that the font lacks
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(
+            file,
+            format="png",
+            dpi=DPI,
+            facecolor="white",
+            bbox_inches="tight",
+            pad_inches=0.12,
+            metadata={"Software": None},
+        )
 
 
 def describe(seen: Statistics) -> dict[str, Any]:
-    """An operand's elements, extrema, percentiles of magnitudes, and how well each format holds it.
+    """Summarize an operand: elements, extrema, percentiles of magnitudes, and each format's noise.
 
-    For each format: the scale by the absolute maximum, and the
-    signal-to-quantization-noise ratio with it in dB (None where there is no noise).
+    Each format has the scale from the absolute maximum and the signal-to-quantization-noise
+    ratio with it in dB (None if there is no noise).
     """
     formats = {}
     for label, fmt in FORMATS.items():
@@ -102,15 +124,15 @@ def draw_figures(
     operands : mapping of str to Statistics
     folder : Path
     others : sequence of str or Path
-        Files that are not to be written over.
+        Files that must not be overwritten.
     progress : callable
         Called with 1 after each operand.
 
     Raises
     ------
     BertNumpyError
-        If an operand's name cannot be a file's, two would have one file, a file is
-        one of ``others``, or a figure cannot be written; before any is drawn.
+        If an operand's name is no file name, two operands would have one file, a file is
+        one of ``others``, or a figure cannot be written. All but the last is checked first.
     """
     names = {name: f"{name.replace(':', '-')}.png" for name in operands}
     try:
@@ -130,44 +152,51 @@ def draw_figures(
 
 
 def draw_sqnr(operands: Mapping[str, Statistics], path: Path) -> None:
-    """The signal-to-quantization-noise ratio of every operand, by format."""
+    """Draw the signal-to-quantization-noise ratio of every operand, by format."""
     names = list(operands)
-    figure, axis = subplots(figsize=(7, 0.16 * len(names) + 1))
+    figure, axis = subplots(figsize=(WIDTH, 0.17 * len(names) + 1.1))
     for label, fmt in FORMATS.items():
         ratios = [sqnr(operands[name], Operand(fmt)) for name in names]
-        axis.plot(ratios, range(len(names)), "o", markersize=3, label=label)
+        axis.plot(ratios, range(len(names)), "o", markersize=4, color=COLORS[label], label=label)
     short = [_label(name.removeprefix("encoder.")) for name in names]
-    axis.set_yticks(range(len(names)), short, fontsize=6)
-    axis.invert_yaxis()
-    axis.set_xlabel("signal-to-quantization-noise ratio, dB (absmax, per tensor)")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.set_yticks(range(len(names)), short)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlabel(
+        "signal-to-quantization-noise ratio, dB\n(one scale per tensor, from the absolute maximum)",
+        fontsize=9,
+    )
+    figure.legend(loc="outside upper right", ncols=len(FORMATS), frameon=False, fontsize=9)
     axis.grid(alpha=0.3)
     save_figure(figure, path)
 
 
 def draw_histogram(name: str, seen: Statistics, path: Path) -> None:
-    """An operand's elements against the values that each format has for them, by absmax."""
+    """Draw an operand's elements below the values that each format has for them, by absmax."""
     magnitudes, counts = np.abs(from_bits(seen.bits)), seen.counts
     largest = max(seen.absmax, 2.0**-100)
     edges = np.geomspace(largest * 2.0**-24, largest * 1.1, 97)
-    figure, axis = subplots(figsize=(8, 4))
-    axis.hist(magnitudes, edges, weights=counts, color="lightgray")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    top = axis.get_ylim()[1]
+    figure, (lines, axis) = subplots(
+        nrows=2, sharex=True, height_ratios=(1, 3), figsize=(WIDTH, 3.8)
+    )
     for level, (label, fmt) in enumerate(FORMATS.items()):
         scale = float(absmax_scale(np.float32(largest), fmt))
         grid = np.unique(np.abs(_finite_values(fmt))) * scale
         grid = grid[(grid >= edges[0]) & (grid <= edges[-1])]
-        axis.plot(grid, np.full(grid.size, top * 2 ** (level + 1)), "|", markersize=9, label=label)
-    axis.set_xlabel(f"|{_label(name)}|")
-    axis.set_ylabel("elements")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), title="values of")
+        lines.plot(grid, np.full(grid.size, level), "|", markersize=11, color=COLORS[label])
+    lines.set_yticks(range(len(FORMATS)), [f"values of {label}" for label in FORMATS])
+    lines.set_ylim(len(FORMATS) - 0.4, -0.6)
+    lines.tick_params(length=0, which="both")
+    lines.spines[["left", "bottom"]].set_visible(False)
+    axis.hist(magnitudes, edges, weights=counts, color="silver")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xlabel(f"magnitude of {_label(name)}", fontsize=9)
+    axis.set_ylabel("elements", fontsize=9)
     save_figure(figure, path)
 
 
 def _label(name: str) -> str:
-    """A name as a figure's text, in which dollar signs would begin formulas."""
+    """Make a name a figure's text, in which dollar signs would begin formulas."""
     return shown(name).replace("$", r"\$")
 
 
