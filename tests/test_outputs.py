@@ -268,7 +268,7 @@ def test_the_embedded_kit_is_not_written_over(no_work: Path, capsys: Capture) ->
     for option in ("--json", "--html"):
         for name in ("manifest.json", "tensors.safetensors"):
             line = f"golden verify {EMBEDDED} candidate.safetensors {option} {KIT / name}"
-            assert "write over a file that is read" in error_of(capsys, line)
+            assert "overwrite a file that is read" in error_of(capsys, line)
     assert contents(KIT) == before
 
 

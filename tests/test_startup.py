@@ -7,7 +7,17 @@ import sys
 import time
 
 #: Imported by other commands alone, or by none.
-HEAVY = ("rich", "matplotlib", "onnx", "numpy.ma", "requests", "httpx", "torch", "transformers")
+HEAVY = (
+    "rich",
+    "matplotlib",
+    "onnx",
+    "numpy.ma",
+    "requests",
+    "httpx",
+    "torch",
+    "transformers",
+    "shtab",
+)
 
 PREDICT = ["predict", "bert-tiny-sst2", "a warm and funny film"]
 

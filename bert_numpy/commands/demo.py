@@ -20,7 +20,7 @@ from bert_numpy.assets import BASE_SIZE, REVIEWS
 from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.findings import base_size_finding, format_finding, outlier_finding
 from bert_numpy.commands.jobs import COMPARED, compared_recipes, header
-from bert_numpy.commands.options import AddCommand
+from bert_numpy.commands.options import AddCommand, add_formats
 from bert_numpy.commands.report import (
     Outcome,
     comparison_row,
@@ -58,18 +58,20 @@ Row = Mapping[str, Any]
 
 def add_demo_command(command: AddCommand) -> None:
     """Add the command."""
-    demo = command("demo", _demo, "Show what INT8 and FP8 do to the embedded model, and why.")
+    demo = command(
+        "demo",
+        _demo,
+        "Show what INT8 and FP8 do to the embedded model, and why.",
+        "",
+        "--formats int8-token,e4m3-token",
+    )
     demo.add_argument(
         "--golden",
         action="store_true",
+        section="recipe",
         help="always on: the demo computes the same bits on every machine",
     )
-    demo.add_argument(
-        "--formats",
-        metavar="LIST",
-        help="comma-separated; fp32 always runs, as the others are compared with it "
-        f"(default: {COMPARED}; {WITH_OUTLIERS} with outliers)",
-    )
+    add_formats(demo, f"{COMPARED}; {WITH_OUTLIERS} with outliers")
 
 
 def _demo(arguments: argparse.Namespace) -> Outcome:

@@ -19,6 +19,7 @@ from npfp8.arrays import Array
 from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.files import created_folder, replaced_file
 from npfp8.formats import FORMATS, FloatFormat, Format
+from npfp8.names import suggestion
 from npfp8.storage import Bfloat16Array, Fp8Array, load_file, save_file
 
 __all__ = [
@@ -248,7 +249,8 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
     path = kit_folder(folder)
     file = path / MANIFEST
     if not path.is_dir():
-        raise BertNumpyError(f"{folder}: expected a kit's folder, found no such folder")
+        hint = suggestion(str(folder), [EMBEDDED])
+        raise BertNumpyError(f"{folder}: expected a kit's folder, found no such folder{hint}")
     manifest = read_json(file)
     if manifest.get("format") != FORMAT:
         raise BertNumpyError(

@@ -11,6 +11,7 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
+from npfp8.names import match, suggestion
 
 __all__ = ["PRESETS", "preset"]
 
@@ -92,7 +93,7 @@ PRESETS = _presets()
 
 
 def preset(name: str) -> Recipe:
-    """Look up a recipe by its name, or read it from a file whose name ends in ``.json``.
+    """Look up a recipe by its name in any case, or read it from a file that ends in ``.json``.
 
     Raises
     ------
@@ -101,6 +102,9 @@ def preset(name: str) -> Recipe:
     """
     if name.endswith(".json"):
         return load_recipe(name)
-    if name not in PRESETS:
-        raise BertNumpyError(f"format: expected one of {', '.join(PRESETS)}, found {name!r}")
-    return PRESETS[name]
+    if (found := match(name, PRESETS)) is None:
+        known = ", ".join(PRESETS)
+        raise BertNumpyError(
+            f"format: expected one of {known}, found {name!r}{suggestion(name, PRESETS)}"
+        )
+    return PRESETS[found]
