@@ -75,6 +75,15 @@ class BertNumpyError(ValueError):
 
     The message is one line, see :func:`shown`. If the value found is large, the middle of
     the message is left out.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> try:
+    ...     bert_numpy.load_recipe("no-such-file.json")
+    ... except bert_numpy.BertNumpyError as error:
+    ...     print(error)
+    no-such-file.json: no such file
     """
 
     def __init__(self, message: str) -> None:

@@ -27,7 +27,16 @@ __all__ = ["GoldenKit", "golden_kit"]
 
 
 class GoldenKit:
-    """A kit whose comparison raises AssertionError."""
+    """A kit whose comparison raises AssertionError.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit import open_kit
+    >>> from bert_numpy.pytest_plugin import GoldenKit
+    >>> kit = GoldenKit(open_kit())
+    >>> next(kit.cases("decode")).name
+    'codec/E4M3FN/values'
+    """
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
@@ -36,6 +45,14 @@ class GoldenKit:
         """Yield the cases to compute: inputs, attributes and names of an operation's tensors.
 
         See :meth:`bert_numpy.kit.Kit.cases`.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit
+        >>> from bert_numpy.pytest_plugin import GoldenKit
+        >>> kit = GoldenKit(open_kit())
+        >>> next(kit.cases("decode")).name
+        'codec/E4M3FN/values'
         """
         return self.kit.cases(operation, level)
 
@@ -46,6 +63,14 @@ class GoldenKit:
         ------
         AssertionError
             With the report, if the profile does not tolerate a difference.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit
+        >>> from bert_numpy.pytest_plugin import GoldenKit
+        >>> kit = GoldenKit(open_kit())
+        >>> kit.check({case.name: case.expected for case in kit.cases("decode")}).passed
+        True
         """
         report = verify(self.kit, candidate, profile)
         if not report.passed:

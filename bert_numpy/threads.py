@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from npfp8.arguments import integer, wrong_type
+
 __all__ = ["default_threads", "map_in_order", "one_blas_thread"]
 
 _Item = TypeVar("_Item")
@@ -39,7 +41,14 @@ _before = 1
 
 
 def default_threads() -> int:
-    """Return the number of cores that the process may use."""
+    """Return the number of cores that the process may use.
+
+    Examples
+    --------
+    >>> from bert_numpy.threads import default_threads
+    >>> default_threads() >= 1
+    True
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -63,7 +72,19 @@ def map_in_order(
         The items; only the caller's thread iterates over them.
     threads : int
         At least 1; with 1 no other thread is started.
+
+    Examples
+    --------
+    >>> from bert_numpy.threads import map_in_order
+    >>> list(map_in_order(abs, [-1, 2, -3], threads=2))
+    [1, 2, 3]
     """
+    if not callable(function):
+        raise wrong_type("function", "a function", function)
+    if not isinstance(items, Iterable):
+        raise wrong_type("items", "an iterable", items)
+    if (threads := integer("threads", threads)) < 1:
+        raise ValueError(f"threads: expected at least 1, found {threads}")
     iterator = iter(items)
     first = list(islice(iterator, 2))
     if threads == 1 or len(first) < 2 or not _blas_threads():
@@ -91,6 +112,15 @@ def one_blas_thread() -> Iterator[None]:
     """Keep every product of NumPy's OpenBLAS on the calling thread while in the context.
 
     The setting applies to the whole process. Without OpenBLAS nothing happens.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bert_numpy.threads import one_blas_thread
+    >>> with one_blas_thread():
+    ...     np.ones((2, 2)) @ np.ones((2, 2))
+    array([[2., 2.],
+           [2., 2.]])
     """
     global _users, _before  # noqa: PLW0603 (the setting is global too)
     get_and_set = _blas_threads()

@@ -1,9 +1,9 @@
 """Arrays: the names of their types, and elementwise work on large ones, chunk by chunk.
 
 Most of this package is one operation, ``table[keys]``, on arrays of any layout.
-NumPy does it in three passes over memory with temporaries as large as the
-array; here it is done chunk by chunk, so that temporaries stay in a core's
-cache and never need more memory than a few chunks, and on several threads.
+NumPy makes three passes over memory, with temporaries as large as the array. Here
+the work is done chunk by chunk, on several threads: temporaries stay in the cache of
+a core and need no more memory than a few chunks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from npfp8.arguments import integer, wrong_type
 
 __all__ = [
     "Array",
@@ -33,7 +35,7 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-#: Fills its second argument, a 1-D chunk of results, from the 1-D chunk of inputs.
+#: A function that fills its second argument, a 1-D chunk of results, from a 1-D chunk of inputs.
 Kernel = Callable[[Array, Array], None]
 
 #: Elements per chunk: few enough that temporaries stay in the L2 cache, enough that threads
@@ -54,8 +56,8 @@ def chunks(length: int, size: int) -> Iterator[slice]:
     """Cut ``range(length)`` into slices of ``size`` elements; the last may reach beyond the end.
 
     Work that makes several passes over an array is done chunk by chunk, so that
-    its temporaries stay in a core's cache. How many elements that are depends
-    on the work: each module states its own.
+    its temporaries stay in the cache of a core. The number of elements depends on
+    the work: each module states its own.
 
     Examples
     --------
@@ -79,8 +81,8 @@ def lookup(
     ----------
     table : ndarray, (256,) or (65536,)
     keys : ndarray of uint8, uint16, or float32
-        Of as many bits as the table has entries for; float32 numbers are
-        bfloat16 values and stand for their upper 16 bits.
+        The table has an entry for every key. float32 keys are bfloat16 values; their
+        upper 16 bits are looked up.
     out, threads
         As in :func:`apply_chunkwise`.
 
@@ -115,7 +117,7 @@ def _bfloat16_kernel(table: Array) -> Kernel:
 
 
 def _pair_kernel(table: Array) -> Kernel:
-    """``table[codes]`` for 8-bit codes, two at a time once there are enough of them."""
+    """Return the kernel of ``table[codes]`` for 8-bit codes: two at a time in large chunks."""
     single = table_kernel(table)
     pair_dtype = _PAIR_DTYPES[table.itemsize]
 
@@ -135,7 +137,7 @@ def _pair_kernel(table: Array) -> Kernel:
 
 @lru_cache(maxsize=64)
 def _pair_table(table: bytes, dtype: np.dtype[Any]) -> Array:
-    """The two entries of each pair of 8-bit codes as one word, by the pair's 16 bits."""
+    """Return the two entries of each pair of 8-bit codes as one word, in the order of the pairs."""
     codes = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
     return np.frombuffer(table, dtype)[codes].view(_PAIR_DTYPES[dtype.itemsize])
 
@@ -157,16 +159,16 @@ def apply_chunkwise(
     Parameters
     ----------
     kernel : callable (chunk, results)
-        Gets contiguous 1-D chunks in native byte order.
+        It is called with contiguous 1-D chunks in native byte order.
     x : ndarray
     dtype : dtype
-        Of the results.
+        The dtype of the results.
     out : ndarray of ``dtype``, optional
-        Of the shape of ``x``, in any layout; may overlap it.
+        The array for the results, of the shape of ``x``, in any layout; it may overlap ``x``.
     threads : int
-        Threads that share an array of more than 2^19 elements.
+        The number of threads that share an array of more than 2^19 elements.
     order : {"K", "C"}
-        In which the elements come: as they lie in memory, or row by row.
+        The order of the elements: as they lie in memory, or row by row.
 
     Returns
     -------
@@ -175,11 +177,12 @@ def apply_chunkwise(
     Raises
     ------
     TypeError
-        If ``out`` is not an array of ``dtype``.
+        If ``out`` is not an array of ``dtype``, or ``threads`` is not an integer.
     ValueError
         If it is of another shape, or ``threads`` is less than 1.
     """
     dtype = np.dtype(dtype)
+    threads = integer("threads", threads)
     if out is None:
         out = np.empty_like(x, dtype, order=order, subok=False)
     else:
@@ -208,11 +211,14 @@ def apply_chunkwise(
     return out
 
 
-def require_array(name: str, x: Any, dtype: np.dtype[Any]) -> None:
-    """Raise TypeError unless ``x`` is an array of ``dtype``."""
-    if not isinstance(x, np.ndarray) or x.dtype != dtype:
-        found = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"{name}: expected an array of {dtype}, found {found}")
+def require_array(name: str, x: Any, *dtypes: npt.DTypeLike) -> None:
+    """Raise TypeError unless ``x`` is an array of one of some dtypes."""
+    if isinstance(x, np.ndarray) and x.dtype in dtypes:
+        return
+    expected = f"an array of {' or '.join(str(np.dtype(dtype)) for dtype in dtypes)}"
+    if isinstance(x, np.ndarray | np.generic):
+        raise TypeError(f"{name}: expected {expected}, found {x.dtype}")
+    raise wrong_type(name, expected, x)
 
 
 def _apply(kernel: Kernel, x: Array, out: Array, order: Any) -> None:

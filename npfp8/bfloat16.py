@@ -1,9 +1,9 @@
 """bfloat16 in NumPy: float32 arrays whose values are bfloat16 values, and their bits.
 
-NumPy has no bfloat16. Here a bfloat16 number lives in a float32 array (a
-bfloat16 is the upper half of a float32, so every one is exactly a float32), or
-as its 16 bits in a uint16 array. Float32 is rounded by integer operations only,
-so the result does not depend on the processor's rounding or flush-to-zero mode.
+NumPy has no bfloat16. Here a bfloat16 number is stored in a float32 array (a bfloat16
+is the upper half of a float32, so this is exact), or as its 16 bits in a uint16 array.
+Float32 is rounded only by integer operations, so the result does not depend on the
+rounding or flush-to-zero mode of the processor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Float32Array, Float64Array, chunks
+from npfp8.arguments import array_of, wrong_array
+from npfp8.arrays import Float32Array, Float64Array, chunks, require_array
 from npfp8.rounding import float64_to_float32
 
 __all__ = ["from_bits", "round_in_place", "round_to_bfloat16", "round_to_bits", "to_bits"]
@@ -44,10 +45,17 @@ def from_bits(bits: npt.ArrayLike) -> Float32Array:
     ------
     TypeError
         If ``bits`` is not uint16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.bfloat16 import from_bits
+    >>> from_bits(np.uint16([0x3F80, 0xC000]))
+    array([ 1., -2.], dtype=float32)
     """
-    codes = np.asarray(bits)
+    codes = array_of("bits", bits)
     if codes.dtype != np.uint16:
-        raise TypeError(f"bfloat16 bits: expected uint16, found {codes.dtype}")
+        raise wrong_array("bits", "uint16", codes, bits)
     wide = np.atleast_1d(codes.astype(np.uint32))
     wide <<= np.uint32(16)
     return wide.view(np.float32).reshape(codes.shape)
@@ -59,19 +67,31 @@ def to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
     Parameters
     ----------
     x : array_like of float32
-        Values on the bfloat16 grid, as :func:`round_to_bfloat16` makes them.
-        The lower 16 bits are dropped unseen.
+        bfloat16 values, as :func:`round_to_bfloat16` makes them. The lower 16 bits are
+        not read.
 
     Returns
     -------
     ndarray of uint16, of the same shape
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is not float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.bfloat16 import to_bits
+    >>> [hex(bits) for bits in to_bits(np.float32([1.0, -2.0])).tolist()]
+    ['0x3f80', '0xc000']
     """
     values = _as_float32(x)
     return (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).reshape(np.shape(x))
 
 
 def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Float32Array:
-    """Round to the nearest bfloat16 value, ties to even, once, kept as float32.
+    """Round once to the nearest bfloat16 value, ties to even; the result is float32.
 
     Values beyond the largest bfloat16 become infinity (IEEE 754 rounding); a
     NaN becomes the canonical quiet NaN 0x7FC0 with its sign.
@@ -81,7 +101,7 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     x : array_like of float32 or float64
         Values to round.
     out : ndarray of float32, optional
-        Where to put the result; C-contiguous, of the same shape, may be ``x``.
+        The array for the result: C-contiguous, of the same shape; it may be ``x``.
 
     Returns
     -------
@@ -101,14 +121,13 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     >>> round_to_bfloat16(np.float32([1.00390625, 1.01171875, 3.0]))
     array([1.      , 1.015625, 3.      ], dtype=float32)
     """
-    given = np.asarray(x)
+    given = array_of("x", x)
     if given.dtype not in (np.float32, np.float64):
-        raise TypeError(f"bfloat16 rounding: expected float32 or float64, found {given.dtype}")
+        raise wrong_array("x", "float32 or float64", given, x)
     if out is None:
         out = np.empty(given.shape, np.float32)
-    elif out.dtype != np.float32:
-        raise TypeError(f"out: expected float32, found {out.dtype}")
-    elif out.shape != given.shape or not out.flags.c_contiguous:
+    require_array("out", out, np.float32)
+    if out.shape != given.shape or not out.flags.c_contiguous:
         raise ValueError(f"out: expected C-contiguous shape {given.shape}, found {out.shape}")
     source = np.ascontiguousarray(given, given.dtype.newbyteorder("=")).reshape(-1)
     target = out.reshape(-1)
@@ -126,13 +145,24 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
 
 
 def round_in_place(x: Float32Array) -> Float32Array:
-    """:func:`round_to_bfloat16` of an array that is not needed any more: in its own memory."""
+    """Round to bfloat16 as :func:`round_to_bfloat16` does, in the memory of the array.
+
+    An array that is not C-contiguous is copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.bfloat16 import round_in_place
+    >>> round_in_place(np.float32([3.14159]))
+    array([3.140625], dtype=float32)
+    """
+    require_array("x", x, np.float32, np.float64)
     contiguous = np.ascontiguousarray(x)
     return round_to_bfloat16(contiguous, out=contiguous)
 
 
 def round_to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
-    """``to_bits(round_to_bfloat16(x))`` of float32 in half as many passes.
+    """Compute ``to_bits(round_to_bfloat16(x))`` of float32 in half as many passes.
 
     Parameters
     ----------
@@ -146,6 +176,13 @@ def round_to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
     ------
     TypeError
         If ``x`` is not float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.bfloat16 import round_to_bits
+    >>> [hex(bits) for bits in round_to_bits(np.float32([3.14159])).tolist()]
+    ['0x4049']
     """
     values = _as_float32(x)
     work = np.empty(values.shape, np.uint32)
@@ -159,7 +196,7 @@ def round_to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
 
 
 def _add_half(x: Float32Array, out: npt.NDArray[np.uint32]) -> None:
-    """The bits of ``x`` and half of bfloat16's last place: the upper 16 are those rounded."""
+    """Add half of the last place of bfloat16 to the bits of ``x``: the upper 16 are rounded."""
     bits = x.view(np.uint32)
     np.right_shift(bits, np.uint32(16), out=out)
     np.bitwise_and(out, np.uint32(1), out=out)
@@ -173,7 +210,7 @@ def _round_float32(x: Float32Array, out: Float32Array, work: npt.NDArray[np.uint
 
 
 def _round_float64(x: Float64Array, out: Float32Array, work: npt.NDArray[np.uint64]) -> None:
-    """To 8 significant bits; where float32's exponent ends, which has fewer, by way of odd."""
+    """Round to 8 significant bits; subnormal results, which have fewer, by rounding to odd."""
     bits = x.view(np.uint64)
     np.right_shift(bits, np.uint64(45), out=work)
     np.bitwise_and(work, np.uint64(1), out=work)
@@ -190,13 +227,13 @@ def _round_float64(x: Float64Array, out: Float32Array, work: npt.NDArray[np.uint
 
 
 def _as_float32(x: npt.ArrayLike) -> Float32Array:
-    """A C-contiguous float32 array of at least one dimension, in native byte order."""
-    values = np.asarray(x)
+    """Return a C-contiguous float32 array of at least one dimension, in native byte order."""
+    values = array_of("x", x)
     if values.dtype != np.float32:
-        raise TypeError(f"bfloat16 values: expected float32, found {values.dtype}")
+        raise wrong_array("x", "float32", values, x)
     return np.ascontiguousarray(values, dtype=np.float32)
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether ``dtype`` is ml_dtypes' bfloat16, told without importing ml_dtypes."""
+    """Return whether a dtype is the bfloat16 of ml_dtypes, without importing ml_dtypes."""
     return dtype.itemsize == 2 and dtype.name == "bfloat16"

@@ -1,9 +1,8 @@
-"""The numbers at which rounding to a format changes its mind, for the tests of an encoder.
+"""The numbers at which rounding to a format changes its result, to test encoders with.
 
-There is one set. The property checks of :mod:`npfp8.testing` take all of it. The files
-of :mod:`npfp8.vectors`, and the kits that are made of them, hold its coarser part and no
-more: results are compared line by line with files that were written before, so what is
-in them stays as it is.
+There is one set of numbers. The property checks of :mod:`npfp8.testing` use all of it. The
+files of :mod:`npfp8.vectors`, and the kits made of them, hold only its coarser part: results
+are compared line by line with files that were written earlier, so their content is fixed.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ __all__ = ["boundary_bits", "boundary_numbers"]
 
 
 def boundary_numbers(fmt: FloatFormat, finer: bool = False) -> Float64Array:
-    """The boundaries of a format and what is told apart from them, not negative, exact.
+    """Return the boundaries of a format and the numbers to tell apart from them; exact.
 
-    Every value and every midpoint; these moved by less than a bfloat16's and a float16's
-    last bit, where rounding twice goes wrong; and what lies beyond the range, for an
-    overflow threshold that is off or another format's.
+    They are every value and every midpoint that is not negative; these moved by less than
+    the last bit of bfloat16 and of float16, where double rounding goes wrong; and numbers
+    beyond the range, which show a wrong overflow threshold.
 
     Parameters
     ----------
     fmt : FloatFormat
     finer : bool
-        Whether the eighths between neighbouring values, which tell a lost sticky bit, and
-        thresholds nearer to the largest value are there too.
+        Whether to add the eighths between neighbouring values, which show a lost sticky
+        bit, and thresholds nearer to the largest value.
     """
     grid = fmt.grid
     boundaries = np.concatenate([grid, (grid[:-1] + grid[1:]) / 2])
@@ -51,16 +50,16 @@ def boundary_bits(
     infinity: int,
     from_float64: Callable[[Float64Array], npt.NDArray[np.unsignedinteger[Any]]],
 ) -> IntArray:
-    """The bits of numbers in a float type, those before and after each, and the type's ends.
+    """Return the bits of numbers in a float type, of their neighbours, and of its ends.
 
     Parameters
     ----------
     numbers : ndarray of float64
         Not negative.
     mantissa_bits, infinity : int
-        Of the type.
+        The parameters of the type.
     from_float64 : callable
-        Rounds to the type; returns its bits.
+        It rounds to the type, and returns the bits.
 
     Returns
     -------

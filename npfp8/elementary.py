@@ -5,12 +5,12 @@ versions, processors and libraries. Here every result is a fixed sequence of the
 operations that IEEE 754 defines to the last bit (+, -, x, /, and bit shifts on
 integers), one elementwise NumPy call each, so that nothing can be fused or
 reordered. The results are within a few units in the last place of float64;
-``tests/test_elementary.py`` holds them to it with an arbitrary-precision
-library, and ``npfp8.golden`` makes correctly rounded bfloat16 tables of them.
+``tests/test_elementary.py`` checks this with an arbitrary-precision library, and
+``npfp8.golden`` makes correctly rounded bfloat16 tables of them.
 
-All functions take float64 arrays and return new ones; NaN gives NaN, and where
-a result overflows or underflows it is the limit. The relative bounds hold for
-results, and exponentials on the way to them, that are not subnormal.
+All functions take float64 arrays and return new ones. NaN gives NaN, and a result
+that overflows or underflows is the limit. The relative bounds hold if the result and
+the exponential from which it is computed are not subnormal.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _chunkwise(function: Function) -> Function:
 
 
 def _exp(x: Float64Array) -> Float64Array:
-    """2^k exp(r), with k the integer nearest x / ln 2 and r = x - k ln 2."""
+    """Compute 2^k exp(r), where k is the integer nearest x / ln 2 and r = x - k ln 2."""
     r = np.clip(x, *_EXP_RANGE)
     k = r * _LOG2_E
     k += _ROUNDER
@@ -152,16 +152,16 @@ def _normal_tail(a: Float64Array) -> Float64Array:
 
 @_chunkwise
 def exp(x: Float64Array) -> Float64Array:
-    """The exponential function, within 1 ulp (of a subnormal result: of its 2^-1074)."""
+    """Compute the exponential function, within 1 ulp (2^-1074 for a subnormal result)."""
     return _exp(x)
 
 
 @_chunkwise
 def log(x: Float64Array) -> Float64Array:
-    """The natural logarithm, within 4 ulp; -inf of 0, NaN below it.
+    """Compute the natural logarithm, within 4 ulp; -inf for 0, NaN below it.
 
-    ``x = 2^k m`` with m between sqrt(1/2) and sqrt(2), ``log(m) = 2 artanh(s)``
-    with ``s = (m - 1) / (m + 1)``, by its series.
+    With ``x = 2^k m`` and m between sqrt(1/2) and sqrt(2), ``log(m) = 2 artanh(s)``
+    for ``s = (m - 1) / (m + 1)``, by its series.
     """
     m, k = np.frexp(x)
     low = m < math.sqrt(0.5)
@@ -180,9 +180,9 @@ def log(x: Float64Array) -> Float64Array:
 
 @_chunkwise
 def tanh(x: Float64Array) -> Float64Array:
-    """The hyperbolic tangent, within 2^-49 relative: ``(1 - e) / (1 + e)``, e = exp(-2 |x|).
+    """Compute the hyperbolic tangent, within 2^-49 relative.
 
-    Near 0, where that cancels, by its series.
+    It is ``(1 - e) / (1 + e)`` with e = exp(-2 |x|); near 0, where this cancels, its series.
     """
     a = np.abs(x)
     e = _exp(-2.0 * a)
@@ -202,26 +202,26 @@ def tanh(x: Float64Array) -> Float64Array:
 
 @_chunkwise
 def sigmoid(x: Float64Array) -> Float64Array:
-    """The logistic function ``1 / (1 + exp(-x))``, within 4 ulp, however small."""
+    """Compute the logistic function ``1 / (1 + exp(-x))``, within 4 ulp, however small."""
     e = _exp(-np.abs(x))
     return np.where(x < 0, e, 1.0) / (1.0 + e)
 
 
 @_chunkwise
 def normal_tail(a: Float64Array) -> Float64Array:
-    """Q(a), the normal distribution's upper tail, for a >= 0 of at most 24 bits (float32).
+    """Compute Q(a), the upper tail of the normal distribution, for a >= 0 of at most 24 bits.
 
-    Within 2^-50 relative: of such numbers a^2 is exact.
+    The result is within 2^-50 relative: for such numbers (float32) a^2 is exact.
     """
     return _normal_tail(a)
 
 
 @_chunkwise
 def gelu(x: Float64Array) -> Float64Array:
-    """GELU, ``x Phi(x)`` (Hendrycks and Gimpel, arXiv 1606.08415): ``max(x, 0) - |x| Q(|x|)``.
+    """Compute GELU, ``x Phi(x)`` (Hendrycks and Gimpel, arXiv 1606.08415).
 
-    Neither term cancels digits of the other: within 2^-50 relative, for x of at
-    most 24 bits.
+    It is ``max(x, 0) - |x| Q(|x|)``, where neither term cancels digits of the other: within
+    2^-50 relative, for x of at most 24 bits.
     """
     a = np.abs(x)
     result = np.where(x > 0, x, 0.0) - _finite(a) * _normal_tail(a)
@@ -230,9 +230,9 @@ def gelu(x: Float64Array) -> Float64Array:
 
 @_chunkwise
 def gelu_tanh(x: Float64Array) -> Float64Array:
-    """GELU by tanh, ``x (1 + tanh u) / 2`` with ``u = sqrt(2 / pi) (x + 0.044715 x^3)``.
+    """Compute GELU by tanh, ``x (1 + tanh u) / 2``, ``u = sqrt(2 / pi) (x + 0.044715 x^3)``.
 
-    As ``x / (1 + exp(-2 u))``, which does not cancel; within 2^-40 relative.
+    It is computed as ``x / (1 + exp(-2 u))``, which does not cancel; within 2^-40 relative.
     """
     u = _SQRT_2_OVER_PI * (x + 0.044715 * (x * x * x))
     return _half_near_zero(_times_sigmoid(x, 2.0 * u), x)
@@ -240,13 +240,13 @@ def gelu_tanh(x: Float64Array) -> Float64Array:
 
 @_chunkwise
 def silu(x: Float64Array) -> Float64Array:
-    """SiLU, ``x / (1 + exp(-x))``, within 2^-50 relative."""
+    """Compute SiLU, ``x / (1 + exp(-x))``, within 2^-50 relative."""
     return _half_near_zero(_times_sigmoid(x, x), x)
 
 
 @_chunkwise
 def relu(x: Float64Array) -> Float64Array:
-    """``max(x, 0)``; of -0 and of what is below it, +0."""
+    """Compute ``max(x, 0)``; +0 for -0 and for negative numbers."""
     return np.where(x < 0, 0.0, x) + 0.0
 
 
@@ -257,17 +257,17 @@ def _times_sigmoid(x: Float64Array, argument: Float64Array) -> Float64Array:
 
 
 def _finite(x: Float64Array) -> Float64Array:
-    """Infinity replaced by the largest number: times 0 it is 0, not NaN."""
+    """Replace infinity by the largest number: times 0 it is 0, not NaN."""
     largest = np.finfo(np.float64).max
     return np.clip(x, -largest, largest)
 
 
 def _half_near_zero(result: Float64Array, x: Float64Array) -> Float64Array:
-    """Put in, next to 0, x / 2 and a little more: the number above it where x is not 0.
+    """Put in, near 0, the number just above x / 2 if x is not 0.
 
     The functions there are x / 2 + c x^2 with a positive c. x / 2 itself may be
     the midpoint of two numbers of the precision to which it is rounded later;
-    then the little decides.
+    then the small term decides.
     """
     half = x * 0.5
     half = np.where(half == 0, half, np.nextafter(half, np.inf))

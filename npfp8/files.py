@@ -1,6 +1,6 @@
-"""Files, and folders of them: written whole or not at all, and read only if they are files.
+"""Files and folders: written atomically, and read only if they are regular files.
 
-A name that comes from a file and becomes part of a path is checked here too.
+A name that comes from a file and becomes part of a path is also checked here.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) 
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` once all of it is written and on the disk.
+    """Open a file that takes the place of ``path`` once it is written completely, on the disk.
 
-    If the body raises, whatever was at ``path`` stays as it was, and nothing is
-    left beside it. Links are followed: the file that they lead to is replaced,
-    or made. The new file has the mode of the old one, and its owner and group
-    where the system allows it; where there was none, the umask decides.
+    If the body raises, ``path`` stays as it was, and nothing is left beside it.
+    Links are followed: the file that they lead to is replaced or made. The new
+    file gets the mode of the old one, and its owner and group if the system
+    allows it. If there was no file, the umask decides.
 
-    What is there and is no file, such as ``/dev/null`` or a pipe, is written
-    into, not replaced. So is a file that this process has open as its standard
-    output or error, or that ``path`` names as an open one (``/dev/stdout``,
-    ``/dev/fd/3``): after what was written there before.
+    A device or a pipe, such as ``/dev/null``, is written into, not replaced. So is
+    a file that this process has open as its standard output or error, or that
+    ``path`` names as an open one (``/dev/stdout``, ``/dev/fd/3``): the content is
+    appended.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
     Raises
     ------
     OSError
-        If the folder is missing or cannot be written to, ``path`` is a folder, a
-        block device or a file that may not be written, or no path can be so.
+        If the folder is missing or cannot be written to; ``path`` is a folder, a
+        block device or a file that may not be written; or it is not a valid path.
     """
     final, found = _destination(path)
     number = _descriptor(path, found)
@@ -99,9 +99,9 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_file(path: Path) -> None:
-    """Raise the OSError that :func:`replaced_file` would find, by trying; ``path`` stays as it is.
+    """Raise the OSError that :func:`replaced_file` would raise; ``path`` stays as it is.
 
-    A file of another name is made beside it and removed again.
+    To find out, a file of another name is made beside it and removed.
     """
     final, found = _destination(path)
     number = _descriptor(path, found)
@@ -122,13 +122,13 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def created_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder that appears as ``path`` once all of it is written and on the disk.
+    """Fill a folder that appears as ``path`` once it is written completely, on the disk.
 
     The body fills a temporary folder beside it, ``.NAME.`` and random letters,
-    which is then renamed. A rename is one step and cannot replace a folder that
-    holds anything; so nothing may be there yet but an empty folder, and
-    whenever the process is killed, ``path`` is as it was or complete. A killed
-    process leaves the temporary folder behind; one that raises does not.
+    which is then renamed. A rename is one step, and cannot replace a folder that
+    is not empty. So ``path`` must not exist, or be an empty folder; if the process is
+    killed, ``path`` is as it was or complete. A killed process leaves the temporary
+    folder behind; a process that raises does not.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def created_folder(path: Path) -> Iterator[Path]:
 
 
 def check_folder(path: Path) -> None:
-    """Raise the OSError that :func:`created_folder` would find, by trying; nothing is left."""
+    """Raise the OSError that :func:`created_folder` would raise; nothing is left behind."""
     path = _named(path)
     require_absent(path)
     temporary = _beside(path)
@@ -180,13 +180,13 @@ def check_folder(path: Path) -> None:
 
 
 def require_absent(path: Path) -> None:
-    """Raise :class:`FileExistsError` unless nothing, or an empty folder, is at ``path``.
+    """Raise :class:`FileExistsError` unless ``path`` does not exist or is an empty folder.
 
     Raises
     ------
     OSError
-        Also if ``path`` is the working folder: one that takes its place leaves the process, and
-        the shell that has started it, in a folder that is gone.
+        Also if ``path`` is the working folder: after its replacement the process, and the
+        shell that started it, would be in a folder that no longer exists.
     """
     with _os_errors(path):
         try:
@@ -203,10 +203,10 @@ def require_absent(path: Path) -> None:
 
 
 def same_file(a: str | Path, b: str | Path) -> bool:
-    """Whether two paths lead to one file, there or yet to be written.
+    """Return whether two paths lead to one file, whether or not it exists.
 
-    By any spelling, through links of both kinds, and by names that differ in
-    case alone, which some file systems do not tell apart.
+    Spellings may differ, links of both kinds are followed, and names that differ only in
+    case count as equal, as some file systems do not distinguish them.
     """
     try:
         with suppress(OSError):
@@ -227,7 +227,7 @@ def _place(path: str | Path) -> tuple[object, str]:
 
 
 def _destination(path: Path) -> tuple[Path, os.stat_result | None]:
-    """Where a file of this name is, links followed, and what is there; raises what forbids one."""
+    """Return the path of a file with links followed, and its status; raise if none can be there."""
     with _os_errors(path):
         try:
             found = os.stat(path)
@@ -252,7 +252,7 @@ def _destination(path: Path) -> tuple[Path, os.stat_result | None]:
 
 @contextmanager
 def _os_errors(path: Path) -> Iterator[None]:
-    """Make an OSError of the ValueError for a name that no path can have."""
+    """Turn the ValueError for an invalid path into an OSError."""
     try:
         yield
     except ValueError as error:  # a NUL, or a character that the system's names lack
@@ -260,7 +260,7 @@ def _os_errors(path: Path) -> Iterator[None]:
 
 
 def _descriptor(path: Path, found: os.stat_result | None) -> int | None:
-    """The number of the open file that a path leads to: standard output's, or the one it names."""
+    """Return the descriptor of the open file that a path leads to, or names; None without."""
     if os.name == "nt":
         return None
     if found is not None and stat.S_ISREG(found.st_mode):
@@ -282,13 +282,13 @@ def _descriptor(path: Path, found: os.stat_result | None) -> int | None:
 
 
 def _beside(path: Path) -> Path:
-    """A name in the same folder that nothing has: a dot, the name, and random letters."""
+    """Return an unused name in the same folder: a dot, the name, and random letters."""
     start = os.fsencode(path.name)[: _LONGEST_NAME - 18].decode("utf-8", "ignore")
     return path.with_name(f".{start}.{os.urandom(8).hex()}")
 
 
 def _named(path: Path) -> Path:
-    """A folder's path with a last part that is its name, which ``.`` and ``..`` are not."""
+    """Return the path of a folder so that its last part is a name, not ``.`` or ``..``."""
     return path if path.name not in ("", "..") else Path(os.path.realpath(path))
 
 
@@ -337,7 +337,7 @@ def _synchronize(path: Path) -> None:
 
 
 def _synchronize_names(folder: Path) -> None:
-    """The same for a folder that something was renamed in: it is there, whatever this finds."""
+    """Wait for the names in a folder after a rename; errors are ignored, as the file is there."""
     with suppress(OSError):
         _synchronize(folder)
 
@@ -346,13 +346,13 @@ def _synchronize_names(folder: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file, or a link to one, for reading; anything else is not waited for.
+    """Open a regular file, or a link to one, for reading; never wait for anything else.
 
     Raises
     ------
     ValueError
-        If it is a folder, a pipe, a socket or a device: a read of those could
-        wait, or go on, for ever.
+        If it is a folder, a pipe, a socket or a device: reading from those could
+        wait, or continue, forever.
     OSError
         If it cannot be opened.
     """
@@ -371,10 +371,13 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def is_plain_name(name: str) -> bool:
-    r"""Whether a name from a file names a file in a folder, on any system, and nothing else.
+    r"""Return whether a name from a file is the name of a file in a folder, on any system.
 
-    No path, drive, stream or device; printable; at most 255 bytes of UTF-8.
+    It is not a path, drive, stream or device; it is printable, and at most 255 bytes of
+    UTF-8.
 
+    Examples
+    --------
     >>> [is_plain_name(x) for x in ("model.safetensors", "../x", "a/b", "C:x", "nul.txt", "x\n")]
     [True, False, False, False, False, False]
     """
@@ -389,17 +392,17 @@ def is_plain_name(name: str) -> bool:
 
 
 def require_distinct_names(names: dict[str, str]) -> None:
-    """Refuse names of files that are not plain, or of which two are one.
+    """Raise unless names of files are plain and differ from each other.
 
     Parameters
     ----------
     names : dict of str to str
-        The file name of each thing. Two that differ in case alone count as one.
+        The file name of each thing. Names that differ only in case count as equal.
 
     Raises
     ------
     ValueError
-        Names the thing.
+        The message names the thing.
     """
     seen: dict[str, str] = {}
     for thing, name in names.items():

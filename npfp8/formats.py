@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arguments import flag, integer, require, wrong_type
 from npfp8.arrays import Float64Array
+from npfp8.names import match, suggestion
 
 __all__ = [
     "E2M1",
@@ -42,12 +44,15 @@ __all__ = [
     "FloatFormat",
     "Format",
     "IntFormat",
+    "as_float_format",
+    "as_format",
+    "as_int_format",
     "describe",
     "values",
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FloatFormat:
     """A floating-point format of at most 8 bits: sign, exponent, mantissa, from high to low.
 
@@ -55,40 +60,40 @@ class FloatFormat:
     ``(-1)^sign * 2^(e - bias) * (1 + m / 2^mantissa_bits)``, and for ``e == 0``
     the subnormal value ``(-1)^sign * 2^(1 - bias) * m / 2^mantissa_bits``,
     unless it is an infinity or one of ``nan_codes``. A format of fewer than 8
-    bits has its codes in the low bits of a uint8. Formats are immutable: a copy
-    or an unpickled format is made anew from the parameters, read-only tables too.
+    bits has its codes in the low bits of a uint8. Formats are immutable: copying or
+    unpickling one makes it anew from the parameters, with its read-only tables.
 
     Parameters
     ----------
     exponent_bits, mantissa_bits : int
-        Field widths; with the sign bit, if there is one, at most 8.
+        The widths of the fields. Together with the sign bit, if there is one, at most 8.
     bias : int
         Exponent bias.
     has_infinity : bool
         Whether the all-ones exponent with a zero mantissa is an infinity.
     nan_codes : tuple of int
-        Every code that is a NaN, of both signs, in any order; kept in rising
-        order, each once. If the code that would be -0 is one (the FNUZ formats),
-        the format has no negative zero.
+        Every code that is a NaN, of both signs, in any order. They are kept in rising
+        order, each once. If the code of -0 is among them (the FNUZ formats), the
+        format has no negative zero.
     signed : bool
         Whether there is a sign bit.
     has_zero : bool
-        Whether exponent field 0 holds zero and the subnormals. Without, it is
-        an exponent like any other (E8M0FNU): code 0 is the smallest positive
-        value, and in a signed format the sign bit alone is that value negated.
+        Whether exponent field 0 holds zero and the subnormals. If not, 0 is an
+        exponent like any other (E8M0FNU): code 0 is the smallest positive value, and
+        in a signed format the sign bit alone is that value negated.
     name : str
-        For messages and reports; two formats that differ in name only are equal.
+        The name in messages and reports. Formats that differ only in name are equal.
 
     Raises
     ------
     ValueError
-        If the widths are not as said; if the positive finite codes are not
-        contiguous from 0, or the negative ones not their mirror image; if a NaN's
-        code is the infinity's; or if a rounding boundary is no float32 of few
-        enough bits to be in a table of 2^18 (which bounds the exponents, about,
-        to float32's).
+        If the widths are not as stated; if the positive finite codes are not
+        contiguous from 0, or the negative ones are not their mirror image; if a NaN
+        has the code of the infinity; or if a rounding boundary is not a float32 of few
+        enough bits for a table of 2^18 entries (which limits the exponents to about
+        those of float32).
     TypeError
-        If a width, the bias or a NaN's code is no integer.
+        If a width, the bias or the code of a NaN is not an integer.
 
     Examples
     --------
@@ -144,15 +149,21 @@ class FloatFormat:
         self._make_tables()
 
     def _normalize(self) -> None:
-        """Tables are kept by format: what describes the same one has to be equal."""
+        """Make equal descriptions equal objects, as tables are kept by format."""
+        set_field = object.__setattr__
         for name in ("exponent_bits", "mantissa_bits", "bias"):
-            object.__setattr__(self, name, index(getattr(self, name)))
+            set_field(self, name, integer(name, getattr(self, name)))
         for name in ("has_infinity", "signed", "has_zero"):
-            object.__setattr__(self, name, bool(getattr(self, name)))
-        object.__setattr__(self, "nan_codes", tuple(sorted({index(c) for c in self.nan_codes})))
+            set_field(self, name, flag(name, getattr(self, name)))
+        require("name", self.name, str, "a str")
+        try:
+            codes = {index(code) for code in self.nan_codes}
+        except TypeError:
+            raise wrong_type("nan_codes", "a tuple of integers", self.nan_codes) from None
+        set_field(self, "nan_codes", tuple(sorted(codes)))
 
     def _make_tables(self) -> None:
-        """Not by the first of several threads that asks, whose lock a fork could copy."""
+        """Compute all cached properties now: a fork could copy the lock of a thread that does."""
         for name, attribute in vars(FloatFormat).items():
             if isinstance(attribute, cached_property):
                 getattr(self, name)
@@ -167,17 +178,17 @@ class FloatFormat:
 
     @cached_property
     def sign_bit(self) -> int:
-        """The code's sign bit, 0 where there is none."""
+        """The sign bit of a code; 0 if the format has none."""
         return 1 << (self.bits - 1) if self.signed else 0
 
     @property
     def has_zero_point(self) -> bool:
-        """Whether it is used with a zero point: no float format is."""
+        """Whether the format is used with a zero point: no float format is."""
         return False
 
     @property
     def _positive_codes(self) -> int:
-        """The codes without the sign bit: 0 up to this number."""
+        """The number of codes without the sign bit."""
         return 1 << (self.bits - int(self.signed))
 
     @property
@@ -187,7 +198,7 @@ class FloatFormat:
 
     @cached_property
     def values(self) -> Float64Array:
-        """The value of each code, in the order of the codes; float64, read-only, exact."""
+        """The exact value of each code, in the order of the codes; float64, read-only."""
         codes = np.arange(1 << self.bits)
         hidden = 1 << self.mantissa_bits
         mantissa = codes & (hidden - 1)
@@ -210,7 +221,7 @@ class FloatFormat:
 
     @cached_property
     def grid(self) -> Float64Array:
-        """The values of codes 0 to ``max_code`` and the one that would follow; exact, read-only."""
+        """The exact values of codes 0 to ``max_code``, and the one that would follow; read-only."""
         exponent = self.max_code >> self.mantissa_bits
         if self.has_zero:
             exponent = max(exponent, 1)
@@ -221,10 +232,10 @@ class FloatFormat:
 
     @cached_property
     def key_shift(self) -> int:
-        """How many low bits of a float32 decide nothing but ties, at most 16.
+        """The number of low bits of a float32 that decide nothing but ties, at most 16.
 
         Every value of :attr:`grid` and every midpoint between two of them has
-        so many low bits clear, and one more. 0 if one of them is no float32.
+        that many low bits clear, and one more. 0 if one of them is not a float32.
         """
         midpoints = (self.grid[:-1] + self.grid[1:]) / 2  # exact: one more bit than the grid's
         boundaries = np.concatenate([self.grid[:-1], midpoints])
@@ -243,12 +254,12 @@ class FloatFormat:
 
     @cached_property
     def min_normal(self) -> float:
-        """The smallest positive normal value (where it would be, if there is no exponent)."""
+        """The smallest positive normal value; without exponent bits, where it would be."""
         return float(2.0 ** (int(self.has_zero) - self.bias))
 
     @cached_property
     def min_subnormal(self) -> float:
-        """The smallest step: every finite value is an integer multiple of it."""
+        """The smallest step: every finite value is a multiple of it."""
         return float(self.min_normal / 2**self.mantissa_bits)
 
     @cached_property
@@ -263,38 +274,42 @@ class FloatFormat:
 
     @cached_property
     def infinity_code(self) -> int | None:
-        """The code of +infinity, or None where the format has none."""
+        """The code of +infinity; None if the format has none."""
         return self.exponent_ones << self.mantissa_bits if self.has_infinity else None
 
     @cached_property
     def nan_code(self) -> int | None:
-        """The positive NaN of the largest payload, or the only one, or None."""
+        """The code of the positive NaN with the largest payload, else of the only NaN, or None."""
         positive = [code for code in self.nan_codes if not code & self.sign_bit]
         return max(positive or self.nan_codes, default=None)
 
     @cached_property
     def quiet_nan_code(self) -> int | None:
-        """The positive NaN with only the mantissa's top bit set; :attr:`nan_code` if it is none."""
+        """The positive NaN with only the top bit of the mantissa set, else :attr:`nan_code`."""
         quiet = self.exponent_ones << self.mantissa_bits | 1 << self.mantissa_bits >> 1
         return quiet if quiet in self.nan_codes else self.nan_code
 
     @cached_property
     def is_finite(self) -> npt.NDArray[np.bool_]:
-        """Whether each code is a number, neither infinity nor NaN; read-only."""
+        """Whether each code is a number, not an infinity or a NaN; read-only."""
         finite: npt.NDArray[np.bool_] = np.isfinite(self.values)
         finite.flags.writeable = False
         return finite
 
     @cached_property
     def magnitude_mask(self) -> np.uint8:
-        """The bits of a code but for the sign."""
+        """The bits of a code except the sign."""
         return np.uint8((self.sign_bit or 256) - 1)
 
     def __str__(self) -> str:
         return self.name
 
+    def __repr__(self) -> str:
+        widths = f"{int(self.signed)}+{self.exponent_bits}+{self.mantissa_bits}"
+        return f"<FloatFormat {self.name}: {widths} bits, bias {self.bias}, max {self.max:g}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class IntFormat:
     """An 8-bit integer format: its codes are the integers themselves.
 
@@ -303,10 +318,23 @@ class IntFormat:
     min_code, max_code : int
         The range that encoding saturates to. INT8 leaves -128 unused so that
         it is symmetric: ``-x`` always encodes to minus the code of ``x``.
-    dtype : str
-        ``"int8"`` or ``"uint8"``.
+    dtype : {"int8", "uint8"}
+        The dtype of arrays of codes.
     name : str
-        For messages and reports.
+        The name in messages and reports. Formats that differ only in name are equal.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a limit is not an integer, or the limits are not within the dtype's range.
+
+    Examples
+    --------
+    >>> from npfp8 import INT8, IntFormat, encode
+    >>> INT8.max, INT8.min_subnormal
+    (127.0, 1.0)
+    >>> encode([-100, 3, 100], IntFormat(-8, 7, "int8", name="four bits"))
+    array([-8,  3,  7], dtype=int8)
     """
 
     min_code: int
@@ -315,6 +343,10 @@ class IntFormat:
     name: str = field(default="custom", compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("min_code", "max_code"):
+            object.__setattr__(self, name, integer(name, getattr(self, name)))
+        require("name", self.name, str, "a str")
+        require("dtype", self.dtype, str, "'int8' or 'uint8'")
         if self.dtype not in ("int8", "uint8"):
             raise ValueError(f"{self.name}: expected dtype int8 or uint8, found {self.dtype!r}")
         limits = np.iinfo(self.dtype)
@@ -329,19 +361,19 @@ class IntFormat:
 
     @cached_property
     def code_dtype(self) -> np.dtype[np.int8 | np.uint8]:
-        """The dtype of the code arrays."""
+        """The dtype of arrays of codes."""
         return np.dtype(self.dtype)
 
     @cached_property
     def values(self) -> Float64Array:
-        """The value of each code, by the code's 8 bits; float64, read-only."""
+        """The value of each code, in the order of the 8 bits of the codes; float64, read-only."""
         values = np.arange(256, dtype=np.uint8).view(self.code_dtype).astype(np.float64)
         values.flags.writeable = False
         return values
 
     @property
     def has_zero_point(self) -> bool:
-        """Whether it is used with a zero point: if it has no negative numbers."""
+        """Whether the format is used with a zero point: it is if it has no negative numbers."""
         return self.min_code >= 0
 
     @property
@@ -357,8 +389,11 @@ class IntFormat:
     def __str__(self) -> str:
         return self.name
 
+    def __repr__(self) -> str:
+        return f"<IntFormat {self.name}: {self.dtype} codes {self.min_code}..{self.max_code}>"
 
-#: What a quantized tensor can be made of.
+
+#: A format of the elements of a quantized tensor.
 Format = FloatFormat | IntFormat
 
 
@@ -435,12 +470,114 @@ FLOAT_FORMATS = {
 FORMATS: dict[str, Format] = {**FLOAT_FORMATS, INT8.name: INT8, UINT8.name: UINT8}
 
 
-def values(fmt: Format) -> Float64Array:
+#: Names that others use for another format than the one that has the name here: they are
+#: accepted only as the format itself spells them.
+_AMBIGUOUS = {"e4m3": (E4M3FN, E4M3)}
+
+
+def as_format(fmt: Format | str, argument: str = "fmt") -> Format:
+    """Return a format that is given as such or by its name, in upper or lower case.
+
+    Every function that takes a format looks it up here.
+
+    Parameters
+    ----------
+    fmt : FloatFormat, IntFormat or str
+        "e4m3" is refused, as it is the recipe of E4M3FN and, in lower case, the name of
+        another format. Write "E4M3FN" (OCP, largest value 448) or "E4M3" (IEEE style, 240).
+    argument : str
+        The name of the argument, for the error.
+
+    Returns
+    -------
+    FloatFormat or IntFormat
+
+    Raises
+    ------
+    TypeError
+        If ``fmt`` is neither a format nor a str.
+    ValueError
+        If no format has the name; suggests the nearest one.
+
+    Examples
+    --------
+    >>> from npfp8.formats import as_format
+    >>> as_format("e4m3fn")
+    <FloatFormat E4M3FN: 1+4+3 bits, bias 7, max 448>
+    >>> as_format("E4M3NF")
+    Traceback (most recent call last):
+    ...
+    ValueError: fmt: expected a format (E4M3FN, E5M2, E4M3FNUZ, E5M2FNUZ, E4M3, E3M4, \
+E4M3B11FNUZ, E8M0FNU, E2M3, E3M2, E2M1, INT8, UINT8), found 'E4M3NF'; did you mean 'E4M3FN'?
+    """
+    if isinstance(fmt, (FloatFormat, IntFormat)):
+        return fmt
+    if not isinstance(fmt, str):
+        raise wrong_type(argument, "a format or its name, such as 'E4M3FN'", fmt)
+    name = match(fmt, FORMATS)
+    if name is None:
+        raise ValueError(
+            f"{argument}: expected a format ({', '.join(FORMATS)}), found {fmt!r}"
+            f"{suggestion(fmt, FORMATS)}"
+        )
+    meanings = _AMBIGUOUS.get(name.casefold(), ())
+    if meanings and fmt != name:
+        which = " or ".join(f"{other.name!r} (largest value {other.max:g})" for other in meanings)
+        raise ValueError(f"{argument}: expected {which}, found {fmt!r}, which may mean either")
+    return FORMATS[name]
+
+
+def as_float_format(fmt: FloatFormat | str, argument: str = "fmt") -> FloatFormat:
+    """Return a float format that is given as such or by its name; see :func:`as_format`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_format`; also for an integer format.
+
+    Examples
+    --------
+    >>> from npfp8.formats import as_float_format
+    >>> as_float_format("e5m2").max
+    57344.0
+    """
+    if isinstance(fmt, FloatFormat):
+        return fmt
+    found = as_format(fmt, argument)
+    if not isinstance(found, FloatFormat):
+        raise TypeError(f"{argument}: expected a float format, found {found}")
+    return found
+
+
+def as_int_format(fmt: IntFormat | str, argument: str = "fmt") -> IntFormat:
+    """Return an integer format that is given as such or by its name; see :func:`as_format`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_format`; also for a float format.
+
+    Examples
+    --------
+    >>> from npfp8.formats import as_int_format
+    >>> as_int_format("uint8").max_code
+    255
+    """
+    if isinstance(fmt, IntFormat):
+        return fmt
+    found = as_format(fmt, argument)
+    if not isinstance(found, IntFormat):
+        raise TypeError(f"{argument}: expected an integer format, found {found}")
+    return found
+
+
+def values(fmt: Format | str) -> Float64Array:
     """Return the value of every code of a format, in the order of the codes' bits.
 
     Parameters
     ----------
-    fmt : FloatFormat or IntFormat
+    fmt : FloatFormat, IntFormat or str
+        A format or its name.
 
     Returns
     -------
@@ -453,15 +590,16 @@ def values(fmt: Format) -> Float64Array:
     >>> values(E2M1)[:8]
     array([0. , 0.5, 1. , 1.5, 2. , 3. , 4. , 6. ])
     """
-    return fmt.values
+    return as_format(fmt).values
 
 
-def describe(fmt: FloatFormat) -> dict[str, Any]:
+def describe(fmt: FloatFormat | str) -> dict[str, Any]:
     """Return the properties of a float format, as a specification tabulates them.
 
     Parameters
     ----------
-    fmt : FloatFormat
+    fmt : FloatFormat or str
+        A float format or its name.
 
     Returns
     -------
@@ -469,8 +607,8 @@ def describe(fmt: FloatFormat) -> dict[str, Any]:
         ``name``, ``bits``, ``signed``, ``exponent_bits``, ``mantissa_bits``,
         ``bias``, ``max``, ``min_normal``, ``min_subnormal`` (None where there
         are no subnormals), ``negative_zero``, ``infinity_codes``,
-        ``nan_codes``, ``finite_values`` (how many codes are numbers; +0 and -0
-        are two).
+        ``nan_codes``, ``finite_values`` (the number of codes that are numbers; +0 and
+        -0 count as two).
 
     Examples
     --------
@@ -491,6 +629,7 @@ def describe(fmt: FloatFormat) -> dict[str, Any]:
     nan_codes       (125, 126, 127, 253, 254, 255)
     finite_values   248
     """
+    fmt = as_float_format(fmt)
     return {
         "name": fmt.name,
         "bits": fmt.bits,

@@ -1,14 +1,14 @@
-"""What a Transformer computes between its products, the same bits on every machine.
+"""The operations of a Transformer between its products, with the same bits on every machine.
 
 Sums have a fixed order (:func:`tree_sum`), functions are those of
-:mod:`npfp8.elementary`, everything else is one elementwise IEEE 754 operation
-at a time. No BLAS, no SIMD level, no NumPy version and no shape of the batch
-can change a bit; a result depends on its own row alone.
+:mod:`npfp8.elementary`, and everything else is one elementwise IEEE 754 operation
+at a time. No BLAS, SIMD level, NumPy version or shape of the batch can change a
+bit; a result depends only on its own row.
 
-Inputs are float32 arrays, as a rule of bfloat16 values; inside it is float64;
-the result is rounded once, to the ``precision`` asked for, "bfloat16" or
-"float32", and is a float32 array. A NaN among the results is 0x7FC00000, which
-is bfloat16's 0x7FC0. ``docs/golden.md`` has the argument at length.
+Inputs are float32 arrays, usually of bfloat16 values. The computation is in float64.
+The result is a float32 array, rounded once to the ``precision``, "bfloat16" or
+"float32". A NaN among the results is 0x7FC00000, which is 0x7FC0 in bfloat16.
+``docs/golden.md`` has the argument at length.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8 import elementary
-from npfp8.arrays import Float32Array, Float64Array, IntArray, chunks, lookup
+from npfp8.arguments import integer, named, wrong_type
+from npfp8.arrays import Float32Array, Float64Array, IntArray, chunks, lookup, require_array
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 
 __all__ = [
@@ -38,10 +39,12 @@ __all__ = [
     "unary",
 ]
 
-#: Elements worked on at a time: a chunk's temporaries (1 MB each) stay in cache.
+_Pooling = Callable[[Float64Array, Float64Array], Float64Array]
+
+#: Elements per chunk: its temporaries (1 MB each) stay in cache.
 _CHUNK = 1 << 17
 
-#: The functions that :func:`unary` knows, by name.
+#: The functions of :func:`unary`, by name.
 UNARY = {
     function.__name__: function
     for function in (
@@ -57,7 +60,7 @@ UNARY = {
 
 PRECISIONS = ("bfloat16", "float32")
 
-#: What :func:`normalize` divides by at least, so that a vector of zeros stays one.
+#: The smallest divisor of :func:`normalize`: a vector of zeros stays one.
 SMALLEST_NORM = 1e-12
 
 # For require_ieee754: long enough for the SIMD loops that data takes.
@@ -70,14 +73,14 @@ _QUARTER_ULP = np.full(19, np.finfo(np.float32).eps / 4, np.float32)
 def tree_sum(x: npt.NDArray[np.floating], axis: int = -1) -> npt.NDArray[np.floating]:
     """Sum along an axis in a fixed order: fold in half until one element is left.
 
-    The axis counts as padded with zeros to a power of two, ``n``; then
+    The axis is treated as padded with zeros to a power of two, ``n``; then
     ``x[:n/2] + x[n/2:]``, and so on. Zeros appended to ``x`` change no bit of
-    the sum. The error is at most ``log2(n)`` roundings of each partial sum,
-    where a running sum has ``n``.
+    the sum. The error is at most ``log2(n)`` roundings of each partial sum;
+    a running sum has ``n``.
 
     Parameters
     ----------
-    x : ndarray of float32 or float64
+    x : ndarray of float32 or float64, of at least one axis
     axis : int
 
     Returns
@@ -93,9 +96,10 @@ def tree_sum(x: npt.NDArray[np.floating], axis: int = -1) -> npt.NDArray[np.floa
     >>> float(tree_sum(x))  # (1e16 - 1e16) + (1 + 1)
     2.0
     """
-    if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64):
-        found = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"tree_sum: expected an array of float32 or float64, found {found}")
+    require_array("x", x, np.float32, np.float64)
+    axis = integer("axis", axis)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis: expected one of {x.ndim} axes, found {axis}")
     folded = np.moveaxis(x, axis, -1)
     length = folded.shape[-1]
     while length > 1:
@@ -119,17 +123,18 @@ def unary(name: str, x: Float32Array, precision: str = "bfloat16") -> Float32Arr
     Parameters
     ----------
     name : str
-        "exp", "gelu", "gelu_tanh", "relu", "sigmoid", "silu" or "tanh".
+        "exp", "gelu", "gelu_tanh", "relu", "sigmoid", "silu" or "tanh", in any case.
     x : ndarray of float32
-        bfloat16 values where ``precision`` is "bfloat16": the lower 16 bits are
-        not looked at.
+        For the precision "bfloat16", bfloat16 values: the lower 16 bits are not read.
     precision : {"bfloat16", "float32"}
         bfloat16 results are correctly rounded, by a table that the tests check
-        at all 65,536 inputs; float32 results are rounded from float64 and may
-        once in a million be the other neighbour.
+        at all 65,536 inputs. float32 results are rounded from float64; about one in a
+        million is the other neighbouring float32.
 
     Raises
     ------
+    TypeError
+        If the name is not a str, or ``x`` is not an array of float32.
     ValueError
         If the name or the precision is unknown.
 
@@ -140,20 +145,19 @@ def unary(name: str, x: Float32Array, precision: str = "bfloat16") -> Float32Arr
     >>> unary("gelu", np.float32([-1, 0, 1]))
     array([-0.15820312,  0.        ,  0.83984375], dtype=float32)
     """
-    if name not in UNARY:
-        raise ValueError(f"unary: expected one of {', '.join(UNARY)}, found {name!r}")
+    function = named("name", name, UNARY)
     _check_precision(precision)
     values = _checked("x", x)
     if precision == "bfloat16":
-        return lookup(_bfloat16_table(name), values)
+        return lookup(_bfloat16_table(function.__name__), values)
     with np.errstate(invalid="ignore"):  # a signalling NaN
         wide = values.astype(np.float64)
-    return _rounded(UNARY[name](wide), precision)
+    return _rounded(function(wide), precision)
 
 
 @lru_cache(maxsize=16)
 def _bfloat16_table(name: str) -> Float32Array:
-    """The function of each of the 65,536 bfloat16 values, rounded once to bfloat16."""
+    """Return the results of a function for all 65,536 bfloat16 values, rounded once."""
     with np.errstate(invalid="ignore"):  # the table has signalling NaNs too
         x = from_bits(np.arange(1 << 16, dtype=np.uint16)).astype(np.float64)
     table = _rounded(UNARY[name](x), "bfloat16")
@@ -162,11 +166,18 @@ def _bfloat16_table(name: str) -> Float32Array:
 
 
 def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float32Array:
-    """``x + y``, rounded once if both are of the precision asked for.
+    """Compute ``x + y``, rounded once if both operands have the precision asked for.
 
-    For bfloat16 the sum is rounded to float32 first, which for bfloat16
-    operands (p = 8 bits) does not matter: float32 has more than 2 p + 2
-    (Figueroa, *When is double rounding innocuous?*, SIGNUM 30, 1995).
+    For bfloat16 the sum is first rounded to float32. For bfloat16 operands (p = 8 bits)
+    this changes nothing, as float32 has more than 2 p + 2 bits (Figueroa, *When is double
+    rounding innocuous?*, SIGNUM 30, 1995).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.golden import add
+    >>> add(np.float32([1.0]), np.float32([0.00390625]))  # a tie, to the even significand
+    array([1.], dtype=float32)
     """
     _check_precision(precision)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -176,8 +187,18 @@ def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float3
 def multiply(
     x: Float32Array, factor: float | np.float32, precision: str = "bfloat16"
 ) -> Float32Array:
-    """``x * factor`` with a float32 number, rounded once: in float64 the product is exact."""
+    """Compute ``x * factor`` with a float32 number, rounded once: it is exact in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.golden import multiply
+    >>> multiply(np.float32([1.0, 3.0]), 0.125)
+    array([0.125, 0.375], dtype=float32)
+    """
     _check_precision(precision)
+    if not isinstance(factor, int | float | np.integer | np.floating):
+        raise wrong_type("factor", "a float32 number", factor)
     with np.errstate(over="ignore", under="ignore"):
         number = np.float32(factor)
     if float(number) != float(factor):
@@ -187,13 +208,20 @@ def multiply(
 
 
 def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
-    """Softmax over the last axis: ``exp(x - max)`` over the tree sum of these, in float64.
+    """Compute the softmax over the last axis in float64: ``exp(x - max)`` over its tree sum.
 
     Parameters
     ----------
     x : ndarray of float32, (..., n)
-        n at least 1. A row with a NaN or +infinity gives NaN; -infinity counts as exp = 0.
+        n is at least 1. A row with a NaN or +infinity gives NaN; -infinity counts as exp = 0.
     precision : {"bfloat16", "float32"}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.golden import softmax
+    >>> softmax(np.float32([[0.0, 0.0, -np.inf]]))
+    array([[0.5, 0.5, 0. ]], dtype=float32)
     """
     _check_precision(precision)
     rows, out = _rows(x)
@@ -214,9 +242,11 @@ def layer_norm(
     eps: float,
     precision: str = "bfloat16",
 ) -> Float32Array:
-    """Layer normalisation over the last axis (Ba et al., arXiv 1607.06450), in float64.
+    """Normalise over the last axis (layer normalisation, Ba et al., arXiv 1607.06450).
 
-    ``(x - mean) / sqrt(variance + eps) * weight + bias`` with tree sums; the
+    The computation is in float64:
+
+    ``(x - mean) / sqrt(variance + eps) * weight + bias`` with tree sums. The
     variance is the mean of the squares of ``x - mean``.
 
     Parameters
@@ -225,8 +255,17 @@ def layer_norm(
     weight, bias : ndarray of float32, (n,)
     eps : float
     precision : {"bfloat16", "float32"}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.golden import layer_norm
+    >>> layer_norm(np.float32([[1.0, 3.0]]), np.float32([1, 2]), np.float32([0, 0]), eps=0.0)
+    array([[-1.,  2.]], dtype=float32)
     """
     _check_precision(precision)
+    if not isinstance(eps, int | float | np.integer | np.floating):
+        raise wrong_type("eps", "a number", eps)
     rows, out = _rows(x)
     length = rows.shape[-1]
     scale, shift = (_checked(name, y) for name, y in (("weight", weight), ("bias", bias)))
@@ -249,24 +288,32 @@ def layer_norm(
 
 
 def mean(x: Float32Array, precision: str = "float32") -> Float32Array:
-    """The mean over the axis before the last, of a tree sum in float64.
+    """Compute the mean over the axis before the last, of a tree sum in float64.
 
     Parameters
     ----------
     x : ndarray of float32, (..., n, features)
-        n at least 1.
+        n is at least 1.
     precision : {"bfloat16", "float32"}
 
     Returns
     -------
     ndarray of float32, (..., features)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.golden import mean
+    >>> mean(np.float32([[1.0, 2.0], [3.0, 4.0]]))
+    array([2., 3.], dtype=float32)
     """
-    return _pooled("mean", x, np.ones(np.shape(x)[:-1], np.int64), precision)
+    return _pooled(POOLINGS["mean"], x, np.ones(np.shape(x)[:-1], np.int64), precision)
 
 
-#: How one vector is made of n tokens', by the name that sentence-transformers has for it: a
-#: function of float64 arrays, the tokens (..., n, features) and their places (..., n, 1).
-POOLINGS: dict[str, Callable[[Float64Array, Float64Array], Float64Array]] = {
+#: The functions that make one vector of the vectors of n tokens, by their names in
+#: sentence-transformers. Their arguments are float64 arrays: the tokens (..., n, features) and
+#: their places (..., n, 1).
+POOLINGS: dict[str, _Pooling] = {
     "mean": lambda x, places: tree_sum(x, axis=-2) / x.shape[-2],
     "mean_sqrt_len_tokens": lambda x, places: tree_sum(x, axis=-2) / np.sqrt(x.shape[-2]),
     "weightedmean": lambda x, places: tree_sum(x * places, axis=-2) / places.sum(axis=-2),
@@ -276,41 +323,48 @@ POOLINGS: dict[str, Callable[[Float64Array, Float64Array], Float64Array]] = {
 
 
 def pool(mode: str, x: Float32Array, places: IntArray) -> Float32Array:
-    """One vector of several tokens', in float64, rounded once to float32.
+    """Make one vector of the vectors of several tokens, in float64, rounded once to float32.
 
     Parameters
     ----------
     mode : str
-        A key of :data:`POOLINGS`: "mean"; "mean_sqrt_len_tokens", the sum over the square
-        root of n; "weightedmean", with ``places`` as weights; "max" of each feature, of which
-        a zero is +0; "lasttoken".
+        A key of :data:`POOLINGS`, in any case: "mean"; "mean_sqrt_len_tokens", the sum over
+        the square root of n; "weightedmean", with ``places`` as weights; "max" of each
+        feature, where a zero is +0; "lasttoken".
     x : ndarray of float32, (..., n, features)
-        n at least 1.
+        n is at least 1.
     places : ndarray of int, (..., n)
-        Each token's number of a position, from 1 on; the sum below 2^53 is exact.
+        The number of each token's position, from 1 on. A sum below 2^53 is exact.
 
     Returns
     -------
     ndarray of float32, (..., features)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.golden import pool
+    >>> pool("max", np.float32([[1.0, 4.0], [3.0, 2.0]]), np.array([1, 2]))
+    array([3., 4.], dtype=float32)
     """
-    if mode not in POOLINGS:
-        raise ValueError(f"pool: expected one of {', '.join(POOLINGS)}, found {mode!r}")
-    return _pooled(mode, x, places, "float32")
+    return _pooled(named("mode", mode, POOLINGS), x, places, "float32")
 
 
-def _pooled(mode: str, x: Float32Array, places: IntArray, precision: str) -> Float32Array:
+def _pooled(pooling: _Pooling, x: Float32Array, places: IntArray, precision: str) -> Float32Array:
     _check_precision(precision)
     if _checked("x", x).ndim < 2 or not x.shape[-2]:
         raise ValueError(f"x: expected at least one row of features, found shape {x.shape}")
+    if not isinstance(places, np.ndarray) or places.dtype.kind not in "iu":
+        raise wrong_type("places", "an array of integers", places)
     if places.shape != x.shape[:-1]:
         raise ValueError(f"places: expected shape {x.shape[:-1]}, found {places.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
-        wide = POOLINGS[mode](x.astype(np.float64), places.astype(np.float64)[..., None])
+        wide = pooling(x.astype(np.float64), places.astype(np.float64)[..., None])
         return _rounded(wide, precision)
 
 
 def normalize(x: Float32Array, precision: str = "float32") -> Float32Array:
-    """Each vector along the last axis over its Euclidean norm, of a tree sum in float64.
+    """Divide each vector along the last axis by its Euclidean norm, of a tree sum in float64.
 
     A norm below 1e-12 counts as 1e-12, as in torch.
 
@@ -318,6 +372,13 @@ def normalize(x: Float32Array, precision: str = "float32") -> Float32Array:
     ----------
     x : ndarray of float32, (..., n)
     precision : {"bfloat16", "float32"}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.golden import normalize
+    >>> normalize(np.float32([[3.0, 4.0]]))
+    array([[0.6, 0.8]], dtype=float32)
     """
     _check_precision(precision)
     with np.errstate(invalid="ignore"):
@@ -327,13 +388,18 @@ def normalize(x: Float32Array, precision: str = "float32") -> Float32Array:
 
 
 def require_ieee754() -> None:
-    """Check the processor's state: results of this module are IEEE 754's only in its default mode.
+    """Check that the processor is in the default mode of IEEE 754, which this module needs.
 
     Raises
     ------
     FloatingPointError
         If subnormal numbers are flushed to zero, or rounding is not to nearest.
         Some libraries set these modes for the whole thread (``-ffast-math``).
+
+    Examples
+    --------
+    >>> from npfp8.golden import require_ieee754
+    >>> require_ieee754()
     """
     if not (_NORMALS * np.float32(0.5)).view(np.uint32).all() or not (_SUBNORMALS * _ONES).all():
         raise FloatingPointError(
@@ -366,9 +432,7 @@ def _rounded(x: npt.NDArray[np.floating], precision: str) -> Float32Array:
 
 
 def _checked(name: str, x: Float32Array) -> Float32Array:
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-        found = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"{name}: expected an array of float32, found {found}")
+    require_array(name, x, np.float32)
     return x
 
 
@@ -378,7 +442,7 @@ def _check_precision(precision: str) -> None:
 
 
 def _rows(x: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """``x`` as (rows, n), and an empty array of that shape."""
+    """Return ``x`` as (rows, n), and an empty array of that shape."""
     values = np.ascontiguousarray(_checked("x", x))
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x: expected a last axis of at least 1, found shape {x.shape}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array
+from npfp8.arguments import require
+from npfp8.arrays import Array, require_array
 from npfp8.formats import (
     E2M1,
     E2M3,
@@ -19,11 +20,12 @@ from npfp8.formats import (
     E5M2FNUZ,
     E8M0FNU,
     FloatFormat,
+    as_format,
 )
 
 __all__ = ["ML_DTYPES_NAMES", "from_ml_dtypes", "to_ml_dtypes"]
 
-#: ml_dtypes' name of each format.
+#: The name that each format has in ml_dtypes.
 ML_DTYPES_NAMES = {
     E4M3FN: "float8_e4m3fn",
     E5M2: "float8_e5m2",
@@ -39,22 +41,23 @@ ML_DTYPES_NAMES = {
 }
 
 
-def to_ml_dtypes(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> Array:
+def to_ml_dtypes(codes: npt.NDArray[np.uint8], fmt: FloatFormat | str) -> Array:
     """View codes as an array of the ml_dtypes type of their format; shares memory.
 
     Parameters
     ----------
     codes : ndarray of uint8
-    fmt : FloatFormat
+    fmt : FloatFormat or str
+        Their format, or its name.
 
     Raises
     ------
     ImportError
         If ml_dtypes is not installed.
     TypeError
-        If ``codes`` is not uint8.
+        If ``codes`` is not uint8, or ``fmt`` is not a format or a name.
     ValueError
-        If ml_dtypes has no such format.
+        If ml_dtypes does not have the format.
 
     Examples
     --------
@@ -66,15 +69,15 @@ def to_ml_dtypes(codes: npt.NDArray[np.uint8], fmt: FloatFormat) -> Array:
     """
     import ml_dtypes  # noqa: PLC0415 (optional)
 
-    if codes.dtype != np.uint8:
-        raise TypeError(f"{fmt} codes: expected uint8, found {codes.dtype}")
-    if fmt not in ML_DTYPES_NAMES:
-        raise ValueError(f"{fmt}: expected a format that ml_dtypes has, found {fmt!r}")
-    return codes.view(getattr(ml_dtypes, ML_DTYPES_NAMES[fmt]))
+    known = as_format(fmt)
+    require_array("codes", codes, np.uint8)
+    if not isinstance(known, FloatFormat) or known not in ML_DTYPES_NAMES:
+        raise ValueError(f"fmt: expected a format that ml_dtypes has, found {known!r}")
+    return codes.view(getattr(ml_dtypes, ML_DTYPES_NAMES[known]))
 
 
 def from_ml_dtypes(array: Array) -> tuple[npt.NDArray[np.uint8], FloatFormat]:
-    """View an ml_dtypes array as its codes, and name their format; shares memory.
+    """View an ml_dtypes array as its codes, and return their format; shares memory.
 
     Parameters
     ----------
@@ -88,8 +91,17 @@ def from_ml_dtypes(array: Array) -> tuple[npt.NDArray[np.uint8], FloatFormat]:
     Raises
     ------
     TypeError
-        If the dtype is not one of :data:`ML_DTYPES_NAMES`.
+        If ``array`` is not an array, or its dtype is not one of :data:`ML_DTYPES_NAMES`.
+
+    Examples
+    --------
+    >>> import ml_dtypes  # doctest: +SKIP
+    >>> import numpy as np
+    >>> from npfp8.interop import from_ml_dtypes
+    >>> from_ml_dtypes(np.array([1.0], ml_dtypes.float8_e4m3fn))  # doctest: +SKIP
+    (array([56], dtype=uint8), <FloatFormat E4M3FN: 1+4+3 bits, bias 7, max 448>)
     """
+    require("array", array, np.ndarray, "an ml_dtypes array")
     for fmt, name in ML_DTYPES_NAMES.items():
         if array.dtype.name == name:
             return array.view(np.uint8), fmt

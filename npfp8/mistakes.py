@@ -1,10 +1,9 @@
-"""The usual mistakes of FP8 encoders, each planted in an encoder that has no other.
+"""The usual mistakes of FP8 encoders, each planted in an otherwise correct encoder.
 
-They are what is found in the field: in serving kernels (saturating too early,
-ties rounded away from zero), vector units of processors (NaN instead of
-clamping, a rounding mode ignored) and libraries (rounding twice, through
-bfloat16). A test that does not catch each of them is not one; a code that one of
-them reproduces throughout has a likely cause.
+They were found in the field: in serving kernels (early saturation, ties rounded away
+from zero), vector units of processors (NaN instead of clamping, an ignored rounding
+mode) and libraries (double rounding through bfloat16). A good test catches each of
+them. If one of them reproduces all codes of an implementation, it is the likely cause.
 """
 
 from __future__ import annotations
@@ -30,27 +29,36 @@ __all__ = [
 
 Encoder = Callable[[Float32Array], Array]
 
-#: Of each format of the OCP the one with another bias and NaN that it is taken for, and back.
+#: The format with another bias and NaN that each OCP format is confused with, and back.
 NAN_BIASED = {E4M3FN: E4M3FNUZ, E4M3FNUZ: E4M3FN, E5M2: E5M2FNUZ, E5M2FNUZ: E5M2}
 
 
 def encoder_mistakes(
     fmt: FloatFormat, saturate: bool = True, rounding: str = "nearest"
 ) -> list[tuple[str, Encoder]]:
-    """Encoders with one usual mistake each, by the mistake's name.
+    """Return encoders with one usual mistake each, with the name of the mistake.
 
     Parameters
     ----------
     fmt : FloatFormat
     saturate : bool
     rounding : {"nearest", "toward_zero"}
-        What a right encoder does; see :func:`npfp8.encode`.
+        The behaviour of a correct encoder; see :func:`npfp8.encode`.
 
     Returns
     -------
     list of (str, callable (ndarray of float32) -> ndarray of uint8)
-        A name may come twice, for two ways to be wrong. Not all of them show in
-        every format: without subnormals none can be flushed.
+        A name may occur twice, for two variants of a mistake. Some mistakes do not show
+        in every format: a format without subnormals cannot flush them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN
+    >>> from npfp8.mistakes import encoder_mistakes
+    >>> name, wrong = encoder_mistakes(E4M3FN)[0]
+    >>> name, wrong(np.float32([1.99])).tolist()  # 2.0 is 64
+    ('truncation', [63])
     """
 
     def right(x: Float32Array) -> npt.NDArray[np.uint8]:
@@ -122,16 +130,24 @@ def likely_mistake(
     saturate: bool = True,
     rounding: str = "nearest",
 ) -> str:
-    """The name of the one mistake that explains every code found, right and wrong, or "".
+    """Return the name of the one mistake that explains every code found, or "".
 
     Parameters
     ----------
     x : ndarray of float32
-        What was encoded.
+        The numbers that were encoded.
     found : ndarray of uint8
-        The codes. Any NaN is as good as another.
+        Their codes. All NaNs count as equal.
     fmt, saturate, rounding
         As for :func:`encoder_mistakes`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN
+    >>> from npfp8.mistakes import likely_mistake
+    >>> likely_mistake(np.float32([1.99, 1.0]), np.uint8([63, 56]), E4M3FN)
+    'truncation'
     """
     for name, mistaken in encoder_mistakes(fmt, saturate, rounding):
         if not differing(mistaken(x), found, fmt).any():
@@ -142,7 +158,7 @@ def likely_mistake(
 def differing(
     codes: npt.NDArray[np.uint8], found: npt.NDArray[np.uint8], fmt: FloatFormat
 ) -> npt.NDArray[np.bool_]:
-    """Where codes differ. Any NaN is as good as another."""
+    """Return where codes differ. All NaNs count as equal."""
     nan = np.zeros(256, bool)
     nan[list(fmt.nan_codes)] = True
     return np.asarray((codes != found) & ~(nan[codes] & nan[found]))
@@ -151,7 +167,7 @@ def differing(
 def clamped_codes(
     codes: npt.NDArray[np.uint8], fmt: FloatFormat, limit: int
 ) -> npt.NDArray[np.uint8]:
-    """The codes with the finite ones of a magnitude above the code ``limit`` replaced by it."""
+    """Replace the finite codes of a magnitude above the code ``limit`` by it."""
     sign = codes & np.uint8(fmt.sign_bit)
     too_large = np.isfinite(fmt.values[codes]) & ((codes & np.uint8(0xFF - fmt.sign_bit)) > limit)
     return np.where(too_large, sign | np.uint8(limit), codes)
@@ -162,7 +178,7 @@ def _cut_to_bfloat16(x: Float32Array) -> Float32Array:
 
 
 def _to_guard_bit(x: Float32Array, fmt: FloatFormat) -> Float32Array:
-    """Cut off all below the one bit after a format's last: what was above a tie becomes one."""
+    """Cut off all bits below the one after the last of a format: numbers above a tie become it."""
     exact = np.where(np.isfinite(x), x, 0).astype(np.float64)
     exponent = np.frexp(np.maximum(np.abs(exact), fmt.min_normal))[1] - 1
     half = np.ldexp(0.5, exponent - fmt.mantissa_bits)

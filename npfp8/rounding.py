@@ -1,9 +1,9 @@
-"""Rounding to odd: the narrowing step that a later rounding to nearest does not notice.
+"""Rounding to odd: a narrowing step that does not affect a later rounding to nearest.
 
-To round to odd is to cut the lower bits off and, if any of them was set, to set
-the last bit kept. A value rounded to odd keeps the side it is on of every
-coarser value and midpoint, so rounding it again, to nearest and to at least two
-bits less, gives what rounding the exact value would have given (Boldo and
+Rounding to odd cuts the lower bits off and, if any of them was set, sets the last bit
+kept. A value rounded to odd stays on the same side of every coarser value and midpoint.
+So rounding it again, to nearest and to at least two bits less, gives the same as
+rounding the exact value (Boldo and
 Melquiond, IEEE Transactions on Computers 57, 2008).
 """
 
@@ -18,7 +18,7 @@ __all__ = ["float32_to_bfloat16_bits", "float64_to_float32", "integer_to_float64
 
 
 def float32_to_bfloat16_bits(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round float32 to odd to bfloat16. A NaN whose payload is cut off stays one: bit 0 is set."""
+    """Round float32 to odd to bfloat16. A NaN with a cut-off payload stays a NaN: bit 0 is set."""
     bits = x.view(np.uint32)
     inexact = (bits & np.uint32(0xFFFF)) != 0
     keys = (bits >> np.uint32(16)).astype(np.uint16)

@@ -1,11 +1,11 @@
 """Scales: from numbers or their range to the scale, and the zero point, of each group of them.
 
-A group is what shares a scale: a tensor, an index of one axis, or a block of an axis
-(:func:`axis_and_block`). Its range (:func:`group_extrema`, or a calibration's) becomes a
-scale by one rule (:func:`scale_of_range`): the absolute maximum is mapped to the format's
-largest value (:func:`absmax_scale`), rounded up to a power of two if asked for
-(:func:`power_of_two_scale`); or, in a format with a zero point, the whole range to all
-codes (:func:`affine_scale`).
+The elements of a group share a scale. A group is a tensor, an index of one axis, or a
+block of an axis (:func:`axis_and_block`). Its range comes from :func:`group_extrema` or
+from a calibration, and becomes a scale by one rule (:func:`scale_of_range`): the absolute
+maximum is mapped to the largest value of the format (:func:`absmax_scale`), and the scale
+is rounded up to a power of two on request (:func:`power_of_two_scale`). In a format with a
+zero point the whole range is mapped to all codes (:func:`affine_scale`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array
-from npfp8.formats import Format, IntFormat
+from npfp8.arguments import array_of, integer, wrong_array
+from npfp8.arrays import Array, Float32Array, require_array
+from npfp8.bfloat16 import is_bfloat16
+from npfp8.formats import Format, IntFormat, as_format, as_int_format
 
 __all__ = [
     "absmax_scale",
     "affine_scale",
+    "as_float32",
     "axis_and_block",
     "checked_scale",
     "dynamic_scale",
@@ -34,12 +37,12 @@ _MIN_NORMAL = np.finfo(np.float32).tiny
 
 def dynamic_scale(
     x: Float32Array,
-    fmt: Format,
+    fmt: Format | str,
     axis: int | None = None,
     block: int | None = None,
     power_of_two: bool = False,
 ) -> tuple[Float32Array, Array | None]:
-    """The scales, and zero points or None, that an array has from itself.
+    """Compute the scales, and the zero points or None, of an array from its own range.
 
     Parameters
     ----------
@@ -61,19 +64,27 @@ def dynamic_scale(
 
 
 def scale_of_range(
-    low: npt.ArrayLike, high: npt.ArrayLike, fmt: Format, power_of_two: bool = False
+    low: npt.ArrayLike, high: npt.ArrayLike, fmt: Format | str, power_of_two: bool = False
 ) -> tuple[Float32Array, Array | None]:
-    """The scales, and zero points or None, that map ranges around 0 to a format.
+    """Compute the scales, and the zero points or None, that map ranges around 0 to a format.
 
     Parameters
     ----------
     low, high : array_like of float32
         ``low <= 0 <= high``, finite.
-    fmt : FloatFormat or IntFormat
-        With a zero point: :func:`affine_scale`; else the larger magnitude decides.
+    fmt : FloatFormat, IntFormat or str
+        A format with a zero point uses :func:`affine_scale`; for others the larger
+        magnitude decides.
     power_of_two : bool
-        Whether the scale is rounded up to a power of two; without a zero point only.
+        Whether the scale is rounded up to a power of two. Ignored with a zero point.
+
+    Examples
+    --------
+    >>> from npfp8.scaling import scale_of_range
+    >>> scale_of_range(-3.0, 448.0, "E4M3FN")
+    (array(1., dtype=float32), None)
     """
+    fmt = as_format(fmt)
     if isinstance(fmt, IntFormat) and fmt.has_zero_point:
         return affine_scale(low, high, fmt)
     scale = absmax_scale(np.maximum(high, np.negative(low)), fmt)
@@ -83,20 +94,20 @@ def scale_of_range(
 def axis_and_block(
     granularity: str, shape: tuple[int, ...], k_axis: int, block: int
 ) -> tuple[int | None, int | None]:
-    """The axis and the block of a product's operand whose scales are of a granularity.
+    """Return the axis and the block of the scales of an operand of a product.
 
     Parameters
     ----------
     granularity : {"tensor", "channel", "token", "block"}
-        One scale; one for each index of the axis that is not summed over; one for each
-        row of a left operand (column of a right one), which is one block along the sum;
-        or one for each run of ``block`` elements along the sum.
+        One scale; one per index of the axis that is not summed over; one per row of a
+        left operand or column of a right one, which is one block along the sum; or one
+        per run of ``block`` elements along the sum.
     shape : tuple of int
-        The operand's.
+        The shape of the operand.
     k_axis : {-1, -2}
         The axis that the product sums over: -1 for a left operand, -2 for a right one.
     block : int
-        For "block".
+        The length of a block, for "block".
 
     Returns
     -------
@@ -117,8 +128,8 @@ def axis_and_block(
     return None if axis is None else axis % len(shape), length
 
 
-def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
-    """The float32 scale that maps an absolute maximum to the format's largest value.
+def absmax_scale(absmax: npt.ArrayLike, fmt: Format | str) -> Float32Array:
+    """Compute the float32 scale that maps an absolute maximum to the largest value of a format.
 
     ``float32(absmax / fmt.max)``; 1 where ``absmax`` is 0; never below the
     smallest normal float32.
@@ -127,7 +138,8 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
     ----------
     absmax : array_like of float32
         Non-negative and finite.
-    fmt : FloatFormat or IntFormat
+    fmt : FloatFormat, IntFormat or str
+        A format or its name.
 
     Returns
     -------
@@ -135,6 +147,8 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
 
     Raises
     ------
+    TypeError
+        If ``absmax`` does not hold real numbers, or ``fmt`` is not a format or a name.
     ValueError
         If ``absmax`` is negative, infinite or NaN; or the scale is beyond
         float32 (only where ``fmt.max`` is below 1).
@@ -146,8 +160,8 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
     >>> float(absmax_scale(896.0, E4M3FN))
     2.0
     """
-    with np.errstate(over="ignore", under="ignore"):
-        largest = np.asarray(absmax, np.float32)
+    fmt = as_format(fmt)
+    largest = as_float32("absmax", absmax)
     bad = ~(np.isfinite(largest) & (largest >= 0))
     if bad.any():
         raise ValueError(f"absmax: expected finite and not negative, found {largest[bad][0]}")
@@ -159,9 +173,9 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format) -> Float32Array:
 
 
 def affine_scale(
-    low: npt.ArrayLike, high: npt.ArrayLike, fmt: IntFormat
+    low: npt.ArrayLike, high: npt.ArrayLike, fmt: IntFormat | str
 ) -> tuple[Float32Array, Array]:
-    """The float32 scale and the zero point that map a range to an integer format's whole range.
+    """Compute the float32 scale and the zero point that map a range to all integer codes.
 
     ``scale = float32((high - low) / (max_code - min_code))`` and ``zero_point =
     min_code - round(low / scale)``, so that the real number 0 has a code
@@ -171,7 +185,8 @@ def affine_scale(
     ----------
     low, high : array_like of float32
         ``low <= 0 <= high``, finite.
-    fmt : IntFormat
+    fmt : IntFormat or str
+        An integer format or its name.
 
     Returns
     -------
@@ -181,6 +196,8 @@ def affine_scale(
 
     Raises
     ------
+    TypeError
+        If a range does not hold real numbers, or ``fmt`` is not an integer format.
     ValueError
         If a range is not finite or does not contain 0, or the scale is beyond
         float32 (a format of few codes).
@@ -193,7 +210,8 @@ def affine_scale(
     >>> round(float(scale), 6), int(zero_point)
     (0.02, 50)
     """
-    lows, highs = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    fmt = as_int_format(fmt)
+    lows, highs = as_float32("low", low), as_float32("high", high)
     bad = ~(np.isfinite(lows) & np.isfinite(highs) & (lows <= 0) & (highs >= 0))
     if bad.any():
         raise ValueError(f"range: expected finite, with 0, found {lows[bad][0]}..{highs[bad][0]}")
@@ -207,9 +225,9 @@ def affine_scale(
 
 
 def power_of_two_scale(scale: npt.ArrayLike) -> Float32Array:
-    """The smallest powers of two that are not below the scales, but at most 2^127.
+    """Round scales up to powers of two, at most 2^127.
 
-    Such a scale changes exponents alone, so scaling by it does not round.
+    Such a scale changes only exponents, so scaling by it does not round.
 
     Examples
     --------
@@ -235,14 +253,29 @@ def spread(per_scale: Array, shape: tuple[int, ...], axis: int | None, block: in
 def group_extrema(
     x: Float32Array, axis: int | None = None, block: int | None = None
 ) -> tuple[Float32Array, Float32Array]:
-    """The least and the largest element of each group that shares a scale; at most and at least 0.
+    """Find the least and the largest element of each group that shares a scale, and 0.
 
     Parameters
     ----------
     x : ndarray of float32
     axis, block : int, optional
-        As for :func:`npfp8.quantize`; the results are of the scale's shape.
+        As for :func:`npfp8.quantize`.
+
+    Returns
+    -------
+    low, high : ndarray of float32, of the shape of the scale
+        ``low`` is at most 0, ``high`` at least 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.scaling import group_extrema
+    >>> low, high = group_extrema(np.float32([[1, -2], [3, 4]]), axis=0)
+    >>> low.tolist(), high.tolist()
+    ([-2.0, 0.0], [1.0, 4.0])
     """
+    require_array("x", x, np.float32)
+    scale_shape(x.shape, axis, block)
     if axis is None:
         low, high = x.min(initial=0), x.max(initial=0)
     elif block is None:
@@ -258,7 +291,9 @@ def group_extrema(
 
 
 def scale_shape(shape: tuple[int, ...], axis: int | None, block: int | None) -> tuple[int, ...]:
-    """The shape of the scale of codes of ``shape``."""
+    """Return the shape of the scale of codes of ``shape``."""
+    if block is not None:
+        block = integer("block", block)
     if block is not None and (axis is None or block < 1):
         raise ValueError(f"block: expected at least 1, with an axis; found {block}, axis {axis}")
     if axis is None:
@@ -269,13 +304,22 @@ def scale_shape(shape: tuple[int, ...], axis: int | None, block: int | None) -> 
 
 
 def checked_scale(scale: npt.ArrayLike) -> Float32Array:
-    """The scale as float32; an error unless every one is positive, finite and normal."""
-    given = np.asarray(scale)
-    with np.errstate(over="ignore", under="ignore"):
-        checked = given.astype(np.float32, copy=False)
+    """Return scales as float32; raise unless all are positive, finite and normal."""
+    checked = as_float32("scale", scale)
     if checked.ndim == 0 and _MIN_NORMAL <= float(checked) < np.inf:  # the usual one, at once
         return checked
     bad = ~(np.isfinite(checked) & (checked >= _MIN_NORMAL))
     if bad.any():
-        raise ValueError(f"scale: expected positive, finite, normal float32, found {given[bad][0]}")
+        raise ValueError(
+            f"scale: expected positive, finite, normal float32, found {np.asarray(scale)[bad][0]}"
+        )
     return checked
+
+
+def as_float32(argument: str, x: npt.ArrayLike) -> Float32Array:
+    """Return real numbers as float32, rounded where they are wider; raise for anything else."""
+    given = array_of(argument, x)
+    if given.dtype.kind not in "fiu" and not is_bfloat16(given.dtype):
+        raise wrong_array(argument, "real numbers", given, x)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return given.astype(np.float32, copy=False)

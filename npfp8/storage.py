@@ -1,9 +1,8 @@
 """FP8 tensors in safetensors files, read and written as NumPy arrays of codes.
 
-The safetensors library reads these dtypes for torch only; NumPy has none for
-them. So the header and the bytes are read here, and strictly: nothing but what
-the format allows (https://github.com/huggingface/safetensors, README, section
-"Format") gets through.
+The safetensors library reads these dtypes only for torch, as NumPy does not have them.
+So the header and the bytes are read here, strictly: anything that the format does not
+allow (https://github.com/huggingface/safetensors, README, section "Format") is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import mmap
 import os
 import reprlib
 import struct
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arguments import path_of, wrong_type
 from npfp8.arrays import Array
 from npfp8.files import open_regular, replaced_file
-from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat
+from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat, as_float_format
 
 __all__ = [
     "Bfloat16Array",
@@ -85,47 +86,102 @@ _MAX_DIGITS = 20
 #: Axes of an array in every release of NumPy.
 _MAX_AXES = 32
 
-#: Bytes of an array on a 64-bit machine.
-_MAX_BYTES = 2**63 - 1
+#: Bytes that an array may have: 2^63 - 1 on a 64-bit machine, 2^31 - 1 on a 32-bit one.
+_MAX_BYTES = sys.maxsize
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fp8Array:
-    """Codes and their format: what an FP8 tensor is in a file. It has no scale.
+    """An FP8 tensor of a file: codes and their format. It has no scale.
 
     Attributes
     ----------
     codes : ndarray of uint8
     fmt : FloatFormat
+        A name is stored as the format that it names.
+
+    Raises
+    ------
+    TypeError
+        If ``codes`` is not an array, or ``fmt`` is not a float format or a name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.storage import Fp8Array
+    >>> Fp8Array(np.uint8([[56, 192]]), "E4M3FN")
+    <Fp8Array (1, 2) E4M3FN>
     """
 
     codes: npt.NDArray[np.uint8]
     fmt: FloatFormat
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fmt", as_float_format(self.fmt))
+        if not isinstance(self.codes, np.ndarray):
+            raise wrong_type("codes", "an array of uint8", self.codes)
 
-@dataclass(frozen=True, eq=False)
+    def __repr__(self) -> str:
+        return f"<Fp8Array {self.codes.shape} {self.fmt}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Bfloat16Array:
-    """bfloat16 numbers as their bits, to be written as such; :func:`load_file` gives the bits.
+    """bfloat16 numbers as their bits, to be written as BF16; :func:`load_file` returns the bits.
 
     Attributes
     ----------
     bits : ndarray of uint16
+
+    Raises
+    ------
+    TypeError
+        If ``bits`` is not an array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.bfloat16 import to_bits
+    >>> from npfp8.storage import Bfloat16Array
+    >>> Bfloat16Array(to_bits(np.float32([1.0, -2.0])))
+    <Bfloat16Array (2,)>
     """
 
     bits: npt.NDArray[np.uint16]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, np.ndarray):
+            raise wrong_type("bits", "an array of uint16", self.bits)
 
-@dataclass(frozen=True)
+    def __repr__(self) -> str:
+        return f"<Bfloat16Array {self.bits.shape}>"
+
+
+@dataclass(frozen=True, repr=False)
 class StoredTensor:
-    """Where a tensor lies: its file, key, dtype (safetensors' name), shape and byte range.
+    """The place of a tensor: its file, key, dtype (safetensors' name), shape and byte range.
 
-    The dtype may be one that nothing here can read, such as ``F4``, or one that
-    does not exist yet: such a tensor can be left alone, or copied as bytes.
-    ``buffer`` is the file, mapped into memory when its header was read: what is
-    read later is of the same file, even if another has taken its place.
+    The dtype may be one that this module cannot read, such as ``F4``, or a new one: such
+    a tensor can be ignored, or copied as bytes. ``buffer`` is the file, mapped into memory
+    when its header was read. Later reads are from the same file, even if another file has
+    replaced it.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from npfp8.storage import read_header, save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "x.safetensors")
+    ...     save_file({"x": np.float32([1, 2])}, path)
+    ...     tensor = read_header(path)["x"]
+    >>> tensor.dtype, tensor.shape, tensor.nbytes
+    ('F32', (2,), 8)
+    >>> tensor.read_as("<f4")
+    array([1., 2.], dtype=float32)
     """
 
     file: Path
@@ -136,6 +192,9 @@ class StoredTensor:
     end: int
     buffer: mmap.mmap = field(repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        return f"<StoredTensor {self.key} {self.shape} {self.dtype} in {self.file}>"
+
     @property
     def place(self) -> str:
         """The file and the key, for messages."""
@@ -143,24 +202,65 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """The number of bytes in the file."""
         return self.end - self.begin
 
     def read_bytes(self) -> bytes:
-        """Read the bytes as they are."""
+        """Read the bytes as they are.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from npfp8.storage import read_header, save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "x.safetensors")
+        ...     save_file({"x": np.float32([1, 2])}, path)
+        ...     tensor = read_header(path)["x"]
+        >>> len(tensor.read_bytes())
+        8
+        """
         return self.buffer[self.begin : self.end]
 
     def read_as(self, dtype: npt.DTypeLike) -> Array:
-        """Read the bytes as a new array of ``dtype`` and the tensor's shape."""
+        """Read the bytes as a new array of ``dtype`` and the shape of the tensor.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from npfp8.storage import read_header, save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "x.safetensors")
+        ...     save_file({"x": np.float32([1, 2])}, path)
+        ...     tensor = read_header(path)["x"]
+        >>> tensor.read_as("<f4")
+        array([1., 2.], dtype=float32)
+        """
         return self.view_as(dtype).copy()
 
     def view_as(self, dtype: npt.DTypeLike) -> Array:
-        """The same without a copy: read-only, and perhaps not aligned to its dtype.
+        """View the bytes as an array without a copy: read-only, perhaps not aligned.
 
-        It lasts as long as it is used. The file must not be written into or cut
-        meanwhile; replacing it, as :func:`save_file` does, is harmless.
+        While the array is in use, the file must not be written into or cut;
+        replacing it, as :func:`save_file` does, is harmless.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from npfp8.storage import read_header, save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "x.safetensors")
+        ...     save_file({"x": np.float32([1, 2])}, path)
+        ...     tensor = read_header(path)["x"]
+        >>> tensor.view_as("<f4").flags.writeable
+        False
         """
-        stored = np.dtype(dtype)
+        try:
+            stored = np.dtype(dtype)
+        except TypeError:
+            raise TypeError(f"dtype: expected a dtype, found {dtype!r}") from None
         if not self.nbytes:  # which NumPy makes no view of
             return np.empty(self.shape, stored)
         count = math.prod(self.shape)
@@ -177,33 +277,54 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     Returns
     -------
     dict of str to StoredTensor
-        By key, in the header's order.
+        The tensors by key, in the order of the header.
 
     Raises
     ------
     ValueError
-        If the file is not a whole, valid safetensors file: names the file, the
-        key if it is one's fault, what was found and what was expected. Also if
-        it is no regular file, or an array has more axes than NumPy allows.
+        If the file is not a complete, valid safetensors file. The message names the file
+        and, if one is at fault, the key, and what was found and expected. Also if it is
+        not a regular file, or an array has more axes than NumPy allows.
     OSError
         If it cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from npfp8.storage import read_header, save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "x.safetensors")
+    ...     save_file({"x": np.zeros((2, 3), np.float32)}, path)
+    ...     {key: tensor.shape for key, tensor in read_header(path).items()}
+    {'x': (2, 3)}
     """
-    return _read(Path(path))[0]
+    return _read(path_of("path", path))[0]
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read a safetensors file's metadata: strings by name; {} where it has none.
+    """Read the metadata of a safetensors file: strings by name; {} if it has none.
 
     Raises
     ------
     ValueError, OSError
         As :func:`read_header`.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from npfp8.storage import read_metadata, save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "x.safetensors")
+    ...     save_file({}, path, {"format": "pt"})
+    ...     read_metadata(path)
+    {'format': 'pt'}
     """
-    return _read(Path(path))[1]
+    return _read(path_of("path", path))[1]
 
 
 def _read(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors and the metadata of a file."""
+    """Read the header of a file: its tensors and its metadata."""
     with open_regular(file) as stream:
         prefix = stream.read(8)
         if len(prefix) < 8:
@@ -212,6 +333,8 @@ def _read(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:  # which does not say of which file
             raise OSError(error.errno, error.strerror, str(file)) from None
+        except (ValueError, OverflowError) as error:  # more than 2^31 bytes on a 32-bit machine
+            raise ValueError(f"{file}: expected a file that can be mapped: {error}") from None
     size = len(buffer)
     (length,) = struct.unpack("<Q", prefix)
     if length > min(size - 8, _MAX_HEADER):
@@ -241,7 +364,7 @@ def _read(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
 
 
 def _parse(text: bytes, file: Path) -> dict[str, Any]:
-    """The header as JSON. No time is lost on numbers or names that cannot be."""
+    """Parse the header as JSON. Long numbers and repeated names are refused at once."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -268,7 +391,7 @@ def _parse(text: bytes, file: Path) -> dict[str, Any]:
 
 
 def _stored(file: Path, key: str, info: Any, begin: int, buffer: mmap.mmap) -> StoredTensor:
-    """One entry of the header, checked."""
+    """Check one entry of the header."""
     place = f"{file}: tensor {_REPR.repr(key)}"
     if not isinstance(info, dict) or set(info) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(
@@ -297,7 +420,7 @@ def _stored(file: Path, key: str, info: Any, begin: int, buffer: mmap.mmap) -> S
 
 
 def _check_size(place: str, dtype: str, shape: list[int], offsets: list[int]) -> None:
-    """Refuse a shape that has not as many bytes as there are between the offsets."""
+    """Raise unless a shape has as many bytes as there are between the offsets."""
     bits = _BITS[dtype]
     # NumPy holds no shape whose lengths, 0 left out, multiply to more than an index has bits for.
     if bits * math.prod(length or 1 for length in shape) > 8 * _MAX_BYTES:
@@ -335,7 +458,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Array | Fp8Array]:
     Raises
     ------
     ValueError
-        As :func:`read_header`; or a dtype that is none of these and not NumPy's.
+        As :func:`read_header`; or if a dtype is none of these and not one of NumPy's.
     OSError
         If it cannot be read.
 
@@ -353,6 +476,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Array | Fp8Array]:
     (array([ 56, 192], dtype=uint8), 'E4M3FN')
     """
     arrays: dict[str, Array | Fp8Array] = {}
+    path = path_of("path", path)
     for key, tensor in read_header(path).items():
         if tensor.dtype in _FP8_FORMATS:
             arrays[key] = Fp8Array(tensor.read_as(np.uint8), _FP8_FORMATS[tensor.dtype])
@@ -375,7 +499,7 @@ def save_file(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file, whole or not at all. The same input gives the same bytes.
+    """Write a safetensors file atomically. The same input gives the same bytes.
 
     Parameters
     ----------
@@ -387,15 +511,26 @@ def save_file(
     Raises
     ------
     TypeError
-        If safetensors has no dtype for a tensor, or the metadata are not strings.
+        If safetensors has no dtype for a tensor, the metadata are not strings, or an
+        argument is not of the type stated.
     ValueError
         If a tensor is called ``__metadata__``.
     OSError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from npfp8.storage import Bfloat16Array, load_file, save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "x.safetensors")
+    ...     save_file({"x": np.float32([1]), "y": Bfloat16Array(np.uint16([0x3F80]))}, path)
+    ...     load_file(path)
+    {'x': array([1.], dtype=float32), 'y': array([16256], dtype=uint16)}
     """
-    for key, value in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str):  # which no reader takes
-            raise TypeError(f"metadata {key!r}: expected strings, found {value!r}")
+    path = path_of("path", path)
+    _check_arguments(tensors, metadata)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     payload: list[Array | StoredTensor] = []
     end = 0
@@ -427,10 +562,28 @@ def save_file(
         payload.append(data)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with replaced_file(Path(path)) as file:
+    with replaced_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for data in payload:
             file.write(data.read_bytes() if isinstance(data, StoredTensor) else data.tobytes())
+
+
+def _check_arguments(tensors: object, metadata: object) -> None:
+    """Raise TypeError unless tensors and metadata are mappings of what a file can hold."""
+    if not isinstance(tensors, Mapping):
+        raise wrong_type("tensors", "a mapping", tensors)
+    if not isinstance(metadata, Mapping | None):
+        raise wrong_type("metadata", "a mapping", metadata)
+    for key, tensor in tensors.items():
+        if not isinstance(key, str):
+            raise wrong_type("tensors", "names of type str", key)
+        if not isinstance(
+            tensor, np.ndarray | np.generic | Fp8Array | Bfloat16Array | StoredTensor
+        ):
+            raise wrong_type(f"tensor {key!r}", "an array", tensor)
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):  # which no reader takes
+            raise TypeError(f"metadata {key!r}: expected strings, found {value!r}")
 
 
 def _alignment(tensor: Array | Fp8Array | Bfloat16Array | StoredTensor) -> int:

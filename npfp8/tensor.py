@@ -1,26 +1,29 @@
-"""Quantized tensors: 8-bit codes, the scales that give them meaning, and how to make them.
+"""Quantized tensors: 8-bit codes with their scales, and the functions that make them.
 
-The granularities and the shapes of their scales are those of ONNX's
-QuantizeLinear (opset 21): per tensor, per index of one axis, or per block of an
-axis.
+Scales are per tensor, per index of one axis, or per block of an axis. Their shapes are
+those of ONNX's QuantizeLinear (opset 21).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array, lookup
-from npfp8.bfloat16 import from_bits, is_bfloat16
+from npfp8.arguments import array_of, integer, wrong_array
+from npfp8.arrays import Array, Float32Array, lookup, require_array
+from npfp8.bfloat16 import from_bits
 from npfp8.codec import encode
 from npfp8.codec.tables import values_of
-from npfp8.formats import FloatFormat, Format, IntFormat
+from npfp8.formats import FloatFormat, Format, IntFormat, as_format
 from npfp8.scaling import (
     absmax_scale,
     affine_scale,
+    as_float32,
     checked_scale,
     group_extrema,
     power_of_two_scale,
@@ -40,9 +43,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuantizedTensor:
     """An array of 8-bit codes whose values are ``(code value - zero_point) * scale``.
+
+    ``a @ b`` is the exact product :func:`npfp8.matmul`. There is no other arithmetic:
+    NumPy's functions raise TypeError. :meth:`dequantize` returns an array.
 
     Parameters
     ----------
@@ -54,27 +60,41 @@ class QuantizedTensor:
         - per index of ``axis``: ``(codes.shape[axis],)``;
         - per block: the shape of ``codes`` with ``codes.shape[axis]`` replaced
           by ``ceil(codes.shape[axis] / block)``.
-    fmt : FloatFormat or IntFormat
+    fmt : FloatFormat, IntFormat or str
+        A name is stored as the format that it names.
     axis : int, optional
-        The axis along which the scale varies; a negative one counts from the end
+        The axis along which the scale varies. A negative one counts from the end
         and is stored as its non-negative equal.
     zero_point : array_like of fmt's code dtype, optional
         The code of the real number 0, of the shape of ``scale``; IntFormat only.
     block : int, optional
-        Elements of ``axis`` that share a scale.
+        The number of elements of ``axis`` that share a scale.
 
     Raises
     ------
     TypeError, ValueError
-        If a dtype, a shape or a scale is not as said above.
+        If a dtype, a shape or a scale is not as stated above.
 
     Examples
     --------
     >>> import numpy as np
     >>> from npfp8 import E4M3FN, QuantizedTensor
-    >>> QuantizedTensor(np.uint8([0x38, 0xB8]), 0.5, E4M3FN).dequantize()
-    array([ 0.5, -0.5], dtype=float32)
+    >>> q = QuantizedTensor(np.uint8([[0x38, 0xB8], [0x40, 0x00]]), 0.5, E4M3FN)
+    >>> q
+    <QuantizedTensor (2, 2) E4M3FN, scale 0.5>
+    >>> q.dequantize()
+    array([[ 0.5, -0.5],
+           [ 1. ,  0. ]], dtype=float32)
+    >>> q @ q.mT
+    array([[0.5, 0.5],
+           [0.5, 1. ]], dtype=float32)
     """
+
+    #: NumPy leaves all operators to this class, and refuses its own functions.
+    __array_ufunc__ = None
+
+    #: The product that ``@`` is; :mod:`npfp8.products`, which builds on this module, sets it.
+    _product: ClassVar[Callable[[Any, Any], Float32Array]]
 
     codes: Array
     scale: Float32Array
@@ -84,11 +104,11 @@ class QuantizedTensor:
     block: int | None = None
 
     def __post_init__(self) -> None:
-        codes = np.asarray(self.codes)
+        set_field = object.__setattr__  # the way to normalise a field of a frozen dataclass
+        set_field(self, "fmt", as_format(self.fmt))
+        codes = array_of("codes", self.codes)
         if codes.dtype != self.fmt.code_dtype:
-            raise TypeError(
-                f"{self.fmt} codes: expected {self.fmt.code_dtype}, found {codes.dtype}"
-            )
+            raise wrong_array(f"{self.fmt} codes", str(self.fmt.code_dtype), codes, self.codes)
         known = self.fmt.values.size
         if known < 256 and codes.max(initial=0) >= known:
             raise ValueError(f"{self.fmt} codes: expected 0..{known - 1}, found {codes.max()}")
@@ -100,11 +120,10 @@ class QuantizedTensor:
                 f"scale: expected shape {expected} for codes of shape {codes.shape}, axis "
                 f"{self.axis} and block {self.block}, found {scale.shape}"
             )
-        set_field = object.__setattr__  # the way to normalise a field of a frozen dataclass
         if self.zero_point is not None:
             if not isinstance(self.fmt, IntFormat):
                 raise ValueError(f"zero_point: expected None for {self.fmt}, a float format")
-            zero_point = np.asarray(self.zero_point)
+            zero_point = array_of("zero_point", self.zero_point)
             if zero_point.dtype != codes.dtype or zero_point.shape != expected:
                 raise ValueError(
                     f"zero_point: expected {codes.dtype} of shape {expected}, found "
@@ -114,6 +133,35 @@ class QuantizedTensor:
         set_field(self, "codes", codes)
         set_field(self, "scale", scale)
         set_field(self, "axis", axis)
+
+    def __repr__(self) -> str:
+        if self.axis is None:
+            scales = f"scale {float(self.scale):.6g}"
+        else:
+            blocks = "" if self.block is None else f" per block of {self.block}"
+            scales = f"{self.scale.size} scales{blocks} along axis {self.axis}"
+        if self.zero_point is not None:
+            scales += (
+                " and zero points" if self.zero_point.ndim else f", zero point {self.zero_point}"
+            )
+        return f"<QuantizedTensor {self.shape} {self.fmt}, {scales}>"
+
+    def __matmul__(self, other: QuantizedTensor) -> Float32Array:
+        if isinstance(other, QuantizedTensor):
+            return type(self)._product(self, other)
+        return self._refuse(other, "a QuantizedTensor @ {}")
+
+    def __rmatmul__(self, other: object) -> Any:
+        return self._refuse(other, "{} @ a QuantizedTensor")
+
+    def _refuse(self, other: object, operation: str) -> Any:
+        """Raise TypeError for the product with an array; leave other types to themselves."""
+        if isinstance(other, np.ndarray | np.generic):
+            raise TypeError(
+                f"@: expected two quantized tensors, found {operation.format('an array')}: "
+                "quantize the array, or dequantize the tensor"
+            )
+        return NotImplemented
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,14 +174,19 @@ class QuantizedTensor:
         return self.codes.ndim
 
     @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.codes.size
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the codes, the scales and the zero points."""
+        """The bytes of the codes, the scales and the zero points."""
         zero_point_bytes = 0 if self.zero_point is None else self.zero_point.nbytes
         return self.codes.nbytes + self.scale.nbytes + zero_point_bytes
 
     @property
     def mT(self) -> QuantizedTensor:  # noqa: N802 (the array API's name)
-        """The tensor with its last two axes swapped; shares memory."""
+        """The tensor with its last two axes swapped. It shares memory."""
         if self.ndim < 2:
             raise ValueError(f"mT: expected at least 2 axes, found shape {self.shape}")
         axis, last = self.axis, self.ndim - 1
@@ -152,7 +205,7 @@ class QuantizedTensor:
 
     @cached_property
     def is_finite(self) -> bool:
-        """Whether no code is a NaN's or an infinity's; looked for once, also for :attr:`mT`."""
+        """Whether no code is a NaN or an infinity; computed once, also for :attr:`mT`."""
         fmt = self.fmt
         if isinstance(fmt, IntFormat) or fmt.is_finite.all():
             return True
@@ -162,11 +215,29 @@ class QuantizedTensor:
         return bool((self.codes & fmt.magnitude_mask).max(initial=0) <= fmt.max_code)
 
     def lost(self, x: Float32Array) -> tuple[int, int]:
-        """How many of the numbers that became this tensor saturated, and how many underflowed.
+        """Count the numbers that saturated, and those that underflowed, in this tensor.
 
-        Saturated are numbers beyond the range of the codes, underflowed those that are not
-        zero but have the code of zero.
+        A number saturated if it is beyond the range of the codes. It underflowed if it is
+        not zero but has the code of zero.
+
+        Parameters
+        ----------
+        x : ndarray of float32
+            The numbers that were quantized, of the shape of the codes.
+
+        Returns
+        -------
+        saturated, underflowed : int
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from npfp8 import E4M3FN, quantize
+        >>> x = np.float32([1000.0, 1.0, 1e-6])
+        >>> quantize(x, E4M3FN, scale=1.0).lost(x)
+        (1, 1)
         """
+        require_array("x", x, np.float32)
         fmt, codes = self.fmt, self.codes
         scale = (
             spread(self.scale, self.shape, self.axis, self.block)
@@ -199,15 +270,36 @@ class QuantizedTensor:
         return saturated, int(np.count_nonzero(x != 0)) - not_zero
 
     def code_values(self, dtype: npt.DTypeLike = np.float32) -> Array:
-        """The values of the codes, zero point taken off, without the scale; exact."""
-        values = values_of(self.codes, self.fmt, np.dtype(dtype))
+        """Return the exact values of the codes minus the zero point, without the scale.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from npfp8 import E4M3FN, quantize
+        >>> quantize([1.0, -6.0], E4M3FN, scale=2.0).code_values()
+        array([ 0.5, -3. ], dtype=float32)
+        """
+        try:
+            kind = np.dtype(dtype)
+        except TypeError:
+            raise TypeError(f"dtype: expected a float dtype, found {dtype!r}") from None
+        values = values_of(self.codes, self.fmt, kind)
         if self.zero_point is not None:
             zero_point = spread(self.zero_point, self.shape, self.axis, self.block)
             values -= zero_point.astype(values.dtype)
         return values
 
     def dequantize(self) -> Float32Array:
-        """The values as float32: code value times scale, rounded once (to infinity if need be)."""
+        """Return the values as float32: code value times scale, rounded once.
+
+        A value beyond float32 becomes infinity.
+
+        Examples
+        --------
+        >>> from npfp8 import E4M3FN, quantize
+        >>> quantize([1.0, -6.0], E4M3FN, scale=2.0).dequantize()
+        array([ 1., -6.], dtype=float32)
+        """
         values: Float32Array = self.code_values()
         scale = spread(self.scale, self.shape, self.axis, self.block)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -222,7 +314,7 @@ def _as_made(
     zero_point: Array | None,
     block: int | None,
 ) -> QuantizedTensor:
-    """A tensor of parts that are known to be right: no look at codes and scales again."""
+    """Make a tensor of parts that have been checked, without checking them again."""
     tensor = object.__new__(QuantizedTensor)
     vars(tensor).update(
         codes=codes, scale=scale, fmt=fmt, axis=axis, zero_point=zero_point, block=block
@@ -232,7 +324,7 @@ def _as_made(
 
 def quantize(
     x: npt.ArrayLike,
-    fmt: Format,
+    fmt: Format | str,
     scale: npt.ArrayLike | None = None,
     axis: int | None = None,
     block: int | None = None,
@@ -243,33 +335,35 @@ def quantize(
     Parameters
     ----------
     x : array_like
-        Numbers; what is wider than float32 is first rounded to float32.
-    fmt : FloatFormat or IntFormat
+        Numbers. Those wider than float32 are first rounded to float32.
+    fmt : FloatFormat, IntFormat or str
+        The format of the codes, or its name.
     scale : array_like of float32, optional
         The scale, of the shape that :class:`QuantizedTensor` states. Without
         it, the absolute maximum of each group of elements that share a scale
-        is mapped to the format's largest value (:func:`absmax_scale`).
+        is mapped to the largest value of the format (:func:`absmax_scale`).
     axis : int, optional
-        None for one scale per tensor, otherwise the axis that has a scale of
-        its own for each index.
+        None for one scale per tensor, otherwise the axis that has one scale per index.
     block : int, optional
-        With ``axis``: a scale for each run of so many elements along that
-        axis, separately at each index of the other axes.
+        With ``axis``: the length of the runs of elements along that axis that share
+        a scale, separately at each index of the other axes.
     zero_point : array_like of the codes' dtype, optional
         With ``scale``, of its shape, IntFormat only: the code of 0, added after
-        the rounding to an integer. :func:`affine_scale` finds both.
+        rounding to an integer. :func:`affine_scale` computes both.
 
     Returns
     -------
     QuantizedTensor
-        Beyond the largest value it saturates. With a given scale a NaN becomes
-        the format's NaN, and an error where it has none.
+        Numbers beyond the largest value saturate. With a given scale, a NaN becomes
+        the NaN of the format, and is an error if the format has none.
 
     Raises
     ------
+    TypeError
+        If an argument is not of the type stated.
     ValueError
         If no scale is given and ``x`` has a NaN or an infinity, or a zero point
-        is; or the given scale is not positive, finite, normal and of the right
+        is given; or the given scale is not positive, finite, normal and of the right
         shape.
 
     Examples
@@ -277,11 +371,14 @@ def quantize(
     >>> import numpy as np
     >>> from npfp8 import INT8, quantize
     >>> q = quantize(np.float32([[1.0, -2.0], [0.5, 0.25]]), INT8, axis=0)
+    >>> q
+    <QuantizedTensor (2, 2) INT8, 2 scales along axis 0>
     >>> q.codes
     array([[  64, -127],
            [ 127,   64]], dtype=int8)
     """
-    values = _to_float32(np.asarray(x))
+    fmt = as_format(fmt)
+    values = as_float32("x", x)
     if axis is not None:
         axis = _normalized(axis, values.ndim)
     shape = scale_shape(values.shape, axis, block)
@@ -300,8 +397,10 @@ def quantize(
         return _as_made(encode(scaled, fmt), scales, fmt, axis, None, block)
     if not isinstance(fmt, IntFormat):
         raise ValueError(f"zero_point: expected None for {fmt}, a float format")
-    zeros = np.asarray(zero_point)
-    if zeros.dtype.kind not in "iu" or ((zeros < fmt.min_code) | (zeros > fmt.max_code)).any():
+    zeros = array_of("zero_point", zero_point)
+    if zeros.dtype.kind not in "iu":
+        raise wrong_array("zero_point", "integers", zeros, zero_point)
+    if ((zeros < fmt.min_code) | (zeros > fmt.max_code)).any():
         raise ValueError(
             f"zero_point: expected integers in {fmt.min_code}..{fmt.max_code}, found {zeros}"
         )
@@ -314,19 +413,20 @@ def quantize(
 
 
 def quantize_bfloat16(
-    x: Float32Array, fmt: Format, scale: npt.ArrayLike, zero_point: int | None = None
+    x: Float32Array, fmt: Format | str, scale: npt.ArrayLike, zero_point: int | None = None
 ) -> QuantizedTensor:
-    """:func:`quantize` of bfloat16 values with one given scale, twice as fast: by a table.
+    """Quantize bfloat16 values with one given scale by a table: twice as fast as `quantize`.
 
-    There are 65,536 bfloat16 values, so the division by the scale and the
-    rounding to a code are done once for each of them and looked up from then on.
+    There are 65,536 bfloat16 values: the division by the scale and the rounding to a
+    code are done once for each of them, and looked up from then on.
 
     Parameters
     ----------
     x : ndarray of float32
-        bfloat16 values, as :func:`npfp8.bfloat16.round_to_bfloat16` makes them;
-        the lower 16 bits of others are dropped unseen.
-    fmt : FloatFormat or IntFormat
+        bfloat16 values, as :func:`npfp8.bfloat16.round_to_bfloat16` makes them. The
+        lower 16 bits are not read.
+    fmt : FloatFormat, IntFormat or str
+        The format of the codes, or its name.
     scale : float32
         One number; positive, finite and normal.
     zero_point : int, optional
@@ -340,7 +440,7 @@ def quantize_bfloat16(
     Raises
     ------
     TypeError
-        If ``x`` is no array of float32.
+        If ``x`` is not an array of float32, or another argument is not of the type stated.
     ValueError
         As :func:`quantize`.
 
@@ -352,14 +452,16 @@ def quantize_bfloat16(
     >>> quantize_bfloat16(np.float32([1, 3, 1000]), E4M3FN, 2.0).codes
     array([ 48,  60, 126], dtype=uint8)
     """
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-        found = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"x: expected an array of float32, found {found}")
-    if np.ndim(scale):
-        raise ValueError(f"scale: expected one number, found shape {np.shape(scale)}")
+    require_array("x", x, np.float32)
+    fmt = as_format(fmt)
+    one = checked_scale(scale)
+    if one.ndim:
+        raise ValueError(f"scale: expected one number, found shape {one.shape}")
+    if zero_point is not None:
+        zero_point = integer("zero_point", zero_point)
     if not _has_nan(fmt) and np.isnan(x).any():
         raise ValueError(f"encode: found NaN, and {fmt} has no code for it")
-    table, number = _bfloat16_codes(fmt, float(np.asarray(scale)), zero_point)
+    table, number = _bfloat16_codes(fmt, float(one), zero_point)
     zero = None if zero_point is None else np.asarray(zero_point, fmt.code_dtype)
     return _as_made(lookup(table, x), number, fmt, None, zero, None)
 
@@ -368,9 +470,9 @@ def quantize_bfloat16(
 def _bfloat16_codes(
     fmt: Format, scale: float, zero_point: int | None
 ) -> tuple[Array, Float32Array]:
-    """The code of each of the 65,536 bfloat16 values, and the scale in float32.
+    """Return the code of each of the 65,536 bfloat16 values, and the scale in float32.
 
-    0 for NaN where there is no code for it.
+    The code is 0 for a NaN if the format has none.
     """
     x = from_bits(np.arange(1 << 16, dtype=np.uint16))
     if not _has_nan(fmt):
@@ -384,14 +486,8 @@ def _has_nan(fmt: Format) -> bool:
     return isinstance(fmt, FloatFormat) and fmt.nan_code is not None
 
 
-def _to_float32(x: Array) -> Float32Array:
-    if not (x.dtype.kind in "fiu" or is_bfloat16(x.dtype)):
-        raise TypeError(f"quantize: expected real numbers, found {x.dtype}")
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return x.astype(np.float32, copy=False)
-
-
 def _normalized(axis: int, ndim: int) -> int:
+    axis = integer("axis", axis)
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis: expected one of {ndim} axes, found {axis}")
     return axis % ndim

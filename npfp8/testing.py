@@ -1,13 +1,13 @@
 """Test your own codec: hypothesis strategies and ready checks. Needs the package hypothesis.
 
-Three lines test an encoder and a decoder of yours::
+Three lines test your encoder and decoder::
 
     from npfp8 import E4M3FN, testing
     testing.check_encoder(my_encode, E4M3FN)   # float32 array -> uint8 array
     testing.check_decoder(my_decode, E4M3FN)   # uint8 array -> float array
 
-A check raises AssertionError with the input's bits, what was expected and what
-was found, and, where the mistake is a usual one, its name.
+A check raises AssertionError with the bits of the input, the expected and the found
+code, and the name of the mistake if it is a usual one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
+from npfp8.arguments import flag, integer, wrong_type
 from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import decode, encode
-from npfp8.formats import FloatFormat
+from npfp8.formats import FloatFormat, as_float_format
 from npfp8.mistakes import Encoder, differing, likely_mistake
 
 __all__ = [
@@ -38,8 +39,8 @@ __all__ = [
 Decoder = Callable[[npt.NDArray[np.uint8]], Array]
 
 
-def codes(fmt: FloatFormat) -> st.SearchStrategy[int]:
-    """Draw codes of a format, NaN and infinity among them.
+def codes(fmt: FloatFormat | str) -> st.SearchStrategy[int]:
+    """Draw codes of a format, including those of NaN and infinity.
 
     Examples
     --------
@@ -50,65 +51,105 @@ def codes(fmt: FloatFormat) -> st.SearchStrategy[int]:
     ...     assert 0 <= code < 256
     >>> test_range()
     """
-    return st.integers(0, fmt.values.size - 1)
+    return st.integers(0, as_float_format(fmt).values.size - 1)
 
 
-def finite_values(fmt: FloatFormat) -> st.SearchStrategy[float]:
-    """Draw the finite values of a format, as floats; -0.0 too where it has one."""
+def finite_values(fmt: FloatFormat | str) -> st.SearchStrategy[float]:
+    """Draw the finite values of a format as floats, including -0.0 if it has one.
+
+    Examples
+    --------
+    >>> from hypothesis import given
+    >>> from npfp8 import E4M3FN, testing
+    >>> @given(testing.finite_values(E4M3FN))
+    ... def test_range(x):
+    ...     assert abs(x) <= 448
+    >>> test_range()
+    """
+    fmt = as_float_format(fmt)
     return st.sampled_from(fmt.values[fmt.is_finite].tolist())
 
 
-def boundary_values(fmt: FloatFormat) -> st.SearchStrategy[float]:
-    """Draw float32 numbers on and beside the boundaries at which rounding changes its mind.
+def boundary_values(fmt: FloatFormat | str) -> st.SearchStrategy[float]:
+    """Draw float32 numbers on and beside the boundaries at which rounding changes its result.
 
-    Boundaries are the values, the midpoints, the overflow threshold, and the
-    float32 numbers next to each; and what has no neighbours: zeros, infinities,
-    NaN, the smallest and the largest float32.
+    They are the values, the midpoints, the overflow threshold and the float32 numbers
+    next to each, and zeros, infinities, NaN, and the smallest and the largest float32.
+
+    Examples
+    --------
+    >>> from hypothesis import given
+    >>> from npfp8 import E4M3FN, encode, testing
+    >>> @given(testing.boundary_values(E4M3FN))
+    ... def test_codes(x):
+    ...     assert 0 <= encode(x, E4M3FN) < 256
+    >>> test_codes()
     """
     return st.sampled_from(edge_cases(fmt).tolist())
 
 
 def arrays_near_boundaries(
-    fmt: FloatFormat, shape: int | tuple[int, ...]
+    fmt: FloatFormat | str, shape: int | tuple[int, ...]
 ) -> st.SearchStrategy[Float32Array]:
-    """Draw float32 arrays of a shape, of boundary values and of any float32 numbers."""
+    """Draw float32 arrays of a shape, of boundary values and of any float32 numbers.
+
+    Examples
+    --------
+    >>> from hypothesis import given
+    >>> from npfp8 import E4M3FN, encode, testing
+    >>> @given(testing.arrays_near_boundaries(E4M3FN, (2, 3)))
+    ... def test_shape(x):
+    ...     assert encode(x, E4M3FN).shape == (2, 3)
+    >>> test_shape()
+    """
+    fmt = as_float_format(fmt)
+    lengths = shape if isinstance(shape, tuple) else (shape,)
+    shape = tuple(integer("shape", length) for length in lengths)
     anything = st.floats(width=32)
     elements = st.one_of(boundary_values(fmt), anything)
     return hypothesis_numpy.arrays(np.float32, shape, elements=elements)
 
 
-def edge_cases(fmt: FloatFormat) -> Float32Array:
-    """Return every number that :func:`boundary_values` draws from, float32, as an array.
+def edge_cases(fmt: FloatFormat | str) -> Float32Array:
+    """Return all numbers that :func:`boundary_values` draws from.
 
     Parameters
     ----------
-    fmt : FloatFormat
+    fmt : FloatFormat or str
 
     Returns
     -------
     ndarray of float32, of some thousands of elements
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import testing
+    >>> bool(np.isin(np.float32([448, 464, np.inf]), testing.edge_cases("E4M3FN")).all())
+    True
     """
+    fmt = as_float_format(fmt)
     numbers = boundary_numbers(fmt, finer=True)
     bits = boundary_bits(numbers, 23, 0x7F800000, lambda x: x.astype(np.float32).view(np.uint32))
     positive = np.append(bits.astype(np.uint32).view(np.float32), np.float32(np.nan))
     return np.concatenate([positive, -positive])
 
 
-def check_encoder(encoder: Encoder, fmt: FloatFormat, saturate: bool = True) -> None:
-    """Check an encoder against this package's, over the whole of float32's range.
+def check_encoder(encoder: Encoder, fmt: FloatFormat | str, saturate: bool = True) -> None:
+    """Check an encoder against the one of this package, over the whole range of float32.
 
     The inputs are :func:`edge_cases`, every bfloat16 and every float16 value,
-    and float32 numbers that lie evenly among all bit patterns: some 400,000.
+    and float32 numbers spread evenly over all bit patterns: some 400,000.
 
     Parameters
     ----------
     encoder : callable (ndarray of float32) -> ndarray of uint8
-        Rounds to nearest, ties to even. Called with 1-D arrays.
-    fmt : FloatFormat
+        It rounds to nearest, ties to even, and is called with 1-D arrays.
+    fmt : FloatFormat or str
+        The format, or its name.
     saturate : bool
-        Which of :func:`npfp8.encode`'s modes it is to agree with. Where a
-        format has a NaN, the inputs hold NaN, and only whether the result is
-        one is checked, not which.
+        The mode of :func:`npfp8.encode` that it must agree with. If the format has a
+        NaN, the inputs include NaN; any NaN code is accepted as the result.
 
     Raises
     ------
@@ -128,6 +169,9 @@ def check_encoder(encoder: Encoder, fmt: FloatFormat, saturate: bool = True) -> 
     AssertionError: E4M3FN encoder: 38517 of 405468 codes differ; first for 0.0009765626164153218 \
 (bits 0x3A800001): expected 0x01, found 0x00. It looks like truncation
     """
+    if not callable(encoder):
+        raise wrong_type("encoder", "a function", encoder)
+    fmt, saturate = as_float_format(fmt), flag("saturate", saturate)
     x = _inputs(fmt)
     expected = encode(x, fmt, saturate)
     found = np.asarray(encoder(x))
@@ -152,19 +196,20 @@ def check_encoder(encoder: Encoder, fmt: FloatFormat, saturate: bool = True) -> 
     )
 
 
-def check_decoder(decoder: Decoder, fmt: FloatFormat) -> None:
+def check_decoder(decoder: Decoder, fmt: FloatFormat | str) -> None:
     """Check a decoder over every code.
 
     Parameters
     ----------
     decoder : callable (ndarray of uint8) -> ndarray of floats
-        Called with a 1-D array.
-    fmt : FloatFormat
+        It is called with a 1-D array.
+    fmt : FloatFormat or str
+        The format, or its name.
 
     Raises
     ------
     AssertionError
-        If a value differs, the sign of a zero or the NaN-ness included.
+        If a value differs, including the sign of a zero, or only one of two is NaN.
 
     Examples
     --------
@@ -175,6 +220,9 @@ def check_decoder(decoder: Decoder, fmt: FloatFormat) -> None:
     ...
     AssertionError: E5M2 decoder: code 0x01: expected 1.52587890625e-05, found 3.0517578125e-05
     """
+    if not callable(decoder):
+        raise wrong_type("decoder", "a function", decoder)
+    fmt = as_float_format(fmt)
     patterns = np.arange(fmt.values.size, dtype=np.uint8)
     expected = decode(patterns, fmt, np.float64)
     found = np.asarray(decoder(patterns)).astype(np.float64)
@@ -190,7 +238,7 @@ def check_decoder(decoder: Decoder, fmt: FloatFormat) -> None:
 
 
 def _inputs(fmt: FloatFormat) -> Float32Array:
-    """What :func:`check_encoder` tries; without NaN if the format has none."""
+    """Return the inputs of :func:`check_encoder`; without NaN if the format has none."""
     halves = np.arange(1 << 16, dtype=np.uint32)
     bfloat16 = (halves << np.uint32(16)).view(np.float32)
     with np.errstate(invalid="ignore"):  # signalling NaNs

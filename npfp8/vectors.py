@@ -1,15 +1,15 @@
 """Test vectors of the codec as plain text: for hardware, simulators and kernels without Python.
 
 A file holds the cases of one format, one rounding mode and one input type: every
-number at which the rounding changes its mind and the numbers next to it, the
-overflow threshold, subnormals, zeros, infinities and NaNs. After comment lines,
-which state the rules, one case a line, in hexadecimal, as TestFloat has them::
+number at which the rounding changes its result and the numbers next to it, the
+overflow threshold, subnormals, zeros, infinities and NaNs. Comment lines state the
+rules. They are followed by one case per line, in hexadecimal, like TestFloat's::
 
     43E80000 7E 01
 
-the input's bits, the code, and flags. An implementation under test is handed the
-first column and its codes take the place of the third; :func:`check_results`
-reads such a file. The same files come out on every machine.
+These are the bits of the input, the code, and flags. An implementation under test
+reads the first column and writes its codes in place of the third;
+:func:`check_results` checks such a file. The files are the same on every machine.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arguments import named, path_of, require
 from npfp8.arrays import Array, Float64Array
 from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
 from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import encode, encode_bfloat16
 from npfp8.files import open_regular, replaced_file
-from npfp8.formats import FLOAT_FORMATS, FloatFormat
+from npfp8.formats import FLOAT_FORMATS, FloatFormat, as_float_format
 from npfp8.mistakes import differing, likely_mistake
 
 __all__ = [
@@ -51,19 +52,19 @@ _COLUMNS = {"flags": "# columns: input expected flags", "found": "# columns: inp
 #: Bytes of a file that are still read; those of the test vectors have less than a 64th.
 _MAX_BYTES = 1 << 24
 
-#: Flags of a case: they say what happens, and are not checked.
+#: Flags of a case: they describe it, and are not checked.
 INEXACT, UNDERFLOW, OVERFLOW, NAN = 0x01, 0x02, 0x04, 0x10
 
 
 class Mode(NamedTuple):
-    """Arguments of :func:`npfp8.encode`, and what they mean in words."""
+    """Arguments of :func:`npfp8.encode`, and their meaning in words."""
 
     saturate: bool
     rounding: str
     rule: str
 
 
-#: The rounding modes, by the name that is in a file's name.
+#: The rounding modes, by their part of a file's name.
 MODES = {
     "nearest-saturating": Mode(
         True,
@@ -88,7 +89,7 @@ MODES = {
 
 
 class Source(NamedTuple):
-    """An input type: the dtype of its bits and the parts that special bits are made of."""
+    """An input type: the dtype of its bits, and the parts of its special values."""
 
     bits: np.dtype[Any]
     infinity: int
@@ -135,7 +136,7 @@ SOURCES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Vectors:
     """Test vectors of a format, a mode and an input type.
 
@@ -145,13 +146,19 @@ class Vectors:
     mode, source : str
         Keys of :data:`MODES` and :data:`SOURCES`.
     inputs : ndarray of uint32 or uint16
-        Bits of the source.
+        The bits of the inputs.
     codes : ndarray of uint8
-        What is expected.
+        The expected codes.
     third : ndarray of uint8
-        The flags, or the codes that were found.
+        The third column: flags, or the codes of an implementation.
     column : {"flags", "found"}
-        Which of them.
+        The meaning of the third column.
+
+    Examples
+    --------
+    >>> from npfp8.vectors import make_vectors
+    >>> make_vectors("E4M3FN", "nearest", "bfloat16")
+    <Vectors E4M3FN-nearest-bfloat16.txt: 1586 cases, flags>
     """
 
     fmt: FloatFormat
@@ -162,15 +169,18 @@ class Vectors:
     third: npt.NDArray[np.uint8]
     column: str = "flags"
 
+    def __repr__(self) -> str:
+        return f"<Vectors {self.name}: {self.inputs.size} cases, {self.column}>"
+
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The name of the file."""
         return f"{self.fmt}-{self.mode}-{self.source}.txt"
 
 
 @dataclass(frozen=True)
 class VectorReport:
-    """What the comparison of a results file found.
+    """The result of the comparison of a results file.
 
     Attributes
     ----------
@@ -180,7 +190,13 @@ class VectorReport:
     first : str
         The first wrong case in words, or "".
     cause : str
-        The one usual mistake that explains every code found, right and wrong, or "".
+        The one usual mistake that explains every code found, or "".
+
+    Examples
+    --------
+    >>> from npfp8.vectors import VectorReport
+    >>> VectorReport("E4M3FN-nearest-bfloat16.txt", cases=1586, wrong=0).wrong
+    0
     """
 
     name: str
@@ -190,15 +206,29 @@ class VectorReport:
     cause: str = ""
 
 
-def boundary_inputs(fmt: FloatFormat, source: str) -> Bits:
-    """The inputs of the test vectors, as bits of the source, ascending.
+def boundary_inputs(fmt: FloatFormat | str, source: str) -> Bits:
+    """Return the inputs of the test vectors, as bits of the source, ascending.
 
-    Every value of the format and every midpoint, the overflow threshold, all of
-    these moved by less than a bfloat16's and a float16's last bit, the numbers
-    before and after each, what lies beyond the range, and the source's own
-    specials (NaNs only where the format has one); of both signs.
+    They are every value of the format and every midpoint, the overflow threshold, all of
+    these moved by less than the last bit of bfloat16 and of float16, the numbers before
+    and after each, numbers beyond the range, and the special values of the source (NaNs
+    only if the format has one), with both signs.
+
+    Parameters
+    ----------
+    fmt : FloatFormat or str
+        The format, or its name.
+    source : str
+        A key of :data:`SOURCES`.
+
+    Examples
+    --------
+    >>> from npfp8.vectors import boundary_inputs
+    >>> inputs = boundary_inputs("E4M3FN", "float32")
+    >>> 0x43E80000 in inputs.tolist()  # 464, the overflow threshold
+    True
     """
-    kind = SOURCES[source]
+    fmt, kind = as_float_format(fmt), named("source", source, SOURCES)
     numbers = boundary_numbers(fmt)
     bits = boundary_bits(numbers, kind.mantissa_bits, kind.infinity, kind.from_float64)
     if fmt.nan_code is not None:
@@ -210,13 +240,20 @@ def boundary_inputs(fmt: FloatFormat, source: str) -> Bits:
     return np.unique(np.concatenate([bits, bits + sign])).astype(kind.bits)
 
 
-def make_vectors(fmt: FloatFormat, mode: str, source: str) -> Vectors:
-    """The test vectors of a format, a mode and an input type.
+def make_vectors(fmt: FloatFormat | str, mode: str, source: str) -> Vectors:
+    """Make the test vectors of a format, a mode and an input type.
+
+    Parameters
+    ----------
+    fmt : FloatFormat or str
+        The format, or its name.
+    mode, source : str
+        Keys of :data:`MODES` and :data:`SOURCES`, in any case.
 
     Raises
     ------
     ValueError
-        If the mode or the source is unknown.
+        If the format, the mode or the source is unknown.
 
     Examples
     --------
@@ -227,15 +264,15 @@ def make_vectors(fmt: FloatFormat, mode: str, source: str) -> Vectors:
     >>> hex(vectors.codes[case]), hex(vectors.third[case])
     ('0x7e', '0x1')
     """
-    for what, name, known in (("mode", mode, MODES), ("source", source, SOURCES)):
-        if name not in known:
-            raise ValueError(f"{what}: expected one of {', '.join(known)}, found {name!r}")
+    fmt = as_float_format(fmt)
+    how, kind = named("mode", mode, MODES), named("source", source, SOURCES)
     inputs = boundary_inputs(fmt, source)
-    how = MODES[mode]
-    codes = SOURCES[source].encode(inputs, fmt, how.saturate, how.rounding)
+    codes = kind.encode(inputs, fmt, how.saturate, how.rounding)
     with np.errstate(invalid="ignore"):  # signalling NaNs
-        x = SOURCES[source].to_float(inputs).astype(np.float64)
-    return Vectors(fmt, mode, source, inputs, codes, _flags(x, codes, fmt, how.rounding))
+        x = kind.to_float(inputs).astype(np.float64)
+    return Vectors(
+        fmt, mode.lower(), source.lower(), inputs, codes, _flags(x, codes, fmt, how.rounding)
+    )
 
 
 def _flags(
@@ -256,7 +293,18 @@ def _flags(
 
 
 def format_vectors(vectors: Vectors) -> str:
-    """Test vectors, or results, as the text of a file."""
+    """Return test vectors, or results, as the text of a file.
+
+    Examples
+    --------
+    >>> from npfp8.vectors import format_vectors, make_vectors
+    >>> text = format_vectors(make_vectors("E4M3FN", "nearest-saturating", "float32"))
+    >>> text.splitlines()[1]
+    '# format: E4M3FN'
+    >>> "43E80000 7E 01" in text
+    True
+    """
+    require("vectors", vectors, Vectors, "test vectors")
     width = 2 * SOURCES[vectors.source].bits.itemsize
     header = [
         _TITLE,
@@ -283,15 +331,23 @@ def format_vectors(vectors: Vectors) -> str:
     return "\n".join([*header, *lines]) + "\n"
 
 
-def write_all_vectors(folder: Path) -> list[Path]:
-    """Write the files of all formats, modes and input types to a folder that exists.
+def write_all_vectors(folder: str | Path) -> list[Path]:
+    """Write the files of all formats, modes and input types to an existing folder.
 
     Raises
     ------
     OSError
-        If one cannot be written.
+        If a file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from npfp8.vectors import write_all_vectors
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     len(write_all_vectors(folder))
+    99
     """
-    paths = []
+    folder, paths = path_of("folder", folder), []
     for fmt in FLOAT_FORMATS.values():
         for mode in MODES:
             for source in SOURCES:
@@ -302,17 +358,30 @@ def write_all_vectors(folder: Path) -> list[Path]:
     return paths
 
 
-def read_vectors(path: Path) -> Vectors:
+def read_vectors(path: str | Path) -> Vectors:
     """Read a file of test vectors or of results, strictly.
 
     Raises
     ------
     ValueError
-        If it is anything else: names the file and the line, what was found and
-        what was expected.
+        If it is anything else. The message names the file and the line, and what was
+        found and expected.
     OSError
         If it cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from npfp8.vectors import format_vectors, make_vectors, read_vectors
+    >>> vectors = make_vectors("E4M3FN", "nearest", "bfloat16")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, vectors.name)
+    ...     with open(path, "w") as file:
+    ...         _ = file.write(format_vectors(vectors))
+    ...     read_vectors(path)
+    <Vectors E4M3FN-nearest-bfloat16.txt: 1586 cases, flags>
     """
+    path = path_of("path", path)
     with open_regular(path) as file:
         data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
@@ -358,7 +427,7 @@ def read_vectors(path: Path) -> Vectors:
 
 
 def check_results(results: Vectors) -> VectorReport:
-    """Compare the codes that an implementation found with those that are right.
+    """Compare the codes of an implementation with the expected ones.
 
     Parameters
     ----------
@@ -368,9 +437,18 @@ def check_results(results: Vectors) -> VectorReport:
     Raises
     ------
     ValueError
-        If the column is another, or inputs and expected codes are not those of
-        the test vectors, all of them and in their order.
+        If the column is another, or the inputs and the expected codes are not all
+        those of the test vectors, in their order.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from npfp8.vectors import check_results, make_vectors
+    >>> vectors = make_vectors("E4M3FN", "nearest", "bfloat16")
+    >>> check_results(replace(vectors, column="found", third=vectors.codes)).wrong
+    0
     """
+    require("results", results, Vectors, "test vectors")
     right = make_vectors(results.fmt, results.mode, results.source)
     if results.column != "found":
         raise ValueError(

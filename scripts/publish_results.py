@@ -72,7 +72,7 @@ FIGURES: dict[str, tuple[str, Callable[[Any, Path], None], str]] = {
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "headline": ("accuracy", headline),
     "summary": ("accuracy", summary),
-    "recipes": ("accuracy", lambda rows: accuracy_tables(rows, level=4)),
+    "recipes": ("accuracy", accuracy_tables),
     "outliers": ("outliers", outlier_summary),
     "outlier sites": ("outliers", lambda reports: outlier_sites(reports[0])),
     "sensitivity": (

@@ -324,7 +324,7 @@ def test_out_takes_the_result(dtype: type, shape: tuple[int, ...]) -> None:
 
 
 def test_out_of_another_dtype() -> None:
-    with pytest.raises(TypeError, match="out: expected float32, found float64"):
+    with pytest.raises(TypeError, match="out: expected an array of float32, found float64"):
         round_to_bfloat16(np.float32([1]), out=np.empty(1))
 
 

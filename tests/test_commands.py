@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,20 @@ def test_the_page_lists_every_command() -> None:
     assert [row[0].strip("`") for row in table("command | what it does | what it writes")] == list(
         COMMANDS
     )
+
+
+@pytest.mark.parametrize("block", re.findall(r"```text\n\$ bert-numpy (.*?)```", PAGE, re.S))
+def test_the_page_shows_what_is_printed(block: str, capsys: Capture) -> None:
+    """Every line in its order; "..." stands for others."""
+    line, *expected = block.splitlines()
+    with suppress(SystemExit):
+        main(shlex.split(line))
+    output = capsys.readouterr()
+    found = (output.out + output.err).splitlines()
+    if "..." not in expected:
+        assert found == expected
+    wanted = [text for text in expected if text != "..."]
+    assert [text for text in found if text in wanted] == wanted
 
 
 def test_options_are_alike() -> None:
@@ -364,7 +380,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     def worked(*_: object, **__: object) -> None:
         raise AssertionError("the work was begun")
 
-    work = ["evaluate.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
+    work = ["demo.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
     work += ["jobs.prepare_texts", "embed.load"]
     work = [f"bert_numpy.commands.{name}" for name in (*work, "golden.load", "golden.open_kit")]
     work += ["bert_numpy.kit.export.make_kit", "npfp8.vectors.write_all_vectors"]

@@ -147,7 +147,7 @@ def test_views_of_ml_dtypes_share_memory(fmt, ml_dtypes):
 
 
 def test_interop_errors(ml_dtypes):
-    with pytest.raises(TypeError, match="expected uint8, found int8"):
+    with pytest.raises(TypeError, match="expected an array of uint8, found int8"):
         to_ml_dtypes(np.int8([1]), E4M3FN)
     with pytest.raises(ValueError, match="custom"):
         to_ml_dtypes(np.uint8([1]), FloatFormat(3, 3, 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -1021,12 +1022,22 @@ def test_float32_accumulation_is_float32(blas: str) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("name", ["", "Exact", "float64", "hopper32", None])
-def test_unknown_accumulation(name: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("", None), ("float64", "float16"), ("hopper32", "hopper")]
+)
+def test_unknown_accumulation(name: str, nearest: str | None) -> None:
     a = tensor_of(E4M3FN, [[1.0]])
     modes = "'exact', 'float32', 'hopper', 'hopper-fast', 'float16', 'bfloat16'"
-    with pytest.raises(ValueError, match=f"^accumulate: expected one of {modes}, found {name!r}$"):
+    end = "" if nearest is None else f"; did you mean {nearest!r}?"
+    expected = f"accumulate: expected one of {modes}, found {name!r}{end}"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         matmul(a, a, name)
+
+
+def test_an_accumulation_that_is_no_name() -> None:
+    a = tensor_of(E4M3FN, [[1.0]])
+    with pytest.raises(TypeError, match=r"^accumulate: expected one of 'exact', .*, found None$"):
+        matmul(a, a, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("other", [np.ones((1, 1), np.float32), np.ones((1, 1), np.uint8), [[1.0]]])

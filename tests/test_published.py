@@ -82,8 +82,8 @@ def test_a_block() -> None:
     assert publish.filled(text, EMPTY, Path()) == text
     data = {**EMPTY, "accuracy": ROWS}
     found = publish.filled(text, data, Path("docs"))
-    assert found.startswith("before\n<!-- base size, headline: begin -->\n\n| model, task |")
-    assert "**60.00** / 3" in found
+    assert found.startswith("before\n<!-- base size, headline: begin -->\n\nMetric in percent")
+    assert "| **60.00** |" in found
     assert "](figures/accuracy-base.png)" in found
     assert "](../docs/figures/accuracy-base.png)" in publish.filled(text, data, Path("notebooks"))
     assert publish.filled(found, data, Path("docs")) == found

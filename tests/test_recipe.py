@@ -153,7 +153,7 @@ BAD_FILES: dict[str, tuple[Any, list[str]]] = {
     "operand is null": (in_site(a=None), ["'linear'", "'a'", "JSON object", "None"]),
     **{
         f"fmt {value!r}": (in_operand(fmt=value), ["'fmt'", "expected null or one of", "INT8"])
-        for value in ("FP16", "e4m3", "", 8, True, ["INT8"], {"INT8": 1})
+        for value in ("FP16", "e4m4", "", 8, True, ["INT8"], {"INT8": 1})
     },
     "granularity": (in_operand(granularity="row"), ["granularity: expected one of tensor,"]),
     "granularity is null": (in_operand(granularity=None), ["'granularity': expected str"]),
@@ -286,7 +286,8 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
         ({"percentile": math.inf}, "operand: percentile: expected 0..100, found inf"),
         ({"percentile": True}, "operand: percentile: expected 0..100, found True"),
         ({"percentile": "99"}, "operand: percentile: expected 0..100, found '99'"),
-        ({"fmt": "INT8"}, "operand: fmt: expected a format or None, found 'INT8'"),
+        ({"fmt": "INT9"}, "operand: fmt: expected a format (E4M3FN, E5M2, "),
+        ({"fmt": 8}, "operand: fmt: expected a format, its name, or None, found 8"),
         ({"dynamic": 1}, "operand: dynamic: expected True or False, found 1"),
         ({"granularity": ["token"]}, "operand: granularity: expected one of tensor, channel"),
         ({"fmt": INT8, "dynamic": True}, "which would depend on the batch, found True"),

@@ -717,7 +717,7 @@ def test_float64_is_rounded_to_float32_first() -> None:
 @pytest.mark.parametrize("x", [[True], [1j], ["1"], [None], np.zeros(2, "M8[s]")])
 def test_input_that_is_no_number(x: Any) -> None:
     found = re.escape(str(np.asarray(x).dtype))
-    with pytest.raises(TypeError, match=f"quantize: expected real numbers, found {found}"):
+    with pytest.raises(TypeError, match=f"x: expected real numbers, found {found}"):
         quantize(x, E4M3FN)
 
 

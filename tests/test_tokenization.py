@@ -268,8 +268,8 @@ def test_unequal_pairs(tokenizer: Tokenizer, pairs: list[str]) -> None:
 
 def test_one_text_is_no_list(tokenizer: Tokenizer) -> None:
     message = "expected a list of texts, found one text"
-    assert refusal(lambda: tokenizer.encode("film")) == message
-    assert refusal(lambda: tokenizer.encode(["a", "b"], "ab")) == message
+    assert refusal(lambda: tokenizer.encode("film")) == f"texts: {message}"
+    assert refusal(lambda: tokenizer.encode(["a", "b"], "ab")) == f"pairs: {message}"
 
 
 def test_no_tokenizer(small: Path, tmp_path: Path) -> None:

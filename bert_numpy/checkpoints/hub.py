@@ -17,11 +17,13 @@ from bert_numpy.assets import ASSETS
 from bert_numpy.checkpoints.tensors import INDEX, SINGLE, missing_weights, read_weight_map
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.progress import is_quiet
+from npfp8.arguments import require
 from npfp8.names import suggestion
 
 __all__ = [
     "EMBEDDED",
     "MODEL_FILES",
+    "check_name",
     "fetch_dataset",
     "is_hub_id",
     "is_local",
@@ -97,6 +99,12 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     if revision is not None:
         raise BertNumpyError(f"{text}: expected a hub id for revision {revision!r}, found a folder")
     return found
+
+
+def check_name(folder_or_hub_id: object, revision: object = None) -> None:
+    """Raise TypeError unless a model's name is a str or a path, and a revision a str or None."""
+    require("folder_or_hub_id", folder_or_hub_id, (str, os.PathLike), "a folder or a model's name")
+    require("revision", revision, (str, type(None)), "a branch, tag or commit, or None")
 
 
 def is_local(name: str) -> bool:

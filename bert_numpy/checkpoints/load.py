@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_numpy.checkpoints.config_file import is_quantized, read_config
-from bert_numpy.checkpoints.hub import resolve
+from bert_numpy.checkpoints.hub import check_name, resolve
 from bert_numpy.checkpoints.parameters import find_parameters, read_weights
 from bert_numpy.checkpoints.pooling import read_dense, read_pooling
 from bert_numpy.checkpoints.tensors import open_checkpoint
@@ -18,11 +18,12 @@ from bert_numpy.engines.functions import ACTIVATIONS
 from bert_numpy.errors import BertNumpyError, key_error
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
+from npfp8.arguments import wrong_type
 
 if TYPE_CHECKING:
     from bert_numpy.quantization.recipe import Recipe
 
-__all__ = ["load", "stored_recipe"]
+__all__ = ["as_model", "load", "stored_recipe"]
 
 #: The file that makes transformers load another model and change its weights.
 _ADAPTER = "adapter_config.json"
@@ -66,6 +67,7 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
     >>> model([[101, 2204, 3185, 102]]).logits.shape
     (1, 2)
     """
+    check_name(folder_or_hub_id, revision)
     folder = resolve(folder_or_hub_id, revision)
     config = _read_config(folder)
     if config.hidden_act not in ACTIVATIONS:
@@ -79,6 +81,29 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
         return load_quantized(config, folder, name)
     weights = read_weights(config, open_checkpoint(folder)) | read_dense(folder, config)
     return Model(config, weights, name=name)
+
+
+def as_model(model: Model | str | Path, argument: str = "model") -> Model:
+    """Return a model that is given as such, or by the name or folder that :func:`load` takes.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    BertNumpyError
+        As :func:`load`.
+
+    Examples
+    --------
+    >>> from bert_numpy.checkpoints.load import as_model
+    >>> as_model("bert-tiny-sst2").name
+    'bert-tiny-sst2'
+    """
+    if isinstance(model, Model):
+        return model
+    if not isinstance(model, str | Path):
+        raise wrong_type(argument, "a model, its folder, or its name", model)
+    return load(model)
 
 
 def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> Recipe | None:

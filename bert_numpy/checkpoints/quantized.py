@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from bert_numpy.quantization.convert import QuantizedModel, planned_model
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
+from npfp8.arguments import path_of, require, wrong_type
 from npfp8.arrays import Array, Float32Array
 from npfp8.files import check_folder, created_folder, open_regular, require_absent
 from npfp8.scaling import axis_and_block
@@ -205,7 +206,10 @@ def _repository(folder: Path) -> Path:
 
 
 def save_quantized(
-    model: QuantizedModel, source: str | Path, target: str | Path, card: str | None = None
+    model: QuantizedModel,
+    source: str | Path,
+    target: str | Path,
+    card: str | Callable[[Path], str] | None = None,
 ) -> None:
     """Write a quantized model as a Hugging Face checkpoint; loading it gives the same bits.
 
@@ -220,8 +224,9 @@ def save_quantized(
     target : str or Path
         The folder to create. It is written atomically: an interrupted process leaves it
         unchanged. It must not exist, or must be an empty folder.
-    card : str, optional
-        The model card, ``README.md``.
+    card : str or callable (Path) -> str, optional
+        The model card, ``README.md``; or a function that makes it, which is called with the
+        folder once all other files are in it.
 
     Raises
     ------
@@ -229,8 +234,27 @@ def save_quantized(
         If ``target`` is not empty or cannot be written; if the layout cannot express
         the recipe, see :func:`compressed_tensors_config`; if the model was not made from
         ``source``; or in the cases of :func:`side_files`.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> import os, tempfile
+    >>> quantized = bert_numpy.apply_recipe(model, "e4m3", calibration)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "e4m3")
+    ...     bert_numpy.save_quantized(quantized, "bert-tiny-sst2", path)
+    ...     bert_numpy.load(path).recipe.name
+    'e4m3'
     """
-    folder, target = resolve(source), Path(target)
+    require("model", model, QuantizedModel, "a quantized model, as apply_recipe returns it")
+    require("source", source, (str, Path), "the folder or the name of a checkpoint")
+    if not isinstance(card, str | None) and not callable(card):
+        raise wrong_type("card", "the text of a model card, a function, or None", card)
+    folder, target = resolve(source), path_of("target", target)
     check_target(target)
     parameters = find_parameters(model.config, open_checkpoint(folder))
     raw = read_json(folder / "config.json")
@@ -259,7 +283,7 @@ def save_quantized(
             (made / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, made / name)
         if card is not None:
-            _write(made / "README.md", card)
+            _write(made / "README.md", card if isinstance(card, str) else card(made))
         _write(made / _MANIFEST, _manifest(made))
 
 

@@ -69,10 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _output():
             try:
-                arguments = build_parser().parse(sys.argv[1:] if argv is None else argv)
-                if arguments.version:
+                given = build_parser().parse(sys.argv[1:] if argv is None else argv)
+                if given.version:
                     print(npfp8.__version__)
                     raise SystemExit(0)
+                arguments = given
             except SystemExit:  # after --help, --version, or a usage error
                 sys.stdout.flush()
                 raise

@@ -146,7 +146,14 @@ def _quantize(arguments: argparse.Namespace) -> Outcome:
     if not rows:
         report["task"] = None
     base_model = None if is_local(arguments.model) else arguments.model
-    save_quantized(model, source, arguments.out, model_card(report, recipe, base_model))
+    save_quantized(
+        model,
+        source,
+        arguments.out,
+        lambda made: model_card(
+            report, recipe, base_model, config=model.config, source=source, made=made
+        ),
+    )
 
     def show() -> None:
         if rows:

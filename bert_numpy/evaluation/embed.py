@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from bert_numpy.checkpoints.load import as_model
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.evaluate import text_logits
 from bert_numpy.finite import NO_CLASS
 from bert_numpy.model.model import Model, require_head
 from bert_numpy.progress import Progress
 from bert_numpy.tasks.similarity import EMBEDDINGS, cosines, neighbours
-from bert_numpy.tasks.tokenization import EncodedText, Tokenizer
+from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, as_tokenizer
+from npfp8.arguments import integer, wrong_type
 from npfp8.arrays import Float32Array
 
 __all__ = ["NEIGHBOURS", "embed", "embed_encoded", "similarity"]
@@ -22,8 +25,8 @@ NEIGHBOURS = (1, 10)
 
 
 def embed(
-    model: Model,
-    tokenizer: Tokenizer,
+    model: Model | str | Path,
+    tokenizer: Tokenizer | str | Path,
     texts: Sequence[str],
     batch_size: int = 32,
     *,
@@ -70,6 +73,13 @@ def embed(
     >>> bert_numpy.embed(model, tokenizer, ["a warm film", "dull"]).shape  # doctest: +SKIP
     (2, 384)
     """
+    model, tokenizer = as_model(model), as_tokenizer(tokenizer)
+    if (batch_size := integer("batch_size", batch_size)) < 1:
+        raise BertNumpyError(f"batch_size: expected at least 1, found {batch_size}")
+    if threads is not None and (threads := integer("threads", threads)) < 1:
+        raise BertNumpyError(f"threads: expected at least 1, found {threads}")
+    if progress is not None and not callable(progress):
+        raise wrong_type("progress", "a function", progress)
     require_head(model, EMBEDDINGS.head)
     encoded = tokenizer.encode(texts, None, max_length)
     return embed_encoded(model, encoded, batch_size, progress, threads)

@@ -41,7 +41,7 @@ __all__ = [
 _Data = TypeVar("_Data", bound=Data)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """A recipe's results on a data set.
 
@@ -76,6 +76,10 @@ class Evaluation:
     seconds: float
     counts: Counts = field(default_factory=dict)
     answers: tuple[tuple[Answer, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        return f"<Evaluation {self.recipe}: {len(self.predictions)} examples, {metrics}>"
 
     @property
     def not_finite(self) -> int:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bert_numpy.assets import REVIEWS
-from bert_numpy.checkpoints.load import load
+from bert_numpy.checkpoints.load import as_model, load
 from bert_numpy.errors import BertNumpyError, reading
 from bert_numpy.evaluation.evaluate import (
     Evaluation,
@@ -27,6 +29,7 @@ from bert_numpy.quantization.calibration import (
     save_calibration,
 )
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
+from bert_numpy.quantization.presets import as_recipe
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import TASKS, Examples
@@ -34,7 +37,14 @@ from bert_numpy.tasks.registry import any_task_named, require_test_set, task_for
 from bert_numpy.tasks.similarity import EMBEDDINGS
 from bert_numpy.tasks.task import Data, Task
 from bert_numpy.tasks.texts import read_texts
-from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, Window, load_tokenizer
+from bert_numpy.tasks.tokenization import (
+    EncodedText,
+    Tokenizer,
+    Window,
+    as_tokenizer,
+    load_tokenizer,
+)
+from npfp8.arguments import flag, integer, require, wrong_type
 from npfp8.files import open_regular
 
 __all__ = [
@@ -51,12 +61,20 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Job:
     """A model, the examples to evaluate it on, and its calibration or the texts for one.
 
     ``windows`` holds the encoded inputs of each example, as the task makes them.
     ``calibration`` is an existing calibration; without it ``calibration_texts`` are run.
+
+    Examples
+    --------
+    >>> from bert_numpy.assets import REVIEWS
+    >>> from bert_numpy.job import prepare
+    >>> job = prepare("bert-tiny-sst2", "sst2", REVIEWS, limit=8, calibration_samples=4)
+    >>> job
+    <Job bert-tiny-sst2 on sst2: 8 examples, 4 texts to calibrate on>
     """
 
     model: Model
@@ -67,8 +85,25 @@ class Job:
     batch_size: int
     calibration: Calibration | None = None
 
+    def __repr__(self) -> str:
+        made = f"{len(self.calibration_texts)} texts to calibrate on"
+        given = made if self.calibration is None else "with a calibration"
+        return (
+            f"<Job {self.model.name} on {self.task.name}: {len(self.examples)} examples, {given}>"
+        )
+
     def select(self, rows: Sequence[int]) -> Job:
-        """Return the same job with only the examples of the given rows."""
+        """Return the same job with only the examples of the given rows.
+
+        Examples
+        --------
+        >>> from bert_numpy.assets import REVIEWS
+        >>> from bert_numpy.job import prepare
+        >>> job = prepare("bert-tiny-sst2", "sst2", REVIEWS, limit=8, calibration_samples=4)
+        >>> job.select([0, 2])
+        <Job bert-tiny-sst2 on sst2: 2 examples, 4 texts to calibrate on>
+        """
+        rows = [integer("rows", row) for row in _listed("rows", rows, "row numbers")]
         windows = [self.windows[row] for row in rows]
         return replace(self, examples=self.examples.select(rows), windows=windows)
 
@@ -136,7 +171,25 @@ def prepare(
     ------
     BertNumpyError
         If anything is missing, malformed or does not fit together.
+
+    Examples
+    --------
+    >>> from bert_numpy.assets import REVIEWS
+    >>> from bert_numpy.job import prepare
+    >>> job = prepare("bert-tiny-sst2", "sst2", REVIEWS, limit=8, calibration_samples=4)
+    >>> len(job.examples)
+    8
     """
+    _check_names(model, data, revision, calibration=calibration, calibration_data=calibration_data)
+    _check_numbers(
+        calibration_samples=calibration_samples,
+        limit=limit,
+        max_length=max_length,
+        batch_size=batch_size,
+    )
+    require("task", task, str, "the name of a task")
+    calibrated, test = flag("calibrated", calibrated), flag("test", test)
+    _check_function("progress_bar", progress_bar)
     task_ = any_task_named(task)
     examples = _read_examples(data, task_, limit, test)
     given = saved_calibration(calibration) if calibrated and calibration is not None else None
@@ -280,9 +333,9 @@ def saved_calibration(path: str | Path) -> Calibration:
 
 
 def calibrate_on_sentences(
-    model: Model,
-    tokenizer: Tokenizer,
-    file: Path,
+    model: Model | str | Path,
+    tokenizer: Tokenizer | str | Path,
+    file: str | Path,
     progress_bar: ProgressBar | None = None,
     *,
     samples: int = 256,
@@ -308,7 +361,20 @@ def calibrate_on_sentences(
     ------
     BertNumpyError
         If the file is missing or malformed.
+
+    Examples
+    --------
+    >>> from bert_numpy.assets import REVIEWS
+    >>> from bert_numpy.job import calibrate_on_sentences
+    >>> name = "bert-tiny-sst2"
+    >>> calibrate_on_sentences(name, name, REVIEWS / "train.tsv", samples=4)
+    <Calibration of bert-tiny-sst2: 4 samples, 22 operands>
     """
+    model, tokenizer = as_model(model), as_tokenizer(tokenizer)
+    require("file", file, (str, Path), "a path")
+    _check_numbers(samples=samples)
+    paired, golden = flag("paired", paired), flag("golden", golden)
+    _check_function("progress_bar", progress_bar)
     texts = _sentences(file, samples)
     pairs = [*texts[1:], texts[0]] if paired else None
     encoded = tokenizer.encode(texts, pairs, _length(_SENTENCES, tokenizer, None))
@@ -318,7 +384,7 @@ def calibrate_on_sentences(
 
 def run(
     job: Job,
-    recipes: list[Recipe],
+    recipes: Sequence[Recipe | str | Path],
     progress_bar: ProgressBar | None = None,
     *,
     golden: bool = False,
@@ -329,7 +395,8 @@ def run(
     Parameters
     ----------
     job : Job
-    recipes : list of Recipe
+    recipes : sequence of Recipe, str or Path
+        Recipes, names of :data:`bert_numpy.PRESETS`, or JSON files.
     progress_bar : callable, optional
     golden : bool
         True to calibrate and to run in golden arithmetic.
@@ -342,8 +409,31 @@ def run(
         If a calibration is to be saved but no recipe needs one; if a recipe's
         accumulator cannot take its products; or in the cases of
         :func:`bert_numpy.calibrate` and :func:`evaluate_task`.
+
+    Examples
+    --------
+    >>> from bert_numpy.assets import REVIEWS
+    >>> from bert_numpy.job import prepare, run
+    >>> job = prepare("bert-tiny-sst2", "sst2", REVIEWS, limit=8, calibration_samples=4)
+    >>> [evaluation.recipe for evaluation in run(job, ["fp32", "e4m3"])]
+    ['fp32', 'e4m3']
     """
-    bar = progress_bar or no_bar
+    require("job", job, Job, "a job, as prepare returns it")
+    recipes = _recipes(recipes)
+    golden = flag("golden", golden)
+    _check_function("progress_bar", progress_bar)
+    require("calibration_output", calibration_output, (str, Path, type(None)), "a path or None")
+    return _evaluations(job, recipes, progress_bar or no_bar, golden, calibration_output)
+
+
+def _evaluations(
+    job: Job,
+    recipes: list[Recipe],
+    bar: ProgressBar,
+    golden: bool,
+    calibration_output: str | Path | None,
+) -> Iterator[Evaluation]:
+    """Yield the evaluations of :func:`run`, whose arguments are checked."""
     for recipe in recipes:  # check all before the first one takes its time
         recipe.check_accumulation(model_sites(job.model))
     job = with_calibration(job, recipes, bar, golden=golden)
@@ -374,7 +464,7 @@ def keep_calibration(
 
 def with_calibration(
     job: Job,
-    recipes: list[Recipe],
+    recipes: Sequence[Recipe | str | Path],
     progress_bar: ProgressBar | None = None,
     *,
     golden: bool = False,
@@ -382,7 +472,19 @@ def with_calibration(
     """Add a calibration to the job, if it has none and a recipe needs one.
 
     A quantized model needs no calibration, as it has its scales.
+
+    Examples
+    --------
+    >>> from bert_numpy.assets import REVIEWS
+    >>> from bert_numpy.job import prepare, with_calibration
+    >>> job = prepare("bert-tiny-sst2", "sst2", REVIEWS, limit=8, calibration_samples=4)
+    >>> with_calibration(job, ["e4m3"]).calibration
+    <Calibration of bert-tiny-sst2: 4 samples, 22 operands>
     """
+    require("job", job, Job, "a job, as prepare returns it")
+    recipes = _recipes(recipes)
+    golden = flag("golden", golden)
+    _check_function("progress_bar", progress_bar)
     if (
         job.calibration is not None
         or isinstance(job.model, QuantizedModel)
@@ -397,5 +499,52 @@ def with_calibration(
 
 
 def evaluate_job(job: Job, model: QuantizedModel, progress: Progress | None = None) -> Evaluation:
-    """Evaluate a model on a job's examples."""
+    """Evaluate a model on a job's examples.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> from bert_numpy.assets import REVIEWS
+    >>> from bert_numpy.job import evaluate_job, prepare
+    >>> job = prepare("bert-tiny-sst2", "sst2", REVIEWS, limit=8, calibration_samples=4)
+    >>> model = bert_numpy.apply_recipe(job.model, "bf16")
+    >>> list(evaluate_job(job, model).metrics)
+    ['accuracy']
+    """
+    require("job", job, Job, "a job, as prepare returns it")
+    require("model", model, QuantizedModel, "a quantized model, as apply_recipe returns it")
+    _check_function("progress", progress)
     return evaluate_task(model, job.task, job.examples, job.windows, job.batch_size, progress)
+
+
+def _recipes(recipes: Sequence[Recipe | str | Path]) -> list[Recipe]:
+    """Look up recipes."""
+    return [as_recipe(recipe, "recipes") for recipe in _listed("recipes", recipes, "recipes")]
+
+
+def _listed(argument: str, values: Any, what: str) -> list[Any]:
+    """Return a sequence as a list; raise TypeError for anything else."""
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+        raise wrong_type(argument, f"a list of {what}", values)
+    return list(values)
+
+
+def _check_names(model: object, data: object, revision: object, **files: object) -> None:
+    """Raise TypeError unless all are names or paths; a revision and files may be None."""
+    require("model", model, (str, Path), "the folder or the name of a model")
+    require("data", data, (str, Path), "the path or the hub id of data")
+    require("revision", revision, (str, type(None)), "a branch, tag or commit, or None")
+    for name, file in files.items():
+        require(name, file, (str, Path, type(None)), "a path or None")
+
+
+def _check_numbers(**numbers: object) -> None:
+    """Raise TypeError unless all are integers or None."""
+    for name, number in numbers.items():
+        if number is not None:
+            integer(name, number)
+
+
+def _check_function(argument: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise wrong_type(argument, "a function or None", value)

@@ -30,6 +30,7 @@ from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from bert_numpy.quantization.recipe_json import recipe_json
 from npfp8 import ACCUMULATORS, INT8, UINT8, FloatFormat, Format, QuantizedTensor
+from npfp8.arguments import path_of, require
 from npfp8.arrays import IntArray
 
 __all__ = ["check_exportable", "export_onnx", "onnx_model"]
@@ -45,9 +46,25 @@ def export_onnx(model: QuantizedModel, path: str | Path) -> None:
     ------
     BertNumpyError
         In the cases of :func:`onnx_model`, or if a file cannot be written.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> import importlib.util, os, tempfile
+    >>> quantized = bert_numpy.apply_recipe(model, "e4m3", calibration)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "e4m3.onnx")
+    ...     if importlib.util.find_spec("onnx"):  # the extra onnx
+    ...         bert_numpy.export_onnx(quantized, path)
     """
+    require("model", model, QuantizedModel, "a quantized model, as apply_recipe returns it")
+    target = path_of("path", path)
     graph, proto = _traced(model)
-    save_graph(graph, proto, Path(path))
+    save_graph(graph, proto, target)
 
 
 def onnx_model(model: QuantizedModel) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,11 @@ import numpy.typing as npt
 from bert_numpy.errors import BertNumpyError, shown
 from bert_numpy.kit.candidate import as_candidate
 from bert_numpy.kit.defects import DEFECTS, FOUND, Defect
-from bert_numpy.kit.manifest import PROFILES, Kit, Tensor
+from bert_numpy.kit.manifest import PROFILES, Kit, Tensor, as_kit
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
 from bert_numpy.progress import ProgressBar, no_bar
+from npfp8.arguments import integer, require, wrong_type
 from npfp8.arrays import Array, Float64Array, IntArray
 from npfp8.formats import FORMATS, FloatFormat
 from npfp8.mistakes import differing
@@ -63,7 +66,7 @@ class Difference:
     causes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The result of a comparison.
 
@@ -78,6 +81,15 @@ class Report:
         The differences in the order of the data flow.
     failures : mapping of str to str
         The tensors that the profile does not tolerate, each with the reason.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit import open_kit, verify
+    >>> kit = open_kit()
+    >>> values = kit.arrays["codec/E4M3FN/values"]
+    >>> report = verify(kit, {"codec/E4M3FN/values": values})
+    >>> report.passed, report.compared
+    (True, ('codec/E4M3FN/values',))
     """
 
     profile: str
@@ -85,6 +97,9 @@ class Report:
     missing: int
     differences: tuple[Difference, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Report {self.text().splitlines()[0]}>"
 
     @property
     def passed(self) -> bool:
@@ -97,7 +112,16 @@ class Report:
         return self.differences[0] if self.differences else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
+        """Return the report as a JSON object.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit, verify
+        >>> kit = open_kit()
+        >>> values = kit.arrays["codec/E4M3FN/values"]
+        >>> verify(kit, {"codec/E4M3FN/values": values}).as_json()["passed"]
+        True
+        """
         return {
             "passed": self.passed,
             "profile": self.profile,
@@ -109,7 +133,16 @@ class Report:
         }
 
     def text(self) -> str:
-        """Return the report as a few lines of text."""
+        """Return the report as a few lines of text.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit, verify
+        >>> kit = open_kit()
+        >>> values = kit.arrays["codec/E4M3FN/values"]
+        >>> verify(kit, {"codec/E4M3FN/values": values}).text().split(":")[0]
+        'passed (bit-exact)'
+        """
         roots = [item for item in self.differences if item.root]
         lines = [
             f"{'passed' if self.passed else 'FAILED'} ({self.profile}): {len(self.compared)} "
@@ -135,7 +168,7 @@ _SHOWN = 5
 
 
 def verify(
-    kit: Kit,
+    kit: Kit | str | Path,
     candidate: Mapping[str, Any],
     profile: str = "bit-exact",
     *,
@@ -171,9 +204,26 @@ def verify(
     ------
     BertNumpyError
         If the profile is unknown, or a tensor of the candidate does not fit the kit.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit import open_kit, verify
+    >>> kit = open_kit()
+    >>> values = kit.arrays["codec/E4M3FN/values"]
+    >>> verify(kit, {"codec/E4M3FN/values": values}).passed
+    True
+    >>> verify(kit, {"codec/E4M3FN/values": values + 1}).first.name
+    'codec/E4M3FN/values'
     """
+    kit = as_kit(kit)
+    require("candidate", candidate, Mapping, "a mapping of names to arrays")
     if profile not in PROFILES:
         raise BertNumpyError(f"profile: expected one of {', '.join(PROFILES)}, found {profile!r}")
+    if not isinstance(min_sqnr, Real):
+        raise wrong_type("min_sqnr", "a number", min_sqnr)
+    max_flips = integer("max_flips", max_flips)
+    if progress_bar is not None and not callable(progress_bar):
+        raise wrong_type("progress_bar", "a function or None", progress_bar)
     found = as_candidate(candidate, kit, "candidate")
     differing = {
         name: mask for name, x in found.items() if (mask := differing_elements(kit, name, x)).any()

@@ -15,6 +15,7 @@ from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
 from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, writing
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
+from npfp8.arguments import path_of, require, wrong_type
 from npfp8.arrays import Array
 from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.files import created_folder, replaced_file
@@ -53,7 +54,14 @@ MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 
 
 class Reference(NamedTuple):
-    """A tensor that is an input of an operation, and the view of it."""
+    """A tensor that is an input of an operation, and the view of it.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit import open_kit
+    >>> open_kit().tensors["codec/E4M3FN/values"].inputs["codes"]
+    Reference(tensor='codec/E4M3FN/codes', view='')
+    """
 
     tensor: str
     view: str = ""
@@ -79,6 +87,13 @@ class Tensor:
         One of :data:`KINDS`. bfloat16 numbers are float32 arrays in memory.
     fmt : str
         The format of codes; "" for numbers.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit import open_kit
+    >>> tensor = open_kit().tensors["codec/E4M3FN/values"]
+    >>> tensor.level, tensor.operation, tensor.kind
+    ('codec', 'decode', 'float32')
     """
 
     name: str
@@ -90,7 +105,7 @@ class Tensor:
     fmt: str = ""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Kit:
     """Golden tensors in the order of the data flow, and their values.
 
@@ -102,14 +117,36 @@ class Kit:
         The tensors by name, each after its inputs.
     arrays : mapping of str to ndarray
         The values: float32 (for bfloat16, too), codes (uint8, int8), or int64.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit import open_kit
+    >>> kit = open_kit()
+    >>> sorted({tensor.level for tensor in kit.tensors.values()})
+    ['codec', 'layer', 'model', 'operator']
     """
 
     header: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     arrays: Mapping[str, Array] = field(repr=False)
 
+    def __repr__(self) -> str:
+        levels = dict.fromkeys(tensor.level for tensor in self.tensors.values())
+        return f"<Kit of {len(self.tensors)} tensors: {', '.join(levels)}>"
+
     def inputs(self, name: str, values: Callable[[str], Array] | None = None) -> dict[str, Array]:
-        """Return the inputs of a tensor's operation by role, in their views."""
+        """Return the inputs of a tensor's operation by role, in their views.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit
+        >>> kit = open_kit()
+        >>> {role: x.shape for role, x in kit.inputs("codec/E4M3FN/values").items()}
+        {'codes': (256,)}
+        """
+        self._require_tensor("name", name)
+        if values is not None and not callable(values):
+            raise wrong_type("values", "a function from names to arrays", values)
         value = values or self.arrays.__getitem__
         return {
             role: apply_view(value(reference.tensor), reference.view)
@@ -117,9 +154,23 @@ class Kit:
         }
 
     def sources(self, names: Iterable[str], known: Callable[[str], bool]) -> set[str]:
-        """Find everything that some tensors are computed from, back to known tensors (excluded)."""
+        """Find everything that some tensors are computed from, back to known tensors (excluded).
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit
+        >>> kit = open_kit()
+        >>> kit.sources(["codec/E4M3FN/values"], known=lambda name: False)
+        {'codec/E4M3FN/codes'}
+        """
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise wrong_type("names", "names of tensors", names)
+        if not callable(known):
+            raise wrong_type("known", "a function of a name", known)
         found: set[str] = set()
         waiting = list(names)
+        for name in waiting:
+            self._require_tensor("names", name)
         while waiting:  # not by recursion: a model's data flow is deeper than Python's stack
             for source, _ in self.tensors[waiting.pop()].inputs.values():
                 if source not in found and not known(source):
@@ -128,24 +179,66 @@ class Kit:
         return found
 
     def cases(self, operation: str, level: str | None = None) -> Iterator[Case]:
-        """Yield every tensor that an operation makes, with its inputs and the expected result."""
+        """Yield every tensor that an operation makes, with its inputs and the expected result.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit
+        >>> kit = open_kit()
+        >>> next(kit.cases("decode", "codec"))
+        <Case codec/E4M3FN/values: codes (256,) -> (256,)>
+        """
+        require("operation", operation, str, "the name of an operation")
+        require("level", level, (str, type(None)), f"one of {', '.join(LEVELS)}, or None")
         for name, tensor in self.tensors.items():
             if tensor.operation == operation and level in (None, tensor.level):
                 yield Case(name, self.inputs(name), tensor.attributes, self.arrays[name])
 
+    def _require_tensor(self, argument: str, name: object) -> None:
+        require(argument, name, str, "the name of a tensor")
+        if name not in self.tensors:
+            nearest = suggestion(str(name), self.tensors)
+            raise BertNumpyError(
+                f"{argument}: expected the name of a tensor of the kit, found {name!r}{nearest}"
+            )
+
 
 class Case(NamedTuple):
-    """One tensor to compute: its name, its operation's inputs and attributes, and the result."""
+    """One tensor to compute: its name, its operation's inputs and attributes, and the result.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit import open_kit
+    >>> case = next(open_kit().cases("decode"))
+    >>> case.name, case.expected.shape
+    ('codec/E4M3FN/values', (256,))
+    """
 
     name: str
     inputs: dict[str, Array]
     attributes: Mapping[str, Any]
     expected: Array
 
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{role} {x.shape}" for role, x in self.inputs.items())
+        return f"<Case {self.name}: {inputs} -> {self.expected.shape}>"
+
 
 def apply_view(x: Array, view: str) -> Array:
-    """Apply a view to an array; see ``docs/kit.md``."""
+    """Apply a view to an array; see ``docs/kit.md``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bert_numpy.kit.manifest import apply_view
+    >>> apply_view(np.ones((2, 3)), "transposed").shape
+    (3, 2)
+    """
+    require("x", x, np.ndarray, "an array")
+    require("view", view, str, "the name of a view")
     name, _, number = view.partition(":")
+    if name not in VIEWS:
+        raise BertNumpyError(f"view: expected one of {', '.join(VIEWS[1:])} or '', found {view!r}")
     if name == "":
         return x
     if name == "transposed":
@@ -162,13 +255,32 @@ VIEWS = ("", "transposed", "first_row", "merge_heads", "split_heads", "split_hea
 
 
 def sha256(tensor: Tensor, x: Array) -> str:
-    """Hash a tensor's bytes as stored: row by row, little-endian, bfloat16 in two bytes."""
+    """Hash a tensor's bytes as stored: row by row, little-endian, bfloat16 in two bytes.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit.manifest import open_kit, sha256
+    >>> kit = open_kit()
+    >>> name = "codec/E4M3FN/values"
+    >>> len(sha256(kit.tensors[name], kit.arrays[name]))
+    64
+    """
+    require("tensor", tensor, Tensor, "a tensor of a kit")
+    require("x", x, np.ndarray, "an array")
     stored = to_bits(x) if tensor.kind == "bfloat16" else x
     return hashlib.sha256(stored.astype(stored.dtype.newbyteorder("<")).tobytes()).hexdigest()
 
 
 def manifest_of(kit: Kit) -> dict[str, Any]:
-    """Make the manifest as a JSON object."""
+    """Make the manifest as a JSON object.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit.manifest import manifest_of, open_kit
+    >>> manifest_of(open_kit())["format"]
+    'bert-numpy kit 1'
+    """
+    require("kit", kit, Kit, "a kit, as open_kit returns it")
     used = sorted({tensor.operation for tensor in kit.tensors.values()})
     entries = []
     for name, tensor in kit.tensors.items():
@@ -195,14 +307,25 @@ def manifest_of(kit: Kit) -> dict[str, Any]:
     }
 
 
-def write_kit(kit: Kit, folder: Path) -> None:
+def write_kit(kit: Kit, folder: str | Path) -> None:
     """Write a kit to a new folder, atomically; the same kit gives the same bytes.
 
     Raises
     ------
     BertNumpyError
         If the folder exists and is not empty, or cannot be written.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from bert_numpy.kit.manifest import open_kit, write_kit
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_kit(open_kit(), os.path.join(folder, "kit"))
+    ...     sorted(os.listdir(os.path.join(folder, "kit")))
+    ['manifest.json', 'tensors.safetensors']
     """
+    require("kit", kit, Kit, "a kit, as open_kit returns it")
+    folder = path_of("folder", folder)
     stored: dict[str, Any] = {}
     for name, tensor in kit.tensors.items():
         x = kit.arrays[name]
@@ -222,6 +345,30 @@ def write_kit(kit: Kit, folder: Path) -> None:
         save_file(stored, temporary / TENSORS)
         with replaced_file(temporary / MANIFEST) as file:
             file.write(text.encode())
+
+
+def as_kit(kit: Kit | str | Path, argument: str = "kit") -> Kit:
+    """Return a kit that is given as such, or by the folder or name that :func:`open_kit` takes.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    BertNumpyError
+        As :func:`open_kit`.
+
+    Examples
+    --------
+    >>> from bert_numpy.kit.manifest import as_kit, open_kit
+    >>> kit = open_kit()
+    >>> as_kit(kit) is kit
+    True
+    """
+    if isinstance(kit, Kit):
+        return kit
+    if not isinstance(kit, str | Path):
+        raise wrong_type(argument, "a kit, or its folder or name", kit)
+    return open_kit(kit)
 
 
 def open_kit(folder: str | Path = EMBEDDED) -> Kit:
@@ -246,6 +393,7 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
     >>> float(kit.arrays["codec/E4M3FN/values"][0x7E])
     448.0
     """
+    require("folder", folder, (str, Path), "the folder of a kit, or its name")
     path = kit_folder(folder)
     file = path / MANIFEST
     if not path.is_dir():

@@ -47,7 +47,7 @@ class Pooling:
         return tuple(self.mode.split("+"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BertConfig:
     """The hyperparameters of a BERT or a relative, under the keys of BERT's ``config.json``.
 
@@ -59,6 +59,16 @@ class BertConfig:
     ``num_hidden_groups`` is the number of different layers (ALBERT); it is 0 if each
     layer has its own parameters. ``relative_attention_num_buckets`` is the number of rows in
     the table of relative positions (MPNet); it is 0 if there is no table.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> model.config  # doctest: +NORMALIZE_WHITESPACE
+    <BertConfig BertForSequenceClassification: 2 layers of 128, 2 heads, vocabulary 30522,
+    labels negative, positive>
+    >>> model.config.max_length
+    512
     """
 
     model_type: str
@@ -81,6 +91,15 @@ class BertConfig:
     architecture_found: bool = True
     num_hidden_groups: int = 0
     relative_attention_num_buckets: int = 0
+
+    def __repr__(self) -> str:
+        few = len(self.labels) <= 4
+        labels = ", ".join(self.labels) if few else f"{len(self.labels)} of them"
+        return (
+            f"<BertConfig {self.architecture}: {self.num_hidden_layers} layers of "
+            f"{self.hidden_size}, {self.num_attention_heads} heads, vocabulary "
+            f"{self.vocab_size}{f', labels {labels}' if self.labels else ''}>"
+        )
 
     @property
     def stated_architecture(self) -> str:

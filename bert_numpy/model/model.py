@@ -20,6 +20,7 @@ from bert_numpy.model.config import BertConfig
 from bert_numpy.model.encoder import Pass
 from bert_numpy.model.heads import outputs
 from bert_numpy.model.packing import Batch, pack
+from npfp8.arguments import require
 from npfp8.arrays import Float32Array, IntArray
 
 __all__ = ["EngineOf", "Model", "ModelOutput", "batch_of", "has_pooler", "require_head"]
@@ -29,7 +30,7 @@ __all__ = ["EngineOf", "Model", "ModelOutput", "batch_of", "has_pooler", "requir
 EngineOf = Callable[[Weights, Batch], Engine[Float32Array]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelOutput:
     """The outputs of a model, under the names of transformers.
 
@@ -63,6 +64,13 @@ class ModelOutput:
     counts : mapping of str to OperandCounts
         The counts of this run's quantized activations, by ``site:a`` and ``site:b``;
         empty without quantization.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> model([[101, 2204, 3185, 102]])
+    <ModelOutput last_hidden_state (1, 4, 128), pooler_output (1, 128), logits (1, 2)>
     """
 
     last_hidden_state: Float32Array
@@ -76,8 +84,12 @@ class ModelOutput:
     sentence_embedding: Float32Array | None = None
     counts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        arrays = {name: x for name, x in vars(self).items() if isinstance(x, np.ndarray)}
+        return f"<ModelOutput {', '.join(f'{name} {x.shape}' for name, x in arrays.items())}>"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A BERT: hyperparameters, parameters, and the engine that computes.
 
@@ -89,12 +101,29 @@ class Model:
         Makes the engine of each run: float32 by default.
     name : str
         The origin of the model, for reports.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> model
+    <Model bert-tiny-sst2: BertForSequenceClassification, 2 layers of 128, 4,386,178 parameters>
+    >>> model([[101, 2204, 3185, 102]]).logits.shape
+    (1, 2)
     """
 
     config: BertConfig
     weights: Weights = field(repr=False)
     engine: EngineOf = field(default=FloatEngine, repr=False)
     name: str = "model"
+
+    def __repr__(self) -> str:
+        config = self.config
+        count = sum({id(weight): weight.size for weight in self.weights.values()}.values())
+        return (
+            f"<{type(self).__name__} {self.name}: {config.architecture}, "
+            f"{config.num_hidden_layers} layers of {config.hidden_size}, {count:,} parameters>"
+        )
 
     def __call__(
         self,
@@ -176,7 +205,21 @@ def has_pooler(model: Model) -> bool:
 
 
 def require_head(model: Model, name: str) -> None:
-    """Raise :class:`BertNumpyError` if a model does not have the head of the given name."""
+    """Raise :class:`BertNumpyError` if a model does not have the head of the given name.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> from bert_numpy.model import require_head
+    >>> require_head(model, "question answering")  # doctest: +NORMALIZE_WHITESPACE
+    Traceback (most recent call last):
+    ...
+    bert_numpy.errors.BertNumpyError: bert-tiny-sst2: expected a BertForQuestionAnswering, found
+    BertForSequenceClassification
+    """
+    require("model", model, Model, "a model, as bert_numpy.load returns it")
+    require("name", name, str, "the name of a head")
     config = model.config
     if config.head.name != name:
         expected = config.description.class_of(name)

@@ -13,6 +13,7 @@ from bert_numpy.model.config import BertConfig
 from bert_numpy.model.encoder import Pass
 from bert_numpy.model.heads import outputs
 from bert_numpy.model.model import Model, has_pooler
+from npfp8.arguments import require
 
 __all__ = [
     "WORDS",
@@ -61,12 +62,32 @@ def sites_of_input(model: Model, site: Site) -> tuple[Site, ...]:
 
 
 def model_sites(model: Model) -> list[str]:
-    """List the name of every matrix product of a model, in the order of the data flow."""
+    """List the name of every matrix product of a model, in the order of the data flow.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> from bert_numpy.model import model_sites
+    >>> model_sites(model)[0], model_sites(model)[-1]
+    ('encoder.layer.0.attention.self.query', 'classifier')
+    """
+    require("model", model, Model, "a model, as bert_numpy.load returns it")
     return [site.name for site in sites_of(model)]
 
 
 def encoder_sites(config: BertConfig) -> list[str]:
-    """Name every matrix product of the Transformer layers, in the order of the data flow."""
+    """Name every matrix product of the Transformer layers, in the order of the data flow.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> from bert_numpy.model import encoder_sites
+    >>> len(encoder_sites(model.config))  # 8 per layer
+    16
+    """
+    require("config", config, BertConfig, "a BertConfig, such as model.config")
     return [site.name for site in _sites(_traced(config, True)) if site.layer is not None]
 
 

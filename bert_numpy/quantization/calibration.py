@@ -34,11 +34,13 @@ from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8 import QuantizedTensor
+from npfp8.arguments import flag, integer, path_of, require, wrong_type
 from npfp8.arrays import Array, Float32Array, Float64Array, IntArray
 from npfp8.storage import load_file, read_metadata, save_file
 
 __all__ = [
     "Calibration",
+    "as_calibration",
     "calibrate",
     "check_calibration",
     "how_to_make",
@@ -58,7 +60,7 @@ _OPERAND = re.compile(rf"{_SITE.pattern}:[ab]")
 _OF_OPERANDS, _OF_SITES = ("range", "bits", "counts"), ("channels",)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """The statistics of the activations at every site.
 
@@ -79,6 +81,18 @@ class Calibration:
         together by hand, which are not compared with a model's weights.
     place : str
         The file, for messages.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> calibration
+    <Calibration of bert-tiny-sst2: 2 samples, 22 operands>
+    >>> calibration.operands["classifier:a"].absmax > 0
+    True
     """
 
     operands: Mapping[str, Statistics]
@@ -88,6 +102,12 @@ class Calibration:
     origin: Origin | None = None
     place: str = "calibration"
 
+    def __repr__(self) -> str:
+        model = "no model" if self.origin is None else self.origin.name
+        golden = ", golden" if self.golden else ""
+        counts = f"{self.samples} samples, {len(self.operands)} operands"
+        return f"<Calibration of {model}: {counts}{golden}>"
+
     def scale(self, name: str, operand: Operand) -> Scale:
         """Compute the static scale of an operand, ``site:a`` or ``site:b``.
 
@@ -95,8 +115,21 @@ class Calibration:
         ------
         BertNumpyError
             If the calibration has no statistics of it, or its observer finds no scale.
+
+        Examples
+        --------
+        >>> import bert_numpy
+        >>> model = bert_numpy.load("bert-tiny-sst2")
+        >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+        >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+        >>> calibration = bert_numpy.calibrate(model, batches)
+        >>> operand = bert_numpy.Operand("E4M3FN")
+        >>> scale = calibration.scale("encoder.layer.0.attention.scores:a", operand)
+        >>> bool(scale.scale > 0), scale.zero_point
+        (True, None)
         """
-        assert operand.fmt is not None
+        require("name", name, str, "an operand's name, such as 'encoder.layer.0.output.dense:a'")
+        _require_quantized(operand)
         if name not in self.operands:
             raise BertNumpyError(f"calibration: operand {name!r}: expected statistics, found none")
         try:
@@ -112,8 +145,30 @@ def observed_scale(seen: Statistics, operand: Operand) -> Scale:
     return Scale.of(low, high, operand)
 
 
+def _require_quantized(operand: object) -> None:
+    """Raise unless a value is an operand with a format."""
+    require("operand", operand, Operand, "an Operand")
+    if isinstance(operand, Operand) and operand.fmt is None:
+        raise BertNumpyError("operand: fmt: expected a format, found None")
+
+
 def sqnr(seen: Statistics, operand: Operand) -> float:
-    """Compute an operand's signal-to-quantization-noise ratio, in dB, with a static scale."""
+    """Compute an operand's signal-to-quantization-noise ratio, in dB, with a static scale.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> from bert_numpy.calibration import sqnr
+    >>> seen = calibration.operands["encoder.layer.0.attention.self.query:a"]
+    >>> sqnr(seen, bert_numpy.Operand("INT8")) > sqnr(seen, bert_numpy.Operand("E5M2"))
+    True
+    """
+    require("seen", seen, Statistics, "statistics of an operand")
+    _require_quantized(operand)
     assert operand.fmt is not None
     signal, noise = quantization_noise(seen, operand.observer, operand.fmt, operand.percentile)
     return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else math.nan
@@ -147,7 +202,22 @@ def calibrate(
     BertNumpyError
         If there is no batch, if an operand is NaN or infinite (the message names the
         site), or if the model is quantized.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> bert_numpy.calibrate(model, batches)
+    <Calibration of bert-tiny-sst2: 2 samples, 22 operands>
     """
+    require("model", model, Model, "a model, as bert_numpy.load returns it")
+    golden = flag("golden", golden)
+    if threads is not None and (threads := integer("threads", threads)) < 1:
+        raise BertNumpyError(f"threads: expected at least 1, found {threads}")
+    if not isinstance(batches, Iterable) or isinstance(batches, Mapping | str):
+        raise wrong_type("batches", "a list of batches, each the arguments of the model", batches)
     if any(isinstance(weight, QuantizedTensor) for weight in model.weights.values()):
         raise BertNumpyError(f"{model.name}: expected a model in float32 to calibrate, found codes")
     inner: EngineOf = GoldenEngine if golden else FloatEngine
@@ -155,6 +225,7 @@ def calibrate(
     mine = local()
 
     def observed(batch: Mapping[str, IntArray]) -> tuple[Sight, int]:
+        require("batches", batch, Mapping, "mappings of the model's arguments")
         if not hasattr(mine, "histograms"):
             mine.histograms = {}
             histograms.append(mine.histograms)
@@ -230,7 +301,19 @@ def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
     ------
     BertNumpyError
         If the two are of different models, or have different sites.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> bert_numpy.merge_calibrations(calibration, calibration).samples
+    4
     """
+    for argument, given in (("a", a), ("b", b)):
+        require(argument, given, Calibration, "a calibration")
     if _identity(a.origin) != _identity(b.origin):
         found = " and ".join(
             "one of no model" if x is None else str(x) for x in (a.origin, b.origin)
@@ -278,7 +361,23 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
     ------
     BertNumpyError
         If the file cannot be written, or the calibration does not belong to a model.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> import os, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "scales.safetensors")
+    ...     bert_numpy.save_calibration(calibration, path)
+    ...     bert_numpy.load_calibration(path).samples
+    2
     """
+    require("calibration", calibration, Calibration, "a calibration")
+    target = path_of("path", path)
     origin = calibration.origin
     if origin is None:
         raise BertNumpyError(
@@ -303,7 +402,7 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
         "digest": origin.digest,
     }
     with writing(path):
-        save_file(tensors, path, metadata)
+        save_file(tensors, target, metadata)
 
 
 def load_calibration(path: str | Path) -> Calibration:
@@ -316,7 +415,22 @@ def load_calibration(path: str | Path) -> Calibration:
     BertNumpyError
         If the file is missing, damaged or changed, or if its numbers contradict each
         other. The message names the tensor or the key.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> import os, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "scales.safetensors")
+    ...     bert_numpy.save_calibration(calibration, path)
+    ...     bert_numpy.load_calibration(path).samples
+    2
     """
+    path_of("path", path)
     with reading(path):
         tensors, metadata = load_file(path), read_metadata(path)
 
@@ -362,6 +476,36 @@ def load_calibration(path: str | Path) -> Calibration:
             )
     _check_counts(path, operands, channels, samples, origin)
     return Calibration(operands, channels, samples, golden, origin, str(path))
+
+
+def as_calibration(
+    calibration: Calibration | str | Path, argument: str = "calibration"
+) -> Calibration:
+    """Return a calibration that is given as such, or as a file.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    BertNumpyError
+        As :func:`load_calibration`.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> from bert_numpy.quantization.calibration import as_calibration
+    >>> as_calibration(calibration) is calibration
+    True
+    """
+    if isinstance(calibration, Calibration):
+        return calibration
+    if not isinstance(calibration, str | Path):
+        raise wrong_type(argument, "a calibration or the path of one", calibration)
+    return load_calibration(calibration)
 
 
 def _stored_statistics(path: str | Path, tensors: Mapping[str, Any], name: str) -> Statistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -14,19 +15,26 @@ from bert_numpy.errors import BertNumpyError, naming
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
 from bert_numpy.model.sites import sites_of, sites_of_input
-from bert_numpy.quantization.calibration import Calibration, check_calibration, observed_scale
+from bert_numpy.quantization.calibration import (
+    Calibration,
+    as_calibration,
+    check_calibration,
+    observed_scale,
+)
 from bert_numpy.quantization.engine import engine_of
 from bert_numpy.quantization.observers import observe
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
+from bert_numpy.quantization.presets import as_recipe
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import QuantizedTensor, quantize
+from npfp8.arguments import flag, require
 from npfp8.arrays import Float32Array, Float64Array
 from npfp8.elementary import exp, log
 
 __all__ = ["QuantizedModel", "apply_recipe", "planned_model"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuantizedModel(Model):
     """A model quantized by a recipe.
 
@@ -35,16 +43,33 @@ class QuantizedModel(Model):
     recipe : Recipe
     plans : mapping of str to SitePlan
         The recipe and the static scales of every quantized product.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> quantized = bert_numpy.apply_recipe(model, "e4m3", calibration)
+    >>> quantized  # doctest: +NORMALIZE_WHITESPACE
+    <QuantizedModel bert-tiny-sst2: BertForSequenceClassification, 2 layers of 128, 4,386,178
+    parameters, by the recipe e4m3>
+    >>> quantized.weight_bytes < model.weight_bytes
+    True
     """
 
     recipe: Recipe = field(kw_only=True)
     plans: Mapping[str, SitePlan] = field(kw_only=True, repr=False)
 
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, by the recipe {self.recipe.name}>"
+
 
 def apply_recipe(
     model: Model,
-    recipe: Recipe,
-    calibration: Calibration | None = None,
+    recipe: Recipe | str | Path,
+    calibration: Calibration | str | Path | None = None,
     golden: bool = False,
 ) -> QuantizedModel:
     """Quantize a model without training: convert its weights and fix the scales.
@@ -55,8 +80,10 @@ def apply_recipe(
         A float32 model, left unchanged. A model that is already quantized is accepted
         only with its own recipe; use this to switch golden mode or the accumulation
         (``accumulate``). Its codes and scales are kept.
-    recipe : Recipe
-    calibration : Calibration, optional
+    recipe : Recipe, str or Path
+        A recipe, the name of one of :data:`bert_numpy.PRESETS`, or a JSON file.
+    calibration : Calibration, str or Path, optional
+        A calibration, or a file that :func:`bert_numpy.save_calibration` wrote.
         Required if the recipe has static scales of activations, or migrates. It must have
         been made with a model that has the same parameters.
     golden : bool
@@ -75,7 +102,23 @@ def apply_recipe(
         If a calibration is required but is missing, lacks a site or belongs to another
         model. If an override's pattern fits no site, or a site's products cannot be
         accumulated as the recipe demands. If the model is quantized by another recipe.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> batches = [tokenizer.batch(["a warm and funny film", "dull and slow"])]
+    >>> calibration = bert_numpy.calibrate(model, batches)
+    >>> quantized = bert_numpy.apply_recipe(model, "e4m3", calibration)
+    >>> output = quantized(**tokenizer.batch(["a warm and funny film"]))
+    >>> model.config.labels[output.logits.argmax()]
+    'positive'
     """
+    require("model", model, Model, "a model, as bert_numpy.load returns it")
+    recipe, golden = as_recipe(recipe), flag("golden", golden)
+    if calibration is not None:
+        calibration = as_calibration(calibration)
     if isinstance(model, QuantizedModel):
         if recipe != replace(model.recipe, accumulate=recipe.accumulate):
             raise BertNumpyError(

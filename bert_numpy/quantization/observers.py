@@ -68,7 +68,7 @@ _ENTROPY_BINS, _FEWEST_BINS = 2048, 128
 _EQUAL = 2.0**-40
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
     """The extrema and the histogram of one operand.
 
@@ -90,6 +90,9 @@ class Statistics:
     average_high: float
     bits: npt.NDArray[np.uint16]
     counts: npt.NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return f"<Statistics {self.low:.6g}..{self.high:.6g}, {self.count} elements>"
 
     @property
     def absmax(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from os import PathLike, fspath
 from types import MappingProxyType
 from typing import Any
 
@@ -11,9 +12,10 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
+from npfp8.arguments import wrong_type
 from npfp8.names import match, suggestion
 
-__all__ = ["PRESETS", "preset"]
+__all__ = ["PRESETS", "as_recipe", "preset"]
 
 
 def _alike(name: str, fmt: Format, **operand: Any) -> Recipe:
@@ -92,19 +94,66 @@ def _presets() -> Mapping[str, Recipe]:
 PRESETS = _presets()
 
 
-def preset(name: str) -> Recipe:
-    """Look up a recipe by its name in any case, or read it from a file that ends in ``.json``.
+def preset(name: str, argument: str = "format") -> Recipe:
+    """Look up a recipe by its name, or read it from a file whose name ends in ``.json``.
+
+    Parameters
+    ----------
+    name : str
+        A key of :data:`PRESETS` in any case, or a path.
+    argument : str
+        The name of the argument or option, for the error.
 
     Raises
     ------
     BertNumpyError
         If no recipe has the name, or the file is not a recipe.
+
+    Examples
+    --------
+    >>> from bert_numpy.quantization.presets import preset
+    >>> preset("E4M3")  # doctest: +NORMALIZE_WHITESPACE
+    <Recipe e4m3: linear E4M3FN x E4M3FN, scores E4M3FN x E4M3FN, context E4M3FN x E4M3FN;
+    rest bfloat16>
     """
     if name.endswith(".json"):
         return load_recipe(name)
-    if (found := match(name, PRESETS)) is None:
-        known = ", ".join(PRESETS)
+    found = match(name, PRESETS)
+    if found is None:
         raise BertNumpyError(
-            f"format: expected one of {known}, found {name!r}{suggestion(name, PRESETS)}"
+            f"{argument}: expected one of {', '.join(PRESETS)}, found {name!r}"
+            f"{suggestion(name, PRESETS)}"
         )
     return PRESETS[found]
+
+
+def as_recipe(recipe: Recipe | str | PathLike[str], argument: str = "recipe") -> Recipe:
+    """Return a recipe that is given as such, by its name, or as a JSON file.
+
+    Every function that takes a recipe looks it up here.
+
+    Parameters
+    ----------
+    recipe : Recipe, str or path
+        A name is a key of :data:`PRESETS`, in any case; a path ends in ``.json``.
+    argument : str
+        The name of the argument, for the error.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    BertNumpyError
+        If no recipe has the name (the message suggests the nearest), or the file is not a recipe.
+
+    Examples
+    --------
+    >>> from bert_numpy.quantization.presets import as_recipe
+    >>> as_recipe("INT8").name
+    'int8'
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, str | PathLike):
+        raise wrong_type(argument, "a recipe, its name, or a JSON file", recipe)
+    return preset(fspath(recipe), argument)

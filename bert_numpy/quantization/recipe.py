@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import Any
@@ -17,6 +17,9 @@ from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import Format
+from npfp8.arguments import require, wrong_type
+from npfp8.formats import as_format
+from npfp8.names import match
 from npfp8.products import ACCUMULATORS
 
 __all__ = ["Operand", "Recipe", "SiteRecipe", "shown"]
@@ -42,7 +45,30 @@ def shown(value: Any) -> str:
         return f"{type(value).__name__} that is too long to show"
 
 
-@dataclass(frozen=True)
+def _constructor(value: Operand | SiteRecipe) -> str:
+    """Return the call that makes a record, with the arguments that are not the defaults."""
+    plain = type(value)()
+    given = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, Operand):
+        del given["dynamic"]  # it follows from the rest
+    given = {name: x for name, x in given.items() if x != getattr(plain, name)}
+    shown_fields = (
+        f"{name}={(str(x) if isinstance(x, Format) else x)!r}" for name, x in given.items()
+    )
+    return f"{type(value).__name__}({', '.join(shown_fields)})"
+
+
+def _is_override(pair: Any) -> bool:
+    """Return whether a value is a pattern with its recipe."""
+    return (
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and isinstance(pair[1], SiteRecipe)
+    )
+
+
+@dataclass(frozen=True, repr=False)
 class Operand:
     """The quantization of one operand of a product.
 
@@ -71,6 +97,14 @@ class Operand:
         point*, arXiv 2309.17224).
     block : int
         The number of elements per scale, for the granularity "block".
+
+    Examples
+    --------
+    >>> from bert_numpy import Operand
+    >>> Operand("e4m3fn", "token")
+    Operand(fmt='E4M3FN', granularity='token')
+    >>> Operand("INT8").is_static
+    True
     """
 
     fmt: Format | None = None
@@ -88,7 +122,14 @@ class Operand:
                     f"operand: {name}: expected {expected}, found {shown(getattr(self, name))}"
                 )
 
-        check("fmt", self.fmt is None or isinstance(self.fmt, Format), "a format or None")
+        if isinstance(self.fmt, str):
+            try:
+                object.__setattr__(self, "fmt", as_format(self.fmt))
+            except ValueError as error:
+                raise BertNumpyError(f"operand: {error}") from None
+        check(
+            "fmt", self.fmt is None or isinstance(self.fmt, Format), "a format, its name, or None"
+        )
         for name, choices in (("granularity", GRANULARITIES), ("observer", tuple(OBSERVERS))):
             check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
         runtime = self.granularity in ("token", "block")
@@ -111,13 +152,16 @@ class Operand:
         if self.fmt is not None and self.fmt.has_zero_point:
             check("power_of_two", not self.power_of_two, "False for a format with a zero point")
 
+    def __repr__(self) -> str:
+        return _constructor(self)
+
     @property
     def is_static(self) -> bool:
         """True if it is quantized with a scale that is fixed before the run."""
         return self.fmt is not None and not self.dynamic
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SiteRecipe:
     """The quantization of one product.
 
@@ -145,6 +189,12 @@ class SiteRecipe:
         own weights and are rounded to powers of two, so that applying them rounds nothing.
         With "paper", query, key and value, which have one input, share the
         factors from the largest weights of all three, and the factors are not rounded.
+
+    Examples
+    --------
+    >>> from bert_numpy import Operand, SiteRecipe
+    >>> SiteRecipe(Operand("INT8"), Operand("INT8", "channel"), migration=0.5)
+    SiteRecipe(a=Operand(fmt='INT8'), b=Operand(fmt='INT8', granularity='channel'), migration=0.5)
     """
 
     a: Operand = Operand()
@@ -155,6 +205,8 @@ class SiteRecipe:
     smoothing: str = "power_of_two"
 
     def __post_init__(self) -> None:
+        for side in ("a", "b"):
+            require(side, getattr(self, side), Operand, "an Operand")
         if self.a.granularity == "channel":
             raise BertNumpyError(
                 "operand a: granularity: expected no 'channel', which weights have"
@@ -193,13 +245,16 @@ class SiteRecipe:
                 f"or both per block of the same size, found {found}"
             )
 
+    def __repr__(self) -> str:
+        return _constructor(self)
+
     @property
     def quantizes(self) -> bool:
         """True if at least one operand is quantized."""
         return self.a.fmt is not None or self.b.fmt is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """The quantization of a model.
 
@@ -221,6 +276,13 @@ class Recipe:
     accumulate : str
         The accumulator of the products at a quantized site, a key of
         :data:`npfp8.ACCUMULATORS`; see :func:`npfp8.matmul`.
+
+    Examples
+    --------
+    >>> from bert_numpy import Operand, Recipe, SiteRecipe
+    >>> both = Operand("E4M3FN")
+    >>> Recipe("linear-only", SiteRecipe(both, both))
+    <Recipe linear-only: linear E4M3FN x E4M3FN; rest bfloat16>
     """
 
     name: str
@@ -232,17 +294,40 @@ class Recipe:
     accumulate: str = "exact"
 
     def __post_init__(self) -> None:
+        require("name", self.name, str, "a str")
+        for name in ("linear", "scores", "context"):
+            require(name, getattr(self, name), SiteRecipe, "a SiteRecipe")
+        if not isinstance(self.overrides, tuple) or not all(map(_is_override, self.overrides)):
+            raise wrong_type("overrides", "a tuple of (pattern, SiteRecipe) pairs", self.overrides)
         for name, choices in (
             ("arithmetic", ("bfloat16", "float32")),
             ("accumulate", tuple(ACCUMULATORS)),
         ):
-            if getattr(self, name) not in choices:
+            found = getattr(self, name)
+            known = match(found, choices) if isinstance(found, str) else None
+            if known is not None:
+                object.__setattr__(self, name, known)
+            else:
                 raise BertNumpyError(
                     f"recipe {self.name}: {name}: expected {' or '.join(map(repr, choices))}, "
                     f"found {getattr(self, name)!r}"
                 )
         for kind in ("scores", "context"):
             self._check_attention(kind, kind, getattr(self, kind))
+
+    def __repr__(self) -> str:
+        kinds = [
+            f"{kind} {site.a.fmt or '-'} x {site.b.fmt or '-'}"
+            for kind in ("linear", "scores", "context")
+            if (site := getattr(self, kind)).quantizes
+        ]
+        notes = [", ".join(kinds) or "nothing quantized"]
+        if self.overrides:
+            notes.append(f"{len(self.overrides)} override{'s' * (len(self.overrides) > 1)}")
+        notes.append(f"rest {self.arithmetic}")
+        if self.accumulate != "exact":
+            notes.append(f"accumulate {self.accumulate}")
+        return f"<Recipe {self.name}: {'; '.join(notes)}>"
 
     def _check_attention(self, place: str, kind: str, site: SiteRecipe) -> None:
         """Refuse settings that a product of two activations cannot have."""
@@ -262,7 +347,15 @@ class Recipe:
             )
 
     def site(self, site: Site | str) -> SiteRecipe:
-        """Return the recipe of the product at a site, or at the site of a name."""
+        """Return the recipe of the product at a site, or at the site of a name.
+
+        Examples
+        --------
+        >>> from bert_numpy import PRESETS
+        >>> PRESETS["e4m3-channel"].site("encoder.layer.0.output.dense").b
+        Operand(fmt='E4M3FN', granularity='channel')
+        """
+        require("site", site, (str, Site), "a site or its name")
         place = site_named(site) if isinstance(site, str) else site
         by_kind = {"linear": self.linear, "scores": self.scores, "context": self.context}
         found = by_kind.get(place.kind, SiteRecipe())
@@ -282,7 +375,22 @@ class Recipe:
         ) or any(site.b.is_static for site in products)
 
     def check_overrides(self, sites: Sequence[Site]) -> None:
-        """Raise :class:`BertNumpyError` if an override fits no site, or an unsuitable one."""
+        """Raise :class:`BertNumpyError` if an override fits no site, or an unsuitable one.
+
+        Examples
+        --------
+        >>> import bert_numpy
+        >>> from bert_numpy.model.sites import sites_of
+        >>> sites = sites_of(bert_numpy.load("bert-tiny-sst2"))
+        >>> bert_numpy.PRESETS["e4m3"].skipping("*.query").check_overrides(sites)
+        >>> recipe = bert_numpy.PRESETS["e4m3"].skipping("*.queries")
+        >>> recipe.check_overrides(sites)  # doctest: +NORMALIZE_WHITESPACE
+        Traceback (most recent call last):
+        ...
+        bert_numpy.errors.BertNumpyError: recipe e4m3: override '*.queries': expected to fit a site,
+        such as encoder.layer.0.attention.self.query
+        """
+        require("sites", sites, Sequence, "a list of sites")
         for pattern, override in self.overrides:
             fitting = [site for site in sites if fnmatchcase(site.name, pattern)]
             for site in fitting:
@@ -295,7 +403,21 @@ class Recipe:
                 )
 
     def check_accumulation(self, sites: Iterable[str]) -> None:
-        """Raise :class:`BertNumpyError` if the accumulator cannot take a site's product."""
+        """Raise :class:`BertNumpyError` if the accumulator cannot take a site's product.
+
+        Examples
+        --------
+        >>> from dataclasses import replace
+        >>> from bert_numpy import PRESETS
+        >>> recipe = replace(PRESETS["int8"], accumulate="hopper")
+        >>> names = ["encoder.layer.0.output.dense"]
+        >>> recipe.check_accumulation(names)  # doctest: +NORMALIZE_WHITESPACE
+        Traceback (most recent call last):
+        ...
+        bert_numpy.errors.BertNumpyError: recipe int8: encoder.layer.0.output.dense:a: accumulate
+        'hopper': expected E4M3FN or E5M2, found INT8
+        """
+        require("sites", sites, Iterable, "names of sites")
         accumulator = ACCUMULATORS[self.accumulate]
         for name in sites:
             how = self.site(name)
@@ -314,6 +436,16 @@ class Recipe:
                     )
 
     def skipping(self, *patterns: str) -> Recipe:
-        """Return the recipe with the sites that fit any of the patterns left unquantized."""
+        """Return the recipe with the sites that fit any of the patterns left unquantized.
+
+        Examples
+        --------
+        >>> from bert_numpy import PRESETS
+        >>> recipe = PRESETS["e4m3"].skipping("encoder.layer.0.*")
+        >>> recipe.site("encoder.layer.0.output.dense").quantizes
+        False
+        """
+        for pattern in patterns:
+            require("patterns", pattern, str, "patterns of type str")
         skipped = tuple((pattern, SiteRecipe()) for pattern in patterns)
         return replace(self, overrides=self.overrides + skipped)

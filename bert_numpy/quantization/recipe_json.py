@@ -11,8 +11,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from bert_numpy.errors import BertNumpyError, read_json, writing
 from bert_numpy.quantization.recipe import Recipe, shown
 from npfp8 import Format
+from npfp8.arguments import path_of, require
 from npfp8.files import replaced_file
-from npfp8.formats import FORMATS
+from npfp8.formats import FORMATS, as_format
+from npfp8.names import match, suggestion
 
 __all__ = ["load_recipe", "recipe_json", "recipe_object", "recipe_of", "save_recipe"]
 
@@ -47,9 +49,21 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     ------
     BertNumpyError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import bert_numpy
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "mine.json")
+    ...     bert_numpy.save_recipe(bert_numpy.PRESETS["e4m3"], path)
+    ...     bert_numpy.load_recipe(path) == bert_numpy.PRESETS["e4m3"]
+    True
     """
+    require("recipe", recipe, Recipe, "a recipe")
+    target = path_of("path", path)
     text = recipe_json(recipe) + "\n"
-    with writing(path), replaced_file(Path(path)) as file:
+    with writing(path), replaced_file(target) as file:
         file.write(text.encode())
 
 
@@ -61,9 +75,19 @@ def load_recipe(path: str | Path) -> Recipe:
     BertNumpyError
         If the file is missing or is not JSON, if a key is unknown, or if its value has
         another type or is impossible.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import bert_numpy
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "mine.json")
+    ...     bert_numpy.save_recipe(bert_numpy.PRESETS["e4m3"], path)
+    ...     bert_numpy.load_recipe(path) == bert_numpy.PRESETS["e4m3"]
+    True
     """
     try:
-        return recipe_of(read_json(Path(path)))
+        return recipe_of(read_json(path_of("path", path)))
     except BertNumpyError as error:
         text = str(error)
         raise BertNumpyError(text if text.startswith(str(path)) else f"{path}: {text}") from None
@@ -105,11 +129,16 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind == Format | None:
         if value is None:
             return None
-        if not (isinstance(value, str) and value in FORMATS):
+        if not isinstance(value, str) or (match(value, FORMATS) is None):
+            nearest = suggestion(value, FORMATS) if isinstance(value, str) else ""
             raise BertNumpyError(
                 f"{where}: expected null or one of {', '.join(FORMATS)}, found {shown(value)}"
+                f"{nearest}"
             )
-        return FORMATS[value]
+        try:
+            return as_format(value, where)
+        except ValueError as error:  # an ambiguous name
+            raise BertNumpyError(str(error)) from None
     expected: list[type] = []
     for part in get_args(kind) or (kind,):
         expected += (int, float) if part is float else (part,)

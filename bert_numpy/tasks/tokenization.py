@@ -13,21 +13,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
 
 from bert_numpy.checkpoints.config_file import read_config
-from bert_numpy.checkpoints.hub import resolve
+from bert_numpy.checkpoints.hub import check_name, resolve
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.progress import Progress
 from bert_numpy.tasks.cuts import context_offsets, longest_first, whole_characters, window_positions
-from bert_numpy.tasks.tokenizer_backend import build_backend, library_errors
-from bert_numpy.tasks.tokenizer_settings import Sentences, read_settings
+from npfp8.arguments import integer, require, wrong_type
 from npfp8.arrays import IntArray
 
-__all__ = ["EncodedText", "Tokenizer", "Window", "load_tokenizer", "pad"]
+if TYPE_CHECKING:  # these import the library, which a model that is given token ids can do without
+    from bert_numpy.tasks.tokenizer_settings import Sentences
+
+__all__ = ["EncodedText", "Tokenizer", "Window", "as_tokenizer", "load_tokenizer", "pad"]
 
 
 #: The number of texts per call of the library; progress is reported between calls.
@@ -43,7 +44,7 @@ _PARALLEL = "TOKENIZERS_PARALLELISM"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EncodedText:
     """One text, or pair of texts, encoded as an input of the model.
 
@@ -55,8 +56,13 @@ class EncodedText:
     token_type_ids: tuple[int, ...]
     truncated: bool
 
+    def __repr__(self) -> str:
+        ids = self.input_ids
+        some = " ".join(map(str, ids if len(ids) <= 12 else (*ids[:10], "...", ids[-1])))
+        return f"<EncodedText {len(ids)} tokens: {some}{', truncated' if self.truncated else ''}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Window:
     """One input of a model: a whole text or pair, or a question with a part of its context.
 
@@ -81,8 +87,13 @@ class Window:
     first: int = 0
     offsets: tuple[tuple[int, int], ...] = ()
 
+    def __repr__(self) -> str:
+        context = f", {len(self.offsets)} of the context from {self.first} on"
+        tokens = len(self.encoded.input_ids)
+        return f"<Window {tokens} tokens{context if self.offsets else ''}>"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer:
     """A checkpoint's tokenizer. No call changes it, so threads may share it.
 
@@ -108,6 +119,15 @@ class Tokenizer:
         The changes of sentence-transformers to each text; None for other checkpoints.
     no_pairs : str
         The reason why pairs of texts are refused; empty if they are accepted.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> tokenizer
+    <Tokenizer WordPiece: vocabulary 30522, at most 512 tokens>
+    >>> tokenizer.tokens("a warm film")
+    [None, 'a', 'warm', 'film', None]
     """
 
     backend: Any = field(repr=False)  # the library shows every token
@@ -120,10 +140,17 @@ class Tokenizer:
     sentences: Sentences | None = None
     no_pairs: str = ""
 
+    def __repr__(self) -> str:
+        kind = type(self.backend.model).__name__
+        size = self.backend.get_vocab_size() if self.vocab_size is None else self.vocab_size
+        return f"<Tokenizer {kind}: vocabulary {size}, at most {self.model_max_length} tokens>"
+
     def __getstate__(self) -> dict[str, Any]:  # the library pickles by protocol 2 or later only
         return {**vars(self), "backend": self.backend.to_str()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        import tokenizers  # noqa: PLC0415 (see above)
+
         vars(self).update(state, backend=tokenizers.Tokenizer.from_str(state["backend"]))
         _share_with_forks()
 
@@ -152,7 +179,19 @@ class Tokenizer:
         BertNumpyError
             If a text is blank, too long or cannot be encoded, or if ``max_length`` is not
             between 3 and the model's limit.
+
+        Examples
+        --------
+        >>> import bert_numpy
+        >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+        >>> tokenizer.encode(["a warm film"])
+        [<EncodedText 5 tokens: 101 1037 4010 2143 102>]
         """
+        if max_length is not None:
+            max_length = integer("max_length", max_length)
+        if progress is not None and not callable(progress):
+            raise wrong_type("progress", "a function", progress)
+        _check_texts(texts, pairs)
         limit = self.model_max_length
         special = self.backend.num_special_tokens_to_add(pairs is not None)
         least = max(_SHORTEST, special)
@@ -160,7 +199,6 @@ class Tokenizer:
             raise BertNumpyError(f"max_length: expected {least}..{limit}, found {max_length}")
         if max_length is None and self.sentences is not None:
             max_length = limit
-        _check_texts(texts, pairs)
         encoded = []
         for start in range(0, len(texts), _AT_A_TIME):
             stop = start + _AT_A_TIME
@@ -186,7 +224,16 @@ class Tokenizer:
         ------
         BertNumpyError
             If a text is blank or cannot be encoded.
+
+        Examples
+        --------
+        >>> import bert_numpy
+        >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+        >>> tokenizer.tokens("dull", "and slow")
+        [None, 'dull', None, 'and', 'slow', None]
         """
+        require("text", text, str, "a text")
+        require("pair", pair, (str, type(None)), "a text or None")
         pairs = None if pair is None else [pair]
         _check_texts([text], pairs)
         (item,) = self._whole([text], pairs)
@@ -201,7 +248,17 @@ class Tokenizer:
         pairs: Sequence[str] | None = None,
         max_length: int | None = None,
     ) -> dict[str, IntArray]:
-        """Encode and pad texts or pairs to arrays: the keyword arguments of the model."""
+        """Encode and pad texts or pairs to arrays: the keyword arguments of the model.
+
+        Examples
+        --------
+        >>> import bert_numpy
+        >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+        >>> batch = tokenizer.batch(["a warm film", "dull"])
+        >>> batch["attention_mask"]
+        array([[1, 1, 1, 1, 1],
+               [1, 1, 1, 0, 0]])
+        """
         return pad(self.encode(texts, pairs, max_length), self.pad_token_id)
 
     def windows(
@@ -243,10 +300,22 @@ class Tokenizer:
         BertNumpyError
             If a text is blank, if a context has no token, or if ``max_length`` exceeds
             the model's limit or leaves no token for the context beside its question.
+
+        Examples
+        --------
+        >>> import bert_numpy
+        >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+        >>> context = "the film is warm and funny, the book is dull and slow"
+        >>> windows = tokenizer.windows(["which is dull?"], [context], 16, 4, 8)
+        >>> windows[0][1]
+        <Window 16 tokens, 9 of the context from 4 on>
         """
-        _check_texts(questions, contexts)
+        _check_texts(questions, contexts, ("questions", "contexts"))
+        max_length = integer("max_length", max_length)
+        if progress is not None and not callable(progress):
+            raise wrong_type("progress", "a function", progress)
         for name, value in (("doc_stride", doc_stride), ("max_query_length", max_query_length)):
-            if value < 1:
+            if integer(name, value) < 1:
                 raise BertNumpyError(f"{name}: expected at least 1, found {value}")
         if self.sentences is not None:  # it changes texts, and so the offsets
             raise BertNumpyError(
@@ -287,6 +356,8 @@ class Tokenizer:
         first: int = 0,
     ) -> list[Any]:
         """Encode whole texts or pairs by the library; ``first`` is the number of the first."""
+        from bert_numpy.tasks.tokenizer_backend import library_errors  # noqa: PLC0415 (see above)
+
         if pairs is not None and self.no_pairs:
             raise BertNumpyError(self.no_pairs)
         if self.sentences is not None:
@@ -363,10 +434,15 @@ class Tokenizer:
         )
 
 
-def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-    """Refuse anything but lists of texts, texts without words, and pairs that lack a side."""
-    if isinstance(texts, str) or isinstance(pairs, str):
-        raise BertNumpyError("expected a list of texts, found one text")
+def _check_texts(
+    texts: Sequence[str], pairs: Sequence[str] | None, names: tuple[str, str] = ("texts", "pairs")
+) -> None:
+    """Refuse anything but lists of texts with words, and pairs that lack a side."""
+    for name, given in zip(names, (texts, pairs), strict=True):
+        if isinstance(given, str):
+            raise BertNumpyError(f"{name}: expected a list of texts, found one text")
+        if not isinstance(given, Sequence | np.ndarray) and (given is not None or name == names[0]):
+            raise wrong_type(name, "a list of texts", given)
     if pairs is not None and len(pairs) != len(texts):
         raise BertNumpyError(f"expected as many pairs as texts, found {len(pairs)}/{len(texts)}")
     for number, text in enumerate((*texts, *(pairs or ()))):
@@ -390,6 +466,29 @@ def pad(encoded: Sequence[EncodedText], pad_token_id: int = 0) -> dict[str, IntA
     return arrays
 
 
+def as_tokenizer(tokenizer: Tokenizer | str | Path, argument: str = "tokenizer") -> Tokenizer:
+    """Return a tokenizer that is given as such, or by the name or folder of its model.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    BertNumpyError
+        As :func:`load_tokenizer`.
+
+    Examples
+    --------
+    >>> from bert_numpy.tasks.tokenization import as_tokenizer
+    >>> as_tokenizer("bert-tiny-sst2")
+    <Tokenizer WordPiece: vocabulary 30522, at most 512 tokens>
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if not isinstance(tokenizer, str | Path):
+        raise wrong_type(argument, "a tokenizer, or the folder or name of its model", tokenizer)
+    return load_tokenizer(tokenizer)
+
+
 def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Tokenizer:
     """Load a checkpoint's ``tokenizer.json``, or build the tokenizer from its vocabulary.
 
@@ -407,7 +506,15 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
     BertNumpyError
         If there is none of these files, if a file is corrupt, if a key is not supported, or
         if the vocabulary is larger than the model's.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    >>> tokenizer.tokens("a warm film")
+    [None, 'a', 'warm', 'film', None]
     """
+    check_name(folder_or_hub_id, revision)
     folder = resolve(folder_or_hub_id, revision, weights=False)
     config = read_config(folder / "config.json")
     names = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -416,6 +523,9 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
             f"{folder}: expected tokenizer.json, vocab.txt or vocab.json, found "
             + _found_instead(folder)
         )
+    from bert_numpy.tasks.tokenizer_backend import build_backend  # noqa: PLC0415 (see above)
+    from bert_numpy.tasks.tokenizer_settings import read_settings  # noqa: PLC0415
+
     settings = read_settings(folder, config.model_type)
     backend, side = build_backend(settings, config.vocab_size)
     sentences = settings.sentences

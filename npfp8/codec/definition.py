@@ -1,7 +1,7 @@
-"""What rounding to a format is, said once in code: slow, and what the tables are made of.
+"""The definition of rounding to a format, in code: slow, and the source of all tables.
 
-:func:`codes_of` rounds to nearest and toward zero by binary search in the format's
-values. Stochastic rounding and the integer formats, which need no table, are here too.
+:func:`codes_of` rounds to nearest and toward zero by binary search in the values of the
+format. Stochastic rounding and the integer formats need no table, and are also here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["codes_of", "integer_kernel", "quietly", "refuse_nan", "stochastic_ke
 
 
 def codes_of(x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str) -> Array:
-    """Encode float64 numbers by searching the format's grid: slow, and the definition.
+    """Encode float64 numbers by searching the grid of the format: slow, and the definition.
 
-    Everything that :func:`encode` says of rounding to nearest and toward zero
-    is said here in code, once. It makes the tables.
+    This function defines rounding to nearest and toward zero as :func:`encode`
+    describes them. It makes the tables.
 
     Parameters
     ----------
@@ -30,7 +30,13 @@ def codes_of(x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str) -
 
     Returns
     -------
-    ndarray of uint8; 0 for a NaN where the format has none
+    ndarray of uint8; 0 for a NaN if the format has none
+
+    Examples
+    --------
+    >>> from npfp8 import E2M1
+    >>> codes_of(np.array([2.5, -100.0]), E2M1, True, "nearest")
+    array([ 4, 15], dtype=uint8)
     """
     magnitude = np.abs(x)
     grid = fmt.grid
@@ -97,6 +103,7 @@ def stochastic_kernel(fmt: FloatFormat, saturate: bool, rng: np.random.Generator
         # Exact: either the code is that of 0, or the number is between it and its double.
         rest = np.maximum(magnitude - fmt.grid[code], 0.0)
         up = rest >= step
+        rest[up] = 0.0  # decided; of the largest float64, the product below would overflow
         # Compare rest / step with a random number, 64 bits of both at a time, as
         # long as they are equal. All is exact: a product with 2^64, the quotient
         # by a power of two down to its integer, the remainder.

@@ -1,4 +1,4 @@
-"""The codec's tables, made by its definition, and the kernels that look codes up in them."""
+"""The tables of the codec, made by its definition, and the kernels that look codes up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def values_of(
     out: Array | None = None,
     threads: int = 1,
 ) -> Array:
-    """The values of codes, known to be the format's, as a float dtype; None: bfloat16's bits."""
+    """Return the values of checked codes as a float dtype; for None, as the bits of bfloat16."""
     if dtype is not None and is_bfloat16(dtype):
         if out is None:
             return values_of(codes, fmt, None, None, threads).view(dtype)
@@ -36,9 +36,9 @@ def values_of(
 
 @lru_cache(maxsize=64)
 def _value_table(fmt: Format, dtype: np.dtype[Any] | None) -> Array:
-    """The value of each code, by the code's 8 bits, as a float dtype; None for bfloat16's bits.
+    """Return the value of each of the 256 codes as a float dtype; for None, as bfloat16 bits.
 
-    Raises TypeError if a value is not one of that dtype.
+    Raises TypeError if the dtype cannot hold a value.
     """
     exact = np.resize(fmt.values, 256)
     is_float = dtype is None or dtype.kind == "f"
@@ -51,15 +51,14 @@ def _value_table(fmt: Format, dtype: np.dtype[Any] | None) -> Array:
     if not is_float or not np.array_equal(back.astype(np.float64), exact, equal_nan=True):
         name = "bfloat16" if dtype is None else dtype
         raise TypeError(
-            f"decode: dtype {name} cannot hold every value of {fmt} exactly: expected a float "
-            "dtype that does"
+            f"dtype: expected a float dtype that holds every value of {fmt} exactly, found {name}"
         )
     table.flags.writeable = False
     return table
 
 
 def table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
-    """The kernel that encodes chunks of a source by a table."""
+    """Return the kernel that encodes chunks of a source by a table."""
     kernel = _table_kernel(fmt, saturate, rounding, source)
     if fmt.nan_code is not None:
         return kernel
@@ -73,7 +72,7 @@ def table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str) 
 
 @lru_cache(maxsize=256)
 def _table_kernel(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
-    """As :func:`table_encoder`, without a look at NaN; equal formats share it, by any name."""
+    """Return the kernel without the check for NaN; equal formats of different names share it."""
     if source == "float32":
         return _float32_kernel(fmt, saturate, rounding)
     find = table_kernel(_code_table(fmt, saturate, rounding, source))
@@ -81,7 +80,7 @@ def _table_kernel(fmt: FloatFormat, saturate: bool, rounding: str, source: str) 
 
 
 def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str) -> Kernel:
-    """The kernel for float32, and for what is rounded to odd to float32 first."""
+    """Return the kernel for float32, and for inputs that are first rounded to odd to float32."""
     find = table_kernel(_code_table(fmt, saturate, rounding, "float32"))
     shift = np.array(fmt.key_shift, np.uint32)
     low = np.array((1 << fmt.key_shift) - 1, np.uint32)
@@ -106,7 +105,7 @@ def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str) -> Kernel:
 def _code_table(
     fmt: FloatFormat, saturate: bool, rounding: str, source: str
 ) -> npt.NDArray[np.uint8]:
-    """The code of every bit pattern of a ``source`` type: float16, bfloat16, or float32's keys."""
+    """Return the code of every bit pattern of float16 or bfloat16, or of every key of float32."""
     shift = fmt.key_shift if source == "float32" else 16
     keys = np.arange(1 << (32 - shift), dtype=np.uint32)
     if source == "float16":

@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from npfp8.arguments import wrong_type
 from npfp8.arrays import Float32Array, chunks
 from npfp8.formats import FloatFormat
-from npfp8.products.accumulator import ACCUMULATIONS, ACCUMULATORS, Accumulator
+from npfp8.products.accumulator import (
+    ACCUMULATIONS,
+    ACCUMULATORS,
+    Accumulator,
+    as_accumulator,
+)
 from npfp8.products.exact import exact_k_limit, exact_product, float32_product
 from npfp8.products.float32 import matmul_float32
 from npfp8.products.fused import fused_sums
@@ -24,6 +30,7 @@ __all__ = [
     "ACCUMULATIONS",
     "ACCUMULATORS",
     "Accumulator",
+    "as_accumulator",
     "exact_k_limit",
     "matmul",
     "matmul_float32",
@@ -34,33 +41,33 @@ __all__ = [
 def matmul(
     a: QuantizedTensor, b: QuantizedTensor, accumulate: str | Accumulator = "exact"
 ) -> Float32Array:
-    """Matrix product of quantized tensors: what a tensor core with an ideal accumulator gives.
+    """Multiply quantized matrices, as a tensor core with an ideal accumulator does.
 
-    The codes' values are multiplied and summed exactly over K; the sum is
+    The values of the codes are multiplied and summed exactly over K; the sum is
     rounded to float32 (nearest, ties to even) and multiplied in float32 by the
-    float32 product of the two scales.
+    float32 product of the two scales. ``a @ b`` is the same.
 
     Parameters
     ----------
     a : QuantizedTensor of shape (..., M, K)
     b : QuantizedTensor of shape (..., K, N)
         The leading axes broadcast, as in :func:`numpy.matmul`. Scales may vary
-        along any axis but K, along K only by block: then the products of the
+        along any axis except K. Along K they may vary by block: the products of the
         blocks, each rounded and scaled as above, are added in float32 from the
         first block to the last.
     accumulate : str or Accumulator
-        What the sum over K is, before it is scaled; a key of :data:`npfp8.ACCUMULATORS`,
-        or a record of one's own:
+        How the products are added up over K, before the sum is scaled: a key of
+        :data:`npfp8.ACCUMULATORS` in any case, or a record of your own:
 
-        - "exact": as said above. Bit-reproducible, as are all but the next.
-        - "float32": that of a float32 BLAS product; fast, but its bits depend
-          on the BLAS, its threads and blocking.
-        - "hopper-fast", "hopper": that of an H100's or H200's tensor cores, to
-          the last bit, with fast accumulation and without
+        - "exact": the exact sum, as above. Bit-reproducible, as are all except the next.
+        - "float32": the sum of a float32 BLAS product. It is fast, but its bits depend
+          on the BLAS, its threads and its blocking.
+        - "hopper-fast", "hopper": the sum of the tensor cores of an H100 or H200, to
+          the last bit, with and without fast accumulation
           (:mod:`npfp8.products.fused`, ``docs/hopper.md``). For E4M3FN and E5M2
           with scales that do not vary along K.
-        - "float16", "bfloat16": rounded to that type after every product, from
-          the first to the last of K: what too narrow an accumulator does.
+        - "float16", "bfloat16": the sum is rounded to that type after every product,
+          from the first to the last of K, as in too narrow an accumulator.
 
     Returns
     -------
@@ -72,11 +79,13 @@ def matmul(
     Raises
     ------
     TypeError
-        If an operand is no QuantizedTensor.
+        If an operand is not a QuantizedTensor, or ``accumulate`` is neither a name nor an
+        Accumulator.
     ValueError
         If the shapes do not fit, K exceeds :func:`exact_k_limit` where the sum
-        is exact, a scale varies along K without blocks, or the Hopper modes are
-        asked for what these tensor cores do not do.
+        is exact, a scale varies along K without blocks, the name of the accumulator is
+        unknown, or a Hopper mode is used for formats or scales that these tensor cores
+        do not support.
 
     Examples
     --------
@@ -88,7 +97,7 @@ def matmul(
            [15., 22.]], dtype=float32)
     """
     _check_operands(a, b)
-    accumulator = _accumulator(accumulate)
+    accumulator = as_accumulator(accumulate)
     a_k, b_k = a.ndim - 1, b.ndim - 2
     k = a.shape[a_k]
     # A block larger than K is all of K.
@@ -115,10 +124,13 @@ def matmul(
     return total
 
 
+QuantizedTensor._product = staticmethod(matmul)
+
+
 def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
     for name, operand in (("a", a), ("b", b)):
         if not isinstance(operand, QuantizedTensor):
-            raise TypeError(f"{name}: expected a QuantizedTensor, found {type(operand).__name__}")
+            raise wrong_type(name, "a QuantizedTensor", operand)
         if operand.ndim < 2:
             raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
     if a.shape[-1] != b.shape[-2]:
@@ -127,17 +139,8 @@ def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
         )
 
 
-def _accumulator(accumulate: str | Accumulator) -> Accumulator:
-    if isinstance(accumulate, Accumulator):
-        return accumulate
-    if accumulate not in ACCUMULATORS:
-        names = ", ".join(map(repr, ACCUMULATORS))
-        raise ValueError(f"accumulate: expected one of {names}, found {accumulate!r}")
-    return ACCUMULATORS[accumulate]
-
-
 def _scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
-    """The scale of ``x``, with a K axis of length 1 so that it broadcasts against the product."""
+    """Return the scale of ``x`` with a K axis of length 1, to broadcast against the product."""
     if x.axis is None:
         return x.scale
     if x.axis == k_axis or x.block is not None:
@@ -156,7 +159,7 @@ def scaled_product(
     scale_a: Float32Array,
     scale_b: Float32Array,
 ) -> Float32Array:
-    """The product over the part ``ks`` of K, times its scale."""
+    """Compute the product over the part ``ks`` of K, times its scale."""
     with np.errstate(over="ignore", under="ignore"):
         scale = np.multiply(scale_a, scale_b)
     if not (np.isfinite(scale) & (scale > 0)).all():
@@ -174,9 +177,9 @@ def scaled_product(
 def _sums(
     a: QuantizedTensor, b: QuantizedTensor, ks: slice, accumulator: Accumulator
 ) -> tuple[Float32Array, bool]:
-    """The sums over the part ``ks`` of K, and whether there is surely no NaN among them.
+    """Compute the sums over the part ``ks`` of K, and whether certainly none of them is NaN.
 
-    A zero has either sign, a NaN any bits.
+    A zero may have either sign, and a NaN any bits.
     """
     if accumulator.kind == "sequential":
         x, y = a.code_values(np.float64), b.code_values(np.float64)

@@ -1,7 +1,7 @@
 """Accumulators as data: how the products of a matrix product are added up over K.
 
-An :class:`Accumulator` states what distinguishes one from another; the sums are
-made from these numbers alone. A record of one's own works as the named ones do::
+An :class:`Accumulator` holds the numbers in which accumulators differ; the sums are
+computed from these numbers alone. A record of your own works like the named ones::
 
     mine = dataclasses.replace(ACCUMULATORS["hopper-fast"], name="mine", step=16)
     npfp8.matmul(a, b, mine)
@@ -11,54 +11,56 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from npfp8.formats import E4M3FN, E5M2, FloatFormat, Format
+from npfp8.arguments import flag, integer, named, require, wrong_type
+from npfp8.formats import E4M3FN, E5M2, FloatFormat, Format, as_format
 
-__all__ = ["ACCUMULATIONS", "ACCUMULATORS", "Accumulator"]
+__all__ = ["ACCUMULATIONS", "ACCUMULATORS", "Accumulator", "as_accumulator"]
 
 _KINDS = ("exact", "blas", "fused", "sequential")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Accumulator:
-    """What the sum over K of a matrix product is.
+    """The way in which the products of a matrix product are added up over K.
 
     Parameters
     ----------
     name : str
     kind : {"exact", "blas", "fused", "sequential"}
         - "exact": the exact sum, rounded once to float32 (:mod:`npfp8.products.exact`).
-        - "blas": a float32 product by NumPy's BLAS, whose order of sums is its own.
-        - "fused": as tensor cores do it, ``step`` products and the accumulator at a
-          time, cut off to the same last place and added exactly, the sum cut off
-          again (:mod:`npfp8.products.fused`).
-        - "sequential": rounded to a narrow type after every product, from the first
-          to the last of K (:mod:`npfp8.products.sequential`).
+        - "blas": a float32 product by NumPy's BLAS, in the order of the BLAS.
+        - "fused": the sum of a tensor core. ``step`` products and the accumulator at a
+          time are cut off to the same last place and added exactly, and the sum is cut
+          off again (:mod:`npfp8.products.fused`).
+        - "sequential": the sum is rounded to a narrow type after every product, from the
+          first to the last of K (:mod:`npfp8.products.sequential`).
     description : str
-        For reports.
-    formats : tuple of FloatFormat, optional
+        The description in reports.
+    formats : tuple of FloatFormat or str, optional
         The formats of the operands; None for all. A fused accumulator must name them.
     scales_along_k : bool
-        Whether scales may vary along K, block by block. Each block then has an
-        accumulator of its own, and the scaled sums of the blocks are added in float32.
+        Whether scales may vary along K, block by block. Each block then has its own
+        accumulator, and the scaled sums of the blocks are added in float32.
     reproducible : bool
         Whether the bits are the same on every machine.
     nan_bits : int
         The bits of a NaN in the result.
     step : int
-        Fused: products added at a time.
+        Fused: the number of products added at a time.
     fraction_bits : int
-        Fused: bits after the leading one of the accumulator, and of the largest term.
+        Fused: the bits after the leading one of the accumulator, and of the largest term.
     steps_to_float32 : int, optional
-        Fused: steps after which the accumulator is added to a float32 sum and starts
-        again from zero. None: once, at the end.
+        Fused: the number of steps after which the accumulator is added to a float32 sum
+        and starts again from zero. None: once, at the end.
     precision, emin, emax : int
-        Sequential: the narrow type's bits with the leading one, and its exponents.
+        Sequential: the bits of the narrow type with the leading one, and its exponents.
 
     Raises
     ------
+    TypeError
+        If a field is not of the type stated.
     ValueError
-        If a number is missing, or the arithmetic that the sums are computed with cannot
-        hold what it asks for.
+        If a number is missing, or the arithmetic that computes the sums cannot hold them.
 
     Examples
     --------
@@ -87,6 +89,19 @@ class Accumulator:
     emax: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("name", "kind", "description"):
+            require(name, getattr(self, name), str, "a str")
+        for name in ("scales_along_k", "reproducible"):
+            flag(name, getattr(self, name))
+        for name in ("nan_bits", "step", "fraction_bits", "precision", "emin", "emax"):
+            integer(name, getattr(self, name))
+        if self.steps_to_float32 is not None:
+            integer("steps_to_float32", self.steps_to_float32)
+        if self.formats is not None:
+            if not isinstance(self.formats, tuple | list):
+                raise wrong_type("formats", "a tuple of formats or None", self.formats)
+            formats = tuple(as_format(fmt, "formats") for fmt in self.formats)
+            object.__setattr__(self, "formats", formats)
         if self.kind not in _KINDS:
             known = ", ".join(_KINDS)
             raise ValueError(f"{self.name}: kind: expected one of {known}, found {self.kind!r}")
@@ -94,8 +109,17 @@ class Accumulator:
             if not good:
                 raise ValueError(f"{self.name}: expected {expected}, found {self}")
 
+    def __repr__(self) -> str:
+        names = {
+            "fused": ("step", "fraction_bits", "steps_to_float32"),
+            "sequential": ("precision", "emin", "emax"),
+        }.get(self.kind, ())
+        numbers = "".join(f", {name} {getattr(self, name)}" for name in names)
+        formats = f", {' '.join(map(str, self.formats))} only" if self.formats else ""
+        return f"<Accumulator {self.name}: {self.kind}{numbers}{formats}>"
+
     def _limits(self) -> tuple[tuple[bool, str], ...]:
-        """The conditions under which the float arithmetic of the sums is exact, in words."""
+        """Return the conditions under which the float arithmetic is exact, with their words."""
         if self.kind == "sequential":
             return (
                 (8 <= self.precision <= 24, "precision of 8 to 24"),
@@ -118,24 +142,36 @@ class Accumulator:
 
     @property
     def narrow(self) -> bool:
-        """Whether it loses more bits than the float32 product that any framework computes."""
+        """Whether it loses more bits than the float32 product of any framework."""
         return self.kind in ("fused", "sequential")
 
-    def check(self, fmt_a: Format, fmt_b: Format, block: int | None = None) -> None:
-        """Raise unless it adds up products of two formats.
+    def check(self, fmt_a: Format | str, fmt_b: Format | str, block: int | None = None) -> None:
+        """Raise unless this accumulator adds up products of two formats.
 
         Parameters
         ----------
-        fmt_a, fmt_b : FloatFormat or IntFormat
+        fmt_a, fmt_b : FloatFormat, IntFormat or str
         block : int, optional
-            The elements of K that share a scale, where scales vary along K.
+            The number of elements of K that share a scale, if scales vary along K.
 
         Raises
         ------
         ValueError
             Names the operand, what is expected and what was found.
+
+        Examples
+        --------
+        >>> from npfp8 import ACCUMULATORS
+        >>> ACCUMULATORS["hopper"].check("E4M3FN", "E5M2")
+        >>> ACCUMULATORS["hopper"].check("E4M3FN", "INT8")
+        Traceback (most recent call last):
+        ...
+        ValueError: b: accumulate 'hopper': expected E4M3FN or E5M2, found INT8
         """
-        for operand, fmt in (("a", fmt_a), ("b", fmt_b)):
+        formats = as_format(fmt_a, "fmt_a"), as_format(fmt_b, "fmt_b")
+        if block is not None:
+            block = integer("block", block)
+        for operand, fmt in zip("ab", formats, strict=True):
             if self.formats is not None and fmt not in self.formats:
                 expected = " or ".join(map(str, self.formats))
                 raise ValueError(
@@ -149,7 +185,7 @@ class Accumulator:
 
 
 def _is_narrow(fmt: Format) -> bool:
-    """Whether a product's exponent is one of -32 to 30."""
+    """Return whether the exponents of products are within -32 to 30."""
     return isinstance(fmt, FloatFormat) and fmt.min_normal >= 2.0**-16 and fmt.max < 2.0**16
 
 
@@ -188,5 +224,32 @@ ACCUMULATORS = {
     )
 }
 
-#: Their names: how :func:`npfp8.matmul` can add products up.
+#: The names of the accumulators.
 ACCUMULATIONS = tuple(ACCUMULATORS)
+
+
+def as_accumulator(accumulate: str | Accumulator, argument: str = "accumulate") -> Accumulator:
+    """Return an accumulator that is given as such or by its name, in upper or lower case.
+
+    Parameters
+    ----------
+    accumulate : str or Accumulator
+    argument : str
+        The name of the argument, for the error.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    ValueError
+        If no accumulator has the name; suggests the nearest one.
+
+    Examples
+    --------
+    >>> from npfp8.products import as_accumulator
+    >>> as_accumulator("Float16")
+    <Accumulator float16: sequential, precision 11, emin -14, emax 15>
+    """
+    if isinstance(accumulate, Accumulator):
+        return accumulate
+    return named(argument, accumulate, ACCUMULATORS)

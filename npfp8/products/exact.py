@@ -34,8 +34,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arguments import flag, integer
 from npfp8.arrays import Float32Array, Float64Array, chunks, lookup
-from npfp8.formats import Format, IntFormat
+from npfp8.formats import Format, IntFormat, as_format
 from npfp8.scaling import spread
 from npfp8.tensor import QuantizedTensor
 
@@ -51,7 +52,7 @@ _CHUNK = 1 << 14
 class _Part(NamedTuple):
     """The values of a format whose magnitudes have the codes ``first`` to ``last``.
 
-    ``span`` is the largest of them over the number that all are multiples of.
+    ``span`` is the largest of them divided by the number of which all are multiples.
     """
 
     first: int
@@ -59,17 +60,25 @@ class _Part(NamedTuple):
     span: float
 
 
-def exact_k_limit(fmt_a: Format, fmt_b: Format, *, parts: int = 2, zero_point: bool = False) -> int:
-    """The largest K for which a sum of products is exact, whatever the codes.
+def exact_k_limit(
+    fmt_a: Format | str, fmt_b: Format | str, *, parts: int = 2, zero_point: bool = False
+) -> int:
+    """Return the largest K for which a sum of products is exact for all codes.
 
     Parameters
     ----------
-    fmt_a, fmt_b : FloatFormat or IntFormat
+    fmt_a, fmt_b : FloatFormat, IntFormat or str
+        The formats of the operands, or their names.
     parts : {1, 2}
-        Into how many parts each operand may be cut: 1 is a single float64
+        The number of parts into which each operand may be cut: 1 is a single float64
         product, 2 is the limit of :func:`npfp8.matmul`.
     zero_point : bool
         Whether a zero point is subtracted from integer codes: their range doubles.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not of the type stated, or a name is unknown.
 
     Examples
     --------
@@ -79,13 +88,17 @@ def exact_k_limit(fmt_a: Format, fmt_b: Format, *, parts: int = 2, zero_point: b
     >>> exact_k_limit(E5M2, E5M2)
     684784
     """
+    fmt_a, fmt_b = as_format(fmt_a, "fmt_a"), as_format(fmt_b, "fmt_b")
+    parts, zero_point = integer("parts", parts), flag("zero_point", zero_point)
+    if parts not in (1, 2):
+        raise ValueError(f"parts: expected 1 or 2, found {parts}")
     whole_a, cut_a = (_cut(fmt_a, *_full_range(fmt_a), n, zero_point) for n in (1, parts))
     whole_b, cut_b = (_cut(fmt_b, *_full_range(fmt_b), n, zero_point) for n in (1, parts))
     return min(_k_limit(cut_a, cut_b, 53), _k_limit(whole_a, whole_b, _SUM_BITS))
 
 
 def _k_limit(a: tuple[_Part, ...], b: tuple[_Part, ...], precision: int) -> int:
-    """The largest K that satisfies (1) for all pairs of parts, with 2^precision in it."""
+    """Return the largest K that satisfies (1), with 2^precision in it, for all pairs of parts."""
     return int(2**precision / (max(x.span for x in a) * max(y.span for y in b)))
 
 
@@ -113,12 +126,12 @@ def _cut(
 
 
 def _full_range(fmt: Format) -> tuple[int, int]:
-    """The magnitudes of a format: the codes of the smallest and of the largest but zero."""
+    """Return the codes of the smallest magnitude of a format that is not zero, and the largest."""
     return int(isinstance(fmt, IntFormat) or fmt.has_zero), fmt.max_code
 
 
 def _used_range(codes: npt.NDArray[Any], fmt: Format) -> tuple[int, int]:
-    """The smallest and the largest magnitude among the codes; zeros and specials aside."""
+    """Return the smallest and the largest magnitude among codes, without zeros and specials."""
     if isinstance(fmt, IntFormat) or not fmt.has_zero:
         return _full_range(fmt)
     magnitudes = np.bitwise_and(codes, fmt.magnitude_mask)
@@ -131,7 +144,7 @@ def _used_range(codes: npt.NDArray[Any], fmt: Format) -> tuple[int, int]:
 def _plan(
     a: QuantizedTensor, b: QuantizedTensor, ks: slice, k: int
 ) -> tuple[tuple[_Part, ...], tuple[_Part, ...]]:
-    """Into which parts to cut each operand: the fewest products of which each is exact."""
+    """Cut each operand into parts, so that the fewest products are made and each is exact."""
     zero_point = a.zero_point is not None or b.zero_point is not None
     limit = exact_k_limit(a.fmt, b.fmt, zero_point=zero_point)
     if k > limit:
@@ -150,7 +163,7 @@ def _plan(
 
 
 def exact_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32Array:
-    """The exact sums over ``ks``, specials counted as 0, rounded once to float32."""
+    """Compute the exact sums over ``ks``, rounded once to float32; specials count as 0."""
     k = len(range(*ks.indices(a.shape[-1])))
     parts_a, parts_b = _plan(a, b, ks, k)
     if isinstance(a.fmt, IntFormat) and isinstance(b.fmt, IntFormat):
@@ -164,7 +177,7 @@ def exact_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32A
 
 
 def float32_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32Array:
-    """The sums over ``ks`` by a float32 BLAS product, specials counted as 0."""
+    """Compute the sums over ``ks`` by a float32 BLAS product; specials count as 0."""
     x, y = _values(a, (..., ks), np.float32), _values(b, (..., ks, slice(None)), np.float32)
     product: Float32Array = np.matmul(x, y)
     return product
@@ -173,7 +186,7 @@ def float32_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float3
 def _exact_integer_product(
     a: QuantizedTensor, b: QuantizedTensor, ks: slice, k: int, block: int
 ) -> Float32Array:
-    """Float32 products, the faster ones, over blocks of K short enough to be exact."""
+    """Compute float32 products, which are fast, over blocks of K short enough to be exact."""
     x, y = _values(a, (..., ks), np.float32), _values(b, (..., ks, slice(None)), np.float32)
     if k <= block:
         return np.matmul(x, y)
@@ -188,16 +201,16 @@ def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
     """Add two to four arrays without error and round to float32 once.
 
     Each element is a multiple of ``quantum``, and their sum at most ``2^93 *
-    quantum`` even if all signs were equal (:func:`exact_k_limit` sees to it).
+    quantum`` even if all signs were equal (:func:`exact_k_limit` ensures this).
     Fixed point in two limbs: with ``unit = 2^42 * quantum`` an element is
     ``high * unit + low``, ``high`` an integer and ``0 <= low < unit``. Added
     up, the lows stay multiples of ``quantum`` below ``2^44 * quantum`` and the
-    highs integers of at most 2^51 + 4: all exact. Carried over, the two limbs
+    highs integers of at most 2^51 + 4: all exact. After the carry, the two limbs
     go into one error-free addition, ``s + r``: ``s`` is the total rounded to
-    float64 and ``r`` what that lost. Where ``r`` is not 0 and the last bit of
-    ``s`` is 0, the neighbour of ``s`` on the side of ``r`` is the total rounded
-    to odd, from which the rounding to float32 (29 bits less) is as good as one
-    from the exact total.
+    float64 and ``r`` the rest. If ``r`` is not 0 and the last bit of ``s`` is 0,
+    the neighbour of ``s`` on the side of ``r`` is the total rounded to odd.
+    Rounding it to float32 (29 bits less) gives the same as rounding the exact
+    total.
     """
     unit = 2.0**42 * quantum
     flat = np.empty(sums[0].size, np.float32)
@@ -229,7 +242,7 @@ def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
 def _values(
     x: QuantizedTensor, window: tuple[Any, ...], dtype: npt.DTypeLike, part: _Part | None = None
 ) -> npt.NDArray[Any]:
-    """The code values of ``x[window]``; NaN, infinity and other parts' values are 0."""
+    """Return the code values of ``x[window]``; NaN, infinity and values of other parts are 0."""
     first, last = part[:2] if part else _full_range(x.fmt)
     table = _value_table(x.fmt, np.dtype(dtype), first, last)
     values = lookup(table, x.codes[window].view(np.uint8))
@@ -241,7 +254,7 @@ def _values(
 
 @lru_cache(maxsize=1024)
 def _value_table(fmt: Format, dtype: np.dtype[Any], first: int, last: int) -> npt.NDArray[Any]:
-    """The value of each code; 0 where its magnitude is not in ``first`` to ``last``."""
+    """Return the value of each code; 0 if its magnitude is not in ``first`` to ``last``."""
     codes = np.arange(256, dtype=np.uint8)
     if isinstance(fmt, IntFormat):
         return codes.view(fmt.code_dtype).astype(dtype)

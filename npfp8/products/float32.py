@@ -16,16 +16,16 @@ one, or is near 0), and it is computed without error:
 
 * The products of the row and the column are split, as in Rump, Ogita and Oishi,
   *Accurate floating-point summation* (SIAM J. Sci. Comput. 31, 2008): adding
-  and taking off a large power of two cuts off their upper bits, all multiples
-  of one unit and so few that they add up exactly in any order; what is left
-  over is treated likewise until nothing is left.
+  and subtracting a large power of two splits off their upper bits. These are
+  multiples of one unit, and few enough to add up exactly in any order. The rest
+  is treated in the same way until nothing is left.
 * These few exact sums are added by ``math.fsum`` (correctly rounded) and the
-  result is made odd if the remainder, again by ``fsum``, says that it is not
+  result is made odd if the remainder, again by ``fsum``, shows that it is not
   exact. Rounding to odd and then to float32, 29 bits less, is rounding once
   (:mod:`npfp8.rounding`); rounding to nearest twice would go wrong at
   2^30 + 2^6 + 2^-32.
 
-Which elements take the second way may depend on the BLAS. The results cannot.
+The BLAS may decide which elements need the second way. It cannot change the results.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import math
 
 import numpy as np
 
-from npfp8.arrays import Float32Array, Float64Array, chunks
+from npfp8.arrays import Float32Array, Float64Array, chunks, require_array
 from npfp8.products.specials import overlay_specials
 
 __all__ = ["matmul_float32"]
@@ -47,7 +47,7 @@ _K_LIMIT = 1 << 24
 
 
 def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
-    """Matrix product of float32 arrays, every element the exact sum rounded once.
+    """Multiply matrices of float32; every element is the exact sum, rounded once.
 
     Parameters
     ----------
@@ -78,9 +78,7 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
     128
     """
     for name, operand in (("a", a), ("b", b)):
-        if not isinstance(operand, np.ndarray) or operand.dtype != np.float32:
-            found = getattr(operand, "dtype", type(operand).__name__)
-            raise TypeError(f"{name}: expected an array of float32, found {found}")
+        require_array(name, operand, np.float32)
         if operand.ndim < 2:
             raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
     k = a.shape[-1]
@@ -114,7 +112,7 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
 
 
 def _precision(x: Float32Array) -> int:
-    """The significant bits that all elements are content with: 24, for bfloat16 values 8."""
+    """Return the significant bits that all elements need: 24 in general, 8 for bfloat16 values."""
     used = int(np.bitwise_or.reduce(x.view(np.uint32), axis=None)) & 0x7FFFFF | 0x800000
     return 24 - (used & -used).bit_length() + 1
 
@@ -167,7 +165,7 @@ def _round_settled(
 
 
 def _exact_sums(terms: Float64Array) -> Float32Array:
-    """The sums of each row of float64 numbers, rounded once to float32. Overwrites ``terms``.
+    """Sum each row of float64 numbers, rounded once to float32. ``terms`` is overwritten.
 
     The terms are products of two float32 numbers: 0 or of 2^-298 to 2^256.
 
@@ -198,7 +196,7 @@ def _exact_sums(terms: Float64Array) -> Float32Array:
 
 
 def _fsum_to_odd(parts: list[float]) -> float:
-    """The exact sum of a few numbers rounded to odd to float64."""
+    """Return the exact sum of a few numbers, rounded to odd to float64."""
     total = math.fsum(parts)
     rest = math.fsum([*parts, -total])
     if rest == 0.0 or int(np.float64(total).view(np.int64)) & 1:

@@ -55,14 +55,14 @@ def fused_sums(
     fmt_b: FloatFormat,
     accumulator: Accumulator,
 ) -> Float32Array:
-    """The matrix product of codes in a fused accumulator; NaN and infinity count as 0.
+    """Multiply matrices of codes in a fused accumulator; NaN and infinity count as 0.
 
     Parameters
     ----------
     a : ndarray of uint8, (..., M, K)
         The leading axes broadcast.
     fmt_a, fmt_b : FloatFormat
-        Two of the accumulator's.
+        Two of the formats of the accumulator.
     b : ndarray of uint8, (..., K, N)
     accumulator : Accumulator
 
@@ -105,7 +105,7 @@ def _add_step(
     exponent: npt.NDArray[np.int8],
     fraction_bits: int,
 ) -> Float32Array:
-    """The next accumulator. Overwrites the operands; ``exponent`` is the products' largest."""
+    """Return the next accumulator. ``exponent`` is the largest; the operands are overwritten."""
     e = (accumulator.view(np.int32) >> 23 & 0xFF) - 127
     np.maximum(e, exponent, out=e)
     np.maximum(e, _ZERO_EXPONENT, out=e)  # where there is nothing but zeros
@@ -123,13 +123,13 @@ def _add_step(
 
 
 def _power_of_two(exponent: npt.NDArray[np.int32]) -> Float32Array:
-    """2^exponent, for the exponents of normal numbers."""
+    """Return 2^exponent, for the exponents of normal numbers."""
     return ((exponent + 127) << 23).view(np.float32)
 
 
 @lru_cache(maxsize=16)
 def _operand_tables(fmt: FloatFormat) -> tuple[Float32Array, npt.NDArray[np.int8]]:
-    """The value and the exponent of each code, NaN and infinity counted as zeros."""
+    """Return the value and the exponent of each code; NaN and infinity count as zeros."""
     values = np.where(fmt.is_finite, fmt.values, 0.0)
     magnitudes = np.maximum(np.abs(values), fmt.min_normal)
     exponents = np.where(values == 0, _ZERO_EXPONENT, np.frexp(magnitudes)[1] - 1)

@@ -13,11 +13,11 @@ __all__ = ["sequential_sums"]
 
 
 def sequential_sums(x: Float64Array, y: Float64Array, accumulator: Accumulator) -> Float32Array:
-    """The matrix product, the sum rounded to a narrow type after every product.
+    """Multiply matrices; the sum is rounded to a narrow type after every product.
 
     ``sum = round(sum + x[k] * y[k])`` for k = 0, 1, ... from ``sum = 0``: the
     product is exact, and added to the sum it is rounded once, to nearest, ties
-    to even; subnormal results are exact, overflow gives infinity, for good.
+    to even. Subnormal results are exact; overflow gives infinity, which stays.
     NaN and infinity among the operands propagate as in IEEE 754.
 
     Parameters

@@ -1,4 +1,4 @@
-"""NaN and infinity in matrix products: taken out first, and laid over the finite result.
+"""NaN and infinity in matrix products: left out first, then put into the finite result.
 
 A BLAS may skip a zero, and an infinity times a part that is zero must not become NaN.
 """
@@ -14,22 +14,21 @@ __all__ = ["overlay_specials"]
 
 
 def overlay_specials(result: Float32Array, x: Array, y: Array) -> None:
-    """Put into the product ``result`` of the finite values what NaN and infinity make of it.
+    """Put the results of NaN and infinity into the product ``result`` of the finite values.
 
-    As IEEE 754 has it, whatever the order of the sum: a NaN or an infinity times
-    0 gives NaN, as do infinities of both signs. A BLAS is not asked, as it may
-    skip a zero.
+    They follow IEEE 754, whatever the order of the sum: a NaN, an infinity times 0, and
+    infinities of both signs give NaN. A BLAS is not used, as it may skip a zero.
 
     Parameters
     ----------
     result : ndarray of float32, (..., M, N)
         Changed in place.
     x, y : ndarray, (..., M, K) and (..., K, N)
-        The operands, or anything of their signs that is special where they are.
+        The operands, or arrays of the same signs and specials.
     """
 
     def count(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Float32Array:
-        """How often both hold along K; only compared with 0, so its rounding is no matter."""
+        """Count how often both hold along K; only compared with 0, so rounding does not matter."""
         return np.matmul(left.astype(np.float32), right.astype(np.float32))
 
     if np.isfinite(x).all() and np.isfinite(y).all():

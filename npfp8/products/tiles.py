@@ -21,19 +21,19 @@ _TILE = 1 << 13
 
 
 def outer(a: Array, b: Array) -> tuple[Array, Array, tuple[int, ...], tuple[int, ...]]:
-    """The operands so laid out that ``x[k] * y[k]`` are the products of one k.
+    """Lay the operands out so that ``x[k] * y[k]`` are the products of one k.
 
     Returns
     -------
     x, y : ndarray, (K, ., ., .)
         The axes are layers (matrices of the leading axes), rows and columns of the
         product in the order of their lengths, so that the inner loop is the longest.
-        If ``b`` is a single matrix, layers become rows. Of length 1 in ``x`` are
-        columns, in ``y`` rows.
+        If ``b`` is a single matrix, layers become rows. Columns have length 1 in ``x``,
+        rows in ``y``.
     order : tuple of int
-        Which of layers (0), rows (1) and columns (2) each axis is.
+        For each axis, 0 if it is the layers, 1 the rows, 2 the columns.
     shape : tuple of int
-        The product's.
+        The shape of the product.
     """
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (m, k), n = a.shape[-2:], b.shape[-1]
@@ -53,12 +53,12 @@ def outer(a: Array, b: Array) -> tuple[Array, Array, tuple[int, ...], tuple[int,
 
 
 def in_order(out: Float32Array, order: tuple[int, ...], shape: tuple[int, ...]) -> Float32Array:
-    """The product of :func:`outer`'s operands with its axes as they should be."""
+    """Return a product of the operands of :func:`outer` with its axes in their order."""
     return np.ascontiguousarray(out.transpose(np.argsort(order))).reshape(shape)
 
 
 def part(x: Array, ks: slice, tile: tuple[slice, ...]) -> Array:
-    """The slice of an operand that contributes to a tile; axes of length 1 are kept whole."""
+    """Return the part of an operand that contributes to a tile; axes of length 1 are kept whole."""
     index = (ks, *(cut if n > 1 else slice(None) for n, cut in zip(x.shape[1:], tile, strict=True)))
     return x[index]
 
