@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -39,7 +38,6 @@ import bert_numpy
 import npfp8
 from bert_numpy import PRESETS, Model, ModelOutput, __main__
 from bert_numpy.assets import REVIEWS
-from bert_numpy.commands import evaluate as commands
 from bert_numpy.commands import report
 from bert_numpy.commands.main import main
 from bert_numpy.evaluation import evaluate as evaluation
@@ -114,60 +112,6 @@ def run_process(
         timeout=60,
         check=False,
     )
-
-
-# The demo.
-
-
-def check_demo_table(text: str) -> None:
-    assert text.startswith(f"{EMBEDDED}, sst2, 308 examples\n")
-    header, *rows = table_of(text)
-    assert header == [
-        *("format", "accuracy", "flips", "relative logit error", "weight bytes", "seconds")
-    ]
-    assert [row[0] for row in rows] == ["FP32", "INT8", "E4M3", "E5M2"]
-    assert rows[0][2:4] == ["0", "0.0000"]
-    for row in rows:
-        assert 60 < float(row[1]) < 80
-        assert int(row[2]) < 31
-        assert float(row[3]) < 0.3
-        assert row[4] == ("17,544,712" if row[0] == "FP32" else "16,365,112")
-        assert float(row[5]) < 10
-
-
-def test_demo_takes_no_network_and_little_time(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the demo opened a socket")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    begin = time.perf_counter()
-    assert main(["demo"]) == 0
-    assert time.perf_counter() - begin < 10
-    output = capsys.readouterr()
-    check_demo_table(output.out)
-    assert output.err == ""
-
-
-def test_demo_as_a_process(tmp_path: Path) -> None:
-    """From any folder, in a narrow window, with no warning; the progress bars are for a person."""
-    environment = {"COLUMNS": "30", "FORCE_COLOR": "", "NO_COLOR": "1"}
-    begin = time.perf_counter()
-    done = run_process("demo", "--json", "demo.json", cwd=tmp_path, environment=environment)
-    assert time.perf_counter() - begin < 10
-    assert (done.returncode, done.stderr) == (0, "")
-    check_demo_table(done.stdout)
-    result = json.loads((tmp_path / "demo.json").read_text())
-    assert (result["model"], result["task"], result["examples"]) == (EMBEDDED, "sst2", 308)
-    assert result["calibration_samples"] == 100
-    assert [row["format"] for row in result["rows"]] == ["fp32", "int8", "e4m3", "e5m2"]
-
-
-def test_demo_formats(capsys: Capture) -> None:
-    assert main(["demo", "--formats", "e4m3, bf16,e4m3,", "--json", "-"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert [row["format"] for row in result["rows"]] == ["fp32", "e4m3", "bf16"]
 
 
 def test_console_script() -> None:
@@ -409,15 +353,10 @@ def test_evaluation_that_is_not_golden(data: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(golden["logits"], plain["logits"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("command", ["demo", "compare"])
-def test_golden_comparison(
-    command: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_golden_comparison(data: Path, tmp_path: Path) -> None:
     for name in ("dev.tsv", "train.tsv"):
         write_sst2(data / name, count=8)
-    monkeypatch.setattr(commands, "REVIEWS", data)  # fewer than the demo's own
-    argv = ["demo"] if command == "demo" else arguments("compare", data)
-    argv += ["--formats", "bf16,e4m3"]
+    argv = [*arguments("compare", data), "--formats", "bf16,e4m3"]
     result = run_json([*argv, "--golden"], tmp_path)
     assert result["golden"] is True
     check_comparison(result, EMBEDDED, "sst2", 8)

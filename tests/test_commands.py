@@ -380,7 +380,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     def worked(*_: object, **__: object) -> None:
         raise AssertionError("the work was begun")
 
-    work = ["evaluate.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
+    work = ["demo.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
     work += ["jobs.prepare_texts", "embed.load"]
     work = [f"bert_numpy.commands.{name}" for name in (*work, "golden.load", "golden.open_kit")]
     work += ["bert_numpy.kit.export.make_kit", "npfp8.vectors.write_all_vectors"]

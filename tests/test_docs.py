@@ -97,6 +97,7 @@ def test_command(words):
         "mypy",
         "bash",
         "sha256sum",
+        "jupyter",
     }
     assert program in known | {"sphinx-build", "jupyter", "pre-commit", "run", "tar", "cd"}, (
         f"a program no test knows: {program}"

@@ -122,7 +122,7 @@ OUTPUTS = [
 ]
 
 #: The commands that make what only one output of another kind would.
-WORK = ["evaluate.prepare", "jobs.prepare", "jobs.prepare_texts", "jobs.run"]
+WORK = ["demo.prepare", "jobs.prepare", "jobs.prepare_texts", "jobs.run"]
 WORK += ["predict.load", "embed.load", "embed.read_texts", "jobs.saved_calibration"]
 WORK += [f"quantize.{name}" for name in ("load", "saved_calibration")]
 WORK += [f"inspect.{name}" for name in ("load", "saved_calibration")]

@@ -1,4 +1,4 @@
-"""The commands that run a model over a task's data: demo, compare, evaluate, submit."""
+"""The commands that run a model over a task's data: compare, evaluate, submit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.assets import REVIEWS
-from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.jobs import (
     COMPARED,
     accumulated,
@@ -46,7 +44,7 @@ from bert_numpy.commands.report import (
 )
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.evaluate import Evaluation, require_answers
-from bert_numpy.evaluation.job import Job, prepare
+from bert_numpy.evaluation.job import Job
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.registry import require_test_set
 from bert_numpy.tasks.similarity import EMBEDDINGS
@@ -59,10 +57,6 @@ __all__ = ["add_evaluation_commands"]
 
 def add_evaluation_commands(command: AddCommand) -> None:
     """Add the commands."""
-    demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
-    add_golden(demo)
-    add_formats(demo, COMPARED)
-
     compare = command(
         "compare",
         _compare,
@@ -118,12 +112,6 @@ def add_evaluation_commands(command: AddCommand) -> None:
     add_format(submit, default="fp32")
     add_accumulate(submit)
     add_data(submit)
-
-
-def _demo(arguments: argparse.Namespace) -> Outcome:
-    return _comparison(
-        arguments, prepare(EMBEDDED, "sst2", REVIEWS), compared_recipes(arguments.formats, EMBEDDED)
-    )
 
 
 def _compare(arguments: argparse.Namespace) -> Outcome:

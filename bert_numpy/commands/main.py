@@ -13,6 +13,7 @@ from typing import Any
 import npfp8
 from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.completion import SHELLS, completion_script
+from bert_numpy.commands.demo import add_demo_command
 from bert_numpy.commands.embed import add_embed_command
 from bert_numpy.commands.evaluate import add_evaluation_commands
 from bert_numpy.commands.golden import add_golden_commands
@@ -194,6 +195,7 @@ def build_parser() -> Parser:
     _add_quiet(parser)
     add = parser.add_commands()
     command = _adding(add)
+    add_demo_command(command)
     add_evaluation_commands(command)
     add_predict_command(command)
     add_embed_command(command)

@@ -33,6 +33,7 @@ __all__ = [
     "print_comparison",
     "print_lines",
     "print_operands",
+    "print_rows",
     "progress_bar",
     "write_json",
     "write_text",
@@ -182,6 +183,16 @@ def print_operands(operands: Mapping[str, Mapping[str, Any]]) -> None:
         "p99.9: the magnitude that 99.9 % of the elements do not exceed",
         f"{', '.join(formats)}: the signal-to-quantization-noise ratio in dB",
     )
+    _print_table(table)
+
+
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of cells; all columns but the first are numbers."""
+    table = _table()
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(shown(cell) for cell in row))
     _print_table(table)
 
 
