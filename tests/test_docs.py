@@ -1,6 +1,7 @@
 """What README and docs say: their code runs and prints what it says, their commands exist."""
 
 import contextlib
+import html
 import importlib
 import io
 import json
@@ -216,8 +217,6 @@ def test_links_of_the_site(site, pages):
             place = place.partition("?")[0]
             path = posixpath.normpath(posixpath.join(posixpath.dirname(name), place or name))
             path = path if place else name
-            if path == "byte/index.html" and not (ROOT / "docs" / "byte").exists():
-                continue
             assert (site / path).is_file(), f"{name}: {target}"
             if anchor and path in pages:
                 assert anchor in pages[path].ids, f"{name}: {target}"
@@ -227,6 +226,16 @@ def test_site_links_to_the_repository(pages):
     """Every page, by the address that the clone or the environment has."""
     for name, page in pages.items():
         assert "https://example.org/owner/name" in page.links, name
+
+
+def test_the_home_page_shows_what_the_demo_prints(site):
+    """As README has it, which another test compares with the demo."""
+    printed = re.search(
+        r"^```text\n(.*?)^```", PAGES[0].read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert html.escape(printed[1].strip(), quote=False) in re.sub(
+        r"</?span[^>]*>", "", (site / "index.html").read_text(encoding="utf-8")
+    )
 
 
 def test_formulas_need_no_script(site):
