@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 
-__all__ = ["Progress", "ProgressBar", "no_bar"]
+__all__ = ["Progress", "ProgressBar", "is_quiet", "no_bar", "quiet"]
 
 #: Called with the number of texts or sequences just done.
 Progress = Callable[[int], None]
@@ -18,3 +19,21 @@ ProgressBar = Callable[[int, str], AbstractContextManager[Progress]]
 def no_bar(total: int, label: str) -> Iterator[Progress]:
     """Make a progress bar that shows nothing."""
     yield lambda count: None
+
+
+_QUIET = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """Show no progress bars and no notes within this context, if that is wanted."""
+    token = _QUIET.set(wanted)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+def is_quiet() -> bool:
+    """Tell whether progress bars and notes are left out."""
+    return _QUIET.get()

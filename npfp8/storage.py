@@ -13,6 +13,7 @@ import mmap
 import os
 import reprlib
 import struct
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,8 +86,8 @@ _MAX_DIGITS = 20
 #: Axes of an array in every release of NumPy.
 _MAX_AXES = 32
 
-#: Bytes of an array on a 64-bit machine.
-_MAX_BYTES = 2**63 - 1
+#: Bytes that an array may have: 2^63 - 1 on a 64-bit machine, 2^31 - 1 on a 32-bit one.
+_MAX_BYTES = sys.maxsize
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
@@ -332,6 +333,8 @@ def _read(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:  # which does not say of which file
             raise OSError(error.errno, error.strerror, str(file)) from None
+        except (ValueError, OverflowError) as error:  # more than 2^31 bytes on a 32-bit machine
+            raise ValueError(f"{file}: expected a file that can be mapped: {error}") from None
     size = len(buffer)
     (length,) = struct.unpack("<Q", prefix)
     if length > min(size - 8, _MAX_HEADER):

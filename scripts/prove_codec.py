@@ -22,7 +22,6 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +52,9 @@ def block_of(index: int) -> Float32Array:
     return np.arange(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE, dtype=np.uint32).view(np.float32)
 
 
-def digests_of(index: int, peers: frozenset[str]) -> list[str]:
+def digests_of(index: int, peers: frozenset[str]) -> Iterator[str]:
     """Make the lines of a block: format, mode, block, SHA-256. Exit if a peer differs."""
     x = block_of(index)
-    lines = []
     for fmt, saturate in itertools.product(FLOAT_FORMATS.values(), (True, False)):
         numbers = np.where(np.isnan(x), np.float32(0), x) if fmt.nan_code is None else x
         codes = encode(numbers, fmt, saturate)
@@ -70,8 +68,7 @@ def digests_of(index: int, peers: frozenset[str]) -> list[str]:
                     f"({numbers[i]}): 0x{codes[i]:02X}, {name} has 0x{theirs[i]:02X}"
                 )
         mode = "saturate" if saturate else "overflow"
-        lines.append(f"{fmt} {mode} {index:02x} {hashlib.sha256(codes.data).hexdigest()}")
-    return lines
+        yield f"{fmt} {mode} {index:02x} {hashlib.sha256(codes.data).hexdigest()}"
 
 
 def peer_codes(
@@ -127,7 +124,7 @@ def nan_codes_are_as_stated(index: int) -> None:
 def prove_block(task: tuple[int, frozenset[str]]) -> list[str]:
     index, peers = task
     nan_codes_are_as_stated(index)
-    return digests_of(index, peers)
+    return list(digests_of(index, peers))
 
 
 def chosen_blocks(share: int | None, seed: int) -> list[int]:
@@ -158,6 +155,8 @@ def main() -> None:
     peers = frozenset(name for name in wanted if importlib.util.find_spec(name))
     print(f"{len(blocks)} blocks of 2^24, seed {seed}, peers: {', '.join(sorted(peers)) or 'none'}")
     known = set(arguments.check.read_text().splitlines()) if arguments.check else None
+
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 (WebAssembly has none)
 
     lines: list[str] = []
     begin = time.perf_counter()

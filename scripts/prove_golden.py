@@ -42,7 +42,7 @@ sys.path.insert(0, str(REPOSITORY))  # interpreters that run the job have not in
 
 import numpy as np  # noqa: E402
 
-from bert_numpy import load, load_tokenizer  # noqa: E402
+from bert_numpy import Model, load, load_tokenizer  # noqa: E402
 from bert_numpy.engines.engine import Engine, Weights  # noqa: E402
 from bert_numpy.engines.noting import NotingEngine  # noqa: E402
 from bert_numpy.evaluation.evaluate import batches, calibrate_on  # noqa: E402
@@ -50,6 +50,7 @@ from bert_numpy.model.packing import Batch  # noqa: E402
 from bert_numpy.quantization.convert import apply_recipe  # noqa: E402
 from bert_numpy.quantization.presets import PRESETS  # noqa: E402
 from bert_numpy.tasks.glue import read_examples, task_named  # noqa: E402
+from bert_numpy.tasks.tokenization import EncodedText  # noqa: E402
 from npfp8 import QuantizedTensor  # noqa: E402
 
 RECIPES = ("e4m3", "e5m2", "int8", "bf16", "fp32")
@@ -76,58 +77,64 @@ CHOOSERS = (
 def run_job(model_name: str, samples: int) -> dict[str, Any]:
     """Compute the digests of one golden job here, and of the plain float32 engine."""
     model, tokenizer = load(model_name), load_tokenizer(model_name)
-    reviews = REPOSITORY / "bert_numpy" / "assets" / "reviews"
-    task = task_named("sst2")
-
-    def encoded(name: str) -> list[Any]:
-        examples = read_examples(reviews / name, task).sample(samples)
-        return tokenizer.encode(examples.texts, None, 128)
-
-    def digest(runner: Any) -> str:
-        """Hash every operand and result of every matrix product, and the logits."""
-        sha = hashlib.sha256()
-
-        def update(x: Any) -> None:
-            if isinstance(x, QuantizedTensor):
-                update(x.codes)
-                update(x.scale)
-            elif x is not None:
-                little_endian = np.ascontiguousarray(x, x.dtype.newbyteorder("<"))
-                sha.update(str(x.shape).encode() + little_endian.tobytes())
-
-        def note(_: str, *operands_and_result: Any) -> None:
-            for x in operands_and_result:
-                update(x)
-
-        def noting(weights: Weights, batch: Batch) -> Engine[Any]:
-            return NotingEngine(runner.engine(weights, batch), weights, note)
-
-        watched = replace(runner, engine=noting)
-        for batch_size in BATCH_SIZES:
-            for _, batch in batches(texts, batch_size):
-                output = watched(**batch)
-                update(output.last_hidden_state)
-                update(output.logits)
-        return sha.hexdigest()
-
-    texts = encoded("dev.tsv")
-    calibration = calibrate_on(model, encoded("train.tsv"), golden=True)
-    statistics = hashlib.sha256()
-    for name, seen in sorted(calibration.operands.items()):
-        statistics.update(f"{name} {seen.low!r} {seen.high!r}".encode())
-        statistics.update(seen.histogram.astype("<i8").tobytes())
-    digests = {"calibration": statistics.hexdigest()}
-    for name in RECIPES:
-        digests[name] = digest(apply_recipe(model, PRESETS[name], calibration, golden=True))
     return {
-        "golden": digests,
-        "float32": digest(model),
+        "golden": dict(golden_digests(model, tokenizer, samples)),
+        "float32": digest_of(model, encoded("dev.tsv", tokenizer, samples)),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": platform.machine(),
         "blas": blas_core(),
         "simd": ",".join(simd_features()),
     }
+
+
+def encoded(name: str, tokenizer: Any, samples: int) -> list[EncodedText]:
+    """Encode review sentences that are spread evenly over a file."""
+    reviews = REPOSITORY / "bert_numpy" / "assets" / "reviews"
+    examples = read_examples(reviews / name, task_named("sst2")).sample(samples)
+    found: list[EncodedText] = tokenizer.encode(examples.texts, None, 128)
+    return found
+
+
+def golden_digests(model: Model, tokenizer: Any, samples: int) -> Iterator[tuple[str, str]]:
+    """Yield the name and the digest of the job's calibration and of each recipe."""
+    calibration = calibrate_on(model, encoded("train.tsv", tokenizer, samples), golden=True)
+    statistics = hashlib.sha256()
+    for name, seen in sorted(calibration.operands.items()):
+        statistics.update(f"{name} {seen.low!r} {seen.high!r}".encode())
+        statistics.update(seen.histogram.astype("<i8").tobytes())
+    yield "calibration", statistics.hexdigest()
+    texts = encoded("dev.tsv", tokenizer, samples)
+    for name in RECIPES:
+        yield name, digest_of(apply_recipe(model, PRESETS[name], calibration, golden=True), texts)
+
+
+def digest_of(runner: Any, texts: Sequence[EncodedText]) -> str:
+    """Hash every operand and result of every matrix product, and the logits."""
+    sha = hashlib.sha256()
+
+    def update(x: Any) -> None:
+        if isinstance(x, QuantizedTensor):
+            update(x.codes)
+            update(x.scale)
+        elif x is not None:
+            little_endian = np.ascontiguousarray(x, x.dtype.newbyteorder("<"))
+            sha.update(str(x.shape).encode() + little_endian.tobytes())
+
+    def note(_: str, *operands_and_result: Any) -> None:
+        for x in operands_and_result:
+            update(x)
+
+    def noting(weights: Weights, batch: Batch) -> Engine[Any]:
+        return NotingEngine(runner.engine(weights, batch), weights, note)
+
+    watched = replace(runner, engine=noting)
+    for batch_size in BATCH_SIZES:
+        for _, batch in batches(texts, batch_size):
+            output = watched(**batch)
+            update(output.last_hidden_state)
+            update(output.logits)
+    return sha.hexdigest()
 
 
 def blas_core() -> str:

@@ -1,4 +1,4 @@
-"""Put the study's results at base size into README, docs/ and notebook 4.
+"""Put the study's results at base size into README, docs/, notebook 4 and the package.
 
     python scripts/publish_results.py [--accuracy RESULTS.json ...] [--outliers OUTLIERS.json ...]
         [--sensitivity SENSITIVITY.json ...] [--rescue RESCUE.json ...]
@@ -8,7 +8,7 @@ docs/data/results-base.json is the one source of the tables and figures. Each op
 replaces its part by the contents of all given files; other parts stay. Then every part
 of a page between `<!-- base size, NAME: begin -->` and `<!-- base size, NAME: end -->`
 is rewritten, and so are the figures, also where a notebook shows one. A block without
-results is empty.
+results is empty. The package gets the rows that ``bert-numpy demo`` quotes.
 --check writes nothing; the exit code is 1 if a page differs from the results.
 
 The files are those of reproduce_paper.py (results.json), measure_outliers.py,
@@ -23,7 +23,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ from bert_numpy.errors import BertNumpyError, read_json
 from bert_numpy.study.figures import draw_differences, draw_headline, draw_outliers
 from bert_numpy.study.tables import (
     accuracy_tables,
+    first_metric,
     headline,
     outlier_sites,
     outlier_summary,
     rescue_table,
+    results_by_model,
     sensitivity_tables,
     summary,
 )
@@ -44,11 +46,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Paths relative to the repository's root.
 DATA = Path("docs/data/results-base.json")
+EXCERPT = Path("bert_numpy/assets/base-size.json")
 PAGES = ("README.md", "docs/index.md", "docs/results.md", "notebooks/4-fp8-ptq-step-by-step.ipynb")
 
 #: The parts of the data, and the type of a part's file: a list of entries, or one entry.
 PARTS = {"accuracy": list, "outliers": list, "sensitivity": dict, "rescue": list}
 OPTIONS = ("--accuracy", "--outliers", "--sensitivity", "--rescue")
+
+#: The recipes that the demo quotes, for models that have results of all of them.
+QUOTED = ("fp32", "int8", "e4m3")
 
 #: The number of sites shown of a ranking.
 MOST_SITES = 10
@@ -66,7 +72,7 @@ FIGURES: dict[str, tuple[str, Callable[[Any, Path], None], str]] = {
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "headline": ("accuracy", headline),
     "summary": ("accuracy", summary),
-    "recipes": ("accuracy", lambda rows: accuracy_tables(rows, level=4)),
+    "recipes": ("accuracy", accuracy_tables),
     "outliers": ("outliers", outlier_summary),
     "outlier sites": ("outliers", lambda reports: outlier_sites(reports[0])),
     "sensitivity": (
@@ -100,9 +106,28 @@ def data_text(data: Data) -> str:
     """Format the results as JSON with one entry per line."""
     parts = []
     for part, entries in data.items():
-        lines = ",\n".join(f"  {json.dumps(entry, allow_nan=False)}" for entry in entries)
+        lines = _lines(entries, "  ")
         parts.append(f' "{part}": [\n{lines}\n ]' if entries else f' "{part}": []')
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def excerpt_text(data: Data) -> str:
+    """Format the rows that the demo quotes as JSON, with the first metric of each.
+
+    They are those of models whose predictions are classes or answers: scores have no flips.
+    """
+    names = ("model", "task", "recipe", "examples", "flips")
+    rows = []
+    for recipes in results_by_model(data["accuracy"]).values():
+        quoted = [recipes[name] for name in QUOTED if name in recipes and "flips" in recipes[name]]
+        for row in quoted if len(quoted) == len(QUOTED) else []:
+            metric = first_metric(row)
+            rows.append({n: row[n] for n in names} | {"metric": metric, "value": row[metric]})
+    return f"[\n{_lines(rows, ' ')}\n]\n"
+
+
+def _lines(entries: Iterable[Any], indent: str) -> str:
+    return ",\n".join(f"{indent}{json.dumps(entry, allow_nan=False)}" for entry in entries)
 
 
 def block(name: str, data: Data, folder: Path) -> str:
@@ -174,7 +199,7 @@ def main() -> None:
                 draw(data[part], ROOT / "docs" / "figures" / name)
                 print(f"docs/figures/{name}")
     pages = {name: page(Path(name), data) for name in PAGES}
-    pages[str(DATA)] = data_text(data)
+    pages |= {str(DATA): data_text(data), str(EXCERPT): excerpt_text(data)}
     changed = [n for n, text in pages.items() if (ROOT / n).read_text("utf-8") != text]
     if arguments.check:
         for name in changed:

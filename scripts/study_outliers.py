@@ -3,7 +3,7 @@
     python scripts/study_outliers.py MODEL --task mrpc --data DIR --out DIR [--limit N]
 
 Query and value channels of each head are scaled by 2^k, key channels and the
-attention output's columns by 2^-k (bert_numpy/study/outliers.py). The checkpoint's
+attention output's columns by 2^-k (bert_numpy/evaluation/outliers.py). The checkpoint's
 float32 output stays the same, but its activations get the outlier channels of
 large models. The report has the metrics, flips and relative logit error
 against float32 per k and recipe. The script writes DIR/outliers.json, .md and .png.
@@ -21,9 +21,9 @@ from bert_numpy.colors import color_of
 from bert_numpy.commands.figures import WIDTH, save_figure, subplots
 from bert_numpy.evaluation.evaluate import calibrate_on, compare_with
 from bert_numpy.evaluation.job import evaluate_job, prepare
+from bert_numpy.evaluation.outliers import with_outliers
 from bert_numpy.quantization.convert import apply_recipe
 from bert_numpy.quantization.presets import PRESETS
-from bert_numpy.study.outliers import with_outliers
 from npfp8.files import replaced_file
 
 #: How the curve of a recipe is drawn, by what its name adds to its format's.

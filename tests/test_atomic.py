@@ -274,16 +274,17 @@ def test_a_command_that_is_ended_leaves_nothing(number: signal.Signals, tmp_path
     """It is ended in the middle of a file: when the file is there under its other name."""
     code = """
 import sys, time
+from pathlib import Path
 from bert_numpy import __main__
-from bert_numpy.commands import evaluate
+from bert_numpy.commands import demo
 from bert_numpy.commands.report import Outcome
 from npfp8.files import created_folder, replaced_file
 def command(arguments):
-    with created_folder(evaluate.Path(sys.argv[-1])) as folder, replaced_file(folder / "x") as file:
+    with created_folder(Path(sys.argv[-1])) as folder, replaced_file(folder / "x") as file:
         file.write(b"half")
         print("begun", flush=True)
         time.sleep(60)
-evaluate._demo = command
+demo._demo = command
 sys.argv[1:1] = ["demo", "--formats"]
 sys.exit(__main__.main())
 """

@@ -23,6 +23,7 @@ from watching import noted
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, Recipe, apply_recipe, calibrate
+from bert_numpy.evaluation.outliers import with_outliers
 from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.calibration import (
     load_calibration,
@@ -32,7 +33,6 @@ from bert_numpy.quantization.calibration import (
 from bert_numpy.quantization.observers import Statistics, observe
 from bert_numpy.quantization.origin import origin_of
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
-from bert_numpy.study.outliers import with_outliers
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
 
 Batch = dict[str, np.ndarray]

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -39,7 +38,6 @@ import bert_numpy
 import npfp8
 from bert_numpy import PRESETS, Model, ModelOutput, __main__
 from bert_numpy.assets import REVIEWS
-from bert_numpy.commands import evaluate as commands
 from bert_numpy.commands import report
 from bert_numpy.commands.main import main
 from bert_numpy.evaluation import evaluate as evaluation
@@ -114,60 +112,6 @@ def run_process(
         timeout=60,
         check=False,
     )
-
-
-# The demo.
-
-
-def check_demo_table(text: str) -> None:
-    assert text.startswith(f"{EMBEDDED}, sst2, 308 examples\n")
-    header, *rows = table_of(text)
-    assert header == [
-        *("format", "accuracy", "flips", "relative logit error", "weight bytes", "seconds")
-    ]
-    assert [row[0] for row in rows] == ["FP32", "INT8", "E4M3", "E5M2"]
-    assert rows[0][2:4] == ["0", "0.0000"]
-    for row in rows:
-        assert 60 < float(row[1]) < 80
-        assert int(row[2]) < 31
-        assert float(row[3]) < 0.3
-        assert row[4] == ("17,544,712" if row[0] == "FP32" else "16,365,112")
-        assert float(row[5]) < 10
-
-
-def test_demo_takes_no_network_and_little_time(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the demo opened a socket")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    begin = time.perf_counter()
-    assert main(["demo"]) == 0
-    assert time.perf_counter() - begin < 10
-    output = capsys.readouterr()
-    check_demo_table(output.out)
-    assert output.err == ""
-
-
-def test_demo_as_a_process(tmp_path: Path) -> None:
-    """From any folder, in a narrow window, with no warning; the progress bars are for a person."""
-    environment = {"COLUMNS": "30", "FORCE_COLOR": "", "NO_COLOR": "1"}
-    begin = time.perf_counter()
-    done = run_process("demo", "--json", "demo.json", cwd=tmp_path, environment=environment)
-    assert time.perf_counter() - begin < 10
-    assert (done.returncode, done.stderr) == (0, "")
-    check_demo_table(done.stdout)
-    result = json.loads((tmp_path / "demo.json").read_text())
-    assert (result["model"], result["task"], result["examples"]) == (EMBEDDED, "sst2", 308)
-    assert result["calibration_samples"] == 100
-    assert [row["format"] for row in result["rows"]] == ["fp32", "int8", "e4m3", "e5m2"]
-
-
-def test_demo_formats(capsys: Capture) -> None:
-    assert main(["demo", "--formats", "e4m3, bf16,e4m3,", "--json", "-"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert [row["format"] for row in result["rows"]] == ["fp32", "e4m3", "bf16"]
 
 
 def test_console_script() -> None:
@@ -409,15 +353,10 @@ def test_evaluation_that_is_not_golden(data: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(golden["logits"], plain["logits"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("command", ["demo", "compare"])
-def test_golden_comparison(
-    command: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_golden_comparison(data: Path, tmp_path: Path) -> None:
     for name in ("dev.tsv", "train.tsv"):
         write_sst2(data / name, count=8)
-    monkeypatch.setattr(commands, "REVIEWS", data)  # fewer than the demo's own
-    argv = ["demo"] if command == "demo" else arguments("compare", data)
-    argv += ["--formats", "bf16,e4m3"]
+    argv = [*arguments("compare", data), "--formats", "bf16,e4m3"]
     result = run_json([*argv, "--golden"], tmp_path)
     assert result["golden"] is True
     check_comparison(result, EMBEDDED, "sst2", 8)
@@ -661,6 +600,49 @@ def test_info(tmp_path: Path, capsys: Capture) -> None:
     output = capsys.readouterr().out
     assert re.search(r"^parameters +4,386,178$", output, re.MULTILINE)
     assert re.search(r"^labels +negative, positive$", output, re.MULTILINE)
+    assert re.search(
+        r"^encoder +bert, 2 layers of width 128, 2 attention heads$", output, re.MULTILINE
+    )
+    assert re.search(r"^quantization +none: ", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem", "text"),
+    [
+        (("LABEL_0", "LABEL_1", "LABEL_2"), None, "3 classes, 0 to 2, which config.json does not"),
+        (("LABEL_0",), None, "one score"),
+        (("LABEL_0",), "regression", "one score"),
+        (("stars",), "regression", "one score: stars"),
+        (("a", "b"), "multi_label_classification", "a, b (several may apply)"),
+    ],
+)
+def test_info_on_labels(
+    labels: tuple[str, ...], problem: str | None, text: str, tmp_path: Path, capsys: Capture
+) -> None:
+    overrides = {} if problem is None else {"problem_type": problem}
+    model = write_checkpoint(tmp_path / "model", labels=labels, config_overrides=overrides)
+    result = run_json(["info", str(model)], tmp_path)
+    assert result["labels"] == list(labels)
+    output = capsys.readouterr().out
+    assert re.search(rf"^labels +{re.escape(text)}", output, re.MULTILINE)
+    assert "LABEL" not in output
+
+
+def test_info_on_a_quantized_checkpoint(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "quantized"
+    assert main(["quantize", EMBEDDED, str(out), "--format", "INT8-outliers", "-q"]) == 0
+    output = capsys.readouterr()
+    assert (output.out, output.err) == (f"written: {out}\n", "")
+    result = run_json(["info", str(out)], tmp_path)
+    assert result["format"] == "int8-outliers"
+    lines = dict(re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines())
+    assert lines["quantization"].startswith("recipe int8-outliers, stored in the checkpoint;")
+    assert lines["linear layers"] == (
+        "inputs in INT8 per token, weights in INT8 per channel, outliers beyond 6 left out by "
+        "element"
+    )
+    assert lines["P V"] == "P in INT8 per token, V in INT8 per tensor"
+    assert "{" not in "".join(lines.values())
 
 
 def test_info_of_a_bare_encoder(tmp_path: Path, capsys: Capture) -> None:
@@ -694,9 +676,10 @@ def test_help(command: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPat
             assert f"(default: {default})" in text
 
 
-def test_version(capsys: Capture) -> None:
+@pytest.mark.parametrize("argv", [["--version"], ["-V"], ["-qV"]])
+def test_version(argv: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["--version"])
+        main(argv)
     assert ended.value.code == 0
     assert capsys.readouterr().out.strip() == npfp8.__version__
 
@@ -897,8 +880,8 @@ def test_bad_values(more: list[str], message: str, data: Path, capsys: Capture) 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_unknown_format(command: str, data: Path, capsys: Capture) -> None:
     argv = arguments(command, data) if command == "evaluate" else [command, EMBEDDED, POSITIVE]
-    assert main([*argv, "--format", "E4M3"]) == 2
-    assert only_line(capsys).endswith("found 'E4M3'")
+    assert main([*argv, "--format", "E4M4"]) == 2
+    assert only_line(capsys).endswith("found 'E4M4'; did you mean 'e4m3'?")
 
 
 @pytest.mark.parametrize("texts", [[""], [" \t"], [POSITIVE, ""], ["", POSITIVE]])
@@ -911,14 +894,13 @@ def test_blank_text(texts: list[str], capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "COMMAND"),
-        (["convert"], "invalid choice: 'convert'"),
+        (["convert"], "'convert' is not a command"),
         (["compare"], "MODEL"),
         (["evaluate", EMBEDDED, "--data", "."], "--task"),
         (["evaluate", EMBEDDED, "--task", "sst2"], "--data"),
         (["predict", EMBEDDED], "TEXT"),
-        (["predict", EMBEDDED, "a", "--accumulate", "fast"], "invalid choice: 'fast'"),
-        (["info", EMBEDDED, "--limit", "3"], "unrecognized arguments: --limit 3"),
+        (["predict", EMBEDDED, "a", "--accumulate", "fast"], "expected one of exact, float32, "),
+        (["info", EMBEDDED, "--limit", "3"], "unknown option --limit"),
         *(
             (
                 ["compare", EMBEDDED, "--task", "sst2", "--data", ".", option, value],
@@ -1069,6 +1051,31 @@ def test_numbers_that_json_lacks(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": [None, [None, 1.0]], "b": {"c": None}}
 
 
+def test_json_is_readable(data: Path, tmp_path: Path) -> None:
+    """A list of numbers is on one line, whatever is short is, and the rest is indented."""
+    value = {"numbers": list(range(200)), "short": {"a": [1, None]}, "rows": [["x" * 99], "b"]}
+    path = tmp_path / "result.json"
+    report.write_json(str(path), value | {"empty": [], "logits": [[0.5, -1e-9], [2, math.nan]]})
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines == [
+        "{",
+        f' "numbers": {list(range(200))},',
+        ' "short": {"a": [1, null]},',
+        ' "rows": [',
+        f'  ["{"x" * 99}"],' if len(lines) == 11 else "  [",
+        *([] if len(lines) == 11 else [f'   "{"x" * 99}"', "  ],"]),
+        '  "b"',
+        " ],",
+        ' "empty": [],',
+        ' "logits": [[0.5, -1e-09], [2, null]]',
+        "}",
+    ]
+    result = run_json(arguments("evaluate", data), tmp_path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith(' "predictions": [') for line in lines) == 1
+    assert len(lines) < 3 * len(result) + len(result["logits"]) + len(result["sites"])
+
+
 @pytest.mark.parametrize("place", ["missing/result.json", "."])
 def test_file_that_cannot_be_written(place: str, tmp_path: Path, capsys: Capture) -> None:
     target = tmp_path / place
@@ -1179,6 +1186,16 @@ def test_no_progress_bars_in_a_log(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_quiet(place: str, data: Path) -> None:
+    """Neither notes nor progress, even on a terminal; the results are the same."""
+    argv = ["predict", EMBEDDED, "a film", "--format", "e4m3"]
+    loud, seen = on_a_terminal(argv)
+    assert "scales: from the sentences" in seen
+    quiet, seen = on_a_terminal(["-q", *argv] if place == "before" else [*argv, "--quiet"])
+    assert (quiet, seen) == (loud, "")
+
+
 def test_progress_bars_on_a_terminal(data: Path) -> None:
     out, seen = on_a_terminal(arguments("compare", data, "--formats", "e4m3", "--json", "-"))
     for shown in ("calibration", "40/40", "fp32", "e4m3", "30/30"):
@@ -1205,10 +1222,16 @@ def test_submission(data: Path, tmp_path: Path, capsys: Capture) -> None:
     argv = arguments("submit", data, "--format", "e4m3", str(tmp_path / "out"))
     assert main(argv) == 0
     file = tmp_path / "out" / "SST-2.tsv"
-    assert capsys.readouterr().out == f"{file}: 30 predictions\n"
+    lines = capsys.readouterr().out.splitlines()
     expected = run_json(arguments("evaluate", data, "--format", "e4m3"), tmp_path)["predictions"]
     shown = [f"{3 * i}\t{prediction}" for i, prediction in enumerate(expected)]
     assert file.read_text().splitlines() == ["index\tprediction", *shown]
+    assert lines[:2] == [f"written: {file}", f"{EMBEDDED}, sst2, e4m3, 30 predictions:"]
+    counts = [[name, str(expected.count(i))] for i, name in enumerate(("negative", "positive"))]
+    assert [line.split()[:2] for line in lines[2:]] == counts
+    shares = [float(line.split()[2]) for line in lines[2:]]
+    assert shares == [pytest.approx(100 * int(count) / 30, abs=0.05) for _, count in counts]
+    assert len({len(line) for line in lines[2:]}) == 1  # in columns
 
     argv[-1] = str(tmp_path / "AX.tsv")
     assert main(argv) == 0
@@ -1236,9 +1259,19 @@ def test_calibration_file(data: Path, tmp_path: Path, capsys: Capture) -> None:
     assert row["formats"]["E4M3"]["scale"] == np.float32(seen.absmax) / np.float32(448)
     assert row["formats"]["INT8"]["scale"] == np.float32(seen.absmax) / np.float32(127)
     assert 28 < row["formats"]["E4M3"]["sqnr"] < 34  # 4 significant bits, whatever the range
-    header, *rows = table_of(capsys.readouterr().out)
-    assert header[0] == "operand"
-    assert [cells[0] for cells in rows] == list(calibration.operands)
+    text = capsys.readouterr().out
+    header, *rows = table_of(text)
+    assert header == ["operand", "elements", "low", "high", "p99.9", "INT8", "E4M3", "E5M2"]
+    names, layer = [], ""
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    for cells, line in zip(rows, lines, strict=True):
+        if cells[0].startswith("layer "):
+            layer = f"encoder.layer.{cells[0].removeprefix('layer ')}."
+            assert not any(cells[1:])
+        else:
+            names.append(f"{layer if line.startswith('|   ') else ''}{cells[0]}")
+    assert names == list(calibration.operands)
+    assert max(map(len, text.splitlines())) <= 100
 
     assert main(["calibration", str(file), "--operand", "nothing*"]) == 2
     assert "expected operands that fit 'nothing*', found none" in capsys.readouterr().err

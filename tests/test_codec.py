@@ -322,6 +322,11 @@ def test_stochastic_rounding_gives_a_neighbour(fmt, saturate):
     assert np.array_equal(found[rest], encode(x[rest], fmt, saturate))
 
 
+def test_stochastic_rounding_of_the_largest_float64_raises_no_warning():
+    x = np.array([1.0, -1.0]) * np.finfo(np.float64).max
+    assert stochastic(x, E4M3FN, 0, 0) == [0x7E, 0xFE]
+
+
 def test_stochastic_overflow():
     top = (1 << 64) - 1
     x = np.array([464.0, 464.0, 480.0, 1e9])  # 464 is half way from 448 to the missing 480

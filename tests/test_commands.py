@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
 from terminal import on_a_terminal
 
+from bert_numpy import PRESETS
 from bert_numpy.assets import REVIEWS
 from bert_numpy.commands import jobs
 from bert_numpy.commands import main as cli
-from bert_numpy.commands.completion import _commands
 from bert_numpy.commands.main import main
+from bert_numpy.commands.parser import FORMATS_HELP
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
 from bert_numpy.model.model import Model
 from npfp8 import E4M3FN
@@ -29,15 +33,7 @@ PAGE = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
 Capture = pytest.CaptureFixture[str]
 
 
-def every_command() -> dict[str, argparse.ArgumentParser]:
-    found = {}
-    for name, (parser, _) in _commands(cli._parser()).items():
-        nested = {f"{name} {inner}": sub for inner, (sub, _) in _commands(parser).items()}
-        found |= nested or {name: parser}
-    return found
-
-
-COMMANDS = every_command()
+COMMANDS = dict(cli.build_parser().every_command())
 
 
 def table(header: str) -> list[list[str]]:
@@ -89,12 +85,26 @@ def test_the_page_lists_every_command() -> None:
     )
 
 
+@pytest.mark.parametrize("block", re.findall(r"```text\n\$ bert-numpy (.*?)```", PAGE, re.S))
+def test_the_page_shows_what_is_printed(block: str, capsys: Capture) -> None:
+    """Every line in its order; "..." stands for others."""
+    line, *expected = block.splitlines()
+    with suppress(SystemExit):
+        main(shlex.split(line))
+    output = capsys.readouterr()
+    found = (output.out + output.err).splitlines()
+    if "..." not in expected:
+        assert found == expected
+    wanted = [text for text in expected if text != "..."]
+    assert [text for text in found if text in wanted] == wanted
+
+
 def test_options_are_alike() -> None:
     """One name is one thing: the same spellings, the same kind of value, the same word for it."""
     seen: dict[str, tuple[object, ...]] = {}
     for command, parser in COMMANDS.items():
         names = set()
-        for action in parser._actions:
+        for action in parser.arguments:
             names.update(action.option_strings)
             for name in action.option_strings or [str(action.metavar)]:
                 kind = (action.option_strings, action.type, action.metavar, action.nargs)
@@ -103,20 +113,182 @@ def test_options_are_alike() -> None:
             if action.type is None and action.option_strings and action.nargs != 0:
                 default = action.default
                 assert not isinstance(default, str) or "/" not in default, (command, default)
-        assert command == "completion" or {"--json", "--debug"} <= names, command
-        assert ("--revision" in names) == any(a.dest == "model" for a in parser._actions)
+        common = {"--json", "--debug", "--quiet", "--help"}
+        assert command in ("completion", "help") or common <= names, command
+        assert ("--revision" in names) == any(a.dest == "model" for a in parser.arguments)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str, capsys: Capture) -> None:
-    """Every argument is explained, and nothing in it is this machine's."""
+    """Every argument is explained, there is an example, and nothing in it is this machine's."""
     with pytest.raises(SystemExit) as ended:
         main([*command.split(), "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert str(ROOT) not in text.replace("\n", "")
-    for action in COMMANDS[command]._actions:
-        assert action.help or action.choices, (command, action.dest)
+    for action in COMMANDS[command].arguments:
+        assert action.help, (command, action.dest)
+    begin, _, examples = text.partition("\nexample")
+    assert all(line.startswith(f"  bert-numpy {command}") for line in examples.splitlines()[1:])
+    assert examples.startswith((":\n", "s:\n"))
+    takes_format = re.search("^  --formats? ", begin, re.M) is not None
+    assert (FORMATS_HELP in text) == takes_format
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits(
+    command: str, columns: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the examples, which are to be copied in one line."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["help", *command.split()]) == 0
+    text = capsys.readouterr().out.partition("\nexample")[0]
+    assert max(map(len, text.splitlines())) <= columns
+    groups = re.findall("^([a-z]+):$", text, re.M)
+    expected = ["input", "recipe", "calibration", "output", "general"]
+    assert groups == [group for group in expected if group in groups]
+
+
+def test_the_help_has_every_format() -> None:
+    lines = [line[2:] for line in FORMATS_HELP.splitlines()[1:] if not line.startswith("   ")]
+    cells = [re.split(",? {2,}", line)[0] for line in lines]
+    names = [name for cell in cells for name in cell.split(", ")]
+    assert sorted(names) == sorted([*PRESETS, "FILE.json", "stored"])
+
+
+# Words that are nearly right
+
+
+def usage_error(capsys: Capture, argv: list[str]) -> str:
+    """The last line of an error about the usage, of which the command's own usage is the first."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    usage, where, message = output.err.splitlines()
+    prog = message.split(":")[0]
+    assert usage.startswith(f"usage: {prog} [options]")
+    assert where == f"help:  {prog} --help"
+    return message
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("evalute m", "bert-numpy: error: 'evalute' is not a command; did you mean 'evaluate'?"),
+        ("Predict m", "bert-numpy: error: 'Predict' is not a command; did you mean 'predict'?"),
+        ("xyzzy", "bert-numpy: error: 'xyzzy' is not a command"),
+        ("-q xyzzy", "bert-numpy: error: 'xyzzy' is not a command"),
+        ("--verion", "bert-numpy: error: unknown option --verion; did you mean '--version'?"),
+        (
+            "golden verfy",
+            "bert-numpy golden: error: 'verfy' is not a command; did you mean 'verify'?",
+        ),
+        (
+            "evaluate m --taks sst2 --data .",
+            "bert-numpy evaluate: error: unknown option --taks; did you mean '--task'?",
+        ),
+        (
+            "predict m text --fromat=e4m3",
+            "bert-numpy predict: error: unknown option --fromat; did you mean '--format'?",
+        ),
+        (
+            "golden verify k c --htm1 x",
+            "bert-numpy golden verify: error: unknown option --htm1; did you mean '--html'?",
+        ),
+        (
+            "golden verify k c --profile Statistica",
+            "bert-numpy golden verify: error: argument --profile: expected one of bit-exact, "
+            "accumulate-order, statistical, found 'Statistica'; did you mean 'statistical'?",
+        ),
+        (
+            "golden export m o --level modle",
+            "bert-numpy golden export: error: argument --level: expected one of codec, operator, "
+            "layer, model, found 'modle'; did you mean 'model'?",
+        ),
+        (
+            "predict m text --accumulate hoper",
+            "bert-numpy predict: error: argument --accumulate: expected one of exact, float32, "
+            "hopper, hopper-fast, float16, bfloat16, found 'hoper'; did you mean 'hopper'?",
+        ),
+        ("info m more", "bert-numpy info: error: unrecognized arguments: more"),
+        ("help evaluat", "bert-numpy: error: 'evaluat' is not a command; did you mean 'evaluate'?"),
+        ("help info x", "bert-numpy info: error: expected no more words, found 'x'"),
+    ],
+)
+def test_mistyped_words(line: str, message: str, capsys: Capture) -> None:
+    assert usage_error(capsys, line.split()) == message
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("predict MODEL film --format E4M4", "found 'E4M4'; did you mean 'e4m3'?"),
+        ("predict MODEL film --recipe int8-chanel", "did you mean 'int8-channel'?"),
+        ("compare MODEL TASK --formats int8,em43", "found 'em43'; did you mean 'e4m3'?"),
+        ("evaluate MODEL --task sst22 --data .", "found 'sst22'; did you mean 'sst2'?"),
+        ("evaluate MODEL --task SQUADD --data .", "found 'SQUADD'; did you mean 'squad'?"),
+        ("info bert-tiny-sst", "found no such folder; did you mean 'bert-tiny-sst2'?"),
+        ("info Bert-Tiny-SST2", "found no such folder; did you mean 'bert-tiny-sst2'?"),
+        ("golden verify bert-tiny-sst .", "found no such folder; did you mean 'bert-tiny-sst2'?"),
+    ],
+)
+def test_mistyped_names(
+    line: str, message: str, data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No network is asked for a name that is nearly the embedded model's."""
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    monkeypatch.setattr(socket.socket, "connect", None)
+    assert error_of(capsys, writing(line, data, data)).endswith(message)
+
+
+def test_words_in_any_case(data: Path, scales: Path, capsys: Capture) -> None:
+    """Formats, tasks and accumulators; the results have them as the package spells them."""
+
+    def report(line: str) -> Any:
+        argv = [*writing(line, data, data), "--json", "-"]
+        assert main(argv) == 0
+        return json.loads(capsys.readouterr().out)
+
+    saved = f"--calibration {scales}"
+    assert report(f"predict MODEL film --format E4M3 --accumulate Hopper {saved}") == report(
+        f"predict MODEL film --recipe e4m3 --accumulate hopper {saved}"
+    )
+    rows = report(f"compare MODEL --task Sst2 --data {data} --formats E4M3,e4m3,BF16 {saved}")
+    assert rows["task"] == "sst2"
+    assert [row["format"] for row in rows["rows"]] == ["fp32", "e4m3", "bf16"]
+
+
+def test_a_beginning_of_an_option_is_enough(capsys: Capture) -> None:
+    assert main(["predict", EMBEDDED, "--form", "bf16", "a -- film"]) == 0
+    assert main(["predict", EMBEDDED, "--", "--film"]) == 0
+    assert capsys.readouterr().out.count("positive") == 2
+
+
+@pytest.mark.parametrize(("argv", "group"), [([], ""), (["-q"], ""), (["golden"], "golden")])
+def test_no_command_prints_the_whole_help(argv: list[str], group: str, capsys: Capture) -> None:
+    """The exit code is 2, as nothing was done that a script may have wanted."""
+    assert main(["help", *group.split()]) == 0
+    expected = capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert (output.out, output.err) == (expected, "")
+    assert "\ncommands:\n" in expected
+
+
+def test_help_is_the_option(capsys: Capture) -> None:
+    for command in ("", "evaluate", "golden", "golden verify"):
+        assert main(["help", *command.split()]) == 0
+        expected = capsys.readouterr().out
+        for option in ("-h", "--help"):
+            with pytest.raises(SystemExit) as ended:
+                main([*command.split(), option])
+            assert ended.value.code == 0
+            assert capsys.readouterr().out == expected
 
 
 # Exit codes
@@ -208,7 +380,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     def worked(*_: object, **__: object) -> None:
         raise AssertionError("the work was begun")
 
-    work = ["evaluate.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
+    work = ["demo.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
     work += ["jobs.prepare_texts", "embed.load"]
     work = [f"bert_numpy.commands.{name}" for name in (*work, "golden.load", "golden.open_kit")]
     work += ["bert_numpy.kit.export.make_kit", "npfp8.vectors.write_all_vectors"]
@@ -226,8 +398,8 @@ def test_no_folder_is_written_over(
     monkeypatch.setattr(jobs, "prepare", None)
     message = error_of(capsys, writing(WRITERS[command], data, data))
     assert message == (
-        f"{data}: expected no folder, or an empty one, found something: name another, as nothing "
-        "is written over"
+        f"{data} already exists and is not empty. Choose another folder; existing output is never "
+        "overwritten"
     )
 
 

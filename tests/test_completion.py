@@ -19,7 +19,7 @@ def complete(*words):
         assert cli.main(["completion", "bash"]) == 0
     program = (
         f"{script.getvalue()}\n"
-        f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _bert_numpy\n"
+        f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _shtab_bert_numpy\n"
         'printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
@@ -47,7 +47,55 @@ def test_bash():
     assert complete("bert-numpy", "--v") == ["--version"]
     assert complete("bert-numpy", "evaluate", "model", "--pre") == ["--predictions"]
     assert complete("bert-numpy", "demo", "--pre") == []
-    assert complete("bert-numpy", "quantize", "some") == []  # files, by bash itself
+    assert complete("bert-numpy", "quantize", "some") == []
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with files and a folder, which is the current one."""
+    for name in ("mine.json", "mine.tsv"):
+        (tmp_path / name).touch()
+    (tmp_path / "mined").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+CASES = {
+    "info mi": ["mine.json", "mine.tsv", "mined"],
+    "quantize model mi": ["mined"],  # a folder to make
+    "evaluate model --data mi": ["mine.json", "mine.tsv", "mined"],
+    "predict model text --calibration mi": ["mine.json", "mine.tsv", "mined"],
+    "predict model text --format e5": ["e5m2"],
+    "predict model text --format sto": ["stored"],
+    "quantize model out --recipe mi": ["mine.json", "mined", "mixed"],
+    "compare model --formats fp32,e4m3,int8-sm": [
+        *("fp32,e4m3,int8-smooth", "fp32,e4m3,int8-smooth-paper"),
+    ],
+    "compare model --formats e4m3-m": ["e4m3-mse"],
+    "embed model a mi": ["mine.json", "mine.tsv", "mined"],
+    "golden export model out --level co": ["codec"],
+    "completion ": ["bash", "fish", "tcsh", "zsh"],
+    "hel": ["help"],
+}
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize("line", CASES)
+def test_files_folders_and_names_in_bash(line):
+    assert sorted(complete("bert-numpy", *line.split(" "))) == CASES[line]
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+@pytest.mark.parametrize("line", CASES)
+def test_files_folders_and_names_in_fish(line, capsys):
+    assert cli.main(["completion", "fish"]) == 0
+    program = f"{capsys.readouterr().out}\ncomplete -C 'bert-numpy {line}'"
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", program], capture_output=True, text=True, check=True
+    )
+    words = [part.split("\t")[0].rstrip("/") for part in done.stdout.splitlines()]
+    assert sorted(words) == CASES[line]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -3,13 +3,18 @@
 import contextlib
 import importlib
 import io
+import json
 import os
+import posixpath
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -70,7 +75,7 @@ def test_command(words):
     """Arguments parse, scripts exist and know their options, and nothing else is run."""
     program = Path(words[0]).name
     if program == "bert-numpy" and words[1:] not in (["--help"], ["--version"]):
-        cli._parser().parse_args(words[1:])
+        cli.build_parser().parse(words[1:])
     scripts = [word for word in words if word.startswith(("scripts/", "tests/", ".ci/"))]
     for script in scripts:
         assert (ROOT / script).exists(), script
@@ -92,8 +97,9 @@ def test_command(words):
         "mypy",
         "bash",
         "sha256sum",
+        "jupyter",
     }
-    assert program in known | {"mkdocs", "pre-commit", "run", "tar", "cd"}, (
+    assert program in known | {"sphinx-build", "jupyter", "pre-commit", "run", "tar", "cd"}, (
         f"a program no test knows: {program}"
     )
 
@@ -140,22 +146,138 @@ def test_links_to_files(page):
         assert "://" in target or (page.parent / target).exists(), target
 
 
-def test_site_builds_without_warnings(mkdocs, tmp_path):
-    """Links and anchors are checked by the build; every public name is in the reference."""
+@pytest.fixture(scope="module")
+def site(sphinx, tmp_path_factory):
+    """The built site. The build checks links and anchors of the pages; a warning is an error."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    options = ["--fail-on-warning", "--keep-going", "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        [sys.executable, "-m", "sphinx", *options, ROOT / "docs", folder],
+        env={**os.environ, "DOCS_REPOSITORY": "git@example.org:owner/name.git"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for package in ("npfp8", "bert_numpy"):
-        reference = (tmp_path / "reference" / package / "index.html").read_text(encoding="utf-8")
-        module = importlib.import_module(package)
-        for name in module.__all__:
-            # The formats are constants, and Format a union of two classes that are there.
-            if callable(getattr(module, name)) and name != "Format":
-                ids = (f'id="{package}.{name}"', f'id="{package}.{name}.{name}"')
-                assert any(id_ in reference for id_ in ids), name
+    return folder
+
+
+class Elements(HTMLParser):
+    """The ids of a page, its links, and what it loads."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.ids, self.links, self.loaded, self.images = set(), [], [], []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs[key] for key in ("id", "name") if attrs.get(key)}
+        if tag == "a" and attrs.get("href"):
+            self.links.append(attrs["href"])
+        if tag == "link" and set(attrs.get("rel", "").split()) & {"stylesheet", "icon", "preload"}:
+            self.loaded.append(attrs["href"])
+        if tag in {"img", "script", "iframe"} and attrs.get("src"):
+            self.loaded.append(attrs["src"])
+        if tag == "img":
+            self.images.append(attrs)
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {
+        page.relative_to(site).as_posix(): Elements(page)
+        for page in sorted(site.rglob("*.html"))
+        if page.relative_to(site).parts[0] not in {"_static", "byte"}
+    }
+
+
+def test_every_page_and_notebook_is_in_the_site(pages):
+    """Markdown pages as they lie, and the notebooks with their outputs."""
+    folder = ROOT / "docs"
+    expected = {path.relative_to(folder).with_suffix(".html") for path in folder.rglob("*.md")}
+    expected |= {
+        Path("notebooks", path.name).with_suffix(".html")
+        for path in (ROOT / "notebooks").glob("*.ipynb")
+    }
+    assert {path.as_posix() for path in expected} <= set(pages)
+    assert any(name.startswith("notebooks/") for name, page in pages.items() if page.images)
+
+
+def test_links_of_the_site(site, pages):
+    """Every local link, image and script is there, anchors too; none is from elsewhere."""
+    for name, page in pages.items():
+        for target in page.loaded:
+            assert "//" not in target, f"{name} loads {target}"
+        for target in {*page.loaded, *page.links}:
+            if re.match(r"[a-z]+:", target):
+                continue
+            place, _, anchor = unquote(target).partition("#")
+            place = place.partition("?")[0]
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(name), place or name))
+            path = path if place else name
+            if path == "byte/index.html" and not (ROOT / "docs" / "byte").exists():
+                continue
+            assert (site / path).is_file(), f"{name}: {target}"
+            if anchor and path in pages:
+                assert anchor in pages[path].ids, f"{name}: {target}"
+
+
+def test_site_links_to_the_repository(pages):
+    """Every page, by the address that the clone or the environment has."""
+    for name, page in pages.items():
+        assert "https://example.org/owner/name" in page.links, name
+
+
+def test_formulas_need_no_script(site):
+    concepts = (site / "concepts.html").read_text(encoding="utf-8")
+    assert concepts.count("<math ") > 10
+    assert "\\(" not in concepts
+
+
+def test_images_are_described(pages):
+    for name, page in pages.items():
+        if not name.startswith("notebooks/"):
+            assert all(image.get("alt") for image in page.images), name
+
+
+@pytest.mark.parametrize("package", ["npfp8", "bert_numpy"])
+def test_every_public_name_is_in_the_reference(package, pages):
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        # The formats are constants, and Format a union of two classes that are there.
+        if callable(getattr(module, name)) and name != "Format":
+            assert f"{package}.{name}" in pages[f"reference/{package}.html"].ids, name
+
+
+def test_every_page_of_the_reference_is_of_a_module(pages):
+    """Its names are in the table at the top, and below it."""
+    for name, page in pages.items():
+        module = name.removeprefix("reference/").removesuffix(".html")
+        if name.startswith("reference/") and module != "index":
+            importlib.import_module(module)
+            named = [link[1:] for link in page.links if link.startswith(f"#{module}.")]
+            assert named, name
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("install", "index#install"),
+        ("quantize a model", "quick-start#quantize-a-model"),
+        ("jupyter", "notebooks"),
+        ("Conformance kit", "kit"),
+        ("encode", "reference/npfp8#npfp8.encode"),
+        ("apply_recipe", "reference/bert_numpy#bert_numpy.apply_recipe"),
+        ("qwertyuiop", None),
+    ],
+)
+def test_search_finds_first(query, expected, site):
+    """By the site's own script and index, in Node."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node is not installed")
+    command = [node, ROOT / "tests" / "search_site.js", site, query]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [expected]

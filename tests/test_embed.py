@@ -239,7 +239,7 @@ def test_what_embed_refuses(place: Path, capsys: Capture) -> None:
         ("embed model texts.txt --out v.npy --calibration x", "--calibration: expected a format"),
         ("embed model film none.txt", "none.txt: no such file"),
         ("embed model film --max-length 129", "max_length: expected 3..128, found 129"),
-        ("embed model texts.txt --out texts.txt", "texts.txt: cannot be written: --out would wri"),
+        ("embed model texts.txt --out texts.txt", "texts.txt: cannot be written: --out would ove"),
         ("embed model film --out model/model.safetensors", "model/model.safetensors: cannot be wr"),
     ):
         assert error_of(capsys, line).startswith(message)

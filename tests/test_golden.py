@@ -285,7 +285,7 @@ def test_tree_sum_of_a_row_depends_on_that_row_alone(dtype: type, length: int) -
     [
         ([1.0, 2.0], "list"),
         (np.float32(1), "float32"),
-        (np.arange(3), "int64"),
+        (np.arange(3, dtype=np.int64), "int64"),
         (np.float16([1]), "float16"),
         (np.ones(2, ">f4"), ">f4"),
     ],

@@ -371,8 +371,30 @@ def test_unreachable(tmp_path: Path, hub: HubServer) -> None:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         hub.address = f"http://127.0.0.1:{unused.getsockname()[1]}"
         (answer,) = client(hub, tmp_path / "cache", ["load", "owner/name", None])
-    assert answer["error"].startswith("owner/name: expected a model folder or a hub id, found no")
-    assert len(answer["error"].splitlines()) == 1
+    assert answer["error"] == (
+        "owner/name: expected a model folder or a hub id, found no such folder, and from the hub: "
+        f"{hub.address} cannot be reached: check the name, and the connection; run it again once "
+        "the hub can be reached"
+    )
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["bert-tiny-sst", "Bert-Tiny-SST2", "bert_tiny_sst2", "bert-tiny"])
+def test_a_name_like_the_embedded_models_is_not_asked_for(name: str) -> None:
+    for function in (resolve, load, load_tokenizer):
+        with pytest.raises(BertNumpyError) as caught:
+            function(name)
+        assert str(caught.value) == (
+            f"{name}: expected a model folder, found no such folder; did you mean {EMBEDDED!r}?"
+        )
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "roberta-base", "owner/bert-tiny-sst"])
+def test_other_names_are_asked_for(name: str, tmp_path: Path, hub: HubServer) -> None:
+    (answer,) = client(hub, tmp_path / "cache", ["resolve", name])
+    assert "model not found, or private (404)" in answer["error"]
+    assert any(name in request.path for request in hub.requests)
+    assert ("did you mean" in answer["error"]) == ("tiny" in name)
 
 
 def test_interrupted_and_resumed(tmp_path: Path, hub: HubServer) -> None:

@@ -122,7 +122,7 @@ OUTPUTS = [
 ]
 
 #: The commands that make what only one output of another kind would.
-WORK = ["evaluate.prepare", "jobs.prepare", "jobs.prepare_texts", "jobs.run"]
+WORK = ["demo.prepare", "jobs.prepare", "jobs.prepare_texts", "jobs.run"]
 WORK += ["predict.load", "embed.load", "embed.read_texts", "jobs.saved_calibration"]
 WORK += [f"quantize.{name}" for name in ("load", "saved_calibration")]
 WORK += [f"inspect.{name}" for name in ("load", "saved_calibration")]
@@ -268,7 +268,7 @@ def test_the_embedded_kit_is_not_written_over(no_work: Path, capsys: Capture) ->
     for option in ("--json", "--html"):
         for name in ("manifest.json", "tensors.safetensors"):
             line = f"golden verify {EMBEDDED} candidate.safetensors {option} {KIT / name}"
-            assert "write over a file that is read" in error_of(capsys, line)
+            assert "overwrite a file that is read" in error_of(capsys, line)
     assert contents(KIT) == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,42 @@ def test_pages_are_what_the_data_gives(name: str) -> None:
     )
 
 
+def test_the_readme_sums_the_data_up() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    quoted = re.search(r"loses (\d+) points on CoLA and (\d+) on SQuAD", readme)
+    assert quoted is not None
+    rows = publish.read_data(ROOT / publish.DATA)["accuracy"]
+    found = {(row["task"], row["recipe"]): row for row in rows}
+    assert [round(-100 * found[task, "int8"]["difference"]) for task in ("cola", "squad")] == [
+        int(points) for points in quoted.groups()
+    ]
+    for task in ("sst2", "cola", "mrpc", "squad"):  # E4M3 "keeps FP32's accuracy"
+        low, high = found[task, "e4m3"]["interval"]
+        assert low <= 0 <= high
+
+
+def test_the_demo_quotes_the_data() -> None:
+    """What the package carries is what docs/data has, and the script writes it."""
+    data = publish.read_data(ROOT / publish.DATA)
+    text = (ROOT / publish.EXCERPT).read_text(encoding="utf-8")
+    assert publish.excerpt_text(data) == text, "python scripts/publish_results.py"
+    published = {(row["model"], row["recipe"]): row for row in data["accuracy"]}
+    for row in json.loads(text):
+        found = published[row["model"], row["recipe"]]
+        assert row["value"] == found[row["metric"]]
+        for name in ("task", "examples", "flips"):
+            assert row[name] == found[name]
+
+
+def test_a_model_without_all_results_is_not_quoted() -> None:
+    quoted = json.loads(publish.excerpt_text({**EMPTY, "accuracy": ROWS}))
+    assert {row["recipe"] for row in quoted} == set(publish.QUOTED)
+    rows = [row for row in ROWS if row["recipe"] != "e4m3"]
+    assert json.loads(publish.excerpt_text({**EMPTY, "accuracy": rows})) == []
+    scores = [{key: x for key, x in row.items() if key != "flips"} for row in ROWS]
+    assert json.loads(publish.excerpt_text({**EMPTY, "accuracy": scores})) == []
+
+
 def test_figures_are_there_where_there_are_results() -> None:
     data = publish.read_data(ROOT / publish.DATA)
     for name, (part, _, _) in publish.FIGURES.items():
@@ -45,8 +82,8 @@ def test_a_block() -> None:
     assert publish.filled(text, EMPTY, Path()) == text
     data = {**EMPTY, "accuracy": ROWS}
     found = publish.filled(text, data, Path("docs"))
-    assert found.startswith("before\n<!-- base size, headline: begin -->\n\n| model, task |")
-    assert "**60.00** / 3" in found
+    assert found.startswith("before\n<!-- base size, headline: begin -->\n\nMetric in percent")
+    assert "| **60.00** |" in found
     assert "](figures/accuracy-base.png)" in found
     assert "](../docs/figures/accuracy-base.png)" in publish.filled(text, data, Path("notebooks"))
     assert publish.filled(found, data, Path("docs")) == found
@@ -73,8 +110,9 @@ def test_a_file_per_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plot)")
     monkeypatch.setattr(publish, "ROOT", tmp_path)
     monkeypatch.setattr(publish, "PAGES", ("README.md", "notebooks/n.ipynb"))
-    for folder in ("docs/data", "docs/figures", "notebooks"):
+    for folder in ("docs/data", "docs/figures", "notebooks", "bert_numpy/assets"):
         (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / publish.EXCERPT).write_text(publish.excerpt_text(EMPTY))
     (tmp_path / "README.md").write_text(f"# T\n\n{BLOCK.format('headline')}")
     cell = {"cell_type": "markdown", "source": BLOCK.format("summary").splitlines(keepends=True)}
     shown = {
@@ -95,6 +133,9 @@ def test_a_file_per_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     run("--accuracy", tmp_path / "a.json", tmp_path / "b.json")
     assert publish.read_data(tmp_path / publish.DATA) == {**EMPTY, "accuracy": ROWS}
     assert "**60.00**" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / publish.EXCERPT).read_text() == publish.excerpt_text(
+        {**EMPTY, "accuracy": ROWS}
+    )
     notebook = json.loads((tmp_path / "notebooks" / "n.ipynb").read_text())
     assert "| bf16 | +0.00" in "".join(notebook["cells"][0]["source"])
     figure = (tmp_path / "docs" / "figures" / "accuracy-base.png").read_bytes()

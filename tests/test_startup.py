@@ -7,7 +7,17 @@ import sys
 import time
 
 #: Imported by other commands alone, or by none.
-HEAVY = ("rich", "matplotlib", "onnx", "numpy.ma", "requests", "httpx", "torch", "transformers")
+HEAVY = (
+    "rich",
+    "matplotlib",
+    "onnx",
+    "numpy.ma",
+    "requests",
+    "httpx",
+    "torch",
+    "transformers",
+    "shtab",
+)
 
 PREDICT = ["predict", "bert-tiny-sst2", "a warm and funny film"]
 
@@ -33,6 +43,30 @@ found = {"bert_numpy", "safetensors", "tokenizers", "rich", "hypothesis"} & outs
 assert not found, found
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_model_runs_without_the_libraries_that_webassembly_lacks() -> None:
+    code = """
+import sys
+for missing in ("tokenizers", "safetensors", "huggingface_hub", "rich", "hypothesis"):
+    sys.modules[missing] = None
+sys.platform = "emscripten"
+import bert_numpy
+import bert_numpy.evaluation.evaluate, bert_numpy.tasks.tokenization
+model = bert_numpy.load("bert-tiny-sst2")
+ids = [[101, 1037, 4010, 1998, 6057, 2143, 102]]
+calibration = bert_numpy.calibrate(model, [{"input_ids": ids}])
+q = bert_numpy.apply_recipe(model, bert_numpy.PRESETS["e4m3"], calibration, golden=True)
+assert q(ids).logits.shape == (1, 2)
+try:
+    bert_numpy.load_tokenizer("bert-tiny-sst2")
+except ModuleNotFoundError:
+    pass
+else:
+    raise AssertionError("expected the library to be missing")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_predict_starts_quickly() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npfp8 import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat
+from npfp8 import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat, storage
 from npfp8.storage import Fp8Array, load_file, read_header, save_file
 
 ALL_CODES = np.arange(256, dtype=np.uint8)
@@ -174,7 +175,10 @@ def test_fnuz_by_the_librarys_names(fmt, tmp_path):
         (file_of({"__metadata__": []}), "'__metadata__': expected strings"),
         (file_of(b'{"a":{},"a":{}}'), "key 'a': expected once, found 2 times"),
         (file_of(b'{"a":' + b"9" * 5000 + b"}"), "numbers of 64 bits, found one of 5000 digits"),
-        (file_of({"a": entry(shape=[2**63, 2**63, 0], offsets=[0, 0])}), "at most 922.* bytes"),
+        (
+            file_of({"a": entry(shape=[2**63, 2**63, 0], offsets=[0, 0])}),
+            f"at most {sys.maxsize} bytes",
+        ),
         (file_of({"a": entry(shape=[2] + 32 * [1])}, b"ab"), "at most 32 axes, found 33"),
         (file_of({"a": entry(shape=[2**63] * 10_000)}), "at most 32 axes, found 10000"),
     ],
@@ -185,6 +189,27 @@ def test_corrupt_files(content, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         load_file(path)
     assert str(path) in str(error.value)
+
+
+def test_no_shape_is_let_through_that_a_32_bit_machine_cannot_hold(tmp_path, monkeypatch):
+    path = tmp_path / "empty.safetensors"
+    path.write_bytes(file_of({"a": entry(shape=[2**16, 2**16, 0], offsets=[0, 0])}))
+    assert load_file(path)["a"].shape == (2**16, 2**16, 0)
+    monkeypatch.setattr(storage, "_MAX_BYTES", 2**31 - 1)
+    with pytest.raises(ValueError, match="'a': expected at most 2147483647 bytes"):
+        load_file(path)
+
+
+@pytest.mark.parametrize("error", [ValueError, OverflowError])
+def test_a_file_larger_than_an_address_is_named(error, tmp_path, monkeypatch):
+    def too_large(*_, **__):
+        raise error("mmap length is too large")
+
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(file_of({"a": entry()}, b"ab"))
+    monkeypatch.setattr(storage.mmap, "mmap", too_large)
+    with pytest.raises(ValueError, match=r"large.safetensors: .*too large"):
+        load_file(path)
 
 
 @given(data=st.data())

@@ -17,6 +17,7 @@ from oracles import assert_same_bits
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe
+from bert_numpy.evaluation.outliers import with_outliers
 from bert_numpy.quantization.calibration import load_calibration, sqnr
 from bert_numpy.quantization.recipe import Operand
 from bert_numpy.study.cells import (
@@ -30,7 +31,6 @@ from bert_numpy.study.cells import (
     run_cell,
 )
 from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
-from bert_numpy.study.outliers import with_outliers
 from bert_numpy.tasks.metrics import accuracy
 from npfp8 import E4M3FN, E5M2, INT8
 

@@ -16,7 +16,9 @@ from typing import Any
 from bert_numpy.assets import ASSETS
 from bert_numpy.checkpoints.tensors import INDEX, SINGLE, missing_weights, read_weight_map
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.progress import is_quiet
 from npfp8.arguments import require
+from npfp8.names import suggestion
 
 __all__ = [
     "EMBEDDED",
@@ -65,7 +67,9 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     ----------
     name : str or Path
         The first that fits of: a folder; ``bert-tiny-sst2``, the embedded model; an
-        ``owner/name`` on the Hugging Face hub, fetched into its cache.
+        ``owner/name`` on the Hugging Face hub, fetched into its cache. A name without an owner
+        is looked for on the hub too (``bert-base-uncased``), unless it is so near the embedded
+        model's that it must be a typing error.
     revision : str, optional
         A branch, tag or commit of the repository on the hub; by default "main".
     weights : bool
@@ -88,6 +92,8 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
         raise BertNumpyError(f"{text}: expected a model folder, found a file")
     elif not is_hub_id(text):
         raise BertNumpyError(f"{text or repr(text)}: expected a model folder, found no such folder")
+    elif "/" not in text and (near := suggestion(text, [EMBEDDED])):
+        raise BertNumpyError(f"{text}: expected a model folder, found no such folder{near}")
     if found is None:
         return _fetch_model(text, revision, weights)
     if revision is not None:
@@ -172,6 +178,7 @@ def _fetch(repository: str, patterns: list[str], kind: str, revision: str | None
         raise BertNumpyError(
             f"{_called(repository, revision)}: expected a {kind} folder or a hub id, found no such "
             f"folder, and from the hub: {_reason(error, repository, kind, revision)}"
+            f"{suggestion(repository, [EMBEDDED]) if kind == 'model' else ''}"
         ) from error
 
 
@@ -180,14 +187,15 @@ def _called(repository: str, revision: str | None) -> str:
 
 
 def _progress_bar() -> Any:
-    """Make the library's progress bar silent without a terminal, in all of its releases."""
+    """Make the library's progress bar silent without a terminal, or if that is wanted."""
     import huggingface_hub.utils  # noqa: PLC0415
 
+    silent = is_quiet() or not sys.stderr.isatty()  # asked here: files are fetched by threads
     base: Any = huggingface_hub.utils.tqdm  # type: ignore[attr-defined]
 
     class Bar(base):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            if not sys.stderr.isatty():
+            if silent:
                 options["disable"] = True
             super().__init__(*arguments, **options)
 
@@ -218,13 +226,22 @@ def _reason(error: BaseException, repository: str, kind: str, revision: str | No
         )
     if is_a(utils.RevisionNotFoundError):
         return f"revision {revision!r} not found ({status}): expected a branch, a tag or a commit"
-    if is_a(utils.RepositoryNotFoundError) or status == 401:
+    if is_a(utils.RepositoryNotFoundError) or status in (401, 404):
         return f"{kind} not found, or private ({status}): check its name, or {token}"
     lines = [line for line in str(chain[-1]).splitlines() if line.strip()]
     text = " ".join(lines[:2]) or type(chain[-1]).__name__
     if is_a(utils.HFValidationError):
         return text
+    if status is None and any(type(each).__name__ in _UNREACHABLE for each in chain):
+        text = f"{constants.ENDPOINT} cannot be reached: check the name, and the connection"
     return f"{text}; run it again once the hub can be reached"
+
+
+#: The classes by which HTTP libraries, and Python, say that a connection could not be made.
+_UNREACHABLE = (
+    *("ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError", "SSLError"),
+    *("NewConnectionError", "MaxRetryError", "gaierror", "ConnectionRefusedError"),
+)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

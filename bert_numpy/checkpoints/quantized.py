@@ -144,9 +144,10 @@ def check_target(target: Path) -> None:
         try:
             require_absent(target)
         except FileExistsError:
+            fault = "is not empty" if target.is_dir() else "is not a folder"
             raise BertNumpyError(
-                f"{target}: expected no folder, or an empty one, found something: name another, as "
-                "nothing is written over"
+                f"{target} already exists and {fault}. Choose another folder; existing output is "
+                "never overwritten"
             ) from None
         if not os.path.isdir(os.path.dirname(os.path.abspath(target))):
             raise BertNumpyError(f"{target.parent}: expected a folder to write into, found none")

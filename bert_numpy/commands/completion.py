@@ -1,131 +1,92 @@
-"""Completion scripts for shells, made from the parser: commands, their options, and files."""
+"""Completion scripts for shells, made from the parser by shtab."""
 
 from __future__ import annotations
 
-import argparse
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from bert_numpy.commands.parser import FORMAT_LIST, FORMATS, Parser
+from bert_numpy.quantization.presets import PRESETS
+from bert_numpy.tasks.registry import TASK_NAMES
 
 __all__ = ["SHELLS", "completion_script"]
 
 #: The shells that a script can be made for.
-SHELLS = ("bash", "zsh", "fish")
-
-# zsh runs bash's functions after bashcompinit, so the two share one script.
-_BASHCOMPINIT = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
-
-_BASH = """\
-_bert_numpy() {{
-    local cur="${{COMP_WORDS[COMP_CWORD]}}" options= nested= values=
-    case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
-{cases}
-        *) options={options} ;;
-    esac
-    case "${{COMP_WORDS[COMP_CWORD-1]}}" in
-{values}
-    esac
-    COMPREPLY=()
-    case "${{values:+value}}$COMP_CWORD,$cur" in
-        value*) COMPREPLY=($(compgen -W "$values" -- "$cur")) ;;
-        *,-*) COMPREPLY=($(compgen -W "$options" -- "$cur")) ;;
-        1,*) COMPREPLY=($(compgen -W {commands} -- "$cur")) ;;
-        2,*) COMPREPLY=($(compgen -W "$nested" -- "$cur")) ;;
-    esac
-}}
-complete -o default -F _bert_numpy bert-numpy
-"""
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
-def completion_script(
-    parser: argparse.ArgumentParser, shell: str, values: Mapping[str, Iterable[str]]
-) -> str:
-    """The script that makes a shell complete the commands and options of ``bert-numpy``.
+def completion_script(parser: Parser, shell: str) -> str:
+    """Return the script that makes a shell complete the words after ``bert-numpy``.
 
-    Where neither fits, such as after an option that takes a file, names of files are offered.
+    It completes commands, options, formats, tasks and other names, files and folders.
 
     Parameters
     ----------
-    parser : ArgumentParser
-        With commands, which may have commands of their own.
+    parser : Parser
     shell : str
         One of :data:`SHELLS`.
-    values : mapping of str to strings
-        Likely values of options that take others, too; those that an option is limited to are
-        known to the parser.
     """
-    commands = _commands(parser)
-    if shell == "fish":
-        return _fish(parser, commands, values)
-    cases, found = [], dict(values)
-    for name, (sub, _) in commands.items():
-        nested = _commands(sub)
-        leaves = [sub, *(leaf for leaf, _ in nested.values())]
-        cases += [
-            f"        '{name} {inner}') options={_quoted(_options(leaf))} ;;"
-            for inner, (leaf, _) in nested.items()
-        ]
-        following = _quoted(nested or _choices(sub).get("", []))
-        cases.append(f"        '{name} '*) options={_quoted(_options(sub))} nested={following} ;;")
-        for leaf in leaves:
-            found |= {option: words for option, words in _choices(leaf).items() if option}
-    script = _BASH.format(
-        cases="\n".join(cases),
-        values="\n".join(f"        {name}) values={_quoted(of)} ;;" for name, of in found.items()),
-        options=_quoted(_options(parser)),
-        commands=_quoted(commands),
-    )
-    return _BASHCOMPINIT + script if shell == "zsh" else script
+    import shtab  # noqa: PLC0415 (only this command needs it)
+
+    _describe(parser, {"file": shtab.FILE, "folder": shtab.DIRECTORY, **_names()})
+    return shtab.complete(parser, shell)
 
 
-def _fish(
-    parser: argparse.ArgumentParser,
-    commands: dict[str, tuple[argparse.ArgumentParser, str]],
-    values: Mapping[str, Iterable[str]],
-) -> str:
-    lines = []
-    for name, (_, summary) in commands.items():
-        lines.append(f"-n __fish_use_subcommand -f -a {name} -d {shlex.quote(summary)}")
-    lines += [f"-n __fish_use_subcommand -l {name[2:]}" for name in _options(parser)]
-    for name, (sub, _) in commands.items():
-        nested = _commands(sub)
-        leaves = {name: sub} | {inner: leaf for inner, (leaf, _) in nested.items()}
-        for word, leaf in leaves.items():
-            seen, known = f"-n '__fish_seen_subcommand_from {word}'", {**values, **_choices(leaf)}
-            for option in _options(leaf):
-                of = f" -r -a {_quoted(known[option])}" if option in known else ""
-                lines.append(f"{seen} -l {option[2:]}{of}")
-        if following := _quoted(nested or _choices(sub).get("", [])).strip("'"):
-            lines.append(f"-n '__fish_seen_subcommand_from {name}' -f -a '{following}'")
-    return "".join(f"complete -c bert-numpy {line}\n" for line in lines)
+def _describe(parser: Parser, kinds: dict[str, Any]) -> None:
+    """Tell shtab what the values of each argument are; it reads the attribute ``complete``."""
+    for action, values in parser.arguments.items():
+        if values:
+            action.complete = kinds[values]  # type: ignore[attr-defined]
+    for command in parser.commands.values():
+        _describe(command, kinds)
 
 
-def _commands(
-    parser: argparse.ArgumentParser,
-) -> dict[str, tuple[argparse.ArgumentParser, str]]:
-    """Each command's parser and summary, by name; none of a parser without commands."""
-    # argparse has no public way to its actions.
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
-            return {name: (sub, summaries[name]) for name, sub in action.choices.items()}
-    return {}
-
-
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """The long options of a parser."""
-    names = [name for action in parser._actions for name in action.option_strings]
-    return [name for name in names if name.startswith("--")]
-
-
-def _choices(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
-    """The values of each option that has a list of them; of an argument, under an empty name."""
+def _names() -> dict[str, Any]:
+    """Return how each shell completes names of tasks, of formats, and lists of formats."""
+    formats = (*PRESETS, "stored")
     return {
-        name: list(action.choices)
-        for action in parser._actions
-        if action.choices and not isinstance(action, argparse._SubParsersAction)
-        for name in (action.option_strings or [""])
+        "tasks": _one_of("tasks", TASK_NAMES),
+        FORMATS: _one_of("formats", formats, files=True),
+        FORMAT_LIST: _list_of("format_list", formats),
     }
 
 
-def _quoted(words: Iterable[str]) -> str:
-    return shlex.quote(" ".join(words))
+def _one_of(name: str, words: Sequence[str], files: bool = False) -> dict[str, Any]:
+    """Complete one of some words; or a file whose name ends in .json."""
+    function, listed = f"_bert_numpy_{name}", " ".join(words)
+    bash, fish = f"compgen -W '{listed}' -- $1", f"string split ' ' '{listed}'"
+    zsh = f"_alternative 'names:name:({listed})'"
+    if files:
+        bash += "; compgen -f -X '!*.json' -- $1; compgen -d -- $1"
+        fish += "; __fish_complete_path (commandline -ct)"
+        fish += r" | string match -r '.*(?:/|\.json)(?:\t.*)?$'"
+        zsh += " 'files:file:_files -g \"*.json\"'"
+    return {
+        "bash": function,
+        "zsh": function,
+        "fish": f"({function})",
+        "tcsh": f"({listed})",
+        "preamble": {
+            "bash": f"{function}() {{ {bash}; }}",
+            "zsh": f"{function}() {{ {zsh} }}",
+            "fish": f"function {function}; {fish}; end",
+        },
+    }
+
+
+def _list_of(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """Complete the last of some words with commas between."""
+    function, listed = f"_bert_numpy_{name}", " ".join(words)
+    bash = f'compgen -P "${{1%"${{1##*,}}"}}" -W \'{listed}\' -- "${{1##*,}}"'
+    return {
+        "bash": function,
+        "zsh": f"_values -s , format {listed}",
+        "fish": f"({function})",
+        "tcsh": f"({listed})",
+        "preamble": {
+            "bash": f"{function}() {{ {bash}; }}",
+            "fish": f"function {function}\n"
+            "  set -l before (string replace -r '[^,]*$' '' -- (commandline -ct))\n"
+            f'  for name in {listed}; echo "$before$name"; end\nend',
+        },
+    }

@@ -43,19 +43,26 @@ __all__ = ["add_embed_command"]
 #: Endings of files of texts.
 _ENDINGS = (".txt", ".tsv", *RECORD_SUFFIXES)
 
-#: How many texts are printed, characters of each, and numbers of its vector.
+#: How many texts are printed, how many characters of each, and how many numbers of its vector.
 _TEXTS, _CHARACTERS, _NUMBERS = 5, 40, 4
 
 
 def add_embed_command(command: AddCommand) -> None:
     """Add the command."""
-    embed = command("embed", _embed, "Write the vectors of texts (sentence embeddings).")
+    embed = command(
+        "embed",
+        _embed,
+        "Write the vectors of texts (sentence embeddings).",
+        './my-encoder "a warm and funny film" "two hours of my life, gone"',
+        "./my-encoder texts.txt --out vectors.npy --format e4m3",
+    )
     add_model(embed)
     embed.add_argument(
         "sources",
         metavar="FILE_OR_TEXT",
         nargs="+",
-        help="a text; or the name of a file of texts, a line each, or in SST-2's layout",
+        values="file",
+        help="a text; or the name of a file of texts, one per line, or in SST-2's layout",
     )
     add_out(
         embed,
@@ -106,9 +113,9 @@ def _embed(arguments: argparse.Namespace) -> Outcome:
 
 
 def _texts(sources: Sequence[str]) -> list[str]:
-    """The texts of the arguments: those of a file, where one is a file's name.
+    """Return the texts of the arguments; an argument that names a file stands for its texts.
 
-    A word that ends as a file of texts does is one, so that a mistyped name is an error.
+    A word with the ending of a file of texts names one, so that a mistyped name is an error.
     """
     found: list[str] = []
     for source in sources:
@@ -119,7 +126,7 @@ def _texts(sources: Sequence[str]) -> list[str]:
 
 
 def _beginning(texts: Sequence[str], vectors: Float32Array) -> list[str]:
-    """The first numbers of the first vectors, and how long these are."""
+    """Describe the first vectors in lines: their norms and their first numbers."""
     lines = []
     for text, vector in zip(texts[:_TEXTS], vectors, strict=False):
         numbers = "  ".join(f"{x:.4f}" for x in vector[:_NUMBERS].tolist())
@@ -137,12 +144,12 @@ _Writer = Callable[[BinaryIO, Sequence[str], Float32Array], None]
 
 
 def _writer(out: str) -> _Writer:
-    """What writes a file of this name, by its ending.
+    """Return the function that writes a file of this name, by its ending.
 
     Raises
     ------
     BertNumpyError
-        If it is none that is known, or Parquet and pyarrow is not installed.
+        If the ending is unknown, or is Parquet's and pyarrow is not installed.
     """
     suffix = Path(out).suffix
     if suffix not in _WRITERS:

@@ -1,4 +1,4 @@
-"""The commands that run a model over a task's data: demo, compare, evaluate, submit."""
+"""The commands that run a model over a task's data: compare, evaluate, submit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.assets import REVIEWS
-from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.jobs import (
     COMPARED,
     accumulated,
@@ -25,6 +23,7 @@ from bert_numpy.commands.options import (
     add_accumulate,
     add_data,
     add_format,
+    add_formats,
     add_golden,
     add_limit,
     add_model,
@@ -34,6 +33,7 @@ from bert_numpy.commands.options import (
 from bert_numpy.commands.outputs import submission_file
 from bert_numpy.commands.report import (
     Outcome,
+    columns,
     comparison_row,
     listed,
     note_not_finite,
@@ -44,31 +44,41 @@ from bert_numpy.commands.report import (
 )
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.evaluate import Evaluation, require_answers
-from bert_numpy.evaluation.job import Job, prepare
+from bert_numpy.evaluation.job import Job
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.registry import require_test_set
 from bert_numpy.tasks.similarity import EMBEDDINGS
 from bert_numpy.tasks.squad import SQUAD
+from bert_numpy.tasks.task import Task
+from npfp8.arrays import Array
 
 __all__ = ["add_evaluation_commands"]
 
 
 def add_evaluation_commands(command: AddCommand) -> None:
     """Add the commands."""
-    demo = command("demo", _demo, "Compare formats on the embedded model and review sentences.")
-    add_golden(demo)
-    _add_formats(demo, "")
-
-    compare = command("compare", _compare, "Compare formats on a task, or by the vectors of texts.")
+    compare = command(
+        "compare",
+        _compare,
+        "Compare formats on a task, or by the vectors of texts.",
+        "./my-model --task sst2 --data glue/SST-2 --formats int8,e4m3",
+        "./my-encoder --texts texts.txt",
+    )
     add_model(compare)
     add_golden(compare)
-    _add_formats(compare, ", or stored")
+    add_formats(compare, f"{COMPARED}, or stored")
     add_accumulate(compare)
     add_data(compare, required=False)
     add_texts(compare)
     add_limit(compare)
 
-    evaluate = command("evaluate", _evaluate, "Evaluate one format on a task's development set.")
+    evaluate = command(
+        "evaluate",
+        _evaluate,
+        "Evaluate one format on a task's development set.",
+        "./my-model --task sst2 --data glue/SST-2 --format e4m3 --golden",
+        "./my-qa-model --task squad --data squad --predictions answers.json",
+    )
     add_model(evaluate)
     add_golden(evaluate)
     add_format(evaluate, default="fp32")
@@ -78,14 +88,23 @@ def add_evaluation_commands(command: AddCommand) -> None:
     evaluate.add_argument(
         "--predictions",
         metavar="FILE",
+        section="output",
+        values="file",
         help="squad: write the answers to FILE, in the layout that its official script reads",
     )
 
-    submit = command("submit", _submit, "Write a GLUE test set's predictions for its server.")
+    submit = command(
+        "submit",
+        _submit,
+        "Write a GLUE test set's predictions for its server.",
+        "./my-model SST-2.tsv --task sst2 --data glue/SST-2 --format e4m3",
+    )
     add_model(submit)
     submit.add_argument(
         "out",
         metavar="OUT",
+        section="output",
+        values="file",
         help="the file to write, or a folder for one of the name that the server expects",
     )
     submit.set_defaults(out_kind="submission")
@@ -93,21 +112,6 @@ def add_evaluation_commands(command: AddCommand) -> None:
     add_format(submit, default="fp32")
     add_accumulate(submit)
     add_data(submit)
-
-
-def _add_formats(parser: argparse.ArgumentParser, more: str) -> None:
-    parser.add_argument(
-        "--formats",
-        metavar="LIST",
-        help="comma-separated; fp32 always runs, as the others are compared with it "
-        f"(default: {COMPARED}{more})",
-    )
-
-
-def _demo(arguments: argparse.Namespace) -> Outcome:
-    return _comparison(
-        arguments, prepare(EMBEDDED, "sst2", REVIEWS), compared_recipes(arguments.formats, EMBEDDED)
-    )
 
 
 def _compare(arguments: argparse.Namespace) -> Outcome:
@@ -170,13 +174,32 @@ def _submit(arguments: argparse.Namespace) -> Outcome:
     require_answers(job.model, result)
     write_text(path, test_set.submission(job.examples.ids, result.predictions))
     report = header(job, arguments.golden) | {"format": recipe.name, "file": str(path)}
-    return Outcome(report, lambda: print_lines(f"{path}: {len(job.examples)} predictions"))
+    lines = [
+        f"written: {path}",
+        f"{job.model.name}, {job.task.name}, {recipe.name}, {len(job.examples)} predictions:",
+        *_distribution(job.task, result.predictions),
+    ]
+    return Outcome(report, lambda: print_lines(*lines))
+
+
+def _distribution(task: Task[Any], predictions: Array) -> list[str]:
+    """Count the predictions by label in aligned lines; for scores, describe their range."""
+    labels = getattr(task, "labels", ())
+    if not labels:
+        low, mean, high = predictions.min(), predictions.mean(), predictions.max()
+        return [f"  scores from {low:.4f} to {high:.4f}, mean {mean:.4f}"]
+    counts = [int((predictions == number).sum()) for number in range(len(labels))]
+    rows = [
+        (f"  {label}", f"{count:,}", f"{100 * count / predictions.size:.1f} %")
+        for label, count in zip(labels, counts, strict=True)
+    ]
+    return columns(rows, right=[1, 2])
 
 
 def _outputs(job: Job, result: Evaluation) -> dict[str, Any]:
-    """Predictions and logits of each example; of questions, by their ids, the likely answers.
+    """Return the predictions and logits of each example; for questions, the answers by id.
 
-    Of pairs of vectors their cosines alone: ``embed`` writes vectors.
+    For pairs of vectors it is their cosines alone: ``embed`` writes vectors.
     """
     predictions = listed(result.predictions)
     if job.task.head == EMBEDDINGS.head:

@@ -1,6 +1,6 @@
 """The command ``bert-numpy golden``: export a kit, verify a candidate, write test vectors.
 
-What one of them alone needs is imported there, so that all other commands start sooner.
+Modules that only one of them needs are imported there, so that all other commands start sooner.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bert_numpy.commands.options import (
     add_format,
     add_model,
     add_sentence_scales,
+    add_task,
     check_scales,
     finite,
     natural,
@@ -25,6 +26,7 @@ from bert_numpy.commands.options import (
     refuse,
     require_together,
 )
+from bert_numpy.commands.parser import one_of
 from bert_numpy.commands.report import Outcome, note, print_lines, progress_bar, write_text
 from bert_numpy.errors import BertNumpyError, reading, writing
 from bert_numpy.evaluation.job import prepare, saved_calibration
@@ -39,29 +41,87 @@ __all__ = ["add_golden_commands"]
 
 def add_golden_commands(command: AddCommand) -> None:
     """Add the sub-commands of ``golden``."""
-    export = command("export", _export, "Write a kit of golden outputs: a folder.")
+    export = command(
+        "export",
+        _export,
+        "Write a kit, a folder of golden outputs.",
+        f"{EMBEDDED} kit --inputs inputs.json",
+        "./my-model kit --task sst2 --data glue/SST-2 --limit 2 --level model",
+    )
     add = export.add_argument
     add_model(export)
-    add("out", metavar="OUT", help="the folder to make")
+    add("out", metavar="OUT", section="output", values="folder", help="the folder to make")
     export.set_defaults(out_kind="folder")
     add_format(export, default="e4m3")
-    add("--inputs", metavar="FILE", help="a JSON list of texts, or of objects; see docs/kit.md")
-    add("--task", metavar="NAME", help="take the inputs from a task's data instead")
-    add("--data", metavar="DATA", help="the task's folder or file, or a data set on the hub")
-    add("--limit", type=positive, metavar="N", default=2, help="only the first N examples of it")
-    add("--level", action="append", choices=LEVELS, help="again for several; all by default")
+    add(
+        "--inputs",
+        metavar="FILE",
+        section="input",
+        values="file",
+        help="a JSON list of texts, or of objects; see docs/kit.md",
+    )
+    add_task(export, required=False, description="take the inputs from a task's data instead")
+    add(
+        "--data",
+        metavar="DATA",
+        section="input",
+        values="file",
+        help="the task's folder or file, or a data set on the hub",
+    )
+    add(
+        "--limit",
+        type=positive,
+        metavar="N",
+        default=2,
+        section="input",
+        help="only the first N examples of it",
+    )
+    add(
+        "--level",
+        action="append",
+        type=one_of(LEVELS),
+        choices=LEVELS,
+        metavar="LEVEL",
+        section="output",
+        help=f"export only this level, repeated for several: {', '.join(LEVELS)}",
+    )
     add_sentence_scales(export)
 
-    compare = command("verify", _verify, "Compare a candidate's dumps with a kit.")
+    compare = command(
+        "verify",
+        _verify,
+        "Compare a candidate's dumps with a kit.",
+        f"{EMBEDDED} my-backend.safetensors",
+        "kit dumps --profile statistical --html report.html",
+    )
     add = compare.add_argument
-    add("kit", metavar="KIT", help=f"a kit's folder, or {EMBEDDED} for the one that is here")
-    add("candidate", metavar="CANDIDATE", help="a safetensors file, or a folder of .npy files")
-    add("--profile", choices=PROFILES, default=PROFILES[0], help="what is tolerated")
+    add(
+        "kit",
+        metavar="KIT",
+        values="folder",
+        help=f"a kit's folder, or {EMBEDDED} for the kit that comes with the package",
+    )
+    add(
+        "candidate",
+        metavar="CANDIDATE",
+        values="file",
+        help="a safetensors file, or a folder of .npy files",
+    )
+    add(
+        "--profile",
+        type=one_of(PROFILES),
+        choices=PROFILES,
+        metavar="PROFILE",
+        default=PROFILES[0],
+        section="recipe",
+        help=f"the differences that are tolerated: {', '.join(PROFILES)}",
+    )
     add(
         "--min-sqnr",
         type=finite,
         metavar="DB",
         default=20.0,
+        section="recipe",
         help="statistical: the least signal-to-noise ratio of a tensor",
     )
     add(
@@ -69,15 +129,37 @@ def add_golden_commands(command: AddCommand) -> None:
         type=natural,
         metavar="N",
         default=0,
+        section="recipe",
         help="statistical: at most N rows of logits with another largest element (default: 0)",
     )
-    add("--html", metavar="FILE", help="write the report as a page with pictures")
+    add(
+        "--html",
+        metavar="FILE",
+        section="output",
+        values="file",
+        help="write the report as a page with pictures",
+    )
 
-    vectors = command("vectors", _vectors, "Write the codec's test vectors as plain text.")
-    vectors.add_argument("out", metavar="OUT", help="the folder to make")
+    vectors = command(
+        "vectors", _vectors, "Write the codec's test vectors as plain text.", "vectors"
+    )
+    vectors.add_argument(
+        "out", metavar="OUT", section="output", values="folder", help="the folder to make"
+    )
     vectors.set_defaults(out_kind="folder")
-    check = command("check-vectors", _check_vectors, "Compare results with the test vectors.")
-    check.add_argument("files", metavar="FILE", nargs="+", help="with the codes found in column 3")
+    check = command(
+        "check-vectors",
+        _check_vectors,
+        "Compare results with the test vectors.",
+        "results/E4M3FN-*.txt",
+    )
+    check.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        values="file",
+        help="a file of test vectors with the codes that were found in column 3",
+    )
 
 
 def _export(arguments: argparse.Namespace) -> Outcome:
@@ -115,7 +197,7 @@ _OF_A_MODEL = (
 
 
 def _inputs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The sequences to run: of a file, or of a task's data."""
+    """Read the sequences to run, from a file or a task's data."""
     from bert_numpy.kit.export import read_inputs, sequence  # noqa: PLC0415
 
     require_together(arguments)

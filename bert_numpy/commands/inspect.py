@@ -1,4 +1,4 @@
-"""The commands that describe a file: info, calibration."""
+"""The commands that describe a checkpoint or a calibration: info, calibration."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.checkpoints.hub import resolve
+from bert_numpy.checkpoints.hub import EMBEDDED, resolve
 from bert_numpy.checkpoints.load import load
+from bert_numpy.commands.describe import describe_config, describe_recipe
 from bert_numpy.commands.figures import describe, draw_figures
 from bert_numpy.commands.options import AddCommand, add_model
-from bert_numpy.commands.report import Outcome, print_lines, print_operands, progress_bar
+from bert_numpy.commands.report import Outcome, columns, print_lines, print_operands, progress_bar
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.job import saved_calibration
 from bert_numpy.model.sites import encoder_sites
@@ -24,15 +25,31 @@ __all__ = ["add_inspection_commands"]
 
 def add_inspection_commands(command: AddCommand) -> None:
     """Add the commands."""
-    add_model(command("info", _info, "Describe a checkpoint."))
-    calibration = command("calibration", _calibration, "Describe and plot a saved calibration.")
-    calibration.add_argument("file", metavar="FILE", help="what --save-calibration wrote")
+    add_model(command("info", _info, "Describe a checkpoint.", EMBEDDED, "./my-model --json -"))
+    calibration = command(
+        "calibration",
+        _calibration,
+        "Describe and plot a saved calibration.",
+        "scales.safetensors --operand 'encoder.layer.0.*'",
+    )
     calibration.add_argument(
-        "--operand", metavar="PATTERN", default="*", help="only these, such as '*.scores:*'"
+        "file",
+        metavar="FILE",
+        values="file",
+        help="a file that calibrate or --save-calibration wrote",
+    )
+    calibration.add_argument(
+        "--operand",
+        metavar="PATTERN",
+        default="*",
+        section="input",
+        help="only operands whose names fit, such as '*.scores:*'",
     )
     calibration.add_argument(
         "--plot",
         metavar="DIR",
+        section="output",
+        values="folder",
         help="draw the operands' noise by format and each one's elements (extra: plot)",
     )
 
@@ -63,11 +80,22 @@ def _info(arguments: argparse.Namespace) -> Outcome:
     del report["architecture_found"]  # the architecture says it
     if model.config.pooling is not None and not model.config.pooling.dense:
         del report["pooling"]["dense"]
-    lines, width = [], 2 + max(map(len, report))
-    for key, value in report.items():
-        text = ", ".join(value) if isinstance(value, tuple) else value
-        lines.append(f"{key:<{width}}{f'{text:,}' if type(text) is int else text}")
-    return Outcome(report, lambda: print_lines(*lines))
+    weights = f"{report['weight_bytes_8bit']:,} bytes"
+    if own is None:
+        weights = (
+            f"{report['weight_bytes_fp32']:,} bytes in float32, {weights} with linear layers in "
+            "8 bits"
+        )
+    rows = [
+        ("model", model.name),
+        ("folder", report["folder"]),
+        *describe_config(model.config),
+        *describe_recipe(own),
+        ("parameters", f"{parameters:,}"),
+        ("weights", weights),
+        ("products", f"{len(sites)} that a recipe can quantize"),
+    ]
+    return Outcome(report, lambda: print_lines(*columns(rows)))
 
 
 def _calibration(arguments: argparse.Namespace) -> Outcome:

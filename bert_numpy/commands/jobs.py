@@ -26,10 +26,11 @@ from bert_numpy.evaluation.job import (
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.calibration import Calibration
 from bert_numpy.quantization.convert import QuantizedModel
-from bert_numpy.quantization.presets import preset
+from bert_numpy.quantization.presets import PRESETS, preset
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.similarity import EMBEDDINGS
 from bert_numpy.tasks.tokenization import Tokenizer
+from npfp8.names import match
 
 __all__ = [
     "COMPARED",
@@ -50,12 +51,12 @@ COMPARED = "fp32,int8,e4m3,e5m2"
 
 
 def chosen_recipe(arguments: argparse.Namespace, default: str = "fp32") -> Recipe:
-    """The recipe of ``--format``, or a quantized checkpoint's own."""
+    """Return the recipe of ``--format``, or a quantized checkpoint's own."""
     name, model = arguments.format, arguments.model
     own = stored_recipe(model, arguments.revision)
     if own is None:
         return _named_recipe(default if name is None else name, model)
-    if name not in (None, "stored"):
+    if name is not None and not _is_stored(name):
         raise BertNumpyError(
             f"{model}: expected format 'stored' of a quantized checkpoint, found {name!r}"
         )
@@ -63,30 +64,39 @@ def chosen_recipe(arguments: argparse.Namespace, default: str = "fp32") -> Recip
 
 
 def _named_recipe(name: str, model: str) -> Recipe:
-    """The recipe of a name or file, for a checkpoint that is not quantized."""
-    if name == "stored":
+    """Return the recipe of a name or file, for a checkpoint that is not quantized."""
+    if _is_stored(name):
         raise BertNumpyError(f"{model}: expected a quantized checkpoint for format 'stored'")
     return preset(name)
 
 
+def _is_stored(name: str) -> bool:
+    return match(name, ["stored"]) is not None
+
+
 def compared_recipes(names: str | None, model: str, revision: str | None = None) -> list[Recipe]:
-    """The recipes of a comma-separated list, fp32 first, each once; or a checkpoint's own."""
+    """Return the recipes of a list with commas, fp32 first, each once; or a checkpoint's own."""
     wanted = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
     if wanted == []:
         raise BertNumpyError(f"--formats: expected names between commas, found {names!r}")
     own = stored_recipe(model, revision)
-    if own is not None and (wanted is None or wanted == ["stored"]):
+    if own is not None and all(_is_stored(name) for name in wanted or ()):
         return [own]
     if own is not None:
         raise BertNumpyError(
             f"{model}: expected format 'stored' of a quantized checkpoint, found {names!r}"
         )
     compared = ["fp32", *(COMPARED.split(",") if wanted is None else wanted)]
-    return [_named_recipe(name, model) for name in dict.fromkeys(compared)]
+    return [_named_recipe(name, model) for name in dict.fromkeys(_spelled(compared))]
+
+
+def _spelled(names: Sequence[str]) -> list[str]:
+    """Spell the names of formats as their recipes do; other names stay as they are."""
+    return [match(name, PRESETS) or name for name in names]
 
 
 def accumulated(recipes: list[Recipe], arguments: argparse.Namespace) -> list[Recipe]:
-    """The recipes with ``--accumulate`` in place of their own."""
+    """Apply ``--accumulate`` to recipes, in place of their own."""
     if arguments.accumulate is None:
         return recipes
     _check_accumulate(arguments, recipes)
@@ -94,7 +104,7 @@ def accumulated(recipes: list[Recipe], arguments: argparse.Namespace) -> list[Re
 
 
 def _check_accumulate(arguments: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
-    """Refuse ``--accumulate`` where no product is of 8-bit codes."""
+    """Refuse ``--accumulate`` if no product is of 8-bit codes."""
     sites = [site for recipe in recipes for _, site in recipe.overrides]
     for recipe in recipes:
         sites += [recipe.linear, recipe.scores, recipe.context]
@@ -104,15 +114,15 @@ def _check_accumulate(arguments: argparse.Namespace, recipes: Sequence[Recipe]) 
 
 
 def prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool = False) -> Job:
-    """The job that the options of :func:`bert_numpy.commands.options.add_data` describe.
+    """Prepare the job that the options of :func:`bert_numpy.commands.options.add_data` describe.
 
-    Without a task, on ``--texts``, or on nothing: to calibrate alone.
+    Without a task it is on ``--texts``, or has no examples and can only be calibrated.
 
     Raises
     ------
     BertNumpyError
-        As :func:`bert_numpy.evaluation.job.prepare` and ``prepare_texts``; or an option has
-        no use.
+        As :func:`bert_numpy.evaluation.job.prepare` and ``prepare_texts``; or if an option is
+        of no use.
     """
     require_together(arguments)
     stored = stored_recipe(arguments.model, arguments.revision) is not None
@@ -143,7 +153,7 @@ def prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool = 
 def results_of(
     arguments: argparse.Namespace, job: Job, recipes: list[Recipe]
 ) -> Iterator[Evaluation]:
-    """Evaluate each recipe on a job in turn, by the options ``--golden`` and others."""
+    """Evaluate each recipe on a job in turn, with ``--golden`` and ``--save-calibration``."""
     return run(
         job,
         recipes,
@@ -154,7 +164,7 @@ def results_of(
 
 
 def compared(job: Job, result: Evaluation, reference: Evaluation) -> dict[str, Any]:
-    """The row of a recipe's results beside a reference's; of vectors, how near they are to it."""
+    """Return the row of a recipe's results; for vectors its metrics are their similarity."""
     row = comparison_row(result, reference)
     if job.task is EMBEDDINGS:
         row["metrics"] = similarity(reference.logits, result.logits)
@@ -162,7 +172,7 @@ def compared(job: Job, result: Evaluation, reference: Evaluation) -> dict[str, A
 
 
 def header(job: Job, golden: bool) -> dict[str, Any]:
-    """What every report on a job begins with."""
+    """Return the keys that every report on a job begins with."""
     samples = job.calibration.samples if job.calibration else len(job.calibration_texts)
     return {
         "model": job.model.name,
@@ -175,7 +185,7 @@ def header(job: Job, golden: bool) -> dict[str, Any]:
 
 
 def title(job: Job) -> str:
-    """The model, the task and the number of examples."""
+    """Name the model, the task and the number of examples."""
     return f"{job.model.name}, {job.task.name}, {len(job.examples)} examples"
 
 
@@ -187,7 +197,7 @@ def sentence_scales(
     *,
     paired: bool = False,
 ) -> Calibration | None:
-    """The calibration by the options of ``add_sentence_scales``; None where none is needed."""
+    """Return the calibration by the options of ``add_sentence_scales``; None if none is needed."""
     if not recipe.calibrated or isinstance(model, QuantizedModel):
         return None
     if arguments.calibration is not None:
@@ -204,7 +214,7 @@ def calibrated_on_sentences(
     paired: bool = False,
     golden: bool = False,
 ) -> Calibration:
-    """Calibrate on sentences by these options; notes on which.
+    """Calibrate on sentences by these options, and note which sentences they are.
 
     Raises
     ------
@@ -225,7 +235,7 @@ def calibrated_on_sentences(
 
 
 def _note_sentences(arguments: argparse.Namespace, count: int) -> None:
-    """Say on standard error which sentences the scales are from."""
+    """Note on standard error which sentences the scales come from."""
     which = f"{count}" if count == arguments.calibration_samples else "the"
     note(f"scales: from {which} sentences of {_sentences(arguments)}")
 

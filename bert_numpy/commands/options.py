@@ -1,18 +1,17 @@
-"""Options that several commands share, and what their values have in common.
+"""Options that several commands share, and the checks that all values go through.
 
-An option that is given is applied, or refused by its name: never ignored.
+Every option that is given is either applied, or refused by its name; none is ignored.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Sequence
 
-from bert_numpy.commands.report import Outcome
-from bert_numpy.errors import BertNumpyError, shown
+from bert_numpy.checkpoints.hub import EMBEDDED
+from bert_numpy.commands.parser import FORMAT_LIST, FORMATS, AddCommand, Parser, one_of
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.registry import TASK_NAMES, any_task_named
 from bert_numpy.tasks.squad import SQUAD
@@ -21,17 +20,19 @@ from npfp8 import ACCUMULATORS
 __all__ = [
     "CALIBRATION_SAMPLES",
     "AddCommand",
-    "Parser",
     "add_accumulate",
+    "add_calibration",
     "add_calibration_samples",
     "add_data",
     "add_format",
+    "add_formats",
     "add_golden",
     "add_limit",
     "add_model",
     "add_out",
     "add_sentence_scales",
     "add_sizes",
+    "add_task",
     "add_texts",
     "check_scales",
     "check_values",
@@ -42,56 +43,11 @@ __all__ = [
     "require_together",
 ]
 
-#: Adds a command: its name, its function and a summary.
-AddCommand = Callable[[str, Callable[[argparse.Namespace], Outcome], str], argparse.ArgumentParser]
-
-#: Examples, or sentences, to calibrate on, unless another number is asked for.
+#: The default number of examples, or sentences, to calibrate on.
 CALIBRATION_SAMPLES = 256
 
-#: Arguments that may be empty here, as what reads them refuses that with a better message.
+#: Arguments that may be empty here: the code that reads them refuses that with a better message.
 _MAY_BE_EMPTY = ("model", "text", "pair", "sources")
-
-
-class _Store(argparse.Action):
-    """Stores a value, as argparse does, and that it was given.
-
-    ``given`` has how often, by name; ``positional`` the names of those that are no options.
-    """
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        given = vars(namespace).setdefault("given", {})
-        if option_string is None:
-            vars(namespace).setdefault("positional", set()).add(self.dest)
-        # Of a number the last counts, as usual, so that a script's can be followed by another.
-        given[self.dest] = 1 if self.type is not None else given.get(self.dest, 0) + 1
-        setattr(namespace, self.dest, values)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that knows which options were given, and whose errors are safe on a terminal."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        for name in (None, "store"):
-            self.register("action", name, _Store)
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help, or a message; unlike argparse, fail where standard output does."""
-        try:
-            print(message, end="", file=file)
-        except OSError:
-            if file is not sys.stderr:
-                raise
-
-    def error(self, message: str) -> NoReturn:
-        """End with a message in one line after the usage."""
-        super().error(shown(message))
 
 
 def check_values(arguments: argparse.Namespace) -> None:
@@ -129,14 +85,14 @@ def refuse(arguments: argparse.Namespace, names: Iterable[str], expected: str) -
 def check_scales(
     arguments: argparse.Namespace, recipes: Sequence[Recipe], *, stored: bool = False
 ) -> None:
-    """Refuse options of a calibration that nothing needs, or that another one makes useless.
+    """Refuse options of a calibration that no recipe needs, or that another option makes useless.
 
     Parameters
     ----------
     arguments : Namespace
     recipes : sequence of Recipe
     stored : bool
-        Whether the checkpoint is quantized: it has its scales.
+        Whether the checkpoint is quantized, so that it has scales of its own.
 
     Raises
     ------
@@ -161,23 +117,23 @@ def _given(arguments: argparse.Namespace) -> dict[str, int]:
 
 
 def _spelling(arguments: argparse.Namespace, name: str) -> str:
-    """How an option or argument is written; those with no dashes are in capitals in the usage."""
+    """Spell an option or argument as the usage does: one without dashes is in capitals."""
     positional = name in getattr(arguments, "positional", ())
     return name.upper() if positional else f"--{name.replace('_', '-')}"
 
 
 def positive(text: str) -> int:
-    """The value of an option that takes a whole number of at least 1."""
+    """Read the value of an option that takes a whole number of at least 1."""
     return _whole(text, 1)
 
 
 def natural(text: str) -> int:
-    """The value of an option that takes a whole number of at least 0."""
+    """Read the value of an option that takes a whole number of at least 0."""
     return _whole(text, 0)
 
 
 def finite(text: str) -> float:
-    """The value of an option that takes a number: no NaN, which nothing is below, no infinity."""
+    """Read the value of an option that takes a finite number."""
     try:
         number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
@@ -188,8 +144,8 @@ def finite(text: str) -> float:
 
 
 def _whole(text: str, least: int) -> int:
-    # Python reads no longer numbers, and needs none here. Digits of other scripts are refused, as
-    # they are in files.
+    # Python does not read longer numbers, and none is needed here. Digits of other scripts are
+    # refused, as they are in files.
     if not (text.isascii() and text.isdecimal()) or len(text) > 18 or int(text) < least:
         raise argparse.ArgumentTypeError(
             f"expected a whole number of at least {least}, found {text!r}"
@@ -197,146 +153,222 @@ def _whole(text: str, least: int) -> int:
     return int(text)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: Parser) -> None:
     """Add ``MODEL`` and ``--revision``."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a hub id")
-    parser.add_argument("--revision", metavar="NAME", help="of a hub id: a branch, tag or commit")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"a folder, the embedded {EMBEDDED}, or an id on the Hugging Face hub (owner/name)",
+        values="file",
+    )
+    parser.add_argument(
+        "--revision",
+        metavar="NAME",
+        section="input",
+        help="the branch, tag or commit of a model on the hub (default: main)",
+    )
 
 
-def add_format(parser: argparse.ArgumentParser, default: str | None) -> None:
+def add_format(parser: Parser, default: str | None) -> None:
     """Add ``--format``; without a default it is required."""
     parser.add_argument(
         "--format",
         "--recipe",
         metavar="NAME",
         required=default is None,
-        help="see the list of formats in bert-numpy --help; or a recipe's .json file"
+        section="recipe",
+        values=FORMATS,
+        help="one of the formats below, or a recipe's .json file"
         + ("" if default is None else f" (default: {default}, or stored)"),
     )
 
 
-def add_golden(parser: argparse.ArgumentParser) -> None:
+def add_formats(parser: Parser, default: str) -> None:
+    """Add ``--formats``."""
+    parser.add_argument(
+        "--formats",
+        metavar="LIST",
+        section="recipe",
+        values=FORMAT_LIST,
+        help="formats below, or recipes' .json files, with commas between; fp32 always runs, as "
+        f"the others are compared with it (default: {default})",
+    )
+
+
+def add_golden(parser: Parser) -> None:
     """Add ``--golden``."""
     parser.add_argument(
         "--golden",
         action="store_true",
+        section="recipe",
         help="compute the same bits on every machine and in every batch, calibration included",
     )
 
 
-def add_accumulate(parser: argparse.ArgumentParser) -> None:
+def add_accumulate(parser: Parser) -> None:
     """Add ``--accumulate``."""
     parser.add_argument(
         "--accumulate",
+        type=one_of(tuple(ACCUMULATORS)),
         choices=tuple(ACCUMULATORS),
         metavar="MODE",
-        help="how products of 8-bit codes are added up, instead of what the format's recipe "
-        f"says (exact in every named one): {', '.join(ACCUMULATORS)}",
+        section="recipe",
+        help="how products of 8-bit codes are added up, in place of the recipe's way (exact in "
+        f"every named one): {', '.join(ACCUMULATORS)}",
     )
 
 
-def add_limit(parser: argparse.ArgumentParser) -> None:
+def add_limit(parser: Parser) -> None:
     """Add ``--limit``."""
     parser.add_argument(
-        "--limit", type=positive, metavar="N", help="evaluate only the first N examples"
+        "--limit",
+        type=positive,
+        metavar="N",
+        section="input",
+        help="evaluate only the first N examples",
     )
 
 
-def add_texts(parser: argparse.ArgumentParser) -> None:
+def add_texts(parser: Parser) -> None:
     """Add ``--texts``."""
     parser.add_argument(
         "--texts",
         metavar="FILE",
-        help="without --task, of a model of sentence embeddings: compare the vectors of these "
+        section="input",
+        values="file",
+        help="without --task, for a model of sentence embeddings: compare the vectors of these "
         f"texts; {_TEXTS}",
     )
 
 
-def add_out(parser: argparse.ArgumentParser, description: str, required: bool = False) -> None:
+def add_out(parser: Parser, description: str, required: bool = False) -> None:
     """Add ``--out``."""
-    parser.add_argument("--out", metavar="FILE", required=required, help=description)
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        required=required,
+        section="output",
+        values="file",
+        help=description,
+    )
 
 
-#: What a file of texts is.
-_TEXTS = "a line each, or in SST-2's layout"
+#: How a file of texts is laid out.
+_TEXTS = "one per line, or in SST-2's layout"
 
 
-def add_data(parser: argparse.ArgumentParser, required: bool = True, *, saved: bool = True) -> None:
+def add_task(parser: Parser, required: bool, description: str) -> None:
+    """Add ``--task``, one of the names of tasks in any case."""
+    parser.add_argument(
+        "--task",
+        required=required,
+        metavar="NAME",
+        section="input",
+        values="tasks",
+        help=description,
+    )
+
+
+def add_data(parser: Parser, required: bool = True, *, saved: bool = True) -> None:
     """Add the options of a task, its data and the calibration on it.
 
     Parameters
     ----------
-    parser : ArgumentParser
+    parser : Parser
     required : bool
         Whether there must be a task.
     saved : bool
         Whether a calibration can be one that was saved, and saved.
     """
-    add = parser.add_argument
-    add("--task", required=required, metavar="NAME", help=", ".join(TASK_NAMES))
-    add(
+    add_task(parser, required, ", ".join(TASK_NAMES))
+    parser.add_argument(
         "--data",
         required=required,
         metavar="DATA",
+        section="input",
+        values="file",
         help="the task's folder, a folder of such folders, a file to evaluate on, or a data set "
         "on the hub (nyu-mll/glue, rajpurkar/squad)",
     )
     add_calibration_samples(parser)
-    add(
+    parser.add_argument(
         "--calibration-data",
         metavar="FILE",
+        section="calibration",
+        values="file",
         help="take them from FILE instead of the training file beside the data"
         + ("" if required else f"; without --task, texts, {_TEXTS}"),
     )
     if saved:
-        add(
-            "--calibration",
+        add_calibration(parser)
+        parser.add_argument(
+            "--save-calibration",
             metavar="FILE",
-            help="take the scales from what --save-calibration wrote; nothing is calibrated",
+            section="output",
+            values="file",
+            help="write the calibration to FILE",
         )
-        add("--save-calibration", metavar="FILE", help="write the calibration to FILE")
     add_sizes(parser)
 
 
-def add_sizes(parser: argparse.ArgumentParser) -> None:
+def add_sizes(parser: Parser) -> None:
     """Add ``--max-length`` and ``--batch-size``."""
     parser.add_argument(
         "--max-length",
         type=positive,
         metavar="N",
-        help="cut inputs to N tokens (default: 128), contexts of questions into windows "
-        f"(default: {SQUAD.max_length}), texts to embed (default: the model's own length)",
+        section="input",
+        help="truncate inputs to N tokens (default: 128); split contexts of questions into "
+        f"windows (default: {SQUAD.max_length}); texts to embed (default: the model's own length)",
     )
     parser.add_argument(
-        "--batch-size", type=positive, metavar="N", default=32, help="sequences at a time"
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        default=32,
+        section="input",
+        help="how many sequences are run together",
     )
 
 
-def add_calibration_samples(parser: argparse.ArgumentParser) -> None:
+def add_calibration(parser: Parser) -> None:
+    """Add ``--calibration``."""
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        section="calibration",
+        values="file",
+        help="take the scales from a calibration that was saved; nothing is calibrated",
+    )
+
+
+def add_calibration_samples(parser: Parser) -> None:
     """Add ``--calibration-samples``."""
     parser.add_argument(
         "--calibration-samples",
         type=positive,
         metavar="N",
         default=CALIBRATION_SAMPLES,
-        help="examples to calibrate on, spread evenly over the file",
+        section="calibration",
+        help="how many examples to calibrate on, spread evenly over the file",
     )
 
 
-def add_sentence_scales(parser: argparse.ArgumentParser) -> None:
+def add_sentence_scales(parser: Parser) -> None:
     """Add the options of a calibration for commands that need no task."""
-    add = parser.add_argument
-    add("--calibration", metavar="FILE", help="take the scales from what --save-calibration wrote")
-    add(
+    add_calibration(parser)
+    parser.add_argument(
         "--calibration-data",
         metavar="FILE",
+        section="calibration",
+        values="file",
         help=f"texts to calibrate on, {_TEXTS} (default: the reviews that come with the package)",
     )
     add_calibration_samples(parser)
 
 
 def require_together(arguments: argparse.Namespace) -> None:
-    """Raise :class:`BertNumpyError` if there is one of ``--task`` and ``--data`` alone."""
+    """Raise :class:`BertNumpyError` if only one of ``--task`` and ``--data`` is given."""
     for name, other in (("task", "data"), ("data", "task")):
         if getattr(arguments, name) is not None and getattr(arguments, other) is None:
             raise BertNumpyError(f"--{name}: expected --{other} with it, found none")

@@ -1,7 +1,7 @@
-"""Where the results of a command go, checked before the work that makes them.
+"""Check where the results of a command go, before the work that makes them.
 
-Each output can be written, is none of the files that the command reads, and is not another
-output's file, nor in its folder.
+Each output can be written, is not a file that the command reads, and is neither the file of
+another output nor in its folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _READ = (
     *("file", "files", "kit", "candidate"),
 )
 
-#: What a checkpoint's folder has beside the files that are read.
+#: The files of a checkpoint's folder that are not read.
 _OTHER_MODEL_FILES = ("README.md", "SHA256SUMS", "pytorch_model.bin", "tf_model.h5")
 
 
@@ -71,7 +71,7 @@ def check_outputs(arguments: argparse.Namespace) -> None:
 
 
 def check_output(path: str | Path) -> None:
-    """Raise :class:`BertNumpyError` if a file cannot be written: before the work, not after it."""
+    """Check that a file can be written; raise :class:`BertNumpyError` if not."""
     path = Path(path)
     with writing(path):
         try:
@@ -90,7 +90,7 @@ def check_output(path: str | Path) -> None:
 
 
 def check_apart(outputs: Sequence[Output]) -> None:
-    """Refuse two outputs of one file, or one in a folder that another makes."""
+    """Refuse two outputs that are one file, or one inside a folder that another makes."""
     for number, output in enumerate(outputs):
         for other in outputs[:number]:
             if same_file(output.path, other.path) and not output.path.is_char_device():
@@ -108,7 +108,7 @@ def check_apart(outputs: Sequence[Output]) -> None:
 
 
 def submission_file(out: str, task: Task[Any]) -> str:
-    """The file of a submission: ``out``, or in a folder of that name the one the server expects."""
+    """Return the file of a submission: ``out``, or a file in it if it is a folder."""
     if task.test_set is None or not os.path.isdir(out):
         return out
     return os.path.join(out, task.test_set.submission_file)
@@ -135,7 +135,7 @@ def _outputs(arguments: argparse.Namespace) -> list[Output]:
 
 
 def _file(path: str) -> Path:
-    """The path of a file, whose last part is a name."""
+    """Return the path of a file; its last part must be a name."""
     if path.endswith((os.sep, os.altsep or os.sep)) or os.path.basename(path) == os.curdir:
         raise BertNumpyError(f"{path}: cannot be written: expected a file's name, found a folder's")
     return Path(path)
@@ -156,13 +156,13 @@ def _check_figures(folder: Path) -> None:
 
 
 def _check_inputs(outputs: Sequence[Output], arguments: argparse.Namespace) -> None:
-    """Refuse to write over what the command reads."""
+    """Refuse to overwrite what the command reads."""
     inputs = [path for path in _inputs(arguments) if not path.is_char_device()]
     for output in outputs:
         for path in inputs:
             if same_file(output.path, path):
                 raise BertNumpyError(
-                    f"{output.path}: cannot be written: {output.option} would write over a file "
+                    f"{output.path}: cannot be written: {output.option} would overwrite a file "
                     "that is read"
                 )
     for name, kind in (("model", "models"), ("data", "datasets")):
@@ -181,7 +181,7 @@ def _check_inputs(outputs: Sequence[Output], arguments: argparse.Namespace) -> N
 
 
 def _inputs(arguments: argparse.Namespace) -> Iterator[Path]:
-    """The files that a command reads, and those that it would read if they were there."""
+    """List the files that a command reads, and those that it would read if they were there."""
     for name in _READ:
         values = getattr(arguments, name, None) or []
         as_path = kit_folder if name == "kit" else Path

@@ -1,9 +1,11 @@
-"""The command that says what a model makes of a text: predict."""
+"""The command that runs a model on one text, or a pair: predict."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.checkpoints.load import load
 from bert_numpy.commands.jobs import accumulated, chosen_recipe, sentence_scales
 from bert_numpy.commands.options import (
@@ -15,7 +17,7 @@ from bert_numpy.commands.options import (
     add_sentence_scales,
     check_scales,
 )
-from bert_numpy.commands.report import Outcome, print_lines
+from bert_numpy.commands.report import Outcome, columns, print_lines
 from bert_numpy.evaluation.predict import check_prediction, predict_text
 from bert_numpy.model.sites import model_sites
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
@@ -27,7 +29,11 @@ __all__ = ["add_predict_command"]
 def add_predict_command(command: AddCommand) -> None:
     """Add the command."""
     predict = command(
-        "predict", _predict, "Classify, score, label, fill in or embed a text; answer a question."
+        "predict",
+        _predict,
+        "Classify, score, label, fill in or embed a text; answer a question.",
+        f'{EMBEDDED} "a warm and funny film" --format e4m3',
+        './my-qa-model "Who wrote it?" "Mary Shelley wrote it in 1818."',
     )
     add_model(predict)
     add_golden(predict)
@@ -60,4 +66,27 @@ def _predict(arguments: argparse.Namespace) -> Outcome:
         "accumulate": recipe.accumulate,
         "golden": arguments.golden,
     }
-    return Outcome(report | found.report, lambda: print_lines(*found.lines))
+    return Outcome(report | found.report, lambda: print_lines(*_lines(found.report)))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """Lay out the outputs of any head in aligned columns."""
+    masks = [(mask["position"], one) for mask in found.get("masks", ()) for one in mask["tokens"]]
+    norms = found.get("norms", ())
+    values = {
+        f"norm {number}" if len(norms) > 1 else "norm": x for number, x in enumerate(norms, 1)
+    }
+    if "cosine_similarity" in found:
+        values["cosine similarity"] = found["cosine_similarity"]
+    values |= found.get("probabilities", found.get("logits", {}))  # a score has logits alone
+    values |= found.get("next_sentence", {})
+    return [
+        *columns([[str(place), one["token"], _chance(one)] for place, one in masks], right=[0]),
+        *columns([[one["token"], one["label"], _chance(one)] for one in found.get("tokens", ())]),
+        *columns([[_chance(one), one["text"]] for one in found.get("answers", ())]),
+        *columns([[name, f"{value:.4f}"] for name, value in values.items()], right=[1]),
+    ]
+
+
+def _chance(one: dict[str, Any]) -> str:
+    return f"{one['probability']:.4f}"

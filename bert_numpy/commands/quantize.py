@@ -58,15 +58,29 @@ __all__ = ["add_quantization_commands"]
 
 def add_quantization_commands(command: AddCommand) -> None:
     """Add the commands."""
-    calibrate = command("calibrate", _calibrate, "Calibrate on a task, or texts, and save it.")
+    calibrate = command(
+        "calibrate",
+        _calibrate,
+        "Calibrate on a task, or on texts, and save the calibration.",
+        "./my-model --task sst2 --data glue/SST-2 --out scales.safetensors",
+        "./my-encoder --calibration-data texts.txt --out scales.safetensors",
+    )
     add_model(calibrate)
-    add_out(calibrate, "the file to write; --calibration takes it", required=True)
+    add_out(calibrate, "the file to write; --calibration reads it", required=True)
     add_golden(calibrate)
     add_data(calibrate, required=False, saved=False)
 
-    quantize = command("quantize", _quantize, "Write a quantized checkpoint that others read too.")
+    quantize = command(
+        "quantize",
+        _quantize,
+        "Write a quantized checkpoint that other libraries read too.",
+        "./my-model ./my-model-fp8 --format e4m3 --task sst2 --data glue/SST-2",
+        "./my-encoder ./my-encoder-fp8 --format e4m3 --calibration-data texts.txt",
+    )
     add_model(quantize)
-    quantize.add_argument("out", metavar="OUT", help="the folder to make")
+    quantize.add_argument(
+        "out", metavar="OUT", section="output", values="folder", help="the folder to make"
+    )
     quantize.set_defaults(out_kind="folder")
     add_golden(quantize)
     add_format(quantize, default=None)
@@ -74,16 +88,23 @@ def add_quantization_commands(command: AddCommand) -> None:
     add_texts(quantize)
     add_limit(quantize)
 
-    export = command("export-onnx", _export_onnx, "Write a quantized model as an ONNX file.")
+    export = command(
+        "export-onnx",
+        _export_onnx,
+        "Write a quantized model as an ONNX file.",
+        "./my-model my-model.onnx --format e4m3 --calibration scales.safetensors",
+    )
     add_model(export)
-    export.add_argument("out", metavar="OUT.onnx", help="the file to write")
+    export.add_argument(
+        "out", metavar="OUT.onnx", section="output", values="file", help="the file to write"
+    )
     export.set_defaults(out_kind="file")
     add_golden(export)
     add_format(export, default="fp32")
     add_data(export, required=False)
 
 
-#: Any recipe that needs a calibration: it is the same for all.
+#: A recipe that needs a calibration; the calibration is the same for all of them.
 _ANY = PRESETS["e4m3"]
 
 
@@ -178,7 +199,7 @@ def _refuse_unused(
 
 
 def _of_a_task(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Model, Calibration | None]:
-    """The model to export, and its calibration on a task's data."""
+    """Return the model to export, and its calibration on a task's data."""
     from bert_numpy.export.onnx import check_exportable  # noqa: PLC0415
 
     job = prepared(arguments, [recipe])
@@ -190,7 +211,7 @@ def _of_a_task(arguments: argparse.Namespace, recipe: Recipe) -> tuple[Model, Ca
 def _of_sentences(
     arguments: argparse.Namespace, recipe: Recipe, made: bool
 ) -> tuple[Model, Calibration | None]:
-    """The model to export, and its calibration: a saved one, or on sentences; or None."""
+    """Return the model to export, and its calibration: saved, or on sentences; or None."""
     from bert_numpy.export.onnx import check_exportable  # noqa: PLC0415
 
     model = load(arguments.model, arguments.revision)

@@ -1,11 +1,12 @@
-"""What the commands show and write: tables, progress bars, JSON files."""
+"""Show and write the results of commands: tables, progress bars, JSON files."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bert_numpy.errors import shown, writing
 from bert_numpy.evaluation.evaluate import Evaluation, compare_with
 from bert_numpy.finite import missing
+from bert_numpy.progress import is_quiet
 from npfp8.arrays import Array
 from npfp8.files import replaced_file
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # rich is imported where it is used: not every command draws
 
 __all__ = [
     "Outcome",
+    "columns",
     "comparison_row",
     "listed",
     "note",
@@ -30,6 +33,7 @@ __all__ = [
     "print_comparison",
     "print_lines",
     "print_operands",
+    "print_rows",
     "progress_bar",
     "write_json",
     "write_text",
@@ -38,9 +42,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command has found: ``report``, for JSON, and what prints it for a reader.
+    """The results of a command: ``report`` for JSON, and ``show``, which prints them as text.
 
-    Every file is written before it is printed: the reader may have gone.
+    Every file is written before anything is printed, as the reader may have gone.
     """
 
     report: dict[str, Any]
@@ -48,19 +52,42 @@ class Outcome:
 
 
 def print_lines(*lines: str) -> None:
-    """Print texts, each on a line of its own, whatever characters they have."""
+    """Print texts, each on one line, with characters that a terminal obeys escaped."""
     for line in lines:
         print(shown(line))
 
 
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Align cells in columns, two spaces apart; the cells of the columns ``right`` to the right.
+
+    >>> columns([["positive", "0.9", "a"], ["no", "0.05", "b"]], right=[1])
+    ['positive   0.9  a', 'no        0.05  b']
+    """
+    cells = [[shown(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
 def note(text: str) -> None:
+    """Print a note on standard error, unless the command is to be quiet."""
+    if not is_quiet():
+        _warn(text)
+
+
+def _warn(text: str) -> None:
     """Print a line on standard error, if it can be written to."""
     with suppress(OSError):
         print(shown(text), file=sys.stderr)
 
 
 def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str, Any]:
-    """A recipe's results as a JSON object, with what changed against the reference if given."""
+    """Return a recipe's results as a JSON object, with the changes from a reference if given."""
     change = {} if reference is None else compare_with(reference, result)
     counts = result.counts.values()
     return {
@@ -77,15 +104,18 @@ def comparison_row(result: Evaluation, reference: Evaluation | None) -> dict[str
 
 
 def listed(predictions: Array) -> list[Any]:
-    """Predictions as JSON has them: null where there is none."""
+    """Convert predictions for JSON: null where there is none."""
     none = missing(predictions).tolist()
     return [None if is_none else x for x, is_none in zip(predictions.tolist(), none, strict=True)]
 
 
 def note_not_finite(evaluation: Evaluation) -> None:
-    """Say on standard error how many predictions are none, if any; see :mod:`bert_numpy.finite`."""
+    """Warn on standard error if some outputs are not finite; see :mod:`bert_numpy.finite`.
+
+    A quiet command warns too.
+    """
     if count := evaluation.not_finite:
-        note(
+        _warn(
             f"{evaluation.recipe}: {count} of {evaluation.predictions.size} predictions are none, "
             "as a number of the output is not finite (NaN or infinity): they count as wrong"
         )
@@ -94,7 +124,7 @@ def note_not_finite(evaluation: Evaluation) -> None:
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of a comparison as a table; no cell is ever cut.
 
-    On a terminal that is too narrow for it the headers are broken into lines.
+    On a terminal that is too narrow for the table, the headers are broken into lines.
     """
     from rich.console import Console  # noqa: PLC0415 (see above)
 
@@ -125,26 +155,53 @@ def _comparison_table(rows: Sequence[Mapping[str, Any]], between_words: str) -> 
 
 
 def print_operands(operands: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print what :func:`bert_numpy.commands.figures.describe` says of each operand as a table."""
+    """Print the descriptions of operands as a table, in groups by layer.
+
+    They are those of :func:`bert_numpy.commands.figures.describe`; the columns leave out two of
+    the percentiles, so that the table of a model of base size is at most 100 columns wide.
+    """
     table = _table()
     table.add_column("operand", no_wrap=True)
     formats = list(next(iter(operands.values()))["formats"])
-    heads = ("elements", "low", "high", "p99", "p99.9", "p99.99", *(f"{f} dB" for f in formats))
-    for head in heads:
+    for head in ("elements", "low", "high", "p99.9", *formats):
         table.add_column(head, justify="right", no_wrap=True)
+    group = ""
     for name, row in operands.items():
+        layer = _LAYER.match(name)
+        label = f"layer {layer[1]}" if layer else ""
+        if label and label != group:
+            table.add_row(label)
+        group = label
         ratios = [row["formats"][label]["sqnr"] for label in formats]
         table.add_row(
-            shown(name),
+            shown(f"  {name[layer.end() :]}" if layer else name),
             f"{row['elements']:,}",
-            *(f"{row[key]:.4g}" for key in heads[1:6]),
+            *(f"{row[key]:.4g}" for key in ("low", "high", "p99.9")),
             *("-" if ratio is None else f"{ratio:.1f}" for ratio in ratios),
         )
+    print_lines(
+        "p99.9: the magnitude that 99.9 % of the elements do not exceed",
+        f"{', '.join(formats)}: the signal-to-quantization-noise ratio in dB",
+    )
     _print_table(table)
 
 
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of cells; all columns but the first are numbers."""
+    table = _table()
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(shown(cell) for cell in row))
+    _print_table(table)
+
+
+#: The part of an operand's name that is before its name in the layer.
+_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
+
+
 def _print_table(table: Table) -> None:
-    """Print a table by Python itself, as rich ends the process where nobody reads it."""
+    """Print a table with Python's own print: rich ends the process if nobody reads it."""
     console = _console(_width(table))
     with console.capture() as capture:
         console.print(table)
@@ -159,7 +216,7 @@ def _table() -> Table:
 
 
 def _width(table: Table) -> int:
-    """The columns that a table takes with nothing wrapped or cut."""
+    """Measure how many columns a table takes if nothing is wrapped or cut."""
     return _console(1 << 16).measure(table).maximum
 
 
@@ -173,8 +230,8 @@ def _console(width: int) -> Console:
 
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Any]:
-    """A progress bar on a terminal's standard error; yields the function that advances it."""
-    if not sys.stderr.isatty():
+    """Show a progress bar on a terminal's standard error; yield the function that advances it."""
+    if is_quiet() or not sys.stderr.isatty():
         yield lambda count: None
         return
     from rich.console import Console  # noqa: PLC0415 (see above)
@@ -201,15 +258,16 @@ def progress_bar(total: int, label: str) -> Iterator[Any]:
 def write_json(target: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write a JSON object or list to a file, whole or not at all; ``-`` is standard output.
 
-    NaN (a correlation of constants) becomes null. What is there and is no
-    file, such as ``/dev/null`` or a pipe, is written into, not replaced.
+    NaN (a correlation of constants) becomes null. A device or pipe, such as ``/dev/null``, is
+    written into and not replaced. A list of numbers is on one line, however long, and so is
+    whatever fits into one.
 
     Raises
     ------
     BertNumpyError
         If the file cannot be written.
     """
-    text = json.dumps(_without_nan(value), indent=1, allow_nan=False) + "\n"
+    text = json_text(_without_nan(value)) + "\n"
     if target == "-":
         sys.stdout.write(text)
         return
@@ -226,6 +284,41 @@ def write_text(path: Path, text: str) -> None:
     """
     with writing(path), replaced_file(path) as file:
         file.write(text.encode())
+
+
+def json_text(value: Any, indent: int = 0) -> str:
+    """Return a value as readable JSON: indented, with lists of numbers and short values in a line.
+
+    >>> print(json_text({"logits": [1.5, None], "sites": {"a": {"elements": 3, "saturated": 0}}}))
+    {
+     "logits": [1.5, null],
+     "sites": {"a": {"elements": 3, "saturated": 0}}
+    }
+    """
+    line = json.dumps(value, allow_nan=False)
+    is_short = 0 < indent <= _WIDTH - len(line)
+    if not isinstance(value, dict | list) or not value or is_short or _has_numbers_alone(value):
+        return line
+    inner = [json_text(item, indent + 1) for item in _items(value)]
+    if isinstance(value, dict):
+        inner = [f"{json.dumps(str(key))}: {text}" for key, text in zip(value, inner, strict=True)]
+    begin, end = "{}" if isinstance(value, dict) else "[]"
+    pad = "\n" + " " * indent
+    return f"{begin}{pad} " + f",{pad} ".join(inner) + f"{pad}{end}"
+
+
+#: Columns within which a JSON value, apart from its key, is written in one line.
+_WIDTH = 100
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _has_numbers_alone(value: dict[str, Any] | list[Any]) -> bool:
+    return isinstance(value, list) and all(
+        item is None or isinstance(item, int | float) for item in value
+    )
 
 
 def _without_nan(value: Any) -> Any:

@@ -27,10 +27,9 @@ N_BEST = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """A prediction as ``report``, for JSON, and as ``lines``, for a terminal."""
+    """The outputs for one text, or a pair, as a JSON object."""
 
     report: dict[str, Any]
-    lines: list[str]
 
 
 def check_prediction(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> None:
@@ -79,13 +78,11 @@ def _classes(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) ->
     labels, problem = model.config.labels, model.config.problem_type
     report: dict[str, Any] = {"logits": dict(zip(labels, logits.tolist(), strict=True))}
     if problem == "regression" or (len(labels) == 1 and problem is None):
-        return Prediction(report, _listed(report["logits"]))
+        return Prediction(report)
     several = problem == "multi_label_classification" or len(labels) == 1
     values = unary("sigmoid", logits, "float32") if several else softmax(logits, "float32")
     ranked = _ranked(labels, values)
-    return Prediction(
-        {"label": next(iter(ranked)), "probabilities": ranked, **report}, _listed(ranked)
-    )
+    return Prediction({"label": next(iter(ranked)), "probabilities": ranked, **report})
 
 
 def _next_sentence(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
@@ -95,7 +92,7 @@ def _next_sentence(model: Model, tokenizer: Tokenizer, text: str, pair: str | No
 
 def _follows(logits: Float32Array) -> Prediction:
     ranked = _ranked(("follows", "does not follow"), softmax(logits, "float32"))
-    return Prediction({"next_sentence": ranked}, _listed(ranked))
+    return Prediction({"next_sentence": ranked})
 
 
 def _masks(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
@@ -107,7 +104,7 @@ def _masks(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> P
     output = model(**batch)
     given = output.logits if output.prediction_logits is None else output.prediction_logits
     logits = _first(model, given)
-    masks, lines = [], []
+    masks = []
     for number in np.flatnonzero(batch["input_ids"][0] == tokenizer.mask_token_id).tolist():
         probabilities = softmax(logits[number], "float32")
         order = np.argsort(-logits[number], kind="stable")[:N_BEST].tolist()
@@ -120,12 +117,10 @@ def _masks(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> P
             for token in order
         ]
         masks.append({"position": number, "tokens": tokens})
-        lines += [f"{number}  {one['token']}  {one['probability']:.4f}" for one in tokens]
-    found = Prediction({"masks": masks}, lines)
+    report: dict[str, Any] = {"masks": masks}
     if output.seq_relationship_logits is not None and pair is not None:
-        second = _follows(_first(model, output.seq_relationship_logits))
-        found = Prediction(found.report | second.report, lines + second.lines)
-    return found
+        report |= _follows(_first(model, output.seq_relationship_logits)).report
+    return Prediction(report)
 
 
 def _tokens(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
@@ -144,8 +139,7 @@ def _tokens(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> 
                     "probability": float(probabilities[best]),
                 }
             )
-    lines = [f"{one['token']}  {one['label']}  {one['probability']:.4f}" for one in tokens]
-    return Prediction({"tokens": tokens}, lines)
+    return Prediction({"tokens": tokens})
 
 
 def _answers(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
@@ -159,8 +153,7 @@ def _answers(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) ->
     for array in logits:
         require_finite(f"{_named(model)}: text 1: logits", array)
     (best,) = task.predict(model.config, asked, windows, logits).answers
-    lines = [f"{one.text}  {one.probability:.4f}" for one in best]
-    return Prediction({"answers": [vars(one) for one in best]}, lines)
+    return Prediction({"answers": [vars(one) for one in best]})
 
 
 def _embedding(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) -> Prediction:
@@ -173,7 +166,6 @@ def _embedding(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) 
     wide = vectors.astype(np.float64)
     norms = [math.sqrt(square) for square in tree_sum(np.square(wide)).tolist()]
     report: dict[str, Any] = {"norms": norms, "embeddings": vectors.tolist()}
-    lines = [f"norm  {norm:.4f}" for norm in norms]
     if pair is not None:
         if not all(norms):
             raise BertNumpyError(
@@ -182,8 +174,7 @@ def _embedding(model: Model, tokenizer: Tokenizer, text: str, pair: str | None) 
             )
         cosine = float(tree_sum(wide[0] * wide[1])) / (norms[0] * norms[1])
         report = {"cosine_similarity": cosine, **report}
-        lines.append(f"cosine similarity  {cosine:.4f}")
-    return Prediction(report, lines)
+    return Prediction(report)
 
 
 _PREDICTIONS: dict[str, Callable[[Model, Tokenizer, str, str | None], Prediction]] = {
@@ -220,7 +211,3 @@ def _named(model: Model) -> str:
 def _ranked(labels: tuple[str, ...], probabilities: Float32Array) -> dict[str, float]:
     pairs = zip(labels, probabilities.tolist(), strict=True)
     return dict(sorted(pairs, key=lambda pair: -pair[1]))
-
-
-def _listed(values: dict[str, float]) -> list[str]:
-    return [f"{label}  {value:.4f}" for label, value in values.items()]

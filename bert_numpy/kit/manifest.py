@@ -397,7 +397,8 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
     path = kit_folder(folder)
     file = path / MANIFEST
     if not path.is_dir():
-        raise BertNumpyError(f"{folder}: expected a kit's folder, found no such folder")
+        hint = suggestion(str(folder), [EMBEDDED])
+        raise BertNumpyError(f"{folder}: expected a kit's folder, found no such folder{hint}")
     manifest = read_json(file)
     if manifest.get("format") != FORMAT:
         raise BertNumpyError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bert_numpy.study.channels import INPUTS, RATIO, THRESHOLD, recurring_channels
@@ -13,6 +13,7 @@ __all__ = [
     "HEADLINE",
     "accuracy_tables",
     "first_metric",
+    "folded",
     "headline",
     "outlier_sites",
     "outlier_summary",
@@ -83,9 +84,14 @@ def _points(x: float | None, form: str = ".2f") -> str:
     return _number(None if x is None else 100 * x, form)
 
 
-def _interval(row: Row) -> str:
-    low, high = row["interval"]
-    return f"{_points(row['difference'], '+.2f')} ({_points(low, '+.2f')}..{_points(high, '+.2f')})"
+def _interval(row: Row) -> list[str]:
+    """Show the difference from float32 and its interval, as two cells."""
+    low, high = (_points(x, "+.2f") for x in row["interval"])
+    return [_points(row["difference"], "+.2f"), f"{low} to {high}"]
+
+
+#: The heads of the two cells.
+_INTERVAL = ["difference", "95 % interval"]
 
 
 def _or_infinity(x: float | None) -> float:
@@ -104,75 +110,117 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *rows))
 
 
+def folded(title: str, text: str) -> str:
+    """Write Markdown that a reader unfolds by its title."""
+    return f"<details>\n<summary>{title}</summary>\n\n{text.rstrip()}\n\n</details>\n"
+
+
+def _change_of(row: Row) -> str:
+    return str(row["flips"]) if "flips" in row else f"{row.get('mean_abs_difference', 0):.3f}"
+
+
+def _error_of(row: Row) -> str:
+    return _number(row["relative_logit_error"], ".3f")
+
+
+def _bold_if_certain(points: str, row: Row) -> str:
+    return f"**{points}**" if _is_certain(row) else points
+
+
+_FLIPS = "Flips; for scores, the mean absolute difference"
+_ERROR = "Relative logit error"
+
+
 def headline(rows: Sequence[Row]) -> str:
-    """Make the paper's comparison, a line per model and task: metric, flips, error by format."""
-    lines = []
-    for (model, task), recipes in results_by_model(rows).items():
-        any_row = next(iter(recipes.values()))
-        metric = first_metric(any_row)
-        cells = [f"{model}, {task}: {metric.replace('_', ' ')}, {any_row['examples']:,} examples"]
-        for recipe in HEADLINE:
-            row = recipes.get(recipe)
-            if row is None:
-                cells.append("")
-                continue
-            points = _points(row[metric])
-            shown = f"**{points}**" if _is_certain(row) else points
-            change = row.get("flips", f"{row.get('mean_abs_difference', 0):.3f}")
-            error = _number(row["relative_logit_error"], ".3f")
-            cells.append(points if recipe == "fp32" else f"{shown} / {change} / {error}")
-        lines.append(cells)
-    return _table(["model, task", *HEADLINE.values()], lines)
+    """Compare the formats as the paper does: a table each of metric, flips and error.
 
-
-def summary(rows: Sequence[Row]) -> str:
-    """Make one table of what each recipe changes against FP32 on every model."""
+    Each has a line per model and task.
+    """
     models = results_by_model(rows)
-    lines = []
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        cells = [recipe]
-        for recipes in models.values():
-            row = recipes.get(recipe)
-            if row is None:
-                cells.append("")
-                continue
-            points = _points(row["difference"], "+.2f")
-            change = row.get("flips", f"{row.get('mean_abs_difference', 0):.3f}")
-            shown = f"**{points}**" if _is_certain(row) else points
-            cells.append(f"{shown} / {change} / {_number(row['relative_logit_error'], '.3f')}")
-        lines.append(cells)
+
+    def table(
+        head: str,
+        about: Callable[[Row], str],
+        cell: Callable[[Row], str],
+        recipes: Sequence[str] = [recipe for recipe in HEADLINE if recipe != "fp32"],
+    ) -> str:
+        lines = [
+            [
+                model,
+                about(next(iter(found.values()))),
+                *(cell(found[recipe]) if recipe in found else "" for recipe in recipes),
+            ]
+            for (model, _), found in models.items()
+        ]
+        return _table(["model", head, *(HEADLINE[recipe] for recipe in recipes)], lines, left=2)
+
+    metrics = table(
+        "metric",
+        lambda row: first_metric(row).replace("_", " "),
+        lambda row: _bold_if_certain(_points(row[first_metric(row)]), row),
+        list(HEADLINE),
+    )
+    flips = table("examples", lambda row: f"{row['examples']:,}", _change_of)
+    errors = table("task", lambda row: str(row["task"]), _error_of)
     return (
-        "Difference of the first metric from FP32 in points (in bold where its 95 % interval does "
-        "not reach zero) / flips, of scores the mean absolute difference / relative logit error:"
-        "\n\n" + _table(["recipe", *(model for model, _ in models)], lines) + "\n"
+        "Metric in percent; bold where the 95 % interval of its difference from FP32 does not "
+        f"reach zero:\n\n{metrics}\n{_FLIPS}:\n\n{flips}\n{_ERROR}:\n\n{errors}"
     )
 
 
-def accuracy_tables(rows: Sequence[Row], level: int = 3) -> str:
-    """Make a table per model and task: every recipe's metrics, interval, flips and error.
+def summary(rows: Sequence[Row]) -> str:
+    """Say what each recipe changes against FP32 on every model: differences, flips, errors.
 
-    ``level`` is the level of the heading above each table.
+    The flips and the errors are folded.
     """
+
+    def difference(row: Row) -> str:
+        return _bold_if_certain(_points(row["difference"], "+.2f"), row)
+
+    models = results_by_model(rows)
+    recipes = dict.fromkeys(row["recipe"] for row in rows)
+
+    def table(cell: Callable[[Row], str]) -> str:
+        lines = [
+            [recipe, *(cell(found[recipe]) if recipe in found else "" for found in models.values())]
+            for recipe in recipes
+        ]
+        return _table(["recipe", *(model for model, _ in models)], lines)
+
+    return (
+        "Difference of the first metric from FP32, in points; bold where its 95 % interval does "
+        f"not reach zero:\n\n{table(difference)}\n"
+        + folded(_FLIPS, table(_change_of))
+        + "\n"
+        + folded(_ERROR, table(_error_of))
+        + "\n"
+    )
+
+
+def accuracy_tables(rows: Sequence[Row]) -> str:
+    """Write a folded table for each model and task: every recipe's metrics, flips and error."""
     text = io.StringIO()
     for (model, task), recipes in results_by_model(rows).items():
         any_row = next(iter(recipes.values()))
         metrics, change = _metrics(any_row), _change(any_row)
-        heads = ["recipe", *metrics, "difference (95 % interval)", change, "relative logit error"]
+        heads = ["recipe", *metrics, *_INTERVAL, change, "relative logit error"]
         lines = []
         for row in recipes.values():
             none = f" ({row['not_finite']} not finite)" if row["not_finite"] else ""
             cells = [row["recipe"] + none, *(_points(row[name]) for name in metrics)]
-            cells.append(_interval(row))
+            cells += _interval(row)
             cells.append(f"{row[change]:.4f}" if change != "flips" else str(row[change]))
             cells.append(_number(row["relative_logit_error"], ".4f"))
             lines.append(cells)
-        print(f"{'#' * level} {model}, {task}, {any_row['examples']} examples\n", file=text)
-        print(_table([head.replace("_", " ") for head in heads], lines), file=text)
+        table = _table([head.replace("_", " ") for head in heads], lines)
+        print(folded(f"{model}, {task}, {any_row['examples']} examples", table), file=text)
     return text.getvalue()
 
 
 def outlier_summary(reports: Sequence[Row]) -> str:
-    """Make a table of the outlier channels of each model, a line per kind of input.
+    """Show the outlier channels of each model: the largest ones, and how many there are.
+
+    Both tables have a line per kind of input.
 
     Parameters
     ----------
@@ -180,7 +228,7 @@ def outlier_summary(reports: Sequence[Row]) -> str:
         Each has ``model`` and ``inputs``, the rows of
         :func:`bert_numpy.study.channels.outlier_channels`.
     """
-    lines = []
+    largest_lines, count_lines = [], []
     for report in reports:
         for place, described in INPUTS.items():
             rows = [row for row in report["inputs"] if row["place"] == place]
@@ -188,58 +236,87 @@ def outlier_summary(reports: Sequence[Row]) -> str:
                 continue
             worst = max(rows, key=lambda row: _or_infinity(row["top"][0]["ratio"]))
             largest = worst["top"][0]
+            largest_lines.append(
+                [
+                    report["model"],
+                    described,
+                    f"{largest['absmax']:.1f}",
+                    _number(largest["ratio"], ".0f"),
+                    str(largest["channel"]),
+                    str(worst["layer"]),
+                    *(
+                        _number(min(_or_infinity(row[name]) for row in rows), ".1f")
+                        for name in ("int8", "e4m3")
+                    ),
+                ]
+            )
             counts = [len(row["outliers"]) for row in rows]
             above = [row["above_threshold"] for row in rows]
             per_token = [row["per_token"] for row in rows]
             often = recurring_channels(rows, place)
             recurring = ", ".join(f"{i} ({count})" for i, count in [*often.items()][:6])
             more = f" and {len(often) - 6} more" if len(often) > 6 else ""
-            lines.append(
+            count_lines.append(
                 [
                     report["model"],
                     described,
-                    f"{largest['absmax']:.1f} ({_number(largest['ratio'], '.0f')} x; channel "
-                    f"{largest['channel']}, layer {worst['layer']})",
-                    f"{min(counts)}..{max(counts)} of {worst['channels']:,}",
-                    f"{min(above)}..{max(above)}",
-                    f"{min(per_token):.2f}..{max(per_token):.2f}",
+                    f"{worst['channels']:,}",
+                    f"{min(counts)} to {max(counts)}",
+                    f"{min(above)} to {max(above)}",
+                    f"{min(per_token):.2f} to {max(per_token):.2f}",
                     recurring + more or "none",
-                    " / ".join(
-                        _number(min(_or_infinity(row[name]) for row in rows), ".1f")
-                        for name in ("int8", "e4m3")
-                    ),
                 ]
             )
-    heads = ["model", "input", "largest channel (to the median)", f"above {RATIO:g} x median"]
-    heads += [
-        f"above {THRESHOLD:g}",
-        "outlier elements per token",
-        "channels in half of the layers (in how many)",
-    ]
-    return _table([*heads, "lowest SQNR, dB: INT8 / E4M3"], lines, left=2)
+    heads = ["model", "input", "largest channel", "times the median", "channel", "layer"]
+    heads += ["lowest SQNR of INT8, dB", "of E4M3, dB"]
+    counts_heads = ["model", "input", "channels", f"above {RATIO:g} x median"]
+    counts_heads += [f"above {THRESHOLD:g}", "outlier elements per token"]
+    counts_heads += ["channels in half of the layers (in how many)"]
+    return f"{_table(heads, largest_lines, left=2)}\n" + folded(
+        "How many channels are outliers, from the layer with the fewest to the one with the most",
+        _table(counts_heads, count_lines, left=2),
+    )
 
 
 def outlier_sites(report: Row) -> str:
-    """Make a table of the largest channels of every input of one model."""
-    lines = [
-        [
-            f"{row['layer']}",
-            INPUTS[row["place"]],
-            ", ".join(
-                f"{x['channel']}: {x['absmax']:.2f} ({_number(x['ratio'], '.1f')} x)"
-                for x in row["top"]
-            ),
-            f"{row['median']:.2f}",
-            f"{len(row['outliers'])}",
-            f"{row['above_threshold']}",
-            _number(row["int8"], ".1f"),
-            _number(row["e4m3"], ".1f"),
+    """Show the largest channels of every input of one model: two folded tables per kind."""
+    text = [f"{report['model']}:\n"]
+    for place, described in INPUTS.items():
+        rows = [row for row in report["inputs"] if row["place"] == place]
+        if not rows:
+            continue
+        count = max(len(row["top"]) for row in rows)
+        largest = [
+            [
+                str(row["layer"]),
+                *(
+                    cell
+                    for x in row["top"]
+                    for cell in (
+                        str(x["channel"]),
+                        f"{x['absmax']:.2f}",
+                        _number(x["ratio"], ".1f"),
+                    )
+                ),
+            ]
+            for row in rows
         ]
-        for row in report["inputs"]
-    ]
-    heads = ["layer", "input", "largest channels: absmax (to the median)", "median"]
-    heads += [f"above {RATIO:g} x median", f"above {THRESHOLD:g}", "INT8, dB", "E4M3, dB"]
-    return f"{report['model']}:\n\n" + _table(heads, lines, left=2)
+        others = [
+            [
+                str(row["layer"]),
+                f"{row['median']:.2f}",
+                str(len(row["outliers"])),
+                str(row["above_threshold"]),
+                _number(row["int8"], ".1f"),
+                _number(row["e4m3"], ".1f"),
+            ]
+            for row in rows
+        ]
+        heads = ["layer", *["channel", "absmax", "times the median"] * count]
+        other_heads = ["layer", "median", f"above {RATIO:g} x median", f"above {THRESHOLD:g}"]
+        tables = _table(heads, largest), _table([*other_heads, "INT8, dB", "E4M3, dB"], others)
+        text.append(folded(described, "\n".join(tables)))
+    return "\n".join(text)
 
 
 def sensitivity_tables(report: Row, most: int | None = None) -> str:
@@ -280,11 +357,12 @@ def sensitivity_tables(report: Row, most: int | None = None) -> str:
         text.append(_table(heads, lines))
     kept = report["suggestion"]
     if kept is not None:
-        sites = f": {', '.join(kept)}" if kept else ""
-        text.append(
+        title = (
             f"Kept in bfloat16 for at most {report['budget']} flips: "
-            f"{len(kept)} of {len(report['sites'])} sites{sites}\n"
+            f"{len(kept)} of {len(report['sites'])} sites"
         )
+        sites = "".join(f"- {site}\n" for site in kept)
+        text.append(folded(title, sites) if kept else f"{title}\n")
     return "\n".join(text)
 
 
@@ -304,12 +382,12 @@ def rescue_table(rows: Sequence[Row]) -> str:
             row["recipe"],
             str(row["kept"]),
             _points(row[first_metric(row)]),
-            _interval(row),
+            *_interval(row),
             str(row[_change(row)]) if "flips" in row else _number(row[_change(row)], ".4f"),
             _number(row["relative_logit_error"], ".4f"),
         ]
         for row in rows
     ]
     heads = ["model, task", "recipe", "sites in bfloat16", "first metric"]
-    heads += ["difference (95 % interval)", "flips", "relative logit error"]
+    heads += [*_INTERVAL, "flips", "relative logit error"]
     return _table(heads, lines, left=2)

@@ -26,6 +26,7 @@ from bert_numpy.tasks.records import RECORD_SUFFIXES, check_text, read_lines, re
 from bert_numpy.tasks.task import Labels, Predictions, TestSet, even_rows
 from bert_numpy.tasks.tokenization import Tokenizer, Window
 from npfp8.arrays import Array, Float32Array, IntArray
+from npfp8.names import suggestion
 
 __all__ = [
     "TASKS",
@@ -284,8 +285,10 @@ def task_named(name: str, others: Sequence[str] = ()) -> GlueTask:
     """
     plain = name.lower().replace("-", "").replace("_", "")
     if (found := TASKS.get(_ALIASES.get(plain, plain))) is None:
-        known = ", ".join((*TASKS, *others))
-        raise BertNumpyError(f"task: expected one of {known}, found {name!r}")
+        known = (*TASKS, *others)
+        raise BertNumpyError(
+            f"task: expected one of {', '.join(known)}, found {name!r}{suggestion(name, known)}"
+        )
     return found
 
 

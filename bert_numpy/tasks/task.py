@@ -54,14 +54,14 @@ _Data = TypeVar("_Data", bound=Data)
 class Predictions:
     """A task's predictions, and the logits that they were made from.
 
+    See :class:`bert_numpy.evaluation.evaluate.Evaluation` for all three.
+
     Attributes
     ----------
     logits : ndarray of float32, (examples, outputs); for questions (tokens, 2)
     predictions : ndarray, (examples,)
     answers : tuple of tuples of Answer
         The answers, for questions alone.
-
-    See :class:`bert_numpy.evaluation.evaluate.Evaluation` for all three.
     """
 
     logits: Float32Array

@@ -13,20 +13,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
 
 from bert_numpy.checkpoints.config_file import read_config
 from bert_numpy.checkpoints.hub import check_name, resolve
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.progress import Progress
 from bert_numpy.tasks.cuts import context_offsets, longest_first, whole_characters, window_positions
-from bert_numpy.tasks.tokenizer_backend import build_backend, library_errors
-from bert_numpy.tasks.tokenizer_settings import Sentences, read_settings
 from npfp8.arguments import integer, require, wrong_type
 from npfp8.arrays import IntArray
+
+if TYPE_CHECKING:  # these import the library, which a model that is given token ids can do without
+    from bert_numpy.tasks.tokenizer_settings import Sentences
 
 __all__ = ["EncodedText", "Tokenizer", "Window", "as_tokenizer", "load_tokenizer", "pad"]
 
@@ -149,6 +149,8 @@ class Tokenizer:
         return {**vars(self), "backend": self.backend.to_str()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        import tokenizers  # noqa: PLC0415 (see above)
+
         vars(self).update(state, backend=tokenizers.Tokenizer.from_str(state["backend"]))
         _share_with_forks()
 
@@ -354,6 +356,8 @@ class Tokenizer:
         first: int = 0,
     ) -> list[Any]:
         """Encode whole texts or pairs by the library; ``first`` is the number of the first."""
+        from bert_numpy.tasks.tokenizer_backend import library_errors  # noqa: PLC0415 (see above)
+
         if pairs is not None and self.no_pairs:
             raise BertNumpyError(self.no_pairs)
         if self.sentences is not None:
@@ -519,6 +523,9 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
             f"{folder}: expected tokenizer.json, vocab.txt or vocab.json, found "
             + _found_instead(folder)
         )
+    from bert_numpy.tasks.tokenizer_backend import build_backend  # noqa: PLC0415 (see above)
+    from bert_numpy.tasks.tokenizer_settings import read_settings  # noqa: PLC0415
+
     settings = read_settings(folder, config.model_type)
     backend, side = build_backend(settings, config.vocab_size)
     sentences = settings.sentences

@@ -103,6 +103,7 @@ def stochastic_kernel(fmt: FloatFormat, saturate: bool, rng: np.random.Generator
         # Exact: either the code is that of 0, or the number is between it and its double.
         rest = np.maximum(magnitude - fmt.grid[code], 0.0)
         up = rest >= step
+        rest[up] = 0.0  # decided; of the largest float64, the product below would overflow
         # Compare rest / step with a random number, 64 bits of both at a time, as
         # long as they are equal. All is exact: a product with 2^64, the quotient
         # by a power of two down to its integer, the remainder.

@@ -1,0 +1,185 @@
+// Uses the page of docs/byte in Chromium as a person does, for test_byte_page.py.
+//     node byte_browser.mjs PLAYWRIGHT CHROMIUM URL [SCREENSHOTS]
+// prints one JSON object: what was read at each step.
+
+import { pathToFileURL } from "node:url";
+
+const [playwright, executablePath, url, screenshots] = process.argv.slice(2);
+const { chromium } = (await import(pathToFileURL(`${playwright}/index.mjs`).href)).default;
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const seen = { errors: [], requests: [], typed: [], overflow: {} };
+
+async function opened(width, colorScheme) {
+  const phone = width < 500 ? { hasTouch: true, isMobile: true } : {};
+  const context = await browser.newContext({ viewport: { width, height: 900 }, colorScheme, ...phone });
+  const page = await context.newPage();
+  page.on("pageerror", (error) => seen.errors.push(String(error)));
+  page.on("request", (request) => seen.requests.push(request.url()));
+  await page.goto(url);
+  await page.waitForSelector("#bits button");
+  return page;
+}
+
+const page = await opened(1280, "light");
+const text = (id) => page.textContent(`#${id}`);
+const reading = () => page.evaluate(() => ({
+  format: document.getElementById("format").value,
+  number: document.getElementById("number").value,
+  ...Object.fromEntries(["code", "value", "verdict"].map((id) => [id, document.getElementById(id).textContent])),
+}));
+
+/** Type a number, all of it at once. */
+async function type(number) {
+  await page.fill("#number", number);
+  await page.press("#number", "Enter");
+}
+
+// Every format, rounding and saturation, with numbers typed.
+const formats = await page.$$eval("#format option", (options) => options.map((one) => one.value));
+for (const format of formats) {
+  await page.selectOption("#format", format);
+  for (const rounding of ["nearest", "toward_zero"]) {
+    if (await page.$(`#rounding option[value=${rounding}]:disabled`)) continue;
+    await page.selectOption("#rounding", rounding);
+    for (const saturate of [true, false]) {
+      await page.setChecked("#saturate", saturate);
+      for (const typed of saturate ? ["-3.3", "2.5", "1e9", "NaN"] : ["0.1", "−2e−3", "-0", "-1e9"]) {
+        await type(typed);
+        seen.typed.push({ rounding, saturate, typed, ...(await reading()) });
+      }
+    }
+  }
+}
+
+// The handle is dragged.
+await page.selectOption("#format", "E4M3FN");
+await page.selectOption("#rounding", "nearest");
+await page.setChecked("#saturate", true);
+await type("1");
+seen.dragged = [];
+const line = await (await page.$("#line")).boundingBox();
+const handle = await (await page.$("#line .handle")).boundingBox();
+await page.mouse.move(handle.x + handle.width / 2, handle.y + handle.height / 2);
+await page.mouse.down();
+for (const share of [0.55, 0.7, 0.83, 0.2]) {
+  await page.mouse.move(line.x + share * line.width, handle.y + 5, { steps: 4 });
+  seen.dragged.push(await reading());
+}
+await page.mouse.up();
+await page.mouse.move(line.x + 0.5 * line.width, handle.y);
+seen.released = await reading();
+
+// Every bit is clicked, from code 0.
+await type("0");
+seen.clicked = [];
+for (let i = 0; i < 8; i += 1) {
+  await page.click(`#bits button:nth-child(${i + 1})`);
+  seen.clicked.push(await reading());
+}
+
+// Keys on the line and on the bits; the tab order.
+await type("1");
+await page.focus("#line");
+seen.keyed = [];
+for (const key of ["ArrowRight", "ArrowUp", "ArrowLeft", "PageUp", "End", "ArrowRight", "Home", "PageDown"]) {
+  await page.keyboard.press(key);
+  seen.keyed.push({ key, ...(await reading()), aria: await page.getAttribute("#line", "aria-valuetext") });
+}
+await page.focus("#bits button");
+await page.keyboard.press("ArrowUp");
+seen.keyed.push({ key: "bits ArrowUp", ...(await reading()) });
+await page.keyboard.press("Space");
+seen.keyed.push({ key: "bits Space", ...(await reading()) });
+await page.focus("#theme");
+seen.tabbed = [];
+for (let i = 0; i < 24; i += 1) {
+  seen.tabbed.push(await page.evaluate(() => document.activeElement.id || document.activeElement.className));
+  await page.keyboard.press("Tab");
+}
+
+// The outlier: by keys, then by dragging its bar.
+const block = async () => ({
+  outlier: Number(await page.inputValue("#outlier")),
+  place: Number(await page.inputValue("#place")),
+  count: Number(await page.inputValue("#count")),
+  names: await page.$$eval(".blocks-name", (names) => names.map((name) => name.textContent)),
+});
+await page.focus("#outlier");
+await page.keyboard.press("End");
+seen.blocks = [await block()];
+await page.keyboard.press("Home");
+await page.keyboard.press("PageUp");
+seen.blocks.push(await block());
+await page.selectOption("#count", "16");
+await page.fill("#place", "3");
+seen.blocks.push(await block());
+await page.$eval(".bars", (element) => element.scrollIntoView());
+const bar = await (await page.$(".bars .outlier .given")).boundingBox();
+await page.mouse.move(bar.x + bar.width / 2, bar.y + bar.height / 2);
+await page.mouse.down();
+await page.mouse.move(bar.x + bar.width / 2, bar.y + bar.height / 2 - 60, { steps: 5 });
+await page.mouse.up();
+seen.blocks.push(await block());
+
+// The theme: the system's, until one is chosen, and the system's again.
+const theme = () => page.evaluate(() => new Promise((resolve) => {
+  // The media query's event comes with a frame.
+  requestAnimationFrame(() => requestAnimationFrame(() => resolve(document.documentElement.dataset.theme)));
+}));
+seen.themes = [await theme()];
+await page.emulateMedia({ colorScheme: "dark" });
+seen.themes.push(await theme());
+await page.selectOption("#theme", "light");
+seen.themes.push(await theme());
+await page.selectOption("#theme", "auto");
+seen.themes.push(await theme());
+await page.emulateMedia({ colorScheme: "light" });
+seen.themes.push(await theme());
+
+// The proof.
+await page.click("#prove");
+await page.waitForSelector("#status.equal-text, #status.different-text", { timeout: 240_000 });
+seen.proof = {
+  status: await text("status"),
+  equal: await page.$$eval(".squares .equal", (squares) => squares.length),
+  all: await page.$$eval(".squares span", (squares) => squares.length),
+  sentences: await page.$$eval("#sentences tbody tr", (rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))),
+};
+await page.fill("#sentence", "a dull and endless film");
+await page.click("#classify");
+await page.waitForSelector("#classify:not(:disabled)");
+seen.other = await page.$$eval("#sentences tbody tr", (rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent)));
+
+/** Drag the outlier's bar, then the page beside it, by a finger. */
+async function touched(phone) {
+  const session = await phone.context().newCDPSession(phone);
+  const send = (type, x, y) => session.send("Input.dispatchTouchEvent", { type, touchPoints: type === "touchEnd" ? [] : [{ x, y }] });
+  const outcomes = [];
+  await phone.$eval(".bars", (element) => element.scrollIntoView({ block: "center" }));
+  for (const selector of [".bars .outlier .given", ".bars .zero + g .given"]) {
+    const { x, y } = await (await phone.$(selector)).boundingBox();
+    const before = await phone.evaluate(() => scrollY);
+    await send("touchStart", x, y);
+    for (let i = 1; i <= 6; i += 1) {
+      await send("touchMove", x, y - 12 * i);
+      await phone.waitForTimeout(20);
+    }
+    await send("touchEnd");
+    const scrolled = (await phone.evaluate(() => scrollY)) - before;
+    outcomes.push({ outlier: Number(await phone.inputValue("#outlier")), scrolled });
+  }
+  return outcomes;
+}
+
+// Widths and grounds.
+for (const width of [1280, 390]) {
+  for (const scheme of ["light", "dark"]) {
+    const other = width === 1280 && scheme === "light" ? page : await opened(width, scheme);
+    await other.setViewportSize({ width, height: 900 });
+    seen.overflow[`${width} ${scheme}`] = await other.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    if (width < 500) (seen.touched ??= []).push(await touched(other));
+    if (screenshots) await other.screenshot({ path: `${screenshots}/${width}-${scheme}.png`, fullPage: true });
+  }
+}
+await browser.close();
+console.log(JSON.stringify(seen));
