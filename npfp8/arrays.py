@@ -182,7 +182,8 @@ def apply_chunkwise(
         If it is of another shape, or ``threads`` is less than 1.
     """
     dtype = np.dtype(dtype)
-    threads = integer("threads", threads)
+    if type(threads) is not int:
+        threads = integer("threads", threads)
     if out is None:
         out = np.empty_like(x, dtype, order=order, subok=False)
     else:

@@ -121,7 +121,7 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     >>> round_to_bfloat16(np.float32([1.00390625, 1.01171875, 3.0]))
     array([1.      , 1.015625, 3.      ], dtype=float32)
     """
-    given = array_of("x", x)
+    given = x if isinstance(x, np.ndarray) else array_of("x", x)
     if given.dtype not in (np.float32, np.float64):
         raise wrong_array("x", "float32 or float64", given, x)
     if out is None:

@@ -452,12 +452,15 @@ def quantize_bfloat16(
     >>> quantize_bfloat16(np.float32([1, 3, 1000]), E4M3FN, 2.0).codes
     array([ 48,  60, 126], dtype=uint8)
     """
+    # The usual types are told from others at once: this is called for every product of a model.
     require_array("x", x, np.float32)
-    fmt = as_format(fmt)
-    one = checked_scale(scale)
+    if not isinstance(fmt, FloatFormat | IntFormat):
+        fmt = as_format(fmt)
+    usual = isinstance(scale, np.ndarray | np.generic) and scale.dtype == np.float32
+    one = np.asarray(scale) if usual else checked_scale(scale)
     if one.ndim:
         raise ValueError(f"scale: expected one number, found shape {one.shape}")
-    if zero_point is not None:
+    if zero_point is not None and type(zero_point) is not int:
         zero_point = integer("zero_point", zero_point)
     if not _has_nan(fmt) and np.isnan(x).any():
         raise ValueError(f"encode: found NaN, and {fmt} has no code for it")

@@ -44,9 +44,10 @@ def codes(fmt: FloatFormat | str) -> st.SearchStrategy[int]:
 
     Examples
     --------
-    >>> from hypothesis import given
+    >>> from hypothesis import HealthCheck, given, settings
     >>> from npfp8 import E4M3FN, testing
-    >>> @given(testing.codes(E4M3FN))
+    >>> @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+    ... @given(testing.codes(E4M3FN))
     ... def test_range(code):
     ...     assert 0 <= code < 256
     >>> test_range()
@@ -59,9 +60,10 @@ def finite_values(fmt: FloatFormat | str) -> st.SearchStrategy[float]:
 
     Examples
     --------
-    >>> from hypothesis import given
+    >>> from hypothesis import HealthCheck, given, settings
     >>> from npfp8 import E4M3FN, testing
-    >>> @given(testing.finite_values(E4M3FN))
+    >>> @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+    ... @given(testing.finite_values(E4M3FN))
     ... def test_range(x):
     ...     assert abs(x) <= 448
     >>> test_range()
@@ -78,9 +80,10 @@ def boundary_values(fmt: FloatFormat | str) -> st.SearchStrategy[float]:
 
     Examples
     --------
-    >>> from hypothesis import given
+    >>> from hypothesis import HealthCheck, given, settings
     >>> from npfp8 import E4M3FN, encode, testing
-    >>> @given(testing.boundary_values(E4M3FN))
+    >>> @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+    ... @given(testing.boundary_values(E4M3FN))
     ... def test_codes(x):
     ...     assert 0 <= encode(x, E4M3FN) < 256
     >>> test_codes()
@@ -95,9 +98,10 @@ def arrays_near_boundaries(
 
     Examples
     --------
-    >>> from hypothesis import given
+    >>> from hypothesis import HealthCheck, given, settings
     >>> from npfp8 import E4M3FN, encode, testing
-    >>> @given(testing.arrays_near_boundaries(E4M3FN, (2, 3)))
+    >>> @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+    ... @given(testing.arrays_near_boundaries(E4M3FN, (2, 3)))
     ... def test_shape(x):
     ...     assert encode(x, E4M3FN).shape == (2, 3)
     >>> test_shape()

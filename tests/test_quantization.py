@@ -404,7 +404,9 @@ def test_presets() -> None:
         assert not recipe.site("classifier").quantizes
     with pytest.raises(BertNumpyError) as error:
         preset("fp16")
-    assert str(error.value) == (f"format: expected one of {', '.join(PRESETS)}, found 'fp16'")
+    assert str(error.value) == (
+        f"format: expected one of {', '.join(PRESETS)}, found 'fp16'; did you mean 'bf16'?"
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)

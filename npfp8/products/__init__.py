@@ -97,7 +97,8 @@ def matmul(
            [15., 22.]], dtype=float32)
     """
     _check_operands(a, b)
-    accumulator = as_accumulator(accumulate)
+    known = ACCUMULATORS.get(accumulate) if isinstance(accumulate, str) else None
+    accumulator = known or as_accumulator(accumulate)
     a_k, b_k = a.ndim - 1, b.ndim - 2
     k = a.shape[a_k]
     # A block larger than K is all of K.

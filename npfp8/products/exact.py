@@ -92,6 +92,11 @@ def exact_k_limit(
     parts, zero_point = integer("parts", parts), flag("zero_point", zero_point)
     if parts not in (1, 2):
         raise ValueError(f"parts: expected 1 or 2, found {parts}")
+    return _exact_k_limit(fmt_a, fmt_b, parts, zero_point)
+
+
+def _exact_k_limit(fmt_a: Format, fmt_b: Format, parts: int, zero_point: bool) -> int:
+    """Return the limit for arguments that are checked."""
     whole_a, cut_a = (_cut(fmt_a, *_full_range(fmt_a), n, zero_point) for n in (1, parts))
     whole_b, cut_b = (_cut(fmt_b, *_full_range(fmt_b), n, zero_point) for n in (1, parts))
     return min(_k_limit(cut_a, cut_b, 53), _k_limit(whole_a, whole_b, _SUM_BITS))
@@ -146,7 +151,7 @@ def _plan(
 ) -> tuple[tuple[_Part, ...], tuple[_Part, ...]]:
     """Cut each operand into parts, so that the fewest products are made and each is exact."""
     zero_point = a.zero_point is not None or b.zero_point is not None
-    limit = exact_k_limit(a.fmt, b.fmt, zero_point=zero_point)
+    limit = _exact_k_limit(a.fmt, b.fmt, 2, zero_point)
     if k > limit:
         raise ValueError(f"{a.fmt} by {b.fmt}: expected K of at most {limit}, found {k}")
     whole_a = _cut(a.fmt, *_full_range(a.fmt), 1, zero_point)
