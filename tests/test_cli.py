@@ -43,7 +43,7 @@ from bert_numpy.commands.main import main
 from bert_numpy.evaluation import evaluate as evaluation
 from bert_numpy.evaluation import job
 from bert_numpy.evaluation.job import prepare, run
-from bert_numpy.quantization.calibration import load_calibration
+from bert_numpy.quantization.calibration import load_calibration, save_calibration
 from bert_numpy.quantization.recipe_json import save_recipe
 from bert_numpy.tasks.glue import TASKS, read_examples
 
@@ -1272,6 +1272,13 @@ def test_calibration_file(data: Path, tmp_path: Path, capsys: Capture) -> None:
             names.append(f"{layer if line.startswith('|   ') else ''}{cells[0]}")
     assert names == list(calibration.operands)
     assert max(map(len, text.splitlines())) <= 100
+
+    many = {name.replace("layer.1.", f"layer.{n}."): seen for n in (10, 2, 1)
+            for name, seen in calibration.operands.items() if "layer.1." in name}  # fmt: skip
+    save_calibration(replace(calibration, operands=many), file)
+    assert main(["calibration", str(file)]) == 0
+    shown = re.findall(r"layer (\d+)", capsys.readouterr().out)
+    assert shown == ["1", "2", "10"]
 
     assert main(["calibration", str(file), "--operand", "nothing*"]) == 2
     assert "expected operands that fit 'nothing*', found none" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -102,7 +103,7 @@ def _calibration(arguments: argparse.Namespace) -> Outcome:
     calibration = saved_calibration(arguments.file)
     operands = {
         name: seen
-        for name, seen in calibration.operands.items()
+        for name, seen in sorted(calibration.operands.items(), key=_by_layer)
         if fnmatchcase(name, arguments.operand)
     }
     if not operands:
@@ -126,3 +127,9 @@ def _calibration(arguments: argparse.Namespace) -> Outcome:
         "operands": described,
     }
     return Outcome(report, show)
+
+
+def _by_layer(operand: tuple[str, object]) -> list[str | int]:
+    """Return a sorting key with which layer 2 comes before layer 10."""
+    parts = re.split(r"(\d+)", operand[0])  # texts and numbers in turn, beginning with a text
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
