@@ -864,8 +864,6 @@ def test_broken_data(fault: str, data: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--task", "sst3"], "task: expected one of cola, sst2,"),
-        (["--formats", "fp32,fp16"], "format: expected one of fp32, bf16, int8, e4m3, e5m2, "),
         (["--max-length", "513"], "max_length: expected 3..512, found 513"),
         (["--max-length", "2"], "max_length: expected 3..512, found 2"),
         (["--calibration-data", "/missing.tsv"], "/missing.tsv: no such file"),
@@ -875,13 +873,6 @@ def test_broken_data(fault: str, data: Path, capsys: Capture) -> None:
 def test_bad_values(more: list[str], message: str, data: Path, capsys: Capture) -> None:
     assert main(arguments("compare", data, *more)) == 2
     assert only_line(capsys).startswith(message)
-
-
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_unknown_format(command: str, data: Path, capsys: Capture) -> None:
-    argv = arguments(command, data) if command == "evaluate" else [command, EMBEDDED, POSITIVE]
-    assert main([*argv, "--format", "E4M4"]) == 2
-    assert only_line(capsys).endswith("found 'E4M4'; did you mean 'e4m3'?")
 
 
 @pytest.mark.parametrize("texts", [[""], [" \t"], [POSITIVE, ""], ["", POSITIVE]])

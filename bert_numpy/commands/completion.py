@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bert_numpy.commands.options import FORMAT_NAMES
 from bert_numpy.commands.parser import FORMAT_LIST, FORMATS, Parser
-from bert_numpy.quantization.presets import PRESETS
 from bert_numpy.tasks.registry import TASK_NAMES
 
 __all__ = ["SHELLS", "completion_script"]
@@ -43,11 +43,10 @@ def _describe(parser: Parser, kinds: dict[str, Any]) -> None:
 
 def _names() -> dict[str, Any]:
     """Return how each shell completes names of tasks, of formats, and lists of formats."""
-    formats = (*PRESETS, "stored")
     return {
         "tasks": _one_of("tasks", TASK_NAMES),
-        FORMATS: _one_of("formats", formats, files=True),
-        FORMAT_LIST: _list_of("format_list", formats),
+        FORMATS: _one_of("formats", FORMAT_NAMES, files=True),
+        FORMAT_LIST: _list_of("format_list", FORMAT_NAMES),
     }
 
 

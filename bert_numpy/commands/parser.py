@@ -6,6 +6,7 @@ It uses the public interface of :mod:`argparse` alone.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -23,6 +24,9 @@ _SECTIONS = ("input", "recipe", "calibration", "output", "general")
 
 #: The values of an argument that are names of formats, or a list of them with commas between.
 FORMATS, FORMAT_LIST = "formats", "format list"
+
+#: A word that is an option, and not a value: "-" is standard output, and -5 a number.
+_OPTION = re.compile(r"-[^\d.]")
 
 #: The formats, as every help lists them.
 FORMATS_HELP = """\
@@ -172,11 +176,18 @@ class Parser(argparse.ArgumentParser):
     def _parse_own(self, words: list[str], found: argparse.Namespace) -> None:
         """Parse options and arguments of this command; an unknown option is named first."""
         options = [name for action in self.arguments for name in action.option_strings]
+        letters = {option[1] for option in options if option[1] != "-"}
         for word in takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
-            # argparse takes a word with a space for a text, and the beginning of an option for it.
-            is_option = name.startswith("--") and " " not in word
-            if is_option and not any(option.startswith(name) for option in options):
+            # argparse takes a word with a space for a text, and a negative number for a value.
+            if not _OPTION.match(word) or " " in word:
+                continue
+            # It takes the beginning of an option for it, and letters together, as -qV.
+            if name.startswith("--"):
+                is_known = any(option.startswith(name) for option in options)
+            else:
+                is_known = letters.issuperset(name[1:])
+            if not is_known:
                 self.error(f"unknown option {name}{suggestion(name, options)}")
         self.parse_args(words, found)
 
