@@ -628,6 +628,54 @@ def test_info_on_labels(
     assert "LABEL" not in output
 
 
+def test_info_wraps_many_labels(tmp_path: Path, capsys: Capture) -> None:
+    labels = [f"B-KIND-{i}" for i in range(40)]
+    overrides = {"architectures": ["BertForTokenClassification"]}
+    folder = tmp_path / ("a folder of a long name, " * 6 + "too long")
+    model = write_checkpoint(folder, labels=labels, config_overrides=overrides)
+    assert main(["info", str(model)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"folder        {model}" in lines
+    first = next(i for i, line in enumerate(lines) if line.startswith("labels "))
+    last = next(i for i, line in enumerate(lines) if line.startswith("quantization "))
+    assert all(80 < len(line) <= 100 for line in lines[first : last - 1])
+    assert ", ".join(labels) == " ".join(line[14:] for line in lines[first:last])
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem", "shown"),
+    [
+        (("LABEL_0", "LABEL_1", "LABEL_2"), None, {"class 0", "class 1", "class 2"}),
+        (("LABEL_0", "LABEL_1"), "multi_label_classification", {"class 0", "class 1"}),
+        (("LABEL_0", "LABEL_1"), "regression", {"score 0", "score 1"}),
+        (("LABEL_0",), None, {"score"}),
+        (("LABEL_0", "bad"), None, {"LABEL_0", "bad"}),
+    ],
+)
+def test_predict_names_classes(
+    labels: tuple[str, ...], problem: str | None, shown: set[str], tmp_path: Path, capsys: Capture
+) -> None:
+    """In JSON the labels are those of config.json."""
+    overrides = {} if problem is None else {"problem_type": problem}
+    model = write_checkpoint(tmp_path / "model", labels=labels, config_overrides=overrides)
+    result = run_json(["predict", str(model), "a film"], tmp_path)
+    assert set(result["logits"]) == set(labels)
+    lines = capsys.readouterr().out.splitlines()
+    assert {re.split("  +", line)[0] for line in lines} == shown
+
+
+def test_predict_names_classes_of_tokens(tmp_path: Path, capsys: Capture) -> None:
+    overrides = {"architectures": ["BertForTokenClassification"]}
+    labels = [f"LABEL_{i}" for i in range(12)]
+    model = write_checkpoint(tmp_path / "model", labels=labels, config_overrides=overrides)
+    result = run_json(["predict", str(model), "a good film"], tmp_path)
+    rows = [re.split("  +", line)[:2] for line in capsys.readouterr().out.splitlines()]
+    expected = [
+        [one["token"], one["label"].replace("LABEL_", "class ")] for one in result["tokens"]
+    ]
+    assert rows == expected
+
+
 def test_info_on_a_quantized_checkpoint(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "quantized"
     assert main(["quantize", EMBEDDED, str(out), "--format", "INT8-outliers", "-q"]) == 0
@@ -635,7 +683,8 @@ def test_info_on_a_quantized_checkpoint(tmp_path: Path, capsys: Capture) -> None
     assert (output.out, output.err) == (f"written: {out}\n", "")
     result = run_json(["info", str(out)], tmp_path)
     assert result["format"] == "int8-outliers"
-    lines = dict(re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines())
+    output = re.sub(r"\n {10,}", " ", capsys.readouterr().out)  # where a text is wrapped
+    lines = dict(re.split(" {2,}", line.strip()) for line in output.splitlines())
     assert lines["quantization"].startswith("recipe int8-outliers, stored in the checkpoint;")
     assert lines["linear layers"] == (
         "inputs in INT8 per token, weights in INT8 per channel, outliers beyond 6 left out by "

@@ -260,6 +260,8 @@ def test_mistyped_words(line: str, message: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("info bert-tiny-sst2/", "found no such folder; did you mean 'bert-tiny-sst2'?"),
+        ("info elsewhere/", "elsewhere/: expected a model folder, found no such folder"),
         ("info bert-tiny-sst", "found no such folder; did you mean 'bert-tiny-sst2'?"),
         ("info Bert-Tiny-SST2", "found no such folder; did you mean 'bert-tiny-sst2'?"),
         ("golden verify bert-tiny-sst .", "found no such folder; did you mean 'bert-tiny-sst2'?"),
@@ -519,6 +521,13 @@ def test_predict_with_saved_scales(scales: Path, data: Path, tmp_path: Path) -> 
     assert main(["evaluate", EMBEDDED, *task(data), *more, files[1]]) == 0
     predicted, evaluated = (json.loads(Path(file).read_text()) for file in files)
     assert list(predicted["logits"].values()) == evaluated["logits"][0]
+
+
+def test_submission_of_a_task_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
+    for out in (tmp_path, tmp_path / "out.tsv"):
+        argv = ["submit", EMBEDDED, str(out), "--task", "squad", "--data", str(tmp_path)]
+        expected = "task squad: expected a task of GLUE, as no other has a test set"
+        assert error_of(capsys, argv) == expected
 
 
 def test_submission_without_a_format(data: Path, tmp_path: Path, capsys: Capture) -> None:

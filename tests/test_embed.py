@@ -491,7 +491,8 @@ def test_stsb_by_cosine(place: Path, capsys: Capture) -> None:
     assert ran("evaluate model --task stsb-cosine --data STS-B")["metrics"] == report["metrics"]
     line = "submit model out --task stsb --data STS-B"
     Path("STS-B/test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n")
-    assert error_of(capsys, line) == ("task stsb-cosine: expected one of GLUE's for its test set")
+    expected = "task stsb-cosine: expected a task of GLUE, as no other has a test set"
+    assert error_of(capsys, line) == expected
 
 
 def test_stsb_by_cosine_of_a_classifier(place: Path, capsys: Capture) -> None:

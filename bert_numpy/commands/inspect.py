@@ -15,7 +15,7 @@ from bert_numpy.checkpoints.load import load
 from bert_numpy.commands.describe import describe_config, describe_recipe
 from bert_numpy.commands.figures import describe, draw_figures
 from bert_numpy.commands.options import AddCommand, add_model
-from bert_numpy.commands.report import Outcome, columns, print_lines, print_operands, progress_bar
+from bert_numpy.commands.report import Outcome, print_lines, print_operands, progress_bar, titled
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.job import saved_calibration
 from bert_numpy.model.sites import encoder_sites
@@ -96,7 +96,7 @@ def _info(arguments: argparse.Namespace) -> Outcome:
         ("weights", weights),
         ("products", f"{len(sites)} that a recipe can quantize"),
     ]
-    return Outcome(report, lambda: print_lines(*columns(rows)))
+    return Outcome(report, lambda: print_lines(*titled(rows, whole=("model", "folder"))))
 
 
 def _calibration(arguments: argparse.Namespace) -> Outcome:

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from bert_numpy.errors import shown, writing
@@ -35,9 +37,14 @@ __all__ = [
     "print_operands",
     "print_rows",
     "progress_bar",
+    "titled",
     "write_json",
     "write_text",
 ]
+
+
+#: The most columns of a text or table, where that can be, and of a JSON value apart from its key.
+WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,23 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
         ).rstrip()
         for row in cells
     ]
+
+
+def titled(rows: Iterable[tuple[str, str]], whole: Sequence[str] = ()) -> list[str]:
+    """Lay out texts beside their titles; a long one is wrapped unless its title is in ``whole``.
+
+    >>> titled([("head", "none"), ("labels", "negative, " * 11)])[-1]
+    '        negative, negative,'
+    """
+    rows = list(rows)
+    width = WIDTH - 2 - max(len(title) for title, _ in rows)
+    cells = []
+    for title, text in rows:
+        lines = [text]
+        if title not in whole:
+            lines = wrap(shown(text), width, break_long_words=False, break_on_hyphens=False)
+        cells += list(zip_longest([title], lines, fillvalue=""))
+    return columns(cells)
 
 
 def note(text: str) -> None:
@@ -296,7 +320,7 @@ def json_text(value: Any, indent: int = 0) -> str:
     }
     """
     line = json.dumps(value, allow_nan=False)
-    is_short = 0 < indent <= _WIDTH - len(line)
+    is_short = 0 < indent <= WIDTH - len(line)
     if not isinstance(value, dict | list) or not value or is_short or _has_numbers_alone(value):
         return line
     inner = [json_text(item, indent + 1) for item in _items(value)]
@@ -305,10 +329,6 @@ def json_text(value: Any, indent: int = 0) -> str:
     begin, end = "{}" if isinstance(value, dict) else "[]"
     pad = "\n" + " " * indent
     return f"{begin}{pad} " + f",{pad} ".join(inner) + f"{pad}{end}"
-
-
-#: Columns within which a JSON value, apart from its key, is written in one line.
-_WIDTH = 100
 
 
 def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
