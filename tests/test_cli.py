@@ -1116,6 +1116,20 @@ def test_json_is_readable(data: Path, tmp_path: Path) -> None:
     assert len(lines) < 3 * len(result) + len(result["logits"]) + len(result["sites"])
 
 
+def test_records_in_json_are_lines(tmp_path: Path) -> None:
+    """An answer with its place and numbers is one line; an object that is no list's is not."""
+    answer = {"text": "a" * 90, "start": 3, "probability": 0.25}
+    records = [answer, answer | {"text": "a" * 300}, {"format": "x" * 90, "metrics": {"f1": 0.5}}]
+    path = tmp_path / "result.json"
+    report.write_json(str(path), {"answers": records, "answer": answer})
+    text = path.read_text(encoding="utf-8")
+    assert json.loads(text) == {"answers": records, "answer": answer}
+    lines = [line.strip().rstrip(",") for line in text.splitlines()]
+    assert lines.count(json.dumps(answer)) == 1
+    assert lines.count('"start": 3') == 2
+    assert lines.count('"metrics": {"f1": 0.5}') == 1
+
+
 @pytest.mark.parametrize("place", ["missing/result.json", "."])
 def test_file_that_cannot_be_written(place: str, tmp_path: Path, capsys: Capture) -> None:
     target = tmp_path / place
@@ -1213,7 +1227,17 @@ def test_table_is_never_cut(
     assert rows == [["FP32", *numbers], ["E4M3", *numbers]]
     if terminal != "dumb":  # of unknown width
         wraps = any(line.startswith("|  ") for line in text.splitlines())
-        assert wraps == (terminal is not None and columns != "300")
+        assert wraps == (terminal is None or columns != "300")
+        table = text.splitlines()[1:]
+        assert wraps == (max(map(len, table)) <= 100)
+
+
+def test_a_table_within_100_columns_is_not_broken(capsys: Capture) -> None:
+    row = made_up_row("fp32", "flips") | {"metrics": {"accuracy": 0.9}}
+    report.print_comparison("a model", [row])
+    assert any(
+        line.startswith("| format | accuracy |") for line in capsys.readouterr().out.splitlines()
+    )
 
 
 @pytest.mark.parametrize("color", ["0", "1"])

@@ -171,7 +171,9 @@ def test_every_file_has_the_same_vectors(place: Path, capsys: Capture) -> None:
         **{"model": "model", "format": "fp32", "accumulate": "exact", "golden": False},
         **{"texts": 40, "truncated": 0, "width": 16, "out": "v.npy"},
     }
-    assert capsys.readouterr().out == ("model, fp32, 40 texts, vectors of 16\nwritten: v.npy\n")
+    assert capsys.readouterr().out == (
+        "model, fp32, 40 texts, vectors of 16 numbers\nwritten: v.npy\n"
+    )
     vectors = np.load("v.npy", allow_pickle=False)
     assert (vectors.dtype, vectors.shape) == (np.float32, (40, 16))
     np.testing.assert_allclose(vectors, one_by_one(Path("model"), TEXTS), rtol=0, atol=1e-5)
@@ -191,7 +193,7 @@ def test_every_file_has_the_same_vectors(place: Path, capsys: Capture) -> None:
 def test_without_a_file_the_beginning_is_printed(place: Path, capsys: Capture) -> None:
     report = ran("embed model texts.txt")
     title, *lines = capsys.readouterr().out.splitlines()
-    assert title == "model, fp32, 40 texts, vectors of 16"
+    assert title == "model, fp32, 40 texts, vectors of 16 numbers"
     assert len(lines) == 6
     vectors = np.array(report["embeddings"], np.float32)
     assert vectors.shape == (40, 16)

@@ -15,7 +15,14 @@ from bert_numpy.checkpoints.load import load
 from bert_numpy.commands.describe import describe_config, describe_recipe
 from bert_numpy.commands.figures import describe, draw_figures
 from bert_numpy.commands.options import AddCommand, add_model
-from bert_numpy.commands.report import Outcome, print_lines, print_operands, progress_bar, titled
+from bert_numpy.commands.report import (
+    Outcome,
+    counted,
+    print_lines,
+    print_operands,
+    progress_bar,
+    titled,
+)
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.job import saved_calibration
 from bert_numpy.model.sites import encoder_sites
@@ -117,7 +124,7 @@ def _calibration(arguments: argparse.Namespace) -> Outcome:
             draw_figures(operands, Path(arguments.plot), outputs, advance)
 
     def show() -> None:
-        print_lines(f"{arguments.file}: {calibration.samples} samples")
+        print_lines(f"{arguments.file}: {counted(calibration.samples, 'sample')}")
         print_operands(described)
 
     report = {

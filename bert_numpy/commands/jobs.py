@@ -11,7 +11,7 @@ from typing import Any
 from bert_numpy.assets import REVIEWS
 from bert_numpy.checkpoints.load import stored_recipe
 from bert_numpy.commands.options import STORED, check_scales, refuse, require_together
-from bert_numpy.commands.report import comparison_row, note, progress_bar
+from bert_numpy.commands.report import comparison_row, counted, note, progress_bar
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.embed import similarity
 from bert_numpy.evaluation.evaluate import Evaluation
@@ -176,7 +176,7 @@ def header(job: Job, golden: bool) -> dict[str, Any]:
 
 def title(job: Job) -> str:
     """Name the model, the task and the number of examples."""
-    return f"{job.model.name}, {job.task.name}, {len(job.examples)} examples"
+    return f"{job.model.name}, {job.task.name}, {counted(len(job.examples), 'example')}"
 
 
 def sentence_scales(

@@ -29,6 +29,7 @@ __all__ = [
     "Outcome",
     "columns",
     "comparison_row",
+    "counted",
     "listed",
     "note",
     "note_not_finite",
@@ -98,6 +99,11 @@ def titled(rows: Iterable[tuple[str, str]], whole: Sequence[str] = ()) -> list[s
     return columns(cells)
 
 
+def counted(count: int, noun: str) -> str:
+    """Count things in words: "1 text", "1,043 texts"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def note(text: str) -> None:
     """Print a note on standard error, unless the command is to be quiet."""
     if not is_quiet():
@@ -148,12 +154,13 @@ def note_not_finite(evaluation: Evaluation) -> None:
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of a comparison as a table; no cell is ever cut.
 
-    On a terminal that is too narrow for the table, the headers are broken into lines.
+    If the terminal is too narrow for the table, or without one the table is wider than
+    :data:`WIDTH`, the headers are broken into lines.
     """
     from rich.console import Console  # noqa: PLC0415 (see above)
 
     table = _comparison_table(rows, " ")
-    if sys.stdout.isatty() and _width(table) > Console().width:
+    if _width(table) > (Console().width if sys.stdout.isatty() else WIDTH):
         table = _comparison_table(rows, "\n")
     print_lines(title)
     _print_table(table)
@@ -284,7 +291,7 @@ def write_json(target: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
 
     NaN (a correlation of constants) becomes null. A device or pipe, such as ``/dev/null``, is
     written into and not replaced. A list of numbers is on one line, however long, and so is
-    whatever fits into one.
+    whatever fits into one, and a record in a list unless it is very long.
 
     Raises
     ------
@@ -323,7 +330,12 @@ def json_text(value: Any, indent: int = 0) -> str:
     is_short = 0 < indent <= WIDTH - len(line)
     if not isinstance(value, dict | list) or not value or is_short or _has_numbers_alone(value):
         return line
-    inner = [json_text(item, indent + 1) for item in _items(value)]
+    inner = [
+        json.dumps(item, allow_nan=False)
+        if _is_record(item, value)
+        else json_text(item, indent + 1)
+        for item in _items(value)
+    ]
     if isinstance(value, dict):
         inner = [f"{json.dumps(str(key))}: {text}" for key, text in zip(value, inner, strict=True)]
     begin, end = "{}" if isinstance(value, dict) else "[]"
@@ -331,8 +343,18 @@ def json_text(value: Any, indent: int = 0) -> str:
     return f"{begin}{pad} " + f",{pad} ".join(inner) + f"{pad}{end}"
 
 
+#: Columns within which an object of numbers and texts in a list is written in one line.
+_RECORD_WIDTH = 300
+
+
 def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
+
+
+def _is_record(item: Any, container: Any) -> bool:
+    """Check for an object of numbers and short texts in a list of such objects."""
+    is_flat = isinstance(item, dict) and not any(isinstance(x, dict | list) for x in item.values())
+    return is_flat and isinstance(container, list) and len(json.dumps(item)) <= _RECORD_WIDTH
 
 
 def _has_numbers_alone(value: dict[str, Any] | list[Any]) -> bool:
