@@ -367,8 +367,8 @@ def test_comparison_of_vectors(place: Path, capsys: Capture) -> None:
     assert [row["format"] for row in report["rows"]] == ["fp32", "int8", "e5m2"]
     out = capsys.readouterr().out
     assert out.startswith("model, embeddings, 40 examples\n")
-    assert "mean cosine" in out
-    assert "neighbours at 10" in out
+    assert max(map(len, out.splitlines())) <= 100  # the headers are broken for it
+    assert out.count("cosine") == out.count("neighbours") == 2
     base = np.array(ran("embed model texts.txt")["embeddings"])
     for row in report["rows"]:
         scales = "" if row["format"] == "fp32" else "--calibration scales"
