@@ -98,7 +98,7 @@ def add_golden_commands(command: AddCommand) -> None:
     add(
         "kit",
         metavar="KIT",
-        values="folder",
+        values="model",
         help=f"a kit's folder, or {EMBEDDED} for the kit that comes with the package",
     )
     add(

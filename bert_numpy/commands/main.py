@@ -219,7 +219,9 @@ def build_parser() -> Parser:
     )
     completion.set_defaults(run=_completion, json=None, debug=False, quiet=False)
     words = add("help", "Show the help of a command.", ("", "evaluate", "golden verify"))
-    words.add_argument("words", metavar="COMMAND", nargs="*", help="all commands by default")
+    words.add_argument(
+        "words", metavar="COMMAND", nargs="*", values="commands", help="all commands by default"
+    )
     words.set_defaults(run=_help, json=None, debug=False, quiet=False)
     return parser
 

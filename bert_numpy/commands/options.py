@@ -164,7 +164,7 @@ def add_model(parser: Parser) -> None:
         "model",
         metavar="MODEL",
         help=f"a folder, the embedded {EMBEDDED}, or an id on the Hugging Face hub (owner/name)",
-        values="file",
+        values="model",
     )
     parser.add_argument(
         "--revision",

@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
     ----------
     arguments : dict of argparse.Action to str
         All arguments in their order, and the kind of their values for completion: "file",
-        "folder", :data:`FORMATS`, :data:`FORMAT_LIST`, or nothing.
+        "folder", "model", "tasks", "commands", :data:`FORMATS`, :data:`FORMAT_LIST`, or nothing.
     commands : dict of str to Parser
         The commands that may follow, by name.
     """
