@@ -106,7 +106,7 @@ def add_evaluation_commands(command: AddCommand) -> None:
         metavar="OUT",
         section="output",
         values="file",
-        help="the file to write, or a folder for one of the name that the server expects",
+        help="the file to write; in a folder it gets the name that the server expects",
     )
     submit.set_defaults(out_kind="submission")
     add_golden(submit)

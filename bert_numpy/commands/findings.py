@@ -1,4 +1,4 @@
-"""What the demo's numbers show, in sentences: pure functions of the rows of its JSON report."""
+"""Sentences about the demo's numbers: pure functions of the rows of its JSON report."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 __all__ = ["base_size_finding", "format_finding", "int8_alone_collapses", "outlier_finding"]
 
-#: A format does not notice outliers if its logit error grows at most to so many times what it is
-#: without them. Otherwise it collapses if at least that share of the predictions changes more.
+#: A format does not notice outliers if its logit error grows by at most a quarter. Otherwise it
+#: collapses if outliers change at least a fifth of the predictions.
 UNNOTICED, COLLAPSED = 1.25, 0.2
 
 #: The effects of outliers on a format.

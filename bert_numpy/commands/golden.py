@@ -158,7 +158,7 @@ def add_golden_commands(command: AddCommand) -> None:
         metavar="FILE",
         nargs="+",
         values="file",
-        help="a file of test vectors with the codes that were found in column 3",
+        help="a file of test vectors, with your codec's codes in its third column",
     )
 
 

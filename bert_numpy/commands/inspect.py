@@ -58,7 +58,7 @@ def add_inspection_commands(command: AddCommand) -> None:
         metavar="DIR",
         section="output",
         values="folder",
-        help="draw the operands' noise by format and each one's elements (extra: plot)",
+        help="draw the noise of each format, and the values of each operand (extra: plot)",
     )
 
 

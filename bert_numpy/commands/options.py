@@ -238,8 +238,8 @@ def add_accumulate(parser: Parser) -> None:
         choices=tuple(ACCUMULATORS),
         metavar="MODE",
         section="recipe",
-        help="how products of 8-bit codes are added up, in place of the recipe's way (exact in "
-        f"every named one): {', '.join(ACCUMULATORS)}",
+        help="how products of 8-bit codes are added up, instead of the recipe's way (which is "
+        f"exact in every format below): {', '.join(ACCUMULATORS)}",
     )
 
 

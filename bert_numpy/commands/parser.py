@@ -50,7 +50,7 @@ formats, in upper or lower case:
   e4m3-pow2               scales that are powers of two
   e4m3-weights            only the weights are quantized
   FILE.json               a recipe of your own
-  stored                  the recipe of a quantized checkpoint, its only one
+  stored                  the recipe that a quantized checkpoint was made with
 """
 
 
