@@ -247,6 +247,14 @@ def usage_error(capsys: Capture, argv: list[str]) -> str:
             "predict m text -json -",
             "bert-numpy predict: error: unknown option -json; did you mean '--json'?",
         ),
+        (
+            "--format e4m3 predict m text",
+            "bert-numpy: error: option --format belongs after a command",
+        ),
+        (
+            "golden --json - verify",
+            "bert-numpy golden: error: option --json belongs after a command",
+        ),
         ("info m -x", "bert-numpy info: error: unknown option -x"),
         ("info m more", "bert-numpy info: error: unrecognized arguments: more"),
         ("help evaluat", "bert-numpy: error: 'evaluat' is not a command; did you mean 'evaluate'?"),

@@ -175,7 +175,7 @@ class Parser(argparse.ArgumentParser):
 
     def _parse_own(self, words: list[str], found: argparse.Namespace) -> None:
         """Parse options and arguments of this command; an unknown option is named first."""
-        options = [name for action in self.arguments for name in action.option_strings]
+        options = self._options()
         letters = {option[1] for option in options if option[1] != "-"}
         for word in takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
@@ -188,8 +188,14 @@ class Parser(argparse.ArgumentParser):
             else:
                 is_known = letters.issuperset(name[1:])
             if not is_known:
+                if any(name in leaf._options() for _, leaf in self.every_command()):
+                    self.error(f"option {name} belongs after a command")
                 self.error(f"unknown option {name}{suggestion(name, options)}")
         self.parse_args(words, found)
+
+    def _options(self) -> list[str]:
+        """List all spellings of this command's own options."""
+        return [name for action in self.arguments for name in action.option_strings]
 
     def format_usage(self) -> str:
         """Return the usage: what must be given, and the word ``[options]``."""
