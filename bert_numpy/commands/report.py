@@ -154,14 +154,16 @@ def note_not_finite(evaluation: Evaluation) -> None:
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of a comparison as a table; no cell is ever cut.
 
-    If the terminal is too narrow for the table, or without one the table is wider than
-    :data:`WIDTH`, the headers are broken into lines.
+    On a terminal that is too narrow for the table, the headers are broken into lines; without a
+    terminal, if the table is wider than :data:`WIDTH` and is not with broken headers.
     """
     from rich.console import Console  # noqa: PLC0415 (see above)
 
-    table = _comparison_table(rows, " ")
-    if _width(table) > (Console().width if sys.stdout.isatty() else WIDTH):
-        table = _comparison_table(rows, "\n")
+    table, broken = (_comparison_table(rows, between) for between in (" ", "\n"))
+    is_terminal = sys.stdout.isatty()
+    is_wide = _width(table) > (Console().width if is_terminal else WIDTH)
+    if is_wide and (is_terminal or _width(broken) <= WIDTH):
+        table = broken
     print_lines(title)
     _print_table(table)
 
