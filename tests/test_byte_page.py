@@ -334,7 +334,8 @@ def seen(
         url = f"http://127.0.0.1:{server.server_port}/index.html"
         pictures = os.environ.get("BYTE_SCREENSHOTS", "")
         driver = TESTS / "byte_browser.mjs"
-        found = run(node, driver, parts / "playwright-core", chromium, url, pictures)
+        file = (PAGE / "index.html").as_uri()
+        found = run(node, driver, parts / "playwright-core", chromium, url, file, pictures)
         server.shutdown()
     report = json.loads(found)
     report["origin"] = url.rpartition("/")[0]
@@ -376,6 +377,42 @@ def test_typed_numbers_become_npfp8_s_codes(seen: Any) -> None:
     for reading in seen["typed"]:
         x = number(reading["typed"])
         assert_code_is_right(reading, x, reading["saturate"], reading["rounding"])
+
+
+def test_what_is_no_number_changes_nothing_and_is_said(seen: Any) -> None:
+    *mistyped, infinite = seen["mistyped"]
+    for reading in mistyped:
+        assert "is not a number" in reading["verdict"]
+        assert reading["invalid"] == "true"
+        assert reading["value"] == "0.75"
+    assert_code_is_right(infinite, -np.inf)
+    assert infinite["invalid"] is None
+
+
+def test_saturation_is_said_where_it_is(seen: Any) -> None:
+    assert seen["verdicts"] == [
+        "450 is beyond the largest value: it becomes 448.",
+        "465 is beyond the largest value: it becomes 448 (saturation).",
+        "1000 is beyond the largest value: it becomes 448.",
+        "−264 is beyond the lowest value: it becomes −127 (saturation).",  # noqa: RUF001
+        "−5 is beyond the lowest value: it becomes 0 (saturation).",  # noqa: RUF001
+        f"0 becomes {2.0**-127}.".replace("-", "−"),  # noqa: RUF001
+    ]
+
+
+def test_a_blank_sentence_is_refused(seen: Any) -> None:
+    assert seen["blank"] == "Write a sentence."
+
+
+def test_without_a_connection_the_page_says_what_is_missing(seen: Any) -> None:
+    """Pyodide from elsewhere cannot be loaded; the page itself, opened as a file, cannot run."""
+    assert "Is there a connection?" in seen["unconnected"]
+    assert "python -m http.server" in seen["opened"]
+
+
+def test_the_browser_keeps_its_shortcuts(seen: Any) -> None:
+    before, after = seen["shortcut"]
+    assert before == after
 
 
 def test_dragging_moves_the_number(seen: Any) -> None:
