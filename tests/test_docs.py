@@ -222,6 +222,16 @@ def test_links_of_the_site(site, pages):
                 assert anchor in pages[path].ids, f"{name}: {target}"
 
 
+def test_every_page_has_the_icon(site, pages):
+    """Without one, browsers ask the server for /favicon.ico."""
+    for name, page in pages.items():
+        assert any(target.endswith("favicon.svg") for target in page.loaded), name
+    byte = Elements(site / "byte" / "index.html")
+    assert "favicon.svg" in byte.loaded
+    for target in byte.loaded:
+        assert (site / "byte" / target).is_file(), target
+
+
 def test_site_links_to_the_repository(pages):
     """Every page, by the address that the clone or the environment has."""
     for name, page in pages.items():
@@ -276,6 +286,16 @@ def test_every_page_of_the_reference_is_of_a_module(pages):
         ("quantize a model", "quick-start#quantize-a-model"),
         ("jupyter", "notebooks"),
         ("Conformance kit", "kit"),
+        ("kit", "kit"),  # by the names of pages
+        ("golden", "golden"),
+        ("hopper", "hopper"),
+        ("recipe", "recipes"),
+        ("SmoothQuant", "recipes#smoothquant"),
+        ("calibration", "notebooks/3-calibration"),
+        ("int8 loses", "results"),
+        ("squad", "results#squad-v1-1"),
+        ("nan", "faq"),
+        ("absmax", "reference/npfp8#npfp8.absmax_scale"),
         ("encode", "reference/npfp8#npfp8.encode"),
         ("apply_recipe", "reference/bert_numpy#bert_numpy.apply_recipe"),
         ("qwertyuiop", None),
