@@ -10,7 +10,7 @@ from sphinx.writers.html5 import HTML5Translator
 
 
 def markup(formula: str, display: str = "inline") -> str:
-    """Convert a formula. A minus after an opening parenthesis is a sign, without space around it."""
+    """Convert a formula; a minus after a parenthesis is a sign, with no space around it."""
     text = convert(formula, display=display)
     return re.sub(r"(&#x00028;</mo>)<mo>(&#x02212;)", r'\1<mo form="prefix">\2', text)
 

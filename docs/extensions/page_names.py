@@ -1,4 +1,4 @@
-"""Index entries for the names of pages, so that a search for "hopper" or "kit" finds that page first."""
+"""Index entries for the names of pages: a search for "hopper" or "kit" finds that page first."""
 
 from sphinx import addnodes
 from sphinx.application import Sphinx
