@@ -47,23 +47,6 @@ def make_byte_page() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def node() -> str:
-    found = shutil.which("node")
-    if found is None:
-        pytest.skip("Node is not installed")
-    return found
-
-
-@pytest.fixture(scope="module")
-def parts() -> Path:
-    """The folder of npm's packages."""
-    folder = os.environ.get("BYTE_PARTS")
-    if not folder:
-        pytest.skip("no npm packages pyodide and playwright-core (set BYTE_PARTS to their folder)")
-    return Path(folder) / "node_modules"
-
-
-@pytest.fixture(scope="module")
 def pyodide(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of Pyodide's core files with NumPy's wheel beside them."""
     shared = Path(os.environ.get("FP8_BERT_SHARED", ROOT.parent / "shared"))
@@ -315,14 +298,13 @@ def test_golden_digests_in_wasm(node: str, pyodide: Path, archive: Path) -> None
 
 @pytest.fixture(scope="module")
 def seen(
-    node: str, parts: Path, pyodide: Path, archive: Path, tmp_path_factory: pytest.TempPathFactory
+    node: str,
+    browser: tuple[Path, str],
+    pyodide: Path,
+    archive: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Any:
     """What tests/byte_browser.mjs has read on the page, which is used once."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("Chromium is not installed")
-    if not (parts / "playwright-core").is_dir():
-        pytest.skip(f"no npm package playwright-core at {parts}")
     folder = tmp_path_factory.mktemp("site")
     ignored = shutil.ignore_patterns("pyodide", "project.zip")
     shutil.copytree(PAGE, folder, dirs_exist_ok=True, ignore=ignored)
@@ -335,7 +317,7 @@ def seen(
         pictures = os.environ.get("BYTE_SCREENSHOTS", "")
         driver = TESTS / "byte_browser.mjs"
         file = (PAGE / "index.html").as_uri()
-        found = run(node, driver, parts / "playwright-core", chromium, url, file, pictures)
+        found = run(node, driver, *browser, url, file, pictures)
         server.shutdown()
     report = json.loads(found)
     report["origin"] = url.rpartition("/")[0]

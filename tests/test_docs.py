@@ -9,7 +9,6 @@ import os
 import posixpath
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import types
@@ -232,6 +231,28 @@ def test_every_page_has_the_icon(site, pages):
         assert (site / "byte" / target).is_file(), target
 
 
+@pytest.fixture(scope="module")
+def opened(site, pages, node, browser):
+    """What tests/site_browser.mjs has seen of every page."""
+    command = [node, ROOT / "tests" / "site_browser.mjs", *browser, site, *pages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_page_fits_a_desk_and_a_phone(opened):
+    """Tables too, on a desk and with all details open; on a phone they scroll in their box."""
+    assert not opened["errors"]
+    for width, pages in opened["wide"].items():
+        for name, excess in pages.items():
+            allowed = {"tables": excess["tables"]} if width == "390" else {"tables": 0}
+            assert excess == {"page": 0, "text": 0, "images": 0, **allowed}, f"{name} at {width}"
+
+
+def test_theme_follows_the_system_unless_chosen(opened):
+    assert opened["themes"] == ["light", "dark", "light", "dark", "light"]
+
+
 def test_site_links_to_the_repository(pages):
     """Every page, by the address that the clone or the environment has."""
     for name, page in pages.items():
@@ -301,11 +322,8 @@ def test_every_page_of_the_reference_is_of_a_module(pages):
         ("qwertyuiop", None),
     ],
 )
-def test_search_finds_first(query, expected, site):
+def test_search_finds_first(query, expected, site, node):
     """By the site's own script and index, in Node."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("Node is not installed")
     command = [node, ROOT / "tests" / "search_site.js", site, query]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
