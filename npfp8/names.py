@@ -51,5 +51,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # noqa: PLC0415 (imported only when an error is raised)
 
     spelled = {candidate.casefold(): candidate for candidate in known}
-    near = get_close_matches(name.casefold(), spelled, n=1)
+    near = get_close_matches(name.casefold(), spelled)
+    # Two letters that changed places are the commonest error: 'sts2' is 'sst2', not 'stsb'.
+    near.sort(key=lambda candidate: sorted(candidate) != sorted(name.casefold()))
     return f"; did you mean {spelled[near[0]]!r}?" if near else ""

@@ -628,6 +628,54 @@ def test_info_on_labels(
     assert "LABEL" not in output
 
 
+def test_info_wraps_many_labels(tmp_path: Path, capsys: Capture) -> None:
+    labels = [f"B-KIND-{i}" for i in range(40)]
+    overrides = {"architectures": ["BertForTokenClassification"]}
+    folder = tmp_path / ("a folder of a long name, " * 6 + "too long")
+    model = write_checkpoint(folder, labels=labels, config_overrides=overrides)
+    assert main(["info", str(model)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"folder        {model}" in lines
+    first = next(i for i, line in enumerate(lines) if line.startswith("labels "))
+    last = next(i for i, line in enumerate(lines) if line.startswith("quantization "))
+    assert all(80 < len(line) <= 100 for line in lines[first : last - 1])
+    assert ", ".join(labels) == " ".join(line[14:] for line in lines[first:last])
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem", "shown"),
+    [
+        (("LABEL_0", "LABEL_1", "LABEL_2"), None, {"class 0", "class 1", "class 2"}),
+        (("LABEL_0", "LABEL_1"), "multi_label_classification", {"class 0", "class 1"}),
+        (("LABEL_0", "LABEL_1"), "regression", {"score 0", "score 1"}),
+        (("LABEL_0",), None, {"score"}),
+        (("LABEL_0", "bad"), None, {"LABEL_0", "bad"}),
+    ],
+)
+def test_predict_names_classes(
+    labels: tuple[str, ...], problem: str | None, shown: set[str], tmp_path: Path, capsys: Capture
+) -> None:
+    """In JSON the labels are those of config.json."""
+    overrides = {} if problem is None else {"problem_type": problem}
+    model = write_checkpoint(tmp_path / "model", labels=labels, config_overrides=overrides)
+    result = run_json(["predict", str(model), "a film"], tmp_path)
+    assert set(result["logits"]) == set(labels)
+    lines = capsys.readouterr().out.splitlines()
+    assert {re.split("  +", line)[0] for line in lines} == shown
+
+
+def test_predict_names_classes_of_tokens(tmp_path: Path, capsys: Capture) -> None:
+    overrides = {"architectures": ["BertForTokenClassification"]}
+    labels = [f"LABEL_{i}" for i in range(12)]
+    model = write_checkpoint(tmp_path / "model", labels=labels, config_overrides=overrides)
+    result = run_json(["predict", str(model), "a good film"], tmp_path)
+    rows = [re.split("  +", line)[:2] for line in capsys.readouterr().out.splitlines()]
+    expected = [
+        [one["token"], one["label"].replace("LABEL_", "class ")] for one in result["tokens"]
+    ]
+    assert rows == expected
+
+
 def test_info_on_a_quantized_checkpoint(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "quantized"
     assert main(["quantize", EMBEDDED, str(out), "--format", "INT8-outliers", "-q"]) == 0
@@ -635,7 +683,8 @@ def test_info_on_a_quantized_checkpoint(tmp_path: Path, capsys: Capture) -> None
     assert (output.out, output.err) == (f"written: {out}\n", "")
     result = run_json(["info", str(out)], tmp_path)
     assert result["format"] == "int8-outliers"
-    lines = dict(re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines())
+    output = re.sub(r"\n {10,}", " ", capsys.readouterr().out)  # where a text is wrapped
+    lines = dict(re.split(" {2,}", line.strip()) for line in output.splitlines())
     assert lines["quantization"].startswith("recipe int8-outliers, stored in the checkpoint;")
     assert lines["linear layers"] == (
         "inputs in INT8 per token, weights in INT8 per channel, outliers beyond 6 left out by "
@@ -864,8 +913,6 @@ def test_broken_data(fault: str, data: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--task", "sst3"], "task: expected one of cola, sst2,"),
-        (["--formats", "fp32,fp16"], "format: expected one of fp32, bf16, int8, e4m3, e5m2, "),
         (["--max-length", "513"], "max_length: expected 3..512, found 513"),
         (["--max-length", "2"], "max_length: expected 3..512, found 2"),
         (["--calibration-data", "/missing.tsv"], "/missing.tsv: no such file"),
@@ -875,13 +922,6 @@ def test_broken_data(fault: str, data: Path, capsys: Capture) -> None:
 def test_bad_values(more: list[str], message: str, data: Path, capsys: Capture) -> None:
     assert main(arguments("compare", data, *more)) == 2
     assert only_line(capsys).startswith(message)
-
-
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_unknown_format(command: str, data: Path, capsys: Capture) -> None:
-    argv = arguments(command, data) if command == "evaluate" else [command, EMBEDDED, POSITIVE]
-    assert main([*argv, "--format", "E4M4"]) == 2
-    assert only_line(capsys).endswith("found 'E4M4'; did you mean 'e4m3'?")
 
 
 @pytest.mark.parametrize("texts", [[""], [" \t"], [POSITIVE, ""], ["", POSITIVE]])
@@ -1076,6 +1116,20 @@ def test_json_is_readable(data: Path, tmp_path: Path) -> None:
     assert len(lines) < 3 * len(result) + len(result["logits"]) + len(result["sites"])
 
 
+def test_records_in_json_are_lines(tmp_path: Path) -> None:
+    """An answer with its place and numbers is one line; an object that is no list's is not."""
+    answer = {"text": "a" * 90, "start": 3, "probability": 0.25}
+    records = [answer, answer | {"text": "a" * 300}, {"format": "x" * 90, "metrics": {"f1": 0.5}}]
+    path = tmp_path / "result.json"
+    report.write_json(str(path), {"answers": records, "answer": answer})
+    text = path.read_text(encoding="utf-8")
+    assert json.loads(text) == {"answers": records, "answer": answer}
+    lines = [line.strip().rstrip(",") for line in text.splitlines()]
+    assert lines.count(json.dumps(answer)) == 1
+    assert lines.count('"start": 3') == 2
+    assert lines.count('"metrics": {"f1": 0.5}') == 1
+
+
 @pytest.mark.parametrize("place", ["missing/result.json", "."])
 def test_file_that_cannot_be_written(place: str, tmp_path: Path, capsys: Capture) -> None:
     target = tmp_path / place
@@ -1173,7 +1227,17 @@ def test_table_is_never_cut(
     assert rows == [["FP32", *numbers], ["E4M3", *numbers]]
     if terminal != "dumb":  # of unknown width
         wraps = any(line.startswith("|  ") for line in text.splitlines())
-        assert wraps == (terminal is not None and columns != "300")
+        assert wraps == (terminal is None or columns != "300")
+        table = text.splitlines()[1:]
+        assert wraps == (max(map(len, table)) <= 100)
+
+
+def test_a_table_within_100_columns_is_not_broken(capsys: Capture) -> None:
+    row = made_up_row("fp32", "flips") | {"metrics": {"accuracy": 0.9}}
+    report.print_comparison("a model", [row])
+    assert any(
+        line.startswith("| format | accuracy |") for line in capsys.readouterr().out.splitlines()
+    )
 
 
 @pytest.mark.parametrize("color", ["0", "1"])

@@ -213,6 +213,49 @@ def usage_error(capsys: Capture, argv: list[str]) -> str:
             "bert-numpy predict: error: argument --accumulate: expected one of exact, float32, "
             "hopper, hopper-fast, float16, bfloat16, found 'hoper'; did you mean 'hopper'?",
         ),
+        *(
+            (
+                f"evaluate m --task {wrong} --data .",
+                "bert-numpy evaluate: error: argument --task: expected one of cola, sst2, mrpc, "
+                "stsb, qqp, mnli, mnli-mm, qnli, rte, wnli, squad, stsb-cosine, found "
+                f"{wrong!r}; did you mean {meant!r}?",
+            )
+            for wrong, meant in (("Sts2", "sst2"), ("sst22", "sst2"), ("SQUADD", "squad"))
+        ),
+        *(
+            (
+                f"{line} {value}",
+                f"bert-numpy {line.split()[0]}: error: argument {option}: expected one of "
+                f"{', '.join(PRESETS)}, stored, found {wrong!r}; did you mean {meant!r}?",
+            )
+            for line, option, value, wrong, meant in (
+                ("predict m text --format", "--format/--recipe", "E4M4", "E4M4", "e4m3"),
+                ("embed m text --recipe", "--format/--recipe", "stroed", "stroed", "stored"),
+                (
+                    "submit m o --format",
+                    "--format/--recipe",
+                    "INT8-chanel",
+                    "INT8-chanel",
+                    "int8-channel",
+                ),
+                ("compare m --formats", "--formats", "FP32,int8-tokne", "int8-tokne", "int8-token"),
+                ("demo --formats", "--formats", "em43", "em43", "e4m3"),
+            )
+        ),
+        ("-v", "bert-numpy: error: unknown option -v; did you mean '-V'?"),
+        (
+            "predict m text -json -",
+            "bert-numpy predict: error: unknown option -json; did you mean '--json'?",
+        ),
+        (
+            "--format e4m3 predict m text",
+            "bert-numpy: error: option --format belongs after a command",
+        ),
+        (
+            "golden --json - verify",
+            "bert-numpy golden: error: option --json belongs after a command",
+        ),
+        ("info m -x", "bert-numpy info: error: unknown option -x"),
         ("info m more", "bert-numpy info: error: unrecognized arguments: more"),
         ("help evaluat", "bert-numpy: error: 'evaluat' is not a command; did you mean 'evaluate'?"),
         ("help info x", "bert-numpy info: error: expected no more words, found 'x'"),
@@ -225,11 +268,8 @@ def test_mistyped_words(line: str, message: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("predict MODEL film --format E4M4", "found 'E4M4'; did you mean 'e4m3'?"),
-        ("predict MODEL film --recipe int8-chanel", "did you mean 'int8-channel'?"),
-        ("compare MODEL TASK --formats int8,em43", "found 'em43'; did you mean 'e4m3'?"),
-        ("evaluate MODEL --task sst22 --data .", "found 'sst22'; did you mean 'sst2'?"),
-        ("evaluate MODEL --task SQUADD --data .", "found 'SQUADD'; did you mean 'squad'?"),
+        ("info bert-tiny-sst2/", "found no such folder; did you mean 'bert-tiny-sst2'?"),
+        ("info elsewhere/", "elsewhere/: expected a model folder, found no such folder"),
         ("info bert-tiny-sst", "found no such folder; did you mean 'bert-tiny-sst2'?"),
         ("info Bert-Tiny-SST2", "found no such folder; did you mean 'bert-tiny-sst2'?"),
         ("golden verify bert-tiny-sst .", "found no such folder; did you mean 'bert-tiny-sst2'?"),
@@ -265,6 +305,22 @@ def test_a_beginning_of_an_option_is_enough(capsys: Capture) -> None:
     assert main(["predict", EMBEDDED, "--form", "bf16", "a -- film"]) == 0
     assert main(["predict", EMBEDDED, "--", "--film"]) == 0
     assert capsys.readouterr().out.count("positive") == 2
+
+
+def test_quiet_anywhere(capsys: Capture) -> None:
+    for line in ("-q predict MODEL film", "predict -q MODEL film", "predict MODEL film -q"):
+        assert main([*line.replace("MODEL", EMBEDDED).split(), "--format", "e4m3"]) == 0
+        assert capsys.readouterr().err == ""
+    assert error_of(capsys, ["golden", "-q", "verify", "none", "none"]).startswith("none: ")
+
+
+def test_a_group_of_commands_has_examples(capsys: Capture) -> None:
+    assert main(["help", "golden"]) == 0
+    examples = capsys.readouterr().out.partition("\nexamples:\n")[2].splitlines()
+    assert examples
+    for line in examples:
+        command = next(name for name in COMMANDS if line.startswith(f"  bert-numpy {name} "))
+        assert command.startswith("golden ")
 
 
 @pytest.mark.parametrize(("argv", "group"), [([], ""), (["-q"], ""), (["golden"], "golden")])
@@ -473,6 +529,13 @@ def test_predict_with_saved_scales(scales: Path, data: Path, tmp_path: Path) -> 
     assert main(["evaluate", EMBEDDED, *task(data), *more, files[1]]) == 0
     predicted, evaluated = (json.loads(Path(file).read_text()) for file in files)
     assert list(predicted["logits"].values()) == evaluated["logits"][0]
+
+
+def test_submission_of_a_task_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
+    for out in (tmp_path, tmp_path / "out.tsv"):
+        argv = ["submit", EMBEDDED, str(out), "--task", "squad", "--data", str(tmp_path)]
+        expected = "task squad: expected a task of GLUE, as no other has a test set"
+        assert error_of(capsys, argv) == expected
 
 
 def test_submission_without_a_format(data: Path, tmp_path: Path, capsys: Capture) -> None:

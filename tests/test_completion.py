@@ -74,6 +74,10 @@ CASES = {
     "embed model a mi": ["mine.json", "mine.tsv", "mined"],
     "golden export model out --level co": ["codec"],
     "completion ": ["bash", "fish", "tcsh", "zsh"],
+    "predict be": ["bert-tiny-sst2"],
+    "golden verify bert": ["bert-tiny-sst2"],
+    "golden verify mi": ["mine.json", "mine.tsv", "mined"],
+    "help ca": ["calibrate", "calibration"],
     "hel": ["help"],
 }
 

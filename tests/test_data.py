@@ -664,7 +664,7 @@ def test_submissions(name: str, predictions: list[Any], shown: list[str]) -> Non
 
 def test_a_test_set_is_glues(tmp_path: Path) -> None:
     assert error_of(lambda: prepare("bert-tiny-sst2", "squad", tmp_path, test=True)) == (
-        "task squad: expected one of GLUE's for its test set"
+        "task squad: expected a task of GLUE, as no other has a test set"
     )
 
 

@@ -118,6 +118,7 @@ def test_other_formats(capsys: Capture, tmp_path: Path) -> None:
     assert printed.startswith(f"{EMBEDDED} on 308 reviews; nothing is trained.")
     assert "BF16 does not notice" in printed
     assert "INT8 collapses" not in printed
+    assert "At base size, in real models, INT8 changes" in printed
 
 
 def test_fp32_alone(capsys: Capture) -> None:
@@ -129,7 +130,19 @@ def test_fp32_alone(capsys: Capture) -> None:
     assert main(["demo", "--formats", "fp32"]) == 0
     printed = capsys.readouterr().out
     assert "outlier channels" not in printed
-    assert "At base size" in printed
+    text = without_trailing_blanks(printed)
+    assert "\n\nAt base size" in text
+    assert "\n\n\n" not in text
+
+
+def test_no_line_is_wide(capsys: Capture) -> None:
+    """With formats of long names, each step with outliers is a row of its own."""
+    assert main(["demo", "--formats", "e4m3-weights,int8-percentile,bf16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 88
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    steps = [row[:2] for row in rows if row[0] == "INT8-PERCENTILE" and len(row[1]) > 2]
+    assert [size for _, size in steps] == ["none", "2^3", "2^6", "2^12"]
 
 
 # What it computes
@@ -210,7 +223,7 @@ FP32 = row_of("fp32", 0, 100) | {"logits_sha256": "a"}
         ),
         (
             [row_of("int8", 3), row_of("e4m3", 9), row_of("bf16", 1, 100)],
-            "BF16 changes 1 of 1,000 predictions, INT8 3 and E4M3 9; the linear layers take 25 % "
+            "BF16 changes 1 of 1,000 predictions, INT8 3 and E4M3 9; the linear layers take 25 "
             "to 100 % of FP32's bytes.",
         ),
     ],
@@ -267,10 +280,32 @@ def base_rows(model: str, int8: int, e4m3: int, loss: float) -> list[dict[str, A
 
 def test_finding_about_base_size() -> None:
     rows = [*base_rows("a", 1200, 4, 0.1), *base_rows("b", 30, 5, 0.2)]
-    assert findings.base_size_finding(rows) == (
+    assert findings.base_size_finding(rows, True) == (
         "At base size real models do the same: INT8 changes 1,200 of 2,000 predictions of a and "
         "30 of 2,000 of b; E4M3 changes 4 and 5. The exact match of b is 90.00 in FP32, 70.00 in "
         "INT8 and 91.00 in E4M3."
     )
-    other = findings.base_size_finding([*rows, *base_rows("c", 3, 3, 0.0)])
-    assert other.startswith("At base size: INT8 changes")
+    more = [*rows, *base_rows("c", 3, 3, 0.0)]
+    for other in (findings.base_size_finding(more, True), findings.base_size_finding(rows, False)):
+        assert other.startswith("At base size, in real models, INT8 changes 1,200 of 2,000 ")
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ({"int8": 1, "e4m3": 0.1}, True),
+        ({"int8": 1}, True),
+        ({"e4m3": 1, "int8": 1}, False),
+        ({"int8": 0.1, "e4m3": 0.1}, False),
+        ({"e4m3": 0.1}, False),
+        ({"int8-token": 1}, False),
+        ({}, False),
+    ],
+)
+def test_real_models_do_the_same_as_what_was_seen(errors: dict[str, float], expected: bool) -> None:
+    """With outliers, a format whose error grows to 1 changes half of 100 predictions."""
+    steps = [
+        {"exponent": k, "rows": [row_of(x, 50 * (e == 1), error=e) for x, e in now.items()]}
+        for k, now in enumerate((dict.fromkeys(errors, 0.1), errors))
+    ]
+    assert findings.int8_alone_collapses(steps if errors else [], 100) == expected

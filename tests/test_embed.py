@@ -171,7 +171,9 @@ def test_every_file_has_the_same_vectors(place: Path, capsys: Capture) -> None:
         **{"model": "model", "format": "fp32", "accumulate": "exact", "golden": False},
         **{"texts": 40, "truncated": 0, "width": 16, "out": "v.npy"},
     }
-    assert capsys.readouterr().out == ("model, fp32, 40 texts, vectors of 16\nwritten: v.npy\n")
+    assert capsys.readouterr().out == (
+        "model, fp32, 40 texts, vectors of 16 numbers\nwritten: v.npy\n"
+    )
     vectors = np.load("v.npy", allow_pickle=False)
     assert (vectors.dtype, vectors.shape) == (np.float32, (40, 16))
     np.testing.assert_allclose(vectors, one_by_one(Path("model"), TEXTS), rtol=0, atol=1e-5)
@@ -191,7 +193,7 @@ def test_every_file_has_the_same_vectors(place: Path, capsys: Capture) -> None:
 def test_without_a_file_the_beginning_is_printed(place: Path, capsys: Capture) -> None:
     report = ran("embed model texts.txt")
     title, *lines = capsys.readouterr().out.splitlines()
-    assert title == "model, fp32, 40 texts, vectors of 16"
+    assert title == "model, fp32, 40 texts, vectors of 16 numbers"
     assert len(lines) == 6
     vectors = np.array(report["embeddings"], np.float32)
     assert vectors.shape == (40, 16)
@@ -365,8 +367,8 @@ def test_comparison_of_vectors(place: Path, capsys: Capture) -> None:
     assert [row["format"] for row in report["rows"]] == ["fp32", "int8", "e5m2"]
     out = capsys.readouterr().out
     assert out.startswith("model, embeddings, 40 examples\n")
-    assert "mean cosine" in out
-    assert "neighbours at 10" in out
+    assert max(map(len, out.splitlines())) <= 100  # the headers are broken for it
+    assert out.count("cosine") == out.count("neighbours") == 2
     base = np.array(ran("embed model texts.txt")["embeddings"])
     for row in report["rows"]:
         scales = "" if row["format"] == "fp32" else "--calibration scales"
@@ -491,7 +493,8 @@ def test_stsb_by_cosine(place: Path, capsys: Capture) -> None:
     assert ran("evaluate model --task stsb-cosine --data STS-B")["metrics"] == report["metrics"]
     line = "submit model out --task stsb --data STS-B"
     Path("STS-B/test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n")
-    assert error_of(capsys, line) == ("task stsb-cosine: expected one of GLUE's for its test set")
+    expected = "task stsb-cosine: expected a task of GLUE, as no other has a test set"
+    assert error_of(capsys, line) == expected
 
 
 def test_stsb_by_cosine_of_a_classifier(place: Path, capsys: Capture) -> None:

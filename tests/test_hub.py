@@ -100,7 +100,7 @@ def test_file_instead_of_a_folder(
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(
-    "name", ["two words", "owner/", "owner/name with spaces", "-a/b", "a\\b", "a\0b", "x" * 300]
+    "name", ["two words", "owner/name with spaces", "-a/b", "a\\b", "a\0b", "x" * 300]
 )
 def test_names_that_no_repository_has(name: str) -> None:
     with pytest.raises(BertNumpyError) as caught:

@@ -90,10 +90,11 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
         found = ASSETS / EMBEDDED
     elif os.path.exists(text):
         raise BertNumpyError(f"{text}: expected a model folder, found a file")
-    elif not is_hub_id(text):
-        raise BertNumpyError(f"{text or repr(text)}: expected a model folder, found no such folder")
-    elif "/" not in text and (near := suggestion(text, [EMBEDDED])):
-        raise BertNumpyError(f"{text}: expected a model folder, found no such folder{near}")
+    else:
+        near = suggestion(text, [EMBEDDED]) if "/" not in text.rstrip("/") else ""
+        if near or not is_hub_id(text):
+            place = text or repr(text)
+            raise BertNumpyError(f"{place}: expected a model folder, found no such folder{near}")
     if found is None:
         return _fetch_model(text, revision, weights)
     if revision is not None:
@@ -121,6 +122,7 @@ def kit_folder(name: str | Path) -> Path:
 def is_hub_id(text: str) -> bool:
     """Check whether a name can be ``owner/name`` on the hub, and is not clearly a path."""
     unlike = not text or Path(text).is_absolute() or text.startswith((".", "~"))
+    unlike |= text.endswith("/")
     return not unlike and text.count("/") <= 1
 
 
@@ -231,7 +233,7 @@ def _reason(error: BaseException, repository: str, kind: str, revision: str | No
     lines = [line for line in str(chain[-1]).splitlines() if line.strip()]
     text = " ".join(lines[:2]) or type(chain[-1]).__name__
     if is_a(utils.HFValidationError):
-        return text
+        return text.rstrip(".")
     if status is None and any(type(each).__name__ in _UNREACHABLE for each in chain):
         text = f"{constants.ENDPOINT} cannot be reached: check the name, and the connection"
     return f"{text}; run it again once the hub can be reached"

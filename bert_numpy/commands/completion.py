@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bert_numpy.checkpoints.hub import EMBEDDED
+from bert_numpy.commands.options import FORMAT_NAMES
 from bert_numpy.commands.parser import FORMAT_LIST, FORMATS, Parser
-from bert_numpy.quantization.presets import PRESETS
 from bert_numpy.tasks.registry import TASK_NAMES
 
 __all__ = ["SHELLS", "completion_script"]
@@ -28,7 +29,7 @@ def completion_script(parser: Parser, shell: str) -> str:
     """
     import shtab  # noqa: PLC0415 (only this command needs it)
 
-    _describe(parser, {"file": shtab.FILE, "folder": shtab.DIRECTORY, **_names()})
+    _describe(parser, {"file": shtab.FILE, "folder": shtab.DIRECTORY, **_names(parser)})
     return shtab.complete(parser, shell)
 
 
@@ -41,31 +42,45 @@ def _describe(parser: Parser, kinds: dict[str, Any]) -> None:
         _describe(command, kinds)
 
 
-def _names() -> dict[str, Any]:
-    """Return how each shell completes names of tasks, of formats, and lists of formats."""
-    formats = (*PRESETS, "stored")
+_NONE: Mapping[str, str] = {}
+
+#: How shells list the files whose names end in .json, with folders, and how all files.
+_JSON_FILES = {
+    "bash": "; compgen -f -X '!*.json' -- $1; compgen -d -- $1",
+    "zsh": " 'files:file:_files -g \"*.json\"'",
+    "fish": "; __fish_complete_path (commandline -ct)"
+    r" | string match -r '.*(?:/|\.json)(?:\t.*)?$'",
+}
+_ALL_FILES = {
+    "bash": "; compgen -f -- $1",
+    "zsh": " 'files:file:_files'",
+    "fish": "; __fish_complete_path (commandline -ct)",
+    "tcsh": "f",  # it completes words or files, not both
+}
+
+
+def _names(parser: Parser) -> dict[str, Any]:
+    """Return how each shell completes names of commands, models, tasks and formats."""
     return {
+        "commands": _one_of("commands", tuple(parser.commands)),
+        "model": _one_of("models", (EMBEDDED,), _ALL_FILES),
         "tasks": _one_of("tasks", TASK_NAMES),
-        FORMATS: _one_of("formats", formats, files=True),
-        FORMAT_LIST: _list_of("format_list", formats),
+        FORMATS: _one_of("formats", FORMAT_NAMES, _JSON_FILES),
+        FORMAT_LIST: _list_of("format_list", FORMAT_NAMES),
     }
 
 
-def _one_of(name: str, words: Sequence[str], files: bool = False) -> dict[str, Any]:
-    """Complete one of some words; or a file whose name ends in .json."""
+def _one_of(name: str, words: Sequence[str], files: Mapping[str, str] = _NONE) -> dict[str, Any]:
+    """Complete one of some words, or a file that each shell lists in this way."""
     function, listed = f"_bert_numpy_{name}", " ".join(words)
-    bash, fish = f"compgen -W '{listed}' -- $1", f"string split ' ' '{listed}'"
-    zsh = f"_alternative 'names:name:({listed})'"
-    if files:
-        bash += "; compgen -f -X '!*.json' -- $1; compgen -d -- $1"
-        fish += "; __fish_complete_path (commandline -ct)"
-        fish += r" | string match -r '.*(?:/|\.json)(?:\t.*)?$'"
-        zsh += " 'files:file:_files -g \"*.json\"'"
+    bash = f"compgen -W '{listed}' -- $1" + files.get("bash", "")
+    fish = f"string split ' ' '{listed}'" + files.get("fish", "")
+    zsh = f"_alternative 'names:name:({listed})'" + files.get("zsh", "")
     return {
         "bash": function,
         "zsh": function,
         "fish": f"({function})",
-        "tcsh": f"({listed})",
+        "tcsh": files.get("tcsh", f"({listed})"),
         "preamble": {
             "bash": f"{function}() {{ {bash}; }}",
             "zsh": f"{function}() {{ {zsh} }}",

@@ -18,7 +18,12 @@ import numpy as np
 
 from bert_numpy.assets import BASE_SIZE, REVIEWS
 from bert_numpy.checkpoints.hub import EMBEDDED
-from bert_numpy.commands.findings import base_size_finding, format_finding, outlier_finding
+from bert_numpy.commands.findings import (
+    base_size_finding,
+    format_finding,
+    int8_alone_collapses,
+    outlier_finding,
+)
 from bert_numpy.commands.jobs import COMPARED, compared_recipes, header
 from bert_numpy.commands.options import AddCommand, add_formats
 from bert_numpy.commands.report import (
@@ -148,26 +153,36 @@ def _show(report: Row) -> None:
         ["format", "flips", "relative logit error", "bytes of linear layers"],
         [[_name(row), *_change(row), f"{row['linear_bytes']:,}"] for row in rows],
     )
-    _print_text(format_finding(rows, examples))
+    if len(rows) > 1:
+        _print_text(format_finding(rows, examples), "")
     if steps:
         _print_text(
-            "",
             f"The same function with outlier channels, as large BERTs have them: {CHANNELS} "
             "channels per attention head are 2^k times as large, and the weights that they meet "
             "undo it.",
         )
-        names = [_name(row) for row in steps[0]["rows"]]
-        print_rows(
-            ["outliers", *(f"{name} {what}" for name in names for what in ("flips", "error"))],
-            [_step_cells(step) for step in steps],
-        )
-        _print_text(outlier_finding(steps, rows[0], examples))
-    _print_text("", base_size_finding(report["base_size"]))
+        print_rows(*_steps_table(steps))
+        _print_text(outlier_finding(steps, rows[0], examples), "")
+    same = int8_alone_collapses(steps, examples)
+    _print_text(base_size_finding(report["base_size"], same))
 
 
-def _step_cells(step: Row) -> list[str]:
-    size = f"2^{step['exponent']}" if step["exponent"] else "none"
-    return [size, *(cell for row in step["rows"] for cell in _change(row))]
+def _steps_table(steps: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Lay out the steps: a column per format and number; or, if they are too many, a row."""
+    names = [_name(row) for row in steps[0]["rows"]]
+    heads = ["outliers", *(f"{name} {what}" for name in names for what in ("flips", "error"))]
+    if sum(map(len, heads)) + 3 * len(heads) + 1 <= _WIDTH:
+        cells = [[cell for row in step["rows"] for cell in _change(row)] for step in steps]
+        return heads, [[_size(step), *line] for step, line in zip(steps, cells, strict=True)]
+    return ["format", "outliers", "flips", "relative logit error"], [
+        [name, _size(step), *_change(step["rows"][place])]
+        for place, name in enumerate(names)
+        for step in steps
+    ]
+
+
+def _size(step: Row) -> str:
+    return f"2^{step['exponent']}" if step["exponent"] else "none"
 
 
 def _name(row: Row) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bert_numpy.model.config import BertConfig, Pooling
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 
-__all__ = ["describe_config", "describe_recipe"]
+__all__ = ["describe_config", "describe_recipe", "label_names"]
 
 #: The ways to make one vector of a text's tokens, by the names that config files use.
 _POOLINGS = {
@@ -60,6 +60,26 @@ def describe_recipe(recipe: Recipe | None) -> Iterator[tuple[str, str]]:
         yield "  sums", recipe.accumulate
 
 
+def label_names(config: BertConfig) -> dict[str, str]:
+    """Name each label as people read it: placeholders become classes or scores with numbers."""
+    labels = config.labels
+    if not _are_placeholders(labels):
+        return {label: label for label in labels}
+    word = "score" if _gives_scores(config) else "class"
+    alone = word == "score" and len(labels) == 1
+    return {label: word if alone else label.replace("LABEL_", f"{word} ") for label in labels}
+
+
+def _are_placeholders(labels: Sequence[str]) -> bool:
+    """Check for LABEL_0 and so on, which transformers writes where nobody named the labels."""
+    return all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
+
+
+def _gives_scores(config: BertConfig) -> bool:
+    problem = config.problem_type
+    return problem == "regression" or (problem is None and len(config.labels) == 1)
+
+
 def _encoder(config: BertConfig) -> Iterator[tuple[str, str]]:
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     yield (
@@ -77,13 +97,13 @@ def _encoder(config: BertConfig) -> Iterator[tuple[str, str]]:
 
 
 def _labels(config: BertConfig) -> str:
-    """Name the labels; transformers writes LABEL_0 and so on where nobody named them."""
-    labels, problem = config.labels, config.problem_type
-    is_unnamed = all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
-    if problem == "regression" or (problem is None and len(labels) == 1):
+    """Name the labels, or count those that nobody named."""
+    labels, is_unnamed = config.labels, _are_placeholders(config.labels)
+    if _gives_scores(config):
         count = "one score" if len(labels) == 1 else f"{len(labels)} scores"
         return count if is_unnamed else f"{count}: {', '.join(labels)}"
-    several = " (several may apply)" if problem == "multi_label_classification" else ""
+    is_several = config.problem_type == "multi_label_classification"
+    several = " (several may apply)" if is_several else ""
     if is_unnamed:
         last = len(labels) - 1
         return f"{len(labels)} classes, 0 to {last}, which config.json does not name{several}"

@@ -24,7 +24,7 @@ from bert_numpy.commands.options import (
     add_sizes,
     check_scales,
 )
-from bert_numpy.commands.report import Outcome, print_lines, progress_bar
+from bert_numpy.commands.report import Outcome, counted, print_lines, progress_bar
 from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.evaluation.embed import embed_encoded
 from bert_numpy.finite import require_finite, rows_not_finite
@@ -107,7 +107,8 @@ def _embed(arguments: argparse.Namespace) -> Outcome:
         "width": vectors.shape[1],
     }
     report |= {"embeddings": vectors.tolist()} if write is None else {"out": arguments.out}
-    lines = [f"{model.name}, {recipe.name}, {len(texts)} texts, vectors of {vectors.shape[1]}"]
+    count = counted(len(texts), "text")
+    lines = [f"{model.name}, {recipe.name}, {count}, vectors of {vectors.shape[1]} numbers"]
     lines += _beginning(texts, vectors) if write is None else [f"written: {arguments.out}"]
     return Outcome(report, lambda: print_lines(*lines))
 

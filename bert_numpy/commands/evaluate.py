@@ -35,6 +35,7 @@ from bert_numpy.commands.report import (
     Outcome,
     columns,
     comparison_row,
+    counted,
     listed,
     note_not_finite,
     print_comparison,
@@ -105,7 +106,7 @@ def add_evaluation_commands(command: AddCommand) -> None:
         metavar="OUT",
         section="output",
         values="file",
-        help="the file to write, or a folder for one of the name that the server expects",
+        help="the file to write; in a folder it gets the name that the server expects",
     )
     submit.set_defaults(out_kind="submission")
     add_golden(submit)
@@ -158,8 +159,9 @@ def _evaluate(arguments: argparse.Namespace) -> Outcome:
         given = {key: text for key, text in report["predictions"].items() if text is not None}
         write_json(arguments.predictions, given)
     metrics = "  ".join(f"{name} {100 * value:.2f}" for name, value in result.metrics.items())
+    count = counted(len(job.examples), "example")
     line = (
-        f"{job.model.name}  {job.task.name}  {recipe.name}  {len(job.examples)} examples  "
+        f"{job.model.name}  {job.task.name}  {recipe.name}  {count}  "
         f"{metrics}  {result.seconds:.2f} s"
     )
     return Outcome(report, lambda: print_lines(line))
@@ -176,7 +178,8 @@ def _submit(arguments: argparse.Namespace) -> Outcome:
     report = header(job, arguments.golden) | {"format": recipe.name, "file": str(path)}
     lines = [
         f"written: {path}",
-        f"{job.model.name}, {job.task.name}, {recipe.name}, {len(job.examples)} predictions:",
+        f"{job.model.name}, {job.task.name}, {recipe.name}, "
+        f"{counted(len(job.examples), 'prediction')}:",
         *_distribution(job.task, result.predictions),
     ]
     return Outcome(report, lambda: print_lines(*lines))

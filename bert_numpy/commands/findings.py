@@ -1,15 +1,18 @@
-"""What the demo's numbers show, in sentences: pure functions of the rows of its JSON report."""
+"""Sentences about the demo's numbers: pure functions of the rows of its JSON report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["base_size_finding", "format_finding", "outlier_finding"]
+__all__ = ["base_size_finding", "format_finding", "int8_alone_collapses", "outlier_finding"]
 
-#: A format does not notice outliers if its logit error grows at most to so many times what it is
-#: without them. Otherwise it collapses if at least that share of the predictions changes more.
+#: A format does not notice outliers if its logit error grows by at most a quarter. Otherwise it
+#: collapses if outliers change at least a fifth of the predictions.
 UNNOTICED, COLLAPSED = 1.25, 0.2
+
+#: The effects of outliers on a format.
+_NOTHING, _WORSE, _COLLAPSES = "nothing", "worse", "collapses"
 
 Row = Mapping[str, Any]
 
@@ -30,8 +33,8 @@ def format_finding(rows: Sequence[Row], examples: int) -> str:
     counts = [f"{_name(first)} changes {first['flips']:,} of {examples:,} predictions"]
     counts += [f"{_name(row)} {row['flips']:,}" for row in rest]
     shares = sorted(round(100 * row["linear_bytes"] / reference["linear_bytes"]) for row in others)
-    share = f"{shares[0]} %" if shares[0] == shares[-1] else f"{shares[0]} % to {shares[-1]} %"
-    return f"{_listed(counts)}; the linear layers take {share} of FP32's bytes."
+    share = f"{shares[0]}" if shares[0] == shares[-1] else f"{shares[0]} to {shares[-1]}"
+    return f"{_listed(counts)}; the linear layers take {share} % of FP32's bytes."
 
 
 def outlier_finding(steps: Sequence[Row], reference: Row, examples: int) -> str:
@@ -47,8 +50,7 @@ def outlier_finding(steps: Sequence[Row], reference: Row, examples: int) -> str:
         FP32's row without outliers.
     examples : int
     """
-    by_format = zip(*(step["rows"] for step in steps), strict=True)
-    verdicts = [_verdict(plain, others, examples) for plain, *others in by_format]
+    verdicts = [_verdict(plain, others, examples) for plain, *others in _by_format(steps)]
     largest, float32 = f"2^{steps[-1]['exponent']}", steps[-1]["fp32"]
     if float32["logits_sha256"] == reference["logits_sha256"]:
         same = f"FP32's logits with {largest} are the same to the last bit."
@@ -64,7 +66,18 @@ def outlier_finding(steps: Sequence[Row], reference: Row, examples: int) -> str:
     return " ".join([*verdicts, same, why])
 
 
-def base_size_finding(rows: Sequence[Row]) -> str:
+def int8_alone_collapses(steps: Sequence[Row], examples: int) -> bool:
+    """Check whether with outliers INT8 collapses and E4M3 does not notice, if it is among them.
+
+    The arguments are those of :func:`outlier_finding`; there may be no steps.
+    """
+    effects = {
+        plain["format"]: _effect(plain, rest, examples) for plain, *rest in _by_format(steps)
+    }
+    return effects.get("int8") == _COLLAPSES and effects.get("e4m3", _NOTHING) == _NOTHING
+
+
+def base_size_finding(rows: Sequence[Row], same: bool) -> str:
     """Say what INT8 and E4M3 do to models of BERT-base's size.
 
     Parameters
@@ -72,6 +85,8 @@ def base_size_finding(rows: Sequence[Row]) -> str:
     rows : sequence of mappings
         ``model``, ``recipe`` ("fp32", "int8", "e4m3"), ``examples``, ``flips``, ``metric`` and
         its ``value``; all three recipes for each model.
+    same : bool
+        Whether the small model with outliers has shown the same.
     """
     models: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -86,21 +101,34 @@ def base_size_finding(rows: Sequence[Row]) -> str:
     fp32, low, high = (f"{100 * most[name]['value']:.2f}" for name in ("fp32", "int8", "e4m3"))
     metric = most["fp32"]["metric"].replace("_", " ")
     return (
-        f"At base size{' real models do the same' if worse else ''}: INT8 changes "
-        f"{changed}; E4M3 changes {kept}. The {metric} of "
+        f"At base size{' real models do the same:' if same and worse else ', in real models,'} "
+        f"INT8 changes {changed}; E4M3 changes {kept}. The {metric} of "
         f"{most['fp32']['model']} is {fp32} in FP32, {low} in INT8 and {high} in E4M3."
     )
 
 
-def _verdict(plain: Row, others: Sequence[Row], examples: int) -> str:
-    """Say what outliers do to one format: its row without them, and its rows with them."""
-    before, flips = plain["flips"], [row["flips"] for row in others]
+def _by_format(steps: Sequence[Row]) -> Iterator[tuple[Row, ...]]:
+    """List each format's rows in the order of the steps."""
+    return zip(*(step["rows"] for step in steps), strict=True)
+
+
+def _effect(plain: Row, others: Sequence[Row], examples: int) -> str:
+    """Classify what outliers do to one format: its row without them, and its rows with them."""
     error = max(row["relative_logit_error"] for row in others)
-    most = max(flips)
     if error <= UNNOTICED * plain["relative_logit_error"]:
+        return _NOTHING
+    most = max(row["flips"] for row in others)
+    return _COLLAPSES if most - plain["flips"] >= COLLAPSED * examples else _WORSE
+
+
+def _verdict(plain: Row, others: Sequence[Row], examples: int) -> str:
+    """Say what outliers do to one format, with its numbers of flips."""
+    before, flips = plain["flips"], [row["flips"] for row in others]
+    most, effect = max(flips), _effect(plain, others, examples)
+    if effect == _NOTHING:
         after = f"{most:,}" if most == min(flips) else f"{min(flips):,} to {most:,}"
         return f"{_name(plain)} does not notice: {before:,} flips without outliers, {after} with."
-    if most - before < COLLAPSED * examples:
+    if effect == _WORSE:
         return f"{_name(plain)} gets worse: {before:,} flips without outliers, up to {most:,} with."
     worst = others[flips.index(most)]
     label = ", as every review gets the same label" if worst["classes"] == 1 else ""

@@ -27,7 +27,7 @@ from bert_numpy.commands.options import (
     require_together,
 )
 from bert_numpy.commands.parser import one_of
-from bert_numpy.commands.report import Outcome, note, print_lines, progress_bar, write_text
+from bert_numpy.commands.report import Outcome, counted, note, print_lines, progress_bar, write_text
 from bert_numpy.errors import BertNumpyError, reading, writing
 from bert_numpy.evaluation.job import prepare, saved_calibration
 from bert_numpy.kit.manifest import LEVELS, PROFILES, open_kit, write_kit
@@ -98,7 +98,7 @@ def add_golden_commands(command: AddCommand) -> None:
     add(
         "kit",
         metavar="KIT",
-        values="folder",
+        values="model",
         help=f"a kit's folder, or {EMBEDDED} for the kit that comes with the package",
     )
     add(
@@ -158,7 +158,7 @@ def add_golden_commands(command: AddCommand) -> None:
         metavar="FILE",
         nargs="+",
         values="file",
-        help="a file of test vectors with the codes that were found in column 3",
+        help="a file of test vectors, with your codec's codes in its third column",
     )
 
 
@@ -185,7 +185,8 @@ def _export(arguments: argparse.Namespace) -> Outcome:
     size = sum(path.stat().st_size for path in out.iterdir())
     report = {"kit": str(out), "levels": levels, "tensors": len(kit.tensors), "bytes": size}
     return Outcome(
-        report, lambda: print_lines(f"{out}: {len(kit.tensors)} tensors, {size:,} bytes")
+        report,
+        lambda: print_lines(f"{out}: {counted(len(kit.tensors), 'tensor')}, {size:,} bytes"),
     )
 
 

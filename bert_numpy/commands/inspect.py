@@ -15,7 +15,14 @@ from bert_numpy.checkpoints.load import load
 from bert_numpy.commands.describe import describe_config, describe_recipe
 from bert_numpy.commands.figures import describe, draw_figures
 from bert_numpy.commands.options import AddCommand, add_model
-from bert_numpy.commands.report import Outcome, columns, print_lines, print_operands, progress_bar
+from bert_numpy.commands.report import (
+    Outcome,
+    counted,
+    print_lines,
+    print_operands,
+    progress_bar,
+    titled,
+)
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.job import saved_calibration
 from bert_numpy.model.sites import encoder_sites
@@ -51,7 +58,7 @@ def add_inspection_commands(command: AddCommand) -> None:
         metavar="DIR",
         section="output",
         values="folder",
-        help="draw the operands' noise by format and each one's elements (extra: plot)",
+        help="draw the noise of each format, and the values of each operand (extra: plot)",
     )
 
 
@@ -96,7 +103,7 @@ def _info(arguments: argparse.Namespace) -> Outcome:
         ("weights", weights),
         ("products", f"{len(sites)} that a recipe can quantize"),
     ]
-    return Outcome(report, lambda: print_lines(*columns(rows)))
+    return Outcome(report, lambda: print_lines(*titled(rows, whole=("model", "folder"))))
 
 
 def _calibration(arguments: argparse.Namespace) -> Outcome:
@@ -117,7 +124,7 @@ def _calibration(arguments: argparse.Namespace) -> Outcome:
             draw_figures(operands, Path(arguments.plot), outputs, advance)
 
     def show() -> None:
-        print_lines(f"{arguments.file}: {calibration.samples} samples")
+        print_lines(f"{arguments.file}: {counted(calibration.samples, 'sample')}")
         print_operands(described)
 
     report = {

@@ -10,8 +10,8 @@ from typing import Any
 
 from bert_numpy.assets import REVIEWS
 from bert_numpy.checkpoints.load import stored_recipe
-from bert_numpy.commands.options import check_scales, refuse, require_together
-from bert_numpy.commands.report import comparison_row, note, progress_bar
+from bert_numpy.commands.options import STORED, check_scales, refuse, require_together
+from bert_numpy.commands.report import comparison_row, counted, note, progress_bar
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.embed import similarity
 from bert_numpy.evaluation.evaluate import Evaluation
@@ -26,11 +26,10 @@ from bert_numpy.evaluation.job import (
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.calibration import Calibration
 from bert_numpy.quantization.convert import QuantizedModel
-from bert_numpy.quantization.presets import PRESETS, preset
+from bert_numpy.quantization.presets import preset
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.similarity import EMBEDDINGS
 from bert_numpy.tasks.tokenization import Tokenizer
-from npfp8.names import match
 
 __all__ = [
     "COMPARED",
@@ -56,7 +55,7 @@ def chosen_recipe(arguments: argparse.Namespace, default: str = "fp32") -> Recip
     own = stored_recipe(model, arguments.revision)
     if own is None:
         return _named_recipe(default if name is None else name, model)
-    if name is not None and not _is_stored(name):
+    if name not in (None, STORED):
         raise BertNumpyError(
             f"{model}: expected format 'stored' of a quantized checkpoint, found {name!r}"
         )
@@ -65,13 +64,9 @@ def chosen_recipe(arguments: argparse.Namespace, default: str = "fp32") -> Recip
 
 def _named_recipe(name: str, model: str) -> Recipe:
     """Return the recipe of a name or file, for a checkpoint that is not quantized."""
-    if _is_stored(name):
+    if name == STORED:
         raise BertNumpyError(f"{model}: expected a quantized checkpoint for format 'stored'")
     return preset(name)
-
-
-def _is_stored(name: str) -> bool:
-    return match(name, ["stored"]) is not None
 
 
 def compared_recipes(names: str | None, model: str, revision: str | None = None) -> list[Recipe]:
@@ -80,19 +75,14 @@ def compared_recipes(names: str | None, model: str, revision: str | None = None)
     if wanted == []:
         raise BertNumpyError(f"--formats: expected names between commas, found {names!r}")
     own = stored_recipe(model, revision)
-    if own is not None and all(_is_stored(name) for name in wanted or ()):
+    if own is not None and all(name == STORED for name in wanted or ()):
         return [own]
     if own is not None:
         raise BertNumpyError(
             f"{model}: expected format 'stored' of a quantized checkpoint, found {names!r}"
         )
     compared = ["fp32", *(COMPARED.split(",") if wanted is None else wanted)]
-    return [_named_recipe(name, model) for name in dict.fromkeys(_spelled(compared))]
-
-
-def _spelled(names: Sequence[str]) -> list[str]:
-    """Spell the names of formats as their recipes do; other names stay as they are."""
-    return [match(name, PRESETS) or name for name in names]
+    return [_named_recipe(name, model) for name in dict.fromkeys(compared)]
 
 
 def accumulated(recipes: list[Recipe], arguments: argparse.Namespace) -> list[Recipe]:
@@ -186,7 +176,7 @@ def header(job: Job, golden: bool) -> dict[str, Any]:
 
 def title(job: Job) -> str:
     """Name the model, the task and the number of examples."""
-    return f"{job.model.name}, {job.task.name}, {len(job.examples)} examples"
+    return f"{job.model.name}, {job.task.name}, {counted(len(job.examples), 'example')}"
 
 
 def sentence_scales(

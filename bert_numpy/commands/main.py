@@ -94,6 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if outcome.report.get("passed", True) else 1
 
 
+#: Examples of the commands that follow ``golden``.
+_GOLDEN_EXAMPLES = (
+    f"verify {EMBEDDED} my-backend.safetensors",
+    f"export {EMBEDDED} kit --inputs inputs.json",
+    "vectors vectors",
+)
+
 #: Examples of where shells look for completion scripts.
 _COMPLETION_FILES = (
     "bash > ~/.local/share/bash-completion/completions/bert-numpy",
@@ -202,7 +209,9 @@ def build_parser() -> Parser:
     add_quantization_commands(command)
     add_inspection_commands(command)
     summary = "Write and check golden outputs and test vectors for other backends."
-    add_golden_commands(_adding(add("golden", summary, ()).add_commands()))
+    golden = add("golden", summary, _GOLDEN_EXAMPLES)
+    _add_quiet(golden)
+    add_golden_commands(_adding(golden.add_commands()))
     summary = "Print a script that completes commands, options and names in a shell."
     completion = add("completion", summary, _COMPLETION_FILES)
     completion.add_argument(
@@ -210,7 +219,9 @@ def build_parser() -> Parser:
     )
     completion.set_defaults(run=_completion, json=None, debug=False, quiet=False)
     words = add("help", "Show the help of a command.", ("", "evaluate", "golden verify"))
-    words.add_argument("words", metavar="COMMAND", nargs="*", help="all commands by default")
+    words.add_argument(
+        "words", metavar="COMMAND", nargs="*", values="commands", help="all commands by default"
+    )
     words.set_defaults(run=_help, json=None, debug=False, quiet=False)
     return parser
 

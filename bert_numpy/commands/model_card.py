@@ -43,7 +43,7 @@ PIPELINE_TAGS = {
 #: An id on the hub, ``owner/name``.
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
-#: What a training script calls the folder of a model that it has not finished.
+#: The name that a training script gives to the folder of a model that is not finished.
 _SNAPSHOT = re.compile(r"(.*/)?checkpoint-\d+")
 
 #: The hub's first models of these families, which it still finds without an owner.

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.parser import FORMAT_LIST, FORMATS, AddCommand, Parser, one_of
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.quantization.presets import PRESETS
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.registry import TASK_NAMES, any_task_named
 from bert_numpy.tasks.squad import SQUAD
@@ -19,6 +20,8 @@ from npfp8 import ACCUMULATORS
 
 __all__ = [
     "CALIBRATION_SAMPLES",
+    "FORMAT_NAMES",
+    "STORED",
     "AddCommand",
     "add_accumulate",
     "add_calibration",
@@ -43,6 +46,10 @@ __all__ = [
     "require_together",
 ]
 
+#: The recipe of a quantized checkpoint, and all names of formats.
+STORED = "stored"
+FORMAT_NAMES = (*PRESETS, STORED)
+
 #: The default number of examples, or sentences, to calibrate on.
 CALIBRATION_SAMPLES = 256
 
@@ -51,7 +58,7 @@ _MAY_BE_EMPTY = ("model", "text", "pair", "sources")
 
 
 def check_values(arguments: argparse.Namespace) -> None:
-    """Refuse empty values, unknown tasks, and two names or files for one option.
+    """Refuse empty values, and two names or files for one option.
 
     Raises
     ------
@@ -66,8 +73,6 @@ def check_values(arguments: argparse.Namespace) -> None:
             raise BertNumpyError(
                 f"{_spelling(arguments, name)}: expected a value, found an empty one"
             )
-    if getattr(arguments, "task", None) is not None:
-        any_task_named(arguments.task)
     for name, count in given.items():
         if count > 1:
             raise BertNumpyError(
@@ -159,7 +164,7 @@ def add_model(parser: Parser) -> None:
         "model",
         metavar="MODEL",
         help=f"a folder, the embedded {EMBEDDED}, or an id on the Hugging Face hub (owner/name)",
-        values="file",
+        values="model",
     )
     parser.add_argument(
         "--revision",
@@ -169,11 +174,30 @@ def add_model(parser: Parser) -> None:
     )
 
 
+def _task_name(text: str) -> str:
+    """Read the value of ``--task``: the name of a task in any case; check_values refuses none."""
+    try:
+        return any_task_named(text).name if text else text
+    except BertNumpyError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("task: ")) from None
+
+
+def _format_name(text: str) -> str:
+    """Read the value of ``--format``: a known name in any case, or a file's; or none."""
+    return text if not text or text.endswith(".json") else one_of(FORMAT_NAMES)(text)
+
+
+def _format_names(text: str) -> str:
+    """Read the value of ``--formats``: names with commas between."""
+    return ",".join(_format_name(name.strip()) for name in text.split(","))
+
+
 def add_format(parser: Parser, default: str | None) -> None:
     """Add ``--format``; without a default it is required."""
     parser.add_argument(
         "--format",
         "--recipe",
+        type=_format_name,
         metavar="NAME",
         required=default is None,
         section="recipe",
@@ -187,6 +211,7 @@ def add_formats(parser: Parser, default: str) -> None:
     """Add ``--formats``."""
     parser.add_argument(
         "--formats",
+        type=_format_names,
         metavar="LIST",
         section="recipe",
         values=FORMAT_LIST,
@@ -213,8 +238,8 @@ def add_accumulate(parser: Parser) -> None:
         choices=tuple(ACCUMULATORS),
         metavar="MODE",
         section="recipe",
-        help="how products of 8-bit codes are added up, in place of the recipe's way (exact in "
-        f"every named one): {', '.join(ACCUMULATORS)}",
+        help="how products of 8-bit codes are added up, instead of the recipe's way (which is "
+        f"exact in every format below): {', '.join(ACCUMULATORS)}",
     )
 
 
@@ -261,6 +286,7 @@ def add_task(parser: Parser, required: bool, description: str) -> None:
     """Add ``--task``, one of the names of tasks in any case."""
     parser.add_argument(
         "--task",
+        type=_task_name,
         required=required,
         metavar="NAME",
         section="input",

@@ -21,7 +21,7 @@ from bert_numpy.checkpoints.quantized import TOKENIZER_FILES, check_target
 from bert_numpy.checkpoints.tensors import INDEX, SINGLE, read_weight_map
 from bert_numpy.errors import BertNumpyError, writing
 from bert_numpy.tasks.files import find_files
-from bert_numpy.tasks.registry import any_task_named
+from bert_numpy.tasks.registry import any_task_named, require_test_set
 from bert_numpy.tasks.task import Task
 from npfp8.files import check_file, same_file
 
@@ -108,10 +108,15 @@ def check_apart(outputs: Sequence[Output]) -> None:
 
 
 def submission_file(out: str, task: Task[Any]) -> str:
-    """Return the file of a submission: ``out``, or a file in it if it is a folder."""
-    if task.test_set is None or not os.path.isdir(out):
-        return out
-    return os.path.join(out, task.test_set.submission_file)
+    """Return the file of a submission: ``out``, or a file in it if it is a folder.
+
+    Raises
+    ------
+    BertNumpyError
+        If the task has no test set.
+    """
+    name = require_test_set(task).submission_file
+    return os.path.join(out, name) if os.path.isdir(out) else out
 
 
 def _outputs(arguments: argparse.Namespace) -> list[Output]:

@@ -6,6 +6,7 @@ It uses the public interface of :mod:`argparse` alone.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -23,6 +24,9 @@ _SECTIONS = ("input", "recipe", "calibration", "output", "general")
 
 #: The values of an argument that are names of formats, or a list of them with commas between.
 FORMATS, FORMAT_LIST = "formats", "format list"
+
+#: A word that is an option, and not a value: "-" is standard output, and -5 a number.
+_OPTION = re.compile(r"-[^\d.]")
 
 #: The formats, as every help lists them.
 FORMATS_HELP = """\
@@ -46,7 +50,7 @@ formats, in upper or lower case:
   e4m3-pow2               scales that are powers of two
   e4m3-weights            only the weights are quantized
   FILE.json               a recipe of your own
-  stored                  the recipe of a quantized checkpoint, its only one
+  stored                  the recipe that a quantized checkpoint was made with
 """
 
 
@@ -70,7 +74,7 @@ class Parser(argparse.ArgumentParser):
     ----------
     arguments : dict of argparse.Action to str
         All arguments in their order, and the kind of their values for completion: "file",
-        "folder", :data:`FORMATS`, :data:`FORMAT_LIST`, or nothing.
+        "folder", "model", "tasks", "commands", :data:`FORMATS`, :data:`FORMAT_LIST`, or nothing.
     commands : dict of str to Parser
         The commands that may follow, by name.
     """
@@ -171,14 +175,27 @@ class Parser(argparse.ArgumentParser):
 
     def _parse_own(self, words: list[str], found: argparse.Namespace) -> None:
         """Parse options and arguments of this command; an unknown option is named first."""
-        options = [name for action in self.arguments for name in action.option_strings]
+        options = self._options()
+        letters = {option[1] for option in options if option[1] != "-"}
         for word in takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
-            # argparse takes a word with a space for a text, and the beginning of an option for it.
-            is_option = name.startswith("--") and " " not in word
-            if is_option and not any(option.startswith(name) for option in options):
+            # argparse takes a word with a space for a text, and a negative number for a value.
+            if not _OPTION.match(word) or " " in word:
+                continue
+            # It takes the beginning of an option for it, and letters together, as -qV.
+            if name.startswith("--"):
+                is_known = any(option.startswith(name) for option in options)
+            else:
+                is_known = letters.issuperset(name[1:])
+            if not is_known:
+                if any(name in leaf._options() for _, leaf in self.every_command()):
+                    self.error(f"option {name} belongs after a command")
                 self.error(f"unknown option {name}{suggestion(name, options)}")
         self.parse_args(words, found)
+
+    def _options(self) -> list[str]:
+        """List all spellings of this command's own options."""
+        return [name for action in self.arguments for name in action.option_strings]
 
     def format_usage(self) -> str:
         """Return the usage: what must be given, and the word ``[options]``."""

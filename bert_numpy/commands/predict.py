@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.checkpoints.load import load
+from bert_numpy.commands.describe import label_names
 from bert_numpy.commands.jobs import accumulated, chosen_recipe, sentence_scales
 from bert_numpy.commands.options import (
     AddCommand,
@@ -60,29 +62,31 @@ def _predict(arguments: argparse.Namespace) -> Outcome:
     calibration = sentence_scales(arguments, recipe, model, tokenizer, paired=paired)
     quantized = apply_recipe(model, recipe, calibration, arguments.golden)
     found = predict_text(quantized, tokenizer, arguments.text, arguments.pair)
+    names = label_names(model.config)
     report = {
         "model": model.name,
         "format": recipe.name,
         "accumulate": recipe.accumulate,
         "golden": arguments.golden,
     }
-    return Outcome(report | found.report, lambda: print_lines(*_lines(found.report)))
+    return Outcome(report | found.report, lambda: print_lines(*_lines(found.report, names)))
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
-    """Lay out the outputs of any head in aligned columns."""
+def _lines(found: dict[str, Any], names: Mapping[str, str]) -> list[str]:
+    """Lay out the outputs of any head in aligned columns, with these names for the labels."""
     masks = [(mask["position"], one) for mask in found.get("masks", ()) for one in mask["tokens"]]
-    norms = found.get("norms", ())
+    tokens, norms = found.get("tokens", ()), found.get("norms", ())
     values = {
         f"norm {number}" if len(norms) > 1 else "norm": x for number, x in enumerate(norms, 1)
     }
     if "cosine_similarity" in found:
         values["cosine similarity"] = found["cosine_similarity"]
-    values |= found.get("probabilities", found.get("logits", {}))  # a score has logits alone
+    outputs = found.get("probabilities", found.get("logits", {}))  # a score has logits alone
+    values |= {names[label]: value for label, value in outputs.items()}
     values |= found.get("next_sentence", {})
     return [
         *columns([[str(place), one["token"], _chance(one)] for place, one in masks], right=[0]),
-        *columns([[one["token"], one["label"], _chance(one)] for one in found.get("tokens", ())]),
+        *columns([[one["token"], names[one["label"]], _chance(one)] for one in tokens]),
         *columns([[_chance(one), one["text"]] for one in found.get("answers", ())]),
         *columns([[name, f"{value:.4f}"] for name, value in values.items()], right=[1]),
     ]

@@ -34,6 +34,7 @@ from bert_numpy.commands.options import (
 )
 from bert_numpy.commands.report import (
     Outcome,
+    counted,
     print_comparison,
     print_lines,
     progress_bar,
@@ -116,7 +117,7 @@ def _calibrate(arguments: argparse.Namespace) -> Outcome:
     found = header(job, arguments.golden)
     report = {key: found[key] for key in ("model", "calibration_samples", "golden")}
     report |= {"task": arguments.task and job.task.name, "out": arguments.out}
-    line = f"written: {arguments.out}, of {found['calibration_samples']} samples"
+    line = f"written: {arguments.out}, from {counted(found['calibration_samples'], 'sample')}"
     return Outcome(report, lambda: print_lines(line))
 
 

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from bert_numpy.errors import shown, writing
@@ -27,6 +29,7 @@ __all__ = [
     "Outcome",
     "columns",
     "comparison_row",
+    "counted",
     "listed",
     "note",
     "note_not_finite",
@@ -35,9 +38,14 @@ __all__ = [
     "print_operands",
     "print_rows",
     "progress_bar",
+    "titled",
     "write_json",
     "write_text",
 ]
+
+
+#: The most columns of a text or table, where that can be, and of a JSON value apart from its key.
+WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,28 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
         ).rstrip()
         for row in cells
     ]
+
+
+def titled(rows: Iterable[tuple[str, str]], whole: Sequence[str] = ()) -> list[str]:
+    """Lay out texts beside their titles; a long one is wrapped unless its title is in ``whole``.
+
+    >>> titled([("head", "none"), ("labels", "negative, " * 11)])[-1]
+    '        negative, negative,'
+    """
+    rows = list(rows)
+    width = WIDTH - 2 - max(len(title) for title, _ in rows)
+    cells = []
+    for title, text in rows:
+        lines = [text]
+        if title not in whole:
+            lines = wrap(shown(text), width, break_long_words=False, break_on_hyphens=False)
+        cells += list(zip_longest([title], lines, fillvalue=""))
+    return columns(cells)
+
+
+def counted(count: int, noun: str) -> str:
+    """Count things in words: "1 text", "1,043 texts"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def note(text: str) -> None:
@@ -124,13 +154,16 @@ def note_not_finite(evaluation: Evaluation) -> None:
 def print_comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of a comparison as a table; no cell is ever cut.
 
-    On a terminal that is too narrow for the table, the headers are broken into lines.
+    On a terminal that is too narrow for the table, the headers are broken into lines; without a
+    terminal, if the table is wider than :data:`WIDTH` and is not with broken headers.
     """
     from rich.console import Console  # noqa: PLC0415 (see above)
 
-    table = _comparison_table(rows, " ")
-    if sys.stdout.isatty() and _width(table) > Console().width:
-        table = _comparison_table(rows, "\n")
+    table, broken = (_comparison_table(rows, between) for between in (" ", "\n"))
+    is_terminal = sys.stdout.isatty()
+    is_wide = _width(table) > (Console().width if is_terminal else WIDTH)
+    if is_wide and (is_terminal or _width(broken) <= WIDTH):
+        table = broken
     print_lines(title)
     _print_table(table)
 
@@ -260,7 +293,7 @@ def write_json(target: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
 
     NaN (a correlation of constants) becomes null. A device or pipe, such as ``/dev/null``, is
     written into and not replaced. A list of numbers is on one line, however long, and so is
-    whatever fits into one.
+    whatever fits into one, and a record in a list unless it is very long.
 
     Raises
     ------
@@ -296,10 +329,15 @@ def json_text(value: Any, indent: int = 0) -> str:
     }
     """
     line = json.dumps(value, allow_nan=False)
-    is_short = 0 < indent <= _WIDTH - len(line)
+    is_short = 0 < indent <= WIDTH - len(line)
     if not isinstance(value, dict | list) or not value or is_short or _has_numbers_alone(value):
         return line
-    inner = [json_text(item, indent + 1) for item in _items(value)]
+    inner = [
+        json.dumps(item, allow_nan=False)
+        if _is_record(item, value)
+        else json_text(item, indent + 1)
+        for item in _items(value)
+    ]
     if isinstance(value, dict):
         inner = [f"{json.dumps(str(key))}: {text}" for key, text in zip(value, inner, strict=True)]
     begin, end = "{}" if isinstance(value, dict) else "[]"
@@ -307,12 +345,18 @@ def json_text(value: Any, indent: int = 0) -> str:
     return f"{begin}{pad} " + f",{pad} ".join(inner) + f"{pad}{end}"
 
 
-#: Columns within which a JSON value, apart from its key, is written in one line.
-_WIDTH = 100
+#: Columns within which an object of numbers and texts in a list is written in one line.
+_RECORD_WIDTH = 300
 
 
 def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
+
+
+def _is_record(item: Any, container: Any) -> bool:
+    """Check for an object of numbers and short texts in a list of such objects."""
+    is_flat = isinstance(item, dict) and not any(isinstance(x, dict | list) for x in item.values())
+    return is_flat and isinstance(container, list) and len(json.dumps(item)) <= _RECORD_WIDTH
 
 
 def _has_numbers_alone(value: dict[str, Any] | list[Any]) -> bool:

@@ -49,5 +49,7 @@ def require_test_set(task: Task[Any]) -> TestSet[Any]:
         If the task has no test set.
     """
     if task.test_set is None:
-        raise BertNumpyError(f"task {task.name}: expected one of GLUE's for its test set")
+        raise BertNumpyError(
+            f"task {task.name}: expected a task of GLUE, as no other has a test set"
+        )
     return task.test_set
