@@ -126,6 +126,8 @@ class FloatFormat:
             )
         if self.exponent_bits == 0 and (self.has_infinity or not self.has_zero):
             raise ValueError(f"{self.name}: expected exponent bits, found none")
+        if abs(self.bias) > 1 << 16:  # far beyond float32, and within NumPy's exponents
+            raise ValueError(f"{self.name}: expected a bias within float32, found {self.bias}")
         if bad := [code for code in self.nan_codes if not 0 <= code < 1 << self.bits]:
             raise ValueError(f"{self.name}: expected NaN codes of {self.bits} bits, found {bad}")
         if self.has_infinity and self.exponent_ones << self.mantissa_bits in self.nan_codes:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8 import elementary
-from npfp8.arguments import integer, named, wrong_type
+from npfp8.arguments import choice, integer, named, number, wrong_type
 from npfp8.arrays import Float32Array, Float64Array, IntArray, chunks, lookup, require_array
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 
@@ -146,7 +146,7 @@ def unary(name: str, x: Float32Array, precision: str = "bfloat16") -> Float32Arr
     array([-0.15820312,  0.        ,  0.83984375], dtype=float32)
     """
     function = named("name", name, UNARY)
-    _check_precision(precision)
+    precision = _precision(precision)
     values = _checked("x", x)
     if precision == "bfloat16":
         return lookup(_bfloat16_table(function.__name__), values)
@@ -179,9 +179,16 @@ def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float3
     >>> add(np.float32([1.0]), np.float32([0.00390625]))  # a tie, to the even significand
     array([1.], dtype=float32)
     """
-    _check_precision(precision)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _rounded(np.add(_checked("x", x), _checked("y", y)), precision)
+    precision = _precision(precision)
+    x, y = _checked("x", x), _checked("y", y)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.add(x, y)
+    except ValueError:
+        raise ValueError(
+            f"x and y: expected shapes that broadcast, found {x.shape} and {y.shape}"
+        ) from None
+    return _rounded(total, precision)
 
 
 def multiply(
@@ -196,15 +203,14 @@ def multiply(
     >>> multiply(np.float32([1.0, 3.0]), 0.125)
     array([0.125, 0.375], dtype=float32)
     """
-    _check_precision(precision)
-    if not isinstance(factor, int | float | np.integer | np.floating):
-        raise wrong_type("factor", "a float32 number", factor)
+    precision = _precision(precision)
+    factor = number("factor", factor, "a float32 number")
     with np.errstate(over="ignore", under="ignore"):
-        number = np.float32(factor)
-    if float(number) != float(factor):
+        exact = np.float32(factor)
+    if float(exact) != float(factor):
         raise ValueError(f"factor: expected a float32 number, found {factor!r}")
     with np.errstate(over="ignore", invalid="ignore"):
-        return _rounded(_checked("x", x).astype(np.float64) * np.float64(number), precision)
+        return _rounded(_checked("x", x).astype(np.float64) * np.float64(exact), precision)
 
 
 def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
@@ -223,7 +229,7 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
     >>> softmax(np.float32([[0.0, 0.0, -np.inf]]))
     array([[0.5, 0.5, 0. ]], dtype=float32)
     """
-    _check_precision(precision)
+    precision = _precision(precision)
     rows, out = _rows(x)
     for chunk in _chunks_of(rows):
         with np.errstate(under="ignore", invalid="ignore"):
@@ -263,9 +269,8 @@ def layer_norm(
     >>> layer_norm(np.float32([[1.0, 3.0]]), np.float32([1, 2]), np.float32([0, 0]), eps=0.0)
     array([[-1.,  2.]], dtype=float32)
     """
-    _check_precision(precision)
-    if not isinstance(eps, int | float | np.integer | np.floating):
-        raise wrong_type("eps", "a number", eps)
+    precision = _precision(precision)
+    eps = number("eps", eps)
     rows, out = _rows(x)
     length = rows.shape[-1]
     scale, shift = (_checked(name, y) for name, y in (("weight", weight), ("bias", bias)))
@@ -307,7 +312,8 @@ def mean(x: Float32Array, precision: str = "float32") -> Float32Array:
     >>> mean(np.float32([[1.0, 2.0], [3.0, 4.0]]))
     array([2., 3.], dtype=float32)
     """
-    return _pooled(POOLINGS["mean"], x, np.ones(np.shape(x)[:-1], np.int64), precision)
+    x = _checked("x", x)
+    return _pooled(POOLINGS["mean"], x, np.ones(x.shape[:-1], np.int64), precision)
 
 
 #: The functions that make one vector of the vectors of n tokens, by their names in
@@ -351,8 +357,9 @@ def pool(mode: str, x: Float32Array, places: IntArray) -> Float32Array:
 
 
 def _pooled(pooling: _Pooling, x: Float32Array, places: IntArray, precision: str) -> Float32Array:
-    _check_precision(precision)
-    if _checked("x", x).ndim < 2 or not x.shape[-2]:
+    precision = _precision(precision)
+    x = _checked("x", x)
+    if x.ndim < 2 or not x.shape[-2]:
         raise ValueError(f"x: expected at least one row of features, found shape {x.shape}")
     if not isinstance(places, np.ndarray) or places.dtype.kind not in "iu":
         raise wrong_type("places", "an array of integers", places)
@@ -380,7 +387,7 @@ def normalize(x: Float32Array, precision: str = "float32") -> Float32Array:
     >>> normalize(np.float32([[3.0, 4.0]]))
     array([[0.6, 0.8]], dtype=float32)
     """
-    _check_precision(precision)
+    precision = _precision(precision)
     with np.errstate(invalid="ignore"):
         wide = _checked("x", x).astype(np.float64)
         norm = np.sqrt(tree_sum(np.square(wide)))[..., None]
@@ -433,12 +440,11 @@ def _rounded(x: npt.NDArray[np.floating], precision: str) -> Float32Array:
 
 def _checked(name: str, x: Float32Array) -> Float32Array:
     require_array(name, x, np.float32)
-    return x
+    return np.asarray(x)
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected 'bfloat16' or 'float32', found {precision!r}")
+def _precision(precision: str) -> str:
+    return choice("precision", precision, PRECISIONS)
 
 
 def _rows(x: Float32Array) -> tuple[Float32Array, Float32Array]:
