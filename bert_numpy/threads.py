@@ -73,6 +73,13 @@ def map_in_order(
     threads : int
         At least 1; with 1 no other thread is started.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If ``threads`` is less than 1.
+
     Examples
     --------
     >>> from bert_numpy.threads import map_in_order

@@ -150,6 +150,21 @@ def round_in_place(x: Float32Array) -> Float32Array:
 
     An array that is not C-contiguous is copied.
 
+    Parameters
+    ----------
+    x : ndarray of float32
+
+    Returns
+    -------
+    ndarray of float32, ``x`` itself if it is C-contiguous
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is not an array of float32.
+    ValueError
+        If it is read-only.
+
     Examples
     --------
     >>> import numpy as np

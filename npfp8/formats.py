@@ -586,6 +586,11 @@ def values(fmt: Format | str) -> Float64Array:
     ndarray of float64, (2^bits,), read-only
         Exact; NaN for a NaN's code.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_format`.
+
     Examples
     --------
     >>> from npfp8 import E2M1, values
@@ -611,6 +616,11 @@ def describe(fmt: FloatFormat | str) -> dict[str, Any]:
         are no subnormals), ``negative_zero``, ``infinity_codes``,
         ``nan_codes``, ``finite_values`` (the number of codes that are numbers; +0 and
         -0 count as two).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_float_format`.
 
     Examples
     --------

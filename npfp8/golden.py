@@ -88,6 +88,13 @@ def tree_sum(x: npt.NDArray[np.floating], axis: int = -1) -> npt.NDArray[np.floa
     ndarray of the same dtype, without the axis
         A sum that is zero is +0, and so is the sum of nothing.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If ``x`` does not have the axis.
+
     Examples
     --------
     >>> import numpy as np
@@ -172,6 +179,19 @@ def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float3
     this changes nothing, as float32 has more than 2 p + 2 bits (Figueroa, *When is double
     rounding innocuous?*, SIGNUM 30, 1995).
 
+    Parameters
+    ----------
+    x, y : ndarray of float32
+        Their shapes broadcast.
+    precision : {"bfloat16", "float32"}
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the shapes do not broadcast, or the precision is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -195,6 +215,20 @@ def multiply(
     x: Float32Array, factor: float | np.float32, precision: str = "bfloat16"
 ) -> Float32Array:
     """Compute ``x * factor`` with a float32 number, rounded once: it is exact in float64.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+    factor : float
+        A number that float32 holds exactly.
+    precision : {"bfloat16", "float32"}
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If ``factor`` is not a float32 number, or the precision is unknown.
 
     Examples
     --------
@@ -221,6 +255,13 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
     x : ndarray of float32, (..., n)
         n is at least 1. A row with a NaN or +infinity gives NaN; -infinity counts as exp = 0.
     precision : {"bfloat16", "float32"}
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the last axis is empty, or the precision is unknown.
 
     Examples
     --------
@@ -261,6 +302,14 @@ def layer_norm(
     weight, bias : ndarray of float32, (n,)
     eps : float
     precision : {"bfloat16", "float32"}
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the last axis is empty, ``weight`` or ``bias`` does not have its length, or the
+        precision is unknown.
 
     Examples
     --------
@@ -305,6 +354,13 @@ def mean(x: Float32Array, precision: str = "float32") -> Float32Array:
     -------
     ndarray of float32, (..., features)
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If there is no row, or the precision is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -346,6 +402,13 @@ def pool(mode: str, x: Float32Array, places: IntArray) -> Float32Array:
     -------
     ndarray of float32, (..., features)
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If there is no row, ``places`` has another shape, or the mode is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -379,6 +442,13 @@ def normalize(x: Float32Array, precision: str = "float32") -> Float32Array:
     ----------
     x : ndarray of float32, (..., n)
     precision : {"bfloat16", "float32"}
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the precision is unknown.
 
     Examples
     --------

@@ -53,6 +53,13 @@ def encoder_mistakes(
         A name may occur twice, for two variants of a mistake. Some mistakes do not show
         in every format: a format without subnormals cannot flush them.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the format or the rounding is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -144,6 +151,13 @@ def likely_mistake(
         Their codes. All NaNs count as equal.
     fmt, saturate, rounding
         As for :func:`encoder_mistakes`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the shapes differ, or the format or the rounding is unknown.
 
     Examples
     --------

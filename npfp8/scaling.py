@@ -259,6 +259,13 @@ def power_of_two_scale(scale: npt.ArrayLike) -> Float32Array:
 
     Such a scale changes only exponents, so scaling by it does not round.
 
+    Raises
+    ------
+    TypeError
+        If ``scale`` does not hold real numbers.
+    ValueError
+        If a scale is not positive, finite and normal.
+
     Examples
     --------
     >>> from npfp8.scaling import power_of_two_scale
@@ -295,6 +302,13 @@ def group_extrema(
     -------
     low, high : ndarray of float32, of the shape of the scale
         ``low`` is at most 0, ``high`` at least 0.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If ``axis`` or ``block`` does not fit the shape.
 
     Examples
     --------

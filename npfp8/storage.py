@@ -225,6 +225,13 @@ class StoredTensor:
     def read_as(self, dtype: npt.DTypeLike) -> Array:
         """Read the bytes as a new array of ``dtype`` and the shape of the tensor.
 
+        Raises
+        ------
+        TypeError
+            If ``dtype`` is not a dtype.
+        ValueError
+            If its elements do not fill the bytes of the tensor.
+
         Examples
         --------
         >>> import os, tempfile
@@ -244,6 +251,13 @@ class StoredTensor:
 
         While the array is in use, the file must not be written into or cut;
         replacing it, as :func:`save_file` does, is harmless.
+
+        Raises
+        ------
+        TypeError
+            If ``dtype`` is not a dtype.
+        ValueError
+            If its elements do not fill the bytes of the tensor.
 
         Examples
         --------

@@ -234,6 +234,13 @@ class QuantizedTensor:
         -------
         saturated, underflowed : int
 
+        Raises
+        ------
+        TypeError
+            If ``x`` does not hold real numbers.
+        ValueError
+            If it has another shape than the codes.
+
         Examples
         --------
         >>> import numpy as np
@@ -280,6 +287,11 @@ class QuantizedTensor:
 
     def code_values(self, dtype: npt.DTypeLike = np.float32) -> Array:
         """Return the exact values of the codes minus the zero point, without the scale.
+
+        Raises
+        ------
+        TypeError
+            If ``dtype`` is not a float dtype, or cannot hold the values.
 
         Examples
         --------

@@ -207,6 +207,15 @@ def has_pooler(model: Model) -> bool:
 def require_head(model: Model, name: str) -> None:
     """Raise :class:`BertNumpyError` if a model does not have the head of the given name.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If no model has a head of the name.
+    BertNumpyError
+        If the model has another head.
+
     Examples
     --------
     >>> import bert_numpy

@@ -159,6 +159,13 @@ def _require_quantized(operand: object) -> None:
 def sqnr(seen: Statistics, operand: Operand) -> float:
     """Compute an operand's signal-to-quantization-noise ratio, in dB, with a static scale.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    BertNumpyError
+        If the operand has no format, or its observer finds no scale.
+
     Examples
     --------
     >>> import bert_numpy
@@ -204,8 +211,10 @@ def calibrate(
     Raises
     ------
     BertNumpyError
-        If there is no batch, if an operand is NaN or infinite (the message names the
-        site), or if the model is quantized.
+        If there is no batch, if a batch has other keys than the arguments of the model, if an
+        operand is NaN or infinite (the message names the site), or if the model is quantized.
+    TypeError
+        If an argument is not of the type stated.
 
     Examples
     --------
