@@ -425,14 +425,17 @@ def test_task_names(name: str, expected: str) -> None:
     assert task_named(name).name == expected
 
 
-@pytest.mark.parametrize("name", ["", "squad", "sst", "sst22"])
-def test_unknown_task(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "suggested"), [("", ""), ("squad", ""), ("sst", "sst2"), ("sst22", "sst2")]
+)
+def test_unknown_task(name: str, suggested: str) -> None:
     with pytest.raises(BertNumpyError) as error:
         task_named(name)
     message = str(error.value)
     assert message.startswith("task: expected one of ")
     assert all(known in message for known in TASKS)
-    assert message.endswith(f"found {name!r}")
+    end = f"; did you mean {suggested!r}?" if suggested else ""
+    assert message.endswith(f"found {name!r}{end}")
 
 
 def numbered(n: int, pairs: bool = True) -> Examples:

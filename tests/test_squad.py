@@ -440,7 +440,7 @@ def test_other_settings_are_left_behind(embedded: Tokenizer) -> None:
         ((["a"], [""], 64, 1, 9), "text 1: expected words, found ''"),
         ((["a"], ["\x00"], 64, 1, 9), "text 1: expected a context with words, found '\\x00'"),
         ((["a"], ["b", "c"], 64, 1, 9), "expected as many pairs as texts, found 2/1"),
-        (("a", ["b"], 64, 1, 9), "expected a list of texts, found one text"),
+        (("a", ["b"], 64, 1, 9), "questions: expected a list of texts, found one text"),
     ],
 )
 def test_bad_windows(embedded: Tokenizer, arguments: Any, message: str) -> None:
