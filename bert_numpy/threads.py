@@ -73,6 +73,13 @@ def map_in_order(
     threads : int
         At least 1; with 1 no other thread is started.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If ``threads`` is less than 1.
+
     Examples
     --------
     >>> from bert_numpy.threads import map_in_order
@@ -81,11 +88,12 @@ def map_in_order(
     """
     if not callable(function):
         raise wrong_type("function", "a function", function)
-    if not isinstance(items, Iterable):
-        raise wrong_type("items", "an iterable", items)
+    try:
+        iterator = iter(items)
+    except TypeError:
+        raise wrong_type("items", "an iterable", items) from None
     if (threads := integer("threads", threads)) < 1:
         raise ValueError(f"threads: expected at least 1, found {threads}")
-    iterator = iter(items)
     first = list(islice(iterator, 2))
     if threads == 1 or len(first) < 2 or not _blas_threads():
         for part in (first, iterator):

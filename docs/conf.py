@@ -45,6 +45,7 @@ extensions = [
     "mathml",
     "modules",
     "copied",
+    "page_names",
 ]
 exclude_patterns = ["byte/**", "data/**", "extensions/**", "**/.ipynb_checkpoints"]
 default_role = "py:obj"
@@ -68,6 +69,7 @@ toc_object_entries_show_parents = "hide"
 # Pages
 html_theme = "pydata_sphinx_theme"
 html_title = project
+html_favicon = "byte/favicon.svg"
 html_static_path = ["site.css", "site.js"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]

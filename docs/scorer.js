@@ -1,9 +1,11 @@
-// Sphinx's weights, and two rules: a heading that contains the whole query comes first, and of
-// names in the reference the one with the shortest path.
+// Sphinx's weights, and these rules: a heading that contains the whole query comes first, a page's
+// title before a section's; of pages that match equally well, guides come before notebooks and
+// these before the reference; of names in the reference, the one with the shortest path.
 var Scorer = {
   score: ([page, title, anchor, description, score, file, kind]) => {
-    if (kind === "title") return score + 30;
+    if (kind === "title") return score + (anchor ? 30 : 35);
     if (kind === "object") return score - title.split(".").length / 10;
+    if (kind === "text") return score - (page.startsWith("notebooks/") ? 0.2 : page.startsWith("reference/") ? 0.3 : 0);
     return score;
   },
   objNameMatch: 11,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +15,15 @@ from npfp8.names import match, suggestion
 
 __all__ = [
     "array_of",
+    "choice",
+    "dtype_of",
     "flag",
     "integer",
     "named",
+    "number",
     "path_of",
     "require",
+    "require_iterable",
     "wrong_array",
     "wrong_type",
 ]
@@ -27,6 +31,7 @@ __all__ = [
 _Value = TypeVar("_Value")
 
 _FLAGS = (bool, np.bool_)
+_NUMBERS = (int, float, np.integer, np.floating)
 
 
 def wrong_type(argument: str, expected: str, found: object) -> TypeError:
@@ -53,6 +58,8 @@ def wrong_type(argument: str, expected: str, found: object) -> TypeError:
 def wrong_array(argument: str, expected: str, array: npt.NDArray[Any], given: object) -> TypeError:
     """Return the error for an array of a wrong dtype, or for an object that is no array at all."""
     if array.dtype == object and array.ndim == 0:
+        if isinstance(given, int):
+            return TypeError(f"{argument}: expected {expected}, found an integer beyond 64 bits")
         return wrong_type(argument, expected, given)
     return TypeError(f"{argument}: expected {expected}, found {array.dtype}")
 
@@ -78,6 +85,19 @@ def integer(argument: str, value: Any) -> int:
         raise wrong_type(argument, "an integer", value) from None
 
 
+def number(argument: str, value: Any, expected: str = "a number") -> Any:
+    """Return a real number as given, out of its array if it is in one of no axes."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    require(argument, value, _NUMBERS, expected)
+    try:
+        float(value)
+    except OverflowError:
+        found = "an integer beyond float64"
+        raise ValueError(f"{argument}: expected {expected}, found {found}") from None
+    return value
+
+
 def path_of(argument: str, value: object) -> Path:
     """Return a path; raise TypeError for what is no path."""
     if not isinstance(value, str | os.PathLike):
@@ -86,37 +106,79 @@ def path_of(argument: str, value: object) -> Path:
 
 
 def array_of(argument: str, value: Any) -> npt.NDArray[Any]:
-    """Return a value as an array; raise ValueError for rows of several lengths."""
+    """Return a value as an array; raise for rows of several lengths, and what is no array.
+
+    Raises
+    ------
+    ValueError
+        If rows have several lengths.
+    TypeError
+        If the value's own conversion to an array fails, such as that of a torch tensor.
+    """
     try:
         return np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{argument}: expected an array, found an error: {error}") from None
+    except (TypeError, RuntimeError) as error:
+        found = _type_name(value)
+        raise TypeError(f"{argument}: expected an array, found {found}: {error}") from None
 
 
-def named(argument: str, name: object, known: Mapping[str, _Value]) -> _Value:
-    """Return the value that a table has under a name, in upper or lower case.
+def dtype_of(argument: str, value: Any, expected: str = "a dtype") -> np.dtype[Any]:
+    """Return a dtype; raise TypeError for what is none."""
+    try:
+        return np.dtype(value)
+    except (TypeError, ValueError):
+        if isinstance(value, str):
+            raise TypeError(f"{argument}: expected {expected}, found {value!r}") from None
+        raise wrong_type(argument, expected, value) from None
+
+
+def choice(argument: str, name: object, known: Iterable[str]) -> str:
+    """Return the name of a list that a name is, in upper or lower case.
 
     Raises
     ------
     TypeError
         If the name is no str.
     ValueError
-        If the table does not have it; suggests the nearest name.
+        If the list does not have it; suggests the nearest name.
+
+    Examples
+    --------
+    >>> choice("kind", "Exact", ["exact", "fused"])
+    'exact'
+    """
+    known = tuple(known)
+    if not isinstance(name, str):
+        raise wrong_type(argument, f"one of {', '.join(map(repr, known))}", name)
+    found = name if name in known else match(name, known)
+    if found is None:
+        expected = ", ".join(map(repr, known))
+        nearest = suggestion(name, known)
+        raise ValueError(f"{argument}: expected one of {expected}, found {name!r}{nearest}")
+    return found
+
+
+def require_iterable(argument: str, value: object, expected: str) -> None:
+    """Raise TypeError for what cannot be iterated over, a str included: it is one thing."""
+    try:
+        iter(value)  # type: ignore[call-overload]
+    except TypeError:  # arrays of no axes are Iterable, but not iterable
+        raise wrong_type(argument, expected, value) from None
+    if isinstance(value, str):
+        raise wrong_type(argument, expected, value)
+
+
+def named(argument: str, name: object, known: Mapping[str, _Value]) -> _Value:
+    """Return the value that a table has under a name; see :func:`choice`.
 
     Examples
     --------
     >>> named("kind", "Exact", {"exact": 1, "fused": 2})
     1
     """
-    if not isinstance(name, str):
-        expected = f"one of {', '.join(map(repr, known))}"
-        raise wrong_type(argument, expected, name)
-    found = match(name, known)
-    if found is None:
-        expected = ", ".join(map(repr, known))
-        nearest = suggestion(name, known)
-        raise ValueError(f"{argument}: expected one of {expected}, found {name!r}{nearest}")
-    return known[found]
+    return known[choice(argument, name, known)]
 
 
 def _type_name(value: object) -> str:

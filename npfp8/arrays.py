@@ -27,6 +27,7 @@ __all__ = [
     "chunks",
     "lookup",
     "require_array",
+    "require_writable",
     "table_kernel",
 ]
 
@@ -179,7 +180,7 @@ def apply_chunkwise(
     TypeError
         If ``out`` is not an array of ``dtype``, or ``threads`` is not an integer.
     ValueError
-        If it is of another shape, or ``threads`` is less than 1.
+        If it is of another shape or read-only, or ``threads`` is less than 1.
     """
     dtype = np.dtype(dtype)
     if type(threads) is not int:
@@ -190,11 +191,13 @@ def apply_chunkwise(
         require_array("out", out, dtype)
         if out.shape != x.shape:
             raise ValueError(f"out: expected shape {x.shape}, found {out.shape}")
+        require_writable("out", out)
     if threads < 1:
         raise ValueError(f"threads: expected at least 1, found {threads}")
+    x, result, out = np.asarray(x), out, np.asarray(out)  # np.matrix has two axes always
     if threads == 1 or x.size <= _SMALLEST_SHARE:
         _apply(kernel, x, out, order)
-        return out
+        return result
     if np.may_share_memory(x, out):
         x = x.copy()  # else one thread could write what another has yet to read
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 (a tenth of the import's time)
@@ -209,7 +212,7 @@ def apply_chunkwise(
         _apply(kernel, inputs[0], outputs[0], order)
         for other in others:
             other.result()
-    return out
+    return result
 
 
 def require_array(name: str, x: Any, *dtypes: npt.DTypeLike) -> None:
@@ -220,6 +223,12 @@ def require_array(name: str, x: Any, *dtypes: npt.DTypeLike) -> None:
     if isinstance(x, np.ndarray | np.generic):
         raise TypeError(f"{name}: expected {expected}, found {x.dtype}")
     raise wrong_type(name, expected, x)
+
+
+def require_writable(name: str, x: Array) -> None:
+    """Raise ValueError for an array that is read-only."""
+    if not x.flags.writeable:
+        raise ValueError(f"{name}: expected an array that can be written, found a read-only one")
 
 
 def _apply(kernel: Kernel, x: Array, out: Array, order: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arguments import array_of, wrong_array
-from npfp8.arrays import Float32Array, Float64Array, chunks, require_array
+from npfp8.arrays import Float32Array, Float64Array, chunks, require_array, require_writable
 from npfp8.rounding import float64_to_float32
 
 __all__ = ["from_bits", "round_in_place", "round_to_bfloat16", "round_to_bits", "to_bits"]
@@ -112,7 +112,7 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     TypeError
         If ``x`` is neither float32 nor float64, or ``out`` is not float32.
     ValueError
-        If ``out`` has another shape or is not C-contiguous.
+        If ``out`` has another shape, is not C-contiguous or is read-only.
 
     Examples
     --------
@@ -129,6 +129,7 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     require_array("out", out, np.float32)
     if out.shape != given.shape or not out.flags.c_contiguous:
         raise ValueError(f"out: expected C-contiguous shape {given.shape}, found {out.shape}")
+    require_writable("out", out)
     source = np.ascontiguousarray(given, given.dtype.newbyteorder("=")).reshape(-1)
     target = out.reshape(-1)
     round_part = _round_float64 if source.dtype == np.float64 else _round_float32
@@ -149,6 +150,21 @@ def round_in_place(x: Float32Array) -> Float32Array:
 
     An array that is not C-contiguous is copied.
 
+    Parameters
+    ----------
+    x : ndarray of float32
+
+    Returns
+    -------
+    ndarray of float32, ``x`` itself if it is C-contiguous
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is not an array of float32.
+    ValueError
+        If it is read-only.
+
     Examples
     --------
     >>> import numpy as np
@@ -156,8 +172,9 @@ def round_in_place(x: Float32Array) -> Float32Array:
     >>> round_in_place(np.float32([3.14159]))
     array([3.140625], dtype=float32)
     """
-    require_array("x", x, np.float32, np.float64)
+    require_array("x", x, np.float32)
     contiguous = np.ascontiguousarray(x)
+    require_writable("x", contiguous)
     return round_to_bfloat16(contiguous, out=contiguous)
 
 

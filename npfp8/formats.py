@@ -126,6 +126,8 @@ class FloatFormat:
             )
         if self.exponent_bits == 0 and (self.has_infinity or not self.has_zero):
             raise ValueError(f"{self.name}: expected exponent bits, found none")
+        if abs(self.bias) > 1 << 16:  # far beyond float32, and within NumPy's exponents
+            raise ValueError(f"{self.name}: expected a bias within float32, found {self.bias}")
         if bad := [code for code in self.nan_codes if not 0 <= code < 1 << self.bits]:
             raise ValueError(f"{self.name}: expected NaN codes of {self.bits} bits, found {bad}")
         if self.has_infinity and self.exponent_ones << self.mantissa_bits in self.nan_codes:
@@ -584,6 +586,11 @@ def values(fmt: Format | str) -> Float64Array:
     ndarray of float64, (2^bits,), read-only
         Exact; NaN for a NaN's code.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_format`.
+
     Examples
     --------
     >>> from npfp8 import E2M1, values
@@ -609,6 +616,11 @@ def describe(fmt: FloatFormat | str) -> dict[str, Any]:
         are no subnormals), ``negative_zero``, ``infinity_codes``,
         ``nan_codes``, ``finite_values`` (the number of codes that are numbers; +0 and
         -0 count as two).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_float_format`.
 
     Examples
     --------

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8 import elementary
-from npfp8.arguments import integer, named, wrong_type
+from npfp8.arguments import choice, integer, named, number, wrong_type
 from npfp8.arrays import Float32Array, Float64Array, IntArray, chunks, lookup, require_array
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 
@@ -88,6 +88,13 @@ def tree_sum(x: npt.NDArray[np.floating], axis: int = -1) -> npt.NDArray[np.floa
     ndarray of the same dtype, without the axis
         A sum that is zero is +0, and so is the sum of nothing.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If ``x`` does not have the axis.
+
     Examples
     --------
     >>> import numpy as np
@@ -146,7 +153,7 @@ def unary(name: str, x: Float32Array, precision: str = "bfloat16") -> Float32Arr
     array([-0.15820312,  0.        ,  0.83984375], dtype=float32)
     """
     function = named("name", name, UNARY)
-    _check_precision(precision)
+    precision = _precision(precision)
     values = _checked("x", x)
     if precision == "bfloat16":
         return lookup(_bfloat16_table(function.__name__), values)
@@ -172,6 +179,19 @@ def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float3
     this changes nothing, as float32 has more than 2 p + 2 bits (Figueroa, *When is double
     rounding innocuous?*, SIGNUM 30, 1995).
 
+    Parameters
+    ----------
+    x, y : ndarray of float32
+        Their shapes broadcast.
+    precision : {"bfloat16", "float32"}
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the shapes do not broadcast, or the precision is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -179,15 +199,36 @@ def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float3
     >>> add(np.float32([1.0]), np.float32([0.00390625]))  # a tie, to the even significand
     array([1.], dtype=float32)
     """
-    _check_precision(precision)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _rounded(np.add(_checked("x", x), _checked("y", y)), precision)
+    precision = _precision(precision)
+    x, y = _checked("x", x), _checked("y", y)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.add(x, y)
+    except ValueError:
+        raise ValueError(
+            f"x and y: expected shapes that broadcast, found {x.shape} and {y.shape}"
+        ) from None
+    return _rounded(total, precision)
 
 
 def multiply(
     x: Float32Array, factor: float | np.float32, precision: str = "bfloat16"
 ) -> Float32Array:
     """Compute ``x * factor`` with a float32 number, rounded once: it is exact in float64.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+    factor : float
+        A number that float32 holds exactly.
+    precision : {"bfloat16", "float32"}
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If ``factor`` is not a float32 number, or the precision is unknown.
 
     Examples
     --------
@@ -196,15 +237,14 @@ def multiply(
     >>> multiply(np.float32([1.0, 3.0]), 0.125)
     array([0.125, 0.375], dtype=float32)
     """
-    _check_precision(precision)
-    if not isinstance(factor, int | float | np.integer | np.floating):
-        raise wrong_type("factor", "a float32 number", factor)
+    precision = _precision(precision)
+    factor = number("factor", factor, "a float32 number")
     with np.errstate(over="ignore", under="ignore"):
-        number = np.float32(factor)
-    if float(number) != float(factor):
+        exact = np.float32(factor)
+    if float(exact) != float(factor):
         raise ValueError(f"factor: expected a float32 number, found {factor!r}")
     with np.errstate(over="ignore", invalid="ignore"):
-        return _rounded(_checked("x", x).astype(np.float64) * np.float64(number), precision)
+        return _rounded(_checked("x", x).astype(np.float64) * np.float64(exact), precision)
 
 
 def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
@@ -216,6 +256,13 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
         n is at least 1. A row with a NaN or +infinity gives NaN; -infinity counts as exp = 0.
     precision : {"bfloat16", "float32"}
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the last axis is empty, or the precision is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -223,7 +270,7 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
     >>> softmax(np.float32([[0.0, 0.0, -np.inf]]))
     array([[0.5, 0.5, 0. ]], dtype=float32)
     """
-    _check_precision(precision)
+    precision = _precision(precision)
     rows, out = _rows(x)
     for chunk in _chunks_of(rows):
         with np.errstate(under="ignore", invalid="ignore"):
@@ -256,6 +303,14 @@ def layer_norm(
     eps : float
     precision : {"bfloat16", "float32"}
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the last axis is empty, ``weight`` or ``bias`` does not have its length, or the
+        precision is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -263,9 +318,8 @@ def layer_norm(
     >>> layer_norm(np.float32([[1.0, 3.0]]), np.float32([1, 2]), np.float32([0, 0]), eps=0.0)
     array([[-1.,  2.]], dtype=float32)
     """
-    _check_precision(precision)
-    if not isinstance(eps, int | float | np.integer | np.floating):
-        raise wrong_type("eps", "a number", eps)
+    precision = _precision(precision)
+    eps = number("eps", eps)
     rows, out = _rows(x)
     length = rows.shape[-1]
     scale, shift = (_checked(name, y) for name, y in (("weight", weight), ("bias", bias)))
@@ -300,6 +354,13 @@ def mean(x: Float32Array, precision: str = "float32") -> Float32Array:
     -------
     ndarray of float32, (..., features)
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If there is no row, or the precision is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -307,7 +368,8 @@ def mean(x: Float32Array, precision: str = "float32") -> Float32Array:
     >>> mean(np.float32([[1.0, 2.0], [3.0, 4.0]]))
     array([2., 3.], dtype=float32)
     """
-    return _pooled(POOLINGS["mean"], x, np.ones(np.shape(x)[:-1], np.int64), precision)
+    x = _checked("x", x)
+    return _pooled(POOLINGS["mean"], x, np.ones(x.shape[:-1], np.int64), precision)
 
 
 #: The functions that make one vector of the vectors of n tokens, by their names in
@@ -340,6 +402,13 @@ def pool(mode: str, x: Float32Array, places: IntArray) -> Float32Array:
     -------
     ndarray of float32, (..., features)
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If there is no row, ``places`` has another shape, or the mode is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -351,8 +420,9 @@ def pool(mode: str, x: Float32Array, places: IntArray) -> Float32Array:
 
 
 def _pooled(pooling: _Pooling, x: Float32Array, places: IntArray, precision: str) -> Float32Array:
-    _check_precision(precision)
-    if _checked("x", x).ndim < 2 or not x.shape[-2]:
+    precision = _precision(precision)
+    x = _checked("x", x)
+    if x.ndim < 2 or not x.shape[-2]:
         raise ValueError(f"x: expected at least one row of features, found shape {x.shape}")
     if not isinstance(places, np.ndarray) or places.dtype.kind not in "iu":
         raise wrong_type("places", "an array of integers", places)
@@ -373,6 +443,13 @@ def normalize(x: Float32Array, precision: str = "float32") -> Float32Array:
     x : ndarray of float32, (..., n)
     precision : {"bfloat16", "float32"}
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the precision is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -380,7 +457,7 @@ def normalize(x: Float32Array, precision: str = "float32") -> Float32Array:
     >>> normalize(np.float32([[3.0, 4.0]]))
     array([[0.6, 0.8]], dtype=float32)
     """
-    _check_precision(precision)
+    precision = _precision(precision)
     with np.errstate(invalid="ignore"):
         wide = _checked("x", x).astype(np.float64)
         norm = np.sqrt(tree_sum(np.square(wide)))[..., None]
@@ -433,12 +510,11 @@ def _rounded(x: npt.NDArray[np.floating], precision: str) -> Float32Array:
 
 def _checked(name: str, x: Float32Array) -> Float32Array:
     require_array(name, x, np.float32)
-    return x
+    return np.asarray(x)
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected 'bfloat16' or 'float32', found {precision!r}")
+def _precision(precision: str) -> str:
+    return choice("precision", precision, PRECISIONS)
 
 
 def _rows(x: Float32Array) -> tuple[Float32Array, Float32Array]:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array
+from npfp8.arguments import choice, flag
+from npfp8.arrays import Array, Float32Array, require_array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import encode
-from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, FloatFormat
+from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, FloatFormat, as_float_format
 
 __all__ = [
     "NAN_BIASED",
@@ -34,13 +35,14 @@ NAN_BIASED = {E4M3FN: E4M3FNUZ, E4M3FNUZ: E4M3FN, E5M2: E5M2FNUZ, E5M2FNUZ: E5M2
 
 
 def encoder_mistakes(
-    fmt: FloatFormat, saturate: bool = True, rounding: str = "nearest"
+    fmt: FloatFormat | str, saturate: bool = True, rounding: str = "nearest"
 ) -> list[tuple[str, Encoder]]:
     """Return encoders with one usual mistake each, with the name of the mistake.
 
     Parameters
     ----------
-    fmt : FloatFormat
+    fmt : FloatFormat or str
+        The format, or its name.
     saturate : bool
     rounding : {"nearest", "toward_zero"}
         The behaviour of a correct encoder; see :func:`npfp8.encode`.
@@ -51,6 +53,13 @@ def encoder_mistakes(
         A name may occur twice, for two variants of a mistake. Some mistakes do not show
         in every format: a format without subnormals cannot flush them.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the format or the rounding is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -60,6 +69,8 @@ def encoder_mistakes(
     >>> name, wrong(np.float32([1.99])).tolist()  # 2.0 is 64
     ('truncation', [63])
     """
+    fmt, saturate = as_float_format(fmt), flag("saturate", saturate)
+    rounding = choice("rounding", rounding, ("nearest", "toward_zero"))
 
     def right(x: Float32Array) -> npt.NDArray[np.uint8]:
         return encode(x, fmt, saturate, rounding=rounding)
@@ -126,7 +137,7 @@ def encoder_mistakes(
 def likely_mistake(
     x: Float32Array,
     found: npt.NDArray[np.uint8],
-    fmt: FloatFormat,
+    fmt: FloatFormat | str,
     saturate: bool = True,
     rounding: str = "nearest",
 ) -> str:
@@ -141,6 +152,13 @@ def likely_mistake(
     fmt, saturate, rounding
         As for :func:`encoder_mistakes`.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the shapes differ, or the format or the rounding is unknown.
+
     Examples
     --------
     >>> import numpy as np
@@ -149,6 +167,11 @@ def likely_mistake(
     >>> likely_mistake(np.float32([1.99, 1.0]), np.uint8([63, 56]), E4M3FN)
     'truncation'
     """
+    fmt = as_float_format(fmt)
+    require_array("x", x, np.float32)
+    require_array("found", found, np.uint8)
+    if found.shape != x.shape:
+        raise ValueError(f"found: expected shape {x.shape}, found {found.shape}")
     for name, mistaken in encoder_mistakes(fmt, saturate, rounding):
         if not differing(mistaken(x), found, fmt).any():
             return name

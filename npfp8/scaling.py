@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import array_of, integer, wrong_array
-from npfp8.arrays import Array, Float32Array, require_array
+from npfp8.arguments import array_of, flag, integer, wrong_array
+from npfp8.arrays import Array, Float32Array
 from npfp8.bfloat16 import is_bfloat16
 from npfp8.formats import Format, IntFormat, as_format, as_int_format
 
@@ -23,9 +23,12 @@ __all__ = [
     "affine_scale",
     "as_float32",
     "axis_and_block",
+    "checked_block",
     "checked_scale",
     "dynamic_scale",
+    "finite_extrema",
     "group_extrema",
+    "normalized_axis",
     "power_of_two_scale",
     "scale_of_range",
     "scale_shape",
@@ -36,7 +39,7 @@ _MIN_NORMAL = np.finfo(np.float32).tiny
 
 
 def dynamic_scale(
-    x: Float32Array,
+    x: npt.ArrayLike,
     fmt: Format | str,
     axis: int | None = None,
     block: int | None = None,
@@ -46,11 +49,18 @@ def dynamic_scale(
 
     Parameters
     ----------
-    x : ndarray of float32
+    x : array_like of float32
     fmt, power_of_two
         As for :func:`scale_of_range`.
     axis, block : int, optional
         As for :func:`npfp8.quantize`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If ``x`` has a NaN or an infinity, or ``axis`` or ``block`` does not fit its shape.
 
     Examples
     --------
@@ -60,7 +70,7 @@ def dynamic_scale(
     >>> dynamic_scale(np.float32([[448, 1], [-3.5, 0]]), E4M3FN, axis=0)
     (array([1.       , 0.0078125], dtype=float32), None)
     """
-    return scale_of_range(*group_extrema(x, axis, block), fmt, power_of_two)
+    return scale_of_range(*finite_extrema(x, axis, block), fmt, power_of_two)
 
 
 def scale_of_range(
@@ -78,16 +88,24 @@ def scale_of_range(
     power_of_two : bool
         Whether the scale is rounded up to a power of two. Ignored with a zero point.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If a range is not finite or does not contain 0.
+
     Examples
     --------
     >>> from npfp8.scaling import scale_of_range
     >>> scale_of_range(-3.0, 448.0, "E4M3FN")
     (array(1., dtype=float32), None)
     """
-    fmt = as_format(fmt)
+    fmt, power_of_two = as_format(fmt), flag("power_of_two", power_of_two)
     if isinstance(fmt, IntFormat) and fmt.has_zero_point:
         return affine_scale(low, high, fmt)
-    scale = absmax_scale(np.maximum(high, np.negative(low)), fmt)
+    lows, highs = _range(low, high)
+    scale = absmax_scale(np.maximum(highs, -lows), fmt)
     return power_of_two_scale(scale) if power_of_two else scale, None
 
 
@@ -211,10 +229,7 @@ def affine_scale(
     (0.02, 50)
     """
     fmt = as_int_format(fmt)
-    lows, highs = as_float32("low", low), as_float32("high", high)
-    bad = ~(np.isfinite(lows) & np.isfinite(highs) & (lows <= 0) & (highs >= 0))
-    if bad.any():
-        raise ValueError(f"range: expected finite, with 0, found {lows[bad][0]}..{highs[bad][0]}")
+    lows, highs = _range(low, high)
     width = (highs.astype(np.float64) - lows) / (fmt.max_code - fmt.min_code)
     with np.errstate(over="ignore"):
         scale = np.where(width == 0, 1.0, np.maximum(width, _MIN_NORMAL)).astype(np.float32)
@@ -224,10 +239,32 @@ def affine_scale(
     return np.asarray(scale), zero_point.astype(fmt.code_dtype)
 
 
+def _range(low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[Float32Array, Float32Array]:
+    """Return the ends of ranges as float32; raise unless they are finite, around 0."""
+    lows, highs = as_float32("low", low), as_float32("high", high)
+    try:
+        good = np.isfinite(lows) & np.isfinite(highs) & (lows <= 0) & (highs >= 0)
+    except ValueError:
+        raise ValueError(
+            f"low and high: expected shapes that broadcast, found {lows.shape} and {highs.shape}"
+        ) from None
+    if not good.all():
+        first, last = (np.broadcast_to(end, good.shape)[~good][0] for end in (lows, highs))
+        raise ValueError(f"low and high: expected a finite range, with 0, found {first}..{last}")
+    return lows, highs
+
+
 def power_of_two_scale(scale: npt.ArrayLike) -> Float32Array:
     """Round scales up to powers of two, at most 2^127.
 
     Such a scale changes only exponents, so scaling by it does not round.
+
+    Raises
+    ------
+    TypeError
+        If ``scale`` does not hold real numbers.
+    ValueError
+        If a scale is not positive, finite and normal.
 
     Examples
     --------
@@ -251,13 +288,13 @@ def spread(per_scale: Array, shape: tuple[int, ...], axis: int | None, block: in
 
 
 def group_extrema(
-    x: Float32Array, axis: int | None = None, block: int | None = None
+    x: npt.ArrayLike, axis: int | None = None, block: int | None = None
 ) -> tuple[Float32Array, Float32Array]:
     """Find the least and the largest element of each group that shares a scale, and 0.
 
     Parameters
     ----------
-    x : ndarray of float32
+    x : array_like of float32
     axis, block : int, optional
         As for :func:`npfp8.quantize`.
 
@@ -265,6 +302,13 @@ def group_extrema(
     -------
     low, high : ndarray of float32, of the shape of the scale
         ``low`` is at most 0, ``high`` at least 0.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If ``axis`` or ``block`` does not fit the shape.
 
     Examples
     --------
@@ -274,12 +318,13 @@ def group_extrema(
     >>> low.tolist(), high.tolist()
     ([-2.0, 0.0], [1.0, 4.0])
     """
-    require_array("x", x, np.float32)
-    scale_shape(x.shape, axis, block)
+    x = as_float32("x", x)
+    axis = normalized_axis(axis, x.ndim)
+    block = checked_block(block, axis)
     if axis is None:
         low, high = x.min(initial=0), x.max(initial=0)
     elif block is None:
-        others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+        others = tuple(i for i in range(x.ndim) if i != axis)
         low, high = x.min(axis=others, initial=0), x.max(axis=others, initial=0)
     elif not x.shape[axis]:
         low, high = np.zeros_like(x), np.zeros_like(x)
@@ -290,12 +335,40 @@ def group_extrema(
     return np.asarray(low), np.asarray(high)
 
 
+def finite_extrema(
+    x: npt.ArrayLike, axis: int | None, block: int | None
+) -> tuple[Float32Array, Float32Array]:
+    """Find the extrema of each group; raise ValueError if there is a NaN or an infinity."""
+    low, high = group_extrema(x, axis, block)
+    for ends in (low, high):
+        if not np.isfinite(ends).all():
+            found = ends[~np.isfinite(ends)][0]
+            raise ValueError(f"x: expected finite numbers without a given scale, found {found}")
+    return low, high
+
+
+def normalized_axis(axis: int | None, ndim: int) -> int | None:
+    """Return an axis as its non-negative equal; raise if there is none of ``ndim``."""
+    if axis is None:
+        return None
+    axis = integer("axis", axis)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis: expected one of {ndim} axes, found {axis}")
+    return axis % ndim
+
+
+def checked_block(block: int | None, axis: int | None) -> int | None:
+    """Return the length of a block as an int; raise unless it is positive, with an axis."""
+    if block is None:
+        return None
+    block = integer("block", block)
+    if axis is None or block < 1:
+        raise ValueError(f"block: expected at least 1, with an axis; found {block}, axis {axis}")
+    return block
+
+
 def scale_shape(shape: tuple[int, ...], axis: int | None, block: int | None) -> tuple[int, ...]:
     """Return the shape of the scale of codes of ``shape``."""
-    if block is not None:
-        block = integer("block", block)
-    if block is not None and (axis is None or block < 1):
-        raise ValueError(f"block: expected at least 1, with an axis; found {block}, axis {axis}")
     if axis is None:
         return ()
     if block is None:
@@ -319,7 +392,17 @@ def checked_scale(scale: npt.ArrayLike) -> Float32Array:
 def as_float32(argument: str, x: npt.ArrayLike) -> Float32Array:
     """Return real numbers as float32, rounded where they are wider; raise for anything else."""
     given = array_of(argument, x)
+    if given.dtype == object and given.size and all(type(one) is int for one in given.flat):
+        given = _wide_integers(argument, given)
     if given.dtype.kind not in "fiu" and not is_bfloat16(given.dtype):
         raise wrong_array(argument, "real numbers", given, x)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return given.astype(np.float32, copy=False)
+
+
+def _wide_integers(argument: str, x: Array) -> Array:
+    """Return integers beyond 64 bits as float64."""
+    try:
+        return x.astype(np.float64)
+    except OverflowError:
+        raise ValueError(f"{argument}: expected numbers, found an integer beyond float64") from None

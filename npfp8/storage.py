@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import path_of, wrong_type
+from npfp8.arguments import dtype_of, path_of, wrong_type
 from npfp8.arrays import Array
 from npfp8.files import open_regular, replaced_file
 from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat, as_float_format
@@ -225,6 +225,13 @@ class StoredTensor:
     def read_as(self, dtype: npt.DTypeLike) -> Array:
         """Read the bytes as a new array of ``dtype`` and the shape of the tensor.
 
+        Raises
+        ------
+        TypeError
+            If ``dtype`` is not a dtype.
+        ValueError
+            If its elements do not fill the bytes of the tensor.
+
         Examples
         --------
         >>> import os, tempfile
@@ -245,6 +252,13 @@ class StoredTensor:
         While the array is in use, the file must not be written into or cut;
         replacing it, as :func:`save_file` does, is harmless.
 
+        Raises
+        ------
+        TypeError
+            If ``dtype`` is not a dtype.
+        ValueError
+            If its elements do not fill the bytes of the tensor.
+
         Examples
         --------
         >>> import os, tempfile
@@ -257,10 +271,12 @@ class StoredTensor:
         >>> tensor.view_as("<f4").flags.writeable
         False
         """
-        try:
-            stored = np.dtype(dtype)
-        except TypeError:
-            raise TypeError(f"dtype: expected a dtype, found {dtype!r}") from None
+        stored = dtype_of("dtype", dtype)
+        if stored.itemsize * math.prod(self.shape) != self.nbytes:
+            raise ValueError(
+                f"dtype: expected one whose elements fill the {self.nbytes} bytes of shape "
+                f"{self.shape}, found {stored}"
+            )
         if not self.nbytes:  # which NumPy makes no view of
             return np.empty(self.shape, stored)
         count = math.prod(self.shape)

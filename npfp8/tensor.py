@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import array_of, integer, wrong_array
+from npfp8.arguments import array_of, dtype_of, integer, wrong_array
 from npfp8.arrays import Array, Float32Array, lookup, require_array
 from npfp8.bfloat16 import from_bits
 from npfp8.codec import encode
@@ -24,8 +24,11 @@ from npfp8.scaling import (
     absmax_scale,
     affine_scale,
     as_float32,
+    checked_block,
     checked_scale,
+    finite_extrema,
     group_extrema,
+    normalized_axis,
     power_of_two_scale,
     scale_shape,
     spread,
@@ -112,9 +115,10 @@ class QuantizedTensor:
         known = self.fmt.values.size
         if known < 256 and codes.max(initial=0) >= known:
             raise ValueError(f"{self.fmt} codes: expected 0..{known - 1}, found {codes.max()}")
-        axis = None if self.axis is None else _normalized(self.axis, codes.ndim)
+        axis = normalized_axis(self.axis, codes.ndim)
+        block = checked_block(self.block, axis)
         scale = checked_scale(self.scale)
-        expected = scale_shape(codes.shape, axis, self.block)
+        expected = scale_shape(codes.shape, axis, block)
         if scale.shape != expected:
             raise ValueError(
                 f"scale: expected shape {expected} for codes of shape {codes.shape}, axis "
@@ -133,6 +137,7 @@ class QuantizedTensor:
         set_field(self, "codes", codes)
         set_field(self, "scale", scale)
         set_field(self, "axis", axis)
+        set_field(self, "block", block)
 
     def __repr__(self) -> str:
         if self.axis is None:
@@ -214,7 +219,7 @@ class QuantizedTensor:
             return False
         return bool((self.codes & fmt.magnitude_mask).max(initial=0) <= fmt.max_code)
 
-    def lost(self, x: Float32Array) -> tuple[int, int]:
+    def lost(self, x: npt.ArrayLike) -> tuple[int, int]:
         """Count the numbers that saturated, and those that underflowed, in this tensor.
 
         A number saturated if it is beyond the range of the codes. It underflowed if it is
@@ -222,12 +227,19 @@ class QuantizedTensor:
 
         Parameters
         ----------
-        x : ndarray of float32
+        x : array_like
             The numbers that were quantized, of the shape of the codes.
 
         Returns
         -------
         saturated, underflowed : int
+
+        Raises
+        ------
+        TypeError
+            If ``x`` does not hold real numbers.
+        ValueError
+            If it has another shape than the codes.
 
         Examples
         --------
@@ -237,7 +249,11 @@ class QuantizedTensor:
         >>> quantize(x, E4M3FN, scale=1.0).lost(x)
         (1, 1)
         """
-        require_array("x", x, np.float32)
+        # The usual type is told from others at once: this is called for every product of a model.
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+            x = as_float32("x", x)
+        if x.shape != self.shape:
+            raise ValueError(f"x: expected shape {self.shape}, found {x.shape}")
         fmt, codes = self.fmt, self.codes
         scale = (
             spread(self.scale, self.shape, self.axis, self.block)
@@ -272,6 +288,11 @@ class QuantizedTensor:
     def code_values(self, dtype: npt.DTypeLike = np.float32) -> Array:
         """Return the exact values of the codes minus the zero point, without the scale.
 
+        Raises
+        ------
+        TypeError
+            If ``dtype`` is not a float dtype, or cannot hold the values.
+
         Examples
         --------
         >>> import numpy as np
@@ -279,10 +300,7 @@ class QuantizedTensor:
         >>> quantize([1.0, -6.0], E4M3FN, scale=2.0).code_values()
         array([ 0.5, -3. ], dtype=float32)
         """
-        try:
-            kind = np.dtype(dtype)
-        except TypeError:
-            raise TypeError(f"dtype: expected a float dtype, found {dtype!r}") from None
+        kind = dtype_of("dtype", dtype, "a float dtype")
         values = values_of(self.codes, self.fmt, kind)
         if self.zero_point is not None:
             zero_point = spread(self.zero_point, self.shape, self.axis, self.block)
@@ -379,13 +397,13 @@ def quantize(
     """
     fmt = as_format(fmt)
     values = as_float32("x", x)
-    if axis is not None:
-        axis = _normalized(axis, values.ndim)
+    axis = normalized_axis(axis, values.ndim)
+    block = checked_block(block, axis)
     shape = scale_shape(values.shape, axis, block)
     if scale is None:
         if zero_point is not None:
             raise ValueError("zero_point: expected a scale with it, found none")
-        low, high = group_extrema(values, axis, block)
+        low, high = finite_extrema(values, axis, block)
         scales = absmax_scale(np.maximum(high, -low), fmt)
     else:
         scales = checked_scale(scale)
@@ -487,10 +505,3 @@ def _bfloat16_codes(
 
 def _has_nan(fmt: Format) -> bool:
     return isinstance(fmt, FloatFormat) and fmt.nan_code is not None
-
-
-def _normalized(axis: int, ndim: int) -> int:
-    axis = integer("axis", axis)
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"axis: expected one of {ndim} axes, found {axis}")
-    return axis % ndim

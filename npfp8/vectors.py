@@ -221,6 +221,13 @@ def boundary_inputs(fmt: FloatFormat | str, source: str) -> Bits:
     source : str
         A key of :data:`SOURCES`.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the format or the source is unknown.
+
     Examples
     --------
     >>> from npfp8.vectors import boundary_inputs

@@ -11,6 +11,7 @@ algorithm), and keeps the best step. Q(0) = 1 / 2 is kept exactly.
     python scripts/fit_gelu.py
 """
 
+import argparse
 import math
 
 import numpy as np
@@ -45,6 +46,9 @@ def fit() -> tuple[float, np.ndarray]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     error, coefficients = fit()
     print(f"largest error of GELU in exact arithmetic {error:.2e}")
     for power, coefficient in enumerate(coefficients):

@@ -9,6 +9,8 @@ Mathematics of Computation 36, 1981.
     python scripts/fit_normal_tail.py     # needs mpmath
 """
 
+import argparse
+
 import mpmath as mp
 
 COUNT = 26
@@ -25,6 +27,9 @@ def scaled_tail(a: mp.mpf) -> mp.mpf:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     mp.mp.dps = 50
     angles = [mp.pi * (2 * i + 1) / (2 * NODES) for i in range(NODES)]
     values = [scaled_tail(CENTRE * (1 + mp.cos(x)) / (1 - mp.cos(x))) for x in angles]

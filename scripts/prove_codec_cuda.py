@@ -17,8 +17,6 @@ import hashlib
 import sys
 from pathlib import Path
 
-import cupy
-
 BLOCKS = 256
 BLOCK_SIZE = 1 << 24
 
@@ -36,6 +34,8 @@ extern "C" __global__ void NAME(unsigned int begin, unsigned short *codes)
 
 def digests(name: str, instruction_type: str) -> list[str]:
     """Make the lines of the digest file for one format: name, mode, block, SHA-256."""
+    import cupy  # noqa: PLC0415 (--help works without it)
+
     source = SOURCE.replace("NAME", "convert").replace("TYPE", instruction_type)
     kernel = cupy.RawKernel(source, "convert")
     codes = cupy.empty(BLOCK_SIZE // 2, cupy.uint16)
@@ -58,6 +58,8 @@ def main() -> None:
     action.add_argument("--check", type=Path, metavar="FILE", help="compare with the digests")
     action.add_argument("--write", type=Path, metavar="FILE", help="write the GPU's digests")
     arguments = parser.parse_args()
+
+    import cupy  # noqa: PLC0415
 
     device = cupy.cuda.runtime.getDeviceProperties(0)
     print(f"{device['name'].decode()}, compute capability {device['major']}.{device['minor']}")

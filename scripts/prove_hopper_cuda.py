@@ -40,7 +40,6 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import cupy
 import numpy as np
 import torch
 from safetensors.numpy import save
@@ -366,6 +365,8 @@ MMA(E5M2_E5M2, "e5m2.e5m2")
 
 def own_kernels() -> tuple[Product, Product]:
     """Compile products by `wgmma.mma_async` and by `mma.sync`."""
+    import cupy  # noqa: PLC0415 (--help works without it)
+
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
         source.write_text(KERNELS)
@@ -583,6 +584,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4, help="tiles of each kind, K and formats")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) - 2))
     arguments = parser.parse_args()
+
+    import cupy  # noqa: PLC0415
 
     device = torch.cuda.get_device_name()
     print(

@@ -1,10 +1,10 @@
 // Uses the page of docs/byte in Chromium as a person does, for test_byte_page.py.
-//     node byte_browser.mjs PLAYWRIGHT CHROMIUM URL [SCREENSHOTS]
+//     node byte_browser.mjs PLAYWRIGHT CHROMIUM URL FILE [SCREENSHOTS]
 // prints one JSON object: what was read at each step.
 
 import { pathToFileURL } from "node:url";
 
-const [playwright, executablePath, url, screenshots] = process.argv.slice(2);
+const [playwright, executablePath, url, file, screenshots] = process.argv.slice(2);
 const { chromium } = (await import(pathToFileURL(`${playwright}/index.mjs`).href)).default;
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const seen = { errors: [], requests: [], typed: [], overflow: {} };
@@ -51,6 +51,35 @@ for (const format of formats) {
   }
 }
 
+// What is no number changes nothing, and is said.
+await page.selectOption("#format", "E4M3FN");
+await page.selectOption("#rounding", "nearest");
+await page.setChecked("#saturate", true);
+await type("0.75");
+seen.mistyped = [];
+for (const typed of ["1,5", "abc", ""]) {
+  await type(typed);
+  seen.mistyped.push({ ...(await reading()), invalid: await page.getAttribute("#number", "aria-invalid") });
+}
+await type("-inf");
+seen.mistyped.push({ ...(await reading()), invalid: await page.getAttribute("#number", "aria-invalid") });
+
+// The sentence beside the code, where saturation and rounding meet.
+seen.verdicts = [];
+for (const [format, rounding, typed] of [
+  ["E4M3FN", "nearest", "450"],
+  ["E4M3FN", "nearest", "465"],
+  ["E4M3FN", "toward_zero", "1000"],
+  ["INT8", "nearest", "-264"],
+  ["UINT8", "nearest", "-5"],
+  ["E8M0FNU", "stochastic", "0"],
+]) {
+  await page.selectOption("#format", format);
+  await page.selectOption("#rounding", rounding);
+  await type(typed);
+  seen.verdicts.push((await reading()).verdict);
+}
+
 // The handle is dragged.
 await page.selectOption("#format", "E4M3FN");
 await page.selectOption("#rounding", "nearest");
@@ -85,6 +114,9 @@ for (const key of ["ArrowRight", "ArrowUp", "ArrowLeft", "PageUp", "End", "Arrow
   await page.keyboard.press(key);
   seen.keyed.push({ key, ...(await reading()), aria: await page.getAttribute("#line", "aria-valuetext") });
 }
+seen.shortcut = [await reading()];
+await page.keyboard.press("Control+Home");
+seen.shortcut.push(await reading());
 await page.focus("#bits button");
 await page.keyboard.press("ArrowUp");
 seen.keyed.push({ key: "bits ArrowUp", ...(await reading()) });
@@ -149,6 +181,27 @@ await page.fill("#sentence", "a dull and endless film");
 await page.click("#classify");
 await page.waitForSelector("#classify:not(:disabled)");
 seen.other = await page.$$eval("#sentences tbody tr", (rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent)));
+
+await page.fill("#sentence", "   ");
+await page.click("#classify");
+seen.blank = await page.$eval("#sentence", (box) => box.validationMessage);
+
+// Without a connection, and without a server.
+{
+  const context = await browser.newContext();
+  const alone = await context.newPage();
+  await context.route((to) => to.pathname.includes("/pyodide/"), (route) => {
+    return route.request().url().startsWith(new URL(url).origin) ? route.fulfill({ status: 404 }) : route.abort();
+  });
+  await alone.goto(url);
+  await alone.click("#prove");
+  await alone.waitForSelector("#status.different-text");
+  seen.unconnected = await alone.textContent("#status");
+  await alone.goto(file);
+  await alone.waitForSelector("#failure:not([hidden])");
+  seen.opened = await alone.textContent("#failure");
+  await context.close();
+}
 
 /** Drag the outlier's bar, then the page beside it, by a finger. */
 async function touched(phone) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -194,3 +195,32 @@ def checkpoints(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("bert-tiny-sst2", "bert-tiny-mlm"):
         (folder / name).symlink_to(shared / "models" / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The program that runs JavaScript."""
+    found = shutil.which("node")
+    if found is None:
+        pytest.skip("Node is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def parts() -> Path:
+    """The folder of npm's packages."""
+    folder = os.environ.get("BYTE_PARTS")
+    if not folder:
+        pytest.skip("no npm packages pyodide and playwright-core (set BYTE_PARTS to their folder)")
+    return Path(folder) / "node_modules"
+
+
+@pytest.fixture(scope="session")
+def browser(parts: Path) -> tuple[Path, str]:
+    """The folder of playwright-core, which drives Chromium, and the program Chromium."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    if not (parts / "playwright-core").is_dir():
+        pytest.skip(f"no npm package playwright-core at {parts}")
+    return parts / "playwright-core", chromium

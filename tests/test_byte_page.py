@@ -47,23 +47,6 @@ def make_byte_page() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def node() -> str:
-    found = shutil.which("node")
-    if found is None:
-        pytest.skip("Node is not installed")
-    return found
-
-
-@pytest.fixture(scope="module")
-def parts() -> Path:
-    """The folder of npm's packages."""
-    folder = os.environ.get("BYTE_PARTS")
-    if not folder:
-        pytest.skip("no npm packages pyodide and playwright-core (set BYTE_PARTS to their folder)")
-    return Path(folder) / "node_modules"
-
-
-@pytest.fixture(scope="module")
 def pyodide(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of Pyodide's core files with NumPy's wheel beside them."""
     shared = Path(os.environ.get("FP8_BERT_SHARED", ROOT.parent / "shared"))
@@ -315,14 +298,13 @@ def test_golden_digests_in_wasm(node: str, pyodide: Path, archive: Path) -> None
 
 @pytest.fixture(scope="module")
 def seen(
-    node: str, parts: Path, pyodide: Path, archive: Path, tmp_path_factory: pytest.TempPathFactory
+    node: str,
+    browser: tuple[Path, str],
+    pyodide: Path,
+    archive: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Any:
     """What tests/byte_browser.mjs has read on the page, which is used once."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("Chromium is not installed")
-    if not (parts / "playwright-core").is_dir():
-        pytest.skip(f"no npm package playwright-core at {parts}")
     folder = tmp_path_factory.mktemp("site")
     ignored = shutil.ignore_patterns("pyodide", "project.zip")
     shutil.copytree(PAGE, folder, dirs_exist_ok=True, ignore=ignored)
@@ -334,7 +316,8 @@ def seen(
         url = f"http://127.0.0.1:{server.server_port}/index.html"
         pictures = os.environ.get("BYTE_SCREENSHOTS", "")
         driver = TESTS / "byte_browser.mjs"
-        found = run(node, driver, parts / "playwright-core", chromium, url, pictures)
+        file = (PAGE / "index.html").as_uri()
+        found = run(node, driver, *browser, url, file, pictures)
         server.shutdown()
     report = json.loads(found)
     report["origin"] = url.rpartition("/")[0]
@@ -376,6 +359,42 @@ def test_typed_numbers_become_npfp8_s_codes(seen: Any) -> None:
     for reading in seen["typed"]:
         x = number(reading["typed"])
         assert_code_is_right(reading, x, reading["saturate"], reading["rounding"])
+
+
+def test_what_is_no_number_changes_nothing_and_is_said(seen: Any) -> None:
+    *mistyped, infinite = seen["mistyped"]
+    for reading in mistyped:
+        assert "is not a number" in reading["verdict"]
+        assert reading["invalid"] == "true"
+        assert reading["value"] == "0.75"
+    assert_code_is_right(infinite, -np.inf)
+    assert infinite["invalid"] is None
+
+
+def test_saturation_is_said_where_it_is(seen: Any) -> None:
+    assert seen["verdicts"] == [
+        "450 is beyond the largest value: it becomes 448.",
+        "465 is beyond the largest value: it becomes 448 (saturation).",
+        "1000 is beyond the largest value: it becomes 448.",
+        "−264 is beyond the lowest value: it becomes −127 (saturation).",  # noqa: RUF001
+        "−5 is beyond the lowest value: it becomes 0 (saturation).",  # noqa: RUF001
+        f"0 becomes {2.0**-127}.".replace("-", "−"),  # noqa: RUF001
+    ]
+
+
+def test_a_blank_sentence_is_refused(seen: Any) -> None:
+    assert seen["blank"] == "Write a sentence."
+
+
+def test_without_a_connection_the_page_says_what_is_missing(seen: Any) -> None:
+    """Pyodide from elsewhere cannot be loaded; the page itself, opened as a file, cannot run."""
+    assert "Is there a connection?" in seen["unconnected"]
+    assert "python -m http.server" in seen["opened"]
+
+
+def test_the_browser_keeps_its_shortcuts(seen: Any) -> None:
+    before, after = seen["shortcut"]
+    assert before == after
 
 
 def test_dragging_moves_the_number(seen: Any) -> None:

@@ -478,12 +478,14 @@ def test_unusable_input(x):
 
 
 def test_bad_arguments():
-    modes = "nearest, toward_zero, stochastic"
+    modes = "'nearest', 'toward_zero', 'stochastic'"
     with pytest.raises(ValueError, match=f"^rounding: expected one of {modes}, found 'up'$"):
         encode([1.0], E4M3FN, rounding="up")
     with pytest.raises(ValueError, match="rounding: expected 'nearest' for INT8"):
         encode([1.0], INT8, rounding="toward_zero")
-    with pytest.raises(ValueError, match="expected nearest or toward_zero for bits"):
+    with pytest.raises(
+        ValueError, match="rounding: expected one of 'nearest', 'toward_zero', found"
+    ):
         npfp8.encode_bfloat16(np.uint16([1]), E4M3FN, rounding="stochastic")
     with pytest.raises(TypeError, match="bits: expected uint16, found float32"):
         npfp8.encode_bfloat16(np.float32([1]), E4M3FN)

@@ -9,7 +9,6 @@ import os
 import posixpath
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import types
@@ -222,6 +221,38 @@ def test_links_of_the_site(site, pages):
                 assert anchor in pages[path].ids, f"{name}: {target}"
 
 
+def test_every_page_has_the_icon(site, pages):
+    """Without one, browsers ask the server for /favicon.ico."""
+    for name, page in pages.items():
+        assert any(target.endswith("favicon.svg") for target in page.loaded), name
+    byte = Elements(site / "byte" / "index.html")
+    assert "favicon.svg" in byte.loaded
+    for target in byte.loaded:
+        assert (site / "byte" / target).is_file(), target
+
+
+@pytest.fixture(scope="module")
+def opened(site, pages, node, browser):
+    """What tests/site_browser.mjs has seen of every page."""
+    command = [node, ROOT / "tests" / "site_browser.mjs", *browser, site, *pages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_page_fits_a_desk_and_a_phone(opened):
+    """Tables too, on a desk and with all details open; on a phone they scroll in their box."""
+    assert not opened["errors"]
+    for width, pages in opened["wide"].items():
+        for name, excess in pages.items():
+            allowed = {"tables": excess["tables"]} if width == "390" else {"tables": 0}
+            assert excess == {"page": 0, "text": 0, "images": 0, **allowed}, f"{name} at {width}"
+
+
+def test_theme_follows_the_system_unless_chosen(opened):
+    assert opened["themes"] == ["light", "dark", "light", "dark", "light"]
+
+
 def test_site_links_to_the_repository(pages):
     """Every page, by the address that the clone or the environment has."""
     for name, page in pages.items():
@@ -246,8 +277,8 @@ def test_formulas_need_no_script(site):
 
 def test_images_are_described(pages):
     for name, page in pages.items():
-        if not name.startswith("notebooks/"):
-            assert all(image.get("alt") for image in page.images), name
+        for image in page.images:
+            assert image.get("alt") not in (None, "", image["src"]), name
 
 
 @pytest.mark.parametrize("package", ["npfp8", "bert_numpy"])
@@ -276,16 +307,23 @@ def test_every_page_of_the_reference_is_of_a_module(pages):
         ("quantize a model", "quick-start#quantize-a-model"),
         ("jupyter", "notebooks"),
         ("Conformance kit", "kit"),
+        ("kit", "kit"),  # by the names of pages
+        ("golden", "golden"),
+        ("hopper", "hopper"),
+        ("recipe", "recipes"),
+        ("SmoothQuant", "recipes#smoothquant"),
+        ("calibration", "notebooks/3-calibration"),
+        ("int8 loses", "results"),
+        ("squad", "results#squad-v1-1"),
+        ("nan", "faq"),
+        ("absmax", "reference/npfp8#npfp8.absmax_scale"),
         ("encode", "reference/npfp8#npfp8.encode"),
         ("apply_recipe", "reference/bert_numpy#bert_numpy.apply_recipe"),
         ("qwertyuiop", None),
     ],
 )
-def test_search_finds_first(query, expected, site):
+def test_search_finds_first(query, expected, site, node):
     """By the site's own script and index, in Node."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("Node is not installed")
     command = [node, ROOT / "tests" / "search_site.js", site, query]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

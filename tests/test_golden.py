@@ -638,7 +638,9 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_unknown_precisions_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="precision: expected 'bfloat16' or 'float32', found 'f"):
+    with pytest.raises(
+        ValueError, match="precision: expected one of 'bfloat16', 'float32', found 'f"
+    ):
         CALLS[name](ROW, precision="float64")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -248,7 +249,7 @@ def valid(
         "bert_numpy.model.model_sites": {"model": model},
         "bert_numpy.model.require_head": {"model": model, "name": "classification"},
         "bert_numpy.threads.default_threads": {},
-        "bert_numpy.threads.map_in_order": {"function": abs, "items": [1], "threads": 1},
+        "bert_numpy.threads.map_in_order": {"function": type, "items": [1], "threads": 1},
         "bert_numpy.threads.one_blas_thread": {},
         "bert_numpy.kit.Kit.inputs": {"self": kit, "name": name},
         "bert_numpy.kit.Kit.sources": {"self": kit, "names": [name], "known": bool},
@@ -524,3 +525,163 @@ def test_reprs_of_operands_make_them_again(recipe: Recipe) -> None:
     for site in (recipe.linear, recipe.scores, recipe.context):
         made = eval(repr(site), {"Operand": Operand, "SiteRecipe": SiteRecipe})
         assert made == site
+
+
+# Values from elsewhere
+
+
+class Unreadable:
+    """An object whose conversion to an array fails, as that of a torch tensor with a gradient."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise RuntimeError("not now")
+
+
+ODD = {
+    "matrix": np.ones((2, 3), np.float32),
+    "nothing": np.empty((0, 3), np.float32),
+    "one": np.array(2.0, np.float32),
+    "words": np.array(["a", "b"]),
+    "objects": np.array([[None, "a"]], object),
+    "unreadable": Unreadable(),
+    "large": 10**400,
+    "rows": [[1, 2], [3]],
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
+@pytest.mark.parametrize(("name", "argument"), CASES, ids=[f"{n}:{a}" for n, a in CASES])
+def test_no_error_comes_from_the_depths(
+    name: str, argument: str, odd: Any, valid: dict[str, Any]
+) -> None:
+    """A value is accepted, or refused by a check that states what it expects."""
+    if name.startswith("npfp8.interop."):
+        pytest.importorskip("ml_dtypes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            call(name, valid[name] | {argument: odd})
+        except (TypeError, ValueError, AssertionError) as error:
+            message = str(error)
+            assert "expected" in message or "beyond float32" in message, message
+
+
+@pytest.mark.parametrize("odd", [np.ones(3), None, 5, "sideways"])
+def test_modes_are_names(odd: Any) -> None:
+    for function, argument in (
+        (lambda x: npfp8.encode(1.0, "E5M2", rounding=x), "rounding"),
+        (lambda x: npfp8.golden.softmax(np.float32([1]), x), "precision"),
+        (lambda x: Operand("INT8", x), "granularity"),
+        (lambda x: Operand("INT8", observer=x), "observer"),
+        (lambda x: SiteRecipe(outliers=x), "outliers"),
+        (lambda x: SiteRecipe(smoothing=x), "smoothing"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"{argument}: expected .*, found"):
+            function(odd)
+
+
+def test_modes_are_names_in_any_case() -> None:
+    x = np.float32([0.3, -700.0])
+    toward_zero = npfp8.encode(x, "E4M3FN", rounding="toward_zero")
+    assert np.array_equal(npfp8.encode(x, "E4M3FN", rounding="Toward_Zero"), toward_zero)
+    assert Operand("INT8", "Token", observer="MSE") == Operand("INT8", "token", observer="mse")
+    assert SiteRecipe(migration=0.5, smoothing="Paper").smoothing == "paper"
+
+
+class Path2:
+    """A path of another library."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def test_paths_of_other_libraries(model: Any, calibration: Any, tmp_path: Path) -> None:
+    folder, scales = Path2(Path("bert-tiny-sst2")), Path2(tmp_path / "scales.safetensors")
+    bert_numpy.save_calibration(calibration, scales)
+    assert bert_numpy.load(folder).name == "bert-tiny-sst2"
+    assert bert_numpy.load_tokenizer(folder).model_max_length == 512
+    assert bert_numpy.load_calibration(scales).samples == calibration.samples
+    quantized = bert_numpy.apply_recipe(model, "e4m3", scales)
+    bert_numpy.save_quantized(quantized, folder, Path2(tmp_path / "q"))
+    with pytest.raises(BertNumpyError, match=f"^{re.escape(str(tmp_path))}/no: no such file"):
+        bert_numpy.load_recipe(Path2(tmp_path / "no"))
+
+
+def test_scalars_of_arrays_are_numbers() -> None:
+    x, one = np.float32([[1.0, 3.0]]), np.array(0.5, np.float32)
+    golden = npfp8.golden
+    assert np.array_equal(golden.multiply(x, one), golden.multiply(x, 0.5))
+    ones = np.ones(2, np.float32)
+    expected = golden.layer_norm(x, ones, ones, 0.5)
+    assert np.array_equal(golden.layer_norm(x, ones, ones, np.array(0.5)), expected)
+    assert npfp8.quantize(x, "E4M3FN", 10**30).scale == np.float32(1e30)
+    blocks = npfp8.quantize(x, "E4M3FN", axis=np.int8(-1), block=np.uint8(1))
+    assert type(blocks.block) is int
+    assert blocks.axis == 1
+    assert npfp8.quantize([1.0, 2000.0], "E4M3FN", 1.0).lost([1.0, 2000.0]) == (1, 0)
+
+
+def test_subclasses_of_arrays_give_arrays() -> None:
+    """np.matrix multiplies in a way of its own, and has two axes always."""
+    x = np.float32([[1.0, 3.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        matrix = np.matrix(x)
+    for function in (
+        lambda x: npfp8.golden.unary("gelu", x),
+        npfp8.golden.normalize,
+        npfp8.golden.softmax,
+        lambda x: npfp8.matmul_float32(x, x.T),
+        lambda x: npfp8.quantize_bfloat16(x, "INT8", 1.0).codes,
+    ):
+        assert type(function(matrix)) is np.ndarray
+        assert np.array_equal(function(matrix), function(x))
+
+
+def test_scales_and_their_ranges() -> None:
+    scaling = npfp8.scaling
+    x = np.float32([[1, -2], [3, 4]])
+    for axis, error in ((3, ValueError), (-3, ValueError), (1.5, TypeError), ("a", TypeError)):
+        with pytest.raises(error, match=r"^axis: expected .*, found"):
+            scaling.dynamic_scale(x, "INT8", axis)
+    with pytest.raises(ValueError, match=r"^x: expected finite numbers"):
+        scaling.dynamic_scale([np.nan], "INT8")
+    for low, high, name in ((None, 1.0, "low"), (-1.0, "x", "high")):
+        with pytest.raises(TypeError, match=f"^{name}: expected real numbers, found"):
+            scaling.scale_of_range(low, high, "INT8")
+    with pytest.raises(ValueError, match=r"^low and high: expected a finite range, with 0, found"):
+        scaling.affine_scale([-1.0, 1.0], 2.0, "UINT8")
+    with pytest.raises(ValueError, match=r"^low and high: expected shapes that broadcast"):
+        scaling.affine_scale([-1.0, -1.0], [1.0, 1.0, 1.0], "UINT8")
+    with pytest.raises(TypeError, match=r"^power_of_two: expected True or False, found"):
+        scaling.scale_of_range(-1.0, 1.0, "INT8", x)
+    with pytest.raises(TypeError, match=r"^x: expected .*, found an integer beyond 64 bits"):
+        npfp8.encode(10**30, "E4M3FN")
+
+
+def test_results_are_not_written_into_read_only_arrays() -> None:
+    out = np.zeros(2, np.uint8)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^out: expected an array that can be written"):
+        npfp8.encode([1.0, 2.0], "E4M3FN", out=out)
+
+
+@pytest.mark.parametrize("batch", [{}, {"attention_mask": [[1]]}, {"input_ids": [[1]], "ids": 1}])
+def test_batches_have_the_arguments_of_a_model(model: Any, batch: Any) -> None:
+    with pytest.raises(BertNumpyError, match=r"^batches: expected input_ids, .*, found"):
+        bert_numpy.calibrate(model, [batch])
+
+
+def test_heads_have_names(model: Any) -> None:
+    require_head = import_module("bert_numpy.model").require_head
+    with pytest.raises(ValueError, match=r"^name: expected one of 'sequence .*, found 'sequences'"):
+        require_head(model, "sequences")
+
+
+def test_lists_of_overrides() -> None:
+    pairs = [("pooler.dense", SiteRecipe(Operand("INT8"), Operand("INT8")))]
+    assert Recipe("mine", overrides=pairs) == Recipe("mine", overrides=tuple(pairs))
+    assert hash(Recipe("mine", overrides=pairs)) == hash(Recipe("mine", overrides=tuple(pairs)))

@@ -602,7 +602,7 @@ def test_specials_without_a_scale_are_refused(
 ) -> None:
     x = np.ones((2, 3), np.float32)
     x[1, 1] = bad
-    with pytest.raises(ValueError, match=r"absmax: expected finite .*, found (nan|inf)"):
+    with pytest.raises(ValueError, match=r"^x: expected finite .*, found -?(nan|inf)"):
         quantize(x, fmt, axis=axis, block=block)
 
 
@@ -710,7 +710,7 @@ def test_float64_is_rounded_to_float32_first() -> None:
     assert encode(x, E4M3FN) == 0x39
     assert quantize(x, E4M3FN, scale=1.0).codes == 0x38
     assert quantize([1e60, -1e60], E4M3FN, scale=1.0).codes.tolist() == [0x7E, 0xFE]
-    with pytest.raises(ValueError, match="absmax: expected finite"):
+    with pytest.raises(ValueError, match=r"^x: expected finite"):
         quantize([1e60], E4M3FN)
 
 
@@ -967,9 +967,9 @@ def test_affine_scales_of_arrays(fmt: Format) -> None:
     [(0.5, 1), (-2, -1), (np.nan, 1), (-1, np.nan), (-np.inf, 0), (0, np.inf), (1, -1)],
 )
 def test_refused_ranges(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match="range: expected finite, with 0, found"):
+    with pytest.raises(ValueError, match="low and high: expected a finite range, with 0, found"):
         affine_scale(low, high, UINT8)
-    with pytest.raises(ValueError, match="range: expected finite, with 0, found"):
+    with pytest.raises(ValueError, match="low and high: expected a finite range, with 0, found"):
         affine_scale([-1.0, low], [1.0, high], INT8)
 
 

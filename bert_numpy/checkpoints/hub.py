@@ -81,7 +81,7 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
         If there is no such folder and the hub does not provide it, or if a revision
         is given for a model that is not on the hub.
     """
-    text = str(name)
+    text = os.fspath(name)
     folder = Path(text)
     found = None
     if os.path.isdir(text):  # unlike Path.is_dir, False for "" and for impossible paths
@@ -115,7 +115,7 @@ def is_local(name: str) -> bool:
 
 def kit_folder(name: str | Path) -> Path:
     """Return the folder of a kit; the embedded kit has the name of the embedded model."""
-    embedded = str(name) == EMBEDDED and not os.path.isdir(name)
+    embedded = os.fspath(name) == EMBEDDED and not os.path.isdir(name)
     return ASSETS / f"{EMBEDDED}-kit" if embedded else Path(name)
 
 

@@ -5,6 +5,7 @@ The modules for quantized checkpoints are imported only for these: they are half
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +75,8 @@ def load(folder_or_hub_id: str | Path, revision: str | None = None) -> Model:
         key = config.description.keys.get("hidden_act", "hidden_act")
         expected = f"one of {', '.join(ACTIVATIONS)}"
         raise key_error(folder / "config.json", key, expected, config.hidden_act)
-    name = str(folder_or_hub_id) if revision is None else f"{folder_or_hub_id}@{revision}"
+    given = os.fspath(folder_or_hub_id)
+    name = given if revision is None else f"{given}@{revision}"
     if is_quantized(folder):
         from bert_numpy.checkpoints.quantized import load_quantized  # noqa: PLC0415
 
@@ -101,7 +103,7 @@ def as_model(model: Model | str | Path, argument: str = "model") -> Model:
     """
     if isinstance(model, Model):
         return model
-    if not isinstance(model, str | Path):
+    if not isinstance(model, str | os.PathLike):
         raise wrong_type(argument, "a model, its folder, or its name", model)
     return load(model)
 

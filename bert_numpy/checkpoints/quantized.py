@@ -251,7 +251,7 @@ def save_quantized(
     'e4m3'
     """
     require("model", model, QuantizedModel, "a quantized model, as apply_recipe returns it")
-    require("source", source, (str, Path), "the folder or the name of a checkpoint")
+    require("source", source, (str, os.PathLike), "the folder or the name of a checkpoint")
     if not isinstance(card, str | None) and not callable(card):
         raise wrong_type("card", "the text of a model card, a function, or None", card)
     folder, target = resolve(source), path_of("target", target)

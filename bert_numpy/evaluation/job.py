@@ -181,12 +181,9 @@ def prepare(
     8
     """
     _check_names(model, data, revision, calibration=calibration, calibration_data=calibration_data)
-    _check_numbers(
-        calibration_samples=calibration_samples,
-        limit=limit,
-        max_length=max_length,
-        batch_size=batch_size,
-    )
+    integer("calibration_samples", calibration_samples)
+    integer("batch_size", batch_size)
+    _check_numbers(limit=limit, max_length=max_length)
     require("task", task, str, "the name of a task")
     calibrated, test = flag("calibrated", calibrated), flag("test", test)
     _check_function("progress_bar", progress_bar)
@@ -372,7 +369,7 @@ def calibrate_on_sentences(
     """
     model, tokenizer = as_model(model), as_tokenizer(tokenizer)
     require("file", file, (str, Path), "a path")
-    _check_numbers(samples=samples)
+    integer("samples", samples)
     paired, golden = flag("paired", paired), flag("golden", golden)
     _check_function("progress_bar", progress_bar)
     texts = _sentences(file, samples)
@@ -524,7 +521,8 @@ def _recipes(recipes: Sequence[Recipe | str | Path]) -> list[Recipe]:
 
 def _listed(argument: str, values: Any, what: str) -> list[Any]:
     """Return a sequence as a list; raise TypeError for anything else."""
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+    one = isinstance(values, str) or (isinstance(values, np.ndarray) and not values.ndim)
+    if one or not isinstance(values, Sequence | np.ndarray):
         raise wrong_type(argument, f"a list of {what}", values)
     return list(values)
 

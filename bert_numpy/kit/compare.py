@@ -23,6 +23,7 @@ from npfp8.arguments import integer, require, wrong_type
 from npfp8.arrays import Array, Float64Array, IntArray
 from npfp8.formats import FORMATS, FloatFormat
 from npfp8.mistakes import differing
+from npfp8.names import match
 
 __all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
 
@@ -217,8 +218,11 @@ def verify(
     """
     kit = as_kit(kit)
     require("candidate", candidate, Mapping, "a mapping of names to arrays")
-    if profile not in PROFILES:
+    require("profile", profile, str, f"one of {', '.join(PROFILES)}")
+    known = match(profile, PROFILES)
+    if known is None:
         raise BertNumpyError(f"profile: expected one of {', '.join(PROFILES)}, found {profile!r}")
+    profile = known
     if not isinstance(min_sqnr, Real):
         raise wrong_type("min_sqnr", "a number", min_sqnr)
     max_flips = integer("max_flips", max_flips)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
 from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, writing
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
-from npfp8.arguments import path_of, require, wrong_type
+from npfp8.arguments import path_of, require, require_iterable, wrong_type
 from npfp8.arrays import Array
 from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.files import created_folder, replaced_file
@@ -163,8 +164,7 @@ class Kit:
         >>> kit.sources(["codec/E4M3FN/values"], known=lambda name: False)
         {'codec/E4M3FN/codes'}
         """
-        if isinstance(names, str) or not isinstance(names, Iterable):
-            raise wrong_type("names", "names of tensors", names)
+        require_iterable("names", names, "names of tensors")
         if not callable(known):
             raise wrong_type("known", "a function of a name", known)
         found: set[str] = set()
@@ -366,7 +366,7 @@ def as_kit(kit: Kit | str | Path, argument: str = "kit") -> Kit:
     """
     if isinstance(kit, Kit):
         return kit
-    if not isinstance(kit, str | Path):
+    if not isinstance(kit, str | os.PathLike):
         raise wrong_type(argument, "a kit, or its folder or name", kit)
     return open_kit(kit)
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from npfp8.arguments import choice
+
 __all__ = [
     "ARCHITECTURES",
     "ENCODER",
@@ -155,8 +157,10 @@ class Architecture:
         """Name the class with a given head; sentence embeddings have a folder and no class."""
         if head == SENTENCE_EMBEDDINGS.name:
             return f"model for {head} (a sentence-transformers folder, with modules.json)"
+        if head == ENCODER.name:
+            return f"{self.class_name}Model"
         tasks = {other.name: task for task, other in (HEADS | dict(self.heads)).items()}
-        return f"{self.class_name}For{tasks[head]}"
+        return f"{self.class_name}For{tasks[choice('name', head, tasks)]}"
 
     def stored_names(self, name: str, head: Head) -> Iterator[str]:
         """Yield the possible names of a parameter in a checkpoint, without the encoder's prefix."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from bert_numpy.errors import shown
 from bert_numpy.model.architectures import ARCHITECTURES, SENTENCE_EMBEDDINGS, Architecture, Head
 
 __all__ = ["BertConfig", "Dense", "Pooling"]
@@ -94,7 +95,7 @@ class BertConfig:
 
     def __repr__(self) -> str:
         few = len(self.labels) <= 4
-        labels = ", ".join(self.labels) if few else f"{len(self.labels)} of them"
+        labels = ", ".join(map(shown, self.labels)) if few else f"{len(self.labels)} of them"
         return (
             f"<BertConfig {self.architecture}: {self.num_hidden_layers} layers of "
             f"{self.hidden_size}, {self.num_attention_heads} heads, vocabulary "

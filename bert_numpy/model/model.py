@@ -20,7 +20,7 @@ from bert_numpy.model.config import BertConfig
 from bert_numpy.model.encoder import Pass
 from bert_numpy.model.heads import outputs
 from bert_numpy.model.packing import Batch, pack
-from npfp8.arguments import require
+from npfp8.arguments import array_of, require
 from npfp8.arrays import Float32Array, IntArray
 
 __all__ = ["EngineOf", "Model", "ModelOutput", "batch_of", "has_pooler", "require_head"]
@@ -207,6 +207,15 @@ def has_pooler(model: Model) -> bool:
 def require_head(model: Model, name: str) -> None:
     """Raise :class:`BertNumpyError` if a model does not have the head of the given name.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If no model has a head of the name.
+    BertNumpyError
+        If the model has another head.
+
     Examples
     --------
     >>> import bert_numpy
@@ -231,7 +240,7 @@ def require_head(model: Model, name: str) -> None:
 def _checked_ids(name: str, values: npt.ArrayLike, limit: int, choices: bool = False) -> IntArray:
     """Convert to int64, checking for numbers in 0..limit-1: (batch, length), or with choices."""
     try:
-        given = np.asarray(values)
+        given = values if isinstance(values, np.ndarray) else array_of(name, values)
     except ValueError:
         raise BertNumpyError(f"{name}: expected rows of one length, found several") from None
     if given.ndim != 2 + choices or not given.size:

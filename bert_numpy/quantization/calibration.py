@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8 import QuantizedTensor
-from npfp8.arguments import flag, integer, path_of, require, wrong_type
+from npfp8.arguments import flag, integer, path_of, require, require_iterable, wrong_type
 from npfp8.arrays import Array, Float32Array, Float64Array, IntArray
 from npfp8.storage import load_file, read_metadata, save_file
 
@@ -55,6 +56,9 @@ _FILE_FORMAT = "bert-numpy calibration 3"
 #: The names of products and operands in a file. No name that leads out of a folder fits.
 _SITE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _OPERAND = re.compile(rf"{_SITE.pattern}:[ab]")
+
+#: The arguments of a model.
+_ARGUMENTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 #: The tensors of an operand, and the one tensor of a linear layer.
 _OF_OPERANDS, _OF_SITES = ("range", "bits", "counts"), ("channels",)
@@ -155,6 +159,13 @@ def _require_quantized(operand: object) -> None:
 def sqnr(seen: Statistics, operand: Operand) -> float:
     """Compute an operand's signal-to-quantization-noise ratio, in dB, with a static scale.
 
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    BertNumpyError
+        If the operand has no format, or its observer finds no scale.
+
     Examples
     --------
     >>> import bert_numpy
@@ -200,8 +211,10 @@ def calibrate(
     Raises
     ------
     BertNumpyError
-        If there is no batch, if an operand is NaN or infinite (the message names the
-        site), or if the model is quantized.
+        If there is no batch, if a batch has other keys than the arguments of the model, if an
+        operand is NaN or infinite (the message names the site), or if the model is quantized.
+    TypeError
+        If an argument is not of the type stated.
 
     Examples
     --------
@@ -216,8 +229,10 @@ def calibrate(
     golden = flag("golden", golden)
     if threads is not None and (threads := integer("threads", threads)) < 1:
         raise BertNumpyError(f"threads: expected at least 1, found {threads}")
-    if not isinstance(batches, Iterable) or isinstance(batches, Mapping | str):
-        raise wrong_type("batches", "a list of batches, each the arguments of the model", batches)
+    expected = "a list of batches, each the arguments of the model"
+    require_iterable("batches", batches, expected)
+    if isinstance(batches, Mapping):
+        raise wrong_type("batches", expected, batches)
     if any(isinstance(weight, QuantizedTensor) for weight in model.weights.values()):
         raise BertNumpyError(f"{model.name}: expected a model in float32 to calibrate, found codes")
     inner: EngineOf = GoldenEngine if golden else FloatEngine
@@ -226,6 +241,11 @@ def calibrate(
 
     def observed(batch: Mapping[str, IntArray]) -> tuple[Sight, int]:
         require("batches", batch, Mapping, "mappings of the model's arguments")
+        if "input_ids" not in batch or not set(batch) <= _ARGUMENTS:
+            raise BertNumpyError(
+                "batches: expected input_ids, and perhaps attention_mask and token_type_ids, "
+                f"found {', '.join(map(str, batch)) or 'nothing'}"
+            )
         if not hasattr(mine, "histograms"):
             mine.histograms = {}
             histograms.append(mine.histograms)
@@ -430,7 +450,7 @@ def load_calibration(path: str | Path) -> Calibration:
     ...     bert_numpy.load_calibration(path).samples
     2
     """
-    path_of("path", path)
+    path = path_of("path", path)
     with reading(path):
         tensors, metadata = load_file(path), read_metadata(path)
 
@@ -503,7 +523,7 @@ def as_calibration(
     """
     if isinstance(calibration, Calibration):
         return calibration
-    if not isinstance(calibration, str | Path):
+    if not isinstance(calibration, str | os.PathLike):
         raise wrong_type(argument, "a calibration or the path of one", calibration)
     return load_calibration(calibration)
 

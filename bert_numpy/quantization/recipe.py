@@ -17,7 +17,7 @@ from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import Format
-from npfp8.arguments import require, wrong_type
+from npfp8.arguments import require, require_iterable, wrong_type
 from npfp8.formats import as_format
 from npfp8.names import match
 from npfp8.products import ACCUMULATORS
@@ -56,6 +56,11 @@ def _constructor(value: Operand | SiteRecipe) -> str:
         f"{name}={(str(x) if isinstance(x, Format) else x)!r}" for name, x in given.items()
     )
     return f"{type(value).__name__}({', '.join(shown_fields)})"
+
+
+def _known(value: Any, choices: tuple[str, ...]) -> str | None:
+    """Return the one of some names that a value is, in upper or lower case."""
+    return match(value, choices) if isinstance(value, str) else None
 
 
 def _is_override(pair: Any) -> bool:
@@ -131,7 +136,9 @@ class Operand:
             "fmt", self.fmt is None or isinstance(self.fmt, Format), "a format, its name, or None"
         )
         for name, choices in (("granularity", GRANULARITIES), ("observer", tuple(OBSERVERS))):
-            check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+            known = _known(getattr(self, name), choices)
+            check(name, known is not None, f"one of {', '.join(choices)}")
+            object.__setattr__(self, name, known)
         runtime = self.granularity in ("token", "block")
         if self.dynamic is None:
             object.__setattr__(self, "dynamic", self.fmt is not None and runtime)
@@ -215,11 +222,13 @@ class SiteRecipe:
             ("outliers", ("element", "column"), "outlier_threshold"),
             ("smoothing", ("power_of_two", "paper"), "migration"),
         ):
-            found = getattr(self, name)
-            if found not in choices:
+            found = _known(getattr(self, name), choices)
+            if found is None:
                 raise BertNumpyError(
-                    f"{name}: expected {' or '.join(map(repr, choices))}, found {shown(found)}"
+                    f"{name}: expected {' or '.join(map(repr, choices))}, "
+                    f"found {shown(getattr(self, name))}"
                 )
+            object.__setattr__(self, name, found)
             if found != choices[0] and getattr(self, other) is None:
                 raise BertNumpyError(f"{name} {found!r}: expected {other} with it, found none")
         threshold = self.outlier_threshold
@@ -297,14 +306,15 @@ class Recipe:
         require("name", self.name, str, "a str")
         for name in ("linear", "scores", "context"):
             require(name, getattr(self, name), SiteRecipe, "a SiteRecipe")
+        if isinstance(self.overrides, list):
+            object.__setattr__(self, "overrides", tuple(self.overrides))
         if not isinstance(self.overrides, tuple) or not all(map(_is_override, self.overrides)):
             raise wrong_type("overrides", "a tuple of (pattern, SiteRecipe) pairs", self.overrides)
         for name, choices in (
             ("arithmetic", ("bfloat16", "float32")),
             ("accumulate", tuple(ACCUMULATORS)),
         ):
-            found = getattr(self, name)
-            known = match(found, choices) if isinstance(found, str) else None
+            known = _known(getattr(self, name), choices)
             if known is not None:
                 object.__setattr__(self, name, known)
             else:
@@ -417,7 +427,7 @@ class Recipe:
         bert_numpy.errors.BertNumpyError: recipe int8: encoder.layer.0.output.dense:a: accumulate
         'hopper': expected E4M3FN or E5M2, found INT8
         """
-        require("sites", sites, Iterable, "names of sites")
+        require_iterable("sites", sites, "names of sites")
         accumulator = ACCUMULATORS[self.accumulate]
         for name in sites:
             how = self.site(name)

@@ -86,8 +86,9 @@ def load_recipe(path: str | Path) -> Recipe:
     ...     bert_numpy.load_recipe(path) == bert_numpy.PRESETS["e4m3"]
     True
     """
+    path = path_of("path", path)
     try:
-        return recipe_of(read_json(path_of("path", path)))
+        return recipe_of(read_json(path))
     except BertNumpyError as error:
         text = str(error)
         raise BertNumpyError(text if text.startswith(str(path)) else f"{path}: {text}") from None

@@ -443,9 +443,11 @@ def _check_texts(
             raise BertNumpyError(f"{name}: expected a list of texts, found one text")
         if not isinstance(given, Sequence | np.ndarray) and (given is not None or name == names[0]):
             raise wrong_type(name, "a list of texts", given)
+        if isinstance(given, np.ndarray) and given.ndim != 1:
+            raise BertNumpyError(f"{name}: expected a list of texts, found shape {given.shape}")
     if pairs is not None and len(pairs) != len(texts):
         raise BertNumpyError(f"expected as many pairs as texts, found {len(pairs)}/{len(texts)}")
-    for number, text in enumerate((*texts, *(pairs or ()))):
+    for number, text in enumerate((*texts, *(() if pairs is None else pairs))):
         if not isinstance(text, str) or not text.strip() or _SURROGATE.search(text):
             raise BertNumpyError(f"text {number % len(texts) + 1}: expected words, found {text!r}")
 
@@ -484,7 +486,7 @@ def as_tokenizer(tokenizer: Tokenizer | str | Path, argument: str = "tokenizer")
     """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
-    if not isinstance(tokenizer, str | Path):
+    if not isinstance(tokenizer, str | os.PathLike):
         raise wrong_type(argument, "a tokenizer, or the folder or name of its model", tokenizer)
     return load_tokenizer(tokenizer)
 

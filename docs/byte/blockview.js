@@ -36,7 +36,9 @@ export function showBlocks({ block_formats: blockFormats, row, formats }) {
     const place = Math.min(Math.max(Math.round(Number($("place").value)) || 1, 1), count) - 1;
     const exponent = Number($("outlier").value);
     const numbers = withOutlier(row.slice(0, count), place, 2 ** exponent);
-    $("outlier-value").textContent = `2^${exponent} = ${Number((2 ** exponent).toPrecision(4))}`;
+    const size = `2^${exponent} = ${Number((2 ** exponent).toPrecision(4))}`;
+    $("outlier-value").textContent = size;
+    $("outlier").setAttribute("aria-valuetext", size);
     const found = blockFormats.map((blockFormat) => quantizeRow(numbers, blockFormat, formats));
     found.forEach((result, i) => draw(figures[i], blockFormats[i], numbers, place, result));
     showTable(blockFormats, numbers, place, found);
@@ -75,7 +77,8 @@ function draw({ name, svg }, blockFormat, numbers, place, { values, errors, scal
   });
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   bars.push(...bars.splice(place, 1)); // the outlier's grip is above its neighbours
-  svg.innerHTML = `<line class="zero" x1="0" x2="${width}" y1="${HEIGHT / 2}" y2="${HEIGHT / 2}"/>${bars.join("")}`;
+  const zero = `<line class="zero" x1="0" x2="${width}" y1="${HEIGHT / 2}" y2="${HEIGHT / 2}"/>`;
+  svg.innerHTML = `<g aria-hidden="true">${zero}${bars.join("")}</g>`; // the label says it in a sentence
   const ratio = decibels(numbers, errors, place);
   svg.setAttribute("aria-label", `${blockFormat.name}: ${numbers.length} numbers; SQNR of the others ${ratio.others}`);
   name.innerHTML = `<b>${blockFormat.name}</b> <span>scale ${Number(scales[0].toPrecision(4))}</span>

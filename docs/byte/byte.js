@@ -1,6 +1,6 @@
 // The page: a number, a format and a code, shown as a line, as bits and in figures.
 
-import { NoCode, ROUNDINGS, decode, encode, errorOf, fractionAbove, kindOf, neighbours, stepped } from "./codec.js";
+import { NoCode, ROUNDINGS, decode, encode, errorOf, fractionAbove, kindOf, neighbours, overflows, stepped } from "./codec.js";
 import { showBlocks, showResults } from "./blockview.js";
 import { NumberLine } from "./numberline.js";
 import { showProof } from "./prove.js";
@@ -33,7 +33,13 @@ function showByte(formats) {
   for (const id of ["rounding", "saturate"]) $(id).addEventListener("change", encoded);
   $("draw").addEventListener("click", encoded);
   $("number").addEventListener("change", () => {
-    const typed = Number($("number").value.trim().replaceAll("−", "-").replace("∞", "Infinity") || NaN);
+    const text = $("number").value.trim();
+    const typed = parsed(text);
+    if (typed === undefined) {
+      $("number").setAttribute("aria-invalid", true);
+      $("verdict").textContent = `“${text}” is not a number. Write one like 0.1, −2e−3, ∞ or NaN.`;
+      return;
+    }
     setNumber(typed);
     look();
   });
@@ -44,7 +50,8 @@ function showByte(formats) {
   for (const id of ["line", "bits"]) {
     $(id).addEventListener("keydown", (event) => {
       const vertical = event.key === "ArrowUp" || event.key === "ArrowDown";
-      if (!(event.key in KEYS) || (id === "bits" && !vertical)) return;
+      const isShortcut = event.altKey || event.ctrlKey || event.metaKey; // the browser's own
+      if (!(event.key in KEYS) || isShortcut || (id === "bits" && !vertical)) return;
       event.preventDefault();
       setCode(stepped(state.code ?? 0, KEYS[event.key], state.fmt));
       if (!line.shows(state.x)) look();
@@ -86,6 +93,7 @@ function showByte(formats) {
     const { fmt, x, code } = state;
     document.documentElement.style.setProperty("--format", colourOf(fmt));
     $("description").textContent = describe(fmt);
+    $("number").removeAttribute("aria-invalid");
     if (document.activeElement !== $("number") || Number($("number").value) !== x) $("number").value = shown(x);
     $("draw").hidden = $("rounding").value !== "stochastic";
     showBits(fmt, code);
@@ -105,9 +113,10 @@ function showByte(formats) {
     for (const [id, text] of Object.entries(readout)) $(id).textContent = text;
     $("verdict").textContent = verdict(state, $("rounding").value, $("saturate").checked);
     const svg = $("line");
-    svg.setAttribute("aria-valuemin", fmt.distinct[0]);
-    svg.setAttribute("aria-valuemax", fmt.distinct.at(-1));
-    svg.setAttribute("aria-valuenow", Number.isFinite(x) ? x : 0);
+    const [least, most] = [fmt.distinct[0], fmt.distinct.at(-1)];
+    svg.setAttribute("aria-valuemin", least);
+    svg.setAttribute("aria-valuemax", most);
+    svg.setAttribute("aria-valuenow", Number.isNaN(x) ? 0 : Math.min(Math.max(x, least), most));
     svg.setAttribute("aria-valuetext", `${shown(x)} becomes ${readout.value}, code ${readout.code}`);
     if (line.view) line.draw({ ...state });
   }
@@ -185,14 +194,17 @@ function verdict({ fmt, x, code, refusal }, rounding, saturate) {
     return Number.isNaN(x) ? `NaN becomes code ${hexadecimal(code)}.` : `${shown(x)} has no value here: it becomes NaN.`;
   }
   if (Object.is(x, value)) return `${shown(x)} is a value of ${fmt.name}: nothing is lost.`;
-  if (Math.abs(x) > fmt.max && (fmt.signed || x > 0)) {
-    return `${shown(x)} is beyond the largest value: it becomes ${shown(value)}${saturate ? " (saturation)" : ""}.`;
+  const lowest = fmt.kind === "integer" ? fmt.min_code : -fmt.max; // without sign, NaN came before
+  if (x > fmt.max || x < lowest) {
+    const end = x > 0 ? "largest" : "lowest";
+    const how = saturate && overflows(x, fmt, rounding) ? " (saturation)" : "";
+    return `${shown(x)} is beyond the ${end} value: it becomes ${shown(value)}${how}.`;
   }
   if (value === 0 && x === 0) return `${shown(x)} becomes ${shown(value)}.`;
   if (value === 0) return `${shown(x)} is too small: it becomes zero (underflow).`;
-  if (rounding === "stochastic") {
-    const low = fmt.grid.findLastIndex((y) => y <= Math.abs(x));
-    const up = low < 0 ? 0 : fractionAbove(Math.abs(x), low, fmt);
+  const low = fmt.grid?.findLastIndex((y) => y <= Math.abs(x)); // -1: below the smallest, without zero
+  if (rounding === "stochastic" && low >= 0) {
+    const up = fractionAbove(Math.abs(x), low, fmt);
     return `Away from zero with probability ${(100 * up).toPrecision(3)} %; this draw gave ${shown(value)}.`;
   }
   const { below, above } = neighbours(x, fmt);
@@ -201,6 +213,13 @@ function verdict({ fmt, x, code, refusal }, rounding, saturate) {
   return tie
     ? `A tie: ${shown(x)} is as near to ${shown(decode(below, fmt))} as to ${shown(decode(above, fmt))}; the even code wins.`
     : `${shown(x)} becomes ${shown(value)}.`;
+}
+
+/** The number that a text is, as `shown` or a keyboard writes it; undefined if it is none. */
+export function parsed(text) {
+  const plain = text.replaceAll("−", "-").replace(/(∞|inf(inity)?)$/i, "Infinity");
+  const number = Number(plain || NaN);
+  return Number.isNaN(number) && !/^[+-]?nan$/i.test(plain) ? undefined : number;
 }
 
 /** A number in figures: all its digits, with a real minus sign and the sign of zero. */

@@ -56,17 +56,23 @@ export function decode(code, fmt) {
 export function encode(x, fmt, { rounding = "nearest", saturate = true, draw = draw64 } = {}) {
   if (fmt.kind === "integer") return encodeInteger(x, fmt, rounding, saturate);
   if (Number.isNaN(x) && fmt.nan_code === null) throw new NoCode(`${fmt.name} has no NaN`);
-  const magnitude = Number.isNaN(x) ? 0 : Math.abs(x);
-  let code = codeBelow(magnitude, fmt);
-  let overflow = magnitude === Infinity;
-  if (rounding !== "toward_zero" && !overflow) {
-    const goesUp = rounding === "nearest"
-      ? isNearerAbove(magnitude, code, fmt)
-      : isDrawnAbove(magnitude, code, fmt, draw);
-    code += goesUp ? 1 : 0;
-    overflow = code > fmt.max_code;
-  }
+  const [code, overflow] = rounded(Number.isNaN(x) ? 0 : Math.abs(x), fmt, rounding, draw);
   return withSpecials(x, code, overflow, fmt, saturate);
+}
+
+/** The code of a magnitude, and whether it rounds to one beyond the largest value. */
+function rounded(magnitude, fmt, rounding, draw) {
+  if (magnitude === Infinity) return [fmt.max_code, true];
+  let code = codeBelow(magnitude, fmt);
+  if (rounding === "nearest") code += isNearerAbove(magnitude, code, fmt) ? 1 : 0;
+  if (rounding === "stochastic") code += isDrawnAbove(magnitude, code, fmt, draw) ? 1 : 0;
+  return [code, code > fmt.max_code];
+}
+
+/** Whether a number rounds beyond the largest value; if rounding is stochastic, whether it can. */
+export function overflows(x, fmt, rounding) {
+  if (fmt.kind === "float") return rounded(Math.abs(x), fmt, rounding, () => 0n)[1];
+  return roundedToEven(x) < fmt.min_code || roundedToEven(x) > fmt.max_code;
 }
 
 /** The code of the largest finite value that is not above a magnitude; 0 if none is. */

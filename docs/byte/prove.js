@@ -13,7 +13,7 @@ class Prover {
   constructor(onReady, onFailure) {
     this.worker = new Worker("worker.js", { type: "module" });
     this.jobs = new Map();
-    this.worker.addEventListener("error", (event) => onFailure(event.message ?? "the worker ended"));
+    this.worker.addEventListener("error", (event) => onFailure(event.message ?? "this page's server does not answer"));
     this.worker.addEventListener("message", ({ data }) => {
       if (data.event === "ready") onReady(data);
       else if (data.event === "failed" && data.id === undefined) onFailure(data.message);
@@ -48,8 +48,12 @@ export function showProof(sentence) {
     prover.stop();
     ended("Stopped.");
   });
+  $("sentence").addEventListener("input", () => $("sentence").setCustomValidity(""));
   $("sentence-form").addEventListener("submit", (event) => {
     event.preventDefault();
+    const blank = !$("sentence").value.trim();
+    $("sentence").setCustomValidity(blank ? "Write a sentence." : "");
+    if (!$("sentence").reportValidity()) return;
     $("classify").disabled = true;
     classify($("sentence").value).catch(failed).finally(() => { $("classify").disabled = false; });
   });
@@ -94,7 +98,7 @@ export function showProof(sentence) {
   }
 
   function failed(error) {
-    ended(`Failed: ${error.message ?? error}`, false);
+    ended(`Failed: ${error.message ?? error}.`, false);
   }
 
   function ended(message, good) {

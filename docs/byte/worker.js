@@ -16,11 +16,14 @@ const JOBS = {
 async function started() {
   const local = new URL("pyodide/", self.location.href).href;
   const indexURL = (await exists(`${local}pyodide.mjs`)) ? local : PYODIDE;
-  const archive = await fetch("project.zip");
+  const archive = await asked("project.zip");
   if (!archive.ok) {
     throw new Error("project.zip is missing: run python scripts/make_byte_page.py --archive");
   }
-  const { loadPyodide } = await import(`${indexURL}pyodide.mjs`);
+  const { loadPyodide } = await import(`${indexURL}pyodide.mjs`).catch(() => {
+    throw new Error(`Python cannot be loaded from ${indexURL}. Is there a connection? Without one, `
+      + "Pyodide's files and NumPy's wheel have to be in a folder pyodide beside this page");
+  });
   const pyodide = await loadPyodide({ indexURL });
   proof = await importProof(pyodide, await archive.arrayBuffer());
   toPython = pyodide.toPy;
@@ -28,8 +31,16 @@ async function started() {
 }
 
 async function exists(url) {
-  const answer = await fetch(url, { method: "HEAD" });
+  const answer = await asked(url, { method: "HEAD" });
   return answer.ok;
+}
+
+async function asked(url, options) {
+  try {
+    return await fetch(url, options);
+  } catch {
+    throw new Error(`this page's server does not answer (${url})`);
+  }
 }
 
 const ready = started();

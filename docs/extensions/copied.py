@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.transforms import SphinxTransform
 
 
 def copy_notebooks(app: Sphinx, config: Config) -> None:
@@ -27,6 +29,21 @@ def copy_notebooks(app: Sphinx, config: Config) -> None:
             path.write_text(text, encoding="utf-8")
 
 
+class FigureTexts(SphinxTransform):
+    """Describe a notebook's figure, for screen readers, by the text below that says what to see."""
+
+    default_priority = 840
+
+    def apply(self) -> None:
+        """Go through the page from its end, so that a figure meets the text below it."""
+        text = ""
+        for node in reversed(list(self.document.findall())):
+            if isinstance(node, nodes.paragraph) and node.astext().startswith("What to see. "):
+                text = " ".join(node.astext().removeprefix("What to see. ").split())
+            elif isinstance(node, nodes.image) and not node.get("alt"):
+                node["alt"] = text
+
+
 def copy_byte(app: Sphinx, exception: Exception | None) -> None:
     """Copy the static page ``byte/`` as it is, with the archive of the packages that it proves."""
     source, target = Path(app.srcdir) / "byte", Path(app.outdir) / "byte"
@@ -39,5 +56,6 @@ def copy_byte(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Copy the notebooks before the pages are looked for, and the page at the end."""
     app.connect("config-inited", copy_notebooks)
+    app.add_transform(FigureTexts)
     app.connect("build-finished", copy_byte)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -30,7 +30,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import array_of, flag, integer, wrong_array, wrong_type
+from npfp8.arguments import (
+    array_of,
+    choice,
+    dtype_of,
+    flag,
+    integer,
+    wrong_array,
+    wrong_type,
+)
 from npfp8.arrays import Array, Kernel, apply_chunkwise
 from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.codec.definition import codes_of, integer_kernel, quietly, stochastic_kernel
@@ -131,8 +139,7 @@ def encode(
     fmt = as_format(fmt)
     values = array_of("x", x)
     saturate = flag("saturate", saturate)
-    if rounding not in _ROUNDINGS:
-        raise ValueError(f"rounding: expected one of {', '.join(_ROUNDINGS)}, found {rounding!r}")
+    rounding = choice("rounding", rounding, _ROUNDINGS)
     source = _source(values.dtype)
     if not source:
         expected = "float16, bfloat16, float32, float64 or integers"
@@ -199,9 +206,7 @@ def encode_bfloat16(
     if patterns.dtype != np.uint16:
         raise wrong_array("bits", "uint16", patterns, bits)
     saturate = flag("saturate", saturate)
-    if rounding not in _ROUNDINGS[:2]:
-        expected = " or ".join(_ROUNDINGS[:2])
-        raise ValueError(f"rounding: expected {expected} for bits, found {rounding!r}")
+    rounding = choice("rounding", rounding, _ROUNDINGS[:2])
     kernel = table_encoder(fmt, saturate, rounding, "bfloat16")
     return apply_chunkwise(kernel, patterns, fmt.code_dtype, out=out, threads=threads)
 
@@ -254,10 +259,7 @@ def decode(
     array([  1., 448.,  nan], dtype=float32)
     """
     fmt = as_format(fmt)
-    try:
-        kind = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"dtype: expected a float dtype, found {dtype!r}") from None
+    kind = dtype_of("dtype", dtype, "a float dtype")
     return values_of(_checked(codes, fmt), fmt, kind, out, threads)
 
 

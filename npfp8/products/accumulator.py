@@ -127,7 +127,8 @@ class Accumulator:
             )
         if self.kind == "fused":
             formats, steps = self.formats or (), self.steps_to_float32
-            largest = (2 * self.step + 1) << (max(self.fraction_bits, 0) + 1)
+            # No more than 25 bits are shifted: the result is too large then.
+            largest = (2 * self.step + 1) << (min(max(self.fraction_bits, 0), 24) + 1)
             return (
                 (self.step > 0, "step of at least 1"),
                 (self.fraction_bits > 0, "fraction_bits of at least 1"),

@@ -81,6 +81,7 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
         require_array(name, operand, np.float32)
         if operand.ndim < 2:
             raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
+    a, b = np.asarray(a), np.asarray(b)  # an np.matrix multiplies in ways of its own
     k = a.shape[-1]
     if k != b.shape[-2]:
         raise ValueError(
