@@ -41,6 +41,12 @@ __all__ = ["add_golden_commands"]
 
 def add_golden_commands(command: AddCommand) -> None:
     """Add the sub-commands of ``golden``."""
+    _add_export(command)
+    _add_verify(command)
+    _add_vectors(command)
+
+
+def _add_export(command: AddCommand) -> None:
     export = command(
         "export",
         _export,
@@ -87,6 +93,8 @@ def add_golden_commands(command: AddCommand) -> None:
     )
     add_sentence_scales(export)
 
+
+def _add_verify(command: AddCommand) -> None:
     compare = command(
         "verify",
         _verify,
@@ -140,6 +148,8 @@ def add_golden_commands(command: AddCommand) -> None:
         help="write the report as a page with pictures",
     )
 
+
+def _add_vectors(command: AddCommand) -> None:
     vectors = command(
         "vectors", _vectors, "Write the codec's test vectors as plain text.", "vectors"
     )
