@@ -285,7 +285,7 @@ def command(arguments):
         print("begun", flush=True)
         time.sleep(60)
 demo._demo = command
-sys.argv[1:1] = ["demo", "--formats"]
+sys.argv[1:1] = ["demo", "--json"]
 sys.exit(__main__.main())
 """
     with subprocess.Popen(
