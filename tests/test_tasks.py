@@ -91,7 +91,9 @@ def test_a_head_that_is_not_the_tasks(name: str, folders: dict[str, Path]) -> No
 
 def test_only_glue_has_test_sets() -> None:
     assert SQUAD.test_set is None
-    with pytest.raises(BertNumpyError, match="task squad: expected a task of GLUE, as no other has a test set"):
+    with pytest.raises(
+        BertNumpyError, match="task squad: expected a task of GLUE, as no other has a test set"
+    ):
         require_test_set(SQUAD)
     names = {name: require_test_set(task).submission_file for name, task in TASKS.items()}
     assert names == {
