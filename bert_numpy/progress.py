@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
-__all__ = ["Progress", "ProgressBar", "is_quiet", "no_bar", "quiet"]
+__all__ = ["Progress", "ProgressBar", "is_quiet", "is_shown", "no_bar", "quiet"]
 
 #: Called with the number of texts or sequences just done.
 Progress = Callable[[int], None]
@@ -37,3 +38,8 @@ def quiet(wanted: bool) -> Iterator[None]:
 def is_quiet() -> bool:
     """Tell whether progress bars and notes are left out."""
     return _QUIET.get()
+
+
+def is_shown() -> bool:
+    """Tell whether progress bars are drawn: not where they are left out, nor without a terminal."""
+    return not is_quiet() and sys.stderr.isatty()

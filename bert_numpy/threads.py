@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from npfp8.arguments import integer, wrong_type
+from npfp8.arguments import integer, require_function, wrong_type
 
 __all__ = ["default_threads", "map_in_order", "one_blas_thread"]
 
@@ -86,8 +86,7 @@ def map_in_order(
     >>> list(map_in_order(abs, [-1, 2, -3], threads=2))
     [1, 2, 3]
     """
-    if not callable(function):
-        raise wrong_type("function", "a function", function)
+    require_function("function", function)
     try:
         iterator = iter(items)
     except TypeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +19,12 @@ __all__ = [
     "dtype_of",
     "flag",
     "integer",
+    "loaded",
     "named",
     "number",
     "path_of",
     "require",
+    "require_function",
     "require_iterable",
     "wrong_array",
     "wrong_type",
@@ -70,6 +72,31 @@ def require(argument: str, value: object, kinds: type | tuple[type, ...], expect
         raise wrong_type(argument, expected, value)
 
 
+def require_function(
+    argument: str, value: object, expected: str = "a function", *, optional: bool = False
+) -> None:
+    """Raise TypeError unless a value can be called, or is None where that is allowed."""
+    if not callable(value) and not (optional and value is None):
+        raise wrong_type(argument, expected, value)
+
+
+def loaded(
+    argument: str, value: Any, kind: type[_Value], load: Callable[[Any], _Value], expected: str
+) -> _Value:
+    """Return an object that is given as such, or by the name or path that ``load`` takes.
+
+    Raises
+    ------
+    TypeError
+        If it is neither of this class nor a str or a path.
+    """
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, str | os.PathLike):
+        raise wrong_type(argument, expected, value)
+    return load(value)
+
+
 def flag(argument: str, value: object) -> bool:
     """Return True or False as given; raise TypeError for anything else."""
     if not isinstance(value, _FLAGS):
@@ -105,23 +132,35 @@ def path_of(argument: str, value: object) -> Path:
     return Path(value)
 
 
-def array_of(argument: str, value: Any) -> npt.NDArray[Any]:
+def array_of(argument: str, value: Any, *dtypes: npt.DTypeLike) -> npt.NDArray[Any]:
     """Return a value as an array; raise for rows of several lengths, and what is no array.
+
+    Parameters
+    ----------
+    argument : str
+    value
+    *dtypes
+        The dtypes that are accepted; all, if none is given.
 
     Raises
     ------
     ValueError
         If rows have several lengths.
     TypeError
-        If the value's own conversion to an array fails, such as that of a torch tensor.
+        If the value's own conversion to an array fails, such as that of a torch tensor, or if
+        the array is of another dtype.
     """
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{argument}: expected an array, found an error: {error}") from None
     except (TypeError, RuntimeError) as error:
         found = _type_name(value)
         raise TypeError(f"{argument}: expected an array, found {found}: {error}") from None
+    if dtypes and array.dtype not in dtypes:
+        expected = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
+        raise wrong_array(argument, expected, array, value)
+    return array
 
 
 def dtype_of(argument: str, value: Any, expected: str = "a dtype") -> np.dtype[Any]:

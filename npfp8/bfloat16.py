@@ -53,9 +53,7 @@ def from_bits(bits: npt.ArrayLike) -> Float32Array:
     >>> from_bits(np.uint16([0x3F80, 0xC000]))
     array([ 1., -2.], dtype=float32)
     """
-    codes = array_of("bits", bits)
-    if codes.dtype != np.uint16:
-        raise wrong_array("bits", "uint16", codes, bits)
+    codes = array_of("bits", bits, np.uint16)
     wide = np.atleast_1d(codes.astype(np.uint32))
     wide <<= np.uint32(16)
     return wide.view(np.float32).reshape(codes.shape)
@@ -245,9 +243,7 @@ def _round_float64(x: Float64Array, out: Float32Array, work: npt.NDArray[np.uint
 
 def _as_float32(x: npt.ArrayLike) -> Float32Array:
     """Return a C-contiguous float32 array of at least one dimension, in native byte order."""
-    values = array_of("x", x)
-    if values.dtype != np.float32:
-        raise wrong_array("x", "float32", values, x)
+    values = array_of("x", x, np.float32)
     return np.ascontiguousarray(values, dtype=np.float32)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from npfp8.arguments import flag, integer, wrong_type
+from npfp8.arguments import flag, integer, require_function
 from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import decode, encode
@@ -173,8 +173,7 @@ def check_encoder(encoder: Encoder, fmt: FloatFormat | str, saturate: bool = Tru
     AssertionError: E4M3FN encoder: 38517 of 405468 codes differ; first for 0.0009765626164153218 \
 (bits 0x3A800001): expected 0x01, found 0x00. It looks like truncation
     """
-    if not callable(encoder):
-        raise wrong_type("encoder", "a function", encoder)
+    require_function("encoder", encoder)
     fmt, saturate = as_float_format(fmt), flag("saturate", saturate)
     x = _inputs(fmt)
     expected = encode(x, fmt, saturate)
@@ -224,8 +223,7 @@ def check_decoder(decoder: Decoder, fmt: FloatFormat | str) -> None:
     ...
     AssertionError: E5M2 decoder: code 0x01: expected 1.52587890625e-05, found 3.0517578125e-05
     """
-    if not callable(decoder):
-        raise wrong_type("decoder", "a function", decoder)
+    require_function("decoder", decoder)
     fmt = as_float_format(fmt)
     patterns = np.arange(fmt.values.size, dtype=np.uint8)
     expected = decode(patterns, fmt, np.float64)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import named, path_of, require
+from npfp8.arguments import choice, named, path_of, require
 from npfp8.arrays import Array, Float64Array
 from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
 from npfp8.boundaries import boundary_bits, boundary_numbers
@@ -272,14 +272,13 @@ def make_vectors(fmt: FloatFormat | str, mode: str, source: str) -> Vectors:
     ('0x7e', '0x1')
     """
     fmt = as_float_format(fmt)
-    how, kind = named("mode", mode, MODES), named("source", source, SOURCES)
+    mode, source = choice("mode", mode, MODES), choice("source", source, SOURCES)
+    how, kind = MODES[mode], SOURCES[source]
     inputs = boundary_inputs(fmt, source)
     codes = kind.encode(inputs, fmt, how.saturate, how.rounding)
     with np.errstate(invalid="ignore"):  # signalling NaNs
         x = kind.to_float(inputs).astype(np.float64)
-    return Vectors(
-        fmt, mode.lower(), source.lower(), inputs, codes, _flags(x, codes, fmt, how.rounding)
-    )
+    return Vectors(fmt, mode, source, inputs, codes, _flags(x, codes, fmt, how.rounding))
 
 
 def _flags(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import os.path
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from bert_numpy.assets import ASSETS
 from bert_numpy.checkpoints.tensors import INDEX, SINGLE, missing_weights, read_weight_map
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.progress import is_quiet
+from bert_numpy.progress import is_shown
 from npfp8.arguments import require
 from npfp8.names import suggestion
 
@@ -192,7 +191,7 @@ def _progress_bar() -> Any:
     """Make the library's progress bar silent without a terminal, or if that is wanted."""
     import huggingface_hub.utils  # noqa: PLC0415
 
-    silent = is_quiet() or not sys.stderr.isatty()  # asked here: files are fetched by threads
+    silent = not is_shown()  # asked here: files are fetched by threads
     base: Any = huggingface_hub.utils.tqdm  # type: ignore[attr-defined]
 
     class Bar(base):  # type: ignore[misc]

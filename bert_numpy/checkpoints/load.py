@@ -19,7 +19,7 @@ from bert_numpy.engines.functions import ACTIVATIONS
 from bert_numpy.errors import BertNumpyError, key_error
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
-from npfp8.arguments import wrong_type
+from npfp8.arguments import loaded
 
 if TYPE_CHECKING:
     from bert_numpy.quantization.recipe import Recipe
@@ -101,11 +101,7 @@ def as_model(model: Model | str | Path, argument: str = "model") -> Model:
     >>> as_model("bert-tiny-sst2").name
     'bert-tiny-sst2'
     """
-    if isinstance(model, Model):
-        return model
-    if not isinstance(model, str | os.PathLike):
-        raise wrong_type(argument, "a model, its folder, or its name", model)
-    return load(model)
+    return loaded(argument, model, Model, load, "a model, its folder, or its name")
 
 
 def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> Recipe | None:

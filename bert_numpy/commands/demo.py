@@ -21,6 +21,7 @@ from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.findings import (
     base_size_finding,
     format_finding,
+    format_name,
     int8_alone_collapses,
     outlier_finding,
 )
@@ -151,7 +152,7 @@ def _show(report: Row) -> None:
     )
     print_rows(
         ["format", "flips", "relative logit error", "bytes of linear layers"],
-        [[_name(row), *_change(row), f"{row['linear_bytes']:,}"] for row in rows],
+        [[format_name(row), *_change(row), f"{row['linear_bytes']:,}"] for row in rows],
     )
     if len(rows) > 1:
         _print_text(format_finding(rows, examples), "")
@@ -169,7 +170,7 @@ def _show(report: Row) -> None:
 
 def _steps_table(steps: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Lay out the steps: a column per format and number; or, if they are too many, a row."""
-    names = [_name(row) for row in steps[0]["rows"]]
+    names = [format_name(row) for row in steps[0]["rows"]]
     heads = ["outliers", *(f"{name} {what}" for name in names for what in ("flips", "error"))]
     if sum(map(len, heads)) + 3 * len(heads) + 1 <= _WIDTH:
         cells = [[cell for row in step["rows"] for cell in _change(row)] for step in steps]
@@ -183,10 +184,6 @@ def _steps_table(steps: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def _size(step: Row) -> str:
     return f"2^{step['exponent']}" if step["exponent"] else "none"
-
-
-def _name(row: Row) -> str:
-    return str(row["format"]).upper()
 
 
 def _change(row: Row) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from bert_numpy.commands.report import counted
 from bert_numpy.model.config import BertConfig, Pooling
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 
@@ -32,7 +33,7 @@ def describe_config(config: BertConfig) -> Iterator[tuple[str, str]]:
     yield (
         "input",
         f"at most {config.max_length:,} tokens, vocabulary of {config.vocab_size:,}"
-        + f", {types} token type{'s' * (types > 1)}" * (types > 0),
+        + f", {counted(types, 'token type')}" * (types > 0),
     )
     yield "head", config.head.name
     if config.head.name in _LABELLED:
@@ -84,14 +85,14 @@ def _encoder(config: BertConfig) -> Iterator[tuple[str, str]]:
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     yield (
         "encoder",
-        f"{config.model_type}, {layers} layer{'s' * (layers != 1)} of width "
-        f"{config.hidden_size:,}, {heads} attention head{'s' * (heads != 1)}",
+        f"{config.model_type}, {counted(layers, 'layer')} of width "
+        f"{config.hidden_size:,}, {counted(heads, 'attention head')}",
     )
     yield "feed-forward", f"width {config.intermediate_size:,}, {config.hidden_act}"
     if config.embedding_size != config.hidden_size:
         yield "embeddings", f"width {config.embedding_size:,}, projected to the encoder's"
     if groups := config.num_hidden_groups:
-        yield "sharing", f"{groups} set{'s' * (groups != 1)} of parameters for all layers"
+        yield "sharing", f"{counted(groups, 'set')} of parameters for all layers"
     if buckets := config.relative_attention_num_buckets:
         yield "positions", f"absolute, and relative in {buckets} buckets"
 

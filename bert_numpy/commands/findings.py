@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["base_size_finding", "format_finding", "int8_alone_collapses", "outlier_finding"]
+__all__ = [
+    "base_size_finding",
+    "format_finding",
+    "format_name",
+    "int8_alone_collapses",
+    "outlier_finding",
+]
 
 #: A format does not notice outliers if its logit error grows by at most a quarter. Otherwise it
 #: collapses if outliers change at least a fifth of the predictions.
@@ -30,8 +36,8 @@ def format_finding(rows: Sequence[Row], examples: int) -> str:
     if not others:
         return ""
     first, *rest = sorted(others, key=lambda row: row["flips"])
-    counts = [f"{_name(first)} changes {first['flips']:,} of {examples:,} predictions"]
-    counts += [f"{_name(row)} {row['flips']:,}" for row in rest]
+    counts = [f"{format_name(first)} changes {first['flips']:,} of {examples:,} predictions"]
+    counts += [f"{format_name(row)} {row['flips']:,}" for row in rest]
     shares = sorted(round(100 * row["linear_bytes"] / reference["linear_bytes"]) for row in others)
     share = f"{shares[0]}" if shares[0] == shares[-1] else f"{shares[0]} to {shares[-1]}"
     return f"{_listed(counts)}; the linear layers take {share} % of FP32's bytes."
@@ -125,17 +131,19 @@ def _verdict(plain: Row, others: Sequence[Row], examples: int) -> str:
     """Say what outliers do to one format, with its numbers of flips."""
     before, flips = plain["flips"], [row["flips"] for row in others]
     most, effect = max(flips), _effect(plain, others, examples)
+    name = format_name(plain)
     if effect == _NOTHING:
         after = f"{most:,}" if most == min(flips) else f"{min(flips):,} to {most:,}"
-        return f"{_name(plain)} does not notice: {before:,} flips without outliers, {after} with."
+        return f"{name} does not notice: {before:,} flips without outliers, {after} with."
     if effect == _WORSE:
-        return f"{_name(plain)} gets worse: {before:,} flips without outliers, up to {most:,} with."
+        return f"{name} gets worse: {before:,} flips without outliers, up to {most:,} with."
     worst = others[flips.index(most)]
     label = ", as every review gets the same label" if worst["classes"] == 1 else ""
-    return f"{_name(plain)} collapses: {before:,} flips without outliers, {most:,} with{label}."
+    return f"{name} collapses: {before:,} flips without outliers, {most:,} with{label}."
 
 
-def _name(row: Row) -> str:
+def format_name(row: Row) -> str:
+    """Return the name of a row's format as it is shown."""
     return str(row["format"]).upper()
 
 

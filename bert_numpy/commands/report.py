@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bert_numpy.errors import shown, writing
 from bert_numpy.evaluation.evaluate import Evaluation, compare_with
 from bert_numpy.finite import missing
-from bert_numpy.progress import is_quiet
+from bert_numpy.progress import is_quiet, is_shown
 from npfp8.arrays import Array
 from npfp8.files import replaced_file
 
@@ -264,7 +264,7 @@ def _console(width: int) -> Console:
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Any]:
     """Show a progress bar on a terminal's standard error; yield the function that advances it."""
-    if is_quiet() or not sys.stderr.isatty():
+    if not is_shown():
         yield lambda count: None
         return
     from rich.console import Console  # noqa: PLC0415 (see above)
@@ -328,10 +328,12 @@ def json_text(value: Any, indent: int = 0) -> str:
      "sites": {"a": {"elements": 3, "saturated": 0}}
     }
     """
-    line = json.dumps(value, allow_nan=False)
-    is_short = 0 < indent <= WIDTH - len(line)
-    if not isinstance(value, dict | list) or not value or is_short or _has_numbers_alone(value):
-        return line
+    if not isinstance(value, dict | list) or not value or _has_numbers_alone(value):
+        return json.dumps(value, allow_nan=False)
+    if indent:  # the outermost object is never one line, however short it is
+        line = json.dumps(value, allow_nan=False)
+        if indent + len(line) <= WIDTH:
+            return line
     inner = [
         json.dumps(item, allow_nan=False)
         if _is_record(item, value)

@@ -15,7 +15,7 @@ from bert_numpy.model.model import Model, require_head
 from bert_numpy.progress import Progress
 from bert_numpy.tasks.similarity import EMBEDDINGS, cosines, neighbours
 from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, as_tokenizer
-from npfp8.arguments import integer, wrong_type
+from npfp8.arguments import integer, require_function
 from npfp8.arrays import Float32Array
 
 __all__ = ["NEIGHBOURS", "embed", "embed_encoded", "similarity"]
@@ -78,8 +78,7 @@ def embed(
         raise BertNumpyError(f"batch_size: expected at least 1, found {batch_size}")
     if threads is not None and (threads := integer("threads", threads)) < 1:
         raise BertNumpyError(f"threads: expected at least 1, found {threads}")
-    if progress is not None and not callable(progress):
-        raise wrong_type("progress", "a function", progress)
+    require_function("progress", progress, optional=True)
     require_head(model, EMBEDDINGS.head)
     encoded = tokenizer.encode(texts, None, max_length)
     return embed_encoded(model, encoded, batch_size, progress, threads)

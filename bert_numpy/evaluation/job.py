@@ -44,7 +44,7 @@ from bert_numpy.tasks.tokenization import (
     as_tokenizer,
     load_tokenizer,
 )
-from npfp8.arguments import flag, integer, require, wrong_type
+from npfp8.arguments import flag, integer, require, require_function, wrong_type
 from npfp8.files import open_regular
 
 __all__ = [
@@ -186,7 +186,7 @@ def prepare(
     _check_numbers(limit=limit, max_length=max_length)
     require("task", task, str, "the name of a task")
     calibrated, test = flag("calibrated", calibrated), flag("test", test)
-    _check_function("progress_bar", progress_bar)
+    require_function("progress_bar", progress_bar, "a function or None", optional=True)
     task_ = any_task_named(task)
     examples = _read_examples(data, task_, limit, test)
     given = saved_calibration(calibration) if calibrated and calibration is not None else None
@@ -371,7 +371,7 @@ def calibrate_on_sentences(
     require("file", file, (str, Path), "a path")
     integer("samples", samples)
     paired, golden = flag("paired", paired), flag("golden", golden)
-    _check_function("progress_bar", progress_bar)
+    require_function("progress_bar", progress_bar, "a function or None", optional=True)
     texts = _sentences(file, samples)
     pairs = [*texts[1:], texts[0]] if paired else None
     encoded = tokenizer.encode(texts, pairs, _length(_SENTENCES, tokenizer, None))
@@ -418,7 +418,7 @@ def run(
     require("job", job, Job, "a job, as prepare returns it")
     recipes = _recipes(recipes)
     golden = flag("golden", golden)
-    _check_function("progress_bar", progress_bar)
+    require_function("progress_bar", progress_bar, "a function or None", optional=True)
     require("calibration_output", calibration_output, (str, Path, type(None)), "a path or None")
     return _evaluations(job, recipes, progress_bar or no_bar, golden, calibration_output)
 
@@ -481,7 +481,7 @@ def with_calibration(
     require("job", job, Job, "a job, as prepare returns it")
     recipes = _recipes(recipes)
     golden = flag("golden", golden)
-    _check_function("progress_bar", progress_bar)
+    require_function("progress_bar", progress_bar, "a function or None", optional=True)
     if (
         job.calibration is not None
         or isinstance(job.model, QuantizedModel)
@@ -510,7 +510,7 @@ def evaluate_job(job: Job, model: QuantizedModel, progress: Progress | None = No
     """
     require("job", job, Job, "a job, as prepare returns it")
     require("model", model, QuantizedModel, "a quantized model, as apply_recipe returns it")
-    _check_function("progress", progress)
+    require_function("progress", progress, "a function or None", optional=True)
     return evaluate_task(model, job.task, job.examples, job.windows, job.batch_size, progress)
 
 
@@ -541,8 +541,3 @@ def _check_numbers(**numbers: object) -> None:
     for name, number in numbers.items():
         if number is not None:
             integer(name, number)
-
-
-def _check_function(argument: str, value: object) -> None:
-    if value is not None and not callable(value):
-        raise wrong_type(argument, "a function or None", value)

@@ -19,7 +19,7 @@ from bert_numpy.kit.manifest import PROFILES, Kit, Tensor, as_kit
 from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
 from bert_numpy.progress import ProgressBar, no_bar
-from npfp8.arguments import integer, require, wrong_type
+from npfp8.arguments import integer, require, require_function, wrong_type
 from npfp8.arrays import Array, Float64Array, IntArray
 from npfp8.formats import FORMATS, FloatFormat
 from npfp8.mistakes import differing
@@ -226,8 +226,7 @@ def verify(
     if not isinstance(min_sqnr, Real):
         raise wrong_type("min_sqnr", "a number", min_sqnr)
     max_flips = integer("max_flips", max_flips)
-    if progress_bar is not None and not callable(progress_bar):
-        raise wrong_type("progress_bar", "a function or None", progress_bar)
+    require_function("progress_bar", progress_bar, "a function or None", optional=True)
     found = as_candidate(candidate, kit, "candidate")
     differing = {
         name: mask for name, x in found.items() if (mask := differing_elements(kit, name, x)).any()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
 from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, writing
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
-from npfp8.arguments import path_of, require, require_iterable, wrong_type
+from npfp8.arguments import loaded, path_of, require, require_function, require_iterable
 from npfp8.arrays import Array
 from npfp8.bfloat16 import from_bits, to_bits
 from npfp8.files import created_folder, replaced_file
@@ -146,8 +145,7 @@ class Kit:
         {'codes': (256,)}
         """
         self._require_tensor("name", name)
-        if values is not None and not callable(values):
-            raise wrong_type("values", "a function from names to arrays", values)
+        require_function("values", values, "a function from names to arrays", optional=True)
         value = values or self.arrays.__getitem__
         return {
             role: apply_view(value(reference.tensor), reference.view)
@@ -165,8 +163,7 @@ class Kit:
         {'codec/E4M3FN/codes'}
         """
         require_iterable("names", names, "names of tensors")
-        if not callable(known):
-            raise wrong_type("known", "a function of a name", known)
+        require_function("known", known, "a function of a name")
         found: set[str] = set()
         waiting = list(names)
         for name in waiting:
@@ -364,11 +361,7 @@ def as_kit(kit: Kit | str | Path, argument: str = "kit") -> Kit:
     >>> as_kit(kit) is kit
     True
     """
-    if isinstance(kit, Kit):
-        return kit
-    if not isinstance(kit, str | os.PathLike):
-        raise wrong_type(argument, "a kit, or its folder or name", kit)
-    return open_kit(kit)
+    return loaded(argument, kit, Kit, open_kit, "a kit, or its folder or name")
 
 
 def open_kit(folder: str | Path = EMBEDDED) -> Kit:

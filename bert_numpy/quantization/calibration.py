@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -35,7 +34,7 @@ from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from bert_numpy.threads import default_threads, map_in_order
 from npfp8 import QuantizedTensor
-from npfp8.arguments import flag, integer, path_of, require, require_iterable, wrong_type
+from npfp8.arguments import flag, integer, loaded, path_of, require, require_iterable, wrong_type
 from npfp8.arrays import Array, Float32Array, Float64Array, IntArray
 from npfp8.storage import load_file, read_metadata, save_file
 
@@ -521,11 +520,9 @@ def as_calibration(
     >>> as_calibration(calibration) is calibration
     True
     """
-    if isinstance(calibration, Calibration):
-        return calibration
-    if not isinstance(calibration, str | os.PathLike):
-        raise wrong_type(argument, "a calibration or the path of one", calibration)
-    return load_calibration(calibration)
+    return loaded(
+        argument, calibration, Calibration, load_calibration, "a calibration or the path of one"
+    )
 
 
 def _stored_statistics(path: str | Path, tensors: Mapping[str, Any], name: str) -> Statistics:

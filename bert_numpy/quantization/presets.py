@@ -12,7 +12,7 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
-from npfp8.arguments import wrong_type
+from npfp8.arguments import loaded
 from npfp8.names import match, suggestion
 
 __all__ = ["PRESETS", "as_recipe", "preset"]
@@ -152,8 +152,10 @@ def as_recipe(recipe: Recipe | str | PathLike[str], argument: str = "recipe") ->
     >>> as_recipe("INT8").name
     'int8'
     """
-    if isinstance(recipe, Recipe):
-        return recipe
-    if not isinstance(recipe, str | PathLike):
-        raise wrong_type(argument, "a recipe, its name, or a JSON file", recipe)
-    return preset(fspath(recipe), argument)
+    return loaded(
+        argument,
+        recipe,
+        Recipe,
+        lambda name: preset(fspath(name), argument),
+        "a recipe, its name, or a JSON file",
+    )

@@ -22,7 +22,7 @@ from bert_numpy.checkpoints.hub import check_name, resolve
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.progress import Progress
 from bert_numpy.tasks.cuts import context_offsets, longest_first, whole_characters, window_positions
-from npfp8.arguments import integer, require, wrong_type
+from npfp8.arguments import integer, loaded, require, require_function, wrong_type
 from npfp8.arrays import IntArray
 
 if TYPE_CHECKING:  # these import the library, which a model that is given token ids can do without
@@ -189,8 +189,8 @@ class Tokenizer:
         """
         if max_length is not None:
             max_length = integer("max_length", max_length)
-        if progress is not None and not callable(progress):
-            raise wrong_type("progress", "a function", progress)
+        if progress is not None:
+            require_function("progress", progress)
         _check_texts(texts, pairs)
         limit = self.model_max_length
         special = self.backend.num_special_tokens_to_add(pairs is not None)
@@ -312,8 +312,8 @@ class Tokenizer:
         """
         _check_texts(questions, contexts, ("questions", "contexts"))
         max_length = integer("max_length", max_length)
-        if progress is not None and not callable(progress):
-            raise wrong_type("progress", "a function", progress)
+        if progress is not None:
+            require_function("progress", progress)
         for name, value in (("doc_stride", doc_stride), ("max_query_length", max_query_length)):
             if integer(name, value) < 1:
                 raise BertNumpyError(f"{name}: expected at least 1, found {value}")
@@ -484,11 +484,13 @@ def as_tokenizer(tokenizer: Tokenizer | str | Path, argument: str = "tokenizer")
     >>> as_tokenizer("bert-tiny-sst2")
     <Tokenizer WordPiece: vocabulary 30522, at most 512 tokens>
     """
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    if not isinstance(tokenizer, str | os.PathLike):
-        raise wrong_type(argument, "a tokenizer, or the folder or name of its model", tokenizer)
-    return load_tokenizer(tokenizer)
+    return loaded(
+        argument,
+        tokenizer,
+        Tokenizer,
+        load_tokenizer,
+        "a tokenizer, or the folder or name of its model",
+    )
 
 
 def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Tokenizer:

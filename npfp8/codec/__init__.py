@@ -30,15 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import (
-    array_of,
-    choice,
-    dtype_of,
-    flag,
-    integer,
-    wrong_array,
-    wrong_type,
-)
+from npfp8.arguments import array_of, choice, dtype_of, flag, integer, wrong_array, wrong_type
 from npfp8.arrays import Array, Kernel, apply_chunkwise
 from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.codec.definition import codes_of, integer_kernel, quietly, stochastic_kernel
@@ -202,9 +194,7 @@ def encode_bfloat16(
     array([ 56, 192], dtype=uint8)
     """
     fmt = as_float_format(fmt)
-    patterns = array_of("bits", bits)
-    if patterns.dtype != np.uint16:
-        raise wrong_array("bits", "uint16", patterns, bits)
+    patterns = array_of("bits", bits, np.uint16)
     saturate = flag("saturate", saturate)
     rounding = choice("rounding", rounding, _ROUNDINGS[:2])
     kernel = table_encoder(fmt, saturate, rounding, "bfloat16")
