@@ -8,7 +8,8 @@ Sources: *FP8 Formats for Deep Learning* (arXiv 2209.05433), section 3 and
 table 1; *OCP 8-bit Floating Point Specification (OFP8)* revision 1.0; *OCP
 Microscaling Formats (MX) Specification* version 1.0, section 5; *8-bit
 Numerical Formats for Deep Neural Networks* (arXiv 2206.02915) for the FNUZ
-formats; ml_dtypes for the names of all.
+formats; IEEE P3109's interim report on 8-bit formats (binary8p3, binary8p4); ml_dtypes for
+the names of most.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "E2M3",
     "E3M2",
     "E3M4",
+    "E3M4FN",
     "E4M3",
     "E4M3B11FNUZ",
     "E4M3FN",
@@ -37,9 +39,13 @@ __all__ = [
     "E5M2",
     "E5M2FNUZ",
     "E8M0FNU",
+    "FIXED8",
     "FLOAT_FORMATS",
     "FORMATS",
     "INT8",
+    "P3109_K8P3",
+    "P3109_K8P4",
+    "UE4M3",
     "UINT8",
     "FloatFormat",
     "Format",
@@ -70,7 +76,8 @@ class FloatFormat:
     bias : int
         Exponent bias.
     has_infinity : bool
-        Whether the all-ones exponent with a zero mantissa is an infinity.
+        Whether there are infinities. Their code, without the sign, has an all-ones exponent
+        and a zero mantissa.
     nan_codes : tuple of int
         Every code that is a NaN, of both signs, in any order. They are kept in rising
         order, each once. If the code of -0 is among them (the FNUZ formats), the
@@ -83,6 +90,9 @@ class FloatFormat:
         in a signed format the sign bit alone is that value negated.
     name : str
         The name in messages and reports. Formats that differ only in name are equal.
+    infinity_on_top : bool
+        With ``has_infinity``: whether the code of the infinity, without the sign, has all
+        bits set instead (IEEE P3109), so that the mantissas below it are numbers.
 
     Raises
     ------
@@ -114,6 +124,7 @@ class FloatFormat:
     signed: bool = True
     has_zero: bool = True
     name: str = field(default="custom", compare=False)
+    infinity_on_top: bool = False
 
     code_dtype = np.dtype(np.uint8)
 
@@ -130,7 +141,9 @@ class FloatFormat:
             raise ValueError(f"{self.name}: expected a bias within float32, found {self.bias}")
         if bad := [code for code in self.nan_codes if not 0 <= code < 1 << self.bits]:
             raise ValueError(f"{self.name}: expected NaN codes of {self.bits} bits, found {bad}")
-        if self.has_infinity and self.exponent_ones << self.mantissa_bits in self.nan_codes:
+        if self.infinity_on_top and not self.has_infinity:
+            raise ValueError(f"{self.name}: expected infinity_on_top with has_infinity only")
+        if self.infinity_code in self.nan_codes:
             raise ValueError(f"{self.name}: expected a code for infinity, found it to be a NaN's")
         positive = self.values[: self._positive_codes]
         if not np.isfinite(positive[0]):
@@ -155,7 +168,7 @@ class FloatFormat:
         set_field = object.__setattr__
         for name in ("exponent_bits", "mantissa_bits", "bias"):
             set_field(self, name, integer(name, getattr(self, name)))
-        for name in ("has_infinity", "signed", "has_zero"):
+        for name in ("has_infinity", "signed", "has_zero", "infinity_on_top"):
             set_field(self, name, flag(name, getattr(self, name)))
         require("name", self.name, str, "a str")
         try:
@@ -209,8 +222,8 @@ class FloatFormat:
         significand = np.where(normal, mantissa + hidden, mantissa)
         shift = np.where(normal, exponent, 1) - self.bias - self.mantissa_bits
         values = np.ldexp(significand.astype(np.float64), shift)
-        if self.has_infinity:
-            values[(exponent == self.exponent_ones) & (mantissa == 0)] = np.inf
+        if self.infinity_code is not None:
+            values[codes & ~self.sign_bit == self.infinity_code] = np.inf
         values = np.where(codes & self.sign_bit, -values, values)
         values[list(self.nan_codes)] = np.nan
         values.flags.writeable = False
@@ -277,7 +290,11 @@ class FloatFormat:
     @cached_property
     def infinity_code(self) -> int | None:
         """The code of +infinity; None if the format has none."""
-        return self.exponent_ones << self.mantissa_bits if self.has_infinity else None
+        if not self.has_infinity:
+            return None
+        if self.infinity_on_top:
+            return self._positive_codes - 1
+        return self.exponent_ones << self.mantissa_bits
 
     @cached_property
     def nan_code(self) -> int | None:
@@ -313,7 +330,10 @@ class FloatFormat:
 
 @dataclass(frozen=True, repr=False)
 class IntFormat:
-    """An 8-bit integer format: its codes are the integers themselves.
+    """An 8-bit integer or fixed-point format: its codes are integers in two's complement.
+
+    The value of a code is ``code / 2^fraction_bits``: the code itself, unless there are
+    fraction bits.
 
     Parameters
     ----------
@@ -324,6 +344,8 @@ class IntFormat:
         The dtype of arrays of codes.
     name : str
         The name in messages and reports. Formats that differ only in name are equal.
+    fraction_bits : int
+        The number of bits after the binary point, 0 to 16.
 
     Raises
     ------
@@ -343,9 +365,10 @@ class IntFormat:
     max_code: int
     dtype: str
     name: str = field(default="custom", compare=False)
+    fraction_bits: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("min_code", "max_code"):
+        for name in ("min_code", "max_code", "fraction_bits"):
             object.__setattr__(self, name, integer(name, getattr(self, name)))
         require("name", self.name, str, "a str")
         require("dtype", self.dtype, str, "'int8' or 'uint8'")
@@ -357,9 +380,15 @@ class IntFormat:
                 f"{self.name}: expected {limits.min} <= min_code < max_code <= {limits.max}, "
                 f"found {self.min_code} and {self.max_code}"
             )
+        if not 0 <= self.fraction_bits <= 16:
+            raise ValueError(
+                f"{self.name}: expected fraction_bits of 0 to 16, found {self.fraction_bits}"
+            )
+        if self.fraction_bits and self.has_zero_point:
+            raise ValueError(f"{self.name}: expected fraction_bits with negative codes only")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return IntFormat, (self.min_code, self.max_code, self.dtype, self.name)
+        return IntFormat, tuple(getattr(self, one.name) for one in fields(self))
 
     @cached_property
     def code_dtype(self) -> np.dtype[np.int8 | np.uint8]:
@@ -369,7 +398,8 @@ class IntFormat:
     @cached_property
     def values(self) -> Float64Array:
         """The value of each code, in the order of the 8 bits of the codes; float64, read-only."""
-        values = np.arange(256, dtype=np.uint8).view(self.code_dtype).astype(np.float64)
+        codes = np.arange(256, dtype=np.uint8).view(self.code_dtype)
+        values: Float64Array = codes.astype(np.float64) * self.min_subnormal
         values.flags.writeable = False
         return values
 
@@ -381,18 +411,19 @@ class IntFormat:
     @property
     def max(self) -> float:
         """The largest value."""
-        return float(self.max_code)
+        return self.max_code * self.min_subnormal
 
     @property
     def min_subnormal(self) -> float:
         """The step: every value is an integer multiple of it."""
-        return 1.0
+        return float(2.0**-self.fraction_bits)
 
     def __str__(self) -> str:
         return self.name
 
     def __repr__(self) -> str:
-        return f"<IntFormat {self.name}: {self.dtype} codes {self.min_code}..{self.max_code}>"
+        fraction = f" / 2^{self.fraction_bits}" if self.fraction_bits else ""
+        return f"<IntFormat {self.name}: {self.dtype} codes {self.min_code}..{self.max_code}{fraction}>"
 
 
 #: A format of the elements of a quantized tensor.
@@ -427,6 +458,21 @@ E3M4 = FloatFormat(
     3, 4, bias=3, has_infinity=True, nan_codes=_ieee_nans(*range(0x71, 0x80)), name="E3M4"
 )
 
+#: E3M4 without infinity, one NaN per sign, largest value 30 (Shen et al., *Efficient
+#: Post-training Quantization with FP8 Formats*, arXiv 2309.14592, table 1).
+E3M4FN = FloatFormat(3, 4, bias=3, nan_codes=(0x7F, 0xFF), name="E3M4FN")
+
+#: IEEE P3109's binary8p3, extended and signed: infinities at 0x7F and 0xFF, the only NaN in the
+#: place of -0; largest value 49152.
+P3109_K8P3 = FloatFormat(
+    5, 2, bias=16, has_infinity=True, nan_codes=(0x80,), infinity_on_top=True, name="P3109_K8P3"
+)
+
+#: IEEE P3109's binary8p4, extended and signed, alike; largest value 224.
+P3109_K8P4 = FloatFormat(
+    4, 3, bias=8, has_infinity=True, nan_codes=(0x80,), infinity_on_top=True, name="P3109_K8P4"
+)
+
 #: E4M3FNUZ with bias 11; largest value 30.
 E4M3B11FNUZ = FloatFormat(4, 3, bias=11, nan_codes=(0x80,), name="E4M3B11FNUZ")
 
@@ -434,6 +480,9 @@ E4M3B11FNUZ = FloatFormat(4, 3, bias=11, nan_codes=(0x80,), name="E4M3B11FNUZ")
 E8M0FNU = FloatFormat(
     8, 0, bias=127, nan_codes=(0xFF,), signed=False, has_zero=False, name="E8M0FNU"
 )
+
+#: NVFP4's scale in PTX's words: E4M3FN without the sign, 7 bits, one NaN; largest value 448.
+UE4M3 = FloatFormat(4, 3, bias=7, nan_codes=(0x7F,), signed=False, name="UE4M3")
 
 #: OCP MX's FP6 with 3 mantissa bits; largest value 7.5; every code a number.
 E2M3 = FloatFormat(2, 3, bias=1, name="E2M3")
@@ -450,6 +499,10 @@ INT8 = IntFormat(-127, 127, "int8", name="INT8")
 #: Unsigned integers, 0..255, for asymmetric quantization with a zero point.
 UINT8 = IntFormat(0, 255, "uint8", name="UINT8")
 
+#: OCP MX's INT8: fixed point with 6 fraction bits, -1.984375 to 1.984375. The code -128 (-2) is
+#: read and never written, as the specification allows and microxcaling does.
+FIXED8 = IntFormat(-127, 127, "int8", name="FIXED8", fraction_bits=6)
+
 #: The float formats above, by name.
 FLOAT_FORMATS = {
     fmt.name: fmt
@@ -465,11 +518,18 @@ FLOAT_FORMATS = {
         E2M3,
         E3M2,
         E2M1,
+        E3M4FN,
+        P3109_K8P3,
+        P3109_K8P4,
+        UE4M3,
     )
 }
 
 #: Every format above, by name.
-FORMATS: dict[str, Format] = {**FLOAT_FORMATS, INT8.name: INT8, UINT8.name: UINT8}
+FORMATS: dict[str, Format] = {
+    **FLOAT_FORMATS,
+    **{fmt.name: fmt for fmt in (INT8, UINT8, FIXED8)},
+}
 
 
 #: Names that others use for another format than the one that has the name here: they are
@@ -510,7 +570,8 @@ def as_format(fmt: Format | str, argument: str = "fmt") -> Format:
     Traceback (most recent call last):
     ...
     ValueError: fmt: expected a format (E4M3FN, E5M2, E4M3FNUZ, E5M2FNUZ, E4M3, E3M4, \
-E4M3B11FNUZ, E8M0FNU, E2M3, E3M2, E2M1, INT8, UINT8), found 'E4M3NF'; did you mean 'E4M3FN'?
+E4M3B11FNUZ, E8M0FNU, E2M3, E3M2, E2M1, E3M4FN, P3109_K8P3, P3109_K8P4, UE4M3, INT8, UINT8, \
+FIXED8), found 'E4M3NF'; did you mean 'E4M3FN'?
     """
     if isinstance(fmt, (FloatFormat, IntFormat)):
         return fmt

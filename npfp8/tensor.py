@@ -1,7 +1,8 @@
-"""Quantized tensors: 8-bit codes with their scales, and the functions that make them.
+"""Quantized tensors: codes with their scales, and the functions that make them.
 
 Scales are per tensor, per index of one axis, or per block of an axis. Their shapes are
-those of ONNX's QuantizeLinear (opset 21).
+those of ONNX's QuantizeLinear (opset 21). The scales of a block format (MX, NVFP4) are codes
+themselves.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import array_of, dtype_of, integer, wrong_array
+from npfp8.arguments import array_of, dtype_of, integer, require, wrong_array
 from npfp8.arrays import Array, Float32Array, lookup, require_array
-from npfp8.bfloat16 import from_bits
+from npfp8.bfloat16 import from_bits, is_bfloat16
+from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat, as_block_format, with_rule
+from npfp8.blocks.quantize import block_scales, checked_tensor_scale, quantize_blocks
 from npfp8.codec import encode
 from npfp8.codec.tables import values_of
 from npfp8.formats import FloatFormat, Format, IntFormat, as_format
+from npfp8.names import match
 from npfp8.scaling import (
     absmax_scale,
     affine_scale,
@@ -63,8 +67,9 @@ class QuantizedTensor:
         - per index of ``axis``: ``(codes.shape[axis],)``;
         - per block: the shape of ``codes`` with ``codes.shape[axis]`` replaced
           by ``ceil(codes.shape[axis] / block)``.
-    fmt : FloatFormat, IntFormat or str
-        A name is stored as the format that it names.
+    fmt : FloatFormat, IntFormat, BlockFormat or str
+        The format of the codes. A name is stored as the format that it names; of a block
+        format, the format of the elements is stored, and the rest as ``block_format``.
     axis : int, optional
         The axis along which the scale varies. A negative one counts from the end
         and is stored as its non-negative equal.
@@ -72,6 +77,14 @@ class QuantizedTensor:
         The code of the real number 0, of the shape of ``scale``; IntFormat only.
     block : int, optional
         The number of elements of ``axis`` that share a scale.
+    scale_codes : ndarray of uint8, optional
+        Block formats only: the codes of the scales, of the shape of ``scale``. ``scale`` is
+        then computed from them, and given as None. It may be subnormal, 0 or NaN.
+    tensor_scale : float32, optional
+        Block formats only: the number that is stored for the tensor if the format has one.
+        The format's rule says whether it multiplies or divides.
+    block_format : BlockFormat, optional
+        Stored if ``fmt`` is a block format.
 
     Raises
     ------
@@ -105,9 +118,17 @@ class QuantizedTensor:
     axis: int | None = None
     zero_point: Array | None = None
     block: int | None = None
+    scale_codes: Array | None = None
+    tensor_scale: Float32Array | None = None
+    block_format: BlockFormat | None = None
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the way to normalise a field of a frozen dataclass
+        if (blocks := self.block_format or _block_format(self.fmt)) is not None:
+            set_field(self, "block_format", blocks)
+            set_field(self, "fmt", blocks.element)
+            set_field(self, "block", blocks.block)
+            set_field(self, "axis", -1 if self.axis is None else self.axis)
         set_field(self, "fmt", as_format(self.fmt))
         codes = array_of("codes", self.codes)
         if codes.dtype != self.fmt.code_dtype:
@@ -117,16 +138,20 @@ class QuantizedTensor:
             raise ValueError(f"{self.fmt} codes: expected 0..{known - 1}, found {codes.max()}")
         axis = normalized_axis(self.axis, codes.ndim)
         block = checked_block(self.block, axis)
-        scale = checked_scale(self.scale)
         expected = scale_shape(codes.shape, axis, block)
+        if blocks is not None:
+            scale = self._block_scales(blocks, expected)
+        elif self.scale_codes is not None or self.tensor_scale is not None:
+            raise ValueError(f"scale_codes, tensor_scale: expected None for {self.fmt}")
+        else:
+            scale = checked_scale(self.scale)
         if scale.shape != expected:
             raise ValueError(
                 f"scale: expected shape {expected} for codes of shape {codes.shape}, axis "
                 f"{self.axis} and block {self.block}, found {scale.shape}"
             )
         if self.zero_point is not None:
-            if not isinstance(self.fmt, IntFormat):
-                raise ValueError(f"zero_point: expected None for {self.fmt}, a float format")
+            _check_zero_point(self.fmt)
             zero_point = array_of("zero_point", self.zero_point)
             if zero_point.dtype != codes.dtype or zero_point.shape != expected:
                 raise ValueError(
@@ -139,7 +164,34 @@ class QuantizedTensor:
         set_field(self, "axis", axis)
         set_field(self, "block", block)
 
+    def _block_scales(self, blocks: BlockFormat, expected: tuple[int, ...]) -> Float32Array:
+        """Check the scales of a block format, and return them as float32."""
+        if self.zero_point is not None:
+            raise ValueError(f"zero_point: expected None for {blocks}")
+        scale_codes = array_of("scale_codes", self.scale_codes)
+        if scale_codes.dtype != np.uint8:
+            raise wrong_array("scale_codes", "uint8", scale_codes, self.scale_codes)
+        if scale_codes.shape != expected:
+            raise ValueError(
+                f"scale_codes: expected shape {expected} for codes of shape "
+                f"{np.shape(self.codes)}, axis {self.axis} and blocks of {blocks.block}, found "
+                f"{scale_codes.shape}"
+            )
+        known = blocks.scale_format.values.size
+        if known < 256 and scale_codes.max(initial=0) >= known:
+            raise ValueError(f"scale_codes: expected 0..{known - 1}, found {scale_codes.max()}")
+        tensor_scale = checked_tensor_scale(self.tensor_scale, blocks)
+        object.__setattr__(self, "scale_codes", scale_codes)
+        object.__setattr__(self, "tensor_scale", tensor_scale)
+        return block_scales(scale_codes, tensor_scale, blocks)
+
     def __repr__(self) -> str:
+        if self.block_format is not None:
+            tensor = "" if self.tensor_scale is None else f", tensor scale {self.tensor_scale:.6g}"
+            return (
+                f"<QuantizedTensor {self.shape} {self.block_format}, {self.scale.size} blocks of "
+                f"{self.block} along axis {self.axis}{tensor}>"
+            )
         if self.axis is None:
             scales = f"scale {float(self.scale):.6g}"
         else:
@@ -185,9 +237,10 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the codes, the scales and the zero points."""
-        zero_point_bytes = 0 if self.zero_point is None else self.zero_point.nbytes
-        return self.codes.nbytes + self.scale.nbytes + zero_point_bytes
+        """The bytes of the codes, the scales and the zero points, a byte for each code."""
+        others = (self.scale if self.scale_codes is None else self.scale_codes, self.zero_point)
+        parts = (self.codes, *others, self.tensor_scale)
+        return sum(part.nbytes for part in parts if part is not None)
 
     @property
     def mT(self) -> QuantizedTensor:  # noqa: N802 (the array API's name)
@@ -205,12 +258,20 @@ class QuantizedTensor:
         swapped = _as_made(
             swap(self.codes), swap(self.scale), self.fmt, axis, zero_point, self.block
         )
+        if self.scale_codes is not None:
+            vars(swapped).update(
+                scale_codes=swap(self.scale_codes),
+                tensor_scale=self.tensor_scale,
+                block_format=self.block_format,
+            )
         vars(swapped)["is_finite"] = self.is_finite
         return swapped
 
     @cached_property
     def is_finite(self) -> bool:
         """Whether no code is a NaN or an infinity; computed once, also for :attr:`mT`."""
+        if self.scale_codes is not None and not np.isfinite(self.scale).all():
+            return False
         fmt = self.fmt
         if isinstance(fmt, IntFormat) or fmt.is_finite.all():
             return True
@@ -335,39 +396,75 @@ def _as_made(
     """Make a tensor of parts that have been checked, without checking them again."""
     tensor = object.__new__(QuantizedTensor)
     vars(tensor).update(
-        codes=codes, scale=scale, fmt=fmt, axis=axis, zero_point=zero_point, block=block
+        codes=codes,
+        scale=scale,
+        fmt=fmt,
+        axis=axis,
+        zero_point=zero_point,
+        block=block,
+        scale_codes=None,
+        tensor_scale=None,
+        block_format=None,
     )
     return tensor
 
 
+def _block_format(fmt: object) -> BlockFormat | None:
+    """Return the block format that is given as such or by its name; None for another format."""
+    if isinstance(fmt, BlockFormat):
+        return fmt
+    if isinstance(fmt, str) and match(fmt, BLOCK_FORMATS):
+        return as_block_format(fmt)
+    return None
+
+
+def _check_zero_point(fmt: Format) -> None:
+    """Raise ValueError for a format that is not used with a zero point."""
+    if not isinstance(fmt, IntFormat):
+        raise ValueError(f"zero_point: expected None for {fmt}, a float format")
+    if fmt.fraction_bits:
+        raise ValueError(f"zero_point: expected None for {fmt}, a fixed-point format")
+
+
 def quantize(
     x: npt.ArrayLike,
-    fmt: Format | str,
+    fmt: Format | BlockFormat | str,
     scale: npt.ArrayLike | None = None,
     axis: int | None = None,
     block: int | None = None,
     zero_point: npt.ArrayLike | None = None,
+    *,
+    rule: str | None = None,
+    tensor_scale: npt.ArrayLike | None = None,
 ) -> QuantizedTensor:
     """Quantize an array: ``encode(x / scale)``, one float32 division and one rounding.
+
+    In a block format, scales and codes follow from the numbers by the format's rule.
 
     Parameters
     ----------
     x : array_like
         Numbers. Those wider than float32 are first rounded to float32.
-    fmt : FloatFormat, IntFormat or str
-        The format of the codes, or its name.
+    fmt : FloatFormat, IntFormat, BlockFormat or str
+        The format of the codes, or a block format; or its name.
     scale : array_like of float32, optional
         The scale, of the shape that :class:`QuantizedTensor` states. Without
         it, the absolute maximum of each group of elements that share a scale
         is mapped to the largest value of the format (:func:`absmax_scale`).
     axis : int, optional
-        None for one scale per tensor, otherwise the axis that has one scale per index.
+        None for one scale per tensor, otherwise the axis that has one scale per index; of a
+        block format, the axis of the blocks, None for the last.
     block : int, optional
         With ``axis``: the length of the runs of elements along that axis that share
-        a scale, separately at each index of the other axes.
+        a scale, separately at each index of the other axes. A block format states its own.
     zero_point : array_like of the codes' dtype, optional
         With ``scale``, of its shape, IntFormat only: the code of 0, added after
         rounding to an integer. :func:`affine_scale` computes both.
+    rule : str, optional
+        Block formats only: the rule instead of the format's own, a key of
+        :data:`npfp8.POWER_RULES` or :data:`npfp8.RATIO_RULES`.
+    tensor_scale : float32, optional
+        Block formats only: the number of the tensor instead of the one that the rule computes.
 
     Returns
     -------
@@ -394,7 +491,20 @@ def quantize(
     >>> q.codes
     array([[  64, -127],
            [ 127,   64]], dtype=int8)
+    >>> q = quantize(np.float32([1.0, -2.0, 0.5, 6.5]), "MXFP4", rule="floor")
+    >>> q, q.codes, q.scale_codes
+    (<QuantizedTensor (4,) MXFP4, 1 blocks of 32 along axis 0>, array([ 2, 12,  1,  7], \
+dtype=uint8), array([127], dtype=uint8))
     """
+    if (blocks := _block_format(fmt)) is not None:
+        for name, value in (("scale", scale), ("block", block), ("zero_point", zero_point)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None for {blocks}, a block format")
+        return _quantize_blocks(x, blocks, axis, rule, tensor_scale)
+    if rule is not None or tensor_scale is not None:
+        name = "rule" if rule is not None else "tensor_scale"
+        raise ValueError(f"{name}: expected None but for a block format")
+    assert not isinstance(fmt, BlockFormat)
     fmt = as_format(fmt)
     values = as_float32("x", x)
     axis = normalized_axis(axis, values.ndim)
@@ -413,8 +523,8 @@ def quantize(
         scaled = np.divide(values, spread(scales, values.shape, axis, block))
     if zero_point is None:
         return _as_made(encode(scaled, fmt), scales, fmt, axis, None, block)
-    if not isinstance(fmt, IntFormat):
-        raise ValueError(f"zero_point: expected None for {fmt}, a float format")
+    _check_zero_point(fmt)
+    assert isinstance(fmt, IntFormat)
     zeros = array_of("zero_point", zero_point)
     if zeros.dtype.kind not in "iu":
         raise wrong_array("zero_point", "integers", zeros, zero_point)
@@ -428,6 +538,33 @@ def quantize(
     with np.errstate(invalid="ignore"):
         shifted = np.rint(scaled) + spread(zeros, values.shape, axis, block).astype(np.float32)
     return _as_made(encode(shifted, fmt), scales, fmt, axis, zeros, block)
+
+
+def _quantize_blocks(
+    x: npt.ArrayLike,
+    fmt: BlockFormat,
+    axis: int | None,
+    rule: str | None,
+    tensor_scale: npt.ArrayLike | None,
+) -> QuantizedTensor:
+    if rule is not None:
+        require("rule", rule, str, "the name of a rule")
+        fmt = with_rule(fmt, rule)
+    given = array_of("x", x)
+    values = as_float32("x", given)
+    if not values.ndim:
+        raise ValueError("x: expected at least one axis for blocks, found a number")
+    axis = normalized_axis(-1 if axis is None else axis, values.ndim)
+    assert axis is not None
+    number = None if tensor_scale is None else checked_tensor_scale(tensor_scale, fmt)
+    source = "bfloat16" if is_bfloat16(given.dtype) else "float32"
+    if given.dtype == np.float16:
+        source = "float16"
+    codes, scale_codes, number = quantize_blocks(values, fmt, axis, source, number)
+    scale = block_scales(scale_codes, number, fmt)
+    tensor = _as_made(codes, scale, fmt.element, axis, None, fmt.block)
+    vars(tensor).update(scale_codes=scale_codes, tensor_scale=number, block_format=fmt)
+    return tensor
 
 
 def quantize_bfloat16(

@@ -39,7 +39,7 @@ from npfp8.formats import FloatFormat, Format, IntFormat, as_float_format, as_fo
 
 __all__ = ["codes_of", "decode", "decode_bfloat16", "encode", "encode_bfloat16"]
 
-_ROUNDINGS = ("nearest", "toward_zero", "stochastic")
+_ROUNDINGS = ("nearest", "nearest_away", "nearest_toward_zero", "toward_zero", "stochastic")
 
 
 def encode(
@@ -77,13 +77,14 @@ def encode(
 
         An IntFormat always saturates; with False, a number beyond its range is
         an error.
-    rounding : {"nearest", "toward_zero", "stochastic"}
-        To the nearest value, ties to the even significand; to the nearest value that
-        is not larger in magnitude; or stochastically: away from zero with
-        probability exactly ``(x - below) / (above - below)``, otherwise toward zero.
+    rounding : {"nearest", "nearest_away", "nearest_toward_zero", "toward_zero", "stochastic"}
+        To the nearest value, and on a tie to the even significand, away from zero, or
+        toward zero; to the nearest value that is not larger in magnitude; or
+        stochastically: away from zero with probability exactly
+        ``(x - below) / (above - below)``, otherwise toward zero.
         Toward zero, a finite number never exceeds the largest finite value;
         stochastic rounding overflows from it to the value that would follow.
-        IntFormats are rounded to nearest only.
+        IntFormats are not rounded stochastically.
     rng : numpy.random.Generator
         For stochastic rounding. It draws 64 bits per element, in C order, and more
         for elements that these do not decide.
@@ -139,9 +140,10 @@ def encode(
     if source == "bfloat16":
         values = values.view(np.uint16)
     if isinstance(fmt, IntFormat):
-        if rounding != "nearest":
-            raise ValueError(f"rounding: expected 'nearest' for {fmt}, found {rounding!r}")
-        kernel = _widened(integer_kernel(fmt, saturate), source)
+        if rounding == "stochastic":
+            expected = " or ".join(map(repr, _ROUNDINGS[:-1]))
+            raise ValueError(f"rounding: expected {expected} for {fmt}, found {rounding!r}")
+        kernel = _widened(integer_kernel(fmt, saturate, rounding), source)
     elif rounding == "stochastic":
         if not isinstance(rng, np.random.Generator):
             raise wrong_type("rng", "a numpy.random.Generator", rng)
@@ -173,7 +175,7 @@ def encode_bfloat16(
         The format of the codes, or its name.
     saturate, out, threads
         As in :func:`encode`.
-    rounding : {"nearest", "toward_zero"}
+    rounding : {"nearest", "nearest_away", "nearest_toward_zero", "toward_zero"}
 
     Returns
     -------
@@ -196,7 +198,7 @@ def encode_bfloat16(
     fmt = as_float_format(fmt)
     patterns = array_of("bits", bits, np.uint16)
     saturate = flag("saturate", saturate)
-    rounding = choice("rounding", rounding, _ROUNDINGS[:2])
+    rounding = choice("rounding", rounding, _ROUNDINGS[:-1])
     kernel = table_encoder(fmt, saturate, rounding, "bfloat16")
     return apply_chunkwise(kernel, patterns, fmt.code_dtype, out=out, threads=threads)
 

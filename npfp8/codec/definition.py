@@ -1,7 +1,8 @@
 """The definition of rounding to a format, in code: slow, and the source of all tables.
 
-:func:`codes_of` rounds to nearest and toward zero by binary search in the values of the
-format. Stochastic rounding and the integer formats need no table, and are also here.
+:func:`codes_of` rounds to nearest (in three ways on a tie) and toward zero, by binary search
+in the values of the format. Stochastic rounding and the integer formats need no table, and
+are also here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def codes_of(x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str) -
     x : ndarray of float64
     fmt : FloatFormat
     saturate : bool
-    rounding : {"nearest", "toward_zero"}
+    rounding : {"nearest", "nearest_away", "nearest_toward_zero", "toward_zero"}
 
     Returns
     -------
@@ -50,9 +51,12 @@ def codes_of(x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str) -
         above = np.searchsorted(midpoints, magnitude, side="right")
         # `below` and `above` are equal but on a tie. The significand of `below`
         # counts steps to the value above it; the tie goes to the even one.
-        significand = grid[:-1] / np.diff(grid)
-        odd = np.append(significand % 2 == 1, False)
-        code = np.where(odd[below], above, below)
+        if rounding == "nearest":
+            significand = grid[:-1] / np.diff(grid)
+            odd = np.append(significand % 2 == 1, False)
+            code = np.where(odd[below], above, below)
+        else:
+            code = above if rounding == "nearest_away" else below
         overflow = code > fmt.max_code
     return _signed_codes(code, x, overflow, fmt, saturate)
 
@@ -123,14 +127,19 @@ def stochastic_kernel(fmt: FloatFormat, saturate: bool, rng: np.random.Generator
     return kernel
 
 
-def integer_kernel(fmt: IntFormat, saturate: bool) -> Kernel:
-    """Round to the nearest integer, ties to even, and saturate to the format's range."""
+def integer_kernel(fmt: IntFormat, saturate: bool, rounding: str = "nearest") -> Kernel:
+    """Round to a multiple of the step, and saturate to the format's range."""
 
     def kernel(x: Array, codes: Array) -> None:
         low, high = fmt.min_code, fmt.max_code
+        if fmt.fraction_bits and x.dtype.kind != "f":
+            x = x.astype(np.float64)  # what this rounds is far beyond the range
         if x.dtype.kind == "f":
             refuse_nan(x, fmt)
-            x = np.rint(x)
+            if fmt.fraction_bits:
+                with np.errstate(over="ignore"):
+                    x = x * x.dtype.type(1 << fmt.fraction_bits)
+            x = np.rint(x) if rounding == "nearest" else _to_integer(x, rounding)
         elif x.dtype.kind in "iu":  # NumPy 2.0 refuses bounds beyond the type's own
             own = np.iinfo(x.dtype)
             low, high = max(low, own.min), min(high, own.max)
@@ -143,6 +152,17 @@ def integer_kernel(fmt: IntFormat, saturate: bool) -> Kernel:
         codes[...] = clipped.astype(fmt.code_dtype)
 
     return kernel
+
+
+def _to_integer(x: Array, rounding: str) -> Array:
+    """Round to an integer toward zero, or to the nearest one with ties away from or toward zero."""
+    whole = np.trunc(x)
+    if rounding == "toward_zero":
+        return whole
+    with np.errstate(invalid="ignore"):
+        rest = np.abs(x - whole)  # exact
+    up = rest >= 0.5 if rounding == "nearest_away" else rest > 0.5
+    return np.asarray(whole + np.copysign(up, x), x.dtype)
 
 
 def refuse_nan(x: Array, fmt: Format) -> None:

@@ -260,8 +260,8 @@ def _values(
 @lru_cache(maxsize=1024)
 def _value_table(fmt: Format, dtype: np.dtype[Any], first: int, last: int) -> npt.NDArray[Any]:
     """Return the value of each code; 0 if its magnitude is not in ``first`` to ``last``."""
-    codes = np.arange(256, dtype=np.uint8)
     if isinstance(fmt, IntFormat):
-        return codes.view(fmt.code_dtype).astype(dtype)
-    magnitudes, values = codes & fmt.magnitude_mask, np.resize(fmt.values, 256)
+        return fmt.values.astype(dtype)
+    magnitudes = np.arange(256, dtype=np.uint8) & fmt.magnitude_mask
+    values = np.resize(fmt.values, 256)
     return np.where((first <= magnitudes) & (magnitudes <= last), values, 0).astype(dtype)

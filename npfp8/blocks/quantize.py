@@ -1,0 +1,93 @@
+"""From numbers to the codes of elements and scales of a block format, and to scales in float32."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from npfp8.arrays import Array, Float32Array
+from npfp8.blocks.formats import BlockFormat
+from npfp8.blocks.powers import PowerRule, power_codes
+from npfp8.blocks.ratios import RatioRule, ratio_codes
+from npfp8.codec.tables import values_of
+from npfp8.scaling import as_float32, group_extrema, spread
+
+__all__ = ["BlockCodes", "block_scales", "checked_tensor_scale", "quantize_blocks"]
+
+
+class BlockCodes(NamedTuple):
+    """The codes of the elements and of the scales, and the number stored for the tensor."""
+
+    codes: Array
+    scale_codes: Array
+    tensor_scale: Float32Array | None
+
+
+def quantize_blocks(
+    x: Float32Array,
+    fmt: BlockFormat,
+    axis: int,
+    source: str = "float32",
+    tensor_scale: Float32Array | None = None,
+) -> BlockCodes:
+    """Quantize an array by the rule of a block format.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+    fmt : BlockFormat
+    axis : int
+        The axis of the blocks, not negative.
+    source : {"float32", "float16", "bfloat16"}
+        The type in which the numbers were given: some rules compute in it.
+    tensor_scale : ndarray of float32, (), optional
+        The number of the tensor; without it, it is computed from the numbers.
+    """
+    low, high = group_extrema(x, axis, fmt.block)
+    amax = np.maximum(high, -low)
+
+    def per_element(per_block: Array) -> Array:
+        return spread(per_block, x.shape, axis, fmt.block)
+
+    rule = fmt.how
+    if isinstance(rule, PowerRule):
+        found = power_codes(x, amax, fmt.element, fmt.scale_format, rule, per_element)
+        return BlockCodes(*found, None)
+    if not fmt.tensor_scale:
+        tensor_scale = None
+    elif tensor_scale is None:
+        largest = amax.max(initial=0)
+        tensor_scale = np.asarray(rule.tensor_scale(largest, fmt.element.max, fmt.scale_format.max))
+    found = ratio_codes(x, amax, tensor_scale, fmt.element, fmt.scale_format, rule, per_element)
+    return BlockCodes(*found, tensor_scale)
+
+
+def block_scales(
+    scale_codes: Array, tensor_scale: Float32Array | None, fmt: BlockFormat
+) -> Float32Array:
+    """Return the float32 scale of each block, by which the values of codes are multiplied."""
+    values: Float32Array = values_of(scale_codes, fmt.scale_format, np.dtype(np.float32))
+    if tensor_scale is None:
+        return values
+    assert isinstance(fmt.how, RatioRule)
+    return fmt.how.block_scale(values, tensor_scale)
+
+
+def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array | None:
+    """Return the number of a tensor as float32; raise unless it is as the format demands.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is missing or not wanted, or is not one positive, finite number.
+    """
+    if tensor_scale is None or not fmt.tensor_scale:
+        if (tensor_scale is None) == fmt.tensor_scale:
+            wanted = "a number" if fmt.tensor_scale else "None"
+            raise ValueError(f"tensor_scale: expected {wanted} for {fmt}, found {tensor_scale}")
+        return None
+    number = as_float32("tensor_scale", tensor_scale)  # type: ignore[arg-type]
+    if number.ndim or not (np.isfinite(number) and number > 0):
+        raise ValueError(f"tensor_scale: expected one positive, finite number, found {number}")
+    return number
