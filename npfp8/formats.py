@@ -422,8 +422,9 @@ class IntFormat:
         return self.name
 
     def __repr__(self) -> str:
+        codes = f"{self.min_code}..{self.max_code}"
         fraction = f" / 2^{self.fraction_bits}" if self.fraction_bits else ""
-        return f"<IntFormat {self.name}: {self.dtype} codes {self.min_code}..{self.max_code}{fraction}>"
+        return f"<IntFormat {self.name}: {self.dtype} codes {codes}{fraction}>"
 
 
 #: A format of the elements of a quantized tensor.
