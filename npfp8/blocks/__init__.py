@@ -1,7 +1,8 @@
 """Block-scaled formats (MX, NVFP4): their records, their rules, and the bytes they are kept in.
 
-:mod:`npfp8.blocks.formats` has the formats as data; :mod:`npfp8.blocks.powers` and
-:mod:`npfp8.blocks.ratios` the rules by which scales follow from numbers. :func:`npfp8.quantize`
+:mod:`npfp8.blocks.formats` has the formats as data; :mod:`npfp8.blocks.powers`,
+:mod:`npfp8.blocks.parties` and :mod:`npfp8.blocks.ratios` the rules by which scales follow
+from numbers. :func:`npfp8.quantize`
 applies them.
 """
 
@@ -17,7 +18,8 @@ from npfp8.blocks.formats import (
     BlockFormat,
     as_block_format,
 )
-from npfp8.blocks.powers import POWER_RULES, PowerRule
+from npfp8.blocks.parties import POWER_RULES
+from npfp8.blocks.powers import PowerRule
 from npfp8.blocks.ratios import RATIO_RULES, RatioRule
 
 __all__ = [

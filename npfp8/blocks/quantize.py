@@ -8,10 +8,11 @@ import numpy as np
 
 from npfp8.arrays import Array, Float32Array
 from npfp8.blocks.formats import BlockFormat
+from npfp8.blocks.pieces import block_amax
 from npfp8.blocks.powers import PowerRule, power_codes
 from npfp8.blocks.ratios import RatioRule, ratio_codes
 from npfp8.codec.tables import values_of
-from npfp8.scaling import as_float32, group_extrema, spread
+from npfp8.scaling import as_float32, spread
 
 __all__ = [
     "BlockCodes",
@@ -50,16 +51,15 @@ def quantize_blocks(
     tensor_scale : ndarray of float32, (), optional
         The number of the tensor; without it, it is computed from the numbers.
     """
-    low, high = group_extrema(x, axis, fmt.block)
-    amax = np.maximum(high, -low)
+    rule = fmt.how
+    if isinstance(rule, PowerRule):
+        found = power_codes(x, fmt.element, fmt.block, fmt.scale_format, rule, axis, source)
+        return BlockCodes(*found, None)
+    amax = block_amax(x, axis, fmt.block)
 
     def per_element(per_block: Array) -> Array:
         return spread(per_block, x.shape, axis, fmt.block)
 
-    rule = fmt.how
-    if isinstance(rule, PowerRule):
-        found = power_codes(x, amax, fmt.element, fmt.scale_format, rule, per_element)
-        return BlockCodes(*found, None)
     if not fmt.tensor_scale:
         tensor_scale = None
     elif tensor_scale is None:
