@@ -58,8 +58,11 @@ def quantize_blocks(
         tensor_scale = None
     elif tensor_scale is None:
         largest = amax.max(initial=0)
-        tensor_scale = np.asarray(rule.tensor_scale(largest, fmt.element.max, fmt.scale_format.max))
-    found = ratio_codes(x, amax, tensor_scale, fmt.element, fmt.scale_format, rule, per_element)
+        with np.errstate(all="ignore"):
+            tensor_scale = rule.tensor_scale(largest, fmt.element.max, fmt.scale_format.max, source)
+    found = ratio_codes(
+        x, amax, tensor_scale, fmt.element, fmt.scale_format, rule, per_element, source
+    )
     return BlockCodes(*found, tensor_scale)
 
 
@@ -71,7 +74,8 @@ def block_scales(
     if tensor_scale is None:
         return values
     assert isinstance(fmt.how, RatioRule)
-    return fmt.how.block_scale(values, tensor_scale)
+    with np.errstate(all="ignore"):
+        return fmt.how.block_scale(values, tensor_scale, fmt.element.max, fmt.scale_format.max)
 
 
 def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array | None:
