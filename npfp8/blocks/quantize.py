@@ -45,7 +45,7 @@ def quantize_blocks(
         The number of the tensor; without it, it is computed from the numbers.
     """
     low, high = group_extrema(x, axis, fmt.block)
-    amax = np.maximum(high, -low)
+    amax = np.abs(np.maximum(high, -low))  # the maximum of zeros may be -0
 
     def per_element(per_block: Array) -> Array:
         return spread(per_block, x.shape, axis, fmt.block)
@@ -60,9 +60,7 @@ def quantize_blocks(
         largest = amax.max(initial=0)
         with np.errstate(all="ignore"):
             tensor_scale = rule.tensor_scale(largest, fmt.element.max, fmt.scale_format.max, source)
-    found = ratio_codes(
-        x, amax, tensor_scale, fmt.element, fmt.scale_format, rule, per_element, source
-    )
+    found = ratio_codes(x, amax, tensor_scale, fmt, axis, source)
     return BlockCodes(*found, tensor_scale)
 
 

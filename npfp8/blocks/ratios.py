@@ -10,16 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npfp8.arrays import Array, Float32Array
+from npfp8.arrays import Array, Float32Array, Kernel, chunks
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import encode
-from npfp8.codec.tables import values_of
-from npfp8.formats import FloatFormat, Format
+from npfp8.codec.definition import integer_kernel
+from npfp8.codec.tables import table_encoder, values_of
+from npfp8.formats import E2M1, FloatFormat, Format, IntFormat
+from npfp8.scaling import group_extrema
+
+if TYPE_CHECKING:
+    from npfp8.blocks.formats import BlockFormat
 
 __all__ = ["RATIO_RULES", "RatioRule", "ratio_codes"]
+
+#: Elements per chunk: few enough that temporaries stay in the L2 cache.
+_CHUNK = 1 << 15
 
 #: The number of a tensor; None in a format without.
 _Number = Float32Array | None
@@ -54,6 +63,14 @@ class RatioRule:
         Whether elements are divided by ``factor``, and not multiplied.
     keeps_zero_sign : bool
         Whether a quotient of -0 has the code of -0; else it has that of +0.
+    nan_codes : tuple of int, optional
+        The codes in E2M1 of a quotient that is a NaN: where the scale is a NaN, and elsewhere.
+        Without them, numbers that are not finite are an error.
+    skips_nan : bool
+        Whether ``b`` is the largest magnitude of the numbers that are not NaN.
+    one_type : bool
+        Whether quotients of elements are also rounded to the type of the numbers in a format
+        without a number of the tensor.
     """
 
     name: str
@@ -65,6 +82,9 @@ class RatioRule:
     description: str
     divide: bool = False
     keeps_zero_sign: bool = True
+    nan_codes: tuple[int, int] | None = None
+    skips_nan: bool = False
+    one_type: bool = False
 
     @property
     def divides(self) -> bool:
@@ -299,6 +319,7 @@ RATIO_RULES = {
             "s = E4M3(b (S (1 / M))), code = E2M1(x min(1 / (s (1 / S)), largest float32)); "
             "g is stored, and values are code (s g (1 / (M L)))",
             keeps_zero_sign=False,
+            nan_codes=(0, 0),
         ),
         RatioRule(
             "modelopt",
@@ -311,6 +332,7 @@ RATIO_RULES = {
             "least the smallest subnormal, code = E2M1(x / (s t))",
             divide=True,
             keeps_zero_sign=False,
+            nan_codes=(7, 7),
         ),
         RatioRule(
             "torchao",
@@ -321,6 +343,7 @@ RATIO_RULES = {
             _product,
             "torchao's nvfp4_tensor.py: t = g / (M L), s = E4M3((b / M) / t), at least the "
             "smallest normal, code = E2M1(x ((1 / t) / s))",
+            nan_codes=(0xC, 0xB),
         ),
         RatioRule(
             "compressed-tensors",
@@ -333,6 +356,8 @@ RATIO_RULES = {
             "it is 0, code = E2M1(x / (s / G)); G and b / M are rounded to the type of the numbers",
             divide=True,
             keeps_zero_sign=False,
+            nan_codes=(0, 0),
+            one_type=True,
         ),
         RatioRule(
             "vllm",
@@ -344,6 +369,8 @@ RATIO_RULES = {
             "vLLM's nvfp4_utils.cuh with reciprocals that are rounded once: G = M L / g, "
             "s = E4M3(G (b (1 / M))), code = E2M1(x (1 / (s (1 / G)))), 0 if s is 0; reciprocals "
             "take and give subnormals as zeros",
+            nan_codes=(7, 7),
+            skips_nan=True,
         ),
     )
 }
@@ -353,18 +380,98 @@ def ratio_codes(
     x: Float32Array,
     amax: Float32Array,
     tensor_scale: _Number,
-    element: Format,
-    scale_format: FloatFormat,
-    rule: RatioRule,
-    spread: Callable[[Array], Array],
+    fmt: BlockFormat,
+    axis: int,
     source: str = "float32",
 ) -> tuple[Array, Array]:
-    """Return the codes of numbers, and of the scales of their blocks; see :func:`power_codes`."""
+    """Return the codes of numbers, and of the scales of their blocks, by the rule of a format.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+    amax : ndarray of float32
+        The largest magnitude of each block.
+    tensor_scale : ndarray of float32, (), optional
+        The number of the tensor, as the rule stores it, if the format has one.
+    fmt : BlockFormat
+    axis : int
+        The axis of the blocks, not negative.
+    source : {"float32", "float16", "bfloat16"}
+        The type in which the numbers were given.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite and the rule does not say what becomes of it.
+    """
+    rule = fmt.how
+    assert isinstance(rule, RatioRule)
+    finite = np.isfinite(amax)
+    if not finite.all():
+        if rule.nan_codes is None:
+            found = amax[~finite][0]
+            raise ValueError(f"x: expected finite numbers for the rule {rule.name}, found {found}")
+        if rule.skips_nan:
+            low, high = group_extrema(np.where(np.isnan(x), np.float32(0), x), axis, fmt.block)
+            amax = np.maximum(high, -low)
+    limits = fmt.element.max, fmt.scale_format.max
     with np.errstate(all="ignore"):
-        scale_codes = rule.scale(amax, tensor_scale, element.max, scale_format, source)
-        s = values_of(scale_codes, scale_format, np.dtype(np.float32))
-        factor = spread(rule.factor(s, tensor_scale, element.max, scale_format.max))
-        scaled = np.divide(x, factor) if rule.divide else np.multiply(x, factor)
-        if not rule.keeps_zero_sign:
-            scaled += scaled.dtype.type(0)
-        return encode(scaled, element), scale_codes
+        scale_codes = rule.scale(amax, tensor_scale, limits[0], fmt.scale_format, source)
+        nan = ~np.isnan(amax) & ~np.isnan(0 if tensor_scale is None else tensor_scale)
+        scale_codes = _with_nan_sign(scale_codes, nan, fmt.scale_format)
+        s = values_of(scale_codes, fmt.scale_format, np.dtype(np.float32))
+        rows, restore = _blocks(x, axis, fmt.block)
+        s, factor = (
+            np.moveaxis(per_block, axis, -1).reshape(-1, 1)
+            for per_block in (s, rule.factor(s, tensor_scale, *limits))
+        )
+        codes = np.empty(rows.shape, fmt.element.code_dtype)
+        rounded = source if rule.one_type and tensor_scale is None else "float32"
+        encoder = _encoder(fmt.element)
+        operation = np.divide if rule.divide else np.multiply
+        for chunk in chunks(len(rows), max(1, _CHUNK // rows.shape[1])):
+            scaled = operation(rows[chunk], factor[chunk])
+            if not rule.keeps_zero_sign:
+                scaled += scaled.dtype.type(0)
+            scaled = _rounded(scaled, rounded)
+            if rule.nan_codes is None or fmt.element != E2M1 or np.isfinite(scaled.sum()):
+                encoder(scaled.reshape(-1), codes[chunk].reshape(-1))
+                continue
+            nan = np.isnan(scaled)
+            scaled[nan] = 0
+            encoder(scaled.reshape(-1), codes[chunk].reshape(-1))
+            nan_codes = np.where(np.isnan(s[chunk]), *map(np.uint8, rule.nan_codes))
+            np.copyto(codes[chunk], nan_codes, where=nan)
+    return restore(codes), scale_codes
+
+
+def _with_nan_sign(codes: Array, where: Array, fmt: FloatFormat) -> Array:
+    """Set the sign of scales that are NaN, as x86 gives one to the NaN of an invalid operation."""
+    if fmt.nan_code is None or not fmt.sign_bit or fmt.nan_code == fmt.sign_bit:
+        return codes
+    signed = np.uint8(fmt.nan_code | fmt.sign_bit)
+    return np.where(where & (codes == fmt.nan_code), signed, codes)
+
+
+def _blocks(x: Array, axis: int, block: int) -> tuple[Array, Callable[[Array], Array]]:
+    """Return an array as rows of a block each, filled up with zeros, and the way back."""
+    last = np.moveaxis(x, axis, -1)
+    shape, length = last.shape, last.shape[-1]
+    block = min(block, max(length, 1))
+    padding = -length % block
+    if padding:
+        last = np.concatenate([last, np.zeros((*shape[:-1], padding), x.dtype)], axis=-1)
+    padded = last.shape
+
+    def restore(codes: Array) -> Array:
+        whole = codes.reshape(padded)[..., :length]
+        return np.ascontiguousarray(np.moveaxis(whole, -1, axis))
+
+    return last.reshape(-1, block), restore
+
+
+def _encoder(fmt: Format) -> Kernel:
+    """Return the kernel that rounds to the nearest code and saturates."""
+    if isinstance(fmt, IntFormat):
+        return integer_kernel(fmt, True)
+    return table_encoder(fmt, True, "nearest", "float32")
