@@ -431,9 +431,9 @@ def ratio_codes(
         operation = np.divide if rule.divide else np.multiply
         for chunk in chunks(len(rows), max(1, _CHUNK // rows.shape[1])):
             scaled = operation(rows[chunk], factor[chunk])
+            scaled = _rounded(scaled, rounded)
             if not rule.keeps_zero_sign:
                 scaled += scaled.dtype.type(0)
-            scaled = _rounded(scaled, rounded)
             if rule.nan_codes is None or fmt.element != E2M1 or np.isfinite(scaled.sum()):
                 encoder(scaled.reshape(-1), codes[chunk].reshape(-1))
                 continue
