@@ -26,7 +26,7 @@ import pytest
 from conftest import ROOT
 
 import npfp8
-from npfp8.formats import FORMATS, FloatFormat
+from npfp8.formats import FORMATS, FloatFormat, IntFormat
 
 PAGE = ROOT / "docs" / "byte"
 TESTS = ROOT / "tests"
@@ -208,8 +208,8 @@ def rows() -> list[np.ndarray]:
 def test_codec_in_javascript_is_npfp8_s(by_javascript: Path, fmt: npfp8.Format) -> None:
     everything = numbers()
     given = draws()
-    roundings = ["nearest", "toward_zero", "stochastic"]
-    for rounding in roundings if isinstance(fmt, FloatFormat) else roundings[:1]:
+    roundings = ["nearest", "nearest_away", "nearest_toward_zero", "toward_zero", "stochastic"]
+    for rounding in roundings if isinstance(fmt, FloatFormat) else roundings[:-1]:
         x = everything[: given.size] if rounding == "stochastic" else everything
         for saturate in (True, False):
             name = f"{fmt}.{rounding}.{str(saturate).lower()}.u16"
@@ -218,8 +218,7 @@ def test_codec_in_javascript_is_npfp8_s(by_javascript: Path, fmt: npfp8.Format) 
             if fmt not in npfp8_formats_with_nan():
                 refused |= np.isnan(x)
             if not isinstance(fmt, FloatFormat) and not saturate:
-                whole = np.rint(x)
-                refused |= (whole < fmt.min_code) | (whole > fmt.max_code)
+                refused |= is_beyond(x, fmt, rounding)
             options = {"rng": Draws(given)} if rounding == "stochastic" else {}
             encodable = np.where(refused, 0.0, x)
             codes = npfp8.encode(encodable, fmt, saturate, rounding=rounding, **options)
@@ -229,6 +228,23 @@ def test_codec_in_javascript_is_npfp8_s(by_javascript: Path, fmt: npfp8.Format) 
                 f"{name}: {wrong.size} differ, first {x[wrong[0]]!r}: "
                 f"{found[wrong[0]]}, expected {expected[wrong[0]]}"
             )
+
+
+def is_beyond(x: np.ndarray, fmt: IntFormat, rounding: str) -> np.ndarray:
+    """Whether numbers round beyond the range of an integer format."""
+    with np.errstate(over="ignore"):
+        scaled = x * 2.0**fmt.fraction_bits
+    low, high = np.float64(fmt.min_code), np.float64(fmt.max_code)
+    if rounding == "toward_zero":
+        return (scaled >= high + 1) | (scaled <= low - 1)
+    ties = {  # whether the tie beyond each end rounds away from the range
+        "nearest": (fmt.min_code % 2 == 1, fmt.max_code % 2 == 1),
+        "nearest_away": (True, True),
+        "nearest_toward_zero": (False, False),
+    }[rounding]
+    below = scaled <= low - 0.5 if ties[0] else scaled < low - 0.5
+    above = scaled >= high + 0.5 if ties[1] else scaled > high + 0.5
+    return below | above
 
 
 def npfp8_formats_with_nan() -> list[npfp8.Format]:
@@ -246,7 +262,7 @@ def test_values_steps_and_errors_in_javascript(by_javascript: Path) -> None:
         np.testing.assert_array_equal(shown, fmt.values)
         used = fmt.values[np.isfinite(fmt.values)]
         if not isinstance(fmt, FloatFormat):
-            used = used[(used >= fmt.min_code) & (used <= fmt.max_code)]
+            used = used[(used >= -fmt.max if fmt.min_code else used >= 0) & (used <= fmt.max)]
         distinct = np.unique(used)
         stepped = fmt.values[steps]
         assert (np.diff(stepped) >= 0).all()
@@ -467,8 +483,9 @@ def test_theme_follows_the_system_unless_chosen(seen: Any) -> None:
 
 def test_proof_turns_green(seen: Any) -> None:
     proof = seen["proof"]
-    assert proof["equal"] == proof["all"] == 6 + 22
-    assert proof["status"].startswith("All 28 digests are equal")
+    count = 6 + 2 * sum(isinstance(fmt, FloatFormat) for fmt in FORMATS.values())
+    assert proof["equal"] == proof["all"] == count
+    assert proof["status"].startswith(f"All {count} digests are equal")
     sentence = json.loads((PAGE / "tables.json").read_text())["sentence"]
     hashes = [row[4] for row in proof["sentences"]]
     assert hashes == list(sentence["sha256"].values())
