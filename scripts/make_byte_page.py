@@ -30,7 +30,14 @@ from bert_numpy.colors import color_of
 from bert_numpy.evaluation.evaluate import calibrate_on
 from bert_numpy.study.tables import first_metric, results_by_model
 from bert_numpy.tasks.glue import read_examples, task_named
-from npfp8.blocks import BLOCK_FORMATS, POWER_RULES, RATIO_RULES, BlockFormat
+from npfp8.blocks import (
+    BLOCK_FORMATS,
+    POWER_RULES,
+    RATIO_RULES,
+    BlockFormat,
+    PowerRule,
+    RatioRule,
+)
 from npfp8.files import replaced_file
 from npfp8.formats import FORMATS, Format, IntFormat
 
@@ -100,7 +107,6 @@ def format_table(fmt: Format) -> dict[str, Any]:
 
 def block_format_table(fmt: BlockFormat) -> dict[str, Any]:
     """Describe a block format, with the names of its rules; rules.js has a function for each."""
-    names = POWER_RULES if fmt.powers_of_two else RATIO_RULES
     return {
         "name": fmt.name,
         "element": fmt.element.name,
@@ -108,20 +114,30 @@ def block_format_table(fmt: BlockFormat) -> dict[str, Any]:
         "scale_format": fmt.scale_format.name,
         "tensor_scale": fmt.tensor_scale,
         "rule": fmt.rule,
-        "rules": list(names),
+        "rules": list(rules_of(fmt)),
         "colour": color_of(fmt.name),
+    }
+
+
+def rules_of(fmt: BlockFormat) -> dict[str, PowerRule | RatioRule]:
+    """Return the rules that a block format can have."""
+    if not fmt.powers_of_two:
+        return {**RATIO_RULES}
+    element = fmt.element
+    return {
+        name: rule
+        for name, rule in POWER_RULES.items()
+        if not rule.elements or element in rule.elements
     }
 
 
 def rules() -> dict[str, dict[str, str]]:
     """Describe the rules, by the format of the scales and by name."""
-    return {
-        fmt.scale_format.name: {
-            name: rule.description
-            for name, rule in (POWER_RULES if fmt.powers_of_two else RATIO_RULES).items()
-        }
-        for fmt in BLOCK_FORMATS.values()
-    }
+    found: dict[str, dict[str, str]] = {}
+    for fmt in BLOCK_FORMATS.values():
+        known = found.setdefault(fmt.scale_format.name, {})
+        known |= {name: rule.description for name, rule in rules_of(fmt).items()}
+    return found
 
 
 def _number(value: float) -> float | str:

@@ -50,16 +50,16 @@ export function quantizeBlocks(row, blockFormat, rule, formats) {
   for (let start = 0; start < numbers.length; start += blockFormat.block) {
     blocks.push(numbers.slice(start, start + blockFormat.block));
   }
-  const { scaled, blockScale, rounding, finished = (code) => code, ...how } = scaleFormat.mantissa_bits
-    ? RATIO_RULES[rule](element.max, scaleFormat, largestOf(numbers))
+  const { tensorScale = null, scaleCode, scaled, blockScale, rounding } = scaleFormat.mantissa_bits
+    ? RATIO_RULES[rule](element, scaleFormat, largestOf(numbers))
     : POWER_RULES[rule](element, scaleFormat);
-  const scaleCodes = blocks.map((block) => how.scaleCode(largestOf(block)));
-  const codes = blocks.flatMap((block, i) => block.map((x) => {
-    return finished(encode(scaled(x, scaleCodes[i]), element, { rounding }), x);
-  }));
+  const scaleCodes = blocks.map((block) => scaleCode(largestOf(block)));
+  const codes = blocks.flatMap((block, i) => {
+    return block.map((x) => encode(scaled(x, scaleCodes[i]), element, { rounding }));
+  });
   const scales = scaleCodes.map(blockScale);
   const found = dequantized(numbers, codes, scales, blockFormat.block, element);
-  return { ...found, scaleCodes, tensorScale: how.tensorScale ?? null };
+  return { ...found, scaleCodes, tensorScale };
 }
 
 function dequantized(numbers, codes, scales, length, element) {
