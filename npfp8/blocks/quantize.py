@@ -8,17 +8,18 @@ import numpy as np
 
 from npfp8.arrays import Array, Float32Array
 from npfp8.blocks.formats import BlockFormat
-from npfp8.blocks.pieces import block_amax
-from npfp8.blocks.powers import PowerRule, power_codes
+from npfp8.blocks.powers import power_codes
 from npfp8.blocks.ratios import RatioRule, ratio_codes
+from npfp8.blocks.rows import block_rows, row_absmax
 from npfp8.codec.tables import values_of
-from npfp8.scaling import as_float32, spread
+from npfp8.scaling import as_float32
 
 __all__ = [
     "BlockCodes",
     "block_scales",
     "checked_tensor_scale",
     "quantize_blocks",
+    "tensor_multiplier",
     "tensor_scale_of",
 ]
 
@@ -51,21 +52,17 @@ def quantize_blocks(
     tensor_scale : ndarray of float32, (), optional
         The number of the tensor; without it, it is computed from the numbers.
     """
-    rule = fmt.how
-    if isinstance(rule, PowerRule):
-        found = power_codes(x, fmt.element, fmt.block, fmt.scale_format, rule, axis, source)
-        return BlockCodes(*found, None)
-    amax = block_amax(x, axis, fmt.block)
-
-    def per_element(per_block: Array) -> Array:
-        return spread(per_block, x.shape, axis, fmt.block)
-
+    blocks = block_rows(x, axis, fmt.block)
+    largest = row_absmax(blocks.rows)
+    if fmt.powers_of_two:
+        codes, scale_codes = power_codes(blocks.rows, largest[:, None], fmt, source)
+        return BlockCodes(blocks.elements(codes), blocks.per_block(scale_codes), None)
     if not fmt.tensor_scale:
         tensor_scale = None
     elif tensor_scale is None:
-        tensor_scale = tensor_scale_of(amax.max(initial=0), fmt)
-    found = ratio_codes(x, amax, tensor_scale, fmt.element, fmt.scale_format, rule, per_element)
-    return BlockCodes(*found, tensor_scale)
+        tensor_scale = tensor_scale_of(largest.max(initial=0), fmt, source)
+    codes, scale_codes = ratio_codes(blocks.rows, largest[:, None], tensor_scale, fmt, source)
+    return BlockCodes(blocks.elements(codes), blocks.per_block(scale_codes), tensor_scale)
 
 
 def block_scales(
@@ -76,14 +73,27 @@ def block_scales(
     if tensor_scale is None:
         return values
     assert isinstance(fmt.how, RatioRule)
-    return fmt.how.block_scale(values, tensor_scale)
+    with np.errstate(all="ignore"):
+        return fmt.how.block_scale(values, tensor_scale, fmt.element.max, fmt.scale_format.max)
 
 
-def tensor_scale_of(largest: Float32Array, fmt: BlockFormat) -> Float32Array:
-    """Return the number that is stored for a tensor of a largest magnitude."""
+def tensor_scale_of(
+    largest: Float32Array, fmt: BlockFormat, source: str = "float32"
+) -> Float32Array:
+    """Return the number that is stored for a tensor of a largest magnitude.
+
+    ``source`` is the type in which the numbers were given.
+    """
     assert isinstance(fmt.how, RatioRule)
-    number = fmt.how.tensor_scale(largest, fmt.element.max, fmt.scale_format.max)
+    with np.errstate(all="ignore"):
+        number = fmt.how.tensor_scale(largest, fmt.element.max, fmt.scale_format.max, source)
     return np.asarray(number, np.float32)
+
+
+def tensor_multiplier(tensor_scale: Float32Array, fmt: BlockFormat) -> Float32Array:
+    """Return the float32 number by which the number that is stored for a tensor multiplies."""
+    assert isinstance(fmt.how, RatioRule)
+    return fmt.how.multiplier(tensor_scale, fmt.element.max, fmt.scale_format.max)
 
 
 def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array | None:
@@ -92,7 +102,7 @@ def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array
     Raises
     ------
     TypeError, ValueError
-        If it is missing or not wanted, or is not one positive, finite number.
+        If it is missing or not wanted, or is not one finite number that is not negative.
     """
     if tensor_scale is None or not fmt.tensor_scale:
         if (tensor_scale is None) == fmt.tensor_scale:
@@ -100,6 +110,6 @@ def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array
             raise ValueError(f"tensor_scale: expected {wanted} for {fmt}, found {tensor_scale}")
         return None
     number = as_float32("tensor_scale", tensor_scale)  # type: ignore[arg-type]
-    if number.ndim or not (np.isfinite(number) and number > 0):
-        raise ValueError(f"tensor_scale: expected one positive, finite number, found {number}")
+    if number.ndim or not (np.isfinite(number) and number >= 0):  # ModelOpt stores 0 for zeros
+        raise ValueError(f"tensor_scale: expected one finite number, not negative, found {number}")
     return number
