@@ -389,8 +389,14 @@ class QuantizedTensor:
         array([ 1., -6.], dtype=float32)
         """
         values: Float32Array = self.code_values()
-        scale = spread(self.scale, self.shape, self.axis, self.block)
+        axis, block = self.axis, self.block
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            whole = block and axis is not None and self.size and self.shape[axis] % block == 0
+            if whole and values.flags.c_contiguous:  # without an array of a scale per element
+                shape = (*self.shape[:axis], -1, block, *self.shape[axis + 1 :])
+                values.reshape(shape)[...] *= np.expand_dims(self.scale, axis + 1)
+                return values
+            scale = spread(self.scale, self.shape, axis, block)
             return np.multiply(values, scale, out=values)
 
 
