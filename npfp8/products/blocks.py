@@ -70,9 +70,7 @@ __all__ = ["block_scaled_product", "tensor_multiplier"]
 _CHUNK = 1 << 16
 
 #: Sums over a part of K in an accumulator, and whether certainly none of them is NaN.
-Sums = Callable[
-    [QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]
-]
+Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]]
 
 
 def tensor_multiplier(x: QuantizedTensor) -> Float32Array:
@@ -81,9 +79,8 @@ def tensor_multiplier(x: QuantizedTensor) -> Float32Array:
         return np.ones((), np.float32)
     assert x.block_format is not None
     assert isinstance(x.block_format.how, RatioRule)
-    if not hasattr(x.block_format.how, "multiplier"):
-        return x.tensor_scale
-    return x.block_format.how.multiplier(x.tensor_scale)
+    limits = x.block_format.element.max, x.block_format.scale_format.max
+    return x.block_format.how.multiplier(x.tensor_scale, *limits)
 
 
 def block_scaled_product(
