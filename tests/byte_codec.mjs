@@ -51,8 +51,8 @@ const quantized = rows.map((row) => tables.row_formats.map((rowFormat) => {
 }));
 writeFileSync(`${folder}/rows.out.json`, JSON.stringify(quantized));
 
-/** The bytes of float32 numbers, the sign of zero included. */
-const float32 = (numbers) => Buffer.from(new Float32Array(numbers).buffer);
+/** The bytes of float32 numbers, the sign of zero included; every NaN is the same one. */
+const float32 = (numbers) => Buffer.from(new Float32Array(numbers.map((x) => (Number.isNaN(x) ? NaN : x))).buffer);
 
 const tensors = JSON.parse(readFileSync(`${folder}/tensors.json`));
 for (const blockFormat of tables.block_formats) {
