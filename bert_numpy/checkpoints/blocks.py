@@ -40,6 +40,8 @@ from npfp8 import (
     QuantizedTensor,
 )
 from npfp8.arrays import Array, Float32Array
+from npfp8.blocks import RatioRule
+from npfp8.blocks.quantize import tensor_divisor, tensor_multiplier
 from npfp8.storage import Fp8Array, StoredTensor
 
 __all__ = [
@@ -188,27 +190,21 @@ def stored_tensor_scale(
 ) -> Float32Array:
     """Convert the number of a tensor, as the format's rule stores it, to a convention's.
 
-    A number of the other kind is its reciprocal, rounded to float32.
+    A number of another kind is rounded to float32 once more.
 
     Raises
     ------
     BertNumpyError
         If the reciprocal is not a float32 number.
     """
-    found = np.asarray(number, np.float32)
-    if _divides(fmt) != convention.divides:
-        with np.errstate(over="ignore", divide="ignore"):
-            found = np.asarray(np.float32(1) / found)
-        if not (np.isfinite(found) and found > 0):
-            raise BertNumpyError(
-                f"the tensor's scale, {number}: expected a number with a reciprocal in float32, "
-                f"which {convention.name} stores"
-            )
+    converted = tensor_divisor if convention.divides else tensor_multiplier
+    found = converted(np.asarray(number, np.float32), fmt)
+    if not (np.isfinite(found) and found >= 0):
+        raise BertNumpyError(
+            f"the tensor's scale, {number}: expected a number with a reciprocal in float32, "
+            f"which {convention.name} stores"
+        )
     return found.reshape(convention.shape)
-
-
-def _divides(fmt: BlockFormat) -> bool:
-    return fmt.rule == "compressed-tensors"
 
 
 def _as_stored(codes: Array, fmt: Format) -> Array | Fp8Array:
@@ -307,10 +303,11 @@ def read_tensor_scale(
 ) -> Float32Array:
     """Read the number of a tensor, as the format's rule stores it; see :func:`read_blocks`."""
     found = read_float32(tensor).reshape(())
-    if not found > 0:
+    if not (found > 0 or (found == 0 and not convention.divides)):
         raise BertNumpyError(f"{tensor.place}: expected a positive number, found {found}")
     if expected is None:
-        assert _divides(fmt) == convention.divides  # a foreign checkpoint has its own rule
+        assert isinstance(fmt.how, RatioRule)
+        assert fmt.how.stored == ("divisor" if convention.divides else "multiplier")  # its own rule
         return found
     stored = stored_tensor_scale(expected, fmt, convention).reshape(())
     if stored != found:

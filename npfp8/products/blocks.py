@@ -79,9 +79,8 @@ def tensor_multiplier(x: QuantizedTensor) -> Float32Array:
         return np.ones((), np.float32)
     assert x.block_format is not None
     assert isinstance(x.block_format.how, RatioRule)
-    if not hasattr(x.block_format.how, "multiplier"):
-        return x.tensor_scale
-    return x.block_format.how.multiplier(x.tensor_scale)
+    limits = x.block_format.element.max, x.block_format.scale_format.max
+    return x.block_format.how.multiplier(x.tensor_scale, *limits)
 
 
 def block_scaled_product(
