@@ -69,10 +69,11 @@ __all__ = ["block_scaled_product", "tensor_multiplier"]
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
 
+#: Elements of K whose norms are multiplied to bound an error: a block, for most formats.
+_RUN = 32
+
 #: Sums over a part of K in an accumulator, and whether certainly none of them is NaN.
-Sums = Callable[
-    [QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]
-]
+Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]]
 
 
 def tensor_multiplier(x: QuantizedTensor) -> Float32Array:
@@ -182,15 +183,12 @@ def _scale_blocks(values: Float64Array, scales: Float64Array, x: QuantizedTensor
     if not values.size:
         return
     whole = length // block
-    before, after = values.shape[:axis], values.shape[axis + 1 :]
-    start = (slice(None),) * axis
-    # Splitting an axis makes a view, whatever the layout.
-    split = values[(*start, slice(whole * block))].reshape(*before, whole, block, *after)
-    assert np.may_share_memory(split, values)
-    split *= np.expand_dims(scales[(*start, slice(whole))], axis + 1)
-    if whole * block < length:
-        rest = values[(*start, slice(whole * block, None))]
-        rest *= scales[(*start, slice(whole, None))]
+    # The axis comes first; splitting it makes a view, whatever the layout.
+    elements, per_block = np.moveaxis(values, axis, 0), np.moveaxis(scales, axis, 0)
+    split = elements[: whole * block].reshape(whole, block, *elements.shape[1:])
+    split *= per_block[:whole, None]
+    rest = elements[whole * block :]
+    rest *= per_block[whole:]
 
 
 def _per_line(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
@@ -234,7 +232,7 @@ def _once_rounded(
     if span > 2.0**53:
         row_unit = units_x().min(axis=-1, initial=np.inf)
         column_unit = units_y().min(axis=-2, initial=np.inf)
-        return rounded_product(x, y, row_unit, column_unit)
+        return rounded_product(x, y, row_unit, column_unit, _RUN)
     with np.errstate(over="ignore", under="ignore"):
         result: Float32Array = np.matmul(x, y).astype(np.float32)
     result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
@@ -317,6 +315,9 @@ def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Ite
     units: tuple[Float64Array, ...] = ()
     if span > 2.0**53:
         units = _element_units(a), _element_units(b)
+        span = 1 + 2.0**-20
+        for (values, _), unit, k_axis in zip(operands, units, (-1, -2), strict=True):
+            span *= _largest_span(values, unit, k_axis, block)
     size = math.prod(_lead(a, b)) * a.shape[-2] * b.shape[-1]
     for ks in _runs(a.shape[-1], block, max(1, _CHUNK // max(size, 1))):
         n = min(block, ks.stop - ks.start)
@@ -335,6 +336,15 @@ def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Ite
         part = _once_rounded(x, y, span, lambda: rows(units[0]), lambda: columns(units[1]))
         _overlay(part, x, special_x, y, special_y)
         yield from part
+
+
+def _largest_span(x: Float64Array, units: Float64Array, axis: int, block: int) -> float:
+    """Return the largest norm of a block over what all of the block are multiples of."""
+    if not x.size:
+        return 0.0
+    starts = range(0, x.shape[axis], block)
+    norms = np.sqrt(np.add.reduceat(x * x, starts, axis=axis))
+    return float((norms / np.minimum.reduceat(units, starts, axis=axis)).max())
 
 
 def _runs(k: int, block: int, count: int) -> Iterator[slice]:
