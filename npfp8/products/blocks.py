@@ -55,7 +55,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npfp8.arrays import Array, Float32Array, Float64Array, lookup
-from npfp8.blocks.ratios import RatioRule
+from npfp8.blocks.quantize import tensor_multiplier
 from npfp8.codec.tables import values_of
 from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
@@ -64,7 +64,7 @@ from npfp8.products.float32 import K_LIMIT, lowest_bits, rounded_product
 from npfp8.products.specials import overlay_specials
 from npfp8.tensor import QuantizedTensor
 
-__all__ = ["block_scaled_product", "tensor_multiplier"]
+__all__ = ["block_scaled_product", "tensor_factor"]
 
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
@@ -76,15 +76,12 @@ _RUN = 32
 Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]]
 
 
-def tensor_multiplier(x: QuantizedTensor) -> Float32Array:
-    """Return the float32 number by which a product of a block-scaled operand is multiplied."""
+def tensor_factor(x: QuantizedTensor) -> Float32Array:
+    """Return the float32 number by which a product of an operand with blocks is multiplied."""
     if x.tensor_scale is None:
         return np.ones((), np.float32)
     assert x.block_format is not None
-    assert isinstance(x.block_format.how, RatioRule)
-    if not hasattr(x.block_format.how, "multiplier"):
-        return x.tensor_scale
-    return x.block_format.how.multiplier(x.tensor_scale)
+    return tensor_multiplier(x.tensor_scale, x.block_format)
 
 
 def block_scaled_product(
@@ -110,9 +107,11 @@ def block_scaled_product(
     sums : callable
         The sums of the other kinds of accumulators.
     """
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         factor = np.multiply(*factors)
-    if not (np.isfinite(factor) & (factor > 0)).all():
+    # The number of a tensor of zeros may be 0, and that of tiny ones an infinity.
+    usual = all((np.isfinite(one) & (one > 0)).all() for one in factors)
+    if usual and not (np.isfinite(factor) & (factor > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
     k = a.shape[-1]
     if k > K_LIMIT:
@@ -130,7 +129,7 @@ def block_scaled_product(
         result = _added(parts, (*_lead(a, b), a.shape[-2], b.shape[-1]))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         np.multiply(result, factor, out=result)
-    if not (a.is_finite and b.is_finite and accumulator.kind == "exact"):
+    if not (usual and a.is_finite and b.is_finite and accumulator.kind == "exact"):
         result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
     return result
 
