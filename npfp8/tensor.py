@@ -296,7 +296,7 @@ class QuantizedTensor:
         """Count the numbers that saturated, and those that underflowed, in this tensor.
 
         A number saturated if it is beyond the range of the codes. It underflowed if it is
-        not zero but has the code of zero.
+        not zero but has the code of zero, or a scale of zero.
 
         Parameters
         ----------
@@ -342,6 +342,8 @@ class QuantizedTensor:
         # Of the codes first, whose bytes are fewer. A float's sign bit is taken off.
         floats = fmt if isinstance(fmt, FloatFormat) else None
         magnitudes = np.abs(codes) if floats is None else codes & floats.magnitude_mask
+        if self.scale_codes is not None and not scale.all():
+            magnitudes = np.where(scale == 0, 0, magnitudes)  # blocks whose scale underflowed
         saturated = 0
         if magnitudes.max(initial=0) >= fmt.max_code:
             largest = magnitudes >= fmt.max_code
