@@ -107,8 +107,9 @@ def encode_blocks(
     kernel: Kernel,
     dtype: np.dtype[Any],
     correct: Callable[[Float32Array, Array, Array], None] | None = None,
+    operation: np.ufunc = np.multiply,
 ) -> Array:
-    """Multiply numbers by one factor per block, and encode them by a kernel.
+    """Multiply, or divide, numbers by one factor per block, and encode them by a kernel.
 
     Parameters
     ----------
@@ -122,6 +123,8 @@ def encode_blocks(
         The dtype of the codes.
     correct : callable (numbers, scaled, codes), optional
         It is called for each chunk afterwards, to change codes in place.
+    operation : ufunc
+        np.multiply or np.divide.
     """
     x, axis, transposed = _layout(x, axis)
     factors = factors.T if transposed else factors
@@ -134,7 +137,7 @@ def encode_blocks(
         part = numbers[piece]
         outer, run, inner = part.shape
         grid = part.reshape(outer, run // length, length, inner)
-        scaled = np.multiply(grid, per_block[blocks][:, :, None, :], order="C").reshape(-1)
+        scaled = operation(grid, per_block[blocks][:, :, None, :], order="C").reshape(-1)
         found = codes[piece]
         target = found.reshape(-1) if found.flags.c_contiguous else np.empty(scaled.size, dtype)
         kernel(scaled, target)
