@@ -107,9 +107,8 @@ def encode_blocks(
     kernel: Kernel,
     dtype: np.dtype[Any],
     correct: Callable[[Float32Array, Array, Array], None] | None = None,
-    operation: np.ufunc = np.multiply,
 ) -> Array:
-    """Multiply, or divide, numbers by one factor per block, and encode them by a kernel.
+    """Multiply numbers by one factor per block, and encode them by a kernel.
 
     Parameters
     ----------
@@ -123,8 +122,6 @@ def encode_blocks(
         The dtype of the codes.
     correct : callable (numbers, scaled, codes), optional
         It is called for each chunk afterwards, to change codes in place.
-    operation : ufunc
-        np.multiply or np.divide.
     """
     x, axis, transposed = _layout(x, axis)
     factors = factors.T if transposed else factors
@@ -137,7 +134,7 @@ def encode_blocks(
         part = numbers[piece]
         outer, run, inner = part.shape
         grid = part.reshape(outer, run // length, length, inner)
-        scaled = operation(grid, per_block[blocks][:, :, None, :], order="C").reshape(-1)
+        scaled = np.multiply(grid, per_block[blocks][:, :, None, :], order="C").reshape(-1)
         found = codes[piece]
         target = found.reshape(-1) if found.flags.c_contiguous else np.empty(scaled.size, dtype)
         kernel(scaled, target)
