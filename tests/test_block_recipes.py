@@ -33,7 +33,7 @@ from bert_numpy.calibration import sqnr
 from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.counts import OperandCounts
 from bert_numpy.quantization.engine import engine_of
-from bert_numpy.quantization.plan import Scale, SitePlan
+from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe, recipe_object, recipe_of, save_recipe
 from npfp8 import (
@@ -272,7 +272,8 @@ def test_every_product_of_a_model(fmt: BlockFormat, small: Model) -> None:
     products: list[tuple[str, tuple[Any, ...]]] = []
 
     def note(site: str, a: Any, b: Any, bias: Any, result: np.ndarray) -> None:
-        products.append((site, (a.copy(), b, bias, result.copy())))
+        kept = b if isinstance(b, QuantizedTensor) else b.copy()
+        products.append((site, (a.copy(), kept, bias, result.copy())))
 
     noted(made, note)(**batch)
     sites = [(site, parts) for site, parts in products if site.startswith("encoder.")]
@@ -303,6 +304,35 @@ def test_every_product_of_a_model(fmt: BlockFormat, small: Model) -> None:
                 value = add32(value, float(bias[index[-1]]))
             expected[index] = nearest(value, BFLOAT16)
         assert_same_bits(found, expected)
+
+
+@every_format
+def test_operands_are_left_as_they_are(fmt: BlockFormat) -> None:
+    """Q, K^T, P and V are views of one array, whose memory lies in another order."""
+    values = np.random.default_rng(0).normal(size=(7, 2 * 64)).astype(np.float32)
+    heads = values.reshape(1, 7, 2, 64).swapaxes(1, 2)
+    for x, axis in ((heads, -1), (heads.swapaxes(-1, -2), -2), (heads, -2), (values.T, -2)):
+        before = x.copy()
+        q = quantize_operand(x, Operand(fmt), axis)
+        assert_same_bits(x, before)
+        assert_same_bits(q.codes, quantize_operand(before, Operand(fmt), axis).codes)
+        q.lost(x)
+        assert_same_bits(x, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("mxint8", 0.05), ("mxfp8", 0.1), ("mxfp6", 0.1), ("nvfp4", 0.35), ("mxfp4", 0.5)],
+)
+def test_a_model_answers_nearly_as_in_float32(name: str, bound: float) -> None:
+    model = bert_numpy.load("bert-tiny-sst2")
+    tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    batch = tokenizer.batch(["a warm and funny film", "dull, and far too long for what it is"])
+    calibration = bert_numpy.calibrate(model, [batch], golden=True)
+    expected = model(**batch).logits
+    for golden in (False, True):
+        found = bert_numpy.apply_recipe(model, name, calibration, golden)(**batch).logits
+        assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("fmt", [MXFP4, NVFP4, MINE], ids=str)
