@@ -514,6 +514,27 @@ def test_accumulators_that_cannot_take_blocks(small: Model) -> None:
             bert_numpy.apply_recipe(small, recipe, calibration)
 
 
+@pytest.mark.parametrize("accumulate", ["block-sums", "float32", "bfloat16"])
+def test_other_accumulators(accumulate: str, small: Model) -> None:
+    batch = batch_of(9, 4, seed=5)
+    for fmt in ("MXFP8_E4M3", "NVFP4"):
+        exact = applied(small, both(fmt))(**batch).last_hidden_state
+        found = applied(small, replace(both(fmt), accumulate=accumulate))(**batch)
+        assert found.last_hidden_state is not None
+        error = np.linalg.norm(found.last_hidden_state - exact) / np.linalg.norm(exact)
+        assert error < (0.3 if accumulate == "bfloat16" else 0.02)
+    unlike = SiteRecipe(Operand("MXFP4"), Operand("NVFP4"))
+    recipe = Recipe("unlike", unlike, accumulate=accumulate)
+    if accumulate == "float32":
+        applied(small, recipe)(**batch)
+        return
+    with pytest.raises(BertNumpyError, match=r"query: accumulate '.*': expected both operands in"):
+        applied(small, recipe)
+    per_token = SiteRecipe(Operand("INT8", "token"), Operand("NVFP4"))
+    with pytest.raises(BertNumpyError, match="expected both operands in blocks of one length"):
+        applied(small, Recipe("x", per_token, accumulate=accumulate))
+
+
 def test_a_model_that_is_quantized_can_become_golden(small: Model) -> None:
     made = applied(small, both("NVFP4"))
     golden = bert_numpy.apply_recipe(made, both("NVFP4"), golden=True)
