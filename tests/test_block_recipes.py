@@ -29,7 +29,9 @@ from watching import noted, product_of
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, QuantizedModel, Recipe
+from bert_numpy.assets import REVIEWS
 from bert_numpy.calibration import sqnr
+from bert_numpy.cli import main
 from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.counts import OperandCounts
 from bert_numpy.quantization.engine import engine_of
@@ -542,3 +544,48 @@ def test_a_model_that_is_quantized_can_become_golden(small: Model) -> None:
     assert_same_bits(golden(**batch).logits, applied(small, both("NVFP4"), True)(**batch).logits)
     with pytest.raises(BertNumpyError, match="quantized by both"):
         bert_numpy.apply_recipe(made, both("NVFP4", rule="exact"))
+
+
+# Commands
+
+
+def test_compare_takes_block_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, target = tmp_path / "mine.json", tmp_path / "rows.json"
+    save_recipe(both("MXFP4", "mine", rule="rceil"), mine)
+    command = ["compare", "bert-tiny-sst2", "--task", "sst2", "--data", str(REVIEWS), "--golden"]
+    formats = f"MXFP4,nvfp4,nvfp4-weights,{mine}"
+    limits = ["--limit", "20", "--calibration-samples", "20", "--json", str(target)]
+    assert main([*command, "--formats", formats, *limits]) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads(target.read_text())["rows"]
+    assert [row["format"] for row in rows] == ["fp32", "mxfp4", "nvfp4", "nvfp4-weights", "mine"]
+    sizes = [row["weight_bytes"] for row in rows]
+    assert sizes[1] == sizes[4] < sizes[2] == sizes[3] < sizes[0]
+    assert all(f"{size:,}" in printed for size in sizes)
+    errors = [row["relative_logit_error"] for row in rows]
+    assert 0 < errors[1] < 1
+    assert errors[1] != errors[4]
+
+
+def test_what_is_stored_is_what_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quantize, describe and predict: the folder gives what the recipe gives."""
+    answers = []
+    folder = str(tmp_path / "stored")
+    assert main(["quantize", "bert-tiny-sst2", folder, "--format", "nvfp4-weights"]) == 0
+    for command in (["bert-tiny-sst2", "--format", "nvfp4-weights"], [folder]):
+        target = tmp_path / "answer.json"
+        assert main(["predict", *command, "a warm and funny film", "--json", str(target)]) == 0
+        answers.append(json.loads(target.read_text())["logits"])
+    assert answers[0] == answers[1]
+    capsys.readouterr()
+    assert main(["info", folder]) == 0
+    assert "inputs not quantized, weights in NVFP4 per block of 16" in capsys.readouterr().out
+
+
+def test_commands_refuse_what_blocks_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["predict", "bert-tiny-sst2", "a film", "--format", "mxfp4", "--accumulate", "hopper"]
+    assert main(command) == 2
+    assert "accumulate 'hopper': expected E4M3FN or E5M2, found E2M1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "bert-tiny-sst2", "a film", "--format", "mxpf4"])
+    assert "did you mean 'mxfp4'?" in capsys.readouterr().err
