@@ -1244,17 +1244,24 @@ def test_the_command_writes_modelopts_layout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_checkpoint(tmp_path / "source", config_overrides=WIDE)
-    options = ["--format", "nvfp4-weights", "--layout", "ModelOpt"]
-    sentences = tmp_path / "texts.txt"
-    sentences.write_text("a b\n")
-    command = ["quantize", str(source), str(tmp_path / "out"), *options, "--quiet"]
-    assert main([*command, "--calibration-data", str(sentences)]) == 0
+    lines = [f"{'a good film' if i % 2 else 'dull'}\t{i % 2}\n" for i in range(20)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+    task = ["--task", "sst2", "--data", str(tmp_path), "--quiet"]
+    command = ["quantize", str(source), str(tmp_path / "out"), *task]
+    assert main([*command, "--format", "nvfp4-weights", "--layout", "ModelOpt"]) == 0
     assert "- modelopt\n" in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "hf_quant_config.json").is_file()
     assert bert_numpy.load(tmp_path / "out").recipe == PRESETS["nvfp4-weights"]
     capsys.readouterr()
-    command = ["quantize", str(source), str(tmp_path / "other"), "--layout", "gguf"]
-    assert main([*command, "--format", "e4m3"]) == 2
+    command = ["quantize", str(source), str(tmp_path / "other"), *task]
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--format", "e4m3", "--layout", "gguf"])
     assert "argument --layout: expected one of compressed-tensors, modelopt, found 'gguf'" in (
         capsys.readouterr().err
     )
+    assert main([*command, "--format", "int8", "--layout", "modelopt"]) == 2
+    assert "recipe int8: encoder.layer.0.attention.self.query: expected E4M3FN with inputs" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "other").exists()
