@@ -8,11 +8,11 @@ import numpy as np
 
 from npfp8.arrays import Array, Float32Array
 from npfp8.blocks.formats import BlockFormat
-from npfp8.blocks.powers import PowerRule, power_codes
+from npfp8.blocks.powers import power_codes
 from npfp8.blocks.ratios import RatioRule, ratio_codes
 from npfp8.blocks.rows import block_rows, row_absmax
 from npfp8.codec.tables import values_of
-from npfp8.scaling import as_float32, spread
+from npfp8.scaling import as_float32
 
 __all__ = [
     "BlockCodes",
@@ -55,15 +55,9 @@ def quantize_blocks(
     """
     blocks = block_rows(x, axis, fmt.block)
     largest = row_absmax(blocks.rows)
-
-    def per_element(per_block: Array) -> Array:
-        return spread(per_block, x.shape, axis, fmt.block)
-
-    rule = fmt.how
-    if isinstance(rule, PowerRule):
-        amax = blocks.per_block(largest)
-        found = power_codes(x, amax, fmt.element, fmt.scale_format, rule, per_element)
-        return BlockCodes(*found, None)
+    if fmt.powers_of_two:
+        codes, scale_codes = power_codes(blocks.rows, largest[:, None], fmt, source)
+        return BlockCodes(blocks.elements(codes), blocks.per_block(scale_codes), None)
     if not fmt.tensor_scale:
         tensor_scale = None
     elif tensor_scale is None:
