@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.errors import BertNumpyError
-from npfp8 import golden
-from npfp8.formats import FORMATS
+from bert_numpy.kit.block_operations import block_format
+from npfp8 import POWER_RULES, RATIO_RULES, golden
+from npfp8.formats import FLOAT_FORMATS, FORMATS
 from npfp8.products import ACCUMULATORS
 
 __all__ = ["check_entry"]
@@ -48,6 +49,7 @@ def _is_integer(x: Any, least: int) -> bool:
 
 _FMT = _key_of(FORMATS)
 _BOOL: _Check = ("true or false", lambda x: isinstance(x, bool))
+_TRUE: _Check = ("true", lambda x: x is True)
 _NUMBER: _Check = (
     "a float32 number",
     lambda x: type(x) in (int, float) and abs(x) <= _LARGEST,  # a NaN fails this
@@ -73,24 +75,45 @@ _WEIGHTS: _Check = (
 
 _GROUPS = {"axis": _AXIS, "block": _BLOCK}
 
+#: What describes a block format, besides the axis of its blocks.
+_BLOCK_FORMAT = {
+    "fmt": _FMT,
+    "block": _BLOCK,
+    "scale_fmt": _key_of(FLOAT_FORMATS),
+    "rule": _key_of({**POWER_RULES, **RATIO_RULES}),
+}
+_TENSOR_SCALE = {"tensor_scale": _BOOL}
+_BLOCK_OPTIONS = {**_TENSOR_SCALE, "source": _one_of("float32", "float16", "bfloat16")}
+
 
 def _is_operand(x: Any) -> bool:
     """Check that a value describes the quantization of an operand."""
-    checks = {"fmt": _FMT, "ndim": ("", lambda y: _is_integer(y, 0)), **_GROUPS}
+    ndim: _Check = ("", lambda y: _is_integer(y, 0))
+    checks = {"ndim": ndim, **_GROUPS, **_BLOCK_FORMAT, **_TENSOR_SCALE}
     return (
         isinstance(x, Mapping)
         and x.keys() <= checks.keys()
         and "fmt" in x
         and all(checks[key][1](value) for key, value in x.items())
+        and (_is_blocked(x) or x.keys() <= {"fmt", "ndim", *_GROUPS})
     )
+
+
+def _is_blocked(x: Mapping[str, Any]) -> bool:
+    """Check that attributes that are right one by one describe a block format and its axis."""
+    try:
+        block_format(x)
+    except (KeyError, ValueError):
+        return False
+    return "axis" in x
 
 
 def _is_factor(x: Any) -> bool:
     return _is_operand(x) and "ndim" in x
 
 
-_OPERAND: _Check = ("an object of fmt, axis and block", _is_operand)
-_FACTOR: _Check = ("an object of fmt, ndim, axis and block", _is_factor)
+_OPERAND: _Check = ("an object of fmt, axis and block, or of a block format", _is_operand)
+_FACTOR: _Check = ("an object of fmt, ndim, axis and block, or of a block format", _is_factor)
 
 
 # Shapes. Each function raises ValueError or IndexError if the inputs do not fit together.
@@ -190,6 +213,52 @@ def _scale_sum(shapes: Shapes, how: Attributes) -> Shape:
     return _with_bias(result, shapes)
 
 
+def _blocks(shapes: Shapes, how: Attributes) -> Shape:
+    """Return the shape of the scale codes of a tensor."""
+    _check_tensor_scale(shapes, how)
+    return _groups(shapes["x"], how)
+
+
+def _check_tensor_scale(shapes: Shapes, how: Attributes, role: str = "tensor_scale") -> None:
+    if (role in shapes) != how.get("tensor_scale", False):
+        raise ValueError(f"{'no ' if role in shapes else ''}{role} by the format")
+    if role in shapes:
+        _require(shapes[role], ())
+
+
+def _block_codes(shapes: Shapes, how: Attributes) -> Shape:
+    _require(shapes["scale_codes"], _blocks(shapes, how))
+    return shapes["x"]
+
+
+def _block_scales(shapes: Shapes, how: Attributes) -> Shape:
+    _check_tensor_scale(shapes, how)
+    return shapes["scale_codes"]
+
+
+def _block_sum(shapes: Shapes, how: Attributes) -> Shape:
+    for name, k_axis in (("a", -1), ("b", -2)):
+        operand, codes = shapes[name], how[name]
+        _require((len(operand),), (codes["ndim"],))
+        if (f"{name}_scale_codes" in shapes) != ("scale_fmt" in codes):
+            raise ValueError(f"{name}_scale_codes are for block formats, and for these needed")
+        if "scale_fmt" in codes:
+            if range(len(operand))[codes["axis"]] != range(len(operand))[k_axis]:
+                raise ValueError(f"blocks of {name} along axis {codes['axis']}")
+            _require(shapes[f"{name}_scale_codes"], _groups(operand, codes))
+    return _matmul(shapes)
+
+
+def _block_product(shapes: Shapes, how: Attributes) -> Shape:
+    for name in ("a", "b"):
+        _check_tensor_scale(shapes, how[name], f"{name}_tensor_scale")
+        if (role := f"{name}_scale") in shapes:
+            _require(shapes[role], ())
+            if "scale_fmt" in how[name]:
+                raise ValueError(f"{role} for a block format")
+    return _with_bias(shapes["sum"], shapes)
+
+
 def _layer_norm(shapes: Shapes, how: Attributes) -> Shape:
     for role in ("weight", "bias"):
         _require(shapes[role], shapes["x"][-1:])
@@ -215,7 +284,8 @@ class _Form:
     """The form of an operation: its inputs, its attributes and its result.
 
     Kinds are "numbers" (bfloat16 or float32), "codes" of the format in the
-    attribute ``fmt``, or "codes of" an operand, in the format of that operand.
+    attribute ``fmt``, "scale codes" of the one in ``scale_fmt``, or either "of" an operand,
+    in the format of that operand.
     """
 
     inputs: Mapping[str, str]
@@ -234,6 +304,7 @@ _SCALE_OPTIONS = {**_GROUPS, "power_of_two": _BOOL}
 _FACTORS = {"a": _FACTOR, "b": _FACTOR}
 _SUM_OPTIONS = {"block": _BLOCK, "accumulate": _key_of(ACCUMULATORS)}
 _BIAS = {"bias": "numbers"}
+_TENSOR = {"tensor_scale": "numbers"}
 
 _FORMS = {
     "output": _Form(_X),
@@ -318,6 +389,54 @@ _FORMS = {
         optional={f"x{i}": "numbers" for i in range(1, len(golden.POOLINGS) + 1)},
     ),
     "normalize": _Form(_X, attributes=_ONE),
+    "tensor_scale": _Form(
+        _X,
+        lambda shapes, how: (),
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS, "tensor_scale": _TRUE},
+        options={"source": _BLOCK_OPTIONS["source"]},
+    ),
+    "scale_codes": _Form(
+        _X,
+        _blocks,
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS},
+        optional=_TENSOR,
+        options=_BLOCK_OPTIONS,
+        result="scale codes",
+    ),
+    "block_codes": _Form(
+        {**_X, "scale_codes": "scale codes"},
+        _block_codes,
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS},
+        optional=_TENSOR,
+        options=_BLOCK_OPTIONS,
+        result="codes",
+    ),
+    "block_scales": _Form(
+        {"scale_codes": "scale codes"},
+        _block_scales,
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS},
+        optional=_TENSOR,
+        options=_TENSOR_SCALE,
+    ),
+    "block_sum": _Form(
+        {"a": "codes of a", "b": "codes of b"},
+        _block_sum,
+        attributes=_FACTORS,
+        optional={"a_scale_codes": "scale codes of a", "b_scale_codes": "scale codes of b"},
+        options={"accumulate": _key_of(ACCUMULATORS)},
+    ),
+    "block_product": _Form(
+        {"sum": "numbers"},
+        _block_product,
+        attributes=_FACTORS,
+        optional={
+            **{
+                f"{name}_{scale}": "numbers" for name in "ab" for scale in ("scale", "tensor_scale")
+            },
+            **_BIAS,
+        },
+        options={"accumulate": _key_of(ACCUMULATORS)},
+    ),
     "given": _Form({}, lambda shapes, how: ()),
 }
 
@@ -357,6 +476,8 @@ def check_entry(
             )
     if operation == "given":
         return
+    if "scale_fmt" in attributes and not _is_blocked(attributes):
+        raise BertNumpyError(f"{place}: expected attributes of a block format, found {attributes}")
     for role, (kind, fmt, _) in inputs.items():
         expected = {**form.inputs, **form.optional}[role]
         _check_kind(f"{place}: input {role!r}", expected, kind, fmt, attributes)
@@ -388,6 +509,7 @@ def _check_kind(place: str, expected: str, kind: str, fmt: str, attributes: Attr
         if kind not in ("bfloat16", "float32"):
             raise BertNumpyError(f"{place}: expected numbers, found {kind}")
         return
-    wanted = attributes[operand]["fmt"] if operand else attributes["fmt"]
+    described = attributes[operand] if operand else attributes
+    wanted = described.get("scale_fmt" if codes == "scale codes" else "fmt")
     if kind != "codes" or fmt != wanted:
         raise BertNumpyError(f"{place}: expected codes of {wanted}, found {fmt or kind}")

@@ -1,0 +1,197 @@
+"""The operations of block formats: scales that are codes, and the products of their operands.
+
+Attributes describe a block format by its fields: ``fmt`` (the elements), ``block``,
+``scale_fmt``, ``rule``, and ``tensor_scale`` where the format has one; and ``axis``, the axis
+of the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from npfp8 import BlockFormat, QuantizedTensor, encode, matmul
+from npfp8.arrays import Array
+from npfp8.blocks import PowerRule, RatioRule
+from npfp8.blocks.quantize import BlockCodes, block_scales, quantize_blocks
+from npfp8.codec.tables import values_of
+from npfp8.formats import FORMATS, FloatFormat
+from npfp8.scaling import spread
+
+__all__ = [
+    "BLOCK_OPERATIONS",
+    "BLOCK_RULES",
+    "block_format",
+    "block_operand",
+    "multiplier",
+    "scaled_numbers",
+]
+
+Inputs = Mapping[str, Array]
+Attributes = Mapping[str, Any]
+
+_ONE = np.float32(1)
+
+
+def block_format(attributes: Attributes) -> BlockFormat:
+    """Return the block format that attributes describe.
+
+    Raises
+    ------
+    ValueError
+        If there is no such block format.
+    """
+    return _block_format(
+        *(attributes[key] for key in ("fmt", "block", "scale_fmt", "rule")),
+        attributes.get("tensor_scale", False),
+    )
+
+
+@lru_cache(maxsize=256)
+def _block_format(
+    element: str, block: int, scale_fmt: str, rule: str, tensor_scale: bool
+) -> BlockFormat:
+    scale = FORMATS[scale_fmt]
+    assert isinstance(scale, FloatFormat)
+    return BlockFormat(FORMATS[element], block, scale, rule, tensor_scale)
+
+
+def _quantized(inputs: Inputs, attributes: Attributes) -> BlockCodes:
+    x = inputs["x"]
+    return quantize_blocks(
+        x,
+        block_format(attributes),
+        range(x.ndim)[attributes["axis"]],
+        attributes.get("source", "float32"),
+        inputs.get("tensor_scale"),
+    )
+
+
+def _tensor_scale(inputs: Inputs, attributes: Attributes) -> Array:
+    number = _quantized(inputs, attributes).tensor_scale
+    assert number is not None
+    return number
+
+
+def _scale_codes(inputs: Inputs, attributes: Attributes) -> Array:
+    return _quantized(inputs, attributes).scale_codes
+
+
+def scaled_numbers(inputs: Inputs, attributes: Attributes) -> Array:
+    """Return the numbers whose codes are those of the elements: x over its block's scale."""
+    fmt, x = block_format(attributes), inputs["x"]
+
+    def per_element(per_block: Array) -> Array:
+        return spread(per_block, x.shape, attributes["axis"], fmt.block)
+
+    scales = values_of(inputs["scale_codes"], fmt.scale_format, np.dtype(np.float32))
+    if isinstance(fmt.how, RatioRule):
+        return fmt.how.scaled(x, per_element(scales), inputs.get("tensor_scale"))
+    exponents = np.frexp(np.where(np.isfinite(scales), scales, _ONE))[1] - 1
+    return np.asarray(
+        np.ldexp(x, -per_element(exponents))
+        * np.where(per_element(np.isfinite(scales)), _ONE, np.float32(np.nan))
+    )
+
+
+def _block_codes(inputs: Inputs, attributes: Attributes) -> Array:
+    fmt = block_format(attributes)
+    rounding = fmt.how.rounding if isinstance(fmt.how, PowerRule) else "nearest"
+    return encode(scaled_numbers(inputs, attributes), fmt.element, rounding=rounding)
+
+
+def _block_scales(inputs: Inputs, attributes: Attributes) -> Array:
+    return block_scales(inputs["scale_codes"], inputs.get("tensor_scale"), block_format(attributes))
+
+
+def block_operand(name: str, inputs: Inputs, attributes: Attributes) -> QuantizedTensor:
+    """Make the operand of a role, "a" or "b", without the scale of the tensor."""
+    how = attributes[name]
+    if "scale_fmt" not in how:
+        return QuantizedTensor(inputs[name], _ONE, FORMATS[how["fmt"]])
+    fmt = block_format({**how, "tensor_scale": False})
+    return QuantizedTensor(
+        inputs[name],
+        None,  # type: ignore[arg-type]  # computed from the codes
+        fmt.element,
+        how["axis"],
+        scale_codes=inputs[f"{name}_scale_codes"],
+        block_format=fmt,
+    )
+
+
+def _block_sum(inputs: Inputs, attributes: Attributes) -> Array:
+    a, b = (block_operand(name, inputs, attributes) for name in ("a", "b"))
+    return matmul(a, b, attributes.get("accumulate", "exact"))
+
+
+def multiplier(name: str, inputs: Inputs, attributes: Attributes) -> Array:
+    """Return the float32 number by which sums are multiplied for the scale of a whole operand."""
+    if (scale := inputs.get(f"{name}_scale")) is not None:
+        return scale
+    number = inputs.get(f"{name}_tensor_scale")
+    if number is None:
+        return np.ones((), np.float32)
+    how = block_format(attributes[name]).how
+    assert isinstance(how, RatioRule)
+    return np.asarray(how.block_scale(np.ones((), np.float32), number), np.float32)
+
+
+def _block_product(inputs: Inputs, attributes: Attributes) -> Array:
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scale = multiplier("a", inputs, attributes) * multiplier("b", inputs, attributes)
+        product = inputs["sum"] * scale
+        return np.asarray(product + inputs["bias"] if "bias" in inputs else product, np.float32)
+
+
+#: The operations by name.
+BLOCK_OPERATIONS: dict[str, Callable[[Inputs, Attributes], Array]] = {
+    "tensor_scale": _tensor_scale,
+    "scale_codes": _scale_codes,
+    "block_codes": _block_codes,
+    "block_scales": _block_scales,
+    "block_sum": _block_sum,
+    "block_product": _block_product,
+}
+
+_FORMATS = "docs/block-formats.md"
+_PRODUCTS = "docs/block-products.md"
+
+#: Each operation in words, and the page that explains its arithmetic.
+BLOCK_RULES: dict[str, tuple[str, str]] = {
+    "tensor_scale": (
+        "the float32 number that the rule stores for the tensor, from its largest magnitude",
+        _FORMATS,
+    ),
+    "scale_codes": (
+        "the code of the scale of each block, by the rule, from the block's largest magnitude "
+        "and the tensor's number; blocks are runs of so many elements along the axis, the last "
+        "may be shorter",
+        _FORMATS,
+    ),
+    "block_codes": (
+        "the code of each x over its block's scale, as the rule computes the quotient, rounded "
+        "once to nearest, ties as the rule has it, saturating",
+        _FORMATS,
+    ),
+    "block_scales": (
+        "the float32 scale of each block: the value of its code, and with a tensor scale this "
+        "times it, or divided by it, as the rule has it; it may be subnormal, 0 or NaN",
+        _FORMATS,
+    ),
+    "block_sum": (
+        "over k of a[m, k] * a_scale[m, k] * b[k, n] * b_scale[k, n], values of codes and of "
+        "scale codes, without the scales of tensors: the exact sum rounded once to float32, to "
+        "nearest even; with accumulate, what that accumulator makes of it",
+        _PRODUCTS,
+    ),
+    "block_product": (
+        "sum * float32(a's number * b's number), then + bias, one float32 rounding each; an "
+        "operand's number is its scale, or its tensor scale, of which a rule that divides takes "
+        "float32(1 / tensor scale), or 1 if it has none",
+        _PRODUCTS,
+    ),
+}
