@@ -34,8 +34,11 @@ _FAMILIES = {
     "INT8": ("UINT8",),
     "FP32": ("FLOAT32",),
     "BF16": ("BFLOAT16",),
-    "FP8": ("E3M4", "E4M3FNUZ", "E4M3B11FNUZ", "E5M2FNUZ", "MIXED"),
-    "MX": ("E2M1", "E2M3", "E3M2", "E8M0FNU", "MXFP8", "MXFP6", "MXFP4", "MXINT8"),
+    "FP8": (
+        *("E3M4", "E3M4FN", "E4M3FNUZ", "E4M3B11FNUZ", "E5M2FNUZ", "P3109", "UE4M3"),
+        "MIXED",
+    ),
+    "MX": ("E2M1", "E2M3", "E3M2", "E8M0FNU", "FIXED8", "MXFP8", "MXFP6", "MXFP4", "MXINT8"),
 }
 
 _FAMILY = {name: name for name in COLORS} | {

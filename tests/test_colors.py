@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from bert_numpy import PRESETS
 from bert_numpy.colors import COLORS, OTHER, color_of
+from npfp8.blocks import BLOCK_FORMATS
 from npfp8.formats import FORMATS
 
 TABLE = ROOT / "bert_numpy" / "colors.py"
@@ -55,7 +56,7 @@ def named_colors(code):
 def test_a_colour_for_every_format_and_recipe():
     assert len({*COLORS.values(), OTHER}) == len(COLORS) + 1
     assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in (*COLORS.values(), OTHER))
-    for name in (*FORMATS, *PRESETS):
+    for name in (*FORMATS, *BLOCK_FORMATS, *PRESETS):
         assert color_of(name) in COLORS.values(), name
     for name, recipe in PRESETS.items():
         if name != "mixed" and recipe.linear.b.fmt is not None:
@@ -63,6 +64,7 @@ def test_a_colour_for_every_format_and_recipe():
     assert color_of("int8-token") == color_of("INT8") == color_of("UINT8") == COLORS["INT8"]
     assert color_of(FORMATS["E4M3FN"]) == color_of("quantization to E4M3") == COLORS["E4M3"]
     assert color_of("E4M3FNUZ") == color_of("mixed") == COLORS["FP8"]
+    assert color_of("FIXED8") == color_of("MXINT8") == color_of("MXFP8_E5M2") == COLORS["MX"]
     assert color_of("a recipe of one's own") == color_of("float16") == OTHER
 
 

@@ -10,6 +10,7 @@ from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.recipe import GRANULARITIES
 from bert_numpy.tasks.glue import TASKS
 from bert_numpy.tasks.registry import OTHERS
+from npfp8.blocks import BLOCK_FORMATS
 from npfp8.formats import FORMATS
 
 GLOSSARY = ROOT / "docs" / "glossary.md"
@@ -22,24 +23,25 @@ READING = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page !
 
 #: Terms of the pages' headings, tables and text.
 TERMS = [
-    *("absmax", "accumulator", "activation", "asymmetric", "attention", "AVX-512", "BF16", "bias"),
-    *("bfloat16", "binade", "BLAS", "bootstrap", "byte-level BPE", "calibration", "candidate"),
-    *("checkpoint", "code", "codec", "CoLA", "compressed-tensors", "context", "cosine", "decoder"),
-    *("dequantize", "digest", "double rounding", "dynamic", "embedding", "encoder", "engine"),
-    *("exact match", "F1", "fake quantization", "flip", "float32", "flush-to-zero", "FNUZ", "FP32"),
-    *("format", "fused", "fuzzer", "GELU", "GLUE", "golden", "granularity", "H100", "head"),
-    *("histogram", "IEEE 754", "kernel", "kit", "Kullback-Leibler", "LayerNorm", "LLM.int8()"),
-    *("logit", "mantissa", "mask", "masked language model", "Matthews", "Metaspace", "migration"),
-    *("MiniLM", "MRPC", "MX", "mutation testing", "NaN", "observer", "OCP", "ONNX", "operand"),
-    *("opset", "outlier", "outlier channel", "override", "padding", "parity", "Pearson", "peer"),
+    *("absmax", "accumulator", "activation", "asymmetric", "attention", "AVX-512", "BF16"),
+    *("bfloat16", "bias", "binade", "BLAS", "block format", "block scale", "bootstrap"),
+    *("byte-level BPE", "calibration", "candidate", "checkpoint", "code", "codec", "CoLA"),
+    *("compressed-tensors", "context", "cosine", "decoder", "dequantize", "dialect", "digest"),
+    *("double rounding", "dynamic", "embedding", "encoder", "engine", "exact match", "F1"),
+    *("fake quantization", "flip", "float32", "flush-to-zero", "FNUZ", "format", "FP32", "fused"),
+    *("fuzzer", "GELU", "GLUE", "golden", "granularity", "H100", "head", "histogram", "IEEE 754"),
+    *("kernel", "kit", "Kullback-Leibler", "LayerNorm", "LLM.int8()", "logit", "mantissa", "mask"),
+    *("masked language model", "Matthews", "Metaspace", "migration", "MiniLM", "MRPC"),
+    *("mutation testing", "MX", "NaN", "nibble", "observer", "OCP", "ONNX", "operand", "opset"),
+    *("outlier", "outlier channel", "override", "padding", "parity", "Pearson", "peer"),
     *("percentile", "pickle", "pooler", "pooling", "Post-Training Quantization", "preset"),
-    *("profile", "prompt", "property", "quantize", "recipe", "residual", "round to odd"),
-    *("safetensors", "saturate", "scale", "sensitivity", "sentence-transformers", "SentencePiece"),
+    *("profile", "prompt", "property", "quantize", "recipe", "residual", "round to odd", "rule"),
+    *("safetensors", "saturate", "scale", "sensitivity", "SentencePiece", "sentence-transformers"),
     *("shard", "significand", "SIMD", "site", "SmoothQuant", "softmax", "span", "Spearman"),
     *("Split K", "SQNR", "SQuAD", "SST-2", "static", "sticky bit", "Stochastic rounding", "STS-B"),
-    *("subnormal", "symmetric", "tensor core", "Test vector", "tie", "ties to even", "token"),
-    *("tokenizer", "Unigram", "underflow", "VNNI", "vocabulary", "weight", "wgmma", "window"),
-    *("WordPiece", "zero point"),
+    *("subnormal", "swizzle", "symmetric", "tensor core", "tensor scale", "Test vector", "tie"),
+    *("ties to even", "token", "tokenizer", "underflow", "Unigram", "VNNI", "vocabulary", "weight"),
+    *("wgmma", "window", "WordPiece", "zero point"),
 ]
 
 
@@ -94,7 +96,7 @@ def test_a_term_in_use_has_an_entry(term: str) -> None:
 
 def test_whatever_comes_in_variants_has_an_entry() -> None:
     """A new format, observer, granularity, family or task needs an entry."""
-    names = [*FORMATS, *(name.replace("_", " ") for name in OBSERVERS)]
+    names = [*FORMATS, *BLOCK_FORMATS, *(name.replace("_", " ") for name in OBSERVERS)]
     names += [f"per {name}" for name in GRANULARITIES]
     names += [{"xlm-roberta": "XLM-R"}.get(name, name) for name in ARCHITECTURES]
     spelling = {"sst2": "SST-2", "stsb": "STS-B", "mnli-mm": "MNLI", "stsb-cosine": "STS-B"}

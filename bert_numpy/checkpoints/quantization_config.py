@@ -238,7 +238,7 @@ def says_input(how: SiteRecipe) -> bool:
 
 def _arguments(operand: Operand, weight: bool) -> dict[str, Any]:
     """Convert an operand to compressed-tensors' ``QuantizationArgs``."""
-    assert operand.fmt is not None
+    assert isinstance(operand.fmt, Format)  # `compressed_tensors_config` refuses others
     kind, symmetric = _KINDS.get(operand.fmt, ("float", True))
     granularity = operand.granularity
     strategy = {"block": "group", "token": "channel" if weight else "token"}.get(

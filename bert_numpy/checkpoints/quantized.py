@@ -450,7 +450,7 @@ def _read_weight(
     rows: int,
 ) -> QuantizedTensor:
     """Read a linear layer's weight, (out, in), with its scales in our layout."""
-    fmt = operand.fmt
+    fmt = operand.element
     assert fmt is not None
     outputs, inputs = parameter.shape
     granularity = "channel" if operand.granularity == "token" else operand.granularity
@@ -494,7 +494,7 @@ def _read_input(
     parameter: StoredTensor, stored: Mapping[str, StoredTensor], operand: Operand
 ) -> Scale:
     """Read the static scale of a linear layer's input."""
-    assert operand.fmt is not None
+    assert isinstance(operand.fmt, Format)
     prefix = parameter.key.removesuffix("weight")
     tensor = _companion(parameter, stored, f"{prefix}input_scale", ((1,), ()))
     scale = read_float32(tensor).reshape(())
@@ -508,13 +508,13 @@ def _read_input(
 
 def _given(quantization: StoredQuantization, name: str, operand: Operand, folder: Path) -> Scale:
     """Return a static scale from the config."""
-    assert operand.fmt is not None
+    assert operand.element is not None
     place = f"{folder / 'config.json'}: key {EXTRA_KEY!r}"
     if name not in quantization.scales:
         raise BertNumpyError(f"{place}: key 'scales': expected a scale of {name!r}, found none")
     scale = quantization.scales[name]
-    if (scale.zero_point is not None) != operand.fmt.has_zero_point:
-        expected = "a zero point" if operand.fmt.has_zero_point else "no zero point"
+    if (scale.zero_point is not None) != operand.element.has_zero_point:
+        expected = "a zero point" if operand.element.has_zero_point else "no zero point"
         raise BertNumpyError(f"{place}: key 'zero_points': expected {expected} of {name!r}")
     return scale
 

@@ -364,6 +364,7 @@ class OnnxEngine(Engine[Edge]):
         """Quantize and dequantize ``x``; a scale per token is one along ``k_axis``."""
         if operand.fmt is None:
             return x
+        assert isinstance(operand.fmt, Format)  # `check_exportable` refuses block formats
         if static is not None:
             return self._quantize(x, operand.fmt, static.scale, static.zero_point)
         graph = self.graph

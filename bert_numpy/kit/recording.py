@@ -27,7 +27,7 @@ from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.plan import SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
-from npfp8 import ACCUMULATORS, QuantizedTensor
+from npfp8 import ACCUMULATORS, Format, QuantizedTensor
 from npfp8.arrays import Array, Float32Array, IntArray
 
 __all__ = ["record"]
@@ -325,7 +325,7 @@ class RecordingEngine(Engine[Traced]):
     ) -> tuple[Reference, dict[str, Any]]:
         """Quantize an activation; return its codes and their scales."""
         fmt = operand.fmt
-        assert fmt is not None
+        assert isinstance(fmt, Format)
         if static is not None:
             scale = self.builder.give(
                 self.shared(f"{name}.scale"), self.level, np.asarray(static.scale)

@@ -33,7 +33,7 @@ from bert_numpy.quantization.origin import SIZES, Origin, origin_of
 from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from bert_numpy.threads import default_threads, map_in_order
-from npfp8 import QuantizedTensor
+from npfp8 import BlockFormat, QuantizedTensor
 from npfp8.arguments import flag, integer, loaded, path_of, require, require_iterable, wrong_type
 from npfp8.arrays import Array, Float32Array, Float64Array, IntArray
 from npfp8.storage import load_file, read_metadata, save_file
@@ -143,8 +143,8 @@ class Calibration:
 
 def observed_scale(seen: Statistics, operand: Operand) -> Scale:
     """Compute the scale that an operand's observer derives from statistics."""
-    assert operand.fmt is not None
-    low, high = clip_range(seen, operand.observer, operand.fmt, operand.percentile)
+    assert operand.element is not None
+    low, high = clip_range(seen, operand.observer, operand.element, operand.percentile)
     return Scale.of(low, high, operand)
 
 
@@ -163,7 +163,8 @@ def sqnr(seen: Statistics, operand: Operand) -> float:
     TypeError
         If an argument is not of the type stated.
     BertNumpyError
-        If the operand has no format, or its observer finds no scale.
+        If the operand has no format, its observer finds no scale, or the format is a block
+        format: statistics do not say which numbers shared a block.
 
     Examples
     --------
@@ -180,6 +181,11 @@ def sqnr(seen: Statistics, operand: Operand) -> float:
     require("seen", seen, Statistics, "statistics of an operand")
     _require_quantized(operand)
     assert operand.fmt is not None
+    if isinstance(operand.fmt, BlockFormat):
+        raise BertNumpyError(
+            f"operand: fmt: expected a format with one scale per tensor, found {operand.fmt}: the "
+            "statistics do not say which numbers shared a block"
+        )
     signal, noise = quantization_noise(seen, operand.observer, operand.fmt, operand.percentile)
     return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else math.nan
 

@@ -26,7 +26,7 @@ from bert_numpy.quantization.observers import observe
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.presets import as_recipe
 from bert_numpy.quantization.recipe import Operand, Recipe
-from npfp8 import QuantizedTensor, quantize
+from npfp8 import BlockFormat, QuantizedTensor, quantize
 from npfp8.arguments import flag, require
 from npfp8.arrays import Float32Array, Float64Array
 from npfp8.elementary import exp, log
@@ -94,7 +94,7 @@ def apply_recipe(
     Returns
     -------
     QuantizedModel
-        A model that holds its quantized weights as 8-bit codes only.
+        A model that holds its quantized weights as codes only.
 
     Raises
     ------
@@ -200,6 +200,7 @@ def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> Quanti
         except BertNumpyError as error:
             text = str(error)
             raise BertNumpyError(text if name in text else f"{name}: {text}") from None
+        assert not isinstance(operand.fmt, BlockFormat)  # its observer is the absolute maximum
         return quantize(weight, operand.fmt, scale.scale, zero_point=scale.zero_point)
 
 

@@ -19,7 +19,7 @@ from bert_numpy.model.packing import Batch, Packing
 from bert_numpy.quantization.counts import Counts, OperandCounts
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, Recipe
-from npfp8 import ACCUMULATORS, QuantizedTensor, matmul, quantize, quantize_bfloat16
+from npfp8 import ACCUMULATORS, BlockFormat, QuantizedTensor, matmul, quantize, quantize_bfloat16
 from npfp8.arrays import Float32Array
 
 __all__ = ["QuantizedEngine", "engine_of"]
@@ -173,8 +173,8 @@ class QuantizedEngine(Engine[Float32Array]):
     ) -> QuantizedTensor:
         """Quantize with the scales of the calibration, or with scales from ``x`` itself."""
         assert operand.fmt is not None
-        if static is None:
-            return quantize_operand(x, operand, k_axis)
+        if static is None or isinstance(operand.fmt, BlockFormat):
+            return quantize_operand(x, operand, k_axis, static)
         if self.recipe.arithmetic == "bfloat16":
             return quantize_bfloat16(x, operand.fmt, static.scale, static.zero_point)
         return quantize(x, operand.fmt, static.scale, zero_point=static.zero_point)

@@ -9,16 +9,28 @@ from types import MappingProxyType
 from typing import Any
 
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
+from bert_numpy.quantization.recipe import AnyFormat, Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe
-from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
+from npfp8 import (
+    E4M3FN,
+    E5M2,
+    INT8,
+    MXFP4,
+    MXFP6_E2M3,
+    MXFP6_E3M2,
+    MXFP8_E4M3,
+    MXFP8_E5M2,
+    MXINT8,
+    NVFP4,
+    UINT8,
+)
 from npfp8.arguments import loaded
 from npfp8.names import match, suggestion
 
 __all__ = ["PRESETS", "as_recipe", "preset"]
 
 
-def _alike(name: str, fmt: Format, **operand: Any) -> Recipe:
+def _alike(name: str, fmt: AnyFormat, **operand: Any) -> Recipe:
     """Quantize both operands of every product of the encoder in the same way."""
     both = Operand(fmt, **operand)
     site = SiteRecipe(both, both)
@@ -29,7 +41,7 @@ def _with_weights(recipe: Recipe, **weights: Any) -> Recipe:
     return replace(recipe, linear=replace(recipe.linear, b=replace(recipe.linear.b, **weights)))
 
 
-def _per_token(name: str, fmt: Format) -> Recipe:
+def _per_token(name: str, fmt: AnyFormat) -> Recipe:
     """Scale activations per token, weights per output channel, and V per tensor."""
     token = Operand(fmt, "token")
     return Recipe(
@@ -51,6 +63,16 @@ def _migrated(recipe: Recipe, smoothing: str = "power_of_two") -> Recipe:
         linear=replace(recipe.linear, migration=0.5, smoothing=smoothing),
         overrides=(*recipe.overrides, ("*.output.dense", recipe.linear)),
     )
+
+
+def _weights(name: str, fmt: AnyFormat) -> Recipe:
+    """Quantize the encoder's weights alone."""
+    return Recipe(name, SiteRecipe(b=Operand(fmt)))
+
+
+def _linear_and_attention(name: str, linear: AnyFormat, attention: AnyFormat) -> Recipe:
+    """Quantize linear layers in one format, and attention in another."""
+    return replace(_alike(name, attention), linear=_alike(name, linear).linear)
 
 
 def _presets() -> Mapping[str, Recipe]:
@@ -84,8 +106,19 @@ def _presets() -> Mapping[str, Recipe]:
         _alike("e4m3-pow2", E4M3FN, power_of_two=True),
         _alike("e4m3-mse", E4M3FN, observer="mse"),
         _migrated(replace(e4m3, name="e4m3-smooth")),
-        Recipe("e4m3-weights", SiteRecipe(b=Operand(E4M3FN))),
+        _weights("e4m3-weights", E4M3FN),
         Recipe("mixed", mixed, mixed, mixed),
+        _alike("mxfp8", MXFP8_E4M3),
+        _alike("mxfp8-e5m2", MXFP8_E5M2),
+        _alike("mxfp6", MXFP6_E2M3),
+        _alike("mxfp6-e3m2", MXFP6_E3M2),
+        _alike("mxfp4", MXFP4),
+        _alike("nvfp4", NVFP4),
+        _alike("mxint8", MXINT8),
+        _weights("mxfp4-weights", MXFP4),
+        _weights("nvfp4-weights", NVFP4),
+        _linear_and_attention("mxfp4-mixed", MXFP4, E4M3FN),
+        _linear_and_attention("nvfp4-mixed", NVFP4, E4M3FN),
     )
     return MappingProxyType({recipe.name: recipe for recipe in recipes})
 

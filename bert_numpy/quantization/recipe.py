@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
@@ -16,13 +16,17 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.site_patterns import fits_attention
-from npfp8 import Format
+from npfp8 import BLOCK_FORMATS, BlockFormat, Format
 from npfp8.arguments import require, require_iterable, wrong_type
-from npfp8.formats import as_format
-from npfp8.names import match
+from npfp8.blocks.formats import with_rule
+from npfp8.formats import FORMATS, as_format
+from npfp8.names import match, suggestion
 from npfp8.products import ACCUMULATORS
 
-__all__ = ["Operand", "Recipe", "SiteRecipe", "shown"]
+__all__ = ["AnyFormat", "Operand", "Recipe", "SiteRecipe", "format_named", "shown"]
+
+#: A format of codes, whose scales the operand describes, or one that states its scales itself.
+AnyFormat = Format | BlockFormat
 
 #: The largest outlier threshold: it is converted to float32.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -51,11 +55,33 @@ def _constructor(value: Operand | SiteRecipe) -> str:
     given = {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, Operand):
         del given["dynamic"]  # it follows from the rest
+        if value.block_format is not None:
+            del given["granularity"], given["block"]
     given = {name: x for name, x in given.items() if x != getattr(plain, name)}
     shown_fields = (
-        f"{name}={(str(x) if isinstance(x, Format) else x)!r}" for name, x in given.items()
+        f"{name}={(str(x) if isinstance(x, AnyFormat) else x)!r}" for name, x in given.items()
     )
     return f"{type(value).__name__}({', '.join(shown_fields)})"
+
+
+def format_named(name: str, argument: str = "fmt") -> AnyFormat:
+    """Look up a format, or a block format, by its name in any case.
+
+    Raises
+    ------
+    ValueError
+        If no format has the name (the message suggests the nearest), or two have.
+    """
+    blocks = match(name, BLOCK_FORMATS)
+    if blocks is not None:
+        return BLOCK_FORMATS[blocks]
+    if match(name, FORMATS) is None:
+        names = (*FORMATS, *BLOCK_FORMATS)
+        raise ValueError(
+            f"{argument}: expected a format ({', '.join(names)}), found {shown(name)}"
+            f"{suggestion(name, names)}"
+        )
+    return as_format(name, argument)
 
 
 def _known(value: Any, choices: tuple[str, ...]) -> str | None:
@@ -79,9 +105,13 @@ class Operand:
 
     Attributes
     ----------
-    fmt : FloatFormat or IntFormat, optional
+    fmt : FloatFormat, IntFormat or BlockFormat, optional
         None leaves the operand in the recipe's arithmetic. UINT8 is used with a
-        zero point, the others symmetrically.
+        zero point, the others symmetrically. A block format (MX, NVFP4) states its scales
+        itself: the granularity becomes "block" and ``block`` the format's. Blocks run along
+        the sum, separately for each sequence. If the format has a scale per tensor, an
+        activation's is computed from the calibration's absolute maximum, a weight's from
+        the weight.
     granularity : {"tensor", "channel", "token", "block"}
         One scale per tensor, per output channel (weights only), per token (the rows of
         the left operand; Q, K and P, but not V, whose tokens are summed over), or per
@@ -102,6 +132,10 @@ class Operand:
         point*, arXiv 2309.17224).
     block : int
         The number of elements per scale, for the granularity "block".
+    rule : str, optional
+        Block formats only: the rule by which scales and codes follow from numbers, a key of
+        :data:`npfp8.POWER_RULES` or :data:`npfp8.RATIO_RULES`. None is the format's own. The
+        rule becomes part of ``fmt``.
 
     Examples
     --------
@@ -110,15 +144,19 @@ class Operand:
     Operand(fmt='E4M3FN', granularity='token')
     >>> Operand("INT8").is_static
     True
+    >>> operand = Operand("mxfp4")
+    >>> operand, operand.granularity, operand.block
+    (Operand(fmt='MXFP4'), 'block', 32)
     """
 
-    fmt: Format | None = None
+    fmt: AnyFormat | None = None
     granularity: str = "tensor"
     dynamic: bool = None  # type: ignore[assignment]  # a bool from __post_init__ on
     observer: str = "absmax"
     percentile: float = 99.99
     power_of_two: bool = False
     block: int = 128
+    rule: str | None = None
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
@@ -129,16 +167,19 @@ class Operand:
 
         if isinstance(self.fmt, str):
             try:
-                object.__setattr__(self, "fmt", as_format(self.fmt))
+                object.__setattr__(self, "fmt", format_named(self.fmt))
             except ValueError as error:
                 raise BertNumpyError(f"operand: {error}") from None
         check(
-            "fmt", self.fmt is None or isinstance(self.fmt, Format), "a format, its name, or None"
+            "fmt",
+            self.fmt is None or isinstance(self.fmt, AnyFormat),
+            "a format, its name, or None",
         )
         for name, choices in (("granularity", GRANULARITIES), ("observer", tuple(OBSERVERS))):
             known = _known(getattr(self, name), choices)
             check(name, known is not None, f"one of {', '.join(choices)}")
             object.__setattr__(self, name, known)
+        self._take_block_format(check)
         runtime = self.granularity in ("token", "block")
         if self.dynamic is None:
             object.__setattr__(self, "dynamic", self.fmt is not None and runtime)
@@ -156,16 +197,51 @@ class Operand:
                 if runtime
                 else "False for one scale per tensor, which would depend on the batch",
             )
-        if self.fmt is not None and self.fmt.has_zero_point:
+        if self.element is not None and self.element.has_zero_point:
             check("power_of_two", not self.power_of_two, "False for a format with a zero point")
+
+    def _take_block_format(self, check: Callable[[str, bool, str], None]) -> None:
+        """Set the fields that follow from a block format, and refuse what contradicts it."""
+        fmt = self.block_format
+        if fmt is None:
+            check("rule", self.rule is None, "None without a block format")
+            return
+        set_field = object.__setattr__
+        if self.rule is not None:
+            try:
+                fmt = with_rule(fmt, self.rule)
+            except (TypeError, ValueError) as error:
+                raise BertNumpyError(f"operand: {error}") from None
+            set_field(self, "fmt", fmt)
+        known = BLOCK_FORMATS.get(fmt.name)
+        own = known is not None and with_rule(known, fmt.rule) == fmt and known.rule != fmt.rule
+        set_field(self, "rule", fmt.rule if own else None)
+        by_rule = f"for {fmt}, whose scales follow from absolute maxima by its rule"
+        check("granularity", self.granularity in ("tensor", "block"), f"'block' for {fmt}")
+        check("block", self.block in (type(self).block, fmt.block), f"{fmt.block} for {fmt}")
+        check("observer", self.observer == "absmax", f"'absmax' {by_rule}")
+        check("power_of_two", self.power_of_two is False, f"False {by_rule}")
+        set_field(self, "granularity", "block")
+        set_field(self, "block", fmt.block)
 
     def __repr__(self) -> str:
         return _constructor(self)
 
     @property
+    def block_format(self) -> BlockFormat | None:
+        """The format, with its rule, if it is a block format."""
+        return self.fmt if isinstance(self.fmt, BlockFormat) else None
+
+    @property
+    def element(self) -> Format | None:
+        """The format of the codes."""
+        return self.fmt.element if isinstance(self.fmt, BlockFormat) else self.fmt
+
+    @property
     def is_static(self) -> bool:
-        """True if it is quantized with a scale that is fixed before the run."""
-        return self.fmt is not None and not self.dynamic
+        """True if a scale is fixed before the run: per tensor, also of a block format."""
+        of_tensor = self.block_format is not None and self.block_format.tensor_scale
+        return self.fmt is not None and (of_tensor or not self.dynamic)
 
 
 @dataclass(frozen=True, repr=False)
@@ -246,7 +322,7 @@ class SiteRecipe:
                     f"migration: expected the observer 'absmax', found {self.a.observer!r}: of "
                     "divided columns only the largest magnitudes are known"
                 )
-        along = [x for x in (self.a, self.b) if x.fmt is not None and x.dynamic]
+        along = [x for x in (self.a, self.b) if isinstance(x.fmt, Format) and x.dynamic]
         if len({(x.granularity, x.granularity == "block" and x.block) for x in along}) > 1:
             found = " and ".join(f"{x.granularity!r} ({x.block})" for x in along)
             raise BertNumpyError(
@@ -431,10 +507,10 @@ class Recipe:
         accumulator = ACCUMULATORS[self.accumulate]
         for name in sites:
             how = self.site(name)
-            if how.a.fmt is None or how.b.fmt is None:
+            if how.a.element is None or how.b.element is None:
                 continue  # no product of codes
             try:
-                accumulator.check(how.a.fmt, how.b.fmt)
+                accumulator.check(how.a.element, how.b.element)
             except ValueError as error:
                 raise BertNumpyError(f"recipe {self.name}: {name}:{error}") from None
             for side, operand in (("a", how.a), ("b", how.b)):

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bert_numpy.errors import BertNumpyError, read_json, writing
-from bert_numpy.quantization.recipe import Recipe, shown
-from npfp8 import Format
+from bert_numpy.quantization.recipe import AnyFormat, Recipe, format_named, shown
+from npfp8 import BLOCK_FORMATS, BlockFormat, Format
 from npfp8.arguments import path_of, require
+from npfp8.blocks.formats import with_rule
 from npfp8.files import replaced_file
-from npfp8.formats import FORMATS, as_format
+from npfp8.formats import FORMATS
 from npfp8.names import match, suggestion
 
 __all__ = ["load_recipe", "recipe_json", "recipe_object", "recipe_of", "save_recipe"]
@@ -95,9 +96,17 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a recipe, or a part of one, to JSON types, with formats as their names."""
+    """Convert a recipe, or a part of one, to JSON types, with formats as their names.
+
+    A block format with a name of its own becomes an object of its fields. The rule of a named
+    one is a field of the operand.
+    """
     if isinstance(value, Format):
         return str(value)
+    if isinstance(value, BlockFormat):
+        known = BLOCK_FORMATS.get(value.name)
+        if known is not None and with_rule(known, value.rule) == value:
+            return value.name
     if is_dataclass(value):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
@@ -127,17 +136,20 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return _build(kind, value, where)
     if get_origin(kind) is tuple:
         return _pairs(get_args(kind)[0], value, where)
-    if kind == Format | None:
+    if kind == AnyFormat | None:
         if value is None:
             return None
-        if not isinstance(value, str) or (match(value, FORMATS) is None):
-            nearest = suggestion(value, FORMATS) if isinstance(value, str) else ""
+        if isinstance(value, Mapping) and "element" in value:
+            return _block_format(value, where)
+        known = (*FORMATS, *BLOCK_FORMATS)
+        if not isinstance(value, str) or match(value, known) is None:
+            nearest = suggestion(value, known) if isinstance(value, str) else ""
             raise BertNumpyError(
-                f"{where}: expected null or one of {', '.join(FORMATS)}, found {shown(value)}"
+                f"{where}: expected null or one of {', '.join(known)}, found {shown(value)}"
                 f"{nearest}"
             )
         try:
-            return as_format(value, where)
+            return format_named(value, where)
         except ValueError as error:  # an ambiguous name
             raise BertNumpyError(str(error)) from None
     expected: list[type] = []
@@ -147,6 +159,19 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         names = " or ".join(item.__name__ for item in expected)
         raise BertNumpyError(f"{where}: expected {names}, found {shown(value)}")
     return value
+
+
+def _block_format(values: Mapping[str, Any], where: str) -> BlockFormat:
+    """Make a block format from a JSON object of its fields."""
+    known = [item.name for item in fields(BlockFormat)]
+    if unknown := sorted(set(values) - set(known)):
+        raise BertNumpyError(f"{where}: key {unknown[0]!r}: expected one of {', '.join(known)}")
+    if "block" not in values:
+        raise BertNumpyError(f"{where}: key 'block': expected a number, but missing")
+    try:
+        return BlockFormat(**values)
+    except (TypeError, ValueError) as error:
+        raise BertNumpyError(f"{where}: {error}") from None
 
 
 def _pairs(kind: Any, value: Any, where: str) -> tuple[tuple[str, Any], ...]:

@@ -13,7 +13,13 @@ from npfp8.blocks.ratios import RatioRule, ratio_codes
 from npfp8.codec.tables import values_of
 from npfp8.scaling import as_float32, group_extrema, spread
 
-__all__ = ["BlockCodes", "block_scales", "checked_tensor_scale", "quantize_blocks"]
+__all__ = [
+    "BlockCodes",
+    "block_scales",
+    "checked_tensor_scale",
+    "quantize_blocks",
+    "tensor_scale_of",
+]
 
 
 class BlockCodes(NamedTuple):
@@ -57,8 +63,7 @@ def quantize_blocks(
     if not fmt.tensor_scale:
         tensor_scale = None
     elif tensor_scale is None:
-        largest = amax.max(initial=0)
-        tensor_scale = np.asarray(rule.tensor_scale(largest, fmt.element.max, fmt.scale_format.max))
+        tensor_scale = tensor_scale_of(amax.max(initial=0), fmt)
     found = ratio_codes(x, amax, tensor_scale, fmt.element, fmt.scale_format, rule, per_element)
     return BlockCodes(*found, tensor_scale)
 
@@ -72,6 +77,13 @@ def block_scales(
         return values
     assert isinstance(fmt.how, RatioRule)
     return fmt.how.block_scale(values, tensor_scale)
+
+
+def tensor_scale_of(largest: Float32Array, fmt: BlockFormat) -> Float32Array:
+    """Return the number that is stored for a tensor of a largest magnitude."""
+    assert isinstance(fmt.how, RatioRule)
+    number = fmt.how.tensor_scale(largest, fmt.element.max, fmt.scale_format.max)
+    return np.asarray(number, np.float32)
 
 
 def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array | None:
