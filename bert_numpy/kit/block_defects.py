@@ -16,23 +16,18 @@ from bert_numpy.kit.block_operations import (
     Inputs,
     block_format,
     block_operand,
+    multiplier,
     scaled_numbers,
 )
-from npfp8 import POWER_RULES, RATIO_RULES, encode
+from npfp8 import ACCUMULATORS, E8M0FNU, POWER_RULES, RATIO_RULES, decode, encode
 from npfp8.arrays import Array
-from npfp8.codec.tables import values_of
+from npfp8.blocks.layouts import CODE_LAYOUTS, SCALE_LAYOUTS, pack_scales, unpack_scales
+from npfp8.formats import FORMATS
 from npfp8.scaling import group_extrema, spread
 
 __all__ = ["block_defects"]
 
 Defective = Callable[[Inputs, Attributes], "Array | None"]
-
-#: The operations that quantize, and those that read codes with their scales.
-_WRITING = ("tensor_scale", "scale_codes", "block_codes")
-_READING = ("dequantize", "block_sum")
-
-_FLOAT32 = np.dtype(np.float32)
-
 
 def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield names and defective operations; a name may occur more than once.
@@ -42,39 +37,56 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, di
     operations : mapping
         The operations as they are right.
     """
-    for rule in (*POWER_RULES, *(rule for rule in RATIO_RULES if rule not in POWER_RULES)):
-        named = (*_WRITING, "block_scales", "block_product")
+    for rule in {**POWER_RULES, **RATIO_RULES}:
+        named = ("tensor_scale", "scale_codes", "block_codes", "block_scales", "block_product")
         yield f"the rule {rule}", {name: _with(name, rule=rule) for name in named}
     yield "zero blocks with a scale of 1", {"scale_codes": _zero_is_one}
     yield "blocks along another axis", {"scale_codes": _other_axis, "block_codes": _along_other}
     for block in (8, 16, 32, 64, 128):
-        reading = {name: _reread(operations[name], block) for name in _READING}
-        written = {"block_codes": _whole(block=block)}
-        yield f"blocks of {block} instead of the format's", {**written, **reading}
-    for change in (_shifted(1), _shifted(-1), _clamped(1), _clamped(-1)):
-        yield "scales of the neighbouring blocks", _scales_by(operations, change)
-    yield "the bias of E8M0 left out", _bias(operations, 127)
-    yield "the bias of E8M0 left out", _read_as_signed(operations)
-    for off in (1, -1):
-        yield f"a bias of E8M0 of {127 + off}", _bias(operations, -off)
-    for change in (_reciprocal, _divisor):
-        yield "tensor scale inverted", _tensor_scale_by(operations, change)
-    yield "tensor scale left out", _tensor_scale_by(operations, _left_out)
-    yield "scales of blocks left out", _scales_by(operations, _ones) | {"dequantize": _unscaled}
+        reading = {name: _reread(operations[name], block) for name in ("dequantize", "block_sum")}
+        yield f"blocks of {block}", {"block_codes": _whole(block=block), **reading}
+    for neighbour in (_shifted(1), _shifted(-1), _clamped(1), _clamped(-1)):
+        yield "scales of the neighbouring blocks", _scales_by(operations, neighbour)
+    yield "scales of blocks left out", _unscaled(operations)
+    for off in (127, 1, -1):
+        name = "the bias of E8M0 left out" if off == 127 else f"a bias of E8M0 of {127 - off}"
+        yield name, _bias(off)
+    yield "the bias of E8M0 left out", {"block_scales": _signed_exponents}
+    for change in (_reciprocals("a", "b"), _reciprocals("a"), _reciprocals("b")):
+        yield "tensor scale inverted", _tensor_scale_by(change)
+    yield "tensor scale inverted", {"block_scales": _divided_scales, "block_product": _divided}
+    yield "tensor scale left out", _tensor_scale_by(_ones)
+    yield "multiplication by the reciprocal of the scale", {"block_codes": _times_reciprocal}
+    yield "ties rounded away from zero", {"block_codes": _rounded("nearest_away")}
+    yield "ties rounded toward zero", {"block_codes": _rounded("nearest_toward_zero")}
+    yield "truncation", {"block_codes": _rounded("toward_zero")}
+    for layout in SCALE_LAYOUTS:
+        if layout != "linear":
+            yield f"scales in the layout {layout}", _laid_out(operations, _packed(layout))
+            yield f"scales in the layout {layout}", _laid_out(operations, _unpacked(layout))
+    yield "scales in the order of columns", _laid_out(operations, _by_columns)
+    for layout in SCALE_LAYOUTS:
+        names = ("pack_scales", "unpack_scales")
+        yield f"scales in the layout {layout}", {name: _with(name, layout=layout) for name in names}
+    for layout in CODE_LAYOUTS:
+        names = ("pack_codes", "unpack_codes", "pack_blocks")
+        yield f"codes in the layout {layout}", {name: _with(name, layout=layout) for name in names}
+    for accumulator in ACCUMULATORS.values():
+        if accumulator.narrow or accumulator.kind == "blocks":
+            yield accumulator.description, {"block_sum": _accumulated(accumulator.name)}
+    yield "float32 accumulation, one product after the other", {"block_sum": _in_order}
+    yield "bias left out", {"block_product": _without_bias}
 
 
 def _with(operation: str, **changes: Any) -> Defective:
-    """Make an operation with other attributes."""
+    """Make an operation with other attributes, also of its operands."""
 
     def function(inputs: Inputs, attributes: Attributes) -> Array | None:
-        if operation == "block_product":
-            how = {
-                name: attributes[name] | changes if "rule" in attributes[name] else attributes[name]
-                for name in ("a", "b")
-            }
-        else:
-            how = changes
-        changed = {**attributes, **how}
+        changed = dict(attributes)
+        for name in ("a", "b") if operation == "block_product" else ("",):
+            described = changed[name] if name else changed
+            if described.keys() >= changes.keys():
+                changed |= {name: described | changes} if name else changes
         return None if changed == attributes else BLOCK_OPERATIONS[operation](inputs, changed)
 
     return function
@@ -93,41 +105,57 @@ def _whole(**changes: Any) -> Defective:
     return codes
 
 
+# Elements
+
+
+def _times_reciprocal(inputs: Inputs, attributes: Attributes) -> Array:
+    fmt, x = block_format(attributes), inputs["x"]
+    scale = BLOCK_OPERATIONS["block_scales"](inputs, attributes)
+    factor = spread(np.float32(1) / scale, x.shape, attributes["axis"], fmt.block)
+    return encode(np.asarray(x * factor, np.float32), fmt.element)
+
+
+def _rounded(rounding: str) -> Defective:
+    def codes(inputs: Inputs, attributes: Attributes) -> Array:
+        numbers = scaled_numbers(inputs, attributes)
+        return encode(numbers, block_format(attributes).element, rounding=rounding)
+
+    return codes
+
+
 # Scales of blocks
 
 
 def _zero_is_one(inputs: Inputs, attributes: Attributes) -> Array:
-    fmt, x = block_format(attributes), inputs["x"]
-    low, high = group_extrema(x, attributes["axis"], fmt.block)
+    fmt = block_format(attributes)
+    low, high = group_extrema(inputs["x"], attributes["axis"], fmt.block)
     one = encode(np.ones((), np.float32), fmt.scale_format)
     codes = BLOCK_OPERATIONS["scale_codes"](inputs, attributes)
     return np.where((low == 0) & (high == 0), one, codes)
 
 
-def _other(inputs: Inputs, attributes: Attributes) -> dict[str, Any]:
-    """Return the attributes with the other of the last two axes."""
+def _across(inputs: Inputs, attributes: Attributes) -> dict[str, Any]:
+    """Return the attributes with the other one of the last two axes."""
     ndim = inputs["x"].ndim
-    axis = range(ndim)[attributes["axis"]]
-    return {**attributes, "axis": ndim - 2 if axis == ndim - 1 else ndim - 1}
+    last = range(ndim)[attributes["axis"]] == ndim - 1
+    return {**attributes, "axis": ndim - 2 if last else ndim - 1}
 
 
 def _along_other(inputs: Inputs, attributes: Attributes) -> Array | None:
     if inputs["x"].ndim < 2:
         return None
-    return _whole(**_other(inputs, attributes))(inputs, attributes)
+    return _whole(**_across(inputs, attributes))(inputs, attributes)
 
 
 def _other_axis(inputs: Inputs, attributes: Attributes) -> Array | None:
-    """Compute scales along another axis, and lay them out as the kit has its own."""
-    x = inputs["x"]
-    if x.ndim < 2:
+    """Compute scales along another axis, and transpose them."""
+    if inputs["x"].ndim < 2:
         return None
-    codes = BLOCK_OPERATIONS["scale_codes"](inputs, _other(inputs, attributes))
-    expected = BLOCK_OPERATIONS["scale_codes"](inputs, attributes).shape
-    swapped = codes.swapaxes(-1, -2)
-    return swapped if swapped.shape == expected else None
+    codes = BLOCK_OPERATIONS["scale_codes"](inputs, _across(inputs, attributes))
+    return codes.swapaxes(-1, -2)
 
 
+#: From scales and the axis of their blocks to other scales, of the same shape.
 Change = Callable[[Array, int], Array]
 
 
@@ -137,7 +165,7 @@ def _shifted(by: int) -> Change:
 
 
 def _clamped(by: int) -> Change:
-    """Take the scale so many blocks before, and the first for those that have none before."""
+    """Take the scale so many blocks before, and for blocks that have none there, the nearest."""
 
     def change(scales: Array, axis: int) -> Array:
         count = scales.shape[axis]
@@ -154,10 +182,11 @@ def _scales_by(operations: Mapping[str, Defective], change: Change) -> dict[str,
         return BLOCK_OPERATIONS["block_codes"]({**inputs, "scale_codes": scales}, attributes)
 
     def dequantize(inputs: Inputs, attributes: Attributes) -> Array | None:
-        if "scale_fmt" not in attributes["x"]:
+        how = attributes["x"]
+        if "scale_fmt" not in how:
             return None
-        scale = change(inputs["x_scale"], attributes["x"]["axis"])
-        return operations["dequantize"]({**inputs, "x_scale": scale}, attributes)
+        scales = change(inputs["x_scale"], how["axis"])
+        return operations["dequantize"]({**inputs, "x_scale": scales}, attributes)
 
     def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
         scales = {
@@ -170,13 +199,221 @@ def _scales_by(operations: Mapping[str, Defective], change: Change) -> dict[str,
     return {"block_codes": codes, "dequantize": dequantize, "block_sum": sums}
 
 
-def _ones(scales: Array, axis: int) -> Array:
-    raise LookupError
-
-
-def _unscaled(inputs: Inputs, attributes: Attributes) -> Array | None:
-    raise LookupError
-
-
 def _reread(operation: Defective, block: int) -> Defective:
-    raise LookupError
+    """Make an operation that takes a new scale every so many elements, fewer than there are."""
+
+    def function(inputs: Inputs, attributes: Attributes) -> Array | None:
+        changed, how = dict(inputs), dict(attributes)
+        roles = {"x": "x_scale", "a": "a_scale_codes", "b": "b_scale_codes"}
+        for name, role in roles.items():
+            described = attributes.get(name, {})
+            if "scale_fmt" not in described:
+                continue
+            if described["block"] >= block:
+                return None
+            axis = described["axis"]
+            places = np.arange(inputs[name].shape[axis]) // block
+            changed[role] = inputs[role].take(places, axis=axis)
+            how[name] = described | {"block": 1}
+        return operation(changed, how) if how != attributes else None
+
+    return function
+
+
+def _unscaled(operations: Mapping[str, Defective]) -> dict[str, Defective]:
+    """Make operations on codes and numbers as they are."""
+
+    def codes(inputs: Inputs, attributes: Attributes) -> Array | None:
+        return encode(inputs["x"], block_format(attributes).element)
+
+    def dequantize(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if "scale_fmt" not in attributes["x"]:
+            return None
+        ones = np.ones_like(inputs["x_scale"])
+        return operations["dequantize"]({**inputs, "x_scale": ones}, attributes)
+
+    def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
+        how = {name: {"fmt": attributes[name]["fmt"]} for name in ("a", "b")}
+        return operations["block_sum"](inputs, {**attributes, **how})
+
+    return {"block_codes": codes, "dequantize": dequantize, "block_sum": sums}
+
+
+def _bias(off: int) -> dict[str, Defective]:
+    """Make operations whose E8M0 has a bias that is smaller by ``off``."""
+
+    def is_e8m0(attributes: Attributes) -> bool:
+        return attributes.get("scale_fmt") == str(E8M0FNU)
+
+    def written(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if not is_e8m0(attributes):
+            return None
+        codes = BLOCK_OPERATIONS["scale_codes"](inputs, attributes).astype(np.int64)
+        return (codes - off).astype(np.uint8)
+
+    def elements(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if not is_e8m0(attributes):
+            return None
+        numbers = np.ldexp(scaled_numbers(inputs, attributes), -off)
+        return encode(numbers, block_format(attributes).element)
+
+    def scales(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if not is_e8m0(attributes):
+            return None
+        return np.ldexp(BLOCK_OPERATIONS["block_scales"](inputs, attributes), off)
+
+    def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
+        count = sum(map(is_e8m0, (attributes["a"], attributes["b"])))
+        if not count:
+            return None
+        total = BLOCK_OPERATIONS["block_sum"](inputs, attributes).astype(np.float64)
+        return np.ldexp(total, count * off).astype(np.float32)
+
+    return {
+        "scale_codes": written,
+        "block_codes": elements,
+        "block_scales": scales,
+        "block_sum": sums,
+    }
+
+
+def _signed_exponents(inputs: Inputs, attributes: Attributes) -> Array | None:
+    """Read the code of a scale as a signed exponent."""
+    if attributes["scale_fmt"] != str(E8M0FNU):
+        return None
+    exponents = inputs["scale_codes"].view(np.int8).astype(np.int32)
+    return np.ldexp(np.float32(1), exponents)
+
+
+# The scale of the tensor
+
+
+def _reciprocals(*operands: str) -> Callable[[str, Array], Array]:
+    return lambda name, number: np.float32(1) / number if name in ("", *operands) else number
+
+
+def _ones(name: str, number: Array) -> Array:
+    return np.ones_like(number)
+
+
+def _tensor_scale_by(change: Callable[[str, Array], Array]) -> dict[str, Defective]:
+    """Make operations that use another number for the tensor."""
+
+    def changed(operation: str) -> Defective:
+        def function(inputs: Inputs, attributes: Attributes) -> Array | None:
+            numbers = {
+                role: np.asarray(change(role.removesuffix("tensor_scale")[:-1], number))
+                for role, number in inputs.items()
+                if role.endswith("tensor_scale")
+            }
+            if not numbers:
+                return None
+            return BLOCK_OPERATIONS[operation]({**inputs, **numbers}, attributes)
+
+        return function
+
+    def written(inputs: Inputs, attributes: Attributes) -> Array | None:
+        return change("", BLOCK_OPERATIONS["tensor_scale"](inputs, attributes))
+
+    reading = ("scale_codes", "block_codes", "block_scales", "block_product")
+    return {"tensor_scale": written} | {name: changed(name) for name in reading}
+
+
+def _divided_scales(inputs: Inputs, attributes: Attributes) -> Array | None:
+    """Divide the scales of blocks by a number that multiplies, or the other way round."""
+    if "tensor_scale" not in inputs:
+        return None
+    number = inputs["tensor_scale"]
+    values = decode(inputs["scale_codes"], FORMATS[attributes["scale_fmt"]])
+    two = {**inputs, "scale_codes": np.uint8(0x38), "tensor_scale": np.float32(2)}
+    multiplies = BLOCK_OPERATIONS["block_scales"](two, attributes) == 2
+    return values / number if multiplies else values * number
+
+
+def _divided(inputs: Inputs, attributes: Attributes) -> Array | None:
+    if not {"a_tensor_scale", "b_tensor_scale"} & inputs.keys():
+        return None
+    product = multiplier("a", inputs, attributes) * multiplier("b", inputs, attributes)
+    quotient = inputs["sum"] / product
+    return quotient + inputs["bias"] if "bias" in inputs else quotient
+
+
+# Layouts of scales
+
+
+def _packed(layout: str) -> Change:
+    """Take the bytes of a layout for scales row by row."""
+
+    def change(places: Array, axis: int) -> Array:
+        low, high = (pack_scales(part, layout, axis) for part in _halves(places))
+        return _whole_numbers(low, high)
+
+    return change
+
+
+def _unpacked(layout: str) -> Change:
+    """Take scales row by row for the bytes of a layout."""
+
+    def change(places: Array, axis: int) -> Array:
+        shape = places.shape
+        low, high = (unpack_scales(part, shape, layout, axis) for part in _halves(places))
+        return _whole_numbers(low, high)
+
+    return change
+
+
+def _halves(places: Array) -> tuple[Array, Array]:
+    return (places & 0xFF).astype(np.uint8), (places >> 8).astype(np.uint8)
+
+
+def _whole_numbers(low: Array, high: Array) -> Array:
+    return low.astype(np.int64) | high.astype(np.int64) << 8
+
+
+def _by_columns(places: Array, axis: int) -> Array:
+    return places.swapaxes(-1, -2)
+
+
+def _laid_out(operations: Mapping[str, Defective], change: Change) -> dict[str, Defective]:
+    """Make operations whose scales are in another order; ``change`` orders their places."""
+
+    def permuted(scales: Array, axis: int) -> Array:
+        if scales.ndim < 2 or scales.size > 1 << 16:
+            raise ValueError("no matrix of scales that a layout could permute")
+        places = np.arange(scales.size).reshape(scales.shape)
+        order = change(places, axis).reshape(-1)
+        if order.size != scales.size:
+            raise ValueError("scales that fill up whole tiles")
+        return scales.reshape(-1)[order].reshape(scales.shape)
+
+    def written(inputs: Inputs, attributes: Attributes) -> Array | None:
+        codes = BLOCK_OPERATIONS["scale_codes"](inputs, attributes)
+        return permuted(codes, attributes["axis"])
+
+    return {"scale_codes": written, **_scales_by(operations, permuted)}
+
+
+# Sums
+
+
+def _accumulated(accumulate: str) -> Defective:
+    def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if attributes.get("accumulate", "exact") == accumulate:
+            return None
+        return BLOCK_OPERATIONS["block_sum"](inputs, {**attributes, "accumulate": accumulate})
+
+    return sums
+
+
+def _in_order(inputs: Inputs, attributes: Attributes) -> Array:
+    """Add products of the scaled values in float32, one after the other."""
+    a, b = (block_operand(name, inputs, attributes).dequantize() for name in ("a", "b"))
+    total = np.zeros(np.broadcast_shapes(a[..., :1].shape, b[..., :1, :].shape), np.float32)
+    for k in range(a.shape[-1]):
+        total += a[..., k, None] * b[..., k, None, :]
+    return total
+
+
+def _without_bias(inputs: Inputs, attributes: Attributes) -> Array | None:
+    rest = {role: x for role, x in inputs.items() if role != "bias"}
+    return BLOCK_OPERATIONS["block_product"](rest, attributes) if len(rest) < len(inputs) else None

@@ -458,7 +458,9 @@ def _reproduces(
             x = evaluation.value(root)
     except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError):
         return False  # the defect cannot be computed for this operation
-    return evaluation.applied and not _unlike(kit.tensors[root], x, found).any()
+    if not evaluation.applied or x.shape != found.shape:
+        return False
+    return not _unlike(kit.tensors[root], x, found).any()
 
 
 # How much

@@ -14,6 +14,8 @@ from itertools import product
 
 import numpy as np
 
+from bert_numpy.kit.block_defects import block_defects
+from bert_numpy.kit.block_operations import scaled_numbers
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
 from npfp8 import decode, golden
 from npfp8.arrays import Array
@@ -62,7 +64,13 @@ def _encoding(encode: Defective) -> dict[str, Defective]:
             scale = spread(scale, x.shape, attributes["axis"], attributes["block"])
         return encode({**inputs, "x": _quotient(x, scale)}, {"saturate": True, **attributes})
 
-    return {"encode": encode, "quantize": quantize}
+    def block_codes(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if not isinstance(FORMATS[attributes["fmt"]], FloatFormat):
+            return None
+        numbers = np.asarray(scaled_numbers(inputs, attributes), np.float32)
+        return encode({**inputs, "x": numbers}, {"saturate": True, **attributes})
+
+    return {"encode": encode, "quantize": quantize, "block_codes": block_codes}
 
 
 def _mistake(name: str, occurrence: int) -> Defective:
@@ -342,7 +350,9 @@ def _codec_defects() -> Iterator[Defect]:
     readers = {f"{NAN_BIASED[fmt]} instead of {fmt}": _taken_for(fmt) for fmt in NAN_BIASED}
     flushed = {
         "sum": _sum_of(_flush_codes),
-        **_after(_flush_float32, "scale_sum", "round", *_ROUNDING),
+        **_after(
+            _flush_float32, "scale_sum", "round", "block_scales", "dequantize", *_ROUNDING
+        ),
     }
     for name, occurrence in seen:
         more = readers.get(name, {})
@@ -403,11 +413,15 @@ def _defects() -> Iterator[Defect]:
         if accumulator.narrow:
             yield Defect(accumulator.description, {"sum": _accumulated(accumulator.name)})
     yield Defect("float32 accumulation, one product after the other", {"sum": _in_order})
-    yield Defect("double rounding through bfloat16", _after(round_to_bfloat16, "sum"))
+    yield Defect(
+        "double rounding through bfloat16", _after(round_to_bfloat16, "sum", "block_sum")
+    )
     yield Defect(
         "double rounding through float16",
         {
-            **_after(lambda x: x.astype(np.float16), "sum", "scale_sum"),
+            **_after(
+                lambda x: x.astype(np.float16), "sum", "scale_sum", "block_sum", "block_product"
+            ),
             **_instead_of_rounding(
                 lambda x: round_to_bfloat16(x.astype(np.float16).astype(np.float32))
             ),
@@ -431,6 +445,8 @@ def _defects() -> Iterator[Defect]:
         "softmax without taking the largest element off", {"softmax": _overflowing_softmax}
     )
     yield Defect("variance over n - 1", {"layer_norm": _sample_variance})
+    for name, operations in block_defects(OPERATIONS):
+        yield Defect(name, operations)
 
 
 #: Every known defect. A name may occur more than once, for several ways to be wrong.
