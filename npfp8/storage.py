@@ -1,8 +1,14 @@
-"""FP8 tensors in safetensors files, read and written as NumPy arrays of codes.
+"""Tensors of FP8, FP6, FP4 and their scales in safetensors files, as NumPy arrays of codes.
 
 The safetensors library reads these dtypes only for torch, as NumPy does not have them.
 So the header and the bytes are read here, strictly: anything that the format does not
 allow (https://github.com/huggingface/safetensors, README, section "Format") is refused.
+
+In memory each code is a byte. In a file, the codes of F4, F6_E2M3 and F6_E3M2 are packed:
+their bits are one stream in the order of the elements (the last axis fastest), each code and
+each byte from its lowest bit. Of two F4 the first is in the low nibble, as torch's
+float4_e2m1fn_x2 has it (Float4_e2m1fn_x2.h), which the library stores as F4 with a last axis
+twice as long. No library reads or writes F6; the stream is that of Quark's Pack_fp6.
 """
 
 from __future__ import annotations
@@ -25,8 +31,20 @@ import numpy.typing as npt
 
 from npfp8.arguments import dtype_of, path_of, wrong_type
 from npfp8.arrays import Array
+from npfp8.blocks.layouts import pack_codes, unpack_codes
 from npfp8.files import open_regular, replaced_file
-from npfp8.formats import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat, as_float_format
+from npfp8.formats import (
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3FN,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    E8M0FNU,
+    FloatFormat,
+    as_float_format,
+)
 
 __all__ = [
     "Bfloat16Array",
@@ -38,13 +56,16 @@ __all__ = [
     "save_file",
 ]
 
-#: safetensors' names of the FP8 formats.
+#: safetensors' names of the formats: those of Dtype in its tensor.rs (0.8) that are not NumPy's.
 _FP8_NAMES = {
     E4M3FN: "F8_E4M3",
     E5M2: "F8_E5M2",
     E8M0FNU: "F8_E8M0",
     E4M3FNUZ: "F8_E4M3FNUZ",
     E5M2FNUZ: "F8_E5M2FNUZ",
+    E2M1: "F4",
+    E2M3: "F6_E2M3",
+    E3M2: "F6_E3M2",
 }
 _FP8_FORMATS = {name: fmt for fmt, name in _FP8_NAMES.items()}
 
@@ -53,6 +74,7 @@ _NUMPY_DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
+    "C64": "<c8",
     "I64": "<i8",
     "I32": "<i4",
     "I16": "<i2",
@@ -69,12 +91,8 @@ _NUMPY_NAMES = {np.dtype(dtype): name for name, dtype in _NUMPY_DTYPES.items()}
 #: here is newer than this table: its tensors have the bytes that the header gives them.
 _BITS = {
     **{name: 8 * np.dtype(dtype).itemsize for name, dtype in _NUMPY_DTYPES.items()},
-    **dict.fromkeys(_FP8_FORMATS, 8),
+    **{name: fmt.bits for name, fmt in _FP8_FORMATS.items()},
     "BF16": 16,
-    "C64": 64,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
 }
 
 #: The library's own limit on a header, in bytes.
@@ -95,11 +113,12 @@ _REPR.maxstring = _REPR.maxother = 200
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fp8Array:
-    """An FP8 tensor of a file: codes and their format. It has no scale.
+    """An FP8, FP6 or FP4 tensor of a file: codes and their format. It has no scale.
 
     Attributes
     ----------
     codes : ndarray of uint8
+        One code in each byte.
     fmt : FloatFormat
         A name is stored as the format that it names.
 
@@ -164,8 +183,8 @@ class Bfloat16Array:
 class StoredTensor:
     """The place of a tensor: its file, key, dtype (safetensors' name), shape and byte range.
 
-    The dtype may be one that this module cannot read, such as ``F4``, or a new one: such
-    a tensor can be ignored, or copied as bytes. ``buffer`` is the file, mapped into memory
+    The dtype may be a new one, that this module cannot read: such a tensor can be ignored, or
+    copied as bytes. ``buffer`` is the file, mapped into memory
     when its header was read. Later reads are from the same file, even if another file has
     replaced it.
 
@@ -467,9 +486,9 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Array | Fp8Array]:
     Returns
     -------
     dict of str to ndarray or Fp8Array
-        ``F8_E4M3``, ``F8_E5M2``, ``F8_E8M0``, ``F8_E4M3FNUZ`` and ``F8_E5M2FNUZ``
-        tensors are :class:`Fp8Array`; ``BF16`` ones are uint16 arrays of bits
-        (:mod:`npfp8.bfloat16`).
+        ``F8_E4M3``, ``F8_E5M2``, ``F8_E8M0``, ``F8_E4M3FNUZ``, ``F8_E5M2FNUZ``, ``F4``,
+        ``F6_E2M3`` and ``F6_E3M2`` tensors are :class:`Fp8Array`, one code in each byte;
+        ``BF16`` ones are uint16 arrays of bits (:mod:`npfp8.bfloat16`).
 
     Raises
     ------
@@ -495,7 +514,7 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Array | Fp8Array]:
     path = path_of("path", path)
     for key, tensor in read_header(path).items():
         if tensor.dtype in _FP8_FORMATS:
-            arrays[key] = Fp8Array(tensor.read_as(np.uint8), _FP8_FORMATS[tensor.dtype])
+            arrays[key] = Fp8Array(_codes(tensor), _FP8_FORMATS[tensor.dtype])
         elif tensor.dtype == "BF16":
             arrays[key] = tensor.read_as("<u2").astype(np.uint16, copy=False)
         elif tensor.dtype in _NUMPY_DTYPES:
@@ -508,6 +527,36 @@ def load_file(path: str | os.PathLike[str]) -> dict[str, Array | Fp8Array]:
                 f"found {_REPR.repr(tensor.dtype)[1:-1]}"
             )
     return arrays
+
+
+def _codes(tensor: StoredTensor) -> npt.NDArray[np.uint8]:
+    """Read codes, one in each byte."""
+    fmt = _FP8_FORMATS[tensor.dtype]
+    if fmt.bits == 8:
+        return tensor.read_as(np.uint8)
+    packed = np.frombuffer(tensor.read_bytes(), np.uint8)
+    return unpack_codes(packed, fmt, math.prod(tensor.shape)).reshape(tensor.shape)
+
+
+def _bytes_of(key: str, tensor: Fp8Array) -> Array:
+    """Return the bytes of codes; raise unless they are whole."""
+    codes, fmt = tensor.codes, tensor.fmt
+    if fmt not in _FP8_NAMES or codes.dtype != np.uint8:
+        raise TypeError(
+            f"tensor {key!r}: expected uint8 codes of {', '.join(map(str, _FP8_NAMES))}, "
+            f"found {codes.dtype} codes of {fmt}"
+        )
+    if fmt.bits == 8:
+        return codes
+    if codes.size * fmt.bits % 8:
+        raise ValueError(
+            f"tensor {key!r}: expected whole bytes of {_FP8_NAMES[fmt]}, {fmt.bits} bits each, "
+            f"found shape {codes.shape}"
+        )
+    try:
+        return pack_codes(codes.reshape(-1), fmt)
+    except ValueError as error:
+        raise ValueError(f"tensor {key!r}: {error}") from None
 
 
 def save_file(
@@ -530,7 +579,8 @@ def save_file(
         If safetensors has no dtype for a tensor, the metadata are not strings, or an
         argument is not of the type stated.
     ValueError
-        If a tensor is called ``__metadata__``.
+        If a tensor is called ``__metadata__``, a code has more bits than its format, or the
+        codes of a tensor of FP4 or FP6 do not fill whole bytes.
     OSError
         If the file cannot be written.
 
@@ -556,25 +606,25 @@ def save_file(
             raise ValueError("tensor '__metadata__': expected a name that the format does not use")
         data: Array | StoredTensor
         if isinstance(tensor, Fp8Array):
-            if tensor.fmt not in _FP8_NAMES or tensor.codes.dtype != np.uint8:
-                raise TypeError(
-                    f"tensor {key!r}: expected uint8 codes of {', '.join(map(str, _FP8_NAMES))}, "
-                    f"found {tensor.codes.dtype} codes of {tensor.fmt}"
-                )
-            name, data = _FP8_NAMES[tensor.fmt], tensor.codes
+            data = _bytes_of(key, tensor)
+            name, shape = _FP8_NAMES[tensor.fmt], tensor.codes.shape
         elif isinstance(tensor, Bfloat16Array):
             if tensor.bits.dtype != np.uint16:
                 raise TypeError(f"tensor {key!r}: expected uint16 bits, found {tensor.bits.dtype}")
             name, data = "BF16", tensor.bits.astype("<u2", copy=False)
+            shape = data.shape
         elif isinstance(tensor, StoredTensor):
-            name, data = tensor.dtype, tensor
+            name, data, shape = tensor.dtype, tensor, tensor.shape
         else:
             little = tensor.dtype.newbyteorder("<")
             if little not in _NUMPY_NAMES:
-                raise TypeError(f"tensor {key!r}: expected a real dtype, found {tensor.dtype}")
+                raise TypeError(
+                    f"tensor {key!r}: expected a dtype that safetensors has, found {tensor.dtype}"
+                )
             name, data = _NUMPY_NAMES[little], tensor.astype(little, copy=False)
+            shape = data.shape
         offsets = [end, end := end + data.nbytes]
-        header[key] = {"dtype": name, "shape": list(data.shape), "data_offsets": offsets}
+        header[key] = {"dtype": name, "shape": list(shape), "data_offsets": offsets}
         payload.append(data)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

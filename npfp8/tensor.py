@@ -21,7 +21,7 @@ from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat, as_block_format, with_rule
 from npfp8.blocks.quantize import block_scales, checked_tensor_scale, quantize_blocks
 from npfp8.codec import encode
-from npfp8.codec.tables import values_of
+from npfp8.codec.tables import checked_codes, values_of
 from npfp8.formats import FloatFormat, Format, IntFormat, as_format
 from npfp8.names import match
 from npfp8.scaling import (
@@ -130,12 +130,7 @@ class QuantizedTensor:
             set_field(self, "block", blocks.block)
             set_field(self, "axis", -1 if self.axis is None else self.axis)
         set_field(self, "fmt", as_format(self.fmt))
-        codes = array_of("codes", self.codes)
-        if codes.dtype != self.fmt.code_dtype:
-            raise wrong_array(f"{self.fmt} codes", str(self.fmt.code_dtype), codes, self.codes)
-        known = self.fmt.values.size
-        if known < 256 and codes.max(initial=0) >= known:
-            raise ValueError(f"{self.fmt} codes: expected 0..{known - 1}, found {codes.max()}")
+        codes = checked_codes(self.codes, self.fmt)
         axis = normalized_axis(self.axis, codes.ndim)
         block = checked_block(self.block, axis)
         expected = scale_shape(codes.shape, axis, block)
@@ -168,18 +163,13 @@ class QuantizedTensor:
         """Check the scales of a block format, and return them as float32."""
         if self.zero_point is not None:
             raise ValueError(f"zero_point: expected None for {blocks}")
-        scale_codes = array_of("scale_codes", self.scale_codes)
-        if scale_codes.dtype != np.uint8:
-            raise wrong_array("scale_codes", "uint8", scale_codes, self.scale_codes)
+        scale_codes = checked_codes(self.scale_codes, blocks.scale_format, "scale_codes")
         if scale_codes.shape != expected:
             raise ValueError(
                 f"scale_codes: expected shape {expected} for codes of shape "
                 f"{np.shape(self.codes)}, axis {self.axis} and blocks of {blocks.block}, found "
                 f"{scale_codes.shape}"
             )
-        known = blocks.scale_format.values.size
-        if known < 256 and scale_codes.max(initial=0) >= known:
-            raise ValueError(f"scale_codes: expected 0..{known - 1}, found {scale_codes.max()}")
         tensor_scale = checked_tensor_scale(self.tensor_scale, blocks)
         object.__setattr__(self, "scale_codes", scale_codes)
         object.__setattr__(self, "tensor_scale", tensor_scale)

@@ -3,11 +3,13 @@
     python scripts/prove_codec.py --write tests/digests/codec.txt    # all: about 20 minutes
     python scripts/prove_codec.py --check tests/digests/codec.txt --share 8
     python scripts/prove_codec.py --check tests/digests/codec.txt --no-peers
+    python scripts/prove_codec.py --write tests/digests/codec.txt --format UE4M3  # adds its lines
 
 For each block of 2^24 bit patterns, every format and both modes of `encode`
 are compared with ml_dtypes and torch, if these have the format, and the
 SHA-256 of the codes is written to a file or compared with one. A peer may differ
-only for the inputs that `peer_codes` names.
+only for the inputs that `peer_codes` names. A format that no peer has is compared
+with a peer's format that has the same codes for a part of the numbers.
 
 NaN inputs are replaced by 0 for formats that have no NaN (encode refuses them).
 """
@@ -21,13 +23,26 @@ import itertools
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from npfp8 import E4M3FN, E5M2, E8M0FNU, FloatFormat, encode
+from npfp8 import (
+    E3M4,
+    E3M4FN,
+    E4M3FN,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    E8M0FNU,
+    P3109_K8P3,
+    P3109_K8P4,
+    UE4M3,
+    FloatFormat,
+    encode,
+)
 from npfp8.files import replaced_file
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.interop import ML_DTYPES_NAMES
@@ -44,6 +59,15 @@ EDGE_BLOCKS = [
     sign | block for sign in (0x00, 0x80) for block in (0x00, 0x40, 0x41, 0x43, 0x47, 0x7E, 0x7F)
 ]
 
+#: Formats that no peer has: another one with the same fields and bias, whose codes are the same
+#: up to the smaller of the two largest values, and for the numbers that both have signs for.
+RELATIVES = {
+    E3M4FN: E3M4,
+    P3109_K8P3: E5M2FNUZ,
+    P3109_K8P4: E4M3FNUZ,
+    UE4M3: E4M3FN,
+}
+
 TORCH_NAMES = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 
 
@@ -52,10 +76,13 @@ def block_of(index: int) -> Float32Array:
     return np.arange(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE, dtype=np.uint32).view(np.float32)
 
 
-def digests_of(index: int, peers: frozenset[str]) -> Iterator[str]:
+def digests_of(
+    index: int, peers: frozenset[str], formats: Iterable[FloatFormat] | None = None
+) -> Iterator[str]:
     """Make the lines of a block: format, mode, block, SHA-256. Exit if a peer differs."""
     x = block_of(index)
-    for fmt, saturate in itertools.product(FLOAT_FORMATS.values(), (True, False)):
+    formats = FLOAT_FORMATS.values() if formats is None else formats
+    for fmt, saturate in itertools.product(formats, (True, False)):
         numbers = np.where(np.isnan(x), np.float32(0), x) if fmt.nan_code is None else x
         codes = encode(numbers, fmt, saturate)
         for name, theirs, excepted in peer_codes(numbers, fmt, saturate, peers):
@@ -83,22 +110,26 @@ def peer_codes(
     nan = np.isnan(x)
     given, excepted = x, np.zeros(x.shape, bool)
     if saturate:
-        low = np.float32(-fmt.max if fmt.signed else fmt.min_positive)
+        low = np.float32(-fmt.max if fmt.signed else 0 if fmt.has_zero else fmt.min_positive)
         given = np.clip(x, low, np.float32(fmt.max))
         excepted = nan | ((x < 0) & (not fmt.signed))
+    other = RELATIVES.get(fmt, fmt)
+    if other != fmt:
+        largest = np.float32(min(fmt.max, other.max))
+        excepted |= nan | (np.abs(given) > largest) | (np.signbit(given) & (not fmt.signed))
     if "ml_dtypes" in peers:
         import ml_dtypes  # noqa: PLC0415
 
         with np.errstate(all="ignore"):
-            theirs = given.astype(getattr(ml_dtypes, ML_DTYPES_NAMES[fmt])).view(np.uint8)
+            theirs = given.astype(getattr(ml_dtypes, ML_DTYPES_NAMES[other])).view(np.uint8)
         # It rounds numbers between 2^-127 and the tie above (float32 subnormals) up to 2^-126.
         beside = (given > 2.0**-127) & (given < 1.5 * 2.0**-127) & (fmt == E8M0FNU)
         yield "ml_dtypes", theirs, excepted | beside
-    if "torch" in peers and ML_DTYPES_NAMES[fmt] in TORCH_NAMES:
+    if "torch" in peers and ML_DTYPES_NAMES[other] in TORCH_NAMES:
         import torch  # noqa: PLC0415
 
         torch.set_num_threads(1)
-        dtype = getattr(torch, ML_DTYPES_NAMES[fmt])
+        dtype = getattr(torch, ML_DTYPES_NAMES[other])
         theirs = torch.from_numpy(given).to(dtype).view(torch.uint8).numpy()
         # torch's E5M2 NaN has all bits set, ours (and ml_dtypes') one; its E4M3FN always saturates.
         differs = nan if fmt == E5M2 else np.zeros(x.shape, bool)
@@ -121,10 +152,10 @@ def nan_codes_are_as_stated(index: int) -> None:
             sys.exit(f"{fmt} saturate=False: a NaN of block {index:02x} is not as stated")
 
 
-def prove_block(task: tuple[int, frozenset[str]]) -> list[str]:
-    index, peers = task
+def prove_block(task: tuple[int, frozenset[str], tuple[FloatFormat, ...]]) -> list[str]:
+    index, peers, formats = task
     nan_codes_are_as_stated(index)
-    return list(digests_of(index, peers))
+    return list(digests_of(index, peers, formats))
 
 
 def chosen_blocks(share: int | None, seed: int) -> list[int]:
@@ -145,6 +176,12 @@ def main() -> None:
     action.add_argument("--check", type=Path, metavar="FILE", help="compare with them")
     parser.add_argument("--share", type=int, metavar="N", help="the edge blocks and N others only")
     parser.add_argument("--seed", type=int, help="chooses the others (default: another every run)")
+    parser.add_argument(
+        "--format",
+        action="append",
+        choices=FLOAT_FORMATS,
+        help="this format only, and others so given; --write keeps the lines of the rest",
+    )
     parser.add_argument("--no-peers", action="store_true", help="compare with the file only")
     parser.add_argument("--processes", type=int, default=2, metavar="N")
     arguments = parser.parse_args()
@@ -155,13 +192,15 @@ def main() -> None:
     peers = frozenset(name for name in wanted if importlib.util.find_spec(name))
     print(f"{len(blocks)} blocks of 2^24, seed {seed}, peers: {', '.join(sorted(peers)) or 'none'}")
     known = set(arguments.check.read_text().splitlines()) if arguments.check else None
+    chosen = arguments.format or list(FLOAT_FORMATS)
+    formats = tuple(FLOAT_FORMATS[name] for name in chosen)
 
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 (WebAssembly has none)
 
     lines: list[str] = []
     begin = time.perf_counter()
     with ProcessPoolExecutor(arguments.processes) as pool:
-        tasks = [(index, peers) for index in blocks]
+        tasks = [(index, peers, formats) for index in blocks]
         for done, found in enumerate(pool.map(prove_block, tasks), 1):
             lines += found
             if known is not None and (strange := [line for line in found if line not in known]):
@@ -171,6 +210,9 @@ def main() -> None:
                     f"{done}/{len(blocks)} blocks, {time.perf_counter() - begin:.0f} s", flush=True
                 )
     if arguments.write:
+        if arguments.format and arguments.write.exists():
+            before = arguments.write.read_text().splitlines()
+            lines += [line for line in before if line.split()[0] not in chosen]
         arguments.write.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(arguments.write) as file:
             file.write(("\n".join(sorted(lines)) + "\n").encode())

@@ -34,7 +34,7 @@ from npfp8.arguments import array_of, choice, dtype_of, flag, integer, wrong_arr
 from npfp8.arrays import Array, Kernel, apply_chunkwise
 from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.codec.definition import codes_of, integer_kernel, quietly, stochastic_kernel
-from npfp8.codec.tables import table_encoder, values_of
+from npfp8.codec.tables import checked_codes, table_encoder, values_of
 from npfp8.formats import FloatFormat, Format, IntFormat, as_float_format, as_format
 
 __all__ = ["codes_of", "decode", "decode_bfloat16", "encode", "encode_bfloat16"]
@@ -252,7 +252,7 @@ def decode(
     """
     fmt = as_format(fmt)
     kind = dtype_of("dtype", dtype, "a float dtype")
-    return values_of(_checked(codes, fmt), fmt, kind, out, threads)
+    return values_of(checked_codes(codes, fmt), fmt, kind, out, threads)
 
 
 def decode_bfloat16(
@@ -288,17 +288,7 @@ def decode_bfloat16(
     ['0x3f80', '0xc000']
     """
     fmt = as_format(fmt)
-    return values_of(_checked(codes, fmt), fmt, None, out, threads)
-
-
-def _checked(codes: npt.ArrayLike, fmt: Format) -> Array:
-    """Return codes as an array; raise unless they are codes of the format."""
-    patterns = array_of("codes", codes)
-    if patterns.dtype != fmt.code_dtype:
-        raise wrong_array(f"{fmt} codes", str(fmt.code_dtype), patterns, codes)
-    if fmt.values.size < 256 and patterns.max(initial=0) >= fmt.values.size:
-        raise ValueError(f"{fmt} codes: expected 0..{fmt.values.size - 1}, found {patterns.max()}")
-    return patterns
+    return values_of(checked_codes(codes, fmt), fmt, None, out, threads)
 
 
 @lru_cache(maxsize=64)

@@ -8,13 +8,41 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npfp8.arguments import array_of, wrong_array
 from npfp8.arrays import Array, Kernel, lookup, require_array, table_kernel
 from npfp8.bfloat16 import from_bits, is_bfloat16, to_bits
 from npfp8.codec.definition import codes_of, refuse_nan
 from npfp8.formats import FloatFormat, Format
 from npfp8.rounding import float64_to_float32, integer_to_float64
 
-__all__ = ["table_encoder", "values_of"]
+__all__ = ["checked_codes", "table_encoder", "values_of"]
+
+
+def checked_codes(codes: npt.ArrayLike | None, fmt: Format, argument: str = "") -> Array:
+    """Return codes as an array; raise unless they are codes of the format.
+
+    Parameters
+    ----------
+    codes : array_like
+    fmt : Format
+    argument : str
+        The name of the argument, for the error; without it, that of the format.
+
+    Raises
+    ------
+    TypeError
+        If they have another dtype than the format's codes.
+    ValueError
+        If a code has more bits than the format.
+    """
+    argument = argument or f"{fmt} codes"
+    patterns = array_of(argument, codes)
+    if patterns.dtype != fmt.code_dtype:
+        raise wrong_array(argument, str(fmt.code_dtype), patterns, codes)
+    known = fmt.values.size
+    if known < 256 and patterns.max(initial=0) >= known:
+        raise ValueError(f"{argument}: expected 0..{known - 1}, found {patterns.max()}")
+    return patterns
 
 
 def values_of(

@@ -1,0 +1,185 @@
+"""Quantized tensors of block formats as the bytes of a file or a kernel, and back.
+
+:mod:`npfp8.blocks.layouts` has the layouts, and functions of arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.arguments import array_of, integer, require, wrong_type
+from npfp8.arrays import Float32Array
+from npfp8.blocks.formats import BlockFormat, as_block_format
+from npfp8.blocks.layouts import (
+    CodeLayout,
+    ScaleLayout,
+    pack_codes,
+    pack_scales,
+    unpack_codes,
+    unpack_scales,
+)
+from npfp8.scaling import checked_block, normalized_axis, scale_shape
+from npfp8.tensor import QuantizedTensor
+
+__all__ = ["PackedTensor", "pack_tensor", "unpack_tensor"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PackedTensor:
+    """The bytes of a quantized tensor of a block format, and what it takes to read them.
+
+    Attributes
+    ----------
+    codes, scale_codes : ndarray of uint8
+        The bytes of the codes, and those of the scales.
+    fmt : BlockFormat
+        The format. Its name is accepted.
+    shape : tuple of int
+        The shape of the tensor.
+    axis : int
+        The axis of its blocks.
+    tensor_scale : float32, optional
+        The number stored for the tensor, if the format has one.
+    code_layout, scale_layout : CodeLayout and ScaleLayout, or str
+        The layouts, or their names.
+
+    Raises
+    ------
+    TypeError
+        If an attribute is not of the type stated.
+    ValueError
+        If no block format has the name, or the axis does not exist.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.packed import PackedTensor, unpack_tensor
+    >>> packed = PackedTensor(np.uint8([0x21, 0x03]), np.uint8([127]), "MXFP4", (3,))
+    >>> unpack_tensor(packed).dequantize()
+    array([0.5, 1. , 1.5], dtype=float32)
+    """
+
+    codes: npt.NDArray[np.uint8]
+    scale_codes: npt.NDArray[np.uint8]
+    fmt: BlockFormat
+    shape: tuple[int, ...]
+    axis: int = -1
+    tensor_scale: Float32Array | None = None
+    code_layout: CodeLayout | str = "low-first"
+    scale_layout: ScaleLayout | str = "linear"
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "fmt", as_block_format(self.fmt))
+        for name in ("codes", "scale_codes"):
+            set_field(self, name, array_of(name, getattr(self, name), np.uint8))
+        if not isinstance(self.shape, tuple | list):
+            raise wrong_type("shape", "a tuple of integers", self.shape)
+        set_field(self, "shape", tuple(integer("shape", length) for length in self.shape))
+        set_field(self, "axis", normalized_axis(integer("axis", self.axis), len(self.shape)))
+        require("code_layout", self.code_layout, (str, CodeLayout), "a CodeLayout or a name")
+        require("scale_layout", self.scale_layout, (str, ScaleLayout), "a ScaleLayout or a name")
+
+    def __repr__(self) -> str:
+        return (
+            f"<PackedTensor {self.shape} {self.fmt}: {self.codes.size} bytes of codes "
+            f"{_name(self.code_layout)}, {self.scale_codes.size} of scales "
+            f"{_name(self.scale_layout)}>"
+        )
+
+
+def _name(layout: CodeLayout | ScaleLayout | str) -> str:
+    return layout if isinstance(layout, str) else layout.name
+
+
+def pack_tensor(
+    tensor: QuantizedTensor,
+    code_layout: CodeLayout | str = "low-first",
+    scale_layout: ScaleLayout | str = "linear",
+) -> PackedTensor:
+    """Pack a quantized tensor of a block format, along the axis of its blocks.
+
+    Parameters
+    ----------
+    tensor : QuantizedTensor
+    code_layout : CodeLayout or str
+        As for :func:`npfp8.blocks.pack_codes`.
+    scale_layout : ScaleLayout or str
+        As for :func:`npfp8.blocks.pack_scales`.
+
+    Returns
+    -------
+    PackedTensor
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the tensor is not of a block format, or as the two functions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import quantize
+    >>> from npfp8.packed import pack_tensor, unpack_tensor
+    >>> q = quantize(np.linspace(-6, 6, 192, dtype=np.float32).reshape(2, 96), "MXFP4")
+    >>> packed = pack_tensor(q, scale_layout="128x4")
+    >>> packed
+    <PackedTensor (2, 96) MXFP4: 96 bytes of codes low-first, 512 of scales 128x4>
+    >>> np.array_equal(unpack_tensor(packed).codes, q.codes)
+    True
+    """
+    require("tensor", tensor, QuantizedTensor, "a quantized tensor")
+    if tensor.block_format is None or tensor.scale_codes is None:
+        raise ValueError(f"tensor: expected one of a block format, found {tensor}")
+    assert tensor.axis is not None
+    return PackedTensor(
+        pack_codes(tensor.codes, tensor.fmt, code_layout, tensor.axis),
+        pack_scales(tensor.scale_codes, scale_layout, tensor.axis),
+        tensor.block_format,
+        tensor.shape,
+        tensor.axis,
+        tensor.tensor_scale,
+        code_layout,
+        scale_layout,
+    )
+
+
+def unpack_tensor(packed: PackedTensor) -> QuantizedTensor:
+    """Return the quantized tensor that bytes stand for.
+
+    Parameters
+    ----------
+    packed : PackedTensor
+
+    Raises
+    ------
+    TypeError
+        If it is not a PackedTensor.
+    ValueError
+        If the bytes do not fit the shape, a code has more bits than its format, or the number
+        of the tensor is missing, or given to a format without.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.packed import PackedTensor, unpack_tensor
+    >>> unpack_tensor(
+    ...     PackedTensor(np.uint8([0x38]), np.uint8([0x38]), "NVFP4", (2,), tensor_scale=0.5)
+    ... ).dequantize()
+    array([-0.  ,  0.75], dtype=float32)
+    """
+    require("packed", packed, PackedTensor, "a PackedTensor")
+    fmt, shape, axis = packed.fmt, packed.shape, packed.axis
+    codes = unpack_codes(packed.codes, fmt.element, shape[axis], packed.code_layout, axis)
+    scales = scale_shape(shape, axis, checked_block(fmt.block, axis))
+    return QuantizedTensor(
+        codes,
+        None,  # type: ignore[arg-type]
+        fmt,  # type: ignore[arg-type]
+        axis,
+        scale_codes=unpack_scales(packed.scale_codes, scales, packed.scale_layout, axis),
+        tensor_scale=packed.tensor_scale,
+    )
