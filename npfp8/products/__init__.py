@@ -19,6 +19,7 @@ from npfp8.products.accumulator import (
     Accumulator,
     as_accumulator,
 )
+from npfp8.products.blocks import block_scaled_product, tensor_multiplier
 from npfp8.products.exact import exact_k_limit, exact_product, float32_product
 from npfp8.products.float32 import matmul_float32
 from npfp8.products.fused import fused_sums
@@ -104,11 +105,16 @@ def matmul(
     # A block larger than K is all of K.
     a_block = min(a.block, max(k, 1)) if a.block and a.axis == a_k else None
     b_block = min(b.block, max(k, 1)) if b.block and b.axis == b_k else None
-    if a_block and b_block and a_block != b_block:
+    block_scaled = a.scale_codes is not None or b.scale_codes is not None
+    any_blocks = block_scaled and accumulator.kind in ("exact", "blas")
+    if a_block and b_block and a_block != b_block and not any_blocks:
         raise ValueError(f"blocks along K: expected equal ones, found {a_block} and {b_block}")
     block = a_block or b_block
     if block or accumulator.formats:
         accumulator.check(a.fmt, b.fmt, block)
+    if block_scaled:
+        factors = _factor_of(a, a_k, any_blocks), _factor_of(b, b_k, any_blocks)
+        return block_scaled_product(a, b, accumulator, factors, block, _sums)
     if block is None:
         return scaled_product(a, b, slice(None), accumulator, _scale_of(a, a_k), _scale_of(b, b_k))
 
@@ -150,6 +156,13 @@ def _scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
             f"or blocks of K, found axis {x.axis} and block {x.block} of shape {x.shape}"
         )
     return x.scale.reshape([-1 if i == x.axis else 1 for i in range(x.ndim)])
+
+
+def _factor_of(x: QuantizedTensor, k_axis: int, any_blocks: bool) -> Float32Array:
+    """Return the part of the scale of ``x`` that factors out of a sum with block scales."""
+    if x.block is None or (x.axis != k_axis and not any_blocks):
+        return _scale_of(x, k_axis)
+    return tensor_multiplier(x)
 
 
 def scaled_product(

@@ -16,7 +16,7 @@ from npfp8.formats import E4M3FN, E5M2, FloatFormat, Format, as_format
 
 __all__ = ["ACCUMULATIONS", "ACCUMULATORS", "Accumulator", "as_accumulator"]
 
-_KINDS = ("exact", "blas", "fused", "sequential")
+_KINDS = ("exact", "blocks", "blas", "fused", "sequential")
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,8 +26,10 @@ class Accumulator:
     Parameters
     ----------
     name : str
-    kind : {"exact", "blas", "fused", "sequential"}
+    kind : {"exact", "blocks", "blas", "fused", "sequential"}
         - "exact": the exact sum, rounded once to float32 (:mod:`npfp8.products.exact`).
+        - "blocks": the exact sum of each block of K, scaled and rounded to float32; the
+          blocks are added in float32 (:mod:`npfp8.products.blocks`).
         - "blas": a float32 product by NumPy's BLAS, in the order of the BLAS.
         - "fused": the sum of a tensor core. ``step`` products and the accumulator at a
           time are cut off to the same last place and added exactly, and the sum is cut
@@ -222,6 +224,7 @@ ACCUMULATORS = {
         Accumulator(
             "bfloat16", "sequential", "bfloat16 accumulation", precision=8, emin=-126, emax=127
         ),
+        Accumulator("block-sums", "blocks", "exact sums of blocks of K, added in float32"),
     )
 }
 

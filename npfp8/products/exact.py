@@ -40,7 +40,7 @@ from npfp8.formats import Format, IntFormat, as_format
 from npfp8.scaling import spread
 from npfp8.tensor import QuantizedTensor
 
-__all__ = ["exact_k_limit", "exact_product", "float32_product"]
+__all__ = ["code_span", "exact_k_limit", "exact_product", "float32_product"]
 
 #: Bits of the largest sum that :func:`_round_sum` takes, in units of the smallest.
 _SUM_BITS = 93
@@ -100,6 +100,11 @@ def _exact_k_limit(fmt_a: Format, fmt_b: Format, parts: int, zero_point: bool) -
     whole_a, cut_a = (_cut(fmt_a, *_full_range(fmt_a), n, zero_point) for n in (1, parts))
     whole_b, cut_b = (_cut(fmt_b, *_full_range(fmt_b), n, zero_point) for n in (1, parts))
     return min(_k_limit(cut_a, cut_b, 53), _k_limit(whole_a, whole_b, _SUM_BITS))
+
+
+def code_span(fmt: Format, zero_point: bool = False) -> float:
+    """Return the largest value of a format over the number of which all are multiples."""
+    return _cut(fmt, *_full_range(fmt), 1, zero_point)[0].span
 
 
 def _k_limit(a: tuple[_Part, ...], b: tuple[_Part, ...], precision: int) -> int:

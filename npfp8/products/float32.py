@@ -26,6 +26,11 @@ one, or is near 0), and it is computed without error:
   2^30 + 2^6 + 2^-32.
 
 The BLAS may decide which elements need the second way. It cannot change the results.
+
+An element is also certain if no addition can round. With ``u`` a power of two of which
+all elements of the row are multiples and ``v`` one for the column, every partial sum is a
+multiple of ``u v``, and by the same inequality at most ``|row of a| * |column of b|``.
+If that is at most ``2^53 u v``, float64 holds them all, and (1) becomes 0.
 """
 
 from __future__ import annotations
@@ -37,13 +42,13 @@ import numpy as np
 from npfp8.arrays import Float32Array, Float64Array, chunks, require_array
 from npfp8.products.specials import overlay_specials
 
-__all__ = ["matmul_float32"]
+__all__ = ["K_LIMIT", "lowest_bits", "matmul_float32", "rounded_product"]
 
 #: Elements of the result that are checked, or products that are split, at a time.
 _CHUNK = 1 << 17
 
 #: Largest K: the cut-off parts of so many products must add up exactly, see _exact_sums.
-_K_LIMIT = 1 << 24
+K_LIMIT = 1 << 24
 
 
 def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
@@ -87,28 +92,54 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
         raise ValueError(
             f"expected shapes (..., M, K) and (..., K, N), found {a.shape} and {b.shape}"
         )
-    if k > _K_LIMIT:
-        raise ValueError(f"expected K of at most {_K_LIMIT}, found {k}")
+    if k > K_LIMIT:
+        raise ValueError(f"expected K of at most {K_LIMIT}, found {k}")
     x, y = _finite(a), _finite(b)
+    row_unit, column_unit = _units(x, _precision(a), -1), _units(y, _precision(b), -2)
+    result = rounded_product(x, y, row_unit, column_unit)
+    if x is not a or y is not b:
+        overlay_specials(result, a, b)
+    return result
+
+
+def rounded_product(
+    x: Float64Array, y: Float64Array, row_unit: Float64Array, column_unit: Float64Array
+) -> Float32Array:
+    """Multiply matrices whose products of two elements float64 holds; rounded once to float32.
+
+    Parameters
+    ----------
+    x : ndarray of float64, (..., M, K)
+        Finite; every product of two elements is 0 or exact, of magnitude 2^-600 to 2^520.
+    y : ndarray of float64, (..., K, N)
+    row_unit : ndarray of float64, (..., M)
+        For each row, a power of two of which all its elements are multiples; infinity for a
+        row of zeros.
+    column_unit : ndarray of float64, (..., N)
+        The same for each column.
+
+    Returns
+    -------
+    ndarray of float32, (..., M, N)
+        A zero is +0.
+    """
+    k = x.shape[-1]
     sums = np.matmul(x, y)
-    result = np.empty(sums.shape, np.float32)
     # (1), enlarged by 2 / K and 2^-20 for the roundings of the norms and of c +- error.
     row = np.sqrt(np.sum(x * x, axis=-1)) * ((k + 2) * 2.0**-53 * (1 + 2.0**-20))
     column = np.sqrt(np.sum(y * y, axis=-2))
-    row_span, column_span = _spans(x, _precision(a), -1), _spans(y, _precision(b), -2)
-    limit = 2.0**53 / max(k, 1)
+    spans = row / row_unit, column / column_unit
+    # An element is exact if (1) is at most (k + 2) u v. Skip the outer product if none can be.
+    some_exact = spans[0].min(initial=np.inf) * spans[1].min(initial=np.inf) <= k + 2
+    result = np.empty(sums.shape, np.float32)
     lines = math.prod(sums.shape[:-2]) * sums.shape[-1]
-    # Skip the products of the spans if none of them can be small enough.
-    some_exact = row_span.min(initial=np.inf) * column_span.min(initial=np.inf) <= limit
     for rows in chunks(sums.shape[-2], max(1, _CHUNK // max(1, lines))):
         window = (..., rows, slice(None))
         error = row[..., rows, None] * column[..., None, :]
         if some_exact:
-            span = row_span[..., rows, None] * column_span[..., None, :]
-            error[span <= limit] = 0.0
+            span = spans[0][..., rows, None] * spans[1][..., None, :]
+            error[span <= k + 2] = 0.0
         _round_settled(sums[window], error, result[window], x[window], y)
-    if x is not a or y is not b:
-        overlay_specials(result, a, b)
     return result
 
 
@@ -118,15 +149,25 @@ def _precision(x: Float32Array) -> int:
     return 24 - (used & -used).bit_length() + 1
 
 
-def _spans(x: Float64Array, precision: int, axis: int) -> Float64Array:
-    """Along K, the largest magnitude over a power of two that all elements are multiples of."""
+def _units(x: Float64Array, precision: int, axis: int) -> Float64Array:
+    """Along K, a power of two that all elements are multiples of; infinity if all are 0."""
     magnitude = np.abs(x)
-    largest = magnitude.max(axis=axis, initial=0.0)
     magnitude[magnitude == 0] = np.inf
-    smallest = np.minimum(magnitude.min(axis=axis, initial=np.inf), 2.0**128)
+    smallest = magnitude.min(axis=axis, initial=np.inf)
     # smallest >= 2^(exponent - 1), but subnormal numbers have no finer steps than 2^-126.
-    exponent = np.maximum(np.frexp(smallest)[1], -125)
-    return largest / np.ldexp(1.0, exponent - precision)
+    exponent = np.maximum(np.frexp(np.minimum(smallest, 2.0**128))[1], -125)
+    return np.where(smallest == np.inf, np.inf, np.ldexp(1.0, exponent - precision))
+
+
+def lowest_bits(x: Float64Array) -> Float64Array:
+    """Return the largest power of two that each number is a multiple of.
+
+    Zero, NaN and the infinities give infinity.
+    """
+    number = np.isfinite(x) & (x != 0)
+    mantissa, exponent = np.frexp(np.where(number, x, 1.0))
+    bits = np.abs(mantissa * 2.0**53).astype(np.int64)
+    return np.where(number, np.ldexp((bits & -bits).astype(np.float64), exponent - 53), np.inf)
 
 
 def _finite(x: Float32Array) -> Float64Array:
@@ -168,7 +209,7 @@ def _round_settled(
 def _exact_sums(terms: Float64Array) -> Float32Array:
     """Sum each row of float64 numbers, rounded once to float32. ``terms`` is overwritten.
 
-    The terms are products of two float32 numbers: 0 or of 2^-298 to 2^256.
+    The terms are 0 or of magnitude 2^-600 to 2^520.
 
     A row's largest magnitude is below ``2^e``. With ``K <= 2^k`` terms and
     ``sigma = 2^(e + k + 1)``, ``(sigma + term) - sigma`` is the term rounded to a

@@ -1,0 +1,366 @@
+"""Products of block-scaled operands (MX, NVFP4): their scales are codes too, and belong to the sum.
+
+The exact sum
+-------------
+An element is ``code value * block scale``: no more than 16 bits, so exact in float64, and
+so is the product of two. The exact sum of these products over all of K is rounded to
+float32 once, whatever the blocks of the two operands are, and multiplied by the float32
+product of the tensors' scales.
+
+When one BLAS product is exact
+------------------------------
+Let ``q`` be the smallest subnormal of the elements' format, ``max`` its largest value, and
+let a row of ``a`` have block scales of at most ``S``, all multiples of the power of two
+``s``. Its elements are then multiples of ``q s`` and at most ``max S``. Dividing the row by
+``q s`` is exact and changes no bit of any significand; the same holds for a column of ``b``.
+After both, the products are integers, and every partial sum of K of them, in whatever
+order, is an integer of at most ``K (max_a / q_a) (S_a / s_a) (max_b / q_b) (S_b / s_b)``.
+While::
+
+    K * span_a * span_b <= 2^53,    span = (max / q) * (S / s)             (1)
+
+float64 holds them all, no addition rounds, and the float64 product of the elements as they
+are, which differs by a power of two, is exact too: its exponents, of at most 600 in
+magnitude, are far from float64's ends. ``S / s`` counts what the scales of one row or
+column are, not what E8M0 could be: 2^-127 and 2^127 in different rows do no harm.
+
+``max / q`` is 2^17.8 for E4M3, 448 for E2M3 ... 12 for E2M1. NVFP4 by NVFP4 has in the
+worst case ``12 * 448 / 2^-9`` for each span, so (1) holds up to K = 1188 for all scales.
+MXFP4 by MXFP4 with K = 1024 may have scales of 35 binades in all in a row and a column,
+MXFP8 E4M3 of 7. :func:`npfp8.exact_k_limit` states the K of all codes.
+
+Beyond (1)
+----------
+The elements that are really there may still be multiples of more than ``q s``
+(:func:`_element_units`), and of a norm that leaves room; otherwise the float64 sum and a
+bound of its error settle most elements, and the others are added without error:
+:func:`npfp8.products.float32.rounded_product`, for any scales and K up to 2^24. In all
+these ways the result is the exact sum rounded once, so the way makes no difference.
+
+Block by block
+--------------
+The accumulator "block-sums" takes the exact sum of each block times its two scales, rounds
+it to float32, and adds the blocks in float32 from the first to the last: a product of
+kernels that scale after each block. Narrow accumulators ("float16") add the codes' products
+of each block up in their type; that sum times the scales is rounded to float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from npfp8.arrays import Array, Float32Array, Float64Array, lookup
+from npfp8.blocks.ratios import RatioRule
+from npfp8.codec.tables import values_of
+from npfp8.formats import Format
+from npfp8.products.accumulator import Accumulator
+from npfp8.products.exact import code_span
+from npfp8.products.float32 import K_LIMIT, lowest_bits, rounded_product
+from npfp8.products.specials import overlay_specials
+from npfp8.tensor import QuantizedTensor
+
+__all__ = ["block_scaled_product", "tensor_multiplier"]
+
+#: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
+_CHUNK = 1 << 16
+
+#: Sums over a part of K in an accumulator, and whether certainly none of them is NaN.
+Sums = Callable[
+    [QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]
+]
+
+
+def tensor_multiplier(x: QuantizedTensor) -> Float32Array:
+    """Return the float32 number by which a product of a block-scaled operand is multiplied."""
+    if x.tensor_scale is None:
+        return np.ones((), np.float32)
+    assert x.block_format is not None
+    assert isinstance(x.block_format.how, RatioRule)
+    if not hasattr(x.block_format.how, "multiplier"):
+        return x.tensor_scale
+    return x.block_format.how.multiplier(x.tensor_scale)
+
+
+def block_scaled_product(
+    a: QuantizedTensor,
+    b: QuantizedTensor,
+    accumulator: Accumulator,
+    factors: tuple[Float32Array, Float32Array],
+    block: int | None,
+    sums: Sums,
+) -> Float32Array:
+    """Multiply operands of which at least one is block-scaled.
+
+    Parameters
+    ----------
+    a, b : QuantizedTensor
+        Of shapes that fit.
+    accumulator : Accumulator
+    factors : ndarray of float32, two
+        What factors out of the sum of each operand: its tensor's scale, or the scales of
+        one without blocks.
+    block : int, optional
+        The length of the blocks along K, for accumulators that work block by block.
+    sums : callable
+        The sums of the other kinds of accumulators.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        factor = np.multiply(*factors)
+    if not (np.isfinite(factor) & (factor > 0)).all():
+        raise ValueError("the product of the operands' scales overflows or underflows float32")
+    k = a.shape[-1]
+    if k > K_LIMIT:
+        raise ValueError(f"expected K of at most {K_LIMIT}, found {k}")
+    if accumulator.kind == "exact":
+        result = _exact_sums(a, b)
+    elif accumulator.kind == "blas":
+        result = _blas_sums(a, b)
+    else:
+        parts = (
+            _exact_block_sums(a, b, block or k)
+            if accumulator.kind == "blocks"
+            else _narrow_block_sums(a, b, block or k, accumulator, sums)
+        )
+        result = _added(parts, (*_lead(a, b), a.shape[-2], b.shape[-1]))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        np.multiply(result, factor, out=result)
+    if not (a.is_finite and b.is_finite and accumulator.kind == "exact"):
+        result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
+    return result
+
+
+def _lead(a: QuantizedTensor, b: QuantizedTensor) -> tuple[int, ...]:
+    return np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+
+
+class _Operand(NamedTuple):
+    """The elements of an operand, all that does not factor out of the sum.
+
+    ``values`` are finite, ``specials`` the values with NaN and infinity, None without any.
+    """
+
+    values: Float64Array
+    specials: Float64Array | None
+
+
+def _operand(x: QuantizedTensor) -> _Operand:
+    values = x.code_values(np.float64)
+    if x.block is None:
+        if x.is_finite:
+            return _Operand(values, None)
+    else:
+        with np.errstate(invalid="ignore"):  # infinity times 0
+            _scale_blocks(values, _scales(x), x)
+    finite = np.isfinite(values)
+    if x.is_finite or finite.all():
+        return _Operand(values, None)
+    return _Operand(np.where(finite, values, 0.0), values)
+
+
+def _scales(x: QuantizedTensor) -> Float64Array:
+    """Return the scale of each block, without the tensor's."""
+    if x.scale_codes is None:
+        return x.scale.astype(np.float64)
+    assert x.block_format is not None
+    scales: Float64Array = values_of(
+        x.scale_codes, x.block_format.scale_format, np.dtype(np.float64)
+    )
+    return scales
+
+
+def _scale_blocks(values: Float64Array, scales: Float64Array, x: QuantizedTensor) -> None:
+    """Multiply the elements by their blocks' scales, in place."""
+    assert x.axis is not None
+    assert x.block is not None
+    axis, length = x.axis, x.shape[x.axis]
+    block = min(x.block, length)
+    if not values.size:
+        return
+    whole = length // block
+    before, after = values.shape[:axis], values.shape[axis + 1 :]
+    start = (slice(None),) * axis
+    # Splitting an axis makes a view, whatever the layout.
+    split = values[(*start, slice(whole * block))].reshape(*before, whole, block, *after)
+    assert np.may_share_memory(split, values)
+    split *= np.expand_dims(scales[(*start, slice(whole))], axis + 1)
+    if whole * block < length:
+        rest = values[(*start, slice(whole * block, None))]
+        rest *= scales[(*start, slice(whole, None))]
+
+
+def _per_line(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
+    """Return the largest block scale of each row or column, and what all are multiples of.
+
+    Of shapes that broadcast against the operand without its K axis.
+    """
+    if x.block is None:
+        return np.ones(()), np.ones(())
+    scales = _scales(x)
+    units = lowest_bits(scales).min(axis=k_axis, initial=np.inf, keepdims=True)
+    magnitudes = np.where(np.isfinite(scales), np.abs(scales), 0.0)
+    largest = magnitudes.max(axis=k_axis, initial=0.0, keepdims=True)
+    if x.axis != k_axis:
+        assert x.axis is not None
+        index = np.arange(x.shape[x.axis]) // min(x.block, x.shape[x.axis] or 1)
+        largest, units = largest.take(index, axis=x.axis), units.take(index, axis=x.axis)
+    return largest.squeeze(k_axis), units.squeeze(k_axis)
+
+
+def _exact_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
+    """Compute the exact sums over K, rounded once to float32."""
+    (x, special_x), (y, special_y) = _operand(a), _operand(b)
+    span = float(max(a.shape[-1], 1))
+    for operand, k_axis in ((a, a.ndim - 1), (b, b.ndim - 2)):
+        largest, unit = _per_line(operand, k_axis)
+        span *= _span_of_codes(operand) * (largest / unit).max(initial=0.0)
+    result = _once_rounded(x, y, span, lambda: _element_units(a), lambda: _element_units(b))
+    _overlay(result, x, special_x, y, special_y)
+    return result
+
+
+def _once_rounded(
+    x: Float64Array,
+    y: Float64Array,
+    span: float,
+    units_x: Callable[[], Float64Array],
+    units_y: Callable[[], Float64Array],
+) -> Float32Array:
+    """Multiply finite matrices, rounded once to float32; ``span`` is the left side of (1)."""
+    if span > 2.0**53:
+        row_unit = units_x().min(axis=-1, initial=np.inf)
+        column_unit = units_y().min(axis=-2, initial=np.inf)
+        return rounded_product(x, y, row_unit, column_unit)
+    with np.errstate(over="ignore", under="ignore"):
+        result: Float32Array = np.matmul(x, y).astype(np.float32)
+    result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
+    return result
+
+
+def _overlay(
+    result: Float32Array,
+    x: Array,
+    special_x: Array | None,
+    y: Array,
+    special_y: Array | None,
+) -> None:
+    """Put the results of NaN and infinity into those of the finite values."""
+    if special_x is not None or special_y is not None:
+        overlay_specials(
+            result, x if special_x is None else special_x, y if special_y is None else special_y
+        )
+
+
+def _span_of_codes(x: QuantizedTensor) -> float:
+    return code_span(x.fmt, x.zero_point is not None)
+
+
+def _element_units(x: QuantizedTensor) -> Float64Array:
+    """Return for each element a power of two that it is a multiple of; infinity for 0."""
+    if x.zero_point is not None:
+        units = np.full(x.shape, x.fmt.min_subnormal)
+    else:
+        units = lookup(_code_units(x.fmt), x.codes.view(np.uint8))
+    if x.block is not None:
+        _scale_blocks(units, lowest_bits(_scales(x)), x)
+    return units
+
+
+@lru_cache(maxsize=64)
+def _code_units(fmt: Format) -> Float64Array:
+    """Return the largest power of two that the value of each code is a multiple of."""
+    return lowest_bits(np.resize(fmt.values, 256))
+
+
+def _blas_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
+    """Compute the sums by a float32 BLAS product of the elements in float32."""
+    found = []
+    for operand in (a, b):
+        values, specials = _operand(operand)
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = (values if specials is None else specials).astype(np.float32)
+        finite = np.isfinite(rounded)
+        found.append((rounded, None) if finite.all() else (np.where(finite, rounded, 0), rounded))
+    (x, special_x), (y, special_y) = found
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        result: Float32Array = np.matmul(x, y)
+    result += np.float32(0)
+    _overlay(result, x, special_x, y, special_y)
+    return result
+
+
+def _added(parts: Iterator[Float32Array], shape: tuple[int, ...]) -> Float32Array:
+    """Add the results of blocks in float32, from the first to the last."""
+    total: Float32Array | None = None
+    for part in parts:
+        if total is None:
+            total = part.copy()
+        else:
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                total += part
+    return np.zeros(shape, np.float32) if total is None else total
+
+
+def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Iterator[Float32Array]:
+    """Yield the exact sum of each block of K, scaled and rounded once to float32."""
+    ndim = max(a.ndim, b.ndim)
+    operands = _operand(a), _operand(b)
+    span = float(block)
+    for operand in (a, b):
+        scales = _scales(operand) if operand.block is not None else np.ones(1)
+        odd = np.where(np.isfinite(scales), np.abs(scales), 0.0) / lowest_bits(scales)
+        span *= _span_of_codes(operand) * odd.max(initial=1.0)
+    units: tuple[Float64Array, ...] = ()
+    if span > 2.0**53:
+        units = _element_units(a), _element_units(b)
+    size = math.prod(_lead(a, b)) * a.shape[-2] * b.shape[-1]
+    for ks in _runs(a.shape[-1], block, max(1, _CHUNK // max(size, 1))):
+        n = min(block, ks.stop - ks.start)
+
+        def rows(x: Float64Array, ks: slice = ks, n: int = n) -> Float64Array:
+            x = x.reshape(*(1,) * (ndim - x.ndim), *x.shape)[..., ks]
+            return np.moveaxis(x.reshape(*x.shape[:-1], -1, n), -2, 0)
+
+        def columns(y: Float64Array, ks: slice = ks, n: int = n) -> Float64Array:
+            y = y.reshape(*(1,) * (ndim - y.ndim), *y.shape)[..., ks, :]
+            return np.moveaxis(y.reshape(*y.shape[:-2], -1, n, y.shape[-1]), -3, 0)
+
+        (x, special_x), (y, special_y) = operands
+        x, special_x = rows(x), None if special_x is None else rows(special_x)
+        y, special_y = columns(y), None if special_y is None else columns(special_y)
+        part = _once_rounded(x, y, span, lambda: rows(units[0]), lambda: columns(units[1]))
+        _overlay(part, x, special_x, y, special_y)
+        yield from part
+
+
+def _runs(k: int, block: int, count: int) -> Iterator[slice]:
+    """Cut K into runs of ``count`` whole blocks or fewer, and a shorter last block of its own."""
+    whole = k // block * block if block else 0
+    for start in range(0, whole, count * block or 1):
+        yield slice(start, min(start + count * block, whole))
+    if whole < k:
+        yield slice(whole, k)
+
+
+def _narrow_block_sums(
+    a: QuantizedTensor, b: QuantizedTensor, block: int, accumulator: Accumulator, sums: Sums
+) -> Iterator[Float32Array]:
+    """Yield the sum of each block of K in an accumulator, scaled and rounded to float32."""
+    scales = [
+        (_scales(x), k_axis) if x.block is not None else None
+        for x, k_axis in ((a, a.ndim - 1), (b, b.ndim - 2))
+    ]
+    for i, ks in enumerate(_runs(a.shape[-1], block, 1)):
+        found, _ = sums(a, b, ks, accumulator)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            part = found.astype(np.float64)
+            for scale in scales:
+                if scale is not None:
+                    part *= scale[0].take([i], axis=scale[1])
+            rounded = part.astype(np.float32)
+        rounded += np.float32(0)
+        yield rounded
