@@ -6,17 +6,31 @@ Like all cases they follow from integer rules; see :mod:`bert_numpy.kit.cases`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bert_numpy.kit.builder import Builder
-from bert_numpy.kit.cases import random_bits
+from bert_numpy.kit.cases import random_bfloat16, random_bits, random_codes
 from bert_numpy.kit.manifest import Reference
-from npfp8 import MXFP4, NVFP4, BlockFormat
+from npfp8 import (
+    E2M1,
+    E3M2,
+    E4M3FN,
+    E8M0FNU,
+    MXFP4,
+    MXFP6_E2M3,
+    MXFP6_E3M2,
+    MXFP8_E4M3,
+    MXFP8_E5M2,
+    MXINT8,
+    NVFP4,
+    BlockFormat,
+)
 from npfp8.arrays import Array, Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.blocks.formats import BLOCK_FORMATS, with_rule
+from npfp8.blocks.layouts import unpack_codes
 from npfp8.formats import Format
 
 __all__ = ["add_block_cases", "described", "quantized"]
@@ -30,10 +44,12 @@ _RULES: dict[str, Sequence[str]] = {
 
 
 def add_block_cases(builder: Builder) -> None:
-    """Add quantizing to each block format, blocks along each axis, and reading codes."""
+    """Add quantizing to each block format, reading its codes, its layouts, and its products."""
     _add_quantizing(builder)
     _add_axes(builder)
     _add_reading(builder)
+    _add_layouts(builder)
+    _add_products(builder)
 
 
 def described(fmt: BlockFormat, axis: int, **more: Any) -> dict[str, Any]:
@@ -232,3 +248,168 @@ def _add_reading(builder: Builder) -> None:
             "x_scale": Reference(f"{place}/scale"),
         }
         builder.compute(f"{place}/values", "operator", "dequantize", inputs, {"x": how})
+
+
+def _add_layouts(builder: Builder) -> None:
+    """Add codes and scales that no two layouts put into the same bytes."""
+    layouts: tuple[str, ...]
+    for fmt, layouts in ((E2M1, ("low-first", "high-first", "ptx", "ptx-padded")),
+                         (E3M2, ("low-first", "high-first", "split", "ptx-padded"))):  # fmt: skip
+        place = f"operator/packed-{fmt}".lower()
+        # The bytes are all distinct. The last group of codes is not whole.
+        data = (np.arange(32 * fmt.bits) * 167 % 256).astype(np.uint8).reshape(4, -1)
+        unpacked = unpack_codes(data, fmt)
+        packed = builder.give(f"{place}/bytes", "operator", data)
+        codes = builder.give(f"{place}/codes", "operator", unpacked[:, :-1], fmt)
+        for layout in layouts:
+            how: dict[str, Any] = {"fmt": str(fmt), "layout": layout}
+            name = f"{place}/{layout}"
+            builder.compute(name, "operator", "pack_codes", {"codes": codes}, how, kind="bytes")
+            if not layout.startswith("ptx"):
+                how["length"] = unpacked.shape[1]
+                inputs = {"bytes": packed}
+                builder.compute(f"{name}-codes", "operator", "unpack_codes", inputs, how, fmt=fmt)
+    for rows, blocks, layouts in (
+        (128, 8, ("128x4", "8x4", "4x4", "te-columnwise")),
+        (160, 6, ("128x4", "8x4", "te-rowwise")),
+    ):
+        place = f"operator/scales-{rows}x{blocks}"
+        index = np.arange(rows * blocks)
+        # One byte has too few values: neither of the two alone tells all places apart.
+        for part, numbers in (("low", index % 251), ("high", index // 251 * 5 + index % 3)):
+            matrix = numbers.astype(np.uint8).reshape(rows, blocks)
+            given = builder.give(f"{place}/{part}", "operator", matrix, E8M0FNU)
+            for layout in layouts:
+                name, how = f"{place}/{part}-{layout}", {"fmt": "E8M0FNU", "layout": layout}
+                inputs = {"codes": given}
+                builder.compute(name, "operator", "pack_scales", inputs, how, fmt=E8M0FNU)
+                how |= {"shape": [rows, blocks]}
+                inputs = {"codes": Reference(name)}
+                builder.compute(
+                    f"{name}-back", "operator", "unpack_scales", inputs, how, fmt=E8M0FNU
+                )
+    for blocked in (MXFP4, MXFP6_E3M2):
+        place = f"operator/packed-{blocked}".lower()
+        elements = random_codes(131, (3, 64), blocked.element)
+        scales = _powers(132, (3, 2))
+        inputs = {
+            "codes": builder.give(f"{place}/block-codes", "operator", elements, blocked.element),
+            "scale_codes": builder.give(f"{place}/scale_codes", "operator", scales, E8M0FNU),
+        }
+        how = described(blocked, 1, layout="quark")
+        builder.compute(f"{place}/quark", "operator", "pack_blocks", inputs, how, kind="bytes")
+
+
+def _powers(seed: int, shape: tuple[int, ...], span: int = 9, middle: int = 127) -> Array:
+    """Generate codes of E8M0 around that of 1."""
+    bits = random_bits(seed, shape) % np.uint64(span)
+    return (bits.astype(np.int64) + middle - span // 2).astype(np.uint8)
+
+
+class _Product(NamedTuple):
+    name: str
+    a_fmt: BlockFormat | Format
+    b_fmt: BlockFormat | Format
+    a: Array
+    b: Array
+    a_scales: Array
+    b_scales: Array
+    accumulate: str = "exact"
+    bias: bool = False
+
+
+def _product(name: str, m: int, k: int, n: int, a_fmt: Any, b_fmt: Any, **more: Any) -> _Product:
+    """Make a product of random codes and scales."""
+    seed = 140 + sum(name.encode()) % 97
+    elements = [getattr(fmt, "element", fmt) for fmt in (a_fmt, b_fmt)]
+    parts = []
+    for i, (fmt, lines) in enumerate(((a_fmt, m), (b_fmt, n))):
+        if not isinstance(fmt, BlockFormat):
+            parts.append(np.asarray(np.float32(0.0123)))
+            continue
+        shape = (lines, -(-k // fmt.block))
+        if fmt.powers_of_two:
+            codes = _powers(seed + 10 + i, shape)
+        else:
+            codes = random_bits(seed + 10 + i, shape) % np.uint64(0x28) + np.uint64(0x20)
+        parts.append(codes.astype(np.uint8) if i == 0 else codes.astype(np.uint8).T)
+    a, b = random_codes(seed, (m, k), elements[0]), random_codes(seed + 1, (k, n), elements[1])
+    return _Product(name, a_fmt, b_fmt, a, b, parts[0], parts[1], **more)
+
+
+def _products() -> Iterator[_Product]:
+    eight, four = MXFP8_E4M3, MXFP4
+    yield _product("mxfp8", 16, 64, 16, eight, eight, bias=True)
+    yield _product("mxfp6", 8, 64, 8, MXFP6_E2M3, MXFP6_E3M2)
+    yield _product("mxfp4", 16, 96, 8, four, four, bias=True)
+    yield _product("mxint8", 8, 64, 8, MXINT8, MXINT8)
+    yield _product("mxfp8-mxfp4", 8, 64, 8, eight, four)
+    yield _product("e4m3-mxfp4", 8, 64, 8, E4M3FN, four, bias=True)
+    yield _product("mxfp4-short", 8, 40, 8, four, four)
+    yield _product("mxfp4-tiles", 128, 128, 8, four, four)
+    yield _product("nvfp4", 16, 64, 16, NVFP4, NVFP4, bias=True)
+    yield _product("nvfp4-short", 8, 40, 8, NVFP4, NVFP4)
+    divided = with_rule(NVFP4, "compressed-tensors")
+    yield _product("nvfp4-divided", 8, 64, 8, divided, divided)
+    for name, fmt in (("mxfp4-block-sums", four), ("nvfp4-block-sums", NVFP4)):
+        yield _product(name, 8, 128, 8, fmt, fmt, accumulate="block-sums")
+    # The first and the third block cancel, and are 2^40 times the second.
+    for name, accumulate in (("cancellation", "exact"), ("cancellation-block-sums", "block-sums")):
+        case = _product(f"mxfp8-{name}", 8, 96, 8, eight, eight, accumulate=accumulate)
+        case.a[:, 64:], case.b[64:] = case.a[:, :32], case.b[:32] ^ 0x80
+        case.a_scales[:] = 147, 107, 147
+        case.b_scales[:] = 127
+        yield case
+    small = _product("mxfp8-smallest-scales", 8, 64, 8, eight, eight)
+    small.a_scales[:], small.b_scales[:] = (0, 1), _powers(150, (2, 8), 20)
+    yield small
+    large = _product("mxfp8-largest-scales", 8, 64, 8, eight, eight)
+    large.a_scales[:], large.b_scales[:] = (254, 240), _powers(151, (2, 8), 24, 118)
+    yield large
+    special = _product("mxfp8-nan", 8, 64, 8, eight, eight)
+    special.a_scales[1, 0] = special.b_scales[1, 2] = 255
+    special.a[2, 3], special.a[3], special.a_scales[3] = 0x7F, 0, 0
+    yield special
+    infinite = _product("mxfp8-e5m2-infinities", 8, 64, 8, MXFP8_E5M2, MXFP8_E5M2)
+    infinite.a[0, 0], infinite.a[1, :2], infinite.b[5, 3] = 0x7C, (0x7C, 0xFC), 0x7C
+    infinite.a[4, 5] = 0
+    yield infinite
+
+
+def _add_products(builder: Builder) -> None:
+    for case in _products():
+        _add_product(builder, case)
+
+
+def _add_product(builder: Builder, case: _Product) -> None:
+    place = f"operator/block-gemm-{case.name}"
+    attributes: dict[str, Any] = {}
+    inputs: dict[str, Reference] = {}
+    factors: dict[str, Reference] = {}
+
+    def give(what: str, x: Array, fmt: Format | None = None) -> Reference:
+        return builder.give(f"{place}/{what}", "operator", x, fmt)
+
+    for name, fmt, codes, scales, axis in (
+        ("a", case.a_fmt, case.a, case.a_scales, 1),
+        ("b", case.b_fmt, case.b, case.b_scales, 0),
+    ):
+        if not isinstance(fmt, BlockFormat):
+            inputs[name] = give(name, codes, fmt)
+            factors[f"{name}_scale"] = give(f"{name}.scale", scales)
+            attributes[name] = {"fmt": str(fmt), "ndim": 2}
+            continue
+        attributes[name] = described(fmt, axis, ndim=2)
+        inputs[name] = give(name, codes, fmt.element)
+        inputs[f"{name}_scale_codes"] = give(f"{name}.scale_codes", scales, fmt.scale_format)
+        if fmt.tensor_scale:
+            divides = fmt.rule == "compressed-tensors"
+            number = np.asarray(np.float32(2688 / 3.7 if divides else 0.0123))
+            factors[f"{name}_tensor_scale"] = give(f"{name}.tensor_scale", number)
+    if case.accumulate != "exact":
+        attributes["accumulate"] = case.accumulate
+    builder.compute(f"{place}/sum", "operator", "block_sum", inputs, attributes)
+    if case.bias:
+        factors["bias"] = give("bias", random_bfloat16(99, (case.b.shape[1],)))
+    inputs = {"sum": Reference(f"{place}/sum"), **factors}
+    builder.compute(f"{place}/product", "operator", "block_product", inputs, attributes)

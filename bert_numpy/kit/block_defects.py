@@ -29,6 +29,7 @@ __all__ = ["block_defects"]
 
 Defective = Callable[[Inputs, Attributes], "Array | None"]
 
+
 def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield names and defective operations; a name may occur more than once.
 
@@ -66,11 +67,11 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, di
             yield f"scales in the layout {layout}", _laid_out(operations, _unpacked(layout))
     yield "scales in the order of columns", _laid_out(operations, _by_columns)
     for layout in SCALE_LAYOUTS:
-        names = ("pack_scales", "unpack_scales")
-        yield f"scales in the layout {layout}", {name: _with(name, layout=layout) for name in names}
+        packing = {name: _with(name, layout=layout) for name in ("pack_scales", "unpack_scales")}
+        yield f"scales in the layout {layout}", packing
     for layout in CODE_LAYOUTS:
-        names = ("pack_codes", "unpack_codes", "pack_blocks")
-        yield f"codes in the layout {layout}", {name: _with(name, layout=layout) for name in names}
+        packing = {name: _with(name, layout=layout) for name in ("pack_codes", "unpack_codes")}
+        yield f"codes in the layout {layout}", packing
     for accumulator in ACCUMULATORS.values():
         if accumulator.narrow or accumulator.kind == "blocks":
             yield accumulator.description, {"block_sum": _accumulated(accumulator.name)}

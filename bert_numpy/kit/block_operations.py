@@ -16,6 +16,13 @@ import numpy as np
 from npfp8 import BlockFormat, QuantizedTensor, encode, matmul
 from npfp8.arrays import Array
 from npfp8.blocks import PowerRule, RatioRule
+from npfp8.blocks.layouts import (
+    pack_blocks,
+    pack_codes,
+    pack_scales,
+    unpack_codes,
+    unpack_scales,
+)
 from npfp8.blocks.quantize import BlockCodes, block_scales, quantize_blocks
 from npfp8.codec.tables import values_of
 from npfp8.formats import FORMATS, FloatFormat
@@ -108,16 +115,23 @@ def _block_scales(inputs: Inputs, attributes: Attributes) -> Array:
 
 
 def block_operand(name: str, inputs: Inputs, attributes: Attributes) -> QuantizedTensor:
-    """Make the operand of a role, "a" or "b", without the scale of the tensor."""
-    how = attributes[name]
+    """Make the operand of a role, "a" or "b", with the scales that belong to the sum."""
+    how, codes = attributes[name], inputs[name]
+    axis, block = how.get("axis"), how.get("block")
     if "scale_fmt" not in how:
-        return QuantizedTensor(inputs[name], _ONE, FORMATS[how["fmt"]])
+        zero_point = inputs.get(f"{name}_zero_point")
+        if block is None:
+            shape = () if axis is None else (codes.shape[axis],)
+            scale = np.ones(shape, np.float32)
+        else:
+            scale = inputs[f"{name}_scale"]
+        return QuantizedTensor(codes, scale, FORMATS[how["fmt"]], axis, zero_point, block)
     fmt = block_format({**how, "tensor_scale": False})
     return QuantizedTensor(
-        inputs[name],
+        codes,
         None,  # type: ignore[arg-type]  # computed from the codes
         fmt.element,
-        how["axis"],
+        axis,
         scale_codes=inputs[f"{name}_scale_codes"],
         block_format=fmt,
     )
@@ -129,15 +143,22 @@ def _block_sum(inputs: Inputs, attributes: Attributes) -> Array:
 
 
 def multiplier(name: str, inputs: Inputs, attributes: Attributes) -> Array:
-    """Return the float32 number by which sums are multiplied for the scale of a whole operand."""
+    """Return the float32 number, or one per row or column, by which an operand's sums are scaled.
+
+    It broadcasts against the sums.
+    """
+    how = attributes[name]
     if (scale := inputs.get(f"{name}_scale")) is not None:
-        return scale
+        axis, ndim = how.get("axis"), how["ndim"]
+        if axis is None:
+            return scale
+        return scale.reshape([-1 if i == axis % ndim else 1 for i in range(ndim)])
     number = inputs.get(f"{name}_tensor_scale")
     if number is None:
         return np.ones((), np.float32)
-    how = block_format(attributes[name]).how
-    assert isinstance(how, RatioRule)
-    return np.asarray(how.block_scale(np.ones((), np.float32), number), np.float32)
+    rule = block_format(how).how
+    assert isinstance(rule, RatioRule)
+    return np.asarray(rule.block_scale(np.ones((), np.float32), number), np.float32)
 
 
 def _block_product(inputs: Inputs, attributes: Attributes) -> Array:
@@ -145,6 +166,28 @@ def _block_product(inputs: Inputs, attributes: Attributes) -> Array:
         scale = multiplier("a", inputs, attributes) * multiplier("b", inputs, attributes)
         product = inputs["sum"] * scale
         return np.asarray(product + inputs["bias"] if "bias" in inputs else product, np.float32)
+
+
+def _pack_codes(inputs: Inputs, attributes: Attributes) -> Array:
+    return pack_codes(inputs["codes"], attributes["fmt"], attributes["layout"])
+
+
+def _unpack_codes(inputs: Inputs, attributes: Attributes) -> Array:
+    fmt, layout = attributes["fmt"], attributes["layout"]
+    return unpack_codes(inputs["bytes"], fmt, attributes["length"], layout)
+
+
+def _pack_scales(inputs: Inputs, attributes: Attributes) -> Array:
+    return pack_scales(inputs["codes"], attributes["layout"])
+
+
+def _unpack_scales(inputs: Inputs, attributes: Attributes) -> Array:
+    return unpack_scales(inputs["codes"], tuple(attributes["shape"]), attributes["layout"])
+
+
+def _pack_blocks(inputs: Inputs, attributes: Attributes) -> Array:
+    fmt, layout = block_format(attributes), attributes["layout"]
+    return pack_blocks(inputs["codes"], inputs["scale_codes"], fmt, layout, attributes["axis"])
 
 
 #: The operations by name.
@@ -155,10 +198,16 @@ BLOCK_OPERATIONS: dict[str, Callable[[Inputs, Attributes], Array]] = {
     "block_scales": _block_scales,
     "block_sum": _block_sum,
     "block_product": _block_product,
+    "pack_codes": _pack_codes,
+    "unpack_codes": _unpack_codes,
+    "pack_scales": _pack_scales,
+    "unpack_scales": _unpack_scales,
+    "pack_blocks": _pack_blocks,
 }
 
 _FORMATS = "docs/block-formats.md"
 _PRODUCTS = "docs/block-products.md"
+_LAYOUTS = "docs/block-layouts.md"
 
 #: Each operation in words, and the page that explains its arithmetic.
 BLOCK_RULES: dict[str, tuple[str, str]] = {
@@ -184,8 +233,8 @@ BLOCK_RULES: dict[str, tuple[str, str]] = {
     ),
     "block_sum": (
         "over k of a[m, k] * a_scale[m, k] * b[k, n] * b_scale[k, n], values of codes and of "
-        "scale codes, without the scales of tensors: the exact sum rounded once to float32, to "
-        "nearest even; with accumulate, what that accumulator makes of it",
+        "scale codes, without scales that are the same for all k: the exact sum rounded once to "
+        "float32, to nearest even; with accumulate, what that accumulator makes of it",
         _PRODUCTS,
     ),
     "block_product": (
@@ -193,5 +242,22 @@ BLOCK_RULES: dict[str, tuple[str, str]] = {
         "operand's number is its scale, or its tensor scale, of which a rule that divides takes "
         "float32(1 / tensor scale), or 1 if it has none",
         _PRODUCTS,
+    ),
+    "pack_codes": (
+        "bytes that hold the codes along the last axis, by the layout; the last group of codes is "
+        "filled up with code 0",
+        _LAYOUTS,
+    ),
+    "unpack_codes": ("so many codes along the last axis, from bytes by the layout", _LAYOUTS),
+    "pack_scales": (
+        "the codes of scales, a row for each row of the tensor, in the order of the layout; rows "
+        "and blocks are filled up with code 0 to whole tiles",
+        _LAYOUTS,
+    ),
+    "unpack_scales": ("the codes of scales row by row, from the order of the layout", _LAYOUTS),
+    "pack_blocks": (
+        "for each block a byte, the exponent of its scale in two's complement, then its codes by "
+        "the layout",
+        _LAYOUTS,
     ),
 }

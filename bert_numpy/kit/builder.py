@@ -15,6 +15,10 @@ from npfp8.formats import Format
 __all__ = ["Builder"]
 
 
+#: The kinds of given tensors without a format, by dtype.
+_KINDS = {"float32": "float32", "uint8": "bytes"}
+
+
 class Builder:
     """A collection of tensors in the order of the data flow."""
 
@@ -35,8 +39,7 @@ class Builder:
         """Add an input; a name given again refers to the same input."""
         if name not in self.tensors:
             if kind is None:
-                kind = "float32" if x.dtype == np.float32 else "integers"
-                kind = kind if fmt is None else "codes"
+                kind = _KINDS.get(x.dtype.name, "integers") if fmt is None else "codes"
             self._add(Tensor(name, level, "given", {}, attributes, kind, str(fmt or "")), x)
         return Reference(name)
 

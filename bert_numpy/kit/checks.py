@@ -19,6 +19,14 @@ import numpy as np
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.kit.block_operations import block_format
 from npfp8 import POWER_RULES, RATIO_RULES, golden
+from npfp8.blocks.layouts import (
+    BLOCK_LAYOUTS,
+    CODE_LAYOUTS,
+    SCALE_LAYOUTS,
+    Group,
+    pack_scales,
+    unpack_scales,
+)
 from npfp8.formats import FLOAT_FORMATS, FORMATS
 from npfp8.products import ACCUMULATORS
 
@@ -71,6 +79,11 @@ _ROWS: _Check = (
 _WEIGHTS: _Check = (
     "a list of whole numbers from 1 on",
     lambda x: isinstance(x, list) and bool(x) and all(_is_integer(weight, 1) for weight in x),
+)
+
+_SHAPE: _Check = (
+    "a list of two numbers of 31 bits",
+    lambda x: isinstance(x, list) and len(x) == 2 and all(_is_integer(n, 0) for n in x),
 )
 
 _GROUPS = {"axis": _AXIS, "block": _BLOCK}
@@ -240,23 +253,74 @@ def _block_sum(shapes: Shapes, how: Attributes) -> Shape:
     for name, k_axis in (("a", -1), ("b", -2)):
         operand, codes = shapes[name], how[name]
         _require((len(operand),), (codes["ndim"],))
-        if (f"{name}_scale_codes" in shapes) != ("scale_fmt" in codes):
-            raise ValueError(f"{name}_scale_codes are for block formats, and for these needed")
-        if "scale_fmt" in codes:
-            if range(len(operand))[codes["axis"]] != range(len(operand))[k_axis]:
-                raise ValueError(f"blocks of {name} along axis {codes['axis']}")
-            _require(shapes[f"{name}_scale_codes"], _groups(operand, codes))
+        groups = _groups(operand, codes)
+        along = "block" in codes
+        if along and range(len(operand))[codes["axis"]] != range(len(operand))[k_axis]:
+            raise ValueError(f"blocks of {name} along axis {codes['axis']}")
+        blocked = "scale_fmt" in codes
+        for role, wanted in (("scale_codes", blocked), ("scale", along and not blocked)):
+            if (f"{name}_{role}" in shapes) != wanted:
+                raise ValueError(f"{'' if wanted else 'no '}{name}_{role} by the format")
+        for role in ("scale_codes", "scale", "zero_point"):
+            if f"{name}_{role}" in shapes:
+                _require(shapes[f"{name}_{role}"], groups)
     return _matmul(shapes)
 
 
 def _block_product(shapes: Shapes, how: Attributes) -> Shape:
+    result = shapes["sum"]
     for name in ("a", "b"):
-        _check_tensor_scale(shapes, how[name], f"{name}_tensor_scale")
+        operand = how[name]
+        _require((len(result),), (operand["ndim"],))
+        _check_tensor_scale(shapes, operand, f"{name}_tensor_scale")
+        if (f"{name}_scale" in shapes) != ("block" not in operand):
+            raise ValueError(f"{name}_scale is for one without blocks, and for this needed")
         if (role := f"{name}_scale") in shapes:
-            _require(shapes[role], ())
-            if "scale_fmt" in how[name]:
-                raise ValueError(f"{role} for a block format")
-    return _with_bias(shapes["sum"], shapes)
+            spread = [1] * len(result)
+            if "axis" in operand:
+                spread[operand["axis"]] = math.prod(shapes[role])
+            else:
+                _require(shapes[role], ())
+            _require(np.broadcast_shapes(result, tuple(spread)), result)
+    return _with_bias(result, shapes)
+
+
+def _packed(codes: Shape, group: Group) -> Shape:
+    return (*codes[:-1], -(-codes[-1] // group.codes) * group.nbytes)
+
+
+def _pack_codes(shapes: Shapes, how: Attributes) -> Shape:
+    return _packed(shapes["codes"], _group(CODE_LAYOUTS, how))
+
+
+def _unpack_codes(shapes: Shapes, how: Attributes) -> Shape:
+    codes = (*shapes["bytes"][:-1], how["length"])
+    _require(shapes["bytes"], _packed(codes, _group(CODE_LAYOUTS, how)))
+    return codes
+
+
+def _group(layouts: Mapping[str, Any], how: Attributes) -> Group:
+    group: Group = layouts[how["layout"]].group(getattr(FORMATS[how["fmt"]], "bits", 8))
+    return group
+
+
+def _pack_scales(shapes: Shapes, how: Attributes) -> Shape:
+    rows, blocks = shapes["codes"]
+    return pack_scales(np.broadcast_to(np.uint8(0), (rows, blocks)), how["layout"]).shape
+
+
+def _unpack_scales(shapes: Shapes, how: Attributes) -> Shape:
+    packed = np.broadcast_to(np.uint8(0), shapes["codes"])
+    return unpack_scales(packed, how["shape"], how["layout"]).shape
+
+
+def _pack_blocks(shapes: Shapes, how: Attributes) -> Shape:
+    codes = shapes["codes"]
+    _require(shapes["scale_codes"], _groups(codes, how))
+    if range(len(codes))[how["axis"]] != len(codes) - 1:
+        raise ValueError(f"blocks along axis {how['axis']}")
+    group, blocks = _group(BLOCK_LAYOUTS, how), -(-codes[-1] // how["block"])
+    return (*codes[:-1], blocks * (1 + how["block"] // group.codes * group.nbytes))
 
 
 def _layer_norm(shapes: Shapes, how: Attributes) -> Shape:
@@ -283,7 +347,7 @@ def _concatenate(shapes: Shapes, how: Attributes) -> Shape:
 class _Form:
     """The form of an operation: its inputs, its attributes and its result.
 
-    Kinds are "numbers" (bfloat16 or float32), "codes" of the format in the
+    Kinds are "numbers" (bfloat16 or float32), "bytes", "codes" of the format in the
     attribute ``fmt``, "scale codes" of the one in ``scale_fmt``, or either "of" an operand,
     in the format of that operand.
     """
@@ -422,7 +486,15 @@ _FORMS = {
         {"a": "codes of a", "b": "codes of b"},
         _block_sum,
         attributes=_FACTORS,
-        optional={"a_scale_codes": "scale codes of a", "b_scale_codes": "scale codes of b"},
+        optional={
+            f"{name}_{role}": kind + (f" of {name}" if "codes" in kind else "")
+            for name in "ab"
+            for role, kind in (
+                ("scale_codes", "scale codes"),
+                ("scale", "numbers"),
+                ("zero_point", "codes"),
+            )
+        },
         options={"accumulate": _key_of(ACCUMULATORS)},
     ),
     "block_product": _Form(
@@ -436,6 +508,36 @@ _FORMS = {
             **_BIAS,
         },
         options={"accumulate": _key_of(ACCUMULATORS)},
+    ),
+    "pack_codes": _Form(
+        {"codes": "codes"},
+        _pack_codes,
+        attributes={"fmt": _FMT, "layout": _key_of(CODE_LAYOUTS)},
+        result="bytes",
+    ),
+    "unpack_codes": _Form(
+        {"bytes": "bytes"},
+        _unpack_codes,
+        attributes={"fmt": _FMT, "layout": _key_of(CODE_LAYOUTS), "length": _BLOCK},
+        result="codes",
+    ),
+    "pack_scales": _Form(
+        {"codes": "codes"},
+        _pack_scales,
+        attributes={"fmt": _FMT, "layout": _key_of(SCALE_LAYOUTS)},
+        result="codes",
+    ),
+    "unpack_scales": _Form(
+        {"codes": "codes"},
+        _unpack_scales,
+        attributes={"fmt": _FMT, "layout": _key_of(SCALE_LAYOUTS), "shape": _SHAPE},
+        result="codes",
+    ),
+    "pack_blocks": _Form(
+        {"codes": "codes", "scale_codes": "scale codes"},
+        _pack_blocks,
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS, "layout": _key_of(BLOCK_LAYOUTS)},
+        result="bytes",
     ),
     "given": _Form({}, lambda shapes, how: ()),
 }
@@ -508,6 +610,10 @@ def _check_kind(place: str, expected: str, kind: str, fmt: str, attributes: Attr
     if codes == "numbers":
         if kind not in ("bfloat16", "float32"):
             raise BertNumpyError(f"{place}: expected numbers, found {kind}")
+        return
+    if codes == "bytes":
+        if kind != "bytes":
+            raise BertNumpyError(f"{place}: expected bytes, found {fmt or kind}")
         return
     described = attributes[operand] if operand else attributes
     wanted = described.get("scale_fmt" if codes == "scale codes" else "fmt")

@@ -315,7 +315,7 @@ def _shown(tensor: Tensor, x: Any) -> str:
     fmt = FORMATS.get(tensor.fmt)
     if isinstance(fmt, FloatFormat):
         return f"0x{int(x):02X} ({float(fmt.values[int(x)])!r})"
-    return str(int(x))
+    return f"0x{int(x):02X}" if tensor.kind == "bytes" else str(int(x))
 
 
 def _distance(tensor: Tensor, x: Array, y: Array) -> float | None:

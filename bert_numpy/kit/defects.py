@@ -350,9 +350,7 @@ def _codec_defects() -> Iterator[Defect]:
     readers = {f"{NAN_BIASED[fmt]} instead of {fmt}": _taken_for(fmt) for fmt in NAN_BIASED}
     flushed = {
         "sum": _sum_of(_flush_codes),
-        **_after(
-            _flush_float32, "scale_sum", "round", "block_scales", "dequantize", *_ROUNDING
-        ),
+        **_after(_flush_float32, "scale_sum", "round", "block_scales", "dequantize", *_ROUNDING),
     }
     for name, occurrence in seen:
         more = readers.get(name, {})
@@ -413,9 +411,7 @@ def _defects() -> Iterator[Defect]:
         if accumulator.narrow:
             yield Defect(accumulator.description, {"sum": _accumulated(accumulator.name)})
     yield Defect("float32 accumulation, one product after the other", {"sum": _in_order})
-    yield Defect(
-        "double rounding through bfloat16", _after(round_to_bfloat16, "sum", "block_sum")
-    )
+    yield Defect("double rounding through bfloat16", _after(round_to_bfloat16, "sum", "block_sum"))
     yield Defect(
         "double rounding through float16",
         {

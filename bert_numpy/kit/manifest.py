@@ -48,7 +48,7 @@ LEVELS = ("codec", "operator", "layer", "model")
 PROFILES = ("bit-exact", "accumulate-order", "statistical")
 
 #: The kinds of a tensor's elements.
-KINDS = ("bfloat16", "float32", "codes", "integers")
+KINDS = ("bfloat16", "float32", "codes", "bytes", "integers")
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 
@@ -518,6 +518,7 @@ def _in_memory(tensor: Tensor, stored: Array | Fp8Array, place: str) -> Array:
         "bfloat16": np.dtype(np.uint16),
         "float32": np.dtype(np.float32),
         "codes": np.dtype(np.uint8) if fmt is None else fmt.code_dtype,
+        "bytes": np.dtype(np.uint8),
         "integers": np.dtype(np.int64),
     }[tensor.kind]
     if x.dtype != expected or (isinstance(stored, Fp8Array) and stored.fmt != fmt):
