@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bert_numpy.kit.block_operations import described
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.cases import random_bfloat16, random_bits, random_codes
 from bert_numpy.kit.manifest import Reference
@@ -33,7 +34,7 @@ from npfp8.blocks.formats import BLOCK_FORMATS, with_rule
 from npfp8.blocks.layouts import unpack_codes
 from npfp8.formats import Format
 
-__all__ = ["add_block_cases", "described", "quantized"]
+__all__ = ["add_block_cases"]
 
 #: The rules of each format that are confused with each other.
 _RULES: dict[str, Sequence[str]] = {
@@ -52,59 +53,9 @@ def add_block_cases(builder: Builder) -> None:
     _add_products(builder)
 
 
-def described(fmt: BlockFormat, axis: int, **more: Any) -> dict[str, Any]:
-    """Describe a block format and the axis of its blocks, as attributes."""
-    how: dict[str, Any] = {
-        "fmt": str(fmt.element),
-        "axis": axis,
-        "block": fmt.block,
-        "scale_fmt": str(fmt.scale_format),
-        "rule": fmt.rule,
-    }
-    return how | ({"tensor_scale": True} if fmt.tensor_scale else {}) | more
-
-
-def quantized(
-    builder: Builder,
-    names: tuple[str, str, str],
-    level: str,
-    x: Reference,
-    fmt: BlockFormat,
-    axis: int,
-    tensor_scale: Reference | None = None,
-    **more: Any,
-) -> dict[str, Reference]:
-    """Add the steps of quantizing, and return their results by role.
-
-    Parameters
-    ----------
-    builder : Builder
-    names : (str, str, str)
-        The names of the tensor scale, the scale codes and the codes.
-    level : str
-    x : Reference
-    fmt : BlockFormat
-    axis : int
-    tensor_scale : Reference, optional
-        The number of the tensor, if it is known before; without it, it is computed.
-    more
-        Further attributes.
-    """
-    how = described(fmt, axis, **more)
-    inputs = {"x": x}
-    if fmt.tensor_scale:
-        if tensor_scale is None:
-            builder.compute(names[0], level, "tensor_scale", inputs, how)
-            tensor_scale = Reference(names[0])
-        inputs["tensor_scale"] = tensor_scale
-    builder.compute(names[1], level, "scale_codes", inputs, how, fmt=fmt.scale_format)
-    inputs["scale_codes"] = Reference(names[1])
-    builder.compute(names[2], level, "block_codes", inputs, how, fmt=fmt.element)
-    return {role: inputs[role] for role in inputs if role != "x"} | {"codes": Reference(names[2])}
-
-
-def _names(place: str) -> tuple[str, str, str]:
-    return f"{place}/tensor_scale", f"{place}/scale_codes", f"{place}/codes"
+def _quantize(builder: Builder, place: str, x: Reference, fmt: BlockFormat, axis: int) -> None:
+    names = {role: f"{place}/{role}" for role in ("tensor_scale", "scale_codes", "codes")}
+    builder.quantize_blocks(names, "operator", x, fmt, axis)
 
 
 def normal_numbers(seed: int, shape: tuple[int, ...]) -> Float32Array:
@@ -124,7 +75,7 @@ def _add_quantizing(builder: Builder) -> None:
         )
         for rule in _RULES.get(fmt.name, ("floor", "rceil")):
             place = f"operator/quantize-{fmt}-{rule}".lower()
-            quantized(builder, _names(place), "operator", x, with_rule(fmt, rule), 1)
+            _quantize(builder, place, x, with_rule(fmt, rule), 1)
 
 
 def _power_blocks() -> Float32Array:
@@ -207,8 +158,8 @@ def _add_axes(builder: Builder) -> None:
     ragged = builder.give("operator/blocks-short/x", "operator", short, kind="bfloat16")
     for fmt in (MXFP4, NVFP4):
         place = f"operator/quantize-{fmt}".lower()
-        quantized(builder, _names(f"{place}-matrix"), "operator", matrix, fmt, 1)
-        quantized(builder, _names(f"{place}-short"), "operator", ragged, fmt, 1)
+        _quantize(builder, f"{place}-matrix", matrix, fmt, 1)
+        _quantize(builder, f"{place}-short", ragged, fmt, 1)
 
 
 def _reading() -> Iterator[tuple[str, BlockFormat, Array, Array, float | None]]:
@@ -411,5 +362,6 @@ def _add_product(builder: Builder, case: _Product) -> None:
     builder.compute(f"{place}/sum", "operator", "block_sum", inputs, attributes)
     if case.bias:
         factors["bias"] = give("bias", random_bfloat16(99, (case.b.shape[1],)))
-    inputs = {"sum": Reference(f"{place}/sum"), **factors}
-    builder.compute(f"{place}/product", "operator", "block_product", inputs, attributes)
+    if factors:
+        inputs = {"sum": Reference(f"{place}/sum"), **factors}
+        builder.compute(f"{place}/product", "operator", "block_product", inputs, attributes)

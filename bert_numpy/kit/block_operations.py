@@ -33,6 +33,7 @@ __all__ = [
     "BLOCK_RULES",
     "block_format",
     "block_operand",
+    "described",
     "multiplier",
     "scaled_numbers",
 ]
@@ -64,6 +65,18 @@ def _block_format(
     scale = FORMATS[scale_fmt]
     assert isinstance(scale, FloatFormat)
     return BlockFormat(FORMATS[element], block, scale, rule, tensor_scale)
+
+
+def described(fmt: BlockFormat, axis: int, **more: Any) -> dict[str, Any]:
+    """Describe a block format and the axis of its blocks, as attributes."""
+    how: dict[str, Any] = {
+        "fmt": str(fmt.element),
+        "axis": axis,
+        "block": fmt.block,
+        "scale_fmt": str(fmt.scale_format),
+        "rule": fmt.rule,
+    }
+    return how | ({"tensor_scale": True} if fmt.tensor_scale else {}) | more
 
 
 def _quantized(inputs: Inputs, attributes: Attributes) -> BlockCodes:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from bert_numpy.kit.block_operations import described
 from bert_numpy.kit.manifest import Kit, Reference, Tensor, apply_view
 from bert_numpy.kit.operations import OPERATIONS
+from npfp8 import BlockFormat
 from npfp8.arrays import Array
 from npfp8.formats import Format
 
@@ -64,6 +66,42 @@ class Builder:
         kind = "codes" if fmt is not None else kind
         self._add(Tensor(name, level, operation, dict(inputs), given, kind, str(fmt or "")), x)
         return x
+
+    def quantize_blocks(
+        self,
+        names: Mapping[str, str],
+        level: str,
+        x: Reference,
+        fmt: BlockFormat,
+        axis: int,
+        tensor_scale: Reference | None = None,
+    ) -> dict[str, Reference]:
+        """Add the steps of quantizing to a block format, and return their results by role.
+
+        Parameters
+        ----------
+        names : mapping of str to str
+            The names of "codes", "scale_codes" and "tensor_scale".
+        level : str
+        x : Reference
+        fmt : BlockFormat
+        axis : int
+        tensor_scale : Reference, optional
+            The number of the tensor if it is known before; without it, it is computed.
+        """
+        how, made = described(fmt, axis), {}
+        if fmt.tensor_scale:
+            if tensor_scale is None:
+                self.compute(names["tensor_scale"], level, "tensor_scale", {"x": x}, how)
+                tensor_scale = Reference(names["tensor_scale"])
+            made["tensor_scale"] = tensor_scale
+        for role, operation, kind in (
+            ("scale_codes", "scale_codes", fmt.scale_format),
+            ("codes", "block_codes", fmt.element),
+        ):
+            self.compute(names[role], level, operation, {"x": x, **made}, how, fmt=kind)
+            made[role] = Reference(names[role])
+        return made
 
     def kit(self, header: Mapping[str, Any]) -> Kit:
         """Make a kit of the tensors collected so far."""
