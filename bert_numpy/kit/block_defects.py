@@ -21,13 +21,29 @@ from bert_numpy.kit.block_operations import (
 )
 from npfp8 import ACCUMULATORS, E8M0FNU, POWER_RULES, RATIO_RULES, decode, encode
 from npfp8.arrays import Array
-from npfp8.blocks.layouts import CODE_LAYOUTS, SCALE_LAYOUTS, pack_scales, unpack_scales
+from npfp8.blocks.layouts import SCALE_LAYOUTS, pack_scales, unpack_scales
 from npfp8.formats import FORMATS
 from npfp8.scaling import group_extrema, spread
 
-__all__ = ["block_defects"]
+__all__ = ["FOUND", "PLAIN_RULES", "Defective", "block_defects"]
 
+#: ``(inputs, attributes) -> array``, or None if the defect cannot show. If the candidate has
+#: this very tensor, it is an input too: :data:`FOUND`.
 Defective = Callable[[Inputs, Attributes], "Array | None"]
+
+#: The name of the candidate's tensor among the inputs.
+FOUND = "found"
+
+#: The rules for powers of two that are no party's.
+PLAIN_RULES = ("floor", "rceil", "ceil", "even", "trunc")
+
+
+#: The layouts of codes that fill bytes, with what they mean for FP4.
+_NIBBLES = {
+    "low-first": " (the low nibble first)",
+    "high-first": " (the high nibble first)",
+    "split": "",
+}
 
 
 def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -40,7 +56,7 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, di
     """
     for rule in {**POWER_RULES, **RATIO_RULES}:
         named = ("tensor_scale", "scale_codes", "block_codes", "block_scales", "block_product")
-        yield f"the rule {rule}", {name: _with(name, rule=rule) for name in named}
+        yield f"the rule {rule}", {name: _by_rule(name, rule) for name in named}
     yield "zero blocks with a scale of 1", {"scale_codes": _zero_is_one}
     yield "blocks along another axis", {"scale_codes": _other_axis, "block_codes": _along_other}
     for block in (8, 16, 32, 64, 128):
@@ -58,6 +74,7 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, di
     yield "tensor scale inverted", {"block_scales": _divided_scales, "block_product": _divided}
     yield "tensor scale left out", _tensor_scale_by(_ones)
     yield "multiplication by the reciprocal of the scale", {"block_codes": _times_reciprocal}
+    # Defects of encoders that integers have too, and ties that they round otherwise.
     yield "ties rounded away from zero", {"block_codes": _rounded("nearest_away")}
     yield "ties rounded toward zero", {"block_codes": _rounded("nearest_toward_zero")}
     yield "truncation", {"block_codes": _rounded("toward_zero")}
@@ -69,14 +86,35 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, di
     for layout in SCALE_LAYOUTS:
         packing = {name: _with(name, layout=layout) for name in ("pack_scales", "unpack_scales")}
         yield f"scales in the layout {layout}", packing
-    for layout in CODE_LAYOUTS:
+    for layout, meaning in _NIBBLES.items():
         packing = {name: _with(name, layout=layout) for name in ("pack_codes", "unpack_codes")}
-        yield f"codes in the layout {layout}", packing
+        yield f"codes in the layout {layout}{meaning}", packing
+    for shift in (0, 4):
+        yield "codes elsewhere in bytes of their own", {"pack_codes": _shifted_codes(shift)}
     for accumulator in ACCUMULATORS.values():
         if accumulator.narrow or accumulator.kind == "blocks":
             yield accumulator.description, {"block_sum": _accumulated(accumulator.name)}
     yield "float32 accumulation, one product after the other", {"block_sum": _in_order}
     yield "bias left out", {"block_product": _without_bias}
+
+
+def _by_rule(operation: str, rule: str) -> Defective:
+    """Make an operation by another rule.
+
+    A candidate that has what a plain rule makes is said to follow that, not a party's.
+    """
+    change = _with(operation, rule=rule)
+
+    def function(inputs: Inputs, attributes: Attributes) -> Array | None:
+        found = change(inputs, attributes)
+        if FOUND in inputs and rule in POWER_RULES and rule not in PLAIN_RULES:
+            for plain in PLAIN_RULES:
+                other = _with(operation, rule=plain)(inputs, attributes)
+                if other is not None and np.array_equal(other, inputs[FOUND]):
+                    return None
+        return found
+
+    return function
 
 
 def _with(operation: str, **changes: Any) -> Defective:
@@ -122,6 +160,13 @@ def _rounded(rounding: str) -> Defective:
         return encode(numbers, block_format(attributes).element, rounding=rounding)
 
     return codes
+
+
+def _shifted_codes(shift: int) -> Defective:
+    def packed(inputs: Inputs, attributes: Attributes) -> Array | None:
+        return inputs["codes"] << shift if attributes["layout"] == "ptx" else None
+
+    return packed
 
 
 # Scales of blocks

@@ -14,7 +14,7 @@ from itertools import product
 
 import numpy as np
 
-from bert_numpy.kit.block_defects import block_defects
+from bert_numpy.kit.block_defects import FOUND, Defective, block_defects
 from bert_numpy.kit.block_operations import scaled_numbers
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
 from npfp8 import decode, golden
@@ -26,13 +26,6 @@ from npfp8.products import ACCUMULATORS
 from npfp8.scaling import spread
 
 __all__ = ["DEFECTS", "FOUND", "Defect"]
-
-#: ``(inputs, attributes) -> array``, or None if the defect cannot show. If the candidate has
-#: this very tensor, it is an input too: :data:`FOUND`.
-Defective = Callable[[Inputs, Attributes], "Array | None"]
-
-#: The name of the candidate's tensor among the inputs.
-FOUND = "found"
 
 #: Operations that round to the precision of their attributes.
 _ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
