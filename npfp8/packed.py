@@ -173,6 +173,14 @@ def unpack_tensor(packed: PackedTensor) -> QuantizedTensor:
     """
     require("packed", packed, PackedTensor, "a PackedTensor")
     fmt, shape, axis = packed.fmt, packed.shape, packed.axis
+    found = packed.codes.shape
+    if (
+        len(found) != len(shape)
+        or found[:axis] + found[axis + 1 :] != shape[:axis] + shape[axis + 1 :]
+    ):
+        raise ValueError(
+            f"codes: expected shape {shape}, with bytes along axis {axis}, found {found}"
+        )
     codes = unpack_codes(packed.codes, fmt.element, shape[axis], packed.code_layout, axis)
     scales = scale_shape(shape, axis, checked_block(fmt.block, axis))
     return QuantizedTensor(

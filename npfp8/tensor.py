@@ -233,6 +233,25 @@ class QuantizedTensor:
         return sum(part.nbytes for part in parts if part is not None)
 
     @property
+    def packed_nbytes(self) -> int:
+        """The bytes that :attr:`nbytes` become with codes at their width, such as 4 bits.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from npfp8 import MXFP4, quantize
+        >>> q = quantize(np.ones((8, 32)), MXFP4)
+        >>> q.nbytes, q.packed_nbytes
+        (264, 136)
+        """
+        fmt = self.fmt
+        if isinstance(fmt, FloatFormat):
+            bits = fmt.bits
+        else:
+            bits = (fmt.max_code - fmt.min_code).bit_length()
+        return self.nbytes - self.codes.nbytes + -(-self.size * bits // 8)
+
+    @property
     def mT(self) -> QuantizedTensor:  # noqa: N802 (the array API's name)
         """The tensor with its last two axes swapped. It shares memory."""
         if self.ndim < 2:

@@ -30,6 +30,14 @@ from bert_numpy.colors import color_of
 from bert_numpy.evaluation.evaluate import calibrate_on
 from bert_numpy.study.tables import first_metric, results_by_model
 from bert_numpy.tasks.glue import read_examples, task_named
+from npfp8.blocks import (
+    BLOCK_FORMATS,
+    POWER_RULES,
+    RATIO_RULES,
+    BlockFormat,
+    PowerRule,
+    RatioRule,
+)
 from npfp8.files import replaced_file
 from npfp8.formats import FORMATS, Format, IntFormat
 
@@ -45,10 +53,9 @@ SENTENCE = "a warm and funny film"
 #: Reviews of the calibration; as in scripts/prove_golden.py.
 SAMPLES = 24
 
-#: How a row of numbers becomes codes and scales: an entry per format, whose ``scale`` names a
-#: function in block.js. ``block`` is the number of elements per scale; None: the whole row.
-BLOCK_FORMATS = [
-    {"name": name, "element": element, "scale": "absmax", "block": None, "colour": color_of(name)}
+#: The formats with one scale for a whole row of numbers, from its absolute maximum.
+ROW_FORMATS = [
+    {"name": name, "element": element, "colour": color_of(name)}
     for name, element in {"INT8": "INT8", "E4M3": "E4M3FN", "E5M2": "E5M2"}.items()
 ]
 
@@ -69,8 +76,10 @@ def tables() -> dict[str, Any]:
     """Make the content of tables.json."""
     return {
         "formats": [format_table(fmt) for fmt in FORMATS.values()],
-        "block_formats": BLOCK_FORMATS,
-        "row": row(32),
+        "row_formats": ROW_FORMATS,
+        "block_formats": [block_format_table(fmt) for fmt in BLOCK_FORMATS.values()],
+        "rules": rules(),
+        "row": row(64),
         "results": list(results()),
         "sentence": sentence(),
     }
@@ -94,6 +103,41 @@ def format_table(fmt: Format) -> dict[str, Any]:
         "values": values,
         "next": float(fmt.grid[-1]),
     }
+
+
+def block_format_table(fmt: BlockFormat) -> dict[str, Any]:
+    """Describe a block format, with the names of its rules; rules.js has a function for each."""
+    return {
+        "name": fmt.name,
+        "element": fmt.element.name,
+        "block": fmt.block,
+        "scale_format": fmt.scale_format.name,
+        "tensor_scale": fmt.tensor_scale,
+        "rule": fmt.rule,
+        "rules": list(rules_of(fmt)),
+        "colour": color_of(fmt.name),
+    }
+
+
+def rules_of(fmt: BlockFormat) -> dict[str, PowerRule | RatioRule]:
+    """Return the rules that a block format can have."""
+    if not fmt.powers_of_two:
+        return {**RATIO_RULES}
+    element = fmt.element
+    return {
+        name: rule
+        for name, rule in POWER_RULES.items()
+        if not rule.elements or element in rule.elements
+    }
+
+
+def rules() -> dict[str, dict[str, str]]:
+    """Describe the rules, by the format of the scales and by name."""
+    found: dict[str, dict[str, str]] = {}
+    for fmt in BLOCK_FORMATS.values():
+        known = found.setdefault(fmt.scale_format.name, {})
+        known |= {name: rule.description for name, rule in rules_of(fmt).items()}
+    return found
 
 
 def _number(value: float) -> float | str:

@@ -38,8 +38,7 @@ async function type(number) {
 const formats = await page.$$eval("#format option", (options) => options.map((one) => one.value));
 for (const format of formats) {
   await page.selectOption("#format", format);
-  for (const rounding of ["nearest", "toward_zero"]) {
-    if (await page.$(`#rounding option[value=${rounding}]:disabled`)) continue;
+  for (const rounding of ["nearest", "nearest_away", "nearest_toward_zero", "toward_zero"]) {
     await page.selectOption("#rounding", rounding);
     for (const saturate of [true, false]) {
       await page.setChecked("#saturate", saturate);
@@ -135,6 +134,8 @@ const block = async () => ({
   place: Number(await page.inputValue("#place")),
   count: Number(await page.inputValue("#count")),
   names: await page.$$eval(".blocks-name", (names) => names.map((name) => name.textContent)),
+  format: await page.inputValue("#block-format"),
+  rule: await page.inputValue("#block-rule"),
 });
 await page.focus("#outlier");
 await page.keyboard.press("End");
@@ -152,6 +153,30 @@ await page.mouse.down();
 await page.mouse.move(bar.x + bar.width / 2, bar.y + bar.height / 2 - 60, { steps: 5 });
 await page.mouse.up();
 seen.blocks.push(await block());
+
+// Every block format by every rule, and the bytes that are shown.
+const texts = (selector) => page.$$eval(selector, (found) => found.map((one) => one.textContent));
+seen.bytes = [];
+await page.$eval("#outlier", (range) => { range.value = 3.75; });
+for (const count of ["64", "16"]) {
+  await page.selectOption("#count", count);
+  for (const format of await page.$$eval("#block-format option", (all) => all.map((one) => one.value))) {
+    await page.selectOption("#block-format", format);
+    for (const rule of await page.$$eval("#block-rule option", (all) => all.map((one) => one.value))) {
+      await page.selectOption("#block-rule", rule);
+      seen.bytes.push({
+        ...(await block()),
+        codes: await page.$$eval(".code", (cells) => cells.map((cell) => Number(cell.dataset.code))),
+        bits: await page.$$eval(".code", (cells) => cells.map((cell) => {
+          return [...cell.childNodes].slice(0, -1).map((node) => node.textContent).join("");
+        })),
+        scaleBytes: await texts(".scale-byte"),
+        packed: await texts(".packed"),
+        tensor: await page.$$eval(".tensor-scale", (found) => found.map((one) => one.dataset.value)),
+      });
+    }
+  }
+}
 
 // The theme: the system's, until one is chosen, and the system's again.
 const theme = () => page.evaluate(() => new Promise((resolve) => {

@@ -26,7 +26,8 @@ import pytest
 from conftest import ROOT
 
 import npfp8
-from npfp8.formats import FORMATS, FloatFormat
+from npfp8.blocks import BLOCK_FORMATS
+from npfp8.formats import FORMATS, FloatFormat, IntFormat
 
 PAGE = ROOT / "docs" / "byte"
 TESTS = ROOT / "tests"
@@ -182,6 +183,7 @@ def by_javascript(node: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     x.astype("<f8").tofile(folder / "numbers.f64")
     draws().astype("<u8").tofile(folder / "draws.u64")
     (folder / "rows.json").write_text(json.dumps([row.tolist() for row in rows()]))
+    (folder / "tensors.json").write_text(json.dumps([x.tolist() for x in tensors()]))
     run(node, TESTS / "byte_codec.mjs", PAGE, folder)
     return folder
 
@@ -208,8 +210,8 @@ def rows() -> list[np.ndarray]:
 def test_codec_in_javascript_is_npfp8_s(by_javascript: Path, fmt: npfp8.Format) -> None:
     everything = numbers()
     given = draws()
-    roundings = ["nearest", "toward_zero", "stochastic"]
-    for rounding in roundings if isinstance(fmt, FloatFormat) else roundings[:1]:
+    roundings = ["nearest", "nearest_away", "nearest_toward_zero", "toward_zero", "stochastic"]
+    for rounding in roundings if isinstance(fmt, FloatFormat) else roundings[:-1]:
         x = everything[: given.size] if rounding == "stochastic" else everything
         for saturate in (True, False):
             name = f"{fmt}.{rounding}.{str(saturate).lower()}.u16"
@@ -218,8 +220,7 @@ def test_codec_in_javascript_is_npfp8_s(by_javascript: Path, fmt: npfp8.Format) 
             if fmt not in npfp8_formats_with_nan():
                 refused |= np.isnan(x)
             if not isinstance(fmt, FloatFormat) and not saturate:
-                whole = np.rint(x)
-                refused |= (whole < fmt.min_code) | (whole > fmt.max_code)
+                refused |= is_beyond(x, fmt, rounding)
             options = {"rng": Draws(given)} if rounding == "stochastic" else {}
             encodable = np.where(refused, 0.0, x)
             codes = npfp8.encode(encodable, fmt, saturate, rounding=rounding, **options)
@@ -229,6 +230,23 @@ def test_codec_in_javascript_is_npfp8_s(by_javascript: Path, fmt: npfp8.Format) 
                 f"{name}: {wrong.size} differ, first {x[wrong[0]]!r}: "
                 f"{found[wrong[0]]}, expected {expected[wrong[0]]}"
             )
+
+
+def is_beyond(x: np.ndarray, fmt: IntFormat, rounding: str) -> np.ndarray:
+    """Whether numbers round beyond the range of an integer format."""
+    with np.errstate(over="ignore"):
+        scaled = x * 2.0**fmt.fraction_bits
+    low, high = np.float64(fmt.min_code), np.float64(fmt.max_code)
+    if rounding == "toward_zero":
+        return (scaled >= high + 1) | (scaled <= low - 1)
+    ties = {  # whether the tie beyond each end rounds away from the range
+        "nearest": (fmt.min_code % 2 == 1, fmt.max_code % 2 == 1),
+        "nearest_away": (True, True),
+        "nearest_toward_zero": (False, False),
+    }[rounding]
+    below = scaled <= low - 0.5 if ties[0] else scaled < low - 0.5
+    above = scaled >= high + 0.5 if ties[1] else scaled > high + 0.5
+    return below | above
 
 
 def npfp8_formats_with_nan() -> list[npfp8.Format]:
@@ -246,7 +264,7 @@ def test_values_steps_and_errors_in_javascript(by_javascript: Path) -> None:
         np.testing.assert_array_equal(shown, fmt.values)
         used = fmt.values[np.isfinite(fmt.values)]
         if not isinstance(fmt, FloatFormat):
-            used = used[(used >= fmt.min_code) & (used <= fmt.max_code)]
+            used = used[(used >= -fmt.max if fmt.min_code else used >= 0) & (used <= fmt.max)]
         distinct = np.unique(used)
         stepped = fmt.values[steps]
         assert (np.diff(stepped) >= 0).all()
@@ -257,18 +275,103 @@ def test_values_steps_and_errors_in_javascript(by_javascript: Path) -> None:
         assert (np.abs(np.asarray(ulps)[inside]) <= 0.5).all()
 
 
-def test_blocks_in_javascript_are_quantize_s(by_javascript: Path) -> None:
+def test_rows_in_javascript_are_quantize_s(by_javascript: Path) -> None:
     tables = json.loads((PAGE / "tables.json").read_text())
     found = json.loads((by_javascript / "rows.out.json").read_text())
     for row, by_format in zip(rows(), found, strict=True):
-        for block_format, got in zip(tables["block_formats"], by_format, strict=True):
-            fmt = FORMATS[block_format["element"]]
+        for row_format, got in zip(tables["row_formats"], by_format, strict=True):
+            fmt = FORMATS[row_format["element"]]
             q = npfp8.quantize(row, fmt)
             np.testing.assert_array_equal(np.uint8(got["codes"]), q.codes.view(np.uint8))
             assert got["scales"] == [float(q.scale)]
             np.testing.assert_array_equal(np.float32(got["values"]), q.dequantize())
             errors = q.dequantize().astype(np.float64) - row
             np.testing.assert_allclose(got["errors"], errors, rtol=1e-12)
+
+
+def tensors() -> list[np.ndarray]:
+    """Rows of blocks: normal ones of every size, ties, zeros, and all where a scale doubles."""
+    generator = np.random.default_rng(9)
+    found = [np.zeros(64), np.full(64, -0.0), np.full(64, np.finfo(np.float32).max)]
+    found.append(np.concatenate([np.zeros(16), [-0.0] * 16, np.ones(16), np.full(16, 2.0**-100)]))
+    for exponent in (*range(-149, 127, 12), 0, 0, 0, 0):
+        found.append(generator.standard_normal(64) * 2.0**exponent)
+    for exponent in (-140, -20, 0, 3, 100):  # as bfloat16 has them: many ties
+        found.append(np.rint(generator.standard_normal(64) * 16) / 16 * 2.0**exponent)
+        found.append(generator.integers(-28, 29, 64) / 4 * 2.0**exponent)
+    near = [1.0, 1.25, 1.5, 1.75, 1.875, 1.9375, 1.96875, 1.984375, 1.9921875, 2.0]
+    for exponent in (-127, -126, -9, 0, 5, 120):
+        for end in np.float32(near) * np.float32(2.0**exponent):
+            for largest in (np.nextafter(end, np.float32(0)), end, np.nextafter(end, np.float32(1e38))):
+                row = generator.uniform(-1, 1, 32).astype(np.float32)
+                row[::8] = 1
+                found.append(row * largest)
+    wide = generator.standard_normal(64) * 2.0 ** generator.integers(-40, 40, 64)
+    found += [wide, wide[:5], np.float32([1e-45]), wide * 1e-30, np.full(33, 6.0)]
+    with np.errstate(over="ignore"):
+        return [np.asarray(x, np.float32) for x in found]
+
+
+def cases() -> list[Any]:
+    blocks = json.loads((PAGE / "tables.json").read_text())["block_formats"]
+    return [pytest.param(one["name"], rule, id=f"{one['name']}-{rule}")
+            for one in blocks for rule in one["rules"]]  # fmt: skip
+
+
+def test_the_page_has_every_block_format_and_rule() -> None:
+    expected = [
+        (name, rule)
+        for name, fmt in BLOCK_FORMATS.items()
+        for rule in (npfp8.POWER_RULES if fmt.powers_of_two else npfp8.RATIO_RULES)
+        if is_possible(fmt, rule)
+    ]
+    assert [tuple(case.values) for case in cases()] == expected
+
+
+def is_possible(fmt: npfp8.BlockFormat, rule: str) -> bool:
+    try:
+        npfp8.quantize(np.ones(4, np.float32), fmt, rule=rule)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("name", "rule"), cases())
+def test_blocks_in_javascript_are_quantize_s(by_javascript: Path, name: str, rule: str) -> None:
+    """Codes, scales and their bytes, the tensor's number, values, packed bytes: to the last bit."""
+    found = json.loads((by_javascript / f"{name}.{rule}.blocks.json").read_text())
+    for x, got in zip(tensors(), found, strict=True):
+        try:
+            q = npfp8.quantize(x, name, rule=rule)
+        except ValueError:
+            assert got is None, (x, got)
+            continue
+        assert got is not None, x
+        expected = {
+            "codes": q.codes.view(np.uint8),
+            "scaleCodes": q.scale_codes,
+            "scales": q.scale,
+            "values": q.dequantize(),
+            "packed": packed(q.codes.view(np.uint8), 8 if q.fmt.name == "FIXED8" else q.fmt.bits),
+        }
+        if q.tensor_scale is None:
+            assert got["tensorScale"] == ["null"]
+        else:
+            expected["tensorScale"] = q.tensor_scale.reshape(1)
+        for part, numbers in expected.items():
+            texts = [text.replace("Infinity", "inf") for text in got[part]]
+            np.testing.assert_array_equal(np.float32(texts), numbers, err_msg=f"{part} of {x}")
+            if part == "values":
+                ours = np.signbit(numbers) & ~np.isnan(numbers)
+                theirs = np.array([text.startswith("-") for text in texts])
+                # A string of JavaScript's has no sign of zero.
+                assert ((ours == theirs) | (numbers == 0)).all()
+
+
+def packed(codes: np.ndarray, bits: int) -> list[int]:
+    """Codes as the digits of one large number, of which the bytes are the digits too."""
+    number = sum(int(code) << (i * bits) for i, code in enumerate(codes))
+    return list(number.to_bytes(-(-codes.size * bits // 8), "little"))
 
 
 # WebAssembly
@@ -443,8 +546,9 @@ def test_outlier_s_figures_are_npfp8_s(seen: Any) -> None:
         place = reading["place"] - 1
         row[place] = np.sign(row[place]) * np.float32(2.0 ** reading["outlier"])
         others = np.arange(row.size) != place
-        for block_format, text in zip(tables["block_formats"], reading["names"], strict=True):
-            q = npfp8.quantize(row, FORMATS[block_format["element"]])
+        shown = [npfp8.quantize(row, FORMATS[one["element"]]) for one in tables["row_formats"]]
+        shown.append(npfp8.quantize(row, reading["format"], rule=reading["rule"]))
+        for q, text in zip(shown, reading["names"], strict=True):
             wide = row.astype(np.float64)
             error = q.dequantize() - wide
             for name, chosen in (("SQNR", others | True), ("SQNR of the others", others)):
@@ -452,6 +556,26 @@ def test_outlier_s_figures_are_npfp8_s(seen: Any) -> None:
                 assert f"{name} {ratio:.1f} dB" in text
             lost = int(np.count_nonzero((q.dequantize() == 0) & (row != 0) & others))
             assert f"{lost} of {row.size - 1} others become 0" in text
+
+
+def test_the_bytes_of_blocks_are_npfp8_s(seen: Any) -> None:
+    row = np.float32(json.loads((PAGE / "tables.json").read_text())["row"])
+    wanted = [tuple(case.values) for case in cases()]
+    assert [(one["format"], one["rule"]) for one in seen["bytes"]] == wanted * 2
+    for reading in seen["bytes"]:
+        x = row[: reading["count"]].copy()
+        x[reading["place"] - 1] = np.copysign(2.0 ** reading["outlier"], x[reading["place"] - 1])
+        fmt = BLOCK_FORMATS[reading["format"]]
+        q = npfp8.quantize(x, fmt, rule=reading["rule"])
+        codes = q.codes.view(np.uint8)
+        bits = 8 if q.fmt.name == "FIXED8" else q.fmt.bits
+        assert reading["codes"] == codes.tolist()
+        assert reading["bits"] == [f"{code:0{bits}b}" for code in codes]
+        assert reading["scaleBytes"] == [f"0x{code:02X}" for code in q.scale_codes]
+        blocks = [codes[i : i + fmt.block] for i in range(0, codes.size, fmt.block)]
+        assert reading["packed"] == [bytes(packed(one, bits)).hex(" ").upper() for one in blocks]
+        stored = [] if q.tensor_scale is None else [float(q.tensor_scale)]
+        assert [float(text) for text in reading["tensor"]] == stored
 
 
 def test_a_finger_drags_the_outlier_and_scrolls_elsewhere(seen: Any) -> None:
@@ -467,8 +591,9 @@ def test_theme_follows_the_system_unless_chosen(seen: Any) -> None:
 
 def test_proof_turns_green(seen: Any) -> None:
     proof = seen["proof"]
-    assert proof["equal"] == proof["all"] == 6 + 22
-    assert proof["status"].startswith("All 28 digests are equal")
+    count = 6 + 2 * sum(isinstance(fmt, FloatFormat) for fmt in FORMATS.values())
+    assert proof["equal"] == proof["all"] == count
+    assert proof["status"].startswith(f"All {count} digests are equal")
     sentence = json.loads((PAGE / "tables.json").read_text())["sentence"]
     hashes = [row[4] for row in proof["sentences"]]
     assert hashes == list(sentence["sha256"].values())

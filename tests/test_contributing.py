@@ -55,6 +55,8 @@ from npfp8 import (
     ACCUMULATORS,
     E2M1,
     E4M3FN,
+    POWER_RULES,
+    BlockFormat,
     FloatFormat,
     Format,
     QuantizedTensor,
@@ -63,6 +65,7 @@ from npfp8 import (
     matmul,
     quantize,
 )
+from npfp8.blocks import PowerRule
 from npfp8.formats import FORMATS
 
 TINY = "bert-tiny-sst2"
@@ -175,6 +178,73 @@ def test_a_recipe_with_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert preset(str(tmp_path / "mine.json")) == recipe
     kit = kit_of(model, recipe, {"input_ids": IDS[:1]}, tmp_path / "kit")
     assert "TOY" in {tensor.fmt for tensor in kit.tensors.values()}
+
+
+# A block format: one BlockFormat. A rule of scales: one PowerRule
+
+#: TOY in blocks of 5, with scales from 2^-7 to 2^8.
+TOY_BLOCKS = {
+    "element": TOY,
+    "block": 5,
+    "scale_format": FloatFormat(4, 0, bias=7, signed=False, has_zero=False, name="TOY scales"),
+    "name": "TOY blocks",
+}
+
+ROOMY = PowerRule(
+    "roomy",
+    lambda amax, fmt: np.frexp(amax)[1] - np.frexp(fmt.max)[1] + 1,
+    "twice the scale of floor",
+)
+
+
+def toy_exponent(block: np.ndarray) -> int:
+    """The exponent of a block's scale by the toy rule, within the range of the scales."""
+    largest = max(abs(Fraction(float(x))) for x in block)
+    if not largest:
+        return -7
+    exponent = -4  # of 2^4, which is that of TOY's 30, and one more
+    while Fraction(2) ** (exponent + 4) > largest:
+        exponent -= 1
+    while Fraction(2) ** (exponent + 5) <= largest:
+        exponent += 1
+    return min(max(exponent + 1, -7), 8)
+
+
+def test_a_block_format_and_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POWER_RULES, "roomy", ROOMY)
+    mine = BlockFormat(**TOY_BLOCKS, rule="roomy")
+    rng = np.random.default_rng(8)
+    x = (rng.normal(0, 1, (30, 17)) * 2.0 ** rng.integers(-14, 14, (30, 1))).astype(np.float32)
+    x[3, 5:10] = 0
+    q = quantize(x, mine)
+    assert (q.fmt, q.block_format, q.scale_codes.shape) == (TOY, mine, (30, 4))  # type: ignore[union-attr]
+    for row, codes, values, scales in zip(x, q.codes, q.dequantize(), q.scale_codes, strict=True):  # type: ignore[arg-type]
+        for i, scale in enumerate(scales):
+            part = slice(5 * i, 5 * i + 5)
+            exponent = toy_exponent(row[part])
+            assert scale == exponent + 7
+            factor = Fraction(2) ** exponent
+            expected = [toy_code(float(Fraction(float(one)) / factor)) for one in row[part]]
+            assert codes[part].tolist() == expected
+            assert values[part].tolist() == [float(TOY_VALUES[code] * factor) for code in expected]
+
+
+def test_a_recipe_with_a_block_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POWER_RULES, "roomy", ROOMY)
+    mine = BlockFormat(**TOY_BLOCKS, rule="roomy")
+    model = bert_numpy.load(TINY)
+    recipe = recipe_of(mine)
+    quantized = apply_recipe(model, recipe, calibrate(model, [BATCH]))
+    weight = quantized.weights[f"{QUERY}.weight"]
+    assert isinstance(weight, QuantizedTensor)
+    assert weight.block_format == mine
+    original = np.asarray(model.weights[f"{QUERY}.weight"])
+    expected = [toy_exponent(one) + 7 for one in original[0, :125].reshape(25, 5)]
+    assert np.moveaxis(weight.scale_codes, weight.axis, -1)[0, :25].tolist() == expected  # type: ignore[arg-type]
+    logits, usual = quantized(**BATCH).logits, model(**BATCH).logits
+    assert logits is not None
+    assert usual is not None
+    assert 0 < np.abs(logits - usual).max() < 2
 
 
 # An accumulator: one Accumulator

@@ -50,7 +50,10 @@ OTHERS = [
     Recipe("affine", SiteRecipe(Operand(UINT8), Operand(UINT8, "channel"))),
     replace(E4M3, name="float32", arithmetic="float32"),
 ]
-NOT_EXPORTED = ("int8-outliers", "int8-outliers-columns", "e4m3-block")
+NOT_EXPORTED = (
+    *("int8-outliers", "int8-outliers-columns", "e4m3-block"),
+    *(name for name in PRESETS if name.startswith(("mx", "nv"))),
+)
 
 
 def batch(seed: int = 1, rows: int = 5, length: int = 11) -> dict[str, np.ndarray]:
@@ -217,6 +220,10 @@ HEADS = ("pooler.dense.weight", "classifier.weight")
         (
             Recipe("e3m4", SiteRecipe(b=Operand(FORMATS["E3M4"]))),
             "recipe e3m4: .*query: expected one of E4M3FN, .*, UINT8 in ONNX",
+        ),
+        *(
+            (PRESETS[name], f"recipe {name}: .*query: expected one of .* in ONNX, found {fmt}$")
+            for name, fmt in (("mxfp4-weights", "MXFP4"), ("nvfp4-mixed", "NVFP4"))
         ),
         (
             Recipe("u8", SiteRecipe(Operand(UINT8, "token", dynamic=True))),

@@ -13,8 +13,20 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npfp8 import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, E8M0FNU, FloatFormat, storage
-from npfp8.storage import Fp8Array, load_file, read_header, save_file
+from npfp8 import (
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3FN,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    E8M0FNU,
+    FloatFormat,
+    storage,
+)
+from npfp8.formats import FLOAT_FORMATS
+from npfp8.storage import Bfloat16Array, Fp8Array, load_file, read_header, save_file
 
 ALL_CODES = np.arange(256, dtype=np.uint8)
 
@@ -40,6 +52,10 @@ def saved(tmp_path):
         "ids": np.arange(6).reshape(2, 3).T,
         "big-endian": np.arange(3, dtype=">f8"),
         "flags": np.array([True, False]),
+        "e2m1": Fp8Array(ALL_CODES[:48].reshape(3, 16) % 16, E2M1),
+        "e2m3": Fp8Array(ALL_CODES[:64].reshape(4, 16)[:, ::-1], E2M3),
+        "e3m2": Fp8Array(ALL_CODES[:64].reshape(4, 16).T, E3M2),
+        "complex": np.complex64([[1 + 2j, -3j]]),
     }
     save_file(tensors, tmp_path / "x.safetensors", {"made by": "npfp8"})
     return tensors, tmp_path / "x.safetensors"
@@ -86,6 +102,111 @@ def test_torch_reads_ours_and_we_read_torch(fmt, name, torch, tmp_path):
     assert found["b"].tolist() == [0x3F80] * 3
 
 
+def stored_bytes(path, key):
+    return read_header(path)[key].read_bytes()
+
+
+def test_the_dtypes_are_the_librarys():
+    """Every dtype of Dtype in safetensors' tensor.rs, 0.8, with its bits."""
+    names = ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"]
+    known = dict.fromkeys(names, 8) | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+    known |= dict.fromkeys(["I16", "U16", "F16", "BF16"], 16)
+    known |= dict.fromkeys(["I32", "U32", "F32"], 32)
+    known |= dict.fromkeys(["C64", "F64", "I64", "U64"], 64)
+    assert known == storage._BITS
+
+
+@pytest.mark.parametrize("dtype", storage._BITS)
+def test_the_library_knows_every_dtype(dtype, tmp_path):
+    bits = storage._BITS[dtype]
+    nbytes = bits * 8 // 8
+    path = tmp_path / "x"
+    path.write_bytes(file_of({"a": entry(dtype, (8,), (0, nbytes))}, bytes(nbytes)))
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.get_slice("a").get_dtype() == dtype
+        assert file.get_slice("a").get_shape() == [8]
+    loaded = load_file(path)["a"]
+    assert (loaded.codes if isinstance(loaded, Fp8Array) else loaded).shape == (8,)
+
+
+def test_bytes_of_four_and_six_bits(tmp_path):
+    codes = np.uint8([[1, 2, 3, 4], [5, 6, 7, 8]])
+    tensors = {name: Fp8Array(codes, fmt) for name, fmt in (("a", E2M1), ("b", E2M3), ("c", E3M2))}
+    save_file(tensors, tmp_path / "x")
+    assert stored_bytes(tmp_path / "x", "a") == bytes([0x21, 0x43, 0x65, 0x87])
+    number = sum(int(code) << (6 * i) for i, code in enumerate(codes.reshape(-1)))
+    for key, dtype in (("b", "F6_E2M3"), ("c", "F6_E3M2")):
+        stored = read_header(tmp_path / "x")[key]
+        assert (stored.dtype, stored.shape) == (dtype, (2, 4))
+        assert stored.read_bytes() == number.to_bytes(6, "little")
+    for key, tensor in load_file(tmp_path / "x").items():
+        assert tensor.fmt == tensors[key].fmt
+        assert np.array_equal(tensor.codes, codes)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4, 1, 3), (0, 3), (8,), (1, 2, 0)])
+def test_rows_need_not_be_whole_bytes(shape, tmp_path):
+    """The stream goes on from row to row; the whole tensor is whole bytes."""
+    codes = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape) + 1
+    save_file({"a": Fp8Array(codes, E2M1)}, tmp_path / "x")
+    found = load_file(tmp_path / "x")["a"].codes
+    assert found.shape == shape
+    assert np.array_equal(found, codes)
+    assert found.flags.writeable
+
+
+def test_fp4_is_torchs_both_ways(torch, tmp_path):
+    """torch's type has two elements; the file's shape counts them all."""
+    from safetensors.torch import load_file as load_torch  # noqa: PLC0415
+    from safetensors.torch import save_file as save_torch  # noqa: PLC0415
+
+    codes = np.random.default_rng(0).integers(0, 16, (3, 8)).astype(np.uint8)
+    save_file({"w": Fp8Array(codes, E2M1)}, tmp_path / "ours")
+    tensor = load_torch(tmp_path / "ours")["w"]
+    assert (tensor.dtype, tuple(tensor.shape)) == (torch.float4_e2m1fn_x2, (3, 4))
+    packed = tensor.view(torch.uint8).numpy()
+    assert np.array_equal(packed & 15, codes[:, ::2])
+    assert np.array_equal(packed >> 4, codes[:, 1::2])
+    save_torch({"w": tensor}, tmp_path / "theirs")
+    found = load_file(tmp_path / "theirs")["w"]
+    assert found.fmt == E2M1
+    assert np.array_equal(found.codes, codes)
+    assert (tmp_path / "theirs").read_bytes() == (tmp_path / "ours").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fmt", "name"),
+    [(E8M0FNU, "float8_e8m0fnu"), (E4M3FNUZ, "float8_e4m3fnuz"), (E5M2FNUZ, "float8_e5m2fnuz")],
+    ids=str,
+)
+def test_scales_and_fnuz_are_torchs_both_ways(fmt, name, torch, tmp_path):
+    from safetensors.torch import load_file as load_torch  # noqa: PLC0415
+    from safetensors.torch import save_file as save_torch  # noqa: PLC0415
+
+    save_file({"w": Fp8Array(ALL_CODES, fmt)}, tmp_path / "ours")
+    tensor = load_torch(tmp_path / "ours")["w"]
+    assert tensor.dtype == getattr(torch, name)
+    assert np.array_equal(tensor.view(torch.uint8).numpy(), ALL_CODES)
+    save_torch({"w": tensor}, tmp_path / "theirs")
+    assert load_file(tmp_path / "theirs")["w"].fmt == fmt
+
+
+def test_complex_and_bfloat16_are_the_librarys(torch, tmp_path):
+    from safetensors.torch import load_file as load_torch  # noqa: PLC0415
+
+    numbers = np.complex64([[1 + 2j, -3.5j], [np.inf, 0]])
+    bits = np.uint16([0x3F80, 0xC000])
+    save_file({"c": numbers, "b": Bfloat16Array(bits), "d": numbers.astype(">c8")}, tmp_path / "x")
+    theirs = load_torch(tmp_path / "x")
+    assert np.array_equal(theirs["c"].numpy(), numbers)
+    assert np.array_equal(theirs["d"].numpy(), numbers)
+    assert theirs["b"].tolist() == [1.0, -2.0]
+    safetensors.numpy.save_file({"c": numbers}, tmp_path / "y")
+    found = load_file(tmp_path / "y")["c"]
+    assert found.dtype == np.complex64
+    assert np.array_equal(found, numbers)
+
+
 def test_same_input_same_bytes_whatever_the_order(saved):
     tensors, path = saved
     other = path.with_name("y.safetensors")
@@ -105,11 +226,11 @@ def test_reads_what_the_library_writes(tmp_path):
     ("dtype", "nbytes"),
     [
         *(("F8_E4M3FNUZ", 4), ("F8_E5M2FNUZ", 4), ("F8_E8M0", 4), ("F4", 2), ("F6_E2M3", 3)),
-        *(("F6_E3M2", 3), ("C64", 32), ("F8_E3M4", 4), ("F2", 1), ("\u00e9 \n", 0)),
+        *(("F6_E3M2", 3), ("C64", 32), ("BF16", 8), ("F8_E3M4", 4), ("F2", 1), ("\u00e9 \n", 0)),
     ],
 )
-def test_a_dtype_that_nobody_reads(dtype, nbytes, tmp_path):
-    """Known or not, it is found, and copied byte for byte; reading one of no format is an error."""
+def test_every_dtype_is_copied_as_bytes(dtype, nbytes, tmp_path):
+    """Known or not, it is found, and copied byte for byte; only reading an unknown one fails."""
     header = {"a": entry(dtype, (4,), (0, nbytes)), "b": entry("U8", (1,), (nbytes, nbytes + 1))}
     path = tmp_path / "x"
     path.write_bytes(file_of(header, bytes(range(nbytes + 1))))
@@ -120,7 +241,9 @@ def test_a_dtype_that_nobody_reads(dtype, nbytes, tmp_path):
     again = read_header(tmp_path / "again")["a"]
     assert (again.dtype, again.shape) == (dtype, (4,))
     assert again.read_bytes() == stored["a"].read_bytes()
-    if not dtype.startswith("F8_E") or dtype == "F8_E3M4":
+    if dtype in storage._BITS:
+        load_file(path)
+    else:
         with pytest.raises(ValueError, match=r"tensor 'a': expected dtype F64, .*, found"):
             load_file(path)
 
@@ -160,7 +283,7 @@ def test_fnuz_by_the_librarys_names(fmt, tmp_path):
         (file_of({"a": entry("F4")}, b"ab"), "'a': expected 1 bytes for F4 of shape .2., found"),
         (file_of({"a": entry("F4", shape=[3])}, b"ab"), "whole bytes of F4, 4 bits each, found"),
         (file_of({"a": entry("F6_E2M3", shape=[2])}, b"ab"), "whole bytes of F6_E2M3, 6 bits"),
-        (file_of({"a": entry("F4", shape=[4])}, b"ab"), "'a': expected dtype F64.*, found F4"),
+        (file_of({"a": entry("F3", shape=[4])}, b"ab"), "'a': expected dtype F64.*, found F3"),
         (file_of({"a": entry(shape=[-1])}), "non-negative integers"),
         (file_of({"a": entry(shape=[True])}), "non-negative integers"),
         (file_of({"a": entry(shape=[2.0])}), "non-negative integers"),
@@ -297,12 +420,24 @@ def test_read_is_a_copy_and_view_is_not(saved):
 def test_unwritable(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
-    with pytest.raises(TypeError, match="tensor 'a': expected a real dtype, found complex128"):
+    with pytest.raises(
+        TypeError, match="'a': expected a dtype that safetensors has, found complex128"
+    ):
         save_file({"a": np.array([1j])}, path)
     with pytest.raises(ValueError, match="'__metadata__': expected a name"):
         save_file({"__metadata__": np.zeros(1)}, path)
     with pytest.raises(TypeError, match="expected uint8 codes of E4M3FN"):
         save_file({"a": Fp8Array(ALL_CODES, FloatFormat(3, 3, 3))}, path)
+    for fmt in set(FLOAT_FORMATS.values()) - set(storage._FP8_NAMES):
+        expected = f"tensor 'a': expected uint8 codes of E4M3FN, .*, found uint8 codes of {fmt}$"
+        with pytest.raises(TypeError, match=expected):
+            save_file({"a": Fp8Array(ALL_CODES[:4], fmt)}, path)
+    with pytest.raises(ValueError, match=r"'a': expected whole bytes of F4, .* found shape \(3,\)"):
+        save_file({"a": Fp8Array(ALL_CODES[:3], E2M1)}, path)
+    with pytest.raises(ValueError, match=r"'a': expected whole bytes of F6_E2M3, 6 bits each"):
+        save_file({"a": Fp8Array(ALL_CODES[:6], E2M3)}, path)
+    with pytest.raises(ValueError, match=r"tensor 'a': E2M1 codes: expected 0..15, found 17"):
+        save_file({"a": Fp8Array(ALL_CODES[16:18], E2M1)}, path)
     with pytest.raises(TypeError, match="metadata 'samples': expected strings, found 256"):
         save_file({}, path, {"samples": 256})
     assert path.read_bytes() == b"old"

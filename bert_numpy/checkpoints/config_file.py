@@ -13,10 +13,13 @@ from bert_numpy.model.architectures import ARCHITECTURES, Architecture, family_o
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.relative_positions import BUCKET_COUNT
 
-__all__ = ["EXTRA_KEY", "is_quantized", "quantization_key", "read_config"]
+__all__ = ["EXTRA_KEY", "HF_QUANT_CONFIG", "is_quantized", "quantization_key", "read_config"]
 
 #: This project's key in the config of a quantized checkpoint.
 EXTRA_KEY = "npfp8_config"
+
+#: ModelOpt's file, whose older releases write no section into ``config.json``.
+HF_QUANT_CONFIG = "hf_quant_config.json"
 
 #: The defaults of transformers' BertConfig for missing keys.
 _DEFAULTS: dict[str, Any] = {
@@ -70,9 +73,10 @@ def quantization_key(raw: Mapping[str, Any]) -> str | None:
 
 
 def is_quantized(folder: Path) -> bool:
-    """Check whether a checkpoint's ``config.json`` describes a quantization."""
+    """Check whether ``config.json``, or ModelOpt's file beside it, describes a quantization."""
     raw = read_json(folder / "config.json")
-    return quantization_key(raw) is not None or EXTRA_KEY in raw
+    own = quantization_key(raw) is not None or EXTRA_KEY in raw
+    return own or (folder / HF_QUANT_CONFIG).is_file()
 
 
 def read_config(path: Path) -> BertConfig:

@@ -40,6 +40,7 @@ _CONFIG = "config.json"
 #: weights. Nothing else is fetched.
 MODEL_FILES = [
     _CONFIG,
+    "hf_quant_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

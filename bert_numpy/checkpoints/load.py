@@ -118,7 +118,7 @@ def stored_recipe(folder_or_hub_id: str | Path, revision: str | None = None) -> 
     from bert_numpy.checkpoints.quantized import stored_quantization  # noqa: PLC0415
 
     config = _read_config(folder)
-    parameters = find_parameters(config, open_checkpoint(folder))
+    parameters = find_parameters(config, open_checkpoint(folder), packed=True)
     return stored_quantization(config, folder, parameters).recipe
 
 

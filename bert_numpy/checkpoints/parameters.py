@@ -33,6 +33,9 @@ _CODE_DTYPES = re.compile(r"[IU]8|F[468](_\w+)?")
 #: The names, in layouts of quantized weights, of tensors beside a weight or in its place.
 _QUANTIZED_PARTS = ("weight_scale", "weight_scale_inv", "weight_packed", "qweight", "SCB")
 
+#: The ending of the name of packed codes.
+_PACKED = ".weight_packed"
+
 
 def canonical_names(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
     """Remove the prefix from a checkpoint's tensor names, and modernize LayerNorm's names.
@@ -60,9 +63,12 @@ def canonical_names(stored: Mapping[str, StoredTensor], prefix: str) -> dict[str
 
 
 def find_parameters(
-    config: BertConfig, stored: Mapping[str, StoredTensor]
+    config: BertConfig, stored: Mapping[str, StoredTensor], *, packed: bool = False
 ) -> dict[str, StoredTensor]:
     """Find every parameter that ``config`` requires, by canonical name; nothing is read yet.
+
+    If ``packed``, weights may be packed codes: ``weight_packed``, or ``weight`` in uint8. Their
+    shapes, which depend on the format of the codes, are not checked.
 
     Parameters of Dense modules, which have separate files, are not included.
 
@@ -89,6 +95,8 @@ def find_parameters(
             f"{len(stored)} tensors that there are, found {layers}"
         )
     tensors = canonical_names(stored, config.description.prefix)
+    if packed:
+        tensors = _with_packed(tensors)
     pooler = bool(_found(config, tensors, "pooler.dense.weight"))
     parameters: dict[str, StoredTensor] = {}
     for name, shape in expected_shapes(config.stored_together, pooler).items():
@@ -101,12 +109,37 @@ def find_parameters(
             raise BertNumpyError(
                 f"{place}: tensor {missing!r}: expected shape {shape}, but missing{quantized}"
             )
-        if tensor.shape != shape:
+        if tensor.shape != shape and not (packed and _is_packed(tensor)):
             raise BertNumpyError(
                 f"{tensor.place}: expected shape {shape} by config.json, found {tensor.shape}"
             )
         parameters[name] = tensor
     return parameters
+
+
+def _with_packed(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Give packed weights the names of weights.
+
+    Raises
+    ------
+    BertNumpyError
+        If a weight is stored in both ways.
+    """
+    named: dict[str, StoredTensor] = dict(tensors)
+    for name, tensor in tensors.items():
+        if name.endswith(_PACKED):
+            weight = name.removesuffix("_packed")
+            if weight in tensors:
+                raise BertNumpyError(
+                    f"{tensor.file}: tensors {tensors[weight].key!r} and {tensor.key!r}: expected "
+                    "one, as both are the same weight"
+                )
+            named[weight] = named.pop(name)
+    return named
+
+
+def _is_packed(tensor: StoredTensor) -> bool:
+    return tensor.key.endswith(_PACKED) or tensor.dtype == "U8"
 
 
 def read_weights(config: BertConfig, stored: Mapping[str, StoredTensor]) -> dict[str, Float32Array]:

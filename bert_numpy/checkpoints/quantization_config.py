@@ -1,16 +1,19 @@
 """The quantization section of a checkpoint's ``config.json``, to a recipe and back.
 
-Three sections are understood:
+Four sections are understood:
 
 - ``quantization_config`` with ``quant_method`` "compressed-tensors": the layout of
-  the package of this name (formats ``float-quantized``, ``int-quantized`` and
-  ``naive-quantized``), which transformers, vLLM and llm-compressor read. It covers
+  the package of this name (formats ``float-quantized``, ``int-quantized``,
+  ``naive-quantized`` and those of :mod:`bert_numpy.checkpoints.blocks`), which
+  transformers, vLLM and llm-compressor read. It covers
   linear layers alone: codes and scales of weights, scales of their inputs. Older
   releases call the section ``compression_config``, or put another
   ``quantization_config`` into it, beside a ``sparsity_config``.
 - ``quantization_config`` with ``quant_method`` "fp8" and ``weight_block_size``: FP8
   weights with one scale per block of rows and columns, ``weight_scale_inv``, as in
   DeepSeek-V3 (DeepSeek-AI, arXiv 2412.19437, section 3.3).
+- ``quantization_config`` with ``quant_method`` "modelopt", see
+  :mod:`bert_numpy.checkpoints.modelopt`.
 - ``npfp8_config``, which others ignore: the whole recipe, and the static scales
   that have no place in the first section. If it is present, the first section is only
   checked against it.
@@ -22,22 +25,48 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import npfp8
+from bert_numpy.checkpoints.blocks import (
+    BLOCK_LAYOUTS,
+    COMPRESSED_TENSORS,
+    MODELOPT,
+    Convention,
+    layout_of,
+)
 from bert_numpy.checkpoints.config_file import EXTRA_KEY, quantization_key
+from bert_numpy.checkpoints.config_reader import ConfigReader
+from bert_numpy.checkpoints.modelopt import modelopt_config, read_modelopt
 from bert_numpy.checkpoints.patterns import Budget, Pattern, compile_pattern
-from bert_numpy.errors import BertNumpyError, key_error
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.architectures import ARCHITECTURES
 from bert_numpy.quantization.plan import Scale, SitePlan
-from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
+from bert_numpy.quantization.recipe import AnyFormat, Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.recipe_json import recipe_object, recipe_of
-from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
+from npfp8 import (
+    E4M3FN,
+    E5M2,
+    INT8,
+    MXFP4,
+    MXFP6_E2M3,
+    MXFP8_E4M3,
+    MXINT8,
+    NVFP4,
+    UINT8,
+    BlockFormat,
+    Format,
+)
+from npfp8.arrays import Float32Array
+from npfp8.blocks.formats import with_rule
 
 __all__ = [
     "DEQUANTIZE",
+    "PLAIN_LAYOUTS",
+    "WRITTEN",
     "StoredQuantization",
     "compressed_tensors_config",
     "npfp8_config",
@@ -48,8 +77,6 @@ __all__ = [
 #: The key that makes transformers 5 dequantize the codes while loading, instead of before the
 #: first call; the inputs of layers are then not quantized.
 DEQUANTIZE = "dequantize"
-
-COMPRESSED_TENSORS = "compressed-tensors"
 
 _VERSION = 1
 
@@ -70,7 +97,15 @@ _LAYOUTS: dict[Format, str] = {
     UINT8: "int-quantized",
     E5M2: "e5m2-quantized",
 }
-_READABLE_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized", "mixed-precision")
+PLAIN_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized")
+
+#: The layouts of block formats that compressed-tensors has, by their number of bits and block.
+_BLOCKS = {
+    (layout.bits, layout.fmt.block): layout
+    for layout in BLOCK_LAYOUTS
+    if layout.fmt in (NVFP4, MXFP4, MXFP6_E2M3, MXFP8_E4M3)
+}
+_READABLE_LAYOUTS = (*PLAIN_LAYOUTS, *(x.name for x in _BLOCKS.values()), "mixed-precision")
 
 #: The states in which compressed-tensors writes a model. They do not tell whether the weights
 #: are codes: old releases write codes as "frozen", so the dtype decides.
@@ -91,6 +126,10 @@ _TOKENS = {"strategy": "token", "dynamic": True}
 _GROUPS_OF_128 = {"type": "float", "strategy": "group", "group_size": 128, "dynamic": True}
 _BLOCKS_OF_128 = {"type": "float", "strategy": "block", "block_structure": [128, 128]}
 
+_NVFP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+_MX = {"type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "uint8"}
+_MXFP4, _MXFP6, _MXFP8 = ({"num_bits": bits, **_MX} for bits in (4, 6, 8))
+
 #: The schemes that compressed-tensors takes from the name of a group, which only lists targets.
 _PRESETS: dict[str, dict[str, Any]] = {
     "UNQUANTIZED": {},
@@ -102,6 +141,15 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "FP8_BLOCK": {"weights": _BLOCKS_OF_128, "input_activations": _GROUPS_OF_128},
     "W8A8": {"weights": {"strategy": "channel"}, "input_activations": _TOKENS},
     "INT8": {"weights": {"strategy": "channel"}, "input_activations": _TOKENS},
+    "NVFP4A16": {"weights": _NVFP4},
+    "NVFP4": {"weights": _NVFP4, "input_activations": {**_NVFP4, "dynamic": "local"}},
+    "MXFP4A16": {"weights": _MXFP4},
+    "MXFP4": {"weights": _MXFP4, "input_activations": {**_MXFP4, "dynamic": True}},
+    "MXFP4XFP8": {"weights": _MXFP4, "input_activations": _GROUPS_OF_128},
+    "MXFP6A16": {"weights": _MXFP6},
+    "MXFP6A8": {"weights": _MXFP6, "input_activations": {**_MXFP8, "dynamic": True}},
+    "MXFP8A16": {"weights": _MXFP8},
+    "MXFP8": {"weights": _MXFP8, "input_activations": {**_MXFP8, "dynamic": True}},
 }
 
 #: Class names that are targets of every linear layer: its class, vLLM's, and their base.
@@ -131,12 +179,18 @@ class StoredQuantization:
         a missing site.
     scales : mapping of str to Scale
         The static scales that are not tensors, by ``site:a`` and ``site:b``.
+    convention : Convention
+        The names of the tensors of block formats.
+    ours : bool
+        Whether the description is this project's, which has every scale of a tensor.
     """
 
     recipe: Recipe
     scale_name: str = "weight_scale"
     rows: Mapping[str, int] = field(default_factory=dict)
     scales: Mapping[str, Scale] = field(default_factory=dict)
+    convention: Convention = COMPRESSED_TENSORS
+    ours: bool = False
 
 
 # Writing
@@ -173,16 +227,17 @@ def compressed_tensors_config(
             )
         if how.b.fmt is None:
             continue
-        if how.b.fmt not in _LAYOUTS:
+        if (layout := _layout_name(how.b.fmt)) is None:
+            known = (*_LAYOUTS, *(layout.fmt for layout in BLOCK_LAYOUTS))
             raise BertNumpyError(
-                f"{place}: weight: expected {', '.join(map(str, _LAYOUTS))} to be written, "
+                f"{place}: weight: expected {', '.join(map(str, known))} to be written, "
                 f"found {how.b.fmt}"
             )
         schemes[site] = {
             "weights": _arguments(how.b, True),
             "input_activations": _arguments(how.a, False) if says_input(how) else None,
             "output_activations": None,
-            "format": _LAYOUTS[how.b.fmt],
+            "format": layout,
         }
     if not schemes:
         raise BertNumpyError(f"recipe {recipe.name}: expected quantized weights, found none")
@@ -195,7 +250,7 @@ def compressed_tensors_config(
     by_text = {repr(scheme): scheme for scheme in schemes.values()}
     formats = {scheme["format"] for scheme in schemes.values()}
     return {
-        "quant_method": COMPRESSED_TENSORS,
+        "quant_method": COMPRESSED_TENSORS.name,
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": {
@@ -211,13 +266,23 @@ def compressed_tensors_config(
 
 
 def npfp8_config(
-    recipe: Recipe, plans: Mapping[str, SitePlan], modules: Mapping[str, str]
+    recipe: Recipe,
+    plans: Mapping[str, SitePlan],
+    modules: Mapping[str, str],
+    tensor_scales: Mapping[str, Float32Array],
 ) -> dict[str, Any]:
-    """Make a quantized model's ``npfp8_config``: its recipe and the scales without a tensor."""
-    scales, zero_points = {}, {}
+    """Make a quantized model's ``npfp8_config``: its recipe and the scales without a tensor.
+
+    The scales of tensors in block formats are here too, as the recipe's rules store them: the
+    tensors are perhaps their reciprocals, which round once more. Those of weights,
+    ``tensor_scales``, are by site.
+    """
+    scales = {f"{site}:b": float(number) for site, number in tensor_scales.items()}
+    zero_points = {}
     for site, plan in plans.items():
         for name, scale in ((f"{site}:a", plan.a), (f"{site}:b", plan.b)):
-            if scale is None or (site in modules and says_input(plan.recipe)):
+            is_block = plan.recipe.a.block_format is not None
+            if scale is None or (site in modules and says_input(plan.recipe) and not is_block):
                 continue
             scales[name] = float(scale.scale)  # as a double, which restores every float32
             if scale.zero_point is not None:
@@ -231,14 +296,28 @@ def npfp8_config(
     }
 
 
+def _layout_name(fmt: AnyFormat) -> str | None:
+    """Return the name of a weight's layout by its format; None if there is none."""
+    if isinstance(fmt, Format):
+        return _LAYOUTS.get(fmt)
+    layout = layout_of(fmt)
+    return None if layout is None else layout.name
+
+
 def says_input(how: SiteRecipe) -> bool:
     """Check whether compressed-tensors can describe the quantization of a layer's input."""
-    return how.b.fmt is not None and how.a.fmt in _KINDS
+    if how.b.fmt is None:
+        return False
+    if isinstance(how.a.fmt, BlockFormat):
+        return layout_of(how.a.fmt) in _BLOCKS.values()
+    return how.a.fmt in _KINDS
 
 
 def _arguments(operand: Operand, weight: bool) -> dict[str, Any]:
     """Convert an operand to compressed-tensors' ``QuantizationArgs``."""
-    assert isinstance(operand.fmt, Format)  # `compressed_tensors_config` refuses others
+    if isinstance(operand.fmt, BlockFormat):
+        return _block_arguments(operand.fmt, weight)
+    assert operand.fmt is not None
     kind, symmetric = _KINDS.get(operand.fmt, ("float", True))
     granularity = operand.granularity
     strategy = {"block": "group", "token": "channel" if weight else "token"}.get(
@@ -254,6 +333,24 @@ def _arguments(operand: Operand, weight: bool) -> dict[str, Any]:
         "dynamic": operand.dynamic and not weight,
         "actorder": None,
     }
+
+
+def _block_arguments(fmt: BlockFormat, weight: bool) -> dict[str, Any]:
+    """Make the arguments that compressed-tensors 0.20 writes for a block format."""
+    layout = layout_of(fmt)
+    assert layout is not None
+    arguments = {
+        "num_bits": layout.bits,
+        "type": "int" if layout.fmt == MXINT8 else "float",
+        "symmetric": True,
+        "strategy": layout.strategy,
+        "group_size": fmt.block,
+        "dynamic": False if weight else "local" if fmt.tensor_scale else True,
+        "scale_dtype": layout.scale_dtype,
+    }
+    if fmt.tensor_scale and not weight:
+        arguments["observer"] = "static_minmax"
+    return arguments
 
 
 def _pattern(module: str) -> str:
@@ -289,31 +386,34 @@ def read_quantization(
         message names the key.
     """
     key = quantization_key(raw) or "quantization_config"
-    reader = _Reader(f"{place}: key {key!r}")
+    reader = ConfigReader(f"{place}: key {key!r}")
     config = reader.mapping(raw.get(key))
     if EXTRA_KEY in raw:
         return _own(raw, place, modules)
-    _check_sparsity(_Reader(place), raw)
+    _check_sparsity(ConfigReader(place), raw)
     if "quantization_config" in config:  # beside a sparsity_config
         _check_sparsity(reader, config)
         reader = reader.at("quantization_config")
         config = reader.mapping(config["quantization_config"])
     method = config.get("quant_method")
     # Only compressed-tensors uses the old key; its first releases had another name.
-    if method == COMPRESSED_TENSORS or (
+    if method == COMPRESSED_TENSORS.name or (
         key == "compression_config" and method in (None, "sparseml")
     ):
         stored = _compressed_tensors(config, reader, modules)
+    elif method == MODELOPT.name:
+        by_site = read_modelopt(config, reader, modules, Budget(_STEPS))
+        stored = StoredQuantization(_recipe(MODELOPT.name, by_site), convention=MODELOPT)
     elif method == "fp8":
         stored = _fine_grained(config, reader, modules, is_coded)
     else:
-        raise reader.error("quant_method", f"{COMPRESSED_TENSORS!r} or 'fp8'", method)
+        raise reader.error("quant_method", "'compressed-tensors', 'modelopt' or 'fp8'", method)
     dtype = raw.get("dtype", raw.get("torch_dtype"))
     recipe = replace(stored.recipe, arithmetic="bfloat16" if dtype == "bfloat16" else "float32")
     return replace(stored, recipe=recipe)
 
 
-def _check_sparsity(reader: _Reader, values: Mapping[str, Any]) -> None:
+def _check_sparsity(reader: ConfigReader, values: Mapping[str, Any]) -> None:
     """Refuse weights that are stored without their zeros, that is, with a format but "dense"."""
     if config := values.get("sparsity_config"):
         inside = reader.at("sparsity_config")
@@ -321,50 +421,21 @@ def _check_sparsity(reader: _Reader, values: Mapping[str, Any]) -> None:
             raise inside.error("format", "'dense'", layout)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """A place in the file, and errors that name it."""
-
-    place: str
-
-    def at(self, key: str) -> _Reader:
-        return _Reader(f"{self.place}: key {key!r}")
-
-    def error(self, key: str, expected: str, found: Any) -> BertNumpyError:
-        return key_error(self.place, key, expected, found)
-
-    def mapping(self, value: Any) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            shown = "nothing" if value is None else repr(value)
-            raise BertNumpyError(f"{self.place}: expected a JSON object, found {shown}")
-        return value
-
-    def names(self, values: Mapping[str, Any], key: str) -> list[str]:
-        """Return a list of strings; an empty one if the key is missing."""
-        names = values.get(key) or []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise self.error(key, "a list of names", names)
-        return names
-
-    def absent(self, values: Mapping[str, Any], *keys: str) -> None:
-        """Refuse keys that would change the result and are not implemented."""
-        for key in keys:
-            if values.get(key):
-                raise self.error(key, "nothing: this is not implemented", values[key])
-
-
 def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> StoredQuantization:
-    reader = _Reader(f"{place}: key {EXTRA_KEY!r}")
+    reader = ConfigReader(f"{place}: key {EXTRA_KEY!r}")
     extra = reader.mapping(raw[EXTRA_KEY])
     if extra.get("version") != _VERSION:
         raise reader.error("version", str(_VERSION), extra.get("version"))
+    section = raw.get("quantization_config")
+    method = section.get("quant_method") if isinstance(section, Mapping) else None
+    convention = MODELOPT if method == MODELOPT.name else COMPRESSED_TENSORS
     try:
         recipe = recipe_of(extra.get("recipe"))
-        expected = compressed_tensors_config(recipe, modules)
+        expected = WRITTEN[convention](recipe, modules)
     except BertNumpyError as error:
         raise BertNumpyError(f"{reader.place}: {error}") from None
     coded = [name for site, name in modules.items() if recipe.site(site).b.fmt is not None]
-    if _without_others(raw.get("quantization_config"), expected["ignore"], coded) != expected:
+    if _without_others(section, expected["ignore"], coded) != expected:
         raise BertNumpyError(
             f"{place}: key 'quantization_config': expected what the recipe in {EXTRA_KEY!r} "
             "comes to, found another"
@@ -379,7 +450,14 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
         if zero_point is not None and not (type(zero_point) is int and 0 <= zero_point <= 255):
             raise reader.at("zero_points").error(name, "0..255", zero_point)
         found[name] = Scale(np.asarray(value, np.float32), zero_point)
-    return StoredQuantization(recipe, scales=found)
+    return StoredQuantization(recipe, scales=found, convention=convention, ours=True)
+
+
+#: The functions that make the section, by the convention of its tensors.
+WRITTEN: Mapping[Convention, Callable[..., dict[str, Any]]] = {
+    COMPRESSED_TENSORS: compressed_tensors_config,
+    MODELOPT: modelopt_config,
+}
 
 
 def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str]) -> Any:
@@ -398,7 +476,7 @@ def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str]) 
 
 def _unlike(targets: Iterable[str], modules: Sequence[str]) -> list[str]:
     """List the targets that fit none of the given layers."""
-    reader, budget = _Reader("quantization_config: key 'ignore'"), Budget(_STEPS)
+    reader, budget = ConfigReader("quantization_config: key 'ignore'"), Budget(_STEPS)
     found = []
     for name in targets:
         target = _Targets([name], reader, budget)
@@ -413,7 +491,7 @@ def _is_scale(value: float) -> bool:
 
 
 def _compressed_tensors(
-    config: Mapping[str, Any], reader: _Reader, modules: Mapping[str, str]
+    config: Mapping[str, Any], reader: ConfigReader, modules: Mapping[str, str]
 ) -> StoredQuantization:
     if (status := config.get("quantization_status")) not in (None, *_STATUSES):
         raise reader.error("quantization_status", f"one of {', '.join(_STATUSES)}", status)
@@ -428,7 +506,7 @@ def _compressed_tensors(
     how_of: dict[str, tuple[SiteRecipe, int]] = {}  # by target: from the last group that has it
     for name, group in schemes.items():
         inside = groups.at(name)
-        targets, how, rows = _scheme(inside, name, group)
+        targets, how, rows = _scheme(inside, name, group, config.get("format"))
         how_of |= dict.fromkeys(targets, (how, rows))
     budget = Budget(_STEPS)
     ignored = _Targets(reader.names(config, "ignore"), reader.at("ignore"), budget)
@@ -440,11 +518,16 @@ def _compressed_tensors(
         target = wanted.best(module)
         if target is not None and how_of[target][0].b.fmt is not None:
             by_site[site], rows_of[site] = how_of[target]
-    return StoredQuantization(_recipe(COMPRESSED_TENSORS, by_site), rows=rows_of)
+    return StoredQuantization(_recipe(COMPRESSED_TENSORS.name, by_site), rows=rows_of)
 
 
-def _scheme(reader: _Reader, name: str, group: Any) -> tuple[list[str], SiteRecipe, int]:
-    """Read the targets of a group, their recipe, and the rows of a block."""
+def _scheme(
+    reader: ConfigReader, name: str, group: Any, layout: Any
+) -> tuple[list[str], SiteRecipe, int]:
+    """Read the targets of a group, their recipe, and the rows of a block.
+
+    ``layout`` is the layout of groups that name none.
+    """
     if isinstance(group, list):
         if (preset := _PRESETS.get(name.upper())) is None:
             expected = f"a JSON object; or a list, of a group called {', '.join(_PRESETS)}"
@@ -459,6 +542,7 @@ def _scheme(reader: _Reader, name: str, group: Any) -> tuple[list[str], SiteReci
     weights, inputs = scheme.get("weights"), scheme.get("input_activations")
     if weights is not None or inputs is not None:
         b, rows = _operand(reader.at("weights"), weights, True)
+        _check_format(reader, scheme.get("format") or layout, b)
     if inputs is not None:
         a, _ = _operand(reader.at("input_activations"), inputs, False)
     try:
@@ -467,36 +551,49 @@ def _scheme(reader: _Reader, name: str, group: Any) -> tuple[list[str], SiteReci
         raise BertNumpyError(f"{reader.place}: {error}") from None
 
 
-def _check_layout(values: Mapping[str, Any], reader: _Reader) -> None:
+def _check_layout(values: Mapping[str, Any], reader: ConfigReader) -> None:
     if values.get("format") not in _READABLE_LAYOUTS:
         raise reader.error("format", f"one of {', '.join(_READABLE_LAYOUTS)}", values.get("format"))
 
 
-def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
+def _check_format(reader: ConfigReader, layout: Any, weight: Operand) -> None:
+    """Refuse a layout that compressed-tensors reads a weight of such a scheme by, and fails."""
+    if layout == "mixed-precision" or weight.fmt is None:
+        return
+    expected: tuple[str, ...] = PLAIN_LAYOUTS
+    if weight.block_format is not None:
+        expected = (str(_layout_name(weight.block_format)),)
+    if layout not in expected:
+        raise reader.error("format", " or ".join(map(repr, expected)), layout)
+
+
+def _operand(reader: ConfigReader, values: Any, weight: bool) -> tuple[Operand, int]:
     """Read an operand and the rows of a block from compressed-tensors' ``QuantizationArgs``."""
     arguments = reader.mapping(values)
-
-    def get(key: str, expected: tuple[Any, ...], default: Any = None) -> Any:
-        found = arguments.get(key, default)
-        if isinstance(found, str):
-            found = found.lower()  # as compressed-tensors does
-        if not any(type(found) is type(one) and found == one for one in expected):
-            raise reader.error(key, " or ".join(map(repr, expected)), found)
-        return found
-
-    get("num_bits", (8,), 8)
+    get = partial(_one_of, reader, arguments)
     kind = get("type", ("float", "int"), "int")
+    bits = get("num_bits", (4, 6, 8) if kind == "float" else (8,), 8)
     symmetric = get("symmetric", (True, False) if kind == "int" else (True,), True)
     fmt = _NAMED[kind, symmetric]
-    dynamic = get("dynamic", (False,) if weight else (True, False), False)
     # "weight", or "static", is an order in GPTQ that leaves the columns in place.
     if (order := arguments.get("actorder")) not in (None, False, "weight", "static"):
         raise reader.error("actorder", "nothing or 'weight': others are not implemented", order)
-    scales = arguments.get("scale_dtype")
-    if scales is not None and str(scales).removeprefix("torch.") not in _SCALE_DTYPES:
-        raise reader.error("scale_dtype", f"one of {', '.join(_SCALE_DTYPES)}", scales)
     reader.absent(arguments, *sorted(arguments.keys() - _ARGUMENTS))
-    size = arguments.get("group_size")
+    scales = str(arguments.get("scale_dtype")).removeprefix("torch.")
+    if bits < 8 or (kind == "float" and scales == "uint8"):
+        return _block_operand(reader, arguments, bits, weight), 1
+    return _plain_operand(reader, arguments, fmt, weight)
+
+
+def _plain_operand(
+    reader: ConfigReader, arguments: Mapping[str, Any], fmt: Format, weight: bool
+) -> tuple[Operand, int]:
+    """Read an operand with float scales, and the rows of a block."""
+    dynamic = _one_of(reader, arguments, "dynamic", (False,) if weight else (True, False), False)
+    scales, size = arguments.get("scale_dtype"), arguments.get("group_size")
+    named = str(scales).removeprefix("torch.")
+    if scales is not None and named not in _SCALE_DTYPES:
+        raise reader.error("scale_dtype", f"one of {', '.join(_SCALE_DTYPES)}", scales)
     if size is not None and not (type(size) is int and (size == -1 or _is_length(size))):
         raise reader.error("group_size", f"1..{_LONGEST_BLOCK}", size)
     strategy = arguments.get("strategy")
@@ -523,7 +620,42 @@ def _operand(reader: _Reader, values: Any, weight: bool) -> tuple[Operand, int]:
     return Operand(fmt, "block", block=columns), rows
 
 
-def _block(reader: _Reader, values: Mapping[str, Any], key: str) -> tuple[int, int]:
+def _one_of(
+    reader: ConfigReader,
+    arguments: Mapping[str, Any],
+    key: str,
+    expected: tuple[Any, ...],
+    default: Any = None,
+) -> Any:
+    """Return the value of a key, which must be one of the expected ones."""
+    found = arguments.get(key, default)
+    if isinstance(found, str):
+        found = found.lower()  # as compressed-tensors does
+    if not any(type(found) is type(one) and found == one for one in expected):
+        raise reader.error(key, " or ".join(map(repr, expected)), found)
+    return found
+
+
+def _block_operand(
+    reader: ConfigReader, arguments: Mapping[str, Any], bits: int, weight: bool
+) -> Operand:
+    """Read an operand in a block format, whose scales and codes have compressed-tensors' rule."""
+    reader.absent(arguments, "block_structure")
+    get = partial(_one_of, reader, arguments)
+    size = get("group_size", tuple(block for width, block in _BLOCKS if width == bits))
+    layout = _BLOCKS[bits, size]
+    get("symmetric", (True,), True)
+    get("strategy", (layout.strategy,), "group")
+    local = "local" if layout.fmt.tensor_scale else True
+    get("dynamic", (False,) if weight else (local,), False)
+    scales = arguments.get("scale_dtype")
+    expected = layout.scale_dtype.removeprefix("torch.")
+    if scales is not None and str(scales).removeprefix("torch.") != expected:
+        raise reader.error("scale_dtype", repr(expected), scales)
+    return Operand(with_rule(layout.fmt, COMPRESSED_TENSORS.name))
+
+
+def _block(reader: ConfigReader, values: Mapping[str, Any], key: str) -> tuple[int, int]:
     """Read the rows and columns of a block."""
     found = values.get(key)
     if isinstance(found, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", found):  # from old releases
@@ -540,7 +672,7 @@ def _is_length(value: Any) -> bool:
 class _Targets:
     """Names, patterns (``re:``) and classes of layers, parsed once."""
 
-    def __init__(self, targets: Iterable[str], reader: _Reader, budget: Budget) -> None:
+    def __init__(self, targets: Iterable[str], reader: ConfigReader, budget: Budget) -> None:
         self.reader, self.budget = reader, budget
         names = sorted(set(targets))
         self.names = frozenset(names)
@@ -577,7 +709,7 @@ class _Targets:
 
 def _fine_grained(
     config: Mapping[str, Any],
-    reader: _Reader,
+    reader: ConfigReader,
     modules: Mapping[str, str],
     is_coded: Callable[[str], bool],
 ) -> StoredQuantization:

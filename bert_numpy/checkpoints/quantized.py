@@ -5,7 +5,8 @@ under its usual name, with ``weight_scale`` in float32: (1,) per tensor, (out, 1
 output channel, (out, in / block) per block. A static scale of its input is
 ``input_scale``, (1,). Integers with a zero point are stored as int8, 128 below
 ours, with ``weight_zero_point`` and ``input_zero_point``. All this is the layout
-of compressed-tensors; :mod:`bert_numpy.checkpoints.quantization_config` describes the rest.
+of compressed-tensors; :mod:`bert_numpy.checkpoints.quantization_config` describes the rest,
+and :mod:`bert_numpy.checkpoints.blocks` the tensors of block formats.
 """
 
 from __future__ import annotations
@@ -15,35 +16,56 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bert_numpy.checkpoints.config_file import EXTRA_KEY, read_config
+from bert_numpy.checkpoints.blocks import (
+    COMPRESSED_TENSORS,
+    CONVENTIONS,
+    MODELOPT,
+    Convention,
+    layout_of,
+    module_of,
+    packing_fault,
+    read_blocks,
+    read_tensor_scale,
+    stored_blocks,
+    stored_tensor_scale,
+)
+from bert_numpy.checkpoints.config_file import (
+    EXTRA_KEY,
+    HF_QUANT_CONFIG,
+    quantization_key,
+    read_config,
+)
 from bert_numpy.checkpoints.hub import resolve
+from bert_numpy.checkpoints.modelopt import hf_quant_config, section_of_file
 from bert_numpy.checkpoints.parameters import find_parameters, read_parameters
 from bert_numpy.checkpoints.pooling import pooling_files, read_dense, read_pooling
 from bert_numpy.checkpoints.quantization_config import (
     DEQUANTIZE,
+    PLAIN_LAYOUTS,
+    WRITTEN,
     StoredQuantization,
-    compressed_tensors_config,
     npfp8_config,
     read_quantization,
     says_input,
 )
-from bert_numpy.checkpoints.tensors import open_checkpoint, read_float32
-from bert_numpy.errors import BertNumpyError, read_json, reading, writing
+from bert_numpy.checkpoints.tensors import companion, open_checkpoint, read_float32
+from bert_numpy.errors import BertNumpyError, naming, read_json, reading, writing
 from bert_numpy.model.architectures import HEADS
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
-from bert_numpy.model.sites import WORDS, linear_sites, sites_of
+from bert_numpy.model.sites import WORDS, expected_shapes, linear_sites, sites_of
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
-from npfp8.arguments import path_of, require, wrong_type
+from npfp8.arguments import choice, path_of, require, wrong_type
 from npfp8.arrays import Array, Float32Array
 from npfp8.files import check_folder, created_folder, open_regular, require_absent
 from npfp8.scaling import axis_and_block
@@ -89,7 +111,7 @@ def linear_modules(config: BertConfig, parameters: Mapping[str, StoredTensor]) -
     words = parameters[WORDS].key
     keys = {site.name: parameters[f"{site.name}.weight"].key for site in linear_sites(config)
             if f"{site.name}.weight" in parameters}  # fmt: skip
-    return {name: key.removesuffix(".weight") for name, key in keys.items() if key != words}
+    return {name: key.rpartition(".")[0] for name, key in keys.items() if key != words}
 
 
 def _check_dense(config: BertConfig, recipe: Recipe) -> None:
@@ -135,6 +157,10 @@ def _written_modules(
             f"recipe {recipe.name}: {decoder}: expected no quantization: the checkpoint holds the "
             "matrix once, with the word embeddings, which are not quantized"
         )
+    for site in modules:
+        fmt, tensor = recipe.site(site).b.block_format, parameters[f"{site}.weight"]
+        if fmt and layout_of(fmt) and (fault := packing_fault(fmt, tensor.shape[1])):
+            raise BertNumpyError(f"recipe {recipe.name}: {site}: {fault}")
     return modules
 
 
@@ -154,11 +180,14 @@ def check_target(target: Path) -> None:
         check_folder(target)
 
 
-def check_writable(config: BertConfig, recipe: Recipe, source: str | Path) -> None:
+def check_writable(
+    config: BertConfig, recipe: Recipe, source: str | Path, layout: str = COMPRESSED_TENSORS.name
+) -> None:
     """Raise :class:`BertNumpyError` if the layout cannot express a checkpoint's recipe."""
+    convention = CONVENTIONS[choice("layout", layout, CONVENTIONS)]
     parameters = find_parameters(config, open_checkpoint(resolve(source)))
     modules = _written_modules(config, recipe, parameters)
-    compressed_tensors_config(recipe, modules, _absent_modules(config, modules))
+    WRITTEN[convention](recipe, modules, _absent_modules(config, modules))
 
 
 def side_files(folder: Path) -> list[str]:
@@ -210,6 +239,7 @@ def save_quantized(
     source: str | Path,
     target: str | Path,
     card: str | Callable[[Path], str] | None = None,
+    layout: str = COMPRESSED_TENSORS.name,
 ) -> None:
     """Write a quantized model as a Hugging Face checkpoint; loading it gives the same bits.
 
@@ -227,9 +257,14 @@ def save_quantized(
     card : str or callable (Path) -> str, optional
         The model card, ``README.md``; or a function that makes it, which is called with the
         folder once all other files are in it.
+    layout : {"compressed-tensors", "modelopt"}
+        The names of tensors and of the keys in ``config.json``. ModelOpt has names for few
+        recipes: E4M3 with static scales, NVFP4, MXFP8, and weights alone in NVFP4 or MXFP4.
 
     Raises
     ------
+    TypeError, ValueError
+        If an argument has another type, or ``layout`` is no such name.
     BertNumpyError
         If ``target`` is not empty or cannot be written; if the layout cannot express
         the recipe, see :func:`compressed_tensors_config`; if the model was not made from
@@ -254,17 +289,24 @@ def save_quantized(
     require("source", source, (str, os.PathLike), "the folder or the name of a checkpoint")
     if not isinstance(card, str | None) and not callable(card):
         raise wrong_type("card", "the text of a model card, a function, or None", card)
+    convention = CONVENTIONS[choice("layout", layout, CONVENTIONS)]
     folder, target = resolve(source), path_of("target", target)
     check_target(target)
     parameters = find_parameters(model.config, open_checkpoint(folder))
     raw = read_json(folder / "config.json")
     modules = _written_modules(model.config, model.recipe, parameters)
     absent = _absent_modules(model.config, modules)
-    raw["quantization_config"] = compressed_tensors_config(model.recipe, modules, absent)
-    if model.config.pooling is not None:
-        # sentence-transformers 6 calls an encoder in a way that skips the decompressing hook.
-        raw["quantization_config"][DEQUANTIZE] = True
-    raw[EXTRA_KEY] = npfp8_config(model.recipe, model.plans, modules)
+    section = WRITTEN[convention](model.recipe, modules, absent)
+    if convention is COMPRESSED_TENSORS and _needs_dequantizing(model, section):
+        section[DEQUANTIZE] = True
+    raw["quantization_config"] = section
+    tensor_scales = {
+        site: weight.tensor_scale
+        for site in modules
+        if isinstance(weight := model.weights[f"{site}.weight"], QuantizedTensor)
+        and weight.tensor_scale is not None
+    }
+    raw[EXTRA_KEY] = npfp8_config(model.recipe, model.plans, modules, tensor_scales)
     _require_source(model, folder, parameters)
     copied = side_files(folder)
     # Scales are float32, and transformers creates them with the dtype that it finds here.
@@ -272,19 +314,36 @@ def save_quantized(
     raw["dtype"] = "float32"
     tensors: dict[str, Array | Fp8Array | StoredTensor] = {}
     for name, parameter in parameters.items():
-        tensors |= _stored_weight(parameter, model.weights[name])
-        plan = model.plans.get(name.removesuffix(".weight"))
-        if plan is not None and plan.a is not None and says_input(plan.recipe):
-            tensors |= _stored_input(parameter.key.removesuffix("weight"), plan.a)
+        with naming(name):
+            tensors |= _stored_weight(parameter, model.weights[name], convention)
+            plan = model.plans.get(name.removesuffix(".weight"))
+            if plan is not None and plan.a is not None and says_input(plan.recipe):
+                module = module_of(parameter)
+                tensors |= _stored_input(module, plan.a, plan.recipe.a, convention)
     with writing(target), created_folder(target) as made:
         save_file(tensors, made / "model.safetensors", {"format": "pt"})
         _write(made / "config.json", json.dumps(raw, indent=2) + "\n")
+        if convention is MODELOPT:
+            _write(made / HF_QUANT_CONFIG, json.dumps(hf_quant_config(section), indent=4) + "\n")
         for name in copied:
             (made / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, made / name)
         if card is not None:
             _write(made / "README.md", card if isinstance(card, str) else card(made))
         _write(made / _MANIFEST, _manifest(made))
+
+
+def _needs_dequantizing(model: QuantizedModel, section: Mapping[str, Any]) -> bool:
+    """Check whether transformers must make numbers of the codes while it loads them.
+
+    compressed-tensors would do so in a hook before the first call. sentence-transformers 6 calls
+    an encoder in a way that skips the hook. And the hook makes bfloat16 numbers of block formats,
+    which do not fit to float32 inputs. But transformers 5.24 reads all layers by the first group
+    of the config, so groups in block formats and others are left to the hook.
+    """
+    groups = section["config_groups"].values()
+    blocks = [group["format"] not in PLAIN_LAYOUTS for group in groups]
+    return all(blocks) and len(blocks) == 1 if any(blocks) else model.config.pooling is not None
 
 
 def _require_source(
@@ -305,10 +364,7 @@ def _require_source(
     for name, parameter in parameters.items():
         weight, values = model.weights[name], read_float32(parameter)
         if isinstance(weight, QuantizedTensor):
-            codes = quantize(
-                values, weight.fmt, weight.scale, weight.axis, weight.block, weight.zero_point
-            ).codes
-            same = np.array_equal(codes, weight.codes)
+            same = _same_codes(values, weight)
         else:
             same = np.array_equal(values.view(np.uint32), weight.view(np.uint32))
         if not same:
@@ -322,6 +378,23 @@ def _require_source(
                 f"{folder}: {name}: expected the weights that {model.name} was made of, found "
                 "others"
             )
+
+
+def _same_codes(values: Float32Array, weight: QuantizedTensor) -> bool:
+    """Check whether a weight's codes are those of some numbers."""
+    if weight.block_format is None:
+        codes = quantize(
+            values, weight.fmt, weight.scale, weight.axis, weight.block, weight.zero_point
+        ).codes
+        return np.array_equal(codes, weight.codes)
+    found = quantize(
+        values, weight.block_format, axis=weight.axis, tensor_scale=weight.tensor_scale
+    )
+    assert found.scale_codes is not None
+    assert weight.scale_codes is not None
+    return np.array_equal(found.codes, weight.codes) and np.array_equal(
+        found.scale_codes, weight.scale_codes
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -341,12 +414,14 @@ def _manifest(folder: Path) -> str:
 
 
 def _stored_weight(
-    parameter: StoredTensor, weight: Array | QuantizedTensor
-) -> dict[str, Array | Fp8Array | StoredTensor]:
+    parameter: StoredTensor, weight: Array | QuantizedTensor, convention: Convention
+) -> Mapping[str, Array | Fp8Array | StoredTensor]:
     """Make the tensors of one parameter, by key."""
     if not isinstance(weight, QuantizedTensor):
         return {parameter.key: parameter}
-    shape = {None: (1,), 0: (-1, 1), 1: weight.scale.shape}[weight.axis]
+    if weight.block_format is not None:
+        return stored_blocks(module_of(parameter), weight, convention)
+    shape = {None: convention.shape, 0: (-1, 1), 1: weight.scale.shape}[weight.axis]
     stored: dict[str, Array | Fp8Array | StoredTensor] = {
         parameter.key: Fp8Array(weight.codes, weight.fmt)
         if isinstance(weight.fmt, FloatFormat)
@@ -358,10 +433,15 @@ def _stored_weight(
     return stored
 
 
-def _stored_input(prefix: str, scale: Scale) -> dict[str, Array]:
-    stored: dict[str, Array] = {f"{prefix}input_scale": scale.scale.reshape(1)}
+def _stored_input(
+    module: str, scale: Scale, operand: Operand, convention: Convention
+) -> dict[str, Array]:
+    if operand.block_format is not None:
+        number = stored_tensor_scale(scale.scale, operand.block_format, convention)
+        return {f"{module}.{convention.input_scale}": number}
+    stored: dict[str, Array] = {f"{module}.input_scale": scale.scale.reshape(convention.shape)}
     if scale.zero_point is not None:
-        stored[f"{prefix}input_zero_point"] = _to_int8(np.array([scale.zero_point], np.uint8))
+        stored[f"{module}.input_zero_point"] = _to_int8(np.array([scale.zero_point], np.uint8))
     return stored
 
 
@@ -387,7 +467,11 @@ def stored_quantization(
         return parameters[f"{site}.weight"].dtype == "F8_E4M3"
 
     modules = linear_modules(config, parameters)
-    return read_quantization(read_json(path), str(path), modules, is_coded)
+    raw = read_json(path)
+    if quantization_key(raw) is None and EXTRA_KEY not in raw:
+        path = folder / HF_QUANT_CONFIG
+        raw = {**raw, "quantization_config": section_of_file(read_json(path), str(path))}
+    return read_quantization(raw, str(path), modules, is_coded)
 
 
 def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedModel:
@@ -400,7 +484,7 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
         or invalid. The message names the file and the key.
     """
     stored = open_checkpoint(folder)
-    parameters = find_parameters(config, stored)
+    parameters = find_parameters(config, stored, packed=True)
     quantization = stored_quantization(config, folder, parameters)
     recipe = quantization.recipe
     modules = linear_modules(config, parameters)
@@ -410,6 +494,10 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
         if (operand := recipe.site(site).b).fmt is not None
     }
     plain = {key: parameters[key] for key in parameters if key not in coded}
+    for parameter in plain.values():
+        _require_unpacked(parameter)
+    shapes = expected_shapes(config.stored_together, "pooler.dense.weight" in parameters)
+    source = _Source(folder, stored, quantization)
     floats = read_parameters(config, stored, plain)
     weights: dict[str, Float32Array | QuantizedTensor] = {}
     weights |= read_dense(folder, config)
@@ -417,8 +505,7 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
         if key not in coded:
             weights[key] = floats[key]
             continue
-        rows = quantization.rows.get(key.removesuffix(".weight"), 1)
-        weights[key] = _read_weight(parameter, stored, coded[key], quantization.scale_name, rows)
+        weights[key] = _read_weight(parameter, source, coded[key], key, shapes[key])
     plans: dict[str, SitePlan] = {}
     sites = sites_of(Model(config, weights))
     try:
@@ -435,23 +522,58 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
             if not operand.is_static or (side == "b" and name in modules):
                 continue
             if name in modules and says_input(how):
-                scales[side] = _read_input(parameters[f"{name}.weight"], stored, operand)
+                scales[side] = _read_input(parameters[f"{name}.weight"], source, operand, name)
             else:
-                scales[side] = _given(quantization, f"{name}:{side}", operand, folder)
+                scales[side] = source.given(f"{name}:{side}", operand)
         plans[name] = SitePlan(how, scales.get("a"), scales.get("b"))
     return planned_model(config, weights, recipe, plans, place)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint's folder, tensors and description."""
+
+    folder: Path
+    stored: Mapping[str, StoredTensor]
+    quantization: StoredQuantization
+
+    def given(self, name: str, operand: Operand) -> Scale:
+        """Return a static scale from the config."""
+        assert operand.element is not None
+        place = f"{self.folder / 'config.json'}: key {EXTRA_KEY!r}"
+        if name not in self.quantization.scales:
+            raise BertNumpyError(f"{place}: key 'scales': expected a scale of {name!r}, found none")
+        scale = self.quantization.scales[name]
+        if (scale.zero_point is not None) != operand.element.has_zero_point:
+            expected = "a zero point" if operand.element.has_zero_point else "no zero point"
+            raise BertNumpyError(f"{place}: key 'zero_points': expected {expected} of {name!r}")
+        return scale
+
+    def recorded(self, name: str, operand: Operand) -> Float32Array | None:
+        """Return the number of a tensor from our section; None if there is no such section."""
+        return self.given(name, operand).scale if self.quantization.ours else None
+
+
+def _require_unpacked(parameter: StoredTensor) -> None:
+    """Refuse packed codes in the place of a weight that is not in a block format."""
+    if parameter.key.endswith(".weight_packed"):
+        key = parameter.key.removesuffix("_packed")
+        raise BertNumpyError(
+            f"{parameter.file}: tensor {key!r}: expected by config.json, but missing; "
+            f"{parameter.key!r} is of a quantized layout that config.json does not describe"
+        )
+
+
 def _read_weight(
-    parameter: StoredTensor,
-    stored: Mapping[str, StoredTensor],
-    operand: Operand,
-    scale_name: str,
-    rows: int,
+    parameter: StoredTensor, source: _Source, operand: Operand, key: str, shape: tuple[int, ...]
 ) -> QuantizedTensor:
     """Read a linear layer's weight, (out, in), with its scales in our layout."""
-    fmt = operand.element
+    fmt, stored, site = operand.element, source.stored, key.removesuffix(".weight")
     assert fmt is not None
+    if operand.block_format is not None:
+        return _read_blocks(parameter, source, operand, site, shape)
+    _require_unpacked(parameter)
+    rows = source.quantization.rows.get(site, 1)
     outputs, inputs = parameter.shape
     granularity = "channel" if operand.granularity == "token" else operand.granularity
     if granularity == "block":
@@ -461,10 +583,10 @@ def _read_weight(
         shapes = ((outputs, 1), (outputs,))
     else:
         shapes = ((1,), (), (1, 1))
-    prefix = parameter.key.removesuffix("weight")
-    tensor = _companion(parameter, stored, f"{prefix}{scale_name}", shapes)
+    module = module_of(parameter)
+    tensor = companion(parameter, stored, f"{module}.{source.quantization.scale_name}", shapes)
     scale = read_float32(tensor)
-    zero_point = _read_zero_point(parameter, stored, f"{prefix}weight_zero_point", fmt, shapes)
+    zero_point = _read_zero_point(parameter, stored, f"{module}.weight_zero_point", fmt, shapes)
     codes = _read_codes(parameter, fmt)
 
     def arranged(values: Array) -> Array:
@@ -490,54 +612,41 @@ def _read_weight(
         raise BertNumpyError(f"{tensor.place}: {error}") from None
 
 
-def _read_input(
-    parameter: StoredTensor, stored: Mapping[str, StoredTensor], operand: Operand
-) -> Scale:
+def _read_blocks(
+    parameter: StoredTensor,
+    source: _Source,
+    operand: Operand,
+    site: str,
+    shape: tuple[int, ...],
+) -> QuantizedTensor:
+    """Read a linear layer's weight in a block format."""
+    fmt = operand.block_format
+    assert fmt is not None
+    scales = ((shape[0], -(-shape[1] // fmt.block)),)
+    zero_point = f"{module_of(parameter)}.weight_zero_point"
+    _read_zero_point(parameter, source.stored, zero_point, fmt.element, scales)
+    number = source.recorded(f"{site}:b", operand) if fmt.tensor_scale else None
+    return read_blocks(parameter, source.stored, fmt, shape, source.quantization.convention, number)
+
+
+def _read_input(parameter: StoredTensor, source: _Source, operand: Operand, site: str) -> Scale:
     """Read the static scale of a linear layer's input."""
+    stored, convention = source.stored, source.quantization.convention
+    if (fmt := operand.block_format) is not None:
+        key = f"{module_of(parameter)}.{convention.input_scale}"
+        tensor = companion(parameter, stored, key, ((1,), ()))
+        number = source.recorded(f"{site}:a", operand)
+        return Scale(read_tensor_scale(tensor, fmt, convention, number))
     assert isinstance(operand.fmt, Format)
-    prefix = parameter.key.removesuffix("weight")
-    tensor = _companion(parameter, stored, f"{prefix}input_scale", ((1,), ()))
+    module = module_of(parameter)
+    tensor = companion(parameter, stored, f"{module}.input_scale", ((1,), ()))
     scale = read_float32(tensor).reshape(())
     zero_point = _read_zero_point(
-        parameter, stored, f"{prefix}input_zero_point", operand.fmt, ((1,), ())
+        parameter, stored, f"{module}.input_zero_point", operand.fmt, ((1,), ())
     )
     if not scale >= np.finfo(np.float32).tiny:
         raise BertNumpyError(f"{tensor.place}: expected positive and normal, found {scale}")
     return Scale(scale, None if zero_point is None else int(zero_point.reshape(())))
-
-
-def _given(quantization: StoredQuantization, name: str, operand: Operand, folder: Path) -> Scale:
-    """Return a static scale from the config."""
-    assert operand.element is not None
-    place = f"{folder / 'config.json'}: key {EXTRA_KEY!r}"
-    if name not in quantization.scales:
-        raise BertNumpyError(f"{place}: key 'scales': expected a scale of {name!r}, found none")
-    scale = quantization.scales[name]
-    if (scale.zero_point is not None) != operand.element.has_zero_point:
-        expected = "a zero point" if operand.element.has_zero_point else "no zero point"
-        raise BertNumpyError(f"{place}: key 'zero_points': expected {expected} of {name!r}")
-    return scale
-
-
-def _companion(
-    parameter: StoredTensor,
-    stored: Mapping[str, StoredTensor],
-    key: str,
-    shapes: tuple[tuple[int, ...], ...],
-) -> StoredTensor:
-    """Return a tensor that belongs to a weight, checked to have one of the given shapes."""
-    expected = " or ".join(map(str, shapes))
-    if key not in stored:
-        raise BertNumpyError(
-            f"{parameter.file}: tensor {key!r}: expected shape {expected} by config.json, "
-            "but missing"
-        )
-    tensor = stored[key]
-    if tensor.shape not in shapes:
-        raise BertNumpyError(
-            f"{tensor.place}: expected shape {expected} by config.json, found {tensor.shape}"
-        )
-    return tensor
 
 
 def _read_zero_point(
@@ -550,7 +659,7 @@ def _read_zero_point(
     """Read a zero point as our code; None for a symmetric format, which may store only zeros."""
     if not fmt.has_zero_point and key not in stored:
         return None
-    tensor = _companion(parameter, stored, key, shapes)
+    tensor = companion(parameter, stored, key, shapes)
     if fmt.has_zero_point:
         if tensor.dtype != "I8":
             raise BertNumpyError(f"{tensor.place}: expected dtype I8, found {tensor.dtype}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os.path
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from npfp8.storage import StoredTensor, read_header
 __all__ = [
     "INDEX",
     "SINGLE",
+    "companion",
     "missing_weights",
     "open_checkpoint",
     "read_float32",
@@ -93,6 +94,33 @@ def read_float32(tensor: StoredTensor) -> Float32Array:
             f"at {list(place_of_bad)}"
         )
     return values
+
+
+def companion(
+    parameter: StoredTensor,
+    stored: Mapping[str, StoredTensor],
+    key: str,
+    shapes: tuple[tuple[int, ...], ...],
+) -> StoredTensor:
+    """Return a tensor that belongs to a weight, checked to have one of the given shapes.
+
+    Raises
+    ------
+    BertNumpyError
+        If it is missing, or has another shape.
+    """
+    expected = " or ".join(map(str, shapes))
+    if key not in stored:
+        raise BertNumpyError(
+            f"{parameter.file}: tensor {key!r}: expected shape {expected} by config.json, "
+            "but missing"
+        )
+    tensor = stored[key]
+    if tensor.shape not in shapes:
+        raise BertNumpyError(
+            f"{tensor.place}: expected shape {expected} by config.json, found {tensor.shape}"
+        )
+    return tensor
 
 
 def _first_not_finite(values: Float32Array) -> tuple[int, ...] | None:

@@ -39,7 +39,7 @@ from bert_numpy.errors import read_json
 from bert_numpy.evaluation.evaluate import Evaluation
 from bert_numpy.evaluation.job import Job, prepare, run, with_calibration
 from bert_numpy.evaluation.outliers import with_outliers
-from bert_numpy.model.model import Model
+from bert_numpy.model.model import Model, stored_bytes
 from bert_numpy.model.sites import sites_of
 from bert_numpy.quantization.convert import apply_recipe
 from bert_numpy.quantization.presets import PRESETS
@@ -102,7 +102,7 @@ def _demo(arguments: argparse.Namespace) -> Outcome:
 def linear_bytes(model: Model) -> int:
     """Count the bytes of the weights of the encoder's linear layers, their scales included."""
     linear = [site.name for site in sites_of(model) if site.kind == "linear"]
-    return sum(model.weights[f"{name}.weight"].nbytes for name in linear)
+    return sum(stored_bytes(model.weights[f"{name}.weight"]) for name in linear)
 
 
 def _steps(job: Job, recipes: list[Recipe], results: Sequence[Evaluation]) -> list[dict[str, Any]]:

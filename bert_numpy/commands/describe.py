@@ -142,4 +142,5 @@ def _operand(operand: Operand) -> str:
     if operand.fmt is None:
         return "not quantized"
     size = f" of {operand.block}" if operand.granularity == "block" else ""
-    return f"in {operand.fmt.name} per {operand.granularity}{size}"
+    rule = "" if operand.rule is None else f" by the rule {operand.rule}"
+    return f"in {operand.fmt.name} per {operand.granularity}{size}{rule}"

@@ -25,6 +25,7 @@ from bert_numpy.commands.report import (
 )
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.job import saved_calibration
+from bert_numpy.model.model import stored_bytes
 from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.convert import QuantizedModel
 
@@ -66,7 +67,7 @@ def _info(arguments: argparse.Namespace) -> Outcome:
     model = load(arguments.model, arguments.revision)
     sites = encoder_sites(model.config)
     quantizable = [
-        model.weights[f"{site}.weight"].nbytes
+        stored_bytes(model.weights[f"{site}.weight"])
         for site in sites
         if f"{site}.weight" in model.weights
     ]

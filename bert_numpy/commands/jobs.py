@@ -94,13 +94,13 @@ def accumulated(recipes: list[Recipe], arguments: argparse.Namespace) -> list[Re
 
 
 def _check_accumulate(arguments: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
-    """Refuse ``--accumulate`` if no product is of 8-bit codes."""
+    """Refuse ``--accumulate`` if no product is of codes."""
     sites = [site for recipe in recipes for _, site in recipe.overrides]
     for recipe in recipes:
         sites += [recipe.linear, recipe.scores, recipe.context]
     if not any(site.a.fmt is not None and site.b.fmt is not None for site in sites):
         names = ", ".join(recipe.name for recipe in recipes)
-        refuse(arguments, ["accumulate"], f"a format with products of 8-bit codes, found {names}")
+        refuse(arguments, ["accumulate"], f"a format with products of codes, found {names}")
 
 
 def prepared(arguments: argparse.Namespace, recipes: list[Recipe], test: bool = False) -> Job:

@@ -29,7 +29,7 @@ from bert_numpy.progress import quiet
 
 __all__ = ["build_parser", "interrupted", "main"]
 
-_DESCRIPTION = "BERT in NumPy, with post-training quantization to FP8 and INT8."
+_DESCRIPTION = "BERT in NumPy, with post-training quantization to FP8, INT8, MX and NVFP4."
 
 _EPILOG = f"""\
 bert-numpy help COMMAND explains the options of a command.

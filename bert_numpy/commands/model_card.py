@@ -196,7 +196,7 @@ def _results(report: Mapping[str, Any], recipe_name: str) -> str:
         *reference["metrics"],
         change.replace("_", " "),
         "relative logit error",
-        "bytes in memory",
+        "bytes of the weights",
     ]
 
     def row(title: str, values: Mapping[str, Any]) -> str:

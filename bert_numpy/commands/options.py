@@ -238,7 +238,7 @@ def add_accumulate(parser: Parser) -> None:
         choices=tuple(ACCUMULATORS),
         metavar="MODE",
         section="recipe",
-        help="how products of 8-bit codes are added up, instead of the recipe's way (which is "
+        help="how products of codes are added up, instead of the recipe's way (which is "
         f"exact in every format below): {', '.join(ACCUMULATORS)}",
     )
 

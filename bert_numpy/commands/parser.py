@@ -48,7 +48,15 @@ formats, in upper or lower case:
   int8-smooth, e4m3-smooth     SmoothQuant's migration, by powers of two
   int8-smooth-paper       SmoothQuant's migration as in its paper
   e4m3-pow2               scales that are powers of two
+  mxfp8, mxfp8-e5m2       OCP MX: a power of two for every 32 elements,
+                          which are in E4M3 or E5M2
+  mxfp6, mxfp6-e3m2       the same with elements in FP6, E2M3 or E3M2
+  mxfp4, mxint8           the same with elements in FP4, in INT8
+  nvfp4                   NVIDIA's: an E4M3 scale for every 16 elements,
+                          which are in FP4, and one scale per tensor
+  mxfp4-mixed, nvfp4-mixed     linear layers in FP4, attention in E4M3
   e4m3-weights            only the weights are quantized
+  mxfp4-weights, nvfp4-weights  the same in FP4
   FILE.json               a recipe of your own
   stored                  the recipe that a quantized checkpoint was made with
 """

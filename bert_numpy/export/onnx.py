@@ -135,15 +135,18 @@ def _check(recipe: Recipe, site: Site) -> None:
     """Refuse settings that have no nodes here."""
     how = recipe.site(site)
 
-    def check(good: bool, expected: str) -> None:
+    def check(good: bool, expected: str, found: object = None) -> None:
         if not good:
-            raise BertNumpyError(f"recipe {recipe.name}: {site.name}: expected {expected} in ONNX")
+            ending = "" if found is None else f", found {found}"
+            raise BertNumpyError(
+                f"recipe {recipe.name}: {site.name}: expected {expected} in ONNX{ending}"
+            )
 
     check(how.outlier_threshold is None, "no outlier_threshold")
     for side, operand in (("a", how.a), ("b", how.b)):
         if operand.fmt is None:
             continue
-        check(operand.fmt in TYPES, f"one of {', '.join(map(str, TYPES))}")
+        check(operand.fmt in TYPES, f"one of {', '.join(map(str, TYPES))}", operand.fmt)
         if operand.dynamic and (side == "a" or site.is_attention):
             check(operand.granularity == "token", "no inputs by block")
             check(operand.fmt != UINT8, "no dynamic scales with zero points")

@@ -20,10 +20,19 @@ from bert_numpy.model.config import BertConfig
 from bert_numpy.model.encoder import Pass
 from bert_numpy.model.heads import outputs
 from bert_numpy.model.packing import Batch, pack
+from npfp8 import QuantizedTensor
 from npfp8.arguments import array_of, require
 from npfp8.arrays import Float32Array, IntArray
 
-__all__ = ["EngineOf", "Model", "ModelOutput", "batch_of", "has_pooler", "require_head"]
+__all__ = [
+    "EngineOf",
+    "Model",
+    "ModelOutput",
+    "batch_of",
+    "has_pooler",
+    "require_head",
+    "stored_bytes",
+]
 
 
 #: Makes the engine of one run from the parameters and the batch.
@@ -160,8 +169,17 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """The bytes of all parameters in memory (codes and scales if quantized), each tie once."""
-        return sum({id(weight): weight.nbytes for weight in self.weights.values()}.values())
+        """The bytes of all parameters, each tie once.
+
+        Quantized ones count as they are stored: codes at their width, and the scales. In memory
+        each code takes a byte.
+        """
+        return sum({id(weight): stored_bytes(weight) for weight in self.weights.values()}.values())
+
+
+def stored_bytes(weight: Float32Array | QuantizedTensor) -> int:
+    """Return the bytes of a parameter as it is stored, with its scales."""
+    return weight.packed_nbytes if isinstance(weight, QuantizedTensor) else weight.nbytes
 
 
 def batch_of(

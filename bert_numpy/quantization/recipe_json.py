@@ -108,7 +108,9 @@ def _plain(value: Any) -> Any:
         if known is not None and with_rule(known, value.rule) == value:
             return value.name
     if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        found = {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        # Files of recipes without block formats stay as they were.
+        return {name: x for name, x in found.items() if x is not None or name != "rule"}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 

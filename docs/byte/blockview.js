@@ -1,15 +1,25 @@
 // The row with an outlier as bars, its errors in figures, and the results at base size.
 
-import { quantizeRow, sqnr, withOutlier } from "./block.js";
+import { quantizeBlocks, quantizeRow, sqnr, withOutlier } from "./block.js";
+import { showBytes } from "./bytesview.js";
 import { colourOf } from "./tables.js";
 
 const $ = (id) => document.getElementById(id);
 const HEIGHT = 130;
 
-export function showBlocks({ block_formats: blockFormats, row, formats }) {
-  const figures = blockFormats.map((blockFormat) => figure(blockFormat));
+export function showBlocks({ row_formats: rowFormats, block_formats: blockFormats, rules, row, formats }) {
+  const figures = [...rowFormats, blockFormats[0]].map(() => figure());
   $("blocks").replaceChildren(...figures.flatMap(({ name, svg }) => [name, svg]));
-  for (const id of ["outlier", "count", "place"]) $(id).addEventListener("input", show);
+  for (const { name } of blockFormats) $("block-format").append(new Option(name, name));
+  $("block-format").addEventListener("change", () => {
+    const before = $("block-rule").value;
+    const { rule, rules: names } = chosen();
+    $("block-rule").replaceChildren(...names.map((name) => new Option(name, name)));
+    $("block-rule").value = names.includes(before) ? before : rule;
+    show();
+  });
+  $("block-format").value = "MXFP4";
+  for (const id of ["outlier", "count", "place", "block-rule"]) $(id).addEventListener("input", show);
   for (const { svg } of figures) {
     let from = null; // where the outlier is held: the pointer's height, and the exponent there
     svg.addEventListener("pointerdown", (event) => {
@@ -28,7 +38,11 @@ export function showBlocks({ block_formats: blockFormats, row, formats }) {
     svg.addEventListener("lostpointercapture", () => { from = null; });
     new ResizeObserver(() => show()).observe(svg);
   }
-  show();
+  $("block-format").dispatchEvent(new Event("change"));
+
+  function chosen() {
+    return blockFormats.find(({ name }) => name === $("block-format").value);
+  }
 
   function show() {
     const count = Number($("count").value);
@@ -39,25 +53,30 @@ export function showBlocks({ block_formats: blockFormats, row, formats }) {
     const size = `2^${exponent} = ${Number((2 ** exponent).toPrecision(4))}`;
     $("outlier-value").textContent = size;
     $("outlier").setAttribute("aria-valuetext", size);
-    const found = blockFormats.map((blockFormat) => quantizeRow(numbers, blockFormat, formats));
-    found.forEach((result, i) => draw(figures[i], blockFormats[i], numbers, place, result));
-    showTable(blockFormats, numbers, place, found);
-    $("block-verdict").textContent = verdict(blockFormats, numbers, place, found);
+    const [blockFormat, rule] = [chosen(), $("block-rule").value];
+    const inBlocks = quantizeBlocks(numbers, blockFormat, rule, formats);
+    const shown = [...rowFormats, blockFormat];
+    const found = [...rowFormats.map((one) => quantizeRow(numbers, one, formats)), inBlocks];
+    found.forEach((result, i) => draw(figures[i], shown[i], numbers, place, result));
+    showTable(shown, numbers, place, found);
+    $("block-verdict").textContent = verdict(shown, numbers, place, found);
+    showBytes($("block-bytes"), numbers, blockFormat, formats, inBlocks);
+    $("rule-description").textContent = `Rule ${rule}: ${rules[blockFormat.scale_format][rule]}.`;
   }
 }
 
-function figure(blockFormat) {
+function figure() {
   const name = document.createElement("p");
   name.className = "blocks-name";
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.classList.add("bars");
   svg.setAttribute("role", "img");
-  for (const part of [name, svg]) part.style.setProperty("--format", colourOf(blockFormat));
   return { name, svg };
 }
 
 /** Bars of the numbers, on a scale that the outlier may leave, and a stroke at each value. */
 function draw({ name, svg }, blockFormat, numbers, place, { values, errors, scales }) {
+  for (const part of [name, svg]) part.style.setProperty("--format", colourOf(blockFormat));
   const width = svg.clientWidth;
   if (!width) return;
   const others = numbers.filter((_, i) => i !== place);
@@ -77,11 +96,13 @@ function draw({ name, svg }, blockFormat, numbers, place, { values, errors, scal
   });
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   bars.push(...bars.splice(place, 1)); // the outlier's grip is above its neighbours
-  const zero = `<line class="zero" x1="0" x2="${width}" y1="${HEIGHT / 2}" y2="${HEIGHT / 2}"/>`;
-  svg.innerHTML = `<g aria-hidden="true">${zero}${bars.join("")}</g>`; // the label says it in a sentence
+  const edges = scales.map((_, i) => i * (blockFormat.block ?? 0) * step).slice(1);
+  const lines = edges.map((x) => `<line class="edge" x1="${x}" x2="${x}" y1="0" y2="${HEIGHT}"/>`);
+  lines.push(`<line class="zero" x1="0" x2="${width}" y1="${HEIGHT / 2}" y2="${HEIGHT / 2}"/>`);
+  svg.innerHTML = `<g aria-hidden="true">${lines.join("")}${bars.join("")}</g>`; // the label says it in a sentence
   const ratio = decibels(numbers, errors, place);
   svg.setAttribute("aria-label", `${blockFormat.name}: ${numbers.length} numbers; SQNR of the others ${ratio.others}`);
-  name.innerHTML = `<b>${blockFormat.name}</b> <span>scale ${Number(scales[0].toPrecision(4))}</span>
+  name.innerHTML = `<b>${blockFormat.name}</b> <span>scale${scales.length > 1 ? "s" : ""} ${scales.map((scale) => Number(scale.toPrecision(4))).join(", ")}</span>
     <span>SQNR ${ratio.all}</span> <span>SQNR of the others ${ratio.others}</span>
     <span>${lost(numbers, values, place)} of ${numbers.length - 1} others become 0</span>`;
 }

@@ -15,6 +15,13 @@ const KEYS = {
   PageUp: 8, PageDown: -8, End: Infinity, Home: -Infinity,
 };
 
+/** Which value a tie goes to. */
+const TIES = {
+  nearest: "the even code wins",
+  nearest_away: "the value farther from zero wins",
+  nearest_toward_zero: "the value nearer to zero wins",
+};
+
 function showByte(formats) {
   const state = { fmt: formats.get("E4M3FN"), x: 0.1, code: 0, refusal: "" };
   const line = new NumberLine($("line"), setNumber);
@@ -23,8 +30,8 @@ function showByte(formats) {
   $("format").addEventListener("change", () => {
     state.fmt = formats.get($("format").value);
     const integer = state.fmt.kind === "integer";
-    for (const option of $("rounding").options) option.disabled = integer && option.value !== "nearest";
-    if (integer) $("rounding").value = "nearest";
+    for (const option of $("rounding").options) option.disabled = integer && option.value === "stochastic";
+    if (integer && $("rounding").value === "stochastic") $("rounding").value = "nearest";
     $("scale").value = integer || state.fmt.max <= 30 ? "linear" : "logarithmic";
     $("zoom").value = 0;
     encoded();
@@ -156,7 +163,10 @@ function fieldsOf(fmt) {
 }
 
 function describe(fmt) {
-  if (fmt.kind === "integer") return `${fmt.name}: integers from ${shown(fmt.min_code)} to ${fmt.max_code}. A scale gives them their range.`;
+  if (fmt.kind === "integer") {
+    const divided = fmt.fraction_bits ? `, divided by ${2 ** fmt.fraction_bits}` : "";
+    return `${fmt.name}: integers from ${shown(fmt.min_code)} to ${fmt.max_code}${divided}. A scale gives them their range.`;
+  }
   const parts = [
     `${fmt.bits} bits: ${fmt.signed ? "1 of sign, " : ""}${fmt.exponent_bits} of exponent (bias ${fmt.bias}), ${fmt.mantissa_bits} of mantissa`,
     `largest value ${shown(fmt.max)}`,
@@ -172,7 +182,10 @@ function describe(fmt) {
 /** How a code's fields make its value. */
 function formula(fmt, code) {
   const value = decode(code, fmt);
-  if (fmt.kind === "integer") return `${hexadecimal(code)} as an integer = ${shown(value)}`;
+  if (fmt.kind === "integer") {
+    const steps = 2 ** fmt.fraction_bits;
+    return `${hexadecimal(code)} as an integer = ${fmt.fraction_bits ? `${shown(value * steps)}; ${shown(value * steps)} / ${steps} = ` : ""}${shown(value)}`;
+  }
   const mark = (field, text) => `<span class="${field}">${text}</span>`;
   if (!Number.isFinite(value)) return `${hexadecimal(code)} is ${Number.isNaN(value) ? "a NaN" : shown(value)}`;
   const exponent = (code >> fmt.mantissa_bits) & ((1 << fmt.exponent_bits) - 1);
@@ -194,7 +207,7 @@ function verdict({ fmt, x, code, refusal }, rounding, saturate) {
     return Number.isNaN(x) ? `NaN becomes code ${hexadecimal(code)}.` : `${shown(x)} has no value here: it becomes NaN.`;
   }
   if (Object.is(x, value)) return `${shown(x)} is a value of ${fmt.name}: nothing is lost.`;
-  const lowest = fmt.kind === "integer" ? fmt.min_code : -fmt.max; // without sign, NaN came before
+  const lowest = fmt.kind === "integer" ? fmt.min : -fmt.max; // without sign, NaN came before
   if (x > fmt.max || x < lowest) {
     const end = x > 0 ? "largest" : "lowest";
     const how = saturate && overflows(x, fmt, rounding) ? " (saturation)" : "";
@@ -209,9 +222,9 @@ function verdict({ fmt, x, code, refusal }, rounding, saturate) {
   }
   const { below, above } = neighbours(x, fmt);
   const tie = below !== undefined && above !== undefined
-    && x - decode(below, fmt) === decode(above, fmt) - x && rounding === "nearest";
+    && x - decode(below, fmt) === decode(above, fmt) - x && rounding in TIES;
   return tie
-    ? `A tie: ${shown(x)} is as near to ${shown(decode(below, fmt))} as to ${shown(decode(above, fmt))}; the even code wins.`
+    ? `A tie: ${shown(x)} is as near to ${shown(decode(below, fmt))} as to ${shown(decode(above, fmt))}; ${TIES[rounding]}.`
     : `${shown(x)} becomes ${shown(value)}.`;
 }
 

@@ -2,7 +2,7 @@
 // number (a float64). The same definition as npfp8/codec/definition.py; a test compares both.
 
 /** How numbers between two values are rounded, as npfp8.encode has it. */
-export const ROUNDINGS = ["nearest", "toward_zero", "stochastic"];
+export const ROUNDINGS = ["nearest", "nearest_away", "nearest_toward_zero", "toward_zero", "stochastic"];
 
 /** Thrown where a format has no code for a number. */
 export class NoCode extends Error {}
@@ -18,7 +18,8 @@ export function prepared(table) {
     fmt.grid = [...values.slice(0, fmt.max_code + 1), fmt.next];
     fmt.max = values[fmt.max_code];
   } else {
-    fmt.max = fmt.max_code;
+    fmt.max = fmt.max_code / 2 ** fmt.fraction_bits;
+    fmt.min = fmt.min_code / 2 ** fmt.fraction_bits;
   }
   fmt.rising = [...values.keys()]
     .filter((code) => Number.isFinite(values[code]) && isUsed(fmt, code))
@@ -30,7 +31,7 @@ export function prepared(table) {
 /** Whether encoding gives a code: INT8 leaves -128 unused. */
 function isUsed(fmt, code) {
   const value = fmt.values[code];
-  return fmt.kind === "float" || (value >= fmt.min_code && value <= fmt.max_code);
+  return fmt.kind === "float" || (value >= fmt.min && value <= fmt.max);
 }
 
 /** -1 or 1, also of zeros. */
@@ -64,7 +65,7 @@ export function encode(x, fmt, { rounding = "nearest", saturate = true, draw = d
 function rounded(magnitude, fmt, rounding, draw) {
   if (magnitude === Infinity) return [fmt.max_code, true];
   let code = codeBelow(magnitude, fmt);
-  if (rounding === "nearest") code += isNearerAbove(magnitude, code, fmt) ? 1 : 0;
+  if (rounding.startsWith("nearest")) code += isNearerAbove(magnitude, code, fmt, rounding) ? 1 : 0;
   if (rounding === "stochastic") code += isDrawnAbove(magnitude, code, fmt, draw) ? 1 : 0;
   return [code, code > fmt.max_code];
 }
@@ -72,7 +73,8 @@ function rounded(magnitude, fmt, rounding, draw) {
 /** Whether a number rounds beyond the largest value; if rounding is stochastic, whether it can. */
 export function overflows(x, fmt, rounding) {
   if (fmt.kind === "float") return rounded(Math.abs(x), fmt, rounding, () => 0n)[1];
-  return roundedToEven(x) < fmt.min_code || roundedToEven(x) > fmt.max_code;
+  const integer = toInteger(x * 2 ** fmt.fraction_bits, rounding);
+  return integer < fmt.min_code || integer > fmt.max_code;
 }
 
 /** The code of the largest finite value that is not above a magnitude; 0 if none is. */
@@ -87,12 +89,13 @@ function codeBelow(magnitude, fmt) {
   return low;
 }
 
-/** Whether a magnitude rounds to the value above a code: nearest, ties to the even significand. */
-function isNearerAbove(magnitude, code, fmt) {
+/** Whether a magnitude rounds to the value above a code: the nearest; a tie as the rounding says. */
+function isNearerAbove(magnitude, code, fmt, rounding) {
   const [below, above] = [fmt.grid[code], fmt.grid[code + 1]];
   const midpoint = (below + above) / 2; // exact: one more bit than the values have
   const isOdd = (below / (above - below)) % 2 === 1;
-  return magnitude > midpoint || (magnitude === midpoint && isOdd);
+  const tieGoesUp = rounding === "nearest" ? isOdd : rounding === "nearest_away";
+  return magnitude > midpoint || (magnitude === midpoint && tieGoesUp);
 }
 
 /** The fraction of the way from a code's value to the next that a magnitude has gone. */
@@ -134,21 +137,24 @@ function withSpecials(x, magnitudeCode, overflow, fmt, saturate) {
 }
 
 function encodeInteger(x, fmt, rounding, saturate) {
-  if (rounding !== "nearest") throw new NoCode(`${fmt.name} is rounded to nearest only`);
+  if (rounding === "stochastic") throw new NoCode(`${fmt.name} is not rounded stochastically`);
   if (Number.isNaN(x)) throw new NoCode(`${fmt.name} has no NaN`);
-  const rounded = roundedToEven(x);
+  const rounded = toInteger(x * 2 ** fmt.fraction_bits, rounding);
   const clipped = Math.min(Math.max(rounded, fmt.min_code), fmt.max_code);
   if (!saturate && clipped !== rounded) {
-    throw new NoCode(`beyond ${fmt.name}'s ${fmt.min_code} to ${fmt.max_code}, without saturation`);
+    throw new NoCode(`beyond ${fmt.name}'s ${fmt.min} to ${fmt.max}, without saturation`);
   }
   return clipped & 0xff;
 }
 
-/** The nearest integer, ties to even. */
-function roundedToEven(x) {
-  const floor = Math.floor(x);
-  if (x - floor === 0.5) return floor % 2 === 0 ? floor : floor + 1;
-  return Math.round(x);
+/** The nearest integer, a tie as the rounding says; or the next one toward zero. */
+function toInteger(x, rounding) {
+  if (!Number.isFinite(x)) return x;
+  const whole = Math.trunc(x);
+  const rest = Math.abs(x - whole); // exact
+  const tieGoesUp = rounding === "nearest" ? whole % 2 !== 0 : rounding === "nearest_away";
+  const up = rounding !== "toward_zero" && (rest > 0.5 || (rest === 0.5 && tieGoesUp));
+  return up ? whole + sign(x) : whole;
 }
 
 /** The codes of the largest finite value below a number and of the smallest above, or undefined. */

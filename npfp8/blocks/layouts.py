@@ -26,7 +26,7 @@ from npfp8.arrays import Array
 from npfp8.blocks.formats import BlockFormat, as_block_format
 from npfp8.codec.tables import checked_codes
 from npfp8.formats import FloatFormat, Format, as_format
-from npfp8.scaling import normalized_axis
+from npfp8.scaling import normalized_axis, scale_shape
 
 __all__ = [
     "BLOCK_LAYOUTS",
@@ -872,14 +872,14 @@ def pack_blocks(
     """
     fmt, group = _block_group(fmt, layout)
     moved, number = _last(checked_codes(codes, fmt.element).view(np.uint8), axis)
-    scales, _ = _last(checked_codes(scale_codes, fmt.scale_format, "scale_codes"), axis)
-    count = -(-moved.shape[-1] // fmt.block)
-    if scales.shape != (*moved.shape[:-1], count):
-        expected = np.moveaxis(np.empty((*moved.shape[:-1], count, 0)), -2, number).shape[:-1]
+    scales = checked_codes(scale_codes, fmt.scale_format, "scale_codes")
+    expected = scale_shape(np.shape(codes), number, fmt.block)
+    if scales.shape != expected:
         raise ValueError(
             f"scale_codes: expected shape {expected} for blocks of {fmt.block} along axis {axis}, "
-            f"found {np.shape(scale_codes)}"
+            f"found {scales.shape}"
         )
+    scales, _ = _last(scales, axis)
     exponents = scales.astype(np.int64) - fmt.scale_format.bias
     beyond = (scales > fmt.scale_format.max_code) | (exponents < -128) | (exponents > 127)
     if beyond.any():
@@ -887,10 +887,11 @@ def pack_blocks(
             f"scale_codes: expected powers of two from 2^-128 to 2^127, found code "
             f"{scales[beyond].flat[0]}"
         )
-    blocks = _packed(_filled(moved, fmt.block), group).reshape(*scales.shape, -1)
-    first = exponents.astype(np.int8).view(np.uint8)[..., None]
-    packed = np.concatenate([first, blocks], axis=-1)
-    return _back(packed.reshape(*moved.shape[:-1], -1 if count else 0), number)
+    size = fmt.block // group.codes * group.nbytes
+    packed = np.empty((*scales.shape, 1 + size), np.uint8)
+    packed[..., 0] = exponents.astype(np.int8).view(np.uint8)
+    packed[..., 1:] = _packed(_filled(moved, fmt.block), group).reshape(*scales.shape, size)
+    return _back(packed.reshape(*moved.shape[:-1], scales.shape[-1] * (1 + size)), number)
 
 
 def unpack_blocks(

@@ -18,6 +18,7 @@ __all__ = [
     "block_scales",
     "checked_tensor_scale",
     "quantize_blocks",
+    "tensor_multiplier",
     "tensor_scale_of",
 ]
 
@@ -51,7 +52,7 @@ def quantize_blocks(
         The number of the tensor; without it, it is computed from the numbers.
     """
     low, high = group_extrema(x, axis, fmt.block)
-    amax = np.maximum(high, -low)
+    amax = np.abs(np.maximum(high, -low))  # the maximum of zeros may be -0
 
     def per_element(per_block: Array) -> Array:
         return spread(per_block, x.shape, axis, fmt.block)
@@ -63,8 +64,8 @@ def quantize_blocks(
     if not fmt.tensor_scale:
         tensor_scale = None
     elif tensor_scale is None:
-        tensor_scale = tensor_scale_of(amax.max(initial=0), fmt)
-    found = ratio_codes(x, amax, tensor_scale, fmt.element, fmt.scale_format, rule, per_element)
+        tensor_scale = tensor_scale_of(amax.max(initial=0), fmt, source)
+    found = ratio_codes(x, amax, tensor_scale, fmt, axis, source)
     return BlockCodes(*found, tensor_scale)
 
 
@@ -76,14 +77,27 @@ def block_scales(
     if tensor_scale is None:
         return values
     assert isinstance(fmt.how, RatioRule)
-    return fmt.how.block_scale(values, tensor_scale)
+    with np.errstate(all="ignore"):
+        return fmt.how.block_scale(values, tensor_scale, fmt.element.max, fmt.scale_format.max)
 
 
-def tensor_scale_of(largest: Float32Array, fmt: BlockFormat) -> Float32Array:
-    """Return the number that is stored for a tensor of a largest magnitude."""
+def tensor_scale_of(
+    largest: Float32Array, fmt: BlockFormat, source: str = "float32"
+) -> Float32Array:
+    """Return the number that is stored for a tensor of a largest magnitude.
+
+    ``source`` is the type in which the numbers were given.
+    """
     assert isinstance(fmt.how, RatioRule)
-    number = fmt.how.tensor_scale(largest, fmt.element.max, fmt.scale_format.max)
+    with np.errstate(all="ignore"):
+        number = fmt.how.tensor_scale(largest, fmt.element.max, fmt.scale_format.max, source)
     return np.asarray(number, np.float32)
+
+
+def tensor_multiplier(tensor_scale: Float32Array, fmt: BlockFormat) -> Float32Array:
+    """Return the float32 number by which the number that is stored for a tensor multiplies."""
+    assert isinstance(fmt.how, RatioRule)
+    return fmt.how.multiplier(tensor_scale, fmt.element.max, fmt.scale_format.max)
 
 
 def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array | None:
@@ -92,7 +106,7 @@ def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array
     Raises
     ------
     TypeError, ValueError
-        If it is missing or not wanted, or is not one positive, finite number.
+        If it is missing or not wanted, or is not one finite number that is not negative.
     """
     if tensor_scale is None or not fmt.tensor_scale:
         if (tensor_scale is None) == fmt.tensor_scale:
@@ -100,6 +114,6 @@ def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array
             raise ValueError(f"tensor_scale: expected {wanted} for {fmt}, found {tensor_scale}")
         return None
     number = as_float32("tensor_scale", tensor_scale)  # type: ignore[arg-type]
-    if number.ndim or not (np.isfinite(number) and number > 0):
-        raise ValueError(f"tensor_scale: expected one positive, finite number, found {number}")
+    if number.ndim or not (np.isfinite(number) and number >= 0):  # ModelOpt stores 0 for zeros
+        raise ValueError(f"tensor_scale: expected one finite number, not negative, found {number}")
     return number

@@ -1,7 +1,7 @@
 """Scales with a mantissa (NVFP4): from the magnitudes of a block and the tensor to its scale.
 
 With ``g`` the largest magnitude of the tensor, ``b`` that of a block, ``M`` the largest value
-of the elements' format and ``L`` that of the scales', implementations compute the scale of the
+of the elements' format and ``L`` that of the scales', implementations compute the number of the
 tensor, the codes of the scales and those of the elements in different orders of float32
 operations. Each :class:`RatioRule` is one of these ways.
 """
@@ -10,15 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npfp8.arrays import Array, Float32Array
+from npfp8.arrays import Array, Float32Array, Kernel, chunks
+from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import encode
-from npfp8.codec.tables import values_of
-from npfp8.formats import FloatFormat, Format
+from npfp8.codec.definition import integer_kernel
+from npfp8.codec.tables import table_encoder, values_of
+from npfp8.formats import E2M1, FloatFormat, Format, IntFormat
+from npfp8.scaling import group_extrema
+
+if TYPE_CHECKING:
+    from npfp8.blocks.formats import BlockFormat
 
 __all__ = ["RATIO_RULES", "RatioRule", "ratio_codes"]
+
+#: Elements per chunk: few enough that temporaries stay in the L2 cache.
+_CHUNK = 1 << 15
+
+#: The number of a tensor; None in a format without.
+_Number = Float32Array | None
 
 
 @dataclass(frozen=True)
@@ -28,38 +41,120 @@ class RatioRule:
     Attributes
     ----------
     name : str
-    tensor_scale : callable (float32, float, float) -> float32
-        From ``g``, ``M`` and ``L`` to the number that is stored for the tensor.
-    scale : callable
-        ``(b, tensor_scale, M, scale_format)`` to the codes of the scales; ``tensor_scale`` is
-        None in a format without.
-    scaled : callable
-        ``(x, s, tensor_scale)`` to the numbers that are encoded; ``s`` the values of the scales,
-        one per element.
-    block_scale : callable
-        ``(s, tensor_scale)`` to the float32 scale of each block, by which codes are multiplied.
+    stored : {"multiplier", "divisor", "absmax"}
+        The meaning of the number that is stored for the tensor: values are multiplied by it,
+        or divided by it, or it is ``g`` itself, so that values are multiplied by it over
+        ``M L``. :meth:`multiplier` turns it into the factor.
+    tensor_scale : callable ``(g, M, L, source="float32")`` -> float32
+        The number that is stored for the tensor. ``source`` is the type in which the numbers
+        were given.
+    scale : callable ``(b, t, M, scale_format, source)`` -> ndarray of uint8
+        The codes of the scales of blocks. ``t`` is the number of the tensor, None in a format
+        without; so it is in the other functions.
+    factor : callable ``(s, t, M, L)`` -> ndarray of float32
+        From the values of the scales to the number by which each element of the block is
+        multiplied, or divided, before it is rounded.
+    block_scale : callable ``(s, t, M, L)`` -> ndarray of float32
+        From the values of the scales to the float32 scale of each block, by which codes are
+        multiplied, as the implementation dequantizes.
     description : str
         The rule in words, and its source.
+    divide : bool
+        Whether elements are divided by ``factor``, and not multiplied.
+    keeps_zero_sign : bool
+        Whether a quotient of -0 has the code of -0; else it has that of +0.
+    nan_codes : tuple of int, optional
+        The codes in E2M1 of a quotient that is a NaN: where the scale is a NaN, and elsewhere.
+        Without them, numbers that are not finite are an error.
+    skips_nan : bool
+        Whether ``b`` is the largest magnitude of the numbers that are not NaN.
+    one_type : bool
+        Whether quotients of elements are also rounded to the type of the numbers in a format
+        without a number of the tensor.
     """
 
     name: str
-    tensor_scale: Callable[[Float32Array, float, float], Float32Array]
-    scale: Callable[[Float32Array, Float32Array | None, float, FloatFormat], Array]
-    scaled: Callable[[Float32Array, Float32Array, Float32Array | None], Array]
-    block_scale: Callable[[Float32Array, Float32Array], Float32Array]
+    stored: str
+    tensor_scale: Callable[..., Float32Array]
+    scale: Callable[[Float32Array, _Number, float, FloatFormat, str], Array]
+    factor: Callable[[Float32Array, _Number, float, float], Array]
+    block_scale: Callable[[Float32Array, Float32Array, float, float], Float32Array]
     description: str
+    divide: bool = False
+    keeps_zero_sign: bool = True
+    nan_codes: tuple[int, int] | None = None
+    skips_nan: bool = False
+    one_type: bool = False
+
+    @property
+    def divides(self) -> bool:
+        """Whether values are divided by the number that is stored for the tensor."""
+        return self.stored == "divisor"
+
+    def multiplier(
+        self, tensor_scale: Float32Array, element_max: float, scale_max: float
+    ) -> Float32Array:
+        """Return the float32 number by which the stored number multiplies values.
+
+        Parameters
+        ----------
+        tensor_scale : ndarray of float32, ()
+            The number that is stored for the tensor.
+        element_max, scale_max : float
+            The largest values of the formats of the elements and of the scales.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from npfp8.blocks import RATIO_RULES
+        >>> for name in ("torchao", "compressed-tensors", "te"):
+        ...     rule = RATIO_RULES[name]
+        ...     stored = rule.tensor_scale(np.float32(2.0), 6.0, 448.0)
+        ...     float(stored), float(rule.multiplier(stored, 6.0, 448.0))
+        (0.0007440476329065859, 0.0007440476329065859)
+        (1344.0, 0.0007440476329065859)
+        (2.0, 0.0007440476329065859)
+        """
+        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+            if self.stored == "divisor":
+                number = np.float32(1) / tensor_scale
+            elif self.stored == "absmax":
+                number = tensor_scale / np.float32(element_max * scale_max)
+            else:
+                number = tensor_scale
+        return np.asarray(number, np.float32)
 
 
-_TINY = np.finfo(np.float32).tiny
+_ONE = np.float32(1)
+_FLOAT32 = np.finfo(np.float32)
 
 
-def _exact_tensor_scale(g: Float32Array, element_max: float, scale_max: float) -> Float32Array:
-    scale = np.maximum(g / np.float32(element_max * scale_max), _TINY)
-    return np.where(g == 0, np.float32(1), scale).astype(np.float32)
+def _rounded(x: Float32Array, source: str) -> Float32Array:
+    """Round float32 numbers to the type in which an implementation computes."""
+    if source == "bfloat16":
+        return round_to_bfloat16(x)
+    if source == "float16":
+        return x.astype(np.float16).astype(np.float32)
+    return x
+
+
+def _encoded(ratio: Float32Array, fmt: FloatFormat, smallest: float = 0.0) -> Array:
+    """Encode the ratios of scales after a clamp from below; above, encoding saturates."""
+    return encode(np.maximum(ratio, np.float32(smallest)) if smallest else ratio, fmt)
+
+
+# exact: real arithmetic
+
+
+def _exact_tensor_scale(
+    g: Float32Array, element_max: float, scale_max: float, source: str = "float32"
+) -> Float32Array:
+    scale = np.maximum(g / np.float32(element_max * scale_max), _FLOAT32.tiny)
+    return np.where(g == 0, _ONE, scale).astype(np.float32)
 
 
 def _exact_scale(
-    b: Float32Array, t: Float32Array | None, element_max: float, fmt: FloatFormat
+    b: Float32Array, t: _Number, element_max: float, fmt: FloatFormat, source: str
 ) -> Array:
     # The quotient in float64 is on a boundary of the format only if the exact one is: both
     # sides of b = boundary * element_max * t have fewer than 53 bits.
@@ -67,16 +162,135 @@ def _exact_scale(
     return encode(b.astype(np.float64) / divisor, fmt)
 
 
-def _exact_scaled(x: Float32Array, s: Float32Array, t: Float32Array | None) -> Array:
-    divisor = s.astype(np.float64) * (1.0 if t is None else np.float64(t))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = x / divisor
-    return np.where(s == 0, 0.0, scaled)
+def _exact_factor(s: Float32Array, t: _Number, element_max: float, scale_max: float) -> Array:
+    divisor = s.astype(np.float64) * (1.0 if t is None else np.float64(t))  # exact
+    return np.where(s == 0, np.inf, divisor)
 
 
-def _product(s: Float32Array, t: Float32Array) -> Float32Array:
-    with np.errstate(over="ignore", under="ignore"):
-        return s * t
+# TransformerEngine: pytorch/custom_recipes/reference_nvfp4.py (quantization), and
+# common/cast/nvfp4/dequantize_nvfp4.cuh
+
+
+def _absmax(
+    g: Float32Array, element_max: float, scale_max: float, source: str = "float32"
+) -> Float32Array:
+    return np.asarray(g, np.float32)
+
+
+def _te_encode_scale(t: _Number, element_max: float, scale_max: float) -> Float32Array:
+    """Return TE's global encode scale: the largest representable scale over g."""
+    if t is None:
+        return np.asarray(_ONE)
+    encode_scale = np.minimum(np.float32(element_max * scale_max) / t, _FLOAT32.max)
+    return np.where(encode_scale == 0, _ONE, encode_scale).astype(np.float32)
+
+
+def _te_scale(
+    b: Float32Array, t: _Number, element_max: float, fmt: FloatFormat, source: str
+) -> Array:
+    multiplier = _te_encode_scale(t, element_max, fmt.max) * (_ONE / np.float32(element_max))
+    return _encoded(b * multiplier, fmt)
+
+
+def _te_factor(s: Float32Array, t: _Number, element_max: float, scale_max: float) -> Array:
+    decode_scale = _ONE / _te_encode_scale(t, element_max, scale_max)
+    return np.minimum(_ONE / (s * decode_scale), _FLOAT32.max)
+
+
+def _te_block_scale(
+    s: Float32Array, t: Float32Array, element_max: float, scale_max: float
+) -> Float32Array:
+    return s * t * (_ONE / np.float32(element_max * scale_max))
+
+
+# ModelOpt: torch/quantization/qtensor/nvfp4_tensor.py
+
+
+def _multiplier(
+    g: Float32Array, element_max: float, scale_max: float, source: str = "float32"
+) -> Float32Array:
+    return np.asarray(g / np.float32(element_max * scale_max), np.float32)
+
+
+def _modelopt_scale(
+    b: Float32Array, t: _Number, element_max: float, fmt: FloatFormat, source: str
+) -> Array:
+    ratio = b / (np.float32(element_max) * (_ONE if t is None else t))
+    return _encoded(np.where(ratio == 0, _ONE, ratio), fmt, fmt.min_positive)
+
+
+def _product(s: Float32Array, t: _Number, element_max: float, scale_max: float) -> Float32Array:
+    return s if t is None else s * t
+
+
+# torchao: prototype/mx_formats/nvfp4_tensor.py
+
+
+def _torchao_scale(
+    b: Float32Array, t: _Number, element_max: float, fmt: FloatFormat, source: str
+) -> Array:
+    ratio = b / np.float32(element_max)
+    return _encoded(ratio if t is None else ratio / t, fmt, fmt.min_normal)
+
+
+def _torchao_factor(s: Float32Array, t: _Number, element_max: float, scale_max: float) -> Array:
+    return (_ONE if t is None else _ONE / t) / s
+
+
+# compressed-tensors: quantization/utils/helpers.py and lifecycle/forward_helpers.py
+
+#: The smallest normal number of the types in which compressed-tensors computes.
+_TINY = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
+
+
+def _ct_tensor_scale(
+    g: Float32Array, element_max: float, scale_max: float, source: str = "float32"
+) -> Float32Array:
+    # torch computes `number / tensor` as `reciprocal(tensor) * number`.
+    reciprocal = _rounded(np.asarray(_ONE / np.maximum(g, np.float32(_TINY[source]))), source)
+    ratio = _rounded(np.asarray(reciprocal * np.float32(element_max * scale_max)), source)
+    return np.where(np.isfinite(ratio), ratio, _ONE).astype(np.float32)
+
+
+def _ct_scale(
+    b: Float32Array, t: _Number, element_max: float, fmt: FloatFormat, source: str
+) -> Array:
+    ratio = _rounded(b / np.float32(element_max), source)
+    codes = _encoded(ratio if t is None else ratio * t, fmt)
+    smallest = encode(2.0**-fmt.mantissa_bits, fmt)  # torch.finfo's eps
+    return np.where(codes == 0, smallest, codes).astype(np.uint8)
+
+
+def _quotient(s: Float32Array, t: _Number, element_max: float, scale_max: float) -> Float32Array:
+    return s if t is None else s / t
+
+
+# vLLM: csrc/libtorch_stable/quantization/fp4/nvfp4_utils.cuh
+
+
+def _vllm_tensor_scale(
+    g: Float32Array, element_max: float, scale_max: float, source: str = "float32"
+) -> Float32Array:
+    return np.asarray(np.float32(element_max * scale_max) / g, np.float32)
+
+
+def _vllm_reciprocal(x: Array) -> Float32Array:
+    """Return the reciprocal, rounded once, with subnormals taken and given as zeros."""
+    flushed = np.where(np.abs(x) < _FLOAT32.tiny, np.float32(0), x)
+    reciprocal = _ONE / flushed
+    return np.where(np.abs(reciprocal) < _FLOAT32.tiny, np.float32(0), reciprocal)
+
+
+def _vllm_scale(
+    b: Float32Array, t: _Number, element_max: float, fmt: FloatFormat, source: str
+) -> Array:
+    ratio = b * _vllm_reciprocal(np.float32(element_max))
+    return _encoded(ratio if t is None else t * ratio, fmt)
+
+
+def _vllm_factor(s: Float32Array, t: _Number, element_max: float, scale_max: float) -> Array:
+    decode_scale = s if t is None else s * _vllm_reciprocal(t)
+    return np.where(s == 0, np.float32(0), _vllm_reciprocal(decode_scale))
 
 
 #: The rules, by name.
@@ -85,20 +299,78 @@ RATIO_RULES = {
     for rule in (
         RatioRule(
             "exact",
+            "multiplier",
             _exact_tensor_scale,
             _exact_scale,
-            _exact_scaled,
+            _exact_factor,
             _product,
             "t = float32(g / (M L)), s = E4M3(b / (M t)), code = E2M1(x / (s t)): each rounded "
             "once from real numbers",
+            divide=True,
         ),
         RatioRule(
             "te",
-            _exact_tensor_scale,
-            _exact_scale,
-            _exact_scaled,
+            "absmax",
+            _absmax,
+            _te_scale,
+            _te_factor,
+            _te_block_scale,
+            "TransformerEngine's reference_nvfp4.py: S = min(M L / g, largest float32), "
+            "s = E4M3(b (S (1 / M))), code = E2M1(x min(1 / (s (1 / S)), largest float32)); "
+            "g is stored, and values are code (s g (1 / (M L)))",
+            keeps_zero_sign=False,
+            nan_codes=(0, 0),
+        ),
+        RatioRule(
+            "modelopt",
+            "multiplier",
+            _multiplier,
+            _modelopt_scale,
             _product,
-            "TODO",
+            _product,
+            "ModelOpt's nvfp4_tensor.py: t = g / (M L), s = E4M3(b / (M t)), 1 if it is 0, at "
+            "least the smallest subnormal, code = E2M1(x / (s t))",
+            divide=True,
+            keeps_zero_sign=False,
+            nan_codes=(7, 7),
+        ),
+        RatioRule(
+            "torchao",
+            "multiplier",
+            _multiplier,
+            _torchao_scale,
+            _torchao_factor,
+            _product,
+            "torchao's nvfp4_tensor.py: t = g / (M L), s = E4M3((b / M) / t), at least the "
+            "smallest normal, code = E2M1(x ((1 / t) / s))",
+            nan_codes=(0xC, 0xB),
+        ),
+        RatioRule(
+            "compressed-tensors",
+            "divisor",
+            _ct_tensor_scale,
+            _ct_scale,
+            _quotient,
+            _quotient,
+            "compressed-tensors: G = (1 / g) (M L), 1 if not finite, s = E4M3(G (b / M)), 2^-3 if "
+            "it is 0, code = E2M1(x / (s / G)); G and b / M are rounded to the type of the numbers",
+            divide=True,
+            keeps_zero_sign=False,
+            nan_codes=(0, 0),
+            one_type=True,
+        ),
+        RatioRule(
+            "vllm",
+            "divisor",
+            _vllm_tensor_scale,
+            _vllm_scale,
+            _vllm_factor,
+            _quotient,
+            "vLLM's nvfp4_utils.cuh with reciprocals that are rounded once: G = M L / g, "
+            "s = E4M3(G (b (1 / M))), code = E2M1(x (1 / (s (1 / G)))), 0 if s is 0; reciprocals "
+            "take and give subnormals as zeros",
+            nan_codes=(7, 7),
+            skips_nan=True,
         ),
     )
 }
@@ -107,13 +379,99 @@ RATIO_RULES = {
 def ratio_codes(
     x: Float32Array,
     amax: Float32Array,
-    tensor_scale: Float32Array | None,
-    element: Format,
-    scale_format: FloatFormat,
-    rule: RatioRule,
-    spread: Callable[[Array], Array],
+    tensor_scale: _Number,
+    fmt: BlockFormat,
+    axis: int,
+    source: str = "float32",
 ) -> tuple[Array, Array]:
-    """Return the codes of numbers, and of the scales of their blocks; see :func:`power_codes`."""
-    scale_codes = rule.scale(amax, tensor_scale, element.max, scale_format)
-    s = spread(values_of(scale_codes, scale_format, np.dtype(np.float32)))
-    return encode(rule.scaled(x, s, tensor_scale), element), scale_codes
+    """Return the codes of numbers, and of the scales of their blocks, by the rule of a format.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+    amax : ndarray of float32
+        The largest magnitude of each block.
+    tensor_scale : ndarray of float32, (), optional
+        The number of the tensor, as the rule stores it, if the format has one.
+    fmt : BlockFormat
+    axis : int
+        The axis of the blocks, not negative.
+    source : {"float32", "float16", "bfloat16"}
+        The type in which the numbers were given.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite and the rule does not say what becomes of it.
+    """
+    rule = fmt.how
+    assert isinstance(rule, RatioRule)
+    finite = np.isfinite(amax)
+    if not finite.all():
+        if rule.nan_codes is None:
+            found = amax[~finite][0]
+            raise ValueError(f"x: expected finite numbers for the rule {rule.name}, found {found}")
+        if rule.skips_nan:
+            low, high = group_extrema(np.where(np.isnan(x), np.float32(0), x), axis, fmt.block)
+            amax = np.maximum(high, -low)
+    limits = fmt.element.max, fmt.scale_format.max
+    with np.errstate(all="ignore"):
+        scale_codes = rule.scale(amax, tensor_scale, limits[0], fmt.scale_format, source)
+        nan = ~np.isnan(amax) & ~np.isnan(0 if tensor_scale is None else tensor_scale)
+        scale_codes = _with_nan_sign(scale_codes, nan, fmt.scale_format)
+        s = values_of(scale_codes, fmt.scale_format, np.dtype(np.float32))
+        rows, restore = _blocks(x, axis, fmt.block)
+        s, factor = (
+            np.moveaxis(per_block, axis, -1).reshape(-1, 1)
+            for per_block in (s, rule.factor(s, tensor_scale, *limits))
+        )
+        codes = np.empty(rows.shape, fmt.element.code_dtype)
+        rounded = source if rule.one_type and tensor_scale is None else "float32"
+        encoder = _encoder(fmt.element)
+        operation = np.divide if rule.divide else np.multiply
+        for chunk in chunks(len(rows), max(1, _CHUNK // rows.shape[1])):
+            scaled = operation(rows[chunk], factor[chunk])
+            scaled = _rounded(scaled, rounded)
+            if not rule.keeps_zero_sign:
+                scaled += scaled.dtype.type(0)
+            if rule.nan_codes is None or fmt.element != E2M1 or np.isfinite(scaled.sum()):
+                encoder(scaled.reshape(-1), codes[chunk].reshape(-1))
+                continue
+            nan = np.isnan(scaled)
+            scaled[nan] = 0
+            encoder(scaled.reshape(-1), codes[chunk].reshape(-1))
+            nan_codes = np.where(np.isnan(s[chunk]), *map(np.uint8, rule.nan_codes))
+            np.copyto(codes[chunk], nan_codes, where=nan)
+    return restore(codes), scale_codes
+
+
+def _with_nan_sign(codes: Array, where: Array, fmt: FloatFormat) -> Array:
+    """Set the sign of scales that are NaN, as x86 gives one to the NaN of an invalid operation."""
+    if fmt.nan_code is None or not fmt.sign_bit or fmt.nan_code == fmt.sign_bit:
+        return codes
+    signed = np.uint8(fmt.nan_code | fmt.sign_bit)
+    return np.where(where & (codes == fmt.nan_code), signed, codes)
+
+
+def _blocks(x: Array, axis: int, block: int) -> tuple[Array, Callable[[Array], Array]]:
+    """Return an array as rows of a block each, filled up with zeros, and the way back."""
+    last = np.moveaxis(x, axis, -1)
+    shape, length = last.shape, last.shape[-1]
+    block = min(block, max(length, 1))
+    padding = -length % block
+    if padding:
+        last = np.concatenate([last, np.zeros((*shape[:-1], padding), x.dtype)], axis=-1)
+    padded = last.shape
+
+    def restore(codes: Array) -> Array:
+        whole = codes.reshape(padded)[..., :length]
+        return np.ascontiguousarray(np.moveaxis(whole, -1, axis))
+
+    return last.reshape(-1, block), restore
+
+
+def _encoder(fmt: Format) -> Kernel:
+    """Return the kernel that rounds to the nearest code and saturates."""
+    if isinstance(fmt, IntFormat):
+        return integer_kernel(fmt, True)
+    return table_encoder(fmt, True, "nearest", "float32")
