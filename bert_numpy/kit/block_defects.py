@@ -19,8 +19,17 @@ from bert_numpy.kit.block_operations import (
     multiplier,
     scaled_numbers,
 )
-from npfp8 import ACCUMULATORS, E8M0FNU, POWER_RULES, RATIO_RULES, decode, encode
+from npfp8 import (
+    ACCUMULATORS,
+    E8M0FNU,
+    POWER_RULES,
+    RATIO_RULES,
+    BlockFormat,
+    decode,
+    encode,
+)
 from npfp8.arrays import Array
+from npfp8.blocks import RatioRule
 from npfp8.blocks.layouts import SCALE_LAYOUTS, pack_scales, unpack_scales
 from npfp8.formats import FORMATS
 from npfp8.scaling import group_extrema, spread
@@ -46,7 +55,11 @@ _NIBBLES = {
 }
 
 
-def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, dict[str, Any]]]:
+#: A defect: its name and its defective operations.
+Named = tuple[str, dict[str, Any]]
+
+
+def block_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
     """Yield names and defective operations; a name may occur more than once.
 
     Parameters
@@ -54,43 +67,13 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, di
     operations : mapping
         The operations as they are right.
     """
+    yield from _tensor_scale_defects()
     for rule in {**POWER_RULES, **RATIO_RULES}:
         named = ("tensor_scale", "scale_codes", "block_codes", "block_scales", "block_product")
         yield f"the rule {rule}", {name: _by_rule(name, rule) for name in named}
-    yield "zero blocks with a scale of 1", {"scale_codes": _zero_is_one}
-    yield "blocks along another axis", {"scale_codes": _other_axis, "block_codes": _along_other}
-    for block in (8, 16, 32, 64, 128):
-        reading = {name: _reread(operations[name], block) for name in ("dequantize", "block_sum")}
-        yield f"blocks of {block}", {"block_codes": _whole(block=block), **reading}
-    for neighbour in (_shifted(1), _shifted(-1), _clamped(1), _clamped(-1)):
-        yield "scales of the neighbouring blocks", _scales_by(operations, neighbour)
-    yield "scales of blocks left out", _unscaled(operations)
-    for off in (127, 1, -1):
-        name = "the bias of E8M0 left out" if off == 127 else f"a bias of E8M0 of {127 - off}"
-        yield name, _bias(off)
-    yield "the bias of E8M0 left out", {"block_scales": _signed_exponents}
-    for change in (_reciprocals("a", "b"), _reciprocals("a"), _reciprocals("b")):
-        yield "tensor scale inverted", _tensor_scale_by(change)
-    yield "tensor scale inverted", {"block_scales": _divided_scales, "block_product": _divided}
-    yield "tensor scale left out", _tensor_scale_by(_ones)
-    yield "multiplication by the reciprocal of the scale", {"block_codes": _times_reciprocal}
-    # Defects of encoders that integers have too, and ties that they round otherwise.
-    yield "ties rounded away from zero", {"block_codes": _rounded("nearest_away")}
-    yield "ties rounded toward zero", {"block_codes": _rounded("nearest_toward_zero")}
-    yield "truncation", {"block_codes": _rounded("toward_zero")}
-    for layout in SCALE_LAYOUTS:
-        if layout != "linear":
-            yield f"scales in the layout {layout}", _laid_out(operations, _packed(layout))
-            yield f"scales in the layout {layout}", _laid_out(operations, _unpacked(layout))
-    yield "scales in the order of columns", _laid_out(operations, _by_columns)
-    for layout in SCALE_LAYOUTS:
-        packing = {name: _with(name, layout=layout) for name in ("pack_scales", "unpack_scales")}
-        yield f"scales in the layout {layout}", packing
-    for layout, meaning in _NIBBLES.items():
-        packing = {name: _with(name, layout=layout) for name in ("pack_codes", "unpack_codes")}
-        yield f"codes in the layout {layout}{meaning}", packing
-    for shift in (0, 4):
-        yield "codes elsewhere in bytes of their own", {"pack_codes": _shifted_codes(shift)}
+    yield from _element_defects()
+    yield from _scale_defects(operations)
+    yield from _layout_defects(operations)
     for accumulator in ACCUMULATORS.values():
         if accumulator.narrow or accumulator.kind == "blocks":
             yield accumulator.description, {"block_sum": _accumulated(accumulator.name)}
@@ -98,16 +81,61 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[tuple[str, di
     yield "bias left out", {"block_product": _without_bias}
 
 
+def _element_defects() -> Iterator[Named]:
+    yield "multiplication by the reciprocal of the scale", {"block_codes": _times_reciprocal}
+    yield "ties rounded away from zero", {"block_codes": _rounded("nearest_away")}
+    yield "ties rounded toward zero", {"block_codes": _rounded("nearest_toward_zero")}
+    yield "truncation", {"block_codes": _rounded("toward_zero")}
+
+
+def _scale_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
+    yield "zero blocks with a scale of 1", {"scale_codes": _zero_is_one}
+    yield "blocks along another axis", {"scale_codes": _other_axis, "block_codes": _along_other}
+    for block in (8, 16, 32, 64, 128):
+        reading = {name: _reread(operations[name], block) for name in ("dequantize", "block_sum")}
+        yield f"blocks of {block}", {"block_codes": _whole(block=block), **reading}
+    for neighbour in (_shifted(1), _shifted(-1), _clamped(1), _clamped(-1)):
+        yield from _everywhere("scales of the neighbouring blocks", operations, neighbour)
+    yield "scales of blocks left out", _unscaled(operations)
+    for off in (127, 1, -1):
+        name = "the bias of E8M0 left out" if off == 127 else f"a bias of E8M0 of {127 - off}"
+        yield name, _bias(off)
+    yield "the bias of E8M0 left out", {"block_scales": _signed_exponents}
+
+
+def _tensor_scale_defects() -> Iterator[Named]:
+    for operands in (("a", "b"), ("a",), ("b",)):
+        yield "tensor scale inverted", _tensor_scale_by(_inverse, operands)
+        yield "tensor scale left out", _tensor_scale_by(_left_out, operands)
+    yield "tensor scale inverted", {"block_scales": _divided_scales, "block_product": _divided}
+
+
+def _layout_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
+    for layout in SCALE_LAYOUTS:
+        packing = {name: _with(name, layout=layout) for name in ("pack_scales", "unpack_scales")}
+        yield f"scales in the layout {layout}", packing
+        for order in (_packed(layout), _unpacked(layout)) if layout != "linear" else ():
+            yield from _laid_out(f"scales in the layout {layout}", operations, order)
+    yield from _laid_out("scales in the order of columns", operations, _by_columns)
+    for layout, meaning in _NIBBLES.items():
+        packing = {name: _with(name, layout=layout) for name in ("pack_codes", "unpack_codes")}
+        yield f"codes in the layout {layout}{meaning}", packing
+    for shift in (0, 4):
+        yield "codes elsewhere in bytes of their own", {"pack_codes": _shifted_codes(shift)}
+
+
 def _by_rule(operation: str, rule: str) -> Defective:
     """Make an operation by another rule.
 
-    A candidate that has what a plain rule makes is said to follow that, not a party's.
+    A candidate that has what a plain rule for powers of two makes is said to follow that, not
+    a party's.
     """
     change = _with(operation, rule=rule)
 
     def function(inputs: Inputs, attributes: Attributes) -> Array | None:
         found = change(inputs, attributes)
-        if FOUND in inputs and rule in POWER_RULES and rule not in PLAIN_RULES:
+        party = attributes.get("rule") in POWER_RULES and rule not in PLAIN_RULES
+        if FOUND in inputs and party and block_format(attributes).powers_of_two:
             for plain in PLAIN_RULES:
                 other = _with(operation, rule=plain)(inputs, attributes)
                 if other is not None and np.array_equal(other, inputs[FOUND]):
@@ -220,6 +248,13 @@ def _clamped(by: int) -> Change:
     return change
 
 
+def _everywhere(name: str, operations: Mapping[str, Defective], change: Change) -> Iterator[Named]:
+    """Yield the defect that scales are changed where they are used; also of one operand alone."""
+    yield name, _scales_by(operations, change)
+    for operand in ("a", "b"):
+        yield name, {"block_sum": _sums_by(operations, change, (operand,))}
+
+
 def _scales_by(operations: Mapping[str, Defective], change: Change) -> dict[str, Defective]:
     """Make operations that use changed scales."""
 
@@ -234,15 +269,24 @@ def _scales_by(operations: Mapping[str, Defective], change: Change) -> dict[str,
         scales = change(inputs["x_scale"], how["axis"])
         return operations["dequantize"]({**inputs, "x_scale": scales}, attributes)
 
+    sums = _sums_by(operations, change, ("a", "b"))
+    return {"block_codes": codes, "dequantize": dequantize, "block_sum": sums}
+
+
+def _sums_by(
+    operations: Mapping[str, Defective], change: Change, operands: tuple[str, ...]
+) -> Defective:
+    """Make sums that use changed scales of some operands."""
+
     def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
         scales = {
             role: change(inputs[role], attributes[name]["axis"])
-            for name in ("a", "b")
+            for name in operands
             if (role := f"{name}_scale_codes") in inputs
         }
         return operations["block_sum"]({**inputs, **scales}, attributes)
 
-    return {"block_codes": codes, "dequantize": dequantize, "block_sum": sums}
+    return sums
 
 
 def _reread(operation: Defective, block: int) -> Defective:
@@ -334,35 +378,53 @@ def _signed_exponents(inputs: Inputs, attributes: Attributes) -> Array | None:
 # The scale of the tensor
 
 
-def _reciprocals(*operands: str) -> Callable[[str, Array], Array]:
-    return lambda name, number: np.float32(1) / number if name in ("", *operands) else number
+def _inverse(number: Array, fmt: BlockFormat) -> Array:
+    """Return the number that multiplies values where the right one divides them."""
+    assert isinstance(fmt.how, RatioRule)
+    one = np.float32(1) / number
+    if fmt.how.stored != "absmax":
+        return one
+    return np.float32((fmt.element.max * fmt.scale_format.max) ** 2) * one
 
 
-def _ones(name: str, number: Array) -> Array:
-    return np.ones_like(number)
+def _left_out(number: Array, fmt: BlockFormat) -> Array:
+    """Return the number that multiplies values by 1."""
+    assert isinstance(fmt.how, RatioRule)
+    limits = fmt.element.max * fmt.scale_format.max
+    return np.asarray(limits if fmt.how.stored == "absmax" else 1, np.float32)
 
 
-def _tensor_scale_by(change: Callable[[str, Array], Array]) -> dict[str, Defective]:
-    """Make operations that use another number for the tensor."""
+def _tensor_scale_by(
+    change: Callable[[Array, BlockFormat], Array], operands: tuple[str, ...]
+) -> dict[str, Defective]:
+    """Make operations that use another number for the tensor; products, of some operands."""
+
+    def product(inputs: Inputs, attributes: Attributes) -> Array | None:
+        numbers = {
+            role: change(inputs[role], block_format(attributes[name]))
+            for name in operands
+            if (role := f"{name}_tensor_scale") in inputs
+        }
+        if not numbers:
+            return None
+        return BLOCK_OPERATIONS["block_product"]({**inputs, **numbers}, attributes)
 
     def changed(operation: str) -> Defective:
         def function(inputs: Inputs, attributes: Attributes) -> Array | None:
-            numbers = {
-                role: np.asarray(change(role.removesuffix("tensor_scale")[:-1], number))
-                for role, number in inputs.items()
-                if role.endswith("tensor_scale")
-            }
-            if not numbers:
+            if "tensor_scale" not in inputs:
                 return None
-            return BLOCK_OPERATIONS[operation]({**inputs, **numbers}, attributes)
+            number = change(inputs["tensor_scale"], block_format(attributes))
+            return BLOCK_OPERATIONS[operation]({**inputs, "tensor_scale": number}, attributes)
 
         return function
 
     def written(inputs: Inputs, attributes: Attributes) -> Array | None:
-        return change("", BLOCK_OPERATIONS["tensor_scale"](inputs, attributes))
+        number = BLOCK_OPERATIONS["tensor_scale"](inputs, attributes)
+        return np.float32(1) / number if change is _inverse else np.ones_like(number)
 
-    reading = ("scale_codes", "block_codes", "block_scales", "block_product")
-    return {"tensor_scale": written} | {name: changed(name) for name in reading}
+    names = ("scale_codes", "block_codes", "block_scales") if len(operands) > 1 else ()
+    reading = {name: changed(name) for name in names}
+    return reading | {"block_product": product} | ({"tensor_scale": written} if names else {})
 
 
 def _divided_scales(inputs: Inputs, attributes: Attributes) -> Array | None:
@@ -371,9 +433,11 @@ def _divided_scales(inputs: Inputs, attributes: Attributes) -> Array | None:
         return None
     number = inputs["tensor_scale"]
     values = decode(inputs["scale_codes"], FORMATS[attributes["scale_fmt"]])
-    two = {**inputs, "scale_codes": np.uint8(0x38), "tensor_scale": np.float32(2)}
-    multiplies = BLOCK_OPERATIONS["block_scales"](two, attributes) == 2
-    return values / number if multiplies else values * number
+    how = block_format(attributes).how
+    assert isinstance(how, RatioRule)
+    if how.stored == "absmax":
+        return None
+    return values * number if how.divides else values / number
 
 
 def _divided(inputs: Inputs, attributes: Attributes) -> Array | None:
@@ -420,8 +484,8 @@ def _by_columns(places: Array, axis: int) -> Array:
     return places.swapaxes(-1, -2)
 
 
-def _laid_out(operations: Mapping[str, Defective], change: Change) -> dict[str, Defective]:
-    """Make operations whose scales are in another order; ``change`` orders their places."""
+def _laid_out(name: str, operations: Mapping[str, Defective], change: Change) -> Iterator[Named]:
+    """Yield the defect that scales are in another order; ``change`` orders their places."""
 
     def permuted(scales: Array, axis: int) -> Array:
         if scales.ndim < 2 or scales.size > 1 << 16:
@@ -436,7 +500,8 @@ def _laid_out(operations: Mapping[str, Defective], change: Change) -> dict[str, 
         codes = BLOCK_OPERATIONS["scale_codes"](inputs, attributes)
         return permuted(codes, attributes["axis"])
 
-    return {"scale_codes": written, **_scales_by(operations, permuted)}
+    for defect, changed in _everywhere(name, operations, permuted):
+        yield defect, changed | ({"scale_codes": written} if len(changed) > 1 else {})
 
 
 # Sums

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from npfp8 import BlockFormat, QuantizedTensor, encode, matmul
-from npfp8.arrays import Array
-from npfp8.blocks import PowerRule, RatioRule
+from npfp8.arrays import Array, Float32Array
+from npfp8.blocks import PowerRule
 from npfp8.blocks.layouts import (
     pack_blocks,
     pack_codes,
@@ -23,7 +23,12 @@ from npfp8.blocks.layouts import (
     unpack_codes,
     unpack_scales,
 )
-from npfp8.blocks.quantize import BlockCodes, block_scales, quantize_blocks
+from npfp8.blocks.quantize import (
+    BlockCodes,
+    block_scales,
+    quantize_blocks,
+    tensor_multiplier,
+)
 from npfp8.codec.tables import values_of
 from npfp8.formats import FORMATS, FloatFormat
 from npfp8.scaling import spread
@@ -100,27 +105,32 @@ def _scale_codes(inputs: Inputs, attributes: Attributes) -> Array:
     return _quantized(inputs, attributes).scale_codes
 
 
-def scaled_numbers(inputs: Inputs, attributes: Attributes) -> Array:
+def scaled_numbers(inputs: Inputs, attributes: Attributes) -> Float32Array:
     """Return the numbers whose codes are those of the elements: x over its block's scale."""
-    fmt, x = block_format(attributes), inputs["x"]
-
-    def per_element(per_block: Array) -> Array:
-        return spread(per_block, x.shape, attributes["axis"], fmt.block)
-
-    scales = values_of(inputs["scale_codes"], fmt.scale_format, np.dtype(np.float32))
-    if isinstance(fmt.how, RatioRule):
-        return fmt.how.scaled(x, per_element(scales), inputs.get("tensor_scale"))
-    exponents = np.frexp(np.where(np.isfinite(scales), scales, _ONE))[1] - 1
-    return np.asarray(
-        np.ldexp(x, -per_element(exponents))
-        * np.where(per_element(np.isfinite(scales)), _ONE, np.float32(np.nan))
-    )
+    fmt, x, axis = block_format(attributes), inputs["x"], attributes["axis"]
+    values = values_of(inputs["scale_codes"], fmt.scale_format, np.dtype(np.float32))
+    how = fmt.how
+    with np.errstate(all="ignore"):
+        if isinstance(how, PowerRule):
+            scaled = x / spread(values, x.shape, axis, fmt.block)  # exact
+        else:
+            limits = fmt.element.max, fmt.scale_format.max
+            factor = how.factor(values, inputs.get("tensor_scale"), *limits)
+            factor = spread(factor, x.shape, axis, fmt.block)
+            scaled = x / factor if how.divide else x * factor
+    return np.asarray(scaled, np.float32)
 
 
 def _block_codes(inputs: Inputs, attributes: Attributes) -> Array:
-    fmt = block_format(attributes)
+    """Return the codes by the rule; where a scale is not the rule's, those of the quotients."""
+    fmt, x, scale_codes = block_format(attributes), inputs["x"], inputs["scale_codes"]
+    right = _quantized(inputs, attributes)
+    own = spread(right.scale_codes == scale_codes, x.shape, attributes["axis"], fmt.block)
+    if own.all():
+        return right.codes
     rounding = fmt.how.rounding if isinstance(fmt.how, PowerRule) else "nearest"
-    return encode(scaled_numbers(inputs, attributes), fmt.element, rounding=rounding)
+    numbers = np.where(own, np.float32(0), scaled_numbers(inputs, attributes))
+    return np.where(own, right.codes, encode(numbers, fmt.element, rounding=rounding))
 
 
 def _block_scales(inputs: Inputs, attributes: Attributes) -> Array:
@@ -169,9 +179,7 @@ def multiplier(name: str, inputs: Inputs, attributes: Attributes) -> Array:
     number = inputs.get(f"{name}_tensor_scale")
     if number is None:
         return np.ones((), np.float32)
-    rule = block_format(how).how
-    assert isinstance(rule, RatioRule)
-    return np.asarray(rule.block_scale(np.ones((), np.float32), number), np.float32)
+    return tensor_multiplier(number, block_format(how))
 
 
 def _block_product(inputs: Inputs, attributes: Attributes) -> Array:

@@ -362,6 +362,10 @@ def _sqnr(tensor: Tensor, expected: Array, found: Array) -> float | None:
 # Why
 
 
+#: The errors of operations whose inputs a defect, here or before, has made unfit.
+_NOT_COMPUTED = (ArithmeticError, LookupError, TypeError, ValueError, MemoryError)
+
+
 class Evaluation:
     """The values of a kit's tensors if a defect is in everything that is not held fixed."""
 
@@ -405,7 +409,10 @@ class Evaluation:
         defective = self.defect.operations.get(tensor.operation)
         if defective is not None:
             given = {FOUND: self.found} if name == self.target else {}
-            x = defective({**inputs, **given}, tensor.attributes)
+            try:
+                x = defective({**inputs, **given}, tensor.attributes)
+            except _NOT_COMPUTED:  # the defect is none of these inputs
+                x = None
             if x is not None:
                 self.applied = True
                 return x
@@ -456,8 +463,8 @@ def _reproduces(
     try:
         with np.errstate(all="ignore"):
             x = evaluation.value(root)
-    except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError):
-        return False  # the defect cannot be computed for this operation
+    except _NOT_COMPUTED:
+        return False
     if not evaluation.applied or x.shape != found.shape:
         return False
     return not _unlike(kit.tensors[root], x, found).any()
