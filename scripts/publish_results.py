@@ -1,7 +1,7 @@
 """Put the study's results at base size into README, docs/, notebook 4 and the package.
 
     python scripts/publish_results.py [--accuracy RESULTS.json ...] [--outliers OUTLIERS.json ...]
-        [--sensitivity SENSITIVITY.json ...] [--rescue RESCUE.json ...]
+        [--sensitivity SENSITIVITY.json ...] [--rescue RESCUE.json ...] [--blocks RESULTS.json ...]
     python scripts/publish_results.py --check
 
 docs/data/results-base.json is the one source of the tables and figures. Each option
@@ -11,8 +11,9 @@ is rewritten, and so are the figures, also where a notebook shows one. A block w
 results is empty. The package gets the rows that ``bert-numpy demo`` quotes.
 --check writes nothing; the exit code is 1 if a page differs from the results.
 
-The files are those of reproduce_paper.py (results.json), measure_outliers.py,
-study_sensitivity.py and study_rescue.py.
+The files are those of reproduce_paper.py (results.json; --blocks has those of the block
+formats, of all sizes of models), measure_outliers.py, study_sensitivity.py and
+study_rescue.py.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from bert_numpy.errors import BertNumpyError, read_json
 from bert_numpy.study.figures import draw_differences, draw_headline, draw_outliers
 from bert_numpy.study.tables import (
     accuracy_tables,
+    block_tables,
     first_metric,
     headline,
     outlier_sites,
     outlier_summary,
     rescue_table,
     results_by_model,
+    rule_tables,
     sensitivity_tables,
     summary,
 )
@@ -50,8 +53,8 @@ EXCERPT = Path("bert_numpy/assets/base-size.json")
 PAGES = ("README.md", "docs/index.md", "docs/results.md", "notebooks/4-fp8-ptq-step-by-step.ipynb")
 
 #: The parts of the data, and the type of a part's file: a list of entries, or one entry.
-PARTS = {"accuracy": list, "outliers": list, "sensitivity": dict, "rescue": list}
-OPTIONS = ("--accuracy", "--outliers", "--sensitivity", "--rescue")
+PARTS = {"accuracy": list, "outliers": list, "sensitivity": dict, "rescue": list, "blocks": list}
+OPTIONS = tuple(f"--{part}" for part in PARTS)
 
 #: The recipes that the demo quotes, for models that have results of all of them.
 QUOTED = ("fp32", "int8", "e4m3")
@@ -80,6 +83,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
         lambda reports: "\n".join(sensitivity_tables(report, MOST_SITES) for report in reports),
     ),
     "rescue": ("rescue", rescue_table),
+    "block formats": ("blocks", block_tables),
+    "rules": ("blocks", rule_tables),
 }
 
 _BLOCK = re.compile(

@@ -302,7 +302,11 @@ def tensors() -> list[np.ndarray]:
     near = [1.0, 1.25, 1.5, 1.75, 1.875, 1.9375, 1.96875, 1.984375, 1.9921875, 2.0]
     for exponent in (-127, -126, -9, 0, 5, 120):
         for end in np.float32(near) * np.float32(2.0**exponent):
-            for largest in (np.nextafter(end, np.float32(0)), end, np.nextafter(end, np.float32(1e38))):
+            for largest in (
+                np.nextafter(end, np.float32(0)),
+                end,
+                np.nextafter(end, np.float32(1e38)),
+            ):
                 row = generator.uniform(-1, 1, 32).astype(np.float32)
                 row[::8] = 1
                 found.append(row * largest)

@@ -359,7 +359,7 @@ def test_targets(tmp_path: Path) -> None:
         ),
         (
             Recipe("fnuz", SiteRecipe(b=Operand(FORMATS["E4M3FNUZ"]))),
-            "recipe fnuz: .*query: weight: expected E4M3FN, INT8, UINT8, E5M2 to be written, found",
+            "recipe fnuz: .*query: weight: expected E4M3FN, INT8, UINT8, E5M2, NVFP4, .* to be written, fo",
         ),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -859,7 +859,7 @@ OWN = "config.json: key 'npfp8_config'"
         ),
         (
             foreign(lambda config: config.update(quant_method="gptq")),
-            f"{CONFIG}: key 'quant_method': expected 'compressed-tensors' or 'fp8', found 'gptq'",
+            f"{CONFIG}: key 'quant_method': expected 'compressed-tensors', 'modelopt' or 'fp8', fou",
         ),
         (foreign(lambda config: config.pop("quant_method")), "'quant_method': expected"),
         (
@@ -923,13 +923,13 @@ OWN = "config.json: key 'npfp8_config'"
                 f"key 'group_0': key 'weights': key {key!r}: expected {expected}, found {x!r}",
             )
             for key, x, expected in (
-                ("num_bits", 4, "8"),
+                ("num_bits", 5, "4 or 6 or 8"),
                 ("type", "bfloat", "'float' or 'int'"),
                 ("symmetric", False, "True"),
                 ("strategy", "tensor_group", "'tensor' or 'channel' or 'group' or 'block'"),
                 ("dynamic", True, "False"),
                 ("actorder", "group", "nothing or 'weight': others are not implemented"),
-                ("scale_dtype", "torch.uint8", "one of float32, float16, bfloat16"),
+                ("scale_dtype", "torch.float64", "one of float32, float16, bfloat16"),
                 ("group_size", 128, "nothing, of strategy 'tensor'"),
                 ("group_size", 2**31, "1..2147483647"),
                 ("block_structure", [8, 8], "nothing: this is not implemented"),

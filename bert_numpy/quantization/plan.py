@@ -32,7 +32,7 @@ class Scale:
         assert operand.fmt is not None
         if isinstance(operand.fmt, BlockFormat):
             return Scale(
-                tensor_scale_of(np.maximum(np.float32(high), -np.float32(low)), operand.fmt)
+                tensor_scale_of(np.maximum(np.float32(high), np.abs(np.float32(low))), operand.fmt)
             )
         scale, zero_point = scale_of_range(
             np.float32(low), np.float32(high), operand.fmt, operand.power_of_two

@@ -12,6 +12,7 @@ from bert_numpy.study.channels import INPUTS, RATIO, THRESHOLD, recurring_channe
 __all__ = [
     "HEADLINE",
     "accuracy_tables",
+    "block_tables",
     "first_metric",
     "folded",
     "headline",
@@ -19,6 +20,7 @@ __all__ = [
     "outlier_summary",
     "rescue_table",
     "results_by_model",
+    "rule_tables",
     "sensitivity_tables",
     "summary",
 ]
@@ -34,6 +36,9 @@ HEADLINE = {
     "e4m3": "E4M3",
     "e5m2": "E5M2",
 }
+
+#: The recipes that differ in MXFP4's rule for scales alone.
+RULES = ("fp32", "mxfp4", "mxfp4-rceil", "mxfp4-even")
 
 #: The keys of a row that are not metrics.
 _NO_METRICS = {
@@ -215,6 +220,26 @@ def accuracy_tables(rows: Sequence[Row]) -> str:
         table = _table([head.replace("_", " ") for head in heads], lines)
         print(folded(f"{model}, {task}, {any_row['examples']} examples", table), file=text)
     return text.getvalue()
+
+
+def block_tables(rows: Sequence[Row]) -> str:
+    """Compare block formats with others: the summary of each family of models."""
+    return _by_family([row for row in rows if row["recipe"] not in RULES[2:]])
+
+
+def rule_tables(rows: Sequence[Row]) -> str:
+    """Compare the rules for scales: the summary of each family whose models have all of them."""
+    every = {key for key, found in results_by_model(rows).items() if set(RULES) <= found.keys()}
+    chosen = [row for row in rows if (row["model"], row["task"]) in every]
+    return _by_family([row for row in chosen if row["recipe"] in RULES])
+
+
+def _by_family(rows: Sequence[Row]) -> str:
+    """Write the summary of the models whose names are alike before the last hyphen."""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row["model"].rpartition("-")[0], []).append(row)
+    return "\n".join(f"**{name}.** {summary(found)}" for name, found in families.items())
 
 
 def outlier_summary(reports: Sequence[Row]) -> str:

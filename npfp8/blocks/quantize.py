@@ -10,8 +10,9 @@ from npfp8.arrays import Array, Float32Array
 from npfp8.blocks.formats import BlockFormat
 from npfp8.blocks.powers import PowerRule, power_codes
 from npfp8.blocks.ratios import RatioRule, ratio_codes
+from npfp8.blocks.rows import block_rows, row_absmax
 from npfp8.codec.tables import values_of
-from npfp8.scaling import as_float32, group_extrema, spread
+from npfp8.scaling import as_float32, spread
 
 __all__ = [
     "BlockCodes",
@@ -51,22 +52,23 @@ def quantize_blocks(
     tensor_scale : ndarray of float32, (), optional
         The number of the tensor; without it, it is computed from the numbers.
     """
-    low, high = group_extrema(x, axis, fmt.block)
-    amax = np.abs(np.maximum(high, -low))  # the maximum of zeros may be -0
+    blocks = block_rows(x, axis, fmt.block)
+    largest = row_absmax(blocks.rows)
 
     def per_element(per_block: Array) -> Array:
         return spread(per_block, x.shape, axis, fmt.block)
 
     rule = fmt.how
     if isinstance(rule, PowerRule):
+        amax = blocks.per_block(largest)
         found = power_codes(x, amax, fmt.element, fmt.scale_format, rule, per_element)
         return BlockCodes(*found, None)
     if not fmt.tensor_scale:
         tensor_scale = None
     elif tensor_scale is None:
-        tensor_scale = tensor_scale_of(amax.max(initial=0), fmt, source)
-    found = ratio_codes(x, amax, tensor_scale, fmt, axis, source)
-    return BlockCodes(*found, tensor_scale)
+        tensor_scale = tensor_scale_of(largest.max(initial=0), fmt, source)
+    codes, scale_codes = ratio_codes(blocks.rows, largest[:, None], tensor_scale, fmt, source)
+    return BlockCodes(blocks.elements(codes), blocks.per_block(scale_codes), tensor_scale)
 
 
 def block_scales(

@@ -16,11 +16,11 @@ import numpy as np
 
 from npfp8.arrays import Array, Float32Array, Kernel, chunks
 from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.blocks.rows import row_absmax
 from npfp8.codec import encode
 from npfp8.codec.definition import integer_kernel
 from npfp8.codec.tables import table_encoder, values_of
 from npfp8.formats import E2M1, FloatFormat, Format, IntFormat
-from npfp8.scaling import group_extrema
 
 if TYPE_CHECKING:
     from npfp8.blocks.formats import BlockFormat
@@ -377,27 +377,29 @@ RATIO_RULES = {
 
 
 def ratio_codes(
-    x: Float32Array,
+    rows: Float32Array,
     amax: Float32Array,
     tensor_scale: _Number,
     fmt: BlockFormat,
-    axis: int,
     source: str = "float32",
 ) -> tuple[Array, Array]:
-    """Return the codes of numbers, and of the scales of their blocks, by the rule of a format.
+    """Return the codes of the rows, and of the scales of blocks, by the rule of a format.
 
     Parameters
     ----------
-    x : ndarray of float32
-    amax : ndarray of float32
+    rows : ndarray of float32, (blocks, elements of a block)
+    amax : ndarray of float32, (blocks, 1)
         The largest magnitude of each block.
     tensor_scale : ndarray of float32, (), optional
         The number of the tensor, as the rule stores it, if the format has one.
     fmt : BlockFormat
-    axis : int
-        The axis of the blocks, not negative.
     source : {"float32", "float16", "bfloat16"}
         The type in which the numbers were given.
+
+    Returns
+    -------
+    codes : ndarray, of the shape of the rows
+    scale_codes : ndarray of uint8, (blocks, 1)
 
     Raises
     ------
@@ -412,25 +414,22 @@ def ratio_codes(
             found = amax[~finite][0]
             raise ValueError(f"x: expected finite numbers for the rule {rule.name}, found {found}")
         if rule.skips_nan:
-            low, high = group_extrema(np.where(np.isnan(x), np.float32(0), x), axis, fmt.block)
-            amax = np.maximum(high, -low)
+            amax = row_absmax(np.where(np.isnan(rows), np.float32(0), rows))[:, None]
     limits = fmt.element.max, fmt.scale_format.max
     with np.errstate(all="ignore"):
         scale_codes = rule.scale(amax, tensor_scale, limits[0], fmt.scale_format, source)
         nan = ~np.isnan(amax) & ~np.isnan(0 if tensor_scale is None else tensor_scale)
         scale_codes = _with_nan_sign(scale_codes, nan, fmt.scale_format)
         s = values_of(scale_codes, fmt.scale_format, np.dtype(np.float32))
-        rows, restore = _blocks(x, axis, fmt.block)
-        s, factor = (
-            np.moveaxis(per_block, axis, -1).reshape(-1, 1)
-            for per_block in (s, rule.factor(s, tensor_scale, *limits))
-        )
+        factor = rule.factor(s, tensor_scale, *limits)
         codes = np.empty(rows.shape, fmt.element.code_dtype)
         rounded = source if rule.one_type and tensor_scale is None else "float32"
         encoder = _encoder(fmt.element)
         operation = np.divide if rule.divide else np.multiply
-        for chunk in chunks(len(rows), max(1, _CHUNK // rows.shape[1])):
-            scaled = operation(rows[chunk], factor[chunk])
+        length = max(1, _CHUNK // rows.shape[1])
+        buffer = np.empty((length, rows.shape[1]), factor.dtype)
+        for chunk in chunks(len(rows), length):
+            scaled = operation(rows[chunk], factor[chunk], out=buffer[: len(rows[chunk])])
             scaled = _rounded(scaled, rounded)
             if not rule.keeps_zero_sign:
                 scaled += scaled.dtype.type(0)
@@ -442,7 +441,7 @@ def ratio_codes(
             encoder(scaled.reshape(-1), codes[chunk].reshape(-1))
             nan_codes = np.where(np.isnan(s[chunk]), *map(np.uint8, rule.nan_codes))
             np.copyto(codes[chunk], nan_codes, where=nan)
-    return restore(codes), scale_codes
+    return codes, scale_codes
 
 
 def _with_nan_sign(codes: Array, where: Array, fmt: FloatFormat) -> Array:
@@ -451,23 +450,6 @@ def _with_nan_sign(codes: Array, where: Array, fmt: FloatFormat) -> Array:
         return codes
     signed = np.uint8(fmt.nan_code | fmt.sign_bit)
     return np.where(where & (codes == fmt.nan_code), signed, codes)
-
-
-def _blocks(x: Array, axis: int, block: int) -> tuple[Array, Callable[[Array], Array]]:
-    """Return an array as rows of a block each, filled up with zeros, and the way back."""
-    last = np.moveaxis(x, axis, -1)
-    shape, length = last.shape, last.shape[-1]
-    block = min(block, max(length, 1))
-    padding = -length % block
-    if padding:
-        last = np.concatenate([last, np.zeros((*shape[:-1], padding), x.dtype)], axis=-1)
-    padded = last.shape
-
-    def restore(codes: Array) -> Array:
-        whole = codes.reshape(padded)[..., :length]
-        return np.ascontiguousarray(np.moveaxis(whole, -1, axis))
-
-    return last.reshape(-1, block), restore
 
 
 def _encoder(fmt: Format) -> Kernel:

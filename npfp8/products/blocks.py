@@ -70,9 +70,7 @@ __all__ = ["block_scaled_product", "tensor_multiplier"]
 _CHUNK = 1 << 16
 
 #: Sums over a part of K in an accumulator, and whether certainly none of them is NaN.
-Sums = Callable[
-    [QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]
-]
+Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]]
 
 
 def tensor_multiplier(x: QuantizedTensor) -> Float32Array:
