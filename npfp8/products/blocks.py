@@ -55,7 +55,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npfp8.arrays import Array, Float32Array, Float64Array, lookup
-from npfp8.blocks.ratios import RatioRule
+from npfp8.blocks.quantize import tensor_multiplier
 from npfp8.codec.tables import values_of
 from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
@@ -64,24 +64,24 @@ from npfp8.products.float32 import K_LIMIT, lowest_bits, rounded_product
 from npfp8.products.specials import overlay_specials
 from npfp8.tensor import QuantizedTensor
 
-__all__ = ["block_scaled_product", "tensor_multiplier"]
+__all__ = ["block_scaled_product", "tensor_factor"]
 
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
+
+#: Elements of K whose norms are multiplied to bound an error: a block, for most formats.
+_RUN = 32
 
 #: Sums over a part of K in an accumulator, and whether certainly none of them is NaN.
 Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]]
 
 
-def tensor_multiplier(x: QuantizedTensor) -> Float32Array:
-    """Return the float32 number by which a product of a block-scaled operand is multiplied."""
+def tensor_factor(x: QuantizedTensor) -> Float32Array:
+    """Return the float32 number by which a product of an operand with blocks is multiplied."""
     if x.tensor_scale is None:
         return np.ones((), np.float32)
     assert x.block_format is not None
-    assert isinstance(x.block_format.how, RatioRule)
-    if not hasattr(x.block_format.how, "multiplier"):
-        return x.tensor_scale
-    return x.block_format.how.multiplier(x.tensor_scale)
+    return tensor_multiplier(x.tensor_scale, x.block_format)
 
 
 def block_scaled_product(
@@ -107,9 +107,11 @@ def block_scaled_product(
     sums : callable
         The sums of the other kinds of accumulators.
     """
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         factor = np.multiply(*factors)
-    if not (np.isfinite(factor) & (factor > 0)).all():
+    # The number of a tensor of zeros may be 0, and that of tiny ones an infinity.
+    usual = all((np.isfinite(one) & (one > 0)).all() for one in factors)
+    if usual and not (np.isfinite(factor) & (factor > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
     k = a.shape[-1]
     if k > K_LIMIT:
@@ -127,7 +129,7 @@ def block_scaled_product(
         result = _added(parts, (*_lead(a, b), a.shape[-2], b.shape[-1]))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         np.multiply(result, factor, out=result)
-    if not (a.is_finite and b.is_finite and accumulator.kind == "exact"):
+    if not (usual and a.is_finite and b.is_finite and accumulator.kind == "exact"):
         result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
     return result
 
@@ -180,15 +182,12 @@ def _scale_blocks(values: Float64Array, scales: Float64Array, x: QuantizedTensor
     if not values.size:
         return
     whole = length // block
-    before, after = values.shape[:axis], values.shape[axis + 1 :]
-    start = (slice(None),) * axis
-    # Splitting an axis makes a view, whatever the layout.
-    split = values[(*start, slice(whole * block))].reshape(*before, whole, block, *after)
-    assert np.may_share_memory(split, values)
-    split *= np.expand_dims(scales[(*start, slice(whole))], axis + 1)
-    if whole * block < length:
-        rest = values[(*start, slice(whole * block, None))]
-        rest *= scales[(*start, slice(whole, None))]
+    # The axis comes first; splitting it makes a view, whatever the layout.
+    elements, per_block = np.moveaxis(values, axis, 0), np.moveaxis(scales, axis, 0)
+    split = elements[: whole * block].reshape(whole, block, *elements.shape[1:])
+    split *= per_block[:whole, None]
+    rest = elements[whole * block :]
+    rest *= per_block[whole:]
 
 
 def _per_line(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
@@ -232,7 +231,7 @@ def _once_rounded(
     if span > 2.0**53:
         row_unit = units_x().min(axis=-1, initial=np.inf)
         column_unit = units_y().min(axis=-2, initial=np.inf)
-        return rounded_product(x, y, row_unit, column_unit)
+        return rounded_product(x, y, row_unit, column_unit, _RUN)
     with np.errstate(over="ignore", under="ignore"):
         result: Float32Array = np.matmul(x, y).astype(np.float32)
     result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
@@ -315,6 +314,9 @@ def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Ite
     units: tuple[Float64Array, ...] = ()
     if span > 2.0**53:
         units = _element_units(a), _element_units(b)
+        span = 1 + 2.0**-20
+        for (values, _), unit, k_axis in zip(operands, units, (-1, -2), strict=True):
+            span *= _largest_span(values, unit, k_axis, block)
     size = math.prod(_lead(a, b)) * a.shape[-2] * b.shape[-1]
     for ks in _runs(a.shape[-1], block, max(1, _CHUNK // max(size, 1))):
         n = min(block, ks.stop - ks.start)
@@ -333,6 +335,15 @@ def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Ite
         part = _once_rounded(x, y, span, lambda: rows(units[0]), lambda: columns(units[1]))
         _overlay(part, x, special_x, y, special_y)
         yield from part
+
+
+def _largest_span(x: Float64Array, units: Float64Array, axis: int, block: int) -> float:
+    """Return the largest norm of a block over what all of the block are multiples of."""
+    if not x.size:
+        return 0.0
+    starts = range(0, x.shape[axis], block)
+    norms = np.sqrt(np.add.reduceat(x * x, starts, axis=axis))
+    return float((norms / np.minimum.reduceat(units, starts, axis=axis)).max())
 
 
 def _runs(k: int, block: int, count: int) -> Iterator[slice]:
