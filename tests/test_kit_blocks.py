@@ -518,8 +518,6 @@ def test_faults_in_a_model_are_named():
     assert (product(values, [s, t], block) == kit.arrays[f"{SITE}/sum"]).all()
     wrong = product(values, [s, np.roll(t, -1, 0)], block)
     assert causes(kit, **{f"{SITE}/sum": wrong})["sum"] == ("scales of the neighbouring blocks",)
-    wrong = product(values, [s, t], block).astype(np.float16).astype(np.float32)
-    assert causes(kit, **{f"{SITE}/sum": wrong})["sum"][0] == "double rounding through float16"
 
 
 def test_a_tensor_scale_in_a_model_is_named():
@@ -632,8 +630,9 @@ def test_entries_of_block_operations(operation, attributes, inputs, result):
     for role, (kind, fmt, shape) in inputs.items():
         refuse(attributes, {k: v for k, v in inputs.items() if k != role}, result)
         refuse(attributes, inputs | {role: ("integers", "", shape)}, result)
-        refuse(attributes, inputs | {role: (kind, fmt, (*shape, 3))}, result)
-        refuse(attributes, inputs | {role: (kind, fmt, ())}, result)
+        if result != ONE:  # which comes of any shape
+            refuse(attributes, inputs | {role: (kind, fmt, (*shape, 3))}, result)
+            refuse(attributes, inputs | {role: (kind, fmt, ())}, result)
     kind, fmt, shape = result
     refuse(attributes, inputs, (kind, fmt, (*shape, 1)))
     refuse(attributes, inputs, ("integers", "", shape))
