@@ -20,7 +20,7 @@ const draws = new BigUint64Array(bytes("draws.u64"));
 for (const fmt of tables.formats.values()) {
   for (const rounding of ROUNDINGS.filter((one) => fmt.kind === "float" || one !== "stochastic")) {
     for (const saturate of [true, false]) {
-      const given = rounding === "stochastic" ? numbers.subarray(0, draws.length) : numbers;
+      const given = ["nearest", "toward_zero"].includes(rounding) ? numbers : numbers.subarray(0, draws.length);
       const codes = new Uint16Array(given.length);
       for (let i = 0; i < given.length; i += 1) {
         try {
@@ -51,16 +51,25 @@ const quantized = rows.map((row) => tables.row_formats.map((rowFormat) => {
 }));
 writeFileSync(`${folder}/rows.out.json`, JSON.stringify(quantized));
 
+/** The bytes of float32 numbers, the sign of zero included; every NaN is the same one. */
+const float32 = (numbers) => Buffer.from(new Float32Array(numbers.map((x) => (Number.isNaN(x) ? NaN : x))).buffer);
+
 const tensors = JSON.parse(readFileSync(`${folder}/tensors.json`));
 for (const blockFormat of tables.block_formats) {
   const { bits } = tables.formats.get(blockFormat.element);
   for (const rule of blockFormat.rules) {
     const found = tensors.map((tensor) => {
       try {
-        const { errors, ...rest } = quantizeBlocks(tensor, blockFormat, rule, tables.formats);
-        const packed = packedBytes(rest.codes, bits);
-        const numbers = Object.entries({ ...rest, packed }).map(([name, list]) => [name, [list].flat().map(String)]);
-        return Object.fromEntries(numbers); // as strings: JSON has no -0, NaN or infinity
+        const q = quantizeBlocks(tensor, blockFormat, rule, tables.formats);
+        const parts = {
+          codes: Buffer.from(q.codes),
+          scaleCodes: Buffer.from(q.scaleCodes),
+          scales: float32(q.scales),
+          values: float32(q.values),
+          tensorScale: float32(q.tensorScale === null ? [] : [q.tensorScale]),
+          packed: Buffer.from(packedBytes(q.codes, bits)),
+        };
+        return Object.fromEntries(Object.entries(parts).map(([name, bytes]) => [name, bytes.toString("hex")]));
       } catch (error) {
         if (!(error instanceof NoCode)) throw error;
         return null;

@@ -351,6 +351,15 @@ def test_an_activation_that_is_always_zero() -> None:
     assert np.isfinite(product_of(engine, SCORES, x + 1, x.T + 1)).all()
 
 
+def test_blocks_whose_scale_underflows_are_counted() -> None:
+    """NVFP4's block scale is 0 where a block is 2^-21 of the largest magnitude or less."""
+    x = np.ones((1, 32), np.float32)
+    x[0, 16:24], x[0, 24:] = 2.0**-30, 0
+    q = quantize(x, NVFP4)
+    assert q.scale[0, 1] == 0
+    assert q.lost(x) == (0, 8)
+
+
 # The rest of a run
 
 

@@ -50,13 +50,15 @@ export function quantizeBlocks(row, blockFormat, rule, formats) {
   for (let start = 0; start < numbers.length; start += blockFormat.block) {
     blocks.push(numbers.slice(start, start + blockFormat.block));
   }
-  const { tensorScale = null, scaleCode, scaled, blockScale, rounding } = scaleFormat.mantissa_bits
+  const { tensorScale = null, scaleCode, scaled, blockScale, rounding, nan } = scaleFormat.mantissa_bits
     ? RATIO_RULES[rule](element, scaleFormat, largestOf(numbers))
     : POWER_RULES[rule](element, scaleFormat);
   const scaleCodes = blocks.map((block) => scaleCode(largestOf(block)));
-  const codes = blocks.flatMap((block, i) => {
-    return block.map((x) => encode(scaled(x, scaleCodes[i]), element, { rounding }));
-  });
+  const codes = blocks.flatMap((block, i) => block.map((x) => {
+    const number = scaled(x, scaleCodes[i]);
+    if (nan && Number.isNaN(number)) return nan[Number.isNaN(decode(scaleCodes[i], scaleFormat)) ? 0 : 1];
+    return encode(number, element, { rounding });
+  }));
   const scales = scaleCodes.map(blockScale);
   const found = dequantized(numbers, codes, scales, blockFormat.block, element);
   return { ...found, scaleCodes, tensorScale };

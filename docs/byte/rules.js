@@ -5,7 +5,8 @@
 //   scaleCode(amax)      the code of a block's scale, from the largest magnitude of the block
 //   scaled(x, scaleCode) the number that is encoded
 //   blockScale(code)     the scale by which values of codes are multiplied
-// and perhaps `rounding` of the elements, and `tensorScale`, the number that is stored for the tensor.
+// and perhaps `rounding` of the elements, `tensorScale`, the number that is stored for the tensor,
+// and `nan`, the codes of what is not a number before it is encoded: where the scale is NaN, and elsewhere.
 
 import { decode, encode } from "./codec.js";
 
@@ -88,9 +89,12 @@ export const POWER_RULES = {
 const TINY = 2 ** -126;
 const LARGEST = (2 - 2 ** -23) * 2 ** 127;
 
-/** The code of the ratio of a block's scale, at least `smallest`; beyond the largest it saturates. */
+/**
+ * The code of the ratio of a block's scale, at least `smallest`; beyond the largest it saturates. The
+ * NaN of an invalid operation has a sign on most processors.
+ */
 function encoded(ratio, fmt, smallest = 0) {
-  return encode(Math.max(ratio, smallest), fmt);
+  return Number.isNaN(ratio) ? fmt.nan_code | fmt.sign_bit : encode(Math.max(ratio, smallest), fmt);
 }
 
 /** A reciprocal for which subnormal numbers are zeros. */
@@ -121,6 +125,7 @@ export const RATIO_RULES = {
     const multiplier = f(S * f(1 / M));
     const factor = (s) => Math.min(f(1 / f(s * f(1 / S))), LARGEST);
     return {
+      nan: [0, 0],
       tensorScale: g,
       scaleCode: (b) => encoded(f(b * multiplier), scales),
       scaled: (x, code) => unsignedZero(f(x * factor(decode(code, scales)))),
@@ -131,6 +136,7 @@ export const RATIO_RULES = {
     const t = f(g / f(M * scales.max));
     const blockScale = (code) => f(decode(code, scales) * t);
     return {
+      nan: [7, 7],
       tensorScale: t,
       scaleCode(b) {
         const ratio = f(b / f(M * t));
@@ -144,6 +150,7 @@ export const RATIO_RULES = {
     const t = f(g / f(M * scales.max));
     const smallest = 2 ** (1 - scales.bias);
     return {
+      nan: [0xc, 0xb],
       tensorScale: t,
       scaleCode: (b) => encoded(f(f(b / M) / t), scales, smallest),
       scaled: (x, code) => f(x * f(f(1 / t) / decode(code, scales))),
@@ -155,6 +162,7 @@ export const RATIO_RULES = {
     const G = Number.isFinite(ratio) ? ratio : 1;
     const blockScale = (code) => f(decode(code, scales) / G);
     return {
+      nan: [0, 0],
       tensorScale: G,
       scaleCode: (b) => encoded(f(f(b / M) * G), scales) || encode(2 ** -scales.mantissa_bits, scales),
       scaled: (x, code) => unsignedZero(f(x / blockScale(code))),
@@ -167,6 +175,7 @@ export const RATIO_RULES = {
       return s === 0 ? 0 : flushedReciprocal(f(s * flushedReciprocal(G)));
     }
     return {
+      nan: [7, 7],
       tensorScale: G,
       scaleCode: (b) => encoded(f(G * f(b * flushedReciprocal(M))), scales),
       scaled: (x, code) => f(x * factor(decode(code, scales))),

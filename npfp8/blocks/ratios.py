@@ -115,13 +115,37 @@ class RatioRule:
         (1344.0, 0.0007440476329065859)
         (2.0, 0.0007440476329065859)
         """
-        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+        with np.errstate(all="ignore"):
             if self.stored == "divisor":
-                number = np.float32(1) / tensor_scale
+                number = _ONE / tensor_scale
             elif self.stored == "absmax":
                 number = tensor_scale / np.float32(element_max * scale_max)
             else:
                 number = tensor_scale
+        return np.asarray(number, np.float32)
+
+    def divisor(
+        self, tensor_scale: Float32Array, element_max: float, scale_max: float
+    ) -> Float32Array:
+        """Return the float32 number by which the stored number divides values.
+
+        For a ``g`` of 0 it is 1. The parameters are those of :meth:`multiplier`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from npfp8.blocks import RATIO_RULES
+        >>> float(RATIO_RULES["te"].divisor(np.float32(2.0), 6.0, 448.0))
+        1344.0
+        """
+        with np.errstate(all="ignore"):
+            if self.stored == "divisor":
+                number = tensor_scale
+            elif self.stored == "absmax":
+                number = np.float32(element_max * scale_max) / tensor_scale
+                number = np.where(tensor_scale == 0, _ONE, number)
+            else:
+                number = _ONE / tensor_scale
         return np.asarray(number, np.float32)
 
 

@@ -66,6 +66,6 @@ def row_absmax(rows: Float32Array) -> Float32Array:
         if block >= _LONG:
             np.abs(rows[chunk]).max(axis=1, out=largest[chunk])
             continue
-        columns = np.ascontiguousarray(rows[chunk].T)
+        columns = np.array(rows[chunk].T, order="C")  # a copy, changed below
         np.abs(columns, out=columns).max(axis=0, out=largest[chunk])
     return largest
