@@ -8,7 +8,7 @@ caller must silence NumPy's warnings about overflow and NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -434,9 +434,20 @@ def _defects() -> Iterator[Defect]:
         "softmax without taking the largest element off", {"softmax": _overflowing_softmax}
     )
     yield Defect("variance over n - 1", {"layer_norm": _sample_variance})
+
+
+def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
+    """Join each defect of block formats with one of its name for other operations."""
+    joined = list(defects)
     for name, operations in block_defects(OPERATIONS):
-        yield Defect(name, operations)
+        for i, other in enumerate(joined):
+            if other.name == name and other.operations.keys().isdisjoint(operations):
+                joined[i] = Defect(name, {**other.operations, **operations})
+                break
+        else:
+            joined.append(Defect(name, operations))
+    return tuple(joined)
 
 
 #: Every known defect. A name may occur more than once, for several ways to be wrong.
-DEFECTS = tuple(_defects())
+DEFECTS = _joined(_defects())
