@@ -7,7 +7,7 @@ of the blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,9 @@ from npfp8 import BlockFormat, QuantizedTensor, encode, matmul
 from npfp8.arrays import Array, Float32Array
 from npfp8.blocks import PowerRule
 from npfp8.blocks.layouts import (
+    BLOCK_LAYOUTS,
+    CODE_LAYOUTS,
+    SCALE_LAYOUTS,
     pack_blocks,
     pack_codes,
     pack_scales,
@@ -40,6 +43,7 @@ __all__ = [
     "block_operand",
     "described",
     "multiplier",
+    "rules_in_words",
     "scaled_numbers",
 ]
 
@@ -209,6 +213,22 @@ def _unpack_scales(inputs: Inputs, attributes: Attributes) -> Array:
 def _pack_blocks(inputs: Inputs, attributes: Attributes) -> Array:
     fmt, layout = block_format(attributes), attributes["layout"]
     return pack_blocks(inputs["codes"], inputs["scale_codes"], fmt, layout, attributes["axis"])
+
+
+def rules_in_words(attributes: Iterable[Attributes]) -> dict[str, dict[str, str]]:
+    """Describe the rules and the layouts that attributes of operations name, for a manifest."""
+    rules: dict[str, str] = {}
+    layouts: dict[str, str] = {}
+    known: dict[str, Any] = {**CODE_LAYOUTS, **SCALE_LAYOUTS, **BLOCK_LAYOUTS}
+    for given in attributes:
+        for how in (given, *(part for part in given.values() if isinstance(part, Mapping))):
+            if "scale_fmt" in how:
+                rule = block_format(how).how
+                rules[f"{rule.name}, scales {how['scale_fmt']}"] = rule.description
+        if "layout" in given:
+            layouts[given["layout"]] = known[given["layout"]].description
+    found = {"rules": rules, "layouts": layouts}
+    return {name: dict(sorted(words.items())) for name, words in found.items() if words}
 
 
 #: The operations by name.

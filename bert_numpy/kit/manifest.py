@@ -13,6 +13,7 @@ import numpy as np
 
 from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
 from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, writing
+from bert_numpy.kit.block_operations import rules_in_words
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
 from npfp8.arguments import loaded, path_of, require, require_function, require_iterable
@@ -300,6 +301,7 @@ def manifest_of(kit: Kit) -> dict[str, Any]:
         "format": FORMAT,
         **kit.header,
         "operations": {name: dict(zip(("rule", "see"), RULES[name], strict=True)) for name in used},
+        **rules_in_words(tensor.attributes for tensor in kit.tensors.values()),
         "tensors": entries,
     }
 
@@ -430,7 +432,7 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
 
 
 #: The keys of the manifest that follow from the rest.
-_DERIVED = ("format", "operations", "tensors")
+_DERIVED = ("format", "operations", "rules", "layouts", "tensors")
 
 _ENTRY: dict[str, tuple[type, bool]] = {
     "name": (str, True),
