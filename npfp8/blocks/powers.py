@@ -7,68 +7,88 @@ scale is ``2^e``, within the range of the scales' format, and an element's code 
 
 A plain rule (``floor``, ``rceil``, ``ceil``, ``even``, ``trunc``) is this in real arithmetic,
 with elements rounded to the nearest, ties to even. It takes finite numbers and any format. A
-rule with the name of a party does everything as that party's code does it: what a NaN, an
-infinity or a block of zeros becomes, and in which type it computes. It takes the formats and
-input types that the party takes.
+rule with the name of a party (:mod:`npfp8.blocks.parties`) does everything as that party's code
+does it, and takes the formats and the types of numbers that the party takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array, IntArray
-from npfp8.codec import encode
-from npfp8.formats import (
-    E2M1,
-    E2M3,
-    E3M2,
-    E4M3FN,
-    E5M2,
-    FIXED8,
-    FloatFormat,
-    Format,
-)
+from npfp8.arrays import Array, Float32Array, Kernel
+from npfp8.blocks.pieces import block_amax, encode_blocks
+from npfp8.codec.definition import integer_kernel
+from npfp8.codec.tables import table_encoder
+from npfp8.formats import E8M0FNU, FloatFormat, Format, IntFormat
 
-__all__ = ["POWER_RULES", "PowerRule", "power_codes"]
+__all__ = [
+    "PLAIN_RULES",
+    "Blocks",
+    "PowerRule",
+    "emax_of",
+    "mantissa_bits_of",
+    "power_codes",
+]
+
+
+class Blocks(NamedTuple):
+    """The codes of the scales of blocks, and the factors that numbers are multiplied by."""
+
+    scale_codes: npt.NDArray[np.uint8]
+    factors: Array
 
 
 @dataclass(frozen=True)
 class PowerRule:
-    """A rule for the exponents of blocks.
+    """A rule for scales that are powers of two.
 
     Attributes
     ----------
     name : str
-    exponent : callable (ndarray of float32, Format) -> ndarray of int32
-        From the largest magnitudes, positive and finite, to exponents; they are clipped to the
-        range of the scales afterwards.
+    blocks : callable (amax, element, scale_format, source) -> Blocks
+        From the largest magnitudes, in float32, to the scales. ``source`` is the type in which
+        the numbers were given.
     description : str
         The rule in words, and its source.
-    rounding : str
-        The rounding of the elements: a name of :func:`npfp8.encode`.
+    roundings : dict of Format to str
+        The rounding of elements, a name of :func:`npfp8.encode`, where it is not "nearest".
     elements : tuple of Format
         The formats of elements that the party has; empty for all.
     sources : tuple of str
         The types of numbers that the party takes.
+    nan : callable (x, element, source) -> codes, optional
+        The codes of numbers whose multiple is NaN: of a NaN, and of an infinity times 0.
+        Without it, numbers have to be finite.
+    skips_nan : bool
+        Whether a NaN does not count for the largest magnitude.
+    zero : callable (element) -> int or None, optional
+        The code of a number whose multiple is 0, where it is not the signed zero.
+    quantize : callable (scaled, element, source) -> scaled, optional
+        A rounding of the multiples of numbers that is done before they are encoded.
     """
 
     name: str
-    exponent: Callable[[Float32Array, Format], IntArray]
+    blocks: Callable[[Float32Array, Format, FloatFormat, str], Blocks]
     description: str
-    rounding: str = "nearest"
     elements: tuple[Format, ...] = ()
     sources: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    nan: Callable[[Float32Array, Format, str], Array] | None = None
+    skips_nan: bool = False
+    zero: Callable[[Format], int | None] | None = None
+    quantize: Callable[[Array, Format, str], Array] | None = None
+    roundings: Mapping[Format, str] = field(default_factory=dict, hash=False)
 
 
-def _parts(x: Float32Array) -> tuple[Array, Array]:
+def _parts(x: Float32Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Return floor(log2 x) and the 23 bits of the mantissa of positive, finite numbers; exact."""
     bits = x.view(np.int32)
-    if (bits < 0x800000).any():  # subnormal numbers are integers times 2^-149
-        small = bits < 0x800000
+    small = bits < 0x800000
+    if small.any():  # subnormal numbers are integers times 2^-149
         whole = np.where(small, bits, 1).astype(np.float32).view(np.int32)
         bits = np.where(small, whole - (149 << 23), bits)
     return (bits >> 23) - 127, bits & 0x7FFFFF
@@ -80,119 +100,181 @@ def _largest(fmt: Format) -> tuple[int, int]:
     return int(exponent), int(mantissa)
 
 
-def _mantissa_bits(fmt: Format) -> int:
+def emax_of(fmt: Format) -> int:
+    """Return the exponent of the largest value of a format."""
+    return _largest(fmt)[0]
+
+
+def mantissa_bits_of(fmt: Format) -> int:
     """Return the mantissa bits of a format; of integers, those of the largest one."""
     if isinstance(fmt, FloatFormat):
         return fmt.mantissa_bits
     return fmt.max_code.bit_length() - 1
 
 
-def _floor(amax: Float32Array, fmt: Format) -> Array:
-    return _parts(amax)[0] - _largest(fmt)[0]
+def _floor(amax: Float32Array, fmt: Format) -> npt.NDArray[np.int32]:
+    """Return floor(log2 a) - emax."""
+    return _parts(amax)[0] - emax_of(fmt)
 
 
-def _ceil(amax: Float32Array, fmt: Format) -> Array:
+def _ceil(amax: Float32Array, fmt: Format) -> npt.NDArray[np.int32]:
+    """Return ceil(log2 a) - emax."""
     exponent, mantissa = _parts(amax)
-    return exponent + (mantissa > 0) - _largest(fmt)[0]
+    return exponent + (mantissa > 0) - emax_of(fmt)
 
 
-def _rceil(amax: Float32Array, fmt: Format) -> Array:
+def _rceil(amax: Float32Array, fmt: Format) -> npt.NDArray[np.int32]:
+    """Return the smallest e with a <= M 2^e."""
     exponent, mantissa = _parts(amax)
     emax, largest = _largest(fmt)
     return exponent + (mantissa > largest) - emax
 
 
-def _trunc(amax: Float32Array, fmt: Format) -> Array:
+def _trunc(amax: Float32Array, fmt: Format) -> npt.NDArray[np.int32]:
+    """Return floor(log2(a / M))."""
     exponent, mantissa = _parts(amax)
     emax, largest = _largest(fmt)
     return exponent - (mantissa < largest) - emax
 
 
-def _even(amax: Float32Array, fmt: Format, mantissa_bits: int | None = None) -> Array:
+def _even(amax: Float32Array, fmt: Format) -> npt.NDArray[np.int32]:
+    """Return the exponent of ``a`` rounded to m mantissa bits, ties up, minus emax."""
     exponent, mantissa = _parts(amax)
-    bits = _mantissa_bits(fmt) if mantissa_bits is None else mantissa_bits
-    half = 1 << (22 - bits)
-    return exponent + (mantissa + half >= 1 << 23) - _largest(fmt)[0]
+    half = 1 << (22 - mantissa_bits_of(fmt))
+    return exponent + (mantissa + half >= 1 << 23) - emax_of(fmt)
 
 
-def _compressed_tensors(amax: Float32Array, fmt: Format) -> Array:
-    return _even(amax, fmt, 3 if fmt == E2M3 else 1)
+def _plain(
+    name: str,
+    exponent: Callable[[Float32Array, Format], npt.NDArray[np.int32]],
+    description: str,
+) -> PowerRule:
+    """Return the rule of an exponent, clipped to the range of the scales; 0 gets the smallest."""
+
+    def blocks(
+        amax: Float32Array, element: Format, scale_format: FloatFormat, source: str
+    ) -> Blocks:
+        zero = amax == 0
+        found = exponent(np.where(zero, np.float32(1), amax), element)
+        ends = scale_format.min_positive, scale_format.max
+        smallest, largest = (int(np.frexp(end)[1]) - 1 for end in ends)
+        found = np.clip(np.where(zero, smallest, found), smallest, largest)
+        # 2^-e in float32; all of them are normal but 2^-127.
+        bits = np.where(found == 127, 1 << 22, (127 - found) << 23).astype(np.int32)
+        return Blocks((found - smallest).astype(np.uint8), bits.view(np.float32))
+
+    return PowerRule(name, blocks, description)
 
 
-_FLOATS = (E4M3FN, E5M2, E2M3, E3M2, E2M1)
-_FP8 = (E4M3FN, E5M2)
-_NOT_HALF = ("float32", "bfloat16")
-
-#: The rules, by name.
-POWER_RULES = {
-    rule.name: rule
-    for rule in (
-        PowerRule(
-            "floor",
-            _floor,
-            "floor(log2 a) - emax: OCP MX 1.0, section 6.3; values above M saturate",
-        ),
-        PowerRule("rceil", _rceil, "the smallest e with a <= M 2^e; no value saturates"),
-        PowerRule("ceil", _ceil, "ceil(log2 a) - emax; no value saturates"),
-        PowerRule(
-            "even",
-            _even,
-            "floor(log2 of a rounded to m mantissa bits, ties up) - emax",
-        ),
-        PowerRule("trunc", _trunc, "floor(log2(a / M)); the largest value saturates"),
-        PowerRule("torchao", _floor, "floor", elements=_FLOATS, sources=_NOT_HALF),
-        PowerRule("torchao-rceil", _rceil, "rceil", elements=_FLOATS, sources=_NOT_HALF),
-        PowerRule("torchao-ceil", _ceil, "ceil", elements=_FLOATS, sources=_NOT_HALF),
-        PowerRule("torchao-even", _even, "even", elements=_FLOATS, sources=_NOT_HALF),
-        PowerRule(
-            "compressed-tensors",
-            _compressed_tensors,
-            "even with E2M1's mantissa bit for E4M3 too",
-            elements=(E4M3FN, E2M3, E2M1),
-        ),
-        PowerRule("microxcaling", _floor, "floor", "nearest_away", elements=(*_FLOATS, FIXED8)),
-        PowerRule("microxcaling-even", _floor, "floor", elements=(*_FLOATS, FIXED8)),
-        PowerRule(
-            "microxcaling-floor", _floor, "floor", "toward_zero", elements=(*_FLOATS, FIXED8)
-        ),
-        PowerRule("modelopt", _rceil, "rceil", "nearest_toward_zero", elements=(E4M3FN, E2M1)),
-        PowerRule("quark", _even, "even", elements=(*_FLOATS, FIXED8)),
-        PowerRule("quark-floor", _floor, "floor", elements=(*_FLOATS, FIXED8)),
-        PowerRule("quark-ceil", _ceil, "ceil", elements=(*_FLOATS, FIXED8)),
-        PowerRule("vllm", _trunc, "trunc", elements=(E4M3FN, E2M1)),
-        PowerRule("te", _rceil, "rceil", elements=_FP8),
-        PowerRule("triton", _rceil, "rceil", elements=(*_FP8, E2M1)),
-        PowerRule("triton-floor", _floor, "floor", elements=(*_FP8, E2M1)),
-        PowerRule("gfloat", _floor, "floor", elements=(*_FLOATS, FIXED8)),
-    )
-}
+#: The rules of real arithmetic.
+PLAIN_RULES = (
+    _plain(
+        "floor",
+        _floor,
+        "floor(log2 a) - emax: OCP MX 1.0, section 6.3; values above M saturate",
+    ),
+    _plain("rceil", _rceil, "the smallest e with a <= M 2^e; no value saturates"),
+    _plain("ceil", _ceil, "ceil(log2 a) - emax; no value saturates"),
+    _plain("even", _even, "the exponent of a rounded to m mantissa bits, ties up, minus emax"),
+    _plain("trunc", _trunc, "floor(log2(a / M)); the largest value saturates"),
+)
 
 
 def power_codes(
     x: Float32Array,
-    amax: Float32Array,
     element: Format,
+    block: int,
     scale_format: FloatFormat,
     rule: PowerRule,
-    spread: Callable[[Array], Array],
+    axis: int,
+    source: str = "float32",
 ) -> tuple[Array, npt.NDArray[np.uint8]]:
     """Return the codes of numbers, and of the scales of their blocks.
 
     Parameters
     ----------
     x : ndarray of float32
-    amax : ndarray of float32
-        The largest magnitude of each block.
-    element, scale_format : Format, FloatFormat
+    element : Format
+    block : int
+    scale_format : FloatFormat
     rule : PowerRule
-    spread : callable (ndarray) -> ndarray
-        From one value per block to one per element.
+    axis : int
+        The axis of the blocks, not negative.
+    source : {"float32", "float16", "bfloat16"}
+        The type in which the numbers were given.
+
+    Raises
+    ------
+    ValueError
+        If the rule's party does not have the formats or does not take the numbers.
     """
-    zero = amax == 0
-    exponents = rule.exponent(np.where(zero, np.float32(1), amax), element)
-    ends = scale_format.min_positive, scale_format.max
-    smallest, largest = (int(np.frexp(end)[1]) - 1 for end in ends)
-    exponents = np.clip(np.where(zero, smallest, exponents), smallest, largest)
-    scale_codes = (exponents - smallest).astype(np.uint8)
-    scaled = np.ldexp(x, -spread(exponents).astype(np.int32))
-    return encode(scaled, element, rounding=rule.rounding), scale_codes
+    _check(rule, element, scale_format, source)
+    amax = block_amax(x, axis, block)
+    finite = bool(np.isfinite(amax).all())
+    if not finite:
+        if rule.nan is None:
+            found = amax[~np.isfinite(amax)][0]
+            raise ValueError(f"x: expected finite numbers for the rule {rule.name}, found {found}")
+        if rule.skips_nan:
+            nan = np.isnan(x)
+            numbers = block_amax(np.where(nan, np.float32(0), x), axis, block)
+            only = block_amax(np.where(nan, np.float32(0), np.float32(1)), axis, block) == 0
+            amax = np.where(only, np.float32(np.nan), numbers)
+    with np.errstate(all="ignore"):
+        scale_codes, factors = rule.blocks(amax, element, scale_format, source)
+        kernel = _kernel(rule, element, source, finite)
+        correct = _correction(rule, element, source, finite)
+        codes = encode_blocks(x, factors, axis, block, kernel, element.code_dtype, correct)
+    return codes, scale_codes
+
+
+def _check(rule: PowerRule, element: Format, scale_format: FloatFormat, source: str) -> None:
+    """Raise ValueError for a format or a type that the rule's party does not have."""
+    if not rule.elements:
+        return
+    if element not in rule.elements:
+        known = ", ".join(map(str, rule.elements))
+        raise ValueError(f"rule {rule.name}: expected elements {known}, found {element}")
+    if scale_format != E8M0FNU:
+        raise ValueError(f"rule {rule.name}: expected scales E8M0FNU, found {scale_format}")
+    if source not in rule.sources:
+        known = " or ".join(rule.sources)
+        raise ValueError(f"x: expected {known} for the rule {rule.name}, found {source}")
+
+
+def _kernel(rule: PowerRule, element: Format, source: str, finite: bool) -> Kernel:
+    """Return the kernel that encodes the multiples of numbers; a NaN as a 0."""
+    rounding = rule.roundings.get(element, "nearest")
+    if isinstance(element, IntFormat):
+        encode = integer_kernel(element, True, rounding)
+    else:
+        encode = table_encoder(element, True, rounding, "float32")
+    if finite and rule.quantize is None:
+        return encode
+
+    def kernel(scaled: Array, codes: Array) -> None:
+        scaled = np.where(np.isnan(scaled), np.float32(0), scaled)
+        if rule.quantize is not None:
+            scaled = rule.quantize(scaled, element, source)
+        encode(scaled, codes)
+
+    return kernel
+
+
+def _correction(
+    rule: PowerRule, element: Format, source: str, finite: bool
+) -> Callable[[Float32Array, Array, Array], None] | None:
+    """Return the function that sets the codes of a NaN and of 0 as the rule has them."""
+    zero = None if rule.zero is None else rule.zero(element)
+    if finite and zero is None:
+        return None
+
+    def correct(numbers: Float32Array, scaled: Array, codes: Array) -> None:
+        if zero is not None:
+            codes[scaled == 0] = zero
+        nan = np.isnan(scaled)
+        if nan.any():
+            assert rule.nan is not None
+            codes[nan] = rule.nan(numbers[nan], element, source)
+
+    return correct

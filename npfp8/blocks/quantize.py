@@ -12,7 +12,7 @@ from npfp8.blocks.powers import PowerRule, power_codes
 from npfp8.blocks.ratios import RatioRule, ratio_codes
 from npfp8.blocks.rows import block_rows, row_absmax
 from npfp8.codec.tables import values_of
-from npfp8.scaling import as_float32, spread
+from npfp8.scaling import as_float32
 
 __all__ = [
     "BlockCodes",
@@ -53,17 +53,13 @@ def quantize_blocks(
     tensor_scale : ndarray of float32, (), optional
         The number of the tensor; without it, it is computed from the numbers.
     """
+    rule = fmt.how
+    if isinstance(rule, PowerRule):
+        found = power_codes(x, fmt.element, fmt.block, fmt.scale_format, rule, axis, source)
+        return BlockCodes(*found, None)
     blocks = block_rows(x, axis, fmt.block)
     largest = row_absmax(blocks.rows)
 
-    def per_element(per_block: Array) -> Array:
-        return spread(per_block, x.shape, axis, fmt.block)
-
-    rule = fmt.how
-    if isinstance(rule, PowerRule):
-        amax = blocks.per_block(largest)
-        found = power_codes(x, amax, fmt.element, fmt.scale_format, rule, per_element)
-        return BlockCodes(*found, None)
     if not fmt.tensor_scale:
         tensor_scale = None
     elif tensor_scale is None:

@@ -1,0 +1,157 @@
+"""Numbers that tell block quantizers apart, and what quantizers make of them by other arithmetic.
+
+MX: integers and fractions, one block at a time, without npfp8's arithmetic.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8 import Format
+from npfp8.formats import FloatFormat
+
+Array = npt.NDArray[Any]
+
+#: Mantissa bits, and the exponents of the smallest subnormal and the largest number.
+TYPES = {"float32": (23, -149, 127), "float16": (10, -24, 15), "bfloat16": (7, -133, 127)}
+
+
+def to_type(x: npt.ArrayLike, source: str) -> npt.NDArray[np.float32]:
+    """Round to a type, to nearest even; the result in float32."""
+    with np.errstate(all="ignore"):
+        x = np.asarray(x, np.float64).astype(np.float32)
+        if source == "float16":
+            return x.astype(np.float16).astype(np.float32)
+        if source == "bfloat16":
+            bits = x.view(np.uint32)
+            rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+            return np.where(np.isnan(x), x, (rounded & np.uint32(0xFFFF0000)).view(np.float32))
+    return x
+
+
+def midpoints(element: Format) -> npt.NDArray[np.float64]:
+    """Return the positive values of a format, the midpoints between them, and numbers beyond."""
+    values = np.unique(np.abs(element.values[np.isfinite(element.values)]))
+    values = values[values <= element.max]
+    middle = (values[1:] + values[:-1]) / 2
+    beyond = element.max * np.array([1 + 2.0**-6, 1.0625, 1.125, 1.25, 1.5, 1.75, 2])
+    return np.concatenate([values, middle, beyond])
+
+
+def normal_blocks(source: str, count: int = 64, block: int = 32) -> npt.NDArray[np.float32]:
+    """Return random blocks, of several scales."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, count, block))
+    return to_type(x * np.array([1, 0.02, 1e-3, 40])[:, None, None], source).reshape(-1, block)
+
+
+def adversarial_blocks(element: Format, source: str, block: int = 32) -> npt.NDArray[np.float32]:
+    """Return finite blocks of ties, thresholds of all rules, powers of two, zeros, huge and tiny.
+
+    For each exponent that a largest magnitude can have, and each mantissa at which a rule
+    changes (and the numbers next to it), a block with that magnitude, of numbers that are values
+    and midpoints of the elements, and next to them, under scales that rules may choose.
+    """
+    rng = np.random.default_rng(1)
+    bits, smallest, largest = TYPES[source]
+    step = 2.0**-bits
+    fractions = [1, 1.25, 1.5, 1.75, 1.875, 1.9375, 1.96875, 1.984375, element.max, 4 / 3, 5 / 3]
+    mantissas = [float(np.frexp(value)[0]) * 2 for value in fractions]
+    steps = [0, 1, -1, 2, -2, 3, 5, 11, 12, 22, 23, -22, -23, -44, -45, 60]
+    exponents = np.arange(smallest, largest + 1)
+    leads = np.array([m + n * step for m in mantissas for n in steps] + [2 - step])
+    amax = to_type(np.ldexp(leads[None, :], exponents[:, None]), source)
+    amax = np.unique(amax[np.isfinite(amax) & (amax > 0)])
+    grid = midpoints(element)
+    emax = int(np.floor(np.log2(element.max)))
+    shape = (amax.size, block - 1)
+    scale = np.frexp(amax)[1][:, None] - 1 - emax + rng.integers(-1, 2, shape)
+    x = np.ldexp(rng.choice(grid, shape), scale.clip(-1000, 1000))
+    x = x * (1 + step * rng.integers(-1, 2, shape) * rng.integers(0, 2, shape))
+    x = to_type(x, source)
+    x = np.where(np.abs(x) > amax[:, None], 0, x) * rng.choice([-1.0, 1.0], shape)
+    x[rng.random(shape) < 0.05] *= 0
+    signed = amax * rng.choice([-1.0, 1.0], amax.size)
+    blocks = np.concatenate([signed[:, None], x], axis=1)
+    blocks = rng.permuted(blocks, axis=1)
+    special = np.zeros((3, block))
+    special[1], special[2, ::2] = -0.0, -0.0
+    return to_type(np.concatenate([blocks, special]), source)
+
+
+def special_blocks(source: str, nan: bool = True, block: int = 32) -> npt.NDArray[np.float32]:
+    """Return blocks with infinities, and NaNs of both signs, among numbers of all sizes."""
+    rng = np.random.default_rng(2)
+    count = 200
+    x = rng.standard_normal((count, block)) * np.exp2(rng.integers(-10, 10, (count, 1)))
+    x = to_type(x, source)
+    x[rng.random(x.shape) < 0.1] = 0
+    x[rng.random(x.shape) < 0.1] *= -0.0
+    kinds = rng.integers(0, 16, x.shape)
+    kinds[::3] = np.where(kinds[::3] > 1, 9, kinds[::3])  # of some blocks few are special
+    x[kinds == 0], x[kinds == 1] = np.inf, -np.inf
+    if nan:
+        found = x.view(np.uint32)
+        found[kinds == 2], found[kinds == 3] = 0x7FC00000, 0xFFC00000
+        found[0] = 0x7FC00000
+    return x
+
+
+def mx_block(x: Array, element: Format, rule: str) -> tuple[int, list[int]]:
+    """Quantize one block of finite numbers by a plain rule, in integers and fractions.
+
+    Returns
+    -------
+    exponent : int
+        That of the scale, from -127 to 127.
+    codes : list of int
+        The codes of the elements, as bytes.
+    """
+    numbers = [Fraction(float(one)) for one in x]
+    amax = max(abs(number) for number in numbers)
+    largest = Fraction(element.max)
+    if amax == 0:
+        exponent = -127
+    else:
+        emax = _log2(largest)
+        exponent = {
+            "floor": lambda: _log2(amax) - emax,
+            "ceil": lambda: -_log2(1 / amax) - emax,
+            "rceil": lambda: -_log2(largest / amax),
+            "trunc": lambda: _log2(amax / largest),
+            "even": lambda: _even(amax, element) - emax,
+        }[rule]()
+    exponent = max(-127, min(127, exponent))
+    scale = Fraction(2) ** exponent
+    codes = [
+        _code(abs(number) / scale, element, bool(np.signbit(one)))
+        for number, one in zip(numbers, x, strict=True)
+    ]
+    return exponent, codes
+
+
+def _log2(x: Fraction) -> int:
+    """Return floor(log2 x)."""
+    exponent = x.numerator.bit_length() - x.denominator.bit_length()
+    return exponent if Fraction(2) ** exponent <= x else exponent - 1
+
+
+def _even(amax: Fraction, element: Format) -> int:
+    bits = element.mantissa_bits if isinstance(element, FloatFormat) else 6
+    exponent = _log2(amax)
+    return exponent + (amax / Fraction(2) ** exponent >= 2 - Fraction(1, 2 ** (bits + 1)))
+
+
+def _code(magnitude: Fraction, element: Format, negative: bool) -> int:
+    """Return the nearest value's code, on a tie the even one; beyond the largest, its code."""
+    values = [Fraction(float(value)) for value in element.values[: element.max_code + 1]]
+    nearest = min(
+        range(len(values)), key=lambda code: (abs(values[code] - magnitude), code % 2, code)
+    )
+    if isinstance(element, FloatFormat):
+        return nearest | (element.sign_bit if negative else 0)
+    return (-nearest if negative else nearest) & 0xFF
