@@ -47,15 +47,23 @@ _RULES: dict[str, Sequence[str]] = {
 def add_block_cases(builder: Builder) -> None:
     """Add quantizing to each block format, reading its codes, its layouts, and its products."""
     _add_quantizing(builder)
+    _add_parties(builder)
     _add_axes(builder)
     _add_reading(builder)
     _add_layouts(builder)
     _add_products(builder)
 
 
-def _quantize(builder: Builder, place: str, x: Reference, fmt: BlockFormat, axis: int) -> None:
+def _quantize(
+    builder: Builder,
+    place: str,
+    x: Reference,
+    fmt: BlockFormat,
+    axis: int,
+    source: str = "float32",
+) -> None:
     names = {role: f"{place}/{role}" for role in ("tensor_scale", "scale_codes", "codes")}
-    builder.quantize_blocks(names, "operator", x, fmt, axis)
+    builder.quantize_blocks(names, "operator", x, fmt, axis, source=source)
 
 
 def normal_numbers(seed: int, shape: tuple[int, ...]) -> Float32Array:
@@ -76,6 +84,31 @@ def _add_quantizing(builder: Builder) -> None:
         for rule in _RULES.get(fmt.name, ("floor", "rceil")):
             place = f"operator/quantize-{fmt}-{rule}".lower()
             _quantize(builder, place, x, with_rule(fmt, rule), 1)
+
+
+#: The parties that have their own ways with a NaN, an infinity or -0.
+_SPECIAL = {
+    "MXFP4": ("torchao", "torchao-rceil", "microxcaling", "modelopt", "triton"),
+    "MXFP8_E4M3": ("torchao", "torchao-rceil", "microxcaling", "modelopt", "triton", "te", "vllm"),
+}
+
+
+def _add_parties(builder: Builder) -> None:
+    """Add what parties make of special numbers, and rules that compute in bfloat16."""
+    rows = normal_numbers(104, (6, 32))
+    rows[0, 3], rows[1, 4], rows[2, 5], rows[3, ::7] = np.nan, np.inf, -np.inf, -0.0
+    rows[4], rows[5, :2] = -0.0, (np.nan, np.inf)
+    x = builder.give("operator/blocks-special/x", "operator", rows)
+    for name, rules in _SPECIAL.items():
+        for rule in rules:
+            place = f"operator/quantize-{name}-{rule}-special".lower()
+            _quantize(builder, place, x, with_rule(BLOCK_FORMATS[name], rule), 1)
+    numbers = round_to_bfloat16(normal_numbers(114, (128, 16)) * np.float32(0.02))
+    x = builder.give("operator/blocks-bfloat16/x", "operator", numbers, kind="bfloat16")
+    for rule in ("te", "compressed-tensors"):
+        for source in ("float32", "bfloat16"):
+            place = f"operator/quantize-nvfp4-{rule}-of-{source}"
+            _quantize(builder, place, x, with_rule(NVFP4, rule), 1, source)
 
 
 def _power_blocks() -> Float32Array:

@@ -71,6 +71,12 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
     for rule in {**POWER_RULES, **RATIO_RULES}:
         named = ("tensor_scale", "scale_codes", "block_codes", "block_scales", "block_product")
         yield f"the rule {rule}", {name: _by_rule(name, rule) for name in named}
+    writing = ("tensor_scale", "scale_codes", "block_codes")
+    rule = "compressed-tensors"  # whose scales depend on the type of the numbers
+    changed = {name: _by_rule(name, rule, source="bfloat16") for name in writing}
+    yield f"the rule {rule} computed in bfloat16", changed
+    for source in ("float32", "float16", "bfloat16"):
+        yield f"scales computed in {source}", {name: _in_type(name, source) for name in writing}
     yield from _element_defects()
     yield from _scale_defects(operations)
     yield from _layout_defects(operations)
@@ -124,23 +130,46 @@ def _layout_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
         yield "codes elsewhere in bytes of their own", {"pack_codes": _shifted_codes(shift)}
 
 
-def _by_rule(operation: str, rule: str) -> Defective:
+def _by_rule(operation: str, rule: str, **more: str) -> Defective:
     """Make an operation by another rule.
 
     A candidate that has what a plain rule for powers of two makes is said to follow that, not
-    a party's.
+    a party's; and one that has what a rule makes in float32 not to compute in bfloat16.
     """
-    change = _with(operation, rule=rule)
+    change = _with(operation, **{"rule": rule, **more})
+
+    def plainer(attributes: Attributes) -> Iterator[Defective]:
+        if more:
+            yield _with(operation, rule=rule)
+        party = attributes.get("rule") in POWER_RULES and rule not in PLAIN_RULES
+        if party and block_format(attributes).powers_of_two:
+            yield from (_with(operation, rule=plain) for plain in PLAIN_RULES)
 
     def function(inputs: Inputs, attributes: Attributes) -> Array | None:
         found = change(inputs, attributes)
-        party = attributes.get("rule") in POWER_RULES and rule not in PLAIN_RULES
-        if FOUND in inputs and party and block_format(attributes).powers_of_two:
-            for plain in PLAIN_RULES:
-                other = _with(operation, rule=plain)(inputs, attributes)
-                if other is not None and np.array_equal(other, inputs[FOUND]):
-                    return None
-        return found
+        if found is None or FOUND not in inputs:
+            return found
+        others = plainer(attributes)
+        return None if any(_equals(x, inputs, attributes, found) for x in others) else found
+
+    return function
+
+
+def _equals(other: Defective, inputs: Inputs, attributes: Attributes, found: Array) -> bool:
+    try:
+        x = other(inputs, attributes)
+    except ValueError:  # this rule does not take these numbers
+        return False
+    return x is not None and np.array_equal(x, found)
+
+
+def _in_type(operation: str, source: str) -> Defective:
+    """Make an operation of numbers that are taken to be of another type."""
+
+    def function(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if attributes.get("source", "float32") == source:
+            return None
+        return BLOCK_OPERATIONS[operation](inputs, {**attributes, "source": source})
 
     return function
 
@@ -152,7 +181,7 @@ def _with(operation: str, **changes: Any) -> Defective:
         changed = dict(attributes)
         for name in ("a", "b") if operation == "block_product" else ("",):
             described = changed[name] if name else changed
-            if described.keys() >= changes.keys():
+            if "rule" in described or "rule" not in changes:
                 changed |= {name: described | changes} if name else changes
         return None if changed == attributes else BLOCK_OPERATIONS[operation](inputs, changed)
 

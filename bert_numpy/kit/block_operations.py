@@ -132,7 +132,8 @@ def _block_codes(inputs: Inputs, attributes: Attributes) -> Array:
     own = spread(right.scale_codes == scale_codes, x.shape, attributes["axis"], fmt.block)
     if own.all():
         return right.codes
-    rounding = fmt.how.rounding if isinstance(fmt.how, PowerRule) else "nearest"
+    roundings = fmt.how.roundings if isinstance(fmt.how, PowerRule) else {}
+    rounding = roundings.get(fmt.element, "nearest")
     numbers = np.where(own, np.float32(0), scaled_numbers(inputs, attributes))
     return np.where(own, right.codes, encode(numbers, fmt.element, rounding=rounding))
 

@@ -75,6 +75,7 @@ class Builder:
         fmt: BlockFormat,
         axis: int,
         tensor_scale: Reference | None = None,
+        source: str = "float32",
     ) -> dict[str, Reference]:
         """Add the steps of quantizing to a block format, and return their results by role.
 
@@ -88,8 +89,11 @@ class Builder:
         axis : int
         tensor_scale : Reference, optional
             The number of the tensor if it is known before; without it, it is computed.
+        source : {"float32", "float16", "bfloat16"}
+            The type in which the numbers are taken to be given.
         """
         how, made = described(fmt, axis), {}
+        how |= {} if source == "float32" else {"source": source}
         if fmt.tensor_scale:
             if tensor_scale is None:
                 self.compute(names["tensor_scale"], level, "tensor_scale", {"x": x}, how)
