@@ -410,17 +410,15 @@ def _signed_exponents(inputs: Inputs, attributes: Attributes) -> Array | None:
 def _inverse(number: Array, fmt: BlockFormat) -> Array:
     """Return the number that multiplies values where the right one divides them."""
     assert isinstance(fmt.how, RatioRule)
-    one = np.float32(1) / number
-    if fmt.how.stored != "absmax":
-        return one
-    return np.float32((fmt.element.max * fmt.scale_format.max) ** 2) * one
+    limits = fmt.element.max * fmt.scale_format.max if fmt.how.stored == "absmax" else 1
+    return np.asarray(np.float32(limits**2) * (np.float32(1) / number), np.float32)
 
 
 def _left_out(number: Array, fmt: BlockFormat) -> Array:
     """Return the number that multiplies values by 1."""
     assert isinstance(fmt.how, RatioRule)
-    limits = fmt.element.max * fmt.scale_format.max
-    return np.asarray(limits if fmt.how.stored == "absmax" else 1, np.float32)
+    limits = fmt.element.max * fmt.scale_format.max if fmt.how.stored == "absmax" else 1
+    return np.asarray(limits, np.float32)
 
 
 def _tensor_scale_by(
@@ -449,7 +447,7 @@ def _tensor_scale_by(
 
     def written(inputs: Inputs, attributes: Attributes) -> Array | None:
         number = BLOCK_OPERATIONS["tensor_scale"](inputs, attributes)
-        return np.float32(1) / number if change is _inverse else np.ones_like(number)
+        return np.asarray(1 / number if change is _inverse else 1, np.float32)
 
     names = ("scale_codes", "block_codes", "block_scales") if len(operands) > 1 else ()
     reading = {name: changed(name) for name in names}
