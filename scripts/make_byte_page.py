@@ -45,8 +45,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "byte"
 RESULTS = REPOSITORY / "docs" / "data" / "results-base.json"
 
-#: The recipes of the sentence and of the results, by the name that the page shows.
+#: The recipes of the sentence, by the name that the page shows.
 RECIPES = {"fp32": "FP32", "int8": "INT8", "e4m3": "E4M3", "e5m2": "E5M2"}
+
+#: The recipes of the results: those of them that were measured.
+MEASURED = {**RECIPES, "mxfp8": "MXFP8", "mxfp6": "MXFP6", "mxfp4": "MXFP4", "nvfp4": "NVFP4"}
 
 SENTENCE = "a warm and funny film"
 
@@ -162,7 +165,7 @@ def results() -> Iterator[dict[str, Any]]:
         metric = first_metric(found["fp32"])
         scores = {
             name: {"score": found[recipe][metric], "flips": found[recipe]["flips"]}
-            for recipe, name in RECIPES.items()
+            for recipe, name in MEASURED.items()
             if recipe in found
         }
         examples = found["fp32"]["examples"]

@@ -185,8 +185,16 @@ def by_javascript(node: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     x.astype("<f8").tofile(folder / "numbers.f64")
     draws().astype("<u8").tofile(folder / "draws.u64")
     (folder / "rows.json").write_text(json.dumps([row.tolist() for row in rows()]))
-    (folder / "tensors.json").write_text(json.dumps([x.tolist() for x in tensors()]))
     run(node, TESTS / "byte_codec.mjs", PAGE, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def blocks_by_javascript(node: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what tests/byte_blocks.mjs has written."""
+    folder = tmp_path_factory.mktemp("blocks")
+    (folder / "tensors.json").write_text(json.dumps([x.tolist() for x in tensors()]))
+    run(node, TESTS / "byte_blocks.mjs", PAGE, folder)
     return folder
 
 
@@ -339,9 +347,11 @@ def is_possible(fmt: npfp8.BlockFormat, rule: str) -> bool:
 
 
 @pytest.mark.parametrize(("name", "rule"), cases())
-def test_blocks_in_javascript_are_quantize_s(by_javascript: Path, name: str, rule: str) -> None:
+def test_blocks_in_javascript_are_quantize_s(
+    blocks_by_javascript: Path, name: str, rule: str
+) -> None:
     """Codes, scales and their bytes, the tensor's number, values, packed bytes: to the last bit."""
-    found = json.loads((by_javascript / f"{name}.{rule}.blocks.json").read_text())
+    found = json.loads((blocks_by_javascript / f"{name}.{rule}.blocks.json").read_text())
     for x, got in zip(tensors(), found, strict=True):
         try:
             q = npfp8.quantize(x, name, rule=rule)
