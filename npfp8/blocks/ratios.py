@@ -66,6 +66,9 @@ class RatioRule:
     nan_codes : tuple of int, optional
         The codes in E2M1 of a quotient that is a NaN: where the scale is a NaN, and elsewhere.
         Without them, numbers that are not finite are an error.
+    negative_nan : bool
+        Whether a scale that is a NaN where no number is one has the sign: that of x86's invalid
+        operations, where the implementation runs on the CPU.
     skips_nan : bool
         Whether ``b`` is the largest magnitude of the numbers that are not NaN.
     one_type : bool
@@ -83,6 +86,7 @@ class RatioRule:
     divide: bool = False
     keeps_zero_sign: bool = True
     nan_codes: tuple[int, int] | None = None
+    negative_nan: bool = False
     skips_nan: bool = False
     one_type: bool = False
 
@@ -357,6 +361,7 @@ RATIO_RULES = {
             divide=True,
             keeps_zero_sign=False,
             nan_codes=(7, 7),
+            negative_nan=True,
         ),
         RatioRule(
             "torchao",
@@ -368,6 +373,7 @@ RATIO_RULES = {
             "torchao's nvfp4_tensor.py: t = g / (M L), s = E4M3((b / M) / t), at least the "
             "smallest normal, code = E2M1(x ((1 / t) / s))",
             nan_codes=(0xC, 0xB),
+            negative_nan=True,
         ),
         RatioRule(
             "compressed-tensors",
@@ -381,6 +387,7 @@ RATIO_RULES = {
             divide=True,
             keeps_zero_sign=False,
             nan_codes=(0, 0),
+            negative_nan=True,
             one_type=True,
         ),
         RatioRule(
@@ -442,8 +449,8 @@ def ratio_codes(
     limits = fmt.element.max, fmt.scale_format.max
     with np.errstate(all="ignore"):
         scale_codes = rule.scale(amax, tensor_scale, limits[0], fmt.scale_format, source)
-        nan = ~np.isnan(amax) & ~np.isnan(0 if tensor_scale is None else tensor_scale)
-        scale_codes = _with_nan_sign(scale_codes, nan, fmt.scale_format)
+        if rule.negative_nan and not np.isnan(0 if tensor_scale is None else tensor_scale):
+            scale_codes = _with_nan_sign(scale_codes, ~np.isnan(amax), fmt.scale_format)
         s = values_of(scale_codes, fmt.scale_format, np.dtype(np.float32))
         factor = rule.factor(s, tensor_scale, *limits)
         codes = np.empty(rows.shape, fmt.element.code_dtype)
@@ -469,7 +476,7 @@ def ratio_codes(
 
 
 def _with_nan_sign(codes: Array, where: Array, fmt: FloatFormat) -> Array:
-    """Set the sign of scales that are NaN, as x86 gives one to the NaN of an invalid operation."""
+    """Set the sign of scales that are NaN, where one is to be set."""
     if fmt.nan_code is None or not fmt.sign_bit or fmt.nan_code == fmt.sign_bit:
         return codes
     signed = np.uint8(fmt.nan_code | fmt.sign_bit)
