@@ -66,7 +66,7 @@ from npfp8 import (
     quantize,
 )
 from npfp8.blocks import PowerRule
-from npfp8.blocks.powers import Blocks
+from npfp8.blocks.exponents import Blocks
 from npfp8.formats import FORMATS
 
 TINY = "bert-tiny-sst2"
