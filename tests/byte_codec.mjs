@@ -1,7 +1,7 @@
 // Encodes numbers by docs/byte/codec.js and quantizes rows by block.js, for test_byte_page.py.
 //     node byte_codec.mjs PAGE FOLDER
-// reads FOLDER/numbers.f64, draws.u64, rows.json and tensors.json; writes NAME.ROUNDING.SATURATE.u16,
-// where 256 stands for a refusal, decoded.json, rows.out.json and NAME.RULE.blocks.json.
+// reads FOLDER/numbers.f64, draws.u64 and rows.json; writes NAME.ROUNDING.SATURATE.u16, where 256
+// stands for a refusal, decoded.json and rows.out.json.
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
@@ -9,7 +9,7 @@ import { pathToFileURL } from "node:url";
 const [page, folder] = process.argv.slice(2);
 const load = (name) => import(pathToFileURL(`${page}/${name}`).href);
 const { NoCode, ROUNDINGS, decode, encode, errorOf, neighbours, stepped } = await load("codec.js");
-const { packedBytes, quantizeBlocks, quantizeRow, sqnr } = await load("block.js");
+const { quantizeRow, sqnr } = await load("block.js");
 const { completed } = await load("tables.js");
 
 const tables = completed(JSON.parse(readFileSync(`${page}/tables.json`)));
@@ -50,31 +50,3 @@ const quantized = rows.map((row) => tables.row_formats.map((rowFormat) => {
   return { ...found, sqnr: sqnr(row, found.errors) };
 }));
 writeFileSync(`${folder}/rows.out.json`, JSON.stringify(quantized));
-
-/** The bytes of float32 numbers, the sign of zero included; every NaN is the same one. */
-const float32 = (numbers) => Buffer.from(new Float32Array(numbers.map((x) => (Number.isNaN(x) ? NaN : x))).buffer);
-
-const tensors = JSON.parse(readFileSync(`${folder}/tensors.json`));
-for (const blockFormat of tables.block_formats) {
-  const { bits } = tables.formats.get(blockFormat.element);
-  for (const rule of blockFormat.rules) {
-    const found = tensors.map((tensor) => {
-      try {
-        const q = quantizeBlocks(tensor, blockFormat, rule, tables.formats);
-        const parts = {
-          codes: Buffer.from(q.codes),
-          scaleCodes: Buffer.from(q.scaleCodes),
-          scales: float32(q.scales),
-          values: float32(q.values),
-          tensorScale: float32(q.tensorScale === null ? [] : [q.tensorScale]),
-          packed: Buffer.from(packedBytes(q.codes, bits)),
-        };
-        return Object.fromEntries(Object.entries(parts).map(([name, bytes]) => [name, bytes.toString("hex")]));
-      } catch (error) {
-        if (!(error instanceof NoCode)) throw error;
-        return null;
-      }
-    });
-    writeFileSync(`${folder}/${blockFormat.name}.${rule}.blocks.json`, JSON.stringify(found));
-  }
-}

@@ -31,12 +31,14 @@ from test_quantized_checkpoint import (
     quantized,
     written,
 )
+from watching import product_of
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Operand, QuantizedModel, Recipe, SiteRecipe
 from bert_numpy.checkpoints.blocks import BLOCK_LAYOUTS
 from bert_numpy.checkpoints.load import stored_recipe
 from bert_numpy.checkpoints.quantized import check_writable, save_quantized
+from bert_numpy.commands.main import main
 from npfp8 import E4M3FN, E5M2, INT8, MXFP4, NVFP4, BlockFormat, QuantizedTensor, bfloat16
 from npfp8.blocks import POWER_RULES, RATIO_RULES
 from npfp8.storage import Fp8Array, load_file, read_header, save_file
@@ -275,7 +277,8 @@ def test_tensors_of_modelopt(tmp_path: Path) -> None:
         "group_0": {"input_activations": operand, "weights": operand, "targets": ["Linear"]}
     }
     assert (section["quant_method"], section["quant_algo"]) == ("modelopt", "NVFP4")
-    assert section["ignore"] == ["bert.pooler.dense", "classifier"]
+    assert {"bert.pooler.dense", "classifier"} < set(section["ignore"])
+    assert not [key for key in section["ignore"] if ".layer." in key]
     beside = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"]
     assert beside == {
         "quant_algo": "NVFP4",
@@ -431,7 +434,13 @@ def test_weights_in_transformers(
     plain = replace(bert_numpy.load(tmp_path / "source"), weights=rounded)
     assert distance(logits_of(theirs, torch), plain(**batch()).logits) < 1e-5
     own = distance(logits_of(theirs, torch), model(**batch()).logits)
-    assert own < (1e-2 if fmt == "NVFP4" else 1e-5)
+    assert own < (quantization_of(model, tmp_path) / 10 if fmt == "NVFP4" else 1e-5)
+
+
+def quantization_of(model: QuantizedModel, folder: Path) -> float:
+    """Measure how far a model is from the one that it was made of."""
+    reference = bert_numpy.load(folder / "source")(**batch()).logits
+    return distance(model(**batch()).logits, reference)
 
 
 @pytest.mark.parametrize("rule", ["te", "modelopt", "torchao", "exact"])
@@ -464,7 +473,11 @@ def test_inputs_in_transformers(
     transformers: ModuleType,
     compressed_tensors: ModuleType,
 ) -> None:
-    """With the hook, in bfloat16, it quantizes the inputs of layers too."""
+    """With the hook, in bfloat16, it quantizes the inputs of layers too.
+
+    The result of a layer is rounded to bfloat16. NVFP4's scales of inputs are computed in it:
+    some differ by a step of E4M3 (measured: results differ by at most 2.6 %).
+    """
     recipe = linear_layers(PRESETS[name])
     how = both(str(recipe.linear.a.fmt), "compressed-tensors")
     recipe = replace(recipe, linear=how, arithmetic="bfloat16")
@@ -478,9 +491,65 @@ def test_inputs_in_transformers(
     for key, weight in model.weights.items():
         if isinstance(weight, QuantizedTensor):
             assert_same_bits(found[key], bfloat16.round_to_bfloat16(weight.dequantize()))
-    reference = bert_numpy.load(tmp_path / "source")(**batch()).logits
-    ours = model(**batch()).logits
-    assert distance(logits, ours) < distance(ours, reference) / 2
+    assert np.isfinite(logits).all()
+    errors = errors_of_layers(theirs, model, torch)
+    assert max(errors.values()) < (1e-1 if name == "nvfp4" else 4e-3)
+
+
+def errors_of_layers(theirs: Any, ours: QuantizedModel, torch: ModuleType) -> dict[str, float]:
+    """Compute the relative error of each layer of theirs for the input that it has in their run."""
+    runs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def seen(name: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            runs[name.removeprefix("bert.")] = inputs[0].float().numpy(), output.float().numpy()
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(seen(name))
+        for name, module in theirs.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    logits_of(theirs, torch)
+    for hook in hooks:
+        hook.remove()
+    errors = {}
+    for site in (site for site in ours.plans if site in runs):
+        x, expected = runs[site]
+        weight, bias = (ours.weights[f"{site}.{name}"] for name in ("weight", "bias"))
+        errors[site] = distance(expected, product_of(ours.engine, site, x, weight.mT, bias))
+    assert len(errors) == LAYERS
+    return errors
+
+
+def test_several_layouts_in_transformers(
+    tmp_path: Path, torch: ModuleType, transformers: ModuleType, compressed_tensors: ModuleType
+) -> None:
+    """Groups of several layouts are read in bfloat16: FP8's scales are rounded to it."""
+    rule = "compressed-tensors"
+    recipe = replace(
+        weights("NVFP4", rule),
+        overrides=(
+            ("*.self.*", SiteRecipe(b=Operand(E4M3FN))),
+            ("*.attention.output.dense", SiteRecipe(b=Operand("MXFP8_E4M3", rule=rule))),
+        ),
+    )
+    model, folder = written(tmp_path, recipe, config_overrides=WIDE)
+    section = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert section["format"] == "mixed-precision"
+    assert "dequantize" not in section
+    theirs = loaded_by_transformers(transformers, folder, dtype=torch.bfloat16)
+    assert np.isfinite(logits_of(theirs, torch)).all()
+    found = parameters_of(theirs)
+    for name, weight in model.weights.items():
+        if not isinstance(weight, QuantizedTensor):
+            continue
+        values = weight.dequantize()
+        if weight.block_format is not None:
+            assert_same_bits(found[name], bfloat16.round_to_bfloat16(values))
+        else:
+            assert np.allclose(found[name], values, rtol=2.0**-7, atol=0)
 
 
 @pytest.mark.parametrize("name", ["mxfp8-e5m2", "mxfp6-e3m2", "mxint8"])
@@ -599,9 +668,10 @@ def test_made_by_compressed_tensors(
         there = loaded_by_transformers(
             transformers, folder, dtype=torch.float32, quantization_config=config
         )
-        bound = 1e-2 if scheme == "NVFP4A16" else 1e-5
+        bfloat16_ = scheme == "NVFP4A16"  # weights are rounded to it
+        bound = quantization_of(model, tmp_path) / 10 if bfloat16_ else 1e-5
         assert distance(logits_of(there, torch), model(**batch()).logits) < bound
-        assert_same_linear_layers(there, model, torch, bound)
+        assert_same_linear_layers(there, model, torch, 4e-3 if bfloat16_ else 1e-5)
 
 
 def dequantized_there(
@@ -733,7 +803,8 @@ def test_made_by_modelopt(
     blocks = {name: x for name, x in model.weights.items() if isinstance(x, QuantizedTensor)}
     assert len(blocks) == LAYERS + 2  # it does not leave out the pooler and the classifier
     for name, weight in blocks.items():
-        assert_same_bits(weight.dequantize(), by_modelopt(stored, name, torch))
+        # Its table has +0 for the code of -0.
+        assert_same_bits(weight.dequantize() + 0, by_modelopt(stored, name, torch) + 0)
     how = model.recipe.site("encoder.layer.0.attention.self.query")
     inputs, fmt = EXPORTS[recipe]
     assert how.b == Operand(fmt, rule="modelopt")
@@ -992,13 +1063,13 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     (
         "nvfp4",
         changed_config(lambda raw: raw["npfp8_config"]["scales"].clear()),
-        "config.json: key 'np"
-        "fp8_config': key 'scales': expected a scale of 'encoder.layer.0.attention.self.query:b', found",
+        "config.json: key 'npfp8_config': key 'scales': expected a scale of "
+        "'encoder.layer.0.attention.self.query:b', found none",
     ),
     (
         "nvfp4",
         changed_config(lambda raw: raw["quantization_config"].update(quant_method="modelopt")),
-        "key 'quantization_config': expected what the recipe in 'npfp8_config' comes to, found another",
+        "key 'quantization_config': expected what the recipe in 'npfp8_config' comes to, found",
     ),
     (
         "e4m3",
@@ -1167,3 +1238,30 @@ def test_zero_points(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(BertNumpyError, match=r"weight_zero_point': expected zeros: the layer is"):
         bert_numpy.load(folder)
+
+
+def test_the_command_writes_modelopts_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_checkpoint(tmp_path / "source", config_overrides=WIDE)
+    lines = [f"{'a good film' if i % 2 else 'dull'}\t{i % 2}\n" for i in range(20)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+    task = ["--task", "sst2", "--data", str(tmp_path), "--quiet"]
+    command = ["quantize", str(source), str(tmp_path / "out"), *task]
+    assert main([*command, "--format", "nvfp4-weights", "--layout", "ModelOpt"]) == 0
+    assert "- modelopt\n" in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out" / "hf_quant_config.json").is_file()
+    assert bert_numpy.load(tmp_path / "out").recipe == PRESETS["nvfp4-weights"]
+    capsys.readouterr()
+    command = ["quantize", str(source), str(tmp_path / "other"), *task]
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--format", "e4m3", "--layout", "gguf"])
+    assert "argument --layout: expected one of compressed-tensors, modelopt, found 'gguf'" in (
+        capsys.readouterr().err
+    )
+    assert main([*command, "--format", "int8", "--layout", "modelopt"]) == 2
+    assert "recipe int8: encoder.layer.0.attention.self.query: expected E4M3FN with inputs" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "other").exists()

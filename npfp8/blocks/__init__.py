@@ -1,8 +1,8 @@
 """Block-scaled formats (MX, NVFP4): their records, their rules, and the bytes they are kept in.
 
-:mod:`npfp8.blocks.formats` has the formats as data; :mod:`npfp8.blocks.powers`,
-:mod:`npfp8.blocks.parties` and :mod:`npfp8.blocks.ratios` the rules by which scales follow
-from numbers. :func:`npfp8.quantize` applies them. :mod:`npfp8.blocks.layouts` has the bytes.
+:mod:`npfp8.blocks.formats` has the formats as data; :mod:`npfp8.blocks.powers` and
+:mod:`npfp8.blocks.ratios` the rules by which scales follow from numbers. :func:`npfp8.quantize`
+applies them. :mod:`npfp8.blocks.layouts` has the bytes.
 """
 
 from npfp8.blocks.formats import (
@@ -31,8 +31,7 @@ from npfp8.blocks.layouts import (
     unpack_codes,
     unpack_scales,
 )
-from npfp8.blocks.parties import POWER_RULES
-from npfp8.blocks.powers import PowerRule
+from npfp8.blocks.powers import POWER_RULES, PowerRule
 from npfp8.blocks.ratios import RATIO_RULES, RatioRule
 
 __all__ = [

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from npfp8.arguments import choice, flag, integer, require, wrong_type
-from npfp8.blocks.parties import POWER_RULES
-from npfp8.blocks.powers import PowerRule
+from npfp8.blocks.powers import POWER_RULES, PowerRule
 from npfp8.blocks.ratios import RATIO_RULES, RatioRule
 from npfp8.formats import (
     E2M1,

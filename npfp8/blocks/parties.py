@@ -31,8 +31,7 @@ import numpy.typing as npt
 
 from npfp8.arrays import Array, Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
-from npfp8.blocks.powers import (
-    PLAIN_RULES,
+from npfp8.blocks.exponents import (
     Blocks,
     PowerRule,
     emax_of,
@@ -49,7 +48,7 @@ from npfp8.formats import (
     Format,
 )
 
-__all__ = ["POWER_RULES"]
+__all__ = ["PARTY_RULES"]
 
 _FP8 = (E4M3FN, E5M2)
 _FLOATS = (E4M3FN, E5M2, E2M3, E3M2, E2M1)
@@ -272,6 +271,7 @@ def _quark_scale(exponents: Array) -> Blocks:
 def _quark(amax: Float32Array, element: Format, source: str) -> Blocks:
     fields = (amax.view(np.int32) + (1 << (22 - mantissa_bits_of(element)))) >> 23
     exponents = np.where(amax == 0, 1, fields) - 127 - emax_of(element)
+    exponents = np.where(fields == 255, 127, exponents)  # rounded up to an infinity
     return _quark_scale(np.clip(exponents, -127, 127))
 
 
@@ -374,7 +374,8 @@ def _microxcaling_rule(name: str, rounding: str, ties: str) -> PowerRule:
     )
 
 
-_PARTIES = (
+#: The rules of the parties.
+PARTY_RULES = (
     _party(
         "torchao",
         _torchao,
@@ -476,6 +477,3 @@ _PARTIES = (
         nan=partial(_nan, code=0xFF),
     ),
 )
-
-#: The rules, by name: those of real arithmetic, then the parties'.
-POWER_RULES = {rule.name: rule for rule in (*PLAIN_RULES, *_PARTIES)}

@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -304,14 +304,13 @@ def _added(parts: Iterator[Float32Array], shape: tuple[int, ...]) -> Float32Arra
 
 def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Iterator[Float32Array]:
     """Yield the exact sum of each block of K, scaled and rounded once to float32."""
-    ndim = max(a.ndim, b.ndim)
     operands = _operand(a), _operand(b)
     span = float(block)
     for operand in (a, b):
         scales = _scales(operand) if operand.block is not None else np.ones(1)
         odd = np.where(np.isfinite(scales), np.abs(scales), 0.0) / lowest_bits(scales)
         span *= _span_of_codes(operand) * odd.max(initial=1.0)
-    units: tuple[Float64Array, ...] = ()
+    units: tuple[Float64Array, ...] = (np.empty(0),) * 2  # not needed below (1)
     if span > 2.0**53:
         units = _element_units(a), _element_units(b)
         span = 1 + 2.0**-20
@@ -319,22 +318,26 @@ def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Ite
             span *= _largest_span(values, unit, k_axis, block)
     size = math.prod(_lead(a, b)) * a.shape[-2] * b.shape[-1]
     for ks in _runs(a.shape[-1], block, max(1, _CHUNK // max(size, 1))):
-        n = min(block, ks.stop - ks.start)
-
-        def rows(x: Float64Array, ks: slice = ks, n: int = n) -> Float64Array:
-            x = x.reshape(*(1,) * (ndim - x.ndim), *x.shape)[..., ks]
-            return np.moveaxis(x.reshape(*x.shape[:-1], -1, n), -2, 0)
-
-        def columns(y: Float64Array, ks: slice = ks, n: int = n) -> Float64Array:
-            y = y.reshape(*(1,) * (ndim - y.ndim), *y.shape)[..., ks, :]
-            return np.moveaxis(y.reshape(*y.shape[:-2], -1, n, y.shape[-1]), -3, 0)
+        count = -(-(ks.stop - ks.start) // block)
+        by_block = partial(_by_block, ks=ks, count=count, ndim=max(a.ndim, b.ndim))
+        rows, columns = partial(by_block, axis=-1), partial(by_block, axis=-2)
 
         (x, special_x), (y, special_y) = operands
         x, special_x = rows(x), None if special_x is None else rows(special_x)
         y, special_y = columns(y), None if special_y is None else columns(special_y)
-        part = _once_rounded(x, y, span, lambda: rows(units[0]), lambda: columns(units[1]))
+        unit_x, unit_y = partial(rows, units[0]), partial(columns, units[1])
+        part = _once_rounded(x, y, span, unit_x, unit_y)
         _overlay(part, x, special_x, y, special_y)
         yield from part
+
+
+def _by_block(x: Float64Array, axis: int, ks: slice, count: int, ndim: int) -> Float64Array:
+    """Return the part ``ks`` of K, along ``axis``, as ``count`` blocks along a first axis."""
+    x = x.reshape(*(1,) * (ndim - x.ndim), *x.shape)
+    part = x[..., ks] if axis == -1 else x[..., ks, :]
+    before, after = part.shape[: ndim + axis], part.shape[ndim + axis + 1 :]
+    blocks = part.reshape(*before, count, part.shape[axis] // count, *after)
+    return np.moveaxis(blocks, axis - 1, 0)
 
 
 def _largest_span(x: Float64Array, units: Float64Array, axis: int, block: int) -> float:
