@@ -65,9 +65,11 @@ from npfp8 import (
     matmul,
     quantize,
 )
-from npfp8.blocks import PowerRule
+from npfp8.blocks import CODE_LAYOUTS, SCALE_LAYOUTS, CodeLayout, PowerRule, ScaleLayout
 from npfp8.blocks.exponents import Blocks
+from npfp8.blocks.layouts import Group, Piece
 from npfp8.formats import FORMATS
+from npfp8.packed import pack_tensor, unpack_tensor
 
 TINY = "bert-tiny-sst2"
 IDS = np.array([[101, 2025, 3294, 6659, 102], [101, 2204, 3185, 102, 0]])
@@ -250,6 +252,31 @@ def test_a_recipe_with_a_block_format(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logits is not None
     assert usual is not None
     assert 0 < np.abs(logits - usual).max() < 2
+
+
+# A layout of bytes: one CodeLayout, one ScaleLayout
+
+#: TOY's seven bits: the sign at the top of a byte, the rest at its bottom.
+APART = CodeLayout("apart", (Group(7, 1, 1, (Piece(0, 0, 0, 0, 6), Piece(0, 6, 0, 7, 1))),))
+
+#: Pairs of rows, each pair block by block.
+PAIRS = ScaleLayout("pairs", rows=(0, 2), blocks=(0,), order=(0, 2, 1))
+
+
+def test_a_layout_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CODE_LAYOUTS, "apart", APART)
+    monkeypatch.setitem(SCALE_LAYOUTS, "pairs", PAIRS)
+    rng = np.random.default_rng(9)
+    q = quantize(rng.standard_normal((3, 12)).astype(np.float32), BlockFormat(**TOY_BLOCKS))
+    packed = pack_tensor(q, "Apart", "pairs")
+    expected = [[code % 64 + 128 * (code // 64) for code in row] for row in q.codes.tolist()]
+    assert packed.codes.tolist() == expected
+    first, second, third = q.scale_codes.tolist()  # type: ignore[union-attr]
+    pairs = [*zip(first, second, strict=True), *((scale, 0) for scale in third)]
+    assert packed.scale_codes.reshape(-1).tolist() == [scale for pair in pairs for scale in pair]
+    back = unpack_tensor(packed)
+    assert np.array_equal(back.codes, q.codes)
+    assert np.array_equal(back.scale_codes, q.scale_codes)  # type: ignore[arg-type]
 
 
 # An accumulator: one Accumulator
