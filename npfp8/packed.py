@@ -21,6 +21,7 @@ from npfp8.blocks.layouts import (
     unpack_codes,
     unpack_scales,
 )
+from npfp8.blocks.quantize import checked_tensor_scale
 from npfp8.scaling import checked_block, normalized_axis, scale_shape
 from npfp8.tensor import QuantizedTensor
 
@@ -51,7 +52,8 @@ class PackedTensor:
     TypeError
         If an attribute is not of the type stated.
     ValueError
-        If no block format has the name, or the axis does not exist.
+        If no block format has the name, the axis does not exist, or the number of the tensor is
+        missing, or given to a format without.
 
     Examples
     --------
@@ -80,8 +82,8 @@ class PackedTensor:
             raise wrong_type("shape", "a tuple of integers", self.shape)
         set_field(self, "shape", tuple(integer("shape", length) for length in self.shape))
         set_field(self, "axis", normalized_axis(integer("axis", self.axis), len(self.shape)))
-        require("code_layout", self.code_layout, (str, CodeLayout), "a CodeLayout or a name")
-        require("scale_layout", self.scale_layout, (str, ScaleLayout), "a ScaleLayout or a name")
+        set_field(self, "tensor_scale", checked_tensor_scale(self.tensor_scale, self.fmt))
+        _check_layouts(self.code_layout, self.scale_layout)
 
     def __repr__(self) -> str:
         return (
@@ -89,6 +91,12 @@ class PackedTensor:
             f"{_name(self.code_layout)}, {self.scale_codes.size} of scales "
             f"{_name(self.scale_layout)}>"
         )
+
+
+def _check_layouts(code_layout: object, scale_layout: object) -> None:
+    """Raise TypeError unless both are layouts or names."""
+    require("code_layout", code_layout, (str, CodeLayout), "a CodeLayout or a name")
+    require("scale_layout", scale_layout, (str, ScaleLayout), "a ScaleLayout or a name")
 
 
 def _name(layout: CodeLayout | ScaleLayout | str) -> str:
@@ -132,6 +140,7 @@ def pack_tensor(
     True
     """
     require("tensor", tensor, QuantizedTensor, "a quantized tensor")
+    _check_layouts(code_layout, scale_layout)
     if tensor.block_format is None or tensor.scale_codes is None:
         raise ValueError(f"tensor: expected one of a block format, found {tensor}")
     assert tensor.axis is not None
@@ -159,17 +168,17 @@ def unpack_tensor(packed: PackedTensor) -> QuantizedTensor:
     TypeError
         If it is not a PackedTensor.
     ValueError
-        If the bytes do not fit the shape, a code has more bits than its format, or the number
-        of the tensor is missing, or given to a format without.
+        If the bytes do not fit the shape.
 
     Examples
     --------
     >>> import numpy as np
     >>> from npfp8.packed import PackedTensor, unpack_tensor
-    >>> unpack_tensor(
-    ...     PackedTensor(np.uint8([0x38]), np.uint8([0x38]), "NVFP4", (2,), tensor_scale=0.5)
-    ... ).dequantize()
-    array([-0.  ,  0.75], dtype=float32)
+    >>> packed = PackedTensor(
+    ...     np.uint8([0x21]), np.uint8([128]), "MXFP4", (2,), code_layout="high-first"
+    ... )
+    >>> unpack_tensor(packed).dequantize()
+    array([2., 1.], dtype=float32)
     """
     require("packed", packed, PackedTensor, "a PackedTensor")
     fmt, shape, axis = packed.fmt, packed.shape, packed.axis

@@ -22,8 +22,8 @@ from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat, as_block_format, wi
 from npfp8.blocks.quantize import block_scales, checked_tensor_scale, quantize_blocks
 from npfp8.codec import encode
 from npfp8.codec.tables import checked_codes, values_of
-from npfp8.formats import FloatFormat, Format, IntFormat, as_format
-from npfp8.names import match
+from npfp8.formats import FORMATS, FloatFormat, Format, IntFormat, as_format
+from npfp8.names import match, suggestion
 from npfp8.scaling import (
     absmax_scale,
     affine_scale,
@@ -124,7 +124,12 @@ class QuantizedTensor:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__  # the way to normalise a field of a frozen dataclass
-        if (blocks := self.block_format or _block_format(self.fmt)) is not None:
+        blocks = _block_format(self.fmt)
+        if blocks is None and self.block_format is not None:  # as replace() gives them
+            blocks = as_block_format(self.block_format, "block_format")
+            if as_format(self.fmt) != blocks.element:
+                raise ValueError(f"fmt: expected {blocks.element} for {blocks}, found {self.fmt}")
+        if blocks is not None:
             set_field(self, "block_format", blocks)
             set_field(self, "fmt", blocks.element)
             set_field(self, "block", blocks.block)
@@ -136,9 +141,8 @@ class QuantizedTensor:
         expected = scale_shape(codes.shape, axis, block)
         if blocks is not None:
             scale = self._block_scales(blocks, expected)
-        elif self.scale_codes is not None or self.tensor_scale is not None:
-            raise ValueError(f"scale_codes, tensor_scale: expected None for {self.fmt}")
         else:
+            _refuse_given(self.fmt, scale_codes=self.scale_codes, tensor_scale=self.tensor_scale)
             scale = checked_scale(self.scale)
         if scale.shape != expected:
             raise ValueError(
@@ -161,8 +165,7 @@ class QuantizedTensor:
 
     def _block_scales(self, blocks: BlockFormat, expected: tuple[int, ...]) -> Float32Array:
         """Check the scales of a block format, and return them as float32."""
-        if self.zero_point is not None:
-            raise ValueError(f"zero_point: expected None for {blocks}")
+        _refuse_given(blocks, zero_point=self.zero_point)
         scale_codes = checked_codes(self.scale_codes, blocks.scale_format, "scale_codes")
         if scale_codes.shape != expected:
             raise ValueError(
@@ -293,7 +296,7 @@ class QuantizedTensor:
         """Count the numbers that saturated, and those that underflowed, in this tensor.
 
         A number saturated if it is beyond the range of the codes. It underflowed if it is
-        not zero but has the code of zero.
+        not zero but has the code of zero, or a scale of zero.
 
         Parameters
         ----------
@@ -339,12 +342,14 @@ class QuantizedTensor:
         # Of the codes first, whose bytes are fewer. A float's sign bit is taken off.
         floats = fmt if isinstance(fmt, FloatFormat) else None
         magnitudes = np.abs(codes) if floats is None else codes & floats.magnitude_mask
+        if self.scale_codes is not None and not scale.all():
+            magnitudes = np.where(scale == 0, 0, magnitudes)  # blocks whose scale underflowed
         saturated = 0
         if magnitudes.max(initial=0) >= fmt.max_code:
             largest = magnitudes >= fmt.max_code
             scales = np.broadcast_to(scale, x.shape)[largest] if scale.ndim else scale
             signed = floats is None or floats.signed  # negative numbers of others are NaN
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):  # the scale of a block may be 0 or NaN
                 quotients = (np.abs(x[largest]) if signed else x[largest]) / scales
             # A scale from the largest element itself may round to just beyond.
             saturated = int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
@@ -428,9 +433,23 @@ def _block_format(fmt: object) -> BlockFormat | None:
     """Return the block format that is given as such or by its name; None for another format."""
     if isinstance(fmt, BlockFormat):
         return fmt
-    if isinstance(fmt, str) and match(fmt, BLOCK_FORMATS):
-        return as_block_format(fmt)
-    return None
+    if not isinstance(fmt, str) or match(fmt, FORMATS):
+        return None
+    if name := match(fmt, BLOCK_FORMATS):
+        return BLOCK_FORMATS[name]
+    known = (*FORMATS, *BLOCK_FORMATS)
+    raise ValueError(
+        f"fmt: expected a format ({', '.join(known)}), found {fmt!r}{suggestion(fmt, known)}"
+    )
+
+
+def _refuse_given(fmt: Format | BlockFormat, **arguments: object) -> None:
+    """Raise ValueError for the first argument that is given, as the format is not used with it."""
+    for name, value in arguments.items():
+        if value is not None:
+            kind = "a block format" if isinstance(fmt, BlockFormat) else "which has no blocks"
+            found = f"shape {np.shape(value)}" if isinstance(value, np.ndarray) else repr(value)
+            raise ValueError(f"{name}: expected None for {fmt}, {kind}, found {found}")
 
 
 def _check_zero_point(fmt: Format) -> None:
@@ -512,15 +531,11 @@ def quantize(
 dtype=uint8), array([127], dtype=uint8))
     """
     if (blocks := _block_format(fmt)) is not None:
-        for name, value in (("scale", scale), ("block", block), ("zero_point", zero_point)):
-            if value is not None:
-                raise ValueError(f"{name}: expected None for {blocks}, a block format")
+        _refuse_given(blocks, scale=scale, block=block, zero_point=zero_point)
         return _quantize_blocks(x, blocks, axis, rule, tensor_scale)
-    if rule is not None or tensor_scale is not None:
-        name = "rule" if rule is not None else "tensor_scale"
-        raise ValueError(f"{name}: expected None but for a block format")
     assert not isinstance(fmt, BlockFormat)
     fmt = as_format(fmt)
+    _refuse_given(fmt, rule=rule, tensor_scale=tensor_scale)
     values = as_float32("x", x)
     axis = normalized_axis(axis, values.ndim)
     block = checked_block(block, axis)

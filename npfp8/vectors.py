@@ -351,7 +351,7 @@ def write_all_vectors(folder: str | Path) -> list[Path]:
     >>> from npfp8.vectors import write_all_vectors
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     len(write_all_vectors(folder))
-    99
+    135
     """
     folder, paths = path_of("folder", folder), []
     for fmt in FLOAT_FORMATS.values():

@@ -1,7 +1,7 @@
 // Encodes numbers by docs/byte/codec.js and quantizes rows by block.js, for test_byte_page.py.
 //     node byte_codec.mjs PAGE FOLDER
-// reads FOLDER/numbers.f64, draws.u64, rows.json and tensors.json; writes NAME.ROUNDING.SATURATE.u16,
-// where 256 stands for a refusal, decoded.json, rows.out.json and NAME.RULE.blocks.json.
+// reads FOLDER/numbers.f64, draws.u64 and rows.json; writes NAME.ROUNDING.SATURATE.u16, where 256
+// stands for a refusal, decoded.json and rows.out.json.
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
@@ -9,7 +9,7 @@ import { pathToFileURL } from "node:url";
 const [page, folder] = process.argv.slice(2);
 const load = (name) => import(pathToFileURL(`${page}/${name}`).href);
 const { NoCode, ROUNDINGS, decode, encode, errorOf, neighbours, stepped } = await load("codec.js");
-const { packedBytes, quantizeBlocks, quantizeRow, sqnr } = await load("block.js");
+const { quantizeRow, sqnr } = await load("block.js");
 const { completed } = await load("tables.js");
 
 const tables = completed(JSON.parse(readFileSync(`${page}/tables.json`)));
@@ -20,7 +20,7 @@ const draws = new BigUint64Array(bytes("draws.u64"));
 for (const fmt of tables.formats.values()) {
   for (const rounding of ROUNDINGS.filter((one) => fmt.kind === "float" || one !== "stochastic")) {
     for (const saturate of [true, false]) {
-      const given = rounding === "stochastic" ? numbers.subarray(0, draws.length) : numbers;
+      const given = ["nearest", "toward_zero"].includes(rounding) ? numbers : numbers.subarray(0, draws.length);
       const codes = new Uint16Array(given.length);
       for (let i = 0; i < given.length; i += 1) {
         try {
@@ -50,22 +50,3 @@ const quantized = rows.map((row) => tables.row_formats.map((rowFormat) => {
   return { ...found, sqnr: sqnr(row, found.errors) };
 }));
 writeFileSync(`${folder}/rows.out.json`, JSON.stringify(quantized));
-
-const tensors = JSON.parse(readFileSync(`${folder}/tensors.json`));
-for (const blockFormat of tables.block_formats) {
-  const { bits } = tables.formats.get(blockFormat.element);
-  for (const rule of blockFormat.rules) {
-    const found = tensors.map((tensor) => {
-      try {
-        const { errors, ...rest } = quantizeBlocks(tensor, blockFormat, rule, tables.formats);
-        const packed = packedBytes(rest.codes, bits);
-        const numbers = Object.entries({ ...rest, packed }).map(([name, list]) => [name, [list].flat().map(String)]);
-        return Object.fromEntries(numbers); // as strings: JSON has no -0, NaN or infinity
-      } catch (error) {
-        if (!(error instanceof NoCode)) throw error;
-        return null;
-      }
-    });
-    writeFileSync(`${folder}/${blockFormat.name}.${rule}.blocks.json`, JSON.stringify(found));
-  }
-}

@@ -9,10 +9,12 @@ import importlib
 import itertools
 import math
 import pickle
+import re
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -511,6 +513,48 @@ def test_bytes_of_others_become_a_tensor():
     packed = pack_tensor(q, "high-first", "128x4")
     flat = replace(packed, scale_codes=packed.scale_codes.reshape(-1), fmt="nvfp4", shape=[4, 32])
     same(unpack_tensor(flat), q)
+
+
+# The page
+
+
+def rows(heading):
+    """The cells of the tables under a heading of docs/block-layouts.md, by the first, a name."""
+    page = (ROOT / "docs" / "block-layouts.md").read_text(encoding="utf-8")
+    text = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    for line in text.splitlines():
+        if found := re.match(r"\| `([\w-]+)` \|(.*)\|$", line):
+            yield found[1], [cell.strip() for cell in found[2].split("|")]
+
+
+def test_the_page_shows_the_first_bytes():
+    four, six = np.arange(1, 9, dtype=np.uint8), np.uint8([0x01, 0x22, 0x33, 0x3C])
+    names = []
+    for name, (shown, counts, _) in rows("Codes"):
+        names.append(name)
+        fmt, codes = (E3M2, six) if names.count(name) == 2 or name == "split" else (E2M1, four)
+        first = bytes.fromhex(shown.strip("`"))
+        assert pack_codes(codes, fmt, name).tobytes().startswith(first), name
+        group = CODE_LAYOUTS[name].group(fmt.bits)
+        assert counts == f"{group.codes} in {group.nbytes}"
+    expected = [
+        name
+        for name, layout in CODE_LAYOUTS.items()
+        for group in layout.groups
+        if group.bits in (4, 6)
+    ]
+    assert sorted(names) == sorted(expected)
+
+
+def test_the_page_shows_the_first_scales():
+    shown = dict(rows("Scales"))
+    assert list(shown) == list(SCALE_LAYOUTS)
+    for name, (tile, first, _) in shown.items():
+        layout = SCALE_LAYOUTS[name]
+        assert tile == ("" if layout.tile == (1, 1) else "{} x {}".format(*layout.tile))
+        index, _ = places((128, 8), layout)
+        found = [divmod(int(one), 8) for one in index.reshape(-1)[:5]]
+        assert first == " ".join(map(str, found)), name
 
 
 # Records

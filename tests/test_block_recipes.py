@@ -29,11 +29,13 @@ from watching import noted, product_of
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Model, QuantizedModel, Recipe
+from bert_numpy.assets import REVIEWS
 from bert_numpy.calibration import sqnr
+from bert_numpy.cli import main
 from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.counts import OperandCounts
 from bert_numpy.quantization.engine import engine_of
-from bert_numpy.quantization.plan import Scale, SitePlan
+from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe, recipe_object, recipe_of, save_recipe
 from npfp8 import (
@@ -272,7 +274,8 @@ def test_every_product_of_a_model(fmt: BlockFormat, small: Model) -> None:
     products: list[tuple[str, tuple[Any, ...]]] = []
 
     def note(site: str, a: Any, b: Any, bias: Any, result: np.ndarray) -> None:
-        products.append((site, (a.copy(), b, bias, result.copy())))
+        kept = b if isinstance(b, QuantizedTensor) else b.copy()
+        products.append((site, (a.copy(), kept, bias, result.copy())))
 
     noted(made, note)(**batch)
     sites = [(site, parts) for site, parts in products if site.startswith("encoder.")]
@@ -303,6 +306,35 @@ def test_every_product_of_a_model(fmt: BlockFormat, small: Model) -> None:
                 value = add32(value, float(bias[index[-1]]))
             expected[index] = nearest(value, BFLOAT16)
         assert_same_bits(found, expected)
+
+
+@every_format
+def test_operands_are_left_as_they_are(fmt: BlockFormat) -> None:
+    """Q, K^T, P and V are views of one array, whose memory lies in another order."""
+    values = np.random.default_rng(0).normal(size=(7, 2 * 64)).astype(np.float32)
+    heads = values.reshape(1, 7, 2, 64).swapaxes(1, 2)
+    for x, axis in ((heads, -1), (heads.swapaxes(-1, -2), -2), (heads, -2), (values.T, -2)):
+        before = x.copy()
+        q = quantize_operand(x, Operand(fmt), axis)
+        assert_same_bits(x, before)
+        assert_same_bits(q.codes, quantize_operand(before, Operand(fmt), axis).codes)
+        q.lost(x)
+        assert_same_bits(x, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("mxint8", 0.05), ("mxfp8", 0.1), ("mxfp6", 0.1), ("nvfp4", 0.35), ("mxfp4", 0.5)],
+)
+def test_a_model_answers_nearly_as_in_float32(name: str, bound: float) -> None:
+    model = bert_numpy.load("bert-tiny-sst2")
+    tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    batch = tokenizer.batch(["a warm and funny film", "dull, and far too long for what it is"])
+    calibration = bert_numpy.calibrate(model, [batch], golden=True)
+    expected = model(**batch).logits
+    for golden in (False, True):
+        found = bert_numpy.apply_recipe(model, name, calibration, golden)(**batch).logits
+        assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("fmt", [MXFP4, NVFP4, MINE], ids=str)
@@ -349,6 +381,15 @@ def test_an_activation_that_is_always_zero() -> None:
     x = np.zeros((4, 32), np.float32)
     assert_same_bits(product_of(engine, SCORES, x, x.T), np.zeros((4, 4), np.float32))
     assert np.isfinite(product_of(engine, SCORES, x + 1, x.T + 1)).all()
+
+
+def test_blocks_whose_scale_underflows_are_counted() -> None:
+    """NVFP4's block scale is 0 where a block is 2^-21 of the largest magnitude or less."""
+    x = np.ones((1, 32), np.float32)
+    x[0, 16:24], x[0, 24:] = 2.0**-30, 0
+    q = quantize(x, NVFP4)
+    assert q.scale[0, 1] == 0
+    assert q.lost(x) == (0, 8)
 
 
 # The rest of a run
@@ -475,6 +516,27 @@ def test_accumulators_that_cannot_take_blocks(small: Model) -> None:
             bert_numpy.apply_recipe(small, recipe, calibration)
 
 
+@pytest.mark.parametrize("accumulate", ["block-sums", "float32", "bfloat16"])
+def test_other_accumulators(accumulate: str, small: Model) -> None:
+    batch = batch_of(9, 4, seed=5)
+    for fmt in ("MXFP8_E4M3", "NVFP4"):
+        exact = applied(small, both(fmt))(**batch).last_hidden_state
+        found = applied(small, replace(both(fmt), accumulate=accumulate))(**batch)
+        assert found.last_hidden_state is not None
+        error = np.linalg.norm(found.last_hidden_state - exact) / np.linalg.norm(exact)
+        assert error < (0.3 if accumulate == "bfloat16" else 0.02)
+    unlike = SiteRecipe(Operand("MXFP4"), Operand("NVFP4"))
+    recipe = Recipe("unlike", unlike, accumulate=accumulate)
+    if accumulate == "float32":
+        applied(small, recipe)(**batch)
+        return
+    with pytest.raises(BertNumpyError, match=r"query: accumulate '.*': expected both operands in"):
+        applied(small, recipe)
+    per_token = SiteRecipe(Operand("INT8", "token"), Operand("NVFP4"))
+    with pytest.raises(BertNumpyError, match="expected both operands in blocks of one length"):
+        applied(small, Recipe("x", per_token, accumulate=accumulate))
+
+
 def test_a_model_that_is_quantized_can_become_golden(small: Model) -> None:
     made = applied(small, both("NVFP4"))
     golden = bert_numpy.apply_recipe(made, both("NVFP4"), golden=True)
@@ -482,3 +544,48 @@ def test_a_model_that_is_quantized_can_become_golden(small: Model) -> None:
     assert_same_bits(golden(**batch).logits, applied(small, both("NVFP4"), True)(**batch).logits)
     with pytest.raises(BertNumpyError, match="quantized by both"):
         bert_numpy.apply_recipe(made, both("NVFP4", rule="exact"))
+
+
+# Commands
+
+
+def test_compare_takes_block_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, target = tmp_path / "mine.json", tmp_path / "rows.json"
+    save_recipe(both("MXFP4", "mine", rule="rceil"), mine)
+    command = ["compare", "bert-tiny-sst2", "--task", "sst2", "--data", str(REVIEWS), "--golden"]
+    formats = f"MXFP4,nvfp4,nvfp4-weights,{mine}"
+    limits = ["--limit", "20", "--calibration-samples", "20", "--json", str(target)]
+    assert main([*command, "--formats", formats, *limits]) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads(target.read_text())["rows"]
+    assert [row["format"] for row in rows] == ["fp32", "mxfp4", "nvfp4", "nvfp4-weights", "mine"]
+    sizes = [row["weight_bytes"] for row in rows]
+    assert sizes[1] == sizes[4] < sizes[2] == sizes[3] < sizes[0]
+    assert all(f"{size:,}" in printed for size in sizes)
+    errors = [row["relative_logit_error"] for row in rows]
+    assert 0 < errors[1] < 1
+    assert errors[1] != errors[4]
+
+
+def test_what_is_stored_is_what_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quantize, describe and predict: the folder gives what the recipe gives."""
+    answers = []
+    folder = str(tmp_path / "stored")
+    assert main(["quantize", "bert-tiny-sst2", folder, "--format", "nvfp4-weights"]) == 0
+    for command in (["bert-tiny-sst2", "--format", "nvfp4-weights"], [folder]):
+        target = tmp_path / "answer.json"
+        assert main(["predict", *command, "a warm and funny film", "--json", str(target)]) == 0
+        answers.append(json.loads(target.read_text())["logits"])
+    assert answers[0] == answers[1]
+    capsys.readouterr()
+    assert main(["info", folder]) == 0
+    assert "inputs not quantized, weights in NVFP4 per block of 16" in capsys.readouterr().out
+
+
+def test_commands_refuse_what_blocks_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["predict", "bert-tiny-sst2", "a film", "--format", "mxfp4", "--accumulate", "hopper"]
+    assert main(command) == 2
+    assert "accumulate 'hopper': expected E4M3FN or E5M2, found E2M1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "bert-tiny-sst2", "a film", "--format", "mxpf4"])
+    assert "did you mean 'mxfp4'?" in capsys.readouterr().err

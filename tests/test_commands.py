@@ -211,7 +211,8 @@ def usage_error(capsys: Capture, argv: list[str]) -> str:
         (
             "predict m text --accumulate hoper",
             "bert-numpy predict: error: argument --accumulate: expected one of exact, float32, "
-            "hopper, hopper-fast, float16, bfloat16, found 'hoper'; did you mean 'hopper'?",
+            "hopper, hopper-fast, float16, bfloat16, block-sums, found 'hoper'; did you mean "
+            "'hopper'?",
         ),
         *(
             (

@@ -43,6 +43,8 @@ KINDS = [
     "int8-smooth",
     "e4m3-pow2",
     "e4m3-weights",
+    "mxfp4",
+    "nvfp4",
 ]
 by_kind = pytest.mark.parametrize("name", KINDS)
 by_mode = pytest.mark.parametrize("golden", [False, True], ids=["fast", "golden"])

@@ -1,20 +1,39 @@
 """The formats against their definitions and against ml_dtypes."""
 
+import copy
+import importlib
 import math
+import pickle
 
 import numpy as np
 import pytest
 from oracles import code_values
 
 import npfp8
-from npfp8 import E2M1, E4M3, E4M3FN, E5M2, E8M0FNU, INT8, FloatFormat, IntFormat, describe
+from npfp8 import (
+    E2M1,
+    E4M3,
+    E4M3FN,
+    E5M2,
+    E8M0FNU,
+    FIXED8,
+    INT8,
+    P3109_K8P3,
+    P3109_K8P4,
+    FloatFormat,
+    IntFormat,
+    describe,
+)
+from npfp8.bfloat16 import from_bits
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.interop import ML_DTYPES_NAMES, from_ml_dtypes, to_ml_dtypes
 
 FORMATS = list(FLOAT_FORMATS.values())
+IN_ML_DTYPES = list(ML_DTYPES_NAMES)
 
 #: max, smallest normal, smallest positive, finite codes: OFP8 1.0 table 1, MX 1.0 tables 1 to 3,
-#: arXiv 2206.02915 and ml_dtypes' documentation.
+#: arXiv 2206.02915, ml_dtypes' documentation, arXiv 2309.14592 table 1 (E3M4 of largest value
+#: 30), and P3109's value tables Binary8p3se and Binary8p4se.
 PUBLISHED = {
     "E4M3FN": (448, 2**-6, 2**-9, 254),
     "E5M2": (57344, 2**-14, 2**-16, 248),
@@ -27,13 +46,17 @@ PUBLISHED = {
     "E2M3": (7.5, 1, 2**-3, 64),
     "E3M2": (28, 2**-2, 2**-4, 64),
     "E2M1": (6, 1, 2**-1, 16),
+    "E3M4FN": (30, 2**-2, 2**-6, 254),
+    "P3109_K8P3": (49152, 2**-15, 2**-17, 253),
+    "P3109_K8P4": (224, 2**-7, 2**-10, 253),
+    "UE4M3": (448, 2**-6, 2**-9, 127),
 }
 
 
 def test_every_format_by_name():
     assert {name: getattr(npfp8, name) for name in npfp8.formats.FORMATS} == npfp8.formats.FORMATS
     made = {fmt.name for fmt in vars(npfp8).values() if isinstance(fmt, npfp8.Format)}
-    assert set(npfp8.formats.FORMATS) == made == {*PUBLISHED, "INT8", "UINT8"}
+    assert set(npfp8.formats.FORMATS) == made == {*PUBLISHED, "INT8", "UINT8", "FIXED8"}
 
 
 def test_formats_with_a_zero_point():
@@ -53,7 +76,7 @@ def test_values_are_those_of_the_definition(fmt):
     assert np.array_equal(fmt.values, np.array(code_values(fmt.name), float), equal_nan=True)
 
 
-@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("fmt", IN_ML_DTYPES, ids=str)
 def test_values_equal_ml_dtypes(fmt, ml_dtypes):
     codes = np.arange(fmt.values.size, dtype=np.uint8)
     theirs = codes.view(getattr(ml_dtypes, ML_DTYPES_NAMES[fmt])).astype(np.float64)
@@ -61,7 +84,7 @@ def test_values_equal_ml_dtypes(fmt, ml_dtypes):
     assert np.array_equal(np.signbit(fmt.values), np.signbit(theirs)) or fmt.nan_codes
 
 
-@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("fmt", IN_ML_DTYPES, ids=str)
 def test_finfo_equals_ml_dtypes(fmt, ml_dtypes):
     info = ml_dtypes.finfo(ML_DTYPES_NAMES[fmt])
     assert float(info.max) == fmt.max
@@ -69,6 +92,76 @@ def test_finfo_equals_ml_dtypes(fmt, ml_dtypes):
         assert float(info.smallest_normal) == fmt.min_normal
         assert float(info.smallest_subnormal) == fmt.min_subnormal
     assert info.bits in (fmt.bits, 8)
+
+
+def test_ml_dtypes_has_no_other_of_these_formats(ml_dtypes):
+    """Those without a name there: a new release of ml_dtypes may bring them."""
+    types = [getattr(ml_dtypes, name) for name in dir(ml_dtypes) if name.startswith("float")]
+    floats = {np.dtype(one).name for one in types if isinstance(one, type)}
+    assert floats == set(ML_DTYPES_NAMES.values())
+    others = {fmt.name for fmt in FORMATS} - {fmt.name for fmt in IN_ML_DTYPES}
+    assert others == {"E3M4FN", "P3109_K8P3", "P3109_K8P4", "UE4M3"}
+    for name in others:
+        with pytest.raises(ValueError, match=f"expected a format that ml_dtypes has, .*{name}"):
+            to_ml_dtypes(np.uint8([1]), name)
+
+
+def gfloats(gfloat, precision):
+    """gfloat's binary8 of a precision, signed, with infinities."""
+    return importlib.import_module("gfloat.formats").format_info_p3109(8, precision)
+
+
+BY_P3109 = pytest.mark.parametrize(
+    ("fmt", "precision"), [(P3109_K8P3, 3), (P3109_K8P4, 4)], ids=["k8p3", "k8p4"]
+)
+
+
+@BY_P3109
+def test_p3109_values_are_gfloats(fmt, precision, gfloat):
+    info = gfloats(gfloat, precision)
+    theirs = [gfloat.decode_float(info, code).fval for code in range(256)]
+    assert np.array_equal(fmt.values, theirs, equal_nan=True)
+    assert (info.bias, info.max) == (fmt.bias, fmt.max)
+
+
+@BY_P3109
+@pytest.mark.parametrize("source", ["float16", "bfloat16"])
+@pytest.mark.parametrize("saturate", [True, False])
+@pytest.mark.parametrize(
+    ("rounding", "mode"),
+    [("nearest", "TiesToEven"), ("nearest_away", "TiesToAway"), ("toward_zero", "TowardZero")],
+)
+def test_p3109_rounds_as_gfloat(fmt, precision, source, saturate, rounding, mode, gfloat):
+    """Every finite number of 16 bits; infinities, which saturation leaves to the user there."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    x = from_bits(bits) if source == "bfloat16" else bits.view(np.float16)
+    x = x[np.isfinite(x)].astype(np.float64)
+    info = gfloats(gfloat, precision)
+    rounded = gfloat.round_ndarray(info, x, gfloat.RoundMode[mode], saturate)
+    theirs = gfloat.encode_ndarray(info, rounded)
+    assert np.array_equal(npfp8.encode(x, fmt, saturate, rounding=rounding), theirs)
+
+
+def test_p3109_specials():
+    for fmt in (P3109_K8P3, P3109_K8P4):
+        assert (fmt.infinity_code, fmt.nan_code, fmt.max_code) == (0x7F, 0x80, 0x7E)
+        assert (fmt.values[0x7F], fmt.values[0xFF]) == (np.inf, -np.inf)
+        assert np.isnan(fmt.values[0x80])
+        assert describe(fmt)["infinity_codes"] == (0x7F, 0xFF)
+        assert not fmt.has_negative_zero
+        assert npfp8.encode([-0.0, -1e-30, np.nan, -np.nan], fmt).tolist() == [0, 0, 0x80, 0x80]
+        assert npfp8.encode([np.inf, -np.inf, np.nan], fmt, False).tolist() == [0x7F, 0xFF, 0x80]
+    # One more infinity than the FNUZ formats of the same fields and bias.
+    for fmt, fnuz in ((P3109_K8P3, npfp8.E5M2FNUZ), (P3109_K8P4, npfp8.E4M3FNUZ)):
+        differ = np.flatnonzero(~((fmt.values == fnuz.values) | np.isnan(fmt.values)))
+        assert differ.tolist() == [0x7F, 0xFF]
+
+
+def test_relatives():
+    """The formats of NVFP4's scales and of arXiv 2309.14592 by others."""
+    assert np.array_equal(npfp8.UE4M3.values, E4M3FN.values[:128], equal_nan=True)
+    assert np.array_equal(npfp8.E3M4FN.values[:0x70], npfp8.E3M4.values[:0x70])
+    assert npfp8.E3M4FN.values[0x70:0x7F].tolist() == [16.0 + i for i in range(15)]
 
 
 def test_special_codes():
@@ -82,7 +175,7 @@ def test_special_codes():
 
 def test_negative_zero():
     with_it = {fmt.name for fmt in FORMATS if fmt.has_negative_zero}
-    assert with_it == {"E4M3FN", "E5M2", "E4M3", "E3M4", "E2M1", "E2M3", "E3M2"}
+    assert with_it == {"E4M3FN", "E5M2", "E4M3", "E3M4", "E3M4FN", "E2M1", "E2M3", "E3M2"}
     assert math.copysign(1, E4M3FN.values[0x80]) == -1
 
 
@@ -113,6 +206,8 @@ def test_values_cannot_be_written():
         ((4, 3, 7, False, (0x7F,)), "alike in both signs"),
         ((4, 3, 140), "bias 140 leads out of the range"),
         ((8, 0, 140, False, (), False), "bias 140 leads out of the range"),
+        ((4, 3, 7, False, (), True, True, "x", True), "infinity_on_top with has_infinity only"),
+        ((4, 3, 8, True, (0x7F, 0xFF), True, True, "x", True), "infinity, found it to be a NaN's"),
     ],
 )
 def test_impossible_formats(arguments, message):
@@ -127,15 +222,16 @@ def test_impossible_formats(arguments, message):
         (FloatFormat(0, 7, 0), [0, 2**-6, 2**-5]),
         (FloatFormat(1, 7, 0, signed=False), [0, 2**-6, 2**-5]),
         (FloatFormat(7, 0, 63), [0, 2.0**-62, 2.0**-61]),
+        (FloatFormat(4, 4, 8, True, signed=False, infinity_on_top=True), [0, 2**-11, 2**-10]),
     ],
-    ids=["UE5M3", "fixed point", "unsigned E1M7", "E7M0"],
+    ids=["UE5M3", "fixed point", "unsigned E1M7", "E7M0", "unsigned, infinity on top"],
 )
 def test_unusual_formats(fmt, first):
     assert fmt.values[:3].tolist() == first
     assert fmt.values.size == 1 << fmt.bits
 
 
-@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("fmt", IN_ML_DTYPES, ids=str)
 def test_views_of_ml_dtypes_share_memory(fmt, ml_dtypes):
     codes = np.arange(fmt.values.size, dtype=np.uint8)
     array = to_ml_dtypes(codes, fmt)
@@ -164,3 +260,40 @@ def test_everything_is_made_at_once():
             getattr(fmt, name)
     assert set(vars(fmt)) == made
     assert fmt.values is fmt.values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-8, 7, "int8", "x", -1), "x: expected fraction_bits of 0 to 16, found -1"),
+        ((-8, 7, "int8", "x", 17), "x: expected fraction_bits of 0 to 16, found 17"),
+        ((0, 7, "uint8", "x", 1), "x: expected fraction_bits with negative codes only"),
+    ],
+)
+def test_impossible_fixed_point(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        IntFormat(*arguments)
+
+
+def test_fixed_point_is_told_apart_from_integers():
+    assert FIXED8 != INT8
+    assert IntFormat(-127, 127, "int8", "mine", 6) == FIXED8
+    assert repr(FIXED8) == "<IntFormat FIXED8: int8 codes -127..127 / 2^6>"
+    assert npfp8.values(FIXED8)[[0, 1, 127, 128, 255]].tolist() == [
+        0,
+        1 / 64,
+        127 / 64,
+        -2,
+        -1 / 64,
+    ]
+    for clone in (copy.deepcopy(FIXED8), pickle.loads(pickle.dumps(FIXED8))):
+        assert clone == FIXED8
+        assert hash(clone) == hash(FIXED8)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_formats_are_pickled_and_copied(fmt):
+    for clone in (copy.copy(fmt), copy.deepcopy(fmt), pickle.loads(pickle.dumps(fmt))):
+        assert clone == fmt
+        assert clone.name == fmt.name
+        assert np.array_equal(clone.values, fmt.values, equal_nan=True)

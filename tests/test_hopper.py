@@ -405,7 +405,10 @@ def test_a_sequential_accumulator_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"kind": "mystery"}, "kind: expected one of exact, blas, fused, sequential, found"),
+        (
+            {"kind": "mystery"},
+            "kind: expected one of exact, blocks, blas, fused, sequential",
+        ),
         ({"step": 0}, "expected step of at least 1, found"),
         ({"fraction_bits": 0}, "expected fraction_bits of at least 1, found"),
         ({"fraction_bits": -2}, "expected fraction_bits of at least 1, found"),
@@ -434,7 +437,8 @@ def test_what_an_accumulator_takes() -> None:
             accumulator.check(INT8, UINT8, block=2)
     with pytest.raises(ValueError, match=r"^b: accumulate 'hopper': expected E4M3FN or E5M2"):
         npfp8.ACCUMULATORS["hopper"].check(E5M2, INT8)
-    assert [x.name for x in npfp8.ACCUMULATORS.values() if not x.narrow] == ["exact", "float32"]
+    wide = [x.name for x in npfp8.ACCUMULATORS.values() if not x.narrow]
+    assert wide == ["exact", "float32", "block-sums"]
     assert [x.name for x in npfp8.ACCUMULATORS.values() if not x.reproducible] == ["float32"]
     assert tuple(npfp8.ACCUMULATORS) == npfp8.ACCUMULATIONS
     assert all(name == x.name for name, x in npfp8.ACCUMULATORS.items())

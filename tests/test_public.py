@@ -21,11 +21,13 @@ from bert_numpy import PRESETS, BertNumpyError, Operand, Recipe, SiteRecipe
 from bert_numpy.assets import REVIEWS
 from bert_numpy.model.config import Pooling
 from bert_numpy.quantization.recipe_json import recipe_json, recipe_of
+from npfp8.blocks.layouts import BLOCK_LAYOUTS, CODE_LAYOUTS, SCALE_LAYOUTS
 from npfp8.formats import FORMATS, as_format
 
 #: The public modules. ``bert_numpy.cli`` is left out: it is the command line.
 MODULES = (
-    *("npfp8", "npfp8.bfloat16", "npfp8.golden", "npfp8.interop", "npfp8.storage"),
+    *("npfp8", "npfp8.bfloat16", "npfp8.blocks.layouts", "npfp8.golden", "npfp8.interop"),
+    *("npfp8.packed", "npfp8.storage"),
     *("npfp8.testing", "npfp8.vectors"),
     *("bert_numpy", "bert_numpy.calibration", "bert_numpy.job", "bert_numpy.kit"),
     *("bert_numpy.kit.manifest", "bert_numpy.model", "bert_numpy.pytest_plugin"),
@@ -96,6 +98,39 @@ def calibration(model: Any, tokenizer: Any) -> Any:
     return bert_numpy.calibrate(model, [tokenizer.batch(["a warm film", "dull"])])
 
 
+def layouts_and_block_formats() -> dict[str, dict[str, Any]]:
+    """Arguments for block formats and layouts, as the fixture below has them."""
+    layouts, packing = import_module("npfp8.blocks.layouts"), import_module("npfp8.packed")
+    codes, scales = np.zeros((2, 32), np.uint8), np.zeros((2, 1), np.uint8)
+    packed = packing.PackedTensor(codes[:, :16], scales, "MXFP4", (2, 32))
+    place = "npfp8.blocks.layouts"
+    piece = layouts.Piece(0, 0, 0, 0, 4)
+    return {
+        "npfp8.BlockFormat": {"element": "E2M1", "block": 32},
+        f"{place}.Group": {"bits": 4, "codes": 1, "nbytes": 1, "pieces": (piece,)},
+        f"{place}.CodeLayout": {"name": "mine", "groups": ()},
+        f"{place}.CodeLayout.group": {"self": layouts.CODE_LAYOUTS["ptx"], "bits": 4},
+        f"{place}.ScaleLayout": {"name": "mine", "rows": (0,), "blocks": (0,), "order": (0, 1)},
+        f"{place}.BlockLayout": {"name": "mine", "codes": ((4, "ptx"),)},
+        f"{place}.BlockLayout.group": {"self": layouts.BLOCK_LAYOUTS["quark"], "bits": 4},
+        f"{place}.pack_codes": {"codes": codes, "fmt": "E2M1"},
+        f"{place}.unpack_codes": {"packed": codes, "fmt": "E2M1"},
+        f"{place}.pack_scales": {"scale_codes": scales},
+        f"{place}.unpack_scales": {"packed": scales, "shape": (2, 1), "layout": "linear"},
+        f"{place}.pack_blocks": {"codes": codes, "scale_codes": scales, "fmt": "MXFP4"},
+        f"{place}.unpack_blocks": {"packed": codes[:, :17], "fmt": "MXFP4"},
+        "npfp8.packed.PackedTensor": {
+            "codes": codes[:, :16],
+            "scale_codes": scales,
+            "fmt": "NVFP4",
+            "shape": (2, 32),
+            "tensor_scale": 1.0,
+        },
+        "npfp8.packed.pack_tensor": {"tensor": packing.unpack_tensor(packed)},
+        "npfp8.packed.unpack_tensor": {"packed": packed},
+    }
+
+
 @pytest.fixture(scope="module")
 def valid(
     model: Any, tokenizer: Any, calibration: Any, tmp_path_factory: Any
@@ -156,6 +191,7 @@ def valid(
             "fmt_a": "INT8",
             "fmt_b": "INT8",
         },
+        **layouts_and_block_formats(),
         "npfp8.bfloat16.from_bits": {"bits": np.uint16([1])},
         "npfp8.bfloat16.to_bits": {"x": x},
         "npfp8.bfloat16.round_to_bfloat16": {"x": x},
@@ -275,6 +311,7 @@ def valid(
 
 #: Classes that functions make, or that are plain records of what these are given.
 MADE = {
+    "npfp8.blocks.layouts.Piece",
     *("npfp8.storage.StoredTensor", "npfp8.vectors.VectorReport", "npfp8.vectors.Vectors"),
     *("bert_numpy.BertConfig", "bert_numpy.BertNumpyError", "bert_numpy.Calibration"),
     *("bert_numpy.Model", "bert_numpy.ModelOutput", "bert_numpy.QuantizedModel"),
@@ -470,6 +507,14 @@ def shown(model: Any, tokenizer: Any, calibration: Any) -> list[Any]:
         npfp8.quantize(x, "INT8", axis=0),
         npfp8.quantize(x, "INT8", axis=1, block=7),
         npfp8.quantize(x, "UINT8", scale=1.0, zero_point=3),
+        *npfp8.BLOCK_FORMATS.values(),
+        *(npfp8.quantize(x, name) for name in npfp8.BLOCK_FORMATS),
+        *(
+            layout
+            for table in (CODE_LAYOUTS, SCALE_LAYOUTS, BLOCK_LAYOUTS)
+            for layout in table.values()
+        ),
+        import_module("npfp8.packed").pack_tensor(npfp8.quantize(x, "MXFP4")),
         storage.Fp8Array(codes, npfp8.E4M3FN),
         storage.Bfloat16Array(x.astype(np.uint16)),
         vectors.make_vectors("E4M3FN", "nearest", "bfloat16"),

@@ -38,6 +38,8 @@ UNIT = 1 << 36
 NAN = "nan"
 INFINITE = Fraction(10**9)  # stands for it, beyond all that float16 and the formats have
 
+ROUNDINGS = ("nearest", "nearest_away", "nearest_toward_zero", "toward_zero")
+
 HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 
 
@@ -57,14 +59,20 @@ def nan_lists(exponent_bits, mantissa_bits, sign_bit):
 def small_formats():
     """Every format of the grid that is one, each once, with the arguments that made it."""
     seen = {}
-    for e, m, signed, zero, infinity in product(range(6), range(5), *[(True, False)] * 3):
+    infinities = (False, "first", "on top")
+    for e, m, signed, zero, infinity in product(
+        range(6), range(5), (True, False), (True, False), infinities
+    ):
         bits = int(signed) + e + m
         if not 2 <= bits <= 8:
             continue
         bias = (1 << e >> 1) - 1 if e else 1
         for nans in nan_lists(e, m, 1 << (bits - 1) if signed else 0):
             try:
-                fmt = FloatFormat(e, m, bias, infinity, nans, signed, zero)
+                on_top = infinity == "on top"
+                fmt = FloatFormat(
+                    e, m, bias, bool(infinity), nans, signed, zero, infinity_on_top=on_top
+                )
             except ValueError:
                 continue
             seen.setdefault(fmt, fmt)
@@ -77,6 +85,7 @@ SMALL = small_formats()
 def name_of(fmt):
     kind = "s" if fmt.signed else "u"
     rest = ("" if fmt.has_zero else "-nozero") + ("-inf" if fmt.has_infinity else "")
+    rest += "-top" if fmt.infinity_on_top else ""
     nans = ".".join(f"{code:x}" for code in fmt.nan_codes)
     return f"{kind}E{fmt.exponent_bits}M{fmt.mantissa_bits}{rest}-{nans}"
 
@@ -89,7 +98,8 @@ def number(fmt, code):
     sign = -1 if fmt.signed and code >> (bits - 1) else 1
     e = code >> fmt.mantissa_bits & ((1 << fmt.exponent_bits) - 1)
     m = code & ((1 << fmt.mantissa_bits) - 1)
-    if fmt.has_infinity and e == (1 << fmt.exponent_bits) - 1 and m == 0:
+    ones = (1 << fmt.mantissa_bits) - 1 if fmt.infinity_on_top else 0
+    if fmt.has_infinity and e == (1 << fmt.exponent_bits) - 1 and m == ones:
         return sign, INFINITE
     fraction = Fraction(m, 1 << fmt.mantissa_bits)
     if fmt.has_zero and e == 0:
@@ -124,8 +134,10 @@ class Oracle:
         for low, high in pairwise(points):
             middle = (low + high) / 2 * UNIT
             assert middle.denominator == 1
-            # A tie goes to the one that is an even number of steps.
+            # A tie goes to the one that is an even number of steps, if to no side at all.
             to_lower = (low / (high - low)) % 2 == 0
+            if rounding != "nearest":
+                to_lower = rounding == "nearest_toward_zero"
             bounds.append(int(middle) + (1 if to_lower else 0))
         return np.searchsorted(np.array(bounds, np.int64), magnitudes, side="right")
 
@@ -206,6 +218,7 @@ def test_the_grid_has_every_kind():
     assert {f.bits for f in SMALL} == set(range(2, 9))
     assert {f.exponent_bits for f in SMALL} == set(range(6))
     assert {f.mantissa_bits for f in SMALL} == set(range(5))
+    assert {f.infinity_on_top for f in SMALL} == {True, False}
 
 
 def test_a_signed_format_without_zero():
@@ -274,7 +287,7 @@ def test_every_code_and_every_float16(fmt):
     assert np.array_equal(np.signbit(fmt.values)[numbers], np.signbit(values)[numbers])
     assert np.array_equal(from_bits(decode_bfloat16(codes, fmt)), values, equal_nan=True)
     x = HALVES if fmt.nan_codes else HALVES[~np.isnan(HALVES)]
-    for rounding, saturate in product(("nearest", "toward_zero"), (True, False)):
+    for rounding, saturate in product(ROUNDINGS, (True, False)):
         expected = oracle.encoded(x, rounding, saturate)
         found = encode(x, fmt, saturate, rounding=rounding)
         wrong = np.flatnonzero(found != expected)

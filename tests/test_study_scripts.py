@@ -25,10 +25,12 @@ from bert_numpy.study.figures import draw_differences, draw_headline, draw_outli
 from bert_numpy.study.sites import by_place, fewest, grouped, only, place_in_layer, ranked
 from bert_numpy.study.tables import (
     accuracy_tables,
+    block_tables,
     headline,
     outlier_sites,
     outlier_summary,
     rescue_table,
+    rule_tables,
     sensitivity_tables,
     summary,
 )
@@ -339,6 +341,27 @@ def test_headline() -> None:
     assert "| int8 | **-30.00** | **-50.00** |" in lines
     assert "\n| bf16 | 90.00 | +0.00 | +0.00 to +0.00 | 3 | 0.2500 |\n" in accuracy_tables(ROWS)
     assert "\n<summary>n, squad, 1043 examples</summary>\n\n|" in accuracy_tables(ROWS)
+
+
+def test_block_formats_by_family_of_models() -> None:
+    rows = [
+        row_of(recipe, 0.9, 0, 0, model=model)
+        for model in ("tiny-sst2", "big-cola", "big-sst2")
+        for recipe in ("fp32", "mxfp4", "nvfp4", "mxfp4-rceil", "mxfp4-even")
+        if (model, recipe) != ("big-cola", "mxfp4-even")
+    ]
+    text = block_tables(rows)
+    tiny, big = text.split("**big.** ")
+    assert tiny.startswith("**tiny.** Difference of the first metric")
+    assert "| recipe | tiny-sst2 |\n" in tiny
+    assert "| recipe | big-cola | big-sst2 |\n" in big
+    assert text.count("\n| mxfp4 |") == text.count("\n| nvfp4 |") == 6
+    assert "rceil" not in text
+    text = rule_tables(rows)
+    assert "big-cola" not in text, "it has not all of the rules"
+    assert text.count("\n| mxfp4-even |") == text.count("\n| mxfp4-rceil |") == 6
+    assert "nvfp4" not in text
+    assert block_tables([]) == rule_tables([]) == ""
 
 
 def test_what_is_not_finite() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npfp8 import E2M1, E4M3FN, E5M2, decode, encode, testing
+from npfp8 import E2M1, E4M3FN, E5M2, P3109_K8P3, P3109_K8P4, decode, encode, testing
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.interop import ML_DTYPES_NAMES
@@ -25,7 +25,7 @@ def test_our_own_codec_passes(fmt):
     testing.check_decoder(lambda codes: decode(codes, fmt), fmt)
 
 
-@by_format
+@pytest.mark.parametrize("fmt", ML_DTYPES_NAMES, ids=str)
 def test_ml_dtypes_passes(fmt, ml_dtypes):
     dtype = getattr(ml_dtypes, ML_DTYPES_NAMES[fmt])
     testing.check_decoder(lambda codes: codes.view(dtype).astype(np.float32), fmt)
@@ -47,10 +47,19 @@ def test_torch_passes(fmt, torch):
 
 
 @pytest.mark.parametrize(
-    ("fmt", "name"), [(E4M3FN, "ocp_e4m3"), (E5M2, "ocp_e5m2"), (E2M1, "ocp_e2m1")], ids=str
+    ("fmt", "name"),
+    [
+        *((E4M3FN, "ocp_e4m3"), (E5M2, "ocp_e5m2"), (E2M1, "ocp_e2m1")),
+        *((P3109_K8P3, "p3109_k8p3se"), (P3109_K8P4, "p3109_k8p4se")),
+    ],
+    ids=str,
 )
 def test_gfloat_passes(fmt, name, gfloat):
-    info = getattr(importlib.import_module("gfloat.formats"), f"format_info_{name}")
+    formats = importlib.import_module("gfloat.formats")
+    if name.startswith("p3109"):
+        info = formats.format_info_p3109(8, int(name[-3]))
+    else:
+        info = getattr(formats, f"format_info_{name}")
 
     def gfloat_encode(x):
         rounded = gfloat.round_ndarray(info, x.astype(np.float64), sat=True)

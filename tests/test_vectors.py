@@ -50,13 +50,32 @@ def test_inputs_have_every_boundary_and_its_neighbours(fmt, source):
     assert len(nans) == (0 if fmt.nan_code is None else 10)
 
 
-def test_the_files_are_those_of_before():
+#: The digests of the files, by the formats that were added together, in their order.
+DIGESTS = {
+    "5ef9fb706bcd60daf3f3203bfbf52e9890532997a2db583975d6c8ea9fa062ca": (
+        *("E4M3FN", "E5M2", "E4M3FNUZ", "E5M2FNUZ", "E4M3", "E3M4", "E4M3B11FNUZ", "E8M0FNU"),
+        *("E2M3", "E3M2", "E2M1"),
+    ),
+    "7cdaec34428cfab1893e77189870144979d21cfbd2dae0a823f6655a2165b277": (
+        "E3M4FN",
+        "P3109_K8P3",
+        "P3109_K8P4",
+        "UE4M3",
+    ),
+}
+
+
+@pytest.mark.parametrize("known", DIGESTS)
+def test_the_files_are_those_of_before(known):
     """Results are compared with them line by line, so a file that someone has must stay right."""
     digest = hashlib.sha256()
-    for fmt, mode, source in itertools.product(FORMATS, MODES, SOURCES):
+    for fmt, mode, source in itertools.product(DIGESTS[known], MODES, SOURCES):
         digest.update(format_vectors(make_vectors(fmt, mode, source)).encode())
-    known = "5ef9fb706bcd60daf3f3203bfbf52e9890532997a2db583975d6c8ea9fa062ca"
     assert digest.hexdigest() == known
+
+
+def test_every_format_has_a_digest():
+    assert [name for names in DIGESTS.values() for name in names] == list(FLOAT_FORMATS)
 
 
 def test_expected_codes_and_flags_of_known_cases():
@@ -147,7 +166,7 @@ def test_files_are_the_same_again_and_read_back(tmp_path):
         vectors = read_vectors(one)
         assert vectors.name == one.name
         assert format_vectors(vectors).encode() == one.read_bytes()
-    assert sum(path.stat().st_size for path in first) < 6_000_000
+    assert sum(path.stat().st_size for path in first) < 8_000_000
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ from npfp8 import (
     QuantizedTensor,
 )
 from npfp8.arrays import Array, Float32Array
+from npfp8.blocks.layouts import pack_codes, unpack_codes
+from npfp8.blocks.ratios import RatioRule
 from npfp8.storage import Fp8Array, StoredTensor
 
 __all__ = [
@@ -163,18 +165,26 @@ def packing_fault(fmt: BlockFormat, inputs: int) -> str | None:
 def stored_blocks(
     module: str, weight: QuantizedTensor, convention: Convention
 ) -> dict[str, Array | Fp8Array]:
-    """Make the tensors of a layer's weight, (out, in), by key."""
+    """Make the tensors of a layer's weight, (out, in), by key.
+
+    Raises
+    ------
+    BertNumpyError
+        If a scale is a NaN, as some rules make them of zeros; or as :func:`stored_tensor_scale`.
+    """
     fmt, scale_codes = weight.block_format, weight.scale_codes
     assert fmt is not None
     assert scale_codes is not None
     layout = layout_of(fmt)
     assert layout is not None
+    if not np.isfinite(weight.scale).all():
+        raise BertNumpyError(f"{module}: expected finite scales of blocks to be written, found NaN")
     codes = np.ascontiguousarray(weight.codes)
     stored: dict[str, Array | Fp8Array] = {
         f"{module}.weight_scale": _as_stored(np.ascontiguousarray(scale_codes), fmt.scale_format)
     }
     if layout.bits < 8:
-        stored[f"{module}.{convention.packed}"] = _packed(codes, layout.bits)
+        stored[f"{module}.{convention.packed}"] = pack_codes(codes, fmt.element)
     else:
         stored[f"{module}.weight"] = _as_stored(codes, fmt.element)
     if weight.tensor_scale is not None:
@@ -188,43 +198,40 @@ def stored_tensor_scale(
 ) -> Float32Array:
     """Convert the number of a tensor, as the format's rule stores it, to a convention's.
 
-    A number of the other kind is its reciprocal, rounded to float32.
+    The same kind of number stays as it is. A reciprocal, or a quotient if the rule stores the
+    largest magnitude, is rounded to float32. A tensor of zeros, whose number makes no difference,
+    gets 1, as compressed-tensors gives it.
 
     Raises
     ------
     BertNumpyError
-        If the reciprocal is not a float32 number.
+        If the result is not a float32 number.
     """
+    rule = _rule(fmt)
+    largest = np.float32(fmt.element.max * fmt.scale_format.max)
     found = np.asarray(number, np.float32)
-    if _divides(fmt) != convention.divides:
-        with np.errstate(over="ignore", divide="ignore"):
-            found = np.asarray(np.float32(1) / found)
-        if not (np.isfinite(found) and found > 0):
-            raise BertNumpyError(
-                f"the tensor's scale, {number}: expected a number with a reciprocal in float32, "
-                f"which {convention.name} stores"
-            )
-    return found.reshape(convention.shape)
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+        if rule.stored == "absmax":
+            found = largest / found if convention.divides else found / largest
+        elif rule.divides != convention.divides:
+            found = np.float32(1) / found
+    if number == 0:
+        found = np.float32(1)
+    if not (np.isfinite(found) and found > 0):
+        raise BertNumpyError(
+            f"the scale of the tensor, {number} by the rule {fmt.rule}: expected a number that "
+            f"{convention.name} can store, found {found}"
+        )
+    return np.asarray(found, np.float32).reshape(convention.shape)
 
 
-def _divides(fmt: BlockFormat) -> bool:
-    return fmt.rule == "compressed-tensors"
+def _rule(fmt: BlockFormat) -> RatioRule:
+    assert isinstance(fmt.how, RatioRule)  # formats with a scale per tensor have no other
+    return fmt.how
 
 
 def _as_stored(codes: Array, fmt: Format) -> Array | Fp8Array:
     return Fp8Array(codes, fmt) if isinstance(fmt, FloatFormat) and fmt in _DTYPES else codes
-
-
-def _packed(codes: Array, bits: int) -> npt.NDArray[np.uint8]:
-    each = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
-    return np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
-
-
-def _unpacked(stored: Array, bits: int) -> npt.NDArray[np.uint8]:
-    each = np.unpackbits(stored, axis=-1, bitorder="little")
-    return np.packbits(each.reshape(*stored.shape[:-1], -1, bits), axis=-1, bitorder="little")[
-        ..., 0
-    ]
 
 
 # Reading
@@ -275,7 +282,7 @@ def read_blocks(
     codes_at = companion(parameter, stored, f"{module}.{name}", (stored_shape,))
     codes = _read_bytes(codes_at, dtype)
     if layout.bits < 8:
-        codes = _unpacked(codes, layout.bits)
+        codes = unpack_codes(codes, fmt.element, inputs)
     elif isinstance(fmt.element, FloatFormat):
         _check_codes(codes_at, codes, fmt.element.is_finite, "finite numbers")
     else:
@@ -310,7 +317,7 @@ def read_tensor_scale(
     if not found > 0:
         raise BertNumpyError(f"{tensor.place}: expected a positive number, found {found}")
     if expected is None:
-        assert _divides(fmt) == convention.divides  # a foreign checkpoint has its own rule
+        assert _rule(fmt).divides == convention.divides  # the rule of those who wrote it
         return found
     stored = stored_tensor_scale(expected, fmt, convention).reshape(())
     if stored != found:

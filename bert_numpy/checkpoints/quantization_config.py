@@ -65,7 +65,6 @@ from npfp8.blocks.formats import with_rule
 
 __all__ = [
     "DEQUANTIZE",
-    "PLAIN_LAYOUTS",
     "WRITTEN",
     "StoredQuantization",
     "compressed_tensors_config",
@@ -97,7 +96,7 @@ _LAYOUTS: dict[Format, str] = {
     UINT8: "int-quantized",
     E5M2: "e5m2-quantized",
 }
-PLAIN_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized")
+_PLAIN_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized")
 
 #: The layouts of block formats that compressed-tensors has, by their number of bits and block.
 _BLOCKS = {
@@ -105,7 +104,7 @@ _BLOCKS = {
     for layout in BLOCK_LAYOUTS
     if layout.fmt in (NVFP4, MXFP4, MXFP6_E2M3, MXFP8_E4M3)
 }
-_READABLE_LAYOUTS = (*PLAIN_LAYOUTS, *(x.name for x in _BLOCKS.values()), "mixed-precision")
+_READABLE_LAYOUTS = (*_PLAIN_LAYOUTS, *(x.name for x in _BLOCKS.values()), "mixed-precision")
 
 #: The states in which compressed-tensors writes a model. They do not tell whether the weights
 #: are codes: old releases write codes as "frozen", so the dtype decides.
@@ -445,7 +444,7 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
     found = {}
     for name, value in scales.items():
         zero_point = zero_points.get(name)
-        if type(value) is not float or not _is_scale(value):
+        if type(value) is not float or not _is_scale(value, _has_tensor_scale(recipe, name)):
             raise reader.at("scales").error(name, "a positive, normal float32", value)
         if zero_point is not None and not (type(zero_point) is int and 0 <= zero_point <= 255):
             raise reader.at("zero_points").error(name, "0..255", zero_point)
@@ -485,9 +484,22 @@ def _unlike(targets: Iterable[str], modules: Sequence[str]) -> list[str]:
     return found
 
 
-def _is_scale(value: float) -> bool:
+def _is_scale(value: float, of_blocks: bool) -> bool:
+    """Check for a scale's value; the scale of a tensor in blocks may be subnormal, or 0."""
     limits = np.finfo(np.float32)
-    return float(limits.tiny) <= value <= float(limits.max)
+    return (0 if of_blocks else float(limits.tiny)) <= value <= float(limits.max)
+
+
+def _has_tensor_scale(recipe: Recipe, name: str) -> bool:
+    """Check whether ``site:a`` or ``site:b`` is in a block format with a scale per tensor."""
+    site, _, side = name.rpartition(":")
+    if side not in ("a", "b"):
+        return False
+    try:
+        fmt = getattr(recipe.site(site), side).block_format
+    except ValueError:  # no such site
+        return False
+    return fmt is not None and fmt.tensor_scale
 
 
 def _compressed_tensors(
@@ -560,7 +572,7 @@ def _check_format(reader: ConfigReader, layout: Any, weight: Operand) -> None:
     """Refuse a layout that compressed-tensors reads a weight of such a scheme by, and fails."""
     if layout == "mixed-precision" or weight.fmt is None:
         return
-    expected: tuple[str, ...] = PLAIN_LAYOUTS
+    expected: tuple[str, ...] = _PLAIN_LAYOUTS
     if weight.block_format is not None:
         expected = (str(_layout_name(weight.block_format)),)
     if layout not in expected:

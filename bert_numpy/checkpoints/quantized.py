@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.checkpoints.blocks import (
+    BLOCK_LAYOUTS,
     COMPRESSED_TENSORS,
     CONVENTIONS,
     MODELOPT,
@@ -48,7 +49,6 @@ from bert_numpy.checkpoints.parameters import find_parameters, read_parameters
 from bert_numpy.checkpoints.pooling import pooling_files, read_dense, read_pooling
 from bert_numpy.checkpoints.quantization_config import (
     DEQUANTIZE,
-    PLAIN_LAYOUTS,
     WRITTEN,
     StoredQuantization,
     npfp8_config,
@@ -342,7 +342,8 @@ def _needs_dequantizing(model: QuantizedModel, section: Mapping[str, Any]) -> bo
     of the config, so groups in block formats and others are left to the hook.
     """
     groups = section["config_groups"].values()
-    blocks = [group["format"] not in PLAIN_LAYOUTS for group in groups]
+    names = {layout.name for layout in BLOCK_LAYOUTS}
+    blocks = [group["format"] in names for group in groups]
     return all(blocks) and len(blocks) == 1 if any(blocks) else model.config.pooling is not None
 
 

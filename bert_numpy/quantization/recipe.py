@@ -513,6 +513,12 @@ class Recipe:
                 accumulator.check(how.a.element, how.b.element)
             except ValueError as error:
                 raise BertNumpyError(f"recipe {self.name}: {name}:{error}") from None
+            lengths = {x.granularity == "block" and x.block for x in (how.a, how.b) if x.dynamic}
+            if len(lengths) > 1 and accumulator.kind not in ("exact", "blas"):
+                raise BertNumpyError(
+                    f"recipe {self.name}: {name}: accumulate {self.accumulate!r}: expected both "
+                    f"operands in blocks of one length, found {how.a} and {how.b}"
+                )
             for side, operand in (("a", how.a), ("b", how.b)):
                 if operand.dynamic and not accumulator.scales_along_k:
                     raise BertNumpyError(

@@ -46,20 +46,27 @@ export function quantizeBlocks(row, blockFormat, rule, formats) {
   const element = formats.get(blockFormat.element);
   const scaleFormat = formats.get(blockFormat.scale_format);
   const numbers = row.map(Math.fround);
-  const blocks = [];
-  for (let start = 0; start < numbers.length; start += blockFormat.block) {
-    blocks.push(numbers.slice(start, start + blockFormat.block));
-  }
-  const { tensorScale = null, scaleCode, scaled, blockScale, rounding } = scaleFormat.mantissa_bits
+  const how = scaleFormat.mantissa_bits
     ? RATIO_RULES[rule](element, scaleFormat, largestOf(numbers))
     : POWER_RULES[rule](element, scaleFormat);
-  const scaleCodes = blocks.map((block) => scaleCode(largestOf(block)));
-  const codes = blocks.flatMap((block, i) => {
-    return block.map((x) => encode(scaled(x, scaleCodes[i]), element, { rounding }));
-  });
-  const scales = scaleCodes.map(blockScale);
+  const scaleCodes = [];
+  const codes = [];
+  for (let start = 0; start < numbers.length; start += blockFormat.block) {
+    const block = numbers.slice(start, start + blockFormat.block);
+    const { code: scaleCode, scaled } = how.block(largestOf(block));
+    scaleCodes.push(scaleCode);
+    codes.push(...block.map((x) => elementCode(x, scaled(x), scaleCode, element, how)));
+  }
+  const scales = scaleCodes.map(how.blockScale);
   const found = dequantized(numbers, codes, scales, blockFormat.block, element);
-  return { ...found, scaleCodes, tensorScale };
+  return { ...found, scaleCodes, tensorScale: how.tensorScale ?? null };
+}
+
+/** The code of a number, from its multiple and the rule. */
+function elementCode(x, scaled, scaleCode, element, { rounding, zero, nan }) {
+  if (Number.isNaN(scaled) && nan) return nan(x, scaleCode);
+  if (scaled === 0 && zero !== undefined) return zero;
+  return encode(scaled, element, { rounding });
 }
 
 function dequantized(numbers, codes, scales, length, element) {

@@ -524,48 +524,55 @@ def _bits(fmt: Format) -> int:
     return fmt.bits if isinstance(fmt, FloatFormat) else 8
 
 
-def _last(x: Array, axis: object) -> tuple[Array, int]:
-    """Return an array with an axis moved to the end, and the axis, not negative."""
-    number = normalized_axis(integer("axis", axis), x.ndim)
+def _axis(axis: object, ndim: int) -> int:
+    """Return an axis as its non-negative equal."""
+    number = normalized_axis(integer("axis", axis), ndim)
     assert number is not None
-    return np.moveaxis(x, number, -1), number
+    return number
 
 
-def _back(x: Array, axis: int) -> Array:
-    """Return an array with its last axis moved to its place, contiguous."""
-    return np.ascontiguousarray(np.moveaxis(x, -1, axis))
+def _runs(x: Array, axis: int) -> Array:
+    """Return an array with three axes: those before an axis as one, the axis, those after it."""
+    before, after = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+    return x.reshape(before, x.shape[axis], after)
 
 
-def _filled(x: Array, multiple: int) -> Array:
-    """Fill the last axis up with zeros to a multiple of a number."""
-    if not (missing := -x.shape[-1] % multiple):
-        return x
-    return np.concatenate([x, np.zeros((*x.shape[:-1], missing), x.dtype)], axis=-1)
+def _with_length(shape: tuple[int, ...], axis: int, length: int) -> tuple[int, ...]:
+    return (*shape[:axis], length, *shape[axis + 1 :])
 
 
-def _packed(codes: Array, group: Group) -> Bytes:
-    """Pack codes along the last axis, whose length is a multiple of the group's."""
-    *lead, length = codes.shape
+def _filled(runs: Array, multiple: int) -> Array:
+    """Fill the middle axis up with zeros to a multiple of a number."""
+    before, length, after = runs.shape
+    if not (missing := -length % multiple):
+        return runs
+    return np.concatenate([runs, np.zeros((before, missing, after), runs.dtype)], axis=1)
+
+
+def _packed(runs: Array, group: Group) -> Bytes:
+    """Pack codes along the middle axis, whose length is a multiple of the group's."""
+    before, length, after = runs.shape
     count = length // group.codes
-    groups = codes.reshape(*lead, count, group.codes)
-    out = np.zeros((*lead, count, group.nbytes), np.uint8)
+    groups = runs.reshape(before, count, group.codes, after)
+    out = np.zeros((before, count, group.nbytes, after), np.uint8)
     for code, low, byte, shift, width in group.pieces:
-        part = groups[..., code] >> np.uint8(low)
+        part = groups[:, :, code] >> np.uint8(low)
         if low + width < group.bits:
             part &= np.uint8((1 << width) - 1)
-        out[..., byte] |= part << np.uint8(shift)
-    return out.reshape(*lead, count * group.nbytes)
+        out[:, :, byte] |= part << np.uint8(shift)
+    return out.reshape(before, count * group.nbytes, after)
 
 
-def _unpacked(packed: Bytes, group: Group) -> Bytes:
-    *lead, length = packed.shape
+def _unpacked(runs: Bytes, group: Group) -> Bytes:
+    """Undo :func:`_packed`."""
+    before, length, after = runs.shape
     count = length // group.nbytes
-    groups = packed.reshape(*lead, count, group.nbytes)
-    out = np.zeros((*lead, count, group.codes), np.uint8)
+    groups = runs.reshape(before, count, group.nbytes, after)
+    out = np.zeros((before, count, group.codes, after), np.uint8)
     for code, low, byte, shift, width in group.pieces:
-        part = (groups[..., byte] >> np.uint8(shift)) & np.uint8((1 << width) - 1)
-        out[..., code] |= part << np.uint8(low)
-    return out.reshape(*lead, count * group.codes)
+        part = (groups[:, :, byte] >> np.uint8(shift)) & np.uint8((1 << width) - 1)
+        out[:, :, code] |= part << np.uint8(low)
+    return out.reshape(before, count * group.codes, after)
 
 
 def _checked_length(length: object, count: int, size: int, what: str) -> int:
@@ -626,8 +633,10 @@ def pack_codes(
     """
     fmt = as_format(fmt)
     group = _layout(layout, CodeLayout, CODE_LAYOUTS).group(_bits(fmt))
-    moved, number = _last(checked_codes(codes, fmt).view(np.uint8), axis)
-    return _back(_packed(_filled(moved, group.codes), group), number)
+    patterns = checked_codes(codes, fmt).view(np.uint8)
+    number = _axis(axis, patterns.ndim)
+    packed = _packed(_filled(_runs(patterns, number), group.codes), group)
+    return packed.reshape(_with_length(patterns.shape, number, packed.shape[1]))
 
 
 def unpack_codes(
@@ -670,22 +679,25 @@ def unpack_codes(
     """
     fmt = as_format(fmt)
     group = _layout(layout, CodeLayout, CODE_LAYOUTS).group(_bits(fmt))
-    moved, number = _last(array_of("packed", packed, np.uint8), axis)
-    count, rest = divmod(moved.shape[-1], group.nbytes)
+    data = array_of("packed", packed, np.uint8)
+    number = _axis(axis, data.ndim)
+    count, rest = divmod(data.shape[number], group.nbytes)
     if rest:
         raise ValueError(
             f"packed: expected a multiple of {group.nbytes} bytes along axis {axis} for {fmt}, "
-            f"found {moved.shape[-1]}"
+            f"found {data.shape[number]}"
         )
     length = _checked_length(length, count, group.codes, f"groups of {group.codes} codes")
-    return _back(_unpacked(moved, group)[..., :length], number).view(fmt.code_dtype)
+    codes = np.ascontiguousarray(_unpacked(_runs(data, number), group)[:, :length])
+    return codes.reshape(_with_length(data.shape, number, length)).view(fmt.code_dtype)
 
 
 def _matrix(scale_codes: Array, axis: object) -> tuple[Array, int]:
     """Return scales as rows of blocks along the last axis, and the axis of the blocks."""
     if not scale_codes.ndim:
         raise ValueError("scale_codes: expected at least one axis, found a number")
-    moved, number = _last(scale_codes, axis)
+    number = _axis(axis, scale_codes.ndim)
+    moved = np.moveaxis(scale_codes, number, -1)
     return (moved if moved.ndim > 1 else moved[None]), number
 
 
@@ -823,7 +835,7 @@ def unpack_scales(
     places = np.argsort(how.order)
     order = (*range(len(lead)), *(len(lead) + int(place) for place in places))
     linear = split.transpose(order).reshape(*lead, tall, wide)[..., :rows, :blocks]
-    return _back(linear.reshape(*lead, blocks) if len(wanted) == 1 else linear, number)
+    return np.ascontiguousarray(np.moveaxis(linear, -1, number) if len(wanted) > 1 else linear[0])
 
 
 def pack_blocks(
@@ -871,27 +883,30 @@ def pack_blocks(
     (17, array([-3, 33,  0], dtype=int8))
     """
     fmt, group = _block_group(fmt, layout)
-    moved, number = _last(checked_codes(codes, fmt.element).view(np.uint8), axis)
+    patterns = checked_codes(codes, fmt.element).view(np.uint8)
+    number = _axis(axis, patterns.ndim)
     scales = checked_codes(scale_codes, fmt.scale_format, "scale_codes")
-    expected = scale_shape(np.shape(codes), number, fmt.block)
+    expected = scale_shape(patterns.shape, number, fmt.block)
     if scales.shape != expected:
         raise ValueError(
             f"scale_codes: expected shape {expected} for blocks of {fmt.block} along axis {axis}, "
             f"found {scales.shape}"
         )
-    scales, _ = _last(scales, axis)
-    exponents = scales.astype(np.int64) - fmt.scale_format.bias
-    beyond = (scales > fmt.scale_format.max_code) | (exponents < -128) | (exponents > 127)
+    exponents = _runs(scales, number).astype(np.int64) - fmt.scale_format.bias
+    beyond = (exponents < -128) | (exponents > 127)
+    beyond |= _runs(scales, number) > fmt.scale_format.max_code
     if beyond.any():
         raise ValueError(
             f"scale_codes: expected powers of two from 2^-128 to 2^127, found code "
-            f"{scales[beyond].flat[0]}"
+            f"{_runs(scales, number)[beyond][0]}"
         )
+    before, count, after = exponents.shape
     size = fmt.block // group.codes * group.nbytes
-    packed = np.empty((*scales.shape, 1 + size), np.uint8)
-    packed[..., 0] = exponents.astype(np.int8).view(np.uint8)
-    packed[..., 1:] = _packed(_filled(moved, fmt.block), group).reshape(*scales.shape, size)
-    return _back(packed.reshape(*moved.shape[:-1], scales.shape[-1] * (1 + size)), number)
+    packed = np.empty((before, count, 1 + size, after), np.uint8)
+    packed[:, :, 0] = exponents.astype(np.int8).view(np.uint8)
+    elements = _packed(_filled(_runs(patterns, number), fmt.block), group)
+    packed[:, :, 1:] = elements.reshape(before, count, size, after)
+    return packed.reshape(_with_length(patterns.shape, number, count * (1 + size)))
 
 
 def unpack_blocks(
@@ -932,26 +947,31 @@ def unpack_blocks(
     (array([1, 2], dtype=uint8), array([124], dtype=uint8))
     """
     fmt, group = _block_group(fmt, layout)
-    moved, number = _last(array_of("packed", packed, np.uint8), axis)
+    data = array_of("packed", packed, np.uint8)
+    number = _axis(axis, data.ndim)
     size = 1 + fmt.block // group.codes * group.nbytes
-    count, rest = divmod(moved.shape[-1], size)
+    count, rest = divmod(data.shape[number], size)
     if rest:
         raise ValueError(
             f"packed: expected a multiple of {size} bytes along axis {axis} for {fmt}, found "
-            f"{moved.shape[-1]}"
+            f"{data.shape[number]}"
         )
     length = _checked_length(length, count, fmt.block, f"blocks of {fmt.block} codes")
-    lead = moved.shape[:-1]
-    blocks = moved.reshape(*lead, count, size)
-    exponents = np.ascontiguousarray(blocks[..., 0]).view(np.int8).astype(np.int64)
+    before, _, after = (runs := _runs(data, number)).shape
+    blocks = runs.reshape(before, count, size, after)
+    exponents = np.ascontiguousarray(blocks[:, :, 0]).view(np.int8).astype(np.int64)
     scales = exponents + fmt.scale_format.bias
     beyond = (scales < 0) | (scales > fmt.scale_format.max_code)
     if beyond.any():
         raise ValueError(
-            f"packed: expected exponents of {fmt.scale_format}, found {exponents[beyond].flat[0]}"
+            f"packed: expected exponents of {fmt.scale_format}, found {exponents[beyond][0]}"
         )
-    codes = _unpacked(blocks[..., 1:].reshape(*lead, count * (size - 1)), group)[..., :length]
-    return _back(codes, number), _back(scales.astype(np.uint8), number)
+    elements = _unpacked(blocks[:, :, 1:].reshape(before, count * (size - 1), after), group)
+    codes = np.ascontiguousarray(elements[:, :length])
+    return (
+        codes.reshape(_with_length(data.shape, number, length)).view(fmt.element.code_dtype),
+        scales.astype(np.uint8).reshape(_with_length(data.shape, number, count)),
+    )
 
 
 def _block_group(fmt: BlockFormat | str, layout: BlockLayout | str) -> tuple[BlockFormat, Group]:

@@ -19,6 +19,7 @@ __all__ = [
     "block_scales",
     "checked_tensor_scale",
     "quantize_blocks",
+    "tensor_divisor",
     "tensor_multiplier",
     "tensor_scale_of",
 ]
@@ -94,6 +95,12 @@ def tensor_multiplier(tensor_scale: Float32Array, fmt: BlockFormat) -> Float32Ar
     """Return the float32 number by which the number that is stored for a tensor multiplies."""
     assert isinstance(fmt.how, RatioRule)
     return fmt.how.multiplier(tensor_scale, fmt.element.max, fmt.scale_format.max)
+
+
+def tensor_divisor(tensor_scale: Float32Array, fmt: BlockFormat) -> Float32Array:
+    """Return the float32 number by which the number that is stored for a tensor divides."""
+    assert isinstance(fmt.how, RatioRule)
+    return fmt.how.divisor(tensor_scale, fmt.element.max, fmt.scale_format.max)
 
 
 def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array | None:

@@ -19,7 +19,7 @@ from npfp8.products.accumulator import (
     Accumulator,
     as_accumulator,
 )
-from npfp8.products.blocks import block_scaled_product, tensor_multiplier
+from npfp8.products.blocks import block_scaled_product, tensor_factor
 from npfp8.products.exact import exact_k_limit, exact_product, float32_product
 from npfp8.products.float32 import matmul_float32
 from npfp8.products.fused import fused_sums
@@ -48,6 +48,10 @@ def matmul(
     rounded to float32 (nearest, ties to even) and multiplied in float32 by the
     float32 product of the two scales. ``a @ b`` is the same.
 
+    With block-scaled operands (MX, NVFP4), the block scales, which are codes too, are part
+    of the sum: the products of ``code value * block scale`` are summed exactly over all of
+    K, and the scale afterwards is the product of the tensors' scales alone.
+
     Parameters
     ----------
     a : QuantizedTensor of shape (..., M, K)
@@ -55,20 +59,29 @@ def matmul(
         The leading axes broadcast, as in :func:`numpy.matmul`. Scales may vary
         along any axis except K. Along K they may vary by block: the products of the
         blocks, each rounded and scaled as above, are added in float32 from the
-        first block to the last.
+        first block to the last. A block-scaled operand may be multiplied by any other:
+        block-scaled with other blocks, along any axis, or not block-scaled.
     accumulate : str or Accumulator
         How the products are added up over K, before the sum is scaled: a key of
         :data:`npfp8.ACCUMULATORS` in any case, or a record of your own:
 
         - "exact": the exact sum, as above. Bit-reproducible, as are all except the next.
         - "float32": the sum of a float32 BLAS product. It is fast, but its bits depend
-          on the BLAS, its threads and its blocking.
+          on the BLAS, its threads and its blocking. Of block-scaled operands the elements
+          are multiplied, ``code value * block scale`` in float32.
         - "hopper-fast", "hopper": the sum of the tensor cores of an H100 or H200, to
           the last bit, with and without fast accumulation
           (:mod:`npfp8.products.fused`, ``docs/hopper.md``). For E4M3FN and E5M2
           with scales that do not vary along K.
         - "float16", "bfloat16": the sum is rounded to that type after every product,
-          from the first to the last of K, as in too narrow an accumulator.
+          from the first to the last of K, as in too narrow an accumulator. With blocks
+          along K, each block has a sum of its own.
+        - "block-sums": as "exact", but the exact sum of each block of K times the blocks'
+          scales is rounded to float32, and the blocks are added in float32 from the first
+          to the last, with block-scaled operands too (:mod:`npfp8.products.blocks`,
+          ``docs/block-products.md``).
+
+        All but "exact" and "float32" need equal blocks if both operands have blocks.
 
     Returns
     -------
@@ -84,9 +97,9 @@ def matmul(
         Accumulator.
     ValueError
         If the shapes do not fit, K exceeds :func:`exact_k_limit` where the sum
-        is exact, a scale varies along K without blocks, the name of the accumulator is
-        unknown, or a Hopper mode is used for formats or scales that these tensor cores
-        do not support.
+        is exact, a scale varies along K without blocks, blocks are not as the accumulator
+        needs them, its name is unknown, or a Hopper mode is used for formats or scales that
+        these tensor cores do not support.
 
     Examples
     --------
@@ -96,6 +109,10 @@ def matmul(
     >>> matmul(a, a)
     array([[ 7., 10.],
            [15., 22.]], dtype=float32)
+    >>> a = quantize(np.repeat(np.float32([[2**30, 1, -(2**30)]]), 32, axis=1), "MXFP4")
+    >>> b = quantize(np.ones((96, 1)), "MXFP4", axis=0)
+    >>> matmul(a, b), matmul(a, b, "block-sums")
+    (array([[32.]], dtype=float32), array([[0.]], dtype=float32))
     """
     _check_operands(a, b)
     known = ACCUMULATORS.get(accumulate) if isinstance(accumulate, str) else None
@@ -162,7 +179,7 @@ def _factor_of(x: QuantizedTensor, k_axis: int, any_blocks: bool) -> Float32Arra
     """Return the part of the scale of ``x`` that factors out of a sum with block scales."""
     if x.block is None or (x.axis != k_axis and not any_blocks):
         return _scale_of(x, k_axis)
-    return tensor_multiplier(x)
+    return tensor_factor(x)
 
 
 def scaled_product(

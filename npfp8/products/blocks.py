@@ -49,13 +49,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from npfp8.arrays import Array, Float32Array, Float64Array, lookup
-from npfp8.blocks.ratios import RatioRule
+from npfp8.blocks.quantize import tensor_multiplier
 from npfp8.codec.tables import values_of
 from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
@@ -64,24 +64,24 @@ from npfp8.products.float32 import K_LIMIT, lowest_bits, rounded_product
 from npfp8.products.specials import overlay_specials
 from npfp8.tensor import QuantizedTensor
 
-__all__ = ["block_scaled_product", "tensor_multiplier"]
+__all__ = ["block_scaled_product", "tensor_factor"]
 
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
+
+#: Elements of K whose norms are multiplied to bound an error: a block, for most formats.
+_RUN = 32
 
 #: Sums over a part of K in an accumulator, and whether certainly none of them is NaN.
 Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]]
 
 
-def tensor_multiplier(x: QuantizedTensor) -> Float32Array:
-    """Return the float32 number by which a product of a block-scaled operand is multiplied."""
+def tensor_factor(x: QuantizedTensor) -> Float32Array:
+    """Return the float32 number by which a product of an operand with blocks is multiplied."""
     if x.tensor_scale is None:
         return np.ones((), np.float32)
     assert x.block_format is not None
-    assert isinstance(x.block_format.how, RatioRule)
-    if not hasattr(x.block_format.how, "multiplier"):
-        return x.tensor_scale
-    return x.block_format.how.multiplier(x.tensor_scale)
+    return tensor_multiplier(x.tensor_scale, x.block_format)
 
 
 def block_scaled_product(
@@ -107,9 +107,11 @@ def block_scaled_product(
     sums : callable
         The sums of the other kinds of accumulators.
     """
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         factor = np.multiply(*factors)
-    if not (np.isfinite(factor) & (factor > 0)).all():
+    # The number of a tensor of zeros may be 0, and that of tiny ones an infinity.
+    usual = all((np.isfinite(one) & (one > 0)).all() for one in factors)
+    if usual and not (np.isfinite(factor) & (factor > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
     k = a.shape[-1]
     if k > K_LIMIT:
@@ -127,7 +129,7 @@ def block_scaled_product(
         result = _added(parts, (*_lead(a, b), a.shape[-2], b.shape[-1]))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         np.multiply(result, factor, out=result)
-    if not (a.is_finite and b.is_finite and accumulator.kind == "exact"):
+    if not (usual and a.is_finite and b.is_finite and accumulator.kind == "exact"):
         result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
     return result
 
@@ -180,15 +182,12 @@ def _scale_blocks(values: Float64Array, scales: Float64Array, x: QuantizedTensor
     if not values.size:
         return
     whole = length // block
-    before, after = values.shape[:axis], values.shape[axis + 1 :]
-    start = (slice(None),) * axis
-    # Splitting an axis makes a view, whatever the layout.
-    split = values[(*start, slice(whole * block))].reshape(*before, whole, block, *after)
-    assert np.may_share_memory(split, values)
-    split *= np.expand_dims(scales[(*start, slice(whole))], axis + 1)
-    if whole * block < length:
-        rest = values[(*start, slice(whole * block, None))]
-        rest *= scales[(*start, slice(whole, None))]
+    # The axis comes first; splitting it makes a view, whatever the layout.
+    elements, per_block = np.moveaxis(values, axis, 0), np.moveaxis(scales, axis, 0)
+    split = elements[: whole * block].reshape(whole, block, *elements.shape[1:])
+    split *= per_block[:whole, None]
+    rest = elements[whole * block :]
+    rest *= per_block[whole:]
 
 
 def _per_line(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
@@ -232,7 +231,7 @@ def _once_rounded(
     if span > 2.0**53:
         row_unit = units_x().min(axis=-1, initial=np.inf)
         column_unit = units_y().min(axis=-2, initial=np.inf)
-        return rounded_product(x, y, row_unit, column_unit)
+        return rounded_product(x, y, row_unit, column_unit, _RUN)
     with np.errstate(over="ignore", under="ignore"):
         result: Float32Array = np.matmul(x, y).astype(np.float32)
     result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
@@ -305,34 +304,49 @@ def _added(parts: Iterator[Float32Array], shape: tuple[int, ...]) -> Float32Arra
 
 def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Iterator[Float32Array]:
     """Yield the exact sum of each block of K, scaled and rounded once to float32."""
-    ndim = max(a.ndim, b.ndim)
     operands = _operand(a), _operand(b)
     span = float(block)
     for operand in (a, b):
         scales = _scales(operand) if operand.block is not None else np.ones(1)
         odd = np.where(np.isfinite(scales), np.abs(scales), 0.0) / lowest_bits(scales)
         span *= _span_of_codes(operand) * odd.max(initial=1.0)
-    units: tuple[Float64Array, ...] = ()
+    units: tuple[Float64Array, ...] = (np.empty(0),) * 2  # not needed below (1)
     if span > 2.0**53:
         units = _element_units(a), _element_units(b)
+        span = 1 + 2.0**-20
+        for (values, _), unit, k_axis in zip(operands, units, (-1, -2), strict=True):
+            span *= _largest_span(values, unit, k_axis, block)
     size = math.prod(_lead(a, b)) * a.shape[-2] * b.shape[-1]
     for ks in _runs(a.shape[-1], block, max(1, _CHUNK // max(size, 1))):
-        n = min(block, ks.stop - ks.start)
-
-        def rows(x: Float64Array, ks: slice = ks, n: int = n) -> Float64Array:
-            x = x.reshape(*(1,) * (ndim - x.ndim), *x.shape)[..., ks]
-            return np.moveaxis(x.reshape(*x.shape[:-1], -1, n), -2, 0)
-
-        def columns(y: Float64Array, ks: slice = ks, n: int = n) -> Float64Array:
-            y = y.reshape(*(1,) * (ndim - y.ndim), *y.shape)[..., ks, :]
-            return np.moveaxis(y.reshape(*y.shape[:-2], -1, n, y.shape[-1]), -3, 0)
+        count = -(-(ks.stop - ks.start) // block)
+        by_block = partial(_by_block, ks=ks, count=count, ndim=max(a.ndim, b.ndim))
+        rows, columns = partial(by_block, axis=-1), partial(by_block, axis=-2)
 
         (x, special_x), (y, special_y) = operands
         x, special_x = rows(x), None if special_x is None else rows(special_x)
         y, special_y = columns(y), None if special_y is None else columns(special_y)
-        part = _once_rounded(x, y, span, lambda: rows(units[0]), lambda: columns(units[1]))
+        unit_x, unit_y = partial(rows, units[0]), partial(columns, units[1])
+        part = _once_rounded(x, y, span, unit_x, unit_y)
         _overlay(part, x, special_x, y, special_y)
         yield from part
+
+
+def _by_block(x: Float64Array, axis: int, ks: slice, count: int, ndim: int) -> Float64Array:
+    """Return the part ``ks`` of K, along ``axis``, as ``count`` blocks along a first axis."""
+    x = x.reshape(*(1,) * (ndim - x.ndim), *x.shape)
+    part = x[..., ks] if axis == -1 else x[..., ks, :]
+    before, after = part.shape[: ndim + axis], part.shape[ndim + axis + 1 :]
+    blocks = part.reshape(*before, count, part.shape[axis] // count, *after)
+    return np.moveaxis(blocks, axis - 1, 0)
+
+
+def _largest_span(x: Float64Array, units: Float64Array, axis: int, block: int) -> float:
+    """Return the largest norm of a block over what all of the block are multiples of."""
+    if not x.size:
+        return 0.0
+    starts = range(0, x.shape[axis], block)
+    norms = np.sqrt(np.add.reduceat(x * x, starts, axis=axis))
+    return float((norms / np.minimum.reduceat(units, starts, axis=axis)).max())
 
 
 def _runs(k: int, block: int, count: int) -> Iterator[slice]:

@@ -27,6 +27,7 @@ NaN and infinity count as 0 here (:mod:`npfp8.products.specials`).
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -36,7 +37,10 @@ import numpy.typing as npt
 
 from npfp8.arguments import flag, integer
 from npfp8.arrays import Float32Array, Float64Array, chunks, lookup
+from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat
 from npfp8.formats import Format, IntFormat, as_format
+from npfp8.names import match
+from npfp8.products.float32 import K_LIMIT
 from npfp8.scaling import spread
 from npfp8.tensor import QuantizedTensor
 
@@ -61,17 +65,23 @@ class _Part(NamedTuple):
 
 
 def exact_k_limit(
-    fmt_a: Format | str, fmt_b: Format | str, *, parts: int = 2, zero_point: bool = False
+    fmt_a: Format | BlockFormat | str,
+    fmt_b: Format | BlockFormat | str,
+    *,
+    parts: int = 2,
+    zero_point: bool = False,
 ) -> int:
     """Return the largest K for which a sum of products is exact for all codes.
 
     Parameters
     ----------
-    fmt_a, fmt_b : FloatFormat, IntFormat or str
-        The formats of the operands, or their names.
+    fmt_a, fmt_b : FloatFormat, IntFormat, BlockFormat or str
+        The formats of the operands, or their names. The codes of a block format's scales
+        count too: all that there are, in one row and one column.
     parts : {1, 2}
         The number of parts into which each operand may be cut: 1 is a single float64
-        product, 2 is the limit of :func:`npfp8.matmul`.
+        product, 2 is the limit of :func:`npfp8.matmul`. With a block format it is 2^24,
+        whatever the scales are (:mod:`npfp8.products.blocks`).
     zero_point : bool
         Whether a zero point is subtracted from integer codes: their range doubles.
 
@@ -87,12 +97,33 @@ def exact_k_limit(
     (171196, 10)
     >>> exact_k_limit(E5M2, E5M2)
     684784
+    >>> exact_k_limit("NVFP4", "NVFP4", parts=1), exact_k_limit("MXFP4", "MXFP4")
+    (1188, 16777216)
     """
-    fmt_a, fmt_b = as_format(fmt_a, "fmt_a"), as_format(fmt_b, "fmt_b")
+    formats = _any_format(fmt_a, "fmt_a"), _any_format(fmt_b, "fmt_b")
     parts, zero_point = integer("parts", parts), flag("zero_point", zero_point)
     if parts not in (1, 2):
         raise ValueError(f"parts: expected 1 or 2, found {parts}")
-    return _exact_k_limit(fmt_a, fmt_b, parts, zero_point)
+    fmt_a, fmt_b = formats
+    if not isinstance(fmt_a, BlockFormat) and not isinstance(fmt_b, BlockFormat):
+        return _exact_k_limit(fmt_a, fmt_b, parts, zero_point)
+    if parts == 2:
+        return K_LIMIT
+    return int(2**53 / math.prod(_full_span(fmt, zero_point) for fmt in formats))
+
+
+def _any_format(fmt: Format | BlockFormat | str, argument: str) -> Format | BlockFormat:
+    if isinstance(fmt, BlockFormat):
+        return fmt
+    name = match(fmt, BLOCK_FORMATS) if isinstance(fmt, str) else None
+    return as_format(fmt, argument) if name is None else BLOCK_FORMATS[name]
+
+
+def _full_span(fmt: Format | BlockFormat, zero_point: bool) -> float:
+    """Return the largest value over what all are multiples of; of a block format all scales."""
+    if isinstance(fmt, BlockFormat):
+        return code_span(fmt.element) * code_span(fmt.scale_format)
+    return code_span(fmt, zero_point)
 
 
 def _exact_k_limit(fmt_a: Format, fmt_b: Format, parts: int, zero_point: bool) -> int:

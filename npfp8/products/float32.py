@@ -103,7 +103,11 @@ def matmul_float32(a: Float32Array, b: Float32Array) -> Float32Array:
 
 
 def rounded_product(
-    x: Float64Array, y: Float64Array, row_unit: Float64Array, column_unit: Float64Array
+    x: Float64Array,
+    y: Float64Array,
+    row_unit: Float64Array,
+    column_unit: Float64Array,
+    run: int | None = None,
 ) -> Float32Array:
     """Multiply matrices whose products of two elements float64 holds; rounded once to float32.
 
@@ -117,6 +121,10 @@ def rounded_product(
         row of zeros.
     column_unit : ndarray of float64, (..., N)
         The same for each column.
+    run : int, optional
+        The number of elements of K whose norms are multiplied in (1), run by run; all of K
+        without. With scales of many binades, the sum over the runs is far less than the
+        product of the norms of all of the row and all of the column.
 
     Returns
     -------
@@ -126,19 +134,29 @@ def rounded_product(
     k = x.shape[-1]
     sums = np.matmul(x, y)
     # (1), enlarged by 2 / K and 2^-20 for the roundings of the norms and of c +- error.
-    row = np.sqrt(np.sum(x * x, axis=-1)) * ((k + 2) * 2.0**-53 * (1 + 2.0**-20))
-    column = np.sqrt(np.sum(y * y, axis=-2))
-    spans = row / row_unit, column / column_unit
-    # An element is exact if (1) is at most (k + 2) u v. Skip the outer product if none can be.
-    some_exact = spans[0].min(initial=np.inf) * spans[1].min(initial=np.inf) <= k + 2
+    larger = (k + 2) * 2.0**-53 * (1 + 2.0**-20)
+    if run is None:
+        row = np.sqrt(np.sum(x * x, axis=-1)) * larger
+        column = np.sqrt(np.sum(y * y, axis=-2))
+        # An element is exact if (1) is at most (k + 2) u v. Skip the try if none can be.
+        lowest = (row / row_unit).min(initial=np.inf), (column / column_unit).min(initial=np.inf)
+        some_exact = lowest[0] * lowest[1] <= k + 2
+    else:
+        starts = range(0, k, run)
+        row = np.sqrt(np.add.reduceat(x * x, starts, axis=-1)) * larger
+        column = np.sqrt(np.add.reduceat(y * y, starts, axis=-2))
+        some_exact = True
     result = np.empty(sums.shape, np.float32)
     lines = math.prod(sums.shape[:-2]) * sums.shape[-1]
     for rows in chunks(sums.shape[-2], max(1, _CHUNK // max(1, lines))):
         window = (..., rows, slice(None))
-        error = row[..., rows, None] * column[..., None, :]
+        if run is None:
+            error = row[..., rows, None] * column[..., None, :]
+        else:
+            error = np.matmul(row[window], column)
         if some_exact:
-            span = spans[0][..., rows, None] * spans[1][..., None, :]
-            error[span <= k + 2] = 0.0
+            exact = row_unit[..., rows, None] * column_unit[..., None, :] * (k + 2)
+            error[error <= exact] = 0.0
         _round_settled(sums[window], error, result[window], x[window], y)
     return result
 
@@ -194,15 +212,14 @@ def _round_settled(
     if not doubtful.any():
         return
     shape = out.shape[:-2]
-    indices = np.nonzero(doubtful)
-    rows = np.broadcast_to(x, (*shape, *x.shape[-2:]))[indices[:-1]]
+    rows = np.broadcast_to(x, (*shape, *x.shape[-2:]))
     columns = np.broadcast_to(y, (*shape, *y.shape[-2:])).swapaxes(-1, -2)
-    where = (*indices[:-2], indices[-1])
-    columns = columns[where]
-    exact = [
-        _exact_sums(rows[chunk] * columns[chunk])
-        for chunk in chunks(len(rows), max(1, _CHUNK // x.shape[-1]))
-    ]
+    *lead, row, column = np.nonzero(doubtful)
+    exact = []
+    for chunk in chunks(len(row), max(1, _CHUNK // x.shape[-1])):
+        place = tuple(index[chunk] for index in lead)
+        of_rows, of_columns = (*place, row[chunk]), (*place, column[chunk])
+        exact.append(_exact_sums(rows[of_rows] * columns[of_columns]))
     out[doubtful] = np.concatenate(exact)
 
 
@@ -218,9 +235,16 @@ def _exact_sums(terms: Float64Array) -> Float32Array:
     remainder, of at most 2^(e + k - 52). The K rounded terms are each at most
     2^e, their sums at most 2^(e + k), multiples of that unit: exact in any
     order. A step reduces the largest magnitude by 2^(52 - k) or more.
+
+    What is left after a step is at most ``2^(2k + e - 52) = sigma 2^(k - 53)``. A row is
+    done when the sum of its parts is so far from where float32 rounds to another number
+    that neither this nor the error of adding the parts makes a difference; else when nothing
+    is left, and then its parts are added without error.
     """
     count = (terms.shape[-1] - 1).bit_length()
-    sums = []
+    result = np.empty(len(terms), np.float32)
+    rows = np.arange(len(terms))
+    sums = np.zeros((0, len(terms)))
     while True:
         largest = np.abs(terms).max(axis=-1, keepdims=True)
         if not largest.any():
@@ -229,12 +253,24 @@ def _exact_sums(terms: Float64Array) -> Float32Array:
         sigma = np.ldexp(1.0, exponent + (count + 1))
         upper = (terms + sigma) - sigma
         terms -= upper
-        sums.append(upper.sum(axis=-1))
-    rounded = np.zeros(len(terms))
-    for i, parts in enumerate(zip(*(part.tolist() for part in sums), strict=True)):
-        rounded[i] = _fsum_to_odd(list(parts))
+        sums = np.concatenate([sums, upper.sum(axis=-1)[None]])
+        total, error = sums.sum(axis=0), np.abs(sums).sum(axis=0) * (len(sums) * 2.0**-52)
+        error += sigma[:, 0] * 2.0 ** (count - 53)
+        error *= 1 + 2.0**-20
+        with np.errstate(over="ignore", under="ignore"):
+            low, high = (total - error).astype(np.float32), (total + error).astype(np.float32)
+        going_on = low != high
+        if not going_on.all():
+            result[rows] = high + np.float32(0)  # of those that go on it is written over
+            terms, rows, sums = terms[going_on], rows[going_on], sums[:, going_on]
+            if not len(rows):
+                break
+    rounded = np.zeros(len(rows))
+    for i, parts in enumerate(sums.T.tolist()):
+        rounded[i] = _fsum_to_odd(parts)
     with np.errstate(over="ignore", under="ignore"):
-        return rounded.astype(np.float32) + np.float32(0)
+        result[rows] = rounded.astype(np.float32) + np.float32(0)
+    return result
 
 
 def _fsum_to_odd(parts: list[float]) -> float:
