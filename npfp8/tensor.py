@@ -396,11 +396,11 @@ class QuantizedTensor:
         values: Float32Array = self.code_values()
         axis, block = self.axis, self.block
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            whole = block and axis is not None and self.size and self.shape[axis] % block == 0
-            if whole and values.flags.c_contiguous:  # without an array of a scale per element
-                shape = (*self.shape[:axis], -1, block, *self.shape[axis + 1 :])
-                values.reshape(shape)[...] *= np.expand_dims(self.scale, axis + 1)
-                return values
+            if axis is not None and block is not None and self.shape[axis] % block == 0 < self.size:
+                # Whole blocks are multiplied without an array of one scale per element.
+                grid = values.reshape(*self.shape[:axis], -1, block, *self.shape[axis + 1 :])
+                np.multiply(grid, np.expand_dims(self.scale, axis + 1), out=grid)
+                return grid.reshape(self.shape)
             scale = spread(self.scale, self.shape, axis, block)
             return np.multiply(values, scale, out=values)
 
