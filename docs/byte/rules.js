@@ -332,6 +332,19 @@ export const RATIO_RULES = {
       nan: nanCodes(scales, 0, 0),
     };
   },
+  quark({ max: M }, scales, g) {
+    const nonzero = (x) => x || 2 ** -23;
+    const t = nonzero(f(g / f(M * scales.max)));
+    return {
+      tensorScale: t,
+      block: blocks(scales, (b) => encoded(f(nonzero(f(b / M)) / t), scales), (x, s) => {
+        const quotient = f(x / nonzero(f(s * t)));
+        return Math.abs(quotient) <= 0.25 ? 0 : quotient; // no code is that of -0
+      }),
+      blockScale: (code) => f(decode(code, scales) * t),
+      nan: nanCodes(scales, 7, 7),
+    };
+  },
   vllm({ max: M }, scales, g) {
     const G = f(f(M * scales.max) / g);
     const factor = (s) => (s === 0 ? 0 : flushedReciprocal(f(s * flushedReciprocal(G))));
