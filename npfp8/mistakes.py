@@ -81,6 +81,9 @@ def encoder_mistakes(
         farther = np.nextafter(exact, np.copysign(np.inf, exact))
         return encode(np.where(x == 0, exact, farther), fmt, saturate)
 
+    def ties_toward_zero(x: Float32Array) -> npt.NDArray[np.uint8]:
+        return encode(x, fmt, saturate, rounding="nearest_toward_zero")
+
     def flushed(x: Float32Array, magnitude: Array) -> npt.NDArray[np.uint8]:
         return np.where(magnitude < fmt.min_normal, right(np.copysign(np.float32(0), x)), right(x))
 
@@ -102,6 +105,7 @@ def encoder_mistakes(
             lambda x: encode(x, fmt, saturate, rounding=other),
         ),
         *([("ties rounded away from zero", ties_away)] if rounding == "nearest" else []),
+        *([("ties rounded toward zero", ties_toward_zero)] if rounding == "nearest" else []),
         (
             "overflow that does not saturate" if saturate else "overflow that saturates",
             lambda x: encode(x, fmt, not saturate, rounding=rounding),

@@ -55,7 +55,7 @@ from bert_numpy.quantization.presets import PRESETS
 from bert_numpy.quantization.recipe_json import load_recipe, recipe_json
 from bert_numpy.tasks.glue import TASKS, read_examples, read_test_set
 from bert_numpy.tasks.squad import read_questions
-from npfp8 import E4M3FN, QuantizedTensor
+from npfp8 import E4M3FN, FloatFormat, QuantizedTensor
 from npfp8.storage import Fp8Array, load_file, save_file
 
 #: The limits of a worker: bytes of memory beyond those at its start, and seconds per case.
@@ -76,6 +76,9 @@ CONFIG = {
     "layer_norm_eps": 1e-12,
     "id2label": {"0": "negative", "1": "positive"},
 }
+#: The recipes of quantized checkpoints to damage.
+QUANTIZED = ("e4m3", "int8-channel", "nvfp4", "mxfp6", "mxfp8")
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -200,11 +203,12 @@ def templates() -> dict[str, dict[str, bytes]]:
         calibration = calibrate(model, [{"input_ids": [[2, 5, 6, 3]]}])
         save_calibration(calibration, folder / "c")
         quantized = {}
-        for recipe in ("e4m3", "int8-channel"):
+        for recipe, layout in (*((name, "") for name in QUANTIZED), ("nvfp4", "modelopt")):
             made = bert_numpy.apply_recipe(model, PRESETS[recipe], calibration)
-            save_quantized(made, folder, folder / recipe)
-            quantized[f"quantized {recipe}"] = {
-                file: (folder / recipe / file).read_bytes() for file in ("config.json", SINGLE)
+            target = f"{layout or 'quantized'} {recipe}"
+            save_quantized(made, folder, folder / target, layout=layout or "compressed-tensors")
+            quantized[target] = {
+                file: (folder / target / file).read_bytes() for file in ("config.json", SINGLE)
             }
         codes = Fp8Array(np.arange(24, dtype=np.uint8).reshape(4, 6), E4M3FN)
         save_file({"w": codes, "s": np.full(4, 0.5, np.float32)}, folder / "f")
@@ -212,7 +216,14 @@ def templates() -> dict[str, dict[str, bytes]]:
         tokenizers.BertWordPieceTokenizer(vocabulary).save(str(folder / "t"))
         files = {key: (folder / key).read_bytes() for key in "cft"}
         kit = small_kit(folder / "kit")
-    other = quantized["quantized e4m3"]
+    sources = {"e4m3": "quantized e4m3", "nvfp4": "quantized nvfp4", "modelopt": "modelopt nvfp4"}
+    others = {
+        f"foreign {name}": {
+            **quantized[source],
+            "config.json": foreign(quantized[source]["config.json"]),
+        }
+        for name, source in sources.items()
+    }
     return {
         **{
             f"model {dtype}": {"config.json": config, SINGLE: model_file(dtype)} for dtype in DTYPES
@@ -227,7 +238,7 @@ def templates() -> dict[str, dict[str, bytes]]:
         "recipe": {"recipe.json": recipe_json(PRESETS["int8-smooth"]).encode()},
         "tokenizer": {"config.json": config, "tokenizer.json": files["t"]},
         "vocabulary": {"config.json": config, "vocab.txt": "\n".join(TOKENS).encode()},
-        "foreign e4m3": {**other, "config.json": foreign(other["config.json"])},
+        **others,
         "kit": kit,
         **data_files(),
     }
@@ -294,6 +305,9 @@ def read_quantized(folder: Path) -> None:
     tiny = np.finfo(np.float32).tiny
     for name, weight in model.weights.items():
         key = name if name.startswith("classifier") else f"bert.{name}"
+        if isinstance(weight, QuantizedTensor) and weight.block_format is not None:
+            check_blocks(key, weight, stored)
+            continue
         dtype, shape, data = stored[key]
         if not isinstance(weight, QuantizedTensor):
             expect(np.array_equal(np.asarray(weight), as_float32(dtype, shape, data)), name)
@@ -306,6 +320,33 @@ def read_quantized(folder: Path) -> None:
         expect(bool(np.isfinite(given).all() and (given >= tiny).all()), f"scale of {name}")
     with np.errstate(all="ignore"):
         model([[0, min(1, model.config.vocab_size - 1)]])
+
+
+def check_blocks(
+    key: str, weight: QuantizedTensor, stored: dict[str, tuple[str, list[int], bytes]]
+) -> None:
+    """Check that the codes of a weight and of its scales, and its number, are the file's."""
+    fmt = weight.block_format
+    assert fmt is not None
+    bits = fmt.element.bits if isinstance(fmt.element, FloatFormat) else 8
+    _, shape, data = stored.get(f"{key}_packed") or stored[key]
+    rows, columns = weight.shape
+    expect(shape == [rows, columns * bits // 8], f"shape of {key}")
+    size = len(data) // rows
+    for row, codes in enumerate(weight.codes.view(np.uint8).tolist()):
+        number = int.from_bytes(data[row * size : (row + 1) * size], "little")
+        expect(number == sum(x << bits * i for i, x in enumerate(codes)), f"codes of {key}")
+    scales = stored[f"{key}_scale"][2]
+    expect(weight.scale_codes is not None and weight.scale_codes.tobytes() == scales, "scales")
+    expect(bool(np.isfinite(weight.scale).all() and (weight.scale >= 0).all()), f"scale of {key}")
+    if weight.tensor_scale is None:
+        return
+    number_of = np.float64(weight.tensor_scale)
+    kind = getattr(fmt.how, "stored", "")
+    divisor = {"absmax": 2688 / number_of, "divisor": number_of}.get(kind, 1 / number_of)
+    inverse = f"{key}_scale_2" in stored
+    given = as_float32(*stored[f"{key}_scale_2" if inverse else f"{key}_global_scale"])
+    expect(bool(given > 0) and given == np.float32(1 / divisor if inverse else divisor), "number")
 
 
 def read_calibration(folder: Path) -> None:
@@ -451,9 +492,9 @@ READERS: dict[str, Callable[[Path], None]] = {
     "squad": lambda folder: read_squad(folder / "dev-v1.1.json"),
     "squad parquet": lambda folder: read_squad(folder / "dev.parquet"),
     "kit": read_kit,
-    "foreign e4m3": read_quantized,
-    "quantized e4m3": read_quantized,
-    "quantized int8-channel": read_quantized,
+    **{f"foreign {name}": read_quantized for name in ("e4m3", "nvfp4", "modelopt")},
+    **{f"quantized {recipe}": read_quantized for recipe in QUANTIZED},
+    "modelopt nvfp4": read_quantized,
     "calibration": read_calibration,
     "fp8": read_fp8,
     "recipe": read_recipe,
@@ -731,6 +772,39 @@ def quantization_value(rng: Rng, content: bytes) -> bytes:
     return json.dumps(raw).encode()
 
 
+def modelopt_value(rng: Rng, content: bytes) -> bytes:
+    """Replace a value in ModelOpt's section, or make it describe each layer."""
+    raw = json.loads(content)
+    config = raw["quantization_config"]
+    odd = [
+        None,
+        {},
+        [],
+        "",
+        16,
+        32,
+        16.0,
+        True,
+        "NVFP4_AWQ",
+        "nvfp4",
+        "FP8",
+        "mxfp4",
+        "W4A16_NVFP4",
+    ]
+    names = ["*", "**", "*" * 900 + "x", "bert.*", "classifier", "(", "re:.*", "\u0000", "a.b*c"]
+    keys = ["quant_algo", "group_size", "ignore", "kv_cache_scheme", "pre_quant_scale", "x"]
+    chance = rng.random()
+    if chance < 0.4:
+        config["ignore"] = [rng.choice(names) for _ in range(rng.choice([1, 3, 1000]))]
+    elif chance < 0.7:
+        layer = {"quant_algo": rng.choice(odd), "group_size": rng.choice(odd)}
+        layers = dict.fromkeys(("classifier", "bert.pooler.dense", "x"), layer)
+        config.update(quant_algo="MIXED_PRECISION", quantized_layers=rng.choice([layers, *odd]))
+    else:
+        config[rng.choice([*config, *keys])] = rng.choice(odd)
+    return json.dumps(raw).encode()
+
+
 def quantization_pattern(rng: Rng, content: bytes) -> bytes:
     """Write patterns that are invalid, that Python matches forever, or that hold anything."""
     raw = json.loads(content)
@@ -963,6 +1037,8 @@ TEXT = [*ANY, named(lambda rng, content: content + b"\xff\xfe", "not_utf8")]
 RARE = [st_declares_100_mb]
 
 bad_scale = named(numbers(("F32",), BAD_SCALES, "_scale"), "bad_scale")
+bad_number = named(numbers(("F32",), BAD_SCALES, "_global_scale"), "bad_number")
+bad_multiplier = named(numbers(("F32",), BAD_SCALES, "_scale_2"), "bad_multiplier")
 
 #: By target: the file to damage, and the ways to do so.
 DAMAGE: list[tuple[str, str, list[Callable[[Rng, bytes], bytes]]]] = [
@@ -975,7 +1051,14 @@ DAMAGE: list[tuple[str, str, list[Callable[[Rng, bytes], bytes]]]] = [
         (f"quantized {recipe}", SINGLE, [*WEIGHTS, bad_scale, bad_scale])
         for recipe in ("e4m3", "int8-channel")
     ),
-    *((f"quantized {recipe}", "config.json", JSON) for recipe in ("e4m3", "int8-channel")),
+    *((f"quantized {recipe}", "config.json", JSON) for recipe in QUANTIZED),
+    *((f"quantized {recipe}", SINGLE, WEIGHTS) for recipe in ("mxfp6", "mxfp8")),
+    ("quantized nvfp4", SINGLE, [*WEIGHTS, *[bad_number] * 3]),
+    ("foreign nvfp4", SINGLE, [*WEIGHTS, *[bad_number] * 3]),
+    ("foreign nvfp4", "config.json", [*JSON, quantization_value, quantization_pattern]),
+    ("modelopt nvfp4", SINGLE, [*WEIGHTS, bad_multiplier]),
+    ("foreign modelopt", SINGLE, [*WEIGHTS, bad_multiplier]),
+    ("foreign modelopt", "config.json", [*JSON, *[modelopt_value] * 3]),
     (
         "calibration",
         "calibration.safetensors",

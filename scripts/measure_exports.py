@@ -6,6 +6,10 @@ set. Each line has the relative distance of the logits, norm(theirs - ours) / no
 the flips (predictions that differ from our quantized model's), and the largest margin
 between our two best logits at a flip. The script needs the extra "peers".
 
+transformers makes bfloat16 numbers of weights in block formats, and does not quantize the
+inputs of their layers: our weights are rounded to it for the comparison, and our linear layers
+alone have inputs in float32. ONNX has no block formats.
+
     python scripts/measure_exports.py MODEL --task sst2 --data glue/SST-2
 """
 
@@ -33,6 +37,8 @@ from bert_numpy.evaluation.job import prepare, with_calibration
 from bert_numpy.export.onnx import onnx_model
 from bert_numpy.quantization.presets import preset
 from bert_numpy.quantization.recipe import SiteRecipe
+from npfp8 import QuantizedTensor
+from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.storage import read_header
 
 Batch = dict[str, Any]
@@ -59,12 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         ours = predict_logits(model, job.encoded)
         print(f"{recipe.name}")
         print(f"  {'float32, not quantized':<42}{compared(floats, ours)}")
+        blocks = recipe.linear.b.block_format is not None
         linear = replace(recipe, scores=SiteRecipe(), context=SiteRecipe(), arithmetic="float32")
+        if blocks:
+            linear = replace(linear, linear=SiteRecipe(b=recipe.linear.b))
         of_layers = bert_numpy.apply_recipe(job.model, linear, job.calibration)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
             save_quantized(model, arguments.model, out)
-            share, size = linear_share(out / "model.safetensors")
+            share, size = linear_share(out / "model.safetensors", model)
             print(f"  {'linear weights':<42}{share:.4f} of float32; file {size:,} bytes")
             theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
             found = run(job.encoded, partial(in_torch, theirs))
@@ -73,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  {'transformers, to ours':<42}{compared(found, ours)}")
         expected = predict_logits(of_layers, job.encoded)
         print(f"  {'transformers, to our linear layers alone':<42}{compared(found, expected)}")
+        if blocks:
+            continue
         proto = onnx_model(model)
         evaluator = ReferenceEvaluator(proto)
         found = run(job.encoded, partial(in_session, evaluator))
@@ -113,27 +124,35 @@ def compared(found: np.ndarray, ours: np.ndarray) -> str:
 
 
 def same_weights(theirs: Any, model: bert_numpy.QuantizedModel) -> str:
-    """Count the quantized weights that are the same to the last bit."""
+    """Count the quantized weights that are the same to the last bit of their type."""
     parameters = {name.removeprefix("bert."): x for name, x in theirs.named_parameters()}
     coded = {name: x for name, x in model.weights.items() if not isinstance(x, np.ndarray)}
     same = sum(
-        np.array_equal(parameters[name].detach().numpy(), weight.dequantize())
+        np.array_equal(parameters[name].detach().numpy(), as_there(weight))
         for name, weight in coded.items()
     )
     return f"{same} of {len(coded)}"
 
 
-def linear_share(path: Path) -> tuple[float, int]:
+def as_there(weight: QuantizedTensor) -> np.ndarray:
+    """Return a weight as compressed-tensors makes numbers of it."""
+    values = weight.dequantize()
+    return values if weight.block_format is None else round_to_bfloat16(values)
+
+
+def linear_share(path: Path, model: bert_numpy.QuantizedModel) -> tuple[float, int]:
     """Return the encoder's linear weights' bytes over their float32 bytes, and the file's size."""
-    stored = floats = 0
-    for key, tensor in read_header(path).items():
-        if ".encoder." not in key or "LayerNorm" in key:
-            continue
-        if key.endswith(".weight"):
-            stored += tensor.nbytes
-            floats += 4 * int(np.prod(tensor.shape))
-        elif key.endswith(("_scale", "_zero_point")):
-            stored += tensor.nbytes
+    endings = (".weight", ".weight_packed", "_scale", "_zero_point")
+    stored = sum(
+        tensor.nbytes
+        for key, tensor in read_header(path).items()
+        if ".encoder." in key and "LayerNorm" not in key and key.endswith(endings)
+    )
+    floats = sum(
+        4 * weight.size
+        for name, weight in model.weights.items()
+        if name.startswith("encoder.") and name.endswith(".weight") and "LayerNorm" not in name
+    )
     return stored / floats, path.stat().st_size
 
 

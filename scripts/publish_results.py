@@ -54,7 +54,7 @@ PAGES = ("README.md", "docs/index.md", "docs/results.md", "notebooks/4-fp8-ptq-s
 
 #: The parts of the data, and the type of a part's file: a list of entries, or one entry.
 PARTS = {"accuracy": list, "outliers": list, "sensitivity": dict, "rescue": list, "blocks": list}
-OPTIONS = tuple(f"--{part}" for part in PARTS)
+OPTIONS = ("--accuracy", "--outliers", "--sensitivity", "--rescue", "--blocks")
 
 #: The recipes that the demo quotes, for models that have results of all of them.
 QUOTED = ("fp32", "int8", "e4m3")

@@ -49,12 +49,15 @@ def normal_blocks(source: str, count: int = 64, block: int = 32) -> npt.NDArray[
     return to_type(x * np.array([1, 0.02, 1e-3, 40])[:, None, None], source).reshape(-1, block)
 
 
-def adversarial_blocks(element: Format, source: str, block: int = 32) -> npt.NDArray[np.float32]:
+def adversarial_blocks(
+    element: Format, source: str, block: int = 32, count: int = 4000
+) -> npt.NDArray[np.float32]:
     """Return finite blocks of ties, thresholds of all rules, powers of two, zeros, huge and tiny.
 
     For each exponent that a largest magnitude can have, and each mantissa at which a rule
     changes (and the numbers next to it), a block with that magnitude, of numbers that are values
-    and midpoints of the elements, and next to them, under scales that rules may choose.
+    and midpoints of the elements, and next to them, under scales that rules may choose; ``count``
+    of these blocks by chance.
     """
     rng = np.random.default_rng(1)
     bits, smallest, largest = TYPES[source]
@@ -66,6 +69,7 @@ def adversarial_blocks(element: Format, source: str, block: int = 32) -> npt.NDA
     leads = np.array([m + n * step for m in mantissas for n in steps] + [2 - step])
     amax = to_type(np.ldexp(leads[None, :], exponents[:, None]), source)
     amax = np.unique(amax[np.isfinite(amax) & (amax > 0)])
+    amax = rng.permutation(amax)[:count]
     grid = midpoints(element)
     emax = int(np.floor(np.log2(element.max)))
     shape = (amax.size, block - 1)
@@ -155,3 +159,85 @@ def _code(magnitude: Fraction, element: Format, negative: bool) -> int:
     if isinstance(element, FloatFormat):
         return nearest | (element.sign_bit if negative else 0)
     return (-nearest if negative else nearest) & 0xFF
+
+
+def smallest_exponents(amax: Array, largest: float) -> npt.NDArray[np.int64]:
+    """Return the smallest e with a <= largest * 2^e, by its definition, in float64; exact."""
+    amax = amax.astype(np.float64)
+    exponents = np.frexp(amax)[1].astype(np.int64) - np.frexp(largest)[1] - 1
+    for _ in range(2):
+        exponents += amax > np.ldexp(largest, exponents)
+    assert (amax <= np.ldexp(largest, exponents)).all()
+    assert (amax > np.ldexp(largest, exponents - 1)).all()
+    return exponents
+
+
+def plain_exponents(amax: Array, element: Format, rule: str) -> npt.NDArray[np.int64]:
+    """Return a plain rule's exponents of positive, finite numbers, each as a smallest exponent."""
+    largest = element.max
+    emax = int(np.frexp(largest)[1]) - 1
+    bits = element.mantissa_bits if isinstance(element, FloatFormat) else 6
+    below = np.nextafter(1.0, 0)  # a < 2^(e + 1) is a <= 2^(e + 1) - a bit, for float32 numbers
+    return {
+        "floor": lambda: smallest_exponents(amax, 2 * below) - emax,
+        "ceil": lambda: smallest_exponents(amax, 1.0) - emax,
+        "rceil": lambda: smallest_exponents(amax, largest),
+        "trunc": lambda: smallest_exponents(amax, 2 * largest * below),
+        "even": lambda: smallest_exponents(amax, (2 - 2.0 ** -(bits + 1)) * below) - emax,
+    }[rule]()
+
+
+def _bits(x: float) -> int:
+    return int(np.float32(x).view(np.uint32))
+
+
+def te_block(x: Array, element: Format) -> tuple[int, list[int]]:
+    """Quantize one block as TransformerEngine's kernel: float_to_e8m0, exp2f_rcp, satfinite."""
+    amax = np.float32(0)
+    for one in x:
+        amax = np.fmax(amax, np.abs(one))
+    scale = np.float32(amax) * np.float32(1 / element.max)
+    exponent, mantissa = _bits(scale) >> 23, _bits(scale) & 0x7FFFFF
+    if np.isinf(scale):
+        exponent = 254
+    elif mantissa and exponent != 254 and not (exponent == 0 and mantissa <= 0x400000):
+        exponent += 1
+    factor = np.float32(1) if exponent == 0 else np.float32(2.0 ** (127 - exponent))
+    return exponent, [_nvidia_code(np.float32(one) * factor, element) for one in x]
+
+
+def triton_block(x: Array, element: Format, up: bool) -> tuple[int, list[int]]:
+    """Quantize one block as Triton's _compute_quant_and_scale; its maximum skips NaNs."""
+    numbers = [np.abs(one) for one in x if not np.isnan(one)]
+    largest = element.max if up else 2.0 ** _log2(Fraction(element.max))
+    scale = np.float32(max(numbers, default=np.float32(np.nan))) / np.float32(largest)
+    bits = 0x7FFFFFFF if np.isnan(scale) else _bits(scale)
+    bits = (bits + (0x7FFFFF if up else 0)) & 0x7F800000
+    if np.isnan(scale):
+        bits = 0 if up else 0x7F800000
+    rounded = np.uint32(bits).view(np.float32)
+    factor = np.float32(0) if rounded == 0 else np.float32(1) / rounded
+    return bits >> 23, [_nvidia_code(np.float32(one) * factor, element) for one in x]
+
+
+def vllm_block(x: Array, element: Format) -> tuple[int, list[int]]:
+    """Quantize one block as vLLM: cvt_warp_fp16_to_fp4 with UE8M0, _mxfp8_e4m3_quantize_torch."""
+    numbers = [np.abs(one) for one in x if not np.isnan(one)]
+    if element.bits == 4:
+        scale = np.float32(max(numbers, default=np.float32(np.nan))) * np.float32(1 / 6)
+        code = 255 if np.isnan(scale) else _bits(scale) >> 23
+        rounded = np.uint32(code << 23).view(np.float32)
+        factor = np.float32(0) if rounded == 0 else np.float32(1) / rounded
+        return code, [_nvidia_code(np.float32(one) * factor, element) for one in x]
+    amax = max(float(max(numbers)), 2.0**-126)
+    exponent = 127 if np.isinf(amax) else int(np.floor(np.float32(np.log2(amax))))
+    scale = np.float32(2.0**exponent)
+    return exponent + 127, [_nvidia_code(np.float32(one) / scale, element) for one in x]
+
+
+def _nvidia_code(x: np.float32, element: Format) -> int:
+    """Round to the nearest code, saturate, and make of a NaN FP8's NaN or FP4's largest value."""
+    if np.isnan(x):
+        return 7 if element.bits == 4 else 0x7F
+    magnitude = Fraction(element.max) if np.isinf(x) else abs(Fraction(float(x)))
+    return _code(min(magnitude, Fraction(element.max)), element, bool(np.signbit(x)))

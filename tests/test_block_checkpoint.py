@@ -38,6 +38,7 @@ from bert_numpy import PRESETS, BertNumpyError, Operand, QuantizedModel, Recipe,
 from bert_numpy.checkpoints.blocks import BLOCK_LAYOUTS
 from bert_numpy.checkpoints.load import stored_recipe
 from bert_numpy.checkpoints.quantized import check_writable, save_quantized
+from bert_numpy.commands.main import main
 from npfp8 import E4M3FN, E5M2, INT8, MXFP4, NVFP4, BlockFormat, QuantizedTensor, bfloat16
 from npfp8.blocks import POWER_RULES, RATIO_RULES
 from npfp8.storage import Fp8Array, load_file, read_header, save_file
@@ -1237,3 +1238,30 @@ def test_zero_points(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(BertNumpyError, match=r"weight_zero_point': expected zeros: the layer is"):
         bert_numpy.load(folder)
+
+
+def test_the_command_writes_modelopts_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_checkpoint(tmp_path / "source", config_overrides=WIDE)
+    lines = [f"{'a good film' if i % 2 else 'dull'}\t{i % 2}\n" for i in range(20)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+    task = ["--task", "sst2", "--data", str(tmp_path), "--quiet"]
+    command = ["quantize", str(source), str(tmp_path / "out"), *task]
+    assert main([*command, "--format", "nvfp4-weights", "--layout", "ModelOpt"]) == 0
+    assert "- modelopt\n" in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out" / "hf_quant_config.json").is_file()
+    assert bert_numpy.load(tmp_path / "out").recipe == PRESETS["nvfp4-weights"]
+    capsys.readouterr()
+    command = ["quantize", str(source), str(tmp_path / "other"), *task]
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--format", "e4m3", "--layout", "gguf"])
+    assert "argument --layout: expected one of compressed-tensors, modelopt, found 'gguf'" in (
+        capsys.readouterr().err
+    )
+    assert main([*command, "--format", "int8", "--layout", "modelopt"]) == 2
+    assert "recipe int8: encoder.layer.0.attention.self.query: expected E4M3FN with inputs" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "other").exists()

@@ -88,6 +88,95 @@ def test_every_rule_is_on_the_page() -> None:
     assert [row["rule"] for row in table("rule | number stored")] == list(RATIO_RULES)
 
 
+def formats_of(row: dict[str, str]) -> list[BlockFormat]:
+    powers = [fmt for fmt in BLOCK_FORMATS.values() if fmt.powers_of_two]
+    _, everything, rest = row["formats"].rpartition("all")
+    if not everything:
+        return [BLOCK_FORMATS[name] for name in rest.split(", ")]
+    left_out = rest.removeprefix(" except ")
+    return [fmt for fmt in powers if fmt.name != left_out]
+
+
+PARTIES = pytest.mark.parametrize("row", table("rule | scale"), ids=lambda row: row["rule"])
+
+
+@PARTIES
+def test_formats_of_parties(row: dict[str, str]) -> None:
+    powers = [fmt for fmt in BLOCK_FORMATS.values() if fmt.powers_of_two]
+    known = POWER_RULES[row["rule"]].elements
+    assert formats_of(row) == [fmt for fmt in powers if fmt.element in known]
+
+
+@PARTIES
+def test_scales_of_parties(row: dict[str, str]) -> None:
+    """Those of the plain rule, but beside powers of two, where logarithms are not exact."""
+    plain, _, exception = row["scale"].partition("`, except ")
+    for fmt in formats_of(row):
+        for largest in (1 + np.arange(64, dtype=np.float32) / 64) * np.float32(2.0**-20):
+            found = scale_of(largest, fmt, row["rule"])
+            expected = scale_of(largest, fmt, plain.strip("`"))
+            if not exception.startswith(fmt.name):
+                assert found == expected, (fmt, largest)
+            elif "floor(log2 a)" in exception:
+                assert found == 127 - 20, (fmt, largest)
+            else:
+                up = largest >= np.float32(1.75 * 2.0**-20)
+                assert found == scale_of(largest, fmt, "floor") + up, (fmt, largest)
+
+
+@PARTIES
+def test_elements_of_parties(row: dict[str, str]) -> None:
+    """Every tie of a format, in blocks whose largest number is a power of two."""
+    roundings = {
+        "ties to even": "nearest",
+        "ties away from zero": "nearest_away",
+        "ties toward zero": "nearest_toward_zero",
+        "toward zero": "toward_zero",
+    }
+    usual, _, exception = row["elements"].partition(", ")
+    for fmt in formats_of(row):
+        kind = exception.removeprefix(f"{fmt.name} ") if fmt.name in exception else usual
+        values = npfp8.values(fmt.element)
+        values = np.unique(values[np.isfinite(values) & (values >= 0)])
+        power = 2.0 ** np.floor(np.log2(fmt.element.max))
+        ties = (values[1:] + values[:-1])[values[1:] < power] / 2
+        for start in range(0, ties.size, 31):
+            some = np.float32([power, *ties[start : start + 31]])
+            scale = npfp8.quantize(some, fmt, rule=row["rule"]).scale
+            q = npfp8.quantize(some * scale, fmt, rule=row["rule"])
+            assert q.scale == scale or row["rule"] == "vllm"
+            numbers = some * scale / q.scale
+            expected = npfp8.encode(numbers, fmt.element, rounding=roundings[kind])
+            # -0 and +0 are alike here.
+            found = npfp8.decode(q.codes, fmt.element)
+            np.testing.assert_array_equal(found, npfp8.decode(expected, fmt.element))
+
+
+@PARTIES
+def test_special_blocks_of_parties(row: dict[str, str]) -> None:
+    usual, _, exception = row["block of zeros"].partition(", ")
+    for fmt in formats_of(row):
+        expected = exception.rpartition(" ")[2] if exception.startswith(fmt.name) else usual
+        assert f"0x{scale_of(np.float32(0), fmt, row['rule']):02X}" == expected
+        x = np.float32([1, np.nan, -2])
+        without = npfp8.quantize(np.nan_to_num(x), fmt, rule=row["rule"])
+        try:
+            q = npfp8.quantize(x, fmt, rule=row["rule"])
+        except ValueError:
+            assert "refused" in row["block with a NaN"]
+            continue
+        assert q.scale_codes is not None
+        assert without.scale_codes is not None
+        if "all NaN" in row["block with a NaN"]:
+            assert np.isnan(q.dequantize()).all()
+        elif row["block with a NaN"] == "scale 0x00":
+            assert q.scale_codes[0] == 0
+        else:
+            assert row["block with a NaN"] == "only that number"
+            assert q.scale_codes[0] == without.scale_codes[0]
+            assert q.codes[[0, 2]].tolist() == without.codes[[0, 2]].tolist()
+
+
 @pytest.mark.parametrize("row", table("rule | number stored"), ids=lambda row: row["rule"])
 def test_dialects(row: dict[str, str]) -> None:
     x = np.array([[2688], [0], [2.0**-12]], np.float32).repeat(16, axis=1)

@@ -66,6 +66,7 @@ from npfp8 import (
     quantize,
 )
 from npfp8.blocks import CODE_LAYOUTS, SCALE_LAYOUTS, CodeLayout, PowerRule, ScaleLayout
+from npfp8.blocks.exponents import Blocks
 from npfp8.blocks.layouts import Group, Piece
 from npfp8.formats import FORMATS
 from npfp8.packed import pack_tensor, unpack_tensor
@@ -192,11 +193,15 @@ TOY_BLOCKS = {
     "name": "TOY blocks",
 }
 
-ROOMY = PowerRule(
-    "roomy",
-    lambda amax, fmt: np.frexp(amax)[1] - np.frexp(fmt.max)[1] + 1,
-    "twice the scale of floor",
-)
+
+def roomy(amax: np.ndarray, element: Format, scale_format: FloatFormat, source: str) -> Blocks:
+    """The codes of the toy's scales, and the factors of blocks: twice the scale of floor."""
+    exponents = np.where(amax == 0, -7, np.frexp(amax)[1] - np.frexp(element.max)[1] + 1)
+    codes = np.clip(exponents + 7, 0, 15).astype(np.uint8)
+    return Blocks(codes, np.exp2(7.0 - codes).astype(np.float32))
+
+
+ROOMY = PowerRule("roomy", roomy, "twice the scale of floor")
 
 
 def toy_exponent(block: np.ndarray) -> int:

@@ -69,6 +69,7 @@ def model_card(
     config: BertConfig | None = None,
     source: Path | None = None,
     made: Path | None = None,
+    layout: str = "compressed-tensors",
 ) -> str:
     """Return the text of ``README.md``, in Markdown.
 
@@ -89,6 +90,8 @@ def model_card(
         no ``base_model``, the one that the folder's own card names is taken.
     made : Path, optional
         The folder of the quantized checkpoint, for the sizes of its files of weights.
+    layout : str
+        The layout of the folder, a tag on the hub; see :func:`bert_numpy.save_quantized`.
     """
     name_of_source = str(report["model"])
     local_name = PurePath(name_of_source).name or "a local checkpoint"
@@ -98,7 +101,7 @@ def model_card(
     examples = "training examples" if report["task"] in TASK_NAMES else "texts"
     calibration = f", calibrated on {samples} {examples}" if samples else ""
     return (
-        f"---\n{_front_matter(base_model, config, source)}---\n\n"
+        f"---\n{_front_matter(base_model, config, source, layout)}---\n\n"
         f"# {name}, quantized: {recipe_name}\n\n"
         f"Post-training quantization of {name} by the recipe {recipe_name} of fp8-bert-numpy"
         f"{calibration}; nothing was trained. The license is that of the original.\n\n"
@@ -108,7 +111,7 @@ def model_card(
         "```python\nimport bert_numpy\n\n"
         'model = bert_numpy.load("path/of/this/folder")  # runs by the recipe, to the same bits\n'
         "```\n\n"
-        "transformers with compressed-tensors and other readers of its layout load the linear "
+        f"{_READERS[layout]} load the linear "
         "layers' codes and scales. They leave out what the layout has no place for: quantized "
         "products of the attention, and the rounding of the rest to bfloat16. `npfp8_config` in "
         "`config.json` has all of it. `sha256sum -c SHA256SUMS` checks the files.\n\n"
@@ -116,7 +119,16 @@ def model_card(
     )
 
 
-def _front_matter(base_model: str | None, config: BertConfig | None, source: Path | None) -> str:
+#: Those who read a layout, for a sentence.
+_READERS = {
+    "compressed-tensors": "transformers with compressed-tensors and other readers of its layout",
+    "modelopt": "Readers of ModelOpt's layout, such as vLLM and TensorRT-LLM,",
+}
+
+
+def _front_matter(
+    base_model: str | None, config: BertConfig | None, source: Path | None, layout: str
+) -> str:
     """Return the metadata, in YAML; JSON's strings are YAML's, too."""
     lines = []
     if base_model is not None:
@@ -128,7 +140,7 @@ def _front_matter(base_model: str | None, config: BertConfig | None, source: Pat
         lines.append(f"library_name: {'sentence-transformers' if embeds else 'transformers'}")
         if config.head.name in PIPELINE_TAGS:
             lines.append(f"pipeline_tag: {PIPELINE_TAGS[config.head.name]}")
-    return "\n".join([*lines, "tags:", "- compressed-tensors", "- fp8-bert-numpy"]) + "\n"
+    return "\n".join([*lines, "tags:", f"- {layout}", "- fp8-bert-numpy"]) + "\n"
 
 
 def stated_base(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bert_numpy.checkpoints.blocks import COMPRESSED_TENSORS, CONVENTIONS
 from bert_numpy.checkpoints.hub import is_local, resolve
 from bert_numpy.checkpoints.load import load, stored_recipe
 from bert_numpy.checkpoints.quantized import check_writable, save_quantized, side_files
@@ -32,6 +33,7 @@ from bert_numpy.commands.options import (
     refuse,
     require_together,
 )
+from bert_numpy.commands.parser import one_of
 from bert_numpy.commands.report import (
     Outcome,
     counted,
@@ -83,6 +85,16 @@ def add_quantization_commands(command: AddCommand) -> None:
         "out", metavar="OUT", section="output", values="folder", help="the folder to make"
     )
     quantize.set_defaults(out_kind="folder")
+    quantize.add_argument(
+        "--layout",
+        type=one_of(tuple(CONVENTIONS)),
+        choices=tuple(CONVENTIONS),
+        default=COMPRESSED_TENSORS.name,
+        metavar="LAYOUT",
+        section="output",
+        help="the names of tensors and keys: those of compressed-tensors, which transformers and "
+        "vLLM read, or of modelopt, for FP8, NVFP4 and MXFP8",
+    )
     add_golden(quantize)
     add_format(quantize, default=None)
     add_data(quantize, required=False)
@@ -132,7 +144,7 @@ def _quantize(arguments: argparse.Namespace) -> Outcome:
     source = resolve(arguments.model, arguments.revision)
     side_files(source)
     job = prepared(arguments, [recipe])
-    check_writable(job.model.config, recipe, source)
+    check_writable(job.model.config, recipe, source, arguments.layout)
     job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
     model = apply_recipe(job.model, recipe, job.calibration, arguments.golden)
     rows: list[dict[str, Any]] = []
@@ -152,8 +164,15 @@ def _quantize(arguments: argparse.Namespace) -> Outcome:
         source,
         arguments.out,
         lambda made: model_card(
-            report, recipe, base_model, config=model.config, source=source, made=made
+            report,
+            recipe,
+            base_model,
+            config=model.config,
+            source=source,
+            made=made,
+            layout=arguments.layout,
         ),
+        arguments.layout,
     )
 
     def show() -> None:

@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from bert_numpy.kit.block_operations import described
 from bert_numpy.kit.manifest import Kit, Reference, Tensor, apply_view
 from bert_numpy.kit.operations import OPERATIONS
+from npfp8 import BlockFormat
 from npfp8.arrays import Array
 from npfp8.formats import Format
 
 __all__ = ["Builder"]
+
+
+#: The kinds of given tensors without a format, by dtype.
+_KINDS = {"float32": "float32", "uint8": "bytes"}
 
 
 class Builder:
@@ -35,8 +41,7 @@ class Builder:
         """Add an input; a name given again refers to the same input."""
         if name not in self.tensors:
             if kind is None:
-                kind = "float32" if x.dtype == np.float32 else "integers"
-                kind = kind if fmt is None else "codes"
+                kind = _KINDS.get(x.dtype.name, "integers") if fmt is None else "codes"
             self._add(Tensor(name, level, "given", {}, attributes, kind, str(fmt or "")), x)
         return Reference(name)
 
@@ -61,6 +66,46 @@ class Builder:
         kind = "codes" if fmt is not None else kind
         self._add(Tensor(name, level, operation, dict(inputs), given, kind, str(fmt or "")), x)
         return x
+
+    def quantize_blocks(
+        self,
+        names: Mapping[str, str],
+        level: str,
+        x: Reference,
+        fmt: BlockFormat,
+        axis: int,
+        tensor_scale: Reference | None = None,
+        source: str = "float32",
+    ) -> dict[str, Reference]:
+        """Add the steps of quantizing to a block format, and return their results by role.
+
+        Parameters
+        ----------
+        names : mapping of str to str
+            The names of "codes", "scale_codes" and "tensor_scale".
+        level : str
+        x : Reference
+        fmt : BlockFormat
+        axis : int
+        tensor_scale : Reference, optional
+            The number of the tensor if it is known before; without it, it is computed.
+        source : {"float32", "float16", "bfloat16"}
+            The type in which the numbers are taken to be given.
+        """
+        how, made = described(fmt, axis), {}
+        how |= {} if source == "float32" else {"source": source}
+        if fmt.tensor_scale:
+            if tensor_scale is None:
+                self.compute(names["tensor_scale"], level, "tensor_scale", {"x": x}, how)
+                tensor_scale = Reference(names["tensor_scale"])
+            made["tensor_scale"] = tensor_scale
+        for role, operation, kind in (
+            ("scale_codes", "scale_codes", fmt.scale_format),
+            ("codes", "block_codes", fmt.element),
+        ):
+            self.compute(names[role], level, operation, {"x": x, **made}, how, fmt=kind)
+            made[role] = Reference(names[role])
+        return made
 
     def kit(self, header: Mapping[str, Any]) -> Kit:
         """Make a kit of the tensors collected so far."""

@@ -118,6 +118,8 @@ def _converted(tensor: Tensor, given: Any, place: str) -> Array:
                 f"{place}: expected codes below {fmt.values.size}, found {codes.max()}"
             )
         return codes
+    if tensor.kind == "bytes" and x.dtype.itemsize == 1:
+        return np.ascontiguousarray(x).view(np.uint8).reshape(x.shape)
     if tensor.kind == "integers" and x.dtype.kind in "iub":
         return x.astype(np.int64)
     if tensor.kind in ("bfloat16", "float32"):

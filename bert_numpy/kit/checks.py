@@ -17,8 +17,17 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.errors import BertNumpyError
-from npfp8 import golden
-from npfp8.formats import FORMATS
+from bert_numpy.kit.block_operations import block_format
+from npfp8 import POWER_RULES, RATIO_RULES, golden
+from npfp8.blocks.layouts import (
+    BLOCK_LAYOUTS,
+    CODE_LAYOUTS,
+    SCALE_LAYOUTS,
+    Group,
+    pack_scales,
+    unpack_scales,
+)
+from npfp8.formats import FLOAT_FORMATS, FORMATS
 from npfp8.products import ACCUMULATORS
 
 __all__ = ["check_entry"]
@@ -48,6 +57,7 @@ def _is_integer(x: Any, least: int) -> bool:
 
 _FMT = _key_of(FORMATS)
 _BOOL: _Check = ("true or false", lambda x: isinstance(x, bool))
+_TRUE: _Check = ("true", lambda x: x is True)
 _NUMBER: _Check = (
     "a float32 number",
     lambda x: type(x) in (int, float) and abs(x) <= _LARGEST,  # a NaN fails this
@@ -71,26 +81,52 @@ _WEIGHTS: _Check = (
     lambda x: isinstance(x, list) and bool(x) and all(_is_integer(weight, 1) for weight in x),
 )
 
+_SHAPE: _Check = (
+    "a list of two numbers of 31 bits",
+    lambda x: isinstance(x, list) and len(x) == 2 and all(_is_integer(n, 0) for n in x),
+)
+
 _GROUPS = {"axis": _AXIS, "block": _BLOCK}
+
+#: What describes a block format, besides the axis of its blocks.
+_BLOCK_FORMAT = {
+    "fmt": _FMT,
+    "block": _BLOCK,
+    "scale_fmt": _key_of(FLOAT_FORMATS),
+    "rule": _key_of({**POWER_RULES, **RATIO_RULES}),
+}
+_TENSOR_SCALE = {"tensor_scale": _BOOL}
+_BLOCK_OPTIONS = {**_TENSOR_SCALE, "source": _one_of("float32", "float16", "bfloat16")}
 
 
 def _is_operand(x: Any) -> bool:
     """Check that a value describes the quantization of an operand."""
-    checks = {"fmt": _FMT, "ndim": ("", lambda y: _is_integer(y, 0)), **_GROUPS}
+    ndim: _Check = ("", lambda y: _is_integer(y, 0))
+    checks = {"ndim": ndim, **_GROUPS, **_BLOCK_FORMAT, **_TENSOR_SCALE}
     return (
         isinstance(x, Mapping)
         and x.keys() <= checks.keys()
         and "fmt" in x
         and all(checks[key][1](value) for key, value in x.items())
+        and (_is_blocked(x) or x.keys() <= {"fmt", "ndim", *_GROUPS})
     )
+
+
+def _is_blocked(x: Mapping[str, Any]) -> bool:
+    """Check that attributes that are right one by one describe a block format and its axis."""
+    try:
+        block_format(x)
+    except (KeyError, ValueError):
+        return False
+    return "axis" in x
 
 
 def _is_factor(x: Any) -> bool:
     return _is_operand(x) and "ndim" in x
 
 
-_OPERAND: _Check = ("an object of fmt, axis and block", _is_operand)
-_FACTOR: _Check = ("an object of fmt, ndim, axis and block", _is_factor)
+_OPERAND: _Check = ("an object of fmt, axis and block, or of a block format", _is_operand)
+_FACTOR: _Check = ("an object of fmt, ndim, axis and block, or of a block format", _is_factor)
 
 
 # Shapes. Each function raises ValueError or IndexError if the inputs do not fit together.
@@ -190,6 +226,103 @@ def _scale_sum(shapes: Shapes, how: Attributes) -> Shape:
     return _with_bias(result, shapes)
 
 
+def _blocks(shapes: Shapes, how: Attributes) -> Shape:
+    """Return the shape of the scale codes of a tensor."""
+    _check_tensor_scale(shapes, how)
+    return _groups(shapes["x"], how)
+
+
+def _check_tensor_scale(shapes: Shapes, how: Attributes, role: str = "tensor_scale") -> None:
+    if (role in shapes) != how.get("tensor_scale", False):
+        raise ValueError(f"{'no ' if role in shapes else ''}{role} by the format")
+    if role in shapes:
+        _require(shapes[role], ())
+
+
+def _block_codes(shapes: Shapes, how: Attributes) -> Shape:
+    _require(shapes["scale_codes"], _blocks(shapes, how))
+    return shapes["x"]
+
+
+def _block_scales(shapes: Shapes, how: Attributes) -> Shape:
+    _check_tensor_scale(shapes, how)
+    return shapes["scale_codes"]
+
+
+def _block_sum(shapes: Shapes, how: Attributes) -> Shape:
+    for name, k_axis in (("a", -1), ("b", -2)):
+        operand, codes = shapes[name], how[name]
+        _require((len(operand),), (codes["ndim"],))
+        groups = _groups(operand, codes)
+        along = "block" in codes
+        if along and range(len(operand))[codes["axis"]] != range(len(operand))[k_axis]:
+            raise ValueError(f"blocks of {name} along axis {codes['axis']}")
+        blocked = "scale_fmt" in codes
+        for role, wanted in (("scale_codes", blocked), ("scale", along and not blocked)):
+            if (f"{name}_{role}" in shapes) != wanted:
+                raise ValueError(f"{'' if wanted else 'no '}{name}_{role} by the format")
+        for role in ("scale_codes", "scale", "zero_point"):
+            if f"{name}_{role}" in shapes:
+                _require(shapes[f"{name}_{role}"], groups)
+    return _matmul(shapes)
+
+
+def _block_product(shapes: Shapes, how: Attributes) -> Shape:
+    result = shapes["sum"]
+    for name in ("a", "b"):
+        operand = how[name]
+        _require((len(result),), (operand["ndim"],))
+        _check_tensor_scale(shapes, operand, f"{name}_tensor_scale")
+        if (f"{name}_scale" in shapes) != ("block" not in operand):
+            raise ValueError(f"{name}_scale is for one without blocks, and for this needed")
+        if (role := f"{name}_scale") in shapes:
+            spread = [1] * len(result)
+            if "axis" in operand:
+                spread[operand["axis"]] = math.prod(shapes[role])
+            else:
+                _require(shapes[role], ())
+            _require(np.broadcast_shapes(result, tuple(spread)), result)
+    return _with_bias(result, shapes)
+
+
+def _packed(codes: Shape, group: Group) -> Shape:
+    return (*codes[:-1], -(-codes[-1] // group.codes) * group.nbytes)
+
+
+def _pack_codes(shapes: Shapes, how: Attributes) -> Shape:
+    return _packed(shapes["codes"], _group(CODE_LAYOUTS, how))
+
+
+def _unpack_codes(shapes: Shapes, how: Attributes) -> Shape:
+    codes = (*shapes["bytes"][:-1], how["length"])
+    _require(shapes["bytes"], _packed(codes, _group(CODE_LAYOUTS, how)))
+    return codes
+
+
+def _group(layouts: Mapping[str, Any], how: Attributes) -> Group:
+    group: Group = layouts[how["layout"]].group(getattr(FORMATS[how["fmt"]], "bits", 8))
+    return group
+
+
+def _pack_scales(shapes: Shapes, how: Attributes) -> Shape:
+    rows, blocks = shapes["codes"]
+    return pack_scales(np.broadcast_to(np.uint8(0), (rows, blocks)), how["layout"]).shape
+
+
+def _unpack_scales(shapes: Shapes, how: Attributes) -> Shape:
+    packed = np.broadcast_to(np.uint8(0), shapes["codes"])
+    return unpack_scales(packed, how["shape"], how["layout"]).shape
+
+
+def _pack_blocks(shapes: Shapes, how: Attributes) -> Shape:
+    codes = shapes["codes"]
+    _require(shapes["scale_codes"], _groups(codes, how))
+    if range(len(codes))[how["axis"]] != len(codes) - 1:
+        raise ValueError(f"blocks along axis {how['axis']}")
+    group, blocks = _group(BLOCK_LAYOUTS, how), -(-codes[-1] // how["block"])
+    return (*codes[:-1], blocks * (1 + how["block"] // group.codes * group.nbytes))
+
+
 def _layer_norm(shapes: Shapes, how: Attributes) -> Shape:
     for role in ("weight", "bias"):
         _require(shapes[role], shapes["x"][-1:])
@@ -214,8 +347,9 @@ def _concatenate(shapes: Shapes, how: Attributes) -> Shape:
 class _Form:
     """The form of an operation: its inputs, its attributes and its result.
 
-    Kinds are "numbers" (bfloat16 or float32), "codes" of the format in the
-    attribute ``fmt``, or "codes of" an operand, in the format of that operand.
+    Kinds are "numbers" (bfloat16 or float32), "bytes", "codes" of the format in the
+    attribute ``fmt``, "scale codes" of the one in ``scale_fmt``, or either "of" an operand,
+    in the format of that operand.
     """
 
     inputs: Mapping[str, str]
@@ -234,6 +368,7 @@ _SCALE_OPTIONS = {**_GROUPS, "power_of_two": _BOOL}
 _FACTORS = {"a": _FACTOR, "b": _FACTOR}
 _SUM_OPTIONS = {"block": _BLOCK, "accumulate": _key_of(ACCUMULATORS)}
 _BIAS = {"bias": "numbers"}
+_TENSOR = {"tensor_scale": "numbers"}
 
 _FORMS = {
     "output": _Form(_X),
@@ -318,6 +453,92 @@ _FORMS = {
         optional={f"x{i}": "numbers" for i in range(1, len(golden.POOLINGS) + 1)},
     ),
     "normalize": _Form(_X, attributes=_ONE),
+    "tensor_scale": _Form(
+        _X,
+        lambda shapes, how: (),
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS, "tensor_scale": _TRUE},
+        options={"source": _BLOCK_OPTIONS["source"]},
+    ),
+    "scale_codes": _Form(
+        _X,
+        _blocks,
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS},
+        optional=_TENSOR,
+        options=_BLOCK_OPTIONS,
+        result="scale codes",
+    ),
+    "block_codes": _Form(
+        {**_X, "scale_codes": "scale codes"},
+        _block_codes,
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS},
+        optional=_TENSOR,
+        options=_BLOCK_OPTIONS,
+        result="codes",
+    ),
+    "block_scales": _Form(
+        {"scale_codes": "scale codes"},
+        _block_scales,
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS},
+        optional=_TENSOR,
+        options=_TENSOR_SCALE,
+    ),
+    "block_sum": _Form(
+        {"a": "codes of a", "b": "codes of b"},
+        _block_sum,
+        attributes=_FACTORS,
+        optional={
+            f"{name}_{role}": kind + (f" of {name}" if "codes" in kind else "")
+            for name in "ab"
+            for role, kind in (
+                ("scale_codes", "scale codes"),
+                ("scale", "numbers"),
+                ("zero_point", "codes"),
+            )
+        },
+        options={"accumulate": _key_of(ACCUMULATORS)},
+    ),
+    "block_product": _Form(
+        {"sum": "numbers"},
+        _block_product,
+        attributes=_FACTORS,
+        optional={
+            **{
+                f"{name}_{scale}": "numbers" for name in "ab" for scale in ("scale", "tensor_scale")
+            },
+            **_BIAS,
+        },
+        options={"accumulate": _key_of(ACCUMULATORS)},
+    ),
+    "pack_codes": _Form(
+        {"codes": "codes"},
+        _pack_codes,
+        attributes={"fmt": _FMT, "layout": _key_of(CODE_LAYOUTS)},
+        result="bytes",
+    ),
+    "unpack_codes": _Form(
+        {"bytes": "bytes"},
+        _unpack_codes,
+        attributes={"fmt": _FMT, "layout": _key_of(CODE_LAYOUTS), "length": _BLOCK},
+        result="codes",
+    ),
+    "pack_scales": _Form(
+        {"codes": "codes"},
+        _pack_scales,
+        attributes={"fmt": _FMT, "layout": _key_of(SCALE_LAYOUTS)},
+        result="codes",
+    ),
+    "unpack_scales": _Form(
+        {"codes": "codes"},
+        _unpack_scales,
+        attributes={"fmt": _FMT, "layout": _key_of(SCALE_LAYOUTS), "shape": _SHAPE},
+        result="codes",
+    ),
+    "pack_blocks": _Form(
+        {"codes": "codes", "scale_codes": "scale codes"},
+        _pack_blocks,
+        attributes={**_BLOCK_FORMAT, "axis": _AXIS, "layout": _key_of(BLOCK_LAYOUTS)},
+        result="bytes",
+    ),
     "given": _Form({}, lambda shapes, how: ()),
 }
 
@@ -357,6 +578,8 @@ def check_entry(
             )
     if operation == "given":
         return
+    if "scale_fmt" in attributes and not _is_blocked(attributes):
+        raise BertNumpyError(f"{place}: expected attributes of a block format, found {attributes}")
     for role, (kind, fmt, _) in inputs.items():
         expected = {**form.inputs, **form.optional}[role]
         _check_kind(f"{place}: input {role!r}", expected, kind, fmt, attributes)
@@ -388,6 +611,11 @@ def _check_kind(place: str, expected: str, kind: str, fmt: str, attributes: Attr
         if kind not in ("bfloat16", "float32"):
             raise BertNumpyError(f"{place}: expected numbers, found {kind}")
         return
-    wanted = attributes[operand]["fmt"] if operand else attributes["fmt"]
+    if codes == "bytes":
+        if kind != "bytes":
+            raise BertNumpyError(f"{place}: expected bytes, found {fmt or kind}")
+        return
+    described = attributes[operand] if operand else attributes
+    wanted = described.get("scale_fmt" if codes == "scale codes" else "fmt")
     if kind != "codes" or fmt != wanted:
         raise BertNumpyError(f"{place}: expected codes of {wanted}, found {fmt or kind}")

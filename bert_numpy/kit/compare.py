@@ -315,7 +315,7 @@ def _shown(tensor: Tensor, x: Any) -> str:
     fmt = FORMATS.get(tensor.fmt)
     if isinstance(fmt, FloatFormat):
         return f"0x{int(x):02X} ({float(fmt.values[int(x)])!r})"
-    return str(int(x))
+    return f"0x{int(x):02X}" if tensor.kind == "bytes" else str(int(x))
 
 
 def _distance(tensor: Tensor, x: Array, y: Array) -> float | None:
@@ -362,6 +362,10 @@ def _sqnr(tensor: Tensor, expected: Array, found: Array) -> float | None:
 # Why
 
 
+#: The errors of operations whose inputs a defect, here or before, has made unfit.
+_NOT_COMPUTED = (ArithmeticError, LookupError, TypeError, ValueError, MemoryError)
+
+
 class Evaluation:
     """The values of a kit's tensors if a defect is in everything that is not held fixed."""
 
@@ -399,17 +403,27 @@ class Evaluation:
         return True
 
     def _computed(self, name: str) -> Array:
-        """Compute a tensor with the defect; its inputs must be known."""
-        tensor = self.kit.tensors[name]
+        """Compute a tensor with the defect; its inputs must be known.
+
+        Where nothing differs from the kit, its own array is passed on: what follows from it
+        need not be computed again.
+        """
+        tensor, right = self.kit.tensors[name], self.kit.arrays[name]
+        sources = [source for source, _ in tensor.inputs.values()]
+        unchanged = all(self.known[source] is self.kit.arrays[source] for source in sources)
         inputs = self.kit.inputs(name, self.known.__getitem__)
         defective = self.defect.operations.get(tensor.operation)
         if defective is not None:
             given = {FOUND: self.found} if name == self.target else {}
-            x = defective({**inputs, **given}, tensor.attributes)
+            try:
+                x = defective({**inputs, **given}, tensor.attributes)
+            except _NOT_COMPUTED:  # the defect is none of these inputs
+                x = None
             if x is not None:
                 self.applied = True
-                return x
-        return OPERATIONS[tensor.operation](inputs, tensor.attributes)
+                same = x.shape == right.shape and not _unlike(tensor, right, x).any()
+                return right if unchanged and same else x
+        return right if unchanged else OPERATIONS[tensor.operation](inputs, tensor.attributes)
 
 
 def _diagnose(
@@ -456,9 +470,11 @@ def _reproduces(
     try:
         with np.errstate(all="ignore"):
             x = evaluation.value(root)
-    except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError):
-        return False  # the defect cannot be computed for this operation
-    return evaluation.applied and not _unlike(kit.tensors[root], x, found).any()
+    except _NOT_COMPUTED:
+        return False
+    if not evaluation.applied or x.shape != found.shape:
+        return False
+    return not _unlike(kit.tensors[root], x, found).any()
 
 
 # How much

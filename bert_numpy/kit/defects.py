@@ -8,12 +8,14 @@ caller must silence NumPy's warnings about overflow and NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
 
+from bert_numpy.kit.block_defects import FOUND, Defective, block_defects
+from bert_numpy.kit.block_operations import scaled_numbers
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
 from npfp8 import decode, golden
 from npfp8.arrays import Array
@@ -24,13 +26,6 @@ from npfp8.products import ACCUMULATORS
 from npfp8.scaling import spread
 
 __all__ = ["DEFECTS", "FOUND", "Defect"]
-
-#: ``(inputs, attributes) -> array``, or None if the defect cannot show. If the candidate has
-#: this very tensor, it is an input too: :data:`FOUND`.
-Defective = Callable[[Inputs, Attributes], "Array | None"]
-
-#: The name of the candidate's tensor among the inputs.
-FOUND = "found"
 
 #: Operations that round to the precision of their attributes.
 _ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
@@ -62,7 +57,13 @@ def _encoding(encode: Defective) -> dict[str, Defective]:
             scale = spread(scale, x.shape, attributes["axis"], attributes["block"])
         return encode({**inputs, "x": _quotient(x, scale)}, {"saturate": True, **attributes})
 
-    return {"encode": encode, "quantize": quantize}
+    def block_codes(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if not isinstance(FORMATS[attributes["fmt"]], FloatFormat):
+            return None
+        numbers = np.asarray(scaled_numbers(inputs, attributes), np.float32)
+        return encode({**inputs, "x": numbers}, {"saturate": True, **attributes})
+
+    return {"encode": encode, "quantize": quantize, "block_codes": block_codes}
 
 
 def _mistake(name: str, occurrence: int) -> Defective:
@@ -342,7 +343,7 @@ def _codec_defects() -> Iterator[Defect]:
     readers = {f"{NAN_BIASED[fmt]} instead of {fmt}": _taken_for(fmt) for fmt in NAN_BIASED}
     flushed = {
         "sum": _sum_of(_flush_codes),
-        **_after(_flush_float32, "scale_sum", "round", *_ROUNDING),
+        **_after(_flush_float32, "scale_sum", "round", "block_scales", "dequantize", *_ROUNDING),
     }
     for name, occurrence in seen:
         more = readers.get(name, {})
@@ -403,11 +404,13 @@ def _defects() -> Iterator[Defect]:
         if accumulator.narrow:
             yield Defect(accumulator.description, {"sum": _accumulated(accumulator.name)})
     yield Defect("float32 accumulation, one product after the other", {"sum": _in_order})
-    yield Defect("double rounding through bfloat16", _after(round_to_bfloat16, "sum"))
+    yield Defect("double rounding through bfloat16", _after(round_to_bfloat16, "sum", "block_sum"))
     yield Defect(
         "double rounding through float16",
         {
-            **_after(lambda x: x.astype(np.float16), "sum", "scale_sum"),
+            **_after(
+                lambda x: x.astype(np.float16), "sum", "scale_sum", "block_sum", "block_product"
+            ),
             **_instead_of_rounding(
                 lambda x: round_to_bfloat16(x.astype(np.float16).astype(np.float32))
             ),
@@ -433,5 +436,18 @@ def _defects() -> Iterator[Defect]:
     yield Defect("variance over n - 1", {"layer_norm": _sample_variance})
 
 
+def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
+    """Join each defect of block formats with one of its name for other operations."""
+    joined = list(defects)
+    for name, operations in block_defects(OPERATIONS):
+        for i, other in enumerate(joined):
+            if other.name == name and other.operations.keys().isdisjoint(operations):
+                joined[i] = Defect(name, {**other.operations, **operations})
+                break
+        else:
+            joined.append(Defect(name, operations))
+    return tuple(joined)
+
+
 #: Every known defect. A name may occur more than once, for several ways to be wrong.
-DEFECTS = tuple(_defects())
+DEFECTS = _joined(_defects())

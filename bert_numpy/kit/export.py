@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.errors import BertNumpyError, read_json
+from bert_numpy.kit.block_cases import add_block_cases
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.cases import add_codec_cases, add_operator_cases
 from bert_numpy.kit.manifest import LEVELS, Kit, Tensor
@@ -63,6 +64,7 @@ def make_kit(
         add_codec_cases(builder)
     if "operator" in levels:
         add_operator_cases(builder)
+        add_block_cases(builder)
     if {"layer", "model"} & set(levels):
         if model is None or not inputs:
             raise BertNumpyError("levels layer and model: expected a model and inputs, found none")

@@ -13,6 +13,7 @@ import numpy as np
 
 from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
 from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, writing
+from bert_numpy.kit.block_operations import rules_in_words
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
 from npfp8.arguments import loaded, path_of, require, require_function, require_iterable
@@ -48,7 +49,7 @@ LEVELS = ("codec", "operator", "layer", "model")
 PROFILES = ("bit-exact", "accumulate-order", "statistical")
 
 #: The kinds of a tensor's elements.
-KINDS = ("bfloat16", "float32", "codes", "integers")
+KINDS = ("bfloat16", "float32", "codes", "bytes", "integers")
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 
@@ -300,6 +301,7 @@ def manifest_of(kit: Kit) -> dict[str, Any]:
         "format": FORMAT,
         **kit.header,
         "operations": {name: dict(zip(("rule", "see"), RULES[name], strict=True)) for name in used},
+        **rules_in_words(tensor.attributes for tensor in kit.tensors.values()),
         "tensors": entries,
     }
 
@@ -430,7 +432,7 @@ def open_kit(folder: str | Path = EMBEDDED) -> Kit:
 
 
 #: The keys of the manifest that follow from the rest.
-_DERIVED = ("format", "operations", "tensors")
+_DERIVED = ("format", "operations", "rules", "layouts", "tensors")
 
 _ENTRY: dict[str, tuple[type, bool]] = {
     "name": (str, True),
@@ -518,6 +520,7 @@ def _in_memory(tensor: Tensor, stored: Array | Fp8Array, place: str) -> Array:
         "bfloat16": np.dtype(np.uint16),
         "float32": np.dtype(np.float32),
         "codes": np.dtype(np.uint8) if fmt is None else fmt.code_dtype,
+        "bytes": np.dtype(np.uint8),
         "integers": np.dtype(np.int64),
     }[tensor.kind]
     if x.dtype != expected or (isinstance(stored, Fp8Array) and stored.fmt != fmt):

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from bert_numpy.kit.block_operations import BLOCK_OPERATIONS, BLOCK_RULES
 from npfp8 import QuantizedTensor, decode, encode, golden, matmul, matmul_float32, quantize
 from npfp8.arrays import Array, chunks
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FORMATS
 from npfp8.products import ACCUMULATORS, scaled_product
-from npfp8.scaling import dynamic_scale
+from npfp8.scaling import dynamic_scale, spread
 
 __all__ = ["OPERATIONS", "RULES", "Attributes", "Inputs", "operand"]
 
@@ -132,7 +133,13 @@ def _product(inputs: Inputs, attributes: Attributes) -> Array:
 
 
 def _dequantize(inputs: Inputs, attributes: Attributes) -> Array:
-    return operand("x", inputs, attributes).dequantize()
+    how = attributes["x"]
+    if "scale_fmt" not in how:
+        return operand("x", inputs, attributes).dequantize()
+    x = inputs["x"]
+    scale = spread(inputs["x_scale"], x.shape, how["axis"], how["block"])
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return decode(x, FORMATS[how["fmt"]]) * scale
 
 
 def _add_float32(inputs: Inputs, attributes: Attributes) -> Array:
@@ -199,6 +206,7 @@ OPERATIONS: dict[str, Operation] = {
     "lasttoken": _pool("lasttoken"),
     "concatenate": lambda x, how: np.concatenate([x[name] for name in sorted(x)], axis=-1),
     "normalize": lambda x, how: golden.normalize(x["x"], how["precision"]),
+    **BLOCK_OPERATIONS,
 }
 
 _EXACT = "docs/golden.md, Quantized products are exact"
@@ -278,4 +286,5 @@ RULES: dict[str, tuple[str, str]] = {
     "lasttoken": ("the last along the axis before the last", _SUMS),
     "concatenate": ("x0, x1, ... side by side, along the last axis", "docs/kit.md"),
     "normalize": ("over the last axis, x / max(norm, 1e-12) in float64, rounded once", _SUMS),
+    **BLOCK_RULES,
 }

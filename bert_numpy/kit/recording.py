@@ -18,6 +18,7 @@ import numpy as np
 from bert_numpy.engines.engine import Engine, Table
 from bert_numpy.engines.functions import golden_name
 from bert_numpy.engines.site import Site
+from bert_numpy.kit.block_operations import described
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.manifest import Reference, apply_view
 from bert_numpy.model.encoder import Pass
@@ -25,9 +26,9 @@ from bert_numpy.model.heads import outputs
 from bert_numpy.model.model import ModelOutput, batch_of, has_pooler
 from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel
-from bert_numpy.quantization.plan import SitePlan
+from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
-from npfp8 import ACCUMULATORS, Format, QuantizedTensor
+from npfp8 import ACCUMULATORS, BlockFormat, QuantizedTensor
 from npfp8.arrays import Array, Float32Array, IntArray
 
 __all__ = ["record"]
@@ -252,22 +253,29 @@ class RecordingEngine(Engine[Traced]):
             if outliers is not None:
                 self.add_outliers(outliers, right, bias)
             return
-        zero = {
-            f"{name}_zero_point": scales["zero_point"]
-            for name, scales in (("a", parts), ("b", right_parts))
-            if "zero_point" in scales
-        }
-        described: dict[str, Any] = {
+        operands = {"a": parts, "b": right_parts}
+        attributes: dict[str, Any] = {
             "a": parts["how"] | {"ndim": ndim},
             "b": right_parts["how"] | {"ndim": ndim if b is not None else 2},
         }
+        blocked = any("scale_codes" in scales for scales in operands.values())
         block = parts["how"].get("block") or right_parts["how"].get("block")
-        described |= {} if block is None else {"block": block}
+        attributes |= {} if block is None or blocked else {"block": block}
         accumulate = self.model.recipe.accumulate
-        described |= {} if ACCUMULATORS[accumulate].kind == "exact" else {"accumulate": accumulate}
-        total = self.compute("sum", "sum", {"a": codes, "b": right, **zero}, attributes=described)
-        scales = {"a_scale": parts["scale"], "b_scale": right_parts["scale"]}
-        self.compute(last, "scale_sum", {"sum": total, **scales, **given}, attributes=described)
+        attributes |= {} if ACCUMULATORS[accumulate].kind == "exact" else {"accumulate": accumulate}
+        inner: dict[str, Reference] = {"a": codes, "b": right}
+        outer: dict[str, Reference] = {}
+        for name, scales in operands.items():
+            # Beside scales that are codes, all those that vary along K belong to the sum.
+            along = blocked and "block" in scales["how"]
+            inside = ("zero_point", "scale_codes", *(["scale"] if along else []))
+            for role in ("zero_point", "scale_codes", "scale", "tensor_scale"):
+                if role in scales:
+                    (inner if role in inside else outer)[f"{name}_{role}"] = scales[role]
+        operations = ("block_sum", "block_product") if blocked else ("sum", "scale_sum")
+        total = self.compute("sum", operations[0], inner, attributes=attributes)
+        inputs = {"sum": total, **outer, **given}
+        self.compute(last, operations[1], inputs, attributes=attributes)
         if outliers is not None:
             self.add_outliers(outliers, self.dequantized("b", right, right_parts), bias)
 
@@ -302,6 +310,8 @@ class RecordingEngine(Engine[Traced]):
         """Give a weight's codes and their scales, both viewed transposed."""
         give, level, b = self.builder.give, self.level, weight.mT
         codes = give(name, level, weight.codes, weight.fmt)
+        if weight.block_format is not None:
+            return Reference(codes.tensor, "transposed"), self.stored_blocks(name, weight)
         scale = give(f"{name}.scale", level, weight.scale)
         parts: dict[str, Any] = {
             "how": _described(str(weight.fmt), b.axis, b.block),
@@ -312,20 +322,50 @@ class RecordingEngine(Engine[Traced]):
             parts["zero_point"] = Reference(zero.tensor, "transposed")
         return Reference(codes.tensor, "transposed"), parts
 
+    def stored_blocks(self, name: str, weight: QuantizedTensor) -> dict[str, Any]:
+        """Give the scales of a weight in a block format, as those of the transposed weight."""
+        give, level, fmt, b = self.builder.give, self.level, weight.block_format, weight.mT
+        assert fmt is not None
+        assert b.axis is not None
+        assert weight.scale_codes is not None
+        scales = give(f"{name}.scale_codes", level, weight.scale_codes, fmt.scale_format)
+        parts: dict[str, Any] = {
+            "how": described(fmt, b.axis),
+            "scale_codes": Reference(scales.tensor, "transposed"),
+        }
+        if weight.tensor_scale is not None:
+            number = np.asarray(weight.tensor_scale)
+            parts["tensor_scale"] = give(f"{name}.tensor_scale", level, number)
+        return parts
+
     def dequantized(self, name: str, codes: Reference, parts: Mapping[str, Any]) -> Reference:
         """Convert an operand's codes back to numbers."""
-        inputs = {"x": codes, "x_scale": parts["scale"]}
+        if "scale_codes" in parts:
+            given = {role: x for role, x in parts.items() if role != "how"}
+            how = parts["how"]
+            scale = self.compute(f"{name}.scale", "block_scales", given, attributes=how)
+        else:
+            scale = parts["scale"]
+        inputs = {"x": codes, "x_scale": scale}
         if "zero_point" in parts:
             inputs["x_zero_point"] = parts["zero_point"]
         options = {"x": parts["how"]}
         return self.compute(f"{name}.dequantized", "dequantize", inputs, attributes=options)
 
     def quantized(
-        self, name: str, x: Reference, operand: Operand, static: Any, k_axis: int, ndim: int
+        self,
+        name: str,
+        x: Reference,
+        operand: Operand,
+        static: Scale | None,
+        k_axis: int,
+        ndim: int,
     ) -> tuple[Reference, dict[str, Any]]:
         """Quantize an activation; return its codes and their scales."""
         fmt = operand.fmt
-        assert isinstance(fmt, Format)
+        assert fmt is not None
+        if isinstance(fmt, BlockFormat):
+            return self.blocked(name, x, fmt, static, k_axis % ndim)
         if static is not None:
             scale = self.builder.give(
                 self.shared(f"{name}.scale"), self.level, np.asarray(static.scale)
@@ -352,6 +392,21 @@ class RecordingEngine(Engine[Traced]):
         if "zero_point" in parts:
             inputs["zero_point"] = parts["zero_point"]
         return self.compute(name, "quantize", inputs, attributes=parts["how"], fmt=fmt), parts
+
+    def blocked(
+        self, name: str, x: Reference, fmt: BlockFormat, static: Scale | None, axis: int
+    ) -> tuple[Reference, dict[str, Any]]:
+        """Quantize an activation to a block format; return its codes and their scales."""
+        names = {"codes": self.name(name)} | {
+            role: self.name(f"{name}.{role}") for role in ("scale_codes", "tensor_scale")
+        }
+        number = None
+        if static is not None:
+            number = self.builder.give(
+                self.shared(f"{name}.tensor_scale"), self.level, np.asarray(static.scale)
+            )
+        made = self.builder.quantize_blocks(names, self.level, x, fmt, axis, number)
+        return made.pop("codes"), {"how": described(fmt, axis), **made}
 
     # Between the products
 

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.errors import BertNumpyError, one_line
+from bert_numpy.kit.block_operations import block_operand
 from bert_numpy.kit.manifest import Kit, apply_view
 from bert_numpy.kit.operations import OPERATIONS
 from npfp8.arrays import Array, Float64Array
 from npfp8.formats import FORMATS, FloatFormat, IntFormat
+from npfp8.scaling import spread
 
 __all__ = ["accumulation_failures", "sum_bound"]
 
@@ -30,8 +32,10 @@ _UNIT = 2.0**-24
 #: The monotone operations, with their inputs that may be intervals.
 _MONOTONE = {
     "scale_sum": ("sum",),
+    "block_product": ("sum",),
     "round": ("x",),
     "quantize": ("x",),
+    "block_codes": ("x",),
     "add": ("x", "y"),
     "add_float32": ("x", "y"),
     "multiply": ("x",),
@@ -141,7 +145,7 @@ def _computed_interval(
             *ends, equal_nan=ends[0].dtype.kind == "f"
         ):
             spread.add(role)
-    if tensor.operation in ("sum", "product"):
+    if tensor.operation in ("sum", "product", "block_sum"):
         return None if spread else _sum_interval(tensor.operation, lows, tensor.attributes)
     if spread - set(_MONOTONE.get(tensor.operation, ())):
         return None
@@ -161,6 +165,11 @@ def _sum_interval(
         if "bias" in inputs:
             magnitudes += np.abs(inputs["bias"])
         bound = sum_bound(magnitudes, a.shape[-1] + 1)
+    elif operation == "block_sum":
+        a, b = (_block_magnitudes(name, inputs, attributes) for name in ("a", "b"))
+        # A block's sum may be scaled, once or by one scale after the other, before it is added.
+        k = a.shape[-1]
+        bound = sum_bound(np.matmul(a, b), k + 2) + 2.0**-149 * k
     else:
         if block is not None and any(f"{name}_zero_point" in inputs for name in ("a", "b")):
             return None
@@ -176,6 +185,19 @@ def _sum_interval(
         low, high = ((wide + sign * bound).astype(np.float32) for sign in (-1, 1))
     special = ~np.isfinite(exact)
     return np.where(special, exact, low), np.where(special, exact, high)
+
+
+def _block_magnitudes(name: str, inputs: Mapping[str, Array], attributes: Mapping[str, Any]) -> Any:
+    """Return the magnitudes of an operand's values, scales included, those of NaNs as 0."""
+    how, x = attributes[name], inputs[name]
+    values = block_operand(name, inputs, attributes).code_values(np.float64)
+    if "block" in how:
+        if "scale_fmt" in how:
+            scales = FORMATS[how["scale_fmt"]].values[inputs[f"{name}_scale_codes"]]
+        else:
+            scales = inputs[f"{name}_scale"].astype(np.float64)
+        values = values * spread(scales, x.shape, how["axis"] % x.ndim, how["block"])
+    return np.nan_to_num(np.abs(values), nan=0.0, posinf=0.0)
 
 
 def _magnitudes(inputs: Mapping[str, Array], attributes: Mapping[str, Any], name: str) -> Array:

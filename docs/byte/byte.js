@@ -260,7 +260,7 @@ async function start() {
     showByte(tables.formats);
     showBlocks(tables);
     showResults(tables.results, $("results"));
-    showProof(tables.sentence);
+    showProof(tables);
   } catch (error) {
     $("failure").hidden = false;
     $("failure").textContent = `The page could not start: ${error.message}. Open it through a web server: python -m http.server`;

@@ -1,4 +1,4 @@
-// The proof on the page: squares that turn green, and a sentence by four formats.
+// The proof on the page: squares that turn green, and a sentence by several formats.
 
 import { colourOf } from "./tables.js";
 
@@ -39,7 +39,7 @@ class Prover {
   }
 }
 
-export function showProof(sentence) {
+export function showProof({ sentence, proof }) {
   let prover = null;
   $("sentence").value = sentence.text;
   $("sentences").innerHTML = "";
@@ -73,12 +73,12 @@ export function showProof(sentence) {
     const begin = performance.now();
     const counts = { equal: 0, different: 0 };
     const count = (equal) => { counts[equal ? "equal" : "different"] += 1; };
-    const golden = proofRow("The golden job: calibrate BERT-tiny, then run every recipe", 6);
+    const golden = proofRow("The golden job: calibrate BERT-tiny, then run every recipe", proof.golden);
     await prover.run({ job: "golden" }, (result) => count(golden(result)));
     await classify(sentence.text);
     const wanted = $("blocks-wanted").value;
     for (const block of (wanted === "edges" ? EDGES : wanted).split(" ")) {
-      const row = proofRow(`The codec on the 2^24 float32 numbers that begin with 0x${block.toUpperCase()}`, 22);
+      const row = proofRow(`The codec on the 2^24 float32 numbers that begin with 0x${block.toUpperCase()}`, proof.codec);
       await prover.run({ job: "codec", block: parseInt(block, 16) }, (result) => count(row(result)));
     }
     const seconds = Math.round((performance.now() - begin) / 1000);

@@ -271,6 +271,7 @@ def _quark_scale(exponents: Array) -> Blocks:
 def _quark(amax: Float32Array, element: Format, source: str) -> Blocks:
     fields = (amax.view(np.int32) + (1 << (22 - mantissa_bits_of(element)))) >> 23
     exponents = np.where(amax == 0, 1, fields) - 127 - emax_of(element)
+    exponents = np.where(fields == 255, 127, exponents)  # rounded up to an infinity
     return _quark_scale(np.clip(exponents, -127, 127))
 
 
