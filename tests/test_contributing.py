@@ -56,6 +56,7 @@ from npfp8 import (
     E2M1,
     E4M3FN,
     POWER_RULES,
+    RATIO_RULES,
     BlockFormat,
     FloatFormat,
     Format,
@@ -65,7 +66,14 @@ from npfp8 import (
     matmul,
     quantize,
 )
-from npfp8.blocks import CODE_LAYOUTS, SCALE_LAYOUTS, CodeLayout, PowerRule, ScaleLayout
+from npfp8.blocks import (
+    CODE_LAYOUTS,
+    SCALE_LAYOUTS,
+    CodeLayout,
+    PowerRule,
+    RatioRule,
+    ScaleLayout,
+)
 from npfp8.blocks.exponents import Blocks
 from npfp8.blocks.layouts import Group, Piece
 from npfp8.formats import FORMATS
@@ -234,6 +242,38 @@ def test_a_block_format_and_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
             expected = [toy_code(float(Fraction(float(one)) / factor)) for one in row[part]]
             assert codes[part].tolist() == expected
             assert values[part].tolist() == [float(TOY_VALUES[code] * factor) for code in expected]
+
+
+def test_a_rule_of_scales_with_a_mantissa(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales in E4M3: the largest number over 30; the smallest positive scale in place of 0."""
+    plain = RatioRule(
+        "plain",
+        "multiplier",
+        lambda g, largest, largest_scale, source="float32": np.float32(1),
+        lambda b, t, largest, fmt, source: np.maximum(encode(b / np.float32(largest), fmt), 1),
+        lambda s, t, largest, largest_scale: s,
+        lambda s, t, largest, largest_scale: s,
+        "s = E4M3(b / M), at least the smallest",
+        divide=True,
+    )
+    monkeypatch.setitem(RATIO_RULES, "plain", plain)
+    mine = BlockFormat(TOY, 3, E4M3FN, rule="plain", name="mine")
+    x = np.random.default_rng(9).normal(0, 9, (20, 8)).astype(np.float32)
+    x[4, 3:6] = 0
+    q = quantize(x, mine)
+    scales = [Fraction(float(value)) for value in decode(np.arange(127, dtype=np.uint8), E4M3FN)]
+    for row, codes, values, found in zip(x, q.codes, q.dequantize(), q.scale_codes, strict=True):  # type: ignore[arg-type]
+        for i, scale_code in enumerate(found):
+            part = slice(3 * i, 3 * i + 3)
+            ratio = Fraction(float(np.abs(row[part]).max() / np.float32(30)))
+            assert scale_code == max(
+                1, min(range(127), key=lambda code: (abs(scales[code] - ratio), code % 2))
+            )
+            s = float(scales[scale_code])
+            assert codes[part].tolist() == [
+                toy_code(float(one / np.float32(s))) for one in row[part]
+            ]
+            assert values[part].tolist() == [float(TOY_VALUES[code]) * s for code in codes[part]]
 
 
 def test_a_recipe_with_a_block_format(monkeypatch: pytest.MonkeyPatch) -> None:
