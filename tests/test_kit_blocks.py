@@ -25,7 +25,7 @@ from bert_numpy.kit.compare import Evaluation
 from bert_numpy.kit.defects import DEFECTS
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.manifest import LEVELS, Kit, manifest_of, write_kit
-from npfp8 import BLOCK_FORMATS, POWER_RULES, RATIO_RULES, quantize
+from npfp8 import BLOCK_FORMATS, POWER_RULES, RATIO_RULES, BlockFormat, quantize
 
 SITE = "model/0/encoder.layer.0.attention.self.query"
 MATRIX = "operator/quantize-mxfp4-matrix"
@@ -499,6 +499,22 @@ def test_operands_of_two_kinds_are_recorded():
         golden = apply_recipe(model, recipe, calibration, golden=True)
         made = make_kit(("layer", "model"), golden, {}, [inputs])
         assert made.tensors[f"{SITE}/sum"].operation == "block_sum"
+        assert verify(made, computed(made, *LEVELS)).passed
+
+
+def test_a_format_of_ones_own_is_recorded():
+    model = bert_numpy.load("bert-tiny-sst2")
+    inputs = {"input_ids": np.array([[101, 2025, 3294, 102]])}
+    calibration = calibrate(model, [inputs], golden=True)
+    for fmt in (
+        BlockFormat("E3M2", 16, rule="ceil", name="mine"),
+        BlockFormat("E4M3FN", 8, "UE4M3", rule="modelopt", tensor_scale=True, name="other"),
+    ):
+        how = SiteRecipe(a=Operand(fmt), b=Operand(fmt))
+        recipe = replace(PRESETS["mxfp4"], linear=how, name=fmt.name)
+        golden = apply_recipe(model, recipe, calibration, golden=True)
+        made = make_kit(("layer", "model"), golden, {}, [inputs])
+        assert block_format(made.tensors[f"{SITE}/a"].attributes) == fmt
         assert verify(made, computed(made, *LEVELS)).passed
 
 
