@@ -903,8 +903,9 @@ def test_block_sums_are_transformer_engines(largest: float) -> None:
     if largest == 2688.0:  # its factors are 1
         assert (a.tensor_scale, b.tensor_scale) == (2688, 2688)
         assert_same_bits(ours, theirs)
-    # The factors are one quotient there and two here: four roundings differ.
-    np.testing.assert_allclose(ours, theirs, rtol=4 * 2.0**-24, atol=0)
+    # The factor is a product and a quotient there, two quotients and a product here: three and
+    # four roundings with the last one.
+    np.testing.assert_allclose(ours, theirs, rtol=7.01 * 2.0**-24, atol=0)
     np.testing.assert_allclose(matmul(a, b), theirs, rtol=0, atol=np.abs(theirs).max() * 2.0**-20)
 
 

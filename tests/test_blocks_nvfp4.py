@@ -151,6 +151,25 @@ def ct(torch: ModuleType, compressed_tensors: ModuleType) -> Party:
     return run
 
 
+@pytest.fixture(scope="module")
+def quark(torch: ModuleType) -> Party:
+    templates = party("quark.torch.quantization.config.template")
+    quantizers = party("quark.torch.quantization.tensor_quantize")
+
+    def run(x: np.ndarray) -> SimpleNamespace:
+        """Emulate as Quark does; it keeps no codes, but the scales of blocks in float32."""
+        spec = templates.FP4Block16ScaleE4M3Scheme().config.weight
+        quantizer = quantizers.FakeQuantizeBase.get_fake_quantize(spec)
+        quantizer.enable_observer(True)
+        quantizer(as_torch(torch, x))
+        quantizer.enable_observer(False)
+        values = quantizer(as_torch(torch, x)).to(torch.float32).numpy()
+        scale, number = (one.scale.numpy() for one in quantizer)
+        return SimpleNamespace(values=values, scale=scale, tensor_scale=number)
+
+    return run
+
+
 def assert_same(q: QuantizedTensor, expected: Any, unsigned_zero: bool = False) -> None:
     """Compare codes, scales, the number of the tensor and the values, bit for bit."""
     assert_same_bits(q.codes, expected.codes)
@@ -197,6 +216,17 @@ def test_compressed_tensors(ct: Party, name: str, dtype: str) -> None:
     assert_same(quantize(x, ONE_LEVEL, rule=rule), ct(x, two_level=False))
     for number in (2.0**10, 37.0):
         assert_same(quantize(x, NVFP4, rule=rule, tensor_scale=number), ct(x, number=number))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TENSORS)
+def test_quark(quark: Party, name: str, dtype: str) -> None:
+    x = as_dtype(TENSORS[name], dtype)
+    expected, q = quark(x), quantize(x, NVFP4, rule="quark")
+    assert_same_bits(q.tensor_scale, expected.tensor_scale)
+    assert_same_bits(q.scale, expected.scale.reshape(q.scale.shape))
+    values = q.dequantize().astype(DTYPES[dtype]).astype(np.float32)
+    assert_same_bits(values, expected.values)
 
 
 def test_modelopt_pads_with_zeros(modelopt: Party) -> None:

@@ -56,6 +56,7 @@ from npfp8 import (
     E2M1,
     E4M3FN,
     POWER_RULES,
+    RATIO_RULES,
     BlockFormat,
     FloatFormat,
     Format,
@@ -65,9 +66,18 @@ from npfp8 import (
     matmul,
     quantize,
 )
-from npfp8.blocks import PowerRule
+from npfp8.blocks import (
+    CODE_LAYOUTS,
+    SCALE_LAYOUTS,
+    CodeLayout,
+    PowerRule,
+    RatioRule,
+    ScaleLayout,
+)
 from npfp8.blocks.exponents import Blocks
+from npfp8.blocks.layouts import Group, Piece
 from npfp8.formats import FORMATS
+from npfp8.packed import pack_tensor, unpack_tensor
 
 TINY = "bert-tiny-sst2"
 IDS = np.array([[101, 2025, 3294, 6659, 102], [101, 2204, 3185, 102, 0]])
@@ -234,6 +244,38 @@ def test_a_block_format_and_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
             assert values[part].tolist() == [float(TOY_VALUES[code] * factor) for code in expected]
 
 
+def test_a_rule_of_scales_with_a_mantissa(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales in E4M3: the largest number over 30; the smallest positive scale in place of 0."""
+    plain = RatioRule(
+        "plain",
+        "multiplier",
+        lambda g, largest, largest_scale, source="float32": np.float32(1),
+        lambda b, t, largest, fmt, source: np.maximum(encode(b / np.float32(largest), fmt), 1),
+        lambda s, t, largest, largest_scale: s,
+        lambda s, t, largest, largest_scale: s,
+        "s = E4M3(b / M), at least the smallest",
+        divide=True,
+    )
+    monkeypatch.setitem(RATIO_RULES, "plain", plain)
+    mine = BlockFormat(TOY, 3, E4M3FN, rule="plain", name="mine")
+    x = np.random.default_rng(9).normal(0, 9, (20, 8)).astype(np.float32)
+    x[4, 3:6] = 0
+    q = quantize(x, mine)
+    scales = [Fraction(float(value)) for value in decode(np.arange(127, dtype=np.uint8), E4M3FN)]
+    for row, codes, values, found in zip(x, q.codes, q.dequantize(), q.scale_codes, strict=True):  # type: ignore[arg-type]
+        for i, scale_code in enumerate(found):
+            part = slice(3 * i, 3 * i + 3)
+            ratio = Fraction(float(np.abs(row[part]).max() / np.float32(30)))
+            assert scale_code == max(
+                1, min(range(127), key=lambda code: (abs(scales[code] - ratio), code % 2))
+            )
+            s = float(scales[scale_code])
+            assert codes[part].tolist() == [
+                toy_code(float(one / np.float32(s))) for one in row[part]
+            ]
+            assert values[part].tolist() == [float(TOY_VALUES[code]) * s for code in codes[part]]
+
+
 def test_a_recipe_with_a_block_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(POWER_RULES, "roomy", ROOMY)
     mine = BlockFormat(**TOY_BLOCKS, rule="roomy")
@@ -250,6 +292,31 @@ def test_a_recipe_with_a_block_format(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logits is not None
     assert usual is not None
     assert 0 < np.abs(logits - usual).max() < 2
+
+
+# A layout of bytes: one CodeLayout, one ScaleLayout
+
+#: TOY's seven bits: the sign at the top of a byte, the rest at its bottom.
+APART = CodeLayout("apart", (Group(7, 1, 1, (Piece(0, 0, 0, 0, 6), Piece(0, 6, 0, 7, 1))),))
+
+#: Pairs of rows, each pair block by block.
+PAIRS = ScaleLayout("pairs", rows=(0, 2), blocks=(0,), order=(0, 2, 1))
+
+
+def test_a_layout_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CODE_LAYOUTS, "apart", APART)
+    monkeypatch.setitem(SCALE_LAYOUTS, "pairs", PAIRS)
+    rng = np.random.default_rng(9)
+    q = quantize(rng.standard_normal((3, 12)).astype(np.float32), BlockFormat(**TOY_BLOCKS))
+    packed = pack_tensor(q, "Apart", "pairs")
+    expected = [[code % 64 + 128 * (code // 64) for code in row] for row in q.codes.tolist()]
+    assert packed.codes.tolist() == expected
+    first, second, third = q.scale_codes.tolist()  # type: ignore[union-attr]
+    pairs = [*zip(first, second, strict=True), *((scale, 0) for scale in third)]
+    assert packed.scale_codes.reshape(-1).tolist() == [scale for pair in pairs for scale in pair]
+    back = unpack_tensor(packed)
+    assert np.array_equal(back.codes, q.codes)
+    assert np.array_equal(back.scale_codes, q.scale_codes)  # type: ignore[arg-type]
 
 
 # An accumulator: one Accumulator

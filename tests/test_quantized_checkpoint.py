@@ -908,8 +908,8 @@ OWN = "config.json: key 'npfp8_config'"
                     "key 'transform_config': key 'config_groups': expected nothing: this is not im",
                 ),
                 (
-                    {"config_groups": {"NVFP4": ["Linear"]}},
-                    "key 'config_groups': key 'NVFP4': expected a JSON object; or a list, of a gr",
+                    {"config_groups": {"W4A16": ["Linear"]}},
+                    "key 'config_groups': key 'W4A16': expected a JSON object; or a list, of a gr",
                 ),
             )
         ),

@@ -171,6 +171,7 @@ function quark(exponent) {
 
 function quarkEven(a, element) {
   const fields = a === 0 ? 1 : (bitsOf(a) + 2 ** (22 - mantissaBits(element))) >>> 23;
+  if (fields === 255) return 127; // rounded up to an infinity
   return clip(fields - 127 - exponentOf(element.max), -127, 127);
 }
 
@@ -258,7 +259,7 @@ function nanCodes(scales, inNaN, elsewhere) {
 
 /**
  * The code of the ratio of a block's scale, at least `smallest`; beyond the largest it saturates. The
- * NaN of an invalid operation has a sign on most processors.
+ * NaN of an invalid operation has a sign on x86.
  */
 function encoded(ratio, fmt, smallest = 0) {
   return Number.isNaN(ratio) ? fmt.nan_code | fmt.sign_bit : encode(Math.max(ratio, smallest), fmt);
@@ -292,7 +293,7 @@ export const RATIO_RULES = {
     const factor = (s) => Math.min(f(1 / f(s * f(1 / S))), LARGEST);
     return {
       tensorScale: g,
-      block: blocks(scales, (b) => encoded(f(b * multiplier), scales), (x, s) => unsignedZero(f(x * factor(s)))),
+      block: blocks(scales, (b) => encode(f(b * multiplier), scales), (x, s) => unsignedZero(f(x * factor(s)))),
       blockScale: (code) => f(f(decode(code, scales) * g) * f(1 / f(M * scales.max))),
       nan: nanCodes(scales, 0, 0),
     };
@@ -336,7 +337,7 @@ export const RATIO_RULES = {
     const factor = (s) => (s === 0 ? 0 : flushedReciprocal(f(s * flushedReciprocal(G))));
     return {
       tensorScale: G,
-      block: blocks(scales, (b) => encoded(f(G * f(b * flushedReciprocal(M))), scales), (x, s) => f(x * factor(s))),
+      block: blocks(scales, (b) => encode(f(G * f(b * flushedReciprocal(M))), scales), (x, s) => f(x * factor(s))),
       blockScale: (code) => f(decode(code, scales) / G),
       nan: nanCodes(scales, 7, 7),
     };

@@ -61,8 +61,9 @@ class RatioRule:
         The rule in words, and its source.
     divide : bool
         Whether elements are divided by ``factor``, and not multiplied.
-    keeps_zero_sign : bool
-        Whether a quotient of -0 has the code of -0; else it has that of +0.
+    negative_zero : {"all", "rounded", "none"}
+        Which quotients have the code of -0: -0 and the negative numbers that round to it; those
+        numbers only; or none.
     nan_codes : tuple of int, optional
         The codes in E2M1 of a quotient that is a NaN: where the scale is a NaN, and elsewhere.
         Without them, numbers that are not finite are an error.
@@ -84,7 +85,7 @@ class RatioRule:
     block_scale: Callable[[Float32Array, Float32Array, float, float], Float32Array]
     description: str
     divide: bool = False
-    keeps_zero_sign: bool = True
+    negative_zero: str = "all"
     nan_codes: tuple[int, int] | None = None
     negative_nan: bool = False
     skips_nan: bool = False
@@ -293,6 +294,30 @@ def _quotient(s: Float32Array, t: _Number, element_max: float, scale_max: float)
     return s if t is None else s / t
 
 
+# Quark: torch/quantization/observer/observer.py and tensor_quantize.py, the scheme "nvfp4"
+
+
+def _nonzero(x: Array) -> Float32Array:
+    return np.where(x == 0, _FLOAT32.eps, x).astype(np.float32)
+
+
+def _quark_tensor_scale(
+    g: Float32Array, element_max: float, scale_max: float, source: str = "float32"
+) -> Float32Array:
+    return _nonzero(_multiplier(g, element_max, scale_max))
+
+
+def _quark_scale(
+    b: Float32Array, t: _Number, element_max: float, fmt: FloatFormat, source: str
+) -> Array:
+    ratio = _nonzero(b / np.float32(element_max))
+    return _encoded(ratio if t is None else ratio / t, fmt)
+
+
+def _quark_factor(s: Float32Array, t: _Number, element_max: float, scale_max: float) -> Array:
+    return _nonzero(_product(s, t, element_max, scale_max))
+
+
 # vLLM: csrc/libtorch_stable/quantization/fp4/nvfp4_utils.cuh
 
 
@@ -346,7 +371,7 @@ RATIO_RULES = {
             "TransformerEngine's reference_nvfp4.py: S = min(M L / g, largest float32), "
             "s = E4M3(b (S (1 / M))), code = E2M1(x min(1 / (s (1 / S)), largest float32)); "
             "g is stored, and values are code (s g (1 / (M L)))",
-            keeps_zero_sign=False,
+            negative_zero="rounded",
             nan_codes=(0, 0),
         ),
         RatioRule(
@@ -359,7 +384,7 @@ RATIO_RULES = {
             "ModelOpt's nvfp4_tensor.py: t = g / (M L), s = E4M3(b / (M t)), 1 if it is 0, at "
             "least the smallest subnormal, code = E2M1(x / (s t))",
             divide=True,
-            keeps_zero_sign=False,
+            negative_zero="rounded",
             nan_codes=(7, 7),
             negative_nan=True,
         ),
@@ -385,10 +410,24 @@ RATIO_RULES = {
             "compressed-tensors: G = (1 / g) (M L), 1 if not finite, s = E4M3(G (b / M)), 2^-3 if "
             "it is 0, code = E2M1(x / (s / G)); G and b / M are rounded to the type of the numbers",
             divide=True,
-            keeps_zero_sign=False,
+            negative_zero="rounded",
             nan_codes=(0, 0),
             negative_nan=True,
             one_type=True,
+        ),
+        RatioRule(
+            "quark",
+            "multiplier",
+            _quark_tensor_scale,
+            _quark_scale,
+            _quark_factor,
+            _product,
+            "Quark's scheme nvfp4: t = g / (M L), s = E4M3((b / M) / t), code = E2M1(x / (s t)), "
+            "where t, b / M and this s t are 2^-23 if they are 0; no code is that of -0",
+            divide=True,
+            negative_zero="none",
+            nan_codes=(7, 7),
+            negative_nan=True,
         ),
         RatioRule(
             "vllm",
@@ -454,24 +493,16 @@ def ratio_codes(
         s = values_of(scale_codes, fmt.scale_format, np.dtype(np.float32))
         factor = rule.factor(s, tensor_scale, *limits)
         codes = np.empty(rows.shape, fmt.element.code_dtype)
-        rounded = source if rule.one_type and tensor_scale is None else "float32"
-        encoder = _encoder(fmt.element)
+        kernel = _kernel(fmt.element, rule, source if tensor_scale is None else "float32")
         operation = np.divide if rule.divide else np.multiply
         length = max(1, _CHUNK // rows.shape[1])
         buffer = np.empty((length, rows.shape[1]), factor.dtype)
         for chunk in chunks(len(rows), length):
             scaled = operation(rows[chunk], factor[chunk], out=buffer[: len(rows[chunk])])
-            scaled = _rounded(scaled, rounded)
-            if not rule.keeps_zero_sign:
-                scaled += scaled.dtype.type(0)
-            if rule.nan_codes is None or fmt.element != E2M1 or np.isfinite(scaled.sum()):
-                encoder(scaled.reshape(-1), codes[chunk].reshape(-1))
-                continue
-            nan = np.isnan(scaled)
-            scaled[nan] = 0
-            encoder(scaled.reshape(-1), codes[chunk].reshape(-1))
-            nan_codes = np.where(np.isnan(s[chunk]), *map(np.uint8, rule.nan_codes))
-            np.copyto(codes[chunk], nan_codes, where=nan)
+            kernel(scaled.reshape(-1), codes[chunk].reshape(-1))
+    nan = np.isnan(s)
+    if rule.nan_codes is not None and fmt.element == E2M1 and nan.any():
+        np.copyto(codes, np.uint8(rule.nan_codes[0]), where=nan)
     return codes, scale_codes
 
 
@@ -483,8 +514,28 @@ def _with_nan_sign(codes: Array, where: Array, fmt: FloatFormat) -> Array:
     return np.where(where & (codes == fmt.nan_code), signed, codes)
 
 
-def _encoder(fmt: Format) -> Kernel:
-    """Return the kernel that rounds to the nearest code and saturates."""
-    if isinstance(fmt, IntFormat):
-        return integer_kernel(fmt, True)
-    return table_encoder(fmt, True, "nearest", "float32")
+def _kernel(element: Format, rule: RatioRule, source: str) -> Kernel:
+    """Return the kernel that rounds quotients to codes, as a rule does in a format."""
+    if isinstance(element, IntFormat):
+        encoder, sign_bit = integer_kernel(element, True), 0
+    else:
+        encoder = table_encoder(element, True, "nearest", "float32")
+        sign_bit = element.sign_bit if element.has_negative_zero else 0
+    unsigned = sign_bit and rule.negative_zero == "none"
+
+    def kernel(scaled: Array, codes: Array) -> None:
+        if rule.one_type:
+            scaled = _rounded(scaled, source)
+        if rule.negative_zero == "rounded":
+            scaled += scaled.dtype.type(0)
+        if rule.nan_codes is None or element != E2M1 or np.isfinite(scaled.sum()):
+            encoder(scaled, codes)
+        else:
+            nan = np.isnan(scaled)
+            scaled[nan] = 0
+            encoder(scaled, codes)
+            codes[nan] = rule.nan_codes[1]
+        if unsigned:
+            codes[codes == sign_bit] = 0
+
+    return kernel
