@@ -394,8 +394,14 @@ class QuantizedTensor:
         array([ 1., -6.], dtype=float32)
         """
         values: Float32Array = self.code_values()
-        scale = spread(self.scale, self.shape, self.axis, self.block)
+        axis, block = self.axis, self.block
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            if axis is not None and block is not None and self.shape[axis] % block == 0 < self.size:
+                # Whole blocks are multiplied without an array of one scale per element.
+                grid = values.reshape(*self.shape[:axis], -1, block, *self.shape[axis + 1 :])
+                np.multiply(grid, np.expand_dims(self.scale, axis + 1), out=grid)
+                return grid.reshape(self.shape)
+            scale = spread(self.scale, self.shape, axis, block)
             return np.multiply(values, scale, out=values)
 
 

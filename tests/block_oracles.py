@@ -5,7 +5,9 @@ MX: integers and fractions, one block at a time, without npfp8's arithmetic.
 
 from __future__ import annotations
 
+import bisect
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -150,12 +152,18 @@ def _even(amax: Fraction, element: Format) -> int:
     return exponent + (amax / Fraction(2) ** exponent >= 2 - Fraction(1, 2 ** (bits + 1)))
 
 
+@cache
+def _values(element: Format) -> list[Fraction]:
+    """Return the values of the positive codes, which rise."""
+    return [Fraction(float(value)) for value in element.values[: element.max_code + 1]]
+
+
 def _code(magnitude: Fraction, element: Format, negative: bool) -> int:
     """Return the nearest value's code, on a tie the even one; beyond the largest, its code."""
-    values = [Fraction(float(value)) for value in element.values[: element.max_code + 1]]
-    nearest = min(
-        range(len(values)), key=lambda code: (abs(values[code] - magnitude), code % 2, code)
-    )
+    values = _values(element)
+    above = min(bisect.bisect_left(values, magnitude), len(values) - 1)
+    near = (above, max(above - 1, 0))
+    nearest = min(near, key=lambda code: (abs(values[code] - magnitude), code % 2))
     if isinstance(element, FloatFormat):
         return nearest | (element.sign_bit if negative else 0)
     return (-nearest if negative else nearest) & 0xFF

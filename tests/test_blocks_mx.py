@@ -53,9 +53,11 @@ def codes_of(x: Array, element: Format, rule: str, source: str) -> tuple[Array, 
 def assert_equal(x: Array, element: Format, rule: str, source: str, theirs: Any) -> None:
     """Compare the codes of scales and elements, and show the first block that differs."""
     scales, codes = codes_of(x, element, rule, source)
-    their_scales, their_codes = (np.asarray(part).reshape(-1, 1) for part in (theirs[0], theirs[1]))
-    their_codes = their_codes.reshape(codes.shape).view(np.uint8)
-    differs = (scales != their_scales.reshape(-1)) | (codes != their_codes).any(axis=1)
+    their_scales, their_codes = np.asarray(theirs[0]).reshape(-1), np.asarray(theirs[1])
+    if their_codes.dtype.itemsize > 1:
+        their_codes = their_codes.astype(np.uint8)
+    their_codes = their_codes.view(np.uint8).reshape(codes.shape)
+    differs = (scales != their_scales) | (codes != their_codes).any(axis=1)
     if differs.any():
         block = int(np.flatnonzero(differs)[0])
         where = codes[block] != their_codes[block]
@@ -82,7 +84,7 @@ def blocks_for(element: Format, source: str, special: str = "nan") -> Iterator[A
 @pytest.mark.parametrize("element", ELEMENTS, ids=str)
 def test_plain_rules_are_exact_arithmetic(element: Format, rule: str) -> None:
     for source in SOURCES:
-        x = oracles.adversarial_blocks(element, source, count=60)
+        x = oracles.adversarial_blocks(element, source, count=40)
         expected = [oracles.mx_block(block, element, rule) for block in x]
         scales = [exponent + 127 for exponent, _ in expected]
         assert_equal(x, element, rule, source, (scales, [codes for _, codes in expected]))
@@ -353,7 +355,7 @@ def test_kernels(rule: str) -> None:
     assert set(elements) == set(POWER_RULES[rule].elements)
     for element in elements:
         for source in sources:
-            x = oracles.adversarial_blocks(element, source, count=300)
+            x = oracles.adversarial_blocks(element, source, count=100)
             special = oracles.special_blocks(source)
             if rule == "vllm" and element == E4M3FN:
                 special = oracles.special_blocks(source, nan=False)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array, Kernel, chunks
-from npfp8.blocks.rows import row_absmax
+from npfp8.arrays import Array, Float32Array, Kernel
+from npfp8.blocks.pieces import block_amax, encode_blocks
 from npfp8.codec.definition import integer_kernel
 from npfp8.codec.tables import table_encoder
 from npfp8.formats import E8M0FNU, FloatFormat, Format, IntFormat
@@ -37,10 +37,6 @@ __all__ = [
     "mantissa_bits_of",
     "power_codes",
 ]
-
-
-#: Elements per chunk: few enough that temporaries stay in the L2 cache.
-_CHUNK = 1 << 15
 
 
 class Blocks(NamedTuple):
@@ -188,54 +184,43 @@ PLAIN_RULES = (
 
 
 def power_codes(
-    rows: Float32Array, amax: Float32Array, fmt: BlockFormat, source: str = "float32"
+    x: Float32Array, fmt: BlockFormat, axis: int, source: str = "float32"
 ) -> tuple[Array, npt.NDArray[np.uint8]]:
-    """Return the codes of the rows, and of the scales of blocks, by the rule of a format.
+    """Return the codes of numbers, and of the scales of their blocks, by the rule of a format.
 
     Parameters
     ----------
-    rows : ndarray of float32, (blocks, elements of a block)
-    amax : ndarray of float32, (blocks, 1)
-        The largest magnitude of each block; NaN if there is one in it.
+    x : ndarray of float32
     fmt : BlockFormat
+    axis : int
+        The axis of the blocks, not negative.
     source : {"float32", "float16", "bfloat16"}
         The type in which the numbers were given.
-
-    Returns
-    -------
-    codes : ndarray, of the shape of the rows
-    scale_codes : ndarray of uint8, (blocks, 1)
 
     Raises
     ------
     ValueError
         If the rule's party does not have the formats or does not take the numbers.
     """
-    rule, element = fmt.how, fmt.element
+    rule, element, block = fmt.how, fmt.element, fmt.block
     assert isinstance(rule, PowerRule)
     _check(rule, element, fmt.scale_format, source)
+    amax = block_amax(x, axis, block)
     finite = bool(np.isfinite(amax).all())
     if not finite:
         if rule.nan is None:
             found = amax[~np.isfinite(amax)][0]
             raise ValueError(f"x: expected finite numbers for the rule {rule.name}, found {found}")
         if rule.skips_nan:
-            nan = np.isnan(rows)
-            numbers = row_absmax(np.where(nan, np.float32(0), rows))[:, None]
-            amax = np.where(nan.all(1, keepdims=True), np.float32(np.nan), numbers)
-    codes = np.empty(rows.shape, element.code_dtype)
+            nan = np.isnan(x)
+            numbers = block_amax(np.where(nan, np.float32(0), x), axis, block)
+            some = block_amax((~nan).astype(np.float32), axis, block) > 0
+            amax = np.where(some, numbers, np.float32(np.nan))
     with np.errstate(all="ignore"):
         scale_codes, factors = rule.blocks(amax, element, fmt.scale_format, source)
         kernel = _kernel(rule, element, source, finite)
         correct = _correction(rule, element, source, finite)
-        length = max(1, _CHUNK // rows.shape[1])
-        buffer = np.empty((length, rows.shape[1]), factors.dtype)
-        for chunk in chunks(len(rows), length):
-            numbers, target = rows[chunk], codes[chunk].reshape(-1)
-            scaled = np.multiply(numbers, factors[chunk], out=buffer[: len(numbers)]).reshape(-1)
-            kernel(scaled, target)
-            if correct is not None:
-                correct(numbers.reshape(-1), scaled, target)
+        codes = encode_blocks(x, factors, axis, block, kernel, element.code_dtype, correct)
     return codes, scale_codes
 
 

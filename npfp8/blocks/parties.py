@@ -332,7 +332,9 @@ def _te(amax: Float32Array, element: Format, source: str) -> Blocks:
 def _triton(amax: Float32Array, element: Format, source: str, *, up: bool) -> Blocks:
     largest = element.max if up else 2.0 ** emax_of(element)
     bits = (amax / np.float32(largest)).view(np.uint32)
-    bits = np.where(np.isnan(amax), np.uint32(0), bits + np.uint32(0x7FFFFF if up else 0))
+    # The bits of a NaN overflow to 0 where rounded up, and are an infinity's where not.
+    nan = np.uint32(0 if up else 0x7F800000)
+    bits = np.where(np.isnan(amax), nan, bits + np.uint32(0x7FFFFF if up else 0))
     codes = ((bits >> np.uint32(23)) & np.uint32(255)).astype(np.uint8)
     return Blocks(codes, _factors(codes, _0=0.0, _255=0.0))
 

@@ -53,11 +53,10 @@ def quantize_blocks(
     tensor_scale : ndarray of float32, (), optional
         The number of the tensor; without it, it is computed from the numbers.
     """
+    if fmt.powers_of_two:
+        return BlockCodes(*power_codes(x, fmt, axis, source), None)
     blocks = block_rows(x, axis, fmt.block)
     largest = row_absmax(blocks.rows)
-    if fmt.powers_of_two:
-        codes, scale_codes = power_codes(blocks.rows, largest[:, None], fmt, source)
-        return BlockCodes(blocks.elements(codes), blocks.per_block(scale_codes), None)
     if not fmt.tensor_scale:
         tensor_scale = None
     elif tensor_scale is None:
