@@ -301,23 +301,23 @@ def read_model(folder: Path) -> None:
 def read_quantized(folder: Path) -> None:
     """Check that codes and scales are the file's, and that scales are positive and normal."""
     model = bert_numpy.load(folder)
-    stored = independent(folder / SINGLE)
+    tensors = independent(folder / SINGLE)
+    stored = {key.removeprefix("bert."): tensor for key, tensor in tensors.items()}
     tiny = np.finfo(np.float32).tiny
-    for name, weight in model.weights.items():
-        key = name if name.startswith("classifier") else f"bert.{name}"
+    for key, weight in model.weights.items():
         if isinstance(weight, QuantizedTensor) and weight.block_format is not None:
             check_blocks(key, weight, stored)
             continue
         dtype, shape, data = stored[key]
         if not isinstance(weight, QuantizedTensor):
-            expect(np.array_equal(np.asarray(weight), as_float32(dtype, shape, data)), name)
+            expect(np.array_equal(np.asarray(weight), as_float32(dtype, shape, data)), key)
             continue
-        expect(weight.codes.tobytes() == data, f"codes of {name}")
-        expect(list(weight.shape) == shape, f"shape of {name}")
+        expect(weight.codes.tobytes() == data, f"codes of {key}")
+        expect(list(weight.shape) == shape, f"shape of {key}")
         scale = stored[f"{key}_scale"]
         given = as_float32(*scale)
-        expect(weight.scale.tobytes() == given.tobytes(), f"scale of {name}")
-        expect(bool(np.isfinite(given).all() and (given >= tiny).all()), f"scale of {name}")
+        expect(weight.scale.tobytes() == given.tobytes(), f"scale of {key}")
+        expect(bool(np.isfinite(given).all() and (given >= tiny).all()), f"scale of {key}")
     with np.errstate(all="ignore"):
         model([[0, min(1, model.config.vocab_size - 1)]])
 

@@ -1071,6 +1071,16 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
         "key 'quantization_config': expected what the recipe in 'npfp8_config' comes to, found",
     ),
     (
+        "mxfp4",
+        changed_config(lambda raw: raw["quantization_config"]["ignore"].append("re:(")),
+        "config.json: key 'quantization_config': key 'ignore': expected a regular expression, fou",
+    ),
+    (
+        "mxfp4",
+        changed_config(lambda raw: raw.update(hidden_size=10**400)),
+        "config.json: key 'hidden_size': expected at most 2147483647, found 1000",
+    ),
+    (
         "e4m3",
         tensor("weight", lambda x: x, new="weight_packed"),
         f"tensor '{PLACE}.weight': expected by config.json, but missing; ",

@@ -709,6 +709,24 @@ def test_mxfp4_around_its_bound(
     assert bool(calls) == beyond
 
 
+@pytest.mark.parametrize("accumulate", ["exact", "block-sums"])
+def test_the_bound_counts_the_bits_of_scales(
+    monkeypatch: pytest.MonkeyPatch, accumulate: str
+) -> None:
+    """1.875 = 15 / 8 makes every partial sum a multiple of 1 / 64 of what it was."""
+    original, spans = block_products._once_rounded, []
+
+    def noting(x: Any, y: Any, span: float, *rest: Any) -> Any:
+        spans.append(span)
+        return original(x, y, span, *rest)
+
+    monkeypatch.setattr(block_products, "_once_rounded", noting)
+    fmt = BlockFormat("E4M3FN", 64, "E4M3FN", "exact", True)
+    a = tensor(fmt, np.full((1, 64), 0x7E), [[0x3F]])
+    matmul(a, a.mT, accumulate)
+    assert spans == [64 * (448 * 2**9 * 15) ** 2]
+
+
 def test_k_beyond_the_limit_is_refused() -> None:
     k = 2**24 + 1
     codes = np.broadcast_to(np.uint8(0), (1, k))

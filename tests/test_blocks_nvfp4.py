@@ -383,13 +383,13 @@ def test_disagreements() -> None:
         return {
             rule: (
                 float((q.scale_codes != usual.scale_codes).mean()),
-                float((q.codes != usual.codes).mean()),
+                float((q.codes % 8 != usual.codes % 8).mean()),  # Quark has no -0
             )
             for rule, q in found.items()
         }
 
     halves, singles = differing("bfloat16"), differing("float32")
-    for rule in ("modelopt", "torchao", "exact"):
+    for rule in ("modelopt", "torchao", "quark", "exact"):
         assert halves[rule][0] == 0
         assert halves[rule][1] < 0.002
     assert halves["vllm"] == (0, 0)

@@ -20,12 +20,14 @@ from bert_numpy.kit import open_kit, verify
 from bert_numpy.kit.block_cases import add_block_cases
 from bert_numpy.kit.block_operations import block_format
 from bert_numpy.kit.builder import Builder
+from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.compare import Evaluation
 from bert_numpy.kit.defects import DEFECTS
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.manifest import LEVELS, Kit, manifest_of, write_kit
-from npfp8 import BLOCK_FORMATS, POWER_RULES, RATIO_RULES, quantize
+from npfp8 import BLOCK_FORMATS, POWER_RULES, RATIO_RULES, BlockFormat, quantize
+from npfp8.storage import Fp8Array, save_file
 
 SITE = "model/0/encoder.layer.0.attention.self.query"
 MATRIX = "operator/quantize-mxfp4-matrix"
@@ -502,6 +504,22 @@ def test_operands_of_two_kinds_are_recorded():
         assert verify(made, computed(made, *LEVELS)).passed
 
 
+def test_a_format_of_ones_own_is_recorded():
+    model = bert_numpy.load("bert-tiny-sst2")
+    inputs = {"input_ids": np.array([[101, 2025, 3294, 102]])}
+    calibration = calibrate(model, [inputs], golden=True)
+    for fmt in (
+        BlockFormat("E3M2", 16, rule="ceil", name="mine"),
+        BlockFormat("E4M3FN", 8, "UE4M3", rule="modelopt", tensor_scale=True, name="other"),
+    ):
+        how = SiteRecipe(a=Operand(fmt), b=Operand(fmt))
+        recipe = replace(PRESETS["mxfp4"], linear=how, name=fmt.name)
+        golden = apply_recipe(model, recipe, calibration, golden=True)
+        made = make_kit(("layer", "model"), golden, {}, [inputs])
+        assert block_format(made.tensors[f"{SITE}/a"].attributes) == fmt
+        assert verify(made, computed(made, *LEVELS)).passed
+
+
 def test_faults_in_a_model_are_named():
     """Each at one product of an MXFP4 model, by its own few lines of NumPy."""
     kit, _, _ = recorded("mxfp4")
@@ -558,6 +576,17 @@ def test_export_and_verify_commands(tmp_path, capsys):
 
 
 # Files
+
+
+def test_candidates_with_packed_codes(kit, tmp_path):
+    """safetensors' F4 and F6 have the bytes packed; they are read as codes."""
+    places = ("operator/quantize-mxfp4-floor/codes", "operator/quantize-mxfp6_e3m2-floor/codes")
+    codes = {name: Fp8Array(kit.arrays[name], kit.tensors[name].fmt) for name in places}
+    save_file(codes, tmp_path / "x.safetensors")
+    assert verify(kit, load_candidate(tmp_path / "x.safetensors", kit)).passed
+    wrong = kit.arrays[places[0]] ^ np.uint8(1)
+    save_file({places[0]: Fp8Array(wrong, "E2M1")}, tmp_path / "x.safetensors")
+    assert not verify(kit, load_candidate(tmp_path / "x.safetensors", kit)).passed
 
 
 def test_kits_of_earlier_versions_are_read_and_verified():

@@ -56,6 +56,9 @@ _NOT_GOOGLES = ("embedding_size", "bos_token_id", "eos_token_id")
 
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
+#: The largest size, within the length of an array's axis on every machine.
+_LARGEST = 2**31 - 1
+
 #: The most labels of a head that get default names.
 _MAX_LABELS = 100_000
 
@@ -105,6 +108,8 @@ def read_config(path: Path) -> BertConfig:
             raise refuse(name, kind.__name__, value)
         if kind is int and value < least:
             raise refuse(name, f"at least {least}", value)
+        if kind is int and value > _LARGEST:
+            raise refuse(name, f"at most {_LARGEST}", value)
         return value
 
     hidden_size = get("hidden_size", int)

@@ -258,7 +258,7 @@ def compressed_tensors_config(
         },
         "ignore": [
             *(_pattern(name) for site, name in modules.items() if site not in schemes),
-            *_unlike(map(_pattern, absent), [modules[site] for site in schemes]),
+            *_unlike(map(_pattern, absent), [modules[site] for site in schemes], "recipe"),
         ],
         "kv_cache_scheme": None,
     }
@@ -434,7 +434,7 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
     except BertNumpyError as error:
         raise BertNumpyError(f"{reader.place}: {error}") from None
     coded = [name for site, name in modules.items() if recipe.site(site).b.fmt is not None]
-    if _without_others(section, expected["ignore"], coded) != expected:
+    if _without_others(section, expected["ignore"], coded, place) != expected:
         raise BertNumpyError(
             f"{place}: key 'quantization_config': expected what the recipe in {EXTRA_KEY!r} "
             "comes to, found another"
@@ -459,7 +459,7 @@ WRITTEN: Mapping[Convention, Callable[..., dict[str, Any]]] = {
 }
 
 
-def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str]) -> Any:
+def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str], place: str) -> Any:
     """Remove the ignored names, and the key, that make no difference here.
 
     The ignored layers that a checkpoint does not have depend on the release that wrote it.
@@ -469,13 +469,14 @@ def _without_others(stored: Any, expected: Sequence[str], coded: Sequence[str]) 
         return stored
     if isinstance(stored.get(DEQUANTIZE), bool):
         stored = {key: value for key, value in stored.items() if key != DEQUANTIZE}
-    others = set(_unlike([name for name in names if name not in expected], coded))
+    where = f"{place}: key 'quantization_config'"
+    others = set(_unlike([name for name in names if name not in expected], coded, where))
     return {**stored, "ignore": [name for name in names if name not in others]}
 
 
-def _unlike(targets: Iterable[str], modules: Sequence[str]) -> list[str]:
+def _unlike(targets: Iterable[str], modules: Sequence[str], place: str) -> list[str]:
     """List the targets that fit none of the given layers."""
-    reader, budget = ConfigReader("quantization_config: key 'ignore'"), Budget(_STEPS)
+    reader, budget = ConfigReader(place).at("ignore"), Budget(_STEPS)
     found = []
     for name in targets:
         target = _Targets([name], reader, budget)

@@ -16,6 +16,7 @@ from bert_numpy.kit.block_operations import (
     Inputs,
     block_format,
     block_operand,
+    encoded,
     multiplier,
     scaled_numbers,
 )
@@ -208,13 +209,13 @@ def _times_reciprocal(inputs: Inputs, attributes: Attributes) -> Array:
     fmt, x = block_format(attributes), inputs["x"]
     scale = BLOCK_OPERATIONS["block_scales"](inputs, attributes)
     factor = spread(np.float32(1) / scale, x.shape, attributes["axis"], fmt.block)
-    return encode(np.asarray(x * factor, np.float32), fmt.element)
+    return encoded(np.asarray(x * factor, np.float32), fmt.element)
 
 
 def _rounded(rounding: str) -> Defective:
     def codes(inputs: Inputs, attributes: Attributes) -> Array:
         numbers = scaled_numbers(inputs, attributes)
-        return encode(numbers, block_format(attributes).element, rounding=rounding)
+        return encoded(numbers, block_format(attributes).element, rounding)
 
     return codes
 
@@ -343,7 +344,7 @@ def _unscaled(operations: Mapping[str, Defective]) -> dict[str, Defective]:
     """Make operations on codes and numbers as they are."""
 
     def codes(inputs: Inputs, attributes: Attributes) -> Array | None:
-        return encode(inputs["x"], block_format(attributes).element)
+        return encoded(inputs["x"], block_format(attributes).element)
 
     def dequantize(inputs: Inputs, attributes: Attributes) -> Array | None:
         if "scale_fmt" not in attributes["x"]:
@@ -374,7 +375,7 @@ def _bias(off: int) -> dict[str, Defective]:
         if not is_e8m0(attributes):
             return None
         numbers = np.ldexp(scaled_numbers(inputs, attributes), -off)
-        return encode(numbers, block_format(attributes).element)
+        return encoded(numbers, block_format(attributes).element)
 
     def scales(inputs: Inputs, attributes: Attributes) -> Array | None:
         if not is_e8m0(attributes):

@@ -33,7 +33,7 @@ from npfp8.blocks.quantize import (
     tensor_multiplier,
 )
 from npfp8.codec.tables import values_of
-from npfp8.formats import FORMATS, FloatFormat
+from npfp8.formats import FORMATS, FloatFormat, Format, IntFormat
 from npfp8.scaling import spread
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "block_format",
     "block_operand",
     "described",
+    "encoded",
     "multiplier",
     "rules_in_words",
     "scaled_numbers",
@@ -135,7 +136,14 @@ def _block_codes(inputs: Inputs, attributes: Attributes) -> Array:
     roundings = fmt.how.roundings if isinstance(fmt.how, PowerRule) else {}
     rounding = roundings.get(fmt.element, "nearest")
     numbers = np.where(own, np.float32(0), scaled_numbers(inputs, attributes))
-    return np.where(own, right.codes, encode(numbers, fmt.element, rounding=rounding))
+    return np.where(own, right.codes, encoded(numbers, fmt.element, rounding))
+
+
+def encoded(numbers: Array, element: Format, rounding: str = "nearest") -> Array:
+    """Return the codes of numbers; that of 0 for a NaN if the format has none."""
+    if isinstance(element, IntFormat) or element.nan_code is None:
+        numbers = np.where(np.isnan(numbers), np.float32(0), numbers)
+    return encode(numbers, element, rounding=rounding)
 
 
 def _block_scales(inputs: Inputs, attributes: Attributes) -> Array:

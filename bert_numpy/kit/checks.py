@@ -89,11 +89,14 @@ _SHAPE: _Check = (
 _GROUPS = {"axis": _AXIS, "block": _BLOCK}
 
 #: What describes a block format, besides the axis of its blocks.
-_BLOCK_FORMAT = {
+_BLOCK_FORMAT: dict[str, _Check] = {
     "fmt": _FMT,
     "block": _BLOCK,
     "scale_fmt": _key_of(FLOAT_FORMATS),
-    "rule": _key_of({**POWER_RULES, **RATIO_RULES}),
+    "rule": (
+        "the name of a rule",
+        lambda x: isinstance(x, str) and (x in POWER_RULES or x in RATIO_RULES),
+    ),
 }
 _TENSOR_SCALE = {"tensor_scale": _BOOL}
 _BLOCK_OPTIONS = {**_TENSOR_SCALE, "source": _one_of("float32", "float16", "bfloat16")}

@@ -31,7 +31,8 @@ _SUMMARY = [
     "An input [name, view] is the tensor seen otherwise: transposed (last two axes swapped, one "
     "axis as it is), first_row, split_heads:H ((tokens, H * d) as (1, H, tokens, d)), "
     "split_heads_transposed:H (then the last two axes swapped), merge_heads (back again).",
-    "bfloat16 is BF16 in the file. Codes are F8_E4M3, F8_E5M2, F8_E8M0, or U8 or I8.",
+    "bfloat16 is BF16 in the file. Codes are F8_E4M3, F8_E5M2, F8_E8M0, or U8 or I8; packed "
+    "bytes are U8.",
     "Rounding is to nearest, ties to even, unless said otherwise. Any NaN is as good as another.",
 ]
 

@@ -24,18 +24,19 @@ are, which differs by a power of two, is exact too: its exponents, of at most 60
 magnitude, are far from float64's ends. ``S / s`` counts what the scales of one row or
 column are, not what E8M0 could be: 2^-127 and 2^127 in different rows do no harm.
 
-``max / q`` is 2^17.8 for E4M3, 448 for E2M3 ... 12 for E2M1. NVFP4 by NVFP4 has in the
-worst case ``12 * 448 / 2^-9`` for each span, so (1) holds up to K = 1188 for all scales.
-MXFP4 by MXFP4 with K = 1024 may have scales of 35 binades in all in a row and a column,
-MXFP8 E4M3 of 7. :func:`npfp8.exact_k_limit` states the K of all codes.
+``max / q`` is 2^17.8 for E4M3, 448 for E3M2, 60 for E2M3, 12 for E2M1. NVFP4 by NVFP4 has
+``12 * 448 / 2^-9`` for each span if a row and a column have all scales, so (1) holds up to
+K = 1188 for all codes. MXFP4 by MXFP4 with K = 1024 may have scales of 35 binades in a row
+and a column together, MXFP8 E4M3 of 7. :func:`npfp8.exact_k_limit` states the K of all codes.
 
 Beyond (1)
 ----------
-The elements that are really there may still be multiples of more than ``q s``
-(:func:`_element_units`), and of a norm that leaves room; otherwise the float64 sum and a
-bound of its error settle most elements, and the others are added without error:
-:func:`npfp8.products.float32.rounded_product`, for any scales and K up to 2^24. In all
-these ways the result is the exact sum rounded once, so the way makes no difference.
+Elements may still be multiples of more than ``q s``, and the norms of runs of K bound the
+partial sums more closely than ``K`` times the largest products. Where that is not enough
+either, the float64 sum and a bound of its error settle most elements, and the others are
+added without error: :func:`npfp8.products.float32.rounded_product`, for any scales and K
+up to 2^24. In all these ways the result is the exact sum rounded once, so it makes no
+difference which one is taken.
 
 Block by block
 --------------
