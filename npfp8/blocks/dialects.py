@@ -244,7 +244,7 @@ def _neutral(fmt: BlockFormat) -> BlockFormat:
 def _given(x: Float32Array, source: str) -> Array:
     """Return a copy in the type of the numbers."""
     if source == "bfloat16":
-        import ml_dtypes
+        import ml_dtypes  # noqa: PLC0415
 
         return x.astype(ml_dtypes.bfloat16)
     return x.astype(source)
@@ -284,13 +284,13 @@ def _outcome(given: Any, x: Float32Array, fmt: BlockFormat) -> _Outcome:
             f"{type(given).__name__}"
         )
     codes, scales = _bytes("codes", given[0]), _bytes("scale_codes", given[1])
-    number = None
+    number: Float32Array | None = None
     if fmt.tensor_scale and len(given) == 3 and given[2] is not None:
-        number = np.asarray(given[2], np.float64)
-        if number.size != 1:
-            raise AssertionError(f"tensor_scale: expected one number, found {number.size}")
+        one = np.asarray(given[2], np.float64)
+        if one.size != 1:
+            raise AssertionError(f"tensor_scale: expected one number, found {one.size}")
         with np.errstate(over="ignore"):
-            number = number.reshape(()).astype(np.float32)
+            number = one.reshape(()).astype(np.float32)
     blocks = (len(x), x.shape[1] // fmt.block)
     if scales.size != blocks[0] * blocks[1]:
         raise AssertionError(f"scale_codes: expected shape {blocks}, found {scales.shape}")
@@ -308,9 +308,9 @@ def _outcome(given: Any, x: Float32Array, fmt: BlockFormat) -> _Outcome:
 def _bytes(name: str, given: Any) -> Array:
     """Return codes as bytes."""
     array = np.ascontiguousarray(given)
-    if array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.size:
-        if array.min() >= -128 and array.max() <= 255:
-            array = (array & 0xFF).astype(np.uint8)
+    wide = array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.size
+    if wide and array.min() >= -128 and array.max() <= 255:
+        array = (array & 0xFF).astype(np.uint8)
     if array.dtype.itemsize != 1 or array.dtype == bool:
         raise AssertionError(f"{name}: expected bytes, found {array.dtype}")
     return array.view(np.uint8)
@@ -377,14 +377,11 @@ def _difference(
         scales, codes, number = _compared(one, other, fmt)
         counts += scales.sum(), codes.sum(), number
         if not first and (number or scales.any() or codes.any()):
-            elements = codes if codes.any() else scales.repeat(fmt.block, axis=1)
-            if scales.any():  # the first block whose scale differs, at a code that does if any
-                row, block = np.argwhere(scales)[0]
-                at = slice(block * fmt.block, (block + 1) * fmt.block)
-                column = at.start + int(np.argmax(codes[row, at]))
-            else:
-                row, column = np.argwhere(elements)[0] if elements.any() else (0, 0)
-            block = column // fmt.block
+            # The first block whose scale differs, or else that with a code that does.
+            groups = codes.reshape(*scales.shape, fmt.block)
+            differs = scales if scales.any() else groups.any(2)
+            row, block = np.unravel_index(int(np.argmax(differs)), differs.shape)
+            column = block * fmt.block + int(np.argmax(groups[row, block]))
             part = x[row, block * fmt.block : (block + 1) * fmt.block]
             first = {
                 "input": name,
@@ -397,12 +394,14 @@ def _difference(
                 "code_found": int(other.codes[row, column]),
             }
             if number:
-                assert one.number is not None and other.number is not None
+                assert one.number is not None
+                assert other.number is not None
                 first["tensor_scale_expected"] = float(one.number)
                 first["tensor_scale_found"] = float(other.number)
     if not first:
         return None
-    return RuleDifference(rule, *map(int, counts), **first)
+    scales, codes, numbers = counts.tolist()
+    return RuleDifference(rule, scales, codes, numbers, **first)
 
 
 def _special(

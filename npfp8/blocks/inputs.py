@@ -211,7 +211,7 @@ def hard_inputs(fmt: BlockFormat, source: str = "float32") -> dict[str, Float32A
     grid = _elements(fmt.element)
     ties = grid[_integers(bits, 0, grid.size, shape)] * signs()
     ties[:, ::block] = fmt.element.max
-    found = {
+    found: dict[str, Array] = {
         "normal": normal(0) * 0.02,
         "normal in bfloat16": to_source(normal(4) * 0.02, "bfloat16"),
         "zero blocks": zeros,
