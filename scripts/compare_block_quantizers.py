@@ -41,6 +41,10 @@ PAGE = ROOT / "docs" / "where-they-differ.md"
 RECORD = ROOT / "docs" / "data" / "block-peers.json"
 SIZE = 1024
 
+#: The types of numbers, in the order of the page.
+TYPES = ("float32", "bfloat16", "float16")
+assert set(TYPES) == set(SOURCES)
+
 Array = Any
 
 
@@ -124,7 +128,9 @@ def compressed_tensors(fmt: BlockFormat, option: str) -> Callable[[Array], Any]:
     bits = fmt.element.bits  # type: ignore[union-attr]
     name = "nvfp4" if fmt == NVFP4 else f"mxfp{bits}"
     base = importlib.import_module(f"compressed_tensors.compressors.{name}.base")
-    kind = "NVFP4Packed" if fmt == NVFP4 else f"MXFP{bits}{'Quantization' if bits == 8 else 'Packed'}"
+    kind = (
+        "NVFP4Packed" if fmt == NVFP4 else f"MXFP{bits}{'Quantization' if bits == 8 else 'Packed'}"
+    )
     compressor = getattr(base, f"{kind}Compressor")
     scale_dtype = torch.float8_e4m3fn if fmt == NVFP4 else torch.uint8
     arguments = quantization.QuantizationArgs(
@@ -162,9 +168,7 @@ def compressed_tensors(fmt: BlockFormat, option: str) -> Callable[[Array], Any]:
 def modelopt(fmt: BlockFormat, option: str) -> Callable[[Array], Any]:
     package = "modelopt.torch.quantization.qtensor"
     name = fmt.name.partition("_")[0]
-    cls = getattr(
-        importlib.import_module(f"{package}.{name.lower()}_tensor"), f"{name}QTensor"
-    )
+    cls = getattr(importlib.import_module(f"{package}.{name.lower()}_tensor"), f"{name}QTensor")
 
     def quantizer(x: Array) -> Any:
         numbers = as_torch(x)
@@ -180,10 +184,18 @@ def modelopt(fmt: BlockFormat, option: str) -> Callable[[Array], Any]:
     return quantizer
 
 
-def coded(values: Array, scales: Array, fmt: BlockFormat) -> Array:
-    """Return the codes of numbers that are code values times scales."""
-    multiples = values.astype(np.float64) / scales.astype(np.float64).repeat(fmt.block, axis=1)
-    return npfp8.encode(multiples, fmt.element)
+def coded(run: Callable[[Array], Array], x: Array, scales: Array, fmt: BlockFormat) -> Array:
+    """Return the codes of a party that returns numbers: code values times scales.
+
+    A number beyond the range is an infinity; there the code is that of the block times 2^-16.
+    """
+    numbers = run(x).astype(np.float64)
+    lost = np.isinf(numbers)
+    if lost.any():
+        smaller = run((x.astype(np.float32) * np.float32(2.0**-16)).astype(x.dtype))
+        numbers = np.where(lost, smaller.astype(np.float64) * 2.0**16, numbers)
+    multiples = numbers / scales.astype(np.float64).repeat(fmt.block, axis=1)
+    return npfp8.encode(np.where(np.isnan(numbers), 0, multiples), fmt.element)
 
 
 def microxcaling(fmt: BlockFormat, rounding: str) -> Callable[[Array], Any]:
@@ -201,16 +213,17 @@ def microxcaling(fmt: BlockFormat, rounding: str) -> Callable[[Array], Any]:
         name = f"fp{element.bits}_{str(element)[:4].lower()}"
     emax = int(np.frexp(element.max)[1]) - 1
 
+    def run(x: Array) -> Array:
+        how = {"axes": [-1], "block_size": fmt.block, "round": rounding}
+        return mx._quantize_mx(as_torch(x), 8, name, **how).float().numpy()
+
     def quantizer(x: Array) -> Any:
         """It returns numbers; their codes follow from the shared exponents that it computes."""
         numbers = as_torch(x)
-        found = mx._quantize_mx(
-            numbers, 8, name, axes=[-1], block_size=fmt.block, round=rounding
-        )
         groups = numbers.reshape(len(x), -1, fmt.block)
         exponents = mx._shared_exponents(groups, axes=[-1], ebits=0).squeeze(-1) - emax
-        exponents = np.maximum(exponents.float().numpy(), -127)
-        codes = coded(found.float().numpy(), np.exp2(exponents), fmt)
+        exponents = np.maximum(exponents.float().numpy(), -127)  # of 128, all become NaN
+        codes = coded(run, x, np.ldexp(1.0, exponents.astype(int)), fmt)
         return codes, (exponents + 127).astype(np.uint8)
 
     return quantizer
@@ -227,17 +240,20 @@ def quark(fmt: BlockFormat, mode: str) -> Callable[[Array], Any]:
     name = "fp4" if element.bits == 4 else f"fp{element.bits}_{str(element)[:4].lower()}"
     emax = int(np.frexp(element.max)[1]) - 1
 
+    def run(x: Array) -> Array:
+        how = {"mx_element_dtype": name}
+        return kernels.fake_quantize_mx(as_torch(x), -1, fmt.block, mode, **how).float().numpy()
+
     def quantizer(x: Array) -> Any:
         """It returns numbers; the scales are what its observer computes and its export writes."""
         numbers = as_torch(x)
-        values = kernels.fake_quantize_mx(numbers, -1, fmt.block, mode, mx_element_dtype=name)
         amax = numbers.reshape(len(x), -1, fmt.block).abs().amax(-1)
         if mode == "even":
             scale = even_round(amax, name)
         else:
             scale = torch.pow(2, getattr(torch, mode)(torch.log2(amax)) - emax)
         scale = scale.masked_fill(scale == 0, torch.finfo(torch.float32).eps).float()
-        return coded(values.float().numpy(), scale.numpy(), fmt), to_e8m0(scale).numpy()
+        return coded(run, x, scale.numpy(), fmt), to_e8m0(scale).numpy()
 
     return quantizer
 
@@ -262,7 +278,7 @@ def gfloat(fmt: BlockFormat, option: str) -> Callable[[Array], Any]:
 
 
 _FLOATS = ("MXFP8_E4M3", "MXFP8_E5M2", "MXFP6_E3M2", "MXFP6_E2M3", "MXFP4")
-_HALF = tuple(SOURCES)
+_HALF = TYPES
 
 #: The parties whose code runs on a CPU, by the names of their rules.
 PEERS = {
@@ -276,9 +292,7 @@ PEERS = {
         compressed_tensors,
         sources=_HALF,
     ),
-    "modelopt": Peer(
-        "nvidia-modelopt", ("MXFP8_E4M3", "MXFP4", "NVFP4"), modelopt, sources=_HALF
-    ),
+    "modelopt": Peer("nvidia-modelopt", ("MXFP8_E4M3", "MXFP4", "NVFP4"), modelopt, sources=_HALF),
     "microxcaling": Peer("microxcaling", (*_FLOATS, "MXINT8"), microxcaling, "nearest"),
     "microxcaling-even": Peer("microxcaling", (*_FLOATS, "MXINT8"), microxcaling, "even"),
     "microxcaling-floor": Peer("microxcaling", (*_FLOATS, "MXINT8"), microxcaling, "floor"),
@@ -350,6 +364,10 @@ class Bytes(NamedTuple):
     def of(cls, x: Array, fmt: BlockFormat, source: str) -> Bytes:
         codes, scales, _ = quantize_blocks(x, fmt, 1, source)
         return cls(scales, codes.view(np.uint8))
+
+
+#: The number of tensors of the table about NVFP4.
+TENSORS = 32
 
 
 def normal_matrix(source: str) -> Array:
@@ -485,7 +503,8 @@ def on_ties(x: Array, base: Bytes, fmt: BlockFormat, numbers: Array | None) -> A
     if numbers is not None:  # the tensor's number is rounded: beside a tie counts as on it
         places = np.searchsorted(middle, multiples).clip(0, middle.size - 1)
         near = np.minimum(
-            np.abs(multiples - middle[places]), np.abs(multiples - middle[np.maximum(places - 1, 0)])
+            np.abs(multiples - middle[places]),
+            np.abs(multiples - middle[np.maximum(places - 1, 0)]),
         )
         return near <= multiples * 2.0**-20
     return np.isin(multiples, middle)
@@ -550,7 +569,7 @@ def section(fmt: BlockFormat) -> Iterator[str]:
     base = base_of(fmt)
     yield f"## {fmt.name}"
     yield ""
-    for source in SOURCES:
+    for source in TYPES:
         normal = every_rule([normal_matrix(source)], fmt, source)
         refused = [rule for rule in rules_of(fmt) if rule not in normal]
         hard = hard_inputs(with_rule(fmt, next(iter(rules_of(fmt)))), source)
@@ -587,6 +606,38 @@ def section(fmt: BlockFormat) -> Iterator[str]:
             if rule != base
         ]
         yield from table(["rule", *CAUSES], rows, 1)
+    if fmt == NVFP4:
+        yield from tensor_by_tensor()
+
+
+def tensor_by_tensor() -> Iterator[str]:
+    """Yield the table of how much NVFP4's shares depend on the largest number of a tensor."""
+    yield "### NVFP4, tensor by tensor"
+    yield ""
+    yield (
+        f"In bfloat16, the largest number of a tensor decides how many of its blocks lie on a tie of "
+        f"the scale: b, g and E4M3 have few bits, and real quotients of them are on ties. The shares "
+        f"above are of one tensor. These are of {TENSORS} tensors of 256 x 256 normal numbers, against "
+        "`te`: the smallest, the median and the largest percentage."
+    )
+    yield ""
+    x = normal_numbers(TENSORS << 16, seed=1).reshape(TENSORS, 256, 256) * 0.02
+    rows = []
+    for source in TYPES:
+        shares: dict[str, list[tuple[float, float]]] = {}
+        for one in to_source(x, source):
+            found = every_rule([one], NVFP4, source)
+            for rule, made in found.items():
+                pairs = zip(made, found["te"], strict=True)
+                shares.setdefault(rule, []).append(tuple(float(np.mean(a != b)) for a, b in pairs))
+        for rule, each in shares.items():
+            if rule != "te":
+                columns = [np.sort(np.array(part)) * 100 for part in zip(*each, strict=True)]
+                cells = [
+                    " / ".join(f"{part[i]:.4g}" for i in (0, TENSORS // 2, -1)) for part in columns
+                ]
+                rows.append([source, f"`{rule}`", *cells])
+    yield from table(["input", "rule", "scales", "codes"], rows, 2)
 
 
 def first_bytes(x: Array, fmt: BlockFormat, rule: str) -> tuple[Array, Array] | None:
@@ -620,7 +671,9 @@ def special_row(fmt: BlockFormat, rule: str, special: float) -> str:
     number = quantize_blocks(np.float32(x), how, 1).tensor_scale
     scale = block_scales(scales[:1], number, how)
     with np.errstate(all="ignore"):
-        value = float(npfp8.decode(codes[1:2].view(fmt.element.code_dtype), fmt.element)[0] * scale[0])
+        value = float(
+            npfp8.decode(codes[1:2].view(fmt.element.code_dtype), fmt.element)[0] * scale[0]
+        )
     others = "NaN" if np.isnan(value) else f"{value:.3g}"
     return f"0x{scales[0]:02X}; 0x{codes[0]:02X}; {others}"
 

@@ -372,15 +372,18 @@ def _difference(
     """Return the first difference from a rule, and the number of all; None if there is none."""
     counts = np.zeros(3, np.int64)
     first: dict[str, Any] = {}
+    in_bytes = False  # whether the first difference is one of codes: these are preferred
     for name, x in inputs.items():
         one, other = expected[name], found[name]
         scales, codes, number = _compared(one, other, fmt)
         counts += scales.sum(), codes.sum(), number
-        if not first and (number or scales.any() or codes.any()):
+        differs = bool(scales.any() or codes.any())
+        if (differs and not in_bytes) or (number and not first):
+            in_bytes = differs
             # The first block whose scale differs, or else that with a code that does.
             groups = codes.reshape(*scales.shape, fmt.block)
-            differs = scales if scales.any() else groups.any(2)
-            row, block = np.unravel_index(int(np.argmax(differs)), differs.shape)
+            where = scales if scales.any() else groups.any(2)
+            row, block = np.unravel_index(int(np.argmax(where)), where.shape)
             column = block * fmt.block + int(np.argmax(groups[row, block]))
             part = x[row, block * fmt.block : (block + 1) * fmt.block]
             first = {

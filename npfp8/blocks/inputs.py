@@ -154,7 +154,7 @@ def _matrix(blocks: Array) -> Float32Array:
 
 def _powers(bits: np.random.PCG64, low: int, high: int, block: int) -> Array:
     """Return one power of two for each block, as a matrix of elements."""
-    return np.exp2(_integers(bits, low, high, (_ROWS, _BLOCKS))).repeat(block, axis=1)
+    return np.ldexp(1.0, _integers(bits, low, high, (_ROWS, _BLOCKS))).repeat(block, axis=1)
 
 
 def _at_scales(fmt: BlockFormat, bits: np.random.PCG64) -> Array:
@@ -244,7 +244,7 @@ def hard_inputs(fmt: BlockFormat, source: str = "float32") -> dict[str, Float32A
         }
     found |= {
         "ties": ties * (_powers(bits, -8, 9, block) if fmt.powers_of_two else 1.0),
-        "powers of two": np.exp2(_integers(bits, -30, 5, shape)) * signs(),
+        "powers of two": np.ldexp(1.0, _integers(bits, -30, 5, shape)) * signs(),
         "subnormal": np.ldexp(
             signs().astype(np.float64), _integers(bits, -149, -119, shape).astype(np.int32)
         ),
