@@ -3,12 +3,12 @@
     python scripts/compare_block_quantizers.py [--check] [--formats NAME ...]
     python scripts/compare_block_quantizers.py --peers
 
-Everything on the page is computed by npfp8's rules, on numbers that are the same on every
-machine. ``--check`` computes the page, or its sections for some formats, and exits with 1 if the
-file says something else. ``--peers`` runs the parties' own code on the same numbers, as far as
-it is installed, and records in docs/data/block-peers.json which of it agreed bit for bit; the
-page quotes that file. microxcaling is not on PyPI: MICROXCALING names a checkout of its
-repository.
+The tables of the page are computed by npfp8's rules, on numbers that are the same on every
+machine; its introduction is written by hand. ``--check`` computes the tables, or those of some
+formats, and exits with 1 if the file says something else. ``--peers`` runs the parties' own code
+on the same numbers, as far as it is installed, and records in docs/data/block-peers.json which
+of it agreed bit for bit; the page quotes that file. microxcaling is not on PyPI: MICROXCALING
+names a checkout of its repository.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ PAGE = ROOT / "docs" / "where-they-differ.md"
 RECORD = ROOT / "docs" / "data" / "block-peers.json"
 SIZE = 1024
 
+#: The line of the page above which the script leaves everything as it is.
+MARK = "<!-- scripts/compare_block_quantizers.py writes what follows. -->"
+
 #: The types of numbers, in the order of the page.
 TYPES = ("float32", "bfloat16", "float16")
 assert set(TYPES) == set(SOURCES)
@@ -64,11 +67,13 @@ class Peer(NamedTuple):
     sources: tuple[str, ...] = ("float32", "bfloat16")
 
     def quantizer(self, fmt: BlockFormat) -> Callable[[Array], Any]:
+        """Return the party's quantizer; raise ImportError if it is not installed."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self.make(fmt, self.option)
 
     def version(self) -> str:
+        """Return the version of the package, or the commit of the checkout."""
         if self.package != "microxcaling":
             return importlib.metadata.version(self.package)
         command = ["git", "-C", os.environ["MICROXCALING"], "rev-parse", "--short=10", "HEAD"]
@@ -218,7 +223,7 @@ def microxcaling(fmt: BlockFormat, rounding: str) -> Callable[[Array], Any]:
         return mx._quantize_mx(as_torch(x), 8, name, **how).float().numpy()
 
     def quantizer(x: Array) -> Any:
-        """It returns numbers; their codes follow from the shared exponents that it computes."""
+        """Return codes and scales of its numbers, by the shared exponents that it computes."""
         numbers = as_torch(x)
         groups = numbers.reshape(len(x), -1, fmt.block)
         exponents = mx._shared_exponents(groups, axes=[-1], ebits=0).squeeze(-1) - emax
@@ -245,7 +250,7 @@ def quark(fmt: BlockFormat, mode: str) -> Callable[[Array], Any]:
         return kernels.fake_quantize_mx(as_torch(x), -1, fmt.block, mode, **how).float().numpy()
 
     def quantizer(x: Array) -> Any:
-        """It returns numbers; the scales are what its observer computes and its export writes."""
+        """Return the codes of its numbers, and the scales as its observer computes them."""
         numbers = as_torch(x)
         amax = numbers.reshape(len(x), -1, fmt.block).abs().amax(-1)
         if mode == "even":
@@ -362,6 +367,7 @@ class Bytes(NamedTuple):
 
     @classmethod
     def of(cls, x: Array, fmt: BlockFormat, source: str) -> Bytes:
+        """Quantize a matrix by the rule of a format."""
         codes, scales, _ = quantize_blocks(x, fmt, 1, source)
         return cls(scales, codes.view(np.uint8))
 
@@ -517,10 +523,11 @@ REASONS = {
     "logarithm is that of the power. A block of scale 0x00 is not scaled.",
     "torchao-ceil": "The factor of scale 0x00 is 2^126, as with `torchao`.",
     "torchao-even": "The factor of scale 0x00 is 2^126, as with `torchao`.",
-    "compressed-tensors": "The threshold of E2M1 is used for E4M3 too. FP4 has no -0. The scale is a "
-    "number of the input's type: in float16 it ends at 2^-24.",
-    "microxcaling": "Ties go away from zero. Logarithms and sums are of the input's type: of 8 bits "
-    "in bfloat16, so that a block up to a power of two counts as the power. Zeros have no sign.",
+    "compressed-tensors": "The threshold of E2M1 is used for E4M3 too. FP4 has no -0. The scale is "
+    "a number of the input's type: in float16 it ends at 2^-24.",
+    "microxcaling": "Ties go away from zero. Logarithms and sums are of the input's type: of 8 "
+    "bits in bfloat16, so that a block up to a power of two counts as the power. Zeros are "
+    "unsigned.",
     "microxcaling-even": "As `microxcaling`, with ties to even: only logarithms and zeros differ.",
     "microxcaling-floor": "As `microxcaling`, with elements cut toward zero.",
     "modelopt": "The scale is a float32 logarithm's ceiling. FP4 has ties toward zero, and every "
@@ -534,8 +541,8 @@ REASONS = {
     "te": "A block of scale 0x00 is not scaled.",
     "triton": "A block of scale 0x00 becomes zeros.",
     "triton-floor": "A block of scale 0x00 becomes zeros.",
-    "gfloat": "The scale is a float32 logarithm's floor: a block just below a power of two counts as "
-    "the power.",
+    "gfloat": "The scale is a float32 logarithm's floor: a block just below a power of two counts "
+    "as the power.",
 }
 DIALECT_REASONS = {
     "exact": "The tensor's number, the scale and the element are each rounded once. All others "
@@ -545,8 +552,8 @@ DIALECT_REASONS = {
     "modelopt": "Elements are divided, not multiplied. A scale that rounds to 0 is 2^-9, that of a "
     "zero block 1.",
     "torchao": "A scale is at least 2^-6: small blocks lose bits, but no block is lost.",
-    "compressed-tensors": "b / 6 and the tensor's number are rounded to the type of the numbers: in "
-    "bfloat16 one scale in a hundred differs, even for ordinary numbers. A scale of 0 becomes 2^-3.",
+    "compressed-tensors": "b / 6 and the tensor's number are rounded to the type of the numbers, "
+    "so that scales of bfloat16 numbers differ. A scale of 0 becomes 2^-3.",
     "quark": "Elements are divided. A zero is replaced by 2^-23 in each step. No code is -0.",
     "vllm": "Reciprocals take and give subnormal numbers as 0. Zeros keep their sign.",
 }
@@ -577,7 +584,7 @@ def section(fmt: BlockFormat) -> Iterator[str]:
         found = every_rule(tensors, fmt, source)
         yield f"### {fmt.name}, {source} input"
         yield ""
-        yield "Normal numbers, percent of scales (above the diagonal) and of *codes* (below) that differ:"
+        yield "Normal numbers, percent of scales (above the diagonal) and *codes* that differ:"
         yield ""
         yield from matrix(normal)
         yield "Hard numbers:"
@@ -615,10 +622,10 @@ def tensor_by_tensor() -> Iterator[str]:
     yield "### NVFP4, tensor by tensor"
     yield ""
     yield (
-        f"In bfloat16, the largest number of a tensor decides how many of its blocks lie on a tie of "
-        f"the scale: b, g and E4M3 have few bits, and real quotients of them are on ties. The shares "
-        f"above are of one tensor. These are of {TENSORS} tensors of 256 x 256 normal numbers, against "
-        "`te`: the smallest, the median and the largest percentage."
+        "In bfloat16, the largest number g of a tensor decides how many of its scales and "
+        "elements are on ties: b, g and E4M3 have few bits. The shares above are of one tensor. "
+        f"These are of {TENSORS} tensors of 256 x 256 normal numbers, against `te`: the smallest, "
+        "the median and the largest percentage."
     )
     yield ""
     x = normal_numbers(TENSORS << 16, seed=1).reshape(TENSORS, 256, 256) * 0.02
@@ -725,7 +732,7 @@ def common(formats: Iterable[BlockFormat]) -> Iterator[str]:
     for name, special in (("A NaN in a block", np.nan), ("An infinity in a block", np.inf)):
         yield f"## {name}"
         yield ""
-        yield "The byte of the scale; the code of that number; the value of the other numbers, which are 1."
+        yield "The byte of the scale; the code of that number; the value of the others. All others were 1."
         yield ""
         yield from by_rule(lambda fmt, rule, special=special: special_row(fmt, rule, special))
     yield "## Ties of elements"
@@ -753,8 +760,8 @@ def recorded() -> Iterator[str]:
     yield ""
     rows = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else []
     yield (
-        "The tables are computed by the rules of `npfp8`. For these parties, the code itself was run "
-        "on the same numbers (`scripts/compare_block_quantizers.py --peers`), and every byte was "
+        "The tables are computed by the rules of `npfp8`. For these parties, the code itself was "
+        "run on the same numbers (`scripts/compare_block_quantizers.py --peers`), and every byte "
         "compared with the rule's."
     )
     yield ""
@@ -781,59 +788,14 @@ def recorded() -> Iterator[str]:
     yield ""
 
 
-def introduction() -> Iterator[str]:
-    yield from """# Where they differ
-
-Libraries and kernels quantize the same numbers to the same block format, and get other bytes. This page measures how many, for
-each pair of the rules in `npfp8`, and says why. [Block formats](block-formats.md) explains the rules.
-`scripts/compare_block_quantizers.py` makes the page and checks it.
-
-## Your own quantizer
-
-One call holds a quantizer against all rules of its format. It names the rule that gives the same bytes, or the first
-difference from each rule, the nearest first:
-
-```python
-import numpy as np
-import npfp8
-from npfp8 import testing
-
-
-def mine(x):
-    \"\"\"The scale of rceil, but ties away from zero.\"\"\"
-    q = npfp8.quantize(x, npfp8.MXFP4, rule="rceil")
-    scales = np.ldexp(1.0, q.scale_codes.astype(int) - 127).repeat(32, axis=1)
-    return npfp8.encode(x / scales, npfp8.E2M1, rounding="nearest_away"), q.scale_codes
-
-
-report = testing.check_block_quantizer(mine, npfp8.MXFP4)
-print(report.mistake)  # the rule rceil with ties rounded away from zero
-print(report.differences[0].rule)  # torchao-rceil
-print(testing.check_block_quantizer(lambda x: npfp8.quantize(x, "NVFP4"), "NVFP4").follows)  # ('te',)
-```
-
-With `rule="te"` the call is a test: it raises AssertionError unless all bytes are those of the rule. `print(report)` shows
-everything that was found.
-
-## How to read the tables
-
-*Normal numbers* are 1024 x 1024 numbers with mean 0 and standard deviation 0.02, in float32 or rounded to another type.
-They are the same on every machine: the generator's integers are fixed by NumPy, and all steps from there are exact or rounded
-once. *Hard numbers* are what `check_block_quantizer` uses: numbers on thresholds of scales and beside them, ties, powers of
-two, subnormal, tiny and huge blocks, and zeros. Their shares measure no practical effect, they only show that rules differ.
-
-Rules that give the same bytes share a letter. A cell above the diagonal is the percentage of scale bytes that differ between
-the rule of the row and that of the column; a cell below, in italics, is that of element codes. `<.0001` is above 0.
-
-The last table of a section divides the differences from one rule by where they are:
-""".splitlines()
-    yield ""
+def columns() -> Iterator[str]:
+    """Yield the table of the causes of differences."""
     yield from table(["column", "what differs"], [[name, text] for name, text in CAUSES.items()])
 
 
 def page(formats: Iterable[BlockFormat]) -> dict[str, list[str]]:
     """Return the parts of the page by name; of the formats, those asked for."""
-    parts = {"introduction": list(introduction())}
+    parts = {"columns": list(columns())}
     parts["rules"] = [*common(BLOCK_FORMATS.values()), *recorded()]
     parts |= {fmt.name: list(section(fmt)) for fmt in formats}
     return parts
@@ -854,7 +816,8 @@ def main() -> int:
             file.write(f"{text}\n".encode())
     parts = page(formats)
     if not arguments.check:
-        lines = [line for part in parts.values() for line in part]
+        head = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
+        lines = [head + MARK, "", *(line for part in parts.values() for line in part)]
         with replaced_file(PAGE) as file:
             file.write(("\n".join(lines).rstrip() + "\n").encode())
         return 0
