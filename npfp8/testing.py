@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from npfp8.arguments import flag, integer, require_function
 from npfp8.arrays import Array, Float32Array
-from npfp8.blocks.dialects import check_block_quantizer
 from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import decode, encode
+from npfp8.dialects import check_block_quantizer
 from npfp8.formats import FloatFormat, as_float_format
 from npfp8.mistakes import Encoder, differing, likely_mistake
 

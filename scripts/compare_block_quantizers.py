@@ -348,7 +348,7 @@ def count_differing(
     quantizer: Callable[[Array], Any], fmt: BlockFormat, rule: str, source: str
 ) -> int:
     """Return in how many of all bytes the party differs from its rule on normal numbers."""
-    from npfp8.blocks.dialects import _given, _outcome  # noqa: PLC0415
+    from npfp8.dialects import _given, _outcome  # noqa: PLC0415
 
     x = normal_matrix(source)
     found = _outcome(quantizer(_given(x, source)), x, fmt)
@@ -732,7 +732,7 @@ def common(formats: Iterable[BlockFormat]) -> Iterator[str]:
     for name, special in (("A NaN in a block", np.nan), ("An infinity in a block", np.inf)):
         yield f"## {name}"
         yield ""
-        yield "The byte of the scale; the code of that number; the value of the others. All others were 1."
+        yield "The byte of the scale; the code of that number; the value of the others (given: 1)."
         yield ""
         yield from by_rule(lambda fmt, rule, special=special: special_row(fmt, rule, special))
     yield "## Ties of elements"

@@ -13,8 +13,8 @@ from conftest import load_script
 import npfp8
 from npfp8 import BLOCK_FORMATS, E2M1, MXFP4, MXFP8_E4M3, NVFP4, BlockFormat, quantize, testing
 from npfp8.blocks import inputs
-from npfp8.blocks.dialects import BlockReport
 from npfp8.blocks.layouts import pack_codes, pack_scales
+from npfp8.dialects import BlockReport
 from npfp8.formats import IntFormat
 
 SOURCES = ("float32", "bfloat16", "float16")
@@ -288,7 +288,7 @@ def test_every_rule_has_its_reason() -> None:
     assert set(page.DIALECT_REASONS) == set(npfp8.RATIO_RULES)
 
 
-@pytest.mark.parametrize("source", ["float32", "bfloat16"])
+@pytest.mark.parametrize("source", SOURCES)
 @by_format
 @pytest.mark.parametrize("rule", page.PEERS)
 def test_a_party_is_named(rule: str, fmt: BlockFormat, source: str) -> None:

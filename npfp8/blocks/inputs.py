@@ -58,7 +58,7 @@ def normal_numbers(count: int, seed: int = 0) -> npt.NDArray[np.float64]:
     --------
     >>> from npfp8.blocks.inputs import normal_numbers
     >>> normal_numbers(3).round(3).tolist()
-    [0.262, 0.253, -0.144]
+    [0.885, 2.144, 0.547]
     """
     bits = _random(seed)
     parts: list[Array] = []
@@ -242,12 +242,14 @@ def hard_inputs(fmt: BlockFormat, source: str = "float32") -> dict[str, Float32A
             "around the smallest normal number": normal(9) * 2.0**-126,
             "all zeros": np.zeros(shape),
         }
+    smallest = SOURCES[source][1]
+    small = np.ldexp(signs().astype(np.float64), _integers(bits, smallest, smallest + 6, shape))
+    small[:, ::block] = np.ldexp(1.0, _integers(bits, -3, 5, (_ROWS, _BLOCKS)))
     found |= {
         "ties": ties * (_powers(bits, -8, 9, block) if fmt.powers_of_two else 1.0),
         "powers of two": np.ldexp(1.0, _integers(bits, -30, 5, shape)) * signs(),
-        "subnormal": np.ldexp(
-            signs().astype(np.float64), _integers(bits, -149, -119, shape).astype(np.int32)
-        ),
+        "tiny among large": small,
+        "subnormal": np.ldexp(signs().astype(np.float64), _integers(bits, -149, -119, shape)),
     }
     return {name: _fixed(to_source(x, source)) for name, x in found.items()}
 

@@ -201,7 +201,7 @@ def check_block_quantizer(
     <BlockReport MXFP4, float32: follows rceil>
     >>> report = testing.check_block_quantizer(mine, "MXFP4", source="bfloat16")
     >>> report.differences[0].rule, report.differences[0].scales
-    ('torchao-rceil', 99)
+    ('torchao-rceil', 0)
     """
     require_function("fn", fn)
     fmt = as_block_format(fmt)
