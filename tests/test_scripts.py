@@ -25,7 +25,10 @@ for script in sys.argv[2:]:
 """
 
 #: Packages that a script may import before it reads its arguments: they are extras, or tools.
-OPTIONAL = {"hypothesis", "ml_dtypes", "mpmath", "onnx", "onnxruntime", "torch", "transformers"}
+OPTIONAL = {
+    *("compressed_tensors", "hypothesis", "ml_dtypes", "mpmath", "onnx", "onnxruntime"),
+    *("torch", "torchao", "transformers"),
+}
 
 
 def test_every_script_answers() -> None:

@@ -135,6 +135,9 @@ CONVENTIONS = {convention.name: convention for convention in (COMPRESSED_TENSORS
 _DTYPES: dict[Format, str] = {E4M3FN: "F8_E4M3", E5M2: "F8_E5M2", MXINT8.element: "I8"}
 
 
+_TINY = np.finfo(np.float32).tiny
+
+
 def layout_of(fmt: BlockFormat) -> BlockLayout | None:
     """Return the layout of a block format, by whatever rule; None if there is none."""
     return next((layout for layout in BLOCK_LAYOUTS if _facts(layout.fmt) == _facts(fmt)), None)
@@ -205,7 +208,7 @@ def stored_tensor_scale(
     Raises
     ------
     BertNumpyError
-        If the result is not a float32 number.
+        If the result is not a normal float32 number.
     """
     rule = _rule(fmt)
     largest = np.float32(fmt.element.max * fmt.scale_format.max)
@@ -217,7 +220,7 @@ def stored_tensor_scale(
             found = np.float32(1) / found
     if number == 0:
         found = np.float32(1)
-    if not (np.isfinite(found) and found > 0):
+    if not _TINY <= found < np.inf:
         raise BertNumpyError(
             f"the scale of the tensor, {number} by the rule {fmt.rule}: expected a number that "
             f"{convention.name} can store, found {found}"
@@ -314,8 +317,8 @@ def read_tensor_scale(
 ) -> Float32Array:
     """Read the number of a tensor, as the format's rule stores it; see :func:`read_blocks`."""
     found = read_float32(tensor).reshape(())
-    if not found > 0:
-        raise BertNumpyError(f"{tensor.place}: expected a positive number, found {found}")
+    if not found >= _TINY:
+        raise BertNumpyError(f"{tensor.place}: expected a positive, normal number, found {found}")
     if expected is None:
         assert _rule(fmt).divides == convention.divides  # the rule of those who wrote it
         return found

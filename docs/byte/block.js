@@ -63,10 +63,10 @@ export function quantizeBlocks(row, blockFormat, rule, formats) {
 }
 
 /** The code of a number, from its multiple and the rule. */
-function elementCode(x, scaled, scaleCode, element, { rounding, zero, nan }) {
+function elementCode(x, scaled, scaleCode, element, { rounding, zero, nan, finished = (code) => code }) {
   if (Number.isNaN(scaled) && nan) return nan(x, scaleCode);
   if (scaled === 0 && zero !== undefined) return zero;
-  return encode(scaled, element, { rounding });
+  return finished(encode(scaled, element, { rounding }));
 }
 
 function dequantized(numbers, codes, scales, length, element) {

@@ -6,7 +6,8 @@
 //                     `scaled(x)`, the number that is encoded for x
 //   blockScale(code)  the scale by which values of codes are multiplied
 // and perhaps `rounding` of the elements; `zero`, the code of a number that is scaled to 0; `nan(x,
-// code)`, that of a number that is scaled to NaN; and `tensorScale`, what is stored for the tensor.
+// code)`, that of a number that is scaled to NaN; `finished(code)`, what becomes of a code; and
+// `tensorScale`, what is stored for the tensor.
 
 import { decode, encode } from "./codec.js";
 
@@ -241,6 +242,7 @@ export const POWER_RULES = {
 // Scales with a mantissa.
 
 const TINY = 2 ** -126;
+const EPSILON = 2 ** -23;
 const LARGEST = (2 - 2 ** -23) * 2 ** 127;
 
 /** A rule's function from a block's largest magnitude, of the code of its scale and of what scales x. */
@@ -332,17 +334,15 @@ export const RATIO_RULES = {
       nan: nanCodes(scales, 0, 0),
     };
   },
-  quark({ max: M }, scales, g) {
-    const nonzero = (x) => x || 2 ** -23;
+  quark({ max: M, sign_bit: negativeZero }, scales, g) {
+    const nonzero = (x) => x || EPSILON;
     const t = nonzero(f(g / f(M * scales.max)));
     return {
       tensorScale: t,
-      block: blocks(scales, (b) => encoded(f(nonzero(f(b / M)) / t), scales), (x, s) => {
-        const quotient = f(x / nonzero(f(s * t)));
-        return Math.abs(quotient) <= 0.25 ? 0 : quotient; // no code is that of -0
-      }),
+      block: blocks(scales, (b) => encoded(f(nonzero(f(b / M)) / t), scales), (x, s) => f(x / nonzero(f(s * t)))),
       blockScale: (code) => f(decode(code, scales) * t),
       nan: nanCodes(scales, 7, 7),
+      finished: (code) => (code === negativeZero ? 0 : code),
     };
   },
   vllm({ max: M }, scales, g) {

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,6 @@ from npfp8.blocks.pieces import block_amax, encode_blocks
 from npfp8.codec.definition import integer_kernel
 from npfp8.codec.tables import table_encoder
 from npfp8.formats import E8M0FNU, FloatFormat, Format, IntFormat
-
-if TYPE_CHECKING:
-    from npfp8.blocks.formats import BlockFormat
 
 __all__ = [
     "PLAIN_RULES",
@@ -187,16 +184,23 @@ PLAIN_RULES = (
 
 
 def power_codes(
-    x: Float32Array, fmt: BlockFormat, axis: int, source: str = "float32"
+    x: Float32Array,
+    rule: PowerRule,
+    element: Format,
+    scale_format: FloatFormat,
+    block: int,
+    axis: int,
+    source: str = "float32",
 ) -> tuple[Array, npt.NDArray[np.uint8]]:
-    """Return the codes of numbers, and of the scales of their blocks, by the rule of a format.
+    """Return the codes of numbers, and of the scales of their blocks, by a rule.
 
     Parameters
     ----------
     x : ndarray of float32
-    fmt : BlockFormat
-    axis : int
-        The axis of the blocks, not negative.
+    rule : PowerRule
+    element, scale_format : Format, FloatFormat
+    block, axis : int
+        The length of the blocks, and their axis, not negative.
     source : {"float32", "float16", "bfloat16"}
         The type in which the numbers were given.
 
@@ -205,9 +209,7 @@ def power_codes(
     ValueError
         If the rule's party does not have the formats or does not take the numbers.
     """
-    rule, element, block = fmt.how, fmt.element, fmt.block
-    assert isinstance(rule, PowerRule)
-    _check(rule, element, fmt.scale_format, source)
+    _check(rule, element, scale_format, source)
     amax = block_amax(x, axis, block)
     finite = bool(np.isfinite(amax).all())
     if not finite:
@@ -220,7 +222,7 @@ def power_codes(
             some = block_amax((~nan).astype(np.float32), axis, block) > 0
             amax = np.where(some, numbers, np.float32(np.nan))
     with np.errstate(all="ignore"):
-        scale_codes, factors = rule.blocks(amax, element, fmt.scale_format, source)
+        scale_codes, factors = rule.blocks(amax, element, scale_format, source)
         kernel = _kernel(rule, element, source, finite)
         correct = _correction(rule, element, source, finite)
         codes = encode_blocks(x, factors, axis, block, kernel, element.code_dtype, correct)

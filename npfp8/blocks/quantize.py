@@ -8,9 +8,9 @@ import numpy as np
 
 from npfp8.arrays import Array, Float32Array
 from npfp8.blocks.formats import BlockFormat
-from npfp8.blocks.powers import power_codes
+from npfp8.blocks.pieces import block_amax
+from npfp8.blocks.powers import PowerRule, power_codes
 from npfp8.blocks.ratios import RatioRule, ratio_codes
-from npfp8.blocks.rows import block_rows, row_absmax
 from npfp8.codec.tables import values_of
 from npfp8.scaling import as_float32
 
@@ -53,16 +53,15 @@ def quantize_blocks(
     tensor_scale : ndarray of float32, (), optional
         The number of the tensor; without it, it is computed from the numbers.
     """
-    if fmt.powers_of_two:
-        return BlockCodes(*power_codes(x, fmt, axis, source), None)
-    blocks = block_rows(x, axis, fmt.block)
-    largest = row_absmax(blocks.rows)
+    rule, parts = fmt.how, (fmt.element, fmt.scale_format, fmt.block, axis, source)
+    if isinstance(rule, PowerRule):
+        return BlockCodes(*power_codes(x, rule, *parts), None)
+    amax = block_amax(x, axis, fmt.block)
     if not fmt.tensor_scale:
         tensor_scale = None
     elif tensor_scale is None:
-        tensor_scale = tensor_scale_of(largest.max(initial=0), fmt, source)
-    codes, scale_codes = ratio_codes(blocks.rows, largest[:, None], tensor_scale, fmt, source)
-    return BlockCodes(blocks.elements(codes), blocks.per_block(scale_codes), tensor_scale)
+        tensor_scale = tensor_scale_of(amax.max(initial=0), fmt, source)
+    return BlockCodes(*ratio_codes(x, amax, tensor_scale, rule, *parts), tensor_scale)
 
 
 def block_scales(

@@ -10,25 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npfp8.arrays import Array, Float32Array, Kernel, chunks
+from npfp8.arrays import Array, Float32Array, Kernel
 from npfp8.bfloat16 import round_to_bfloat16
-from npfp8.blocks.rows import row_absmax
+from npfp8.blocks.pieces import block_amax, encode_blocks
 from npfp8.codec import encode
 from npfp8.codec.definition import integer_kernel
 from npfp8.codec.tables import table_encoder, values_of
 from npfp8.formats import E2M1, FloatFormat, Format, IntFormat
-
-if TYPE_CHECKING:
-    from npfp8.blocks.formats import BlockFormat
+from npfp8.scaling import spread
 
 __all__ = ["RATIO_RULES", "RatioRule", "ratio_codes"]
-
-#: Elements per chunk: few enough that temporaries stay in the L2 cache.
-_CHUNK = 1 << 15
 
 #: The number of a tensor; None in a format without.
 _Number = Float32Array | None
@@ -447,62 +441,64 @@ RATIO_RULES = {
 
 
 def ratio_codes(
-    rows: Float32Array,
+    x: Float32Array,
     amax: Float32Array,
     tensor_scale: _Number,
-    fmt: BlockFormat,
+    rule: RatioRule,
+    element: Format,
+    scale_format: FloatFormat,
+    block: int,
+    axis: int,
     source: str = "float32",
 ) -> tuple[Array, Array]:
-    """Return the codes of the rows, and of the scales of blocks, by the rule of a format.
+    """Return the codes of numbers, and of the scales of their blocks, by a rule.
 
     Parameters
     ----------
-    rows : ndarray of float32, (blocks, elements of a block)
-    amax : ndarray of float32, (blocks, 1)
-        The largest magnitude of each block.
+    x : ndarray of float32
+    amax : ndarray of float32
+        The largest magnitude of each block, as :func:`npfp8.blocks.pieces.block_amax` finds it.
     tensor_scale : ndarray of float32, (), optional
         The number of the tensor, as the rule stores it, if the format has one.
-    fmt : BlockFormat
+    rule : RatioRule
+    element, scale_format : Format, FloatFormat
+    block, axis : int
+        The length of the blocks, and their axis, not negative.
     source : {"float32", "float16", "bfloat16"}
         The type in which the numbers were given.
 
     Returns
     -------
-    codes : ndarray, of the shape of the rows
-    scale_codes : ndarray of uint8, (blocks, 1)
+    codes : ndarray, of the shape of ``x``
+    scale_codes : ndarray of uint8, of the shape of ``amax``
 
     Raises
     ------
     ValueError
         If a number is not finite and the rule does not say what becomes of it.
     """
-    rule = fmt.how
-    assert isinstance(rule, RatioRule)
     finite = np.isfinite(amax)
     if not finite.all():
         if rule.nan_codes is None:
             found = amax[~finite][0]
             raise ValueError(f"x: expected finite numbers for the rule {rule.name}, found {found}")
         if rule.skips_nan:
-            amax = row_absmax(np.where(np.isnan(rows), np.float32(0), rows))[:, None]
-    limits = fmt.element.max, fmt.scale_format.max
+            amax = block_amax(np.where(np.isnan(x), np.float32(0), x), axis, block)
+    limits = element.max, scale_format.max
+    kernel = _kernel(element, rule, source if tensor_scale is None else "float32")
+    operation = np.divide if rule.divide else np.multiply
     with np.errstate(all="ignore"):
-        scale_codes = rule.scale(amax, tensor_scale, limits[0], fmt.scale_format, source)
+        scale_codes = rule.scale(amax, tensor_scale, limits[0], scale_format, source)
         if rule.negative_nan and not np.isnan(0 if tensor_scale is None else tensor_scale):
-            scale_codes = _with_nan_sign(scale_codes, ~np.isnan(amax), fmt.scale_format)
-        s = values_of(scale_codes, fmt.scale_format, np.dtype(np.float32))
-        factor = rule.factor(s, tensor_scale, *limits)
-        codes = np.empty(rows.shape, fmt.element.code_dtype)
-        kernel = _kernel(fmt.element, rule, source if tensor_scale is None else "float32")
-        operation = np.divide if rule.divide else np.multiply
-        length = max(1, _CHUNK // rows.shape[1])
-        buffer = np.empty((length, rows.shape[1]), factor.dtype)
-        for chunk in chunks(len(rows), length):
-            scaled = operation(rows[chunk], factor[chunk], out=buffer[: len(rows[chunk])])
-            kernel(scaled.reshape(-1), codes[chunk].reshape(-1))
+            scale_codes = _with_nan_sign(scale_codes, ~np.isnan(amax), scale_format)
+        s = values_of(scale_codes, scale_format, np.dtype(np.float32))
+        factors = rule.factor(s, tensor_scale, *limits)
+        codes = encode_blocks(
+            x, factors, axis, block, kernel, element.code_dtype, operation=operation
+        )
     nan = np.isnan(s)
-    if rule.nan_codes is not None and fmt.element == E2M1 and nan.any():
-        np.copyto(codes, np.uint8(rule.nan_codes[0]), where=nan)
+    if rule.nan_codes is not None and element == E2M1 and nan.any():
+        np.copyto(codes, np.uint8(rule.nan_codes[0]), where=spread(nan, x.shape, axis, block))
     return codes, scale_codes
 
 
