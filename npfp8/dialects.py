@@ -22,7 +22,6 @@ from npfp8.blocks.layouts import CODE_LAYOUTS, SCALE_LAYOUTS, unpack_codes, unpa
 from npfp8.blocks.powers import POWER_RULES, PowerRule
 from npfp8.blocks.quantize import quantize_blocks
 from npfp8.blocks.ratios import RATIO_RULES, RatioRule
-from npfp8.blocks.rows import block_rows
 from npfp8.codec import encode
 from npfp8.codec.tables import values_of
 from npfp8.formats import FloatFormat, Format
@@ -562,21 +561,21 @@ def _rounded(
     rounding: str, x: Float32Array, outcome: _Outcome, fmt: BlockFormat
 ) -> _Outcome | None:
     """Encode the multiples of numbers by another rounding."""
-    blocks = block_rows(x, 1, fmt.block)
+    blocks = x.reshape(-1, fmt.block)
     scale = values_of(outcome.scales.reshape(-1, 1), fmt.scale_format, np.dtype(np.float32))
     how = fmt.how
     with np.errstate(all="ignore"):
         if isinstance(how, PowerRule):
-            scaled = blocks.rows.astype(np.float64) / scale  # exact
+            scaled = blocks.astype(np.float64) / scale  # exact
         else:
             factor = how.factor(scale, outcome.number, fmt.element.max, fmt.scale_format.max)
-            scaled = (np.divide if how.divide else np.multiply)(blocks.rows, factor)
+            scaled = (np.divide if how.divide else np.multiply)(blocks, factor)
     if np.isnan(scaled).any():
         scaled = np.where(np.isnan(scaled), 0, scaled)
     if isinstance(how, RatioRule) and how.negative_zero == "rounded":
         scaled = scaled + scaled.dtype.type(0)
     codes = encode(scaled, fmt.element, rounding=rounding)
-    return outcome._replace(codes=blocks.elements(codes).view(np.uint8))
+    return outcome._replace(codes=codes.view(np.uint8).reshape(x.shape))
 
 
 def _unsigned(x: Float32Array, outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
