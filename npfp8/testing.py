@@ -8,6 +8,8 @@ Three lines test your encoder and decoder::
 
 A check raises AssertionError with the bits of the input, the expected and the found
 code, and the name of the mistake if it is a usual one.
+
+:func:`check_block_quantizer` names the rule that a quantizer of a block format follows.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from npfp8.arguments import flag, integer, require_function
 from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits, boundary_numbers
 from npfp8.codec import decode, encode
+from npfp8.dialects import check_block_quantizer
 from npfp8.formats import FloatFormat, as_float_format
 from npfp8.mistakes import Encoder, differing, likely_mistake
 
 __all__ = [
     "arrays_near_boundaries",
     "boundary_values",
+    "check_block_quantizer",
     "check_decoder",
     "check_encoder",
     "codes",

@@ -302,6 +302,7 @@ def test_any_numbers(x: np.ndarray, rule: str) -> None:
 @hypothesis.settings(max_examples=60)
 def test_any_layout(x: np.ndarray, rule: str, dtype: str) -> None:
     """Another axis, a short last block and another memory order change nothing."""
+    hypothesis.assume(dtype in RATIO_RULES[rule].sources)
     x = as_dtype(x, dtype)
     q = quantize(x, NVFP4, rule=rule)
     padded = quantize(np.pad(x, [(0, 0), (0, -x.shape[1] % 16)]), NVFP4, rule=rule)
@@ -454,3 +455,8 @@ def test_bad_numbers_of_the_tensor() -> None:
             quantize(x, NVFP4, tensor_scale=bad)
     with pytest.raises(ValueError, match="tensor_scale: expected None"):
         quantize(x, ONE_LEVEL, tensor_scale=1.0)
+
+
+def test_torchao_takes_no_float16() -> None:
+    with pytest.raises(ValueError, match="x: expected float32 or bfloat16 for the rule torchao"):
+        quantize(np.ones((2, 16), np.float16), NVFP4, rule="torchao")

@@ -220,6 +220,12 @@ def valid(
         "npfp8.storage.save_file": {"tensors": {"x": x}, "path": path},
         "npfp8.testing.arrays_near_boundaries": {"shape": 2, **kinds},
         "npfp8.testing.boundary_values": kinds,
+        "npfp8.testing.check_block_quantizer": {
+            "fn": abs,
+            "fmt": "MXFP4",
+            "rule": "floor",
+            "source": "float32",
+        },
         "npfp8.testing.check_decoder": {"decoder": abs, **kinds},
         "npfp8.testing.check_encoder": {"encoder": abs, **kinds},
         "npfp8.testing.codes": kinds,

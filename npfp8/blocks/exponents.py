@@ -68,6 +68,8 @@ class PowerRule:
         Whether a NaN does not count for the largest magnitude.
     zero : callable (element) -> int or None, optional
         The code of a number whose multiple is 0, where it is not the signed zero.
+    one_type : bool
+        Whether the multiples are of the type of the numbers, where some more of them are 0.
     quantize : callable (scaled, element, source) -> scaled, optional
         A rounding of the multiples of numbers that is done before they are encoded.
     """
@@ -81,6 +83,7 @@ class PowerRule:
     skips_nan: bool = False
     zero: Callable[[Format], int | None] | None = None
     quantize: Callable[[Array, Format, str], Array] | None = None
+    one_type: bool = False
     roundings: Mapping[Format, str] = field(default_factory=dict, hash=False)
 
 
@@ -267,9 +270,12 @@ def _correction(
     if finite and zero is None:
         return None
 
+    # What rounds to 0 in the type of the numbers: up to half of its smallest number.
+    end = {"float16": 2.0**-25, "bfloat16": 2.0**-134}.get(source, 0.0) if rule.one_type else 0.0
+
     def correct(numbers: Float32Array, scaled: Array, codes: Array) -> None:
         if zero is not None:
-            codes[scaled == 0] = zero
+            codes[np.abs(scaled) <= np.float32(end) if end else scaled == 0] = zero
         nan = np.isnan(scaled)
         if nan.any():
             assert rule.nan is not None

@@ -410,6 +410,7 @@ PARTY_RULES = (
         elements=(E4M3FN, E2M3, E2M1),
         nan=_compressed_tensors_nan,
         zero=partial(_fp4_zero, code=0),
+        one_type=True,
     ),
     _microxcaling_rule("microxcaling", "nearest", "floor, ties away from zero"),
     _microxcaling_rule("microxcaling-even", "even", "floor, ties to even"),

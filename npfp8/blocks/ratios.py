@@ -69,6 +69,8 @@ class RatioRule:
     one_type : bool
         Whether quotients of elements are also rounded to the type of the numbers in a format
         without a number of the tensor.
+    sources : tuple of str
+        The types of numbers that the party takes.
     """
 
     name: str
@@ -84,6 +86,7 @@ class RatioRule:
     negative_nan: bool = False
     skips_nan: bool = False
     one_type: bool = False
+    sources: tuple[str, ...] = ("float32", "float16", "bfloat16")
 
     @property
     def divides(self) -> bool:
@@ -393,6 +396,7 @@ RATIO_RULES = {
             "smallest normal, code = E2M1(x ((1 / t) / s))",
             nan_codes=(0xC, 0xB),
             negative_nan=True,
+            sources=("float32", "bfloat16"),
         ),
         RatioRule(
             "compressed-tensors",
@@ -475,8 +479,12 @@ def ratio_codes(
     Raises
     ------
     ValueError
-        If a number is not finite and the rule does not say what becomes of it.
+        If a number is not finite and the rule does not say what becomes of it, or the rule's
+        party does not take the type.
     """
+    if source not in rule.sources:
+        known = " or ".join(rule.sources)
+        raise ValueError(f"x: expected {known} for the rule {rule.name}, found {source}")
     finite = np.isfinite(amax)
     if not finite.all():
         if rule.nan_codes is None:

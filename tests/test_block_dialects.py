@@ -1,0 +1,305 @@
+"""npfp8.testing.check_block_quantizer, used as by a user: it names rules, mistakes and parties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import load_script
+
+import npfp8
+from npfp8 import BLOCK_FORMATS, E2M1, MXFP4, MXFP8_E4M3, NVFP4, BlockFormat, quantize, testing
+from npfp8.blocks import inputs
+from npfp8.blocks.layouts import pack_codes, pack_scales
+from npfp8.dialects import BlockReport
+from npfp8.formats import IntFormat
+
+SOURCES = ("float32", "bfloat16", "float16")
+by_format = pytest.mark.parametrize("fmt", BLOCK_FORMATS.values(), ids=str)
+check = testing.check_block_quantizer
+
+
+def rules_of(fmt: BlockFormat) -> list[str]:
+    return list(npfp8.POWER_RULES if fmt.powers_of_two else npfp8.RATIO_RULES)
+
+
+def by(fmt: BlockFormat, rule: str) -> Callable[[Any], Any]:
+    return lambda x: quantize(x, fmt, rule=rule)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@by_format
+def test_every_rule_is_named(fmt: BlockFormat, source: str) -> None:
+    pytest.importorskip("ml_dtypes")
+    known = check(by(fmt, "exact" if fmt == NVFP4 else "floor"), fmt, source=source)
+    taken = [rule for rule in rules_of(fmt) if rule not in known.refused]
+    assert len(taken) > 4
+    for rule in taken:
+        report = check(by(fmt, rule), fmt, source=source)
+        assert rule in report.follows
+        assert report.refused == known.refused
+        if source == "float32":
+            assert report.follows == (rule,)  # the inputs tell all rules apart
+        assert len(report.follows) + len(report.differences) == len(taken)
+    for rule in known.refused:
+        with pytest.raises(ValueError, match=r"expected"):
+            check(by(fmt, rule), fmt, rule, source)
+
+
+def test_the_nearest_rule_is_first() -> None:
+    def mine(x: np.ndarray) -> Any:
+        q = quantize(x, MXFP4, rule="microxcaling")
+        assert q.scale_codes is not None
+        q.scale_codes[0, 0] ^= 1
+        return q.codes, q.scale_codes
+
+    report = check(mine, MXFP4)
+    assert not report.follows
+    first = report.differences[0]
+    assert (first.rule, first.scales, first.codes) == (
+        "microxcaling",
+        9 if False else first.scales,
+        0,
+    )
+    assert first.scales == len(inputs.hard_inputs(MXFP4))
+    assert (first.input, first.index) == ("normal", (0, 0))
+    assert first.scale_expected ^ 1 == first.scale_found
+    assert "nearest microxcaling" in repr(report)
+    assert f"microxcaling: {first.scales} scales and 0 codes differ; first in 'normal'" in str(
+        report
+    )
+
+
+def test_a_named_rule_is_a_check() -> None:
+    assert check(by(NVFP4, "te"), NVFP4, rule="te").follows == ("te",)
+    with pytest.raises(AssertionError, match=r"NVFP4, float32: rule te: \d+ scales .* found 0x"):
+        check(by(NVFP4, "torchao"), NVFP4, rule="te")
+    with pytest.raises(AssertionError, match="looks like the rule te with -0 encoded as 0"):
+        check(zero_unsigned(by(NVFP4, "te")), NVFP4, rule="te")
+    with pytest.raises(ValueError, match="rule: expected one of"):
+        check(by(NVFP4, "te"), NVFP4, rule="floor")
+    with pytest.raises(ValueError, match="rule te: expected elements"):
+        check(by(MXFP4, "floor"), MXFP4, rule="te")
+
+
+def zero_unsigned(quantizer: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def mine(x: np.ndarray) -> Any:
+        q = quantizer(x)
+        return np.where(q.codes == 8, 0, q.codes), q.scale_codes, q.tensor_scale
+
+    return mine
+
+
+def other_ties(fmt: BlockFormat, rounding: str) -> Callable[[Any], Any]:
+    def mine(x: np.ndarray) -> Any:
+        q = quantize(x, fmt, rule="rceil")
+        assert q.scale_codes is not None
+        exponents = q.scale_codes.astype(np.int64).repeat(fmt.block, axis=1) - 127
+        scaled = np.ldexp(x.astype(np.float64), -exponents)
+        return npfp8.encode(scaled, fmt.element, rounding=rounding), q.scale_codes
+
+    return mine
+
+
+@by_format
+def test_planted_faults(fmt: BlockFormat) -> None:
+    rule = "te" if fmt == NVFP4 else "rceil"
+
+    def planted(change: Callable[[Any, Any, Any], tuple[Any, ...]]) -> BlockReport:
+        def mine(x: np.ndarray) -> Any:
+            q = quantize(x, fmt, rule=rule)
+            return change(q.codes, q.scale_codes, q.tensor_scale)
+
+        return check(mine, fmt)
+
+    faults: dict[str, Callable[[Any, Any, Any], tuple[Any, ...]]] = {
+        f"scales in the layout {layout}": (
+            lambda c, s, t, layout=layout: (c, pack_scales(s, layout), t)
+        )
+        for layout in ("128x4", "4x4", "te-columnwise")  # 8x4 is row after row here
+    }
+    if fmt != NVFP4:
+        faults |= {
+            "the scale's exponent without its bias": lambda c, s, t: (
+                c,
+                (s.astype(int) - 127).astype(np.int8),
+            ),
+            "the scale's exponent too large by 1": lambda c, s, t: (c, s + np.uint8(1)),
+            "the scale inverted": lambda c, s, t: (c, 254 - s),
+        }
+    else:
+        faults["another tensor scale"] = lambda c, s, t: (c, s, np.float64(t) / 2)
+    if fmt.element == E2M1:
+        faults["the high nibble first"] = lambda c, s, t: (
+            pack_codes(c, fmt.element, "high-first"),
+            s,
+            t,
+        )
+    elif getattr(fmt.element, "bits", 8) == 6:
+        faults["codes in the layout split"] = lambda c, s, t: (
+            pack_codes(c, fmt.element, "split"),
+            s,
+        )
+    for name, change in faults.items():
+        report = planted(change)
+        assert not report.follows, name
+        assert report.mistake == f"the rule {rule} with {name}"
+
+
+def test_an_inverted_tensor_scale() -> None:
+    def mine(x: np.ndarray) -> Any:
+        q = quantize(x, NVFP4, rule="modelopt")
+        with np.errstate(all="ignore"):
+            return q.codes, q.scale_codes, np.float32(1) / q.tensor_scale
+
+    assert check(mine, NVFP4).mistake == "the rule modelopt with the tensor scale inverted"
+
+
+@by_format
+def test_ties(fmt: BlockFormat) -> None:
+    if fmt == NVFP4:
+        return
+    names = {
+        "nearest_away": "ties rounded away from zero",
+        "nearest_toward_zero": "ties rounded toward zero",
+        "toward_zero": "truncation",
+    }
+    for rounding, name in names.items():
+        report = check(other_ties(fmt, rounding), fmt)
+        assert report.mistake == f"the rule rceil with {name}"
+
+
+@by_format
+def test_packed_codes_are_read(fmt: BlockFormat) -> None:
+    if isinstance(fmt.element, IntFormat) or fmt.element.bits == 8:
+        return
+
+    def mine(x: np.ndarray) -> Any:
+        q = quantize(x, fmt)
+        return pack_codes(q.codes, fmt.element), q.scale_codes, q.tensor_scale
+
+    assert check(mine, fmt).follows == (fmt.rule,)
+
+
+def test_what_is_no_result() -> None:
+    right = quantize(np.ones((128, 128), np.float32), MXFP4)
+    cases: list[tuple[Any, str]] = [
+        (right.codes, r"expected \(codes, scale_codes\) or .* found ndarray"),
+        ((right.codes,), "expected .codes, scale_codes"),
+        ((right.codes[:5], right.scale_codes), r"codes: expected shape \(128, 128\), or "),
+        ((right.codes, right.codes), r"scale_codes: expected shape \(128, 4\), found \(128, 128\)"),
+        ((right.codes, right.scale), "scale_codes: expected bytes, found float32"),
+    ]
+    for given, message in cases:
+        with pytest.raises(AssertionError, match=message):
+            check(lambda x, given=given: given, MXFP4)
+    with pytest.raises(AssertionError, match="tensor_scale: expected one number, found 2"):
+        check(lambda x: (*tuple(right_nvfp4(x))[:2], [1, 2]), NVFP4)
+
+
+def right_nvfp4(x: np.ndarray) -> tuple[Any, Any, Any]:
+    q = quantize(x, NVFP4)
+    return q.codes, q.scale_codes, q.tensor_scale
+
+
+def test_without_a_tensor_scale_only_bytes_are_compared() -> None:
+    assert check(lambda x: right_nvfp4(x)[:2], NVFP4).follows == ("te",)
+
+
+def test_inputs_are_not_shared_with_the_quantizer() -> None:
+    def destroying(x: np.ndarray) -> Any:
+        q = quantize(x, MXFP4)
+        x[:] = 0
+        return q
+
+    for _ in range(2):
+        assert check(destroying, MXFP4).follows == ("floor",)
+
+
+def test_nan_and_infinity_are_reported_apart() -> None:
+    report = check(by(MXFP8_E4M3, "torchao"), MXFP8_E4M3)
+    assert report.special == ("infinity: as torchao", "NaN: as torchao")
+
+    def finite_only(x: np.ndarray) -> Any:
+        if not np.isfinite(x).all():
+            raise RuntimeError("no")
+        return quantize(x, MXFP8_E4M3, rule="torchao")
+
+    report = check(finite_only, MXFP8_E4M3)
+    assert report.follows == ("torchao",)
+    raised = "the quantizer raises RuntimeError, the rule torchao does not"
+    assert report.special == (f"infinity: {raised}", f"NaN: {raised}")
+
+
+def test_a_format_of_ones_own() -> None:
+    mine = BlockFormat("E4M3FN", 128, rule="rceil")
+    report = check(by(mine, "rceil"), mine)
+    assert report.follows == ("rceil",)
+    assert "torchao" in {difference.rule for difference in report.differences}
+    two_level = BlockFormat("E3M2", 16, "E4M3FN", rule="exact", tensor_scale=True)
+    assert "exact" in check(by(two_level, "exact"), two_level).follows
+
+
+# The inputs
+
+
+def test_normal_numbers_are_normal() -> None:
+    x = inputs.normal_numbers(1 << 20)
+    assert abs(x.mean()) < 0.004
+    assert abs(x.std() - 1) < 0.003
+    for bound, share in ((1, 0.3173), (2, 0.0455), (3, 0.0027)):
+        assert np.mean(np.abs(x) > bound) == pytest.approx(share, rel=0.05)
+
+
+def test_no_decision_hangs_on_the_last_bits_of_a_logarithm() -> None:
+    bits = np.random.PCG64(0)
+    for _ in range(24):  # of 65,536 pairs each: more than a million numbers
+        u, v = inputs._uniform(bits, 1 << 16), inputs._uniform(bits, 1 << 16)
+        x = inputs._WIDTH * (v - 0.5) / u
+        assert np.abs(inputs._excess(x, u)).min() > 1e-9
+
+
+# The page, and the parties' own code
+
+page = load_script("compare_block_quantizers")
+
+
+def test_the_page_is_what_the_rules_give(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["compare_block_quantizers.py", "--check"])
+    assert page.main() == 0, capsys.readouterr().err
+    other = tmp_path / "page.md"
+    other.write_text(page.PAGE.read_text(encoding="utf-8").replace("12.31", "12.32"), "utf-8")
+    monkeypatch.setattr(page, "PAGE", other)
+    monkeypatch.setattr(
+        "sys.argv", ["compare_block_quantizers.py", "--check", "--formats", "mxfp4"]
+    )
+    assert page.main() == 1
+    assert "the part 'MXFP4' is not what the rules give now" in capsys.readouterr().err
+
+
+def test_every_rule_has_its_reason() -> None:
+    plain = {"floor", "rceil", "ceil", "even", "trunc"}
+    assert set(page.REASONS) == set(npfp8.POWER_RULES) - plain
+    assert set(page.DIALECT_REASONS) == set(npfp8.RATIO_RULES)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@by_format
+@pytest.mark.parametrize("rule", page.PEERS)
+def test_a_party_is_named(rule: str, fmt: BlockFormat, source: str) -> None:
+    peer = page.PEERS[rule]
+    if fmt.name not in peer.formats or source not in peer.sources:
+        pytest.skip(f"{rule} does not quantize {source} to {fmt}")
+    pytest.importorskip("torch")
+    pytest.importorskip("ml_dtypes")
+    try:
+        quantizer = peer.quantizer(fmt)
+    except (ImportError, LookupError) as error:
+        pytest.skip(str(error))
+    report = check(quantizer, fmt, source=source)
+    assert rule in report.follows, str(report)
