@@ -473,6 +473,7 @@ def test_candidates_that_cannot_be_read(kit, tmp_path):
         (lambda m: m["tensors"][1].update(operation="guess"), "key 'operation'"),
         (lambda m: m["tensors"][1].update(level="top"), "key 'level'"),
         (lambda m: m["tensors"][1].update(kind="codes", fmt="INT8"), "expected int8"),
+        (lambda m: m["tensors"][1].update(fmt="E4M3FN"), "key 'fmt': expected none for float32"),
         (lambda m: m["tensors"][1].update(inputs={"codes": "later"}), "expected a tensor before"),
         (lambda m: m["tensors"][1]["inputs"].update(codes=["codec/E4M3FN/codes", "up"]), "view"),
         (lambda m: m["tensors"][1].update(inputs={"codes": []}), "expected a name, or one and"),

@@ -487,6 +487,8 @@ def _tensor(entry: Any, place: str, before: Mapping[str, Tensor]) -> Tensor:
         inputs[role] = reference
     if entry["name"] in before:
         raise key_error(place, "name", "a new one", entry["name"])
+    if entry.get("fmt") and entry["kind"] != "codes":
+        raise key_error(place, "fmt", f"none for {entry['kind']}", entry["fmt"])
     return Tensor(
         entry["name"],
         choice("level", LEVELS),
