@@ -305,7 +305,7 @@ def test_accumulation_in_float32(recipe: str, small: Model) -> None:
         apply_recipe(small, other, calibration, golden=True)
     assert str(error.value) == (
         f"recipe {recipe}: golden products are accumulated 'exact' or 'hopper' or 'hopper-fast' "
-        "or 'float16' or 'bfloat16', found 'float32'"
+        "or 'float16' or 'bfloat16' or 'block-sums', found 'float32'"
     )
 
 
