@@ -153,6 +153,7 @@ def ct(torch: ModuleType, compressed_tensors: ModuleType) -> Party:
 
 @pytest.fixture(scope="module")
 def quark(torch: ModuleType) -> Party:
+    party("quark.torch")  # it leaves parts of itself loaded if one of its own packages is missing
     templates = party("quark.torch.quantization.config.template")
     quantizers = party("quark.torch.quantization.tensor_quantize")
 
