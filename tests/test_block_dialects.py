@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,7 @@ def by(fmt: BlockFormat, rule: str) -> Callable[[Any], Any]:
 
 @pytest.mark.parametrize("source", SOURCES)
 @by_format
-def test_every_rule_is_named(fmt: BlockFormat, source: str) -> None:
-    pytest.importorskip("ml_dtypes")
+def test_every_rule_is_named(fmt: BlockFormat, source: str, ml_dtypes: ModuleType) -> None:
     known = check(by(fmt, "exact" if fmt == NVFP4 else "floor"), fmt, source=source)
     taken = [rule for rule in rules_of(fmt) if rule not in known.refused]
     assert len(taken) > 4
@@ -291,12 +291,12 @@ def test_every_rule_has_its_reason() -> None:
 @pytest.mark.parametrize("source", SOURCES)
 @by_format
 @pytest.mark.parametrize("rule", page.PEERS)
-def test_a_party_is_named(rule: str, fmt: BlockFormat, source: str) -> None:
+def test_a_party_is_named(
+    rule: str, fmt: BlockFormat, source: str, torch: ModuleType, ml_dtypes: ModuleType
+) -> None:
     peer = page.PEERS[rule]
     if fmt.name not in peer.formats or source not in peer.sources:
         pytest.skip(f"{rule} does not quantize {source} to {fmt}")
-    pytest.importorskip("torch")
-    pytest.importorskip("ml_dtypes")
     try:
         quantizer = peer.quantizer(fmt)
     except (ImportError, LookupError) as error:

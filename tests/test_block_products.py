@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from fractions import Fraction
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -928,9 +929,8 @@ def test_block_sums_are_transformer_engines(largest: float) -> None:
 
 
 @pytest.mark.parametrize("fmt", [f for f in BLOCK_FORMATS.values() if not f.tensor_scale], ids=str)
-def test_emulation_in_torch(fmt: BlockFormat) -> None:
+def test_emulation_in_torch(fmt: BlockFormat, torch: ModuleType) -> None:
     """Dequantized and multiplied in float64 it is the same where (1) holds, close in float32."""
-    torch = pytest.importorskip("torch", reason="torch is not installed (extra: peers)")
     rng = np.random.default_rng(14)
     x, y = (rng.uniform(1, 2, shape).astype(np.float32) for shape in ((40, 320), (320, 30)))
     x *= rng.choice([-1, 1], x.shape)
