@@ -198,9 +198,9 @@ def check_block_quantizer(
     ...     return q.codes, q.scale_codes
     >>> testing.check_block_quantizer(mine, "MXFP4")
     <BlockReport MXFP4, float32: follows rceil>
-    >>> report = testing.check_block_quantizer(mine, "MXFP4", source="bfloat16")
+    >>> report = testing.check_block_quantizer(mine, "MXFP4", source="float16")
     >>> report.differences[0].rule, report.differences[0].scales
-    ('torchao-rceil', 0)
+    ('modelopt', 0)
     """
     require_function("fn", fn)
     fmt = as_block_format(fmt)
