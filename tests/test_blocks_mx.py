@@ -150,6 +150,17 @@ def test_tiny_and_huge_blocks_have_the_scales_at_the_ends() -> None:
     assert quantize(x[1:], BlockFormat(INT8, 2)).scale_codes.tolist() == [[127 + 121]]
 
 
+def test_scales_beyond_e8m0() -> None:
+    """Reciprocals of scales below 2^-127 are no float32 numbers."""
+    wide = npfp8.FloatFormat(8, 0, bias=133, nan_codes=(255,), signed=False, has_zero=False)
+    x = np.array([[6, -3, 0.5, 0], [2.0**12, 1024, 0, -1]], np.float32) * np.float32(2.0**-131)
+    q = quantize(x, BlockFormat(E2M1, 4, wide, rule="floor"))
+    assert q.scale_codes is not None
+    assert q.scale_codes.tolist() == [[2], [12]]
+    assert q.codes.tolist() == [[7, 13, 1, 0], [6, 2, 0, 8]]
+    np.testing.assert_array_equal(q.dequantize()[0], x[0])
+
+
 # The parties' own code -------------------------------------------------------------------------
 
 

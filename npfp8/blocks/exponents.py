@@ -33,6 +33,7 @@ __all__ = [
     "emax_of",
     "mantissa_bits_of",
     "power_codes",
+    "reciprocals",
 ]
 
 
@@ -115,6 +116,12 @@ def mantissa_bits_of(fmt: Format) -> int:
     return fmt.max_code.bit_length() - 1
 
 
+def reciprocals(exponents: Array) -> Array:
+    """Return the reciprocal of each scale 2^e: in float32, or in float64 if one is beyond it."""
+    factors = np.ldexp(1.0, -exponents)
+    return factors.astype(np.float32) if factors.max(initial=0) < 2.0**128 else factors
+
+
 def _floor(amax: Float32Array, fmt: Format) -> npt.NDArray[np.int32]:
     """Return floor(log2 a) - emax."""
     return _parts(amax)[0] - emax_of(fmt)
@@ -162,9 +169,7 @@ def _plain(
         ends = scale_format.min_positive, scale_format.max
         smallest, largest = (int(np.frexp(end)[1]) - 1 for end in ends)
         found = np.clip(np.where(zero, smallest, found), smallest, largest)
-        # 2^-e in float32; all of them are normal but 2^-127.
-        bits = np.where(found == 127, 1 << 22, (127 - found) << 23).astype(np.int32)
-        return Blocks((found - smallest).astype(np.uint8), bits.view(np.float32))
+        return Blocks((found - smallest).astype(np.uint8), reciprocals(found))
 
     return PowerRule(name, blocks, description)
 

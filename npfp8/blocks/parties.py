@@ -36,6 +36,7 @@ from npfp8.blocks.exponents import (
     PowerRule,
     emax_of,
     mantissa_bits_of,
+    reciprocals,
 )
 from npfp8.formats import (
     E2M1,
@@ -258,14 +259,8 @@ def _modelopt_nan(x: Float32Array, element: Format, source: str) -> Array:
 
 
 def _quark_scale(exponents: Array) -> Blocks:
-    """Return the codes, which are at least 1, and the reciprocals of the scales, which may not be.
-
-    A reciprocal may be beyond float32, where they are all float64: a product stays exact.
-    """
-    codes = np.clip(exponents + 127, 1, 254).astype(np.uint8)
-    factors = np.exp2(-exponents.astype(np.float64))
-    small = factors.max(initial=0) < 2.0**128
-    return Blocks(codes, factors.astype(np.float32) if small else factors)
+    """Return the codes, which are at least 1, and the reciprocals of scales that may be smaller."""
+    return Blocks(np.clip(exponents + 127, 1, 254).astype(np.uint8), reciprocals(exponents))
 
 
 def _quark(amax: Float32Array, element: Format, source: str) -> Blocks:
