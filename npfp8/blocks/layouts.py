@@ -575,6 +575,17 @@ def _unpacked(runs: Bytes, group: Group) -> Bytes:
     return out.reshape(before, count * group.codes, after)
 
 
+def _whole(nbytes: int, size: int, axis: int, fmt: Format | BlockFormat) -> int:
+    """Return the number of groups of ``size`` bytes; raise unless they are whole."""
+    count, rest = divmod(nbytes, size)
+    if rest:
+        raise ValueError(
+            f"packed: expected a multiple of {size} bytes along axis {axis} for {fmt}, "
+            f"found {nbytes}"
+        )
+    return count
+
+
 def _checked_length(length: object, count: int, size: int, what: str) -> int:
     """Return the number of codes, all that there are if None is given."""
     last = count * size
@@ -681,12 +692,7 @@ def unpack_codes(
     group = _layout(layout, CodeLayout, CODE_LAYOUTS).group(_bits(fmt))
     data = array_of("packed", packed, np.uint8)
     number = _axis(axis, data.ndim)
-    count, rest = divmod(data.shape[number], group.nbytes)
-    if rest:
-        raise ValueError(
-            f"packed: expected a multiple of {group.nbytes} bytes along axis {axis} for {fmt}, "
-            f"found {data.shape[number]}"
-        )
+    count = _whole(data.shape[number], group.nbytes, axis, fmt)
     length = _checked_length(length, count, group.codes, f"groups of {group.codes} codes")
     codes = np.ascontiguousarray(_unpacked(_runs(data, number), group)[:, :length])
     return codes.reshape(_with_length(data.shape, number, length)).view(fmt.code_dtype)
@@ -950,12 +956,7 @@ def unpack_blocks(
     data = array_of("packed", packed, np.uint8)
     number = _axis(axis, data.ndim)
     size = 1 + fmt.block // group.codes * group.nbytes
-    count, rest = divmod(data.shape[number], size)
-    if rest:
-        raise ValueError(
-            f"packed: expected a multiple of {size} bytes along axis {axis} for {fmt}, found "
-            f"{data.shape[number]}"
-        )
+    count = _whole(data.shape[number], size, axis, fmt)
     length = _checked_length(length, count, fmt.block, f"blocks of {fmt.block} codes")
     before, _, after = (runs := _runs(data, number)).shape
     blocks = runs.reshape(before, count, size, after)
