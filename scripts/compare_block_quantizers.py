@@ -433,8 +433,15 @@ def letters(count: int) -> list[str]:
     return [chr(ord("A") + i) for i in range(count)]
 
 
+#: A page of 1280 pixels has room for nine or ten columns of percentages, whatever the font.
+COLUMNS = 8
+
+
 def matrix(found: dict[str, Bytes]) -> Iterator[str]:
-    """Yield the table of all pairs: scales above the diagonal, codes below."""
+    """Yield the table of all pairs: scales above the diagonal, codes below.
+
+    A table too wide for a page is cut into several, with all the rows in each.
+    """
     groups = classes(found)
     names = letters(len(groups))
     rows = []
@@ -448,7 +455,11 @@ def matrix(found: dict[str, Bytes]) -> Iterator[str]:
             else:
                 cells.append(f"*{percent(one.codes != other.codes)}*")
         rows.append([f"**{names[i]}** " + ", ".join(f"`{rule}`" for rule in rules), *cells])
-    yield from table(["rules", *names], rows, 1)
+    for i in range(0, len(names), COLUMNS):
+        part = slice(i + 1, i + 1 + COLUMNS)
+        yield from table(
+            ["rules", *names[i : i + COLUMNS]], ([row[0], *row[part]] for row in rows), 1
+        )
 
 
 #: Why blocks and elements differ, in the order in which it is decided.
