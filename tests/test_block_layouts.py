@@ -135,6 +135,17 @@ def test_codes_come_back(layout, bits, data):
     assert not padded[..., length:].any()
 
 
+@by_code_case
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_codes_of_any_strides(layout, bits, axis):
+    codes = np.asfortranarray(shuffled(bits, 4 * 6 * 14).reshape(4, 6, 14))[::-1, ::2, 1::3]
+    packed = pack_codes(codes, OF_WIDTH[bits], layout, axis)
+    assert np.array_equal(packed, pack_codes(codes.copy(), OF_WIDTH[bits], layout, axis))
+    strided = np.asfortranarray(packed)
+    back = unpack_codes(strided, OF_WIDTH[bits], codes.shape[axis], layout, axis)
+    assert np.array_equal(back, codes)
+
+
 def stream_of(codes, bits, high_first):
     """The bytes of codes as one integer, written down digit by digit."""
     if high_first:
@@ -411,6 +422,32 @@ def test_no_scales(layout, shape):
     assert unpack_scales(packed, shape, layout).shape == shape
 
 
+@by_scale_layout
+@pytest.mark.parametrize("shape", [(128, 4), (128, 8), (4,), (0,)])
+def test_scales_have_memory_of_their_own(layout, shape):
+    """A fault that is planted in packed bytes is not one of the tensor that they came from."""
+    if len(shape) == 1 and not layout.pads:
+        return
+    codes = np.arange(math.prod(shape), dtype=np.uint32).astype(np.uint8).reshape(shape)
+    packed = pack_scales(codes, layout)
+    frozen = np.frombuffer(packed.tobytes(), np.uint8)
+    for one in (unpack_scales(packed, shape, layout), unpack_scales(frozen, shape, layout)):
+        assert not np.shares_memory(one, packed)
+        assert one.flags.writeable
+    assert not np.shares_memory(packed, codes)
+    assert packed.flags.c_contiguous
+
+
+@by_scale_layout
+@pytest.mark.parametrize("axis", [-1, -2, 0, 1])
+def test_scales_of_any_strides(layout, axis):
+    codes = np.random.default_rng(4).integers(0, 256, (8, 16, 32), np.uint8)
+    strided = np.asfortranarray(codes)[::-1, ::2, ::-2]
+    packed = pack_scales(strided, layout, axis)
+    assert np.array_equal(packed, pack_scales(strided.copy(), layout, axis))
+    assert np.array_equal(unpack_scales(packed, strided.shape, layout, axis), strided)
+
+
 # Blocks
 
 
@@ -605,6 +642,8 @@ ONE = np.zeros((4, 1), np.uint8)
         (lambda: pack_codes(FP4, E2M1, "split"), "layout split: expected codes of 6 bits, found"),
         (lambda: pack_codes(FP4, E2M1, "low-frist"), "did you mean 'low-first'"),
         (lambda: pack_codes(FP4, E2M1, axis=2), "axis: expected one of 2 axes, found 2"),
+        (lambda: pack_codes(FP4, "mxfp4"), "format of the codes, E2M1, found the block format MX"),
+        (lambda: unpack_codes(FP4, npfp8.NVFP4), "codes, E2M1, found the block format NVFP4"),
         (lambda: pack_codes(np.uint8(1), E2M1), "axis: expected one of 0 axes"),
         (lambda: unpack_codes(np.uint8([1, 2]), E3M2), "packed: expected a multiple of 3 bytes"),
         (lambda: unpack_codes(np.uint8([1, 2]), E2M1, 5), "length: expected 3..4 for 2 groups"),
@@ -616,6 +655,9 @@ ONE = np.zeros((4, 1), np.uint8)
         (lambda: pack_scales(np.uint8(1)), "scale_codes: expected at least one axis"),
         (lambda: pack_scales(FP4, axis=5), "axis: expected one of 2 axes, found 5"),
         (lambda: unpack_scales(FP4, (4, 31)), "packed: expected 4096 bytes for .*, found 128"),
+        (lambda: unpack_scales(FP4, ()), "shape: expected at least one axis, found none"),
+        (lambda: unpack_scales(FP4, (10**12,) * 2), "expected 1000000000000000000000000 bytes"),
+        (lambda: unpack_scales(FP4, (10**30, 4)), "packed: expected 4000.*, found 128"),
         (lambda: unpack_scales(FP4, (4, -1)), "shape: expected no negative length"),
         (lambda: unpack_scales(FP4, (3, 32), "4x4"), "layout 4x4: expected multiples"),
         (lambda: pack_blocks(FP4, ONE, "NVFP4"), "expected scales that are powers of two, found"),
@@ -631,12 +673,21 @@ ONE = np.zeros((4, 1), np.uint8)
         (lambda: pack_tensor(quantize(FP4, E4M3FN, 1.0)), "tensor: expected one of a block format"),
         (
             lambda: unpack_tensor(PackedTensor(FP4, ONE, "MXFP4", (4, 66))),
-            "length: expected 63..64",
+            r"codes: expected shape \(4, 33\) for a tensor of shape \(4, 66\), packed low-first",
         ),
         (lambda: unpack_tensor(PackedTensor(FP4, ONE, "MXFP4", (4, 64))), "packed: expected 8 byt"),
         (
             lambda: unpack_tensor(PackedTensor(FP4[0], ONE[0], "MXFP4", (1, 64))),
-            "codes: expected shape",
+            r"codes: expected shape \(1, 32\) .* along axis 1, found \(32,\)",
+        ),
+        (lambda: PackedTensor(FP4, ONE, "MXFP4", (4, -64)), "shape: expected no negative length"),
+        (
+            lambda: PackedTensor(FP4, ONE, "MXFP4", (4, 64), code_layout="128x4"),
+            "code_layout: expected one of 'low-first'",
+        ),
+        (
+            lambda: PackedTensor(FP4, ONE, "MXFP4", (4, 64), scale_layout="low-first"),
+            "scale_layout: expected one of 'linear'",
         ),
         (lambda: PackedTensor(FP4, ONE, "MXFP4", (4, 64), 2), "axis: expected one of 2 axes"),
         (lambda: Group(4, 2, 1, (Piece(0, 0, 0, 0, 4),)), "pieces: expected each of 4 bits of 2"),

@@ -16,6 +16,7 @@ from npfp8.blocks.layouts.runs import (
     axis_of,
     bits_of,
     checked_length,
+    element_format,
     filled,
     layout_of,
     runs_of,
@@ -23,9 +24,9 @@ from npfp8.blocks.layouts.runs import (
     with_length,
 )
 from npfp8.codec.tables import checked_codes
-from npfp8.formats import Format, as_format
+from npfp8.formats import Format
 
-__all__ = ["CODE_LAYOUTS", "CodeLayout", "pack_codes", "unpack_codes"]
+__all__ = ["CODE_LAYOUTS", "CodeLayout", "pack_codes", "packed_length", "unpack_codes"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -188,6 +189,12 @@ CODE_LAYOUTS = {
 }
 
 
+def packed_length(length: int, fmt: Format, layout: CodeLayout | str) -> int:
+    """Return the number of bytes of a number of codes along their axis."""
+    group = layout_of(layout, CodeLayout, CODE_LAYOUTS).group(bits_of(fmt))
+    return -(-length // group.codes) * group.nbytes
+
+
 def pack_codes(
     codes: npt.ArrayLike,
     fmt: Format | str,
@@ -201,7 +208,7 @@ def pack_codes(
     codes : array_like of uint8 (int8 for INT8)
         One code in each byte.
     fmt : FloatFormat, IntFormat or str
-        Their format, or its name.
+        Their format, or its name: of a block format, that of the elements.
     layout : CodeLayout or str
         The layout, or a key of :data:`CODE_LAYOUTS`.
     axis : int
@@ -232,7 +239,7 @@ def pack_codes(
     >>> pack_codes(np.uint8([1, 2, 3, 4]), "E3M2").size
     3
     """
-    fmt = as_format(fmt)
+    fmt = element_format(fmt)
     group = layout_of(layout, CodeLayout, CODE_LAYOUTS).group(bits_of(fmt))
     patterns = checked_codes(codes, fmt).view(np.uint8)
     number = axis_of(axis, patterns.ndim)
@@ -278,7 +285,7 @@ def unpack_codes(
     >>> unpack_codes(np.uint8([0x21, 0x03]), "E2M1", 3)
     array([1, 2, 3], dtype=uint8)
     """
-    fmt = as_format(fmt)
+    fmt = element_format(fmt)
     group = layout_of(layout, CodeLayout, CODE_LAYOUTS).group(bits_of(fmt))
     data = array_of("packed", packed, np.uint8)
     number = axis_of(axis, data.ndim)

@@ -10,14 +10,16 @@ import numpy as np
 
 from npfp8.arguments import integer, loaded, named
 from npfp8.arrays import Array
-from npfp8.blocks.formats import BlockFormat
-from npfp8.formats import FloatFormat, Format
+from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat
+from npfp8.formats import FloatFormat, Format, as_format
+from npfp8.names import match
 from npfp8.scaling import normalized_axis
 
 __all__ = [
     "axis_of",
     "bits_of",
     "checked_length",
+    "element_format",
     "filled",
     "layout_of",
     "runs_of",
@@ -32,6 +34,17 @@ def layout_of(given: _Layout | str, kind: type[_Layout], known: Mapping[str, _La
     """Return a layout that is given as such or by its name."""
     expected = f"a {kind.__name__} or a name ({', '.join(known)})"
     return loaded("layout", given, kind, lambda name: named("layout", name, known), expected)
+
+
+def element_format(fmt: Format | str) -> Format:
+    """Return the format of codes; raise for a block format, and say which its elements have."""
+    known = BLOCK_FORMATS.get(match(fmt, BLOCK_FORMATS) or "") if isinstance(fmt, str) else fmt
+    if isinstance(known, BlockFormat):
+        raise ValueError(
+            f"fmt: expected the format of the codes, {known.element}, found the block format "
+            f"{known}"
+        )
+    return as_format(fmt)
 
 
 def bits_of(fmt: Format) -> int:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arguments import array_of, flag, integer, require, wrong_type
-from npfp8.arrays import Array
 from npfp8.blocks.layouts.groups import Bytes
 from npfp8.blocks.layouts.runs import axis_of, layout_of
 
@@ -150,13 +149,13 @@ SCALE_LAYOUTS = {
 }
 
 
-def _matrix(scale_codes: Array, axis: object) -> tuple[Array, int]:
-    """Return scales as rows of blocks along the last axis, and the axis of the blocks."""
-    if not scale_codes.ndim:
-        raise ValueError("scale_codes: expected at least one axis, found a number")
-    number = axis_of(axis, scale_codes.ndim)
-    moved = np.moveaxis(scale_codes, number, -1)
-    return (moved if moved.ndim > 1 else moved[None]), number
+def _matrices(shape: tuple[int, ...], axis: object, argument: str) -> tuple[tuple[int, ...], int]:
+    """Return the shape of scales as rows of blocks along the last axis, and the blocks' axis."""
+    if not shape:
+        raise ValueError(f"{argument}: expected at least one axis, found none")
+    number = axis_of(axis, len(shape))
+    moved = (*shape[:number], *shape[number + 1 :], shape[number])
+    return (moved if len(moved) > 1 else (1, *moved)), number
 
 
 def _digits(layout: ScaleLayout, rows: int, blocks: int) -> tuple[int, ...]:
@@ -218,16 +217,16 @@ def pack_scales(
     ((8, 8), array([0, 1, 2, 3, 5, 6, 7, 8], dtype=uint8))
     """
     how = layout_of(layout, ScaleLayout, SCALE_LAYOUTS)
-    matrices, _ = _matrix(array_of("scale_codes", scale_codes, np.uint8), axis)
-    *lead, rows, blocks = matrices.shape
+    given = array_of("scale_codes", scale_codes, np.uint8)
+    shape, number = _matrices(given.shape, axis, "scale_codes")
+    *lead, rows, blocks = shape
     tall, wide = _padded(how, rows, blocks)
-    if (tall, wide) != (rows, blocks):
-        filled = np.zeros((*lead, tall, wide), np.uint8)
-        filled[..., :rows, :blocks] = matrices
-        matrices = filled
-    split = matrices.reshape(*lead, *_digits(how, tall, wide))
+    filled = np.zeros((*lead, tall, wide), np.uint8)
+    filled[..., :rows, :blocks] = np.moveaxis(given, number, -1).reshape(shape)
+    split = filled.reshape(*lead, *_digits(how, tall, wide))
     order = (*range(len(lead)), *(len(lead) + digit for digit in how.order))
-    return split.transpose(order).reshape(*lead, *_stored_shape(how, tall, wide))
+    stored = split.transpose(order).reshape(*lead, *_stored_shape(how, tall, wide))
+    return np.ascontiguousarray(stored)
 
 
 def _stored_shape(layout: ScaleLayout, rows: int, blocks: int) -> tuple[int, int]:
@@ -279,9 +278,7 @@ def unpack_scales(
     wanted = tuple(integer("shape", length) for length in shape)
     if min(wanted, default=0) < 0:
         raise ValueError(f"shape: expected no negative length, found {wanted}")
-    # The shape of the matrices, from an array without memory of its own.
-    matrices, number = _matrix(np.broadcast_to(np.uint8(0), wanted), axis)
-    *lead, rows, blocks = matrices.shape
+    (*lead, rows, blocks), number = _matrices(wanted, axis, "shape")
     tall, wide = _padded(how, rows, blocks)
     if data.size != math.prod((*lead, tall, wide)):
         raise ValueError(
@@ -293,4 +290,4 @@ def unpack_scales(
     places = np.argsort(how.order)
     order = (*range(len(lead)), *(len(lead) + int(place) for place in places))
     linear = split.transpose(order).reshape(*lead, tall, wide)[..., :rows, :blocks]
-    return np.ascontiguousarray(np.moveaxis(linear, -1, number) if len(wanted) > 1 else linear[0])
+    return np.moveaxis(linear if len(wanted) > 1 else linear[0], -1, number).copy(order="C")
