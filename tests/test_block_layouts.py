@@ -5,7 +5,6 @@ high byte. So a layout that puts one byte into another's place cannot pass.
 """
 
 import copy
-import importlib
 import itertools
 import math
 import pickle
@@ -17,6 +16,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from parties import party
 
 import npfp8
 from npfp8 import (
@@ -60,14 +60,6 @@ by_code_case = pytest.mark.parametrize(
     ("layout", "bits"), CODE_CASES, ids=[f"{layout.name}-{bits}" for layout, bits in CODE_CASES]
 )
 by_scale_layout = pytest.mark.parametrize("layout", SCALE_LAYOUTS.values(), ids=SCALE_LAYOUTS)
-
-
-def peer(module):
-    """Import a module of another package; skip if it, or one that it needs, is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        pytest.skip(f"{module} cannot be imported: {error}")
 
 
 # Codes
@@ -207,7 +199,7 @@ def test_torch_has_the_first_in_the_low_nibble(torch, tmp_path):
 
 
 def test_fp4_equals_torchao(torch):
-    kernels = peer("torchao.prototype.mx_formats.kernels")
+    kernels = party("torchao.prototype.mx_formats.kernels")
     codes = shuffled(4, 96).reshape(3, 32)
     theirs = kernels.pack_uint4(torch.from_numpy(codes)).numpy()
     assert np.array_equal(pack_codes(codes, E2M1), theirs)
@@ -215,7 +207,7 @@ def test_fp4_equals_torchao(torch):
 
 
 def test_fp4_equals_compressed_tensors(torch):
-    helpers = peer("compressed_tensors.compressors.nvfp4.helpers")
+    helpers = party("compressed_tensors.compressors.nvfp4.helpers")
     codes = shuffled(4, 96).reshape(3, 32)
     values = torch.from_numpy(npfp8.decode(codes, E2M1))
     theirs = helpers.pack_fp4_to_uint8(values).numpy()
@@ -226,7 +218,7 @@ def test_fp4_equals_compressed_tensors(torch):
 
 
 def quark(name, *widths):
-    pack = peer("quark.torch.utils.pack")
+    pack = party("quark.torch.utils.pack")
     return getattr(pack, name)(None, "", *widths)
 
 
@@ -377,7 +369,7 @@ def test_transformer_engines_forms(shape):
 
 @pytest.mark.parametrize("shape", [(128, 4), (300, 9), (1, 1), (256, 16)])
 def test_128x4_equals_torchao(shape, torch):
-    utils = peer("torchao.prototype.mx_formats.utils")
+    utils = party("torchao.prototype.mx_formats.utils")
     index = torch.arange(1, 1 + math.prod(shape), dtype=torch.int32).reshape(shape)
     theirs = utils.to_blocked(index)
     found, stored = places(shape, "128x4")
