@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -16,6 +15,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis.extra import numpy as hnp
+from parties import as_torch, nibbles, party
 
 import npfp8
 from npfp8 import (
@@ -162,26 +162,6 @@ def test_scales_beyond_e8m0() -> None:
 
 
 # The parties' own code -------------------------------------------------------------------------
-
-
-def party(name: str) -> ModuleType:
-    """Import a party's module, or skip; its imports warn of much that is not ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(name, exc_type=ImportError)
-
-
-def as_torch(torch: ModuleType, x: Array, source: str) -> Any:
-    """Return numbers of a type, without a conversion that may change the sign of a NaN."""
-    if source == "bfloat16":
-        bits = (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-        return torch.from_numpy(bits.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(x.astype(source))
-
-
-def nibbles(packed: Any) -> Array:
-    codes = packed.numpy().view(np.uint8)
-    return np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
 
 
 @pytest.mark.parametrize("rule", ["torchao", "torchao-rceil", "torchao-ceil", "torchao-even"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from hypothesis.extra import numpy as hnp
 from nvfp4_oracles import tensors
 from oracles import assert_same_bits
+from parties import as_torch, nibbles, party
 
 from npfp8 import (
     E2M1,
@@ -48,23 +48,6 @@ def as_dtype(x: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
         rounded = x.astype(dtype_named(dtype))
     return np.where(np.isfinite(rounded), rounded, np.asarray(6, rounded.dtype))
-
-
-def party(name: str) -> ModuleType:
-    """Import a party's module, or skip; its imports warn of much that is not ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(name, exc_type=ImportError)
-
-
-def as_torch(torch: ModuleType, x: np.ndarray) -> Any:
-    if x.dtype.name == "bfloat16":
-        return torch.from_numpy(x.view(np.uint16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(x.copy())
-
-
-def nibbles(packed: np.ndarray) -> np.ndarray:
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)
 
 
 Party = Callable[..., SimpleNamespace]
