@@ -30,6 +30,7 @@ __all__ = [
     "PLAIN_RULES",
     "Blocks",
     "PowerRule",
+    "check_party",
     "emax_of",
     "mantissa_bits_of",
     "power_codes",
@@ -228,7 +229,7 @@ def power_codes(
     ValueError
         If the rule's party does not have the formats or does not take the numbers.
     """
-    _check(rule, element, scale_format, source)
+    check_party(rule, element, scale_format, source)
     amax = block_amax(x, axis, block)
     finite = bool(np.isfinite(amax).all())
     if not finite:
@@ -248,7 +249,9 @@ def power_codes(
     return codes, scale_codes
 
 
-def _check(rule: PowerRule, element: Format, scale_format: FloatFormat, source: str) -> None:
+def check_party(
+    rule: PowerRule, element: Format, scale_format: FloatFormat, source: str = "float32"
+) -> None:
     """Raise ValueError for a format or a type that the rule's party does not have."""
     if not rule.elements:
         return
