@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -263,9 +264,18 @@ def element(fmt: BlockFormat, x: float) -> Fraction:
         return Fraction(min(max(round(Fraction(x) * 64), -127), 127), 64)
     if name in ("E4M3FN", "E5M2"):
         return Fraction(code_values(name)[nearest_code(name, x)])
-    known = magnitudes(name)
-    near = min(range(len(known)), key=lambda i: (abs(known[i] - abs(Fraction(x))), i % 2))
+    known, size = magnitudes(name), Fraction(abs(x))
+    above = min(bisect_left(known, size), len(known) - 1)
+    two = range(max(above - 1, 0), above + 1)
+    near = min(two, key=lambda i: (abs(known[i] - size), i % 2))
     return known[near] if x > 0 else -known[near]
+
+
+def exact_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The matrix product of Fractions, added up as integers: denominators are powers of two."""
+    units = [max(value.denominator for value in x.flat) for x in (a, b)]
+    whole = [np.vectorize(int, otypes=[object])(x * u) for x, u in zip((a, b), units, strict=True)]
+    return np.matmul(*whole) * Fraction(1, units[0] * units[1])
 
 
 def tensor_scale(fmt: BlockFormat, amax: float) -> float:
@@ -305,7 +315,7 @@ def test_every_product_of_a_model(fmt: BlockFormat, small: Model) -> None:
             values_of(x, fmt, axis, scale)
             for x, axis, scale in zip((a, right), (-1, -2), scales, strict=True)
         )
-        sums = np.matmul(*values)
+        sums = exact_products(*values)
         scale = multiply32(*scales)
         expected = np.empty(sums.shape, np.float32)
         for index, exact in np.ndenumerate(sums):
