@@ -81,8 +81,9 @@ class QuantizedTensor:
         Block formats only: the codes of the scales, of the shape of ``scale``. ``scale`` is
         then computed from them, and given as None. It may be subnormal, 0 or NaN.
     tensor_scale : float32, optional
-        Block formats only: the number that is stored for the tensor if the format has one.
-        The format's rule says whether it multiplies or divides.
+        Block formats only: the number that is stored for the tensor if the format has one. It
+        is a factor, a divisor or, by NVFP4's rule ``te``, the largest magnitude. ``scale``
+        contains the factor, which ``block_format.how.multiplier`` gives.
     block_format : BlockFormat, optional
         Stored if ``fmt`` is a block format.
 
@@ -180,7 +181,10 @@ class QuantizedTensor:
 
     def __repr__(self) -> str:
         if self.block_format is not None:
-            tensor = "" if self.tensor_scale is None else f", tensor scale {self.tensor_scale:.6g}"
+            tensor = ""
+            if self.tensor_scale is not None:
+                stored = self.block_format.how.stored  # type: ignore[union-attr]
+                tensor = f", tensor scale {self.tensor_scale:.6g} ({stored})"
             return (
                 f"<QuantizedTensor {self.shape} {self.block_format}, {self.scale.size} blocks of "
                 f"{self.block} along axis {self.axis}{tensor}>"
@@ -498,7 +502,8 @@ def quantize(
         Block formats only: the rule instead of the format's own, a key of
         :data:`npfp8.POWER_RULES` or :data:`npfp8.RATIO_RULES`.
     tensor_scale : float32, optional
-        Block formats only: the number of the tensor instead of the one that the rule computes.
+        Block formats only: the number of the tensor instead of the one that the rule computes,
+        in the rule's meaning: for NVFP4's ``te`` the largest magnitude.
 
     Returns
     -------
