@@ -16,6 +16,7 @@ import kit_backends
 import numpy as np
 import pytest
 from conftest import ROOT
+from factories import write_checkpoint
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe, calibrate
@@ -676,6 +677,17 @@ def test_inputs_that_are_no_integers(tmp_path, ids):
     path.write_text(f'[{{"input_ids": [101, 102]}}, {{"input_ids": {ids}}}]')
     with pytest.raises(BertNumpyError, match="item 1: expected lists of integers"):
         read_inputs(path, None)
+
+
+def test_texts_are_truncated_to_what_the_model_takes(tmp_path):
+    shape = {"max_position_embeddings": 24}
+    folder = write_checkpoint(tmp_path / "model", config_overrides=shape)
+    (tmp_path / "inputs.json").write_text(json.dumps(["a warm and funny film", "good " * 60]))
+    command = ["golden", "export", str(folder), str(tmp_path / "kit"), "--level", "model"]
+    assert main([*command, "--recipe", "mxfp4", "--inputs", str(tmp_path / "inputs.json")]) == 0
+    made = open_kit(tmp_path / "kit")
+    lengths = [made.arrays[f"model/{i}/input_ids"].shape[1] for i in range(2)]
+    assert lengths == [7, 24]
 
 
 def test_export_from_a_task(tmp_path):
