@@ -593,7 +593,7 @@ def _quantize_blocks(
     assert axis is not None
     number = None if tensor_scale is None else checked_tensor_scale(tensor_scale, fmt)
     source = "bfloat16" if is_bfloat16(given.dtype) else "float32"
-    if given.dtype == np.float16:
+    if given.dtype.type is np.float16:  # of either byte order
         source = "float16"
     codes, scale_codes, number = quantize_blocks(values, fmt, axis, source, number)
     scale = block_scales(scale_codes, number, fmt)

@@ -547,6 +547,24 @@ def test_arrays_of_any_layout():
     assert np.array_equal(before, X)
 
 
+@pytest.mark.parametrize(("fmt", "rule"), [(NVFP4, "compressed-tensors"), (MXFP4, "microxcaling")])
+def test_the_byte_order_of_float16_changes_nothing(fmt, rule):
+    """Rules that compute in the type of the numbers know it in either order."""
+    x = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    x = (x * np.float32(2.0**-12)).astype(np.float16)
+    turned = x.astype(x.dtype.newbyteorder())
+    expected, found = quantize(x, fmt, rule=rule), quantize(turned, fmt, rule=rule)
+    assert np.array_equal(found.codes, expected.codes)
+    assert np.array_equal(found.scale_codes, expected.scale_codes)
+    assert found.tensor_scale == expected.tensor_scale
+    wide = quantize(x.astype(np.float32), fmt, rule=rule)
+    assert not np.array_equal(wide.scale_codes, found.scale_codes)
+    with pytest.raises(
+        ValueError, match="expected float32 or bfloat16 for the rule torchao, found"
+    ):
+        quantize(turned, MXFP4, rule="torchao")
+
+
 def test_the_largest_block():
     fmt = BlockFormat(FIXED8, 2**31 - 1, E8M0FNU)
     q = quantize(np.float32([1, 2, -1.5]), fmt)

@@ -488,6 +488,8 @@ def test_bad_numbers_of_the_tensor() -> None:
     for bad in (-1.0, np.nan, np.inf, [1.0, 2.0]):
         with pytest.raises(ValueError, match="tensor_scale: expected one finite number"):
             quantize(x, NVFP4, tensor_scale=bad)
+    with pytest.raises(ValueError, match=r"tensor_scale: expected .* above 2.-150, found 1e-50"):
+        quantize(x, NVFP4, tensor_scale=1e-50)
     with pytest.raises(ValueError, match="tensor_scale: expected None"):
         quantize(x, ONE_LEVEL, tensor_scale=1.0)
 

@@ -107,7 +107,8 @@ def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array
     Raises
     ------
     TypeError, ValueError
-        If it is missing or not wanted, or is not one finite number that is not negative.
+        If it is missing or not wanted, or is not one finite number that is not negative, or
+        is not 0 but rounds to 0.
     """
     if tensor_scale is None or not fmt.tensor_scale:
         if (tensor_scale is None) == fmt.tensor_scale:
@@ -117,4 +118,6 @@ def checked_tensor_scale(tensor_scale: object, fmt: BlockFormat) -> Float32Array
     number = as_float32("tensor_scale", tensor_scale)  # type: ignore[arg-type]
     if number.ndim or not (np.isfinite(number) and number >= 0):  # ModelOpt stores 0 for zeros
         raise ValueError(f"tensor_scale: expected one finite number, not negative, found {number}")
+    if number == 0 and np.asarray(tensor_scale) != 0:
+        raise ValueError(f"tensor_scale: expected a number above 2^-150, found {tensor_scale}")
     return number
