@@ -223,6 +223,31 @@ def test_quark(quark: Party, name: str, dtype: str) -> None:
     assert_same_bits(values, expected.values)
 
 
+#: A block whose scale underflows, with numbers that 2^-23 divides to infinities.
+LOST = np.zeros((1, 32), np.float32)
+LOST[0, [3, 16, 17, 18, 19]] = [3e38, 2.0**105, -(2.0**106), 2.0**104, -1]
+
+
+def test_infinite_quotients_of_quark() -> None:
+    q = quantize(LOST, NVFP4, rule="quark")
+    assert q.scale_codes.tolist() == [[0x7E, 0]]
+    assert q.codes[0, 16:20].tolist() == [6, 14, 7, 15]
+    x = np.float32([[np.inf, -np.inf, 1, 0]])
+    q = quantize(x, NVFP4, rule="quark", tensor_scale=1.0)
+    assert q.codes.tolist() == [[6, 14, 0, 0]]
+
+
+def test_packed_bytes_of_quark(torch: ModuleType) -> None:
+    party("quark.torch")
+    kernels = party("quark.torch.kernel.hw_emulation.hw_emulation_interface")
+    pack = party("quark.torch.utils.pack").Pack_fp4("per_group", "fp4")
+    for x in (LOST, TENSORS["normal"], TENSORS["wide"], TENSORS["zeros"], TENSORS["huge blocks"]):
+        q = quantize(x, NVFP4, rule="quark")
+        numbers, scales = torch.from_numpy(x.copy()), torch.from_numpy(q.scale)
+        found = kernels.real_quantize_fp4_fp6_per_group(numbers, scales, -1, 16, "fp4")
+        assert_same_bits(q.codes, nibbles(pack.pack(found, False).numpy()))
+
+
 def test_modelopt_pads_with_zeros(modelopt: Party) -> None:
     x = TENSORS["normal"][:, :40]
     expected, q = modelopt(x), quantize(x, NVFP4, rule="modelopt")

@@ -318,6 +318,7 @@ def tensors() -> list[np.ndarray]:
                 found.append(row * largest)
     wide = generator.standard_normal(64) * 2.0 ** generator.integers(-40, 40, 64)
     found += [wide, wide[:5], np.float32([1e-45]), wide * 1e-30, np.full(33, 6.0)]
+    found.append(np.array([3e38] + [0] * 15 + [2.0**105, -(2.0**106), 2.0**104, 1] * 4))
     with np.errstate(over="ignore"):
         return [np.asarray(x, np.float32) for x in found]
 

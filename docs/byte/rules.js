@@ -336,10 +336,11 @@ export const RATIO_RULES = {
   },
   quark({ max: M, sign_bit: negativeZero }, scales, g) {
     const nonzero = (x) => x || EPSILON;
+    const scaled = (x) => (Math.abs(x) === Infinity ? 4 * Math.sign(x) : x);
     const t = nonzero(f(g / f(M * scales.max)));
     return {
       tensorScale: t,
-      block: blocks(scales, (b) => encoded(f(nonzero(f(b / M)) / t), scales), (x, s) => f(x / nonzero(f(s * t)))),
+      block: blocks(scales, (b) => encoded(f(nonzero(f(b / M)) / t), scales), (x, s) => scaled(f(x / nonzero(f(s * t))))),
       blockScale: (code) => f(decode(code, scales) * t),
       nan: nanCodes(scales, 7, 7),
       finished: (code) => (code === negativeZero ? 0 : code),

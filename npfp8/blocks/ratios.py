@@ -61,6 +61,8 @@ class RatioRule:
     nan_codes : tuple of int, optional
         The codes in E2M1 of a quotient that is a NaN: where the scale is a NaN, and elsewhere.
         Without them, numbers that are not finite are an error.
+    infinite : float, optional
+        The value in E2M1, with the sign, that an infinite quotient becomes; the largest without.
     negative_nan : bool
         Whether a scale that is a NaN where no number is one has the sign: that of x86's invalid
         operations, where the implementation runs on the CPU.
@@ -83,6 +85,7 @@ class RatioRule:
     divide: bool = False
     negative_zero: str = "all"
     nan_codes: tuple[int, int] | None = None
+    infinite: float | None = None
     negative_nan: bool = False
     skips_nan: bool = False
     one_type: bool = False
@@ -422,10 +425,12 @@ RATIO_RULES = {
             _quark_factor,
             _product,
             "Quark's scheme nvfp4: t = g / (M L), s = E4M3((b / M) / t), code = E2M1(x / (s t)), "
-            "where t, b / M and this s t are 2^-23 if they are 0; no code is that of -0",
+            "where t, b / M and this s t are 2^-23 if they are 0; no code is that of -0, and an "
+            "infinite quotient has that of 4, whose bits Pack_fp4 finds in an infinity",
             divide=True,
             negative_zero="none",
             nan_codes=(7, 7),
+            infinite=4.0,
             negative_nan=True,
         ),
         RatioRule(
@@ -552,6 +557,9 @@ def _kernel(element: Format, rule: RatioRule, source: str) -> Kernel:
         else:
             nan = np.isnan(scaled)
             scaled[nan] = 0
+            if rule.infinite is not None:
+                infinity = np.isinf(scaled)
+                scaled[infinity] = np.copysign(rule.infinite, scaled[infinity])
             encoder(scaled, codes)
             codes[nan] = rule.nan_codes[1]
         if unsigned:
