@@ -97,15 +97,16 @@ def likely_block_mistake(
     def count(names: tuple[str, ...]) -> int:
         return sum(map(bool, names))
 
-    for names in sorted(product(*undoes, *makes), key=count):
+    # What is undone costs less than what is made: of as many mistakes, it is tried first.
+    for name, sign, codes, scales in sorted(product(*makes, *undoes), key=count):
+        names = codes, scales, name, sign
         if count(names) > _AT_ONCE:
             break
         for rule in expected:
             if explains(rule, *names):
-                wrong = {key: outcome for key in found if (outcome := made(rule, names[2], key))}
+                wrong = {key: outcome for key in found if (outcome := made(rule, name, key))}
                 number = _number_mistake(with_rule(fmt, rule), wrong, found, inputs)
-                mistakes = (*names, number)
-                return f"the rule {rule} with {' and '.join(filter(None, mistakes))}"
+                return f"the rule {rule} with {' and '.join(filter(None, (*names, number)))}"
     return ""
 
 

@@ -99,7 +99,7 @@ class BlockReport:
     differences : tuple of RuleDifference
         Those from the other rules, the nearest rule first.
     mistake : str
-        The mistake that explains all differences from a rule, or "".
+        The usual mistake, or two, with which a rule gives all bytes that were found, or "".
     special : tuple of str
         For each rule that is followed: whether it is also for infinities and NaN.
     refused : tuple of str

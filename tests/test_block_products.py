@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -243,14 +244,23 @@ def blas(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 # The exact sum
 
 
+@functools.cache
+def pair(
+    fmt_a: BlockFormat, fmt_b: BlockFormat, k: int, scales: tuple[int, int], block: int | None
+) -> tuple[QuantizedTensor, QuantizedTensor, np.ndarray]:
+    """Two operands, and their product: once for all BLAS."""
+    a = random_tensor(fmt_a, (3, k), 1, scales=scales if not fmt_a.tensor_scale else (0, 255))
+    b = random_tensor(fmt_b, (k, 3), 2, 0, scales if not fmt_b.tensor_scale else (0, 255))
+    return a, b, expected(a, b, block)
+
+
 @pairs
 @pytest.mark.parametrize("scales", [(120, 134), (0, 255)], ids=["near", "wide"])
 def test_every_pair_of_formats(
     fmt_a: BlockFormat, fmt_b: BlockFormat, scales: tuple[int, int], blas: str
 ) -> None:
-    a = random_tensor(fmt_a, (3, 70), 1, scales=scales if not fmt_a.tensor_scale else (0, 255))
-    b = random_tensor(fmt_b, (70, 3), 2, 0, scales if not fmt_b.tensor_scale else (0, 255))
-    check(a, b)
+    a, b, product = pair(fmt_a, fmt_b, 70, scales, None)
+    assert_same_bits(matmul(a, b), product)
 
 
 @st.composite
@@ -313,10 +323,11 @@ def test_sums_are_rounded_once(
 ) -> None:
     exponents, signs, total = SUMS[case]
     value = sign * total * 2.0**shift + 0.0
+    others = itertools.cycle((fmt, MXFP4, MXFP8_E5M2))
     for order in itertools.islice(itertools.permutations(range(len(exponents))), 24):
         row = of_powers(fmt, [exponents[i] for i in order], [sign * signs[i] for i in order])
-        for other in (fmt, MXFP4, MXFP8_E5M2):
-            assert_same_bits(matmul(row, ones(other, row.shape[1], shift)), np.float32([[value]]))
+        column = ones(next(others), row.shape[1], shift)
+        assert_same_bits(matmul(row, column), np.float32([[value]]))
 
 
 @pytest.mark.parametrize(
@@ -758,9 +769,8 @@ def test_k_beyond_the_limit_is_refused() -> None:
 def test_block_sums(
     fmt_a: BlockFormat, fmt_b: BlockFormat, scales: tuple[int, int], blas: str
 ) -> None:
-    a = random_tensor(fmt_a, (3, 135), 1, scales=scales)
-    b = random_tensor(fmt_b, (135, 3), 2, 0, scales)
-    assert_same_bits(matmul(a, b, "block-sums"), expected(a, b, fmt_a.block))
+    a, b, product = pair(fmt_a, fmt_b, 135, scales, fmt_a.block)
+    assert_same_bits(matmul(a, b, "block-sums"), product)
 
 
 @pytest.mark.parametrize("name", plain_operands())

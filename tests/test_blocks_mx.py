@@ -120,17 +120,25 @@ def test_every_amax_of_half_types(element: Format, rule: str) -> None:
 @pytest.mark.parametrize("rule", PLAIN)
 @pytest.mark.parametrize("element", ELEMENTS, ids=str)
 def test_every_mantissa_of_float32(element: Format, rule: str) -> None:
-    amax = np.arange(0x3F800000, 0x40000000, dtype=np.uint32).view(np.float32)
+    """All 14 upper bits, more than any threshold has, with the lower ones 0, 1 and the largest."""
+    upper = np.arange(0x3F800000, 0x40000000, 1 << 9, dtype=np.uint32)[:, None]
+    amax = (upper + np.uint32([0, 1, (1 << 9) - 1])).reshape(-1).view(np.float32)
     expected = oracles.plain_exponents(amax, element, rule) + 127
     scales, _ = codes_of(amax[:, None], element, rule, "float32")
     np.testing.assert_array_equal(scales, expected)
 
 
 def test_a_reciprocal_gives_the_same_exponent_as_a_division() -> None:
-    """So rceil has one answer, in the normal range: a / M, a * float32(1 / M) and exactly."""
-    amax = np.arange(0x3F800000, 0x40000000, dtype=np.uint32).view(np.float32)
+    """So rceil has one answer, in the normal range: a / M, a * float32(1 / M) and exactly.
+
+    All three rise with a: it is enough to look around the numbers where they change.
+    """
     for element in FLOATS:
+        threshold = np.float32(np.frexp(element.max)[0] * 2).view(np.uint32)
+        near = np.arange(-1000, 1000) + np.int64([[0x3F800000], [threshold], [0x40000000]])
+        amax = near.astype(np.uint32).reshape(-1).view(np.float32)
         exact = oracles.smallest_exponents(amax, element.max)
+        assert exact[-1] - exact[0] == 1  # once from below 1 to beyond 2
         for quotient in (
             amax / np.float32(element.max),
             amax * np.float32(1 / element.max),
@@ -386,11 +394,9 @@ def test_kernels(rule: str) -> None:
     assert set(elements) == set(POWER_RULES[rule].elements)
     for element in elements:
         for source in sources:
-            x = oracles.adversarial_blocks(element, source, count=100)
-            special = oracles.special_blocks(source)
-            if rule == "vllm" and element == E4M3FN:
-                special = oracles.special_blocks(source, nan=False)
-            for numbers in (x, special):
+            x = oracles.adversarial_blocks(element, source, count=60)
+            nan = rule != "vllm" or element != E4M3FN
+            for numbers in (x, oracles.special_blocks(source, nan)[:60]):
                 with np.errstate(all="ignore"):
                     expected = [oracle(block, element) for block in numbers]
                 scales, codes = zip(*expected, strict=True)

@@ -56,7 +56,6 @@ from typing import NamedTuple
 import numpy as np
 
 from npfp8.arrays import Array, Float32Array, Float64Array, lookup
-from npfp8.blocks.quantize import tensor_multiplier
 from npfp8.codec.tables import values_of
 from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
@@ -66,7 +65,7 @@ from npfp8.products.specials import overlay_specials
 from npfp8.rounding import sum_to_odd
 from npfp8.tensor import QuantizedTensor
 
-__all__ = ["block_scaled_product", "tensor_factor"]
+__all__ = ["block_scaled_product"]
 
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
@@ -76,14 +75,6 @@ _RUN = 32
 
 #: Sums over a part of K in an accumulator, and whether certainly none of them is NaN.
 Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]]
-
-
-def tensor_factor(x: QuantizedTensor) -> Float32Array:
-    """Return the float32 number by which a product of an operand with blocks is multiplied."""
-    if x.tensor_scale is None:
-        return np.ones((), np.float32)
-    assert x.block_format is not None
-    return tensor_multiplier(x.tensor_scale, x.block_format)
 
 
 def block_scaled_product(
