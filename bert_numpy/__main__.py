@@ -42,7 +42,10 @@ def main() -> int:
         return interrupted()
     finally:
         if handled:
-            signal.signal(signal.SIGINT, _ignore)  # everything is done, and Python is ending
+            # Everything is done, and Python is ending. At its very end it takes handlers away, but
+            # not SIG_IGN, under which it would complain about a signal that it has not handled yet.
+            signal.signal(signal.SIGINT, _ignore)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Raise:
@@ -69,7 +72,7 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing. With SIG_IGN Python would complain about a signal that came before it."""
+    """Do nothing."""
 
 
 def _open_streams() -> None:

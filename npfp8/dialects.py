@@ -1,31 +1,27 @@
 """Which rule does a block quantizer follow? It is held against all rules of its format.
 
-The inputs are those of :mod:`npfp8.blocks.inputs`. If no rule gives the same bytes, the usual
-mistakes are undone, or made, one at a time: one that explains every byte is named.
+The inputs are those of :mod:`npfp8.blocks.inputs`. If no rule gives the same bytes,
+:mod:`npfp8.block_mistakes` looks for the usual mistakes that explain every byte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from npfp8.arguments import choice, require_function
 from npfp8.arrays import Array, Float32Array
+from npfp8.block_mistakes import likely_block_mistake
+from npfp8.block_outcomes import Outcome, compared, outcome_by_rule, outcome_of
 from npfp8.blocks.formats import BlockFormat, as_block_format, with_rule
-from npfp8.blocks.inputs import SOURCES, hard_inputs, special_inputs
-from npfp8.blocks.layouts import CODE_LAYOUTS, SCALE_LAYOUTS, unpack_codes, unpack_scales
-from npfp8.blocks.powers import POWER_RULES, PowerRule
-from npfp8.blocks.quantize import quantize_blocks
-from npfp8.blocks.ratios import RATIO_RULES, RatioRule
-from npfp8.codec import encode
-from npfp8.codec.tables import values_of
-from npfp8.formats import FloatFormat, Format
-from npfp8.tensor import QuantizedTensor
+from npfp8.blocks.inputs import SOURCES, hard_inputs, special_inputs, wide_inputs
+from npfp8.blocks.powers import POWER_RULES
+from npfp8.blocks.ratios import RATIO_RULES
+from npfp8.formats import Format
 
 __all__ = ["BlockReport", "RuleDifference", "check_block_quantizer"]
 
@@ -103,7 +99,7 @@ class BlockReport:
     differences : tuple of RuleDifference
         Those from the other rules, the nearest rule first.
     mistake : str
-        The mistake that explains all differences from a rule, or "".
+        The usual mistake, or two, with which a rule gives all bytes that were found, or "".
     special : tuple of str
         For each rule that is followed: whether it is also for infinities and NaN.
     refused : tuple of str
@@ -141,15 +137,6 @@ class BlockReport:
         return "\n".join(lines)
 
 
-class _Outcome(NamedTuple):
-    """What a quantizer made of a tensor, all codes as bytes."""
-
-    codes: Array
-    scales: Array
-    number: Float32Array | None
-    packed: Array | None = None
-
-
 Quantizer = Callable[[Array], Any]
 
 
@@ -165,11 +152,12 @@ def check_block_quantizer(
     Parameters
     ----------
     fn : callable (ndarray) -> (codes, scale_codes) or (codes, scale_codes, tensor_scale)
-        It is called with arrays of 128 rows and 4 blocks per row, and also may return a
-        :class:`npfp8.QuantizedTensor`. ``codes`` are bytes, one per element in the shape of the
-        array, or packed along the rows (two FP4 per byte, four FP6 in three bytes), the first
-        in the lowest bits. ``scale_codes`` are bytes, (128, 4). ``tensor_scale`` is the float32
+        It is called with arrays of 128 rows and 4 blocks per row, and with one of 8 blocks per
+        row. ``codes`` are bytes, one per element in the shape of the array, or packed along the
+        rows (two FP4 per byte, four FP6 in three bytes), the first in the lowest bits.
+        ``scale_codes`` are bytes, (rows, blocks per row). ``tensor_scale`` is the float32
         number that the rule stores; without it, it is not compared.
+        A :class:`npfp8.QuantizedTensor` is read too.
     fmt : BlockFormat or str
         The format, or its name. Its rule does not count.
     rule : str, optional
@@ -184,8 +172,8 @@ def check_block_quantizer(
     Raises
     ------
     AssertionError
-        If the quantizer does not follow ``rule``, or what it returns is no bytes of the right
-        number.
+        If the quantizer does not follow ``rule``, raises an exception for finite numbers, or
+        returns anything but bytes of the right number.
     TypeError, ValueError
         If an argument is not as stated, or the rule refuses the format or the type.
 
@@ -207,23 +195,24 @@ def check_block_quantizer(
     source = choice("source", source, SOURCES)
     known = POWER_RULES if fmt.powers_of_two else RATIO_RULES
     names = tuple(known) if rule is None else (choice("rule", rule, known),)
-    inputs = hard_inputs(_neutral(fmt), source)
+    inputs = _inputs(_neutral(fmt), source)
     expected, refused = _all_expected(_neutral(fmt), source)
     if rule is not None and names[0] in refused:
         raise ValueError(refused[names[0]])
-    found = {name: _outcome(fn(_given(x, source)), x, fmt) for name, x in inputs.items()}
+    found = {name: _found(fn, name, x, fmt, source) for name, x in inputs.items()}
     expected = {name: expected[name] for name in names if name in expected}
-    compared = {
-        name: _difference(name, made, found, inputs, fmt) for name, made in expected.items()
-    }
-    follows = tuple(name for name, difference in compared.items() if difference is None)
-    differences = [difference for difference in compared.values() if difference is not None]
+    against = {name: _difference(name, made, found, inputs, fmt) for name, made in expected.items()}
+    follows = tuple(name for name, difference in against.items() if difference is None)
+    differences = [difference for difference in against.values() if difference is not None]
+    mistake = "" if follows else likely_block_mistake(expected, found, inputs, fmt, source)
+    if not follows and not mistake:
+        _refuse_beyond(found, fmt)
     report = BlockReport(
         fmt,
         source,
         follows,
         tuple(sorted(differences, key=_distance)),
-        "" if follows else _mistake(expected, found, inputs, fmt),
+        mistake,
         tuple(_special(fn, fmt, follows, source)),
         tuple(name for name in names if name in refused),
         sum(x.size for x in inputs.values()) // fmt.block,
@@ -249,112 +238,53 @@ def _given(x: Float32Array, source: str) -> Array:
     return x.astype(source)
 
 
-def _quantized(x: Float32Array, fmt: BlockFormat, source: str) -> _Outcome:
-    codes, scales, number = quantize_blocks(x, fmt, 1, source)
-    return _Outcome(codes.view(np.uint8), scales, number)
+def _inputs(fmt: BlockFormat, source: str) -> dict[str, Float32Array]:
+    return hard_inputs(fmt, source) | wide_inputs(fmt, source)
+
+
+def _found(fn: Quantizer, name: str, x: Float32Array, fmt: BlockFormat, source: str) -> Outcome:
+    """Call a quantizer; raise AssertionError, which names the tensor, if it gives no bytes."""
+    try:
+        given = fn(_given(x, source))
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise AssertionError(
+            f"{fmt}, {source}, {name!r}: expected codes and scales, found "
+            f"{type(error).__name__}: {first}"
+        ) from error
+    try:
+        return outcome_of(given, x, fmt)
+    except AssertionError as error:
+        raise AssertionError(f"{fmt}, {source}, {name!r}: {error}") from error
+
+
+def _refuse_beyond(found: dict[str, Outcome], fmt: BlockFormat) -> None:
+    """Raise AssertionError for codes that have more bits than their format."""
+    parts: tuple[tuple[str, Format], ...] = (("codes", fmt.element), ("scales", fmt.scale_format))
+    for name, outcome in found.items():
+        for part, one in parts:
+            largest = getattr(outcome, part).max(initial=0)
+            if largest >= one.values.size:
+                raise AssertionError(
+                    f"{fmt}, {name!r}: {part}: expected 0..{one.values.size - 1} for {one}, "
+                    f"found {largest}"
+                )
 
 
 @lru_cache(maxsize=4)
 def _all_expected(
     fmt: BlockFormat, source: str
-) -> tuple[dict[str, dict[str, _Outcome]], dict[str, str]]:
+) -> tuple[dict[str, dict[str, Outcome]], dict[str, str]]:
     """Return what every rule makes of the inputs, and why the others refuse them."""
     expected, refused = {}, {}
     for rule in POWER_RULES if fmt.powers_of_two else RATIO_RULES:
         how = with_rule(fmt, rule)
         try:
-            inputs = hard_inputs(fmt, source)
-            expected[rule] = {name: _quantized(x, how, source) for name, x in inputs.items()}
+            inputs = _inputs(fmt, source)
+            expected[rule] = {name: outcome_by_rule(x, how, source) for name, x in inputs.items()}
         except ValueError as error:
             refused[rule] = str(error)
     return expected, refused
-
-
-# What the quantizer gave
-
-
-def _outcome(given: Any, x: Float32Array, fmt: BlockFormat) -> _Outcome:
-    """Read what a quantizer returned; raise AssertionError if it is nothing to compare."""
-    if isinstance(given, QuantizedTensor):
-        given = (given.codes, given.scale_codes, given.tensor_scale)
-    if not isinstance(given, tuple | list) or len(given) not in (2, 3):
-        raise AssertionError(
-            f"expected (codes, scale_codes) or (codes, scale_codes, tensor_scale), found "
-            f"{type(given).__name__}"
-        )
-    codes, scales = _bytes("codes", given[0]), _bytes("scale_codes", given[1])
-    number: Float32Array | None = None
-    if fmt.tensor_scale and len(given) == 3 and given[2] is not None:
-        one = np.asarray(given[2], np.float64)
-        if one.size != 1:
-            raise AssertionError(f"tensor_scale: expected one number, found {one.size}")
-        with np.errstate(over="ignore"):
-            number = one.reshape(()).astype(np.float32)
-    blocks = (len(x), x.shape[1] // fmt.block)
-    if scales.size != blocks[0] * blocks[1]:
-        raise AssertionError(f"scale_codes: expected shape {blocks}, found {scales.shape}")
-    packed = None
-    if codes.shape != x.shape:
-        bits = getattr(fmt.element, "bits", 8)
-        length = x.shape[1] * bits // 8
-        if bits == 8 or codes.shape != (len(x), length):
-            also = "" if bits == 8 else f", or {(len(x), length)} packed"
-            raise AssertionError(f"codes: expected shape {x.shape}{also}, found {codes.shape}")
-        packed, codes = codes, _unpacked(codes, "low-first", fmt, x.shape[1])
-    return _Outcome(codes, scales.reshape(blocks), number, packed)
-
-
-def _bytes(name: str, given: Any) -> Array:
-    """Return codes as bytes."""
-    array = np.ascontiguousarray(given)
-    wide = array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.size
-    if wide and array.min() >= -128 and array.max() <= 255:
-        array = (array & 0xFF).astype(np.uint8)
-    if array.dtype.itemsize != 1 or array.dtype == bool:
-        raise AssertionError(f"{name}: expected bytes, found {array.dtype}")
-    return array.view(np.uint8)
-
-
-def _unpacked(packed: Array, layout: str, fmt: BlockFormat, length: int) -> Array:
-    return unpack_codes(packed, fmt.element, length, layout).view(np.uint8)
-
-
-# Comparing
-
-
-def _nan_codes(fmt: Format) -> tuple[int, ...]:
-    return tuple(fmt.nan_codes) if isinstance(fmt, FloatFormat) else ()
-
-
-def _unequal(expected: Array, found: Array, fmt: Format) -> npt.NDArray[np.bool_]:
-    """Return where codes differ. All NaNs count as equal."""
-    differs = expected != found
-    if nan := _nan_codes(fmt):
-        differs &= ~(np.isin(expected, nan) & np.isin(found, nan))
-    return np.asarray(differs)
-
-
-def _compared(
-    expected: _Outcome, found: _Outcome, fmt: BlockFormat
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], bool]:
-    """Return which scales, codes and whether the numbers of the tensor differ.
-
-    Codes do not count in blocks whose scales are NaN.
-    """
-    scales = _unequal(expected.scales, found.scales, fmt.scale_format)
-    codes = _unequal(expected.codes, found.codes, fmt.element)
-    if nan := _nan_codes(fmt.scale_format):
-        lost = np.isin(expected.scales, nan) & np.isin(found.scales, nan)
-        codes &= ~lost.repeat(fmt.block, axis=1)
-    number = False
-    if expected.number is not None and found.number is not None:
-        number = not np.array_equal(expected.number, found.number, equal_nan=True)
-    return scales, codes, number
-
-
-def _same(expected: _Outcome, found: _Outcome, fmt: BlockFormat) -> bool:
-    scales, codes, number = _compared(expected, found, fmt)
-    return not (number or scales.any() or codes.any())
 
 
 def _distance(difference: RuleDifference) -> tuple[int, int, int]:
@@ -363,8 +293,8 @@ def _distance(difference: RuleDifference) -> tuple[int, int, int]:
 
 def _difference(
     rule: str,
-    expected: dict[str, _Outcome],
-    found: dict[str, _Outcome],
+    expected: dict[str, Outcome],
+    found: dict[str, Outcome],
     inputs: dict[str, Float32Array],
     fmt: BlockFormat,
 ) -> RuleDifference | None:
@@ -374,7 +304,7 @@ def _difference(
     in_bytes = False  # whether the first difference is one of codes: these are preferred
     for name, x in inputs.items():
         one, other = expected[name], found[name]
-        scales, codes, number = _compared(one, other, fmt)
+        scales, codes, number = compared(one, other, fmt)
         counts += scales.sum(), codes.sum(), number
         differs = bool(scales.any() or codes.any())
         if (differs and not in_bytes) or (number and not first):
@@ -413,14 +343,14 @@ def _special(
     for kind, x in special_inputs(_neutral(fmt), source).items() if follows else ():
         try:
             with np.errstate(all="ignore"):
-                found = _outcome(fn(_given(x, source)), x, fmt)
+                found = outcome_of(fn(_given(x, source)), x, fmt)
         except Exception as error:  # whatever a quantizer does with such numbers
             found = None
             raised = type(error).__name__
         for rule in follows:
             how = with_rule(fmt, rule)
             try:
-                expected = _quantized(x, how, source)
+                expected = outcome_by_rule(x, how, source)
             except ValueError:
                 expected = None
             if expected is None:
@@ -433,165 +363,3 @@ def _special(
                 found_all, made = {kind: found}, {kind: expected}
                 difference = _difference(rule, made, found_all, {kind: x}, fmt)
                 yield f"{kind}: " + (f"as {rule}" if difference is None else str(difference))
-
-
-# Usual mistakes. One is undone in what was found, or made in what a rule gives.
-
-_Undo = Callable[[_Outcome, BlockFormat], "_Outcome | None"]
-_Make = Callable[[Float32Array, _Outcome, BlockFormat], "_Outcome | None"]
-
-
-def _mistake(
-    expected: dict[str, dict[str, _Outcome]],
-    found: dict[str, _Outcome],
-    inputs: dict[str, Float32Array],
-    fmt: BlockFormat,
-) -> str:
-    """Name the mistake that explains all bytes, with the rule; "" if there is none."""
-    for rule, made in expected.items():
-        codes = {key: outcome._replace(number=None) for key, outcome in found.items()}
-        if all(_same(made[key], codes[key], fmt) for key in inputs):
-            return f"the rule {rule} with {_number_mistake(made, found)}"
-    for name, undo in _undone():
-        undid = {key: undo(outcome, fmt) for key, outcome in found.items()}
-        if any(outcome is None for outcome in undid.values()):
-            continue
-        for rule, made in expected.items():
-            if all(_same(made[key], undid[key], fmt) for key in inputs):  # type: ignore[arg-type]
-                return f"the rule {rule} with {name}"
-    for name, make in _made():
-        for rule, made in expected.items():
-            how = with_rule(fmt, rule)
-            if all(
-                (wrong := make(x, made[key], how)) is not None and _same(wrong, found[key], fmt)
-                for key, x in inputs.items()
-            ):
-                return f"the rule {rule} with {name}"
-    return ""
-
-
-def _undone() -> Iterator[tuple[str, _Undo]]:
-    """Yield mistakes and how they are undone."""
-    yield "the high nibble first", _swapped
-    for layout in CODE_LAYOUTS:
-        if layout != "low-first":
-            yield f"codes in the layout {layout}", partial(_repacked, layout)
-    yield "the scale's exponent without its bias", partial(_shifted, 127)
-    for by in (1, -1):
-        yield (
-            f"the scale's exponent {'too large' if by < 0 else 'too small'} by 1",
-            partial(_shifted, by),
-        )
-    yield "the scale inverted", _inverted
-    for layout in SCALE_LAYOUTS:
-        if layout != "linear":
-            yield f"scales in the layout {layout}", partial(_laid_out, layout)
-    yield "scales in the order of columns", _by_columns
-
-
-def _swapped(outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
-    if getattr(fmt.element, "bits", 8) != 4:
-        return None
-    codes = outcome.codes
-    pairs = codes.reshape(*codes.shape[:-1], -1, 2)[..., ::-1]
-    return outcome._replace(codes=pairs.reshape(codes.shape))
-
-
-def _repacked(layout: str, outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
-    if outcome.packed is None:
-        return None
-    try:
-        codes = _unpacked(outcome.packed, layout, fmt, outcome.codes.shape[1])
-    except ValueError:
-        return None
-    return outcome._replace(codes=codes)
-
-
-def _shifted(by: int, outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
-    if not fmt.powers_of_two:
-        return None
-    return outcome._replace(scales=(outcome.scales.astype(np.int64) + by).astype(np.uint8))
-
-
-def _inverted(outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
-    if not fmt.powers_of_two:
-        return None
-    return outcome._replace(scales=(254 - outcome.scales.astype(np.int64)).astype(np.uint8))
-
-
-def _number_mistake(expected: dict[str, _Outcome], found: dict[str, _Outcome]) -> str:
-    """Say how the numbers of tensors differ where all codes agree."""
-    products = []
-    for name, outcome in found.items():
-        number = expected[name].number
-        if number is None or outcome.number is None:
-            return ""
-        with np.errstate(all="ignore"):
-            product = np.float64(number) * np.float64(outcome.number)
-        if np.isfinite(product) and product:
-            products.append(product)
-    inverted = bool(products) and bool(np.isclose(products, 1, rtol=1e-6).all())
-    return "the tensor scale inverted" if inverted else "another tensor scale"
-
-
-def _laid_out(layout: str, outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
-    try:
-        scales = unpack_scales(outcome.scales, outcome.scales.shape, layout)
-    except ValueError:
-        return None
-    return outcome._replace(scales=scales)
-
-
-def _by_columns(outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
-    rows, blocks = outcome.scales.shape
-    return outcome._replace(scales=outcome.scales.reshape(blocks, rows).T)
-
-
-def _made() -> Iterator[tuple[str, _Make]]:
-    """Yield mistakes and how they are made."""
-    yield "ties rounded away from zero", partial(_rounded, "nearest_away")
-    yield "ties rounded toward zero", partial(_rounded, "nearest_toward_zero")
-    yield "truncation", partial(_rounded, "toward_zero")
-    yield "-0 encoded as 0", _unsigned
-    yield "zero blocks with a scale of 1", _zero_is_one
-    yield "the scale inverted", _reciprocal
-
-
-def _rounded(
-    rounding: str, x: Float32Array, outcome: _Outcome, fmt: BlockFormat
-) -> _Outcome | None:
-    """Encode the multiples of numbers by another rounding."""
-    blocks = x.reshape(-1, fmt.block)
-    scale = values_of(outcome.scales.reshape(-1, 1), fmt.scale_format, np.dtype(np.float32))
-    how = fmt.how
-    with np.errstate(all="ignore"):
-        if isinstance(how, PowerRule):
-            scaled = blocks.astype(np.float64) / scale  # exact
-        else:
-            factor = how.factor(scale, outcome.number, fmt.element.max, fmt.scale_format.max)
-            scaled = (np.divide if how.divide else np.multiply)(blocks, factor)
-    if np.isnan(scaled).any():
-        scaled = np.where(np.isnan(scaled), 0, scaled)
-    if isinstance(how, RatioRule) and how.negative_zero == "rounded":
-        scaled = scaled + scaled.dtype.type(0)
-    codes = encode(scaled, fmt.element, rounding=rounding)
-    return outcome._replace(codes=codes.view(np.uint8).reshape(x.shape))
-
-
-def _unsigned(x: Float32Array, outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
-    sign = getattr(fmt.element, "sign_bit", 0)
-    return outcome._replace(codes=np.where(outcome.codes == sign, 0, outcome.codes))
-
-
-def _zero_is_one(x: Float32Array, outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
-    zero = np.abs(x).reshape(len(x), -1, fmt.block).max(axis=2) == 0
-    one = encode(np.float32(1), fmt.scale_format)
-    return outcome._replace(scales=np.where(zero, one, outcome.scales))
-
-
-def _reciprocal(x: Float32Array, outcome: _Outcome, fmt: BlockFormat) -> _Outcome | None:
-    if fmt.powers_of_two:
-        return None
-    with np.errstate(all="ignore"):
-        scales = np.float32(1) / values_of(outcome.scales, fmt.scale_format, np.dtype(np.float32))
-    return outcome._replace(scales=encode(scales, fmt.scale_format))

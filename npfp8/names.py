@@ -51,7 +51,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # noqa: PLC0415 (imported only when an error is raised)
 
     spelled = {candidate.casefold(): candidate for candidate in known}
-    near = get_close_matches(name.casefold(), spelled)
-    # Two letters that changed places are the commonest error: 'sts2' is 'sst2', not 'stsb'.
-    near.sort(key=lambda candidate: sorted(candidate) != sorted(name.casefold()))
+    folded = name.casefold()
+    near = get_close_matches(folded, spelled)
+    # Two letters that changed places are the commonest error: 'sts2' is 'sst2', not 'stsb'. Then
+    # come names that were not written to their ends: 'mxfp8' is 'MXFP8_E4M3', not 'MXFP4'.
+    order = [x for x in spelled if x.startswith(folded)]
+    near.sort(
+        key=lambda x: (sorted(x) != sorted(folded), order.index(x) if x in order else len(spelled))
+    )
     return f"; did you mean {spelled[near[0]]!r}?" if near else ""

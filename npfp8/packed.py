@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import array_of, integer, require, wrong_type
+from npfp8.arguments import array_of, choice, integer, require, wrong_type
 from npfp8.arrays import Float32Array
 from npfp8.blocks.formats import BlockFormat, as_block_format
 from npfp8.blocks.layouts import (
+    CODE_LAYOUTS,
+    SCALE_LAYOUTS,
     CodeLayout,
     ScaleLayout,
     pack_codes,
@@ -21,6 +23,7 @@ from npfp8.blocks.layouts import (
     unpack_codes,
     unpack_scales,
 )
+from npfp8.blocks.layouts.codes import packed_length
 from npfp8.blocks.quantize import checked_tensor_scale
 from npfp8.scaling import checked_block, normalized_axis, scale_shape
 from npfp8.tensor import QuantizedTensor
@@ -52,8 +55,8 @@ class PackedTensor:
     TypeError
         If an attribute is not of the type stated.
     ValueError
-        If no block format has the name, the axis does not exist, or the number of the tensor is
-        missing, or given to a format without.
+        If no block format or layout has the name, a length is negative, the axis does not exist,
+        or the number of the tensor is missing, or given to a format without.
 
     Examples
     --------
@@ -81,6 +84,8 @@ class PackedTensor:
         if not isinstance(self.shape, tuple | list):
             raise wrong_type("shape", "a tuple of integers", self.shape)
         set_field(self, "shape", tuple(integer("shape", length) for length in self.shape))
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"shape: expected no negative length, found {self.shape}")
         set_field(self, "axis", normalized_axis(integer("axis", self.axis), len(self.shape)))
         set_field(self, "tensor_scale", checked_tensor_scale(self.tensor_scale, self.fmt))
         _check_layouts(self.code_layout, self.scale_layout)
@@ -94,9 +99,15 @@ class PackedTensor:
 
 
 def _check_layouts(code_layout: object, scale_layout: object) -> None:
-    """Raise TypeError unless both are layouts or names."""
+    """Raise unless both are layouts or names that there are."""
     require("code_layout", code_layout, (str, CodeLayout), "a CodeLayout or a name")
     require("scale_layout", scale_layout, (str, ScaleLayout), "a ScaleLayout or a name")
+    for name, layout, known in (
+        ("code_layout", code_layout, CODE_LAYOUTS),
+        ("scale_layout", scale_layout, SCALE_LAYOUTS),
+    ):
+        if isinstance(layout, str):
+            choice(name, layout, known)
 
 
 def _name(layout: CodeLayout | ScaleLayout | str) -> str:
@@ -182,13 +193,12 @@ def unpack_tensor(packed: PackedTensor) -> QuantizedTensor:
     """
     require("packed", packed, PackedTensor, "a PackedTensor")
     fmt, shape, axis = packed.fmt, packed.shape, packed.axis
-    found = packed.codes.shape
-    if (
-        len(found) != len(shape)
-        or found[:axis] + found[axis + 1 :] != shape[:axis] + shape[axis + 1 :]
-    ):
+    nbytes = packed_length(shape[axis], fmt.element, packed.code_layout)
+    expected = (*shape[:axis], nbytes, *shape[axis + 1 :])
+    if packed.codes.shape != expected:
         raise ValueError(
-            f"codes: expected shape {shape}, with bytes along axis {axis}, found {found}"
+            f"codes: expected shape {expected} for a tensor of shape {shape}, packed "
+            f"{_name(packed.code_layout)} along axis {axis}, found {packed.codes.shape}"
         )
     codes = unpack_codes(packed.codes, fmt.element, shape[axis], packed.code_layout, axis)
     scales = scale_shape(shape, axis, checked_block(fmt.block, axis))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["float32_to_bfloat16_bits", "float64_to_float32", "integer_to_float64"]
+__all__ = ["float32_to_bfloat16_bits", "float64_to_float32", "integer_to_float64", "sum_to_odd"]
 
 
 def float32_to_bfloat16_bits(x: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
@@ -53,3 +53,16 @@ def integer_to_float64(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     result = np.where(magnitude >> np.uint64(53) != 0, odd, magnitude).astype(np.float64)
     np.negative(result, where=negative, out=result)
     return result
+
+
+def sum_to_odd(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Add float64 numbers, and round the sum to odd; one that is not finite as IEEE 754 has it."""
+    # Knuth's two-sum: x + y == s + r exactly, whatever their sizes.
+    s = x + y
+    back = s - x
+    r = (x - (s - back)) + (y - back)
+    bits = s.view(np.int64)
+    to_odd = (np.abs(r) > 0) & (bits & 1 == 0)
+    away_from_zero = (r > 0) == (s > 0)
+    bits += to_odd * np.where(away_from_zero, 1, -1)
+    return s

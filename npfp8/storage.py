@@ -646,7 +646,7 @@ def _check_arguments(tensors: object, metadata: object) -> None:
         if not isinstance(
             tensor, np.ndarray | np.generic | Fp8Array | Bfloat16Array | StoredTensor
         ):
-            raise wrong_type(f"tensor {key!r}", "an array", tensor)
+            raise wrong_type(f"tensor {key!r}", "an array, or codes as an Fp8Array", tensor)
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):  # which no reader takes
             raise TypeError(f"metadata {key!r}: expected strings, found {value!r}")

@@ -19,7 +19,12 @@ from npfp8.arguments import array_of, dtype_of, integer, require, wrong_array
 from npfp8.arrays import Array, Float32Array, lookup, require_array
 from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat, as_block_format, with_rule
-from npfp8.blocks.quantize import block_scales, checked_tensor_scale, quantize_blocks
+from npfp8.blocks.quantize import (
+    block_scales,
+    checked_tensor_scale,
+    quantize_blocks,
+    tensor_multiplier,
+)
 from npfp8.codec import encode
 from npfp8.codec.tables import checked_codes, values_of
 from npfp8.formats import FORMATS, FloatFormat, Format, IntFormat, as_format
@@ -81,8 +86,9 @@ class QuantizedTensor:
         Block formats only: the codes of the scales, of the shape of ``scale``. ``scale`` is
         then computed from them, and given as None. It may be subnormal, 0 or NaN.
     tensor_scale : float32, optional
-        Block formats only: the number that is stored for the tensor if the format has one.
-        The format's rule says whether it multiplies or divides.
+        Block formats only: the number that is stored for the tensor if the format has one. It
+        is a factor, a divisor or, by NVFP4's rule ``te``, the largest magnitude. ``scale``
+        contains the factor, which :attr:`tensor_factor` is.
     block_format : BlockFormat, optional
         Stored if ``fmt`` is a block format.
 
@@ -180,7 +186,10 @@ class QuantizedTensor:
 
     def __repr__(self) -> str:
         if self.block_format is not None:
-            tensor = "" if self.tensor_scale is None else f", tensor scale {self.tensor_scale:.6g}"
+            tensor = ""
+            if self.tensor_scale is not None:
+                stored = self.block_format.how.stored  # type: ignore[union-attr]
+                tensor = f", tensor scale {self.tensor_scale:.6g} ({stored})"
             return (
                 f"<QuantizedTensor {self.shape} {self.block_format}, {self.scale.size} blocks of "
                 f"{self.block} along axis {self.axis}{tensor}>"
@@ -253,6 +262,22 @@ class QuantizedTensor:
         else:
             bits = (fmt.max_code - fmt.min_code).bit_length()
         return self.nbytes - self.codes.nbytes + -(-self.size * bits // 8)
+
+    @property
+    def tensor_factor(self) -> Float32Array:
+        """The float32 number by which ``tensor_scale`` multiplies all values: 1 without one.
+
+        Examples
+        --------
+        >>> import npfp8
+        >>> q = npfp8.quantize([90.0] * 16, npfp8.NVFP4)  # the rule te: the largest magnitude
+        >>> print(q.tensor_scale, q.tensor_factor)
+        90.0 0.03348214
+        """
+        if self.tensor_scale is None:
+            return np.ones((), np.float32)
+        assert self.block_format is not None
+        return tensor_multiplier(self.tensor_scale, self.block_format)
 
     @property
     def mT(self) -> QuantizedTensor:  # noqa: N802 (the array API's name)
@@ -498,7 +523,8 @@ def quantize(
         Block formats only: the rule instead of the format's own, a key of
         :data:`npfp8.POWER_RULES` or :data:`npfp8.RATIO_RULES`.
     tensor_scale : float32, optional
-        Block formats only: the number of the tensor instead of the one that the rule computes.
+        Block formats only: the number of the tensor instead of the one that the rule computes,
+        in the rule's meaning: for NVFP4's ``te`` the largest magnitude.
 
     Returns
     -------

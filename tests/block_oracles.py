@@ -107,13 +107,15 @@ def special_blocks(source: str, nan: bool = True, block: int = 32) -> npt.NDArra
     return x
 
 
-def mx_block(x: Array, element: Format, rule: str) -> tuple[int, list[int]]:
+def mx_block(
+    x: Array, element: Format, rule: str, ends: tuple[int, int] = (-127, 127)
+) -> tuple[int, list[int]]:
     """Quantize one block of finite numbers by a plain rule, in integers and fractions.
 
     Returns
     -------
     exponent : int
-        That of the scale, from -127 to 127.
+        That of the scale, within the ends.
     codes : list of int
         The codes of the elements, as bytes.
     """
@@ -121,7 +123,7 @@ def mx_block(x: Array, element: Format, rule: str) -> tuple[int, list[int]]:
     amax = max(abs(number) for number in numbers)
     largest = Fraction(element.max)
     if amax == 0:
-        exponent = -127
+        exponent = ends[0]
     else:
         emax = _log2(largest)
         exponent = {
@@ -131,10 +133,10 @@ def mx_block(x: Array, element: Format, rule: str) -> tuple[int, list[int]]:
             "trunc": lambda: _log2(amax / largest),
             "even": lambda: _even(amax, element) - emax,
         }[rule]()
-    exponent = max(-127, min(127, exponent))
+    exponent = max(ends[0], min(ends[1], exponent))
     scale = Fraction(2) ** exponent
     codes = [
-        _code(abs(number) / scale, element, bool(np.signbit(one)))
+        nearest_code(abs(number) / scale, element, bool(np.signbit(one)))
         for number, one in zip(numbers, x, strict=True)
     ]
     return exponent, codes
@@ -146,8 +148,14 @@ def _log2(x: Fraction) -> int:
     return exponent if Fraction(2) ** exponent <= x else exponent - 1
 
 
+def _mantissa_bits(element: Format) -> int:
+    if isinstance(element, FloatFormat):
+        return element.mantissa_bits
+    return element.max_code.bit_length() - 1
+
+
 def _even(amax: Fraction, element: Format) -> int:
-    bits = element.mantissa_bits if isinstance(element, FloatFormat) else 6
+    bits = _mantissa_bits(element)
     exponent = _log2(amax)
     return exponent + (amax / Fraction(2) ** exponent >= 2 - Fraction(1, 2 ** (bits + 1)))
 
@@ -158,15 +166,25 @@ def _values(element: Format) -> list[Fraction]:
     return [Fraction(float(value)) for value in element.values[: element.max_code + 1]]
 
 
-def _code(magnitude: Fraction, element: Format, negative: bool) -> int:
-    """Return the nearest value's code, on a tie the even one; beyond the largest, its code."""
+def nearest_code(magnitude: Fraction, element: Format, negative: bool = False) -> int:
+    """Return the nearest value's code, on a tie the even significand; beyond the largest, its code.
+
+    Negative numbers of a format without sign are NaN, or 0 if it has none.
+    """
+    if not isinstance(element, FloatFormat):
+        whole = round(magnitude * 2**element.fraction_bits)
+        whole = max(element.min_code, -whole) if negative else min(element.max_code, whole)
+        return whole & 0xFF
     values = _values(element)
-    above = min(bisect.bisect_left(values, magnitude), len(values) - 1)
-    near = (above, max(above - 1, 0))
-    nearest = min(near, key=lambda code: (abs(values[code] - magnitude), code % 2))
-    if isinstance(element, FloatFormat):
-        return nearest | (element.sign_bit if negative else 0)
-    return (-nearest if negative else nearest) & 0xFF
+    above = min(max(bisect.bisect_left(values, magnitude), 1), len(values) - 1)
+    low, high = values[above - 1 : above + 1]
+    middle = (low + high) / 2
+    tie_goes_up = low / (high - low) % 2 == 1  # the significand of the lower one is odd
+    nearest = above - (magnitude < middle or (magnitude == middle and not tie_goes_up))
+    if not element.signed:
+        return (element.nan_code or 0) if negative and magnitude else nearest
+    keeps = nearest or element.sign_bit not in element.nan_codes  # a NaN in the place of -0
+    return nearest | (element.sign_bit if negative and keeps else 0)
 
 
 def smallest_exponents(amax: Array, largest: float) -> npt.NDArray[np.int64]:
@@ -184,7 +202,7 @@ def plain_exponents(amax: Array, element: Format, rule: str) -> npt.NDArray[np.i
     """Return a plain rule's exponents of positive, finite numbers, each as a smallest exponent."""
     largest = element.max
     emax = int(np.frexp(largest)[1]) - 1
-    bits = element.mantissa_bits if isinstance(element, FloatFormat) else 6
+    bits = _mantissa_bits(element)
     below = np.nextafter(1.0, 0)  # a < 2^(e + 1) is a <= 2^(e + 1) - a bit, for float32 numbers
     return {
         "floor": lambda: smallest_exponents(amax, 2 * below) - emax,
@@ -248,4 +266,4 @@ def _nvidia_code(x: np.float32, element: Format) -> int:
     if np.isnan(x):
         return 7 if element.bits == 4 else 0x7F
     magnitude = Fraction(element.max) if np.isinf(x) else abs(Fraction(float(x)))
-    return _code(min(magnitude, Fraction(element.max)), element, bool(np.signbit(x)))
+    return nearest_code(min(magnitude, Fraction(element.max)), element, bool(np.signbit(x)))

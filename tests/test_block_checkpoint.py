@@ -1044,6 +1044,11 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     (
         "nvfp4",
+        tensor("weight_global_scale", lambda x: 1 / x),
+        f"{FILE}weight_global_scale': expected 2688 / absmax, at least 1, found 0.000",
+    ),
+    (
+        "nvfp4",
         tensor("weight_global_scale", lambda x: x.astype(np.int32)),
         "expected dtype F32, F16 or BF16, found I32",
     ),
@@ -1185,6 +1190,32 @@ def test_unreadable_of_modelopt(
         bert_numpy.load(tmp_path / "out")
     assert message in str(caught.value)
     assert str(tmp_path / "out") in str(caught.value)
+
+
+def test_a_number_that_is_inverted_in_modelopts_layout(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", config_overrides=WIDE)
+    model = quantized(source, PRESETS["nvfp4-weights"])
+    save_quantized(model, source, tmp_path / "out", layout="modelopt")
+    tensor("weight_scale_2", lambda x: 1 / x)(tmp_path / "out")
+    message = (
+        rf"{PLACE}.weight_scale_2': expected absmax / 2688, at most 1, found \d+\.\d+: perhaps"
+    )
+    with pytest.raises(BertNumpyError, match=message):
+        bert_numpy.load(tmp_path / "out")
+
+
+def test_codes_that_config_json_does_not_describe(tmp_path: Path) -> None:
+    """The name is the stored one."""
+    _, folder = written(tmp_path, PRESETS["mxfp4"], config_overrides=WIDE)
+    config = json.loads((folder / "config.json").read_text())
+    inner = {key: config.pop(key) for key in ("quantization_config", "npfp8_config")}
+    (folder / "config.json").write_text(json.dumps(config | {"text_config": inner}))
+    message = (
+        r"attention.self.query.weight': expected shape .*; 'bert.encoder.layer.0.attention.self."
+        r"query.weight_scale' is of a quantized layout that is not read, or that config.json does"
+    )
+    with pytest.raises(BertNumpyError, match=message):
+        bert_numpy.load(folder)
 
 
 @pytest.mark.parametrize("name", ["bert.pooler*", "*pooler.*", "bert.pooler", "*.pooler.dense"])

@@ -59,12 +59,8 @@ def test_the_nearest_rule_is_first() -> None:
     report = check(mine, MXFP4)
     assert not report.follows
     first = report.differences[0]
-    assert (first.rule, first.scales, first.codes) == (
-        "microxcaling",
-        9 if False else first.scales,
-        0,
-    )
-    assert first.scales == len(inputs.hard_inputs(MXFP4))
+    tensors = inputs.hard_inputs(MXFP4) | inputs.wide_inputs(MXFP4)
+    assert (first.rule, first.scales, first.codes) == ("microxcaling", len(tensors), 0)
     assert (first.input, first.index) == ("normal", (0, 0))
     assert first.scale_expected ^ 1 == first.scale_found
     assert "nearest microxcaling" in repr(report)
@@ -119,7 +115,7 @@ def test_planted_faults(fmt: BlockFormat) -> None:
         f"scales in the layout {layout}": (
             lambda c, s, t, layout=layout: (c, pack_scales(s, layout), t)
         )
-        for layout in ("128x4", "4x4", "te-columnwise")  # 8x4 is row after row here
+        for layout in ("128x4", "8x4", "4x4", "te-columnwise")  # te-rowwise is linear here
     }
     if fmt != NVFP4:
         faults |= {
@@ -131,7 +127,7 @@ def test_planted_faults(fmt: BlockFormat) -> None:
             "the scale inverted": lambda c, s, t: (c, 254 - s),
         }
     else:
-        faults["another tensor scale"] = lambda c, s, t: (c, s, np.float64(t) / 2)
+        faults["the tensor scale multiplied by 0.5"] = lambda c, s, t: (c, s, np.float64(t) / 2)
     if fmt.element == E2M1:
         faults["the high nibble first"] = lambda c, s, t: (
             pack_codes(c, fmt.element, "high-first"),
@@ -149,13 +145,237 @@ def test_planted_faults(fmt: BlockFormat) -> None:
         assert report.mistake == f"the rule {rule} with {name}"
 
 
-def test_an_inverted_tensor_scale() -> None:
-    def mine(x: np.ndarray) -> Any:
-        q = quantize(x, NVFP4, rule="modelopt")
-        with np.errstate(all="ignore"):
-            return q.codes, q.scale_codes, np.float32(1) / q.tensor_scale
+STORED = {
+    "multiplier": "a factor of the values",
+    "divisor": "a divisor of the values",
+    "absmax": "the largest magnitude",
+}
 
-    assert check(mine, NVFP4).mistake == "the rule modelopt with the tensor scale inverted"
+
+@pytest.mark.parametrize("rule", npfp8.RATIO_RULES)
+def test_a_tensor_scale_of_another_meaning(rule: str) -> None:
+    how = npfp8.RATIO_RULES[rule]
+
+    def planted(number: Callable[[Any, Any], Any]) -> BlockReport:
+        def mine(x: np.ndarray) -> Any:
+            q = quantize(x, NVFP4, rule=rule)
+            with np.errstate(all="ignore"):
+                return q.codes, q.scale_codes, number(q.tensor_scale, np.abs(x).max())
+
+        return check(mine, NVFP4)
+
+    inverted = planted(lambda t, g: np.float32(1) / t).mistake
+    assert inverted == f"the rule {rule} with the tensor scale inverted"
+    meanings: dict[str, Callable[[Any, Any], Any]] = {
+        "multiplier": lambda t, g: how.multiplier(t, 6.0, 448.0),
+        "divisor": lambda t, g: how.divisor(t, 6.0, 448.0),
+        "absmax": lambda t, g: g,
+    }
+    for meaning, number in meanings.items():
+        report = planted(number)
+        if meaning == how.stored:
+            assert report.follows == (rule,)
+        elif "absmax" not in (meaning, how.stored):
+            assert report.mistake == inverted
+        else:
+            said = f"stored as {STORED[meaning]}, not as {STORED[how.stored]}"
+            assert report.mistake == f"the rule {rule} with the tensor scale {said}"
+
+
+def elements(x: np.ndarray, scales: Any, fmt: BlockFormat, **how: Any) -> Any:
+    """Encode numbers under scales that are powers of two."""
+    exponents = scales.astype(np.int64).repeat(fmt.block, axis=1) - 127
+    with np.errstate(over="ignore"):
+        return npfp8.encode(np.ldexp(x.astype(np.float64), -exponents), fmt.element, **how)
+
+
+def at_least(x: np.ndarray, smallest: int) -> Any:
+    scales = np.maximum(scales_of(x), np.uint8(smallest))
+    return elements(x, scales, MXFP4), scales
+
+
+def scales_of(x: np.ndarray, fmt: BlockFormat = MXFP4, rule: str = "rceil") -> Any:
+    return quantize(x, fmt, rule=rule).scale_codes
+
+
+def ties_up(x: np.ndarray) -> Any:
+    scales = scales_of(x)
+    up, down = (
+        elements(x, scales, MXFP4, rounding=rounding)
+        for rounding in ("nearest_away", "nearest_toward_zero")
+    )
+    return np.where(x > 0, up, down), scales
+
+
+def narrowed(x: np.ndarray, source: str, fmt: BlockFormat, rule: str) -> Any:
+    return quantize(inputs.to_source(x, source), fmt, rule=rule)
+
+
+def flushed(x: np.ndarray, zero: Any, fmt: BlockFormat, rule: str) -> Any:
+    return quantize(np.where(np.abs(x) < 2.0**-126, zero, x), fmt, rule=rule)
+
+
+def larger_blocks(x: np.ndarray) -> Any:
+    amax = np.abs(x).reshape(len(x), -1, 64).max(axis=2).repeat(2, axis=1)
+    scales = scales_of(amax.repeat(32, axis=1))
+    return elements(x, scales, MXFP4), scales
+
+
+def nvfp4(change: Callable[[Any, Any, Any, Any], Any], rule: str = "te") -> Callable[[Any], Any]:
+    def mine(x: np.ndarray) -> Any:
+        q = quantize(x, NVFP4, rule=rule)
+        return change(x, q.codes, q.scale_codes, q.tensor_scale)
+
+    return mine
+
+
+def nvfp4_ties(x: np.ndarray, codes: Any, scales: Any, number: Any) -> Any:
+    """ModelOpt's quotients, on ties away from zero, with the sign of -0."""
+    with np.errstate(all="ignore"):
+        factors = npfp8.decode(scales, npfp8.E4M3FN) * number
+        scaled = x / factors.repeat(16, axis=1)
+    scaled = np.where(np.isnan(scaled), np.float32(0), scaled)
+    return npfp8.encode(scaled, E2M1, rounding="nearest_away"), scales, number
+
+
+def nvfp4_scales_cut(x: np.ndarray, codes: Any, scales: Any, number: Any) -> Any:
+    """The rule exact with scales of blocks that are rounded toward zero."""
+    amax = np.abs(x).reshape(len(x), -1, 16).max(axis=2).astype(np.float64)
+    factors = 6.0 * np.float64(number)
+    scales = npfp8.encode(amax / factors, npfp8.E4M3FN, rounding="toward_zero")
+    factors = (npfp8.decode(scales, npfp8.E4M3FN, np.float64) * number).repeat(16, axis=1)
+    return npfp8.encode(x / np.where(factors == 0, np.inf, factors), E2M1), scales, number
+
+
+#: Quantizers with faults: the format, the fault's name, the function.
+FAULTS: list[tuple[BlockFormat, str, Callable[[Any], Any]]] = [
+    (MXFP4, "blocks along axis 0", lambda x: quantize(x, MXFP4, axis=0, rule="rceil")),
+    (NVFP4, "blocks along axis 0", lambda x: quantize(x, NVFP4, axis=0)),
+    (MXFP4, "ties rounded up", ties_up),
+    (MXFP4, "no scale below 0x01", lambda x: (by(MXFP4, "rceil")(x).codes, at_least(x, 1)[1])),
+    (MXFP4, "no scale below 0x6B, and elements to match", lambda x: at_least(x, 107)),
+    (
+        MXFP4,
+        "scales twice as large",
+        lambda x: (elements(x, s := np.minimum(scales_of(x), 253) + np.uint8(1), MXFP4), s),
+    ),
+    (MXFP4, "other scales, and elements to match", larger_blocks),
+    (
+        MXFP8_E4M3,
+        "numbers beyond the largest not saturated",
+        lambda x: (
+            elements(x, s := scales_of(x, MXFP8_E4M3, "floor"), MXFP8_E4M3, saturate=False),
+            s,
+        ),
+    ),
+    (
+        MXFP4,
+        "subnormal numbers flushed to zero",
+        lambda x: flushed(x, np.copysign(np.float32(0), x), MXFP4, "rceil"),
+    ),
+    (
+        MXFP4,
+        "subnormal numbers flushed to +0",
+        lambda x: flushed(x, np.float32(0), MXFP4, "rceil"),
+    ),
+    (NVFP4, "subnormal numbers flushed to zero", lambda x: flushed(x, 0 * x, NVFP4, "te")),
+    (
+        MXFP4,
+        "numbers rounded to bfloat16 first",
+        lambda x: narrowed(x, "bfloat16", MXFP4, "rceil"),
+    ),
+    (NVFP4, "numbers rounded to float16 first", lambda x: narrowed(x, "float16", NVFP4, "te")),
+    (MXFP4, "the sign of -0 itself lost", lambda x: quantize(x + 0, MXFP4, rule="rceil")),
+    (
+        MXFP4,
+        "0 encoded as -0",
+        lambda x: (np.where((c := by(MXFP4, "rceil")(x).codes) == 0, 8, c), scales_of(x)),
+    ),
+    (MXFP4, "the signs lost", lambda x: (by(MXFP4, "rceil")(x).codes & 7, scales_of(x))),
+    (
+        MXFP4,
+        "codes in the layout ptx",
+        lambda x: (pack_codes(by(MXFP4, "rceil")(x).codes, E2M1, "ptx"), scales_of(x)),
+    ),
+    (
+        MXFP4,
+        "codes in the layout ptx-padded",
+        lambda x: (pack_codes(by(MXFP4, "rceil")(x).codes, E2M1, "ptx-padded"), scales_of(x)),
+    ),
+    (
+        MXFP4,
+        "codes in the upper bits of bytes",
+        lambda x: (by(MXFP4, "rceil")(x).codes << 4, scales_of(x)),
+    ),
+    (
+        NVFP4,
+        "the high nibble first and scales in the layout 128x4",
+        nvfp4(lambda x, c, s, t: (pack_codes(c, E2M1, "high-first"), pack_scales(s), t)),
+    ),
+    (
+        NVFP4,
+        "the high nibble first and the tensor scale inverted",
+        nvfp4(lambda x, c, s, t: (pack_codes(c, E2M1, "high-first"), s, 1 / np.float64(t or 1))),
+    ),
+    (
+        MXFP8_E4M3,
+        "elements in E5M2",
+        lambda x: (
+            quantize(x, npfp8.MXFP8_E5M2, rule="rceil").codes,
+            scales_of(x, npfp8.MXFP8_E5M2),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("fmt", "name", "mine"), FAULTS, ids=[f"{f[0]}-{f[1]}" for f in FAULTS])
+def test_a_fault_is_named(fmt: BlockFormat, name: str, mine: Callable[[Any], Any]) -> None:
+    floor = "not saturated" in name or "other scales" in name
+    rule = "floor" if floor else "te" if fmt == NVFP4 else "rceil"
+    report = check(mine, fmt)
+    assert not report.follows
+    assert report.mistake == f"the rule {rule} with {name}"
+
+
+def test_two_faults_at_once_are_named() -> None:
+    report = check(nvfp4(nvfp4_ties, "modelopt"), NVFP4)
+    both = "ties rounded away from zero and the sign of -0 itself kept"
+    assert report.mistake == f"the rule modelopt with {both}"
+    report = check(nvfp4(nvfp4_scales_cut, "exact"), NVFP4)
+    assert (
+        report.mistake == "the rule exact with some scales one code smaller, and elements to match"
+    )
+
+
+@pytest.mark.parametrize("source", ["float16", "bfloat16"])
+def test_numbers_taken_as_float32_are_named(source: str, ml_dtypes: ModuleType) -> None:
+    def mine(x: np.ndarray) -> Any:
+        return quantize(x.astype(np.float32), NVFP4, rule="compressed-tensors")
+
+    report = check(mine, NVFP4, source=source)
+    assert report.mistake == "the rule compressed-tensors with numbers taken as float32"
+
+
+def test_what_no_mistake_explains() -> None:
+    def mine(x: np.ndarray) -> Any:
+        q = quantize(x, MXFP4)
+        return q.codes ^ np.uint8(1), q.scale_codes
+
+    report = check(mine, MXFP4)
+    assert not report.follows
+    assert report.mistake == ""
+
+
+def test_an_exception_is_told_with_the_tensor() -> None:
+    def mine(x: np.ndarray) -> Any:
+        if not x.any():
+            raise ZeroDivisionError("no\nscale")
+        return quantize(x, NVFP4)
+
+    message = "NVFP4, float32, 'all zeros': expected codes and scales, found ZeroDivisionError: no$"
+    with pytest.raises(AssertionError, match=message) as caught:
+        check(mine, NVFP4)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 @by_format
@@ -190,14 +410,45 @@ def test_what_is_no_result() -> None:
         (right.codes, r"expected \(codes, scale_codes\) or .* found ndarray"),
         ((right.codes,), "expected .codes, scale_codes"),
         ((right.codes[:5], right.scale_codes), r"codes: expected shape \(128, 128\), or "),
-        ((right.codes, right.codes), r"scale_codes: expected shape \(128, 4\), found \(128, 128\)"),
+        (
+            (right.codes, right.codes),
+            r"scale_codes: expected shape \(128, 4\), one .* \(128, 128\)",
+        ),
         ((right.codes, right.scale), "scale_codes: expected bytes, found float32"),
+        ((right.codes,) * 4, "tensor_scale.*, found 4 results"),
+        ((right.codes, right.scale_codes[:, :2]), "one per 32 elements of a row, found .128, 2."),
+        ((right.codes, right.scale_codes * 3.0), "scale_codes: expected bytes, found float64"),
+        (
+            (right.codes, right.scale_codes.astype(int) * 9),
+            "bytes, found numbers from 1125 to 1125",
+        ),
+        (([[1], [1, 2]], right.scale_codes), "codes: expected an array, .*give the bytes, as uin"),
+        (quantize(np.ones((128, 128)), MXFP8_E4M3), "expected a tensor in MXFP4, found <Quantized"),
+        (quantize(np.ones((128, 128)), npfp8.E2M1), "expected a tensor in MXFP4, found <Quantized"),
     ]
     for given, message in cases:
-        with pytest.raises(AssertionError, match=message):
+        with pytest.raises(AssertionError, match=f"^MXFP4, float32, 'normal': .*{message}"):
             check(lambda x, given=given: given, MXFP4)
-    with pytest.raises(AssertionError, match="tensor_scale: expected one number, found 2"):
-        check(lambda x: (*tuple(right_nvfp4(x))[:2], [1, 2]), NVFP4)
+    for number, found in (([1, 2], "2"), ("one", "'one'"), (1j, "1j")):
+        message = f"tensor_scale: expected one number, found {found}"
+        with pytest.raises(AssertionError, match=message):
+            check(lambda x, number=number: (*right_nvfp4(x)[:2], number), NVFP4)
+
+    def beyond(x: np.ndarray) -> Any:
+        q = quantize(x, MXFP8_E4M3)
+        return q.codes, q.scale_codes
+
+    with pytest.raises(AssertionError, match=r"'normal': codes: expected 0..15 for E2M1, found 2"):
+        check(beyond, MXFP4)
+
+
+def test_torchs_own_types_are_told(torch: ModuleType) -> None:
+    def mine(x: np.ndarray) -> Any:
+        q = quantize(x, MXFP4)
+        return q.codes, torch.from_numpy(q.scale_codes).view(torch.float8_e8m0fnu)
+
+    with pytest.raises(AssertionError, match=r"scale_codes: .*E|e8m0fnu; give the bytes, as uint8"):
+        check(mine, MXFP4)
 
 
 def right_nvfp4(x: np.ndarray) -> tuple[Any, Any, Any]:

@@ -5,7 +5,6 @@ high byte. So a layout that puts one byte into another's place cannot pass.
 """
 
 import copy
-import importlib
 import itertools
 import math
 import pickle
@@ -17,6 +16,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from parties import party
 
 import npfp8
 from npfp8 import (
@@ -60,14 +60,6 @@ by_code_case = pytest.mark.parametrize(
     ("layout", "bits"), CODE_CASES, ids=[f"{layout.name}-{bits}" for layout, bits in CODE_CASES]
 )
 by_scale_layout = pytest.mark.parametrize("layout", SCALE_LAYOUTS.values(), ids=SCALE_LAYOUTS)
-
-
-def peer(module):
-    """Import a module of another package; skip if it, or one that it needs, is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        pytest.skip(f"{module} cannot be imported: {error}")
 
 
 # Codes
@@ -135,6 +127,17 @@ def test_codes_come_back(layout, bits, data):
     assert not padded[..., length:].any()
 
 
+@by_code_case
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_codes_of_any_strides(layout, bits, axis):
+    codes = np.asfortranarray(shuffled(bits, 4 * 6 * 14).reshape(4, 6, 14))[::-1, ::2, 1::3]
+    packed = pack_codes(codes, OF_WIDTH[bits], layout, axis)
+    assert np.array_equal(packed, pack_codes(codes.copy(), OF_WIDTH[bits], layout, axis))
+    strided = np.asfortranarray(packed)
+    back = unpack_codes(strided, OF_WIDTH[bits], codes.shape[axis], layout, axis)
+    assert np.array_equal(back, codes)
+
+
 def stream_of(codes, bits, high_first):
     """The bytes of codes as one integer, written down digit by digit."""
     if high_first:
@@ -196,7 +199,7 @@ def test_torch_has_the_first_in_the_low_nibble(torch, tmp_path):
 
 
 def test_fp4_equals_torchao(torch):
-    kernels = peer("torchao.prototype.mx_formats.kernels")
+    kernels = party("torchao.prototype.mx_formats.kernels")
     codes = shuffled(4, 96).reshape(3, 32)
     theirs = kernels.pack_uint4(torch.from_numpy(codes)).numpy()
     assert np.array_equal(pack_codes(codes, E2M1), theirs)
@@ -204,7 +207,7 @@ def test_fp4_equals_torchao(torch):
 
 
 def test_fp4_equals_compressed_tensors(torch):
-    helpers = peer("compressed_tensors.compressors.nvfp4.helpers")
+    helpers = party("compressed_tensors.compressors.nvfp4.helpers")
     codes = shuffled(4, 96).reshape(3, 32)
     values = torch.from_numpy(npfp8.decode(codes, E2M1))
     theirs = helpers.pack_fp4_to_uint8(values).numpy()
@@ -215,7 +218,7 @@ def test_fp4_equals_compressed_tensors(torch):
 
 
 def quark(name, *widths):
-    pack = peer("quark.torch.utils.pack")
+    pack = party("quark.torch.utils.pack")
     return getattr(pack, name)(None, "", *widths)
 
 
@@ -366,7 +369,7 @@ def test_transformer_engines_forms(shape):
 
 @pytest.mark.parametrize("shape", [(128, 4), (300, 9), (1, 1), (256, 16)])
 def test_128x4_equals_torchao(shape, torch):
-    utils = peer("torchao.prototype.mx_formats.utils")
+    utils = party("torchao.prototype.mx_formats.utils")
     index = torch.arange(1, 1 + math.prod(shape), dtype=torch.int32).reshape(shape)
     theirs = utils.to_blocked(index)
     found, stored = places(shape, "128x4")
@@ -409,6 +412,32 @@ def test_no_scales(layout, shape):
     packed = pack_scales(np.zeros(shape, np.uint8), layout)
     assert packed.size == 0
     assert unpack_scales(packed, shape, layout).shape == shape
+
+
+@by_scale_layout
+@pytest.mark.parametrize("shape", [(128, 4), (128, 8), (4,), (0,)])
+def test_scales_have_memory_of_their_own(layout, shape):
+    """A fault that is planted in packed bytes is not one of the tensor that they came from."""
+    if len(shape) == 1 and not layout.pads:
+        return
+    codes = np.arange(math.prod(shape), dtype=np.uint32).astype(np.uint8).reshape(shape)
+    packed = pack_scales(codes, layout)
+    frozen = np.frombuffer(packed.tobytes(), np.uint8)
+    for one in (unpack_scales(packed, shape, layout), unpack_scales(frozen, shape, layout)):
+        assert not np.shares_memory(one, packed)
+        assert one.flags.writeable
+    assert not np.shares_memory(packed, codes)
+    assert packed.flags.c_contiguous
+
+
+@by_scale_layout
+@pytest.mark.parametrize("axis", [-1, -2, 0, 1])
+def test_scales_of_any_strides(layout, axis):
+    codes = np.random.default_rng(4).integers(0, 256, (8, 16, 32), np.uint8)
+    strided = np.asfortranarray(codes)[::-1, ::2, ::-2]
+    packed = pack_scales(strided, layout, axis)
+    assert np.array_equal(packed, pack_scales(strided.copy(), layout, axis))
+    assert np.array_equal(unpack_scales(packed, strided.shape, layout, axis), strided)
 
 
 # Blocks
@@ -605,6 +634,8 @@ ONE = np.zeros((4, 1), np.uint8)
         (lambda: pack_codes(FP4, E2M1, "split"), "layout split: expected codes of 6 bits, found"),
         (lambda: pack_codes(FP4, E2M1, "low-frist"), "did you mean 'low-first'"),
         (lambda: pack_codes(FP4, E2M1, axis=2), "axis: expected one of 2 axes, found 2"),
+        (lambda: pack_codes(FP4, "mxfp4"), "format of the codes, E2M1, found the block format MX"),
+        (lambda: unpack_codes(FP4, npfp8.NVFP4), "codes, E2M1, found the block format NVFP4"),
         (lambda: pack_codes(np.uint8(1), E2M1), "axis: expected one of 0 axes"),
         (lambda: unpack_codes(np.uint8([1, 2]), E3M2), "packed: expected a multiple of 3 bytes"),
         (lambda: unpack_codes(np.uint8([1, 2]), E2M1, 5), "length: expected 3..4 for 2 groups"),
@@ -616,6 +647,9 @@ ONE = np.zeros((4, 1), np.uint8)
         (lambda: pack_scales(np.uint8(1)), "scale_codes: expected at least one axis"),
         (lambda: pack_scales(FP4, axis=5), "axis: expected one of 2 axes, found 5"),
         (lambda: unpack_scales(FP4, (4, 31)), "packed: expected 4096 bytes for .*, found 128"),
+        (lambda: unpack_scales(FP4, ()), "shape: expected at least one axis, found none"),
+        (lambda: unpack_scales(FP4, (10**12,) * 2), "expected 1000000000000000000000000 bytes"),
+        (lambda: unpack_scales(FP4, (10**30, 4)), "packed: expected 4000.*, found 128"),
         (lambda: unpack_scales(FP4, (4, -1)), "shape: expected no negative length"),
         (lambda: unpack_scales(FP4, (3, 32), "4x4"), "layout 4x4: expected multiples"),
         (lambda: pack_blocks(FP4, ONE, "NVFP4"), "expected scales that are powers of two, found"),
@@ -631,12 +665,21 @@ ONE = np.zeros((4, 1), np.uint8)
         (lambda: pack_tensor(quantize(FP4, E4M3FN, 1.0)), "tensor: expected one of a block format"),
         (
             lambda: unpack_tensor(PackedTensor(FP4, ONE, "MXFP4", (4, 66))),
-            "length: expected 63..64",
+            r"codes: expected shape \(4, 33\) for a tensor of shape \(4, 66\), packed low-first",
         ),
         (lambda: unpack_tensor(PackedTensor(FP4, ONE, "MXFP4", (4, 64))), "packed: expected 8 byt"),
         (
             lambda: unpack_tensor(PackedTensor(FP4[0], ONE[0], "MXFP4", (1, 64))),
-            "codes: expected shape",
+            r"codes: expected shape \(1, 32\) .* along axis 1, found \(32,\)",
+        ),
+        (lambda: PackedTensor(FP4, ONE, "MXFP4", (4, -64)), "shape: expected no negative length"),
+        (
+            lambda: PackedTensor(FP4, ONE, "MXFP4", (4, 64), code_layout="128x4"),
+            "code_layout: expected one of 'low-first'",
+        ),
+        (
+            lambda: PackedTensor(FP4, ONE, "MXFP4", (4, 64), scale_layout="low-first"),
+            "scale_layout: expected one of 'linear'",
         ),
         (lambda: PackedTensor(FP4, ONE, "MXFP4", (4, 64), 2), "axis: expected one of 2 axes"),
         (lambda: Group(4, 2, 1, (Piece(0, 0, 0, 0, 4),)), "pieces: expected each of 4 bits of 2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -243,14 +244,23 @@ def blas(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 # The exact sum
 
 
+@functools.cache
+def pair(
+    fmt_a: BlockFormat, fmt_b: BlockFormat, k: int, scales: tuple[int, int], block: int | None
+) -> tuple[QuantizedTensor, QuantizedTensor, np.ndarray]:
+    """Two operands, and their product: once for all BLAS."""
+    a = random_tensor(fmt_a, (3, k), 1, scales=scales if not fmt_a.tensor_scale else (0, 255))
+    b = random_tensor(fmt_b, (k, 3), 2, 0, scales if not fmt_b.tensor_scale else (0, 255))
+    return a, b, expected(a, b, block)
+
+
 @pairs
 @pytest.mark.parametrize("scales", [(120, 134), (0, 255)], ids=["near", "wide"])
 def test_every_pair_of_formats(
     fmt_a: BlockFormat, fmt_b: BlockFormat, scales: tuple[int, int], blas: str
 ) -> None:
-    a = random_tensor(fmt_a, (3, 70), 1, scales=scales if not fmt_a.tensor_scale else (0, 255))
-    b = random_tensor(fmt_b, (70, 3), 2, 0, scales if not fmt_b.tensor_scale else (0, 255))
-    check(a, b)
+    a, b, product = pair(fmt_a, fmt_b, 70, scales, None)
+    assert_same_bits(matmul(a, b), product)
 
 
 @st.composite
@@ -313,10 +323,11 @@ def test_sums_are_rounded_once(
 ) -> None:
     exponents, signs, total = SUMS[case]
     value = sign * total * 2.0**shift + 0.0
+    others = itertools.cycle((fmt, MXFP4, MXFP8_E5M2))
     for order in itertools.islice(itertools.permutations(range(len(exponents))), 24):
         row = of_powers(fmt, [exponents[i] for i in order], [sign * signs[i] for i in order])
-        for other in (fmt, MXFP4, MXFP8_E5M2):
-            assert_same_bits(matmul(row, ones(other, row.shape[1], shift)), np.float32([[value]]))
+        column = ones(next(others), row.shape[1], shift)
+        assert_same_bits(matmul(row, column), np.float32([[value]]))
 
 
 @pytest.mark.parametrize(
@@ -728,6 +739,18 @@ def test_the_bound_counts_the_bits_of_scales(
     assert spans == [64 * (448 * 2**9 * 15) ** 2]
 
 
+def test_a_bound_beyond_float64() -> None:
+    """Elements and scales that are any powers of two: no warning, and the same way on."""
+    fmt = BlockFormat("E8M0FNU", 1)
+    row = np.full((1, 1024), 254)
+    row[0, :2] = 0
+    a = tensor(fmt, row, row)
+    assert_same_bits(matmul(a, a.mT), np.float32([[np.inf]]))
+    small = tensor(fmt, np.zeros((1024, 1)), 254 - row.T, 0)
+    total = 2 * Fraction(2) ** (-127 * 2) + 1022 * Fraction(2) ** (127 * 2 - 127 * 2)
+    assert_same_bits(matmul(a, small), np.float32([[nearest(total, FLOAT32)]]))
+
+
 def test_k_beyond_the_limit_is_refused() -> None:
     k = 2**24 + 1
     codes = np.broadcast_to(np.uint8(0), (1, k))
@@ -746,9 +769,8 @@ def test_k_beyond_the_limit_is_refused() -> None:
 def test_block_sums(
     fmt_a: BlockFormat, fmt_b: BlockFormat, scales: tuple[int, int], blas: str
 ) -> None:
-    a = random_tensor(fmt_a, (3, 135), 1, scales=scales)
-    b = random_tensor(fmt_b, (135, 3), 2, 0, scales)
-    assert_same_bits(matmul(a, b, "block-sums"), expected(a, b, fmt_a.block))
+    a, b, product = pair(fmt_a, fmt_b, 135, scales, fmt_a.block)
+    assert_same_bits(matmul(a, b, "block-sums"), product)
 
 
 @pytest.mark.parametrize("name", plain_operands())
@@ -842,6 +864,31 @@ def test_an_accumulator_of_ones_own() -> None:
     other = random_tensor(MXFP8_E5M2, (64, 3), 2, 0)
     with pytest.raises(ValueError, match=r"^b: accumulate 'mine': expected E2M1 or E4M3FN"):
         matmul(a, other, mine)
+
+
+def test_a_narrow_sum_times_scales_is_rounded_once() -> None:
+    """A sum of 24 bits, a float32 scale and a code of 8 bits: 56 bits, just beside a tie."""
+    wide = Accumulator("wide", "sequential", precision=24, emin=-126, emax=127)
+    codes = np.full((1, 939), 127, np.int8)
+    others = codes.copy().T
+    codes[0, -2:], others[-2:, 0] = (127, 45), (56, 1)
+    mine = BlockFormat(INT8, 939, npfp8.FloatFormat(1, 7, 0, signed=False), "exact")
+    a = QuantizedTensor(codes, None, mine, scale_codes=np.uint8([[255]]))
+    b = QuantizedTensor(others, np.float32([[16545105]]), INT8, 0, block=939)
+    total = 937 * 127**2 + 127 * 56 + 45
+    value = Fraction(total) * 16545105 * Fraction(float(mine.scale_format.max))
+    assert_same_bits(matmul(a, b, wide), np.float32([[nearest(value, FLOAT32)]]))
+    assert nearest(Fraction(float(value)), FLOAT32) != nearest(value, FLOAT32)
+    assert_same_bits(matmul(b.mT, a.mT, wide), matmul(a, b, wide))
+
+
+def test_infinite_sums_and_scales_of_narrow_sums() -> None:
+    """Scales of E5M2 have infinities, and sums overflow: as IEEE 754 has their products."""
+    fmt = BlockFormat("E5M2", 2, "E5M2", "exact")
+    a = tensor(fmt, [[0x7B, 0x7B], [0x3C, 0], [0, 0]], [[0x3D], [0x7C], [0x7C]])
+    b = tensor(fmt, [[0x7B, 0x3C], [0x7B, 0]], [[0x3D, 0xFC]], 0)
+    value = [[np.inf, -np.inf], [np.inf, -np.inf], [np.nan, np.nan]]
+    assert_same_bits(matmul(a, b, "float16"), np.float32(value))
 
 
 # What is refused

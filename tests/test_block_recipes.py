@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -129,7 +130,14 @@ def test_a_rule_is_part_of_the_format() -> None:
         ({"rule": "floor"}, "rule: expected None without a block format, found 'floor'"),
         ({"fmt": "MXFP4", "granularity": "token"}, "granularity: expected 'block' for MXFP4, "),
         ({"fmt": "MXFP4", "granularity": "channel"}, "granularity: expected 'block' for MXFP4, "),
+        ({"fmt": "NVFP4", "granularity": "tensor"}, "granularity: expected 'block' for NVFP4, "),
         ({"fmt": "NVFP4", "block": 32}, "block: expected 16 for NVFP4, found 32"),
+        ({"fmt": "MXFP4", "block": 128}, "block: expected 32 for MXFP4, found 128"),
+        ({"fmt": "MXFP4", "percentile": 50}, "percentile: expected 99.99 for MXFP4, whose scales"),
+        ({"fmt": "MXFP4", "rule": "te"}, "rule te: expected elements E4M3FN, E5M2, found E2M1"),
+        ({"fmt": replace(MXFP4, rule="te")}, "rule te: expected elements E4M3FN, E5M2, found E2M1"),
+        ({"fmt": "MXFP6_E2M3", "rule": "vllm"}, "rule vllm: expected elements E4M3FN, E2M1, fo"),
+        ({"fmt": "MXFP8"}, "fmt: expected a format .*, found 'MXFP8'; did you mean 'MXFP8_E4M3'"),
         ({"fmt": "MXINT8", "observer": "mse"}, "observer: expected 'absmax' for MXINT8, whose"),
         ({"fmt": "MXFP4", "power_of_two": True}, "power_of_two: expected False for MXFP4, whose"),
         ({"fmt": "NVFP4", "dynamic": False}, "dynamic: expected True for scales per token and"),
@@ -194,10 +202,11 @@ def test_files_have_ones_own_block_formats_in_full(rule: str | None, tmp_path: P
 @pytest.mark.parametrize(
     ("fmt", "message"),
     [
-        ({"block": 8}, "key 'fmt': expected null or one of E4M3FN, "),
+        ({"block": 8}, "key 'fmt': key 'element': expected the name of a format, but missing"),
         ({"element": "E2M1"}, "key 'fmt': key 'block': expected a number, but missing"),
         ({"element": "E2M1", "block": 0}, "key 'fmt': custom: block: expected 1"),
-        ({"element": "E2M1", "block": "8"}, "key 'fmt': block: expected "),
+        ({"element": "E2M1", "block": "8"}, "key 'block': expected int, found '8'"),
+        ({"element": "E2M1", "block": True}, "key 'fmt': key 'block': expected int, found True"),
         ({"element": "E2", "block": 8}, "key 'fmt': element: expected a format"),
         ({"element": "E2M1", "block": 8, "size": 1}, "key 'fmt': key 'size': expected one of elem"),
         ({"element": "E2M1", "block": 8, "rule": "exact"}, "key 'fmt': rule: expected one of"),
@@ -255,9 +264,18 @@ def element(fmt: BlockFormat, x: float) -> Fraction:
         return Fraction(min(max(round(Fraction(x) * 64), -127), 127), 64)
     if name in ("E4M3FN", "E5M2"):
         return Fraction(code_values(name)[nearest_code(name, x)])
-    known = magnitudes(name)
-    near = min(range(len(known)), key=lambda i: (abs(known[i] - abs(Fraction(x))), i % 2))
+    known, size = magnitudes(name), Fraction(abs(x))
+    above = min(bisect_left(known, size), len(known) - 1)
+    two = range(max(above - 1, 0), above + 1)
+    near = min(two, key=lambda i: (abs(known[i] - size), i % 2))
     return known[near] if x > 0 else -known[near]
+
+
+def exact_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The matrix product of Fractions, added up as integers: denominators are powers of two."""
+    units = [max(value.denominator for value in x.flat) for x in (a, b)]
+    whole = [np.vectorize(int, otypes=[object])(x * u) for x, u in zip((a, b), units, strict=True)]
+    return np.matmul(*whole) * Fraction(1, units[0] * units[1])
 
 
 def tensor_scale(fmt: BlockFormat, amax: float) -> float:
@@ -297,7 +315,7 @@ def test_every_product_of_a_model(fmt: BlockFormat, small: Model) -> None:
             values_of(x, fmt, axis, scale)
             for x, axis, scale in zip((a, right), (-1, -2), scales, strict=True)
         )
-        sums = np.matmul(*values)
+        sums = exact_products(*values)
         scale = multiply32(*scales)
         expected = np.empty(sums.shape, np.float32)
         for index, exact in np.ndenumerate(sums):

@@ -1023,6 +1023,28 @@ sys.exit(__main__.main())
 """
 
 
+def test_interrupts_until_a_process_ends(tmp_path: Path) -> None:
+    """Also while Python takes its handlers away: the exit code stays that of an interrupt."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # nobody reads it: the process waits with all imports done
+    argv = ["predict", EMBEDDED, "film", "--format", "e4m3", "--json", str(pipe)]
+    with subprocess.Popen(
+        [sys.executable, "-c", _GUARDED, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "begun\n"
+        time.sleep(2)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.0005)
+        assert process.stderr.read().splitlines()[-1] == "bert-numpy: interrupted"
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 3.0])
 @pytest.mark.parametrize("interrupts", [1, 2])
 def test_interrupt_of_a_process(interrupts: int, delay: float, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import ROOT
+from factories import write_checkpoint
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Operand, SiteRecipe, apply_recipe, calibrate
@@ -27,9 +28,12 @@ from bert_numpy.kit.defects import DEFECTS
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.manifest import LEVELS, Kit, manifest_of, write_kit
 from npfp8 import BLOCK_FORMATS, POWER_RULES, RATIO_RULES, BlockFormat, quantize
+from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.formats import FORMATS
 from npfp8.storage import Fp8Array, save_file
 
 SITE = "model/0/encoder.layer.0.attention.self.query"
+LAST = "model/0/encoder.layer.0.output.dense"
 MATRIX = "operator/quantize-mxfp4-matrix"
 EMBEDDED = ROOT / "bert_numpy" / "assets" / "bert-tiny-sst2-kit"
 
@@ -39,6 +43,14 @@ def kit() -> Kit:
     builder = Builder()
     add_block_cases(builder)
     return builder.kit({"levels": ["operator"], "arithmetic": []})
+
+
+WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("model"), config_overrides=WIDTHS)
 
 
 def computed(kit, *levels):
@@ -451,13 +463,122 @@ def test_a_dialect_of_nvfp4_is_named(kit):
     assert "the rule torchao" not in found
 
 
+def of_sum(kit, name=f"{LAST}/sum"):
+    """The codes, the codes of scales, and the attributes of a sum's operands."""
+    given, how = kit.inputs(name), kit.tensors[name].attributes
+    return [[given[role], given[f"{role}_scale_codes"], how[role]] for role in ("a", "b")]
+
+
+def added(operands, run=None, backwards=False):
+    """The sum in float64, which has these cases' exact sums; or runs of K added in float32."""
+    values = []
+    for (codes, scales, how), axis in zip(operands, (1, 0), strict=True):
+        s = FORMATS[how["scale_fmt"]].values[scales].repeat(how["block"], axis)
+        element = FORMATS[how["fmt"]]
+        fraction = 2.0 ** -getattr(element, "fraction_bits", 0)
+        plain = codes * fraction if element.name in ("INT8", "FIXED8") else element.values[codes]
+        values.append(plain * s)
+    a, b = values
+    run = run or a.shape[1]
+    parts = [(a[:, i : i + run] @ b[i : i + run]).astype(np.float32) for i in range(0, len(b), run)]
+    total = np.float32(0)
+    for part in reversed(parts) if backwards else parts:
+        total = total + part
+    return total
+
+
+def read_as(operand, **changes):
+    codes, scales, how = operand
+    return [codes, scales, how | changes]
+
+
+HIGH_FIRST = "codes in the layout high-first (the high nibble first)"
+
+
+@pytest.mark.parametrize("recipe", ["mxfp4", "nvfp4", "mxfp8", "mxfp6", "mxint8"])
+def test_operands_read_wrongly_are_named(recipe, small):
+    kit, _, _ = recorded(recipe, model=small)
+    others = computed(kit, *LEVELS)
+    right = of_sum(kit)
+    a, b = right
+    assert (added(right) == kit.arrays[f"{LAST}/sum"]).all()
+    fmt = FORMATS[a[2]["fmt"]].name
+    other = {"E4M3FN": "E5M2", "E2M3": "E3M2", "FIXED8": "INT8"}.get(fmt)
+    scales = {"E8M0FNU": "E4M3FN", "E4M3FN": "E8M0FNU"}[a[2]["scale_fmt"]]
+    wrong = {f"scales read as {scales}": [read_as(x, scale_fmt=scales) for x in right]}
+    if other:
+        wrong[f"{other} instead of {fmt}"] = [a, read_as(b, fmt=other)]
+    else:
+        wrong[HIGH_FIRST] = [a, [b[0][np.arange(len(b[0])) ^ 1], *b[1:]]]
+    rows = [a, [b[0], np.roll(b[1], 1, 1), b[2]]]
+    wrong["scales of the neighbouring rows"] = rows
+    # 8 tokens do not fill a tile: its bytes, read row by row, have code 0 in between.
+    tile = np.zeros((128, -(-a[1].shape[1] // 4) * 4), np.uint8)
+    tile[: len(a[1]), : a[1].shape[1]] = a[1]
+    linear = swizzled(tile)[: a[1].size].reshape(a[1].shape)
+    wrong["scales in the layout 128x4"] = [[a[0], linear, a[2]], b]
+    for name, operands in wrong.items():
+        with np.errstate(invalid="ignore"):
+            sums = added(operands)
+        assert causes(kit, **others | {f"{LAST}/sum": sums})["sum"] == (name,)
+
+
+def test_one_operation_alone_is_wrong(small):
+    """Others before it use the same operation; a candidate that has only its result is named too.
+
+    So it is if it was made of the kit's inputs.
+    """
+    kit, _, _ = recorded("mxfp8", model=small)
+    found = causes(kit, **{f"{LAST}/sum": round_to_bfloat16(added(of_sum(kit)))})["sum"]
+    assert found == ("double rounding through bfloat16",)
+
+
+def test_sums_in_other_parts_are_named(kit):
+    place = "operator/block-gemm-mxfp8-cancellation/sum"
+    right = of_sum(kit, place)
+    for wrong, name in (
+        (added(right, run=64), "exact sums of 64 along K, added in float32"),
+        (
+            added(right, run=32, backwards=True),
+            "exact sums of blocks of K, added in float32 from the last one",
+        ),
+    ):
+        assert (wrong != kit.arrays[place]).any()
+        assert name in causes(kit, **{place: wrong})["sum"]
+
+
+def test_the_end_of_a_block_scaled_product_is_named(small):
+    kit, _, _ = recorded("nvfp4", model=small)
+    others = computed(kit, *LEVELS)
+    given = kit.inputs(f"{LAST}/product")
+    total, p, q, bias = (
+        given[role] for role in ("sum", "a_tensor_scale", "b_tensor_scale", "bias")
+    )
+    p, q = p / np.float32(2688), q / np.float32(2688)
+    assert (total * (p * q) + bias == kit.arrays[f"{LAST}/product"]).all()
+    wrong = others | {f"{LAST}/product": total * p * q + bias}
+    name = "scales multiplied one after the other"
+    assert causes(kit, **wrong)["product"] == (name,)
+    # Where scales are small, a bias added before them is nearly lost.
+    wrong = others | {f"{LAST}/product": (total + bias) * (p * q)}
+    assert causes(kit, **wrong)["product"][0] == "bias added before scaling"
+
+
+def test_weights_rounded_to_bfloat16_are_named(small):
+    kit, _, _ = recorded("nvfp4-weights", model=small)
+    name = next(name for name in kit.tensors if kit.tensors[name].operation == "dequantize")
+    wrong = round_to_bfloat16(kit.arrays[name])
+    (found,) = causes(kit, **{name: wrong}).values()
+    assert found == ("double rounding through bfloat16",)
+
+
 # Models
 
 
-def recorded(recipe, accumulate="exact"):
-    """A kit of one short text through the embedded model."""
-    model = bert_numpy.load("bert-tiny-sst2")
-    ids = np.array([[101, 2025, 3294, 6659, 102, 1037, 10520, 102]])
+def recorded(recipe, accumulate="exact", model="bert-tiny-sst2"):
+    """A kit of one short text through the embedded model, or another one."""
+    model = bert_numpy.load(model)
+    ids = np.array([[101, 2025, 3294, 6659, 102, 1037, 10520, 102]]) % model.config.vocab_size
     chosen = replace(PRESETS[recipe], accumulate=accumulate)
     calibration = calibrate(model, [{"input_ids": ids}], golden=True)
     golden = apply_recipe(model, chosen, calibration, golden=True)
@@ -551,9 +672,9 @@ def test_a_tensor_scale_in_a_model_is_named():
 
 
 @pytest.mark.parametrize("defect", ["the rule rceil", "scales of the neighbouring blocks"])
-def test_logits_are_enough(defect):
+def test_logits_are_enough(defect, small):
     """Nothing else is given: the whole model is computed with the defect."""
-    kit, _, _ = recorded("mxfp4")
+    kit, _, _ = recorded("mxfp4", model=small)
     (one, *_) = (found for found in DEFECTS if found.name == defect)
     evaluation = Evaluation(kit, lambda name: None, one, "", np.zeros(0))
     with np.errstate(all="ignore"):

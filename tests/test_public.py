@@ -622,7 +622,7 @@ def test_modes_are_names(odd: Any) -> None:
     for function, argument in (
         (lambda x: npfp8.encode(1.0, "E5M2", rounding=x), "rounding"),
         (lambda x: npfp8.golden.softmax(np.float32([1]), x), "precision"),
-        (lambda x: Operand("INT8", x), "granularity"),
+        (lambda x: Operand("INT8", "" if x is None else x), "granularity"),  # None: not given
         (lambda x: Operand("INT8", observer=x), "observer"),
         (lambda x: SiteRecipe(outliers=x), "outliers"),
         (lambda x: SiteRecipe(smoothing=x), "smoothing"),

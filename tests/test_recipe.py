@@ -281,7 +281,6 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
         ({"block": 10**5000}, "operand: block: expected at most 2147483647, found "),
         ({"block": True}, "operand: block: expected at least 1, found True"),
         ({"block": 2.0}, "operand: block: expected at least 1, found 2.0"),
-        ({"block": None}, "operand: block: expected at least 1, found None"),
         ({"percentile": math.nan}, "operand: percentile: expected 0..100, found nan"),
         ({"percentile": math.inf}, "operand: percentile: expected 0..100, found inf"),
         ({"percentile": True}, "operand: percentile: expected 0..100, found True"),

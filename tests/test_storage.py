@@ -13,6 +13,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
+import npfp8
 from npfp8 import (
     E2M1,
     E2M3,
@@ -426,6 +427,8 @@ def test_unwritable(tmp_path):
         save_file({"a": np.array([1j])}, path)
     with pytest.raises(ValueError, match="'__metadata__': expected a name"):
         save_file({"__metadata__": np.zeros(1)}, path)
+    with pytest.raises(TypeError, match="'a': expected an array, or codes as an Fp8Array, found Q"):
+        save_file({"a": npfp8.quantize([1.0], "MXFP4")}, path)
     with pytest.raises(TypeError, match="expected uint8 codes of E4M3FN"):
         save_file({"a": Fp8Array(ALL_CODES, FloatFormat(3, 3, 3))}, path)
     for fmt in set(FLOAT_FORMATS.values()) - set(storage._FP8_NAMES):

@@ -268,8 +268,8 @@ def read_blocks(
     Raises
     ------
     BertNumpyError
-        If a tensor is missing, or has another dtype or shape; or if a number is impossible. The
-        message names the file and the key.
+        If a tensor is missing, or has another dtype or shape; or if a number is impossible, or
+        is the reciprocal of what the convention has. The message names the file and the key.
     """
     layout = layout_of(fmt)
     assert layout is not None
@@ -297,7 +297,7 @@ def read_blocks(
     with np.errstate(invalid="ignore"):
         good = np.isfinite(fmt.scale_format.values) & (fmt.scale_format.values >= 0)
     _check_codes(scales_at, scale_codes, good, f"finite {fmt.scale_format} numbers of at least 0")
-    at = scales_at
+    at, recorded = scales_at, tensor_scale is not None
     if fmt.tensor_scale:
         at = companion(parameter, stored, f"{module}.{convention.tensor_scale}", ((1,), ()))
         tensor_scale = read_tensor_scale(at, fmt, convention, tensor_scale)
@@ -306,7 +306,28 @@ def read_blocks(
         raise BertNumpyError(
             f"{at.place}: expected finite products with the scales of blocks, found infinity"
         )
+    if fmt.tensor_scale and not recorded:
+        _check_direction(at, weight, convention)
     return weight
+
+
+def _check_direction(at: StoredTensor, weight: QuantizedTensor, convention: Convention) -> None:
+    """Refuse a number of which the reciprocal is right: all other numbers would be accepted.
+
+    A tensor whose largest magnitude is 2688 has the number 1, and none has such weights.
+    """
+    fmt, number = weight.block_format, weight.tensor_scale
+    assert fmt is not None
+    assert number is not None
+    largest = fmt.element.max * fmt.scale_format.max
+    if convention.divides:
+        good, expected = number >= 1, f"{largest:g} / absmax, at least 1"
+    else:
+        good, expected = number <= 1, f"absmax / {largest:g}, at most 1"
+    if not good:
+        raise BertNumpyError(
+            f"{at.place}: expected {expected}, found {number}: perhaps it is the reciprocal"
+        )
 
 
 def read_tensor_scale(

@@ -104,8 +104,10 @@ def find_parameters(
         if tensor is None:
             *_, missing = config.description.stored_names(name, config.head)
             stem = missing.removesuffix("weight")
-            parts = [f"{stem}{part}" for part in _QUANTIZED_PARTS if f"{stem}{part}" in tensors]
-            quantized = f"; {parts[0]!r} is of a quantized layout that is not read" if parts else ""
+            why = "of a quantized layout that is not read, or that config.json does not describe"
+            parts = (f"{stem}{part}" for part in _QUANTIZED_PARTS)
+            found = (f"; {tensors[part].key!r} is {why}" for part in parts if part in tensors)
+            quantized = next(found, "")
             raise BertNumpyError(
                 f"{place}: tensor {missing!r}: expected shape {shape}, but missing{quantized}"
             )

@@ -20,6 +20,7 @@ from bert_numpy.kit.block_operations import (
     multiplier,
     scaled_numbers,
 )
+from bert_numpy.kit.operand_defects import Defective, Named, operand_defects
 from npfp8 import (
     ACCUMULATORS,
     E8M0FNU,
@@ -37,10 +38,6 @@ from npfp8.scaling import group_extrema, spread
 
 __all__ = ["FOUND", "PLAIN_RULES", "Defective", "block_defects"]
 
-#: ``(inputs, attributes) -> array``, or None if the defect cannot show. If the candidate has
-#: this very tensor, it is an input too: :data:`FOUND`.
-Defective = Callable[[Inputs, Attributes], "Array | None"]
-
 #: The name of the candidate's tensor among the inputs.
 FOUND = "found"
 
@@ -54,10 +51,6 @@ _NIBBLES = {
     "high-first": " (the high nibble first)",
     "split": "",
 }
-
-
-#: A defect: its name and its defective operations.
-Named = tuple[str, dict[str, Any]]
 
 
 def block_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
@@ -81,11 +74,16 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
     yield from _element_defects()
     yield from _scale_defects(operations)
     yield from _layout_defects(operations)
+    yield from operand_defects(operations)
     for accumulator in ACCUMULATORS.values():
         if accumulator.narrow or accumulator.kind == "blocks":
             yield accumulator.description, {"block_sum": _accumulated(accumulator.name)}
     yield "float32 accumulation, one product after the other", {"block_sum": _in_order}
     yield "bias left out", {"block_product": _without_bias}
+    yield "bias added before scaling", {"block_product": _bias_first}
+    for order in (("a", "b"), ("b", "a")):
+        name = "scales multiplied one after the other"
+        yield name, {"block_product": _one_after_the_other(order)}
 
 
 def _element_defects() -> Iterator[Named]:
@@ -103,6 +101,8 @@ def _scale_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
         yield f"blocks of {block}", {"block_codes": _whole(block=block), **reading}
     for neighbour in (_shifted(1), _shifted(-1), _clamped(1), _clamped(-1)):
         yield from _everywhere("scales of the neighbouring blocks", operations, neighbour)
+    for by in (1, -1):
+        yield from _everywhere("scales of the neighbouring rows", operations, _other_row(by))
     yield "scales of blocks left out", _unscaled(operations)
     for off in (127, 1, -1):
         name = "the bias of E8M0 left out" if off == 127 else f"a bias of E8M0 of {127 - off}"
@@ -266,6 +266,18 @@ Change = Callable[[Array, int], Array]
 def _shifted(by: int) -> Change:
     """Take the scale so many blocks before, the last ones for the first."""
     return lambda scales, axis: np.roll(scales, by, axis)
+
+
+def _other_row(by: int) -> Change:
+    """Take the scales of the row so many before, the last ones for the first."""
+
+    def change(scales: Array, axis: int) -> Array:
+        if scales.ndim < 2:
+            raise ValueError("no rows")
+        last = range(scales.ndim)[axis] == scales.ndim - 1
+        return np.roll(scales, by, -2 if last else -1)
+
+    return change
 
 
 def _clamped(by: int) -> Change:
@@ -446,7 +458,7 @@ def _tensor_scale_by(
 
         return function
 
-    def written(inputs: Inputs, attributes: Attributes) -> Array | None:
+    def written(inputs: Inputs, attributes: Attributes) -> Array:
         number = BLOCK_OPERATIONS["tensor_scale"](inputs, attributes)
         return np.asarray(1 / number if change is _inverse else 1, np.float32)
 
@@ -516,13 +528,14 @@ def _laid_out(name: str, operations: Mapping[str, Defective], change: Change) ->
     """Yield the defect that scales are in another order; ``change`` orders their places."""
 
     def permuted(scales: Array, axis: int) -> Array:
-        if scales.ndim < 2 or scales.size > 1 << 16:
+        if scales.ndim < 2 or scales.size >= 1 << 16:
             raise ValueError("no matrix of scales that a layout could permute")
-        places = np.arange(scales.size).reshape(scales.shape)
-        order = change(places, axis).reshape(-1)
-        if order.size != scales.size:
-            raise ValueError("scales that fill up whole tiles")
-        return scales.reshape(-1)[order].reshape(scales.shape)
+        matrix = np.moveaxis(scales, axis, -1)  # stored row by row, whatever the axis
+        # Place 0 is what fills up tiles: code 0.
+        places = np.arange(1, scales.size + 1).reshape(matrix.shape)
+        order = change(places, -1).reshape(-1)[: scales.size]
+        filled = np.concatenate([np.zeros(1, scales.dtype), matrix.reshape(-1)])
+        return np.moveaxis(filled[order].reshape(matrix.shape), -1, axis)
 
     def written(inputs: Inputs, attributes: Attributes) -> Array | None:
         codes = BLOCK_OPERATIONS["scale_codes"](inputs, attributes)
@@ -551,6 +564,27 @@ def _in_order(inputs: Inputs, attributes: Attributes) -> Array:
     for k in range(a.shape[-1]):
         total += a[..., k, None] * b[..., k, None, :]
     return total
+
+
+def _bias_first(inputs: Inputs, attributes: Attributes) -> Array | None:
+    if "bias" not in inputs:
+        return None
+    rest = {role: x for role, x in inputs.items() if role != "bias"}
+    return BLOCK_OPERATIONS["block_product"](
+        rest | {"sum": inputs["sum"] + inputs["bias"]}, attributes
+    )
+
+
+def _one_after_the_other(order: tuple[str, str]) -> Defective:
+    """Multiply sums by an operand's number, and the product by the other's."""
+
+    def product(inputs: Inputs, attributes: Attributes) -> Array:
+        total = inputs["sum"]
+        for name in order:
+            total = total * multiplier(name, inputs, attributes)
+        return np.asarray(total + inputs["bias"] if "bias" in inputs else total, np.float32)
+
+    return product
 
 
 def _without_bias(inputs: Inputs, attributes: Attributes) -> Array | None:

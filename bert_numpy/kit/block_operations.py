@@ -268,7 +268,10 @@ BLOCK_RULES: dict[str, tuple[str, str]] = {
     "scale_codes": (
         "the code of the scale of each block, by the rule, from the block's largest magnitude "
         "and the tensor's number; blocks are runs of so many elements along the axis, the last "
-        "may be shorter",
+        "may be shorter. In a rule's words, a or b is the block's largest magnitude, g the "
+        "tensor's, s the scale, M and L the largest values of the formats of elements and "
+        "scales, m the mantissa bits of elements, and emax is floor(log2 M). An exponent is "
+        "clamped to those of the scales' codes, for a block of zeros to the smallest",
         _FORMATS,
     ),
     "block_codes": (

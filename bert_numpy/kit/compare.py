@@ -435,6 +435,9 @@ def _diagnose(
 ) -> dict[str, tuple[str, ...]]:
     """Find the defects that reproduce every element of a root, by root."""
 
+    def given(name: str) -> Array | None:
+        return kit.arrays[name]
+
     def fixed(name: str) -> Array | None:
         return kit.arrays[name] if name in found and name not in differing else None
 
@@ -445,11 +448,15 @@ def _diagnose(
         for defect in DEFECTS:
             if defect.name in explained[root]:
                 continue
-            # The defect is in all operations on the way or, if it fits several, in one kind alone.
+            # The defect is in this operation alone, which the kit's inputs went into; or in all on
+            # the way; or, if it fits several kinds of them, in one kind alone.
             shared = [name for name in defect.operations if name in operations]
             alone = [Defect(defect.name, {name: defect.operations[name]}) for name in shared]
             variants = ([defect] if shared else []) + (alone if len(shared) > 1 else [])
-            if any(_reproduces(kit, variant, root, found[root], fixed) for variant in variants):
+            tries = [(variant, fixed) for variant in variants]
+            if kit.tensors[root].operation in shared and len(chain) > 1:
+                tries.insert(0, (defect, given))
+            if any(_reproduces(kit, one, root, found[root], known) for one, known in tries):
                 explained[root].add(defect.name)
         advance(1)
     counts = {

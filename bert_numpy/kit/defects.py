@@ -404,7 +404,10 @@ def _defects() -> Iterator[Defect]:
         if accumulator.narrow:
             yield Defect(accumulator.description, {"sum": _accumulated(accumulator.name)})
     yield Defect("float32 accumulation, one product after the other", {"sum": _in_order})
-    yield Defect("double rounding through bfloat16", _after(round_to_bfloat16, "sum", "block_sum"))
+    yield Defect(
+        "double rounding through bfloat16",
+        _after(round_to_bfloat16, "sum", "block_sum", "dequantize"),
+    )
     yield Defect(
         "double rounding through float16",
         {

@@ -24,6 +24,9 @@ from npfp8.arrays import IntArray
 __all__ = ["make_kit", "model_files", "read_inputs", "sequence"]
 
 
+#: The number of tokens that texts are truncated to, if the model takes as many.
+_LONGEST_TEXT = 128
+
 #: The arithmetic of the whole kit, in words.
 _SUMMARY = [
     "A tensor is what its operation makes of its inputs; operations has each one's rule.",
@@ -107,7 +110,8 @@ def model_files(folder: Path) -> dict[str, str]:
 def read_inputs(path: Path, tokenizer: Tokenizer | None) -> list[dict[str, IntArray]]:
     """Read inputs: a JSON list of texts, or of objects.
 
-    An object has "text" and optionally "pair", or "input_ids" and optionally
+    Texts are truncated to 128 tokens, or to the model's own length if it is less. An object has
+    "text" and optionally "pair", or "input_ids" and optionally
     "attention_mask" and "token_type_ids", which are lists of integers.
 
     Raises
@@ -130,7 +134,8 @@ def read_inputs(path: Path, tokenizer: Tokenizer | None) -> list[dict[str, IntAr
             if tokenizer is None or not all(isinstance(text, str) for text in fields.values()):
                 raise BertNumpyError(f"{place}: expected strings, found {item!r}")
             pair = [fields["pair"]] if "pair" in fields else None
-            found.append(sequence(tokenizer.encode([fields["text"]], pair, 128)[0]))
+            length = min(_LONGEST_TEXT, tokenizer.model_max_length)
+            found.append(sequence(tokenizer.encode([fields["text"]], pair, length)[0]))
             continue
         if not all(map(_are_integers, fields.values())):  # NumPy would truncate 1.5 and read "1"
             raise BertNumpyError(f"{place}: expected lists of integers, found {item!r}")

@@ -18,6 +18,8 @@ from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.site_patterns import fits_attention
 from npfp8 import BLOCK_FORMATS, BlockFormat, Format
 from npfp8.arguments import require, require_iterable, wrong_type
+from npfp8.blocks import PowerRule
+from npfp8.blocks.exponents import check_party
 from npfp8.blocks.formats import with_rule
 from npfp8.formats import FORMATS, as_format
 from npfp8.names import match, suggestion
@@ -108,14 +110,15 @@ class Operand:
     fmt : FloatFormat, IntFormat or BlockFormat, optional
         None leaves the operand in the recipe's arithmetic. UINT8 is used with a
         zero point, the others symmetrically. A block format (MX, NVFP4) states its scales
-        itself: the granularity becomes "block" and ``block`` the format's. Blocks run along
+        itself: the granularity is "block" and ``block`` the format's. Blocks run along
         the sum, separately for each sequence. If the format has a scale per tensor, an
         activation's is computed from the calibration's absolute maximum, a weight's from
         the weight.
     granularity : {"tensor", "channel", "token", "block"}
         One scale per tensor, per output channel (weights only), per token (the rows of
         the left operand; Q, K and P, but not V, whose tokens are summed over), or per
-        run of ``block`` elements along the sum.
+        run of ``block`` elements along the sum. If it is not given, it is "tensor", or "block" for
+        a block format.
     dynamic : bool
         True if the scales of an activation are computed from itself, not from the
         calibration. This follows from the granularity and need not be given: scales per
@@ -131,7 +134,8 @@ class Operand:
         *Training and inference of large language models using 8-bit floating
         point*, arXiv 2309.17224).
     block : int
-        The number of elements per scale, for the granularity "block".
+        The number of elements per scale, for the granularity "block". If it is not given, it is
+        128.
     rule : str, optional
         Block formats only: the rule by which scales and codes follow from numbers, a key of
         :data:`npfp8.POWER_RULES` or :data:`npfp8.RATIO_RULES`. None is the format's own. The
@@ -150,12 +154,14 @@ class Operand:
     """
 
     fmt: AnyFormat | None = None
-    granularity: str = "tensor"
-    dynamic: bool = None  # type: ignore[assignment]  # a bool from __post_init__ on
+    # Those that are None have a value from __post_init__ on: None is not given, which a block
+    # format has to tell from a value that contradicts it.
+    granularity: str = None  # type: ignore[assignment]
+    dynamic: bool = None  # type: ignore[assignment]
     observer: str = "absmax"
     percentile: float = 99.99
     power_of_two: bool = False
-    block: int = 128
+    block: int = None  # type: ignore[assignment]
     rule: str | None = None
 
     def __post_init__(self) -> None:
@@ -175,6 +181,13 @@ class Operand:
             self.fmt is None or isinstance(self.fmt, AnyFormat),
             "a format, its name, or None",
         )
+        fmt = self.block_format
+        for name, default in (
+            ("granularity", "tensor" if fmt is None else "block"),
+            ("block", 128 if fmt is None else fmt.block),
+        ):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         for name, choices in (("granularity", GRANULARITIES), ("observer", tuple(OBSERVERS))):
             known = _known(getattr(self, name), choices)
             check(name, known is not None, f"one of {', '.join(choices)}")
@@ -213,16 +226,21 @@ class Operand:
             except (TypeError, ValueError) as error:
                 raise BertNumpyError(f"operand: {error}") from None
             set_field(self, "fmt", fmt)
+        if isinstance(fmt.how, PowerRule):
+            try:
+                check_party(fmt.how, fmt.element, fmt.scale_format)
+            except ValueError as error:
+                raise BertNumpyError(f"operand: {error}") from None
         known = BLOCK_FORMATS.get(fmt.name)
         own = known is not None and with_rule(known, fmt.rule) == fmt and known.rule != fmt.rule
         set_field(self, "rule", fmt.rule if own else None)
         by_rule = f"for {fmt}, whose scales follow from absolute maxima by its rule"
-        check("granularity", self.granularity in ("tensor", "block"), f"'block' for {fmt}")
-        check("block", self.block in (type(self).block, fmt.block), f"{fmt.block} for {fmt}")
+        check("granularity", self.granularity == "block", f"'block' for {fmt}")
+        check("block", self.block == fmt.block, f"{fmt.block} for {fmt}")
         check("observer", self.observer == "absmax", f"'absmax' {by_rule}")
+        percentile = type(self).percentile
+        check("percentile", self.percentile == percentile, f"{percentile} {by_rule}")
         check("power_of_two", self.power_of_two is False, f"False {by_rule}")
-        set_field(self, "granularity", "block")
-        set_field(self, "block", fmt.block)
 
     def __repr__(self) -> str:
         return _constructor(self)

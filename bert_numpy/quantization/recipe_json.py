@@ -141,7 +141,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind == AnyFormat | None:
         if value is None:
             return None
-        if isinstance(value, Mapping) and "element" in value:
+        if isinstance(value, Mapping) and {"element", "block"} & value.keys():
             return _block_format(value, where)
         known = (*FORMATS, *BLOCK_FORMATS)
         if not isinstance(value, str) or match(value, known) is None:
@@ -168,8 +168,10 @@ def _block_format(values: Mapping[str, Any], where: str) -> BlockFormat:
     known = [item.name for item in fields(BlockFormat)]
     if unknown := sorted(set(values) - set(known)):
         raise BertNumpyError(f"{where}: key {unknown[0]!r}: expected one of {', '.join(known)}")
-    if "block" not in values:
-        raise BertNumpyError(f"{where}: key 'block': expected a number, but missing")
+    for key, expected in (("element", "the name of a format"), ("block", "a number")):
+        if key not in values:
+            raise BertNumpyError(f"{where}: key {key!r}: expected {expected}, but missing")
+    _value(int, values["block"], f"{where}: key 'block'")  # Python takes true for 1
     try:
         return BlockFormat(**values)
     except (TypeError, ValueError) as error:

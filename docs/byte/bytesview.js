@@ -25,13 +25,17 @@ export function showBytes(place, numbers, blockFormat, formats, found) {
     return `<section class="card" aria-label="block ${i + 1}">
       <p>Numbers ${from + 1} to ${to}, largest ${short(largest)}: scale byte
       <b class="scale-byte">${hexadecimal(scaleCode)}</b> = ${power(decode(scaleCode, scaleFormat))}${
-        blockFormat.tensor_scale ? `, with the tensor's scale ${short(found.scales[i])}` : ""}.${note}</p>
+        blockFormat.tensor_scale ? `; with the tensor's factor, the scale is ${short(found.scales[i])}` : ""}.${note}</p>
       <div class="codes">${cells.join("")}</div>
       <p>${label(element, codes.length)}: <code class="packed">${packedBytes(codes, element.bits).map(pair).join(" ")}</code></p>
     </section>`;
   });
+  // Some rules store the factor, some its reciprocal, and te the largest magnitude: blocks show the factor.
+  const largest = Math.max(...found.scales);
+  const factor = largest / decode(found.scaleCodes[found.scales.indexOf(largest)], scaleFormat);
+  const meaning = Number.isFinite(factor) ? `, which gives scales the factor ${short(factor)}` : "";
   const tensor = found.tensorScale === null ? "" : `<p>Stored for the whole tensor, in float32:
-    <b class="tensor-scale" data-value="${found.tensorScale}">${short(found.tensorScale)}</b></p>`;
+    <b class="tensor-scale" data-value="${found.tensorScale}">${short(found.tensorScale)}</b>${meaning}.</p>`;
   place.innerHTML = tensor + cards.join("");
 }
 

@@ -30,6 +30,7 @@ __all__ = [
     "PLAIN_RULES",
     "Blocks",
     "PowerRule",
+    "check_party",
     "emax_of",
     "mantissa_bits_of",
     "power_codes",
@@ -116,10 +117,23 @@ def mantissa_bits_of(fmt: Format) -> int:
     return fmt.max_code.bit_length() - 1
 
 
-def reciprocals(exponents: Array) -> Array:
-    """Return the reciprocal of each scale 2^e: in float32, or in float64 if one is beyond it."""
+def reciprocals(exponents: Array, wide: bool = False) -> Array:
+    """Return the reciprocal of each scale 2^e: in float32, or in float64 if one is beyond it.
+
+    ``wide`` asks for float64 in any case.
+    """
     factors = np.ldexp(1.0, -exponents)
-    return factors.astype(np.float32) if factors.max(initial=0) < 2.0**128 else factors
+    wide = wide or factors.max(initial=0) >= 2.0**128
+    return factors if wide else factors.astype(np.float32)
+
+
+def _sees_underflow(fmt: Format) -> bool:
+    """Return whether a code may change if a multiple is rounded to a subnormal float32.
+
+    It may if one is a boundary between two codes, and where negative numbers are NaN but -0
+    is not.
+    """
+    return isinstance(fmt, FloatFormat) and (fmt.min_subnormal < 2.0**-125 or not fmt.signed)
 
 
 def _floor(amax: Float32Array, fmt: Format) -> npt.NDArray[np.int32]:
@@ -169,7 +183,8 @@ def _plain(
         ends = scale_format.min_positive, scale_format.max
         smallest, largest = (int(np.frexp(end)[1]) - 1 for end in ends)
         found = np.clip(np.where(zero, smallest, found), smallest, largest)
-        return Blocks((found - smallest).astype(np.uint8), reciprocals(found))
+        factors = reciprocals(found, _sees_underflow(element))
+        return Blocks((found - smallest).astype(np.uint8), factors)
 
     return PowerRule(name, blocks, description)
 
@@ -214,7 +229,7 @@ def power_codes(
     ValueError
         If the rule's party does not have the formats or does not take the numbers.
     """
-    _check(rule, element, scale_format, source)
+    check_party(rule, element, scale_format, source)
     amax = block_amax(x, axis, block)
     finite = bool(np.isfinite(amax).all())
     if not finite:
@@ -234,7 +249,9 @@ def power_codes(
     return codes, scale_codes
 
 
-def _check(rule: PowerRule, element: Format, scale_format: FloatFormat, source: str) -> None:
+def check_party(
+    rule: PowerRule, element: Format, scale_format: FloatFormat, source: str = "float32"
+) -> None:
     """Raise ValueError for a format or a type that the rule's party does not have."""
     if not rule.elements:
         return

@@ -55,8 +55,9 @@ _MAX_BLOCK = 2**31 - 1
 class BlockFormat:
     """A format in which runs of elements along an axis share a scale of few bits.
 
-    The value of an element is ``code value * scale``, times the tensor's scale if the
-    format has one.
+    The value of an element is ``code value * scale``, times the tensor's factor if the format
+    has one. The rule says whether the number stored for the tensor is this factor
+    (:meth:`npfp8.blocks.ratios.RatioRule.multiplier`).
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from npfp8.formats import FloatFormat, Format
 if TYPE_CHECKING:
     from npfp8.blocks.formats import BlockFormat
 
-__all__ = ["SOURCES", "hard_inputs", "normal_numbers", "special_inputs", "to_source"]
+__all__ = ["SOURCES", "hard_inputs", "normal_numbers", "special_inputs", "to_source", "wide_inputs"]
 
 #: The types of numbers: mantissa bits, and the exponents of the smallest and largest number.
 SOURCES = {"float32": (23, -149, 127), "float16": (10, -24, 15), "bfloat16": (7, -133, 127)}
@@ -252,6 +252,30 @@ def hard_inputs(fmt: BlockFormat, source: str = "float32") -> dict[str, Float32A
         "subnormal": np.ldexp(signs().astype(np.float64), _integers(bits, -149, -119, shape)),
     }
     return {name: _fixed(to_source(x, source)) for name, x in found.items()}
+
+
+@lru_cache(maxsize=32)
+def wide_inputs(fmt: BlockFormat, source: str = "float32") -> dict[str, Float32Array]:
+    """Return a tensor of twice as many blocks per row, whose scales differ from block to block.
+
+    All layouts of scales put its bytes into orders that differ.
+
+    Parameters
+    ----------
+    fmt, source
+        As for :func:`hard_inputs`.
+
+    Examples
+    --------
+    >>> from npfp8 import MXFP4
+    >>> from npfp8.blocks.inputs import wide_inputs
+    >>> {name: x.shape for name, x in wide_inputs(MXFP4).items()}
+    {'eight blocks per row': (128, 256)}
+    """
+    shape = _ROWS, 2 * _BLOCKS
+    sizes = np.ldexp(1.0, _integers(_random(2), -6, 7, shape)).repeat(fmt.block, axis=1)
+    x = normal_numbers(sizes.size, 2).reshape(sizes.shape) * sizes
+    return {"eight blocks per row": _fixed(to_source(x, source))}
 
 
 def special_inputs(fmt: BlockFormat, source: str = "float32") -> dict[str, Float32Array]:

@@ -175,7 +175,8 @@ def _encoded(ratio: Float32Array, fmt: FloatFormat, smallest: float = 0.0) -> Ar
 def _exact_tensor_scale(
     g: Float32Array, element_max: float, scale_max: float, source: str = "float32"
 ) -> Float32Array:
-    scale = np.maximum(g / np.float32(element_max * scale_max), _FLOAT32.tiny)
+    # In float64, where M L is exact: its 53 bits keep the quotient off ties of float32.
+    scale = np.maximum(np.float64(g) / (element_max * scale_max), _FLOAT32.tiny)
     return np.where(g == 0, _ONE, scale).astype(np.float32)
 
 
@@ -479,8 +480,9 @@ def ratio_codes(
     Raises
     ------
     ValueError
-        If a number is not finite and the rule does not say what becomes of it, or the rule's
-        party does not take the type.
+        If a number is not finite and the rule does not say what becomes of it, nor of a number of
+        the tensor, or a block's scale with it, that is 0 or beyond float32; or the rule's party
+        does not take the type.
     """
     if source not in rule.sources:
         known = " or ".join(rule.sources)
@@ -493,6 +495,11 @@ def ratio_codes(
         if rule.skips_nan:
             amax = block_amax(np.where(np.isnan(x), np.float32(0), x), axis, block)
     limits = element.max, scale_format.max
+    if rule.nan_codes is None and tensor_scale is not None and not 0 < tensor_scale < np.inf:
+        raise ValueError(
+            f"tensor_scale: expected a positive, finite float32 for the rule {rule.name}, found "
+            f"{tensor_scale}"
+        )
     kernel = _kernel(element, rule, source if tensor_scale is None else "float32")
     operation = np.divide if rule.divide else np.multiply
     with np.errstate(all="ignore"):
@@ -501,6 +508,14 @@ def ratio_codes(
             scale_codes = _with_nan_sign(scale_codes, ~np.isnan(amax), scale_format)
         s = values_of(scale_codes, scale_format, np.dtype(np.float32))
         factors = rule.factor(s, tensor_scale, *limits)
+        if rule.nan_codes is None and tensor_scale is not None:
+            scale = rule.block_scale(s, tensor_scale, *limits)
+            if not np.isfinite(scale).all():
+                found = amax[~np.isfinite(scale)][0]
+                raise ValueError(
+                    f"x: expected numbers whose blocks have finite float32 scales by the rule "
+                    f"{rule.name}, found {found} with elements {element} up to {element.max:g}"
+                )
         codes = encode_blocks(
             x, factors, axis, block, kernel, element.code_dtype, operation=operation
         )

@@ -19,7 +19,7 @@ from npfp8.products.accumulator import (
     Accumulator,
     as_accumulator,
 )
-from npfp8.products.blocks import block_scaled_product, tensor_factor
+from npfp8.products.blocks import block_scaled_product
 from npfp8.products.exact import exact_k_limit, exact_product, float32_product
 from npfp8.products.float32 import matmul_float32
 from npfp8.products.fused import fused_sums
@@ -179,7 +179,7 @@ def _factor_of(x: QuantizedTensor, k_axis: int, any_blocks: bool) -> Float32Arra
     """Return the part of the scale of ``x`` that factors out of a sum with block scales."""
     if x.block is None or (x.axis != k_axis and not any_blocks):
         return _scale_of(x, k_axis)
-    return tensor_factor(x)
+    return x.tensor_factor
 
 
 def scaled_product(

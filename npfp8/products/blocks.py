@@ -56,16 +56,16 @@ from typing import NamedTuple
 import numpy as np
 
 from npfp8.arrays import Array, Float32Array, Float64Array, lookup
-from npfp8.blocks.quantize import tensor_multiplier
 from npfp8.codec.tables import values_of
 from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.exact import code_span
 from npfp8.products.float32 import K_LIMIT, lowest_bits, rounded_product
 from npfp8.products.specials import overlay_specials
+from npfp8.rounding import sum_to_odd
 from npfp8.tensor import QuantizedTensor
 
-__all__ = ["block_scaled_product", "tensor_factor"]
+__all__ = ["block_scaled_product"]
 
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
@@ -75,14 +75,6 @@ _RUN = 32
 
 #: Sums over a part of K in an accumulator, and whether certainly none of them is NaN.
 Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Float32Array, bool]]
-
-
-def tensor_factor(x: QuantizedTensor) -> Float32Array:
-    """Return the float32 number by which a product of an operand with blocks is multiplied."""
-    if x.tensor_scale is None:
-        return np.ones((), np.float32)
-    assert x.block_format is not None
-    return tensor_multiplier(x.tensor_scale, x.block_format)
 
 
 def block_scaled_product(
@@ -215,7 +207,7 @@ def _exact_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
     span = float(max(a.shape[-1], 1))
     for operand, k_axis in ((a, a.ndim - 1), (b, b.ndim - 2)):
         largest, unit = _per_line(operand, k_axis)
-        span *= _span_of_codes(operand) * (largest / unit).max(initial=0.0)
+        span *= _span_of_codes(operand) * float((largest / unit).max(initial=0.0))
     result = _once_rounded(x, y, span, lambda: _element_units(a), lambda: _element_units(b))
     _overlay(result, x, special_x, y, special_y)
     return result
@@ -310,7 +302,7 @@ def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Ite
     for operand in (a, b):
         scales = _scales(operand) if operand.block is not None else np.ones(1)
         odd = np.where(np.isfinite(scales), np.abs(scales), 0.0) / lowest_bits(scales)
-        span *= _span_of_codes(operand) * odd.max(initial=1.0)
+        span *= _span_of_codes(operand) * float(odd.max(initial=1.0))
     units: tuple[Float64Array, ...] = (np.empty(0),) * 2  # not needed below (1)
     if span > 2.0**53:
         units = _element_units(a), _element_units(b)
@@ -370,10 +362,15 @@ def _narrow_block_sums(
     for i, ks in enumerate(_runs(a.shape[-1], block, 1)):
         found, _ = sums(a, b, ks, accumulator)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            scale = np.ones(())
+            for per_block in scales:
+                if per_block is not None:
+                    scale = scale * per_block[0].take([i], axis=per_block[1])
+            # A float32 and a code have 32 bits, 24 + 32 are more than float64's: in two parts.
+            high = (scale.view(np.int64) & ~np.int64(0xFFFFFF)).view(np.float64)
             part = found.astype(np.float64)
-            for scale in scales:
-                if scale is not None:
-                    part *= scale[0].take([i], axis=scale[1])
-            rounded = part.astype(np.float32)
+            low = part * (scale - high)
+            low[np.isnan(low)] = 0.0  # of an infinity: it is in the higher part
+            rounded = sum_to_odd(part * high, low).astype(np.float32)
         rounded += np.float32(0)
         yield rounded

@@ -41,6 +41,7 @@ from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat
 from npfp8.formats import Format, IntFormat, as_format
 from npfp8.names import match
 from npfp8.products.float32 import K_LIMIT
+from npfp8.rounding import sum_to_odd
 from npfp8.scaling import spread
 from npfp8.tensor import QuantizedTensor
 
@@ -247,11 +248,8 @@ def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
     ``high * unit + low``, ``high`` an integer and ``0 <= low < unit``. Added
     up, the lows stay multiples of ``quantum`` below ``2^44 * quantum`` and the
     highs integers of at most 2^51 + 4: all exact. After the carry, the two limbs
-    go into one error-free addition, ``s + r``: ``s`` is the total rounded to
-    float64 and ``r`` the rest. If ``r`` is not 0 and the last bit of ``s`` is 0,
-    the neighbour of ``s`` on the side of ``r`` is the total rounded to odd.
-    Rounding it to float32 (29 bits less) gives the same as rounding the exact
-    total.
+    are added and rounded to odd. Rounding this to float32 (29 bits less) gives the
+    same as rounding the exact total.
     """
     unit = 2.0**42 * quantum
     flat = np.empty(sums[0].size, np.float32)
@@ -268,15 +266,7 @@ def _round_sum(sums: list[Float64Array], quantum: float) -> Float32Array:
         carry *= unit
         low -= carry
 
-        # Knuth's two-sum: high + low == s + r exactly, whatever their sizes.
-        s = high + low
-        back = s - high
-        r = (high - (s - back)) + (low - back)
-        bits = s.view(np.int64)
-        to_odd = (r != 0) & (bits & 1 == 0)
-        away_from_zero = (r > 0) == (s > 0)
-        bits += to_odd * np.where(away_from_zero, 1, -1)
-        flat[chunk] = s
+        flat[chunk] = sum_to_odd(high, low)
     return flat.reshape(sums[0].shape)
 
 
