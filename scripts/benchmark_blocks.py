@@ -12,24 +12,20 @@ with 2 threads the parties get 2.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import platform
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
-from benchmark_codec import best_times
+from benchmark_codec import best_times, parsed, write_rows
 
 import npfp8
 from npfp8 import E2M1, E2M3, E3M2, E4M3FN, E5M2, MXINT8, NVFP4, BlockFormat
-from npfp8.files import replaced_file
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -158,12 +154,7 @@ def contest(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--quick", action="store_true", help="float32, one size, last axis")
-    arguments = parser.parse_args()
+    arguments = parsed(__doc__, "float32, one size, last axis")
     formats = [fmt for fmt in npfp8.BLOCK_FORMATS.values() if fmt != MXINT8]  # neither has it
     sources, sizes, axes = list(SOURCES), SIZES, (1, 0)
     if arguments.quick:
@@ -185,9 +176,7 @@ def main() -> None:
                 f"{row['ratio']:.1f} |",
                 flush=True,
             )
-    if arguments.json:
-        with replaced_file(arguments.json) as file:
-            file.write(json.dumps({"versions": versions, "rows": rows}, indent=1).encode())
+    write_rows(arguments.json, versions, rows)
 
 
 if __name__ == "__main__":
