@@ -8,6 +8,7 @@ a core and need no more memory than a few chunks.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "lookup",
     "require_array",
     "require_writable",
+    "scratch",
     "table_kernel",
 ]
 
@@ -45,6 +47,12 @@ CHUNK = 1 << 17
 
 #: Arrays no larger than this are not shared between threads.
 _SMALLEST_SHARE = 1 << 19
+
+#: Temporaries no larger than this come from memory that the allocator keeps by itself.
+_SMALLEST_SCRATCH = 1 << 12
+
+#: The temporaries that each thread keeps, by the name of their dtype.
+_KEPT = threading.local()
 
 #: Codes in a chunk from which a table of pairs, once made, is worth its memory.
 _PAIRS_FROM = 1 << 10
@@ -67,6 +75,28 @@ def chunks(length: int, size: int) -> Iterator[slice]:
     """
     for start in range(0, length, size):
         yield slice(start, start + size)
+
+
+def scratch(size: int, dtype: type[np.generic]) -> Array:
+    """Return a 1-D array that lives until its thread asks for the next one of the dtype.
+
+    A large array that is made anew costs more than a pass over it, because the system maps and
+    clears each of its pages. So each thread keeps one chunk of memory per dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> first, second = scratch(1 << 16, np.float32), scratch(1 << 15, np.float32)
+    >>> first.size, second.size, np.shares_memory(first, second)
+    (65536, 32768, True)
+    """
+    if not _SMALLEST_SCRATCH < size <= CHUNK:
+        return np.empty(size, dtype)
+    kept, name = vars(_KEPT), dtype.__name__
+    if name not in kept:
+        kept[name] = np.empty(CHUNK, dtype)
+    memory: Array = kept[name]
+    return memory[:size]
 
 
 def lookup(
@@ -105,8 +135,10 @@ def table_kernel(table: Array) -> Kernel:
     take = table.take
 
     def kernel(keys: Array, results: Array) -> None:
+        indices = scratch(keys.size, np.intp)
+        indices[...] = keys
         # mode="clip" spares take's bounds check; every key is within the table.
-        take(keys.astype(np.intp), None, results, "clip")
+        take(indices, None, results, "clip")
 
     return kernel
 
@@ -127,9 +159,8 @@ def _pair_kernel(table: Array) -> Kernel:
             single(codes, results)
             return
         even = codes.size & ~1
-        keys = codes[:even].view(np.uint16).astype(np.intp)
-        pairs = _pair_table(table.tobytes(), table.dtype)
-        pairs.take(keys, None, results[:even].view(pair_dtype), "clip")
+        pairs = table_kernel(_pair_table(table.tobytes(), table.dtype))
+        pairs(codes[:even].view(np.uint16), results[:even].view(pair_dtype))
         if even < codes.size:
             single(codes[even:], results[even:])
 

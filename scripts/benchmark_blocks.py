@@ -5,39 +5,38 @@
 Each party quantizes a matrix in blocks along its last axis by its own rule, and npfp8 by the
 rule of its name, so that all make the same bytes; then the matrix is dequantized. Along axis 0
 the parties are given the transpose, made contiguous. Each time is the best of several rounds
-that take turns, so that a slow moment of the machine affects all. npfp8 uses one core; with
-2 threads the parties get 2.
+that take turns, so that a slow moment of the machine affects all. With one thread it is the
+time of the processor, which other programs of the machine hardly change. npfp8 uses one core;
+with 2 threads the parties get 2.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import platform
+import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
-from benchmark_codec import best_times
+from benchmark_codec import best_times, parsed, write_rows
 
 import npfp8
 from npfp8 import E2M1, E2M3, E3M2, E4M3FN, E5M2, MXINT8, NVFP4, BlockFormat
-from npfp8.files import replaced_file
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor
     from compressed_tensors.compressors.mxfp6.base import MXFP6PackedCompressor
     from compressed_tensors.compressors.mxfp8.base import MXFP8QuantizationCompressor
+    from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-    from compressed_tensors.quantization.utils.helpers import calculate_qparams
+    from compressed_tensors.quantization.utils.helpers import calculate_qparams, generate_gparam
     from torchao.prototype.mx_formats.mx_tensor import to_dtype, to_mx
-    from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 
 SIZES = [1 << 10, 1 << 11, 1 << 12]  # rows and columns
 SOURCES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -57,14 +56,16 @@ COMPRESSED_TENSORS = {
 }
 
 #: A party's function that quantizes, and one that dequantizes what it gave.
-Party = tuple[Callable[[], Any], Callable[[Any], Any] | None]
+Party = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 def torchao_of(fmt: BlockFormat, x: torch.Tensor) -> Party | None:
     """Return torchao's functions, or None for a format that it does not have."""
     if fmt == NVFP4:
-        scale = x.float().abs().max() / (448 * 6)
-        return lambda: nvfp4_quantize(x, 16, scale), None
+        return (
+            lambda: NVFP4Tensor.to_nvfp4(x, 16, x.abs().max().float() / (448 * 6)),
+            lambda found: found.dequantize(torch.float32),
+        )
     if fmt.element not in TORCHAO:
         return None
     element = TORCHAO[fmt.element]
@@ -76,24 +77,30 @@ def torchao_of(fmt: BlockFormat, x: torch.Tensor) -> Party | None:
 
 def compressed_tensors_of(fmt: BlockFormat, x: torch.Tensor) -> Party | None:
     """Return compressed-tensors' functions, or None for a format that it does not have."""
-    if fmt == NVFP4 or fmt.element not in COMPRESSED_TENSORS:
+    if fmt.element not in COMPRESSED_TENSORS:
         return None
-    compressor = COMPRESSED_TENSORS[fmt.element]
+    two_levels = fmt == NVFP4
+    compressor = NVFP4PackedCompressor if two_levels else COMPRESSED_TENSORS[fmt.element]
     arguments = QuantizationArgs(
         num_bits=fmt.element.bits,
         type="float",
-        strategy="group",
+        strategy="tensor_group" if two_levels else "group",
         group_size=fmt.block,
         symmetric=True,
-        scale_dtype=torch.uint8,
+        scale_dtype=torch.float8_e4m3fn if two_levels else torch.uint8,
         zp_dtype=torch.uint8,
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=arguments)
 
     def quantize() -> Any:
         groups = x.reshape(len(x), -1, fmt.block)
-        scale, _ = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
-        return compressor.compress({"weight": x, "weight_scale": scale}, scheme)
+        low, high = groups.amin(-1), groups.amax(-1)
+        number = generate_gparam(low.min(), high.max()) if two_levels else None
+        scale, _ = calculate_qparams(low, high, arguments, number)
+        weight = {"weight": x, "weight_scale": scale}
+        if two_levels:
+            weight["weight_global_scale"] = number
+        return compressor.compress(weight, scheme)
 
     return quantize, lambda found: compressor.decompress(found, scheme)
 
@@ -120,15 +127,15 @@ def contest(
             "quantize": {
                 "npfp8": lambda name=name: npfp8.quantize(x, fmt, axis=axis, rule=name),
                 name: quantize,
-            }
-        }
-        if dequantize is not None:
-            contests["dequantize"] = {
+            },
+            "dequantize": {
                 "npfp8": tensor.dequantize,
                 name: lambda dequantize=dequantize, theirs=theirs: dequantize(theirs),
-            }
+            },
+        }
         for what, contestants in contests.items():
-            times = best_times(contestants, seconds)
+            clock = time.thread_time if threads == 1 else time.perf_counter
+            times = best_times(contestants, seconds, clock)
             rows.append(
                 {
                     "what": what,
@@ -147,12 +154,7 @@ def contest(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--quick", action="store_true", help="float32, one size, last axis")
-    arguments = parser.parse_args()
+    arguments = parsed(__doc__, "float32, one size, last axis")
     formats = [fmt for fmt in npfp8.BLOCK_FORMATS.values() if fmt != MXINT8]  # neither has it
     sources, sizes, axes = list(SOURCES), SIZES, (1, 0)
     if arguments.quick:
@@ -174,9 +176,7 @@ def main() -> None:
                 f"{row['ratio']:.1f} |",
                 flush=True,
             )
-    if arguments.json:
-        with replaced_file(arguments.json) as file:
-            file.write(json.dumps({"versions": versions, "rows": rows}, indent=1).encode())
+    write_rows(arguments.json, versions, rows)
 
 
 if __name__ == "__main__":

@@ -32,22 +32,26 @@ SIZES = [1 << 10, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28]
 SOURCES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def best_times(contestants: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+def best_times(
+    contestants: dict[str, Callable[[], Any]],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Return the seconds per call of each contestant's best round, within ``seconds`` each."""
     repeats = {}
     for name, call in contestants.items():
         call()
-        begin = time.perf_counter()
+        begin = clock()
         call()
-        repeats[name] = max(1, int(seconds / 20 / (time.perf_counter() - begin + 1e-9)))
+        repeats[name] = max(1, int(seconds / 20 / (clock() - begin + 1e-9)))
     best = dict.fromkeys(contestants, float("inf"))
     for _ in range(10):
         for name, call in contestants.items():
             time.sleep(0.01)  # torch's threads keep spinning for a while after their work
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(repeats[name]):
                 call()
-            best[name] = min(best[name], (time.perf_counter() - begin) / repeats[name])
+            best[name] = min(best[name], (clock() - begin) / repeats[name])
     return best
 
 
@@ -87,13 +91,25 @@ def contest(
     return rows
 
 
-def main() -> None:
+def parsed(description: str, quick: str) -> argparse.Namespace:
+    """Parse the arguments of a benchmark, which say where rows go and whether it is a quick one."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--quick", action="store_true", help="E4M3FN from float32, fewer sizes")
-    arguments = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser.parse_args()
+
+
+def write_rows(path: Path | None, versions: str, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of a benchmark, if there is a file for them."""
+    if path:
+        with replaced_file(path) as file:
+            file.write(json.dumps({"versions": versions, "rows": rows}, indent=1).encode())
+
+
+def main() -> None:
+    arguments = parsed(__doc__, "E4M3FN from float32, fewer sizes")
     formats, sources, sizes = [E4M3FN, E5M2], list(SOURCES), SIZES
     if arguments.quick:
         formats, sources, sizes = formats[:1], sources[:1], SIZES[::2]
@@ -115,9 +131,7 @@ def main() -> None:
                 f"{row['over_torch']:.2f} |",
                 flush=True,
             )
-    if arguments.json:
-        with replaced_file(arguments.json) as file:
-            file.write(json.dumps({"versions": versions, "rows": rows}, indent=1).encode())
+    write_rows(arguments.json, versions, rows)
 
 
 if __name__ == "__main__":

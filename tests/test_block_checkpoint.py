@@ -29,6 +29,7 @@ from test_quantized_checkpoint import (
     logits_of,
     parameters_of,
     quantized,
+    runs_of_layers,
     written,
 )
 from watching import product_of
@@ -502,22 +503,7 @@ def test_inputs_in_transformers(
 
 def errors_of_layers(theirs: Any, ours: QuantizedModel, torch: ModuleType) -> dict[str, float]:
     """Compute the relative error of each layer of theirs for the input that it has in their run."""
-    runs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-
-    def seen(name: str) -> Any:
-        def hook(module: Any, inputs: Any, output: Any) -> None:
-            runs[name.removeprefix("bert.")] = inputs[0].float().numpy(), output.float().numpy()
-
-        return hook
-
-    hooks = [
-        module.register_forward_hook(seen(name))
-        for name, module in theirs.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
-    logits_of(theirs, torch)
-    for hook in hooks:
-        hook.remove()
+    runs = runs_of_layers(theirs, torch)
     errors = {}
     for site in (site for site in ours.plans if site in runs):
         x, expected = runs[site]

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, fields, replace
 from fractions import Fraction
 
@@ -563,6 +564,36 @@ def test_the_byte_order_of_float16_changes_nothing(fmt, rule):
         ValueError, match="expected float32 or bfloat16 for the rule torchao, found"
     ):
         quantize(turned, MXFP4, rule="torchao")
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 48, 500, 1 << 12])
+@pytest.mark.parametrize("name", ["MXFP6_E2M3", "NVFP4"])
+def test_pieces_of_any_size_make_the_same_bytes(name, chunk, monkeypatch):
+    x = RNG.standard_normal((5, 70, 66)).astype(np.float32)
+    layouts = [x, np.asfortranarray(x), x[:, ::2], x.swapaxes(1, 2)]
+    cases = [(y, axis) for y in layouts for axis in range(3)]
+    expected = [quantize(y, name, axis=axis) for y, axis in cases]
+    monkeypatch.setattr("npfp8.blocks.pieces.CHUNK", chunk)
+    for (y, axis), one in zip(cases, expected, strict=True):
+        found = quantize(y, name, axis=axis)
+        assert np.array_equal(found.codes, one.codes)
+        assert np.array_equal(found.scale_codes, one.scale_codes)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_tensors_keep_their_bytes_while_others_are_made(axis):
+    """The temporaries of a thread are used again, results and those of other threads are not."""
+    arrays = [RNG.standard_normal((512, 300)).astype(np.float32) for _ in range(8)]
+
+    def parts(x):
+        q = quantize(x, MXFP8_E4M3, axis=axis)
+        return q.codes, q.scale_codes, q.dequantize()
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(parts, arrays))
+    for x, one in zip(arrays, found, strict=True):
+        for part, again in zip(one, parts(x), strict=True):
+            assert np.array_equal(part, again)
 
 
 def test_the_largest_block():

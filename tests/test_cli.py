@@ -1023,32 +1023,9 @@ sys.exit(__main__.main())
 """
 
 
-def test_interrupts_until_a_process_ends(tmp_path: Path) -> None:
-    """Also while Python takes its handlers away: the exit code stays that of an interrupt."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)  # nobody reads it: the process waits with all imports done
-    argv = ["predict", EMBEDDED, "film", "--format", "e4m3", "--json", str(pipe)]
-    with subprocess.Popen(
-        [sys.executable, "-c", _GUARDED, *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    ) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "begun\n"
-        time.sleep(2)
-        while process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.0005)
-        assert process.stderr.read().splitlines()[-1] == "bert-numpy: interrupted"
-    assert process.returncode == 130
-
-
-@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 3.0])
-@pytest.mark.parametrize("interrupts", [1, 2])
-def test_interrupt_of_a_process(interrupts: int, delay: float, tmp_path: Path) -> None:
-    """Among the imports, in the work, or while it waits for a reader of its results."""
+@contextmanager
+def waiting_process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A command that has begun to handle signals, and waits in the end for a reader of a pipe."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     argv = ["predict", EMBEDDED, "film", "--format", "e4m3", "--json", str(pipe)]
@@ -1062,19 +1039,39 @@ def test_interrupt_of_a_process(interrupts: int, delay: float, tmp_path: Path) -
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "begun\n"
-        time.sleep(delay)
         try:
-            for _ in range(10):
-                # Between Python's look for a signal and the wait for a reader one goes unnoticed.
-                for _ in range(interrupts):
-                    process.send_signal(signal.SIGINT)
-                with suppress(subprocess.TimeoutExpired):
-                    out, err = process.communicate(timeout=6)
-                    break
+            yield process
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 3.0])
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_interrupt_of_a_process(interrupts: int, delay: float, tmp_path: Path) -> None:
+    """Among the imports, in the work, or while it waits for a reader of its results."""
+    with waiting_process(tmp_path) as process:
+        time.sleep(delay)
+        for _ in range(10):
+            # Between Python's look for a signal and the wait for a reader one goes unnoticed.
+            for _ in range(interrupts):
+                process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                out, err = process.communicate(timeout=6)
+                break
     lines = [line for line in err.splitlines() if not line.startswith("scales: ")]
     assert (process.returncode, out, lines) == (130, "", ["bert-numpy: interrupted"])
+
+
+def test_interrupts_until_a_process_ends(tmp_path: Path) -> None:
+    """Also while Python takes its handlers away: the exit code stays that of an interrupt."""
+    with waiting_process(tmp_path) as process:
+        time.sleep(2)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.0005)
+        assert process.stderr is not None
+        assert process.stderr.read().splitlines()[-1] == "bert-numpy: interrupted"
+    assert process.returncode == 130
 
 
 # JSON files.

@@ -533,6 +533,17 @@ def test_one_operation_alone_is_wrong(small):
     assert found == ("double rounding through bfloat16",)
 
 
+def test_what_needs_to_be_in_one_operation_alone_goes_first(small):
+    """In few blocks, a defect of all operations before may come to the same by chance."""
+    kit, _, _ = recorded("mxfp4", model=small)
+    place = "model/0/encoder.layer.0.intermediate.dense/a"
+    x = kit.inputs(place)["x"]
+    e = exponents(x, half_up)
+    wrong = {place: elements(x, 2.0**e), f"{place}.scale_codes": bytes_of(e)}
+    found = causes(kit, **wrong)["a.scale_codes"]
+    assert found[0] == "the rule even"
+
+
 def test_sums_in_other_parts_are_named(kit):
     place = "operator/block-gemm-mxfp8-cancellation/sum"
     right = of_sum(kit, place)

@@ -388,17 +388,9 @@ def logits_of(model: Any, torch: ModuleType) -> np.ndarray:
         return model(**inputs).logits.float().numpy()
 
 
-def assert_same_linear_layers(
-    theirs: Any, ours: QuantizedModel, torch: ModuleType, bound: float = 1e-5
-) -> None:
-    """Each linear layer, given what it is given in their run: so that none passes on another's.
-
-    Codes and scales of such inputs are the same, sums are in another order (measured:
-    at most 7e-7 of the largest result). In INT8 an element beyond the range is -127 here
-    and -128 there, and one with a zero point is rounded there after it is added: one
-    token of a layer may be off by that.
-    """
-    runs = {}
+def runs_of_layers(theirs: Any, torch: ModuleType) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the input and the output of each of their linear layers in a run, by site."""
+    runs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def seen(name: str) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
@@ -414,6 +406,20 @@ def assert_same_linear_layers(
     logits_of(theirs, torch)
     for hook in hooks:
         hook.remove()
+    return runs
+
+
+def assert_same_linear_layers(
+    theirs: Any, ours: QuantizedModel, torch: ModuleType, bound: float = 1e-5
+) -> None:
+    """Each linear layer, given what it is given in their run: so that none passes on another's.
+
+    Codes and scales of such inputs are the same, sums are in another order (measured:
+    at most 7e-7 of the largest result). In INT8 an element beyond the range is -127 here
+    and -128 there, and one with a zero point is rounded there after it is added: one
+    token of a layer may be off by that.
+    """
+    runs = runs_of_layers(theirs, torch)
     sites = [site for site in ours.plans if site in runs]
     assert len(sites) >= 12  # the attention's products are no layers of theirs
     for site in sites:

@@ -292,8 +292,8 @@ BLOCK_RULES: dict[str, tuple[str, str]] = {
     ),
     "block_product": (
         "sum * float32(a's number * b's number), then + bias, one float32 rounding each; an "
-        "operand's number is its scale, or its tensor scale, of which a rule that divides takes "
-        "float32(1 / tensor scale), or 1 if it has none",
+        "operand's number is its scale, or the factor that its tensor scale stands for: by the "
+        "rule itself, float32(1 / it), or it / (M L), or 1 if it has none",
         _PRODUCTS,
     ),
     "pack_codes": (

@@ -49,8 +49,9 @@ class Difference:
     root : bool
         True if none of its sources differ: an error arises here.
     causes : tuple of str
-        For a root: the known defects that reproduce the tensor to the last bit,
-        beginning with the one that explains most roots. It is empty if the cause is unknown.
+        For a root: the known defects that reproduce the tensor to the last bit, beginning with
+        those that explain most roots, and of these with those that need to be in its own operation
+        alone. It is empty if the cause is unknown.
     """
 
     name: str
@@ -442,21 +443,25 @@ def _diagnose(
         return kit.arrays[name] if name in found and name not in differing else None
 
     explained: dict[str, set[str]] = {root: set() for root in roots}
+    alone_in: dict[str, set[str]] = {root: set() for root in roots}
     for root in roots:
         chain = (root, *kit.sources([root], found.__contains__))
         operations = {kit.tensors[name].operation for name in chain}
         for defect in DEFECTS:
             if defect.name in explained[root]:
                 continue
-            # The defect is in this operation alone, which the kit's inputs went into; or in all on
-            # the way; or, if it fits several kinds of them, in one kind alone.
+            # The defect is in this operation alone, which the kit's inputs went into, or in all on
+            # the way or, if it fits several kinds of them, in one kind alone.
             shared = [name for name in defect.operations if name in operations]
             alone = [Defect(defect.name, {name: defect.operations[name]}) for name in shared]
             variants = ([defect] if shared else []) + (alone if len(shared) > 1 else [])
-            tries = [(variant, fixed) for variant in variants]
-            if kit.tensors[root].operation in shared and len(chain) > 1:
-                tries.insert(0, (defect, given))
-            if any(_reproduces(kit, one, root, found[root], known) for one, known in tries):
+            variants = variants if len(chain) > 1 else []
+            if kit.tensors[root].operation in shared and _reproduces(
+                kit, defect, root, found[root], given
+            ):
+                alone_in[root].add(defect.name)
+                explained[root].add(defect.name)
+            elif any(_reproduces(kit, variant, root, found[root], fixed) for variant in variants):
                 explained[root].add(defect.name)
         advance(1)
     counts = {
@@ -464,7 +469,9 @@ def _diagnose(
     }
     order = list(counts)
     return {
-        root: tuple(sorted(names, key=lambda name: (-counts[name], order.index(name))))
+        root: tuple(
+            sorted(names, key=lambda x: (-counts[x], x not in alone_in[root], order.index(x)))
+        )
         for root, names in explained.items()
     }
 

@@ -2,7 +2,7 @@
 
 An array is seen as (outer, axis, inner), and a piece of it as (outer, blocks, elements of a
 block, inner), where all blocks have one length: those of a shorter last block are pieces of
-their own.
+their own. A piece has at most as many elements as a chunk (:mod:`npfp8.arrays`), or is one block.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array, Kernel
+from npfp8.arrays import CHUNK, Array, Float32Array, Kernel, scratch
 from npfp8.scaling import scale_shape
 
 __all__ = ["block_amax", "encode_blocks"]
-
-#: Elements per piece: few enough that all temporaries of a piece stay in the L2 cache.
-_PIECE = 1 << 15
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 
@@ -36,9 +33,9 @@ def _pieces(shape: tuple[int, int, int], block: int) -> Iterator[tuple[_Slices, 
     for start, stop, size in spans:
         if start == stop:
             continue
-        columns = max(1, min(inner, _PIECE // size))
-        count = max(1, min((stop - start) // size, _PIECE // (size * columns)))
-        rows = max(1, _PIECE // ((stop - start) * columns)) if count * size == stop - start else 1
+        columns = max(1, min(inner, CHUNK // size))
+        count = max(1, min((stop - start) // size, CHUNK // (size * columns)))
+        rows = max(1, CHUNK // ((stop - start) * columns)) if count * size == stop - start else 1
         for i in range(0, outer, rows):
             for j in range(start, stop, count * size):
                 end = min(j + count * size, stop)
@@ -67,19 +64,22 @@ def _layout(x: Array, axis: int) -> tuple[Array, int, bool]:
 
 
 def _largest(magnitudes: npt.NDArray[np.int32], block: int) -> npt.NDArray[np.int32]:
-    """Return the largest of each block of a contiguous piece (..., block, inner).
+    """Return the largest of each block of a contiguous piece (..., block, inner), which is lost.
 
     Halves are compared element by element: a reduction over few elements is slow.
     """
     *outer, _, inner = magnitudes.shape
     if inner == 1:
         rest = magnitudes.reshape(-1)
+        other = scratch(rest.size // 2, np.uint32).view(np.int32)
         while block % 2 == 0:
-            rest, block = np.maximum(rest[0::2], rest[1::2]), block // 2
+            half = other[: rest.size // 2]
+            rest, other, block = np.maximum(rest[0::2], rest[1::2], out=half), rest, block // 2
         return (rest if block == 1 else rest.reshape(-1, block).max(1)).reshape(*outer, 1)
     while block % 2 == 0:
         block //= 2
-        magnitudes = np.maximum(magnitudes[..., :block, :], magnitudes[..., block:, :])
+        low, high = magnitudes[..., :block, :], magnitudes[..., block:, :]
+        magnitudes = np.maximum(low, high, out=low)
     return magnitudes[..., 0, :] if block == 1 else magnitudes.max(-2)
 
 
@@ -92,8 +92,10 @@ def block_amax(x: Float32Array, axis: int, block: int) -> Float32Array:
     bits = x.reshape(cut).view(np.int32)
     amax = np.empty((cut[0], -(-cut[1] // size), cut[2]), np.int32)
     for (piece, blocks), length in _pieces(cut, size):
-        magnitudes = np.bitwise_and(bits[piece], _MAGNITUDE, order="C")
-        outer, run, inner = magnitudes.shape
+        part = bits[piece]
+        outer, run, inner = part.shape
+        magnitudes = scratch(part.size, np.int32).reshape(part.shape)
+        np.bitwise_and(part, _MAGNITUDE, out=magnitudes)
         amax[blocks] = _largest(magnitudes.reshape(outer, run // length, length, inner), length)
     result = amax.view(np.float32).reshape(scale_shape(x.shape, axis, size))
     return result.T if transposed else result.reshape(shape)
@@ -133,11 +135,13 @@ def encode_blocks(
     numbers = x.reshape(cut)
     per_block = factors.reshape(cut[0], -(-cut[1] // size), cut[2])
     codes = np.empty(cut, dtype)
+    wide = np.result_type(numbers, per_block).type
     for (piece, blocks), length in _pieces(cut, size):
         part = numbers[piece]
         outer, run, inner = part.shape
         grid = part.reshape(outer, run // length, length, inner)
-        scaled = operation(grid, per_block[blocks][:, :, None, :], order="C").reshape(-1)
+        scaled = scratch(part.size, wide)
+        operation(grid, per_block[blocks][:, :, None, :], out=scaled.reshape(grid.shape))
         found = codes[piece]
         target = found.reshape(-1) if found.flags.c_contiguous else np.empty(scaled.size, dtype)
         kernel(scaled, target)

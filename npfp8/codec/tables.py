@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arguments import array_of, wrong_array
-from npfp8.arrays import Array, Kernel, lookup, require_array, table_kernel
+from npfp8.arrays import Array, Kernel, lookup, require_array, scratch, table_kernel
 from npfp8.bfloat16 import from_bits, is_bfloat16, to_bits
 from npfp8.codec.definition import codes_of, refuse_nan
 from npfp8.formats import FloatFormat, Format
@@ -120,7 +120,7 @@ def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str) -> Kernel:
             x = float64_to_float32(x)
         bits = x.view(np.uint32)
         # To odd: adding `low` carries into the last bit kept if a low bit is set.
-        keys = np.bitwise_and(bits, low)
+        keys = np.bitwise_and(bits, low, scratch(x.size, np.uint32))
         np.add(keys, low, keys)
         np.bitwise_or(keys, bits, keys)
         np.right_shift(keys, shift, keys)
