@@ -57,7 +57,7 @@ class BlockFormat:
 
     The value of an element is ``code value * scale``, times the tensor's factor if the format
     has one. The rule says whether the number stored for the tensor is this factor
-    (:meth:`npfp8.blocks.ratios.RatioRule.multiplier`).
+    (:meth:`~npfp8.blocks.ratios.RatioRule.multiplier`).
 
     Parameters
     ----------
