@@ -18,6 +18,7 @@ from npfp8.block_outcomes import Outcome, outcome_by_rule, same, unpacked
 from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat, with_rule
 from npfp8.blocks.inputs import to_source
 from npfp8.blocks.layouts import CODE_LAYOUTS, SCALE_LAYOUTS, unpack_scales
+from npfp8.blocks.layouts.runs import bits_of
 from npfp8.blocks.powers import PowerRule
 from npfp8.blocks.ratios import RatioRule
 from npfp8.codec import encode
@@ -146,7 +147,7 @@ def _scales_undone() -> Iterator[tuple[str, _Undo]]:
 
 
 def _swapped(outcome: Outcome, fmt: BlockFormat) -> Outcome | None:
-    if getattr(fmt.element, "bits", 8) != 4:
+    if bits_of(fmt.element) != 4:
         return None
     codes = outcome.codes
     pairs = codes.reshape(*codes.shape[:-1], -1, 2)[..., ::-1]
@@ -154,7 +155,7 @@ def _swapped(outcome: Outcome, fmt: BlockFormat) -> Outcome | None:
 
 
 def _repacked(layout: str, outcome: Outcome, fmt: BlockFormat) -> Outcome | None:
-    if outcome.packed is None or getattr(fmt.element, "bits", 8) == 8:
+    if outcome.packed is None or bits_of(fmt.element) == 8:
         return None
     try:
         codes = unpacked(outcome.packed, layout, fmt, outcome.codes.shape[1])
@@ -164,7 +165,7 @@ def _repacked(layout: str, outcome: Outcome, fmt: BlockFormat) -> Outcome | None
 
 
 def _lowered(outcome: Outcome, fmt: BlockFormat) -> Outcome | None:
-    free = 8 - getattr(fmt.element, "bits", 8)
+    free = 8 - bits_of(fmt.element)
     if not free or (outcome.codes & np.uint8((1 << free) - 1)).any():
         return None
     return outcome._replace(codes=outcome.codes >> np.uint8(free))

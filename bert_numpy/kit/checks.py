@@ -27,6 +27,7 @@ from npfp8.blocks.layouts import (
     pack_scales,
     unpack_scales,
 )
+from npfp8.blocks.layouts.runs import bits_of
 from npfp8.formats import FLOAT_FORMATS, FORMATS
 from npfp8.products import ACCUMULATORS
 
@@ -303,7 +304,7 @@ def _unpack_codes(shapes: Shapes, how: Attributes) -> Shape:
 
 
 def _group(layouts: Mapping[str, Any], how: Attributes) -> Group:
-    group: Group = layouts[how["layout"]].group(getattr(FORMATS[how["fmt"]], "bits", 8))
+    group: Group = layouts[how["layout"]].group(bits_of(FORMATS[how["fmt"]]))
     return group
 
 

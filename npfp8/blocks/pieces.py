@@ -71,6 +71,7 @@ def _largest(magnitudes: npt.NDArray[np.int32], block: int) -> npt.NDArray[np.in
     *outer, _, inner = magnitudes.shape
     if inner == 1:
         rest = magnitudes.reshape(-1)
+        # The thread's int32 memory holds the magnitudes: halves go to and fro between the two.
         other = scratch(rest.size // 2, np.uint32).view(np.int32)
         while block % 2 == 0:
             half = other[: rest.size // 2]
