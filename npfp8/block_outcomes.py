@@ -11,11 +11,12 @@ from npfp8.arguments import array_of
 from npfp8.arrays import Array, Float32Array
 from npfp8.blocks.formats import BlockFormat
 from npfp8.blocks.layouts import unpack_codes
+from npfp8.blocks.layouts.runs import bits_of
 from npfp8.blocks.quantize import quantize_blocks
 from npfp8.formats import FloatFormat, Format
 from npfp8.tensor import QuantizedTensor
 
-__all__ = ["Outcome", "compared", "outcome_by_rule", "outcome_of", "same", "unpacked"]
+__all__ = ["Outcome", "compared", "given_as", "outcome_by_rule", "outcome_of", "same", "unpacked"]
 
 
 class Outcome(NamedTuple):
@@ -34,6 +35,15 @@ def outcome_by_rule(x: Float32Array, fmt: BlockFormat, source: str, axis: int = 
     """Quantize a tensor by the rule of a format."""
     codes, scales, number = quantize_blocks(x, fmt, axis, source)
     return Outcome(codes.view(np.uint8), scales, number)
+
+
+def given_as(x: Float32Array, source: str) -> Array:
+    """Return a copy of a tensor in the type of its numbers: what a quantizer is given."""
+    if source == "bfloat16":
+        import ml_dtypes  # noqa: PLC0415
+
+        return x.astype(ml_dtypes.bfloat16)
+    return x.astype(source)
 
 
 def outcome_of(given: Any, x: Float32Array, fmt: BlockFormat) -> Outcome:
@@ -56,7 +66,7 @@ def outcome_of(given: Any, x: Float32Array, fmt: BlockFormat) -> Outcome:
         )
     packed = codes
     if codes.shape != x.shape:
-        bits = getattr(fmt.element, "bits", 8)
+        bits = bits_of(fmt.element)
         length = x.shape[1] * bits // 8
         if bits == 8 or codes.shape != (len(x), length):
             also = "" if bits == 8 else f", or {(len(x), length)} packed"

@@ -16,7 +16,7 @@ import numpy as np
 from npfp8.arguments import choice, require_function
 from npfp8.arrays import Array, Float32Array
 from npfp8.block_mistakes import likely_block_mistake
-from npfp8.block_outcomes import Outcome, compared, outcome_by_rule, outcome_of
+from npfp8.block_outcomes import Outcome, compared, given_as, outcome_by_rule, outcome_of
 from npfp8.blocks.formats import BlockFormat, as_block_format, with_rule
 from npfp8.blocks.inputs import SOURCES, hard_inputs, special_inputs, wide_inputs
 from npfp8.blocks.powers import POWER_RULES
@@ -229,15 +229,6 @@ def _neutral(fmt: BlockFormat) -> BlockFormat:
     return with_rule(fmt, next(iter(POWER_RULES if fmt.powers_of_two else RATIO_RULES)))
 
 
-def _given(x: Float32Array, source: str) -> Array:
-    """Return a copy in the type of the numbers."""
-    if source == "bfloat16":
-        import ml_dtypes  # noqa: PLC0415
-
-        return x.astype(ml_dtypes.bfloat16)
-    return x.astype(source)
-
-
 def _inputs(fmt: BlockFormat, source: str) -> dict[str, Float32Array]:
     return hard_inputs(fmt, source) | wide_inputs(fmt, source)
 
@@ -245,7 +236,7 @@ def _inputs(fmt: BlockFormat, source: str) -> dict[str, Float32Array]:
 def _found(fn: Quantizer, name: str, x: Float32Array, fmt: BlockFormat, source: str) -> Outcome:
     """Call a quantizer; raise AssertionError, which names the tensor, if it gives no bytes."""
     try:
-        given = fn(_given(x, source))
+        given = fn(given_as(x, source))
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise AssertionError(
@@ -343,7 +334,7 @@ def _special(
     for kind, x in special_inputs(_neutral(fmt), source).items() if follows else ():
         try:
             with np.errstate(all="ignore"):
-                found = outcome_of(fn(_given(x, source)), x, fmt)
+                found = outcome_of(fn(given_as(x, source)), x, fmt)
         except Exception as error:  # whatever a quantizer does with such numbers
             found = None
             raised = type(error).__name__

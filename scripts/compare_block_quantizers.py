@@ -30,6 +30,7 @@ import numpy as np
 
 import npfp8
 from npfp8 import BLOCK_FORMATS, NVFP4, POWER_RULES, RATIO_RULES, BlockFormat
+from npfp8.block_outcomes import Outcome, given_as, outcome_by_rule, outcome_of
 from npfp8.blocks.formats import with_rule
 from npfp8.blocks.inputs import SOURCES, hard_inputs, normal_numbers, to_source
 from npfp8.blocks.quantize import block_scales, quantize_blocks
@@ -348,28 +349,13 @@ def count_differing(
     quantizer: Callable[[Array], Any], fmt: BlockFormat, rule: str, source: str
 ) -> int:
     """Return in how many of all bytes the party differs from its rule on normal numbers."""
-    from npfp8.dialects import _given, _outcome  # noqa: PLC0415
-
     x = normal_matrix(source)
-    found = _outcome(quantizer(_given(x, source)), x, fmt)
-    mine = Bytes.of(x, with_rule(fmt, rule), source)
+    found = outcome_of(quantizer(given_as(x, source)), x, fmt)
+    mine = outcome_by_rule(x, with_rule(fmt, rule), source)
     return int((found.scales != mine.scales).sum() + (found.codes != mine.codes).sum())
 
 
 # What the rules make of numbers
-
-
-class Bytes(NamedTuple):
-    """The codes of scales and elements, as bytes."""
-
-    scales: Array
-    codes: Array
-
-    @classmethod
-    def of(cls, x: Array, fmt: BlockFormat, source: str) -> Bytes:
-        """Quantize a matrix by the rule of a format."""
-        codes, scales, _ = quantize_blocks(x, fmt, 1, source)
-        return cls(scales, codes.view(np.uint8))
 
 
 #: The number of tensors of the table about NVFP4.
@@ -390,22 +376,23 @@ def base_of(fmt: BlockFormat) -> str:
     return "floor" if fmt.powers_of_two else "te"
 
 
-def every_rule(tensors: Iterable[Array], fmt: BlockFormat, source: str) -> dict[str, Bytes]:
+def every_rule(tensors: Iterable[Array], fmt: BlockFormat, source: str) -> dict[str, Outcome]:
     """Return what each rule that takes the format and the type makes of tensors, stacked."""
     found = {}
     tensors = list(tensors)
     for rule in rules_of(fmt):
         try:
-            parts = [Bytes.of(x, with_rule(fmt, rule), source) for x in tensors]
+            parts = [outcome_by_rule(x, with_rule(fmt, rule), source) for x in tensors]
         except ValueError:
             continue
-        found[rule] = Bytes(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        codes, scales = (np.concatenate([part[i] for part in parts]) for i in range(2))
+        found[rule] = Outcome(codes, scales, None)
     return found
 
 
-def classes(found: dict[str, Bytes]) -> list[tuple[list[str], Bytes]]:
+def classes(found: dict[str, Outcome]) -> list[tuple[list[str], Outcome]]:
     """Return the rules that gave the same bytes together."""
-    groups: dict[bytes, tuple[list[str], Bytes]] = {}
+    groups: dict[bytes, tuple[list[str], Outcome]] = {}
     for rule, made in found.items():
         key = made.scales.tobytes() + made.codes.tobytes()
         groups.setdefault(key, ([], made))[0].append(rule)
@@ -437,7 +424,7 @@ def letters(count: int) -> list[str]:
 COLUMNS = 8
 
 
-def matrix(found: dict[str, Bytes]) -> Iterator[str]:
+def matrix(found: dict[str, Outcome]) -> Iterator[str]:
     """Yield the table of all pairs: scales above the diagonal, codes below.
 
     A table too wide for a page is cut into several, with all the rows in each.
@@ -474,7 +461,7 @@ CAUSES = {
 }
 
 
-def causes(x: Array, base: Bytes, other: Bytes, fmt: BlockFormat, exact: Array) -> list[str]:
+def causes(x: Array, base: Outcome, other: Outcome, fmt: BlockFormat, exact: Array) -> list[str]:
     """Count why a rule differs from another: shares of blocks, then of elements, in percent."""
     zero = np.abs(x).reshape(*base.scales.shape, fmt.block).max(-1) == 0
     scales = base.scales != other.scales
@@ -507,7 +494,7 @@ def causes(x: Array, base: Bytes, other: Bytes, fmt: BlockFormat, exact: Array) 
     return [percent(part) for part in found.values()]
 
 
-def on_ties(x: Array, base: Bytes, fmt: BlockFormat, numbers: Array | None) -> Array:
+def on_ties(x: Array, base: Outcome, fmt: BlockFormat, numbers: Array | None) -> Array:
     """Return where a number over its scale, as the base rule has it, is on a tie of elements."""
     scale = block_scales(base.scales, None, with_rule(fmt, base_of(fmt)))
     scale = scale.astype(np.float64)
@@ -646,7 +633,8 @@ def tensor_by_tensor() -> Iterator[str]:
         for one in to_source(x, source):
             found = every_rule([one], NVFP4, source)
             for rule, made in found.items():
-                pairs = zip(made, found["te"], strict=True)
+                te = found["te"]
+                pairs = (made.scales, te.scales), (made.codes, te.codes)
                 shares.setdefault(rule, []).append(tuple(float(np.mean(a != b)) for a, b in pairs))
         for rule, each in shares.items():
             if rule != "te":
@@ -661,7 +649,7 @@ def tensor_by_tensor() -> Iterator[str]:
 def first_bytes(x: Array, fmt: BlockFormat, rule: str) -> tuple[Array, Array] | None:
     """Return the bytes of scales and elements of the first row; None if the rule refuses it."""
     try:
-        found = Bytes.of(np.asarray(x, np.float32), with_rule(fmt, rule), "float32")
+        found = outcome_by_rule(np.asarray(x, np.float32), with_rule(fmt, rule), "float32")
     except ValueError:
         return None
     return found.scales[0], found.codes[0]

@@ -1,9 +1,12 @@
-"""Every script answers --help, without doing its work."""
+"""Every script answers --help, without doing its work, and finds what it imports."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,25 @@ def test_every_script_answers() -> None:
     answering = [name for name in names if answers[name] == "answers"]
     assert len(answering) > len(names) / 2
     assert done.stdout.count("usage: ") == len(answering)
+
+
+def imported(script: Path) -> Iterator[tuple[str, str]]:
+    """Yield the module and the name of what a script imports from the packages, anywhere in it."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+        if module.partition(".")[0] in ("npfp8", "bert_numpy"):
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def test_what_scripts_import_is_there() -> None:
+    """In functions too, which --help does not call; and it is not a module's own affair."""
+    if not SCRIPTS.is_dir():
+        pytest.skip("the scripts are in the repository, not in the package")
+    found = {(path.name, *names) for path in SCRIPTS.glob("*.py") for names in imported(path)}
+    assert len(found) > 100
+    for script, module, name in sorted(found):
+        assert not name.startswith("_"), (script, module, name)
+        try:
+            importlib.import_module(f"{module}.{name}")
+        except ModuleNotFoundError:
+            assert hasattr(importlib.import_module(module), name), (script, module, name)
