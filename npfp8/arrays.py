@@ -25,6 +25,7 @@ __all__ = [
     "IntArray",
     "Kernel",
     "apply_chunkwise",
+    "blas_product",
     "chunks",
     "lookup",
     "require_array",
@@ -75,6 +76,34 @@ def chunks(length: int, size: int) -> Iterator[slice]:
     """
     for start in range(0, length, size):
         yield slice(start, start + size)
+
+
+def blas_product(x: Array, y: Array) -> Array:
+    """Multiply matrices of floats by the BLAS, whose floating-point exceptions mean nothing.
+
+    A BLAS may compute numbers that it then drops, in the padding of a block of its own: on
+    some processors NumPy then warns, now and then, of an invalid value in a product of finite
+    numbers. What the results say is for the caller to read.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, (..., M, K)
+    y : ndarray of the same dtype, (..., K, N)
+
+    Returns
+    -------
+    ndarray of that dtype, (..., M, N)
+        In which order the sums are added is up to the BLAS.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> blas_product(np.float32([[1, 2]]), np.float32([[3], [4]]))
+    array([[11.]], dtype=float32)
+    """
+    with np.errstate(all="ignore"):
+        product: Array = np.matmul(x, y)
+    return product
 
 
 def scratch(size: int, dtype: type[np.generic]) -> Array:

@@ -12,7 +12,7 @@ from bert_numpy.engines import functions
 from bert_numpy.engines.engine import Engine, Layout, Table, Weights
 from bert_numpy.engines.site import Site
 from npfp8 import golden
-from npfp8.arrays import Float32Array, IntArray
+from npfp8.arrays import Float32Array, IntArray, blas_product
 from npfp8.bfloat16 import round_in_place, round_to_bfloat16
 
 __all__ = ["Bfloat16Engine", "FloatEngine"]
@@ -88,7 +88,7 @@ class FloatEngine(Engine[Float32Array]):
 
     def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:
         """Multiply two matrices in float32; the BLAS chooses the order of the sums."""
-        return a @ b
+        return blas_product(a, b)
 
     def rounded(self, x: Float32Array) -> Float32Array:
         """Round ``x`` to the precision; ``x`` may be overwritten."""

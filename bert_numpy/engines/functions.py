@@ -14,7 +14,7 @@ import numpy as np
 
 from bert_numpy.engines.engine import Table, Weights
 from bert_numpy.errors import BertNumpyError
-from npfp8.arrays import Float32Array, IntArray, chunks
+from npfp8.arrays import Float32Array, IntArray, blas_product, chunks
 from npfp8.golden import SMALLEST_NORM
 
 __all__ = [
@@ -177,7 +177,7 @@ def position_bias(weights: Weights, table: Table) -> Float32Array:
 
 def linear(x: Float32Array, weight: Float32Array, bias: Float32Array) -> Float32Array:
     """Compute ``x @ weight.T + bias``. (..., K), (N, K), (N,) -> (..., N)."""
-    y: Float32Array = x @ weight.T
+    y: Float32Array = blas_product(x, weight.T)
     y += bias  # in place, like the operations of the other functions here
     return y
 

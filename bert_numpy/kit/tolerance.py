@@ -20,7 +20,7 @@ from bert_numpy.errors import BertNumpyError, one_line
 from bert_numpy.kit.block_operations import block_operand
 from bert_numpy.kit.manifest import Kit, apply_view
 from bert_numpy.kit.operations import OPERATIONS
-from npfp8.arrays import Array, Float64Array
+from npfp8.arrays import Array, Float64Array, blas_product
 from npfp8.formats import FORMATS, FloatFormat, IntFormat
 from npfp8.scaling import spread
 
@@ -161,7 +161,7 @@ def _sum_interval(
     block = attributes.get("block")
     if operation == "product":
         a, b = (np.abs(inputs[name].astype(np.float64)) for name in ("a", "b"))
-        magnitudes = np.matmul(a, b)
+        magnitudes = blas_product(a, b)
         if "bias" in inputs:
             magnitudes += np.abs(inputs["bias"])
         bound = sum_bound(magnitudes, a.shape[-1] + 1)
@@ -169,7 +169,7 @@ def _sum_interval(
         a, b = (_block_magnitudes(name, inputs, attributes) for name in ("a", "b"))
         # A block's sum may be scaled, once or by one scale after the other, before it is added.
         k = a.shape[-1]
-        bound = sum_bound(np.matmul(a, b), k + 2) + 2.0**-149 * k
+        bound = sum_bound(blas_product(a, b), k + 2) + 2.0**-149 * k
     else:
         if block is not None and any(f"{name}_zero_point" in inputs for name in ("a", "b")):
             return None
@@ -178,7 +178,7 @@ def _sum_interval(
         a, b = (_magnitudes(inputs, attributes, name) for name in ("a", "b"))
         step = block or a.shape[-1]
         starts = range(0, a.shape[-1], step)
-        parts = [np.matmul(a[..., i : i + step], b[..., i : i + step, :]) for i in starts]
+        parts = [blas_product(a[..., i : i + step], b[..., i : i + step, :]) for i in starts]
         bound = sum_bound(np.stack(parts) if block else parts[0], step)
     with np.errstate(over="ignore", invalid="ignore"):
         wide = exact.astype(np.float64)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bert_numpy.finite import NO_CLASS, missing
-from npfp8.arrays import Array
+from npfp8.arrays import Array, blas_product
 
 __all__ = [
     "ANSWER_METRICS",
@@ -77,7 +77,9 @@ def pearson(labels: Array, predictions: Array) -> float:
     if x.min() == x.max() or y.min() == y.max():  # the mean of equal numbers may differ from them
         return float("nan")
     x, y = _centred(x), _centred(y)
-    return float(np.clip((x @ y) / np.sqrt((x @ x) * (y @ y)), -1, 1))
+    return float(
+        np.clip(blas_product(x, y) / np.sqrt(blas_product(x, x) * blas_product(y, y)), -1, 1)
+    )
 
 
 def _centred(x: Array) -> Array:

@@ -22,7 +22,7 @@ from bert_numpy.tasks.glue import TASKS, Examples, GlueTask
 from bert_numpy.tasks.task import Predictions
 from bert_numpy.tasks.texts import read_texts
 from bert_numpy.tasks.tokenization import Tokenizer, Window
-from npfp8.arrays import Float32Array, Float64Array, IntArray
+from npfp8.arrays import Float32Array, Float64Array, IntArray, blas_product
 from npfp8.golden import tree_sum
 
 __all__ = [
@@ -204,7 +204,7 @@ def neighbours(vectors: Float32Array, count: int) -> IntArray:
     found = np.empty((len(x), count), np.int64)
     for start in range(0, len(x), _AT_A_TIME):
         rows = np.arange(start, min(start + _AT_A_TIME, len(x)))
-        near = np.round(x[rows] @ x.T, _DECIMALS)
+        near = np.round(blas_product(x[rows], x.T), _DECIMALS)
         near[:, none] = -np.inf
         near[np.arange(len(rows)), rows] = -np.inf  # itself
         least = np.partition(near, -count, axis=1)[:, -count]

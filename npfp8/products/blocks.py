@@ -55,7 +55,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npfp8.arrays import Array, Float32Array, Float64Array, lookup
+from npfp8.arrays import Array, Float32Array, Float64Array, blas_product, lookup
 from npfp8.codec.tables import values_of
 from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
@@ -225,8 +225,9 @@ def _once_rounded(
         row_unit = units_x().min(axis=-1, initial=np.inf)
         column_unit = units_y().min(axis=-2, initial=np.inf)
         return rounded_product(x, y, row_unit, column_unit, _RUN)
+    sums = blas_product(x, y)
     with np.errstate(over="ignore", under="ignore"):
-        result: Float32Array = np.matmul(x, y).astype(np.float32)
+        result: Float32Array = sums.astype(np.float32)
     result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
     return result
 
@@ -276,8 +277,7 @@ def _blas_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
         finite = np.isfinite(rounded)
         found.append((rounded, None) if finite.all() else (np.where(finite, rounded, 0), rounded))
     (x, special_x), (y, special_y) = found
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        result: Float32Array = np.matmul(x, y)
+    result = blas_product(x, y)
     result += np.float32(0)
     _overlay(result, x, special_x, y, special_y)
     return result

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arguments import flag, integer
-from npfp8.arrays import Float32Array, Float64Array, chunks, lookup
+from npfp8.arrays import Float32Array, Float64Array, blas_product, chunks, lookup
 from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat
 from npfp8.formats import Format, IntFormat, as_format
 from npfp8.names import match
@@ -212,7 +212,7 @@ def exact_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32A
         return _exact_integer_product(a, b, ks, k, _k_limit(parts_a, parts_b, 24))
     xs = [_values(a, (..., ks), np.float64, part) for part in parts_a]
     ys = [_values(b, (..., ks, slice(None)), np.float64, part) for part in parts_b]
-    sums = [np.matmul(x, y) for x in xs for y in ys]
+    sums = [blas_product(x, y) for x in xs for y in ys]
     if len(sums) == 1:
         return sums[0].astype(np.float32)
     return _round_sum(sums, a.fmt.min_subnormal * b.fmt.min_subnormal)
@@ -221,7 +221,7 @@ def exact_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32A
 def float32_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32Array:
     """Compute the sums over ``ks`` by a float32 BLAS product; specials count as 0."""
     x, y = _values(a, (..., ks), np.float32), _values(b, (..., ks, slice(None)), np.float32)
-    product: Float32Array = np.matmul(x, y)
+    product: Float32Array = blas_product(x, y)
     return product
 
 
@@ -231,11 +231,11 @@ def _exact_integer_product(
     """Compute float32 products, which are fast, over blocks of K short enough to be exact."""
     x, y = _values(a, (..., ks), np.float32), _values(b, (..., ks, slice(None)), np.float32)
     if k <= block:
-        return np.matmul(x, y)
-    total = np.matmul(x[..., :block], y[..., :block, :]).astype(np.float64)
+        return blas_product(x, y)
+    total = blas_product(x[..., :block], y[..., :block, :]).astype(np.float64)
     for start in range(block, k, block):
         end = start + block
-        total += np.matmul(x[..., start:end], y[..., start:end, :])
+        total += blas_product(x[..., start:end], y[..., start:end, :])
     return total.astype(np.float32)
 
 

@@ -39,7 +39,7 @@ import math
 
 import numpy as np
 
-from npfp8.arrays import Float32Array, Float64Array, chunks, require_array
+from npfp8.arrays import Float32Array, Float64Array, blas_product, chunks, require_array
 from npfp8.products.specials import overlay_specials
 
 __all__ = ["K_LIMIT", "lowest_bits", "matmul_float32", "rounded_product"]
@@ -132,7 +132,7 @@ def rounded_product(
         A zero is +0.
     """
     k = x.shape[-1]
-    sums = np.matmul(x, y)
+    sums = blas_product(x, y)
     # (1), enlarged by 2 / K and 2^-20 for the roundings of the norms and of c +- error.
     larger = (k + 2) * 2.0**-53 * (1 + 2.0**-20)
     if run is None:
@@ -153,7 +153,7 @@ def rounded_product(
         if run is None:
             error = row[..., rows, None] * column[..., None, :]
         else:
-            error = np.matmul(row[window], column)
+            error = blas_product(row[window], column)
         if some_exact:
             exact = row_unit[..., rows, None] * column_unit[..., None, :] * (k + 2)
             error[error <= exact] = 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array
+from npfp8.arrays import Array, Float32Array, blas_product
 
 __all__ = ["overlay_specials"]
 
@@ -29,7 +29,7 @@ def overlay_specials(result: Float32Array, x: Array, y: Array) -> None:
 
     def count(left: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> Float32Array:
         """Count how often both hold along K; only compared with 0, so rounding does not matter."""
-        return np.matmul(left.astype(np.float32), right.astype(np.float32))
+        return blas_product(left.astype(np.float32), right.astype(np.float32))
 
     if np.isfinite(x).all() and np.isfinite(y).all():
         return

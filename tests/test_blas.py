@@ -1,0 +1,95 @@
+"""A BLAS may raise any floating-point exception; nobody hears of it, and no bit depends on it."""
+
+import ast
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import npfp8
+from bert_numpy.engines import functions
+from npfp8.arrays import blas_product
+
+#: Where a matrix product may stand by itself: in blas_product, and where all numbers are integers.
+ALLOWED = {"npfp8/arrays.py": 1, "bert_numpy/tasks/metrics.py": 3}
+
+
+def products_in(source):
+    """The lines that multiply matrices by NumPy's own functions or by the operator."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        operator = isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)
+        function = (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "np"
+            and node.attr in {"matmul", "dot", "vdot", "inner", "tensordot", "matvec", "vecdot"}
+        )
+        if operator or function:
+            found.append(node.lineno)
+    return sorted(found)
+
+
+def test_products_are_found():
+    assert products_in("a @ b\nnp.matmul(a, b)\nx = np.dot\ny = np.multiply(a, b)\n") == [1, 2, 3]
+
+
+def test_every_product_is_quiet():
+    found = {
+        path.relative_to(ROOT).as_posix(): len(products_in(path.read_text(encoding="utf-8")))
+        for package in ("npfp8", "bert_numpy")
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+    assert {path: count for path, count in found.items() if count} == ALLOWED
+
+
+@pytest.fixture
+def noisy(monkeypatch):
+    """NumPy's product, as on a processor whose BLAS computes with what it then drops."""
+    calls, product = [], np.matmul
+
+    def matmul(*args, **kwargs):
+        calls.append(np.geterr()["invalid"])
+        np.subtract(np.float32(np.inf), np.float32(np.inf))
+        np.multiply(np.float32(3e38), np.float32(3e38))
+        np.divide(np.float32(1), np.float32(0))
+        return product(*args, **kwargs)
+
+    monkeypatch.setattr(np, "matmul", matmul)
+    return calls
+
+
+CODES = np.arange(0, 96, dtype=np.uint8).reshape(8, 12)
+
+
+def quantized(fmt):
+    x = (CODES.astype(np.float32) - 40) / 8
+    return npfp8.quantize(x, fmt), npfp8.quantize(x, fmt).mT
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "accumulate"),
+    [
+        (*quantized(npfp8.E4M3FN), "exact"),
+        (*quantized(npfp8.E4M3FN), "float32"),
+        (*quantized(npfp8.E5M2), "exact"),
+        (*quantized(npfp8.INT8), "exact"),
+        (*quantized(npfp8.MXFP4), "exact"),
+        (*quantized(npfp8.MXFP4), "block-sums"),
+    ],
+)
+def test_products_of_quantized_tensors(noisy, a, b, accumulate):
+    with np.errstate(all="raise"):
+        npfp8.matmul(a, b, accumulate=accumulate)
+    assert set(noisy) == {"ignore"}
+
+
+def test_products_of_floats(noisy):
+    x = CODES.astype(np.float32)
+    with np.errstate(all="raise"):
+        npfp8.matmul_float32(x, x.T)
+        x[2, 3] = np.inf
+        npfp8.matmul_float32(x, x.T)
+        functions.linear(x[:2], x, np.zeros(8, np.float32))
+        blas_product(x[:2], x[:2].T)
+    assert set(noisy) == {"ignore"}
