@@ -34,11 +34,13 @@ async function type(number) {
   await page.press("#number", "Enter");
 }
 
-// Every format, rounding and saturation, with numbers typed.
+// Every format and saturation, and every rounding of one format, with numbers typed. (What the
+// codec behind the page makes of all numbers is byte_codec.mjs's.)
 const formats = await page.$$eval("#format option", (options) => options.map((one) => one.value));
 for (const format of formats) {
   await page.selectOption("#format", format);
-  for (const rounding of ["nearest", "nearest_away", "nearest_toward_zero", "toward_zero"]) {
+  const others = ["nearest_away", "nearest_toward_zero", "toward_zero"];
+  for (const rounding of format === "E4M3FN" ? [...others, "nearest"] : ["nearest"]) {
     await page.selectOption("#rounding", rounding);
     for (const saturate of [true, false]) {
       await page.setChecked("#saturate", saturate);
@@ -162,7 +164,8 @@ for (const count of ["64", "16"]) {
   await page.selectOption("#count", count);
   for (const format of await page.$$eval("#block-format option", (all) => all.map((one) => one.value))) {
     await page.selectOption("#block-format", format);
-    for (const rule of await page.$$eval("#block-rule option", (all) => all.map((one) => one.value))) {
+    const rules = await page.$$eval("#block-rule option", (all) => all.map((one) => one.value));
+    for (const rule of count === "64" ? rules : rules.slice(0, 1)) {
       await page.selectOption("#block-rule", rule);
       seen.bytes.push({
         ...(await block()),

@@ -139,7 +139,7 @@ def test_word_pieces_are_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def numbers() -> np.ndarray:
-    """2^20 float64 numbers: every boundary of every format and its neighbours, and random ones."""
+    """2^18 float64 numbers: every boundary of every format and its neighbours, and random ones."""
     generator = np.random.default_rng(20)
     edges = [np.array([0.0, np.inf, np.nan, 1e-320, 5e-324, 1.7e308])]
     for fmt in FORMATS.values():
@@ -151,7 +151,7 @@ def numbers() -> np.ndarray:
             edges += [near, np.nextafter(near, np.inf), np.nextafter(near, -np.inf)]
     found = np.concatenate([edges[0], *edges[1:]])
     found = np.concatenate([found, -found])
-    count = (1 << 20) - found.size
+    count = (1 << 18) - found.size
     patterns = generator.integers(0, 1 << 32, count // 2, np.uint32).view(np.float32)
     with np.errstate(invalid="ignore"):
         wide = patterns.astype(np.float64)
@@ -572,7 +572,9 @@ def test_outlier_s_figures_are_npfp8_s(seen: Any) -> None:
 def test_the_bytes_of_blocks_are_npfp8_s(seen: Any) -> None:
     row = np.float32(json.loads((PAGE / "tables.json").read_text())["row"])
     wanted = [tuple(case.values) for case in cases()]
-    assert [(one["format"], one["rule"]) for one in seen["bytes"]] == wanted * 2
+    found = [(one["format"], one["rule"]) for one in seen["bytes"]]
+    assert found[: len(wanted)] == wanted
+    assert dict(found[len(wanted) :]).keys() == dict(wanted).keys()  # each format once more
     for reading in seen["bytes"]:
         x = row[: reading["count"]].copy()
         x[reading["place"] - 1] = np.copysign(2.0 ** reading["outlier"], x[reading["place"] - 1])
