@@ -87,13 +87,13 @@ def blas_product(x: Array, y: Array) -> Array:
 
     Parameters
     ----------
-    x : ndarray of float32 or float64, (..., M, K)
-    y : ndarray of the same dtype, (..., K, N)
+    x : ndarray of float32 or float64, (..., M, K) or (K,)
+    y : ndarray of the same dtype, (..., K, N) or (K,)
 
     Returns
     -------
     ndarray of that dtype, (..., M, N)
-        In which order the sums are added is up to the BLAS.
+        As :func:`numpy.matmul` has it. In which order the sums are added is up to the BLAS.
 
     Examples
     --------

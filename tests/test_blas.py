@@ -93,3 +93,9 @@ def test_products_of_floats(noisy):
         functions.linear(x[:2], x, np.zeros(8, np.float32))
         blas_product(x[:2], x[:2].T)
     assert set(noisy) == {"ignore"}
+
+
+def test_the_tests_own_products_are_quiet():
+    """NumPy warns of this sum, as some BLAS does of others: it is no error here."""
+    infinite = np.full((1, 2), np.inf, np.float32)
+    assert np.isnan(infinite @ np.float32([[1], [-1]]))

@@ -77,9 +77,8 @@ def pearson(labels: Array, predictions: Array) -> float:
     if x.min() == x.max() or y.min() == y.max():  # the mean of equal numbers may differ from them
         return float("nan")
     x, y = _centred(x), _centred(y)
-    return float(
-        np.clip(blas_product(x, y) / np.sqrt(blas_product(x, x) * blas_product(y, y)), -1, 1)
-    )
+    size = np.sqrt(blas_product(x, x) * blas_product(y, y))
+    return float(np.clip(blas_product(x, y) / size, -1, 1))
 
 
 def _centred(x: Array) -> Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from npfp8.arguments import wrong_type
-from npfp8.arrays import Float32Array, blas_product, chunks
+from npfp8.arrays import Float32Array, chunks
 from npfp8.formats import FloatFormat
 from npfp8.products.accumulator import (
     ACCUMULATIONS,
@@ -143,7 +143,8 @@ def matmul(
         with np.errstate(over="ignore", invalid="ignore"):
             total = part if total is None else total + part
     if total is None:  # K = 0
-        return blas_product(a.codes, b.codes).astype(np.float32)
+        lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        return np.zeros((*lead, a.shape[-2], b.shape[-1]), np.float32)
     total[np.isnan(total)] = np.nan  # the sign of infinity minus infinity is the processor's
     return total
 
