@@ -52,6 +52,7 @@ from npfp8.products import (
     Accumulator,
     exact_k_limit,
     matmul,
+    matmul_16bit,
     matmul_float32,
 )
 from npfp8.scaling import absmax_scale
@@ -104,6 +105,7 @@ __all__ = [
     "encode_bfloat16",
     "exact_k_limit",
     "matmul",
+    "matmul_16bit",
     "matmul_float32",
     "quantize",
     "quantize_bfloat16",

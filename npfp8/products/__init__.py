@@ -2,8 +2,9 @@
 
 :func:`matmul` multiplies the codes' values and adds the products up as an
 :class:`Accumulator` says: exactly (:mod:`npfp8.products.exact`) or as hardware does it
-(:mod:`npfp8.products.fused`, :mod:`npfp8.products.sequential`). :func:`matmul_float32`
-is the correctly rounded product of float32 numbers (:mod:`npfp8.products.float32`).
+(:mod:`npfp8.products.tensor_cores`, :mod:`npfp8.products.sequential`). :func:`matmul_16bit`
+multiplies float16 and bfloat16 numbers as tensor cores do; :func:`matmul_float32` is the
+correctly rounded product of float32 numbers (:mod:`npfp8.products.float32`).
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from __future__ import annotations
 import numpy as np
 
 from npfp8.arguments import wrong_type
-from npfp8.arrays import Float32Array, chunks
-from npfp8.formats import FloatFormat
-from npfp8.products.accumulator import (
-    ACCUMULATIONS,
-    ACCUMULATORS,
-    Accumulator,
-    as_accumulator,
-)
+from npfp8.arrays import Array, Float32Array, chunks
+from npfp8.products.accumulator import Accumulator
 from npfp8.products.blocks import block_scaled_product
 from npfp8.products.exact import exact_k_limit, exact_product, float32_product
 from npfp8.products.float32 import matmul_float32
-from npfp8.products.fused import fused_sums
 from npfp8.products.sequential import sequential_sums
 from npfp8.products.specials import overlay_specials
+from npfp8.products.table import (
+    ACCUMULATIONS,
+    ACCUMULATORS,
+    as_accumulator,
+)
+from npfp8.products.tensor_cores import tensor_core_sums
+from npfp8.products.tensor_cores.terms import terms_of_codes, terms_of_floats
 from npfp8.tensor import QuantizedTensor
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "as_accumulator",
     "exact_k_limit",
     "matmul",
+    "matmul_16bit",
     "matmul_float32",
     "scaled_product",
 ]
@@ -127,8 +129,10 @@ def matmul(
     if a_block and b_block and a_block != b_block and not any_blocks:
         raise ValueError(f"blocks along K: expected equal ones, found {a_block} and {b_block}")
     block = a_block or b_block
-    if block or accumulator.formats:
-        accumulator.check(a.fmt, b.fmt, block)
+    if block or accumulator.formats is not None:
+        accumulator.check(a.block_format or a.fmt, b.block_format or b.fmt, block)
+    if accumulator.block is not None:
+        return _block_scaled_in_a_tensor_core(a, b, accumulator)
     if block_scaled:
         factors = _factor_of(a, a_k, any_blocks), _factor_of(b, b_k, any_blocks)
         return block_scaled_product(a, b, accumulator, factors, block, _sums)
@@ -183,6 +187,47 @@ def _factor_of(x: QuantizedTensor, k_axis: int, any_blocks: bool) -> Float32Arra
     return x.tensor_factor
 
 
+def _block_scaled_in_a_tensor_core(
+    a: QuantizedTensor, b: QuantizedTensor, accumulator: Accumulator
+) -> Float32Array:
+    """Compute the sums over all of K, scales included, times the tensors' factors."""
+    for name, x, k_axis in (("a", a, a.ndim - 1), ("b", b, b.ndim - 2)):
+        if x.axis != k_axis:
+            raise ValueError(
+                f"{name}: accumulate {accumulator.name!r}: expected blocks along K, "
+                f"found blocks along axis {x.axis} of {x.ndim}"
+            )
+    result, _ = _sums(a, b, slice(None), accumulator)
+    result += np.float32(0)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        np.multiply(result, np.multiply(a.tensor_factor, b.tensor_factor), out=result)
+    result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
+    return result
+
+
+def matmul_16bit(a: Array, b: Array, accumulate: str | Accumulator) -> Float32Array:
+    """Multiply matrices of 16-bit floats as a tensor core does.
+
+    Parameters
+    ----------
+    a : ndarray of float16, or of float32 with bfloat16 values, (..., M, K)
+    b : ndarray of the same dtype, (..., K, N)
+        The leading axes broadcast.
+    accumulate : str or Accumulator
+        One that takes 16-bit floats.
+
+    Returns
+    -------
+    ndarray of float32, (..., M, N)
+    """
+    accumulator = as_accumulator(accumulate)
+    emin = {np.dtype(np.float16): -14, np.dtype(np.float32): -126}[a.dtype]
+    result = tensor_core_sums(terms_of_floats(a, emin), terms_of_floats(b, emin), accumulator)
+    result += np.float32(0)
+    result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
+    return result
+
+
 def scaled_product(
     a: QuantizedTensor,
     b: QuantizedTensor,
@@ -216,14 +261,12 @@ def _sums(
     if accumulator.kind == "sequential":
         x, y = a.code_values(np.float64), b.code_values(np.float64)
         return sequential_sums(x[..., ks], y[..., ks, :], accumulator), False
-    if accumulator.kind == "fused":
-        assert isinstance(a.fmt, FloatFormat)
-        assert isinstance(b.fmt, FloatFormat)
-        result = fused_sums(a.codes[..., ks], a.fmt, b.codes[..., ks, :], b.fmt, accumulator)
-    elif accumulator.kind == "blas":
-        result = float32_product(a, b, ks)
-    else:
-        result = exact_product(a, b, ks)
+    if accumulator.is_tensor_core:
+        emin = accumulator.operand_emin
+        x, y = terms_of_codes(a, -1, ks, emin), terms_of_codes(b, -2, ks, emin)
+        return tensor_core_sums(x, y, accumulator), a.is_finite and b.is_finite
+    product = float32_product if accumulator.kind == "blas" else exact_product
+    result = product(a, b, ks)
     finite = a.is_finite and b.is_finite
     if not finite:
         overlay_specials(result, a.code_values()[..., ks], b.code_values()[..., ks, :])

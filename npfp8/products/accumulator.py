@@ -9,14 +9,33 @@ computed from these numbers alone. A record of your own works like the named one
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
 
-from npfp8.arguments import flag, integer, named, require, wrong_type
-from npfp8.formats import E4M3FN, E5M2, FloatFormat, Format, as_format
+from npfp8.arguments import flag, integer, require, wrong_type
+from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat, as_block_format
+from npfp8.formats import FloatFormat, Format, as_format
+from npfp8.names import match
 
-__all__ = ["ACCUMULATIONS", "ACCUMULATORS", "Accumulator", "as_accumulator"]
+__all__ = ["FLOATS", "Accumulator", "as_any_format"]
 
-_KINDS = ("exact", "blocks", "blas", "fused", "sequential")
+#: The types of operands that are not codes.
+FLOATS = ("float16", "bfloat16")
+
+_TENSOR_CORES = ("fused", "groups", "dot")
+_KINDS = ("exact", "blocks", "blas", "sequential", *_TENSOR_CORES)
+
+#: The fields of tensor cores that only some of them use.
+_RARELY = (
+    *("nearest", "steps_to_float32", "order", "operand_emin", "block"),
+    *("group", "apart", "sum_bits"),
+)
+
+_INTEGERS = (
+    *("nan_bits", "step", "fraction_bits", "precision", "emin", "emax"),
+    *("least_exponent", "group", "apart", "sum_bits"),
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,20 +45,22 @@ class Accumulator:
     Parameters
     ----------
     name : str
-    kind : {"exact", "blocks", "blas", "fused", "sequential"}
+    kind : {"exact", "blocks", "blas", "sequential", "fused", "groups", "dot"}
         - "exact": the exact sum, rounded once to float32 (:mod:`npfp8.products.exact`).
         - "blocks": the exact sum of each block of K, scaled and rounded to float32; the
           blocks are added in float32 (:mod:`npfp8.products.blocks`).
         - "blas": a float32 product by NumPy's BLAS, in the order of the BLAS.
-        - "fused": the sum of a tensor core. ``step`` products and the accumulator at a
-          time are cut off to the same last place and added exactly, and the sum is cut
-          off again (:mod:`npfp8.products.fused`).
         - "sequential": the sum is rounded to a narrow type after every product, from the
           first to the last of K (:mod:`npfp8.products.sequential`).
+        - "fused", "groups", "dot": the sum of a tensor core, ``step`` products at a time
+          (:mod:`npfp8.products.tensor_cores.rules`). "fused": the products and the
+          accumulator are cut off alike and added exactly. "groups": the same for sums of
+          ``group`` products each. "dot": the products are cut off and added; the sum is then
+          added to the accumulator.
     description : str
         The description in reports.
-    formats : tuple of FloatFormat or str, optional
-        The formats of the operands; None for all. A fused accumulator must name them.
+    formats : tuple of FloatFormat, BlockFormat or str, optional
+        The formats of the operands; None for all. A tensor core's must be named.
     scales_along_k : bool
         Whether scales may vary along K, block by block. Each block then has its own
         accumulator, and the scaled sums of the blocks are added in float32.
@@ -48,14 +69,39 @@ class Accumulator:
     nan_bits : int
         The bits of a NaN in the result.
     step : int
-        Fused: the number of products added at a time.
+        Tensor cores: the number of products added at a time.
     fraction_bits : int
-        Fused: the bits after the leading one of the accumulator, and of the largest term.
-    steps_to_float32 : int, optional
-        Fused: the number of steps after which the accumulator is added to a float32 sum
-        and starts again from zero. None: once, at the end.
+        Tensor cores: the bits after the leading one of the largest term, to which all terms
+        are cut off.
     precision, emin, emax : int
-        Sequential: the bits of the narrow type with the leading one, and its exponents.
+        Sequential and tensor cores: the bits, with the leading one, of the type to which the
+        sum is rounded, and its exponents.
+    nearest : bool
+        Tensor cores: whether the sum is rounded to nearest, ties to even, and not toward zero.
+    least_exponent : int
+        Tensor cores: the exponent of an accumulator of zero, and of a sum of zeros.
+    steps_to_float32 : int, optional
+        Tensor cores: the number of steps after which the accumulator is added to a float32 sum
+        and starts again from zero. None: once, at the end.
+    order : tuple of int
+        Tensor cores: the order in which the k of each ``len(order)`` are added.
+    operand_emin : int, optional
+        Tensor cores: the smallest exponent of an operand, if it is not its format's.
+    floats : tuple of {"float16", "bfloat16"}
+        Tensor cores: the operands of :func:`npfp8.matmul_16bit` that it takes.
+    block : int, optional
+        Tensor cores: the elements of K that share a scale, whose exponent counts with the
+        products'.
+    group : int
+        Groups: the products that are added exactly.
+    apart : int
+        Dot: 2 if the products of even and of odd k are cut off and added apart.
+    sum_bits : int
+        Dot: the bits kept after the leading one of the sum with the accumulator.
+    source : str
+        Who found the numbers, and how.
+    proven : bool
+        Whether this project has compared the sums with the hardware's.
 
     Raises
     ------
@@ -79,30 +125,43 @@ class Accumulator:
     name: str
     kind: str
     description: str = ""
-    formats: tuple[Format, ...] | None = None
+    formats: tuple[Format | BlockFormat, ...] | None = None
     scales_along_k: bool = True
     reproducible: bool = True
     nan_bits: int = 0x7FC00000
     step: int = 0
     fraction_bits: int = 0
-    steps_to_float32: int | None = None
     precision: int = 0
     emin: int = 0
     emax: int = 0
+    nearest: bool = False
+    least_exponent: int = 0
+    steps_to_float32: int | None = None
+    order: tuple[int, ...] = ()
+    operand_emin: int | None = None
+    floats: tuple[str, ...] = ()
+    block: int | None = None
+    group: int = 0
+    apart: int = 1
+    sum_bits: int = 0
+    source: str = ""
+    proven: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("name", "kind", "description"):
+        for name in ("name", "kind", "description", "source"):
             require(name, getattr(self, name), str, "a str")
-        for name in ("scales_along_k", "reproducible"):
+        for name in ("scales_along_k", "reproducible", "nearest", "proven"):
             flag(name, getattr(self, name))
-        for name in ("nan_bits", "step", "fraction_bits", "precision", "emin", "emax"):
+        for name in _INTEGERS:
             integer(name, getattr(self, name))
-        if self.steps_to_float32 is not None:
-            integer("steps_to_float32", self.steps_to_float32)
+        for name in ("steps_to_float32", "operand_emin", "block"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name))
+        object.__setattr__(self, "order", tuple(integer("order", k) for k in self.order))
         if self.formats is not None:
             if not isinstance(self.formats, tuple | list):
                 raise wrong_type("formats", "a tuple of formats or None", self.formats)
-            formats = tuple(as_format(fmt, "formats") for fmt in self.formats)
+            formats = tuple(as_any_format(fmt, "formats") for fmt in self.formats)
             object.__setattr__(self, "formats", formats)
         if self.kind not in _KINDS:
             known = ", ".join(_KINDS)
@@ -112,48 +171,74 @@ class Accumulator:
                 raise ValueError(f"{self.name}: expected {expected}, found {self}")
 
     def __repr__(self) -> str:
-        names = {
-            "fused": ("step", "fraction_bits", "steps_to_float32"),
-            "sequential": ("precision", "emin", "emax"),
-        }.get(self.kind, ())
+        names = ["precision", "emin", "emax"] if self.kind == "sequential" else []
+        if self.kind in _TENSOR_CORES:
+            names = ["step", "fraction_bits", "precision"]
+            names += [name for name in _RARELY if getattr(self, name) != _DEFAULTS[name]]
         numbers = "".join(f", {name} {getattr(self, name)}" for name in names)
-        formats = f", {' '.join(map(str, self.formats))} only" if self.formats else ""
-        return f"<Accumulator {self.name}: {self.kind}{numbers}{formats}>"
+        operands = [*map(str, self.formats or ()), *self.floats]
+        return f"<Accumulator {self.name}: {self.kind}{numbers}{_only(operands)}>"
 
-    def _limits(self) -> tuple[tuple[bool, str], ...]:
-        """Return the conditions under which the float arithmetic is exact, with their words."""
-        if self.kind == "sequential":
-            return (
-                (8 <= self.precision <= 24, "precision of 8 to 24"),
-                (-126 <= self.emin < self.emax <= 127, "-126 <= emin < emax <= 127"),
-            )
+    def _limits(self) -> Iterator[tuple[bool, str]]:
+        """Yield the conditions under which the float arithmetic is exact, with their words."""
+        if self.kind in ("sequential", *_TENSOR_CORES):
+            yield 8 <= self.precision <= 24, "precision of 8 to 24"
+            yield -126 <= self.emin < self.emax <= 127, "-126 <= emin < emax <= 127"
+        if self.kind not in _TENSOR_CORES:
+            return
+        yield 1 <= self.step <= 64, "step of 1 to 64"
+        yield 1 <= self.fraction_bits <= 35, "fraction_bits of 1 to 35"
+        yield -200 <= self.least_exponent <= self.emin, "least_exponent of -200 to emin"
+        steps = self.steps_to_float32
+        yield steps is None or steps > 0, "steps_to_float32 of at least 1, or None"
+        run = len(self.order)
+        whole = sorted(self.order) == list(range(run)) and run % self.step == 0
+        yield whole, "order to be a permutation of the k of whole steps"
+        yield bool(self.formats or self.floats), "formats or floats"
+        yield set(self.floats) <= set(FLOATS), f"floats among {', '.join(FLOATS)}"
+        blocks = [fmt for fmt in self.formats or () if isinstance(fmt, BlockFormat)]
+        elements = [getattr(fmt, "element", fmt) for fmt in self.formats or ()]
+        yield all(map(_is_narrow, elements)), "float formats of exponents from -16 to 15"
+        if self.block is None:
+            yield not blocks, "block, for block formats"
+        else:
+            words = f"block formats with blocks of {self.block}"
+            yield blocks == list(self.formats or ()) and not self.floats, words
+            yield all(fmt.block == self.block for fmt in blocks), words
         if self.kind == "fused":
-            formats, steps = self.formats or (), self.steps_to_float32
-            # No more than 25 bits are shifted: the result is too large then.
-            largest = (2 * self.step + 1) << (min(max(self.fraction_bits, 0), 24) + 1)
-            return (
-                (self.step > 0, "step of at least 1"),
-                (self.fraction_bits > 0, "fraction_bits of at least 1"),
-                (largest <= 1 << 24, "(2 step + 1) 2^(fraction_bits + 1) of at most 2^24"),
-                (steps is None or steps > 0, "steps_to_float32 of at least 1, or None"),
-                (
-                    bool(formats) and all(map(_is_narrow, formats)),
-                    "float formats of exponents from -16 to 15",
-                ),
-            )
-        return ()
+            yield self.block in (None, self.step), "block to be step"
+        if self.kind == "groups":
+            yield self.group > 0 and self.block is not None, "group of at least 1, and block"
+            yield self.step % self.group == self.block % self.group == 0, "whole groups"
+            # With 4 bits of each scale, a float64 must hold a group's sum in units of the cut.
+            largest = max((fmt.max for fmt in elements), default=1.0)
+            bits = math.log2(self.group * largest**2) + 2 + self.fraction_bits
+            yield bits <= 50, "log2(group * max^2) + 2 + fraction_bits of at most 50"
+        if self.kind == "dot":
+            yield self.apart in (1, 2), "apart of 1 or 2"
+            yield self.fraction_bits <= self.sum_bits <= 40, "sum_bits of fraction_bits to 40"
 
     @property
     def narrow(self) -> bool:
         """Whether it loses more bits than the float32 product of any framework."""
-        return self.kind in ("fused", "sequential")
+        return self.kind == "sequential" or (self.is_tensor_core and self.precision < 24)
 
-    def check(self, fmt_a: Format | str, fmt_b: Format | str, block: int | None = None) -> None:
+    @property
+    def is_tensor_core(self) -> bool:
+        """Whether it adds up as a tensor core does, some products at a time."""
+        return self.kind in _TENSOR_CORES
+
+    def check(
+        self,
+        fmt_a: Format | BlockFormat | str,
+        fmt_b: Format | BlockFormat | str,
+        block: int | None = None,
+    ) -> None:
         """Raise unless this accumulator adds up products of two formats.
 
         Parameters
         ----------
-        fmt_a, fmt_b : FloatFormat, IntFormat or str
+        fmt_a, fmt_b : FloatFormat, IntFormat, BlockFormat or str
         block : int, optional
             The number of elements of K that share a scale, if scales vary along K.
 
@@ -171,89 +256,53 @@ class Accumulator:
         ...
         ValueError: b: accumulate 'hopper': expected E4M3FN or E5M2, found INT8
         """
-        formats = as_format(fmt_a, "fmt_a"), as_format(fmt_b, "fmt_b")
+        formats = as_any_format(fmt_a, "fmt_a"), as_any_format(fmt_b, "fmt_b")
         if block is not None:
             block = integer("block", block)
         for operand, fmt in zip("ab", formats, strict=True):
-            if self.formats is not None and fmt not in self.formats:
-                expected = " or ".join(map(str, self.formats))
+            if self.formats is not None and not self._takes(fmt):
+                expected = " or ".join([*map(str, self.formats), *self.floats])
                 raise ValueError(
                     f"{operand}: accumulate {self.name!r}: expected {expected}, found {fmt}"
                 )
+            if block is None and self.block is None and isinstance(fmt, BlockFormat):
+                block = fmt.block
         if block is not None and not self.scales_along_k:
             raise ValueError(
                 f"accumulate {self.name!r}: expected scales that do not vary along K, "
                 f"found blocks of {block}"
             )
 
+    def _takes(self, fmt: Format | BlockFormat) -> bool:
+        """Return whether it takes operands of a format; how their scales are found is no matter."""
+        assert self.formats is not None
+        if self.block is None:
+            return getattr(fmt, "element", fmt) in self.formats
+        return isinstance(fmt, BlockFormat) and any(
+            (fmt.element, fmt.block, fmt.scale_format)
+            == (known.element, known.block, known.scale_format)
+            for known in self.formats
+            if isinstance(known, BlockFormat)
+        )
+
+
+#: The default of each field that has one.
+_DEFAULTS = {f.name: f.default for f in fields(Accumulator) if f.default is not MISSING}
+
+
+def as_any_format(fmt: Format | BlockFormat | str, argument: str) -> Format | BlockFormat:
+    """Return a format or block format that is given as such or by its name."""
+    if isinstance(fmt, BlockFormat):
+        return fmt
+    if isinstance(fmt, str) and match(fmt, BLOCK_FORMATS) is not None:
+        return as_block_format(fmt, argument)
+    return as_format(fmt, argument)
+
+
+def _only(operands: list[str]) -> str:
+    return f", {' '.join(operands)} only" if operands else ""
+
 
 def _is_narrow(fmt: Format) -> bool:
     """Return whether the exponents of products are within -32 to 30."""
     return isinstance(fmt, FloatFormat) and fmt.min_normal >= 2.0**-16 and fmt.max < 2.0**16
-
-
-_HOPPER_FAST = Accumulator(
-    "hopper-fast",
-    "fused",
-    "fast accumulation, as Hopper's tensor cores do it",
-    formats=(E4M3FN, E5M2),
-    scales_along_k=False,
-    nan_bits=0x7FFFFFFF,
-    step=32,
-    fraction_bits=13,
-)
-
-_HOPPER = replace(
-    _HOPPER_FAST,
-    name="hopper",
-    description="accumulation in Hopper's tensor cores, promoted to float32 every 128 products",
-    steps_to_float32=4,
-)
-
-#: The accumulators by name; docs/hopper.md has the evidence for Hopper's.
-ACCUMULATORS = {
-    accumulator.name: accumulator
-    for accumulator in (
-        Accumulator("exact", "exact", "exact sums, rounded once"),
-        Accumulator("float32", "blas", "float32 accumulation by a BLAS", reproducible=False),
-        _HOPPER,
-        _HOPPER_FAST,
-        Accumulator(
-            "float16", "sequential", "float16 accumulation", precision=11, emin=-14, emax=15
-        ),
-        Accumulator(
-            "bfloat16", "sequential", "bfloat16 accumulation", precision=8, emin=-126, emax=127
-        ),
-        Accumulator("block-sums", "blocks", "exact sums of blocks of K, added in float32"),
-    )
-}
-
-#: The names of the accumulators.
-ACCUMULATIONS = tuple(ACCUMULATORS)
-
-
-def as_accumulator(accumulate: str | Accumulator, argument: str = "accumulate") -> Accumulator:
-    """Return an accumulator that is given as such or by its name, in upper or lower case.
-
-    Parameters
-    ----------
-    accumulate : str or Accumulator
-    argument : str
-        The name of the argument, for the error.
-
-    Raises
-    ------
-    TypeError
-        If it is neither.
-    ValueError
-        If no accumulator has the name; suggests the nearest one.
-
-    Examples
-    --------
-    >>> from npfp8.products import as_accumulator
-    >>> as_accumulator("Float16")
-    <Accumulator float16: sequential, precision 11, emin -14, emax 15>
-    """
-    if isinstance(accumulate, Accumulator):
-        return accumulate
-    return named(argument, accumulate, ACCUMULATORS)

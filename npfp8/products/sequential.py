@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from npfp8.arrays import Float32Array, Float64Array
 from npfp8.products.accumulator import Accumulator
+from npfp8.products.rounding import round_to_nearest
 from npfp8.products.tiles import in_order, outer, part, tiles
 
 __all__ = ["sequential_sums"]
@@ -43,6 +43,7 @@ def sequential_sums(x: Float64Array, y: Float64Array, accumulator: Accumulator) 
     left, right, order, shape = outer(x, y)
     out = np.empty(np.broadcast_shapes(left.shape[1:], right.shape[1:]), np.float32)
     every = slice(None)
+    type_of_sum = accumulator.precision, accumulator.emin, accumulator.emax
     with np.errstate(over="ignore", invalid="ignore"):
         for tile in tiles(out.shape):
             total = np.zeros(out[tile].shape)
@@ -50,25 +51,6 @@ def sequential_sums(x: Float64Array, y: Float64Array, accumulator: Accumulator) 
             for a, b in zip(part(left, every, tile), part(right, every, tile), strict=True):
                 np.multiply(a, b, out=term)
                 total += term
-                _round(total, accumulator, work)
+                round_to_nearest(total, *type_of_sum, work)
             out[tile] = total
     return in_order(out, order, shape)
-
-
-def _round(x: Float64Array, kind: Accumulator, work: npt.NDArray[np.int64]) -> None:
-    """Round in place to nearest, ties to even; beyond the largest number to infinity.
-
-    ``(x + c) - c`` rounds to float64's step at ``c``; ``c`` is 1.5 times the power
-    of two at which that is the narrow type's step at ``x``. For infinity and NaN
-    ``c`` is some finite number. Scaled so that the two types' ranges end
-    together, what overflows in one does in the other.
-    """
-    np.bitwise_and(x.view(np.int64), 0x7FF << 52, out=work)
-    np.maximum(work, (1023 + kind.emin) << 52, out=work)
-    work += (53 - kind.precision << 52) + (1 << 51)
-    c = work.view(np.float64)
-    x += c
-    x -= c
-    scale = 2.0 ** (1023 - kind.emax)
-    x *= scale
-    x /= scale

@@ -1,0 +1,124 @@
+"""The rules by which tensor cores add the products of a step to their accumulator.
+
+Each takes the accumulator and the products of a step, for a tile of results, and returns the
+next accumulator. The numbers are an :class:`~npfp8.products.accumulator.Accumulator`'s; F is
+its ``fraction_bits``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from npfp8.arrays import Float64Array
+from npfp8.products.accumulator import Accumulator
+from npfp8.products.rounding import round_to_nearest, round_toward_zero
+from npfp8.products.tensor_cores.steps import Int64Array, Step, exponent_of, power_of_two
+from npfp8.products.tensor_cores.terms import NO_PRODUCT
+
+__all__ = ["RULES", "Rule"]
+
+Rule = Callable[[Float64Array, Step, Accumulator], Float64Array]
+
+
+def add_fused(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
+    """Cut off the products and the accumulator alike, add them, and round the sum.
+
+    ``e`` is the largest exponent of all of them, and of a zero accumulator
+    ``least_exponent``. Everything is cut off toward zero to multiples of ``2^(e - F)`` and
+    added exactly.
+
+    With block scales (``mxf8f6f4``), their exponents are added to each product's.
+    """
+    largest, shift, nan = step.largest(), None, None
+    if how.block is not None:
+        significand, shift = step.scale()
+        nan = np.isnan(significand)
+        largest = np.where(largest < NO_PRODUCT, how.least_exponent, largest + shift)
+    unit = np.maximum(largest, _exponent(total, how)) - how.fraction_bits
+    terms = step.truncated(unit if shift is None else unit - shift)
+    terms += np.trunc(total * power_of_two(-unit))
+    terms *= power_of_two(unit)
+    if nan is not None:
+        terms[nan] = np.nan
+    return _rounded(terms, step, how)
+
+
+def add_groups(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
+    """Add the products of each group exactly; then the groups' sums as :func:`add_fused` does.
+
+    A group's sum is multiplied by the significands of its two scales, and its exponent is the
+    sum of their exponents, whatever its products' are: ``least_exponent`` where all of its
+    products are zero, or a scale is.
+    """
+    sums, exponents = [], [_exponent(total, how)]
+    for group in step.runs(how.group):
+        significand, exponent = group.scale()
+        zero = (group.largest() < NO_PRODUCT) | (significand == 0)
+        sums.append(group.sums() * significand)
+        exponents.append(np.where(zero, how.least_exponent, exponent))
+    unit = np.maximum.reduce(exponents) - how.fraction_bits
+    terms = np.trunc(total * power_of_two(-unit))
+    for part, exponent in zip(sums, exponents[1:], strict=True):
+        terms += np.trunc(part * power_of_two(exponent - unit))
+    terms *= power_of_two(unit)
+    return _rounded(terms, step, how)
+
+
+def add_dot(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
+    """Add the products to each other, cut off; then that sum to the accumulator, both floored.
+
+    The products of even and of odd k are two such sums if ``apart`` is 2. They are floored at
+    ``2^(e - F)``, ``e`` their larger exponent, before they are added.
+
+    With ``e`` now the larger exponent of this sum and of the accumulator, the sum is floored
+    at ``2^(e - sum_bits - 1)`` and the accumulator at ``2^(e - F)``; if ``apart`` is 2, an
+    accumulator below ``2^(e - F - 1)`` is dropped. What they add up to is floored at
+    ``sum_bits`` after its leading bit and rounded to nearest. A product beyond the largest
+    number of the accumulator's type is infinite.
+    """
+    halves = [step.every(how.apart, first) for first in range(how.apart)]
+    exponents = [half.largest() for half in halves]
+    sums = []
+    for half, exponent in zip(halves, exponents, strict=True):
+        sums.append(half.truncated(exponent - how.fraction_bits))
+        sums[-1] *= power_of_two(exponent - how.fraction_bits)
+    e = np.maximum.reduce(exponents)
+    dot = sums[0] if how.apart == 1 else sum(_floor(part, e - how.fraction_bits) for part in sums)
+    own = _exponent(total, how)
+    e = np.maximum(e, own)
+    kept = _floor(total, e - how.fraction_bits)
+    if how.apart == 2:
+        kept[own < e - how.fraction_bits - 1] = 0.0
+    overflow = step.overflows(how.emax) if (e >= how.emax).any() else None
+    terms = _floor(dot, e - (how.sum_bits + 1))
+    terms += kept
+    terms = _floor(terms, np.clip(exponent_of(terms), how.emin, how.emax + 1) - how.sum_bits)
+    if overflow is not None:
+        terms += overflow
+    return _rounded(terms, step, how)
+
+
+def _exponent(total: Float64Array, how: Accumulator) -> Int64Array:
+    """Return the exponent of the accumulator, as its type has it; an infinite one's is emax + 1."""
+    exponent = np.clip(exponent_of(total), how.emin, how.emax + 1)
+    exponent[total == 0] = how.least_exponent
+    return exponent
+
+
+def _floor(x: Float64Array, unit: Int64Array) -> Float64Array:
+    return np.floor(x * power_of_two(-unit)) * power_of_two(unit)
+
+
+def _rounded(terms: Float64Array, step: Step, how: Accumulator) -> Float64Array:
+    specials = step.specials()
+    if specials is not None:
+        terms += specials
+    (round_to_nearest if how.nearest else round_toward_zero)(
+        terms, how.precision, how.emin, how.emax
+    )
+    return terms
+
+
+RULES: dict[str, Rule] = {"fused": add_fused, "groups": add_groups, "dot": add_dot}

@@ -1,0 +1,215 @@
+"""One step of a tensor core over a tile of results: what its rules ask of the products.
+
+The products of a step are ``x[i, k] * y[k, j]`` for each result and a few k. Three questions
+about them need no sum, so that integers of 8 or 16 bits answer them in one pass each: the
+largest exponent, the lowest bit that is set, and which products are zero. The exact sum is a
+BLAS product in float64.
+
+The truncated sum
+-----------------
+In units of ``u = 2^(e - f)``, with the exact sum ``S`` and each product cut off toward zero::
+
+    sum of trunc(p / u) = S / u - sum of (p / u - trunc(p / u))           (1)
+
+The left side is an integer. A remainder ``p / u - trunc(p / u)`` is exact in float32 and below
+1, so that the sum of at most 64 of them errs by less than 2^-12, and ``S / u``, below 2^42, by
+less than 2^-4 in float64, in whatever order a BLAS adds: the nearest integer to the right
+side is the left side, and nothing depends on the BLAS.
+
+Where no product has a bit below ``u``, there is no remainder, and ``S / u`` is the sum. That
+holds for all but some in a thousand results of usual data with 25 fraction bits; only the
+other results need their products one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.arrays import Array, Float64Array, blas_product
+from npfp8.products.specials import overlay_specials
+from npfp8.products.tensor_cores.terms import Terms
+from npfp8.products.tiles import outer, part
+
+__all__ = ["Int64Array", "Products", "Step", "exponent_of", "power_of_two"]
+
+Int64Array = npt.NDArray[np.int64]
+
+#: Where more than one result in so many needs its products one by one, all of the tile do.
+_FEW = 12
+
+#: The powers of two by which products are multiplied are at most this one, and its inverse.
+_LARGEST_POWER = {np.dtype(np.float32): 100, np.dtype(np.float64): 900}
+
+
+class Products:
+    """All products of two operands (..., M, K) and (..., K, N), laid out for elementwise work.
+
+    Results have three axes: layers, rows and columns, in the order of their lengths
+    (:func:`npfp8.products.tiles.outer`).
+    """
+
+    def __init__(self, x: Terms, y: Terms) -> None:
+        *values, self.order, self.whole = outer(x.values, y.values)
+        self.k = x.values.shape[-1]
+        self.shape = np.broadcast_shapes(*(side.shape[1:] for side in values))
+        #: By name, the two operands as (k, ., ., .).
+        self.sides: dict[str, tuple[Array, Array]] = {
+            "values": tuple(values),
+            "exponents": outer(x.exponents, y.exponents)[:2],
+            "lowest": outer(x.lowest, y.lowest)[:2],
+        }
+        #: The same as (layers, rows, k) and (layers, k, columns) in float64, for a BLAS.
+        self.matrices = {"values": self._matrices(x.values, y.values)}
+        if x.specials is not None or y.specials is not None:
+            self.matrices["specials"] = self._matrices(
+                *(t.values if t.specials is None else t.specials for t in (x, y))
+            )
+        self.block = None
+        if x.scales is not None and y.scales is not None:
+            self.block = x.scales.block
+            self.sides["significands"] = outer(x.scales.significands, y.scales.significands)[:2]
+            self.sides["scales"] = outer(x.scales.exponents, y.scales.exponents)[:2]
+        self._kept: dict[np.dtype[Any], Array] = {}
+
+    def _matrices(self, x: Array, y: Array) -> tuple[Array, Array]:
+        lead = self.whole[:-2]
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        layers, (m, k), n = math.prod(lead), x.shape[-2:], y.shape[-1]
+        rows = np.broadcast_to(x, (*lead, m, k))
+        if math.prod(y.shape[:-2]) == 1:
+            return rows.reshape(1, layers * m, k), y.reshape(1, k, n)
+        columns = np.broadcast_to(y, (*lead, k, n))
+        return rows.reshape(layers, m, k), columns.reshape(layers, k, n)
+
+    def step(self, tile: tuple[slice, ...], ks: slice) -> Step:
+        """Return the products of the part ``ks`` of K for a tile of results."""
+        return Step(self, tile, ks)
+
+    def memory(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return an array that lives until the next one of its dtype is asked for."""
+        size = math.prod(shape)
+        if self._kept.get(dtype, np.empty(0)).size < size:
+            self._kept[dtype] = np.empty(size, dtype)
+        return self._kept[dtype][:size].reshape(shape)
+
+
+class Step:
+    """The products of a few k for a tile of results."""
+
+    def __init__(self, products: Products, tile: tuple[slice, ...], ks: slice) -> None:
+        self._all, self._tile = products, tile
+        self.ks = slice(*ks.indices(products.k))
+
+    def every(self, count: int, first: int) -> Step:
+        """Return the products of every ``count``-th k, from the ``first`` of this step on."""
+        return Step(self._all, self._tile, slice(self.ks.start + first, self.ks.stop, count))
+
+    def runs(self, length: int) -> Iterator[Step]:
+        """Return the products of ``length`` k, then those of the next, and so on."""
+        for start in range(self.ks.start, self.ks.stop, length):
+            yield Step(self._all, self._tile, slice(start, min(start + length, self.ks.stop)))
+
+    def sums(self) -> Float64Array:
+        """Return the sums of the products: exact, or as near as (1) asks for."""
+        x, y = self._cut("values")
+        return self._sorted(blas_product(x, y))
+
+    def specials(self) -> Float64Array | None:
+        """Return what NaN and infinity add to the sums, 0 elsewhere; None without any."""
+        if "specials" not in self._all.matrices:
+            return None
+        x, y = self._cut("specials")
+        found = np.zeros((len(x), x.shape[1], y.shape[2]), np.float32)
+        overlay_specials(found, x, y)
+        return self._sorted(found.astype(np.float64))
+
+    def largest(self) -> Int64Array:
+        """Return the largest exponent of a product; if all are zero, one below all others."""
+        found: Int64Array = self._each("exponents", np.add).max(axis=0).astype(np.int64)
+        return found
+
+    def loses(self, unit: Int64Array) -> npt.NDArray[np.bool_]:
+        """Return where a product is no multiple of ``2^unit``."""
+        return np.asarray(self._each("lowest", np.add).min(axis=0) < unit)
+
+    def overflows(self, emax: int) -> Float64Array:
+        """Return what products from ``2^(emax + 1)`` on add to the sums, as infinities; else 0."""
+        products = self.products()
+        large = np.abs(products) >= 2.0 ** (emax + 1)
+        return np.where(large, np.copysign(np.inf, products), 0.0).sum(axis=0)
+
+    def products(self) -> Array:
+        """Return all products (k, ., ., .), to be overwritten."""
+        return self._each("values", np.multiply)
+
+    def truncated(self, unit: Int64Array) -> Float64Array:
+        """Cut every product off toward zero to a multiple of ``2^unit``; the sum, in this unit."""
+        total = self.sums()
+        total *= power_of_two(-unit)
+        loses = self.loses(unit)
+        count = np.count_nonzero(loses)
+        if not count:
+            return total
+        x, y = (part(side, self.ks, self._tile) for side in self._all.sides["values"])
+        if count * _FEW > loses.size:
+            products = self.products()
+            total -= self._remainders(products, unit)
+            return np.rint(total, out=total)
+        where = np.nonzero(loses)
+        x, y = (
+            side[(slice(None), *map(np.minimum, where, np.array(side.shape[1:]) - 1))]
+            for side in (x, y)
+        )
+        total[where] = np.rint(total[where] - self._remainders(x * y, unit[where]))
+        return total
+
+    @staticmethod
+    def _remainders(products: Array, unit: Int64Array) -> Array:
+        """Return the sums of what is cut off, in units; the products are overwritten."""
+        # Where float32 has no such power of two, all products are zero or far below the unit.
+        largest = _LARGEST_POWER[products.dtype]
+        inverse = np.clip(-unit, -largest, largest)
+        products *= power_of_two(inverse).astype(products.dtype, copy=False)
+        products -= np.trunc(products)
+        return np.add.reduce(products, axis=0)
+
+    def scale(self) -> tuple[Float64Array, Int64Array]:
+        """Return the product of the significands, and the exponent, of the two scales of a step.
+
+        The step is within a block.
+        """
+        assert self._all.block is not None
+        number = self.ks.start // self._all.block
+        found = []
+        for name in ("significands", "scales"):
+            x, y = self._all.sides[name]
+            found.append([part(side, slice(number, number + 1), self._tile)[0] for side in (x, y)])
+        return np.multiply(*found[0]), np.add(*found[1])
+
+    def _each(self, name: str, operation: np.ufunc) -> Array:
+        x, y = (part(side, self.ks, self._tile) for side in self._all.sides[name])
+        shape = np.broadcast_shapes(x.shape, y.shape)
+        return operation(x, y, out=self._all.memory(shape, x.dtype))
+
+    def _cut(self, name: str) -> tuple[Array, Array]:
+        x, y = self._all.matrices[name]
+        layers, rows, columns = (self._tile[self._all.order.index(axis)] for axis in range(3))
+        return x[layers, rows, self.ks], y[layers, self.ks, columns]
+
+    def _sorted(self, x: Array) -> Array:
+        return np.ascontiguousarray(x.transpose(self._all.order))
+
+
+def exponent_of(x: Float64Array) -> Int64Array:
+    """Return the exponents of normal numbers; -1023 for 0, 1024 for infinity and NaN."""
+    return (x.view(np.int64) >> 52 & 0x7FF) - 1023
+
+
+def power_of_two(exponent: Int64Array) -> Float64Array:
+    """Return 2^exponent, for exponents of normal numbers."""
+    return ((exponent + 1023) << 52).view(np.float64)
