@@ -54,12 +54,12 @@ class Products:
     """
 
     def __init__(self, x: Terms, y: Terms) -> None:
-        *values, self.order, self.whole = outer(x.values, y.values)
+        *_, self.order, self.whole = values = outer(x.values, y.values)
         self.k = x.values.shape[-1]
-        self.shape = np.broadcast_shapes(*(side.shape[1:] for side in values))
+        self.shape = np.broadcast_shapes(*(side.shape[1:] for side in values[:2]))
         #: By name, the two operands as (k, ., ., .).
         self.sides: dict[str, tuple[Array, Array]] = {
-            "values": tuple(values),
+            "values": values[:2],
             "exponents": outer(x.exponents, y.exponents)[:2],
             "lowest": outer(x.lowest, y.lowest)[:2],
         }
@@ -155,16 +155,13 @@ class Step:
         count = np.count_nonzero(loses)
         if not count:
             return total
-        x, y = (part(side, self.ks, self._tile) for side in self._all.sides["values"])
         if count * _FEW > loses.size:
-            products = self.products()
-            total -= self._remainders(products, unit)
-            return np.rint(total, out=total)
+            total -= self._remainders(self.products(), unit)
+            np.rint(total, out=total)
+            return total
+        x, y = (part(side, self.ks, self._tile) for side in self._all.sides["values"])
         where = np.nonzero(loses)
-        x, y = (
-            side[(slice(None), *map(np.minimum, where, np.array(side.shape[1:]) - 1))]
-            for side in (x, y)
-        )
+        x, y = _taken(x, where), _taken(y, where)
         total[where] = np.rint(total[where] - self._remainders(x * y, unit[where]))
         return total
 
@@ -203,6 +200,15 @@ class Step:
 
     def _sorted(self, x: Array) -> Array:
         return np.ascontiguousarray(x.transpose(self._all.order))
+
+
+def _taken(x: Array, where: tuple[npt.NDArray[np.intp], ...]) -> Array:
+    """Return what an operand (k, ., ., .) contributes to some results: (k, results)."""
+    layers, rows, columns = (
+        np.minimum(index, length - 1) for index, length in zip(where, x.shape[1:], strict=True)
+    )
+    taken: Array = x[:, layers, rows, columns]
+    return taken
 
 
 def exponent_of(x: Float64Array) -> Int64Array:
