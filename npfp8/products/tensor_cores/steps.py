@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from npfp8.arrays import Array, Float64Array, blas_product
 from npfp8.products.specials import overlay_specials
-from npfp8.products.tensor_cores.terms import Terms
+from npfp8.products.tensor_cores.terms import NO_EXPONENT, Terms
 from npfp8.products.tiles import outer, part
 
 __all__ = ["Int64Array", "Products", "Step", "exponent_of", "power_of_two"]
@@ -130,12 +130,18 @@ class Step:
 
     def largest(self) -> Int64Array:
         """Return the largest exponent of a product; if all are zero, one below all others."""
-        found: Int64Array = self._each("exponents", np.add).max(axis=0).astype(np.int64)
+        exponents = self._each("exponents", np.add)
+        if not len(exponents):  # the odd products of a last step of one
+            return np.full(exponents.shape[1:], 2 * NO_EXPONENT[exponents.dtype], np.int64)
+        found: Int64Array = exponents.max(axis=0).astype(np.int64)
         return found
 
     def loses(self, unit: Int64Array) -> npt.NDArray[np.bool_]:
         """Return where a product is no multiple of ``2^unit``."""
-        return np.asarray(self._each("lowest", np.add).min(axis=0) < unit)
+        lowest = self._each("lowest", np.add)
+        if not len(lowest):
+            return np.zeros(lowest.shape[1:], bool)
+        return np.asarray(lowest.min(axis=0) < unit)
 
     def overflows(self, emax: int) -> Float64Array:
         """Return what products from ``2^(emax + 1)`` on add to the sums, as infinities; else 0."""
