@@ -59,6 +59,8 @@ def describe_recipe(recipe: Recipe | None) -> Iterator[tuple[str, str]]:
         yield "  exceptions", ", ".join(pattern for pattern, _ in recipe.overrides)
     if recipe.linear.quantizes or recipe.scores.quantizes or recipe.context.quantizes:
         yield "  sums", recipe.accumulate
+    if recipe.accumulate_rest is not None:
+        yield "  other sums", recipe.accumulate_rest
 
 
 def label_names(config: BertConfig) -> dict[str, str]:

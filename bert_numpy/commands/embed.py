@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from bert_numpy.checkpoints.load import load
-from bert_numpy.commands.jobs import accumulated, chosen_recipe, sentence_scales
+from bert_numpy.commands.jobs import accumulated, chosen_recipe, sentence_scales, sums_of
 from bert_numpy.commands.options import (
     AddCommand,
     add_accumulate,
@@ -100,7 +100,7 @@ def _embed(arguments: argparse.Namespace) -> Outcome:
     report: dict[str, Any] = {
         "model": model.name,
         "format": recipe.name,
-        "accumulate": recipe.accumulate,
+        **sums_of(recipe),
         "golden": arguments.golden,
         "texts": len(texts),
         "truncated": sum(one.truncated for one in encoded),

@@ -16,6 +16,7 @@ from bert_numpy.commands.jobs import (
     header,
     prepared,
     results_of,
+    sums_of,
     title,
 )
 from bert_numpy.commands.options import (
@@ -132,7 +133,7 @@ def _comparison(arguments: argparse.Namespace, job: Job, recipes: list[Recipe]) 
     results = results_of(arguments, job, recipes)
     for recipe, result in zip(recipes, results, strict=True):
         reference = reference or result
-        rows.append(compared(job, result, reference) | {"accumulate": recipe.accumulate})
+        rows.append(compared(job, result, reference) | sums_of(recipe))
         note_not_finite(result)
     report = header(job, arguments.golden) | {"rows": rows}
     return Outcome(report, lambda: print_comparison(title(job), rows))
@@ -145,7 +146,10 @@ def _evaluate(arguments: argparse.Namespace) -> Outcome:
     job = prepared(arguments, [recipe])
     (result,) = results_of(arguments, job, [recipe])
     note_not_finite(result)
-    row = comparison_row(result, None) | {"accumulate": recipe.accumulate}
+    row = comparison_row(result, None) | {
+        "accumulate": recipe.accumulate,
+        "accumulate_rest": recipe.accumulate_rest,
+    }
     report = {
         **header(job, arguments.golden),
         **row,

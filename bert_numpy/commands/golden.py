@@ -12,9 +12,10 @@ from typing import Any
 
 from bert_numpy.checkpoints.hub import EMBEDDED, resolve
 from bert_numpy.checkpoints.load import load
-from bert_numpy.commands.jobs import calibrated_on_sentences, chosen_recipe
+from bert_numpy.commands.jobs import accumulated, calibrated_on_sentences, chosen_recipe
 from bert_numpy.commands.options import (
     AddCommand,
+    add_accumulate,
     add_format,
     add_model,
     add_sentence_scales,
@@ -59,6 +60,7 @@ def _add_export(command: AddCommand) -> None:
     add("out", metavar="OUT", section="output", values="folder", help="the folder to make")
     export.set_defaults(out_kind="folder")
     add_format(export, default="e4m3")
+    add_accumulate(export)
     add(
         "--inputs",
         metavar="FILE",
@@ -181,7 +183,7 @@ def _export(arguments: argparse.Namespace) -> Outcome:
         refuse(arguments, _OF_A_MODEL, f"--level layer or model with it, found {levels[0]}")
         kit = make_kit(levels)
     else:
-        recipe = chosen_recipe(arguments, default="e4m3")
+        (recipe,) = accumulated([chosen_recipe(arguments, default="e4m3")], arguments)
         model = load(arguments.model, arguments.revision)
         check_scales(arguments, [recipe], stored=isinstance(model, QuantizedModel))
         inputs = _inputs(arguments)
@@ -202,7 +204,7 @@ def _export(arguments: argparse.Namespace) -> Outcome:
 
 #: The options of an export that only a model's levels use.
 _OF_A_MODEL = (
-    *("format", "revision", "inputs", "task", "data", "limit"),
+    *("format", "accumulate", "accumulate_rest", "revision", "inputs", "task", "data", "limit"),
     *("calibration", "calibration_data", "calibration_samples"),
 )
 

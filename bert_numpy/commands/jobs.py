@@ -42,6 +42,7 @@ __all__ = [
     "prepared",
     "results_of",
     "sentence_scales",
+    "sums_of",
     "title",
 ]
 
@@ -86,11 +87,26 @@ def compared_recipes(names: str | None, model: str, revision: str | None = None)
 
 
 def accumulated(recipes: list[Recipe], arguments: argparse.Namespace) -> list[Recipe]:
-    """Apply ``--accumulate`` to recipes, in place of their own."""
-    if arguments.accumulate is None:
+    """Apply ``--accumulate`` and ``--accumulate-rest`` to recipes, in place of their own."""
+    if arguments.accumulate is not None:
+        _check_accumulate(arguments, recipes)
+        recipes = [replace(recipe, accumulate=arguments.accumulate) for recipe in recipes]
+    rest = arguments.accumulate_rest
+    if rest is None:
         return recipes
-    _check_accumulate(arguments, recipes)
-    return [replace(recipe, accumulate=arguments.accumulate) for recipe in recipes]
+    if not any(recipe.arithmetic == "bfloat16" for recipe in recipes):
+        names = ", ".join(recipe.name for recipe in recipes)
+        refuse(arguments, ["accumulate_rest"], f"a format with bfloat16, found {names}")
+    return [
+        replace(recipe, accumulate_rest=rest) if recipe.arithmetic == "bfloat16" else recipe
+        for recipe in recipes
+    ]
+
+
+def sums_of(recipe: Recipe) -> dict[str, str]:
+    """Return the accumulators of a recipe, for a report; that of the rest if there is one."""
+    rest = recipe.accumulate_rest
+    return {"accumulate": recipe.accumulate} | ({} if rest is None else {"accumulate_rest": rest})
 
 
 def _check_accumulate(arguments: argparse.Namespace, recipes: Sequence[Recipe]) -> None:

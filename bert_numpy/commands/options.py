@@ -13,7 +13,7 @@ from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.commands.parser import FORMAT_LIST, FORMATS, AddCommand, Parser, one_of
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.quantization.presets import PRESETS
-from bert_numpy.quantization.recipe import Recipe
+from bert_numpy.quantization.recipe import BFLOAT16_ACCUMULATORS, Recipe
 from bert_numpy.tasks.registry import TASK_NAMES, any_task_named
 from bert_numpy.tasks.squad import SQUAD
 from npfp8 import ACCUMULATORS
@@ -231,7 +231,7 @@ def add_golden(parser: Parser) -> None:
 
 
 def add_accumulate(parser: Parser) -> None:
-    """Add ``--accumulate``."""
+    """Add ``--accumulate`` and ``--accumulate-rest``."""
     parser.add_argument(
         "--accumulate",
         type=one_of(tuple(ACCUMULATORS)),
@@ -240,6 +240,15 @@ def add_accumulate(parser: Parser) -> None:
         section="recipe",
         help="how products of codes are added up, instead of the recipe's way (which is "
         f"exact in every format below): {', '.join(ACCUMULATORS)}",
+    )
+    parser.add_argument(
+        "--accumulate-rest",
+        type=one_of(BFLOAT16_ACCUMULATORS),
+        choices=BFLOAT16_ACCUMULATORS,
+        metavar="MODE",
+        section="recipe",
+        help="how all other products are added up, of operands in bfloat16: "
+        f"{', '.join(BFLOAT16_ACCUMULATORS)}",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.checkpoints.load import load
 from bert_numpy.commands.describe import label_names
-from bert_numpy.commands.jobs import accumulated, chosen_recipe, sentence_scales
+from bert_numpy.commands.jobs import accumulated, chosen_recipe, sentence_scales, sums_of
 from bert_numpy.commands.options import (
     AddCommand,
     add_accumulate,
@@ -66,7 +66,7 @@ def _predict(arguments: argparse.Namespace) -> Outcome:
     report = {
         "model": model.name,
         "format": recipe.name,
-        "accumulate": recipe.accumulate,
+        **sums_of(recipe),
         "golden": arguments.golden,
     }
     return Outcome(report | found.report, lambda: print_lines(*_lines(found.report, names)))

@@ -82,7 +82,7 @@ def onnx_model(model: QuantizedModel) -> Any:
         If the package ``onnx`` is missing; if a parameter, or an output for one token, is NaN
         or infinite; or if a graph cannot express the recipe. It cannot express a format
         without an ONNX type, inputs by block, dynamic scales with zero points or of powers
-        of two, outliers, or another accumulation than "exact" or "float32".
+        of two, outliers, an accumulator with fewer bits than float32, or one for the rest.
     """
     graph, proto = _traced(model)
     return graph.filled(proto)
@@ -125,6 +125,11 @@ def check_exportable(model: Model, recipe: Recipe) -> None:
         raise BertNumpyError(
             f"recipe {recipe.name}: accumulate: expected {expected} in ONNX, "
             f"found {recipe.accumulate!r}"
+        )
+    if recipe.accumulate_rest is not None:
+        raise BertNumpyError(
+            f"recipe {recipe.name}: accumulate_rest: expected None in ONNX, "
+            f"found {recipe.accumulate_rest!r}"
         )
     for site in sites_of(model):
         if recipe.site(site).quantizes:

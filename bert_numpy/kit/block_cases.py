@@ -321,6 +321,14 @@ def _product(name: str, m: int, k: int, n: int, a_fmt: Any, b_fmt: Any, **more: 
     return _Product(name, a_fmt, b_fmt, a, b, parts[0], parts[1], **more)
 
 
+def _crowded(case: _Product, fmt: BlockFormat) -> _Product:
+    """Let the largest products of each block come before the smallest, in the first sum."""
+    assert fmt.element is E2M1
+    case.a[0], case.b[:, 0] = 7, 7  # 6
+    case.a[0, fmt.block - 1 :: fmt.block] = case.b[fmt.block - 1 :: fmt.block, 0] = 1  # 0.5
+    return case
+
+
 def _products() -> Iterator[_Product]:
     eight, four = MXFP8_E4M3, MXFP4
     yield _product("mxfp8", 16, 64, 16, eight, eight, bias=True)
@@ -337,6 +345,15 @@ def _products() -> Iterator[_Product]:
     yield _product("nvfp4-divided", 8, 64, 8, divided, divided)
     for name, fmt in (("mxfp4-block-sums", four), ("nvfp4-block-sums", NVFP4)):
         yield _product(name, 8, 128, 8, fmt, fmt, accumulate="block-sums")
+    # Scales of many binades: here the accumulators of tensor cores lose bits.
+    for name, fmt in (("mxfp8", eight), ("mxfp6", MXFP6_E3M2), ("mxfp4", four)):
+        wide = _product(f"{name}-wide", 8, 128, 8, fmt, fmt)
+        wide.a_scales[:], wide.b_scales[:] = _powers(152, (8, 4), 25), _powers(153, (4, 8), 25)
+        yield _crowded(wide, fmt) if fmt is four else wide
+    wide = _product("nvfp4-wide", 8, 128, 8, NVFP4, NVFP4)
+    wide.a_scales[:] = random_bits(154, wide.a_scales.shape) % np.uint64(0x7F)
+    wide.b_scales[:] = random_bits(155, wide.b_scales.shape) % np.uint64(0x7F)
+    yield _crowded(wide, NVFP4)
     # The first and the third block cancel, and are 2^40 times the second.
     for name, accumulate in (("cancellation", "exact"), ("cancellation-block-sums", "block-sums")):
         case = _product(f"mxfp8-{name}", 8, 96, 8, eight, eight, accumulate=accumulate)

@@ -14,7 +14,17 @@ import numpy.typing as npt
 
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.manifest import Reference
-from npfp8 import E4M3FN, E5M2, INT8, UINT8
+from npfp8 import (
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3FN,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    INT8,
+    UINT8,
+)
 from npfp8.arrays import Array, Float32Array
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 from npfp8.formats import FLOAT_FORMATS, Format, IntFormat
@@ -121,6 +131,28 @@ def _gemms() -> Iterator[_Gemm]:
     yield _Gemm("int8", INT8, INT8, codes(25, 8, 64, INT8), codes(26, 64, 8, INT8), bias=True)
     zero = UINT8, INT8, codes(27, 8, 64, UINT8), codes(28, 64, 8, INT8)
     yield _Gemm("uint8-int8", *zero, zero_point=117)
+    # These tell the accumulators of tensor cores apart, with the ones above: small numbers that
+    # float16 holds, and formats that only some of them take.
+    small = codes(41, 8, 128, f) & np.uint8(0xBF), codes(42, 128, 8, f) & np.uint8(0xBF)
+    yield _Gemm("e4m3-small", f, f, *small)
+    for name, a_fmt, b_fmt in (("e4m3-e5m2", f, g), ("e5m2-e4m3", g, f), ("e5m2", g, g)):
+        # The exponents of E5M2 are cut at both ends of its range.
+        left, right = codes(53, 4, 512, a_fmt), codes(54, 512, 4, b_fmt)
+        masks = [np.uint8(0xBF if fmt is f else 0xB7) for fmt in (a_fmt, b_fmt)]
+        yield _Gemm(f"{name}-small", a_fmt, b_fmt, left & masks[0], right & masks[1])
+    h, i = E4M3FNUZ, E5M2FNUZ
+    yield _Gemm("e4m3fnuz", h, h, codes(43, 8, 128, h), codes(44, 128, 8, h))
+    yield _Gemm("e5m2fnuz-e4m3fnuz", i, h, codes(45, 8, 128, i), codes(46, 128, 8, h))
+    for name, a_fmt, b_fmt, k, span in (
+        ("e3m2", E3M2, E3M2, 4096, 32),
+        ("e2m3-e3m2", E2M3, E3M2, 8192, 32),
+        ("e2m1", E2M1, E2M1, 2048, 4),
+    ):
+        yield _Gemm(name, a_fmt, b_fmt, codes(55, 8, 96, a_fmt), codes(56, 96, 8, b_fmt))
+        # Positive, so that sums need more bits than float16 has; and than float32, but for E2M1.
+        left, right = codes(47, 2, k, a_fmt, 16), codes(48, k, 2, b_fmt, span)
+        signs = np.uint8(a_fmt.sign_bit), np.uint8(b_fmt.sign_bit)
+        yield _Gemm(f"{name}-positive", a_fmt, b_fmt, left & ~signs[0], right & ~signs[1])
 
 
 def _add_gemm(builder: Builder, case: _Gemm) -> None:
@@ -150,10 +182,29 @@ def _add_gemm(builder: Builder, case: _Gemm) -> None:
     builder.compute(f"{place}/result", "operator", "round", product, kind="bfloat16")
 
 
+def _add_bfloat16_products(builder: Builder) -> None:
+    """Add products of numbers that are not quantized, of many binades."""
+    for name, m, k, n in (("bfloat16", 8, 256, 8), ("bfloat16-k17", 4, 17, 4)):
+        place = f"operator/gemm-{name}"
+        inputs = {
+            role: builder.give(
+                f"{place}/{role}",
+                "operator",
+                random_bfloat16(seed, shape, 24),
+                kind="bfloat16",
+            )
+            for role, seed, shape in (("a", 51, (m, k)), ("b", 52, (k, n)))
+        }
+        builder.compute(f"{place}/product", "operator", "product", inputs)
+        product = {"x": Reference(f"{place}/product")}
+        builder.compute(f"{place}/result", "operator", "round", product, kind="bfloat16")
+
+
 def add_operator_cases(builder: Builder) -> None:
     """Add products, quantization, softmax, GELU, LayerNorm and the rest, with their extremes."""
     for case in _gemms():
         _add_gemm(builder, case)
+    _add_bfloat16_products(builder)
     _add_quantize(builder)
     _add_elementwise(builder)
 

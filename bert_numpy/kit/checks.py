@@ -18,6 +18,7 @@ import numpy as np
 
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.kit.block_operations import block_format
+from bert_numpy.quantization.recipe import BFLOAT16_ACCUMULATORS
 from npfp8 import POWER_RULES, RATIO_RULES, golden
 from npfp8.blocks.layouts import (
     BLOCK_LAYOUTS,
@@ -421,7 +422,12 @@ _FORMS = {
         optional=_BIAS,
         options=_SUM_OPTIONS,
     ),
-    "product": _Form({"a": "numbers", "b": "numbers"}, _product, optional=_BIAS),
+    "product": _Form(
+        {"a": "numbers", "b": "numbers"},
+        _product,
+        optional=_BIAS,
+        options={"accumulate": _one_of("exact", *BFLOAT16_ACCUMULATORS)},
+    ),
     "dequantize": _Form(
         {"x": "codes of x"},
         _dequantize,

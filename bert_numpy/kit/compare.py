@@ -13,19 +13,26 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.errors import BertNumpyError, shown
+from bert_numpy.kit.accumulation import Products, products_of
 from bert_numpy.kit.candidate import as_candidate
-from bert_numpy.kit.defects import DEFECTS, FOUND, Defect
+from bert_numpy.kit.defects import DEFECTS, Defect
+from bert_numpy.kit.evaluation import bits_of, reproduces, unlike
 from bert_numpy.kit.manifest import PROFILES, Kit, Tensor, as_kit
-from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.kit.tolerance import accumulation_failures
 from bert_numpy.progress import ProgressBar, no_bar
 from npfp8.arguments import integer, require, require_function, wrong_type
 from npfp8.arrays import Array, Float64Array, IntArray
 from npfp8.formats import FORMATS, FloatFormat
-from npfp8.mistakes import differing
 from npfp8.names import match
 
-__all__ = ["PROFILES", "Difference", "Report", "differing_elements", "verify"]
+__all__ = [
+    "PROFILES",
+    "Difference",
+    "Products",
+    "Report",
+    "differing_elements",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,8 @@ class Report:
         The differences in the order of the data flow.
     failures : mapping of str to str
         The tensors that the profile does not tolerate, each with the reason.
+    products : tuple of Products
+        The accumulators that computed the candidate's products, where these are not the kit's.
 
     Examples
     --------
@@ -99,6 +108,7 @@ class Report:
     missing: int
     differences: tuple[Difference, ...]
     failures: Mapping[str, str] = field(default_factory=dict)
+    products: tuple[Products, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Report {self.text().splitlines()[0]}>"
@@ -131,6 +141,7 @@ class Report:
             "missing": self.missing,
             "first": None if self.first is None else asdict(self.first),
             "failures": dict(self.failures),
+            "products": [asdict(item) for item in self.products],
             "differences": [asdict(item) for item in self.differences],
         }
 
@@ -150,6 +161,7 @@ class Report:
             f"{'passed' if self.passed else 'FAILED'} ({self.profile}): {len(self.compared)} "
             f"tensors compared, {len(self.differences)} differ, {self.missing} not given"
         ]
+        lines += [item.text() for item in self.products]
         for number, item in enumerate(roots[:_SHOWN]):
             distance = "a NaN on one side" if item.ulp is None else f"at most {item.ulp:g} ulp"
             lines += [
@@ -236,6 +248,7 @@ def verify(
     roots = [name for name in differing if _is_root(kit, name, found, differing)]
     with (progress_bar or no_bar)(len(roots), "causes") as advance:
         causes = _diagnose(kit, roots, found, differing, advance)
+    products = products_of(kit, found, differing)
     differences = tuple(
         _difference(kit, name, found[name], mask, name in roots, causes.get(name, ()))
         for name, mask in differing.items()
@@ -246,26 +259,14 @@ def verify(
         failures = accumulation_failures(kit, found)
     else:
         failures = _noise_failures(kit, found, differences, min_sqnr, max_flips)
-    return Report(profile, tuple(found), len(computed - set(found)), differences, failures)
+    return Report(
+        profile, tuple(found), len(computed - set(found)), differences, failures, products
+    )
 
 
 def differing_elements(kit: Kit, name: str, found: Array) -> npt.NDArray[np.bool_]:
     """Mark the elements in which a tensor differs from the kit's. All NaNs are equal."""
-    return _unlike(kit.tensors[name], kit.arrays[name], found)
-
-
-def _unlike(tensor: Tensor, x: Array, y: Array) -> npt.NDArray[np.bool_]:
-    if tensor.kind in ("bfloat16", "float32"):
-        bits_x, bits_y = (_bits(z) for z in (x, y))
-        return np.asarray((bits_x != bits_y) & ~(np.isnan(x) & np.isnan(y)))
-    fmt = FORMATS.get(tensor.fmt)
-    if isinstance(fmt, FloatFormat):
-        return differing(x, y, fmt)
-    return np.asarray(x != y)
-
-
-def _bits(x: Array) -> npt.NDArray[np.uint32]:
-    return np.ascontiguousarray(x, np.float32).view(np.uint32).reshape(x.shape)
+    return unlike(kit.tensors[name], kit.arrays[name], found)
 
 
 # Where
@@ -309,10 +310,10 @@ def _difference(
 def _shown(tensor: Tensor, x: Any) -> str:
     """Return a number and its bits as text."""
     if tensor.kind == "bfloat16":
-        bits = int(_bits(np.asarray(x))) if np.ndim(x) == 0 else 0
+        bits = int(bits_of(np.asarray(x))) if np.ndim(x) == 0 else 0
         return f"{float(x)!r} (0x{bits >> 16:04X}{f'{bits & 0xFFFF:04X}' if bits & 0xFFFF else ''})"
     if tensor.kind == "float32":
-        return f"{float(x)!r} (0x{int(_bits(np.asarray(x))):08X})"
+        return f"{float(x)!r} (0x{int(bits_of(np.asarray(x))):08X})"
     fmt = FORMATS.get(tensor.fmt)
     if isinstance(fmt, FloatFormat):
         return f"0x{int(x):02X} ({float(fmt.values[int(x)])!r})"
@@ -326,7 +327,7 @@ def _distance(tensor: Tensor, x: Array, y: Array) -> float | None:
         if np.isnan(x).any() or np.isnan(y).any():
             return None
         unit = 2.0**16 if tensor.kind == "bfloat16" else 1.0
-        return float(np.abs(_rank(_bits(x), 31) - _rank(_bits(y), 31)).max() / unit)
+        return float(np.abs(_rank(bits_of(x), 31) - _rank(bits_of(y), 31)).max() / unit)
     if isinstance(fmt, FloatFormat):
         if np.isnan(fmt.values[x]).any() or np.isnan(fmt.values[y]).any():
             return None
@@ -363,70 +364,6 @@ def _sqnr(tensor: Tensor, expected: Array, found: Array) -> float | None:
 # Why
 
 
-#: The errors of operations whose inputs a defect, here or before, has made unfit.
-_NOT_COMPUTED = (ArithmeticError, LookupError, TypeError, ValueError, MemoryError)
-
-
-class Evaluation:
-    """The values of a kit's tensors if a defect is in everything that is not held fixed."""
-
-    def __init__(
-        self,
-        kit: Kit,
-        fixed: Callable[[str], Array | None],
-        defect: Defect,
-        target: str,
-        found: Array,
-    ) -> None:
-        self.kit, self.fixed, self.defect = kit, fixed, defect
-        self.target, self.found = target, found
-        self.known: dict[str, Array] = {}
-        self.applied = False
-
-    def value(self, name: str) -> Array:
-        """Return a tensor, fixed or computed with the defect."""
-        if not self._is_known(name):
-            needed = {name, *self.kit.sources([name], self._is_known)}
-            for source in self.kit.tensors:  # in the order of the data flow
-                if source in needed:
-                    self.known[source] = self._computed(source)
-        return self.known[name]
-
-    def _is_known(self, name: str) -> bool:
-        """Check whether a tensor is available without computing anything."""
-        if name not in self.known:
-            x = self.fixed(name) if name != self.target else None
-            if x is None and self.kit.tensors[name].operation == "given":
-                x = self.kit.arrays[name]
-            if x is None:
-                return False
-            self.known[name] = x
-        return True
-
-    def _computed(self, name: str) -> Array:
-        """Compute a tensor with the defect; its inputs must be known.
-
-        Where nothing differs from the kit, its own array is passed on: what follows from it
-        need not be computed again.
-        """
-        tensor, right = self.kit.tensors[name], self.kit.arrays[name]
-        sources = [source for source, _ in tensor.inputs.values()]
-        unchanged = all(self.known[source] is self.kit.arrays[source] for source in sources)
-        inputs = self.kit.inputs(name, self.known.__getitem__)
-        defective = self.defect.operations.get(tensor.operation)
-        if defective is not None:
-            given = {FOUND: self.found} if name == self.target else {}
-            try:
-                x = defective({**inputs, **given}, tensor.attributes)
-            except _NOT_COMPUTED:  # the defect is none of these inputs
-                x = None
-            if x is not None:
-                self.applied = True
-                same = x.shape == right.shape and not _unlike(tensor, right, x).any()
-                return right if unchanged and same else x
-        return right if unchanged else OPERATIONS[tensor.operation](inputs, tensor.attributes)
-
-
 def _diagnose(
     kit: Kit,
     roots: list[str],
@@ -456,12 +393,12 @@ def _diagnose(
             alone = [Defect(defect.name, {name: defect.operations[name]}) for name in shared]
             variants = ([defect] if shared else []) + (alone if len(shared) > 1 else [])
             variants = variants if len(chain) > 1 else []
-            if kit.tensors[root].operation in shared and _reproduces(
+            if kit.tensors[root].operation in shared and reproduces(
                 kit, defect, root, found[root], given
             ):
                 alone_in[root].add(defect.name)
                 explained[root].add(defect.name)
-            elif any(_reproduces(kit, variant, root, found[root], fixed) for variant in variants):
+            elif any(reproduces(kit, variant, root, found[root], fixed) for variant in variants):
                 explained[root].add(defect.name)
         advance(1)
     counts = {
@@ -474,21 +411,6 @@ def _diagnose(
         )
         for root, names in explained.items()
     }
-
-
-def _reproduces(
-    kit: Kit, defect: Defect, root: str, found: Array, fixed: Callable[[str], Array | None]
-) -> bool:
-    """Check that a defect, applied to the fixed tensors, reproduces every element of a tensor."""
-    evaluation = Evaluation(kit, fixed, defect, root, found)
-    try:
-        with np.errstate(all="ignore"):
-            x = evaluation.value(root)
-    except _NOT_COMPUTED:
-        return False
-    if not evaluation.applied or x.shape != found.shape:
-        return False
-    return not _unlike(kit.tensors[root], x, found).any()
 
 
 # How much

@@ -22,10 +22,10 @@ from npfp8.arrays import Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FLOAT_FORMATS, FORMATS, FloatFormat, IntFormat
 from npfp8.mistakes import NAN_BIASED, clamped_codes, encoder_mistakes
-from npfp8.products import ACCUMULATORS
+from npfp8.products import ACCUMULATORS, Accumulator
 from npfp8.scaling import spread
 
-__all__ = ["DEFECTS", "FOUND", "Defect"]
+__all__ = ["ACCUMULATED", "DEFECTS", "FOUND", "Defect"]
 
 #: Operations that round to the precision of their attributes.
 _ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
@@ -181,10 +181,22 @@ def _without(operation: str, *roles: str) -> Defective:
 # Sums
 
 
-def _accumulated(accumulate: str) -> Defective:
+def _summing(accumulator: Accumulator) -> dict[str, Defective]:
+    """Make the products of an accumulator, without those of blocks, which block_defects has."""
+    names = []
+    if accumulator.formats is None or (accumulator.formats and accumulator.block is None):
+        names.append("sum")
+    if accumulator.kind == "exact" or "bfloat16" in accumulator.floats:
+        names.append("product")
+    return {name: _accumulated(name, accumulator.name) for name in names}
+
+
+def _accumulated(operation: str, accumulate: str) -> Defective:
     def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if attributes.get("accumulate", "exact") == accumulate:
+            return None
         try:
-            return OPERATIONS["sum"](inputs, {**attributes, "accumulate": accumulate})
+            return OPERATIONS[operation](inputs, {**attributes, "accumulate": accumulate})
         except ValueError:  # these tensor cores do not accept the operands
             return None
 
@@ -401,8 +413,8 @@ def _defects() -> Iterator[Defect]:
     )
     yield Defect("right operand not transposed", {"sum": _not_transposed})
     for accumulator in ACCUMULATORS.values():
-        if accumulator.narrow:
-            yield Defect(accumulator.description, {"sum": _accumulated(accumulator.name)})
+        if accumulator.reproducible and (operations := _summing(accumulator)):
+            yield Defect(accumulator.description, operations)
     yield Defect("float32 accumulation, one product after the other", {"sum": _in_order})
     yield Defect(
         "double rounding through bfloat16",
@@ -454,3 +466,11 @@ def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
 
 #: Every known defect. A name may occur more than once, for several ways to be wrong.
 DEFECTS = _joined(_defects())
+
+#: By the name of an accumulator: the defect that it adds up every product that it takes.
+ACCUMULATED = {
+    accumulator.name: defect
+    for accumulator in ACCUMULATORS.values()
+    for defect in DEFECTS
+    if defect.name == accumulator.description
+}

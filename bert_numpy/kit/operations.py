@@ -19,7 +19,7 @@ from npfp8 import QuantizedTensor, decode, encode, golden, matmul, matmul_float3
 from npfp8.arrays import Array, chunks
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FORMATS
-from npfp8.products import ACCUMULATORS, scaled_product
+from npfp8.products import ACCUMULATORS, matmul_16bit, scaled_product
 from npfp8.scaling import dynamic_scale, spread
 
 __all__ = ["OPERATIONS", "RULES", "Attributes", "Inputs", "operand"]
@@ -90,9 +90,10 @@ def _sum(inputs: Inputs, attributes: Attributes) -> Array:
     accumulate, block = attributes.get("accumulate", "exact"), attributes.get("block")
     if block is None:
         return matmul(a, b, accumulate)
-    exact, one = ACCUMULATORS["exact"], np.ones((), np.float32)
+    how, one = ACCUMULATORS[accumulate], np.ones((), np.float32)
+    how.check(a.fmt, b.fmt, block)
     runs = chunks(a.shape[-1], block)
-    return np.stack([scaled_product(a, b, ks, exact, one, one) for ks in runs])
+    return np.stack([scaled_product(a, b, ks, how, one, one) for ks in runs])
 
 
 def _spread(scale: Array, how: Mapping[str, Any], k_axis: int, ndim: int, part: int) -> Array:
@@ -125,7 +126,11 @@ def _scale_sum(inputs: Inputs, attributes: Attributes) -> Array:
 
 
 def _product(inputs: Inputs, attributes: Attributes) -> Array:
-    total = matmul_float32(*(np.ascontiguousarray(inputs[name]) for name in ("a", "b")))
+    a, b = (np.ascontiguousarray(inputs[name]) for name in ("a", "b"))
+    if "accumulate" in attributes:
+        a, b = round_to_bfloat16(a), round_to_bfloat16(b)
+    how = attributes.get("accumulate", "exact")
+    total = matmul_float32(a, b) if how == "exact" else matmul_16bit(a, b, how)
     if "bias" in inputs:
         with np.errstate(over="ignore", invalid="ignore"):
             total += inputs["bias"]
@@ -247,7 +252,8 @@ RULES: dict[str, tuple[str, str]] = {
         _EXACT,
     ),
     "product": (
-        "of float32 matrices, the exact sum rounded once to float32; then + bias, in float32",
+        "of float32 matrices, the exact sum rounded once to float32; with accumulate, of the "
+        "matrices rounded to bfloat16, what that accumulator makes of it; then + bias, in float32",
         "docs/golden.md, Other products are correctly rounded",
     ),
     "dequantize": ("value of the code times scale, rounded once to float32", _EXACT),

@@ -222,6 +222,8 @@ class RecordingEngine(Engine[Traced]):
         left = self.source("a.float", a)
         ndim = a.x.ndim
         how = {"precision": self.precision}
+        rest = self.model.recipe.accumulate_rest
+        summed = {} if rest is None else {"accumulate": rest}
         if plan.smoothing is not None:
             divisor = self.builder.give(self.shared("smoothing"), self.level, plan.smoothing)
             left = self.compute(
@@ -249,23 +251,24 @@ class RecordingEngine(Engine[Traced]):
         if not parts or not right_parts:  # codes are only multiplied with codes
             left = self.dequantized("a", codes, parts) if parts else left
             right = self.dequantized("b", right, right_parts) if right_parts else right
-            self.compute(last, "product", {"a": left, "b": right, **given})
+            operands = {"a": left, "b": right, **given}
+            self.compute(last, "product", operands, attributes=summed)
             if outliers is not None:
-                self.add_outliers(outliers, right, bias)
+                self.add_outliers(outliers, right, bias, summed)
             return
-        operands = {"a": parts, "b": right_parts}
+        scaled = {"a": parts, "b": right_parts}
         attributes: dict[str, Any] = {
             "a": parts["how"] | {"ndim": ndim},
             "b": right_parts["how"] | {"ndim": ndim if b is not None else 2},
         }
-        blocked = any("scale_codes" in scales for scales in operands.values())
+        blocked = any("scale_codes" in scales for scales in scaled.values())
         block = parts["how"].get("block") or right_parts["how"].get("block")
         attributes |= {} if block is None or blocked else {"block": block}
         accumulate = self.model.recipe.accumulate
         attributes |= {} if ACCUMULATORS[accumulate].kind == "exact" else {"accumulate": accumulate}
         inner: dict[str, Reference] = {"a": codes, "b": right}
         outer: dict[str, Reference] = {}
-        for name, scales in operands.items():
+        for name, scales in scaled.items():
             # Beside scales that are codes, all those that vary along K belong to the sum.
             along = blocked and "block" in scales["how"]
             inside = ("zero_point", "scale_codes", *(["scale"] if along else []))
@@ -277,13 +280,19 @@ class RecordingEngine(Engine[Traced]):
         inputs = {"sum": total, **outer, **given}
         self.compute(last, operations[1], inputs, attributes=attributes)
         if outliers is not None:
-            self.add_outliers(outliers, self.dequantized("b", right, right_parts), bias)
+            right = self.dequantized("b", right, right_parts)
+            self.add_outliers(outliers, right, bias, summed)
 
     def add_outliers(
-        self, outliers: Reference, right: Reference, bias: Mapping[str, Reference]
+        self,
+        outliers: Reference,
+        right: Reference,
+        bias: Mapping[str, Reference],
+        summed: Mapping[str, Any],
     ) -> None:
         """Record the product of the outliers, and the sum of both products."""
-        beyond = self.compute("product.outliers", "product", {"a": outliers, "b": right})
+        operands = {"a": outliers, "b": right}
+        beyond = self.compute("product.outliers", "product", operands, attributes=summed)
         both = {"x": Reference(self.name("product.others")), "y": beyond}
         self.compute("product", "add_float32", {**both, **bias})
 

@@ -79,7 +79,7 @@ def apply_recipe(
     model : Model
         A float32 model, left unchanged. A model that is already quantized is accepted
         only with its own recipe; use this to switch golden mode or the accumulation
-        (``accumulate``). Its codes and scales are kept.
+        (``accumulate``, ``accumulate_rest``). Its codes and scales are kept.
     recipe : Recipe, str or Path
         A recipe, the name of one of :data:`bert_numpy.PRESETS`, or a JSON file.
     calibration : Calibration, str or Path, optional
@@ -120,7 +120,8 @@ def apply_recipe(
     if calibration is not None:
         calibration = as_calibration(calibration)
     if isinstance(model, QuantizedModel):
-        if recipe != replace(model.recipe, accumulate=recipe.accumulate):
+        sums = {"accumulate": recipe.accumulate, "accumulate_rest": recipe.accumulate_rest}
+        if recipe != replace(model.recipe, **sums):  # type: ignore[arg-type]
             raise BertNumpyError(
                 f"{model.name}: expected a model in float32 to apply {recipe.name} to, found one "
                 f"that is quantized by {model.recipe.name}"

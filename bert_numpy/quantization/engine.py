@@ -18,9 +18,11 @@ from bert_numpy.model.model import EngineOf
 from bert_numpy.model.packing import Batch, Packing
 from bert_numpy.quantization.counts import Counts, OperandCounts
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
-from bert_numpy.quantization.recipe import Operand, Recipe
+from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 from npfp8 import ACCUMULATORS, BlockFormat, QuantizedTensor, matmul, quantize, quantize_bfloat16
 from npfp8.arrays import Float32Array
+from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.products import matmul_16bit
 
 __all__ = ["QuantizedEngine", "engine_of"]
 
@@ -28,6 +30,9 @@ Operandlike = Float32Array | QuantizedTensor
 
 #: The codes and counts of one input by its operand and scale: several layers may share them.
 Made = dict[tuple[object, ...], tuple[QuantizedTensor, OperandCounts]]
+
+#: The plan of a site whose product is not quantized.
+_NOTHING = SitePlan(SiteRecipe())
 
 
 def engine_of(recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool = False) -> EngineOf:
@@ -75,7 +80,8 @@ class QuantizedEngine(Engine[Float32Array]):
 
     At a site with a plan the operands become codes (weights are codes already). The
     codes are multiplied exactly, accumulated as the recipe demands, and scaled; then the
-    bias is added in float32. If only one operand is quantized, the product is float32.
+    bias is added in float32. If only one operand is quantized, the product is float32, or
+    of bfloat16 numbers if the recipe has an accumulator for the rest.
     Every result is rounded to the recipe's arithmetic, except the head's: the model's
     output stays in float32.
     """
@@ -97,18 +103,20 @@ class QuantizedEngine(Engine[Float32Array]):
         made: Made = {}
         for site in sites:
             plan = self.plans.get(site.name)
-            if plan is None:
+            if plan is None and self.recipe.accumulate_rest is None:
                 yield from self.inner.linears([site], x)
                 continue
             weight, bias = (self.weights[f"{site.name}.{part}"] for part in ("weight", "bias"))
             assert isinstance(bias, np.ndarray)
             transposed = weight.mT if isinstance(weight, QuantizedTensor) else weight.T
-            yield self.planned(site, plan, x, transposed, bias, made)
+            yield self.planned(site, plan or _NOTHING, x, transposed, bias, made)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
         """Multiply two activations, quantized if the site has a plan."""
         plan = self.plans.get(site.name)
-        return self.inner.product(site, a, b) if plan is None else self.planned(site, plan, a, b)
+        if plan is None and self.recipe.accumulate_rest is None:
+            return self.inner.product(site, a, b)
+        return self.planned(site, plan or _NOTHING, a, b)
 
     def planned(
         self,
@@ -133,7 +141,7 @@ class QuantizedEngine(Engine[Float32Array]):
         product = self.codes_product(qa, qb)
         if outliers is not None:
             # Added even to rows without outliers, so that -0 + 0 is the same in every batch.
-            others = rest.matmul(outliers, _float32(qb)) if outliers.any() else None
+            others = self.rest_product(outliers, qb) if outliers.any() else None
             product += np.float32(0) if others is None else others
         if bias is not None:
             product += bias
@@ -180,10 +188,17 @@ class QuantizedEngine(Engine[Float32Array]):
         return quantize(x, operand.fmt, static.scale, zero_point=static.zero_point)
 
     def codes_product(self, a: Operandlike, b: Operandlike) -> Float32Array:
-        """Multiply codes with the recipe's accumulator, or multiply in float32."""
+        """Multiply codes with the recipe's accumulator, and others as :meth:`rest_product`."""
         if isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor):
             return matmul(a, b, self.recipe.accumulate)
-        return self.inner.matmul(_float32(a), _float32(b))
+        return self.rest_product(a, b)
+
+    def rest_product(self, a: Operandlike, b: Operandlike) -> Float32Array:
+        """Multiply dequantized operands: with the recipe's accumulator, or in float32."""
+        x, y = _float32(a), _float32(b)
+        if self.recipe.accumulate_rest is None:
+            return self.inner.matmul(x, y)
+        return matmul_16bit(round_to_bfloat16(x), round_to_bfloat16(y), self.recipe.accumulate_rest)
 
 
 def _apart(a: Float32Array, plan: SitePlan, packing: Packing) -> tuple[Float32Array, Float32Array]:

@@ -25,13 +25,24 @@ from npfp8.formats import FORMATS, as_format
 from npfp8.names import match, suggestion
 from npfp8.products import ACCUMULATORS
 
-__all__ = ["AnyFormat", "Operand", "Recipe", "SiteRecipe", "format_named", "shown"]
+__all__ = [
+    "BFLOAT16_ACCUMULATORS",
+    "AnyFormat",
+    "Operand",
+    "Recipe",
+    "SiteRecipe",
+    "format_named",
+    "shown",
+]
 
 #: A format of codes, whose scales the operand describes, or one that states its scales itself.
 AnyFormat = Format | BlockFormat
 
 #: The largest outlier threshold: it is converted to float32.
 _LARGEST = float(np.finfo(np.float32).max)
+
+#: The accumulators of products that are not of codes.
+BFLOAT16_ACCUMULATORS = tuple(x.name for x in ACCUMULATORS.values() if "bfloat16" in x.floats)
 
 GRANULARITIES = ("tensor", "channel", "token", "block")
 
@@ -377,8 +388,12 @@ class Recipe:
     arithmetic : str
         The precision of everything else: "bfloat16" or "float32".
     accumulate : str
-        The accumulator of the products at a quantized site, a key of
+        The accumulator of the products of codes, a key of
         :data:`npfp8.ACCUMULATORS`; see :func:`npfp8.matmul`.
+    accumulate_rest : str, optional
+        The accumulator of all other products, one that takes bfloat16: their operands are
+        rounded to bfloat16, and multiplied by :func:`npfp8.matmul_16bit`. None multiplies
+        them as they are: exactly in golden mode, otherwise in float32 by a BLAS.
 
     Examples
     --------
@@ -395,6 +410,7 @@ class Recipe:
     overrides: tuple[tuple[str, SiteRecipe], ...] = ()
     arithmetic: str = "bfloat16"
     accumulate: str = "exact"
+    accumulate_rest: str | None = None
 
     def __post_init__(self) -> None:
         require("name", self.name, str, "a str")
@@ -416,6 +432,7 @@ class Recipe:
                     f"recipe {self.name}: {name}: expected {' or '.join(map(repr, choices))}, "
                     f"found {getattr(self, name)!r}"
                 )
+        self._check_rest()
         for kind in ("scores", "context"):
             self._check_attention(kind, kind, getattr(self, kind))
 
@@ -431,7 +448,27 @@ class Recipe:
         notes.append(f"rest {self.arithmetic}")
         if self.accumulate != "exact":
             notes.append(f"accumulate {self.accumulate}")
+        if self.accumulate_rest is not None:
+            notes.append(f"accumulate_rest {self.accumulate_rest}")
         return f"<Recipe {self.name}: {'; '.join(notes)}>"
+
+    def _check_rest(self) -> None:
+        """Refuse an accumulator that does not take bfloat16, or another arithmetic."""
+        if self.accumulate_rest is None:
+            return
+        known = _known(self.accumulate_rest, BFLOAT16_ACCUMULATORS)
+        if known is None:
+            expected = " or ".join(map(repr, BFLOAT16_ACCUMULATORS))
+            raise BertNumpyError(
+                f"recipe {self.name}: accumulate_rest: expected None or {expected}, "
+                f"found {shown(self.accumulate_rest)}"
+            )
+        object.__setattr__(self, "accumulate_rest", known)
+        if self.arithmetic != "bfloat16":
+            raise BertNumpyError(
+                f"recipe {self.name}: accumulate_rest {known!r}: expected the arithmetic "
+                f"'bfloat16' with it, found {self.arithmetic!r}"
+            )
 
     def _check_attention(self, place: str, kind: str, site: SiteRecipe) -> None:
         """Refuse settings that a product of two activations cannot have."""
@@ -527,10 +564,14 @@ class Recipe:
             how = self.site(name)
             if how.a.element is None or how.b.element is None:
                 continue  # no product of codes
+            # Only some take the scales of blocks into their sums: these need the whole format.
+            formats = [x.element if accumulator.block is None else x.fmt for x in (how.a, how.b)]
             try:
-                accumulator.check(how.a.element, how.b.element)
+                accumulator.check(*formats)  # type: ignore[arg-type]  # neither is None
             except ValueError as error:
-                raise BertNumpyError(f"recipe {self.name}: {name}:{error}") from None
+                rest = self.accumulate in BFLOAT16_ACCUMULATORS
+                hint = "; for products that are not of codes, name it in accumulate_rest" * rest
+                raise BertNumpyError(f"recipe {self.name}: {name}:{error}{hint}") from None
             lengths = {x.granularity == "block" and x.block for x in (how.a, how.b) if x.dynamic}
             if len(lengths) > 1 and accumulator.kind not in ("exact", "blas"):
                 raise BertNumpyError(

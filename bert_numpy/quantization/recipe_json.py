@@ -109,8 +109,9 @@ def _plain(value: Any) -> Any:
             return value.name
     if is_dataclass(value):
         found = {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-        # Files of recipes without block formats stay as they were.
-        return {name: x for name, x in found.items() if x is not None or name != "rule"}
+        # Files of recipes without block formats and accumulators for the rest stay as they were.
+        later = ("rule", "accumulate_rest")
+        return {name: x for name, x in found.items() if x is not None or name not in later}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
