@@ -26,8 +26,8 @@ from bert_numpy.kit.block_defects import PLAIN_RULES
 from bert_numpy.kit.block_operations import BLOCK_OPERATIONS
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.checks import check_entry
-from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.defects import DEFECTS
+from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.export import make_kit, read_inputs
 from bert_numpy.kit.manifest import LEVELS, PROFILES, Kit, Reference, Tensor, manifest_of, write_kit
 from bert_numpy.kit.operations import OPERATIONS, RULES
