@@ -60,10 +60,12 @@ class Instruction(NamedTuple):
 
     @property
     def kernel(self) -> str:
+        """The name of its kernel."""
         return f"{self.name}_{self.result}_{self.a}_{self.b}"
 
     @property
     def is_fp8(self) -> bool:
+        """Whether its operands are codes."""
         return self.a in FP8
 
 
@@ -243,7 +245,7 @@ def kernels() -> Callable[[Instruction, np.ndarray, np.ndarray], np.ndarray]:
         module = cupy.RawModule(path=str(binary))
         functions = {how: module.get_function(how.kernel) for how in INSTRUCTIONS}
         for function in functions.values():
-            function.attributes  # loads the module while its file is there
+            _ = function.attributes  # loads the module while its file is there
 
     def run(how: Instruction, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         (m, k), n = a.shape, len(b)

@@ -25,6 +25,7 @@ PEERS = {
     "gfloat": "gfloat",
     "mpmath": "mpmath",
     "distributed": "distributed",
+    "mmasim": "mmasim",
     "compressed_tensors": "compressed_tensors",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
@@ -110,6 +111,11 @@ def mpmath() -> ModuleType:
 @pytest.fixture(scope="session")
 def distributed() -> ModuleType:
     return _peer(PEERS["distributed"])
+
+
+@pytest.fixture(scope="session")
+def mmasim() -> ModuleType:
+    return _peer(PEERS["mmasim"])
 
 
 @pytest.fixture(scope="session")

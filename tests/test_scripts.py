@@ -29,8 +29,8 @@ for script in sys.argv[2:]:
 
 #: Packages that a script may import before it reads its arguments: they are extras, or tools.
 OPTIONAL = {
-    *("compressed_tensors", "hypothesis", "ml_dtypes", "mpmath", "onnx", "onnxruntime"),
-    *("torch", "torchao", "transformers"),
+    *("compressed_tensors", "hypothesis", "ml_dtypes", "mmasim", "mpmath", "onnx"),
+    *("onnxruntime", "torch", "torchao", "transformers"),
 }
 
 

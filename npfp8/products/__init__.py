@@ -263,8 +263,8 @@ def _sums(
         return sequential_sums(x[..., ks], y[..., ks, :], accumulator), False
     if accumulator.is_tensor_core:
         emin = accumulator.operand_emin
-        x, y = terms_of_codes(a, -1, ks, emin), terms_of_codes(b, -2, ks, emin)
-        return tensor_core_sums(x, y, accumulator), a.is_finite and b.is_finite
+        terms_a, terms_b = terms_of_codes(a, -1, ks, emin), terms_of_codes(b, -2, ks, emin)
+        return tensor_core_sums(terms_a, terms_b, accumulator), a.is_finite and b.is_finite
     product = float32_product if accumulator.kind == "blas" else exact_product
     result = product(a, b, ks)
     finite = a.is_finite and b.is_finite

@@ -197,7 +197,9 @@ class Accumulator:
         yield bool(self.formats or self.floats), "formats or floats"
         yield set(self.floats) <= set(FLOATS), f"floats among {', '.join(FLOATS)}"
         blocks = [fmt for fmt in self.formats or () if isinstance(fmt, BlockFormat)]
-        elements = [getattr(fmt, "element", fmt) for fmt in self.formats or ()]
+        elements = [
+            fmt.element if isinstance(fmt, BlockFormat) else fmt for fmt in self.formats or ()
+        ]
         yield all(map(_is_narrow, elements)), "float formats of exponents from -16 to 15"
         if self.block is None:
             yield not blocks, "block, for block formats"
@@ -209,7 +211,7 @@ class Accumulator:
             yield self.block in (None, self.step), "block to be step"
         if self.kind == "groups":
             yield self.group > 0 and self.block is not None, "group of at least 1, and block"
-            yield self.step % self.group == self.block % self.group == 0, "whole groups"
+            yield self.step % self.group == (self.block or 0) % self.group == 0, "whole groups"
             # With 4 bits of each scale, a float64 must hold a group's sum in units of the cut.
             largest = max((fmt.max for fmt in elements), default=1.0)
             bits = math.log2(self.group * largest**2) + 2 + self.fraction_bits

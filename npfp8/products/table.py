@@ -89,6 +89,14 @@ _HOPPER_16BIT = replace(
     precision=24,
 )
 
+_BLACKWELL_16BIT = replace(
+    _HOPPER_16BIT,
+    name="blackwell-16bit",
+    description="accumulation of 16-bit operands in Blackwell's tensor cores",
+    source=_MMASIM,
+    proven=False,
+)
+
 _AMPERE_16BIT = replace(
     _HOPPER_16BIT,
     name="ampere-16bit",
@@ -190,13 +198,8 @@ ACCUMULATORS = {
         _float16(_AMPERE_16BIT, -20),
         _BLACKWELL,
         _float16(_BLACKWELL, -21),
-        replace(
-            _HOPPER_16BIT,
-            name="blackwell-16bit",
-            description="accumulation of 16-bit operands in Blackwell's tensor cores",
-            source=_MMASIM,
-            proven=False,
-        ),
+        _BLACKWELL_16BIT,
+        _float16(_BLACKWELL_16BIT, -21),
         _MXF8F6F4,
         _MXF4,
         replace(

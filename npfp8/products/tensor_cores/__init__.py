@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from npfp8.arrays import Array, Float32Array, chunks
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.tensor_cores.narrow import add_narrow, is_narrow
 from npfp8.products.tensor_cores.rules import RULES
-from npfp8.products.tensor_cores.steps import Products
+from npfp8.products.tensor_cores.steps import Products, Step
 from npfp8.products.tensor_cores.terms import NO_EXPONENT, NO_LOWEST, Terms
 from npfp8.products.tiles import in_order, tiles
 
@@ -36,12 +38,12 @@ def tensor_core_sums(x: Terms, y: Terms, how: Accumulator) -> Float32Array:
     products = Products(x, y)
     narrow = how.kind == "fused" and how.block is None and is_narrow(how)
     narrow &= x.values.dtype == np.float32
-    rule = add_narrow if narrow else RULES[how.kind]
+    rule: Callable[[Any, Step, Accumulator], Array] = add_narrow if narrow else RULES[how.kind]
     out = np.zeros(products.shape, np.float32)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for tile in tiles(out.shape):
             result = out[tile]
-            total = np.zeros(result.shape, np.float32 if narrow else np.float64)
+            total: Array = np.zeros(result.shape, np.float32 if narrow else np.float64)
             for number, ks in enumerate(chunks(products.k, how.step), 1):
                 total = rule(total, products.step(tile, ks), how)
                 if how.steps_to_float32 and number % how.steps_to_float32 == 0:

@@ -85,7 +85,9 @@ def add_dot(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
         sums.append(half.truncated(exponent - how.fraction_bits))
         sums[-1] *= power_of_two(exponent - how.fraction_bits)
     e = np.maximum.reduce(exponents)
-    dot = sums[0] if how.apart == 1 else sum(_floor(part, e - how.fraction_bits) for part in sums)
+    dot = sums[0]
+    if how.apart == 2:
+        dot = np.add(*(_floor(half, e - how.fraction_bits) for half in sums))
     own = _exponent(total, how)
     e = np.maximum(e, own)
     kept = _floor(total, e - how.fraction_bits)

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from npfp8.arrays import Array, Float64Array, blas_product
 from npfp8.products.specials import overlay_specials
-from npfp8.products.tensor_cores.terms import Terms
+from npfp8.products.tensor_cores.terms import NO_EXPONENT, Terms
 from npfp8.products.tiles import outer, part
 
 __all__ = ["Int64Array", "Products", "Step", "exponent_of", "power_of_two"]
@@ -54,12 +54,12 @@ class Products:
     """
 
     def __init__(self, x: Terms, y: Terms) -> None:
-        *values, self.order, self.whole = outer(x.values, y.values)
+        *_, self.order, self.whole = values = outer(x.values, y.values)
         self.k = x.values.shape[-1]
-        self.shape = np.broadcast_shapes(*(side.shape[1:] for side in values))
+        self.shape = np.broadcast_shapes(*(side.shape[1:] for side in values[:2]))
         #: By name, the two operands as (k, ., ., .).
         self.sides: dict[str, tuple[Array, Array]] = {
-            "values": tuple(values),
+            "values": values[:2],
             "exponents": outer(x.exponents, y.exponents)[:2],
             "lowest": outer(x.lowest, y.lowest)[:2],
         }
@@ -130,12 +130,18 @@ class Step:
 
     def largest(self) -> Int64Array:
         """Return the largest exponent of a product; if all are zero, one below all others."""
-        found: Int64Array = self._each("exponents", np.add).max(axis=0).astype(np.int64)
+        exponents = self._each("exponents", np.add)
+        if not len(exponents):  # the odd products of a last step of one
+            return np.full(exponents.shape[1:], 2 * NO_EXPONENT[exponents.dtype], np.int64)
+        found: Int64Array = exponents.max(axis=0).astype(np.int64)
         return found
 
     def loses(self, unit: Int64Array) -> npt.NDArray[np.bool_]:
         """Return where a product is no multiple of ``2^unit``."""
-        return np.asarray(self._each("lowest", np.add).min(axis=0) < unit)
+        lowest = self._each("lowest", np.add)
+        if not len(lowest):
+            return np.zeros(lowest.shape[1:], bool)
+        return np.asarray(lowest.min(axis=0) < unit)
 
     def overflows(self, emax: int) -> Float64Array:
         """Return what products from ``2^(emax + 1)`` on add to the sums, as infinities; else 0."""
@@ -155,16 +161,13 @@ class Step:
         count = np.count_nonzero(loses)
         if not count:
             return total
-        x, y = (part(side, self.ks, self._tile) for side in self._all.sides["values"])
         if count * _FEW > loses.size:
-            products = self.products()
-            total -= self._remainders(products, unit)
-            return np.rint(total, out=total)
+            total -= self._remainders(self.products(), unit)
+            np.rint(total, out=total)
+            return total
+        x, y = (part(side, self.ks, self._tile) for side in self._all.sides["values"])
         where = np.nonzero(loses)
-        x, y = (
-            side[(slice(None), *map(np.minimum, where, np.array(side.shape[1:]) - 1))]
-            for side in (x, y)
-        )
+        x, y = _taken(x, where), _taken(y, where)
         total[where] = np.rint(total[where] - self._remainders(x * y, unit[where]))
         return total
 
@@ -203,6 +206,15 @@ class Step:
 
     def _sorted(self, x: Array) -> Array:
         return np.ascontiguousarray(x.transpose(self._all.order))
+
+
+def _taken(x: Array, where: tuple[npt.NDArray[np.intp], ...]) -> Array:
+    """Return what an operand (k, ., ., .) contributes to some results: (k, results)."""
+    layers, rows, columns = (
+        np.minimum(index, length - 1) for index, length in zip(where, x.shape[1:], strict=True)
+    )
+    taken: Array = x[:, layers, rows, columns]
+    return taken
 
 
 def exponent_of(x: Float64Array) -> Int64Array:

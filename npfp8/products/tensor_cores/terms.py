@@ -98,7 +98,8 @@ def terms_of_codes(x: QuantizedTensor, k_axis: int, ks: slice, emin: int | None)
     assert isinstance(x.fmt, FloatFormat)
     index = (..., ks) if k_axis == -1 else (..., ks, slice(None))
     codes = x.codes[index]
-    terms = Terms(*(lookup(table, codes) for table in _tables(x.fmt, emin)))
+    values, exponents, lowest = _tables(x.fmt, emin)
+    terms = Terms(lookup(values, codes), lookup(exponents, codes), lookup(lowest, codes))
     if not x.is_finite:
         specials = x.code_values(np.float64)[index]
         if not np.isfinite(specials).all():
