@@ -37,7 +37,7 @@ def add_fused(total: Float64Array, step: Step, how: Accumulator) -> Float64Array
         nan = np.isnan(significand)
         largest = np.where(largest < NO_PRODUCT, how.least_exponent, largest + shift)
     unit = np.maximum(largest, _exponent(total, how)) - how.fraction_bits
-    terms = step.truncated(unit if shift is None else unit - shift)
+    terms = step.truncated(unit if shift is None else unit - shift, how.fraction_bits)
     terms += np.trunc(total * power_of_two(-unit))
     terms *= power_of_two(unit)
     if nan is not None:
@@ -82,7 +82,7 @@ def add_dot(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
     exponents = [half.largest() for half in halves]
     sums = []
     for half, exponent in zip(halves, exponents, strict=True):
-        sums.append(half.truncated(exponent - how.fraction_bits))
+        sums.append(half.truncated(exponent - how.fraction_bits, how.fraction_bits))
         sums[-1] *= power_of_two(exponent - how.fraction_bits)
     e = np.maximum.reduce(exponents)
     dot = sums[0]

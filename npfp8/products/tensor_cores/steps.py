@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float64Array, blas_product
+from npfp8.arrays import Array, Float64Array, blas_product, chunks
 from npfp8.products.specials import overlay_specials
 from npfp8.products.tensor_cores.terms import NO_EXPONENT, Terms
 from npfp8.products.tiles import outer, part
@@ -43,6 +43,10 @@ Int64Array = npt.NDArray[np.int64]
 
 #: Where more than one result in so many needs its products one by one, all of the tile do.
 _FEW = 12
+
+#: A product in units of the cut is below 2^(f + 2), and this many such products below 2^31:
+#: 2^(29 - f), one at least.
+_INT32_BITS = 29
 
 #: The powers of two by which products are multiplied are at most this one, and its inverse.
 _LARGEST_POWER = {np.dtype(np.float32): 100, np.dtype(np.float64): 900}
@@ -76,6 +80,8 @@ class Products:
             self.block = x.scales.block
             self.sides["significands"] = outer(x.scales.significands, y.scales.significands)[:2]
             self.sides["scales"] = outer(x.scales.exponents, y.scales.exponents)[:2]
+        #: Whether in the last step that counted, many results had products cut off.
+        self.many_lose = False
         self._kept: dict[np.dtype[Any], Array] = {}
 
     def _matrices(self, x: Array, y: Array) -> tuple[Array, Array]:
@@ -155,15 +161,22 @@ class Step:
         """Return all products (k, ., ., .), to be overwritten."""
         return self._each("values", np.multiply)
 
-    def truncated(self, unit: Int64Array) -> Float64Array:
-        """Cut every product off toward zero to a multiple of ``2^unit``; the sum, in this unit."""
+    def truncated(self, unit: Int64Array, fraction_bits: int) -> Float64Array:
+        """Cut every product off toward zero to a multiple of ``2^unit``; the sum, in this unit.
+
+        ``unit`` is ``fraction_bits`` below the largest exponent, or less far.
+        """
+        fits = fraction_bits <= _INT32_BITS and self._all.sides["values"][0].dtype == np.float32
+        if self._all.many_lose and fits:
+            return self._integers(unit, 1 << (_INT32_BITS - fraction_bits))
         total = self.sums()
         total *= power_of_two(-unit)
         loses = self.loses(unit)
         count = np.count_nonzero(loses)
         if not count:
             return total
-        if count * _FEW > loses.size:
+        self._all.many_lose = count * _FEW > loses.size
+        if self._all.many_lose:
             total -= self._remainders(self.products(), unit)
             np.rint(total, out=total)
             return total
@@ -173,13 +186,20 @@ class Step:
         total[where] = np.rint(total[where] - self._remainders(x * y, unit[where]))
         return total
 
+    def _integers(self, unit: Int64Array, run: int) -> Float64Array:
+        """Return the sums of the products as integers, ``run`` of which int32 can add."""
+        products = _in_units(self.products(), unit)
+        integers = self._all.memory(products.shape, np.dtype(np.int32))
+        np.copyto(integers, products, casting="unsafe")  # cuts off toward zero
+        total = np.zeros(unit.shape)
+        for ks in chunks(len(integers), run):
+            total += np.add.reduce(integers[ks], axis=0, dtype=np.int32)
+        return total
+
     @staticmethod
     def _remainders(products: Array, unit: Int64Array) -> Array:
         """Return the sums of what is cut off, in units; the products are overwritten."""
-        # Where float32 has no such power of two, all products are zero or far below the unit.
-        largest = _LARGEST_POWER[products.dtype]
-        inverse = np.clip(-unit, -largest, largest)
-        products *= power_of_two(inverse).astype(products.dtype, copy=False)
+        products = _in_units(products, unit)
         products -= np.trunc(products)
         return np.add.reduce(products, axis=0)
 
@@ -208,6 +228,15 @@ class Step:
 
     def _sorted(self, x: Array) -> Array:
         return np.ascontiguousarray(x.transpose(self._all.order))
+
+
+def _in_units(products: Array, unit: Int64Array) -> Array:
+    """Divide products, in place, by ``2^unit``."""
+    # Where float32 has no such power of two, all products are zero or far below the unit.
+    largest = _LARGEST_POWER[products.dtype]
+    inverse = np.clip(-unit, -largest, largest)
+    products *= power_of_two(inverse).astype(products.dtype, copy=False)
+    return products
 
 
 def _taken(x: Array, where: tuple[npt.NDArray[np.intp], ...]) -> Array:
