@@ -3,6 +3,7 @@
     python scripts/study_accumulators.py model MODEL --task sst2 --data DIR --out DIR [--limit N]
         [--recipe e4m3] [--modes exact,...] [--workers N | --scheduler ADDRESS]
     python scripts/study_accumulators.py sweep --out DIR
+    python scripts/study_accumulators.py cores --out DIR
 
 `model` evaluates a recipe with each accumulation of `npfp8.matmul` and compares the
 predictions and logits with FP32's and with those of exact sums. The runs are cells of
@@ -15,12 +16,17 @@ beside the error from the quantization of the operands. The numbers are quantize
 a scale of 1, so that float16 does not overflow at once. The overflows with absmax
 scales, which use E4M3's whole range, are counted separately.
 
-Both write DIR/*.json and DIR/*.md; the sweep also writes DIR/accumulators.png (extra: plot).
+`cores` does so for every accumulator of a tensor core that returns float32, in formats that
+it takes, with absmax scales: the share of float32 and of bfloat16 results that are not those of
+exact sums, and the relative error; also of products of the sizes of a linear layer of base size.
+
+All write DIR/*.json and DIR/*.md; the sweep also writes DIR/accumulators.png (extra: plot).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +42,8 @@ from bert_numpy.evaluation.evaluate import compare_with
 from bert_numpy.quantization.presets import PRESETS, preset
 from bert_numpy.study.cells import Result, Subject, calibrate_subject, cells_of, merged
 from bert_numpy.study.cluster import add_cluster_options, connect, run_cells
-from npfp8 import E4M3FN, matmul, quantize
+from npfp8 import ACCUMULATORS, E4M3FN, matmul, matmul_16bit, matmul_float32, quantize
+from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.files import replaced_file
 from npfp8.products import ACCUMULATIONS
 
@@ -53,7 +60,7 @@ CURVES = (
     ("hopper", "hopper", "s-."),
     ("float32", "float32", "v-"),
 )
-INEXACT = tuple(mode for mode in ACCUMULATIONS if mode != "exact")
+INEXACT = ("float32", "hopper", "hopper-fast", "float16", "bfloat16")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -173,6 +180,98 @@ def swept(k: int, magnitudes: bool) -> dict[str, Any]:
     }
 
 
+# Tensor cores
+
+
+#: By accumulator: the format of both operands, or "bfloat16".
+CORES = {
+    "ada": "E4M3FN",
+    "hopper": "E4M3FN",
+    "hopper-fast": "E4M3FN",
+    "hopper-mma-sync": "E4M3FN",
+    "blackwell": "E4M3FN",
+    "cdna3": "E4M3FNUZ",
+    "blackwell-mxf8f6f4": "MXFP8_E4M3",
+    "blackwell-mxf4": "MXFP4",
+    "blackwell-mxf4nvf4": "NVFP4",
+    "ampere-16bit": "bfloat16",
+    "hopper-16bit": "bfloat16",
+    "blackwell-16bit": "bfloat16",
+    "cdna3-16bit": "bfloat16",
+}
+
+#: The sizes (M, K, N) of products: by K, and the linear layers of BERT base on 128 tokens.
+BASE = ((128, 768, 768), (128, 768, 3072), (128, 3072, 768))
+PRODUCTS = (*((64, k, 64) for k in SIZES), *BASE)
+
+
+def against_exact(name: str, size: tuple[int, int, int]) -> dict[str, Any]:
+    """Compare an accumulator's products of normal numbers with exact sums."""
+    m, k, n = size
+    rng = np.random.default_rng([m, k, n])
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    y = rng.standard_normal((k, n)).astype(np.float32)
+    if CORES[name] == "bfloat16":
+        x, y = round_to_bfloat16(x), round_to_bfloat16(y)
+        found, exact = matmul_16bit(x, y, name), matmul_float32(x, y)
+    else:
+        a, b = quantize(x, CORES[name]), quantize(y, CORES[name], axis=0)
+        if ACCUMULATORS[name].block is None:
+            b = quantize(y, CORES[name])
+        found, exact = matmul(a, b, name), matmul(a, b)
+    narrow = [round_to_bfloat16(z) for z in (found, exact)]
+    return {
+        "accumulator": name,
+        "operands": CORES[name],
+        "size": list(size),
+        "float32_differs": float(np.mean(found != exact)),
+        "bfloat16_differs": float(np.mean(narrow[0] != narrow[1])),
+        "relative_error": relative(found, exact.astype(np.float64)),
+    }
+
+
+def study_cores(arguments: argparse.Namespace) -> None:
+    rows = [against_exact(name, size) for name in CORES for size in PRODUCTS]
+    parts = []
+    for key, title, form in (
+        ("bfloat16_differs", "bfloat16 results that differ from those of exact sums", "{:.2%}"),
+        ("float32_differs", "float32 results that differ from exact sums", "{:.1%}"),
+        ("relative_error", "error of float32 results, over exact sums", "{:.1e}"),
+    ):
+        header = ["accumulator", "operands", *(_size(size) for size in PRODUCTS)]
+        lines = [
+            [name, fmt, *(form.format(row[key]) for row in rows if row["accumulator"] == name)]
+            for name, fmt in CORES.items()
+        ]
+        parts.append(f"{title}:\n\n{table(header, lines)}")
+    write(arguments.out, "cores", rows, "\n".join(parts))
+    draw_cores(rows, arguments.out / "tensor-core-results.png")
+
+
+def _size(size: tuple[int, int, int]) -> str:
+    return "x".join(map(str, size)) if size in BASE else f"{size[1]:,}"
+
+
+def draw_cores(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the share of bfloat16 results that each accumulator changes, by K."""
+    figure, panel = subplots(figsize=(WIDTH, 3.6))
+    styles = itertools.cycle(("o-", "s--", "v-.", "D:", "x-", "P--", "^-."))
+    for name, style in zip(CORES, styles, strict=False):
+        chosen = [row for row in rows if row["accumulator"] == name and row["size"][0] == 64]
+        shares = [100 * row["bfloat16_differs"] for row in chosen]
+        label = f"{name} ({CORES[name]})"
+        ks = [row["size"][1] for row in chosen]
+        panel.plot(ks, shares, style, markersize=4, linewidth=1.2, label=label)
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("symlog", linthresh=0.01)
+    panel.set_xlabel("K, the number of products in a sum", fontsize=9)
+    panel.set_ylabel("bfloat16 results that differ, %", fontsize=9)
+    panel.grid(alpha=0.3)
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=7)
+    save_figure(figure, path)
+
+
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the error of each accumulation by K, and the error that quantization makes."""
     figure, panels = subplots(nrows=2, sharex=True, sharey=True, figsize=(WIDTH, 6.2))
@@ -233,12 +332,18 @@ def main() -> None:
     model.add_argument("--task", required=True)
     model.add_argument("--data", required=True)
     model.add_argument("--recipe", default="e4m3")
-    model.add_argument("--modes", default=",".join(ACCUMULATIONS))
+    model.add_argument(
+        "--modes",
+        default=",".join(("exact", *INEXACT)),
+        help="accumulators that take the formats of the recipe",
+    )
     model.add_argument("--limit", type=int)
     add_cluster_options(model)
     sweep = commands.add_parser("sweep")
     sweep.set_defaults(run=study_k)
-    for command in (model, sweep):
+    cores = commands.add_parser("cores")
+    cores.set_defaults(run=study_cores)
+    for command in (model, sweep, cores):
         command.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.run(arguments)

@@ -26,8 +26,8 @@ from bert_numpy.kit.block_defects import PLAIN_RULES
 from bert_numpy.kit.block_operations import BLOCK_OPERATIONS
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.checks import check_entry
-from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.defects import DEFECTS
+from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.export import make_kit, read_inputs
 from bert_numpy.kit.manifest import LEVELS, PROFILES, Kit, Reference, Tensor, manifest_of, write_kit
 from bert_numpy.kit.operations import OPERATIONS, RULES
@@ -67,8 +67,8 @@ def test_every_tensor_is_its_operation_of_its_inputs(kit):
 
 def test_embedded_kit_is_small_and_exported_again_the_same(tmp_path, capsys):
     files = [path.read_bytes() for path in EMBEDDED.iterdir()]
-    assert sum(map(len, files)) <= 2_600_000
-    assert sum(len(zlib.compress(data, 9)) for data in files) <= 1_300_000  # in the wheel
+    assert sum(map(len, files)) <= 2_700_000
+    assert sum(len(zlib.compress(data, 9)) for data in files) <= 1_350_000  # in the wheel
     for name in ("a", "b"):
         command = ["golden", "export", "bert-tiny-sst2", str(tmp_path / name)]
         assert main([*command, "--recipe", "e4m3", "--inputs", str(INPUTS)]) == 0
@@ -182,6 +182,10 @@ _NOT_IN_THE_MODEL = {
     "E5M2FNUZ instead of E5M2",
     "E4M3FN instead of E4M3FNUZ",
     "E5M2 instead of E5M2FNUZ",
+    # Here the sums are exact, of one scale per tensor, and no format is CDNA3's.
+    "exact sums, rounded once",
+    "exact sums of blocks of K, added in float32",
+    "accumulation in CDNA3's matrix cores",
     "multiplication by the reciprocal of the scale",
     "zero point left out",
     "softmax without taking the largest element off",

@@ -23,8 +23,8 @@ from bert_numpy.kit.block_operations import block_format
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.checks import check_entry
-from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.defects import DEFECTS
+from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.manifest import LEVELS, Kit, manifest_of, write_kit
 from npfp8 import BLOCK_FORMATS, POWER_RULES, RATIO_RULES, BlockFormat, quantize

@@ -426,7 +426,7 @@ _FORMS = {
         {"a": "numbers", "b": "numbers"},
         _product,
         optional=_BIAS,
-        options={"accumulate": _one_of("exact", *BFLOAT16_ACCUMULATORS)},
+        options={"accumulate": _one_of(*BFLOAT16_ACCUMULATORS)},
     ),
     "dequantize": _Form(
         {"x": "codes of x"},

@@ -21,6 +21,7 @@ from bert_numpy.kit.block_operations import block_operand
 from bert_numpy.kit.manifest import Kit, apply_view
 from bert_numpy.kit.operations import OPERATIONS
 from npfp8.arrays import Array, Float64Array, blas_product
+from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FORMATS, FloatFormat, IntFormat
 from npfp8.scaling import spread
 
@@ -157,7 +158,11 @@ def _computed_interval(
 def _sum_interval(
     operation: str, inputs: Mapping[str, Array], attributes: Mapping[str, Any]
 ) -> tuple[Array, Array] | None:
-    exact = OPERATIONS[operation](inputs, {**attributes, "accumulate": "exact"})
+    if operation == "product" and "accumulate" in attributes:  # it is of bfloat16 numbers
+        rounded = {name: round_to_bfloat16(inputs[name]) for name in ("a", "b")}
+        return _sum_interval(operation, {**inputs, **rounded}, {})
+    exactly = {} if operation == "product" else {"accumulate": "exact"}
+    exact = OPERATIONS[operation](inputs, {**attributes, **exactly})
     block = attributes.get("block")
     if operation == "product":
         a, b = (np.abs(inputs[name].astype(np.float64)) for name in ("a", "b"))
