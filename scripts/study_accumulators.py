@@ -264,6 +264,7 @@ def draw_cores(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.plot(ks, shares, style, markersize=4, linewidth=1.2, label=label)
     panel.set_xscale("log", base=2)
     panel.set_yscale("symlog", linthresh=0.01)
+    panel.set_ylim(-0.002, 100)
     panel.set_xlabel("K, the number of products in a sum", fontsize=9)
     panel.set_ylabel("bfloat16 results that differ, %", fontsize=9)
     panel.grid(alpha=0.3)
