@@ -101,7 +101,7 @@ class Products:
     def memory(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array that lives until the next one of its dtype is asked for."""
         size = math.prod(shape)
-        if self._kept.get(dtype, np.empty(0)).size < size:
+        if dtype not in self._kept or self._kept[dtype].size < size:
             self._kept[dtype] = np.empty(size, dtype)
         return self._kept[dtype][:size].reshape(shape)
 
