@@ -44,17 +44,14 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from npfp8 import E4M3FN, E5M2, FloatFormat, QuantizedTensor, matmul, quantize
+from npfp8 import E4M3FN, E5M2, QuantizedTensor, matmul
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.files import replaced_file
+from npfp8.product_inputs import KINDS, draw_codes, draw_operands
 
 FORMATS = {"E4M3FN": E4M3FN, "E5M2": E5M2}
 PAIRS = tuple(itertools.product(FORMATS, repeat=2))
 MODES = ("hopper", "hopper-fast")
-KINDS = (
-    *("normal", "uniform", "narrow", "growing", "largest"),
-    *("cancelling", "subnormal", "edge", "sparse", "special"),
-)
 SHAPES = ((64, 64), (16, 256), (256, 16), (128, 32), (32, 128))
 
 #: Every multiple of 16 up to 768, then 52 more.
@@ -76,61 +73,15 @@ class Case(NamedTuple):
 
     def operands(self) -> tuple[QuantizedTensor, QuantizedTensor]:
         """Make operands (M, K) and (N, K); the second is transposed, as for the GPU."""
-        rng = np.random.default_rng([self.seed, self.k, KINDS.index(self.kind)])
+        rng = np.random.default_rng([self.seed, self.k, [*KINDS].index(self.kind)])
         m, n = SHAPES[rng.integers(len(SHAPES))]
         fmt_a, fmt_b = FORMATS[self.fmt_a], FORMATS[self.fmt_b]
-        a = codes_of(self.kind, fmt_a, (m, self.k), rng)
-        b = codes_of(self.kind, fmt_b, (n, self.k), rng)
-        if self.kind == "cancelling":
-            half = self.k // 2
-            order = rng.permutation(half)
-            a[:, half : 2 * half] = a[:, order]
-            b[:, half : 2 * half] = b[:, order] ^ 0x80
-            b[:, rng.integers(self.k)] ^= 1
-            b[~fmt_b.is_finite[b]] = 1
-        return QuantizedTensor(a, 1.0, fmt_a), QuantizedTensor(b, 1.0, fmt_b)
-
-
-def codes_of(kind: str, fmt: FloatFormat, shape: tuple[int, int], rng: Any) -> np.ndarray:
-    """Draw codes of one kind of data."""
-    mantissas, top = 1 << fmt.mantissa_bits, fmt.max_code >> fmt.mantissa_bits
-    one, k = fmt.bias << fmt.mantissa_bits, shape[1]
-    signs = rng.integers(0, 2, shape, np.uint8) << 7
-
-    def below(limit: int) -> np.ndarray:
-        return rng.integers(0, limit, shape, np.uint8)
-
-    def often(probability: float) -> np.ndarray:
-        return rng.random(shape) < probability
-
-    any_code = below(fmt.max_code + 1) | signs
-    if kind == "normal":
-        codes = quantize(rng.standard_normal(shape), fmt).codes
-    elif kind == "narrow":  # magnitudes in [1, 2)
-        codes = one + below(mantissas) | signs
-    elif kind == "growing":  # all positive: the accumulator outgrows the products
-        codes = one + below(3 * mantissas)
-    elif kind == "largest":
-        codes = fmt.max_code - below(2) | signs
-    elif kind == "subnormal":
-        codes = np.where(often(0.01), below(one), below(mantissas + 2) | signs)
-    elif kind == "edge":  # few large codes, and many whose products are cut off or nearly so
-        exponents = np.where(often(1 / 24), top, np.maximum(top - 3 - below(7), 0))
-        codes = np.minimum(exponents * mantissas + below(mantissas), fmt.max_code) | signs
-    elif kind == "sparse":
-        codes = np.where(often(0.9), signs, any_code)
-    elif kind == "special":  # an infinity in one row of three, a NaN in one of six
-        infinity = any_code if fmt.infinity_code is None else fmt.infinity_code | signs
-        codes = np.where(often(0.4 / k), infinity, any_code)
-        codes = np.where(often(0.2 / k), fmt.nan_code | signs, codes)
-    else:
-        codes = any_code
-    return codes.astype(np.uint8)
+        return draw_operands(self.kind, (fmt_a, fmt_b), (m, self.k, n), rng)
 
 
 def normal(rng: Any, shape: tuple[int, int]) -> QuantizedTensor:
     """Draw normally distributed numbers as E4M3FN with scale 1."""
-    return QuantizedTensor(codes_of("normal", E4M3FN, shape, rng), 1.0, E4M3FN)
+    return QuantizedTensor(draw_codes("normal", E4M3FN, shape, rng), 1.0, E4M3FN)
 
 
 def expected(case: Case) -> tuple[Case, QuantizedTensor, QuantizedTensor, list[np.ndarray]]:
@@ -539,7 +490,7 @@ def compare_mma_sync(mma: Product, wgmma: Product) -> list[str]:
         total = from_wgmma = from_rule = 0
         for kind, k in itertools.product(("uniform", "normal", "edge", "sparse"), (32, 64, 192)):
             a, b = (
-                QuantizedTensor(codes_of(kind, fmt, (64, k), rng), 1.0, fmt)
+                QuantizedTensor(draw_codes(kind, fmt, (64, k), rng), 1.0, fmt)
                 for fmt in map(FORMATS.__getitem__, pair)
             )
             found = mma(a, b, "hopper-fast")

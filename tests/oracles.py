@@ -163,6 +163,8 @@ def fused_sums(
 ) -> npt.NDArray[np.float32]:
     """The product of codes (M, K) and (K, N) in an accumulator that cuts off, finite codes only.
 
+    The sum is cut off to as many bits as the terms.
+
     The rule product by product, in 64-bit integers. The accumulator is
     ``total * 2^unit``.
     """

@@ -322,7 +322,12 @@ def test_a_layout_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 # An accumulator: one Accumulator
 
 COARSE = replace(
-    ACCUMULATORS["hopper-fast"], name="coarse", step=8, fraction_bits=7, steps_to_float32=2
+    ACCUMULATORS["hopper-fast"],
+    name="coarse",
+    step=8,
+    fraction_bits=7,
+    precision=8,
+    steps_to_float32=2,
 )
 
 

@@ -27,6 +27,8 @@ from npfp8 import (
     E5M2FNUZ,
     E8M0FNU,
     INT8,
+    MXFP4,
+    NVFP4,
     UINT8,
     Accumulator,
     FloatFormat,
@@ -341,7 +343,7 @@ HOPPER_FAST = npfp8.ACCUMULATORS["hopper-fast"]
 
 #: step, fraction_bits, steps_to_float32: other hardware's, toys, and the most that is taken.
 FUSED = [(16, 13, None), (32, 13, None), (32, 13, 4), (4, 5, 1), (1, 2, None), (7, 10, 3)]
-FUSED += [(1, 21, None), (127, 15, 2), (2000, 11, None)]
+FUSED += [(1, 21, None), (127, 15, 2), (1000, 11, None)]
 
 
 @pytest.mark.parametrize(("step", "fraction_bits", "steps"), FUSED)
@@ -354,6 +356,7 @@ def test_a_record_of_ones_own_is_all_that_a_fused_accumulator_needs(
         name="mine",
         step=step,
         fraction_bits=fraction_bits,
+        precision=fraction_bits + 1,
         steps_to_float32=steps,
     )
     rng = np.random.default_rng(step)
@@ -407,20 +410,36 @@ def test_a_sequential_accumulator_of_ones_own() -> None:
     [
         (
             {"kind": "mystery"},
-            "kind: expected one of exact, blocks, blas, fused, sequential",
+            "kind: expected one of exact, blocks, blas, sequential, fused, groups, dot",
         ),
-        ({"step": 0}, "expected step of at least 1, found"),
-        ({"fraction_bits": 0}, "expected fraction_bits of at least 1, found"),
-        ({"fraction_bits": -2}, "expected fraction_bits of at least 1, found"),
-        ({"fraction_bits": 17}, r"expected \(2 step \+ 1\) 2\^\(fraction_bits \+ 1\) of at most"),
-        ({"step": 512}, r"expected \(2 step \+ 1\) 2\^\(fraction_bits \+ 1\) of at most"),
+        ({"step": 0}, "expected step of 1 to 1024, found"),
+        ({"step": 1025}, "expected step of 1 to 1024, found"),
+        ({"fraction_bits": 0}, "expected fraction_bits of 1 to 35, found"),
+        ({"fraction_bits": -2}, "expected fraction_bits of 1 to 35, found"),
+        ({"fraction_bits": 36}, "expected fraction_bits of 1 to 35, found"),
+        ({"step": 65, "fraction_bits": 35}, r"fraction_bits \+ 2 log2\(step\) of at most 47"),
+        ({"precision": 0}, "expected precision of 1 to 24, found"),
+        ({"precision": 25}, "expected precision of 1 to 24, found"),
+        ({"least_exponent": -125}, "expected least_exponent of -200 to emin, found"),
+        ({"order": (1, 0)}, "expected order to be a permutation of the k of whole steps, found"),
+        ({"order": (1,) * 32}, "expected order to be a permutation of the k of whole steps, found"),
+        ({"formats": (), "floats": ()}, "expected formats or floats, found"),
+        ({"floats": ("float32",)}, "floats: expected one of 'float16', 'bfloat16', found"),
+        ({"formats": (MXFP4,)}, "expected block, for block formats, found"),
+        ({"block": 32}, "expected block formats with blocks of 32, found"),
+        ({"block": 32, "formats": (MXFP4, NVFP4)}, "expected block formats with blocks of 32"),
+        ({"block": 16, "formats": (NVFP4,)}, "expected block to be step, found"),
+        ({"kind": "groups"}, "expected group of at least 1, and block, found"),
+        ({"kind": "dot"}, "expected sum_bits of fraction_bits to 40, found"),
+        ({"kind": "dot", "sum_bits": 41}, "expected sum_bits of fraction_bits to 40, found"),
+        ({"kind": "dot", "sum_bits": 31, "apart": 3}, "expected apart of 1 or 2, found"),
         ({"steps_to_float32": 0}, "expected steps_to_float32 of at least 1, or None, found"),
-        ({"formats": None}, "expected float formats of exponents from -16 to 15, found"),
+        ({"formats": None}, "expected formats or floats, found"),
         ({"formats": (INT8,)}, "expected float formats of exponents from -16 to 15, found"),
         ({"formats": (E4M3FN, E8M0FNU)}, "expected float formats of exponents"),
         ({"kind": "sequential", "precision": 7}, "expected precision of 8 to 24, found"),
         ({"kind": "sequential", "precision": 25}, "expected precision of 8 to 24, found"),
-        ({"kind": "sequential", "precision": 8}, "expected -126 <= emin < emax <= 127, found"),
+        ({"kind": "sequential", "emin": 127}, "expected -126 <= emin < emax <= 127, found"),
     ],
 )
 def test_accumulators_whose_sums_could_not_be_exact(changes: dict[str, Any], expected: str) -> None:
@@ -431,14 +450,17 @@ def test_accumulators_whose_sums_could_not_be_exact(changes: dict[str, Any], exp
 def test_what_an_accumulator_takes() -> None:
     for accumulator in npfp8.ACCUMULATORS.values():
         takes_all = accumulator.formats is None
-        assert takes_all == accumulator.scales_along_k == (accumulator.nan_bits == 0x7FC00000)
-        accumulator.check(E4M3FN, E5M2)
+        assert takes_all == (accumulator.nan_bits == 0x7FC00000) != accumulator.is_tensor_core
+        assert accumulator.scales_along_k == (takes_all or accumulator.block is not None)
+        for fmt in accumulator.formats or ():
+            accumulator.check(fmt, accumulator.formats[-1])
         if takes_all:
+            accumulator.check(E4M3FN, E5M2)
             accumulator.check(INT8, UINT8, block=2)
     with pytest.raises(ValueError, match=r"^b: accumulate 'hopper': expected E4M3FN or E5M2"):
         npfp8.ACCUMULATORS["hopper"].check(E5M2, INT8)
-    wide = [x.name for x in npfp8.ACCUMULATORS.values() if not x.narrow]
-    assert wide == ["exact", "float32", "block-sums"]
+    narrow = [x.name for x in npfp8.ACCUMULATORS.values() if x.narrow]
+    assert [x for x in narrow if not x.endswith("float16")] == ["hopper", "hopper-fast", "ada"]
     assert [x.name for x in npfp8.ACCUMULATORS.values() if not x.reproducible] == ["float32"]
     assert tuple(npfp8.ACCUMULATORS) == npfp8.ACCUMULATIONS
     assert all(name == x.name for name, x in npfp8.ACCUMULATORS.items())

@@ -1027,7 +1027,7 @@ def test_float32_accumulation_is_float32(blas: str) -> None:
 )
 def test_unknown_accumulation(name: str, nearest: str | None) -> None:
     a = tensor_of(E4M3FN, [[1.0]])
-    modes = "'exact', 'float32', 'hopper', 'hopper-fast', 'float16', 'bfloat16', 'block-sums'"
+    modes = ", ".join(map(repr, npfp8.ACCUMULATIONS))
     end = "" if nearest is None else f"; did you mean {nearest!r}?"
     expected = f"accumulate: expected one of {modes}, found {name!r}{end}"
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):

@@ -178,6 +178,7 @@ def valid(
         "npfp8.quantize_bfloat16": {"x": x, "scale": 1.0, **kinds},
         "npfp8.matmul": {"a": q, "b": q},
         "npfp8.matmul_float32": {"a": x, "b": x},
+        "npfp8.matmul_16bit": {"a": x, "b": x, "accumulate": "hopper-16bit"},
         "npfp8.exact_k_limit": {"fmt_a": "INT8", "fmt_b": "INT8"},
         "npfp8.QuantizedTensor": {"codes": codes, "scale": 1.0, "fmt": "UINT8"},
         "npfp8.QuantizedTensor.lost": {"self": q, "x": x},
@@ -560,8 +561,8 @@ def test_reprs_say_what_a_thing_is(model: Any) -> None:
     assert repr(q) == "<QuantizedTensor (4, 6) UINT8, scale 0.5, zero point 3>"
     assert repr(npfp8.E5M2) == "<FloatFormat E5M2: 1+5+2 bits, bias 15, max 57344>"
     assert repr(npfp8.ACCUMULATORS["hopper"]) == (
-        "<Accumulator hopper: fused, step 32, fraction_bits 13, steps_to_float32 4, "
-        "E4M3FN E5M2 only>"
+        "<Accumulator hopper: fused, step 32, fraction_bits 13, precision 14, "
+        "steps_to_float32 4, E4M3FN E5M2 only>"
     )
     assert repr(replace(PRESETS["e4m3"], accumulate="hopper").skipping("pooler.dense")) == (
         "<Recipe e4m3: linear E4M3FN x E4M3FN, scores E4M3FN x E4M3FN, "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from npfp8.arguments import wrong_type
+from npfp8.arguments import array_of, wrong_type
 from npfp8.arrays import Array, Float32Array, chunks
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.blocks import block_scaled_product
@@ -25,6 +25,7 @@ from npfp8.products.table import (
     as_accumulator,
 )
 from npfp8.products.tensor_cores import tensor_core_sums
+from npfp8.products.tensor_cores.rules import RULES
 from npfp8.products.tensor_cores.terms import terms_of_codes, terms_of_floats
 from npfp8.tensor import QuantizedTensor
 
@@ -72,9 +73,13 @@ def matmul(
           on the BLAS, its threads and its blocking. Of block-scaled operands the elements
           are multiplied, ``code value * block scale`` in float32.
         - "hopper-fast", "hopper": the sum of the tensor cores of an H100 or H200, to
-          the last bit, with and without fast accumulation
-          (:mod:`npfp8.products.fused`, ``docs/hopper.md``). For E4M3FN and E5M2
-          with scales that do not vary along K.
+          the last bit, with and without fast accumulation (``docs/hopper.md``). For E4M3FN
+          and E5M2 with scales that do not vary along K.
+        - "ada", "blackwell", "cdna3" and the others of tensor cores: their sums, to the last
+          bit, for the formats that they take (:mod:`npfp8.products.tensor_cores`,
+          ``docs/tensor-cores.md``). Those of MX and NVFP4 ("blackwell-mxf8f6f4" and others)
+          take operands in blocks along K alone; the blocks' scales are part of the sum.
+          Those of 16-bit operands are for :func:`matmul_16bit`.
         - "float16", "bfloat16": the sum is rounded to that type after every product,
           from the first to the last of K, as in too narrow an accumulator. With blocks
           along K, each block has a sum of its own.
@@ -88,9 +93,9 @@ def matmul(
     Returns
     -------
     ndarray of float32, shape (..., M, N)
-        A NaN is the canonical 0x7FC00000, in the Hopper modes 0x7FFFFFFF, as on
-        the GPU; infinities of E5M2 propagate as in IEEE 754; a sum that is
-        exactly zero is +0.
+        A NaN is the canonical 0x7FC00000, in a tensor core's sums 0x7FFFFFFF (0x7FFFE000
+        where they are float16), as on the GPU; infinities of E5M2 propagate as in IEEE 754; a
+        sum that is exactly zero is +0.
 
     Raises
     ------
@@ -100,8 +105,8 @@ def matmul(
     ValueError
         If the shapes do not fit, K exceeds :func:`exact_k_limit` where the sum
         is exact, a scale varies along K without blocks, blocks are not as the accumulator
-        needs them, its name is unknown, or a Hopper mode is used for formats or scales that
-        these tensor cores do not support.
+        needs them, its name is unknown, or a tensor core's is used for formats or scales that
+        it does not support.
 
     Examples
     --------
@@ -153,6 +158,9 @@ def matmul(
     return total
 
 
+#: Sums of codes do not overflow from this exponent on; infinities of two signs would make NaN.
+_FLOAT32_EMAX = 127
+
 QuantizedTensor._product = staticmethod(matmul)
 
 
@@ -160,6 +168,11 @@ def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
     for name, operand in (("a", a), ("b", b)):
         if not isinstance(operand, QuantizedTensor):
             raise wrong_type(name, "a QuantizedTensor", operand)
+    _check_shapes(a, b)
+
+
+def _check_shapes(a: QuantizedTensor | Array, b: QuantizedTensor | Array) -> None:
+    for name, operand in (("a", a), ("b", b)):
         if operand.ndim < 2:
             raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
     if a.shape[-1] != b.shape[-2]:
@@ -197,6 +210,14 @@ def _block_scaled_in_a_tensor_core(
                 f"{name}: accumulate {accumulator.name!r}: expected blocks along K, "
                 f"found blocks along axis {x.axis} of {x.ndim}"
             )
+    assert a.block_format is not None
+    assert b.block_format is not None
+    scale_a, scale_b = a.block_format.scale_format, b.block_format.scale_format
+    if scale_a != scale_b:
+        raise ValueError(
+            f"b: accumulate {accumulator.name!r}: expected scales in {scale_a}, which a has, "
+            f"found {scale_b}"
+        )
     result, _ = _sums(a, b, slice(None), accumulator)
     result += np.float32(0)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -206,7 +227,7 @@ def _block_scaled_in_a_tensor_core(
 
 
 def matmul_16bit(a: Array, b: Array, accumulate: str | Accumulator) -> Float32Array:
-    """Multiply matrices of 16-bit floats as a tensor core does.
+    """Multiply matrices of float16 or bfloat16 numbers as a tensor core does.
 
     Parameters
     ----------
@@ -214,14 +235,49 @@ def matmul_16bit(a: Array, b: Array, accumulate: str | Accumulator) -> Float32Ar
     b : ndarray of the same dtype, (..., K, N)
         The leading axes broadcast.
     accumulate : str or Accumulator
-        One that takes 16-bit floats.
+        A key of :data:`npfp8.ACCUMULATORS`, or a record of your own, that takes these numbers.
 
     Returns
     -------
     ndarray of float32, (..., M, N)
+        Of float16 values, if the accumulator's name ends in "float16". A NaN has the bits of
+        the accumulator; a zero is +0.
+
+    Raises
+    ------
+    TypeError
+        If an operand is neither float16 nor float32, or the two differ.
+    ValueError
+        If the shapes do not fit, a float32 is no bfloat16 value, or the accumulator does not
+        take such operands.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import matmul_16bit
+    >>> x = np.float16([[1024, 1, 2**-14, 2**-14]])
+    >>> [float(matmul_16bit(x, np.ones_like(x).T, f"{core}-16bit")[0, 0])
+    ...  for core in ("ampere", "hopper")]
+    [1025.0, 1025.0001220703125]
     """
     accumulator = as_accumulator(accumulate)
-    emin = {np.dtype(np.float16): -14, np.dtype(np.float32): -126}[a.dtype]
+    a = array_of("a", a, np.float16, np.float32)
+    b = array_of("b", b, np.float16, np.float32)
+    if a.dtype != b.dtype:
+        raise TypeError(f"b: expected {a.dtype}, which a is, found {b.dtype}")
+    _check_shapes(a, b)
+    half = a.dtype == np.float16
+    name = "float16" if half else "bfloat16"
+    if name not in accumulator.floats:
+        known = ", ".join(repr(x.name) for x in ACCUMULATORS.values() if name in x.floats)
+        raise ValueError(
+            f"accumulate: expected one of {known} for {name} operands, found {accumulator.name!r}"
+        )
+    for argument, x in () if half else (("a", a), ("b", b)):
+        others = (x.view(np.uint32) & 0xFFFF != 0) & ~np.isnan(x)
+        if others.any():
+            raise ValueError(f"{argument}: expected bfloat16 values, found {x[others][0]!s}")
+    emin = -14 if half else -126
     result = tensor_core_sums(terms_of_floats(a, emin), terms_of_floats(b, emin), accumulator)
     result += np.float32(0)
     result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
@@ -261,10 +317,11 @@ def _sums(
     if accumulator.kind == "sequential":
         x, y = a.code_values(np.float64), b.code_values(np.float64)
         return sequential_sums(x[..., ks], y[..., ks, :], accumulator), False
-    if accumulator.is_tensor_core:
+    if accumulator.kind in RULES:
         emin = accumulator.operand_emin
         terms_a, terms_b = terms_of_codes(a, -1, ks, emin), terms_of_codes(b, -2, ks, emin)
-        return tensor_core_sums(terms_a, terms_b, accumulator), a.is_finite and b.is_finite
+        finite = a.is_finite and b.is_finite and accumulator.emax == _FLOAT32_EMAX
+        return tensor_core_sums(terms_a, terms_b, accumulator), finite
     product = float32_product if accumulator.kind == "blas" else exact_product
     result = product(a, b, ks)
     finite = a.is_finite and b.is_finite

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 
-from npfp8.arguments import flag, integer, require, wrong_type
+from npfp8.arguments import choice, flag, integer, require, require_iterable, wrong_type
 from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat, as_block_format
 from npfp8.formats import FloatFormat, Format, as_format
 from npfp8.names import match
@@ -75,7 +75,7 @@ class Accumulator:
         are cut off.
     precision, emin, emax : int
         Sequential and tensor cores: the bits, with the leading one, of the type to which the
-        sum is rounded, and its exponents.
+        sum is rounded, and its exponents; if not given, float32's.
     nearest : bool
         Tensor cores: whether the sum is rounded to nearest, ties to even, and not toward zero.
     least_exponent : int
@@ -131,11 +131,11 @@ class Accumulator:
     nan_bits: int = 0x7FC00000
     step: int = 0
     fraction_bits: int = 0
-    precision: int = 0
-    emin: int = 0
-    emax: int = 0
+    precision: int = 24
+    emin: int = -126
+    emax: int = 127
     nearest: bool = False
-    least_exponent: int = 0
+    least_exponent: int = -126
     steps_to_float32: int | None = None
     order: tuple[int, ...] = ()
     operand_emin: int | None = None
@@ -157,7 +157,12 @@ class Accumulator:
         for name in ("steps_to_float32", "operand_emin", "block"):
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name))
+        require_iterable("order", self.order, "a tuple of integers")
         object.__setattr__(self, "order", tuple(integer("order", k) for k in self.order))
+        require_iterable("floats", self.floats, "a tuple of names")
+        object.__setattr__(
+            self, "floats", tuple(choice("floats", name, FLOATS) for name in self.floats)
+        )
         if self.formats is not None:
             if not isinstance(self.formats, tuple | list):
                 raise wrong_type("formats", "a tuple of formats or None", self.formats)
@@ -175,19 +180,26 @@ class Accumulator:
         if self.kind in _TENSOR_CORES:
             names = ["step", "fraction_bits", "precision"]
             names += [name for name in _RARELY if getattr(self, name) != _DEFAULTS[name]]
-        numbers = "".join(f", {name} {getattr(self, name)}" for name in names)
+        shown = {name: getattr(self, name) for name in names}
+        if "order" in shown:
+            shown["order"] = f"of {len(self.order)}"
+        numbers = "".join(f", {name} {number}" for name, number in shown.items())
         operands = [*map(str, self.formats or ()), *self.floats]
         return f"<Accumulator {self.name}: {self.kind}{numbers}{_only(operands)}>"
 
     def _limits(self) -> Iterator[tuple[bool, str]]:
         """Yield the conditions under which the float arithmetic is exact, with their words."""
         if self.kind in ("sequential", *_TENSOR_CORES):
-            yield 8 <= self.precision <= 24, "precision of 8 to 24"
+            least = 8 if self.kind == "sequential" else 1
+            yield least <= self.precision <= 24, f"precision of {least} to 24"
             yield -126 <= self.emin < self.emax <= 127, "-126 <= emin < emax <= 127"
         if self.kind not in _TENSOR_CORES:
             return
-        yield 1 <= self.step <= 64, "step of 1 to 64"
+        yield 1 <= self.step <= 1024, "step of 1 to 1024"
         yield 1 <= self.fraction_bits <= 35, "fraction_bits of 1 to 35"
+        # See npfp8/products/tensor_cores/steps.py, equation (1).
+        bits = self.fraction_bits + 2 * math.log2(self.step)
+        yield bits <= 47, "fraction_bits + 2 log2(step) of at most 47"
         yield -200 <= self.least_exponent <= self.emin, "least_exponent of -200 to emin"
         steps = self.steps_to_float32
         yield steps is None or steps > 0, "steps_to_float32 of at least 1, or None"
@@ -195,7 +207,6 @@ class Accumulator:
         whole = sorted(self.order) == list(range(run)) and run % self.step == 0
         yield whole, "order to be a permutation of the k of whole steps"
         yield bool(self.formats or self.floats), "formats or floats"
-        yield set(self.floats) <= set(FLOATS), f"floats among {', '.join(FLOATS)}"
         blocks = [fmt for fmt in self.formats or () if isinstance(fmt, BlockFormat)]
         elements = [
             fmt.element if isinstance(fmt, BlockFormat) else fmt for fmt in self.formats or ()

@@ -22,8 +22,11 @@ __all__ = ["add_narrow", "is_narrow"]
 
 
 def is_narrow(how: Accumulator) -> bool:
-    """Return whether float32 holds every sum of a fused accumulator."""
-    return (2 * how.step + 1) << (how.fraction_bits + 1) <= 1 << 24
+    """Return whether float32 holds every sum of a fused accumulator, and has its rounding."""
+    known = (how.nearest, how.emin, how.emax) == (False, -126, 127) or (
+        (how.nearest, how.precision, how.emin, how.emax) == (True, 11, -14, 15)
+    )
+    return known and (2 * how.step + 1) << (how.fraction_bits + 1) <= 1 << 24
 
 
 def add_narrow(total: Float32Array, step: Step, how: Accumulator) -> Float32Array:

@@ -110,7 +110,10 @@ def _exponent(total: Float64Array, how: Accumulator) -> Int64Array:
 
 
 def _floor(x: Float64Array, unit: Int64Array) -> Float64Array:
-    return np.floor(x * power_of_two(-unit)) * power_of_two(unit)
+    floored = x * power_of_two(-unit)
+    np.floor(floored, out=floored)
+    floored *= power_of_two(unit)
+    return floored
 
 
 def _rounded(terms: Float64Array, step: Step, how: Accumulator) -> Float64Array:

@@ -12,9 +12,11 @@ In units of ``u = 2^(e - f)``, with the exact sum ``S`` and each product cut off
     sum of trunc(p / u) = S / u - sum of (p / u - trunc(p / u))           (1)
 
 The left side is an integer. A remainder ``p / u - trunc(p / u)`` is exact in float32 and below
-1, so that the sum of at most 64 of them errs by less than 2^-12, and ``S / u``, below 2^42, by
-less than 2^-4 in float64, in whatever order a BLAS adds: the nearest integer to the right
-side is the left side, and nothing depends on the BLAS.
+1, so that the sum of ``n`` of them errs by less than ``n^2 2^-24`` in float32: 2^-4 for the 1,024
+products that a record may have. ``p / u`` is below ``2^(f + 2)``, so that ``S / u`` errs by less
+than ``n^2 2^(f + 2 - 53)`` in float64, in whatever order a BLAS adds: by at most 2^-4, because a
+record's ``f + 2 log2(n)`` is at most 47. The nearest integer to the right side is the left side,
+and nothing depends on the BLAS.
 
 Where no product has a bit below ``u``, there is no remainder, and ``S / u`` is the sum. That
 holds for all but some in a thousand results of usual data with 25 fraction bits; only the

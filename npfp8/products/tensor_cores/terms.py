@@ -41,6 +41,10 @@ NO_PRODUCT = -48
 NO_LOWEST = {np.dtype(np.int8): 63, np.dtype(np.int16): 4096}
 
 
+#: Operands with exponents up to this one, above and below 0, are multiplied in float32.
+_FLOAT32 = 36
+
+
 @dataclass(frozen=True, eq=False)
 class BlockScales:
     """The scales of the blocks of K, one block after the other.
@@ -116,8 +120,13 @@ def terms_of_floats(x: Array, emin: int) -> Terms:
     finite = np.isfinite(wide)
     values = np.where(finite, wide, 0.0)
     specials = None if finite.all() else wide
-    narrow = values.astype(np.float32) if x.dtype == np.float16 else values
-    return Terms(narrow, *_exponents(values, emin, np.dtype(np.int16)), specials)
+    dtype = np.dtype(np.int8 if x.dtype == np.float16 else np.int16)
+    exponents, lowest = _exponents(values, emin, dtype)
+    # Products of float32, and such a product in units of the cut, must be within float32's range.
+    some = exponents[values != 0]
+    if not some.size or (some.min() >= -_FLOAT32 and some.max() <= _FLOAT32):
+        values = values.astype(np.float32)
+    return Terms(values, exponents, lowest, specials)
 
 
 def _exponents(values: Float64Array, emin: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
