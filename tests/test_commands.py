@@ -25,7 +25,7 @@ from bert_numpy.commands.main import main
 from bert_numpy.commands.parser import FORMATS_HELP
 from bert_numpy.kit.manifest import Kit, open_kit, write_kit
 from bert_numpy.model.model import Model
-from npfp8 import E4M3FN
+from npfp8 import ACCUMULATIONS, E4M3FN
 from npfp8.vectors import format_vectors, make_vectors
 
 EMBEDDED = "bert-tiny-sst2"
@@ -210,9 +210,8 @@ def usage_error(capsys: Capture, argv: list[str]) -> str:
         ),
         (
             "predict m text --accumulate hoper",
-            "bert-numpy predict: error: argument --accumulate: expected one of exact, float32, "
-            "hopper, hopper-fast, float16, bfloat16, block-sums, found 'hoper'; did you mean "
-            "'hopper'?",
+            "bert-numpy predict: error: argument --accumulate: expected one of "
+            f"{', '.join(ACCUMULATIONS)}, found 'hoper'; did you mean 'hopper'?",
         ),
         *(
             (
