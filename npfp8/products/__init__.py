@@ -255,10 +255,10 @@ def matmul_16bit(a: Array, b: Array, accumulate: str | Accumulator) -> Float32Ar
     --------
     >>> import numpy as np
     >>> from npfp8 import matmul_16bit
-    >>> x = np.float16([[1024, 1, 2**-14, 2**-14]])
+    >>> x = np.float16([[1024, 2**-14, 2**-15, 2**-15]])
     >>> [float(matmul_16bit(x, np.ones_like(x).T, f"{core}-16bit")[0, 0])
     ...  for core in ("ampere", "hopper")]
-    [1025.0, 1025.0001220703125]
+    [1024.0, 1024.0001220703125]
     """
     accumulator = as_accumulator(accumulate)
     a = array_of("a", a, np.float16, np.float32)
