@@ -81,11 +81,6 @@ class Terms:
     specials: Float64Array | None = None
     scales: BlockScales | None = None
 
-    def part(self, index: Any) -> Terms:
-        """Return the elements at an index, without scales."""
-        specials = None if self.specials is None else self.specials[index]
-        return Terms(self.values[index], self.exponents[index], self.lowest[index], specials)
-
 
 def terms_of_codes(x: QuantizedTensor, k_axis: int, ks: slice, emin: int | None) -> Terms:
     """Return the terms of an operand's codes over the part ``ks`` of K.
