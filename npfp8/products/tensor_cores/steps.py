@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from npfp8.arrays import Array, Float64Array, blas_product, chunks
 from npfp8.products.specials import overlay_specials
-from npfp8.products.tensor_cores.terms import NO_EXPONENT, Terms
+from npfp8.products.tensor_cores.terms import Terms, of_one_type
 from npfp8.products.tiles import outer, part
 
 __all__ = ["Int64Array", "Products", "Step", "exponent_of", "power_of_two"]
@@ -48,8 +48,9 @@ _FEW = 12
 #: 2^(29 - f), one at least.
 _INT32_BITS = 29
 
-#: The powers of two by which products are multiplied are at most this one, and its inverse.
-_LARGEST_POWER = {np.dtype(np.float32): 100, np.dtype(np.float64): 900}
+#: The powers of two by which products of float32 are multiplied are within this one and its
+#: inverse: beyond, all products are zero or far below the unit.
+_LARGEST_POWER = 2.0**100
 
 
 class Products:
@@ -60,6 +61,7 @@ class Products:
     """
 
     def __init__(self, x: Terms, y: Terms) -> None:
+        x, y = of_one_type(x, y)
         *_, self.order, self.whole = values = outer(x.values, y.values)
         self.k = x.values.shape[-1]
         self.shape = np.broadcast_shapes(*(side.shape[1:] for side in values[:2]))
@@ -78,11 +80,15 @@ class Products:
         self.block = None
         if x.scales is not None and y.scales is not None:
             self.block = x.scales.block
-            self.sides["significands"] = outer(x.scales.significands, y.scales.significands)[:2]
             self.sides["scales"] = outer(x.scales.exponents, y.scales.exponents)[:2]
         #: Whether in the last step that counted, many results had products cut off.
         self.many_lose = False
         self._kept: dict[np.dtype[Any], Array] = {}
+
+    @property
+    def in_float32(self) -> bool:
+        """Whether float32 holds every product."""
+        return self.sides["values"][0].dtype == np.float32
 
     def _matrices(self, x: Array, y: Array) -> tuple[Array, Array]:
         lead = self.whole[:-2]
@@ -113,19 +119,22 @@ class Step:
         self._all, self._tile = products, tile
         self.ks = slice(*ks.indices(products.k))
 
-    def every(self, count: int, first: int) -> Step:
-        """Return the products of every ``count``-th k, from the ``first`` of this step on."""
-        return Step(self._all, self._tile, slice(self.ks.start + first, self.ks.stop, count))
-
     def runs(self, length: int) -> Iterator[Step]:
         """Return the products of ``length`` k, then those of the next, and so on."""
         for start in range(self.ks.start, self.ks.stop, length):
             yield Step(self._all, self._tile, slice(start, min(start + length, self.ks.stop)))
 
+    def halves(self, apart: int) -> list[Step]:
+        """Return the step, or if ``apart`` is 2, its first half and its second, if it has one."""
+        if apart == 1 or self.ks.stop - self.ks.start == 1:
+            return [self]
+        middle = (self.ks.start + self.ks.stop + 1) // 2
+        parts = slice(self.ks.start, middle), slice(middle, self.ks.stop)
+        return [Step(self._all, self._tile, ks) for ks in parts]
+
     def sums(self) -> Float64Array:
         """Return the sums of the products: exact, or as near as (1) asks for."""
-        x, y = self._cut("values")
-        return self._sorted(blas_product(x, y))
+        return self._product(*self._cut("values"))
 
     def specials(self) -> Float64Array | None:
         """Return what NaN and infinity add to the sums, 0 elsewhere; None without any."""
@@ -134,22 +143,25 @@ class Step:
         x, y = self._cut("specials")
         found = np.zeros((len(x), x.shape[1], y.shape[2]), np.float32)
         overlay_specials(found, x, y)
-        return self._sorted(found.astype(np.float64))
+        return np.ascontiguousarray(found.transpose(self._all.order)).astype(np.float64)
 
-    def largest(self) -> Int64Array:
-        """Return the largest exponent of a product; if all are zero, one below all others."""
+    def largest(self) -> Array:
+        """Return the largest exponent of a product, int8 or int16; below all if all are zero."""
         exponents = self._each("exponents", np.add)
-        if not len(exponents):  # the odd products of a last step of one
-            return np.full(exponents.shape[1:], 2 * NO_EXPONENT[exponents.dtype], np.int64)
-        found: Int64Array = exponents.max(axis=0).astype(np.int64)
-        return found
+        return np.maximum.reduce(exponents, axis=0)
 
-    def loses(self, unit: Int64Array) -> npt.NDArray[np.bool_]:
-        """Return where a product is no multiple of ``2^unit``."""
-        lowest = self._each("lowest", np.add)
-        if not len(lowest):
-            return np.zeros(lowest.shape[1:], bool)
-        return np.asarray(lowest.min(axis=0) < unit)
+    def some(self) -> npt.NDArray[np.bool_] | None:
+        """Return where a product is not zero; None if there is one everywhere."""
+        x, y = (side != 0 for side in self._cut("values"))
+        k = self.ks.stop - self.ks.start
+        if np.count_nonzero(x, axis=-1).min() + np.count_nonzero(y, axis=-2).min() > k:
+            return None  # more factors than k: two of them meet
+        return self._product(x.astype(np.float32), y.astype(np.float32)) > 0
+
+    def loses(self, per_unit: Array) -> npt.NDArray[np.bool_]:
+        """Return where a product is no multiple of the unit: its lowest bit is below."""
+        found = np.minimum.reduce(self._each("lowest", np.add), axis=0)
+        return np.asarray(found < -exponent_of(per_unit))
 
     def overflows(self, emax: int) -> Float64Array:
         """Return what products from ``2^(emax + 1)`` on add to the sums, as infinities; else 0."""
@@ -161,60 +173,58 @@ class Step:
         """Return all products (k, ., ., .), to be overwritten."""
         return self._each("values", np.multiply)
 
-    def truncated(self, unit: Int64Array, fraction_bits: int) -> Float64Array:
-        """Cut every product off toward zero to a multiple of ``2^unit``; the sum, in this unit.
+    def truncated(self, per_unit: Array, fraction_bits: int) -> Float64Array:
+        """Cut every product off toward zero to a multiple of a unit; the sum, in this unit.
 
-        ``unit`` is ``fraction_bits`` below the largest exponent, or less far.
+        The unit is ``fraction_bits`` below the largest exponent, or less far. ``per_unit`` is
+        its inverse, a power of two, in float32 or float64.
         """
-        fits = fraction_bits <= _INT32_BITS and self._all.sides["values"][0].dtype == np.float32
+        fits = fraction_bits <= _INT32_BITS and self._all.in_float32
         if self._all.many_lose and fits:
-            return self._integers(unit, 1 << (_INT32_BITS - fraction_bits))
+            return self._integers(per_unit, 1 << (_INT32_BITS - fraction_bits))
         total = self.sums()
-        total *= power_of_two(-unit)
-        loses = self.loses(unit)
+        total *= per_unit.astype(np.float64, copy=False)
+        loses = self.loses(per_unit)
         count = np.count_nonzero(loses)
         if not count:
             return total
         self._all.many_lose = count * _FEW > loses.size
         if self._all.many_lose:
-            total -= self._remainders(self.products(), unit)
+            total -= self._remainders(self.products(), per_unit)
             np.rint(total, out=total)
             return total
         x, y = (part(side, self.ks, self._tile) for side in self._all.sides["values"])
         where = np.nonzero(loses)
         x, y = _taken(x, where), _taken(y, where)
-        total[where] = np.rint(total[where] - self._remainders(x * y, unit[where]))
+        total[where] = np.rint(total[where] - self._remainders(x * y, per_unit[where]))
         return total
 
-    def _integers(self, unit: Int64Array, run: int) -> Float64Array:
+    def _integers(self, per_unit: Array, run: int) -> Float64Array:
         """Return the sums of the products as integers, ``run`` of which int32 can add."""
-        products = _in_units(self.products(), unit)
+        products = _in_units(self.products(), per_unit)
         integers = self._all.memory(products.shape, np.dtype(np.int32))
         np.copyto(integers, products, casting="unsafe")  # cuts off toward zero
-        total = np.zeros(unit.shape)
-        for ks in chunks(len(integers), run):
-            total += np.add.reduce(integers[ks], axis=0, dtype=np.int32)
+        parts = [np.add.reduce(integers[ks], axis=0, dtype=np.int32)
+                 for ks in chunks(len(integers), run)]  # fmt: skip
+        total = parts[0].astype(np.float64)
+        for other in parts[1:]:
+            total += other
         return total
 
     @staticmethod
-    def _remainders(products: Array, unit: Int64Array) -> Array:
+    def _remainders(products: Array, per_unit: Array) -> Array:
         """Return the sums of what is cut off, in units; the products are overwritten."""
-        products = _in_units(products, unit)
+        products = _in_units(products, per_unit)
         products -= np.trunc(products)
         return np.add.reduce(products, axis=0)
 
-    def scale(self) -> tuple[Float64Array, Int64Array]:
-        """Return the product of the significands, and the exponent, of the two scales of a step.
-
-        The step is within a block.
-        """
+    def scale_exponents(self) -> npt.NDArray[np.int16]:
+        """Return the sum of the exponents of the two scales of a step, which is within a block."""
         assert self._all.block is not None
         number = self.ks.start // self._all.block
-        found = []
-        for name in ("significands", "scales"):
-            x, y = self._all.sides[name]
-            found.append([part(side, slice(number, number + 1), self._tile)[0] for side in (x, y)])
-        return np.multiply(*found[0]), np.add(*found[1])
+        x, y = (part(side, slice(number, number + 1), self._tile)[0]
+                for side in self._all.sides["scales"])  # fmt: skip
+        return np.add(x, y)
 
     def _each(self, name: str, operation: np.ufunc) -> Array:
         x, y = (part(side, self.ks, self._tile) for side in self._all.sides[name])
@@ -226,16 +236,16 @@ class Step:
         layers, rows, columns = (self._tile[self._all.order.index(axis)] for axis in range(3))
         return x[layers, rows, self.ks], y[layers, self.ks, columns]
 
-    def _sorted(self, x: Array) -> Array:
-        return np.ascontiguousarray(x.transpose(self._all.order))
+    def _product(self, x: Array, y: Array) -> Array:
+        """Multiply (layers, rows, k) by (layers, k, columns); the axes are those of the tile."""
+        return np.ascontiguousarray(blas_product(x, y).transpose(self._all.order))
 
 
-def _in_units(products: Array, unit: Int64Array) -> Array:
-    """Divide products, in place, by ``2^unit``."""
-    # Where float32 has no such power of two, all products are zero or far below the unit.
-    largest = _LARGEST_POWER[products.dtype]
-    inverse = np.clip(-unit, -largest, largest)
-    products *= power_of_two(inverse).astype(products.dtype, copy=False)
+def _in_units(products: Array, per_unit: Array) -> Array:
+    """Divide products, in place, by the unit."""
+    if products.dtype != per_unit.dtype:
+        per_unit = np.clip(per_unit, 1 / _LARGEST_POWER, _LARGEST_POWER).astype(products.dtype)
+    products *= per_unit
     return products
 
 
@@ -248,8 +258,13 @@ def _taken(x: Array, where: tuple[npt.NDArray[np.intp], ...]) -> Array:
     return taken
 
 
-def exponent_of(x: Float64Array) -> Int64Array:
-    """Return the exponents of normal numbers; -1023 for 0, 1024 for infinity and NaN."""
+def exponent_of(x: Array) -> Array:
+    """Return the exponents of normal numbers of float32 or float64, as integers of their size.
+
+    That of 0 is one below all others, that of infinity and NaN one above.
+    """
+    if x.dtype == np.float32:
+        return (x.view(np.int32) >> 23 & 0xFF) - 127
     return (x.view(np.int64) >> 52 & 0x7FF) - 1023
 
 
