@@ -33,17 +33,14 @@ With more fraction bits the sum is added in float64, see
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from npfp8.arrays import Array, Float32Array, Float64Array
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.rounding import round_to_nearest
-from npfp8.products.tensor_cores.rules import Rule
-from npfp8.products.tensor_cores.steps import Step
+from npfp8.products.tensor_cores.rules import Rule, toward_zero
+from npfp8.products.tensor_cores.steps import Powers, Step
 
 __all__ = ["narrow_rule"]
-
-Powers = npt.NDArray[np.int32]
 
 #: Below the exponents of accumulators and products that are not zero; 2^35, the largest number
 #: of units in the power of an accumulator, over this one is still a float32.
@@ -77,10 +74,12 @@ _SUM_BITS = 34
 
 def add_fused(total: Float32Array, step: Step, how: Accumulator) -> Float32Array:
     """Return the next accumulator, as :func:`npfp8.products.tensor_cores.rules.add_fused`."""
-    largest = step.largest()
-    e = _powers(largest)
+    e = step.powers()
+    # In a float16 accumulator, subnormal numbers and 0 have exponents that may count.
+    may_count = how.emin > _FLOAT32["emin"] and e.min(initial=_power(0)) < _power(how.emin)
     np.maximum(e, _power_of(total), out=e)
-    if how.emin > _FLOAT32["emin"] and largest.min(initial=how.emin) < how.emin:
+    np.maximum(e, _power(_SMALLEST), out=e)
+    if may_count:
         own = np.where(total == 0, _power(how.least_exponent), _power(how.emin))
         np.maximum(e, own, out=e)
     per_unit = _inverse(e, how.fraction_bits)
@@ -94,7 +93,7 @@ def add_fused(total: Float32Array, step: Step, how: Accumulator) -> Float32Array
         np.trunc(terms, out=terms)
         terms = np.add.reduce(terms, axis=0)
     else:
-        terms = step.truncated(per_unit, how.fraction_bits)
+        terms = step.truncated(per_unit, toward_zero(how))
     terms += total
     if not how.nearest:
         terms = _cut_bits(terms, how.precision)
@@ -138,19 +137,28 @@ def add_dot(total: Float32Array, step: Step, how: Accumulator) -> Float32Array:
 
 def _sum_of_products(step: Step, how: Accumulator) -> tuple[Float64Array, Powers]:
     """Return the sum of cut-off products, in units F below the largest power, and this power."""
-    halves = step.halves(how.apart)
-    powers = [_powers(half.largest()) for half in halves]
-    sums = []
-    for half, power in zip(halves, powers, strict=True):
-        per_unit = _inverse(power, how.fraction_bits)
-        sums.append(half.truncated(per_unit, how.fraction_bits))
-    if len(sums) == 1:
-        return sums[0], powers[0]
-    largest = np.maximum(*powers)
-    for part, power in zip(sums, powers, strict=True):
-        _floor(part, power - largest + _power(0))
-    sums[0] += sums[1]
-    return sums[0], largest
+    largest = step.powers()
+    np.maximum(largest, _power(_SMALLEST), out=largest)
+    per_unit = _inverse(largest, how.fraction_bits)
+    if how.apart == 1:
+        return step.truncated(per_unit, toward_zero(how)), largest
+
+    def cut(step: Step, per_unit: Float32Array) -> Float64Array:
+        """Cut off to the unit of each half, and floor to the larger of them."""
+        total = np.zeros(per_unit.shape)
+        for half in step.halves(how.apart):
+            power = _powers(half.largest())
+            of_half = _inverse(power, how.fraction_bits)
+            part = half.cut_toward_zero(of_half, how.fraction_bits)
+            # 2^(the exponent of the half - the larger one)
+            power += per_unit.view(np.int32)
+            power -= _power(how.fraction_bits)
+            _floor(part, power)
+            total += part
+        return total
+
+    # What loses no bit in the larger unit, loses none in the smaller.
+    return step.truncated(per_unit, cut), largest
 
 
 def _floor(x: Float64Array, power: Powers) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 from npfp8.arrays import Array, Float64Array
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.rounding import round_to_nearest, round_toward_zero
-from npfp8.products.tensor_cores.steps import Int64Array, Step, exponent_of, power_of_two
+from npfp8.products.tensor_cores.steps import Cut, Int64Array, Step, exponent_of, power_of_two
 
-__all__ = ["RULES", "Rule"]
+__all__ = ["RULES", "Rule", "toward_zero"]
 
 #: Below the exponents of all products that are not zero, and of all accumulators.
 _NO_PRODUCT = -400
@@ -40,7 +40,7 @@ def add_fused(total: Float64Array, step: Step, how: Accumulator) -> Float64Array
     """
     unit = np.maximum(step.largest(), _exponent(total, how)) - how.fraction_bits
     per_unit = power_of_two(-unit)
-    terms = step.truncated(per_unit, how.fraction_bits)
+    terms = step.truncated(per_unit, toward_zero(how))
     terms += np.trunc(total * per_unit)
     terms *= power_of_two(unit)
     return _rounded(terms, step, how)
@@ -83,7 +83,7 @@ def add_dot(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
     sums = []
     for half, exponent in zip(halves, exponents, strict=True):
         unit = exponent - how.fraction_bits
-        sums.append(half.truncated(power_of_two(-unit), how.fraction_bits))
+        sums.append(half.truncated(power_of_two(-unit), toward_zero(how)))
         sums[-1] *= power_of_two(unit)
     e = np.maximum.reduce(exponents)
     dot = sums[0]
@@ -101,6 +101,11 @@ def add_dot(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
     if overflow is not None:
         terms += overflow
     return _rounded(terms, step, how)
+
+
+def toward_zero(how: Accumulator) -> Cut:
+    """Return how a rule's products are cut off."""
+    return lambda step, per_unit: step.cut_toward_zero(per_unit, how.fraction_bits)
 
 
 def _exponent_of_group(group: Step, how: Accumulator) -> Array:
