@@ -326,8 +326,8 @@ def _sums(
         x, y = a.code_values(np.float64), b.code_values(np.float64)
         return sequential_sums(x[..., ks], y[..., ks, :], accumulator), False
     if accumulator.kind in RULES:
-        emin = accumulator.operand_emin
-        terms_a, terms_b = terms_of_codes(a, -1, ks, emin), terms_of_codes(b, -2, ks, emin)
+        terms_a = terms_of_codes(a, -1, ks, accumulator)
+        terms_b = terms_of_codes(b, -2, ks, accumulator)
         finite = a.is_finite and b.is_finite and accumulator.emax == _FLOAT32_EMAX
         return tensor_core_sums(terms_a, terms_b, accumulator), finite
     product = float32_product if accumulator.kind == "blas" else exact_product

@@ -43,7 +43,7 @@ def tensor_core_sums(x: Terms, y: Terms, how: Accumulator) -> Float32Array:
     """
     if order := _order(how):
         x, y = _in_order_of_k(x, -1, order), _in_order_of_k(y, -2, order)
-    products = Products(x, y)
+    products = Products(x, y, how.group)
     narrow = narrow_rule(how) if products.in_float32 else None
     rule, dtype = (narrow, np.float32) if narrow else (RULES[how.kind], np.float64)
     out = np.zeros(products.shape, np.float32)

@@ -22,8 +22,8 @@ from npfp8.products.tensor_cores.steps import Cut, Int64Array, Step, exponent_of
 
 __all__ = ["RULES", "Rule", "toward_zero"]
 
-#: Below the exponents of all products that are not zero, and of all accumulators.
-_NO_PRODUCT = -400
+#: Below and above the exponents of all products that are not zero, and of all accumulators.
+_NO_PRODUCT, _INFINITE = -600, 600
 
 #: The accumulator is float64 here, and float32 in :mod:`npfp8.products.tensor_cores.narrow`.
 Rule = Callable[[Any, Step, Accumulator], Array]
@@ -74,7 +74,7 @@ def add_dot(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
 
     With ``e`` now the larger exponent of this sum and of the accumulator, the sum is floored
     at ``2^(e - sum_bits - 1)`` and the accumulator at ``2^(e - F)``; if ``apart`` is 2, an
-    finite accumulator below ``2^(e - F - 1)`` is dropped. What they add up to is floored at
+    accumulator below ``2^(e - F - 1)`` is dropped. What they add up to is floored at
     ``sum_bits`` after its leading bit and rounded to nearest. A product beyond the largest
     number of the accumulator's type is infinite.
     """
@@ -93,7 +93,7 @@ def add_dot(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
     e = np.maximum(e, own)
     kept = _floor(total, e - how.fraction_bits)
     if how.apart == 2:
-        kept[(own < e - how.fraction_bits - 1) & np.isfinite(total)] = 0.0
+        kept[own < e - how.fraction_bits - 1] = 0.0
     overflow = step.overflows(how.emax) if (e >= how.emax).any() else None
     terms = _floor(dot, e - (how.sum_bits + 1))
     terms += kept
@@ -114,10 +114,10 @@ def _exponent_of_group(group: Step, how: Accumulator) -> Array:
 
 
 def _exponent(total: Float64Array, how: Accumulator) -> Int64Array:
-    """Return the exponent of the accumulator, as its type has it; an infinite one's is emax + 1."""
-    exponent = exponent_of(total)
+    """Return the exponent of the accumulator, as its type has it; above all others if it is infinite."""
+    exponent: Int64Array = exponent_of(total)
     np.maximum(exponent, how.emin, out=exponent)
-    np.minimum(exponent, how.emax + 1, out=exponent)
+    np.minimum(exponent, _INFINITE, out=exponent)
     zero = total == 0
     if zero.any():
         exponent[zero] = how.least_exponent

@@ -80,7 +80,7 @@ class Products:
     (:func:`npfp8.products.tiles.outer`).
     """
 
-    def __init__(self, x: Terms, y: Terms) -> None:
+    def __init__(self, x: Terms, y: Terms, group: int = 0) -> None:
         x, y = of_one_type(x, y)
         *_, self.order, self.whole = values = outer(x.values, y.values)
         self.k = x.values.shape[-1]
@@ -108,6 +108,19 @@ class Products:
         if x.scales is not None and y.scales is not None:
             self.block = x.scales.block
             self.sides["scales"] = outer(x.scales.exponents, y.scales.exponents)[:2]
+        self.group = group
+        if group:
+            starts = range(0, self.k, group)
+            counts = [
+                np.add.reduceat((side != 0).astype(np.int16), starts, axis=axis)
+                for side, axis in zip(self.matrices["values"], (2, 1), strict=True)
+            ]
+            #: Whether everywhere in a group more factors than k are not zero: two of them meet.
+            self.more_than_zeros = (
+                counts[0].min(axis=(0, 1), initial=group)
+                + counts[1].min(axis=(0, 2), initial=group)
+                > group
+            )
         #: Whether in the last step that counted, many results had products cut off.
         self.many_lose = False
         self._kept: dict[np.dtype[Any], Array] = {}
@@ -199,12 +212,11 @@ class Step:
         return powers
 
     def some(self) -> npt.NDArray[np.bool_] | None:
-        """Return where a product is not zero; None if there is one everywhere."""
-        x, y = (side != 0 for side in self._cut("values"))
-        k = self.ks.stop - self.ks.start
-        if np.count_nonzero(x, axis=-1).min() + np.count_nonzero(y, axis=-2).min() > k:
-            return None  # more factors than k: two of them meet
-        return self._product(x.astype(np.float32), y.astype(np.float32)) > 0
+        """Return where a product of a group is not zero; None if there is one everywhere."""
+        if self._all.more_than_zeros[self.ks.start // self._all.group]:
+            return None
+        x, y = ((side != 0).astype(np.float32) for side in self._cut("values"))
+        return self._product(x, y) > 0
 
     def loses(self, per_unit: Array) -> npt.NDArray[np.bool_]:
         """Return where a product is no multiple of the unit: its lowest bit is below."""

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from npfp8.arrays import Array, Float32Array, Float64Array, lookup
 from npfp8.codec.tables import values_of
 from npfp8.formats import FloatFormat
+from npfp8.products.accumulator import Accumulator
 from npfp8.products.float32 import lowest_bits
 from npfp8.tensor import QuantizedTensor
 
@@ -62,7 +63,7 @@ class Terms:
     Parameters
     ----------
     values : ndarray of float32, or float64 if float32 could not hold a product
-        With the blocks' scales. NaN and infinity are zeros.
+        With the blocks' scales, and then float64 in groups. NaN and infinity are zeros.
     exponents : ndarray of int8 or int16
         Of the elements' significands, not normalised; :data:`NO_EXPONENT` for a zero.
     lowest : ndarray of int8 or int16
@@ -79,7 +80,7 @@ class Terms:
     scales: BlockExponents | None = None
 
 
-def terms_of_codes(x: QuantizedTensor, k_axis: int, ks: slice, emin: int | None) -> Terms:
+def terms_of_codes(x: QuantizedTensor, k_axis: int, ks: slice, how: Accumulator) -> Terms:
     """Return the terms of an operand's codes over the part ``ks`` of K.
 
     Parameters
@@ -89,19 +90,18 @@ def terms_of_codes(x: QuantizedTensor, k_axis: int, ks: slice, emin: int | None)
         -1 for the left operand, -2 for the right one.
     ks : slice
         All of K, with block scales.
-    emin : int, optional
-        The smallest exponent of an element; None: that of its format.
+    how : Accumulator
     """
     assert isinstance(x.fmt, FloatFormat)
     index = (..., ks) if k_axis == -1 else (..., ks, slice(None))
     codes = x.codes[index]
-    values, exponents, lowest = _tables(x.fmt, emin)
+    values, exponents, lowest = _tables(x.fmt, how.operand_emin)
     terms = Terms(lookup(values, codes), lookup(exponents, codes), lookup(lowest, codes))
     if not x.is_finite:
         specials = x.code_values(np.float64)[index]
         if not np.isfinite(specials).all():
             terms = replace(terms, specials=specials)
-    return terms if x.scale_codes is None else _block_scaled(terms, x, k_axis)
+    return terms if x.scale_codes is None else _block_scaled(terms, x, k_axis, how.kind == "groups")
 
 
 def terms_of_floats(x: Array) -> Terms:
@@ -183,8 +183,11 @@ def _tables_of_floats(dtype: np.dtype[Any]) -> tuple[Float32Array, Array, Array]
     return values.astype(np.float32), *exponents
 
 
-def _block_scaled(terms: Terms, x: QuantizedTensor, k_axis: int) -> Terms:
-    """Multiply the elements by the scales of their blocks, without the scales' signs."""
+def _block_scaled(terms: Terms, x: QuantizedTensor, k_axis: int, groups: bool) -> Terms:
+    """Multiply the elements by the scales of their blocks, without the scales' signs.
+
+    In groups, the elements' exponents do not matter, and are left.
+    """
     assert x.block_format is not None
     assert x.scale_codes is not None
     fmt, block, k = x.block_format.scale_format, x.block_format.block, x.shape[k_axis]
@@ -200,6 +203,14 @@ def _block_scaled(terms: Terms, x: QuantizedTensor, k_axis: int) -> Terms:
         return whole[..., :k] if k_axis == -1 else whole[..., :k, :]
 
     values = terms.values * along_k(scales)
+    specials = terms.specials
+    if nan.any():
+        specials = values if specials is None else specials
+        specials = np.where(along_k(nan), np.nan, specials)
+    scales_of_blocks = BlockExponents(block, of_blocks[0])
+    scaled = replace(terms, values=values, specials=specials, scales=scales_of_blocks)
+    if groups:
+        return scaled
     zero = values == 0
     dtype: np.dtype[Any] = np.dtype(np.int16)
     exponents, lowest = (
@@ -213,9 +224,4 @@ def _block_scaled(terms: Terms, x: QuantizedTensor, k_axis: int) -> Terms:
         dtype = np.dtype(np.int8)
         exponents = np.maximum(exponents, NO_EXPONENT[dtype]).astype(dtype)
         lowest = np.minimum(lowest, NO_LOWEST[dtype]).astype(dtype)
-    specials = terms.specials
-    if nan.any():
-        specials = values if specials is None else specials
-        specials = np.where(along_k(nan), np.nan, specials)
-    scaled = Terms(values, exponents, lowest, specials, BlockExponents(block, of_blocks[0]))
-    return _in_float32(scaled)
+    return _in_float32(replace(scaled, exponents=exponents, lowest=lowest))
