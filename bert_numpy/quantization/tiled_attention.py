@@ -28,15 +28,19 @@ that its bits differ from these in float32; its codes seldom do.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
+from bert_numpy.errors import BertNumpyError
 from npfp8 import QuantizedTensor, elementary, matmul, quantize
 from npfp8.arrays import Float32Array, chunks
 from npfp8.formats import FloatFormat
 from npfp8.golden import tree_sum
+from npfp8.names import match
 
 __all__ = [
     "ROW_SUMS",
@@ -53,6 +57,12 @@ __all__ = [
 
 #: Whether the row sum is of the weights before they become codes, or of their codes' values.
 ROW_SUMS = ("unquantized", "quantized")
+
+#: The largest offset. The weights have to stay below the largest value of their format.
+MAX_OFFSET = 8
+
+#: The most keys of a tile: their number fits into an index on every machine.
+MAX_KEYS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,24 @@ class TiledAttention:
     keys: int = 64
     offset: int = 8
     row_sum: str = "unquantized"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("keys", 1, MAX_KEYS), ("offset", 0, MAX_OFFSET)):
+            value = getattr(self, name)
+            good = isinstance(value, Integral) and not isinstance(value, bool)
+            if not (good and low <= value <= high):
+                raise BertNumpyError(
+                    f"attention: {name}: expected an integer of {low} to {high}, "
+                    f"found {reprlib.repr(value)}"
+                )
+            object.__setattr__(self, name, int(value))
+        known = match(self.row_sum, ROW_SUMS) if isinstance(self.row_sum, str) else None
+        if known is None:
+            raise BertNumpyError(
+                f"attention: row_sum: expected {' or '.join(map(repr, ROW_SUMS))}, "
+                f"found {reprlib.repr(self.row_sum)}"
+            )
+        object.__setattr__(self, "row_sum", known)
 
 
 @dataclass(frozen=True, eq=False)
