@@ -19,6 +19,7 @@ import numpy as np
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.kit.block_operations import block_format
 from bert_numpy.quantization.recipe import BFLOAT16_ACCUMULATORS
+from bert_numpy.quantization.tiled_attention import MAX_OFFSET
 from npfp8 import POWER_RULES, RATIO_RULES, golden
 from npfp8.blocks.layouts import (
     BLOCK_LAYOUTS,
@@ -83,7 +84,10 @@ _WEIGHTS: _Check = (
     lambda x: isinstance(x, list) and bool(x) and all(_is_integer(weight, 1) for weight in x),
 )
 
-_OFFSET: _Check = ("a whole number from 0 to 15", lambda x: _is_integer(x, 0) and x < 16)
+_OFFSET: _Check = (
+    f"a whole number from 0 to {MAX_OFFSET}",
+    lambda x: _is_integer(x, 0) and x <= MAX_OFFSET,
+)
 
 _SHAPE: _Check = (
     "a list of two numbers of 31 bits",
