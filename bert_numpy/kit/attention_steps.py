@@ -110,9 +110,8 @@ def add_attention(
         inputs = {"x": scores, "maximum": maximum}
         weights = compute("weights", tile, "attention_weights", inputs, {"offset": how.offset})
         attributes: dict[str, Any] = {"fmt": str(fmt)}
-        codes = compute(
-            "codes", tile, "encode", {"x": weights}, attributes | {"saturate": True}, fmt
-        )
+        rounded = attributes | {"saturate": True, "rounding": "nearest"}
+        codes = compute("codes", tile, "encode", {"x": weights}, rounded, fmt)
         inputs, of_codes = {"x": weights}, how.row_sum == "quantized"
         inputs |= {"codes": codes} if of_codes else {}
         sums = {
