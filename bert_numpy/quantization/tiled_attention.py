@@ -23,7 +23,9 @@ once, exponentials from float64::
     attention = O ((1 / l) v_scale)                after the last tile
 
 A kernel may contract or approximate where this rounds (``ex2.approx``, fused multiply-adds), so
-that its bits differ from these in float32; its codes seldom do.
+that its bits differ from these in float32; its codes seldom do. FlashAttention-3 also goes from
+the last tile to the first, and adds a tile's products to the rescaled ``O`` inside the tensor
+core's accumulator. docs/flash-attention.md lists the differences.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ __all__ = [
     "finished",
     "rescaling",
     "row_sum",
+    "running_maximum",
     "scaled_scores",
     "steps",
 ]
@@ -160,18 +163,16 @@ def steps(
     before: Tile | None = None
     one = np.float32(1)
     unscaled = QuantizedTensor(q.codes, one, q.fmt)
-    for keys in chunks(k.shape[-1], how.keys):
+    for chunk in chunks(k.shape[-1], how.keys):
+        keys = slice(chunk.start, min(chunk.stop, k.shape[-1]))
         part = QuantizedTensor(k.codes[..., keys], one, k.fmt)
         values = QuantizedTensor(v.codes[..., keys, :], one, v.fmt)
         total = matmul(unscaled, part, accumulate)
         scores = scaled_scores(
             total, q.scale * k.scale, factor, None if bias is None else bias[..., keys]
         )
-        maximum = scores.max(axis=-1, keepdims=True)
-        rescale = None
-        if before is not None:
-            maximum = np.maximum(before.maximum, maximum)
-            rescale = rescaling(before.maximum, maximum)
+        maximum = running_maximum(scores, None if before is None else before.maximum)
+        rescale = None if before is None else rescaling(before.maximum, maximum)
         weights = attention_weights(scores, maximum, how.offset)
         codes = quantize(weights, fmt, one)
         summed = weights if how.row_sum == "unquantized" else codes.dequantize()
@@ -202,6 +203,17 @@ def scaled_scores(
         if bias is not None:
             x += bias
     return x
+
+
+def running_maximum(x: Float32Array, before: Float32Array | None) -> Float32Array:
+    """Return the largest score up to now, (..., queries, 1); a zero is +0.
+
+    NumPy does not define which of +0 and -0 is the larger.
+    """
+    maximum = x.max(axis=-1, keepdims=True)
+    if before is not None:
+        maximum = np.maximum(before, maximum)
+    return maximum + np.float32(0)
 
 
 def attention_weights(x: Float32Array, maximum: Float32Array, offset: int) -> Float32Array:
