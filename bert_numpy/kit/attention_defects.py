@@ -132,7 +132,7 @@ def _running_defects() -> Iterator[Named]:
                 old + new * a
             ),
             f"{what} of the tiles before left out": lambda old, a, new: new,
-            f"{what} rescaled with this tile's": lambda old, a, new: (old + new) * a,
+            f"{what} of this tile rescaled, too": lambda old, a, new: (old + new) * a,
             f"{what} rounded to bfloat16 after every tile": lambda old, a, new: round_to_bfloat16(
                 old * a + new
             ),
