@@ -29,7 +29,7 @@ from bert_numpy.kit.defects import ACCUMULATED, DEFECTS
 from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.history import Traced
-from bert_numpy.kit.manifest import LEVELS, Kit, apply_view, manifest_of, write_kit
+from bert_numpy.kit.manifest import LEVELS, Kit, Tensor, apply_view, manifest_of, write_kit
 from bert_numpy.model.model import Model
 from bert_numpy.model.sites import expected_shapes
 from bert_numpy.quantization.tiled_attention import TiledAttention, finished, steps
@@ -502,6 +502,24 @@ def of_random_codes(keys: int, how: TiledAttention, place: str = "operator/atten
 
     add_attention(builder, "operator", name, Operands(**references), 0.25, E4M3FN, how)
     return builder.kit({"levels": ["operator"], "arithmetic": []})
+
+
+def test_steps_whose_sources_are_given_have_causes_too(kit):
+    """Where a kit has only the last step, a defect that needs those before it is not tried."""
+    place = "operator/attention-tiles"
+    steps_of = {n: t for n, t in kit.tensors.items() if t.operation in ATTENTION_OPERATIONS}
+    for name, tensor in steps_of.items():
+        sources = {x.tensor: Tensor(x.tensor, "operator", "given") for x in tensor.inputs.values()}
+        sources = {n: replace(x, kind=kit.tensors[n].kind, fmt=kit.tensors[n].fmt)
+                   for n, x in sources.items()}  # fmt: skip
+        tensors = sources | {name: tensor}
+        part = Kit(kit.header, tensors, {n: kit.arrays[n] for n in tensors})
+        wrong = kit.arrays[name] + F(1)
+        assert verify(part, {name: wrong}).first.causes == (), name
+        if name == f"{place}/attention":
+            given = part.inputs(name)
+            wrong = given["output"] * (F(1) / given["total"])
+            assert verify(part, {name: wrong}).first.causes == ("scale of v left out",)
 
 
 def test_every_size_of_tiles_is_named():

@@ -75,10 +75,7 @@ def _score_defects() -> Iterator[Named]:
 def _weight_defects() -> Iterator[Named]:
     yield "maximum of the tile alone", {"running_maximum": _without_before}
     for size in _SIZES:
-        yield (
-            "keys of padding in the maximum",
-            {"running_maximum": _padded_maximum(size)},
-        )
+        yield "keys of padding in the maximum", {"running_maximum": _padded_maximum(size)}
     yield "stale maximum", {"attention_weights": _by_the_maximum_before}
     yield (
         "softmax without taking the largest element off",
@@ -471,7 +468,8 @@ def _kernel(inputs: Inputs) -> _Kernel | None:
     }
     biases = [made.inputs["bias"] for made in scores if "bias" in made.inputs]
     fmt = FORMATS[codes[0].attributes["fmt"]]
-    assert isinstance(fmt, FloatFormat)
+    if not isinstance(fmt, FloatFormat):
+        return None
     how = TiledAttention(
         counts[0],
         weights[0].attributes["offset"],
