@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from bert_numpy.engines.site import Site
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.observers import OBSERVERS
+from bert_numpy.quantization.shown import shown
 from bert_numpy.quantization.site_patterns import fits_attention
 from bert_numpy.quantization.tiled_attention import TiledAttention
 from npfp8 import BLOCK_FORMATS, BlockFormat, FloatFormat, Format
@@ -33,7 +33,6 @@ __all__ = [
     "Recipe",
     "SiteRecipe",
     "format_named",
-    "shown",
 ]
 
 #: A format of codes, whose scales the operand describes, or one that states its scales itself.
@@ -53,14 +52,6 @@ MAX_BLOCK = 2**31 - 1
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def shown(value: Any) -> str:
-    """Return a short text of a value for a message, however large the value is."""
-    try:
-        return reprlib.repr(value)
-    except (ValueError, RecursionError):  # more digits than Python converts
-        return f"{type(value).__name__} that is too long to show"
 
 
 def _constructor(value: Operand | SiteRecipe) -> str:

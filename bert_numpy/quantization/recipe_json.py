@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bert_numpy.errors import BertNumpyError, read_json, writing
-from bert_numpy.quantization.recipe import AnyFormat, Recipe, format_named, shown
+from bert_numpy.quantization.recipe import AnyFormat, Recipe, format_named
+from bert_numpy.quantization.shown import shown
 from bert_numpy.quantization.tiled_attention import TiledAttention
 from npfp8 import BLOCK_FORMATS, BlockFormat, Format
 from npfp8.arguments import path_of, require

@@ -30,7 +30,6 @@ core's accumulator. docs/flash-attention.md lists the differences.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
@@ -38,6 +37,7 @@ from numbers import Integral
 import numpy as np
 
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.quantization.shown import shown
 from npfp8 import QuantizedTensor, elementary, matmul, quantize
 from npfp8.arrays import Float32Array, chunks
 from npfp8.formats import FloatFormat
@@ -81,6 +81,14 @@ class TiledAttention:
         The weights are multiplied by ``2^offset``: 8 in FlashAttention-3, 0 without.
     row_sum : {"unquantized", "quantized"}
         The weights that are summed: as computed (FlashAttention-3), or rounded to codes.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from bert_numpy import PRESETS, TiledAttention
+    >>> replace(PRESETS["e4m3"], name="mine", attention=TiledAttention(128))
+    <Recipe mine: linear E4M3FN x E4M3FN, scores E4M3FN x E4M3FN, context E4M3FN x E4M3FN; \
+rest bfloat16; attention in tiles of 128 keys>
     """
 
     keys: int = 64
@@ -94,14 +102,14 @@ class TiledAttention:
             if not (good and low <= value <= high):
                 raise BertNumpyError(
                     f"attention: {name}: expected an integer of {low} to {high}, "
-                    f"found {reprlib.repr(value)}"
+                    f"found {shown(value)}"
                 )
             object.__setattr__(self, name, int(value))
         known = match(self.row_sum, ROW_SUMS) if isinstance(self.row_sum, str) else None
         if known is None:
             raise BertNumpyError(
                 f"attention: row_sum: expected {' or '.join(map(repr, ROW_SUMS))}, "
-                f"found {reprlib.repr(self.row_sum)}"
+                f"found {shown(self.row_sum)}"
             )
         object.__setattr__(self, "row_sum", known)
 
