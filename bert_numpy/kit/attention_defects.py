@@ -33,6 +33,10 @@ __all__ = ["attention_defects"]
 #: The numbers of keys of tiles that kernels have.
 _SIZES = (8, 16, 32, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256)
 
+#: The keys of a whole tile, to which padding fills one up: None for as many as the first tile has.
+#: A text that is shorter than a tile does not say how many these are, so there are others.
+_WHOLE = (None, 16, 32, 64, 128)
+
 _ONE = np.float32(1)
 
 
@@ -74,7 +78,7 @@ def _score_defects() -> Iterator[Named]:
 
 def _weight_defects() -> Iterator[Named]:
     yield "maximum of the tile alone", {"running_maximum": _without_before}
-    for size in _SIZES:
+    for size in _WHOLE:
         yield "keys of padding in the maximum", {"running_maximum": _padded_maximum(size)}
     yield "stale maximum", {"attention_weights": _by_the_maximum_before}
     yield (
@@ -116,7 +120,7 @@ def _total_defects() -> Iterator[Named]:
         yield "sum of the weights' codes", {"row_sum": _sum_of_codes(fmt)}
     yield "sum of the weights before they become codes", {"row_sum": _sum_of_weights}
     yield "offset in the weights, but not in their sum", {"row_sum": _sum_without_offset}
-    for size in _SIZES:
+    for size in _WHOLE:
         yield "keys of padding in the sum of the weights", {"row_sum": _padded_sum(size)}
 
 
@@ -172,10 +176,9 @@ def _tile_defects() -> Iterator[Named]:
     yield "one tile of all keys", {"attention": _in_tiles(lambda tiles: [np.concatenate(tiles)])}
     for size in _SIZES:
         yield f"tiles of {size} keys", {"attention": _in_tiles(_of(size))}
-        yield (
-            "keys of padding in the maximum and in the sum of the weights",
-            {"attention": _whole(_padded(size))},
-        )
+    for whole in _WHOLE:
+        name = "keys of padding in the maximum and in the sum of the weights"
+        yield name, {"attention": _whole(_padded(whole))}
 
 
 # Scores
@@ -229,11 +232,23 @@ def _without_before(inputs: Inputs, attributes: Attributes) -> Array | None:
     return ATTENTION_OPERATIONS["running_maximum"]({"x": inputs["x"]}, attributes)
 
 
-def _padded_maximum(size: int) -> Defective:
+def _missing(inputs: Inputs, size: int | None) -> int:
+    """Return how many keys a tile lacks, by the inputs of its maximum."""
+    keys = inputs["x"].shape[-1]
+    while size is None:
+        made = _source(inputs, "before", "running_maximum") if "before" in inputs else None
+        if made is None:
+            size = inputs["x"].shape[-1]
+        else:
+            inputs = made.inputs
+    return int(-keys % size)
+
+
+def _padded_maximum(size: int | None) -> Defective:
     """Make the maximum of a tile filled up to ``size`` keys, whose scores are 0."""
 
     def maximum(inputs: Inputs, attributes: Attributes) -> Array | None:
-        if inputs["x"].shape[-1] % size == 0:
+        if not _missing(inputs, size):
             return None
         right = ATTENTION_OPERATIONS["running_maximum"](inputs, attributes)
         return np.maximum(right, np.float32(0))
@@ -319,12 +334,13 @@ def _sum_without_offset(inputs: Inputs, attributes: Attributes) -> Array | None:
     return np.ldexp(right, -made.attributes["offset"])
 
 
-def _padded_sum(size: int) -> Defective:
+def _padded_sum(size: int | None) -> Defective:
     """Make the sum of a tile filled up to ``size`` keys, whose scores are 0."""
 
     def total(inputs: Inputs, attributes: Attributes) -> Array | None:
-        made, missing = _source(inputs, "x", "attention_weights"), -inputs["x"].shape[-1] % size
-        if made is None or not missing:
+        made = _source(inputs, "x", "attention_weights")
+        largest = made and _source(made.inputs, "maximum", "running_maximum")
+        if made is None or largest is None or not (missing := _missing(largest.inputs, size)):
             return None
         scores = np.zeros((*inputs["x"].shape[:-1], missing), np.float32)
         empty = attention_weights(scores, made.inputs["maximum"], made.attributes["offset"])
@@ -601,12 +617,12 @@ def _of(size: int) -> Callable[[list[Array]], list[Array] | None]:
     return tiles
 
 
-def _padded(size: int) -> Callable[[_Kernel], Array | None]:
+def _padded(size: int | None) -> Callable[[_Kernel], Array | None]:
     """Make an attention whose keys are filled up to whole tiles with zeros that count."""
 
     def attention(kernel: _Kernel) -> Array | None:
         keys = sum(map(len, kernel.tiles))
-        if not (missing := -keys % size):
+        if not (missing := -keys % (size or len(kernel.tiles[0]))):
             return None
 
         def filled(x: Array, axis: int) -> Array:
