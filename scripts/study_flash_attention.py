@@ -1,7 +1,7 @@
 """Measure what attention over tiles of keys, as FlashAttention-3 computes it, costs in accuracy.
 
     python scripts/study_flash_attention.py MODEL --task mrpc --data DIR --out DIR
-        [--calibration-data DATA] [--limit N] [--tiles 16,32,64,128]
+        [--calibration-data DATA] [--limit N] [--tiles 16,32,64,128] [--texts 16]
 
 It evaluates FP32; E4M3 with one softmax over all keys, whose weights have a static scale; and E4M3
 over tiles of keys, with and without the offset of 2^8, with row sums of the weights or of their
@@ -11,7 +11,9 @@ not repeated.
 
 The script writes DIR/flash-MODEL-TASK.json and .md: the metrics, flips and relative logit error
 against FP32 and against one softmax, and the share of the attention weights that are not zero but
-get the code of zero.
+get the code of zero. The attention error is that of the operation alone: Q, K and V of the first
+--texts texts in the float32 model go through the attention of each recipe, and the results of all
+layers are compared with attention in float64, by the norm of the difference over the norm.
 """
 
 from __future__ import annotations
@@ -20,15 +22,19 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bert_numpy.commands.report import write_json, write_text
-from bert_numpy.evaluation.evaluate import compare_with
+from bert_numpy.engines.engine import Engine, Weights
+from bert_numpy.engines.site import Site
+from bert_numpy.evaluation.evaluate import batches, compare_with
 from bert_numpy.evaluation.job import Job, evaluate_job, prepare
+from bert_numpy.model.encoder import Pass, attend
+from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.calibration import load_calibration
 from bert_numpy.quantization.convert import apply_recipe
 from bert_numpy.quantization.counts import Counts, OperandCounts
@@ -38,7 +44,8 @@ from bert_numpy.quantization.recipe_json import recipe_json
 from bert_numpy.quantization.tiled_attention import ROW_SUMS, TiledAttention
 from bert_numpy.study.cells import Subject, calibrate_subject
 from bert_numpy.study.options import add_subject_options, subject_of
-from npfp8.arrays import Array, Float32Array
+from npfp8.arrays import Array, Float32Array, Float64Array
+from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.files import replaced_file
 
 TILES = (16, 32, 64, 128)
@@ -48,8 +55,7 @@ OFFSETS = (8, 0)
 NARROW = "hopper"
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
+class Run(NamedTuple):
     """The result of a recipe on a subject; what is kept of the counts is P's."""
 
     recipe: str
@@ -118,12 +124,97 @@ def run(job: Job, subject: Subject, recipe: Recipe, folder: Path) -> Run:
         )
 
 
-def study(subject: Subject, tiles: Sequence[int], folder: Path) -> list[dict[str, Any]]:
+# The operation alone
+
+
+class Call(NamedTuple):
+    """The operands of one attention; see :class:`bert_numpy.engines.engine.Engine`."""
+
+    scores_site: Site
+    batch: Batch
+    q: Float32Array
+    k: Float32Array
+    v: Float32Array
+    factor: float
+    bias: Float32Array | None
+
+    def by(self, engine: Engine[Float32Array]) -> Float32Array:
+        """Compute it by an engine, as the forward pass does."""
+        prefix = self.scores_site.name.removesuffix("attention.scores")
+        place: Any = Pass(None, engine, self.batch, prefix, self.scores_site.layer)  # type: ignore[arg-type]
+        return attend(place, self.q, self.k, self.v, self.factor, self.bias)
+
+    def exact(self) -> Float64Array:
+        """Compute it in float64."""
+        x = self.q.astype(np.float64) @ self.k.astype(np.float64) * self.factor
+        x = x if self.bias is None else x + self.bias
+        p = np.exp(x - x.max(axis=-1, keepdims=True))
+        found: Float64Array = p @ self.v.astype(np.float64) / p.sum(axis=-1, keepdims=True)
+        return found
+
+
+class CallingEngine(Engine[Float32Array]):
+    """An engine that computes as ``inner`` does and keeps the operands of every attention."""
+
+    fuses_attention = True
+
+    def __init__(self, inner: Engine[Float32Array], batch: Batch, calls: list[Call]) -> None:
+        self.inner, self.batch, self.calls = inner, batch, calls
+
+    def attention(
+        self,
+        scores_site: Site,
+        context_site: Site,
+        q: Float32Array,
+        k: Float32Array,
+        v: Float32Array,
+        factor: float,
+        bias: Float32Array | None,
+    ) -> Float32Array:
+        """Keep the operands, rounded to bfloat16 as a quantized model has them."""
+        call = Call(scores_site, self.batch, q, k, v, factor, bias)
+        q, k, v = (round_to_bfloat16(x) for x in (q, k, v))
+        self.calls.append(call._replace(q=q, k=k, v=v))
+        return call.by(self.inner)
+
+
+def calls_of(job: Job, texts: int) -> list[Call]:
+    """Run the float32 model on the first texts, one at a time, and keep what attention is given."""
+    calls: list[Call] = []
+
+    def calling(weights: Weights, batch: Batch) -> CallingEngine:
+        return CallingEngine(job.model.engine(weights, batch), batch, calls)
+
+    model = replace(job.model, engine=calling)
+    for _, batch in batches(job.encoded[:texts], 1, job.model.config.pad_token_id):
+        model(**batch)
+    return calls
+
+
+def attention_error(
+    job: Job, subject: Subject, recipe: Recipe, calls: Sequence[Call], exact: Sequence[Float64Array]
+) -> float:
+    """Return the norm of the error of a recipe's attention, over the norm of the exact results."""
+    model = apply_recipe(job.model, recipe, load_calibration(subject.calibration))
+    errors = [
+        np.square(call.by(model.engine(model.weights, call.batch)) - right).sum()
+        for call, right in zip(calls, exact, strict=True)
+    ]
+    return float(np.sqrt(sum(errors) / sum(np.square(right).sum() for right in exact)))
+
+
+# The study
+
+
+def study(subject: Subject, tiles: Sequence[int], texts: int, folder: Path) -> list[dict[str, Any]]:
     """Run the missing recipes, and return a row per recipe."""
     calibrate_subject(subject)
     job = prepare(subject.model, subject.task, subject.data, calibrated=False, limit=subject.limit)
     runs = [run(job, subject, recipe, folder) for recipe in recipes(tiles)]
     fp32, whole = runs[:2]
+    calls = calls_of(job, texts)
+    exact = [call.exact() for call in calls]
+    errors = [attention_error(job, subject, recipe, calls, exact) for recipe in recipes(tiles)]
     lengths = [len(one.input_ids) for one in job.encoded]
     return [
         {
@@ -136,8 +227,10 @@ def study(subject: Subject, tiles: Sequence[int], folder: Path) -> list[dict[str
             "fp32": compare_with(fp32, found),
             "one_softmax": compare_with(whole, found),
             "underflowed": found.weights.underflowed / max(found.weights.elements, 1),
+            "texts": texts,
+            "attention_error": error,
         }
-        for found in runs
+        for found, error in zip(runs, errors, strict=True)
     ]
 
 
@@ -153,6 +246,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "flips, one softmax",
         "logit error, one softmax",
         "P to zero",
+        "attention error",
     ]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for row in rows:
@@ -169,6 +263,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                     )
                 ),
                 "" if row["recipe"] == "fp32" else f"{row['underflowed']:.2%}",
+                f"{row['attention_error']:.4f}",
             ]
         )
     title = (
@@ -184,10 +279,11 @@ def main() -> None:
     )
     add_subject_options(parser)
     parser.add_argument("--tiles", default=",".join(map(str, TILES)), metavar="LIST")
+    parser.add_argument("--texts", type=int, default=16, metavar="N")
     arguments = parser.parse_args()
     subject = subject_of(arguments)
     tiles = [int(keys) for keys in arguments.tiles.split(",")]
-    rows = study(subject, tiles, arguments.out / "cells")
+    rows = study(subject, tiles, arguments.texts, arguments.out / "cells")
     name = f"flash-{Path(subject.model).name}-{subject.task}"
     write_json(str(arguments.out / f"{name}.json"), rows)
     write_text(arguments.out / f"{name}.md", table(rows))
