@@ -1,7 +1,8 @@
 """Measure what attention over tiles of keys, as FlashAttention-3 computes it, costs in accuracy.
 
     python scripts/study_flash_attention.py MODEL --task mrpc --data DIR --out DIR
-        [--calibration-data DATA] [--limit N] [--tiles 16,32,64,128] [--texts 16]
+        [--calibration-data DATA] [--limit N] [--tiles 16,32,64,128]
+        [--row-sums unquantized,quantized] [--texts 16] [--alone]
 
 It evaluates FP32; E4M3 with one softmax over all keys, whose weights have a static scale; and E4M3
 over tiles of keys, with and without the offset of 2^8, with row sums of the weights or of their
@@ -13,7 +14,8 @@ The script writes DIR/flash-MODEL-TASK.json and .md: the metrics, flips and rela
 against FP32 and against one softmax, and the share of the attention weights that are not zero but
 get the code of zero. The attention error is that of the operation alone: Q, K and V of the first
 --texts texts in the float32 model go through the attention of each recipe, and the results of all
-layers are compared with attention in float64, by the norm of the difference over the norm.
+layers are compared with attention in float64, by the norm of the difference over the norm. With
+--alone nothing else is measured, and the files are DIR/flash-alone-MODEL-TASK.json and .md.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class Run(NamedTuple):
     weights: OperandCounts
 
 
-def recipes(tiles: Sequence[int]) -> Iterator[Recipe]:
+def recipes(tiles: Sequence[int], row_sums: Sequence[str] = ROW_SUMS) -> Iterator[Recipe]:
     """Yield the recipes of the study: FP32, one softmax, and tiles."""
     e4m3 = PRESETS["e4m3"]
     yield PRESETS["fp32"]
@@ -73,7 +75,7 @@ def recipes(tiles: Sequence[int]) -> Iterator[Recipe]:
     yield replace(e4m3, name=f"e4m3 {NARROW}", accumulate=NARROW)
     for keys in tiles:
         for offset in OFFSETS:
-            for row_sum in ROW_SUMS:
+            for row_sum in row_sums:
                 how = TiledAttention(keys, offset, row_sum)
                 yield replace(e4m3, name=name_of(how), attention=how)
         how = TiledAttention(keys)
@@ -203,18 +205,27 @@ def attention_error(
     return float(np.sqrt(sum(errors) / sum(np.square(right).sum() for right in exact)))
 
 
+def attention_errors(
+    job: Job, subject: Subject, chosen: Sequence[Recipe], texts: int
+) -> dict[str, float]:
+    """Return the error of each recipe's attention, by the recipe's name."""
+    calls = calls_of(job, texts)
+    exact = [call.exact() for call in calls]
+    return {x.name: attention_error(job, subject, x, calls, exact) for x in chosen}
+
+
 # The study
 
 
-def study(subject: Subject, tiles: Sequence[int], texts: int, folder: Path) -> list[dict[str, Any]]:
-    """Run the missing recipes, and return a row per recipe."""
+def study(
+    subject: Subject, chosen: Sequence[Recipe], texts: int, folder: Path
+) -> list[dict[str, Any]]:
+    """Run the missing recipes, and return a row per recipe; the first two are references."""
     calibrate_subject(subject)
-    job = prepare(subject.model, subject.task, subject.data, calibrated=False, limit=subject.limit)
-    runs = [run(job, subject, recipe, folder) for recipe in recipes(tiles)]
+    job = job_of(subject)
+    runs = [run(job, subject, recipe, folder) for recipe in chosen]
     fp32, whole = runs[:2]
-    calls = calls_of(job, texts)
-    exact = [call.exact() for call in calls]
-    errors = [attention_error(job, subject, recipe, calls, exact) for recipe in recipes(tiles)]
+    errors = attention_errors(job, subject, chosen, texts)
     lengths = [len(one.input_ids) for one in job.encoded]
     return [
         {
@@ -228,10 +239,26 @@ def study(subject: Subject, tiles: Sequence[int], texts: int, folder: Path) -> l
             "one_softmax": compare_with(whole, found),
             "underflowed": found.weights.underflowed / max(found.weights.elements, 1),
             "texts": texts,
-            "attention_error": error,
+            "attention_error": errors[found.recipe],
         }
-        for found, error in zip(runs, errors, strict=True)
+        for found in runs
     ]
+
+
+def alone(subject: Subject, chosen: Sequence[Recipe], texts: int) -> list[dict[str, Any]]:
+    """Return a row per recipe that has the error of the attention and nothing else."""
+    calibrate_subject(subject)
+    errors = attention_errors(job_of(subject), subject, chosen, texts)
+    model = Path(subject.model).name
+    return [
+        {"model": model, "task": subject.task, "recipe": name, "texts": texts, "attention_error": x}
+        for name, x in errors.items()
+    ]
+
+
+def job_of(subject: Subject) -> Job:
+    """Load the model and the examples."""
+    return prepare(subject.model, subject.task, subject.data, calibrated=False, limit=subject.limit)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -273,21 +300,37 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def table_alone(rows: Sequence[dict[str, Any]]) -> str:
+    """Make a Markdown table of the errors of the attention alone."""
+    first = rows[0]
+    lines = [f"| {row['recipe']} | {row['attention_error']:.4f} |\n" for row in rows]
+    title = f"{first['model']}, {first['task']}, {first['texts']} texts:\n\n"
+    return title + "| attention | attention error |\n| --- | ---: |\n" + "".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_subject_options(parser)
     parser.add_argument("--tiles", default=",".join(map(str, TILES)), metavar="LIST")
+    parser.add_argument("--row-sums", default=",".join(ROW_SUMS), metavar="LIST")
+    parser.add_argument("--alone", action="store_true", help="measure the attention alone")
     parser.add_argument("--texts", type=int, default=16, metavar="N")
     arguments = parser.parse_args()
     subject = subject_of(arguments)
     tiles = [int(keys) for keys in arguments.tiles.split(",")]
-    rows = study(subject, tiles, arguments.texts, arguments.out / "cells")
-    name = f"flash-{Path(subject.model).name}-{subject.task}"
+    chosen = list(recipes(tiles, arguments.row_sums.split(",")))
+    name = f"{Path(subject.model).name}-{subject.task}"
+    if arguments.alone:
+        rows = alone(subject, chosen, arguments.texts)
+        name, text = f"flash-alone-{name}", table_alone(rows)
+    else:
+        rows = study(subject, chosen, arguments.texts, arguments.out / "cells")
+        name, text = f"flash-{name}", table(rows)
     write_json(str(arguments.out / f"{name}.json"), rows)
-    write_text(arguments.out / f"{name}.md", table(rows))
-    print(table(rows))
+    write_text(arguments.out / f"{name}.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

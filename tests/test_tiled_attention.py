@@ -797,8 +797,9 @@ def test_the_study_compares_and_resumes(tmp_path: Path) -> None:
     script = load_script("study_flash_attention")
     subject = subject_in(tmp_path, "bert-tiny-sst2", "sst2", str(REVIEWS), limit=6)
     calibrate_subject(subject, samples=12)
-    rows = script.study(subject, (4, 32), 3, tmp_path / "cells")
-    assert [row["recipe"] for row in rows] == [recipe.name for recipe in script.recipes((4, 32))]
+    chosen = list(script.recipes((4, 32)))
+    rows = script.study(subject, chosen, 3, tmp_path / "cells")
+    assert [row["recipe"] for row in rows] == [recipe.name for recipe in chosen]
     assert len(rows) == 3 + 2 * 5
     by_name = {row["recipe"]: row for row in rows}
     fp32, whole = by_name["fp32"], by_name["e4m3"]
@@ -811,5 +812,9 @@ def test_the_study_compares_and_resumes(tmp_path: Path) -> None:
     assert script.table(rows).count("\n") == len(rows) + 4
     cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     assert len(cells) == len(rows)
-    assert script.study(subject, (4, 32), 3, tmp_path / "cells") == rows
+    assert script.study(subject, chosen, 3, tmp_path / "cells") == rows
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == cells
+    few = list(script.recipes((4,), ["quantized"]))
+    assert len(few) == 3 + 3
+    for row in script.alone(subject, few, 3):
+        assert row["attention_error"] == by_name[row["recipe"]]["attention_error"]
