@@ -15,7 +15,8 @@ against FP32 and against one softmax, and the share of the attention weights tha
 get the code of zero. The attention error is that of the operation alone: Q, K and V of the first
 --texts texts in the float32 model go through the attention of each recipe, and the results of all
 layers are compared with attention in float64, by the norm of the difference over the norm. With
---alone nothing else is measured, and the files are DIR/flash-alone-MODEL-TASK.json and .md.
+--alone nothing else is measured, except one tile in float64 whose weights are not codes, or codes
+of weights with other largest values, and the files are DIR/flash-alone-MODEL-TASK.json and .md.
 """
 
 from __future__ import annotations
@@ -46,12 +47,16 @@ from bert_numpy.quantization.recipe_json import recipe_json
 from bert_numpy.quantization.tiled_attention import ROW_SUMS, TiledAttention
 from bert_numpy.study.cells import Subject, calibrate_subject
 from bert_numpy.study.options import add_subject_options, subject_of
+from npfp8 import E4M3FN, quantize, quantize_bfloat16
 from npfp8.arrays import Array, Float32Array, Float64Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.files import replaced_file
 
 TILES = (16, 32, 64, 128)
 OFFSETS = (8, 0)
+
+#: Largest weights: two values of codes of E4M3, and two numbers between; None is no code.
+LARGEST = (256, 448, 200, 150, None)
 
 #: The accumulator of the runs that are not exact.
 NARROW = "hopper"
@@ -214,6 +219,36 @@ def attention_errors(
     return {x.name: attention_error(job, subject, x, calls, exact) for x in chosen}
 
 
+def largest_weight_errors(job: Job, subject: Subject, texts: int) -> dict[str, float]:
+    """Return the error of one tile in float64, by the largest value of the weights.
+
+    It shows how much depends on whether the largest weight of a row is the value of a code.
+    """
+    model = apply_recipe(job.model, PRESETS["e4m3"], load_calibration(subject.calibration))
+    squares: dict[str, list[float]] = {}
+    for call in calls_of(job, texts):
+        names = [call.scores_site.name, call.scores_site.name.replace("scores", "context")]
+        scores, context = (model.plans[name] for name in names)
+        scales = (scores.a, scores.b, context.b)
+        q, k, v = (
+            quantize_bfloat16(x, E4M3FN, scale.scale).dequantize().astype(np.float64)
+            for x, scale in zip((call.q, call.k, call.v), scales, strict=True)
+            if scale is not None
+        )
+        x = q @ k * call.factor
+        x = x if call.bias is None else x + call.bias
+        p, exact = np.exp(x - x.max(axis=-1, keepdims=True)), call.exact()
+        for largest in LARGEST:
+            scaled = p if largest is None else quantize(p * largest, E4M3FN, 1).dequantize()
+            whole = p.sum(axis=-1, keepdims=True) * (largest or 1)
+            error = np.square(scaled.astype(np.float64) @ v / whole - exact).sum()
+            name = "one tile, P not codes" if largest is None else f"one tile, P up to {largest}"
+            squares.setdefault(name, []).append(error)
+        squares.setdefault("", []).append(np.square(exact).sum())
+    whole = sum(squares.pop(""))
+    return {name: float(np.sqrt(sum(errors) / whole)) for name, errors in squares.items()}
+
+
 # The study
 
 
@@ -248,7 +283,9 @@ def study(
 def alone(subject: Subject, chosen: Sequence[Recipe], texts: int) -> list[dict[str, Any]]:
     """Return a row per recipe that has the error of the attention and nothing else."""
     calibrate_subject(subject)
-    errors = attention_errors(job_of(subject), subject, chosen, texts)
+    job = job_of(subject)
+    errors = attention_errors(job, subject, chosen, texts)
+    errors |= largest_weight_errors(job, subject, texts)
     model = Path(subject.model).name
     return [
         {"model": model, "task": subject.task, "recipe": name, "texts": texts, "attention_error": x}

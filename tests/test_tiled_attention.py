@@ -816,5 +816,11 @@ def test_the_study_compares_and_resumes(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == cells
     few = list(script.recipes((4,), ["quantized"]))
     assert len(few) == 3 + 3
-    for row in script.alone(subject, few, 3):
-        assert row["attention_error"] == by_name[row["recipe"]]["attention_error"]
+    found = {row["recipe"]: row["attention_error"] for row in script.alone(subject, few, 3)}
+    for recipe in few:
+        assert found[recipe.name] == by_name[recipe.name]["attention_error"]
+    assert len(found) == len(few) + len(script.LARGEST)
+    # In float64, one tile has the error of the recipe's, up to float32's roundings.
+    tiles = by_name["tiles of 32, 2^8, sums unquantized"]["attention_error"]
+    assert math.isclose(found["one tile, P up to 256"], tiles, rel_tol=0.02)
+    assert found["one tile, P not codes"] < found["one tile, P up to 256"]
