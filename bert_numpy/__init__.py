@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # imported at first use, so that a command can catch Ctrl-C b
     from bert_numpy.quantization.presets import PRESETS
     from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
     from bert_numpy.quantization.recipe_json import load_recipe, save_recipe
+    from bert_numpy.quantization.tiled_attention import TiledAttention
     from bert_numpy.tasks.tokenization import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "QuantizedModel",
     "Recipe",
     "SiteRecipe",
+    "TiledAttention",
     "Tokenizer",
     "apply_recipe",
     "calibrate",
@@ -82,6 +84,7 @@ _MODULES = {
     "quantization.presets": ("PRESETS",),
     "quantization.recipe": ("Operand", "Recipe", "SiteRecipe"),
     "quantization.recipe_json": ("load_recipe", "save_recipe"),
+    "quantization.tiled_attention": ("TiledAttention",),
     "tasks.tokenization": ("Tokenizer", "load_tokenizer"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -104,6 +104,16 @@ def change(result: Result, reference: Result) -> dict[str, float | int]:
     return {**compare_with(*kept), "median_logit_error": median, **found}
 
 
+def metrics_of(result: Result) -> dict[str, float]:
+    """Compute the task's metrics; a prediction that is not finite is wrong."""
+    labels = np.asarray(result.labels)
+    return {name: float(f(labels, result.predictions)) for name, f in result.metrics.items()}
+
+
+def in_percent(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{100 * value:.2f}" for value in metrics.values()]
+
+
 def shown(changed: dict[str, float | int]) -> list[str]:
     if "flips" not in changed:
         return ["", "not finite", ""]
@@ -132,6 +142,7 @@ def study_model(arguments: argparse.Namespace) -> None:
     rows = [
         {
             "accumulate": mode,
+            "metrics": metrics_of(result),
             "fp32": change(result, reference),
             "exact": change(result, by_mode["exact"]),
         }
@@ -142,10 +153,22 @@ def study_model(arguments: argparse.Namespace) -> None:
         "task": arguments.task,
         "recipe": base.name,
         "examples": len(reference.predictions),
+        "metrics": metrics_of(reference),
         "rows": rows,
     }
-    header = ["accumulate", "FP32: flips", "error", "median", "exact: flips", "error", "median"]
-    lines = [[row["accumulate"], *shown(row["fp32"]), *shown(row["exact"])] for row in rows]
+    errors = ["flips", "error", "median"]
+    header = ["accumulate", *report["metrics"]]
+    header += [f"{name} from {whose}" for whose in ("FP32", "exact") for name in errors]
+    lines = [["FP32", *in_percent(report["metrics"]), *[""] * 6]]
+    lines += [
+        [
+            row["accumulate"],
+            *in_percent(row["metrics"]),
+            *shown(row["fp32"]),
+            *shown(row["exact"]),
+        ]
+        for row in rows
+    ]
     title = f"{report['model']}, {report['examples']} examples, {base.name}:\n\n"
     write(arguments.out, f"model-{arguments.task}", report, title + table(header, lines))
 

@@ -124,6 +124,53 @@ def torch_layer(torch, kit, wide_gelu=True, site="encoder.layer.0", case="model/
     return found
 
 
+def torch_attention(torch, kit, case="tiles", keys=16, offset=8, of_codes=False):
+    """Attention over tiles of keys in torch: float8 codes, products and exponentials in float64."""
+    place = f"operator/attention-{case}"
+    dtype = torch.float8_e5m2 if case == "whole" else torch.float8_e4m3fn
+    operands = "operator/attention-" + ("e5m2" if case == "whole" else "e4m3fn")
+    found = {}
+
+    def array(name):
+        return torch.from_numpy(np.array(kit.arrays[name]))
+
+    def keep(what, x):
+        if f"{place}/{what}" in kit.arrays:  # cases of the same scores have them once
+            found[f"{place}/{what}"] = x.numpy()
+        return x
+
+    def power(x, offset):
+        return (x.double().exp() * 2.0**offset).float()
+
+    q, k, v = (array(f"{operands}/{role}").view(dtype).double() for role in "qkv")
+    q_scale, k_scale, v_scale = (array(f"operator/attention/{role}.scale") for role in "qkv")
+    factor = np.float32(1 / np.sqrt(q.shape[-1]))
+    bias = array(f"{operands}/bias") if f"{operands}/bias" in kit.arrays else None
+    maximum = total = output = None
+    for i, start in enumerate(range(0, k.shape[-1], keys)):
+        part = slice(start, start + keys)
+        x = keep(f"{i}/sum", (q @ k[..., part]).float()) * (q_scale * k_scale) * factor
+        x = keep(f"{i}/scores", x if bias is None else x + bias[..., part])
+        before, maximum = maximum, x.amax(-1, keepdim=True)
+        if before is not None:
+            maximum = torch.maximum(before, maximum)
+        keep(f"{i}/maximum", maximum)
+        weights = keep(f"{i}/weights", power(x.double() - maximum, offset))
+        codes = weights.clamp(max=torch.finfo(dtype).max).to(dtype)
+        keep(f"{i}/codes", codes.view(torch.uint8))
+        summed = codes.double() if of_codes else weights.double()
+        new = keep(f"{i}/row_sum", summed.sum(-1, keepdim=True).float())
+        product = keep(f"{i}/product", (codes.double() @ v[..., part, :]).float())
+        if before is None:
+            total, output = new, product
+            continue
+        rescale = keep(f"{i}/rescale", power(before.double() - maximum, 0))
+        total = keep(f"{i}/total", total * rescale + new)
+        output = keep(f"{i}/output", output * rescale + product)
+    keep("attention", output * (1 / total * v_scale))
+    return found
+
+
 def onnx_backend(onnx, kit):
     """Encoding by ONNX's Cast with saturation, in the reference evaluator."""
     from onnx.reference import ReferenceEvaluator  # noqa: PLC0415

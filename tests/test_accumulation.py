@@ -22,6 +22,7 @@ from bert_numpy.kit.defects import ACCUMULATED
 from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.export import make_kit
 from bert_numpy.kit.manifest import Kit
+from bert_numpy.kit.operations import OPERATIONS
 from bert_numpy.quantization.recipe import BFLOAT16_ACCUMULATORS
 from bert_numpy.quantization.recipe_json import recipe_json, recipe_of
 from npfp8 import ACCUMULATORS, BlockFormat
@@ -44,6 +45,11 @@ def model() -> bert_numpy.Model:
 
 def alike(fmt: Any, **more: Any) -> Recipe:
     site = SiteRecipe(Operand(fmt), Operand(fmt))
+    return Recipe("mine", site, site, site, **more)
+
+
+def alike_both(operand: Operand, **more: Any) -> Recipe:
+    site = SiteRecipe(operand, operand)
     return Recipe("mine", site, site, site, **more)
 
 
@@ -112,6 +118,50 @@ def test_the_rest_has_an_accumulator(name: str, preset: str, model: bert_numpy.M
     for profile in ("bit-exact", "accumulate-order"):
         every = {n: x for n, x in made.arrays.items() if made.tensors[n].operation != "given"}
         assert verify(made, every, profile).passed
+
+
+@pytest.mark.parametrize("block", [16, 48])
+@pytest.mark.parametrize("name", ["exact", "block-sums", "bfloat16"])
+def test_sums_of_blocks_by_an_accumulator(name: str, block: int, model: bert_numpy.Model) -> None:
+    """Where scales vary along K, each block has its own sum, the accumulator's, before the scales.
+
+    In the kit of a golden run each sum is that of the block's codes alone, and the product is
+    what the model went on with; for the case of exact sums, by float64, which has them.
+    """
+    operand = Operand("E4M3FN", "block", block=block)
+    quantized = golden(model, alike_both(operand, accumulate=name))
+    made = make_kit(("layer", "model"), quantized, {}, [IDS])
+    place = "model/0/encoder.layer.0.intermediate.dense/sum"
+    attributes = made.tensors[place].attributes
+    assert (attributes["block"], attributes.get("accumulate", "exact")) == (block, name)
+    a, b = made.inputs(place).values()
+    runs = range(0, a.shape[-1], block)
+    assert made.arrays[place].shape == (len(runs), a.shape[0], b.shape[1])
+    for start, found in zip(runs, made.arrays[place], strict=True):
+        x, y = a[:, start : start + block], b[start : start + block]
+        one = np.float32(1)
+        operands = (npfp8.QuantizedTensor(z, one, npfp8.E4M3FN) for z in (x, y))
+        assert found.tobytes() == npfp8.matmul(*operands, name).tobytes()
+        if name == "exact":
+            exact = npfp8.decode(x, npfp8.E4M3FN).astype(np.float64) @ npfp8.decode(y, npfp8.E4M3FN)
+            assert found.tobytes() == exact.astype(np.float32).tobytes()
+    assert made.arrays["model/0/logits"].tobytes() == quantized(**IDS).logits.tobytes()
+    every = {n: x for n, x in made.arrays.items() if made.tensors[n].operation != "given"}
+    assert verify(made, every).passed
+    # Of one block each, sums of blocks are exact ones; another accumulator's have another name.
+    other = "exact" if name == "bfloat16" else "bfloat16"
+    how = {**attributes, "accumulate": other}
+    (first, *_) = verify(made, {place: OPERATIONS["sum"](made.inputs(place), how)}).differences
+    assert ACCUMULATED[other].name in first.causes
+
+
+@pytest.mark.parametrize("name", ["hopper", "hopper-fast"])
+def test_blocks_that_an_accumulator_does_not_take(name: str, kit: Kit) -> None:
+    """A sum of a kit has the limits of matmul: Hopper has one scale for the whole sum."""
+    place = "operator/gemm-e4m3/sum"
+    how = {**kit.tensors[place].attributes, "accumulate": name, "block": 16}
+    with pytest.raises(ValueError, match="expected scales that do not vary along K, found blocks"):
+        OPERATIONS["sum"](kit.inputs(place), how)
 
 
 def test_a_file_without_an_accumulator_for_the_rest_stays_as_it_was() -> None:

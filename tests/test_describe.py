@@ -77,3 +77,10 @@ def test_every_recipe_has_words(name: str) -> None:
         assert text, title
         assert not set("{}()=") & set(text), "code, not words"
     assert dict(describe_recipe(None))["quantization"].startswith("none")
+
+
+def test_attention_in_tiles() -> None:
+    found = {key.strip(): value for key, value in describe_recipe(PRESETS["e4m3-flash"])}
+    expected = "tiles of 64 keys, weights times 2^8, row sums of unquantized weights"
+    assert found["attention"] == expected
+    assert "attention" not in dict(describe_recipe(PRESETS["e4m3"]))

@@ -22,6 +22,8 @@ import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, apply_recipe, calibrate
 from bert_numpy.commands.main import main
 from bert_numpy.kit import open_kit, verify
+from bert_numpy.kit.attention_defects import attention_defects
+from bert_numpy.kit.attention_operations import ATTENTION_OPERATIONS
 from bert_numpy.kit.block_defects import PLAIN_RULES
 from bert_numpy.kit.block_operations import BLOCK_OPERATIONS
 from bert_numpy.kit.candidate import load_candidate
@@ -199,6 +201,20 @@ _OF_BLOCKS = {defect.name for defect in DEFECTS} - {
     if not defect.operations.keys() <= {*BLOCK_OPERATIONS, "dequantize"}
 }
 
+#: The defects of a fused attention, which this model does not have.
+_OF_ATTENTION = {name for name, _ in attention_defects()} - {
+    defect.name
+    for defect in DEFECTS
+    if not defect.operations.keys() <= {*ATTENTION_OPERATIONS, "encode", "sum"}
+}
+
+#: Tiles of as many keys as the cases have, or more; tests/test_attention_kit.py plants these.
+_NOT_IN_THE_CASES = {
+    name
+    for name, size in ((name, name.removeprefix("tiles of ")) for name in _OF_ATTENTION)
+    if size != name and int(size.removesuffix(" keys")) >= 37
+}
+
 
 @pytest.mark.parametrize("name", dict.fromkeys(defect.name for defect in DEFECTS))
 def test_each_planted_defect_is_named(kit, name, monkeypatch):
@@ -219,8 +235,8 @@ def test_each_planted_defect_is_named(kit, name, monkeypatch):
             assert all(names & set(item.causes) for item in roots)
             assert report.first is None or report.first.root
             shown[part] += len(roots)
-    assert shown["operator"] > 0
-    assert (shown["model"] == 0) == (name in _NOT_IN_THE_MODEL | _OF_BLOCKS)
+    assert (shown["operator"] == 0) == (name in _NOT_IN_THE_CASES)
+    assert (shown["model"] == 0) == (name in _NOT_IN_THE_MODEL | _OF_BLOCKS | _OF_ATTENTION)
 
 
 def sums(kit, site):
@@ -349,7 +365,8 @@ def test_every_defect_is_tried_on_every_operation(kit):
         flat = candidate[name].reshape(-1)
         flat[1] = flat[1] + 3 if flat.dtype == np.float32 else flat[1] ^ 1
     report = verify(kit, candidate)
-    assert {item.operation for item in report.differences} >= {*BLOCK_OPERATIONS} - {"tensor_scale"}
+    every = {*BLOCK_OPERATIONS, *ATTENTION_OPERATIONS} - {"tensor_scale"}
+    assert {item.operation for item in report.differences} >= every
     assert [item.name for item in report.differences if item.causes] == []
 
 
@@ -738,7 +755,7 @@ def test_torch_backend(torch, golden_kit):  # noqa: F811
 
 def test_onnx_backend(onnx, golden_kit):  # noqa: F811
     report = golden_kit.check(kit_backends.onnx_backend(onnx, golden_kit.kit))
-    assert len(report.compared) == 4
+    assert len(report.compared) == 4 + 7  # the codec, and the weights of attention by tile
 
 
 def test_torch_layer(torch, golden_kit):  # noqa: F811

@@ -62,7 +62,7 @@ from bert_numpy.model.config import BertConfig
 from bert_numpy.model.model import Model
 from bert_numpy.model.sites import WORDS, expected_shapes, linear_sites, sites_of
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
-from bert_numpy.quantization.plan import Scale, SitePlan
+from bert_numpy.quantization.plan import Scale, SitePlan, static_sides
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
 from npfp8.arguments import choice, path_of, require, wrong_type
@@ -519,9 +519,7 @@ def load_quantized(config: BertConfig, folder: Path, place: str) -> QuantizedMod
         if not how.quantizes:
             continue
         scales: dict[str, Scale] = {}
-        for side, operand in (("a", how.a), ("b", how.b)):
-            if not operand.is_static or (side == "b" and name in modules):
-                continue
+        for side, operand in static_sides(recipe, site).items():
             if name in modules and says_input(how):
                 scales[side] = _read_input(parameters[f"{name}.weight"], source, operand, name)
             else:

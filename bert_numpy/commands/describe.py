@@ -61,6 +61,9 @@ def describe_recipe(recipe: Recipe | None) -> Iterator[tuple[str, str]]:
         yield "  sums", recipe.accumulate
     if recipe.accumulate_rest is not None:
         yield "  other sums", recipe.accumulate_rest
+    if (tiles := recipe.attention) is not None:
+        text = f"tiles of {tiles.keys} keys, weights times 2^{tiles.offset}"
+        yield "  attention", f"{text}, row sums of {tiles.row_sum} weights"
 
 
 def label_names(config: BertConfig) -> dict[str, str]:

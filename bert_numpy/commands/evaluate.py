@@ -146,10 +146,7 @@ def _evaluate(arguments: argparse.Namespace) -> Outcome:
     job = prepared(arguments, [recipe])
     (result,) = results_of(arguments, job, [recipe])
     note_not_finite(result)
-    row = comparison_row(result, None) | {
-        "accumulate": recipe.accumulate,
-        "accumulate_rest": recipe.accumulate_rest,
-    }
+    row = comparison_row(result, None) | sums_of(recipe)
     report = {
         **header(job, arguments.golden),
         **row,

@@ -55,6 +55,8 @@ formats, in upper or lower case:
   nvfp4                   NVIDIA's: an E4M3 scale for every 16 elements,
                           which are in FP4, and one scale per tensor
   mxfp4-mixed, nvfp4-mixed     linear layers in FP4, attention in E4M3
+  e4m3-flash              e4m3, with attention over tiles of 64 keys, as
+                          FlashAttention-3 computes it
   e4m3-weights            only the weights are quantized
   mxfp4-weights, nvfp4-weights  the same in FP4
   FILE.json               a recipe of your own

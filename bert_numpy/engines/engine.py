@@ -96,6 +96,9 @@ class Engine(Generic[V]):
 
     inner: Engine[V]
 
+    #: True if :meth:`attention` is an operation of this engine. Otherwise the pass composes it.
+    fuses_attention: bool = False
+
     def gather(self, tables: Sequence[Table]) -> V:
         """Add rows of embedding tables in float32, in the tables' order: (tokens, columns)."""
         return self.inner.gather(tables)
@@ -123,6 +126,17 @@ class Engine(Generic[V]):
     def softmax(self, x: V) -> V:
         """Compute ``exp(x - max) / sum`` over the last axis, rounded once to the precision."""
         return self.inner.softmax(x)
+
+    def attention(
+        self, scores_site: Site, context_site: Site, q: V, k: V, v: V, factor: float, bias: V | None
+    ) -> V:
+        """Compute ``softmax(q k factor + bias) v``, as fused kernels do: (..., queries, d).
+
+        ``q`` is (..., queries, d), ``k`` (..., d, keys), already transposed, and ``v``
+        (..., keys, d). The pass calls this only if ``fuses_attention``. It composes the
+        attention of other engines of ``product``, ``multiply``, ``add`` and ``softmax``.
+        """
+        return self.inner.attention(scores_site, context_site, q, k, v, factor, bias)
 
     def layer_norm(self, name: str, x: V, eps: float) -> V:
         """Compute ``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last axis."""

@@ -27,6 +27,10 @@ class NotingEngine(Engine[Float32Array]):
     The right operand is (..., K, N), as in the product. For a linear layer it is the transpose
     of the weight: codes with scales, if the weight is quantized.
 
+    If ``inner`` fuses attention, no array of the scores or of the weights exists. Both sites
+    are then noted with the result of the whole attention: that of the scores with Q, K^T and
+    the bias of the positions, and that of the context with Q and V.
+
     Examples
     --------
     >>> from dataclasses import replace
@@ -57,4 +61,25 @@ class NotingEngine(Engine[Float32Array]):
         """Call ``note`` for the product."""
         y = self.inner.product(site, a, b)
         self.note(site.name, a, b, None, y)
+        return y
+
+    @property
+    def fuses_attention(self) -> bool:  # type: ignore[override]
+        """True if ``inner`` fuses attention."""
+        return self.inner.fuses_attention
+
+    def attention(
+        self,
+        scores_site: Site,
+        context_site: Site,
+        q: Float32Array,
+        k: Float32Array,
+        v: Float32Array,
+        factor: float,
+        bias: Float32Array | None,
+    ) -> Float32Array:
+        """Call ``note`` for both sites of an attention that ``inner`` fuses."""
+        y = self.inner.attention(scores_site, context_site, q, k, v, factor, bias)
+        self.note(scores_site.name, q, k, bias, y)
+        self.note(context_site.name, q, v, None, y)
         return y

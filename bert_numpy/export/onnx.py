@@ -82,7 +82,8 @@ def onnx_model(model: QuantizedModel) -> Any:
         If the package ``onnx`` is missing; if a parameter, or an output for one token, is NaN
         or infinite; or if a graph cannot express the recipe. It cannot express a format
         without an ONNX type, inputs by block, dynamic scales with zero points or of powers
-        of two, outliers, an accumulator with fewer bits than float32, or one for the rest.
+        of two, outliers, an accumulator with fewer bits than float32, or one for the rest,
+        or attention in tiles.
     """
     graph, proto = _traced(model)
     return graph.filled(proto)
@@ -131,6 +132,10 @@ def check_exportable(model: Model, recipe: Recipe) -> None:
         raise BertNumpyError(
             f"recipe {recipe.name}: accumulate_rest: expected None in ONNX, "
             f"found {recipe.accumulate_rest!r}"
+        )
+    if recipe.attention is not None:
+        raise BertNumpyError(
+            f"recipe {recipe.name}: attention: expected None in ONNX, found {recipe.attention}"
         )
     for site in sites_of(model):
         if recipe.site(site).quantizes:

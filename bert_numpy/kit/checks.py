@@ -19,6 +19,7 @@ import numpy as np
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.kit.block_operations import block_format
 from bert_numpy.quantization.recipe import BFLOAT16_ACCUMULATORS
+from bert_numpy.quantization.tiled_attention import MAX_OFFSET
 from npfp8 import POWER_RULES, RATIO_RULES, golden
 from npfp8.blocks.layouts import (
     BLOCK_LAYOUTS,
@@ -81,6 +82,11 @@ _ROWS: _Check = (
 _WEIGHTS: _Check = (
     "a list of whole numbers from 1 on",
     lambda x: isinstance(x, list) and bool(x) and all(_is_integer(weight, 1) for weight in x),
+)
+
+_OFFSET: _Check = (
+    f"a whole number from 0 to {MAX_OFFSET}",
+    lambda x: _is_integer(x, 0) and x <= MAX_OFFSET,
 )
 
 _SHAPE: _Check = (
@@ -328,6 +334,54 @@ def _pack_blocks(shapes: Shapes, how: Attributes) -> Shape:
     return (*codes[:-1], blocks * (1 + how["block"] // group.codes * group.nbytes))
 
 
+def _per_row(x: Shape) -> Shape:
+    """Return the shape of one number for each row, along an axis that stays."""
+    if x[-1] < 1:
+        raise ValueError("rows without elements")
+    return (*x[:-1], 1)
+
+
+def _attention_scores(shapes: Shapes, how: Attributes) -> Shape:
+    for role in ("q_scale", "k_scale"):
+        _require(shapes[role], ())
+    return _with_bias(shapes["sum"], shapes)
+
+
+def _running_maximum(shapes: Shapes, how: Attributes) -> Shape:
+    result = _per_row(shapes["x"])
+    _require(shapes.get("before", result), result)
+    return result
+
+
+def _attention_weights(shapes: Shapes, how: Attributes) -> Shape:
+    _require(shapes["maximum"], _per_row(shapes["x"]))
+    return shapes["x"]
+
+
+def _rescaling(shapes: Shapes, how: Attributes) -> Shape:
+    _require(shapes["before"], shapes["maximum"])
+    return shapes["maximum"]
+
+
+def _row_sum(shapes: Shapes, how: Attributes) -> Shape:
+    if ("codes" in shapes) != ("fmt" in how):
+        raise ValueError("codes and their format belong together")
+    _require(shapes.get("codes", shapes["x"]), shapes["x"])
+    return _per_row(shapes["x"])
+
+
+def _running(shapes: Shapes, how: Attributes) -> Shape:
+    _require(shapes["before"], shapes["x"])
+    _require(shapes["rescale"], _per_row(shapes["x"]))
+    return shapes["x"]
+
+
+def _attention(shapes: Shapes, how: Attributes) -> Shape:
+    _require(shapes["total"], _per_row(shapes["output"]))
+    _require(shapes["v_scale"], ())
+    return shapes["output"]
+
+
 def _layer_norm(shapes: Shapes, how: Attributes) -> Shape:
     for role in ("weight", "bias"):
         _require(shapes[role], shapes["x"][-1:])
@@ -374,6 +428,7 @@ _FACTORS = {"a": _FACTOR, "b": _FACTOR}
 _SUM_OPTIONS = {"block": _BLOCK, "accumulate": _key_of(ACCUMULATORS)}
 _BIAS = {"bias": "numbers"}
 _TENSOR = {"tensor_scale": "numbers"}
+_RUNNING = {**_X, "before": "numbers", "rescale": "numbers"}
 
 _FORMS = {
     "output": _Form(_X),
@@ -549,6 +604,23 @@ _FORMS = {
         attributes={**_BLOCK_FORMAT, "axis": _AXIS, "layout": _key_of(BLOCK_LAYOUTS)},
         result="bytes",
     ),
+    "attention_scores": _Form(
+        {"sum": "numbers", "q_scale": "numbers", "k_scale": "numbers"},
+        _attention_scores,
+        attributes={"factor": _POSITIVE},
+        optional=_BIAS,
+    ),
+    "running_maximum": _Form(_X, _running_maximum, optional={"before": "numbers"}),
+    "attention_weights": _Form(
+        {**_X, "maximum": "numbers"}, _attention_weights, attributes={"offset": _OFFSET}
+    ),
+    "rescaling": _Form({"before": "numbers", "maximum": "numbers"}, _rescaling),
+    "row_sum": _Form(
+        _X, _row_sum, optional={"codes": "codes"}, options={"fmt": _key_of(FLOAT_FORMATS)}
+    ),
+    "running_total": _Form(_RUNNING, _running),
+    "running_output": _Form(_RUNNING, _running),
+    "attention": _Form({"output": "numbers", "total": "numbers", "v_scale": "numbers"}, _attention),
     "given": _Form({}, lambda shapes, how: ()),
 }
 

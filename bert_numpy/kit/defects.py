@@ -14,6 +14,7 @@ from itertools import product
 
 import numpy as np
 
+from bert_numpy.kit.attention_defects import attention_defects
 from bert_numpy.kit.block_defects import FOUND, Defective, block_defects
 from bert_numpy.kit.block_operations import scaled_numbers
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
@@ -452,9 +453,9 @@ def _defects() -> Iterator[Defect]:
 
 
 def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
-    """Join each defect of block formats with one of its name for other operations."""
+    """Join each defect of block formats and of attention with one of its name elsewhere."""
     joined = list(defects)
-    for name, operations in block_defects(OPERATIONS):
+    for name, operations in (*block_defects(OPERATIONS), *attention_defects()):
         for i, other in enumerate(joined):
             if other.name == name and other.operations.keys().isdisjoint(operations):
                 joined[i] = Defect(name, {**other.operations, **operations})

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.kit.defects import FOUND, Defect
+from bert_numpy.kit.history import Traced
 from bert_numpy.kit.manifest import Kit, Tensor
 from bert_numpy.kit.operations import OPERATIONS
 from npfp8.arrays import Array
@@ -73,6 +74,10 @@ class Evaluation:
             self.known[name] = x
         return True
 
+    def _seen(self, name: str) -> Array:
+        """Return a tensor that need not have been computed: then it is the kit's."""
+        return self.known[name] if self._is_known(name) else self.kit.arrays[name]
+
     def _computed(self, name: str) -> Array:
         """Compute a tensor with the defect; its inputs must be known.
 
@@ -87,7 +92,9 @@ class Evaluation:
         if defective is not None:
             given = {FOUND: self.found} if name == self.target else {}
             try:
-                x = defective({**inputs, **given}, tensor.attributes)
+                x = defective(
+                    Traced({**inputs, **given}, self.kit, name, self._seen), tensor.attributes
+                )
             except NOT_COMPUTED:  # the defect is none of these inputs
                 x = None
             if x is not None:

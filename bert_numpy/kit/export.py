@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.errors import BertNumpyError, read_json
+from bert_numpy.kit.attention_cases import add_attention_cases
 from bert_numpy.kit.block_cases import add_block_cases
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.cases import add_codec_cases, add_operator_cases
@@ -33,7 +34,8 @@ _SUMMARY = [
     "Tensors are in the order of the data flow: each comes after its inputs.",
     "An input [name, view] is the tensor seen otherwise: transposed (last two axes swapped, one "
     "axis as it is), first_row, split_heads:H ((tokens, H * d) as (1, H, tokens, d)), "
-    "split_heads_transposed:H (then the last two axes swapped), merge_heads (back again).",
+    "split_heads_transposed:H (then the last two axes swapped), merge_heads (back again), "
+    "columns:A:B and rows:A:B (A to before B along the last axis, or the one before it).",
     "bfloat16 is BF16 in the file. Codes are F8_E4M3, F8_E5M2, F8_E8M0, or U8 or I8; packed "
     "bytes are U8.",
     "Rounding is to nearest, ties to even, unless said otherwise. Any NaN is as good as another.",
@@ -69,6 +71,7 @@ def make_kit(
     if "operator" in levels:
         add_operator_cases(builder)
         add_block_cases(builder)
+        add_attention_cases(builder)
     if {"layer", "model"} & set(levels):
         if model is None or not inputs:
             raise BertNumpyError("levels layer and model: expected a model and inputs, found none")

@@ -243,13 +243,28 @@ def apply_view(x: Array, view: str) -> Array:
         return x.swapaxes(-1, -2) if x.ndim > 1 else x
     if name == "first_row":
         return x[:1]
+    if name in ("columns", "rows"):
+        start, stop = map(int, number.split(":"))
+        axis = -1 if name == "columns" else -2
+        if not 0 <= start < stop <= x.shape[axis]:
+            raise ValueError(f"no {name} {start} to {stop}")
+        return x[..., start:stop] if name == "columns" else x[..., start:stop, :]
     if name == "merge_heads":
         return x[0].swapaxes(0, 1).reshape(x.shape[2], -1)
     heads = x.reshape(1, x.shape[0], int(number), -1).swapaxes(1, 2)
     return heads.swapaxes(-1, -2) if name == "split_heads_transposed" else heads
 
 
-VIEWS = ("", "transposed", "first_row", "merge_heads", "split_heads", "split_heads_transposed")
+VIEWS = (
+    "",
+    "transposed",
+    "first_row",
+    "merge_heads",
+    "split_heads",
+    "split_heads_transposed",
+    "columns",
+    "rows",
+)
 
 
 def sha256(tensor: Tensor, x: Array) -> str:

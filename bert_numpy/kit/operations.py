@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_numpy.kit.attention_operations import ATTENTION_OPERATIONS, ATTENTION_RULES
 from bert_numpy.kit.block_operations import BLOCK_OPERATIONS, BLOCK_RULES
 from npfp8 import QuantizedTensor, decode, encode, golden, matmul, matmul_float32, quantize
 from npfp8.arrays import Array, chunks
@@ -212,6 +213,7 @@ OPERATIONS: dict[str, Operation] = {
     "concatenate": lambda x, how: np.concatenate([x[name] for name in sorted(x)], axis=-1),
     "normalize": lambda x, how: golden.normalize(x["x"], how["precision"]),
     **BLOCK_OPERATIONS,
+    **ATTENTION_OPERATIONS,
 }
 
 _EXACT = "docs/golden.md, Quantized products are exact"
@@ -293,4 +295,5 @@ RULES: dict[str, tuple[str, str]] = {
     "concatenate": ("x0, x1, ... side by side, along the last axis", "docs/kit.md"),
     "normalize": ("over the last axis, x / max(norm, 1e-12) in float64, rounded once", _SUMS),
     **BLOCK_RULES,
+    **ATTENTION_RULES,
 }

@@ -18,6 +18,7 @@ import numpy as np
 from bert_numpy.engines.engine import Engine, Table
 from bert_numpy.engines.functions import golden_name
 from bert_numpy.engines.site import Site
+from bert_numpy.kit.attention_steps import Operands, add_attention
 from bert_numpy.kit.block_operations import described
 from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.manifest import Reference, apply_view
@@ -28,7 +29,7 @@ from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
-from npfp8 import ACCUMULATORS, BlockFormat, QuantizedTensor
+from npfp8 import ACCUMULATORS, BlockFormat, FloatFormat, QuantizedTensor
 from npfp8.arrays import Array, Float32Array, IntArray
 
 __all__ = ["record"]
@@ -202,18 +203,70 @@ class RecordingEngine(Engine[Traced]):
 
     def multiplied(self, site: Site, a: Traced, b: Traced | None, y: Float32Array) -> Traced:
         """Record a product step by step; without ``b`` the site's weight is used."""
-        self.site = site
-        # Layers that share their parameters visit one site several times.
-        again = site.name in self.places
-        self.place = f"{site.name}@{site.layer}" if again else site.name
-        self.places.add(site.name)
+        self.enter(site)
         plan = self.model.plans.get(site.name, SitePlan(SiteRecipe()))
         bias = {} if b is not None else {"bias": self.parameter(f"{site.name}.bias")}
         self.steps(plan, a, b, bias)
-        last = Reference(self.name("product"))
-        if self.precision == "bfloat16" and site.kind != "head":
+        return self.rounded(Reference(self.name("product")), y)
+
+    def enter(self, site: Site) -> None:
+        """Go to a site. Layers that share their parameters visit one site several times."""
+        self.site = site
+        again = site.name in self.places
+        self.place = f"{site.name}@{site.layer}" if again else site.name
+        self.places.add(site.name)
+
+    def rounded(self, last: Reference, y: Float32Array) -> Traced:
+        """Round the result of a site to the precision; that of a head stays in float32."""
+        if self.precision == "bfloat16" and self.site.kind != "head":
             last = self.compute("result", "round", {"x": last}, kind="bfloat16")
         return self.result(last, Traced(y))
+
+    @property
+    def fuses_attention(self) -> bool:  # type: ignore[override]
+        """True if the golden engine fuses attention."""
+        return self.golden.fuses_attention
+
+    def attention(
+        self,
+        scores_site: Site,
+        context_site: Site,
+        q: Traced,
+        k: Traced,
+        v: Traced,
+        factor: float,
+        bias: Traced | None,
+    ) -> Traced:
+        """Record an attention over tiles of keys, tile by tile: scores at their own site."""
+        numbers = (q.x, k.x, v.x, factor, None if bias is None else bias.x)
+        y = self.golden.attention(scores_site, context_site, *numbers)
+        plans, recipe = self.model.plans, self.model.recipe
+        self.enter(scores_site)
+        plan, at_scores = plans[scores_site.name], self.name("")
+        left = self.quantized("a", self.source("a.float", q), plan.recipe.a, plan.a, -1, q.x.ndim)
+        right = self.quantized("b", self.source("b.float", k), plan.recipe.b, plan.b, -2, k.x.ndim)
+        self.enter(context_site)
+        plan, at_context = plans[context_site.name], self.name("")
+        values = self.quantized("b", self.source("b.float", v), plan.recipe.b, plan.b, -2, v.x.ndim)
+        given = Operands(
+            q=left[0],
+            k=right[0],
+            v=values[0],
+            q_scale=left[1]["scale"],
+            k_scale=right[1]["scale"],
+            v_scale=values[1]["scale"],
+            bias=None if bias is None else self.source("bias", bias),
+        )
+
+        def name(what: str, tile: int | None) -> str:
+            place = at_scores if what in ("sum", "scores") else at_context
+            return f"{place}{what}" if tile is None else f"{place}{tile}/{what}"
+
+        fmt, how = plan.recipe.a.fmt, recipe.attention
+        assert isinstance(fmt, FloatFormat)
+        assert how is not None
+        options = (factor, fmt, how, recipe.accumulate)
+        return self.rounded(add_attention(self.builder, self.level, name, given, *options), y)
 
     def steps(
         self, plan: SitePlan, a: Traced, b: Traced | None, bias: dict[str, Reference]

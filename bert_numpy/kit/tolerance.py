@@ -41,6 +41,13 @@ _MONOTONE = {
     "add_float32": ("x", "y"),
     "multiply": ("x",),
     "output": ("x",),
+    "encode": ("x",),
+    "attention_scores": ("sum",),
+    "running_maximum": ("x", "before"),
+    "row_sum": ("x", "codes"),
+    "running_total": ("x", "before"),
+    "running_output": ("x", "before"),
+    "attention": ("output",),
 }
 
 

@@ -113,20 +113,32 @@ def layer(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
 
 def attention(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
     """Compute multi-head attention, softmax(Q K^T / sqrt(d) + bias) V: (tokens, hidden) -> same."""
-    engine, layout, hidden = run.engine, run.layout, run.config.hidden_size
+    layout, hidden = run.layout, run.config.hidden_size
     heads = run.config.num_attention_heads
     names = [f"attention.self.{name}" for name in ("query", "key", "value")]
     query, key, value = linears(run, [run.site(name, hidden) for name in names], x)
+    factor = 1 / math.sqrt(hidden // heads)
+    parts = []
+    for i, (q, k, v) in enumerate(layout.split_heads(query, key, value, heads)):
+        parts.append(attend(run, q, k, v, factor, biases[i] if biases else None))
+    return layout.merge_heads(parts)
+
+
+def attend(run: Pass[V], q: V, k: V, v: V, factor: float, bias: V | None) -> V:
+    """Compute ``softmax(q k factor + bias) v`` of one set: (sequences, heads, queries, d).
+
+    ``k`` is already transposed. An engine that fuses attention computes all of it at once.
+    """
+    engine = run.engine
     scores_site = run.site("attention.scores", kind="scores")
     context_site = run.site("attention.context", kind="context")
-    parts = []  # k below is already transposed
-    for i, (q, k, v) in enumerate(layout.split_heads(query, key, value, heads)):
-        scores = product(run, scores_site, q, k)  # (sequences, heads, queries, keys)
-        scores = engine.multiply(scores, 1 / math.sqrt(hidden // heads))
-        if biases:
-            scores = engine.add(scores, biases[i])
-        parts.append(product(run, context_site, engine.softmax(scores), v))
-    return layout.merge_heads(parts)
+    if engine.fuses_attention:
+        return engine.attention(scores_site, context_site, q, k, v, factor, bias)
+    scores = product(run, scores_site, q, k)  # (sequences, heads, queries, keys)
+    scores = engine.multiply(scores, factor)
+    if bias is not None:
+        scores = engine.add(scores, bias)
+    return product(run, context_site, engine.softmax(scores), v)
 
 
 def residual(run: Pass[V], name: str, x: V, before: V) -> V:

@@ -23,7 +23,7 @@ from bert_numpy.quantization.calibration import (
 )
 from bert_numpy.quantization.engine import engine_of
 from bert_numpy.quantization.observers import observe
-from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
+from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand, static_sides
 from bert_numpy.quantization.presets import as_recipe
 from bert_numpy.quantization.recipe import Operand, Recipe
 from npfp8 import BlockFormat, QuantizedTensor, quantize
@@ -154,8 +154,7 @@ def apply_recipe(
         with naming(site.name):
             static = {
                 name: _needed(calibration, recipe).scale(f"{site.name}:{name}", operand)
-                for name, operand in (("a", how.a), ("b", how.b))
-                if operand.is_static and (name == "a" or site.is_attention)
+                for name, operand in static_sides(recipe, site).items()
             }
         if smoothing is not None and "a" in static:
             largest = (_needed(calibration, recipe).channels[site.name] / smoothing).max()

@@ -13,13 +13,22 @@ from bert_numpy.engines.engine import Engine, Weights
 from bert_numpy.engines.float import Bfloat16Engine, FloatEngine
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.engines.site import Site
-from bert_numpy.errors import NAMED, BertNumpyError, raise_named
+from bert_numpy.errors import NAMED, BertNumpyError, naming, raise_named
 from bert_numpy.model.model import EngineOf
 from bert_numpy.model.packing import Batch, Packing
 from bert_numpy.quantization.counts import Counts, OperandCounts
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
-from npfp8 import ACCUMULATORS, BlockFormat, QuantizedTensor, matmul, quantize, quantize_bfloat16
+from bert_numpy.quantization.tiled_attention import finished, steps
+from npfp8 import (
+    ACCUMULATORS,
+    BlockFormat,
+    FloatFormat,
+    QuantizedTensor,
+    matmul,
+    quantize,
+    quantize_bfloat16,
+)
 from npfp8.arrays import Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.products import matmul_16bit
@@ -84,6 +93,9 @@ class QuantizedEngine(Engine[Float32Array]):
     of bfloat16 numbers if the recipe has an accumulator for the rest.
     Every result is rounded to the recipe's arithmetic, except the head's: the model's
     output stays in float32.
+
+    If the recipe has an ``attention``, both products and the softmax between them are one
+    operation (:mod:`bert_numpy.quantization.tiled_attention`), in float32 until its result.
     """
 
     inner: FloatEngine | Bfloat16Engine | GoldenEngine
@@ -118,6 +130,45 @@ class QuantizedEngine(Engine[Float32Array]):
             return self.inner.product(site, a, b)
         return self.planned(site, plan or _NOTHING, a, b)
 
+    @property
+    def fuses_attention(self) -> bool:  # type: ignore[override]
+        """True if the recipe has attention in tiles."""
+        return self.recipe.attention is not None
+
+    def attention(
+        self,
+        scores_site: Site,
+        context_site: Site,
+        q: Float32Array,
+        k: Float32Array,
+        v: Float32Array,
+        factor: float,
+        bias: Float32Array | None,
+    ) -> Float32Array:
+        """Compute attention over tiles of keys, as the recipe's ``attention`` says."""
+        scores, context = scores_site.name, context_site.name
+        how, beside = self.plans[scores], self.plans[context]
+        fmt = beside.recipe.a.fmt
+        assert self.recipe.attention is not None
+        assert isinstance(fmt, FloatFormat)  # the recipe has checked it
+        self.checked(f"{scores}:a", q)
+        q_codes = self.codes(f"{scores}:a", q, how.recipe.a, how.a, -1)
+        k_codes = self.codes(f"{scores}:b", k, how.recipe.b, how.b, -2)
+        v_codes = self.codes(f"{context}:b", v, beside.recipe.b, beside.b, -2)
+        assert isinstance(q_codes, QuantizedTensor)
+        assert isinstance(k_codes, QuantizedTensor)
+        assert isinstance(v_codes, QuantizedTensor)
+        arguments = (factor, bias, fmt, self.recipe.attention, self.recipe.accumulate)
+        with naming(context):
+            for tile in steps(q_codes, k_codes, v_codes, *arguments):
+                self.checked(scores, tile.scores)
+                self.checked(f"{context}:a", tile.weights)
+                counts = OperandCounts(tile.weights.size, *tile.codes.lost(tile.weights))
+                self.count(f"{context}:a", counts)
+            result = self.inner.rounded(finished(tile.output, tile.total, v_codes.scale))
+        self.checked(context, result)
+        return result
+
     def planned(
         self,
         site: Site,
@@ -129,8 +180,7 @@ class QuantizedEngine(Engine[Float32Array]):
     ) -> Float32Array:
         """Multiply at a site with a plan. (..., M, K), (..., K, N), (N,) -> (..., M, N)."""
         rest = self.inner
-        if self.check is not None:
-            self.check(f"{site.name}:a", a)
+        self.checked(f"{site.name}:a", a)
         if plan.smoothing is not None:
             a, made = rest.rounded(a / plan.smoothing), None
         outliers = None
@@ -146,9 +196,13 @@ class QuantizedEngine(Engine[Float32Array]):
         if bias is not None:
             product += bias
         product = product if site.kind == "head" else rest.rounded(product)
-        if self.check is not None:
-            self.check(site.name, product)
+        self.checked(site.name, product)
         return product
+
+    def checked(self, name: str, x: Float32Array) -> None:
+        """Check an operand or a result, in golden mode."""
+        if self.check is not None:
+            self.check(name, x)
 
     def codes(
         self,
@@ -173,8 +227,12 @@ class QuantizedEngine(Engine[Float32Array]):
                 made[how] = q, counts
         else:
             q, counts = made[how]
-        self.counts[name] = self.counts[name] + counts if name in self.counts else counts
+        self.count(name, counts)
         return q
+
+    def count(self, name: str, counts: OperandCounts) -> None:
+        """Add to the counts of an operand."""
+        self.counts[name] = self.counts[name] + counts if name in self.counts else counts
 
     def quantized(
         self, x: Float32Array, operand: Operand, static: Scale | None, k_axis: int

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bert_numpy.quantization.recipe import Operand, SiteRecipe
+from bert_numpy.engines.site import Site
+from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 from npfp8 import BlockFormat, QuantizedTensor, quantize
 from npfp8.arrays import Float32Array
 from npfp8.blocks.quantize import tensor_scale_of
 from npfp8.scaling import axis_and_block, dynamic_scale, scale_of_range
 
-__all__ = ["Scale", "SitePlan", "quantize_operand"]
+__all__ = ["Scale", "SitePlan", "quantize_operand", "static_sides"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class SitePlan:
     recipe : SiteRecipe
     a, b : Scale, optional
         The static scales; None for an operand that is not quantized, has only dynamic
-        scales, or is already quantized.
+        scales, is already quantized, or is the attention weights of tiles.
     smoothing : ndarray of float32, (K,), optional
         The divisors of the columns of ``a``; the weights are already multiplied by them.
     """
@@ -58,6 +59,20 @@ class SitePlan:
     a: Scale | None = None
     b: Scale | None = None
     smoothing: Float32Array | None = None
+
+
+def static_sides(recipe: Recipe, site: Site) -> dict[str, Operand]:
+    """Return the operands of a site whose scales a calibration fixes, by "a" and "b".
+
+    A weight's scale comes from the weight. Attention weights in tiles have the scale 1.
+    """
+    how = recipe.site(site)
+    sides = {"a": how.a, "b": how.b}
+    if not site.is_attention:
+        del sides["b"]
+    if site.kind == "context" and recipe.attention is not None:
+        del sides["a"]
+    return {side: operand for side, operand in sides.items() if operand.is_static}
 
 
 def quantize_operand(

@@ -11,6 +11,7 @@ from typing import Any
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.quantization.recipe import AnyFormat, Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe
+from bert_numpy.quantization.tiled_attention import TiledAttention
 from npfp8 import (
     E4M3FN,
     E5M2,
@@ -119,6 +120,7 @@ def _presets() -> Mapping[str, Recipe]:
         _weights("nvfp4-weights", NVFP4),
         _linear_and_attention("mxfp4-mixed", MXFP4, E4M3FN),
         _linear_and_attention("nvfp4-mixed", NVFP4, E4M3FN),
+        replace(e4m3, name="e4m3-flash", attention=TiledAttention()),
     )
     return MappingProxyType({recipe.name: recipe for recipe in recipes})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -15,8 +14,10 @@ from bert_numpy.engines.site import Site
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.observers import OBSERVERS
+from bert_numpy.quantization.shown import shown
 from bert_numpy.quantization.site_patterns import fits_attention
-from npfp8 import BLOCK_FORMATS, BlockFormat, Format
+from bert_numpy.quantization.tiled_attention import TiledAttention
+from npfp8 import BLOCK_FORMATS, BlockFormat, FloatFormat, Format
 from npfp8.arguments import require, require_iterable, wrong_type
 from npfp8.blocks import PowerRule
 from npfp8.blocks.exponents import check_party
@@ -32,7 +33,6 @@ __all__ = [
     "Recipe",
     "SiteRecipe",
     "format_named",
-    "shown",
 ]
 
 #: A format of codes, whose scales the operand describes, or one that states its scales itself.
@@ -52,14 +52,6 @@ MAX_BLOCK = 2**31 - 1
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def shown(value: Any) -> str:
-    """Return a short text of a value for a message, however large the value is."""
-    try:
-        return reprlib.repr(value)
-    except (ValueError, RecursionError):  # more digits than Python converts
-        return f"{type(value).__name__} that is too long to show"
 
 
 def _constructor(value: Operand | SiteRecipe) -> str:
@@ -394,6 +386,12 @@ class Recipe:
         The accumulator of all other products, one that takes bfloat16: their operands are
         rounded to bfloat16, and multiplied by :func:`npfp8.matmul_16bit`. None multiplies
         them as they are: exactly in golden mode, otherwise in float32 by a BLAS.
+    attention : TiledAttention, optional
+        Attention as fused kernels compute it: over tiles of keys, with an online softmax; see
+        :mod:`bert_numpy.quantization.tiled_attention`. Both products of every layer must be
+        of float formats with one scale per tensor. The attention weights have no scale, so
+        the format is all that is used of ``context.a``. None computes both
+        products whole, with a softmax between them.
 
     Examples
     --------
@@ -411,6 +409,7 @@ class Recipe:
     arithmetic: str = "bfloat16"
     accumulate: str = "exact"
     accumulate_rest: str | None = None
+    attention: TiledAttention | None = None
 
     def __post_init__(self) -> None:
         require("name", self.name, str, "a str")
@@ -435,6 +434,11 @@ class Recipe:
         self._check_rest()
         for kind in ("scores", "context"):
             self._check_attention(kind, kind, getattr(self, kind))
+        require("attention", self.attention, (TiledAttention, type(None)), "a TiledAttention")
+        overridden = any(fits_attention(pattern) for pattern, _ in self.overrides)
+        if self.attention is not None and not overridden:
+            for kind in ("scores", "context"):
+                self._check_tiles(kind, kind, getattr(self, kind))
 
     def __repr__(self) -> str:
         kinds = [
@@ -450,6 +454,8 @@ class Recipe:
             notes.append(f"accumulate {self.accumulate}")
         if self.accumulate_rest is not None:
             notes.append(f"accumulate_rest {self.accumulate_rest}")
+        if self.attention is not None:
+            notes.append(f"attention in tiles of {self.attention.keys} keys")
         return f"<Recipe {self.name}: {'; '.join(notes)}>"
 
     def _check_rest(self) -> None:
@@ -487,6 +493,24 @@ class Recipe:
                 "tokens does not factor; expected 'tensor' or 'block'"
             )
 
+    def _check_tiles(self, place: str, kind: str, site: SiteRecipe) -> None:
+        """Refuse a product that attention in tiles cannot compute."""
+        assert self.attention is not None
+        for side, operand in (("a", site.a), ("b", site.b)):
+            if not isinstance(operand.fmt, FloatFormat) or operand.granularity != "tensor":
+                found = operand.fmt and f"{operand.fmt} with a scale per {operand.granularity}"
+                raise BertNumpyError(
+                    f"recipe {self.name}: attention: {place}:{side}: expected a float format with "
+                    f"one scale per tensor, found {found}"
+                )
+        fmt, largest = site.a.fmt, 2**self.attention.offset
+        assert isinstance(fmt, FloatFormat)
+        if kind == "context" and largest > fmt.max:
+            raise BertNumpyError(
+                f"recipe {self.name}: attention: offset: expected weights of at most {fmt.max:g}, "
+                f"the largest value of {fmt}, found 2^{self.attention.offset}"
+            )
+
     def site(self, site: Site | str) -> SiteRecipe:
         """Return the recipe of the product at a site, or at the site of a name.
 
@@ -518,6 +542,8 @@ class Recipe:
     def check_overrides(self, sites: Sequence[Site]) -> None:
         """Raise :class:`BertNumpyError` if an override fits no site, or an unsuitable one.
 
+        With ``attention``, an override is unsuitable if a product cannot be computed in tiles.
+
         Examples
         --------
         >>> import bert_numpy
@@ -542,6 +568,10 @@ class Recipe:
                     f"recipe {self.name}: override {pattern!r}: expected to fit a site, "
                     f"such as {sites[0].name}"
                 )
+        if self.attention is not None:
+            for site in sites:
+                if site.is_attention:
+                    self._check_tiles(site.name, site.kind, self.site(site))
 
     def check_accumulation(self, sites: Iterable[str]) -> None:
         """Raise :class:`BertNumpyError` if the accumulator cannot take a site's product.

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bert_numpy.errors import BertNumpyError, read_json, writing
-from bert_numpy.quantization.recipe import AnyFormat, Recipe, format_named, shown
+from bert_numpy.quantization.recipe import AnyFormat, Recipe, format_named
+from bert_numpy.quantization.shown import shown
+from bert_numpy.quantization.tiled_attention import TiledAttention
 from npfp8 import BLOCK_FORMATS, BlockFormat, Format
 from npfp8.arguments import path_of, require
 from npfp8.blocks.formats import with_rule
@@ -109,8 +111,8 @@ def _plain(value: Any) -> Any:
             return value.name
     if is_dataclass(value):
         found = {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-        # Files of recipes without block formats and accumulators for the rest stay as they were.
-        later = ("rule", "accumulate_rest")
+        # Files of recipes without these later fields stay as they were.
+        later = ("rule", "accumulate_rest", "attention")
         return {name: x for name, x in found.items() if x is not None or name not in later}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
@@ -135,6 +137,8 @@ def _build(kind: type, values: Any, place: str) -> Any:
 
 def _value(kind: Any, value: Any, where: str) -> Any:
     """Convert a JSON value to a field's type, ``kind``."""
+    if kind == TiledAttention | None and value is not None:
+        kind = TiledAttention
     if isinstance(kind, type) and is_dataclass(kind):
         return _build(kind, value, where)
     if get_origin(kind) is tuple:

@@ -23,20 +23,26 @@ once, exponentials from float64::
     attention = O ((1 / l) v_scale)                after the last tile
 
 A kernel may contract or approximate where this rounds (``ex2.approx``, fused multiply-adds), so
-that its bits differ from these in float32; its codes seldom do.
+that its bits differ from these in float32; its codes seldom do. FlashAttention-3 also goes from
+the last tile to the first, and adds a tile's products to the rescaled ``O`` inside the tensor
+core's accumulator. docs/flash-attention.md lists the differences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.quantization.shown import shown
 from npfp8 import QuantizedTensor, elementary, matmul, quantize
 from npfp8.arrays import Float32Array, chunks
 from npfp8.formats import FloatFormat
 from npfp8.golden import tree_sum
+from npfp8.names import match
 
 __all__ = [
     "ROW_SUMS",
@@ -47,12 +53,19 @@ __all__ = [
     "finished",
     "rescaling",
     "row_sum",
+    "running_maximum",
     "scaled_scores",
     "steps",
 ]
 
 #: Whether the row sum is of the weights before they become codes, or of their codes' values.
 ROW_SUMS = ("unquantized", "quantized")
+
+#: The largest offset. The weights have to stay below the largest value of their format.
+MAX_OFFSET = 8
+
+#: The most keys of a tile: their number fits into an index on every machine.
+MAX_KEYS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -68,11 +81,37 @@ class TiledAttention:
         The weights are multiplied by ``2^offset``: 8 in FlashAttention-3, 0 without.
     row_sum : {"unquantized", "quantized"}
         The weights that are summed: as computed (FlashAttention-3), or rounded to codes.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from bert_numpy import PRESETS, TiledAttention
+    >>> replace(PRESETS["e4m3"], name="mine", attention=TiledAttention(128))
+    <Recipe mine: linear E4M3FN x E4M3FN, scores E4M3FN x E4M3FN, context E4M3FN x E4M3FN; \
+rest bfloat16; attention in tiles of 128 keys>
     """
 
     keys: int = 64
     offset: int = 8
     row_sum: str = "unquantized"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("keys", 1, MAX_KEYS), ("offset", 0, MAX_OFFSET)):
+            value = getattr(self, name)
+            good = isinstance(value, Integral) and not isinstance(value, bool)
+            if not (good and low <= value <= high):
+                raise BertNumpyError(
+                    f"attention: {name}: expected an integer of {low} to {high}, "
+                    f"found {shown(value)}"
+                )
+            object.__setattr__(self, name, int(value))
+        known = match(self.row_sum, ROW_SUMS) if isinstance(self.row_sum, str) else None
+        if known is None:
+            raise BertNumpyError(
+                f"attention: row_sum: expected {' or '.join(map(repr, ROW_SUMS))}, "
+                f"found {shown(self.row_sum)}"
+            )
+        object.__setattr__(self, "row_sum", known)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,18 +171,16 @@ def steps(
     before: Tile | None = None
     one = np.float32(1)
     unscaled = QuantizedTensor(q.codes, one, q.fmt)
-    for keys in chunks(k.shape[-1], how.keys):
+    for chunk in chunks(k.shape[-1], how.keys):
+        keys = slice(chunk.start, min(chunk.stop, k.shape[-1]))
         part = QuantizedTensor(k.codes[..., keys], one, k.fmt)
         values = QuantizedTensor(v.codes[..., keys, :], one, v.fmt)
         total = matmul(unscaled, part, accumulate)
         scores = scaled_scores(
             total, q.scale * k.scale, factor, None if bias is None else bias[..., keys]
         )
-        maximum = scores.max(axis=-1, keepdims=True)
-        rescale = None
-        if before is not None:
-            maximum = np.maximum(before.maximum, maximum)
-            rescale = rescaling(before.maximum, maximum)
+        maximum = running_maximum(scores, None if before is None else before.maximum)
+        rescale = None if before is None else rescaling(before.maximum, maximum)
         weights = attention_weights(scores, maximum, how.offset)
         codes = quantize(weights, fmt, one)
         summed = weights if how.row_sum == "unquantized" else codes.dequantize()
@@ -174,6 +211,17 @@ def scaled_scores(
         if bias is not None:
             x += bias
     return x
+
+
+def running_maximum(x: Float32Array, before: Float32Array | None) -> Float32Array:
+    """Return the largest score up to now, (..., queries, 1); a zero is +0.
+
+    NumPy does not define which of +0 and -0 is the larger.
+    """
+    maximum = x.max(axis=-1, keepdims=True)
+    if before is not None:
+        maximum = np.maximum(before, maximum)
+    return maximum + np.float32(0)
 
 
 def attention_weights(x: Float32Array, maximum: Float32Array, offset: int) -> Float32Array:
