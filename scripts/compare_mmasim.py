@@ -1,7 +1,7 @@
 """Compare the accumulators of tensor cores with MMA-Sim, bit for bit, or time both.
 
     python scripts/compare_mmasim.py [--tiles N] [--instructions TEXT ...] [--json FILE]
-    OPENBLAS_NUM_THREADS=1 python scripts/compare_mmasim.py --time [--rounds N]
+    OPENBLAS_NUM_THREADS=1 python scripts/compare_mmasim.py --time [--rounds N] [--far]
 
 MMA-Sim (`mmasim` on PyPI, by Microsoft; arXiv 2511.10909) describes the instructions of the
 devices on which its authors ran them. Every instruction with FP8, FP6, FP4 or 16-bit operands
@@ -11,6 +11,10 @@ that both packages have is compared in every pair of types, on tiles of all kind
 A result is "different" if its bits are not the same, NaN included. Two differences have a
 reason that is known; they are counted apart, by the reason. The exit code is 1 if any other
 result differs.
+
+The times are of normal numbers, in blocks with scales near each other as quantizing such numbers
+gives them. `--far` times them with the scales of the comparison, most of them far apart: npfp8
+multiplies operands whose products leave the range of float32 in a slower way.
 """
 
 from __future__ import annotations
@@ -251,29 +255,38 @@ def chained(row: Row, a: Any, b: Any, keep: bool = False) -> Array:
 # npfp8, and the comparison
 
 
-def draw(row: Row, kind: str, shape: tuple[int, int, int], rng: np.random.Generator) -> Any:
-    """Draw operands (M, K) and (N, K); with block scales, K is filled up with zeros."""
+def draw(
+    row: Row,
+    kind: str,
+    shape: tuple[int, int, int],
+    rng: np.random.Generator,
+    near: bool = False,
+) -> Any:
+    """Draw operands (M, K) and (N, K); with block scales, K is filled up with zeros.
+
+    ``near`` makes the scales of blocks near each other, as of numbers from one distribution.
+    """
     if row.is_16bit:
         return draw_floats(kind, row.a, shape, rng)
     operands = draw_operands(kind, (FORMATS[row.a], FORMATS[row.b]), shape, rng)
     if not row.block:
         return operands
-    return tuple(block_scaled(x, row, kind, rng) for x in operands)
+    return tuple(block_scaled(x, row, kind, rng, near) for x in operands)
 
 
 def block_scaled(
-    x: QuantizedTensor, row: Row, kind: str, rng: np.random.Generator
+    x: QuantizedTensor, row: Row, kind: str, rng: np.random.Generator, near: bool = False
 ) -> QuantizedTensor:
-    """Give an operand the scales of blocks: near each other, far apart, or of any code."""
+    """Give an operand the scales of blocks: near each other, or also far apart, or of any code."""
     scale = FORMATS[row.scale]
     assert isinstance(x.fmt, FloatFormat)
     assert isinstance(scale, FloatFormat)
     codes = np.pad(x.codes, ((0, 0), (0, -x.shape[1] % row.block)))
     shape = len(codes), codes.shape[1] // row.block
-    spread = (2, 12, 24, 64)[rng.integers(4)] * (1 << scale.mantissa_bits)
+    spread = (2 if near else (2, 12, 24, 64)[rng.integers(4)]) * (1 << scale.mantissa_bits)
     one = scale.bias << scale.mantissa_bits
     scales = np.clip(one + rng.integers(-spread, spread + 1, shape), 0, scale.max_code)
-    if rng.random() < 0.25:  # any scale
+    if not near and rng.random() < 0.25:  # any scale
         scales = rng.integers(0, scale.max_code + 1, shape)
     if kind == "special":
         scales[rng.random(shape) < 0.1] = scale.nan_code
@@ -373,16 +386,21 @@ def best_seconds(runs: list[Callable[[], Any]], rounds: int) -> list[float]:
     return best
 
 
-def time_all(rows: list[Row], shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
+def time_all(
+    rows: list[Row], shape: tuple[int, int, int], rounds: int, far: bool
+) -> list[dict[str, Any]]:
     """Time all instructions; print a line for each."""
     torch.set_num_threads(1)
     m, k, n = shape
-    print(f"{m} x {k} x {n}, normal numbers, one core; millions of multiply-adds a second")
+    scales = "any scales of blocks" if far else "scales of blocks near each other"
+    print(
+        f"{m} x {k} x {n}, normal numbers, {scales}, one core; millions of multiply-adds a second"
+    )
     print("| accumulator | instruction | npfp8 | MMA-Sim | ratio |")
     print("| --- | --- | ---: | ---: | ---: |")
     found = []
     for row in rows:
-        a, b = draw(row, "normal", shape, np.random.default_rng(0))
+        a, b = draw(row, "normal", shape, np.random.default_rng(0), near=not far)
         runs = [partial(run, row, a, b) for run in (product, chained)]
         ours, theirs = (m * k * n / seconds / 1e6 for seconds in best_seconds(runs, rounds))
         ratio = f"{ours:,.0f} | {theirs:,.1f} | {ours / theirs:,.0f}"
@@ -412,9 +430,11 @@ def main() -> None:
                         help="those with one of the texts in their line")  # fmt: skip
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--time", action="store_true", help="time both instead")
+    parser.add_argument("--far", action="store_true",
+                        help="time blocks whose scales may be far apart")  # fmt: skip
     parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 256),
                         metavar=("M", "K", "N"), help="of the products that are timed")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
     arguments = parser.parse_args()
 
@@ -424,7 +444,7 @@ def main() -> None:
     chosen = [row for row in rows if any(text in f"{row}, {row.accumulator}"
                                          for text in arguments.instructions)]  # fmt: skip
     if arguments.time:
-        found: list[Any] = time_all(chosen, tuple(arguments.shape), arguments.rounds)
+        found: list[Any] = time_all(chosen, tuple(arguments.shape), arguments.rounds, arguments.far)
         print("", *ratios_by_accumulator(chosen, found), sep="\n")
     else:
         found = compare_all(chosen, arguments.tiles, arguments.seed, arguments.processes)
