@@ -77,7 +77,10 @@ def add_fused(total: Float32Array, step: Step, how: Accumulator) -> Float32Array
     e = step.powers()
     # In a float16 accumulator, subnormal numbers and 0 have exponents that may count.
     may_count = how.emin > _FLOAT32["emin"] and e.min(initial=_power(0)) < _power(how.emin)
-    np.maximum(e, _power_of(total), out=e)
+    own = _power_of(total)
+    if how.emax < _FLOAT32["emax"]:  # or infinity, which is frequent, cuts off all products
+        np.minimum(own, _power(how.emax + 1), out=own)
+    np.maximum(e, own, out=e)
     np.maximum(e, _power(_SMALLEST), out=e)
     if may_count:
         own = np.where(total == 0, _power(how.least_exponent), _power(how.emin))
