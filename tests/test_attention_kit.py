@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import kit_backends
 import numpy as np
@@ -521,6 +522,22 @@ def test_scales_multiplied_one_after_the_other_are_named(kit):
     kernel = fault(scores=lambda s, t, ks: s.with_bias(t * s.qs * s.ks * s.factor, ks))
     found = causes(kit, candidate(kit, "tiles", kernel))
     assert set().union(*found.values()) == {"scales multiplied one after the other"}
+
+
+def test_a_fused_multiply_add_rounds_once():
+    """Where a sum in float64 is halfway between two numbers of float32, and the exact one is not."""
+    name = "rescaling and adding rounded once (fused multiply-add)"
+    (fma,) = (x.operations["running_total"] for x in DEFECTS if x.name == name)
+    old = F([2**-24 * (1 + 2**-15), 2**-24 * (1 + 2**-15), -(2**-24) * (1 + 2**-15), 0.1])
+    factor, new = F([1 - 2**-15, 1 - 2**-15, 1 - 2**-15, 0.3]), F([1 + 2**-23, 1, -1, 0.7])
+    found = fma({"before": old, "rescale": factor, "x": new}, {})
+    for i, x in enumerate(found):
+        exact = Fraction(float(old[i])) * Fraction(float(factor[i])) + Fraction(float(new[i]))
+        beside = [np.nextafter(x, F(end)) for end in (-2, 2)]
+        distance = abs(Fraction(float(x)) - exact)
+        assert all(distance < abs(Fraction(float(other)) - exact) for other in beside)
+    twice = (old.astype(np.float64) * factor + new).astype(F)
+    assert found[0] != twice[0]
 
 
 def test_every_fault_is_planted():
