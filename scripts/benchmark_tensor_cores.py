@@ -7,6 +7,9 @@ accumulator of a line takes turns with the exact product of the same operands an
 product of their values by NumPy's BLAS, so that a slow moment of the machine affects all three.
 For 16-bit operands, the exact product is that of `matmul_float32`.
 
+At the end comes the table of docs/tensor-cores.md: a row for each accumulator and its operands,
+with the shapes and kinds of data side by side.
+
 `compare_mmasim.py --time` times MMA-Sim beside each accumulator.
 """
 
@@ -96,6 +99,27 @@ def best_seconds(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
     return best
 
 
+def side_by_side(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table with the shapes and kinds of data of a row side by side."""
+    columns = [f"{shape}, {DATA[0]} | {DATA[1]}" for shape in ("linear", "Q Kᵀ", "P V")]
+    yield f"| accumulator | operands | {' | '.join(columns)} | of exact | of float32 |"
+    yield "| --- | --- |" + " ---: |" * 8
+    rows: dict[tuple[str, str], dict[Any, dict[str, Any]]] = {}
+    for result in found:
+        row = rows.setdefault((result["accumulator"], result["operands"]), {})
+        row[tuple(result["shape"]), result["data"]] = result
+    for (name, fmt), row in rows.items():
+        speeds = [
+            math.prod(shape) / 1e6 / row[shape, data]["seconds"][name]
+            for shape in SHAPES
+            for data in DATA
+        ]
+        best = row[SHAPES[0], DATA[0]]["seconds"]
+        ratios = [best[other] / best[name] for other in ("exact", "float32")]
+        cells = [f"{speed:,.0f}" for speed in speeds] + [f"{ratio:.3f}" for ratio in ratios]
+        yield f"| `{name}` | {fmt} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -125,6 +149,7 @@ def main() -> None:
                           f"{ratios[0]:.3f} | {ratios[1]:.3f} |", flush=True)  # fmt: skip
                     found.append({"accumulator": how.name, "operands": str(fmt), "data": data,
                                   "shape": [layers, m, k, n], "seconds": best})  # fmt: skip
+    print("", *side_by_side(found), sep="\n")
     if arguments.json:
         with replaced_file(arguments.json) as file:
             file.write(json.dumps({"numpy": np.__version__, "results": found}, indent=1).encode())

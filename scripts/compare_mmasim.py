@@ -391,6 +391,17 @@ def time_all(rows: list[Row], shape: tuple[int, int, int], rounds: int) -> list[
     return found
 
 
+def ratios_by_accumulator(rows: list[Row], found: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table: how many times as fast as MMA-Sim, by accumulator."""
+    yield "| accumulator | times as fast as MMA-Sim: least | median | most |"
+    yield "| --- | ---: | ---: | ---: |"
+    ratios: dict[str, list[float]] = {}
+    for row, speeds in zip(rows, found, strict=True):
+        ratios.setdefault(row.accumulator, []).append(speeds["npfp8"] / speeds["mmasim"])
+    for name, some in ratios.items():
+        yield f"| `{name}` | {min(some):,.0f} | {np.median(some):,.0f} | {max(some):,.0f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -414,6 +425,7 @@ def main() -> None:
                                          for text in arguments.instructions)]  # fmt: skip
     if arguments.time:
         found: list[Any] = time_all(chosen, tuple(arguments.shape), arguments.rounds)
+        print("", *ratios_by_accumulator(chosen, found), sep="\n")
     else:
         found = compare_all(chosen, arguments.tiles, arguments.seed, arguments.processes)
         print("", *by_accumulator(chosen, found), sep="\n")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from bert_numpy.study.cells import Result
+from npfp8 import ACCUMULATORS
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +63,34 @@ def test_logits_that_are_not_finite(script: Any) -> None:
     changed[:] = np.inf
     assert script.change(result, reference) == {"not_finite": 4}
     assert script.shown({"not_finite": 4})[1] == "not finite"
+
+
+def test_cores(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every accumulator that returns float32 is there; the narrower ones lose more, and by K."""
+    returning_float32 = {
+        name for name, how in ACCUMULATORS.items() if how.is_tensor_core and how.emax == 127
+    }
+    assert set(script.CORES) == returning_float32
+    few = {"ada": "E4M3FN", "blackwell": "E4M3FN", "blackwell-mxf4nvf4": "NVFP4",
+           "hopper-16bit": "bfloat16"}  # fmt: skip
+    monkeypatch.setattr(script, "CORES", few)
+    monkeypatch.setattr(script, "PRODUCTS", ((64, 16, 64), (64, 2048, 64)))
+    monkeypatch.setattr(script, "draw_cores", lambda rows, path: None)
+    script.study_cores(argparse.Namespace(out=tmp_path))
+    rows = {
+        (row["accumulator"], row["size"][1]): row
+        for row in json.loads((tmp_path / "cores.json").read_text())
+    }
+    assert list(rows) == [(name, k) for name in few for k in (16, 2048)]
+    for name in few:
+        short, long = rows[name, 16], rows[name, 2048]
+        assert short["relative_error"] <= long["relative_error"]
+        for row in (short, long):
+            assert row["bfloat16_differs"] <= row["float32_differs"] <= 1
+            assert (row["float32_differs"] > 0) == (row["relative_error"] > 0)
+    # 13 fraction bits, 25, and 35 with exact groups of 16.
+    errors = [rows[name, 2048]["relative_error"] for name in ("ada", "blackwell")]
+    assert errors[0] > 2**-14 > 2**-20 > errors[1] > 0
+    assert rows["blackwell-mxf4nvf4", 16]["float32_differs"] == 0
+    lines = (tmp_path / "cores.md").read_text().splitlines()
+    assert sum(line.startswith("| ada |") for line in lines) == 3

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import assert_same_bits
 from safetensors.numpy import load_file
@@ -33,6 +34,7 @@ from npfp8 import (
 )
 from npfp8.bfloat16 import from_bits
 from npfp8.product_inputs import FLOAT_KINDS, KINDS, draw_codes, draw_floats, draw_operands
+from npfp8.products import tensor_cores
 from npfp8.products.tensor_cores import steps
 
 CORES = {name: how for name, how in ACCUMULATORS.items() if how.is_tensor_core}
@@ -226,15 +228,19 @@ def test_the_rules_of_16_bit_floats(name: str) -> None:
 
 
 def block_scaled(
-    kind: str, fmt: BlockFormat, shape: tuple[int, int], rng: np.random.Generator
+    kind: str, fmt: BlockFormat, shape: tuple[int, int], rng: np.random.Generator, spread: int = 9
 ) -> QuantizedTensor:
-    """A matrix of a kind of codes, with scales of a few binades; some zero, subnormal or NaN."""
+    """A matrix of a kind of codes; some scales are zero, subnormal or NaN.
+
+    E8M0 scales are within a spread of binades around 1.
+    """
     assert isinstance(fmt.element, FloatFormat)
     codes = draw_codes(kind, fmt.element, shape, rng)
     scales = rng.integers(0, 256, (shape[0], -(-shape[1] // fmt.block)), np.uint8)
     if kind != "special":
         e8m0 = fmt.scale_format.mantissa_bits == 0
-        scales = rng.integers(*((118, 136) if e8m0 else (0, 127)), scales.shape, np.uint8)
+        low, high = (127 - spread, 127 + spread) if e8m0 else (0, 127)
+        scales = rng.integers(low, high, scales.shape, np.uint8)
     return QuantizedTensor(
         codes, None, fmt, scale_codes=scales, tensor_scale=ONE if fmt == NVFP4 else None
     )
@@ -292,8 +298,23 @@ OWN = st.builds(
 )
 
 
+#: A NaN, from infinities of both signs, beside products beyond the type: it is not dropped.
+BEYOND = {
+    "step": 2,
+    "fraction_bits": 1,
+    "precision": 2,
+    "emin": -126,
+    "emax": 15,
+    "nearest": False,
+    "least_exponent": -126,
+    "steps_to_float32": None,
+    "operand_emin": None,
+}
+
+
 @settings(max_examples=40, deadline=None)
 @given(OWN, st.sampled_from(["fused", "dot"]), st.sampled_from(sorted(KINDS)), st.integers(0, 99))
+@example(BEYOND, "dot", "cancelling", 1)
 def test_records_of_ones_own(fields: dict[str, Any], kind: str, data: str, seed: int) -> None:
     how = replace(CORES["hopper-fast"], name="mine", kind="fused", **fields)
     if kind == "dot":
@@ -365,19 +386,48 @@ def test_shapes_and_tiles(name: str) -> None:
         assert_same_bits(matmul(*empty, how), np.zeros((m, n), np.float32))
 
 
-@pytest.mark.parametrize("few", [0, 10**9])
-def test_cutting_some_or_all_products_is_the_same(
-    few: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(4)
-    for name, kind in product(("blackwell", "cdna3", "blackwell-float16"), KINDS):
-        how = CORES[name]
-        assert how.formats is not None
-        a, b = draw_operands(kind, (how.formats[0], how.formats[1]), (20, 100, 30), rng)
-        wanted = matmul(a, b.mT, name)
-        with monkeypatch.context() as patched:
-            patched.setattr(steps, "_FEW", few)
-            assert_same_bits(matmul(a, b.mT, name), wanted)
+def products_of_all_kinds(how: Accumulator, seed: int) -> Iterator[Callable[[], np.ndarray]]:
+    """Products of each kind of data; block scales are near each other, far apart, or anything."""
+    rng = np.random.default_rng(seed)
+    m, k, n = 20, 100, 30
+    if how.floats:
+        for kind, fmt in product(FLOAT_KINDS, how.floats):
+            x, y = draw_floats(kind, fmt, (m, k, n), rng)
+            yield partial(matmul_16bit, x, y.T, how)
+        return
+    assert how.formats is not None
+    if how.block is None:
+        for kind, fmts in zip(KINDS, pairs_of(how.formats), strict=False):
+            a, b = draw_operands(kind, fmts, (m, k, n), rng)
+            yield partial(matmul, a, b.mT, how)
+        return
+    for kind, fmt, spread in product(KINDS, how.formats, (1, 25, 127)):
+        a, b = (block_scaled(kind, fmt, (rows, k), rng, spread) for rows in (m, n))
+        yield partial(matmul, a, b.mT, how)
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_all_ways_to_a_sum_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 and in float64; products cut off where they must be, or all; by tiles."""
+    for run in products_of_all_kinds(CORES[name], 4):
+        wanted = run()
+        for module, field, value in (
+            (tensor_cores, "narrow_rule", lambda how: None),
+            (tensor_cores, "_TILE", 50),
+            (steps, "_FEW", 0),
+            (steps, "_FEW", 10**9),
+            (steps, "_POWERS", 3),
+        ):
+            with monkeypatch.context() as patched:
+                patched.setattr(module, field, value)
+                assert_same_bits(run(), wanted)
+
+
+def test_the_buffers_of_numpy_are_as_before() -> None:
+    a, b = draw_operands("special", (E4M3FN, E5M2), (2, 40, 3), np.random.default_rng(0))
+    before = np.getbufsize()
+    matmul(a, b.mT, "blackwell")
+    assert np.getbufsize() == before
 
 
 def test_scales_of_tensors_are_applied_to_the_sum() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import load_script
 from factories import VOCABULARY, write_checkpoint
 from hypothesis import given as for_any
 from hypothesis import strategies as st
@@ -45,6 +46,7 @@ from bert_numpy import (
     apply_recipe,
     calibrate,
 )
+from bert_numpy.assets import REVIEWS
 from bert_numpy.model.sites import site_named
 from bert_numpy.quantization.engine import engine_of
 from bert_numpy.quantization.plan import Scale, SitePlan
@@ -58,6 +60,7 @@ from bert_numpy.quantization.tiled_attention import (
     running_maximum,
     steps,
 )
+from bert_numpy.study.cells import calibrate_subject, subject_in
 from npfp8 import E4M3FN, E5M2, FloatFormat, QuantizedTensor, golden, quantize_bfloat16
 from npfp8.formats import FORMATS
 
@@ -784,3 +787,40 @@ def test_bad_files(values: Any, message: str) -> None:
     with pytest.raises(BertNumpyError) as error:
         recipe_of(json.loads(recipe_json(FLASH)) | {"attention": values})
     assert str(error.value) == message
+
+
+# The study
+
+
+def test_the_study_compares_and_resumes(tmp_path: Path) -> None:
+    """Its rows are of every recipe; a second run computes no cell again."""
+    script = load_script("study_flash_attention")
+    subject = subject_in(tmp_path, "bert-tiny-sst2", "sst2", str(REVIEWS), limit=6)
+    calibrate_subject(subject, samples=12)
+    chosen = list(script.recipes((4, 32)))
+    rows = script.study(subject, chosen, 3, tmp_path / "cells")
+    assert [row["recipe"] for row in rows] == [recipe.name for recipe in chosen]
+    assert len(rows) == 3 + 2 * 5
+    by_name = {row["recipe"]: row for row in rows}
+    fp32, whole = by_name["fp32"], by_name["e4m3"]
+    assert fp32["fp32"]["relative_logit_error"] == whole["one_softmax"]["relative_logit_error"] == 0
+    # Q, K and V in bfloat16, attention in float32; then E4M3, of 4 significant bits.
+    assert fp32["attention_error"] < 2.0**-20
+    assert all(2.0**-8 < row["attention_error"] < 2.0**-4 for row in rows[1:])
+    lost = [by_name[f"tiles of 4, 2^{x}, sums unquantized"]["underflowed"] for x in (8, 0)]
+    assert lost[0] < lost[1]
+    assert script.table(rows).count("\n") == len(rows) + 4
+    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert len(cells) == len(rows)
+    assert script.study(subject, chosen, 3, tmp_path / "cells") == rows
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == cells
+    few = list(script.recipes((4,), ["quantized"]))
+    assert len(few) == 3 + 3
+    found = {row["recipe"]: row["attention_error"] for row in script.alone(subject, few, 3)}
+    for recipe in few:
+        assert found[recipe.name] == by_name[recipe.name]["attention_error"]
+    assert len(found) == len(few) + len(script.LARGEST)
+    # In float64, one tile has the error of the recipe's, up to float32's roundings.
+    tiles = by_name["tiles of 32, 2^8, sums unquantized"]["attention_error"]
+    assert math.isclose(found["one tile, P up to 256"], tiles, rel_tol=0.02)
+    assert found["one tile, P not codes"] < found["one tile, P up to 256"]

@@ -219,11 +219,21 @@ def _block_scaled_in_a_tensor_core(
             f"found {scale_b}"
         )
     result, _ = _sums(a, b, slice(None), accumulator)
-    result += np.float32(0)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        np.multiply(result, np.multiply(a.tensor_factor, b.tensor_factor), out=result)
-    result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
-    return result
+        return _ended(result, accumulator, np.multiply(a.tensor_factor, b.tensor_factor))
+
+
+def _ended(
+    sums: Float32Array, accumulator: Accumulator, factor: Float32Array | None = None
+) -> Float32Array:
+    """End a product, in place: every zero +0, times a factor, NaN with the accumulator's bits."""
+    sums += np.float32(0)  # the sign of a zero sum depends on the BLAS
+    if factor is not None:
+        sums *= factor
+    nan = np.isnan(sums)
+    if nan.any():
+        sums.view(np.uint32)[nan] = accumulator.nan_bits
+    return sums
 
 
 def matmul_16bit(a: Array, b: Array, accumulate: str | Accumulator) -> Float32Array:
@@ -277,11 +287,9 @@ def matmul_16bit(a: Array, b: Array, accumulate: str | Accumulator) -> Float32Ar
         others = (x.view(np.uint32) & 0xFFFF != 0) & ~np.isnan(x)
         if others.any():
             raise ValueError(f"{argument}: expected bfloat16 values, found {x[others][0]!s}")
-    emin = -14 if half else -126
-    result = tensor_core_sums(terms_of_floats(a, emin), terms_of_floats(b, emin), accumulator)
-    result += np.float32(0)
-    result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
-    return result
+    return _ended(
+        tensor_core_sums(terms_of_floats(a), terms_of_floats(b), accumulator), accumulator
+    )
 
 
 def scaled_product(
@@ -318,8 +326,8 @@ def _sums(
         x, y = a.code_values(np.float64), b.code_values(np.float64)
         return sequential_sums(x[..., ks], y[..., ks, :], accumulator), False
     if accumulator.kind in RULES:
-        emin = accumulator.operand_emin
-        terms_a, terms_b = terms_of_codes(a, -1, ks, emin), terms_of_codes(b, -2, ks, emin)
+        terms_a = terms_of_codes(a, -1, ks, accumulator)
+        terms_b = terms_of_codes(b, -2, ks, accumulator)
         finite = a.is_finite and b.is_finite and accumulator.emax == _FLOAT32_EMAX
         return tensor_core_sums(terms_a, terms_b, accumulator), finite
     product = float32_product if accumulator.kind == "blas" else exact_product

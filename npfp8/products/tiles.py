@@ -16,10 +16,6 @@ from npfp8.arrays import Array, Float32Array
 
 __all__ = ["in_order", "outer", "part", "tiles"]
 
-#: Results worked on at a time: 32 products of each in float32 are 2 MB. Fewer are slower by half
-#: where a step has few products, as the calls of NumPy then take a larger part of the time.
-_TILE = 1 << 14
-
 
 def outer(a: Array, b: Array) -> tuple[Array, Array, tuple[int, ...], tuple[int, ...]]:
     """Lay the operands out so that ``x[k] * y[k]`` are the products of one k.
@@ -64,9 +60,12 @@ def part(x: Array, ks: slice, tile: tuple[slice, ...]) -> Array:
     return x[index]
 
 
-def tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Cut an array into pieces of about :data:`_TILE` elements, as wide as possible."""
-    steps, room = [], _TILE
+def tiles(shape: tuple[int, ...], size: int) -> Iterator[tuple[slice, ...]]:
+    """Cut an array into pieces of about ``size`` elements, as wide as possible.
+
+    How many are fastest depends on the work: each module states its own number.
+    """
+    steps, room = [], size
     for length in reversed(shape):
         steps.append(max(1, min(length, room)))
         room //= steps[-1]

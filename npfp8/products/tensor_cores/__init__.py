@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from npfp8.arrays import Array, Float32Array, chunks
 from npfp8.products.accumulator import Accumulator
-from npfp8.products.tensor_cores.narrow import add_narrow, is_narrow
+from npfp8.products.tensor_cores.narrow import narrow_rule
 from npfp8.products.tensor_cores.rules import RULES
-from npfp8.products.tensor_cores.steps import Products, Step
+from npfp8.products.tensor_cores.steps import Products
 from npfp8.products.tensor_cores.terms import NO_EXPONENT, NO_LOWEST, Terms
 from npfp8.products.tiles import in_order, tiles
 
 __all__ = ["tensor_core_sums"]
+
+#: Results worked on at a time. The products of 16 k in float32 are 4 MB. Fewer are slower, as the
+#: calls of NumPy and of the BLAS then take a larger part of the time.
+_TILE = 1 << 16
+
+#: NumPy 2 copies an operand that is broadcast along rows into a buffer, of 8,192 elements, if
+#: two rows fit. With a smaller one it reads the operand, twice as fast in rows of 512.
+_BUFFER = 1 << 10
 
 
 def tensor_core_sums(x: Terms, y: Terms, how: Accumulator) -> Float32Array:
@@ -33,17 +41,16 @@ def tensor_core_sums(x: Terms, y: Terms, how: Accumulator) -> Float32Array:
     ndarray of float32, (..., M, N)
         A zero may have either sign, and a NaN any bits.
     """
-    if how.order:
-        x, y = _in_order_of_k(x, -1, how.order), _in_order_of_k(y, -2, how.order)
-    products = Products(x, y)
-    narrow = how.kind == "fused" and how.block is None and is_narrow(how)
-    narrow &= x.values.dtype == np.float32
-    rule: Callable[[Any, Step, Accumulator], Array] = add_narrow if narrow else RULES[how.kind]
+    if order := _order(how):
+        x, y = _in_order_of_k(x, -1, order), _in_order_of_k(y, -2, order)
+    products = Products(x, y, how.group)
+    narrow = narrow_rule(how) if products.in_float32 else None
+    rule, dtype = (narrow, np.float32) if narrow else (RULES[how.kind], np.float64)
     out = np.zeros(products.shape, np.float32)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for tile in tiles(out.shape):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"), _buffers(_BUFFER):
+        for tile in tiles(out.shape, _TILE):
             result = out[tile]
-            total: Array = np.zeros(result.shape, np.float32 if narrow else np.float64)
+            total: Array = np.zeros(result.shape, dtype)
             for number, ks in enumerate(chunks(products.k, how.step), 1):
                 total = rule(total, products.step(tile, ks), how)
                 if how.steps_to_float32 and number % how.steps_to_float32 == 0:
@@ -51,6 +58,29 @@ def tensor_core_sums(x: Terms, y: Terms, how: Accumulator) -> Float32Array:
                     total[...] = 0
             result += total.astype(np.float32, copy=False)
     return in_order(out, products.order, products.whole)
+
+
+@contextmanager
+def _buffers(size: int) -> Iterator[None]:
+    """Set the elements of NumPy's buffers for a while."""
+    before = np.setbufsize(size)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
+
+
+def _order(how: Accumulator) -> tuple[int, ...]:
+    """Return the order of K in which a step, and each half of one, is contiguous."""
+    if how.apart == 1:
+        return how.order
+    order = how.order or tuple(range(how.step))
+    return tuple(
+        k
+        for ks in chunks(len(order), how.step)
+        for first in range(how.apart)
+        for k in order[ks][first :: how.apart]
+    )
 
 
 def _in_order_of_k(x: Terms, k_axis: int, order: tuple[int, ...]) -> Terms:

@@ -3,23 +3,30 @@
 Each takes the accumulator and the products of a step, for a tile of results, and returns the
 next accumulator. The numbers are an :class:`~npfp8.products.accumulator.Accumulator`'s; F is
 its ``fraction_bits``.
+
+They are written in float64 and for all operands and records. Most products go another way to
+the same bits, :mod:`npfp8.products.tensor_cores.narrow`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from npfp8.arrays import Float64Array
+from npfp8.arrays import Array, Float64Array
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.rounding import round_to_nearest, round_toward_zero
-from npfp8.products.tensor_cores.steps import Int64Array, Step, exponent_of, power_of_two
-from npfp8.products.tensor_cores.terms import NO_PRODUCT
+from npfp8.products.tensor_cores.steps import Cut, Int64Array, Step, exponent_of, power_of_two
 
-__all__ = ["RULES", "Rule"]
+__all__ = ["RULES", "Rule", "toward_zero"]
 
-Rule = Callable[[Float64Array, Step, Accumulator], Float64Array]
+#: Below and above the exponents of all products that are not zero, and of all accumulators.
+_NO_PRODUCT, _INFINITE = -600, 600
+
+#: The accumulator is float64 here, and float32 in :mod:`npfp8.products.tensor_cores.narrow`.
+Rule = Callable[[Any, Step, Accumulator], Array]
 
 
 def add_fused(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
@@ -29,19 +36,13 @@ def add_fused(total: Float64Array, step: Step, how: Accumulator) -> Float64Array
     ``least_exponent``. Everything is cut off toward zero to multiples of ``2^(e - F)`` and
     added exactly.
 
-    With block scales (``mxf8f6f4``), their exponents are added to each product's.
+    With block scales (``mxf8f6f4``), their exponents are part of each product's.
     """
-    largest, shift, nan = step.largest(), None, None
-    if how.block is not None:
-        significand, shift = step.scale()
-        nan = np.isnan(significand)
-        largest = np.where(largest < NO_PRODUCT, how.least_exponent, largest + shift)
-    unit = np.maximum(largest, _exponent(total, how)) - how.fraction_bits
-    terms = step.truncated(unit if shift is None else unit - shift, how.fraction_bits)
-    terms += np.trunc(total * power_of_two(-unit))
+    unit = np.maximum(step.largest(), _exponent(total, how)) - how.fraction_bits
+    per_unit = power_of_two(-unit)
+    terms = step.truncated(per_unit, toward_zero(how))
+    terms += np.trunc(total * per_unit)
     terms *= power_of_two(unit)
-    if nan is not None:
-        terms[nan] = np.nan
     return _rounded(terms, step, how)
 
 
@@ -52,16 +53,15 @@ def add_groups(total: Float64Array, step: Step, how: Accumulator) -> Float64Arra
     sum of their exponents, whatever its products' are: ``least_exponent`` where all of its
     products are zero, or a scale is.
     """
-    sums, exponents = [], [_exponent(total, how)]
-    for group in step.runs(how.group):
-        significand, exponent = group.scale()
-        zero = (group.largest() < NO_PRODUCT) | (significand == 0)
-        sums.append(group.sums() * significand)
-        exponents.append(np.where(zero, how.least_exponent, exponent))
-    unit = np.maximum.reduce(exponents) - how.fraction_bits
-    terms = np.trunc(total * power_of_two(-unit))
-    for part, exponent in zip(sums, exponents[1:], strict=True):
-        terms += np.trunc(part * power_of_two(exponent - unit))
+    groups = list(step.runs(how.group))
+    largest = np.maximum.reduce([_exponent_of_group(group, how) for group in groups])
+    unit = np.maximum(largest, _exponent(total, how)) - how.fraction_bits
+    per_unit = power_of_two(-unit)
+    terms = np.trunc(total * per_unit)
+    for group in groups:
+        sums = group.sums()
+        sums *= per_unit
+        terms += np.trunc(sums, out=sums)
     terms *= power_of_two(unit)
     return _rounded(terms, step, how)
 
@@ -78,15 +78,16 @@ def add_dot(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
     ``sum_bits`` after its leading bit and rounded to nearest. A product beyond the largest
     number of the accumulator's type is infinite.
     """
-    halves = [step.every(how.apart, first) for first in range(how.apart)]
-    exponents = [half.largest() for half in halves]
+    halves = step.halves(how.apart)
+    exponents = [np.maximum(half.largest(), _NO_PRODUCT, dtype=np.int64) for half in halves]
     sums = []
     for half, exponent in zip(halves, exponents, strict=True):
-        sums.append(half.truncated(exponent - how.fraction_bits, how.fraction_bits))
-        sums[-1] *= power_of_two(exponent - how.fraction_bits)
+        unit = exponent - how.fraction_bits
+        sums.append(half.truncated(power_of_two(-unit), toward_zero(how)))
+        sums[-1] *= power_of_two(unit)
     e = np.maximum.reduce(exponents)
     dot = sums[0]
-    if how.apart == 2:
+    if len(sums) == 2:
         dot = np.add(*(_floor(half, e - how.fraction_bits) for half in sums))
     own = _exponent(total, how)
     e = np.maximum(e, own)
@@ -102,10 +103,24 @@ def add_dot(total: Float64Array, step: Step, how: Accumulator) -> Float64Array:
     return _rounded(terms, step, how)
 
 
+def toward_zero(how: Accumulator) -> Cut:
+    """Return how a rule's products are cut off."""
+    return lambda step, per_unit: step.cut_toward_zero(per_unit, how.fraction_bits)
+
+
+def _exponent_of_group(group: Step, how: Accumulator) -> Array:
+    exponent, some = group.scale_exponents(), group.some()
+    return exponent if some is None else np.where(some, exponent, how.least_exponent)
+
+
 def _exponent(total: Float64Array, how: Accumulator) -> Int64Array:
-    """Return the exponent of the accumulator, as its type has it; an infinite one's is emax + 1."""
-    exponent = np.clip(exponent_of(total), how.emin, how.emax + 1)
-    exponent[total == 0] = how.least_exponent
+    """Return the exponent of the accumulator, as its type has it; above all others if it is infinite."""
+    exponent: Int64Array = exponent_of(total)
+    np.maximum(exponent, how.emin, out=exponent)
+    np.minimum(exponent, _INFINITE, out=exponent)
+    zero = total == 0
+    if zero.any():
+        exponent[zero] = how.least_exponent
     return exponent
 
 

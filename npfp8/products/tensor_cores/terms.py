@@ -2,7 +2,10 @@
 
 A product of two elements has the exponent ``ea + eb``, the sum of its operands', whatever
 the exponent of the normalised product is. A subnormal counts with the smallest exponent of
-its format.
+its format. An element of a block is multiplied by the block's scale, and the scale's exponent
+is added to its own.
+
+All of this is read from tables, by the 8 or 16 bits of an element.
 """
 
 from __future__ import annotations
@@ -17,15 +20,16 @@ import numpy.typing as npt
 from npfp8.arrays import Array, Float32Array, Float64Array, lookup
 from npfp8.codec.tables import values_of
 from npfp8.formats import FloatFormat
+from npfp8.products.accumulator import Accumulator
 from npfp8.products.float32 import lowest_bits
 from npfp8.tensor import QuantizedTensor
 
 __all__ = [
     "NO_EXPONENT",
     "NO_LOWEST",
-    "NO_PRODUCT",
-    "BlockScales",
+    "BlockExponents",
     "Terms",
+    "of_one_type",
     "terms_of_codes",
     "terms_of_floats",
 ]
@@ -34,28 +38,22 @@ __all__ = [
 #: the sum of two such exponents is still in range.
 NO_EXPONENT = {np.dtype(np.int8): -64, np.dtype(np.int16): -4096}
 
-#: The exponents of products of codes that are not zero are above this one, the others' below.
-NO_PRODUCT = -48
-
 #: What a zero is a multiple of, as an exponent: a product with it loses no bit.
 NO_LOWEST = {np.dtype(np.int8): 63, np.dtype(np.int16): 4096}
-
 
 #: Operands with exponents up to this one, above and below 0, are multiplied in float32.
 _FLOAT32 = 36
 
+#: Exponents from -16 to 15 are int8: a product with a zero is below all others.
+_INT8 = 16
+
 
 @dataclass(frozen=True, eq=False)
-class BlockScales:
-    """The scales of the blocks of K, one block after the other.
-
-    ``significands`` and ``exponents`` are of the shape (..., M, blocks) for the left operand
-    and (..., blocks, N) for the right one; a NaN scale has a NaN significand.
-    """
+class BlockExponents:
+    """The exponents of the blocks' scales, (..., M, blocks) or (..., blocks, N)."""
 
     block: int
-    significands: Float64Array
-    exponents: npt.NDArray[np.int64]
+    exponents: npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,24 +63,24 @@ class Terms:
     Parameters
     ----------
     values : ndarray of float32, or float64 if float32 could not hold a product
-        NaN and infinity are zeros.
+        With the blocks' scales, and then float64 in groups. NaN and infinity are zeros.
     exponents : ndarray of int8 or int16
         Of the elements' significands, not normalised; :data:`NO_EXPONENT` for a zero.
     lowest : ndarray of int8 or int16
         The exponent of the lowest bit that is set; :data:`NO_LOWEST` for a zero.
     specials : ndarray of float64, optional
         The values with NaN and infinity, if there are any.
-    scales : BlockScales, optional
+    scales : BlockExponents, optional
     """
 
     values: Array
     exponents: Array
     lowest: Array
     specials: Float64Array | None = None
-    scales: BlockScales | None = None
+    scales: BlockExponents | None = None
 
 
-def terms_of_codes(x: QuantizedTensor, k_axis: int, ks: slice, emin: int | None) -> Terms:
+def terms_of_codes(x: QuantizedTensor, k_axis: int, ks: slice, how: Accumulator) -> Terms:
     """Return the terms of an operand's codes over the part ``ks`` of K.
 
     Parameters
@@ -91,37 +89,63 @@ def terms_of_codes(x: QuantizedTensor, k_axis: int, ks: slice, emin: int | None)
     k_axis : int
         -1 for the left operand, -2 for the right one.
     ks : slice
-    emin : int, optional
-        The smallest exponent of an element; None: that of its format.
+        All of K, with block scales.
+    how : Accumulator
     """
     assert isinstance(x.fmt, FloatFormat)
     index = (..., ks) if k_axis == -1 else (..., ks, slice(None))
     codes = x.codes[index]
-    values, exponents, lowest = _tables(x.fmt, emin)
+    values, exponents, lowest = _tables(x.fmt, how.operand_emin)
     terms = Terms(lookup(values, codes), lookup(exponents, codes), lookup(lowest, codes))
     if not x.is_finite:
         specials = x.code_values(np.float64)[index]
         if not np.isfinite(specials).all():
             terms = replace(terms, specials=specials)
-    if x.scale_codes is not None:
-        terms = replace(terms, scales=_block_scales(x))
-    return terms
+    return terms if x.scale_codes is None else _block_scaled(terms, x, k_axis, how.kind == "groups")
 
 
-def terms_of_floats(x: Array, emin: int) -> Terms:
+def terms_of_floats(x: Array) -> Terms:
     """Return the terms of float16 numbers, or of bfloat16 numbers as float32."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        wide = x.astype(np.float64)
-    finite = np.isfinite(wide)
-    values = np.where(finite, wide, 0.0)
-    specials = None if finite.all() else wide
-    dtype = np.dtype(np.int8 if x.dtype == np.float16 else np.int16)
-    exponents, lowest = _exponents(values, emin, dtype)
-    # Products of float32, and such a product in units of the cut, must be within float32's range.
-    some = exponents[values != 0]
-    if not some.size or (some.min() >= -_FLOAT32 and some.max() <= _FLOAT32):
-        values = values.astype(np.float32)
-    return Terms(values, exponents, lowest, specials)
+    values, exponents, lowest = _tables_of_floats(x.dtype)
+    keys = x.view(np.uint16) if x.dtype == np.float16 else x
+    terms = Terms(lookup(values, keys), lookup(exponents, keys), lookup(lowest, keys))
+    if not np.isfinite(x).all():
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            terms = replace(terms, specials=x.astype(np.float64))
+    return _in_float32(terms)
+
+
+def of_one_type(x: Terms, y: Terms) -> tuple[Terms, Terms]:
+    """Return both operands with the wider of their types."""
+    if x.exponents.dtype != y.exponents.dtype:
+        x, y = _in_int16(x), _in_int16(y)
+    if x.values.dtype != y.values.dtype:
+        x, y = (replace(side, values=side.values.astype(np.float64)) for side in (x, y))
+    return x, y
+
+
+def _in_int16(terms: Terms) -> Terms:
+    if terms.exponents.dtype == np.int16:
+        return terms
+    old, new = np.dtype(np.int8), np.dtype(np.int16)
+    zero = terms.exponents == NO_EXPONENT[old]
+    exponents, lowest = terms.exponents.astype(new), terms.lowest.astype(new)
+    exponents[zero], lowest[zero] = NO_EXPONENT[new], NO_LOWEST[new]
+    return replace(terms, exponents=exponents, lowest=lowest)
+
+
+def _in_float32(terms: Terms) -> Terms:
+    """Return terms with values of float64 if products might be out of the range of float32.
+
+    In float32 must be the products, and such a product in units of the cut.
+    """
+    exponents = terms.exponents
+    if exponents.dtype == np.int8:
+        return replace(terms, values=terms.values.astype(np.float32, copy=False))
+    some = exponents > NO_EXPONENT[exponents.dtype]
+    near = (np.abs(exponents) <= _FLOAT32) | ~some
+    dtype = np.float32 if near.all() else np.float64
+    return replace(terms, values=terms.values.astype(dtype, copy=False))
 
 
 def _exponents(values: Float64Array, emin: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
@@ -144,12 +168,60 @@ def _tables(fmt: FloatFormat, emin: int | None) -> tuple[Float32Array, Array, Ar
     return values.astype(np.float32), exponents, lowest
 
 
-def _block_scales(x: QuantizedTensor) -> BlockScales:
+@lru_cache(maxsize=2)
+def _tables_of_floats(dtype: np.dtype[Any]) -> tuple[Float32Array, Array, Array]:
+    """Return the same by the bits of a float16, or by the upper 16 bits of a float32."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    half = dtype == np.float16
+    numbers = bits.view(np.float16) if half else (bits.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        values = numbers.astype(np.float64)
+    values[~np.isfinite(values)] = 0.0
+    exponents = _exponents(
+        values, *((-14, np.dtype(np.int8)) if half else (-126, np.dtype(np.int16)))
+    )
+    return values.astype(np.float32), *exponents
+
+
+def _block_scaled(terms: Terms, x: QuantizedTensor, k_axis: int, groups: bool) -> Terms:
+    """Multiply the elements by the scales of their blocks, without the scales' signs.
+
+    In groups, the elements' exponents do not matter, and are left.
+    """
     assert x.block_format is not None
     assert x.scale_codes is not None
-    fmt = x.block_format.scale_format
-    values = np.abs(values_of(x.scale_codes, fmt, np.dtype(np.float64)))
+    fmt, block, k = x.block_format.scale_format, x.block_format.block, x.shape[k_axis]
+    scales = np.abs(values_of(x.scale_codes, fmt, np.dtype(np.float64)))
+    nan = np.isnan(scales)
+    scales[nan] = 1.0
     smallest = int(np.frexp(fmt.min_normal)[1]) - 1
-    finite = np.where(np.isfinite(values), values, 1.0)
-    exponents = np.maximum(np.frexp(finite)[1].astype(np.int64) - 1, smallest)
-    return BlockScales(x.block_format.block, np.ldexp(values, -exponents), exponents)
+    of_blocks = _exponents(scales, smallest, np.dtype(np.int16))
+    of_blocks[0][scales == 0] = smallest
+
+    def along_k(array: Array) -> Array:
+        whole = np.repeat(array, block, axis=k_axis)
+        return whole[..., :k] if k_axis == -1 else whole[..., :k, :]
+
+    values = terms.values * along_k(scales)
+    specials = terms.specials
+    if nan.any():
+        specials = values if specials is None else specials
+        specials = np.where(along_k(nan), np.nan, specials)
+    scales_of_blocks = BlockExponents(block, of_blocks[0])
+    scaled = replace(terms, values=values, specials=specials, scales=scales_of_blocks)
+    if groups:
+        return scaled
+    zero = values == 0
+    dtype: np.dtype[Any] = np.dtype(np.int16)
+    exponents, lowest = (
+        np.where(zero, no[dtype], own + along_k(of_block))
+        for no, own, of_block in zip(
+            (NO_EXPONENT, NO_LOWEST), (terms.exponents, terms.lowest), of_blocks, strict=True
+        )
+    )
+    some = exponents[~zero]
+    if not some.size or (some.min() >= -_INT8 and some.max() < _INT8):
+        dtype = np.dtype(np.int8)
+        exponents = np.maximum(exponents, NO_EXPONENT[dtype]).astype(dtype)
+        lowest = np.minimum(lowest, NO_LOWEST[dtype]).astype(dtype)
+    return _in_float32(replace(scaled, exponents=exponents, lowest=lowest))
