@@ -412,7 +412,7 @@ def main() -> None:
                         help="those with one of the texts in their line")  # fmt: skip
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--time", action="store_true", help="time both instead")
-    parser.add_argument("--shape", type=int, nargs=3, default=(256, 512, 256),
+    parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 256),
                         metavar=("M", "K", "N"), help="of the products that are timed")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")

@@ -35,7 +35,10 @@ from npfp8 import (
 from npfp8.bfloat16 import from_bits
 from npfp8.product_inputs import FLOAT_KINDS, KINDS, draw_codes, draw_floats, draw_operands
 from npfp8.products import tensor_cores
+from npfp8.products.float32 import lowest_bits
 from npfp8.products.tensor_cores import steps
+from npfp8.products.tensor_cores.steps import Products
+from npfp8.products.tensor_cores.terms import terms_of_floats
 
 CORES = {name: how for name, how in ACCUMULATORS.items() if how.is_tensor_core}
 OF_CODES = [name for name, how in CORES.items() if how.formats and how.block is None]
@@ -421,6 +424,29 @@ def test_all_ways_to_a_sum_are_the_same(name: str, monkeypatch: pytest.MonkeyPat
             with monkeypatch.context() as patched:
                 patched.setattr(module, field, value)
                 assert_same_bits(run(), wanted)
+
+
+@pytest.mark.parametrize("k", [1, 2, 31, 32, 33, 100])
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.97])
+def test_powers_of_the_largest_exponent_and_the_lowest_bit(k: int, zeros: float) -> None:
+    """In bfloat16 numbers as far apart as float32 holds their products, and all alike."""
+    rng = np.random.default_rng(k)
+    for low, high in ((-36, 36), (36, 36), (-36, -36), (-2, 3)):
+        sides = []
+        for shape in ((7, k), (k, 9)):
+            x = np.ldexp(1 + rng.integers(0, 128, shape) / 128, rng.integers(low, high + 1, shape))
+            sides.append(np.where(rng.random(shape) < zeros, 0, x).astype(np.float32))
+        every = sides[0][:, :, None].astype(np.float64) * sides[1]
+        none = (every == 0).all(axis=1)
+        exponents, lowest = (
+            [np.frexp(number(x))[1] - 1 for x in sides] for number in (np.float64, lowest_bits)
+        )
+        step = Products(*map(terms_of_floats, sides)).step((slice(None),) * 3, slice(0, k))
+        for name, (e, f), sign in (("exponents", exponents, 1), ("lowest", lowest, -1)):
+            of_products = sign * (e[:, :, None] + f)
+            largest = np.where(every == 0, -999, of_products).max(axis=1)
+            wanted = np.where(none, 0, np.ldexp(1.0, largest)).astype(np.float32)
+            assert_same_bits(step.powers(name)[0].view(np.float32), wanted)
 
 
 def test_the_buffers_of_numpy_are_as_before() -> None:

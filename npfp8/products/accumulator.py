@@ -197,7 +197,7 @@ class Accumulator:
             return
         yield 1 <= self.step <= 1024, "step of 1 to 1024"
         yield 1 <= self.fraction_bits <= 35, "fraction_bits of 1 to 35"
-        # See npfp8/products/tensor_cores/steps.py, equation (1).
+        # A sum of products is exact in float64: see npfp8/products/tensor_cores/steps.py.
         bits = self.fraction_bits + 2 * math.log2(self.step)
         yield bits <= 47, "fraction_bits + 2 log2(step) of at most 47"
         yield -200 <= self.least_exponent <= self.emin, "least_exponent of -200 to emin"

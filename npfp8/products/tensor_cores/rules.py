@@ -114,7 +114,7 @@ def _exponent_of_group(group: Step, how: Accumulator) -> Array:
 
 
 def _exponent(total: Float64Array, how: Accumulator) -> Int64Array:
-    """Return the exponent of the accumulator, as its type has it; above all others if it is infinite."""
+    """Return the exponent of the accumulator, as its type has it; a large one if it is infinite."""
     exponent: Int64Array = exponent_of(total)
     np.maximum(exponent, how.emin, out=exponent)
     np.minimum(exponent, _INFINITE, out=exponent)
