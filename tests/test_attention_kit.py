@@ -525,7 +525,7 @@ def test_scales_multiplied_one_after_the_other_are_named(kit):
 
 
 def test_a_fused_multiply_add_rounds_once():
-    """Where a sum in float64 lies halfway between numbers of float32, and the exact one does not."""
+    """Where a sum in float64 is halfway between two numbers of float32, and the exact one not."""
     name = "rescaling and adding rounded once (fused multiply-add)"
     (fma,) = (x.operations["running_total"] for x in DEFECTS if x.name == name)
     old = F([2**-24 * (1 + 2**-15), 2**-24 * (1 + 2**-15), -(2**-24) * (1 + 2**-15), 0.1])
