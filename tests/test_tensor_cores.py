@@ -35,6 +35,7 @@ from npfp8 import (
 from npfp8.bfloat16 import from_bits
 from npfp8.product_inputs import FLOAT_KINDS, KINDS, draw_codes, draw_floats, draw_operands
 from npfp8.products import tensor_cores
+from npfp8.products import tiles as products_tiles
 from npfp8.products.float32 import lowest_bits
 from npfp8.products.tensor_cores import steps
 from npfp8.products.tensor_cores.steps import Products
@@ -416,7 +417,7 @@ def test_all_ways_to_a_sum_are_the_same(name: str, monkeypatch: pytest.MonkeyPat
         wanted = run()
         for module, field, value in (
             (tensor_cores, "narrow_rule", lambda how: None),
-            (tensor_cores, "_TILE", 50),
+            (products_tiles, "_TILE", 13),
             (steps, "_FEW", 0),
             (steps, "_FEW", 10**9),
             (steps, "_POWERS", 3),

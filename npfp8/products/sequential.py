@@ -12,10 +12,6 @@ from npfp8.products.tiles import in_order, outer, part, tiles
 __all__ = ["sequential_sums"]
 
 
-#: Results worked on at a time: their terms and sums in float64 stay in the cache of a core.
-_TILE = 1 << 14
-
-
 def sequential_sums(x: Float64Array, y: Float64Array, accumulator: Accumulator) -> Float32Array:
     """Multiply matrices; the sum is rounded to a narrow type after every product.
 
@@ -49,7 +45,7 @@ def sequential_sums(x: Float64Array, y: Float64Array, accumulator: Accumulator) 
     every = slice(None)
     type_of_sum = accumulator.precision, accumulator.emin, accumulator.emax
     with np.errstate(over="ignore", invalid="ignore"):
-        for tile in tiles(out.shape, _TILE):
+        for tile in tiles(out.shape):
             total = np.zeros(out[tile].shape)
             term, work = np.empty_like(total), np.empty(total.shape, np.int64)
             for a, b in zip(part(left, every, tile), part(right, every, tile), strict=True):

@@ -16,6 +16,9 @@ from npfp8.arrays import Array, Float32Array
 
 __all__ = ["in_order", "outer", "part", "tiles"]
 
+#: Results worked on at a time: some numbers in float64 for each are in the cache of a core.
+_TILE = 1 << 14
+
 
 def outer(a: Array, b: Array) -> tuple[Array, Array, tuple[int, ...], tuple[int, ...]]:
     """Lay the operands out so that ``x[k] * y[k]`` are the products of one k.
@@ -60,12 +63,9 @@ def part(x: Array, ks: slice, tile: tuple[slice, ...]) -> Array:
     return x[index]
 
 
-def tiles(shape: tuple[int, ...], size: int) -> Iterator[tuple[slice, ...]]:
-    """Cut an array into pieces of about ``size`` elements, as wide as possible.
-
-    How many are fastest depends on the work: each module states its own number.
-    """
-    steps, room = [], size
+def tiles(shape: tuple[int, ...], times: int = 1) -> Iterator[tuple[slice, ...]]:
+    """Cut an array into pieces of about ``times`` :data:`_TILE` elements, as wide as possible."""
+    steps, room = [], times * _TILE
     for length in reversed(shape):
         steps.append(max(1, min(length, room)))
         room //= steps[-1]

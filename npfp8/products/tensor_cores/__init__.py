@@ -18,9 +18,9 @@ from npfp8.products.tiles import in_order, tiles
 
 __all__ = ["tensor_core_sums"]
 
-#: Results worked on at a time. The products of 16 k in float32 are 4 MB. Fewer are slower, as the
-#: calls of NumPy and of the BLAS then take a larger part of the time.
-_TILE = 1 << 16
+#: Tiles are so many times as large as usual. The products of 16 k are then 4 MB in float32; but
+#: in smaller tiles, the calls of NumPy and of the BLAS take a larger part of the time.
+_TIMES = 4
 
 #: NumPy 2 copies an operand that is broadcast along rows into a buffer, of 8,192 elements, if
 #: two rows fit. With a smaller one it reads the operand, twice as fast in rows of 512.
@@ -48,7 +48,7 @@ def tensor_core_sums(x: Terms, y: Terms, how: Accumulator) -> Float32Array:
     rule, dtype = (narrow, np.float32) if narrow else (RULES[how.kind], np.float64)
     out = np.zeros(products.shape, np.float32)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"), _buffers(_BUFFER):
-        for tile in tiles(out.shape, _TILE):
+        for tile in tiles(out.shape, _TIMES):
             result = out[tile]
             total: Array = np.zeros(result.shape, dtype)
             for number, ks in enumerate(chunks(products.k, how.step), 1):
