@@ -2,7 +2,7 @@
 
     python scripts/study_flash_attention.py MODEL --task mrpc --data DIR --out DIR
         [--calibration-data DATA] [--limit N] [--tiles 16,32,64,128]
-        [--row-sums unquantized,quantized] [--texts 16] [--alone]
+        [--row-sums unquantized,quantized] [--texts 16] [--exact] [--alone]
 
 It evaluates FP32; E4M3 with one softmax over all keys, whose weights have a static scale; and E4M3
 over tiles of keys, with and without the offset of 2^8, with row sums of the weights or of their
@@ -352,12 +352,14 @@ def main() -> None:
     add_subject_options(parser)
     parser.add_argument("--tiles", default=",".join(map(str, TILES)), metavar="LIST")
     parser.add_argument("--row-sums", default=",".join(ROW_SUMS), metavar="LIST")
+    parser.add_argument("--exact", action="store_true", help="leave out Hopper's accumulator")
     parser.add_argument("--alone", action="store_true", help="measure the attention alone")
     parser.add_argument("--texts", type=int, default=16, metavar="N")
     arguments = parser.parse_args()
     subject = subject_of(arguments)
     tiles = [int(keys) for keys in arguments.tiles.split(",")]
-    chosen = list(recipes(tiles, arguments.row_sums.split(",")))
+    every = recipes(tiles, arguments.row_sums.split(","))
+    chosen = [x for x in every if not arguments.exact or x.accumulate == "exact"]
     name = f"{Path(subject.model).name}-{subject.task}"
     if arguments.alone:
         rows = alone(subject, chosen, arguments.texts)

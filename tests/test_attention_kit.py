@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import kit_backends
 import numpy as np
@@ -292,16 +293,6 @@ def as_bfloat16(self, p, codes, keys):
     return self.of_values(round_to_bfloat16(p).astype(np.float64), keys)
 
 
-def normalized_first(self):
-    """Softmax over all keys, in float32, and then codes."""
-    keys = list(range(self.keys))
-    x = self.scores(self.sum(keys), keys)
-    p = self.power(x.astype(np.float64) - x.max(axis=-1, keepdims=True), 0)
-    codes = nearest(p / exact_sums(p) * F(2**self.offset), self.fmt)
-    product = self.of_values(values(codes, self.fmt), keys)
-    return {"attention": product * (self.vs * F(2.0**-self.offset))}
-
-
 def fused(self, old, a, new):
     """In extended precision, as these numbers' sums fit there or their rounding is no tie."""
     return (old.astype(np.longdouble) * a + new).astype(F)
@@ -369,8 +360,6 @@ FAULTS = {
         fault(product=lambda s, p, codes, ks: s.of_values(p.astype(np.float64), ks)),
         ALL, "0/product"),
     "weights rounded to bfloat16, not to codes": (fault(product=as_bfloat16), ALL, "0/product"),
-    "weights rounded to codes after the division by their sum": (
-        fault(run=normalized_first), ALL, "attention"),
     "sum of the weights' codes": (
         fault(row_sum=lambda s, p, codes, m: exact_sums(values(codes, s.fmt))),
         ("tiles",), "0/row_sum"),
@@ -439,6 +428,59 @@ FAULTS = {
         ("tiles", "whole"), None),
 }  # fmt: skip
 
+
+def normalized(*, reciprocal, offset):
+    """Softmax first, by a reciprocal or a division; codes of weights with an offset or without."""
+
+    def run(self):
+        keys = list(range(self.keys))
+        x = self.scores(self.sum(keys), keys)
+        p = self.power(x.astype(np.float64) - x.max(axis=-1, keepdims=True), 0)
+        p = p * (F(1) / exact_sums(p)) if reciprocal else p / exact_sums(p)
+        power = F(2.0 ** (self.offset if offset else 0))
+        product = self.of_values(values(nearest(p * power, self.fmt), self.fmt), keys)
+        return {"attention": product * (self.vs / power)}
+
+    return fault(run=run)
+
+
+def in_format(fmt):
+    return fault(
+        codes=lambda s, p: nearest(p, fmt),
+        row_sum=lambda s, p, codes, m: exact_sums(values(codes, fmt) if s.of_codes else p),
+        product=lambda s, p, codes, ks: s.of_values(values(codes, fmt), ks),
+    )
+
+
+#: Other ways to the same faults, and faults beside those: a name, a kernel and its cases.
+OTHERS = [
+    ("key between two tiles counted twice",
+     fault(tiles=lambda s: [range(max(t[0] - 1, 0), t[-1] + 1) for t in Kernel.tiles(s)]), BOTH),
+    ("division by the sum, not multiplication by its reciprocal",
+     fault(result=lambda s, o, total: o * s.vs / total), ALL),
+    ("division by the sum, not multiplication by its reciprocal",
+     fault(result=lambda s, o, total: o * (s.vs / total)), ALL),
+    *(("weights rounded to codes after the division by their sum",
+       normalized(reciprocal=reciprocal, offset=offset), ALL)
+      for reciprocal in (False, True) for offset in (False, True)),
+    *(("keys of padding in the sum of the weights",
+       filled(size, maximum=False, total=True), ("whole",)) for size in (16, 32, 64, 128)),
+    ("keys of padding in the maximum", filled(64, maximum=True, total=False), ("whole",)),
+    ("scores rounded to float16",
+     fault(scores=lambda s, t, ks: Kernel.scores(s, t, ks).astype(np.float16).astype(F)), ALL),
+    ("weights times 2^4",
+     fault(weights=lambda s, x, m, old: s.power(x.astype(np.float64) - m, 4)), ALL),
+    ("weights in E5M2 instead of E4M3FN", in_format("E5M2"), BOTH),
+    ("weights in E4M3FN instead of E5M2", in_format("E4M3FN"), ("whole",)),
+    ("sum of this tile rescaled, too",
+     fault(total=lambda s, old, a, new: (old + new) * a), BOTH),
+    ("output of this tile rescaled, too",
+     fault(output=lambda s, old, a, new: (old + new) * a), BOTH),
+    ("sum rounded to bfloat16 after every tile",
+     fault(total=lambda s, old, a, new: round_to_bfloat16(old * a + new)), BOTH),
+]  # fmt: skip
+
+
 #: Names beside a fault's own: in these cases both come to the same bits.
 TOO = {
     # The sum is that of the codes, which do not have the offset either.
@@ -467,22 +509,43 @@ def test_a_fault_is_found_where_it_begins(kit, name):
         assert {name} == set().union(*found.values()), case
 
 
-def test_there_are_enough_faults():
-    """Each one that the kit knows is either here or a size of tiles."""
-    known = {name for name, _ in attention_defects()}
-    here = {name for name in FAULTS if name in known}
-    assert len(here) >= 50
-    rest = {name for name in known - here if not name.startswith("tiles of ")}
-    assert rest == {
-        "scales multiplied one after the other",
-        "scores rounded to float16",
-        "weights times 2^4",
-        "weights in E4M3FN instead of E5M2",
-        "weights in E5M2 instead of E4M3FN",
-        "sum of this tile rescaled, too",
-        "output of this tile rescaled, too",
-        "sum rounded to bfloat16 after every tile",
-    }
+@pytest.mark.parametrize(("name", "kernel", "cases"), OTHERS)
+def test_another_way_to_a_fault_has_its_name(kit, name, kernel, cases):
+    for case in cases:
+        result = f"operator/attention-{case}/attention"
+        named = causes(kit, {result: candidate(kit, case, kernel)[result]})["attention"]
+        assert named == (name,), case
+
+
+def test_scales_multiplied_one_after_the_other_are_named(kit):
+    """No weight's code changes in these cases: the scores have to be given."""
+    kernel = fault(scores=lambda s, t, ks: s.with_bias(t * s.qs * s.ks * s.factor, ks))
+    found = causes(kit, candidate(kit, "tiles", kernel))
+    assert set().union(*found.values()) == {"scales multiplied one after the other"}
+
+
+def test_a_fused_multiply_add_rounds_once():
+    """Where a sum in float64 lies halfway between two of float32, and the exact one does not."""
+    name = "rescaling and adding rounded once (fused multiply-add)"
+    (fma,) = (x.operations["running_total"] for x in DEFECTS if x.name == name)
+    old = F([2**-24 * (1 + 2**-15), 2**-24 * (1 + 2**-15), -(2**-24) * (1 + 2**-15), 0.1])
+    factor, new = F([1 - 2**-15, 1 - 2**-15, 1 - 2**-15, 0.3]), F([1 + 2**-23, 1, -1, 0.7])
+    found = fma({"before": old, "rescale": factor, "x": new}, {})
+    for i, x in enumerate(found):
+        exact = Fraction(float(old[i])) * Fraction(float(factor[i])) + Fraction(float(new[i]))
+        beside = [np.nextafter(x, F(end)) for end in (-2, 2)]
+        distance = abs(Fraction(float(x)) - exact)
+        assert all(distance < abs(Fraction(float(other)) - exact) for other in beside)
+    twice = (old.astype(np.float64) * factor + new).astype(F)
+    assert found[0] != twice[0]
+
+
+def test_every_fault_is_planted():
+    """In a kernel above, or, for the sizes of tiles, in the one below with more keys."""
+    known = {name for name, _ in attention_defects() if not name.startswith("tiles of ")}
+    planted = {*FAULTS, *(name for name, _, _ in OTHERS), "scales multiplied one after the other"}
+    assert known <= planted
+    assert len(known) >= 60
 
 
 def of_random_codes(keys: int, how: TiledAttention, place: str = "operator/attention-x") -> Kit:
