@@ -190,7 +190,8 @@ class Accumulator:
     def _limits(self) -> Iterator[tuple[bool, str]]:
         """Yield the conditions under which the float arithmetic is exact, with their words."""
         if self.kind in ("sequential", *_TENSOR_CORES):
-            least = 8 if self.kind == "sequential" else 1
+            # Cut off to its leading bit alone, a NaN would be an infinity.
+            least = 8 if self.kind == "sequential" else 2
             yield least <= self.precision <= 24, f"precision of {least} to 24"
             yield -126 <= self.emin < self.emax <= 127, "-126 <= emin < emax <= 127"
         if self.kind not in _TENSOR_CORES:
