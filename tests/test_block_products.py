@@ -854,15 +854,16 @@ def test_narrow_sums_are_those_of_each_block(fmt: BlockFormat, accumulate: str) 
     assert_same_bits(matmul(a, b, accumulate), total * scale)
 
 
-def test_an_accumulator_of_ones_own() -> None:
-    """Hopper's with blocks: each block's sum starts from zero."""
+@pytest.mark.parametrize("k", [32, 64])
+def test_an_accumulator_of_ones_own(k: int) -> None:
+    """Hopper's with blocks: each block's sum starts from zero, and is scaled once."""
     fields = {"step": 8, "fraction_bits": 13, "precision": 14, "formats": ("E2M1", "E4M3FN")}
     mine = Accumulator("mine", "fused", **fields)
-    a = random_tensor(MXFP4, (4, 64), 1, scales=(120, 126))
-    b = random_tensor(MXFP4, (64, 3), 2, 0, (120, 126))
+    a = random_tensor(MXFP4, (4, k), 1, scales=(120, 126))
+    b = random_tensor(MXFP4, (k, 3), 2, 0, (120, 126))
     # The products of 2 + 2 bits and 5 binades are all within its 13 bits.
     assert_same_bits(matmul(a, b, mine), matmul(a, b, "block-sums"))
-    other = random_tensor(MXFP8_E5M2, (64, 3), 2, 0)
+    other = random_tensor(MXFP8_E5M2, (k, 3), 2, 0)
     with pytest.raises(ValueError, match=r"^b: accumulate 'mine': expected E2M1 or E4M3FN"):
         matmul(a, other, mine)
 

@@ -101,7 +101,10 @@ def terms_of_codes(x: QuantizedTensor, k_axis: int, ks: slice, how: Accumulator)
         specials = x.code_values(np.float64)[index]
         if not np.isfinite(specials).all():
             terms = replace(terms, specials=specials)
-    return terms if x.scale_codes is None else _block_scaled(terms, x, k_axis, how.kind == "groups")
+    # An accumulator without blocks adds unscaled codes; their scales are applied to its sums.
+    if x.scale_codes is None or how.block is None:
+        return terms
+    return _block_scaled(terms, x, k_axis, how.kind == "groups")
 
 
 def terms_of_floats(x: Array) -> Terms:
