@@ -951,3 +951,13 @@ def test_how_inputs_came_about(kit):
     product = made.inputs.source("x").inputs.source("sum")
     assert (product.operation, product.inputs["b"].shape) == ("sum", (1, 8, 16))
     assert product.inputs.source("a").operation == "given"
+
+
+@pytest.mark.parametrize("before", [{}, {"before": F([[-0.0], [-1.0]])}])
+def test_a_zero_maximum_is_positive(before):
+    """As the model's is: which of two zeros NumPy takes depends on the processor."""
+    found = ATTENTION_OPERATIONS["running_maximum"](
+        {"x": F([[-0.0, -1.0], [-0.0, -0.0]]), **before}, {}
+    )
+    assert not np.signbit(found).any()
+    assert not found.any()

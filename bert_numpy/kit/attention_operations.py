@@ -17,6 +17,7 @@ from bert_numpy.quantization.tiled_attention import (
     finished,
     rescaling,
     row_sum,
+    running_maximum,
     scaled_scores,
 )
 from npfp8 import decode
@@ -35,8 +36,7 @@ def _scores(inputs: Inputs, attributes: Attributes) -> Array:
 
 
 def _maximum(inputs: Inputs, attributes: Attributes) -> Array:
-    largest = inputs["x"].max(axis=-1, keepdims=True)
-    return np.maximum(inputs["before"], largest) if "before" in inputs else largest
+    return running_maximum(inputs["x"], inputs.get("before"))
 
 
 def _weights(inputs: Inputs, attributes: Attributes) -> Array:
@@ -83,7 +83,7 @@ ATTENTION_RULES: dict[str, tuple[str, str]] = {
     ),
     "running_maximum": (
         "the largest x of the last axis, or before if this is larger: for each query, the "
-        "largest score of this tile of keys and of all tiles before it",
+        "largest score of this tile of keys and of all tiles before it; of zeros +0",
         _PAGE,
     ),
     "attention_weights": ("2^offset exp(x - maximum), in float64, rounded once to float32", _PAGE),
