@@ -9,9 +9,13 @@ const { chromium } = (await import(pathToFileURL(`${playwright}/index.mjs`).href
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const seen = { errors: [], requests: [], typed: [], overflow: {} };
 
+/** How long anything may take, in milliseconds: the machine may have much else to do. */
+const PATIENCE = 240_000;
+
 async function opened(width, colorScheme) {
   const phone = width < 500 ? { hasTouch: true, isMobile: true } : {};
   const context = await browser.newContext({ viewport: { width, height: 900 }, colorScheme, ...phone });
+  context.setDefaultTimeout(PATIENCE);
   const page = await context.newPage();
   page.on("pageerror", (error) => seen.errors.push(String(error)));
   page.on("request", (request) => seen.requests.push(request.url()));
@@ -198,7 +202,7 @@ seen.themes.push(await theme());
 
 // The proof.
 await page.click("#prove");
-await page.waitForSelector("#status.equal-text, #status.different-text", { timeout: 240_000 });
+await page.waitForSelector("#status.equal-text, #status.different-text", { timeout: PATIENCE });
 seen.proof = {
   status: await text("status"),
   equal: await page.$$eval(".squares .equal", (squares) => squares.length),
@@ -217,11 +221,15 @@ seen.blank = await page.$eval("#sentence", (box) => box.validationMessage);
 // Without a connection, and without a server.
 {
   const context = await browser.newContext();
+  context.setDefaultTimeout(PATIENCE);
   const alone = await context.newPage();
   await context.route((to) => to.pathname.includes("/pyodide/"), (route) => {
     return route.request().url().startsWith(new URL(url).origin) ? route.fulfill({ status: 404 }) : route.abort();
   });
+  // The tables come late, and the click waits for them.
+  await context.route("**/tables.json", (route) => setTimeout(() => route.continue(), 1_000));
   await alone.goto(url);
+  seen.early = await alone.isDisabled("#prove");
   await alone.click("#prove");
   await alone.waitForSelector("#status.different-text");
   seen.unconnected = await alone.textContent("#status");

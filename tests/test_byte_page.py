@@ -502,6 +502,7 @@ def test_a_blank_sentence_is_refused(seen: Any) -> None:
 
 def test_without_a_connection_the_page_says_what_is_missing(seen: Any) -> None:
     """Pyodide from elsewhere cannot be loaded; the page itself, opened as a file, cannot run."""
+    assert seen["early"], "a click before the tables are there would do nothing"
     assert "Is there a connection?" in seen["unconnected"]
     assert "python -m http.server" in seen["opened"]
 

@@ -44,6 +44,7 @@ export function showProof({ sentence, proof }) {
   $("sentence").value = sentence.text;
   $("sentences").innerHTML = "";
   $("prove").addEventListener("click", prove);
+  $("prove").disabled = false; // until here, a click would have done nothing
   $("stop").addEventListener("click", () => {
     prover.stop();
     ended("Stopped.");
