@@ -9,6 +9,9 @@ const { chromium } = (await import(pathToFileURL(`${playwright}/index.mjs`).href
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const seen = { errors: [], wide: {}, themes: [] };
 
+/** How long anything may take, in milliseconds: the machine may have much else to do. */
+const PATIENCE = 240_000;
+
 /** By how many pixels the page, its text and (with all details open) its tables are too wide. */
 function tooWide() {
   for (const details of document.querySelectorAll("details")) details.open = true;
@@ -25,6 +28,7 @@ function tooWide() {
 for (const width of [1280, 390]) {
   const phone = width < 500 ? { hasTouch: true, isMobile: true } : {};
   const page = await browser.newPage({ viewport: { width, height: 900 }, ...phone });
+  page.setDefaultTimeout(PATIENCE);
   page.on("pageerror", (error) => seen.errors.push(String(error)));
   page.on("console", (message) => message.type() === "error" && seen.errors.push(message.text()));
   seen.wide[width] = {};
@@ -36,6 +40,7 @@ for (const width of [1280, 390]) {
 
 // The theme: the system's and its changes, until the reader chooses; kept on other pages.
 const page = await browser.newPage({ colorScheme: "light" });
+page.setDefaultTimeout(PATIENCE);
 const theme = () => page.evaluate(() => new Promise((resolve) => {
   requestAnimationFrame(() => requestAnimationFrame(() => resolve(document.documentElement.dataset.theme)));
 }));
