@@ -7,8 +7,9 @@
 
 The other roundings, with saturation and with both options of overflow:
 
-    python scripts/prove_codec.py --roundings --write tests/digests/roundings.txt --workers 16
-    python scripts/prove_codec.py --roundings --check tests/digests/roundings.txt --share 8 --sample 5
+    F=tests/digests/roundings.txt
+    python scripts/prove_codec.py --roundings --write $F --workers 16    # 70 minutes of one core
+    python scripts/prove_codec.py --roundings --check $F --share 8 --sample 5
 
 For each block of 2^24 bit patterns, every format and both modes of `encode`
 are compared with ml_dtypes and torch, if these have the format, and the
@@ -19,10 +20,10 @@ with a peer's format that has the same codes for a part of the numbers.
 NaN inputs are replaced by 0 for formats that have no NaN (encode refuses them).
 
 No peer has the other roundings at this speed. They are compared with the integers of
-tests/integer_rounding.py where the codes change: in a block, whose numbers are in order and of one
-sign, the numbers that become the same code are neighbours, as rounding never changes the order of
-two numbers. If the first and the last one of a run of equal codes are right, all of it is right. One
-digest stands for the two or three ways of a rounding, which it states in this order: saturating,
+tests/integer_rounding.py where the codes change. The numbers of a block are in order and of one
+sign, and rounding never changes the order of two numbers, so the numbers that become the same
+code are neighbours: if the first and the last one of a run of equal codes are right, all of it
+is right. One digest stands for the two or three ways of a rounding, in this order: saturating,
 overflow as IEEE 754 has it, and overflow to the specials.
 """
 
@@ -253,7 +254,8 @@ def chosen_blocks(share: int | None, seed: int) -> list[int]:
     return sorted({*EDGE_BLOCKS, *rotation.tolist()})
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """Parse the arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -289,7 +291,11 @@ def main() -> None:
         parser.error("--rounding and --sample: expected --roundings with them")
     if arguments.write and arguments.sample:
         parser.error("--sample: expected --check with it")
+    return arguments
 
+
+def main() -> None:
+    arguments = parsed()
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     blocks = chosen_blocks(arguments.share, seed)
     wanted = () if arguments.no_peers or arguments.roundings else ("ml_dtypes", "torch")
