@@ -365,6 +365,7 @@ def _encoded(
     fmt, dtype = how.fmt, how.fmt.code_dtype
     if random_bits is not None or bit_count is not None:
         words, count = _given_bits(how, rng, random_bits, bit_count, values.shape)
+        assert isinstance(fmt, FloatFormat)
         kernel = _widened(given_bits_kernel(fmt, how.saturate, count), source)
         return apply_chunkwise(kernel, values, dtype, out=out, threads=threads, others=(words,))
     if isinstance(fmt, IntFormat):
