@@ -8,6 +8,7 @@ Modules that only one of them needs are imported there, so that all other comman
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def _add_verify(command: AddCommand) -> None:
 
 def _export(arguments: argparse.Namespace) -> Outcome:
     from bert_numpy.kit.export import make_kit, model_files  # noqa: PLC0415
+    from bert_numpy.kit.scales import CHOSEN, with_telling_scales  # noqa: PLC0415
 
     levels = [level for level in LEVELS if level in (arguments.level or LEVELS)]
     out = Path(arguments.out)
@@ -168,9 +170,14 @@ def _export(arguments: argparse.Namespace) -> Outcome:
         needed = recipe.calibrated and not isinstance(model, QuantizedModel)
         calibration = _calibration(arguments, model) if needed else None
         golden = apply_recipe(model, recipe, calibration, golden=True)
+        chooses = calibration is not None and arguments.calibration is None
+        if chooses:  # these scales are the kit's own: no model and no file has them
+            golden = with_telling_scales(golden, inputs[0])
         files = model_files(resolve(arguments.model, arguments.revision))
         with progress_bar(len(inputs), "inputs") as advance:
             kit = make_kit(levels, golden, files, inputs, advance)
+        if chooses:
+            kit = replace(kit, header={**kit.header, "scales": CHOSEN})
     write_kit(kit, out)
     size = sum(path.stat().st_size for path in out.iterdir())
     report = {"kit": str(out), "levels": levels, "tensors": len(kit.tensors), "bytes": size}

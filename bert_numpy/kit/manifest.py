@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
-from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, writing
+from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, shown, writing
 from bert_numpy.kit.block_operations import rules_in_words
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
@@ -132,8 +132,33 @@ class Kit:
     arrays: Mapping[str, Array] = field(repr=False)
 
     def __repr__(self) -> str:
-        levels = dict.fromkeys(tensor.level for tensor in self.tensors.values())
-        return f"<Kit of {len(self.tensors)} tensors: {', '.join(levels)}>"
+        counts: dict[str, int] = {}
+        for (level, _), names in self.operations().items():
+            counts[level] = counts.get(level, 0) + len(names)
+        items = (self.header.get("model"), self.header.get("recipe"))
+        origins = [shown(str(item["name"]))[:40] for item in items if isinstance(item, Mapping)]
+        origin = f" of {', '.join(origins)}" if origins else ""
+        levels = ", ".join(f"{level} {count}" for level, count in counts.items())
+        return f"<Kit{origin}: {len(self.tensors)} tensors, computed: {levels or 'none'}>"
+
+    def operations(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """List the names of the computed tensors by level and operation.
+
+        Levels are in their order, and operations in that of the data flow.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit
+        >>> kit = open_kit()
+        >>> [pair for pair in kit.operations() if pair[0] == "codec"]
+        [('codec', 'decode'), ('codec', 'encode')]
+        """
+        found: dict[tuple[str, str], list[str]] = {}
+        for name, tensor in self.tensors.items():
+            if tensor.operation != "given":
+                found.setdefault((tensor.level, tensor.operation), []).append(name)
+        order = sorted(found, key=lambda pair: LEVELS.index(pair[0]))
+        return {pair: tuple(found[pair]) for pair in order}
 
     def inputs(self, name: str, values: Callable[[str], Array] | None = None) -> dict[str, Array]:
         """Return the inputs of a tensor's operation by role, in their views.
