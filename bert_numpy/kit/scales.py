@@ -27,8 +27,8 @@ __all__ = ["CHOSEN", "telling_scale", "with_telling_scales"]
 
 #: The words of a kit's manifest for such scales.
 CHOSEN = (
-    "those of activations are the calibration's, each moved by less than 1 % to a number with which "
-    "some quotients of the first input are ties that a division alone finds"
+    "those of activations are the calibration's, each moved by less than 1 % to a number with "
+    "which some quotients of the first input are ties that a division alone finds"
 )
 
 #: How far a scale is moved down and up, relative to itself. Down, the largest magnitude must stay
