@@ -28,6 +28,8 @@ __all__ = [
     "FORMAT",
     "LEVELS",
     "PROFILES",
+    "TENSORS",
+    "Case",
     "Kit",
     "Reference",
     "Tensor",
@@ -201,8 +203,20 @@ class Kit:
                     waiting.append(source)
         return found
 
-    def cases(self, operation: str, level: str | None = None) -> Iterator[Case]:
-        """Yield every tensor that an operation makes, with its inputs and the expected result.
+    def cases(self, operation: str | None = None, level: str | None = None) -> Iterator[Case]:
+        """Yield the tensors to compute, each with its inputs and the expected result.
+
+        Parameters
+        ----------
+        operation : str, optional
+            Only tensors that this operation makes; by default those of all operations.
+        level : str, optional
+            Only tensors of this level.
+
+        Raises
+        ------
+        BertNumpyError
+            If there is no such operation, or no such level.
 
         Examples
         --------
@@ -210,12 +224,39 @@ class Kit:
         >>> kit = open_kit()
         >>> next(kit.cases("decode", "codec"))
         <Case codec/E4M3FN/values: codes (256,) -> (256,)>
+        >>> len(list(kit.cases(level="codec")))
+        60
         """
-        require("operation", operation, str, "the name of an operation")
-        require("level", level, (str, type(None)), f"one of {', '.join(LEVELS)}, or None")
-        for name, tensor in self.tensors.items():
-            if tensor.operation == operation and level in (None, tensor.level):
-                yield Case(name, self.inputs(name), tensor.attributes, self.arrays[name])
+        for argument, value, known in (
+            ("operation", operation, ("given", *OPERATIONS)),
+            ("level", level, LEVELS),
+        ):
+            require(argument, value, (str, type(None)), f"the name of one of many {argument}s")
+            if value is not None and value not in known:
+                raise BertNumpyError(
+                    f"{argument}: expected one of {', '.join(known)}, found {value!r}"
+                    f"{suggestion(value, known)}"
+                )
+        return (
+            self.case(name)
+            for name, tensor in self.tensors.items()
+            if (tensor.operation == operation if operation else tensor.operation != "given")
+            and level in (None, tensor.level)
+        )
+
+    def case(self, name: str) -> Case:
+        """Return one tensor with its inputs and the expected result.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit
+        >>> open_kit().case("codec/E4M3FN/values").operation
+        'decode'
+        """
+        inputs, tensor = self.inputs(name), self.tensors[name]
+        return Case(
+            name, inputs, tensor.attributes, self.arrays[name], tensor.operation, tensor.level
+        )
 
     def _require_tensor(self, argument: str, name: object) -> None:
         require(argument, name, str, "the name of a tensor")
@@ -229,6 +270,8 @@ class Kit:
 class Case(NamedTuple):
     """One tensor to compute: its name, its operation's inputs and attributes, and the result.
 
+    ``operation`` and ``level`` are the tensor's.
+
     Examples
     --------
     >>> from bert_numpy.kit import open_kit
@@ -241,6 +284,8 @@ class Case(NamedTuple):
     inputs: dict[str, Array]
     attributes: Mapping[str, Any]
     expected: Array
+    operation: str = ""
+    level: str = ""
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{role} {x.shape}" for role, x in self.inputs.items())
