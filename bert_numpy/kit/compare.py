@@ -40,7 +40,9 @@ __all__ = [
     "Difference",
     "Products",
     "Report",
+    "counted",
     "differing_elements",
+    "ulps",
     "verify",
 ]
 
@@ -231,7 +233,7 @@ class Report:
         lines += [f"failure: {name}: {why}" for name, why in reasons[:_SHOWN]]
         if lacking := self.lacking:
             names = ", ".join(lacking[:_SHOWN]) + (", ..." if lacking[_SHOWN:] else "")
-            what = f"of {', '.join(self.required)}: {len(lacking)} tensors: {names}"
+            what = f"of {', '.join(self.required)}: {counted(len(lacking), 'tensor')}: {names}"
             lines += _listed("missing", [what])
         lines += _listed("not given", missing_in_words(self.coverage))
         if self.unseen:
@@ -243,7 +245,7 @@ class Report:
         roots = [item for item in self.differences if item.root]
         lines = []
         for number, item in enumerate(roots[:_SHOWN]):
-            distance = "a NaN on one side" if item.ulp is None else f"at most {item.ulp:g} ulp"
+            distance = "a NaN on one side" if item.ulp is None else f"at most {ulps(item.ulp)}"
             lines += [
                 f"{'first: ' if not number else 'also:  '}{item.name} ({item.operation}): "
                 f"{item.different} of {item.elements} elements, {distance}",
@@ -253,6 +255,16 @@ class Report:
         if len(roots) > _SHOWN:
             lines.append(f"       and {len(roots) - _SHOWN} more")
         return lines
+
+
+def counted(count: int, noun: str) -> str:
+    """Count things in words: "1 tensor", "1,043 tensors"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def ulps(distance: float) -> str:
+    """Write a distance in units of the last place as people do: "0.5 ulp", "1,582 ulp"."""
+    return f"{distance:,.0f} ulp" if distance >= 10 else f"{distance:.3g} ulp"
 
 
 def _listed(title: str, items: Iterable[str]) -> list[str]:
