@@ -14,6 +14,7 @@ from typing import Any
 from bert_numpy.checkpoints.hub import EMBEDDED, resolve
 from bert_numpy.checkpoints.load import load
 from bert_numpy.commands.jobs import accumulated, calibrated_on_sentences, chosen_recipe
+from bert_numpy.commands.kit_text import add_text_command
 from bert_numpy.commands.options import (
     AddCommand,
     add_accumulate,
@@ -45,6 +46,7 @@ def add_golden_commands(command: AddCommand) -> None:
     """Add the sub-commands of ``golden``."""
     _add_export(command)
     _add_verify(command)
+    add_text_command(command)
     add_vector_commands(command)
 
 
@@ -116,7 +118,7 @@ def _add_verify(command: AddCommand) -> None:
         "candidate",
         metavar="CANDIDATE",
         values="file",
-        help="a safetensors file, or a folder of .npy files",
+        help="a safetensors file, or a folder of .npy, .txt or .mem files",
     )
     add(
         "--profile",
