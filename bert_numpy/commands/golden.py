@@ -1,4 +1,6 @@
-"""The command ``bert-numpy golden``: export a kit, verify a candidate, write test vectors.
+"""The command ``bert-numpy golden``: export a kit and verify a candidate.
+
+The commands of test vectors are in :mod:`bert_numpy.commands.vectors`.
 
 Modules that only one of them needs are imported there, so that all other commands start sooner.
 """
@@ -6,13 +8,13 @@ Modules that only one of them needs are imported there, so that all other comman
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bert_numpy.checkpoints.hub import EMBEDDED, resolve
 from bert_numpy.checkpoints.load import load
 from bert_numpy.commands.jobs import accumulated, calibrated_on_sentences, chosen_recipe
+from bert_numpy.commands.kit_text import add_text_command
 from bert_numpy.commands.options import (
     AddCommand,
     add_accumulate,
@@ -29,13 +31,13 @@ from bert_numpy.commands.options import (
 )
 from bert_numpy.commands.parser import one_of
 from bert_numpy.commands.report import Outcome, counted, note, print_lines, progress_bar, write_text
-from bert_numpy.errors import BertNumpyError, reading, writing
+from bert_numpy.commands.vectors import add_vector_commands
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.job import prepare, saved_calibration
 from bert_numpy.kit.manifest import LEVELS, PROFILES, open_kit, write_kit
 from bert_numpy.quantization.calibration import Calibration
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.tasks.tokenization import load_tokenizer
-from npfp8.files import created_folder
 
 __all__ = ["add_golden_commands"]
 
@@ -44,7 +46,8 @@ def add_golden_commands(command: AddCommand) -> None:
     """Add the sub-commands of ``golden``."""
     _add_export(command)
     _add_verify(command)
-    _add_vectors(command)
+    add_text_command(command)
+    add_vector_commands(command)
 
 
 def _add_export(command: AddCommand) -> None:
@@ -115,7 +118,7 @@ def _add_verify(command: AddCommand) -> None:
         "candidate",
         metavar="CANDIDATE",
         values="file",
-        help="a safetensors file, or a folder of .npy files",
+        help="a safetensors file, or a folder of .npy, .txt or .mem files",
     )
     add(
         "--profile",
@@ -148,29 +151,6 @@ def _add_verify(command: AddCommand) -> None:
         section="output",
         values="file",
         help="write the report as a page with pictures",
-    )
-
-
-def _add_vectors(command: AddCommand) -> None:
-    vectors = command(
-        "vectors", _vectors, "Write the codec's test vectors as plain text.", "vectors"
-    )
-    vectors.add_argument(
-        "out", metavar="OUT", section="output", values="folder", help="the folder to make"
-    )
-    vectors.set_defaults(out_kind="folder")
-    check = command(
-        "check-vectors",
-        _check_vectors,
-        "Compare results with the test vectors.",
-        "results/E4M3FN-*.txt",
-    )
-    check.add_argument(
-        "files",
-        metavar="FILE",
-        nargs="+",
-        values="file",
-        help="a file of test vectors, with your codec's codes in its third column",
     )
 
 
@@ -264,31 +244,3 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
         write_text(Path(arguments.html), html_report(kit, report, candidate))
     lines = report.text().splitlines()
     return Outcome({"kit": str(arguments.kit), **report.as_json()}, lambda: print_lines(*lines))
-
-
-def _vectors(arguments: argparse.Namespace) -> Outcome:
-    from npfp8.vectors import write_all_vectors  # noqa: PLC0415
-
-    out = Path(arguments.out)
-    with writing(out), created_folder(out) as folder:
-        names = [path.name for path in write_all_vectors(folder)]
-    report = {"folder": str(out), "files": names}
-    return Outcome(report, lambda: print_lines(f"{out}: {len(names)} files"))
-
-
-def _check_vectors(arguments: argparse.Namespace) -> Outcome:
-    from npfp8.vectors import check_results, read_vectors  # noqa: PLC0415
-
-    reports, lines = [], []
-    for file in arguments.files:
-        with reading(file):
-            report = check_results(read_vectors(Path(file)))
-        reports.append(report)
-        lines.append(f"{file}: {report.wrong} of {report.cases} cases are wrong")
-        if report.wrong:
-            lines += [f"  {report.first}", f"  cause: {report.cause or 'no known one'}"]
-    found = {
-        "passed": not any(report.wrong for report in reports),
-        "files": [asdict(report) for report in reports],
-    }
-    return Outcome(found, lambda: print_lines(*lines))
