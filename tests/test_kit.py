@@ -69,7 +69,7 @@ def test_every_tensor_is_its_operation_of_its_inputs(kit):
 
 def test_embedded_kit_is_small_and_exported_again_the_same(tmp_path, capsys):
     files = [path.read_bytes() for path in EMBEDDED.iterdir()]
-    assert sum(map(len, files)) <= 2_700_000
+    assert sum(map(len, files)) <= 3_300_000
     assert sum(len(zlib.compress(data, 9)) for data in files) <= 1_350_000  # in the wheel
     for name in ("a", "b"):
         command = ["golden", "export", "bert-tiny-sst2", str(tmp_path / name)]
@@ -173,10 +173,8 @@ def plant(kit, defect, *levels):
     return {name: x for name, x in found.items() if x.shape == kit.arrays[name].shape}
 
 
-#: What two sentences do not bring about: no tie, no saturation, no NaN, no integers.
+#: What two sentences do not bring about: no saturation, no NaN, no integers.
 _NOT_IN_THE_MODEL = {
-    "ties rounded away from zero",
-    "ties rounded toward zero",
     "overflow that does not saturate",
     "NaN clamped to the largest value",
     "rounding to nearest",
@@ -188,7 +186,6 @@ _NOT_IN_THE_MODEL = {
     "exact sums, rounded once",
     "exact sums of blocks of K, added in float32",
     "accumulation in CDNA3's matrix cores",
-    "multiplication by the reciprocal of the scale",
     "zero point left out",
     "softmax without taking the largest element off",
 }
