@@ -17,7 +17,9 @@ import numpy as np
 from bert_numpy.kit.attention_defects import attention_defects
 from bert_numpy.kit.block_defects import FOUND, Defective, block_defects
 from bert_numpy.kit.block_operations import scaled_numbers
+from bert_numpy.kit.function_defects import function_defects, tolerant_defects
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
+from bert_numpy.kit.product_defects import product_defects, tolerant_sums
 from npfp8 import decode, golden
 from npfp8.arrays import Array
 from npfp8.bfloat16 import round_to_bfloat16
@@ -26,7 +28,7 @@ from npfp8.mistakes import NAN_BIASED, clamped_codes, encoder_mistakes
 from npfp8.products import ACCUMULATORS, Accumulator
 from npfp8.scaling import spread
 
-__all__ = ["ACCUMULATED", "DEFECTS", "FOUND", "Defect"]
+__all__ = ["ACCUMULATED", "DEFECTS", "FOUND", "TOLERANT", "Defect"]
 
 #: Operations that round to the precision of their attributes.
 _ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
@@ -455,7 +457,8 @@ def _defects() -> Iterator[Defect]:
 def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
     """Join each defect of block formats and of attention with one of its name elsewhere."""
     joined = list(defects)
-    for name, operations in (*block_defects(OPERATIONS), *attention_defects()):
+    others = (block_defects(OPERATIONS), attention_defects(), product_defects(), function_defects())
+    for name, operations in (item for found in others for item in found):
         for i, other in enumerate(joined):
             if other.name == name and other.operations.keys().isdisjoint(operations):
                 joined[i] = Defect(name, {**other.operations, **operations})
@@ -467,6 +470,12 @@ def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
 
 #: Every known defect. A name may occur more than once, for several ways to be wrong.
 DEFECTS = _joined(_defects())
+
+#: Tiers of defects whose results are spans, the strictest first; for what no other explains.
+TOLERANT = tuple(
+    tuple(Defect(name, operations) for name, operations in tier)
+    for tier in (*tolerant_defects(), *tolerant_sums())
+)
 
 #: By the name of an accumulator: the defect that it adds up every product that it takes.
 ACCUMULATED = {

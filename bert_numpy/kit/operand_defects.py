@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.kit.block_operations import BLOCK_OPERATIONS, Attributes, Inputs
+from bert_numpy.kit.spans import Span
 from npfp8.arrays import Array
 from npfp8.formats import FORMATS
 
 __all__ = ["Defective", "Named", "operand_defects"]
 
-#: ``(inputs, attributes) -> array``, or None if the defect cannot show. If the candidate has
-#: this very tensor, it is an input too, called "found".
-Defective = Callable[[Inputs, Attributes], "Array | None"]
+#: ``(inputs, attributes) -> array``, or a span of all possible results, or None if the defect
+#: cannot show. If the candidate has this very tensor, it is an input too, called "found".
+Defective = Callable[[Inputs, Attributes], "Array | Span | None"]
 
 #: A defect: its name and its defective operations.
 Named = tuple[str, dict[str, Any]]
