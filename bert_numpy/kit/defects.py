@@ -460,7 +460,8 @@ def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
     others = (block_defects(OPERATIONS), attention_defects(), product_defects(), function_defects())
     for name, operations in (item for found in others for item in found):
         for i, other in enumerate(joined):
-            if other.name == name and other.operations.keys().isdisjoint(operations):
+            alike = type(operations) is dict and type(other.operations) is dict
+            if alike and other.name == name and other.operations.keys().isdisjoint(operations):
                 joined[i] = Defect(name, {**other.operations, **operations})
                 break
         else:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.kit.defects import DEFECTS, TOLERANT, Defect
-from bert_numpy.kit.evaluation import NOT_COMPUTED, Evaluation, agreement, unlike
+from bert_numpy.kit.evaluation import NOT_COMPUTED, Evaluation, agreement, bits_of, unlike
 from bert_numpy.kit.manifest import Kit
+from bert_numpy.kit.operand_defects import Alone, Together
 from npfp8.arrays import Array
 
 __all__ = ["Diagnosis", "Partial", "diagnose"]
@@ -25,6 +26,13 @@ _LEAST, _MOST_LEFT = 4, 1 / 3
 
 #: The most partial causes of a tensor.
 _NAMED = 3
+
+#: The tensors of an operation without a cause, after which later ones are not searched.
+_TRIED = 3
+
+#: A cause is not named where another explains so many times as many tensors: by chance two
+#: defects make the same tensor, if it is small.
+_RARE = 4
 
 _Fixed = Callable[[str], "Array | None"]
 
@@ -130,8 +138,12 @@ def diagnose(
         return kit.arrays[name] if name in found and name not in differing else None
 
     searches: dict[str, _Search] = {}
+    known: dict[str, set[str]] = {}
     for root in roots:
-        searches[root] = _searched(kit, root, found, differing[root], given, fixed)
+        causes = known.setdefault(kit.tensors[root].operation, set())
+        search = _searched(kit, root, found, differing[root], given, fixed, causes)
+        searches[root] = search
+        causes |= search.causes
         advance(1)
     further = [name for name in differing if name not in searches]
     searches |= _further(kit, found, differing, further, searches)
@@ -141,12 +153,16 @@ def diagnose(
     }
     order = {name: i for i, name in enumerate(counts)}
 
+    def likely(causes: set[str]) -> list[str]:
+        most = max((counts[name] for name in causes), default=0)
+        return [name for name in causes if counts[name] * _RARE > most]
+
     def rank(name: str, search: _Search) -> tuple[int, bool, int]:
         return -counts[name], name not in search.alone, order[name]
 
     return {
         root: Diagnosis(
-            tuple(sorted(search.causes, key=lambda name, of=search: rank(name, of))),
+            tuple(sorted(likely(search.causes), key=lambda name, of=search: rank(name, of))),
             () if search.causes else _best(search.partial.values()),
         )
         for root, search in searches.items()
@@ -165,8 +181,20 @@ def _searched(
     mask: npt.NDArray[np.bool_],
     given: _Fixed,
     fixed: _Fixed,
+    likely: set[str],
 ) -> _Search:
-    """Plant every known defect on the way to a tensor, those without tolerance first."""
+    """Plant every known defect on the way to a tensor, those without tolerance first.
+
+    If those that are likely, as they explain the same operation elsewhere, explain this tensor,
+    no others are planted.
+    """
+    search = _Search()
+    if likely:
+        _plant(kit, root, found, mask, given, fixed, _named(DEFECTS, likely), search)
+        for tier in TOLERANT:
+            if search.causes:
+                return search
+            _plant(kit, root, found, mask, given, fixed, _named(tier, likely), search)
     search = _Search()
     _plant(kit, root, found, mask, given, fixed, DEFECTS, search)
     for tier in TOLERANT:
@@ -223,9 +251,13 @@ def _variants(
     way or, if it fits several kinds of them, in one kind alone.
     """
     shared = [name for name in defect.operations if name in operations]
+    if isinstance(defect.operations, Together):
+        if len(shared) == len(defect.operations):
+            yield defect, False
+        return
     if operation in shared:
         yield defect, True
-    if shared and len(chain) > 1:
+    if shared and len(chain) > 1 and not isinstance(defect.operations, Alone):
         yield defect, False
         if len(shared) > 1:
             for name in shared:
@@ -241,15 +273,15 @@ def _further(
 ) -> dict[str, _Search]:
     """Search the tensors that do not follow from the candidate's own, which differ before them.
 
-    What explained an earlier tensor is tried first, and all else only if that does not explain
-    this one, and if no earlier tensor of the operation was left without a cause.
+    After a few tensors of an operation for which no cause was found, no more is looked for.
     """
     nothing = Defect("", {})
-    known = [search for search in searches.values() if search.causes]
-    causes = {name for search in known for name in search.causes}
-    hopeless = {
-        kit.tensors[root].operation for root, search in searches.items() if not search.causes
-    }
+    known: dict[str, set[str]] = {}
+    unknown: dict[str, int] = {}
+    for root, search in searches.items():
+        operation = kit.tensors[root].operation
+        known.setdefault(operation, set()).update(search.causes)
+        unknown[operation] = unknown.get(operation, 0) + (not search.causes)
     results: dict[str, _Search] = {}
     for name in names:
 
@@ -262,7 +294,7 @@ def _further(
                 x = evaluation.value(name)
         except NOT_COMPUTED:
             continue
-        if x.shape != found[name].shape:
+        if x.shape != found[name].shape or not _is_readable(kit, name, found):
             continue
         mask = unlike(kit.tensors[name], x, found[name])
         if not mask.any():
@@ -271,19 +303,26 @@ def _further(
         def given(source: str, of: Evaluation = evaluation) -> Array | None:
             return of.value(source)
 
-        search = _Search()
-        _plant(kit, name, found, mask, given, own, _named(DEFECTS, causes), search)
-        if not search.causes:
-            for tier in TOLERANT:
-                _plant(kit, name, found, mask, given, own, _named(tier, causes), search)
         operation = kit.tensors[name].operation
-        if not search.causes and operation not in hopeless:
-            search = _searched(kit, name, found, mask, given, own)
-            causes |= search.causes
-            if not search.causes:
-                hopeless.add(operation)
+        causes = known.setdefault(operation, set())
+        search = _Search()
+        if causes or unknown.get(operation, 0) < _TRIED:
+            search = _searched(kit, name, found, mask, given, own, causes)
+        causes |= search.causes
+        unknown[operation] = unknown.get(operation, 0) + (not search.causes)
         results[name] = search
     return results
+
+
+def _is_readable(kit: Kit, name: str, found: Mapping[str, Array]) -> bool:
+    """Check that the candidate's bfloat16 tensors before one have no more bits than that."""
+    nearest = {name, *kit.sources([name], found.__contains__)}
+    sources = {x.tensor for step in nearest for x in kit.tensors[step].inputs.values()}
+    return not any(
+        kit.tensors[source].kind == "bfloat16" and (bits_of(found[source]) & 0xFFFF).any()
+        for source in sources
+        if source in found
+    )
 
 
 def _named(defects: tuple[Defect, ...], names: set[str]) -> tuple[Defect, ...]:

@@ -105,8 +105,13 @@ class Evaluation:
         if not self.spans.keys().isdisjoint(sources):
             return self._computed_span(tensor)
         unchanged = all(self.known[source] is self.kit.arrays[source] for source in sources)
-        inputs = self.kit.inputs(name, self.known.__getitem__)
         defective = self.defect.operations.get(tensor.operation)
+        if defective is None and unchanged:
+            return right
+        inputs = {
+            role: apply_view(self.known[reference.tensor], reference.view)
+            for role, reference in tensor.inputs.items()
+        }
         if defective is not None:
             given = {FOUND: self.found} if name == self.target else {}
             try:
@@ -147,10 +152,8 @@ class Evaluation:
                 inputs[role] = apply_view(end, tensor.inputs[role].view)
             result = OPERATIONS[tensor.operation](inputs, tensor.attributes)
             ends.append(_numbers(tensor, result))
-        nan = np.isnan(ends[0]) | np.isnan(ends[1])
-        if any(span.nan.any() for span in spans.values()):
-            nan = np.ones(ends[0].shape, bool)
-        return Span(ends[0], ends[1], nan, FLOAT32)
+        # That NaN may arise from numbers before, is not followed.
+        return Span(ends[0], ends[1], np.isnan(ends[0]) | np.isnan(ends[1]), FLOAT32)
 
 
 def _numbers(tensor: Tensor, x: Array) -> Array:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bert_numpy.kit.operand_defects import Defective, Named
+from bert_numpy.kit.operand_defects import FOUND, Defective, Named
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs
 from bert_numpy.kit.spans import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Span, Working
 from npfp8.arrays import Array
@@ -49,6 +49,8 @@ def tolerant_defects() -> Iterator[list[Named]]:
     yield list(_wrong(approximate))
 
 
+_OF_FLOAT16 = "in float32, of float16 numbers, rounded to float16"
+
 #: What is said after a formula about the type it is computed in.
 _IN = {
     "float64": "in float64",
@@ -73,9 +75,13 @@ def _right(working: Working) -> Iterator[Named]:
             "softmax": _softmax(working, after=_to_float16),
             "layer_norm": _layer_norm(working, after=_to_float16),
         }
-        for function, (_, formula) in _ACTIVATIONS.items():
+        both = {"after": _to_float16, "before": _to_float16}
+        yield f"softmax, {_OF_FLOAT16}", {"softmax": _softmax(working, **both)}
+        for function, (label, formula) in _ACTIVATIONS.items():
             made = _activation(formula, working, (function,), _to_float16)
             yield name, {"activation": made}
+            made = _activation(formula, working, (function,), **both)
+            yield f"{label}, {_OF_FLOAT16}", {"activation": made}
 
 
 def _wrong(working: Working) -> Iterator[Named]:
@@ -88,6 +94,12 @@ def _wrong(working: Working) -> Iterator[Named]:
         operations = {"activation": _activation(formula, working, others)}
         instead = f"instead of {asked}" if function in gelus else "instead of GELU"
         yield f"{label} {instead}, {how}", operations
+        if working is FLOAT32:
+            made = _activation(formula, working, others, _to_float16, _to_float16)
+            yield f"{label} {instead}, {_OF_FLOAT16}", {"activation": made}
+    if working in (BFLOAT16, FLOAT16):
+        name = f"GELU by tanh instead of erf, {how}"
+        yield name, {"activation": _activation(_fast_gelu, working, ("gelu",))}
     name = f"GELU by a sigmoid, x * sigmoid(1.702 x), {how}"
     yield name, {"activation": _activation(_quick_gelu, working, gelus)}
     if not working.approximate:
@@ -103,13 +115,17 @@ def _activation(
     working: Working,
     asked: tuple[str, ...],
     after: Callable[[Array], Array] | None = None,
+    before: Callable[[Array], Array] | None = None,
 ) -> Defective:
     """Make an activation by a formula, where one of some functions is asked for."""
 
     def activation(inputs: Inputs, attributes: Attributes) -> Span | None:
         if attributes["function"] not in asked:
             return None
-        result = formula(working.span(inputs["x"]))
+        x = inputs["x"] if before is None else before(inputs["x"])
+        result = formula(working.span(x))
+        if working is not FLOAT64:
+            result = result.flushed().overflowing(x)
         return _finished(result if after is None else result.through(after), attributes)
 
     return activation
@@ -137,13 +153,15 @@ def _gelu_tanh(x: Span) -> Span:
     return number(0.5) * x * (number(1.0) + u.tanh())
 
 
-def _sigmoid(x: Span) -> Span:
+def _fast_gelu(x: Span) -> Span:
+    """Compute GELU by tanh in another order of multiplications."""
     number = x.working.span
-    return number(1.0) / (number(1.0) + (number(-1.0) * x).exp())
+    u = x * number(_C) * (number(1.0) + number(0.044715) * x * x)
+    return number(0.5) * x * (number(1.0) + u.tanh())
 
 
 def _quick_gelu(x: Span) -> Span:
-    return x * _sigmoid(x.working.span(1.702) * x)
+    return x * (x.working.span(1.702) * x).sigmoid()
 
 
 def _relu(x: Span) -> Span:
@@ -153,7 +171,7 @@ def _relu(x: Span) -> Span:
 _ACTIVATIONS: dict[str, tuple[str, Callable[[Span], Span]]] = {
     "gelu": ("GELU by erf", _gelu),
     "gelu_tanh": ("GELU by tanh", _gelu_tanh),
-    "silu": ("SiLU", lambda x: x * _sigmoid(x)),
+    "silu": ("SiLU", lambda x: x * x.sigmoid()),
     "tanh": ("tanh", Span.tanh),
     "relu": ("ReLU", _relu),
 }
@@ -310,6 +328,7 @@ def function_defects() -> Iterator[Named]:
     yield "sum in float16", {"add": _added(np.float16)}
     for name, change in _FACTORS.items():
         yield name, {"multiply": _multiplied(change)}
+    yield "1/sqrt(d) of another d", {"multiply": _of_another_size}
 
 
 def _precise(x: Array, attributes: Attributes) -> Array:
@@ -345,3 +364,25 @@ def _multiplied(change: Callable[[float], list[float]]) -> Defective:
         return x
 
     return multiply
+
+
+def _of_another_size(inputs: Inputs, attributes: Attributes) -> Array | None:
+    """Multiply by 1/sqrt(n), where n is read off the candidate's largest result."""
+    found, x = inputs.get(FOUND), inputs["x"]
+    if found is None or attributes["factor"] <= 0:
+        return None
+    wide = np.where(np.isfinite(found) & np.isfinite(x), x, 0.0).astype(np.float64)
+    place = np.unravel_index(int(np.abs(wide).argmax()), x.shape)
+    if not wide[place] or not found[place]:
+        return None
+    size = int(np.rint((wide[place] / found[place]) ** 2))
+    sizes = range(max(1, size - size // 64 - 1), size + size // 64 + 2)
+    right = round(attributes["factor"] ** -2)
+    named = {right, 1, right**2, round(right**0.5)}  # these are defects of their own
+    for other in sorted(sizes, key=lambda n: (n & (n - 1) != 0, abs(n - size))):
+        if other not in named:
+            how = {**attributes, "factor": float(np.float32(other**-0.5))}
+            result = OPERATIONS["multiply"]({"x": x}, how)
+            if np.array_equal(result, found, equal_nan=True):
+                return result
+    return None

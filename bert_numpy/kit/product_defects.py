@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from bert_numpy.kit.history import Traced
-from bert_numpy.kit.operand_defects import Defective, Named
+from bert_numpy.kit.operand_defects import Alone, Defective, Named, Together
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
 from bert_numpy.kit.spans import FLOAT32, Span
 from npfp8 import decode, encode
@@ -22,6 +22,9 @@ __all__ = ["product_defects", "tolerant_sums"]
 
 #: The runs of K that instructions and tiles have.
 _RUNS = (4, 8, 16, 32, 64, 128, 256)
+
+#: Those that are looked for behind other operations, too.
+_USUAL_RUNS = (16, 32, 64, 128)
 
 #: The numbers of interleaved sums of a vector unit.
 _LANES = (2, 4, 8, 16, 32)
@@ -47,16 +50,18 @@ def product_defects() -> Iterator[Named]:
 def _sum_defects() -> Iterator[Named]:
     for run in _RUNS:
         for how, total in _ORDERS.items():
-            yield (
-                f"exact sums of {run} along K, added in float32{how}",
-                {"sum": _in_runs(run, total)},
-            )
-    yield "exact sums of the halves of K, added in float32", {"sum": _in_runs(0, _forward)}
+            name = f"exact sums of {run} along K, added in float32{how}"
+            operations = {"sum": _in_runs(run, total)}
+            usual = run in _USUAL_RUNS and total is _forward
+            yield name, operations if usual else Alone(operations)
+    name = "exact sums of the halves of K, added in float32"
+    yield name, Alone(sum=_in_runs(0, _forward))
     for lanes in _LANES:
         name = f"float32 accumulation in {lanes} interleaved sums"
-        yield name, {"sum": _interleaved(lanes)}
-    yield "float32 accumulation in pairs", {"sum": _in_runs(1, _in_pairs)}
-    yield "float32 accumulation, from the last product to the first", {"sum": _in_runs(1, _back)}
+        yield name, Alone(sum=_interleaved(lanes))
+    yield "float32 accumulation in pairs", Alone(sum=_in_runs(1, _in_pairs))
+    name = "float32 accumulation, from the last product to the first"
+    yield name, Alone(sum=_in_runs(1, _back))
 
 
 def _forward(parts: Sequence[Array]) -> Array:
@@ -204,7 +209,7 @@ def _scaling_defects() -> Iterator[Named]:
     }
     for name, ways in changes.items():
         for change in ways:
-            yield name, {"scale_sum": _scaled_by(change, with_bias=True)}
+            yield name, Alone(scale_sum=_scaled_by(change, with_bias=True))
     others: dict[str, list[Callable[[Array, Array, Array, Array], Array]]] = {
         "scale of the left operand left out": [lambda t, a, b, c: t * b + c],
         "scale of the right operand left out": [lambda t, a, b, c: t * a + c],
@@ -232,11 +237,11 @@ def _scaling_defects() -> Iterator[Named]:
     }
     for name, ways in others.items():
         for change in ways:
-            yield name, {"scale_sum": _scaled_by(change)}
+            yield name, Alone(scale_sum=_scaled_by(change))
     for place in range(max(map(len, _MAXIMA.values()))):
         for which in (("a", "b"), ("a",), ("b",)):
             name = "scale of the largest magnitude over another number than the format's largest"
-            yield name, {"scale_sum": _by_other_maximum(place, which)}
+            yield name, Alone(scale_sum=_by_other_maximum(place, which))
 
 
 def _to_float16(x: Array) -> Array:
@@ -313,11 +318,8 @@ def _over_another(scale: Array, fmt: str, place: int) -> Array | None:
 def _quantizing_defects() -> Iterator[Named]:
     for place in range(max(map(len, _MAXIMA.values()))):
         name = "scale of the largest magnitude over another number than the format's largest"
-        yield (
-            name,
-            {"quantize": _rescaled(lambda x, s, fmt, place=place: _over_another(s, fmt, place))},
-        )
-        yield name, {"quantize": _rescaled(_times_ratio(place))}
+        yield name, Alone(quantize=_rescaled(_by_maximum(place)))
+        yield name, Alone(quantize=_rescaled(_times_ratio(place)))
     scales: dict[str, list[Callable[[Array, Array, str], Array | None]]] = {
         "scale applied twice": [lambda x, s, fmt: s * s],
         "scale rounded to bfloat16": [lambda x, s, fmt: round_to_bfloat16(s)],
@@ -331,7 +333,7 @@ def _quantizing_defects() -> Iterator[Named]:
     }
     for name, ways in scales.items():
         for change in ways:
-            yield name, {"quantize": _rescaled(change)}
+            yield name, Alone(quantize=_rescaled(change))
     yield "scale of the other operand", {"quantize": _by_the_other_scale}
     for per_channel in (_largest, _first):
         yield "one scale for all channels", {"quantize": _one_for_all(per_channel)}
@@ -356,6 +358,10 @@ def _rescaled(change: Callable[[Array, Array, str], Array | None]) -> Defective:
         return OPERATIONS["quantize"]({**inputs, "scale": scale}, attributes)
 
     return quantize
+
+
+def _by_maximum(place: int) -> Callable[[Array, Array, str], Array | None]:
+    return lambda x, scale, fmt: _over_another(scale, fmt, place)
 
 
 def _times_ratio(place: int) -> Callable[[Array, Array, str], Array | None]:
@@ -425,8 +431,9 @@ def _head_defects() -> Iterator[Named]:
         ("1/sqrt(d) applied before quantizing", 0.5),
         ("the fourth root of 1/d applied before quantizing", 0.25),
     ):
-        yield name, {"quantize": _scaled_heads(power), "multiply": lambda x, how: x["x"]}
-        yield name, {"quantize": _scaled_heads(power)}
+        scaled = _scaled_heads(power, keys=power == 0.25)
+        yield name, Together(quantize=scaled, multiply=lambda inputs, how: inputs["x"])
+        yield name, Alone(quantize=_scaled_heads(power, keys=True))
 
 
 def _split_by(change: Callable[[Array, int], Array]) -> Defective:
@@ -476,14 +483,14 @@ def _merged_interleaved(x: Array) -> Array:
     return x.transpose(1, 2, 0)
 
 
-def _scaled_heads(power: float) -> Defective:
-    """Make a quantization of queries or keys times ``d^-power``."""
+def _scaled_heads(power: float, *, keys: bool) -> Defective:
+    """Make a quantization of queries, and perhaps keys, times ``d^-power``."""
 
     def quantize(inputs: Inputs, attributes: Attributes) -> Array | None:
         if not isinstance(inputs, Traced) or "attention.scores/" not in inputs.name:
             return None
         transposed = inputs.view("x").startswith("split_heads_transposed")
-        if transposed and power == 0.5:  # it is the queries that are scaled
+        if transposed and not keys:
             return None
         x = inputs["x"]
         factor = np.float32(x.shape[-2 if transposed else -1] ** -power)
@@ -498,18 +505,18 @@ def _scaled_heads(power: float) -> Defective:
 
 def _result_defects() -> Iterator[Named]:
     yield "results rounded to float16, not to bfloat16", {"round": _result(_to_float16)}
-    yield "results not rounded to bfloat16", {"round": _result(lambda x: x)}
-    yield "bfloat16 ties rounded up", {"round": _result(_half_up)}
-    yield "bfloat16 results rounded up", {"round": _result(np.ceil, to_steps=True)}
-    yield "bfloat16 results rounded down", {"round": _result(np.floor, to_steps=True)}
+    yield "results not rounded to bfloat16", Alone(round=_result(lambda x: x))
+    yield "bfloat16 ties rounded up", Alone(round=_result(_half_up))
+    yield "bfloat16 results rounded up", Alone(round=_result(np.ceil, to_steps=True))
+    yield "bfloat16 results rounded down", Alone(round=_result(np.floor, to_steps=True))
     yield (
         "double rounding through TF32",
-        {"round": _result(lambda x: round_to_bfloat16(_kept_bits(x, 13)))},
+        Alone(round=_result(lambda x: round_to_bfloat16(_kept_bits(x, 13)))),
     )
     for fmt in ("E4M3FN", "E5M2", "E4M3FNUZ", "E5M2FNUZ"):
         name = f"results rounded to {fmt}"
-        yield name, {"round": _result(_through_codes(fmt))}
-        yield name, {"round": _result(_through_codes(fmt, scaled=True))}
+        yield name, Alone(round=_result(_through_codes(fmt)))
+        yield name, Alone(round=_result(_through_codes(fmt, scaled=True)))
 
 
 def _result(change: Callable[[Array], Array], *, to_steps: bool = False) -> Defective:

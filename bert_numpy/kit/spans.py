@@ -113,6 +113,28 @@ class Span:
         around = (self.low < 0) & (self.high > 0)
         return self._rounded([*ends, np.where(around, 0.0, ends[0])], self)
 
+    def sigmoid(self) -> Span:
+        """Compute the logistic function ``1 / (1 + exp(-x))``, at once or step by step."""
+        error = self.working.error("exp") + self.working.error("divide") + self.working.unit
+        ends = [elementary.sigmoid(self.low), elementary.sigmoid(self.high)]
+        # Where exp(-x) overflows, the result is 0.
+        ends = [np.where(end * self.working.largest < 1, 0.0 * end, end) for end in ends]
+        return self._rounded([*ends, elementary.sigmoid(self.high)], self, error)
+
+    def flushed(self) -> Span:
+        """Let what is below float32's normal numbers be 0, too, as with flags of compilers."""
+        low, high = self.low, self.high
+        small = np.finfo(np.float32).smallest_normal
+        low = np.where((low > 0) & (low < small), 0.0, low)
+        high = np.where((high < 0) & (high > -small), -0.0, high)
+        return Span(low, high, self.nan, self.working)
+
+    def overflowing(self, magnitudes: Array) -> Span:
+        """Let results of numbers beyond 2^126, whose double overflows, be infinity or NaN, too."""
+        beyond = np.abs(magnitudes) >= 2.0**126
+        high = np.where(beyond & (self.high > 0), np.inf, self.high)
+        return Span(self.low, high, self.nan | beyond, self.working)
+
     def exp(self) -> Span:
         """Compute the exponential function."""
         return self._by(elementary.exp, "exp")
@@ -169,7 +191,7 @@ class Span:
         low, high = _hull(ends)
         error = max(error, self.working.unit)
         least = np.where(low == 0, 0.0, np.abs(low) * error + self.working.smallest)
-        most = np.where(high == 0, 0.0, np.abs(high) * error + self.working.smallest)
+        most = np.where(high == 0, -0.0, np.abs(high) * error + self.working.smallest)
         low, high = (
             np.where(np.isinf(end), end, moved)
             for end, moved in ((low, low - least), (high, high + most))
