@@ -268,8 +268,17 @@ def _model_codes(quotient: Callable[[Array, Array], Array]) -> Tensors:
     return {name: encoded(quotient(how["x"], how["scale"]))}
 
 
+def _layer_codes(quotient: Callable[[Array, Array], Array]) -> Tensors:
+    """Quantize every activation of the layers."""
+    found: Tensors = {}
+    for name, tensor in kit().tensors.items():
+        if tensor.operation == "quantize" and tensor.level == "layer":
+            how = inputs(name)
+            found[name] = encoded(quotient(how["x"], how["scale"]))
+    return found
+
+
 SITE = "model/0/encoder.layer.0"
-WEIGHTS = "weights/encoder.layer.0"
 
 
 @fault("Quantizing", "Times the reciprocal of the scale", "NumPy", "reciprocal of the scale")
@@ -279,12 +288,7 @@ def _reciprocal() -> Tensors:
 
 @fault("Quantizing", "The reciprocal, in a layer's codes alone", "NumPy", "reciprocal of the scale")
 def _reciprocal_in_a_layer() -> Tensors:
-    found: Tensors = {}
-    for name, tensor in kit().tensors.items():
-        if tensor.operation == "quantize" and tensor.level == "layer":
-            how = inputs(name)
-            found[name] = encoded(how["x"] * (np.float32(1) / how["scale"]))
-    return found
+    return _layer_codes(lambda x, scale: x * (np.float32(1) / scale))
 
 
 @fault("Quantizing", "Times the scale", "NumPy", "scale inverted")
@@ -292,9 +296,9 @@ def _inverted() -> Tensors:
     return _all_quantized(lambda x, scale: x * scale)
 
 
-@fault("Quantizing", "The quotient in float64", "NumPy", "float64")
+@fault("Quantizing", "The quotient in float64", "NumPy", "quotient in float64")
 def _float64_quotient() -> Tensors:
-    return _all_quantized(lambda x, scale: x.astype(np.float64) / scale.astype(np.float64))
+    return _layer_codes(lambda x, scale: x.astype(np.float64) / scale.astype(np.float64))
 
 
 @fault("Quantizing", "The quotient in bfloat16", "torch", "through bfloat16|bfloat16")
@@ -306,16 +310,16 @@ def _bfloat16_quotient() -> Tensors:
     return _all_quantized(quotient)
 
 
-@fault("Quantizing", "A scale of amax / 240", "NumPy", "240")
+@fault("Quantizing", "A scale of amax / 240", "NumPy", "over another number than the format")
 def _scale_by_240() -> Tensors:
     return _model_codes(lambda x, scale: x / np.float32(scale * np.float32(448 / 240)))
 
 
 @fault(
     "Quantizing",
-    "A scale for each token instead of one",
+    "Each token's own scale instead of the given one",
     "NumPy",
-    "per token|each (row|token)|axis",
+    "scale of these numbers, not the given",
 )
 def _scale_of_tokens() -> Tensors:
     return _model_codes(lambda x, scale: x / float32(np.abs(x).max(-1, keepdims=True) / 448))
@@ -323,9 +327,9 @@ def _scale_of_tokens() -> Tensors:
 
 @fault(
     "Quantizing",
-    "A scale for each feature instead of one",
+    "Each feature's own scale instead of the given one",
     "NumPy",
-    "per (channel|column)|each (col|feat)|axis",
+    "scale of these numbers, not the given",
 )
 def _scale_of_features() -> Tensors:
     return _model_codes(lambda x, scale: x / float32(np.abs(x).max(0, keepdims=True) / 448))
@@ -440,7 +444,12 @@ def _in_lanes() -> Tensors:
     return _c_sums("float_in_8_lanes")
 
 
-@fault("Products", "Exact blocks of 32, added in float32", "C", "blocks of 32")
+@fault(
+    "Products",
+    "Exact blocks of 32, added in float32",
+    "C",
+    "exact sums of 32 along K, added in float32",
+)
 def _blocks_of_32() -> Tensors:
     return _c_sums("blocks_of_32")
 
@@ -531,9 +540,11 @@ def _no_bias() -> Tensors:
     return _scaled(lambda x, a, b, bias: x * (a * b))
 
 
-@fault("Products", "The bias in bfloat16", "NumPy", "bias.*bfloat16")
+@fault("Products", "The bias in bfloat16", "NumPy", "bias rounded to bfloat16")
 def _bias_in_bfloat16() -> Tensors:
-    return _scaled(lambda x, a, b, bias: x * (a * b) + bfloat16(bias))
+    how = inputs(f"{SITE}.intermediate.dense/product")
+    product = how["sum"] * (how["a_scale"] * how["b_scale"]) + bfloat16(how["bias"])
+    return {f"{SITE}.intermediate.dense/product": product}
 
 
 @fault("Products", "Scaled and biased by one fused multiply-add", "NumPy", "fused")
@@ -634,13 +645,15 @@ def _relu() -> Tensors:
 _NORM = "operator/layer_norm/result"
 
 
-def _normalised(centre: Callable[[Array], tuple[Array, Array]], eps: float = 1e-12) -> Tensors:
-    how = inputs(_NORM)
+def _normalised(
+    centre: Callable[[Array], tuple[Array, Array]], eps: float = 1e-12, name: str = _NORM
+) -> Tensors:
+    how = inputs(name)
     with np.errstate(all="ignore"):
         centred, variance = centre(how["x"])
         root = np.sqrt(variance + centred.dtype.type(eps))
         result = centred / root * how["weight"] + how["bias"]
-    return {_NORM: bfloat16(float32(result))}
+    return {name: bfloat16(float32(result))}
 
 
 def _moments(x: Array, dtype: Any = np.float64, ddof: int = 0) -> tuple[Array, Array]:
@@ -654,9 +667,9 @@ def _unbiased() -> Tensors:
     return _normalised(lambda x: _moments(x, ddof=1))
 
 
-@fault("Functions", "LayerNorm with an epsilon of 1e-5", "NumPy", "eps.*1e-0?5")
+@fault("Functions", "LayerNorm with an epsilon of 1e-5", "NumPy", "eps of 1e-05")
 def _other_eps() -> Tensors:
-    return _normalised(_moments, 1e-5)
+    return _normalised(_moments, 1e-5, "model/0/embeddings/layer_norm")
 
 
 @fault(
@@ -912,9 +925,7 @@ def _no_factor_in_logits() -> Tensors:
     return _model("logits", factor=1)
 
 
-@fault(
-    "Layers", "1/sqrt of the width instead of the head's", "NumPy", r"sqrt.*(width|hidden|heads)"
-)
+@fault("Layers", "1/sqrt of the width instead of the head's", "NumPy", r"1/sqrt\(d\) of another d")
 def _factor_of_width() -> Tensors:
     return _layer(factor=128**-0.5)
 
@@ -1043,9 +1054,7 @@ def _no_offset() -> Tensors:
     return _attention(offset=0)
 
 
-@fault(
-    "Fused attention", "The row sum is that of the codes", "NumPy", "sum of the codes|of the codes"
-)
+@fault("Fused attention", "The row sum is that of the codes", "NumPy", "sum of the weights' codes")
 def _codes_summed() -> Tensors:
     return _attention(codes_summed=True)
 
@@ -1152,10 +1161,10 @@ def _only_tiles() -> Tensors:
 
 
 @fault(
-    "Block formats", "The interleaving takes 4 x 32 rows for 32 x 4", "NumPy", "layout|interleav"
+    "Block formats", "The interleaving has the four columns outside", "NumPy", "layout|interleav"
 )
 def _wrong_swizzle() -> Tensors:
-    return _scale_tiles(lambda codes: codes.reshape(32, 4, 2, 4).transpose(2, 0, 1, 3))
+    return _scale_tiles(lambda codes: codes.reshape(4, 32, 2, 4).transpose(2, 1, 3, 0))
 
 
 @fault("Block formats", "Nibbles are in the other order", "NumPy", "high-first")
