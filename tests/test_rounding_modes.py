@@ -140,8 +140,6 @@ def test_any_float64(bits, rounding, way):
 def test_integers(significand, exponent, negative, rounding, way):
     """Up to 2^62, of which float32 and float64 hold few."""
     value = np.int64([(-1 if negative else 1) * significand << exponent])
-    if abs(int(value[0])) >= 2**53:  # the oracle's shifts: a significand of fewer bits
-        assert int(value[0]) == (-1 if negative else 1) * significand * 2**exponent
     yes, no = np.array([negative]), np.array([False])
     parts = Numbers(yes, np.int64([significand]), np.int64([exponent]), no, no)
     for name in FACTS:

@@ -364,8 +364,9 @@ def _encoded(
     """Encode values that are read as :func:`_source` has it."""
     fmt, dtype = how.fmt, how.fmt.code_dtype
     if random_bits is not None or bit_count is not None:
-        kernel = _widened(_given_bits(how, rng, bit_count), source)
-        words = _checked_bits(random_bits, values.shape, bit_count)
+        words, count = _given_bits(how, rng, random_bits, bit_count, values.shape)
+        assert isinstance(fmt, FloatFormat)
+        kernel = _widened(given_bits_kernel(fmt, how.saturate, count), source)
         return apply_chunkwise(kernel, values, dtype, out=out, threads=threads, others=(words,))
     if isinstance(fmt, IntFormat):
         kernel = _widened(integer_kernel(fmt, how.saturate, how.rounding), source)
@@ -381,9 +382,15 @@ def _encoded(
     return apply_chunkwise(kernel, values, dtype, out=out, threads=threads)
 
 
-def _given_bits(how: _How, rng: object, bit_count: int | None) -> Kernels:
-    """Return the kernel of stochastic rounding by given bits; raise if it is not to be used."""
-    if how.rounding != "stochastic" or isinstance(how.fmt, IntFormat):
+def _given_bits(
+    how: _How,
+    rng: object,
+    random_bits: npt.ArrayLike | None,
+    bit_count: int | None,
+    shape: tuple[int, ...],
+) -> tuple[Array, int]:
+    """Return random bits of a shape, and how many count; raise if they are not to be used."""
+    if how.rounding != "stochastic":
         raise ValueError(
             f"random_bits: expected them with rounding='stochastic' only, found {how.rounding!r}"
         )
@@ -391,23 +398,16 @@ def _given_bits(how: _How, rng: object, bit_count: int | None) -> Kernels:
         raise ValueError("rng: expected None with random_bits, found a generator")
     if bit_count is None:
         raise ValueError("bit_count: expected the number of random bits that count, found None")
-    return given_bits_kernel(how.fmt, how.saturate, integer("bit_count", bit_count))
-
-
-def _checked_bits(random_bits: object, shape: tuple[int, ...], bit_count: int | None) -> Array:
-    """Return random bits of a shape; raise unless they are unsigned and wide enough."""
     if random_bits is None:
         raise ValueError("random_bits: expected an array with bit_count, found None")
     words = array_of("random_bits", random_bits)
     if words.dtype.kind != "u":
         raise wrong_array("random_bits", "unsigned integers", words, random_bits)
-    width = 8 * words.dtype.itemsize
-    if bit_count is not None and not 1 <= bit_count <= width:
-        raise ValueError(
-            f"bit_count: expected 1 to {width} for {words.dtype} bits, found {bit_count}"
-        )
+    width, count = 8 * words.dtype.itemsize, integer("bit_count", bit_count)
+    if not 1 <= count <= width:
+        raise ValueError(f"bit_count: expected 1 to {width} for {words.dtype} bits, found {count}")
     try:
-        return np.broadcast_to(words, shape)
+        return np.broadcast_to(words, shape), count
     except ValueError:
         raise ValueError(
             f"random_bits: expected shape {shape}, or one that broadcasts to it, found "
