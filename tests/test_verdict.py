@@ -298,6 +298,18 @@ def test_double_precision_quotients_show_in_layers_too(kit: Kit) -> None:
     assert shown > 0
 
 
+def test_the_examples_of_the_page(kit: Kit, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "kit.md").read_text(encoding="utf-8")
+    assert f"```text\n{verify(kit, computed(kit, 'layer')).text()}\n```" in page
+    main(["golden", "list", "bert-tiny-sst2", "--operation", "softmax", "--level", "operator"])
+    assert f"```text\n{capsys.readouterr().out}```" in page
+    codes = [name for name, tensor in kit.tensors.items() if tensor.operation == "quantize"]
+    layers = [name for name in codes if kit.tensors[name].level == "layer"]
+    wrong = verify(kit, by_the_reciprocal(kit)).differences
+    assert f"{len(wrong)} of the {len(layers)} tensors of codes" in page
+    assert f"all {sum(kit.arrays[name].size for name in layers):,} codes" in page
+
+
 # Scales that tell
 
 
