@@ -304,6 +304,8 @@ def valid(
         "bert_numpy.kit.Kit.inputs": {"self": kit, "name": name},
         "bert_numpy.kit.Kit.sources": {"self": kit, "names": [name], "known": bool},
         "bert_numpy.kit.Kit.cases": {"self": kit, "operation": "decode"},
+        "bert_numpy.kit.Kit.case": {"self": kit, "name": name},
+        "bert_numpy.kit.Kit.operations": {"self": kit},
         "bert_numpy.kit.Report.as_json": {"self": kits.verify(kit, given)},
         "bert_numpy.kit.Report.text": {"self": kits.verify(kit, given)},
         "bert_numpy.kit.open_kit": {},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from bert_numpy.kit import open_kit
 from bert_numpy.kit.manifest import Kit, write_kit
@@ -54,6 +55,16 @@ def test_one_test_per_case_with_its_name(project: pytest.Pytester) -> None:
     )
     one = project.runpytest_subprocess("-k", "E3M2", "-p", "no:cacheprovider")
     one.assert_outcomes(passed=1, deselected=14)
+
+
+def test_the_example_of_the_page(project: pytest.Pytester) -> None:
+    page = (ROOT / "docs" / "kit.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[3].split("```")[0]
+    lines = page.split("PASSED")[0].rpartition("```text\n")[2]
+    project.makepyfile(test_backend=example)
+    result = project.runpytest_subprocess("-v", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=15)
+    assert lines.strip() in result.stdout.str()
 
 
 def test_another_kit(project: pytest.Pytester, tmp_path: Path) -> None:

@@ -251,8 +251,6 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
 
     kit = open_kit(arguments.kit)
     candidate = load_candidate(Path(arguments.candidate), kit)
-    if _is_the_kit(Path(arguments.candidate), kit_folder(arguments.kit)):
-        note(f"{arguments.candidate}: the kit's own tensors, which show nothing about a backend")
     report = verify(
         kit,
         candidate,
@@ -268,7 +266,11 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
 
         write_text(Path(arguments.html), html_report(kit, report, candidate))
     lines = report.text().splitlines()
-    return Outcome({"kit": str(arguments.kit), **report.as_json()}, lambda: print_lines(*lines))
+    is_the_kit = _is_the_kit(Path(arguments.candidate), kit_folder(arguments.kit))
+    if is_the_kit:
+        lines.append("note: the candidate is the kit itself, which shows nothing about a backend")
+    found = {"kit": str(arguments.kit), "candidate_is_the_kit": is_the_kit, **report.as_json()}
+    return Outcome(found, lambda: print_lines(*lines))
 
 
 def _is_the_kit(candidate: Path, folder: Path) -> bool:

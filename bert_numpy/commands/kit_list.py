@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import hashlib
 from typing import Any
 
 from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
@@ -11,7 +11,7 @@ from bert_numpy.commands.options import AddCommand
 from bert_numpy.commands.parser import Parser, one_of
 from bert_numpy.commands.report import Outcome, columns, counted, print_lines, titled
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.kit.manifest import LEVELS, Kit, open_kit
+from bert_numpy.kit.manifest import LEVELS, MANIFEST, Kit, open_kit
 from npfp8.names import suggestion
 
 __all__ = ["add_kit", "add_kit_list_commands"]
@@ -137,8 +137,9 @@ def _info(arguments: argparse.Namespace) -> Outcome:
         "given": len(kit.tensors) - computed,
         "levels": levels,
         "elements": sum(x.size for x in kit.arrays.values()),
-        "bytes": sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file()),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         "inputs": inputs,
+        "sha256": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
     }
     rows = [("kit", str(arguments.kit)), ("folder", report["folder"])]
     if isinstance(model, dict):
@@ -157,4 +158,6 @@ def _info(arguments: argparse.Namespace) -> Outcome:
         parts = ", ".join(f"{operation} {count}" for operation, count in counts.items())
         rows.append((level, f"{sum(counts.values())}: {parts}"))
     rows.append(("size", f"{report['elements']:,} elements, {report['bytes']:,} bytes"))
-    return Outcome(report, lambda: print_lines(*titled(rows, whole=("kit", "folder"))))
+    rows.append(("SHA-256", f"{report['sha256']} of {MANIFEST}"))
+    whole = ("kit", "folder", "SHA-256")
+    return Outcome(report, lambda: print_lines(*titled(rows, whole=whole)))

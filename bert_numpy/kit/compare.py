@@ -113,9 +113,9 @@ class Report:
         The computed tensors that the candidate gives and lacks, by level and operation.
     required : tuple of str
         The levels that had to be given whole.
-    unseen : tuple of str
-        If nothing fails: known mistakes in encoding, quantizing and rounding to bfloat16 that
-        would change no element of the tensors given.
+    unseen : mapping of str to tuple of str
+        If nothing fails: for the operations ``encode``, ``quantize`` and ``round``, the known
+        mistakes that would change no element of the tensors given.
 
     Examples
     --------
@@ -135,7 +135,7 @@ class Report:
     products: tuple[Products, ...] = ()
     coverage: tuple[Coverage, ...] = ()
     required: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
+    unseen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Report {self.text().splitlines()[0]}>"
@@ -204,7 +204,7 @@ class Report:
             "coverage": as_counts(self.coverage),
             "required": list(self.required),
             "lacking": list(self.lacking),
-            "unseen": list(self.unseen),
+            "unseen": {operation: list(names) for operation, names in self.unseen.items()},
             "first": None if self.first is None else asdict(self.first),
             "failures": dict(self.failures),
             "products": [asdict(item) for item in self.products],
@@ -241,8 +241,8 @@ class Report:
             what = f"of {', '.join(self.required)}: {counted(len(lacking), 'tensor')}: {names}"
             lines += _listed("missing", [what])
         lines += _listed("not given", missing_in_words(self.coverage))
-        if self.unseen:
-            lines += _listed("would not show", [", ".join(self.unseen)])
+        mistakes = (f"{operation}: {', '.join(names)}" for operation, names in self.unseen.items())
+        lines += _listed("would not show", mistakes)
         return "\n".join(map(shown, lines))
 
     def _roots_in_words(self) -> list[str]:
@@ -396,7 +396,7 @@ def verify(
         products,
         coverage,
         required,
-        () if failures else unseen_mistakes(kit, found),
+        {} if failures else unseen_mistakes(kit, found),
     )
 
 

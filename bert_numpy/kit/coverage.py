@@ -6,7 +6,7 @@ changes no element of those that were. A verdict names both.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,7 @@ def coverage_of(kit: Kit, found: Collection[str]) -> tuple[Coverage, ...]:
     )
 
 
-def unseen_mistakes(kit: Kit, names: Iterable[str]) -> tuple[str, ...]:
+def unseen_mistakes(kit: Kit, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """List known mistakes in single numbers that would change no element of some tensors.
 
     A mistake in encoding, quantizing or rounding to bfloat16 shows only in some numbers: in ties,
@@ -89,24 +89,33 @@ def unseen_mistakes(kit: Kit, names: Iterable[str]) -> tuple[str, ...]:
 
     Returns
     -------
-    tuple of str
-        The mistakes that fit one of these tensors and change none.
+    dict of str to tuple of str
+        For each operation, the mistakes that fit one of its tensors and change none.
     """
-    of_operation: dict[str, list[str]] = {operation: [] for operation in _ELEMENTWISE}
+    given: dict[str, list[str]] = {operation: [] for operation in _ELEMENTWISE}
     for name in names:
-        if (operation := kit.tensors[name].operation) in of_operation:
-            of_operation[operation].append(name)
-    shown: dict[str, bool] = {}
-    for defect in DEFECTS:
-        for operation in _ELEMENTWISE:
-            if operation in defect.operations:
-                for name in of_operation[operation]:
-                    if shown.get(defect.name, False):
-                        break
-                    visible = _changes(kit, defect, name)
-                    if visible is not None:
-                        shown[defect.name] = visible
-    return tuple(name for name, visible in shown.items() if not visible)
+        if (operation := kit.tensors[name].operation) in given:
+            given[operation].append(name)
+    unseen = {}
+    for operation, tensors in given.items():
+        shown: dict[str, bool] = {}
+        for defect in DEFECTS:
+            if operation in defect.operations and not shown.get(defect.name, False):
+                changes = (_changes(kit, defect, name) for name in tensors)
+                fitting = [change for change in _up_to_true(changes) if change is not None]
+                if fitting:
+                    shown[defect.name] = fitting[-1]
+        if mistakes := tuple(name for name, is_shown in shown.items() if not is_shown):
+            unseen[operation] = mistakes
+    return unseen
+
+
+def _up_to_true(values: Iterable[bool | None]) -> Iterator[bool | None]:
+    """Yield values up to the first that is true: what follows need not be computed."""
+    for value in values:
+        yield value
+        if value:
+            return
 
 
 def _changes(kit: Kit, defect: Defect, name: str) -> bool | None:

@@ -27,7 +27,8 @@ table{border-collapse:collapse}tr:nth-child(even){background:#f3f3f3}
 .wide{overflow-x:auto;overflow-wrap:normal}.wide code{white-space:nowrap}
 pre{background:#f6f6f6;padding:.8em;white-space:pre-wrap}code{font-size:12px}
 .FAILED{color:#b00020}.passed{color:#1b6e2a}.consistent{color:#8a5a00}
-.network{display:flex;flex-wrap:wrap;align-items:flex-start;gap:10px}.network svg{max-width:100%;height:auto}
+.network{display:flex;flex-wrap:wrap;align-items:flex-start;gap:10px}
+.network svg{max-width:100%;height:auto}
 .legend span{display:inline-block;margin-right:1.2em}.legend svg{vertical-align:-2px}
 .bar{display:grid;grid-template-columns:minmax(0,30em) minmax(8em,1fr) 18em;gap:0 10px;
 align-items:center}.bar svg{width:100%;height:9px}

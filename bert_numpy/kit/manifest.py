@@ -27,6 +27,7 @@ from npfp8.storage import Bfloat16Array, Fp8Array, load_file, save_file
 __all__ = [
     "FORMAT",
     "LEVELS",
+    "MANIFEST",
     "PROFILES",
     "TENSORS",
     "Case",
