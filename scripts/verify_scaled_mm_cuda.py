@@ -72,6 +72,7 @@ def verify_products(kit: Kit, product: Product) -> dict[str, Any]:
         for case in kit.cases("sum")
         if case.attributes["a"]["fmt"] == case.attributes["b"]["fmt"] == "E4M3FN"
         and case.inputs["a"].ndim == case.inputs["b"].ndim == 2
+        and "block" not in case.attributes  # a sum for each run of K
     ]
     report: dict[str, Any] = {"cases": len(cases)}
     for fast, mode in MODES.items():

@@ -20,7 +20,7 @@ def ml_dtypes_backend(ml_dtypes, kit):
                 found[case.name] = case.inputs["x"].astype(_ml(ml_dtypes, case))
     for case in kit.cases("sum", "operator"):
         formats = [case.attributes[name]["fmt"] for name in ("a", "b")]
-        if formats == ["E4M3FN", "E4M3FN"]:
+        if formats == ["E4M3FN", "E4M3FN"] and "block" not in case.attributes:
             a, b = (
                 case.inputs[name].view(ml_dtypes.float8_e4m3fn).astype(np.float64)
                 for name in ("a", "b")
@@ -49,7 +49,12 @@ def torch_backend(torch, kit):
             and how.get("rounding") != "toward_zero"
         ):
             x = torch.from_numpy(case.inputs["x"].copy())
-            x = x / torch.from_numpy(np.asarray(case.inputs.get("scale", np.float32(1))))
+            scale = np.asarray(case.inputs.get("scale", np.float32(1)))
+            if how.get("block") is not None:
+                scale = scale.repeat(how["block"], axis=how["axis"])[:, : x.shape[1]]
+            elif "axis" in how:
+                scale = scale[:, None]  # a row each
+            x = x / torch.from_numpy(scale)
             found[case.name] = torch_encode(torch, x, types[how["fmt"]])
     return found
 

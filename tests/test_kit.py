@@ -70,7 +70,7 @@ def test_every_tensor_is_its_operation_of_its_inputs(kit):
 def test_embedded_kit_is_small_and_exported_again_the_same(tmp_path, capsys):
     files = [path.read_bytes() for path in EMBEDDED.iterdir()]
     assert sum(map(len, files)) <= 3_300_000
-    assert sum(len(zlib.compress(data, 9)) for data in files) <= 1_350_000  # in the wheel
+    assert sum(len(zlib.compress(data, 9)) for data in files) <= 1_500_000  # in the wheel
     for name in ("a", "b"):
         command = ["golden", "export", "bert-tiny-sst2", str(tmp_path / name)]
         assert main([*command, "--recipe", "e4m3", "--inputs", str(INPUTS)]) == 0
@@ -809,7 +809,7 @@ def test_scaled_mm_script(kit):
         return run
 
     report = script.verify_products(kit, product(None))
-    assert report["cases"] == 10 + 24
+    assert report["cases"] == 12 + 24
     for mode in script.MODES.values():
         assert report[mode]["unlike_mode"] == report[mode]["unknown_cause"] == []
     assert report["hopper-fast"]["bit_exact"]["differences"]

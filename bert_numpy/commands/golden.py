@@ -16,6 +16,7 @@ from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder, resolve
 from bert_numpy.checkpoints.load import load
 from bert_numpy.commands.jobs import accumulated, calibrated_on_sentences, chosen_recipe
 from bert_numpy.commands.kit_list import add_kit, add_kit_list_commands
+from bert_numpy.commands.kit_text import add_text_command
 from bert_numpy.commands.options import (
     AddCommand,
     add_accumulate,
@@ -48,6 +49,7 @@ def add_golden_commands(command: AddCommand) -> None:
     _add_export(command)
     _add_verify(command)
     add_kit_list_commands(command)
+    add_text_command(command)
     add_vector_commands(command)
 
 
@@ -115,7 +117,7 @@ def _add_verify(command: AddCommand) -> None:
         "candidate",
         metavar="CANDIDATE",
         values="file",
-        help="a safetensors file, or a folder of .npy files",
+        help="a safetensors file, or a folder of .npy, .txt or .mem files",
     )
     add(
         "--profile",

@@ -176,7 +176,7 @@ def _operands(tensor: Tensor) -> str:
         return "bfloat16 x bfloat16"
     names = []
     for how in (tensor.attributes["a"], tensor.attributes["b"]):
-        blocks = f" in blocks of {how['block']}" if "scale_fmt" in how else ""
+        blocks = f" in blocks of {how['block']}" if "block" in how else ""
         names.append(f"{how['fmt']}{blocks}")
     return " x ".join(names)
 

@@ -31,7 +31,7 @@ from npfp8 import (
 from npfp8.arrays import Array, Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.blocks.formats import BLOCK_FORMATS, with_rule
-from npfp8.blocks.layouts import unpack_codes
+from npfp8.blocks.layouts import BLOCK_LAYOUTS, unpack_codes
 from npfp8.formats import Format
 
 __all__ = ["add_block_cases"]
@@ -205,7 +205,8 @@ def _reading() -> Iterator[tuple[str, BlockFormat, Array, Array, float | None]]:
             *(0x00, 0x01, 0x07, 0x08, 0x09, 0x30, 0x38, 0x39, 0x47, 0x7E, 0x7F, 0x55)
         ]  # fmt: skip
         rows = -(-len(kinds) // blocks)
-        scales = np.resize(np.array(kinds, np.uint8), (rows, blocks))
+        others = range(64, 64 + rows * blocks - len(kinds))  # no scale is there twice
+        scales = np.array([*kinds, *others], np.uint8).reshape(rows, blocks)
         every = np.broadcast_to(codes, (rows, codes.size)).view(fmt.element.code_dtype)
         if not fmt.tensor_scale:
             yield f"{fmt}", fmt, every, scales, None
@@ -259,8 +260,9 @@ def _add_layouts(builder: Builder) -> None:
     ):
         place = f"operator/scales-{rows}x{blocks}"
         index = np.arange(rows * blocks)
-        # One byte has too few values: neither of the two alone tells all places apart.
-        for part, numbers in (("low", index % 251), ("high", index // 251 * 5 + index % 3)):
+        # One byte has too few values for all places. In each of the two any 241 in a row are
+        # distinct, and no two places have the same pair.
+        for part, numbers in (("low", index % 251), ("high", index * 7 % 241)):
             matrix = numbers.astype(np.uint8).reshape(rows, blocks)
             given = builder.give(f"{place}/{part}", "operator", matrix, E8M0FNU)
             for layout in layouts:
@@ -274,8 +276,10 @@ def _add_layouts(builder: Builder) -> None:
                 )
     for blocked in (MXFP4, MXFP6_E3M2):
         place = f"operator/packed-{blocked}".lower()
-        elements = random_codes(131, (3, 64), blocked.element)
-        scales = _powers(132, (3, 2))
+        data = (np.arange(3 * 8 * blocked.element.bits) * 167 % 256).astype(np.uint8)
+        layout = dict(BLOCK_LAYOUTS["quark"].codes)[blocked.element.bits]
+        elements = unpack_codes(data.reshape(3, -1), blocked.element, layout=layout)
+        scales = distinct_scales(132, (3, 2), blocked)
         inputs = {
             "codes": builder.give(f"{place}/block-codes", "operator", elements, blocked.element),
             "scale_codes": builder.give(f"{place}/scale_codes", "operator", scales, E8M0FNU),
@@ -284,10 +288,35 @@ def _add_layouts(builder: Builder) -> None:
         builder.compute(f"{place}/quark", "operator", "pack_blocks", inputs, how, kind="bytes")
 
 
-def _powers(seed: int, shape: tuple[int, ...], span: int = 9, middle: int = 127) -> Array:
-    """Generate codes of E8M0 around that of 1."""
-    bits = random_bits(seed, shape) % np.uint64(span)
-    return (bits.astype(np.int64) + middle - span // 2).astype(np.uint8)
+def distinct_scales(
+    seed: int, shape: tuple[int, int], fmt: BlockFormat, near: int | None = None
+) -> Array:
+    """Generate codes of the scales of rows of blocks, no two alike, so that a wrong address shows.
+
+    A scale counts in a sum only if the others of its row are not far larger. So ``near``
+    rows (about 8 scales) share a run of codes around that of 1, in no order. If there are more
+    scales than codes, a code comes again after a distance at which no layout has a neighbour.
+    """
+    rows, blocks = shape
+    near = max(1, 8 // blocks) if near is None else near
+    if not fmt.powers_of_two:
+        order = np.argsort(random_bits(seed, (rows * blocks,)), kind="stable")
+        assert order.size <= 0x7E
+        return (order + 0x7F - max(order.size, 0x50)).astype(np.uint8).reshape(shape)
+    if rows * blocks > _CODES:
+        index = np.arange(rows * blocks) % _CODES
+        return (index + 127 - _CODES // 2).astype(np.uint8).reshape(shape)
+    runs = [
+        np.argsort(random_bits(seed + 1000 * start, (min(near, rows - start) * blocks,)))
+        + start * blocks
+        for start in range(0, rows, near)
+    ]
+    index = np.concatenate(runs)
+    return (index + 127 - index.size // 2).astype(np.uint8).reshape(shape)
+
+
+#: A prime number of codes of scales: no distance of addresses in a layout is near a multiple.
+_CODES = 149
 
 
 class _Product(NamedTuple):
@@ -311,12 +340,10 @@ def _product(name: str, m: int, k: int, n: int, a_fmt: Any, b_fmt: Any, **more: 
         if not isinstance(fmt, BlockFormat):
             parts.append(np.asarray(np.float32(0.0123)))
             continue
-        shape = (lines, -(-k // fmt.block))
-        if fmt.powers_of_two:
-            codes = _powers(seed + 10 + i, shape)
-        else:
-            codes = random_bits(seed + 10 + i, shape) % np.uint64(0x28) + np.uint64(0x20)
-        parts.append(codes.astype(np.uint8) if i == 0 else codes.astype(np.uint8).T)
+        # In a row of mxfp6's they are further apart: it tells accumulators apart that way.
+        near = lines if name == "mxfp6" else None
+        codes = distinct_scales(seed + 10 + i, (lines, -(-k // fmt.block)), fmt, near)
+        parts.append(codes if i == 0 else codes.T)
     a, b = random_codes(seed, (m, k), elements[0]), random_codes(seed + 1, (k, n), elements[1])
     return _Product(name, a_fmt, b_fmt, a, b, parts[0], parts[1], **more)
 
@@ -348,11 +375,13 @@ def _products() -> Iterator[_Product]:
     # Scales of many binades: here the accumulators of tensor cores lose bits.
     for name, fmt in (("mxfp8", eight), ("mxfp6", MXFP6_E3M2), ("mxfp4", four)):
         wide = _product(f"{name}-wide", 8, 128, 8, fmt, fmt)
-        wide.a_scales[:], wide.b_scales[:] = _powers(152, (8, 4), 25), _powers(153, (4, 8), 25)
+        wide.a_scales[:] = distinct_scales(152, (8, 4), fmt, near=8)
+        wide.b_scales[:] = distinct_scales(153, (8, 4), fmt, near=8).T
         yield _crowded(wide, fmt) if fmt is four else wide
     wide = _product("nvfp4-wide", 8, 128, 8, NVFP4, NVFP4)
-    wide.a_scales[:] = random_bits(154, wide.a_scales.shape) % np.uint64(0x7F)
-    wide.b_scales[:] = random_bits(155, wide.b_scales.shape) % np.uint64(0x7F)
+    for seed, scales in ((154, wide.a_scales), (155, wide.b_scales)):
+        order = np.argsort(random_bits(seed, (0x7F,)))  # of all codes, also of subnormals and 0
+        scales[:] = order[: scales.size].reshape(scales.shape)
     yield _crowded(wide, NVFP4)
     # The first and the third block cancel, and are 2^40 times the second.
     for name, accumulate in (("cancellation", "exact"), ("cancellation-block-sums", "block-sums")):
@@ -362,10 +391,11 @@ def _products() -> Iterator[_Product]:
         case.b_scales[:] = 127
         yield case
     small = _product("mxfp8-smallest-scales", 8, 64, 8, eight, eight)
-    small.a_scales[:], small.b_scales[:] = (0, 1), _powers(150, (2, 8), 20)
+    small.a_scales[:], small.b_scales[:] = (0, 1), distinct_scales(150, (8, 2), eight, near=8).T
     yield small
     large = _product("mxfp8-largest-scales", 8, 64, 8, eight, eight)
-    large.a_scales[:], large.b_scales[:] = (254, 240), _powers(151, (2, 8), 24, 118)
+    large.a_scales[:] = 254, 240
+    large.b_scales[:] = distinct_scales(151, (8, 2), eight, near=8).T - 9
     yield large
     special = _product("mxfp8-nan", 8, 64, 8, eight, eight)
     special.a_scales[1, 0] = special.b_scales[1, 2] = 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from tokenize import TokenError
@@ -11,20 +12,25 @@ import numpy as np
 
 from bert_numpy.errors import BertNumpyError, one_line, reading
 from bert_numpy.kit.manifest import Kit, Tensor
+from bert_numpy.kit.text import CASE, INDEX, WRITTEN, word_bits
 from npfp8.arrays import Array
 from npfp8.bfloat16 import from_bits
 from npfp8.files import open_regular
 from npfp8.formats import FORMATS
+from npfp8.names import suggestion
 from npfp8.storage import Fp8Array, load_file
+from npfp8.vector_text import FORMS, read_memory, read_text
 
 __all__ = ["as_candidate", "load_candidate"]
 
 
 def load_candidate(path: Path, kit: Kit) -> dict[str, Array]:
-    """Read a safetensors file, or a folder of such files and of ``.npy`` files.
+    """Read a safetensors file, or a folder of such files, ``.npy``, ``.txt`` and ``.mem`` files.
 
-    The path of a ``.npy`` file within the folder is the tensor's name:
-    ``model/0/logits.npy``. The candidate need not have all tensors of the kit.
+    The path of any other than a safetensors file within the folder is the tensor's name:
+    ``model/0/logits.npy``. ``.txt`` and ``.mem`` files have a word a line, as
+    :mod:`bert_numpy.kit.text` describes; those that it writes (``sum.expected.mem``) are passed
+    over. The candidate need not have all tensors of the kit.
 
     Raises
     ------
@@ -40,16 +46,82 @@ def load_candidate(path: Path, kit: Kit) -> dict[str, Array]:
         elif file.suffix == ".npy":
             name = file.relative_to(path).with_suffix("").as_posix() if path.is_dir() else file.stem
             tensors = {name: _read(file, _load_npy)}
+        elif file.suffix in _WORDS and not (path.is_dir() and _is_given(file)):
+            name = _name_of_words(file, path, kit)
+            tensors = {name: _read(file, lambda file, name=name: _load_words(file, name, kit))}
         elif path.is_dir():
             continue
         else:
-            raise BertNumpyError(f"{file}: expected a .safetensors or .npy file, or a folder")
+            raise BertNumpyError(
+                f"{file}: expected a .safetensors, .npy, .txt or .mem file, or a folder"
+            )
         if twice := sorted(set(tensors) & set(found)):
             raise BertNumpyError(f"{file}: tensor {twice[0]!r}: expected once, found again")
         found |= tensors
     if not found:
-        raise BertNumpyError(f"{path}: expected .safetensors or .npy files, found none")
+        raise BertNumpyError(
+            f"{path}: expected .safetensors, .npy, .txt or .mem files of results, found none"
+        )
     return as_candidate(found, kit, str(path))
+
+
+#: The ends of the names of files of words.
+_WORDS = (FORMS["text"].suffix, FORMS["memory"].suffix)
+
+
+def _is_given(file: Path) -> bool:
+    """Return whether a file is one of those that come with a kit's text, which hold no results."""
+    return file.name in (CASE, INDEX) or file.stem.endswith(WRITTEN)
+
+
+def _name_of_words(file: Path, path: Path, kit: Kit) -> str:
+    """Return the name of the tensor in a file of words: its path in the folder, or its end."""
+    if path.is_dir():
+        name = file.relative_to(path).with_suffix("").as_posix()
+        if name not in kit.tensors:
+            hint = suggestion(name, kit.tensors)
+            raise BertNumpyError(f"{file}: expected the name of a tensor of the kit{hint}")
+        return name
+    parts = file.absolute().with_suffix("").parts
+    for i in range(len(parts)):
+        if (name := "/".join(parts[i:])) in kit.tensors:
+            return name
+    raise BertNumpyError(
+        f"{file}: expected a path that ends in the name of a tensor of the kit, such as "
+        f"{next(iter(kit.tensors))}{file.suffix}"
+    )
+
+
+def _load_words(file: Path, name: str, kit: Kit) -> Array:
+    """Read a tensor's elements from a file of words.
+
+    Numbers are the bits of float32 or bfloat16; codes have as many digits as their format needs,
+    or two.
+    """
+    tensor, shape = kit.tensors[name], kit.arrays[name].shape
+    with open_regular(file) as stream:
+        data = stream.read()
+    try:
+        text = data.decode("ascii")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {number}: expected ASCII, found {data[error.start]:#x}") from None
+    bits = word_bits(tensor)
+    first = re.search(r"^[ \t]*([0-9A-Fa-f]+)\b", text, re.MULTILINE)
+    digits = len(first[1]) if first else 0
+    if tensor.kind in ("bfloat16", "float32") and digits in (4, 8):
+        bits = 4 * digits
+    elif tensor.kind == "codes" and digits == 2:
+        bits = 8
+    reader = read_memory if file.suffix == FORMS["memory"].suffix else read_text
+    size = int(np.prod(shape, dtype=np.int64))
+    _, (column,) = reader(text, {"word": bits}, size)
+    words = column.values
+    if tensor.kind in ("bfloat16", "float32") and bits == 32:
+        words = words.view(np.float32)
+    elif tensor.kind == "integers":
+        words = words.view(np.int64)
+    return words.reshape(shape)
 
 
 def _read(file: Path, reader: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -23,8 +23,8 @@ from bert_numpy.kit.coverage import (
     missing_in_words,
     unseen_mistakes,
 )
-from bert_numpy.kit.defects import DEFECTS, Defect
-from bert_numpy.kit.evaluation import bits_of, reproduces, unlike
+from bert_numpy.kit.diagnosis import Diagnosis, Partial, diagnose
+from bert_numpy.kit.evaluation import bits_of, unlike
 from bert_numpy.kit.manifest import LEVELS, PROFILES, Kit, Tensor, as_kit
 from bert_numpy.kit.tolerance import accumulation_failures
 from bert_numpy.progress import ProgressBar, no_bar
@@ -66,11 +66,15 @@ class Difference:
     sqnr : float or None
         Signal-to-noise ratio over the finite elements, in dB; None without noise.
     root : bool
-        True if none of its sources differ: an error arises here.
+        True if an error arises here: none of its sources differ, or it does not follow from the
+        candidate's own.
     causes : tuple of str
         For a root: the known defects that reproduce the tensor to the last bit, beginning with
         those that explain most roots, and of these with those that need to be in its own operation
-        alone. It is empty if the cause is unknown.
+        alone. If there is none, those that reproduce it to within a library's error, which their
+        names state. It is empty if the cause is unknown.
+    partial : tuple of Partial
+        For a root without a cause: the defects that explain most of the elements that differ.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Difference:
     sqnr: float | None
     root: bool = False
     causes: tuple[str, ...] = ()
+    partial: tuple[Partial, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -251,6 +256,7 @@ class Report:
                 f"{item.different} of {item.elements} elements, {distance}",
                 f"       at {list(item.index)}: expected {item.expected}, found {item.found}",
                 f"       cause: {', or '.join(item.causes) or 'no known one'}",
+                *(f"       part:  {part.text()}" for part in item.partial),
             ]
         if len(roots) > _SHOWN:
             lines.append(f"       and {len(roots) - _SHOWN} more")
@@ -367,10 +373,10 @@ def verify(
     }
     roots = [name for name in differing if _is_root(kit, name, found, differing)]
     with (progress_bar or no_bar)(len(roots), "causes") as advance:
-        causes = _diagnose(kit, roots, found, differing, advance)
+        diagnoses = diagnose(kit, found, differing, roots, advance)
     products = products_of(kit, found, differing)
     differences = tuple(
-        _difference(kit, name, found[name], mask, name in roots, causes.get(name, ()))
+        _difference(kit, name, found[name], mask, diagnoses.get(name))
         for name, mask in differing.items()
     )
     if profile == "bit-exact":
@@ -438,8 +444,7 @@ def _difference(
     name: str,
     found: Array,
     mask: npt.NDArray[np.bool_],
-    root: bool,
-    causes: tuple[str, ...],
+    diagnosis: Diagnosis | None,
 ) -> Difference:
     tensor, expected = kit.tensors[name], kit.arrays[name]
     index = tuple(int(i) for i in np.argwhere(mask)[0]) if mask.ndim else ()
@@ -454,8 +459,9 @@ def _difference(
         _shown(tensor, expected[index]),
         _shown(tensor, found[index]),
         _sqnr(tensor, expected, found),
-        root,
-        causes,
+        diagnosis is not None,
+        () if diagnosis is None else diagnosis.causes,
+        () if diagnosis is None else diagnosis.partial,
     )
 
 
@@ -511,58 +517,6 @@ def _sqnr(tensor: Tensor, expected: Array, found: Array) -> float | None:
     if noise == 0:
         return None
     return 10 * math.log10(signal / noise) if signal else -math.inf
-
-
-# Why
-
-
-def _diagnose(
-    kit: Kit,
-    roots: list[str],
-    found: Mapping[str, Array],
-    differing: Mapping[str, Array],
-    advance: Callable[[int], None],
-) -> dict[str, tuple[str, ...]]:
-    """Find the defects that reproduce every element of a root, by root."""
-
-    def given(name: str) -> Array | None:
-        return kit.arrays[name]
-
-    def fixed(name: str) -> Array | None:
-        return kit.arrays[name] if name in found and name not in differing else None
-
-    explained: dict[str, set[str]] = {root: set() for root in roots}
-    alone_in: dict[str, set[str]] = {root: set() for root in roots}
-    for root in roots:
-        chain = (root, *kit.sources([root], found.__contains__))
-        operations = {kit.tensors[name].operation for name in chain}
-        for defect in DEFECTS:
-            if defect.name in explained[root]:
-                continue
-            # The defect is in this operation alone, which the kit's inputs went into, or in all on
-            # the way or, if it fits several kinds of them, in one kind alone.
-            shared = [name for name in defect.operations if name in operations]
-            alone = [Defect(defect.name, {name: defect.operations[name]}) for name in shared]
-            variants = ([defect] if shared else []) + (alone if len(shared) > 1 else [])
-            variants = variants if len(chain) > 1 else []
-            if kit.tensors[root].operation in shared and reproduces(
-                kit, defect, root, found[root], given
-            ):
-                alone_in[root].add(defect.name)
-                explained[root].add(defect.name)
-            elif any(reproduces(kit, variant, root, found[root], fixed) for variant in variants):
-                explained[root].add(defect.name)
-        advance(1)
-    counts = {
-        defect.name: sum(defect.name in names for names in explained.values()) for defect in DEFECTS
-    }
-    order = list(counts)
-    return {
-        root: tuple(
-            sorted(names, key=lambda x: (-counts[x], x not in alone_in[root], order.index(x)))
-        )
-        for root, names in explained.items()
-    }
 
 
 # How much

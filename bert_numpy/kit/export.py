@@ -17,6 +17,7 @@ from bert_numpy.kit.builder import Builder
 from bert_numpy.kit.cases import add_codec_cases, add_operator_cases
 from bert_numpy.kit.manifest import LEVELS, Kit, Tensor
 from bert_numpy.kit.recording import record
+from bert_numpy.kit.trap_cases import add_trap_cases
 from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.recipe_json import recipe_object
 from bert_numpy.tasks.tokenization import EncodedText, Tokenizer, pad
@@ -72,6 +73,7 @@ def make_kit(
         add_operator_cases(builder)
         add_block_cases(builder)
         add_attention_cases(builder)
+        add_trap_cases(builder)
     if {"layer", "model"} & set(levels):
         if model is None or not inputs:
             raise BertNumpyError("levels layer and model: expected a model and inputs, found none")
