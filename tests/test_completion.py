@@ -31,7 +31,9 @@ def complete(*words):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash():
     assert complete("bert-numpy", "completion", "z") == ["zsh"]
-    assert complete("bert-numpy", "golden", "") == ["export", "verify", "vectors", "check-vectors"]
+    assert complete("bert-numpy", "golden", "") == [
+        *("export", "verify", "text", "vectors", "check-vectors")
+    ]
     assert complete("bert-numpy", "golden", "verify", "--le") == []  # that is export's
     assert complete("bert-numpy", "golden", "export", "m", "o", "--le") == ["--level"]
     assert complete("bert-numpy", "golden", "verify", "--profile", "s") == ["statistical"]
