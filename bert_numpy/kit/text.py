@@ -174,8 +174,8 @@ def _parts(case: str) -> list[str]:
 
 def _index_head(form: str) -> list[str]:
     return [
-        f"# The cases of a bert-numpy kit, in the form {form!r}: each a folder, whose {CASE} explains",
-        "# its files. Here is each case with its operations.",
+        f"# The cases of a bert-numpy kit, in the form {form!r}, with their operations.",
+        f"# Each is a folder, whose {CASE} explains its files.",
     ]
 
 
