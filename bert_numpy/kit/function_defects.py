@@ -71,10 +71,13 @@ def _right(working: Working) -> Iterator[Named]:
         yield f"LayerNorm, {how}", {"layer_norm": _layer_norm(working)}
     if working is FLOAT32:
         name = "double rounding through float16"
-        yield name, {
-            "softmax": _softmax(working, after=_to_float16),
-            "layer_norm": _layer_norm(working, after=_to_float16),
-        }
+        yield (
+            name,
+            {
+                "softmax": _softmax(working, after=_to_float16),
+                "layer_norm": _layer_norm(working, after=_to_float16),
+            },
+        )
         both = {"after": _to_float16, "before": _to_float16}
         yield f"softmax, {_OF_FLOAT16}", {"softmax": _softmax(working, **both)}
         for function, (label, formula) in _ACTIVATIONS.items():

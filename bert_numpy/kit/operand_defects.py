@@ -38,6 +38,7 @@ class Alone(dict[str, Any]):
     These are the less usual ones. To look for them behind other operations takes much longer.
     """
 
+
 #: Formats of one width that are taken for each other: the right one, the wrong one.
 _TAKEN_FOR = (
     ("E4M3FN", "E5M2"),

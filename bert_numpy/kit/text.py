@@ -141,7 +141,9 @@ def write_kit_text(
             cases.setdefault(name.rpartition("/")[0], []).append(name)
     if not cases:
         of = f" of operation {', '.join(operations)}" if operations else ""
-        raise BertNumpyError(f"the kit: expected results of level {', '.join(levels)}{of}, found none")
+        raise BertNumpyError(
+            f"the kit: expected results of level {', '.join(levels)}{of}, found none"
+        )
     written, index = 0, []
     files = 0
     for case, names in cases.items():
@@ -172,8 +174,8 @@ def _parts(case: str) -> list[str]:
 
 def _index_head(form: str) -> list[str]:
     return [
-        f"# The cases of a bert-numpy kit, in the form {form!r}: each a folder, whose {CASE} explains",
-        "# its files. Here is each case with its operations.",
+        f"# The cases of a bert-numpy kit, in the form {form!r}, with their operations.",
+        f"# Each is a folder, whose {CASE} explains its files.",
     ]
 
 
@@ -292,7 +294,9 @@ def _elements(tensor: Tensor) -> str:
 def _format_in_words(fmt: Format) -> str:
     if not isinstance(fmt, FloatFormat):
         return f"{fmt}, integers of 8 bits" + ("" if fmt.min_code >= 0 else ", two's complement")
-    fields = f"{int(fmt.signed)} sign, {fmt.exponent_bits} exponent, {fmt.mantissa_bits} mantissa bits"
+    fields = (
+        f"{int(fmt.signed)} sign, {fmt.exponent_bits} exponent, {fmt.mantissa_bits} mantissa bits"
+    )
     nan = " ".join(f"{code:02X}" for code in fmt.nan_codes)
     special = [f"NaN {nan}"] if nan and len(fmt.nan_codes) <= 6 else []
     special += [f"infinity {fmt.infinity_code:02X}"] if fmt.has_infinity else []
@@ -320,7 +324,11 @@ def _description(
 ) -> list[str]:
     """Return the lines of a case's description."""
     suffix = how.suffix
-    lines = [f"{case}", "", "Files, of words in hexadecimal, row by row (the last index runs fastest):"]
+    lines = [
+        f"{case}",
+        "",
+        "Files, of words in hexadecimal, row by row (the last index runs fastest):",
+    ]
     if form == "c":
         lines[-1] = "Arrays in case.h, row by row (the last index runs fastest):"
     names = _c_names(case, files) if form == "c" else {name: name + suffix for name in files}
