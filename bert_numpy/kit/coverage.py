@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bert_numpy.kit.defects import DEFECTS, Defect
-from bert_numpy.kit.evaluation import NOT_COMPUTED, Evaluation, unlike
+from bert_numpy.kit.evaluation import NOT_COMPUTED, unlike
+from bert_numpy.kit.history import Traced
 from bert_numpy.kit.manifest import Kit
-from npfp8.arrays import Array
 
 __all__ = [
     "Coverage",
@@ -97,7 +97,8 @@ def unseen_mistakes(kit: Kit, names: Iterable[str]) -> dict[str, tuple[str, ...]
         if (operation := kit.tensors[name].operation) in given:
             given[operation].append(name)
     unseen = {}
-    for operation, tensors in given.items():
+    for operation, every in given.items():
+        tensors = _distinct(kit, every)
         shown: dict[str, bool] = {}
         for defect in DEFECTS:
             if operation in defect.operations and not shown.get(defect.name, False):
@@ -120,20 +121,30 @@ def _up_to_true(values: Iterable[bool | None]) -> Iterator[bool | None]:
 
 def _changes(kit: Kit, defect: Defect, name: str) -> bool | None:
     """Check whether a defect changes a tensor; None if it does not fit the tensor."""
-
-    def fixed(other: str) -> Array | None:
-        return None if other == name else kit.arrays[other]
-
-    evaluation = Evaluation(kit, fixed, defect, "", np.zeros(0))
+    tensor, right = kit.tensors[name], kit.arrays[name]
+    inputs = Traced(kit.inputs(name), kit, name, kit.arrays.__getitem__)
     try:
         with np.errstate(all="ignore"):
-            x = evaluation.value(name)
+            x = defect.operations[tensor.operation](inputs, tensor.attributes)
     except NOT_COMPUTED:
         return None
-    if not evaluation.applied:
+    if not isinstance(x, np.ndarray):
         return None
-    right = kit.arrays[name]
-    return x.shape != right.shape or bool(unlike(kit.tensors[name], right, x).any())
+    return x.shape != right.shape or bool(unlike(tensor, right, x).any())
+
+
+def _distinct(kit: Kit, names: Iterable[str]) -> list[str]:
+    """Leave out tensors that an operation makes from the same inputs as another."""
+    made: dict[str, str] = {}
+    for name in names:
+        tensor = kit.tensors[name]
+        # Sites that share an input share its tensor, but each has a scale of its own.
+        inputs = [
+            kit.arrays[source].tobytes() if kit.arrays[source].ndim == 0 else (source, view)
+            for source, view in tensor.inputs.values()
+        ]
+        made.setdefault(repr((inputs, tensor.attributes)), name)
+    return list(made.values())
 
 
 def by_level(coverage: Iterable[Coverage]) -> dict[str, list[Coverage]]:
