@@ -203,33 +203,37 @@ _encoder_fault("Ties are rounded away from zero", "ties_away", "ties rounded awa
 _encoder_fault("Ties are rounded toward zero", "ties_toward_zero", "ties rounded toward zero")
 _encoder_fault("Truncation", "truncation", "truncation")
 _encoder_fault("The sticky bit is missing", "no_sticky_bit", "missing sticky bit")
-_encoder_fault("The sticky bit covers one bit only", "sticky_of_two_bits", "sticky bit")
+_encoder_fault("The sticky bit covers one bit only", "sticky_of_two_bits", "a missing sticky bit")
 _encoder_fault("Clamped to 240", "clamp_240", "saturation at too small a value")
 _encoder_fault("Clamped to 416", "clamp_416", "saturation at too small a value")
 _encoder_fault("448 from 256 on", "largest_from_256", "saturation from too small a value on")
 _encoder_fault("448 from 384 on", "largest_from_384", "saturation from too small a value on")
 _encoder_fault("Overflow becomes NaN", "overflow_is_nan", "overflow that does not saturate")
-_encoder_fault("Infinity alone becomes NaN", "infinity_is_nan", "infinity that does not saturate")
+_encoder_fault("Infinity alone becomes NaN", "infinity_is_nan", "infinity encoded as NaN")
 _encoder_fault("NaN becomes 448", "nan_to_largest", "NaN clamped to the largest")
+_encoder_fault("NaN becomes -448", "nan_to_lowest", "NaN clamped to the largest value")
 _encoder_fault(
-    "NaN becomes -448", "nan_to_lowest", "NaN clamped to the (largest|smallest|most negative)"
+    "Clamped by fminf, which drops quiet NaNs", "clamp_by_fminf", "NaN clamped to the largest value"
 )
-_encoder_fault("Clamped by fminf, which drops quiet NaNs", "clamp_by_fminf", "quiet NaN")
 _encoder_fault("E4M3FNUZ instead of E4M3FN", "fnuz", "E4M3FNUZ instead of E4M3FN")
-_encoder_fault("A bias of 8", "bias_8", "bias of 8")
-_encoder_fault("A bias of 6", "bias_6", "bias of 6")
+_encoder_fault("A bias of 8", "bias_8", "exponent field off by one")
+_encoder_fault("A bias of 6", "bias_6", "exponent field off by one")
 _encoder_fault("Rounded to bfloat16 before", "through_bfloat16", "double rounding through bfloat16")
 _encoder_fault("Rounded to float16 before", "through_float16", "double rounding through float16")
 _encoder_fault("Inputs below 2^-6 are flushed", "flush_small_inputs", "subnormals flushed")
 _encoder_fault("Subnormal codes are flushed", "flush_subnormal_codes", "subnormals flushed")
 _encoder_fault("Inputs below 2^-9 become 0", "underflow_too_early", "zero up to too large a value")
 _encoder_fault("Subnormals are truncated", "subnormals_truncated", "subnormals truncated")
-_encoder_fault("The mantissa's carry is lost", "carry_lost", "carry")
+_encoder_fault("The mantissa's carry is lost", "carry_lost", "carry into the exponent lost")
 _encoder_fault(
     "The mantissa stays at 7 instead of carrying", "carry_clamped", "carry into the exponent lost"
 )
-_encoder_fault("No carry from the largest subnormal", "subnormal_carry_lost", "carry")
-_encoder_fault("The shift has five bits", "shift_of_five_bits", "shift")
+_encoder_fault(
+    "No carry from the largest subnormal", "subnormal_carry_lost", "carry from the subnormals lost"
+)
+_encoder_fault(
+    "The shift has five bits", "shift_of_five_bits", "shift of the significand modulo 32"
+)
 _encoder_fault("-0 becomes 0", "zero_unsigned", "-0 encoded as 0")
 _encoder_fault("The sign is x < 0", "sign_by_comparison", "-0 encoded as 0")
 _encoder_fault(
@@ -238,7 +242,9 @@ _encoder_fault(
     "nearest instead of toward zero",
     mode="toward-zero",
 )
-_encoder_fault("E5M2 by the upper byte of float16", "upper_byte", "truncation", fmt="E5M2")
+_encoder_fault(
+    "E5M2 by the upper byte of float16", "upper_byte", "truncation through float16", fmt="E5M2"
+)
 
 
 # Quantizing
