@@ -20,7 +20,7 @@ from npfp8.blocks import (
     RATIO_RULES,
     BlockFormat,
 )
-from npfp8.codec import decode, decode_bfloat16, encode, encode_bfloat16
+from npfp8.codec import ROUNDINGS, decode, decode_bfloat16, encode, encode_bfloat16
 from npfp8.formats import (
     E2M1,
     E2M3,
@@ -89,6 +89,7 @@ __all__ = [
     "P3109_K8P4",
     "POWER_RULES",
     "RATIO_RULES",
+    "ROUNDINGS",
     "UE4M3",
     "UINT8",
     "Accumulator",

@@ -9,7 +9,7 @@ a core and need no more memory than a few chunks.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "Float64Array",
     "IntArray",
     "Kernel",
+    "Kernels",
     "apply_chunkwise",
     "blas_product",
     "chunks",
@@ -39,8 +40,10 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-#: A function that fills its second argument, a 1-D chunk of results, from a 1-D chunk of inputs.
+#: A function that fills its last argument, a 1-D chunk of results, from 1-D chunks of inputs: of
+#: one array, or of several.
 Kernel = Callable[[Array, Array], None]
+Kernels = Callable[..., None]
 
 #: Elements per chunk: few enough that temporaries stay in the L2 cache, enough that threads
 #: rarely wait for the interpreter lock.
@@ -204,13 +207,14 @@ def _pair_table(table: bytes, dtype: np.dtype[Any]) -> Array:
 
 
 def apply_chunkwise(
-    kernel: Kernel,
+    kernel: Kernel | Kernels,
     x: Array,
     dtype: npt.DTypeLike,
     *,
     out: Array | None = None,
     threads: int = 1,
     order: Any = "K",
+    others: tuple[Array, ...] = (),
 ) -> Array:
     """Apply a kernel to every element of an array, chunk by chunk.
 
@@ -219,7 +223,7 @@ def apply_chunkwise(
 
     Parameters
     ----------
-    kernel : callable (chunk, results)
+    kernel : callable (chunk, ..., results)
         It is called with contiguous 1-D chunks in native byte order.
     x : ndarray
     dtype : dtype
@@ -230,6 +234,8 @@ def apply_chunkwise(
         The number of threads that share an array of more than 2^19 elements.
     order : {"K", "C"}
         The order of the elements: as they lie in memory, or row by row.
+    others : tuple of ndarray
+        Arrays of the shape of ``x``, whose chunks the kernel gets after those of ``x``.
 
     Returns
     -------
@@ -254,24 +260,25 @@ def apply_chunkwise(
         require_writable("out", out)
     if threads < 1:
         raise ValueError(f"threads: expected at least 1, found {threads}")
-    x, result, out = np.asarray(x), out, np.asarray(out)  # np.matrix has two axes always
+    result, out = out, np.asarray(out)  # np.matrix has two axes always
+    arrays = [np.asarray(array) for array in (x, *others)]
     if threads == 1 or x.size <= _SMALLEST_SHARE:
-        _apply(kernel, x, out, order)
+        _apply(kernel, arrays, out, order)
         return result
-    if np.may_share_memory(x, out):
-        x = x.copy()  # else one thread could write what another has yet to read
+    # Else one thread could write what another has yet to read.
+    arrays = [array.copy() if np.may_share_memory(array, out) else array for array in arrays]
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 (a tenth of the import's time)
 
     axis = int(np.argmax(x.shape))
-    inputs, outputs = (np.array_split(array, threads, axis) for array in (x, out))
+    *inputs, outputs = (np.array_split(array, threads, axis) for array in (*arrays, out))
+    shares = list(zip(zip(*inputs, strict=True), outputs, strict=True))
     with ThreadPoolExecutor(threads - 1) as pool:
-        others = [
-            pool.submit(_apply, kernel, source, target, order)
-            for source, target in zip(inputs[1:], outputs[1:], strict=True)
+        running = [
+            pool.submit(_apply, kernel, sources, target, order) for sources, target in shares[1:]
         ]
-        _apply(kernel, inputs[0], outputs[0], order)
-        for other in others:
-            other.result()
+        _apply(kernel, *shares[0], order)
+        for share in running:
+            share.result()
     return result
 
 
@@ -291,25 +298,30 @@ def require_writable(name: str, x: Array) -> None:
         raise ValueError(f"{name}: expected an array that can be written, found a read-only one")
 
 
-def _apply(kernel: Kernel, x: Array, out: Array, order: Any) -> None:
-    contiguous = x.flags.c_contiguous and out.flags.c_contiguous and x.flags.aligned
-    if contiguous and x.dtype.isnative and not np.may_share_memory(x, out):
-        source, target = x.reshape(-1), out.reshape(-1)
-        if source.size <= CHUNK:
-            kernel(source, target)
+def _apply(kernel: Kernels, inputs: Sequence[Array], out: Array, order: Any) -> None:
+    if out.flags.c_contiguous and all(_readable_at_once(x, out) for x in inputs):
+        sources, target = [x.reshape(-1) for x in inputs], out.reshape(-1)
+        if target.size <= CHUNK:
+            kernel(*sources, target)
             return
-        for chunk in chunks(source.size, CHUNK):
-            kernel(source[chunk], target[chunk])
+        for chunk in chunks(target.size, CHUNK):
+            kernel(*(source[chunk] for source in sources), target[chunk])
         return
     pieces = np.nditer(  # type: ignore[call-overload]  # NumPy's stubs misspell "contig"
-        [x, out],
+        [*inputs, out],
         flags=["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"],
-        op_flags=[["readonly", "contig", "aligned"], ["writeonly", "contig"]],
-        op_dtypes=[x.dtype.newbyteorder("="), out.dtype],
+        op_flags=[["readonly", "contig", "aligned"]] * len(inputs) + [["writeonly", "contig"]],
+        op_dtypes=[*(x.dtype.newbyteorder("=") for x in inputs), out.dtype],
         order=order,
         casting="equiv",
         buffersize=CHUNK,
     )
     with pieces:
-        for source, target in pieces:
-            kernel(source, target)
+        for operands in pieces:
+            kernel(*operands)
+
+
+def _readable_at_once(x: Array, out: Array) -> bool:
+    """Check whether a kernel can read an array as it is, while it writes another."""
+    usable = x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative
+    return bool(usable and not np.may_share_memory(x, out))

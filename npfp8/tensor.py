@@ -495,6 +495,10 @@ def quantize(
     *,
     rule: str | None = None,
     tensor_scale: npt.ArrayLike | None = None,
+    rounding: str = "nearest",
+    rng: np.random.Generator | None = None,
+    random_bits: npt.ArrayLike | None = None,
+    bit_count: int | None = None,
 ) -> QuantizedTensor:
     """Quantize an array: ``encode(x / scale)``, one float32 division and one rounding.
 
@@ -525,6 +529,9 @@ def quantize(
     tensor_scale : float32, optional
         Block formats only: the number of the tensor instead of the one that the rule computes,
         in the rule's meaning: for NVFP4's ``te`` the largest magnitude.
+    rounding, rng, random_bits, bit_count
+        As :func:`npfp8.encode` takes them. Not with a zero point, and not for block formats,
+        whose rules state their rounding.
 
     Returns
     -------
@@ -538,8 +545,8 @@ def quantize(
         If an argument is not of the type stated.
     ValueError
         If no scale is given and ``x`` has a NaN or an infinity, or a zero point
-        is given; or the given scale is not positive, finite, normal and of the right
-        shape.
+        is given; the given scale is not positive, finite, normal and of the right
+        shape; or a rounding is unknown or not to be chosen.
 
     Examples
     --------
@@ -555,9 +562,19 @@ def quantize(
     >>> q, q.codes, q.scale_codes
     (<QuantizedTensor (4,) MXFP4, 1 blocks of 32 along axis 0>, array([ 2, 12,  1,  7], \
 dtype=uint8), array([127], dtype=uint8))
+    >>> bits = np.uint8([0, 64, 128, 192])  # 1/2, 1/4, 3/4 and 1/8 of the way to the next value
+    >>> q = quantize(np.float32([2.125, 2.0625, 2.1875, 2.03125]), "E4M3FN", 2.0, \
+rounding="stochastic", random_bits=bits, bit_count=8)
+    >>> q.codes
+    array([56, 56, 57, 56], dtype=uint8)
     """
     if (blocks := _block_format(fmt)) is not None:
         _refuse_given(blocks, scale=scale, block=block, zero_point=zero_point)
+        _refuse_given(blocks, rng=rng, random_bits=random_bits, bit_count=bit_count)
+        if rounding != "nearest":
+            raise ValueError(
+                f"rounding: expected 'nearest' for {blocks}, whose rules state it, found {rounding!r}"
+            )
         return _quantize_blocks(x, blocks, axis, rule, tensor_scale)
     assert not isinstance(fmt, BlockFormat)
     fmt = as_format(fmt)
@@ -578,8 +595,13 @@ dtype=uint8), array([127], dtype=uint8))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         scaled = np.divide(values, spread(scales, values.shape, axis, block))
     if zero_point is None:
-        return _as_made(encode(scaled, fmt), scales, fmt, axis, None, block)
+        codes = encode(
+            scaled, fmt, rounding=rounding, rng=rng, random_bits=random_bits, bit_count=bit_count
+        )
+        return _as_made(codes, scales, fmt, axis, None, block)
     _check_zero_point(fmt)
+    if rounding != "nearest" or random_bits is not None or bit_count is not None:
+        raise ValueError(f"rounding: expected 'nearest' with a zero point, found {rounding!r}")
     assert isinstance(fmt, IntFormat)
     zeros = array_of("zero_point", zero_point)
     if zeros.dtype.kind not in "iu":

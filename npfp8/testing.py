@@ -15,19 +15,21 @@ code, and the name of the mistake if it is a usual one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis.extra.numpy as hypothesis_numpy
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from npfp8.arguments import flag, integer, require_function
+from npfp8.arguments import array_of, flag, integer, require_function
 from npfp8.arrays import Array, Float32Array
-from npfp8.boundaries import boundary_bits, boundary_numbers
+from npfp8.boundaries import boundary_bits
 from npfp8.codec import decode, encode
+from npfp8.decoder_mistakes import differing_values, explain_values
 from npfp8.dialects import check_block_quantizer
 from npfp8.formats import FloatFormat, as_float_format
-from npfp8.mistakes import Encoder, differing, likely_mistake
+from npfp8.mistakes import Encoder, Explanation, differing, explain_codes
 
 __all__ = [
     "arrays_near_boundaries",
@@ -79,8 +81,7 @@ def finite_values(fmt: FloatFormat | str) -> st.SearchStrategy[float]:
 def boundary_values(fmt: FloatFormat | str) -> st.SearchStrategy[float]:
     """Draw float32 numbers on and beside the boundaries at which rounding changes its result.
 
-    They are the values, the midpoints, the overflow threshold and the float32 numbers
-    next to each, and zeros, infinities, NaN, and the smallest and the largest float32.
+    They are the numbers of :func:`edge_cases`.
 
     Examples
     --------
@@ -121,6 +122,9 @@ def arrays_near_boundaries(
 def edge_cases(fmt: FloatFormat | str) -> Float32Array:
     """Return all numbers that :func:`boundary_values` draws from.
 
+    They are those of the test vectors (:func:`npfp8.vectors.boundary_inputs`) and of the
+    kits of ``bert_numpy``, and one NaN of each sign.
+
     Parameters
     ----------
     fmt : FloatFormat or str
@@ -137,13 +141,21 @@ def edge_cases(fmt: FloatFormat | str) -> Float32Array:
     True
     """
     fmt = as_float_format(fmt)
-    numbers = boundary_numbers(fmt, finer=True)
-    bits = boundary_bits(numbers, 23, 0x7F800000, lambda x: x.astype(np.float32).view(np.uint32))
+    bits = boundary_bits(fmt, 23, 0x7F800000, lambda x: x.astype(np.float32).view(np.uint32))
     positive = np.append(bits.astype(np.uint32).view(np.float32), np.float32(np.nan))
     return np.concatenate([positive, -positive])
 
 
-def check_encoder(encoder: Encoder, fmt: FloatFormat | str, saturate: bool = True) -> None:
+def check_encoder(
+    encoder: Encoder,
+    fmt: FloatFormat | str,
+    saturate: bool = True,
+    *,
+    rounding: str = "nearest",
+    overflow: str = "ieee",
+    random_bits: npt.NDArray[np.unsignedinteger[Any]] | None = None,
+    bit_count: int | None = None,
+) -> None:
     """Check an encoder against the one of this package, over the whole range of float32.
 
     The inputs are :func:`edge_cases`, every bfloat16 and every float16 value,
@@ -152,17 +164,24 @@ def check_encoder(encoder: Encoder, fmt: FloatFormat | str, saturate: bool = Tru
     Parameters
     ----------
     encoder : callable (ndarray of float32) -> ndarray of uint8
-        It rounds to nearest, ties to even, and is called with 1-D arrays.
+        It is called with 1-D arrays.
     fmt : FloatFormat or str
         The format, or its name.
-    saturate : bool
+    saturate, rounding, overflow
         The mode of :func:`npfp8.encode` that it must agree with. If the format has a
         NaN, the inputs include NaN; any NaN code is accepted as the result.
+    random_bits, bit_count
+        For stochastic rounding: at least as many words as there are inputs, of which the
+        low ``bit_count`` bits decide; and then the encoder takes the numbers and the words,
+        as many of each.
 
     Raises
     ------
     AssertionError
-        If a code differs.
+        If a code differs. The message names the usual mistake that explains every code, or
+        else the one that explains most of the wrong ones.
+    TypeError, ValueError
+        If an argument is not as stated.
 
     Examples
     --------
@@ -174,33 +193,67 @@ def check_encoder(encoder: Encoder, fmt: FloatFormat | str, saturate: bool = Tru
     >>> testing.check_encoder(truncating, E4M3FN)
     Traceback (most recent call last):
     ...
-    AssertionError: E4M3FN encoder: 38517 of 405468 codes differ; first for 0.0009765626164153218 \
+    AssertionError: E4M3FN encoder: 35241 of 398874 codes differ; first for 0.0009765626164153218 \
 (bits 0x3A800001): expected 0x01, found 0x00. It looks like truncation
+    >>> testing.check_encoder(truncating, E4M3FN, rounding="toward_zero")
+    >>> testing.check_encoder(lambda x: encode(x, E4M3FN), E4M3FN, rounding="up")
+    Traceback (most recent call last):
+    ...
+    AssertionError: E4M3FN encoder: 113917 of 398874 codes differ; first for 1.401298464324817e-45 \
+(bits 0x00000001): expected 0x01, found 0x00. It looks like nearest instead of up (rounding mode \
+ignored)
     """
     require_function("encoder", encoder)
     fmt, saturate = as_float_format(fmt), flag("saturate", saturate)
     x = _inputs(fmt)
-    expected = encode(x, fmt, saturate)
-    found = np.asarray(encoder(x))
-    if found.dtype != np.uint8 or found.shape != x.shape:
+    how: dict[str, Any] = {"rounding": rounding, "overflow": overflow}
+    if rounding == "stochastic":
+        words = _words(random_bits, x.size)
+        how |= {"random_bits": words, "bit_count": bit_count}
+        found = np.asarray(encoder(x, words))  # type: ignore[call-arg]
+    else:
+        found = np.asarray(encoder(x))
+    expected = encode(x, fmt, saturate, **how)
+    _require_codes(found, x.shape, fmt)
+    wrong = differing(expected, found, fmt)
+    if not wrong.any():
+        return
+    index = int(np.flatnonzero(wrong)[0])
+    cause = explain_codes(x, found, fmt, saturate, **how)
+    raise AssertionError(
+        f"{fmt} encoder: {np.count_nonzero(wrong)} of {x.size} codes differ; first for "
+        f"{x[index]} (bits 0x{x.view(np.uint32)[index]:08X}): expected 0x{expected[index]:02X}, "
+        f"found 0x{found[index]:02X}{_in_words(cause)}"
+    )
+
+
+def _words(
+    random_bits: npt.NDArray[np.unsignedinteger[Any]] | None, size: int
+) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Return as many random words as there are inputs."""
+    if random_bits is None:
+        raise ValueError("random_bits: expected an array for stochastic rounding, found None")
+    words = array_of("random_bits", random_bits).reshape(-1)
+    if words.size < size:
+        raise ValueError(f"random_bits: expected at least {size} words, found {words.size}")
+    return words[:size]
+
+
+def _require_codes(found: Array, shape: tuple[int, ...], fmt: FloatFormat) -> None:
+    if found.dtype != np.uint8 or found.shape != shape:
         raise AssertionError(
-            f"{fmt} encoder: expected uint8 of shape {x.shape}, found {found.dtype} of shape "
+            f"{fmt} encoder: expected uint8 of shape {shape}, found {found.dtype} of shape "
             f"{found.shape}"
         )
     if fmt.values.size < 256 and (too_wide := found >= fmt.values.size).any():
         index = int(np.flatnonzero(too_wide)[0])
         raise AssertionError(f"{fmt} encoder: found {found[index]:#04x}, more than {fmt.bits} bits")
-    wrong = differing(expected, found, fmt)
-    if not wrong.any():
-        return
-    index = int(np.flatnonzero(wrong)[0])
-    with np.errstate(all="ignore"):
-        cause = likely_mistake(x, found, fmt, saturate)
-    raise AssertionError(
-        f"{fmt} encoder: {np.count_nonzero(wrong)} of {x.size} codes differ; first for "
-        f"{x[index]} (bits 0x{x.view(np.uint32)[index]:08X}): expected 0x{expected[index]:02X}, "
-        f"found 0x{found[index]:02X}{cause and '. It looks like '}{cause}"
-    )
+
+
+def _in_words(explanation: Explanation) -> str:
+    if explanation.cause:
+        return f". It looks like {explanation.cause}"
+    return f". Most likely: {explanation.text()}" if explanation.partial else ""
 
 
 def check_decoder(decoder: Decoder, fmt: FloatFormat | str) -> None:
@@ -216,7 +269,8 @@ def check_decoder(decoder: Decoder, fmt: FloatFormat | str) -> None:
     Raises
     ------
     AssertionError
-        If a value differs, including the sign of a zero, or only one of two is NaN.
+        If a value differs, including the sign of a zero, or only one of two is NaN. The
+        message names the usual mistake that explains every value, or else most of them.
 
     Examples
     --------
@@ -225,21 +279,25 @@ def check_decoder(decoder: Decoder, fmt: FloatFormat | str) -> None:
     >>> testing.check_decoder(lambda codes: decode(codes, E5M2) * 2, E5M2)
     Traceback (most recent call last):
     ...
-    AssertionError: E5M2 decoder: code 0x01: expected 1.52587890625e-05, found 3.0517578125e-05
+    AssertionError: E5M2 decoder: code 0x01: expected 1.52587890625e-05, found 3.0517578125e-05. \
+It looks like exponent bias off by one
     """
     require_function("decoder", decoder)
     fmt = as_float_format(fmt)
     patterns = np.arange(fmt.values.size, dtype=np.uint8)
     expected = decode(patterns, fmt, np.float64)
-    found = np.asarray(decoder(patterns)).astype(np.float64)
+    found = np.asarray(decoder(patterns))
+    dtype, found = found.dtype, found.astype(np.float64)
     if found.shape != expected.shape:
         raise AssertionError(f"{fmt} decoder: expected shape {expected.shape}, found {found.shape}")
-    same = (found == expected) & (np.signbit(found) == np.signbit(expected))
-    wrong = ~(same | (np.isnan(found) & np.isnan(expected)))
+    wrong = differing_values(expected, found)
     if wrong.any():
         code = int(np.flatnonzero(wrong)[0])
+        smallest = float(np.finfo(dtype).tiny) if dtype.kind == "f" else 0.0
+        cause = explain_values(patterns, found, fmt, smallest)
         raise AssertionError(
             f"{fmt} decoder: code 0x{code:02X}: expected {expected[code]}, found {found[code]}"
+            f"{_in_words(cause)}"
         )
 
 

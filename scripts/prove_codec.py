@@ -5,6 +5,12 @@
     python scripts/prove_codec.py --check tests/digests/codec.txt --no-peers
     python scripts/prove_codec.py --write tests/digests/codec.txt --format UE4M3  # adds its lines
 
+The other roundings, with saturation and with both options of overflow:
+
+    F=tests/digests/roundings.txt
+    python scripts/prove_codec.py --roundings --write $F --workers 16    # 70 minutes of one core
+    python scripts/prove_codec.py --roundings --check $F --share 8 --sample 5
+
 For each block of 2^24 bit patterns, every format and both modes of `encode`
 are compared with ml_dtypes and torch, if these have the format, and the
 SHA-256 of the codes is written to a file or compared with one. A peer may differ
@@ -12,6 +18,13 @@ only for the inputs that `peer_codes` names. A format that no peer has is compar
 with a peer's format that has the same codes for a part of the numbers.
 
 NaN inputs are replaced by 0 for formats that have no NaN (encode refuses them).
+
+No peer has the other roundings at this speed. They are compared with the integers of
+tests/integer_rounding.py where the codes change. The numbers of a block are in order and of one
+sign, and rounding never changes the order of two numbers, so the numbers that become the same
+code are neighbours: if the first and the last one of a run of equal codes are right, all of it
+is right. One digest stands for the two or three ways of a rounding, in this order: saturating,
+overflow as IEEE 754 has it, and overflow to the specials.
 """
 
 from __future__ import annotations
@@ -23,8 +36,11 @@ import itertools
 import secrets
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +59,8 @@ from npfp8 import (
     FloatFormat,
     encode,
 )
+from npfp8.codec import ROUNDINGS
+from npfp8.codec.definition import depends_on_overflow
 from npfp8.files import replaced_file
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.interop import ML_DTYPES_NAMES
@@ -67,6 +85,9 @@ RELATIVES = {
     P3109_K8P4: E4M3FNUZ,
     UE4M3: E4M3FN,
 }
+
+#: The roundings that are not to nearest, ties to even, and that need no random bits.
+OTHERS = tuple(how for how in ROUNDINGS if how not in ("nearest", "stochastic"))
 
 TORCH_NAMES = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 
@@ -152,10 +173,76 @@ def nan_codes_are_as_stated(index: int) -> None:
             sys.exit(f"{fmt} saturate=False: a NaN of block {index:02x} is not as stated")
 
 
+def ways_of(rounding: str) -> list[tuple[bool, str]]:
+    """Return the ways of a rounding that may differ: saturation, and the option of overflow."""
+    ways = [(True, "ieee"), (False, "ieee")]
+    return ways + [(False, "special")] * depends_on_overflow(False, rounding)
+
+
+@lru_cache(maxsize=1)
+def oracle() -> ModuleType:
+    """Import the integers to compare with."""
+    place = Path(__file__).parent.parent / "tests" / "integer_rounding.py"
+    spec = importlib.util.spec_from_file_location("integer_rounding", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def require_right_runs(
+    bits: npt.NDArray[np.uint32],
+    codes: Codes,
+    what: str,
+    right: Callable[..., npt.NDArray[np.int64]],
+) -> None:
+    """Exit unless the first and the last number of each run of equal codes have the right code."""
+    changes = np.flatnonzero(codes[1:] != codes[:-1])
+    places = np.concatenate([[0], changes, changes + 1, [codes.size - 1]])
+    wrong = places[codes[places] != right(oracle().parts_of(bits[places], 23, 8))]
+    if wrong.size:
+        sys.exit(f"{what}: the code of 0x{bits[wrong[0]]:08X} is not 0x{codes[wrong[0]]:02X}")
+
+
+def rounding_digests_of(index: int, chosen: Iterable[tuple[FloatFormat, str]]) -> Iterator[str]:
+    """Make the lines of a block: format, rounding, block, half of a SHA-256. Exit at a mistake."""
+    x = block_of(index)
+    for fmt, rounding in chosen:
+        numbers = np.where(np.isnan(x), np.float32(0), x) if fmt.nan_code is None else x
+        digest = hashlib.sha256()
+        for saturate, overflow in ways_of(rounding):
+            codes = encode(numbers, fmt, saturate, rounding=rounding, overflow=overflow)
+            require_right_runs(
+                numbers.view(np.uint32),
+                codes,
+                f"{fmt} {rounding} saturate={saturate} overflow={overflow}",
+                lambda parts, fmt=fmt, how=(rounding, saturate, overflow): oracle().codes(
+                    parts, fmt.name, *how
+                ),
+            )
+            digest.update(codes.data)
+        yield f"{fmt} {rounding} {index:02x} {digest.hexdigest()[:32]}"
+
+
 def prove_block(task: tuple[int, frozenset[str], tuple[FloatFormat, ...]]) -> list[str]:
     index, peers, formats = task
     nan_codes_are_as_stated(index)
     return list(digests_of(index, peers, formats))
+
+
+def prove_roundings(task: tuple[int, tuple[tuple[FloatFormat, str], ...]]) -> list[str]:
+    return list(rounding_digests_of(*task))
+
+
+def sampled(
+    index: int, pairs: list[tuple[FloatFormat, str]], sample: int | None, seed: int
+) -> tuple[tuple[FloatFormat, str], ...]:
+    """Choose ``sample`` of the formats with a rounding for a block, by the seed; all for None."""
+    if sample is None or sample >= len(pairs):
+        return tuple(pairs)
+    places = np.random.default_rng([seed, index]).choice(len(pairs), sample, replace=False)
+    return tuple(pairs[place] for place in sorted(places))
 
 
 def chosen_blocks(share: int | None, seed: int) -> list[int]:
@@ -167,7 +254,8 @@ def chosen_blocks(share: int | None, seed: int) -> list[int]:
     return sorted({*EDGE_BLOCKS, *rotation.tolist()})
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """Parse the arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -183,25 +271,58 @@ def main() -> None:
         help="this format only, and others so given; --write keeps the lines of the rest",
     )
     parser.add_argument("--no-peers", action="store_true", help="compare with the file only")
-    parser.add_argument("--processes", type=int, default=2, metavar="N")
+    parser.add_argument(
+        "--roundings",
+        action="store_true",
+        help="the roundings other than nearest, against integers, instead of nearest",
+    )
+    parser.add_argument(
+        "--rounding", action="append", choices=OTHERS, help="with --roundings: this one only"
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        metavar="N",
+        help="with --roundings: of each block N pairs of a format and a rounding, by the seed",
+    )
+    parser.add_argument("--workers", "--processes", type=int, default=2, metavar="N")
     arguments = parser.parse_args()
+    if not arguments.roundings and (arguments.rounding or arguments.sample):
+        parser.error("--rounding and --sample: expected --roundings with them")
+    if arguments.write and arguments.sample:
+        parser.error("--sample: expected --check with it")
+    return arguments
 
+
+def main() -> None:
+    arguments = parsed()
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     blocks = chosen_blocks(arguments.share, seed)
-    wanted = () if arguments.no_peers else ("ml_dtypes", "torch")
+    wanted = () if arguments.no_peers or arguments.roundings else ("ml_dtypes", "torch")
     peers = frozenset(name for name in wanted if importlib.util.find_spec(name))
-    print(f"{len(blocks)} blocks of 2^24, seed {seed}, peers: {', '.join(sorted(peers)) or 'none'}")
+    compared = "integers" if arguments.roundings else f"peers: {', '.join(sorted(peers)) or 'none'}"
+    print(f"{len(blocks)} blocks of 2^24, seed {seed}, {compared}")
     known = set(arguments.check.read_text().splitlines()) if arguments.check else None
-    chosen = arguments.format or list(FLOAT_FORMATS)
-    formats = tuple(FLOAT_FORMATS[name] for name in chosen)
+    formats = tuple(FLOAT_FORMATS[name] for name in arguments.format or FLOAT_FORMATS)
+    prove: Callable[[Any], list[str]]
+    tasks: list[Any]
+    if arguments.roundings:
+        pairs = list(itertools.product(formats, arguments.rounding or OTHERS))
+        replaced = {(str(fmt), rounding) for fmt, rounding in pairs}
+        prove = prove_roundings
+        tasks = [(index, sampled(index, pairs, arguments.sample, seed)) for index in blocks]
+    else:
+        modes = ("saturate", "overflow")
+        replaced = set(itertools.product(map(str, formats), modes))
+        prove = prove_block
+        tasks = [(index, peers, formats) for index in blocks]
 
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 (WebAssembly has none)
 
     lines: list[str] = []
     begin = time.perf_counter()
-    with ProcessPoolExecutor(arguments.processes) as pool:
-        tasks = [(index, peers, formats) for index in blocks]
-        for done, found in enumerate(pool.map(prove_block, tasks), 1):
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        for done, found in enumerate(pool.map(prove, tasks), 1):
             lines += found
             if known is not None and (strange := [line for line in found if line not in known]):
                 sys.exit(f"not in {arguments.check}: {strange[0]}")
@@ -210,9 +331,9 @@ def main() -> None:
                     f"{done}/{len(blocks)} blocks, {time.perf_counter() - begin:.0f} s", flush=True
                 )
     if arguments.write:
-        if arguments.format and arguments.write.exists():
-            before = arguments.write.read_text().splitlines()
-            lines += [line for line in before if line.split()[0] not in chosen]
+        if arguments.write.exists() and (arguments.format or arguments.rounding):
+            before = [line.split() for line in arguments.write.read_text().splitlines()]
+            lines += [" ".join(line) for line in before if (line[0], line[1]) not in replaced]
         arguments.write.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(arguments.write) as file:
             file.write(("\n".join(sorted(lines)) + "\n").encode())

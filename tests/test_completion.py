@@ -31,9 +31,11 @@ def complete(*words):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash():
     assert complete("bert-numpy", "completion", "z") == ["zsh"]
-    assert complete("bert-numpy", "golden", "") == [
-        *("export", "verify", "text", "vectors", "check-vectors")
-    ]
+    commands = complete("bert-numpy", "golden", "")
+    assert {"export", "verify", "list", "info", "text", "vectors", "check-vectors"} <= set(commands)
+    assert complete("bert-numpy", "golden", "verify", "--require", "op") == ["operator"]
+    assert complete("bert-numpy", "golden", "list", "k", "--op") == ["--operation"]
+    assert complete("bert-numpy", "golden", "list", "k", "--level", "m") == ["model"]
     assert complete("bert-numpy", "golden", "verify", "--le") == []  # that is export's
     assert complete("bert-numpy", "golden", "export", "m", "o", "--le") == ["--level"]
     assert complete("bert-numpy", "golden", "verify", "--profile", "s") == ["statistical"]
@@ -81,6 +83,8 @@ CASES = {
     "completion ": ["bash", "fish", "tcsh", "zsh"],
     "predict be": ["bert-tiny-sst2"],
     "golden verify bert": ["bert-tiny-sst2"],
+    "golden info bert": ["bert-tiny-sst2"],
+    "golden list mi": ["mine.json", "mine.tsv", "mined"],
     "golden verify mi": ["mine.json", "mine.tsv", "mined"],
     "help ca": ["calibrate", "calibration"],
     "hel": ["help"],

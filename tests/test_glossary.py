@@ -27,6 +27,7 @@ TERMS = [
     *("bfloat16", "bias", "binade", "BLAS", "block format", "block scale", "bootstrap"),
     *("byte-level BPE", "calibration", "candidate", "checkpoint", "code", "codec", "CoLA"),
     *("compressed-tensors", "context", "cosine", "decoder", "dequantize", "dialect", "digest"),
+    *("directed rounding", "overflow", "Philox"),
     *("double rounding", "dynamic", "embedding", "encoder", "engine", "exact match", "F1"),
     *("fake quantization", "flip", "float32", "flush-to-zero", "FNUZ", "format", "FP32", "fused"),
     *("fuzzer", "GELU", "GLUE", "golden", "granularity", "H100", "head", "histogram", "IEEE 754"),

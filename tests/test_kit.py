@@ -173,10 +173,8 @@ def plant(kit, defect, *levels):
     return {name: x for name, x in found.items() if x.shape == kit.arrays[name].shape}
 
 
-#: What two sentences do not bring about: no tie, no saturation, no NaN, no integers.
+#: What two sentences do not bring about: no saturation, no NaN, no integers.
 _NOT_IN_THE_MODEL = {
-    "ties rounded away from zero",
-    "ties rounded toward zero",
     "overflow that does not saturate",
     "NaN clamped to the largest value",
     "rounding to nearest",
@@ -188,7 +186,6 @@ _NOT_IN_THE_MODEL = {
     "exact sums, rounded once",
     "exact sums of blocks of K, added in float32",
     "accumulation in CDNA3's matrix cores",
-    "multiplication by the reciprocal of the scale",
     "zero point left out",
     "softmax without taking the largest element off",
 }
@@ -459,7 +456,7 @@ def test_verify_command(kit, tmp_path, capsys):
     assert found["first"]["causes"] == ["double rounding through float16"]
     assert (found["passed"], found["compared"], len(found["differences"])) == (False, 3, 1)
     html = page.read_text()
-    assert html.count("<svg") == 2
+    assert "<svg" in html
     assert "http" not in html
     assert "double rounding through float16" in html
     assert "cause: double rounding through float16" in capsys.readouterr().out

@@ -116,6 +116,8 @@ OUTPUTS = [
     "golden export model k --inputs inputs.json --json OUT",
     f"golden verify {EMBEDDED} candidate.safetensors --html OUT",
     f"golden verify {EMBEDDED} candidate.safetensors --json OUT",
+    f"golden list {EMBEDDED} --json OUT",
+    f"golden info {EMBEDDED} --json OUT",
     "golden vectors OUT",
     "golden vectors v --json OUT",
     "golden check-vectors data/dev.tsv --json OUT",
@@ -126,7 +128,7 @@ WORK = ["demo.prepare", "jobs.prepare", "jobs.prepare_texts", "jobs.run"]
 WORK += ["predict.load", "embed.load", "embed.read_texts", "jobs.saved_calibration"]
 WORK += [f"quantize.{name}" for name in ("load", "saved_calibration")]
 WORK += [f"inspect.{name}" for name in ("load", "saved_calibration")]
-WORK += [f"golden.{name}" for name in ("open_kit", "load")]
+WORK += [f"golden.{name}" for name in ("open_kit", "load")] + ["kit_list.open_kit"]
 WORK = [f"bert_numpy.commands.{name}" for name in WORK]
 WORK += ["bert_numpy.export.onnx.export_onnx", "bert_numpy.kit.export.make_kit"]
 WORK += ["npfp8.vectors.write_all_vectors"]
@@ -601,6 +603,9 @@ def test_a_quantized_checkpoint_needs_no_calibration(place: Path, capsys: Captur
         "golden export model k --inputs EMPTY",
         "golden vectors EMPTY",
         "golden verify EMPTY candidate.safetensors",
+        "golden info EMPTY",
+        "golden list EMPTY",
+        f"golden list {EMBEDDED} --operation EMPTY",
         f"golden verify {EMBEDDED} EMPTY",
         f"golden verify {EMBEDDED} candidate.safetensors --html EMPTY",
         "golden check-vectors data/dev.tsv EMPTY",

@@ -27,7 +27,7 @@ from npfp8.formats import FORMATS, as_format
 #: The public modules. ``bert_numpy.cli`` is left out: it is the command line.
 MODULES = (
     *("npfp8", "npfp8.bfloat16", "npfp8.blocks.layouts", "npfp8.golden", "npfp8.interop"),
-    *("npfp8.packed", "npfp8.storage"),
+    *("npfp8.packed", "npfp8.random_bits", "npfp8.storage"),
     *("npfp8.testing", "npfp8.vectors"),
     *("bert_numpy", "bert_numpy.calibration", "bert_numpy.job", "bert_numpy.kit"),
     *("bert_numpy.kit.manifest", "bert_numpy.model", "bert_numpy.pytest_plugin"),
@@ -168,7 +168,13 @@ def valid(
             "rng": np.random.default_rng(0),
             **kinds,
         },
-        "npfp8.encode_bfloat16": {"bits": np.uint16([1]), **kinds},
+        "npfp8.encode_bfloat16": {
+            "bits": np.uint16([1]),
+            "rounding": "stochastic",
+            "random_bits": np.uint16([1]),
+            "bit_count": 8,
+            **kinds,
+        },
         "npfp8.decode": {"codes": codes, **kinds},
         "npfp8.decode_bfloat16": {"codes": codes, **kinds},
         "npfp8.describe": kinds,
@@ -298,6 +304,8 @@ def valid(
         "bert_numpy.kit.Kit.inputs": {"self": kit, "name": name},
         "bert_numpy.kit.Kit.sources": {"self": kit, "names": [name], "known": bool},
         "bert_numpy.kit.Kit.cases": {"self": kit, "operation": "decode"},
+        "bert_numpy.kit.Kit.case": {"self": kit, "name": name},
+        "bert_numpy.kit.Kit.operations": {"self": kit},
         "bert_numpy.kit.Report.as_json": {"self": kits.verify(kit, given)},
         "bert_numpy.kit.Report.text": {"self": kits.verify(kit, given)},
         "bert_numpy.kit.open_kit": {},

@@ -1,6 +1,6 @@
 """Every float16 and bfloat16 number, in every format and rounding, by integers.
 
-The oracle shares no code with the package. A row of :data:`FACTS` is what a specification says
+The oracle shares no code with the package. A row of ``FACTS`` is what a specification says
 of a format. The numbers are integers, multiples of 2^-200: a format's values by the definition,
 and the inputs by their bits. A code is found by comparing twice a remainder with a step.
 """
@@ -8,10 +8,10 @@ and the inputs by their bits. A code is found by comparing twice a remainder wit
 import itertools
 from bisect import bisect_right
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from integer_rounding import FACTS
 
 from npfp8 import FIXED8, INT8, UINT8, IntFormat, encode, encode_bfloat16
 from npfp8.bfloat16 import from_bits
@@ -25,45 +25,11 @@ with np.errstate(invalid="ignore"):
 ROUNDINGS = ("nearest", "nearest_away", "nearest_toward_zero", "toward_zero")
 
 
-class Facts(NamedTuple):
-    """Widths and bias; the largest code; the codes of infinity, NaN and the quiet NaN."""
-
-    e: int
-    m: int
-    bias: int
-    largest: int
-    infinity: int | None = None
-    nan: int | None = None
-    quiet: int | None = None
-    signed: bool = True
-    minus_zero: bool = True
-
-
-FACTS = {
-    "E4M3FN": Facts(4, 3, 7, 0x7E, None, 0x7F, 0x7F),
-    "E5M2": Facts(5, 2, 15, 0x7B, 0x7C, 0x7F, 0x7E),
-    "E4M3FNUZ": Facts(4, 3, 8, 0x7F, None, 0x80, 0x80, minus_zero=False),
-    "E5M2FNUZ": Facts(5, 2, 16, 0x7F, None, 0x80, 0x80, minus_zero=False),
-    "E4M3": Facts(4, 3, 7, 0x77, 0x78, 0x7F, 0x7C),
-    "E3M4": Facts(3, 4, 3, 0x6F, 0x70, 0x7F, 0x78),
-    "E4M3B11FNUZ": Facts(4, 3, 11, 0x7F, None, 0x80, 0x80, minus_zero=False),
-    "E8M0FNU": Facts(8, 0, 127, 0xFE, None, 0xFF, 0xFF, signed=False),
-    "E2M3": Facts(2, 3, 1, 0x1F),
-    "E3M2": Facts(3, 2, 3, 0x1F),
-    "E2M1": Facts(2, 1, 1, 0x7),
-    "E3M4FN": Facts(3, 4, 3, 0x7E, None, 0x7F, 0x7F),
-    "P3109_K8P3": Facts(5, 2, 16, 0x7E, 0x7F, 0x80, 0x80, minus_zero=False),
-    "P3109_K8P4": Facts(4, 3, 8, 0x7E, 0x7F, 0x80, 0x80, minus_zero=False),
-    "UE4M3": Facts(4, 3, 7, 0x7E, None, 0x7F, 0x7F, signed=False),
-}
-ZERO = {name: name != "E8M0FNU" for name in FACTS}
-
-
 def value(name, code):
     """The value of a code without its sign, in units of 2^-200."""
     _, m, bias = FACTS[name][:3]
     exponent, mantissa = divmod(code, 1 << m)
-    if exponent == 0 and ZERO[name]:
+    if exponent == 0 and FACTS[name].zero:
         return mantissa << (ONE + 1 - bias - m)
     return ((1 << m) + mantissa) << (ONE + exponent - bias - m)
 
@@ -130,7 +96,7 @@ def expected(name, source, rounding, saturate):
         negative[moved] |= sign
     else:
         negative[1:] = 0 if nan is None else nan
-    if not ZERO[name] and not saturate:
+    if not FACTS[name].zero and not saturate:
         full[0] = negative[0] = nan
     if nan is not None:
         full[count + 1 :] = nan

@@ -8,12 +8,14 @@ Modules that only one of them needs are imported there, so that all other comman
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bert_numpy.checkpoints.hub import EMBEDDED, resolve
+from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder, resolve
 from bert_numpy.checkpoints.load import load
 from bert_numpy.commands.jobs import accumulated, calibrated_on_sentences, chosen_recipe
+from bert_numpy.commands.kit_list import add_kit, add_kit_list_commands
 from bert_numpy.commands.kit_text import add_text_command
 from bert_numpy.commands.options import (
     AddCommand,
@@ -34,7 +36,7 @@ from bert_numpy.commands.report import Outcome, counted, note, print_lines, prog
 from bert_numpy.commands.vectors import add_vector_commands
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.evaluation.job import prepare, saved_calibration
-from bert_numpy.kit.manifest import LEVELS, PROFILES, open_kit, write_kit
+from bert_numpy.kit.manifest import LEVELS, PROFILES, TENSORS, open_kit, write_kit
 from bert_numpy.quantization.calibration import Calibration
 from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.tasks.tokenization import load_tokenizer
@@ -46,6 +48,7 @@ def add_golden_commands(command: AddCommand) -> None:
     """Add the sub-commands of ``golden``."""
     _add_export(command)
     _add_verify(command)
+    add_kit_list_commands(command)
     add_text_command(command)
     add_vector_commands(command)
 
@@ -105,15 +108,11 @@ def _add_verify(command: AddCommand) -> None:
         _verify,
         "Compare a candidate's dumps with a kit.",
         f"{EMBEDDED} my-backend.safetensors",
-        "kit dumps --profile statistical --html report.html",
+        "kit dumps --require codec --require operator",
+        "kit dumps --complete --html report.html",
     )
     add = compare.add_argument
-    add(
-        "kit",
-        metavar="KIT",
-        values="model",
-        help=f"a kit's folder, or {EMBEDDED} for the kit that comes with the package",
-    )
+    add_kit(compare)
     add(
         "candidate",
         metavar="CANDIDATE",
@@ -146,6 +145,22 @@ def _add_verify(command: AddCommand) -> None:
         help="statistical: at most N rows of logits with another largest element (default: 0)",
     )
     add(
+        "--require",
+        action="append",
+        type=one_of(LEVELS),
+        choices=LEVELS,
+        metavar="LEVEL",
+        section="recipe",
+        help="fail if a computed tensor of this level is not given, repeated for several: "
+        f"{', '.join(LEVELS)}",
+    )
+    add(
+        "--complete",
+        action="store_true",
+        section="recipe",
+        help="fail if any computed tensor of the kit is not given",
+    )
+    add(
         "--html",
         metavar="FILE",
         section="output",
@@ -156,6 +171,7 @@ def _add_verify(command: AddCommand) -> None:
 
 def _export(arguments: argparse.Namespace) -> Outcome:
     from bert_numpy.kit.export import make_kit, model_files  # noqa: PLC0415
+    from bert_numpy.kit.scales import CHOSEN, with_telling_scales  # noqa: PLC0415
 
     levels = [level for level in LEVELS if level in (arguments.level or LEVELS)]
     out = Path(arguments.out)
@@ -170,9 +186,14 @@ def _export(arguments: argparse.Namespace) -> Outcome:
         needed = recipe.calibrated and not isinstance(model, QuantizedModel)
         calibration = _calibration(arguments, model) if needed else None
         golden = apply_recipe(model, recipe, calibration, golden=True)
+        chooses = calibration is not None and arguments.calibration is None
+        if chooses:  # these scales are the kit's own: no model and no file has them
+            golden = with_telling_scales(golden, inputs[0])
         files = model_files(resolve(arguments.model, arguments.revision))
         with progress_bar(len(inputs), "inputs") as advance:
             kit = make_kit(levels, golden, files, inputs, advance)
+        if chooses:
+            kit = replace(kit, header={**kit.header, "scales": CHOSEN})
     write_kit(kit, out)
     size = sum(path.stat().st_size for path in out.iterdir())
     report = {"kit": str(out), "levels": levels, "tensors": len(kit.tensors), "bytes": size}
@@ -236,6 +257,8 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
         arguments.profile,
         min_sqnr=arguments.min_sqnr,
         max_flips=arguments.max_flips,
+        require=arguments.require or (),
+        complete=arguments.complete,
         progress_bar=progress_bar,
     )
     if arguments.html is not None:
@@ -243,4 +266,13 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
 
         write_text(Path(arguments.html), html_report(kit, report, candidate))
     lines = report.text().splitlines()
-    return Outcome({"kit": str(arguments.kit), **report.as_json()}, lambda: print_lines(*lines))
+    is_the_kit = _is_the_kit(Path(arguments.candidate), kit_folder(arguments.kit))
+    if is_the_kit:
+        lines.append("note: the candidate is the kit itself, which shows nothing about a backend")
+    found = {"kit": str(arguments.kit), "candidate_is_the_kit": is_the_kit, **report.as_json()}
+    return Outcome(found, lambda: print_lines(*lines))
+
+
+def _is_the_kit(candidate: Path, folder: Path) -> bool:
+    """Check whether a candidate is the kit itself: its folder, or its file of tensors."""
+    return any(own.exists() and candidate.samefile(own) for own in (folder, folder / TENSORS))

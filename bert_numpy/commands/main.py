@@ -52,7 +52,7 @@ examples:
   bert-numpy calibrate ./my-encoder --calibration-data texts.txt --out scales.safetensors
 
 exit codes:
-  0 done   1 golden verify, check-vectors: a difference
+  0 done   1 golden verify, check-vectors: a difference, or a required tensor is missing
   2 input that cannot be used, or no command
   70 an error of this program   130 interrupted   141 nobody reads the output any more
 """
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 #: Examples of the commands that follow ``golden``.
 _GOLDEN_EXAMPLES = (
     f"verify {EMBEDDED} my-backend.safetensors",
+    f"list {EMBEDDED} --operation sum",
     f"export {EMBEDDED} kit --inputs inputs.json",
     "vectors vectors",
 )

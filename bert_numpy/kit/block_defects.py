@@ -20,7 +20,7 @@ from bert_numpy.kit.block_operations import (
     multiplier,
     scaled_numbers,
 )
-from bert_numpy.kit.operand_defects import Defective, Named, operand_defects
+from bert_numpy.kit.operand_defects import FOUND, Defective, Named, operand_defects
 from npfp8 import (
     ACCUMULATORS,
     E8M0FNU,
@@ -37,9 +37,6 @@ from npfp8.formats import FORMATS
 from npfp8.scaling import group_extrema, spread
 
 __all__ = ["FOUND", "PLAIN_RULES", "Defective", "block_defects"]
-
-#: The name of the candidate's tensor among the inputs.
-FOUND = "found"
 
 #: The rules for powers of two that are no party's.
 PLAIN_RULES = ("floor", "rceil", "ceil", "even", "trunc")

@@ -17,16 +17,20 @@ import numpy as np
 from bert_numpy.kit.attention_defects import attention_defects
 from bert_numpy.kit.block_defects import FOUND, Defective, block_defects
 from bert_numpy.kit.block_operations import scaled_numbers
+from bert_numpy.kit.function_defects import function_defects, tolerant_defects
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
-from npfp8 import decode, golden
+from bert_numpy.kit.product_defects import product_defects, tolerant_sums
+from npfp8 import E4M3FN, decode, golden
 from npfp8.arrays import Array
 from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.codec import ROUNDINGS
+from npfp8.decoder_mistakes import decoder_mistakes
 from npfp8.formats import FLOAT_FORMATS, FORMATS, FloatFormat, IntFormat
-from npfp8.mistakes import NAN_BIASED, clamped_codes, encoder_mistakes
+from npfp8.mistakes import NAN_BIASED, encoder_mistakes, fitted_mistakes
 from npfp8.products import ACCUMULATORS, Accumulator
 from npfp8.scaling import spread
 
-__all__ = ["ACCUMULATED", "DEFECTS", "FOUND", "Defect"]
+__all__ = ["ACCUMULATED", "DEFECTS", "FOUND", "TOLERANT", "Defect"]
 
 #: Operations that round to the precision of their attributes.
 _ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
@@ -73,7 +77,7 @@ def _mistake(name: str, occurrence: int) -> Defective:
     def encode(inputs: Inputs, attributes: Attributes) -> Array | None:
         fmt, x = FORMATS[attributes["fmt"]], inputs["x"]
         assert isinstance(fmt, FloatFormat)
-        known = encoder_mistakes(fmt, attributes["saturate"], attributes.get("rounding", "nearest"))
+        known = encoder_mistakes(fmt, *_behaviour(attributes))
         encoders = [mistaken for other, mistaken in known if other == name]
         if occurrence >= len(encoders):
             return None
@@ -83,30 +87,40 @@ def _mistake(name: str, occurrence: int) -> Defective:
     return encode
 
 
-def _limited(inputs: Inputs, attributes: Attributes) -> Array | None:
-    """Saturate at the largest value found in the candidate."""
-    fmt, found = FORMATS[attributes["fmt"]], inputs.get(FOUND)
-    if found is None or not isinstance(fmt, FloatFormat):
-        return None
-    magnitudes = found[np.isfinite(fmt.values[found])] & np.uint8(0xFF - fmt.sign_bit)
-    limit = int(magnitudes.max(initial=0))
-    right = OPERATIONS["encode"](inputs, attributes)
-    return clamped_codes(right, fmt, limit) if 0 < limit < fmt.max_code else None
+def _fitted(name: str) -> Defective:
+    """Make the encoder with a mistake whose parameter is read off the candidate's codes."""
+
+    def encode(inputs: Inputs, attributes: Attributes) -> Array | None:
+        fmt, x, found = FORMATS[attributes["fmt"]], inputs["x"], inputs.get(FOUND)
+        if found is None or not isinstance(fmt, FloatFormat):
+            return None
+        return dict(fitted_mistakes(fmt, *_behaviour(attributes)))[name](x, found)
+
+    return encode
 
 
-def _from_threshold(inputs: Inputs, attributes: Attributes) -> Array | None:
-    """Return the largest value from the smallest number that the candidate maps to it wrongly."""
-    fmt, x, found = FORMATS[attributes["fmt"]], inputs["x"], inputs.get(FOUND)
-    if found is None or not isinstance(fmt, FloatFormat):
-        return None
-    right = OPERATIONS["encode"](inputs, attributes)
-    unsigned = np.uint8(0xFF - fmt.sign_bit)
-    early = ((found & unsigned) == fmt.max_code) & (found != right) & np.isfinite(x)
-    if not early.any():
-        return None
-    beyond = np.abs(x) >= np.abs(x)[early].min()
-    sign = np.where(np.signbit(x), np.uint8(fmt.sign_bit), np.uint8(0))
-    return np.where(beyond, sign | np.uint8(fmt.max_code), right)
+def _behaviour(attributes: Attributes) -> tuple[bool, str, str]:
+    """Return how an encoder saturates, rounds and overflows."""
+    rounding, overflow = (attributes.get(*pair) for pair in _USUAL.items())
+    return attributes["saturate"], rounding, overflow
+
+
+_USUAL = {"rounding": "nearest", "overflow": "ieee"}
+
+
+def _decoding(name: str, occurrence: int) -> dict[str, Defective]:
+    """Make the decoder with a mistake of :mod:`npfp8.decoder_mistakes`."""
+
+    def decode(inputs: Inputs, attributes: Attributes) -> Array | None:
+        fmt = FORMATS[attributes["fmt"]]
+        if not isinstance(fmt, FloatFormat):
+            return None
+        decoders = [decoder for other, decoder in decoder_mistakes(fmt) if other == name]
+        if occurrence >= len(decoders):
+            return None
+        return decoders[occurrence](inputs["codes"]).astype(np.float32)
+
+    return {"decode": decode}
 
 
 def _integer(change: Callable[[Array, IntFormat, int], Array]) -> dict[str, Defective]:
@@ -348,11 +362,16 @@ def _sample_variance(inputs: Inputs, attributes: Attributes) -> Array | None:
 
 def _codec_defects() -> Iterator[Defect]:
     seen: dict[tuple[str, int], None] = {}
-    encoders = product(FLOAT_FORMATS.values(), (True, False), ("nearest", "toward_zero"))
-    for fmt, saturate, rounding in encoders:
-        names = [name for name, _ in encoder_mistakes(fmt, saturate, rounding)]
+    known = product(FLOAT_FORMATS.values(), [(True, "ieee"), (False, "ieee"), (False, "special")])
+    for (fmt, (saturate, overflow)), rounding in product(known, ROUNDINGS[:-1]):
+        names = [name for name, _ in encoder_mistakes(fmt, saturate, rounding, overflow)]
         for i, name in enumerate(names):
             seen.setdefault((name, names[:i].count(name)))
+    decoders: dict[tuple[str, int], None] = {}
+    for fmt in FLOAT_FORMATS.values():
+        names = [name for name, _ in decoder_mistakes(fmt)]
+        for i, name in enumerate(names):
+            decoders.setdefault((name, names[:i].count(name)))
     readers = {f"{NAN_BIASED[fmt]} instead of {fmt}": _taken_for(fmt) for fmt in NAN_BIASED}
     flushed = {
         "sum": _sum_of(_flush_codes),
@@ -360,11 +379,16 @@ def _codec_defects() -> Iterator[Defect]:
     }
     for name, occurrence in seen:
         more = readers.get(name, {})
+        if (name, occurrence) in decoders and "decode" not in more:
+            more = {**more, **_decoding(name, occurrence)}
         if name == "subnormals flushed to zero" and occurrence == 0:
-            more = flushed
+            more = {**more, **flushed}
         yield Defect(name, {**_encoding(_mistake(name, occurrence)), **more})
-    yield Defect("saturation at too small a value", _encoding(_limited))
-    yield Defect("saturation from too small a value on", _encoding(_from_threshold))
+    for name, occurrence in decoders:
+        if (name, occurrence) not in seen:
+            yield Defect(name, _decoding(name, occurrence))
+    for name, _ in fitted_mistakes(E4M3FN):
+        yield Defect(name, _encoding(_fitted(name)))
     yield Defect(
         "ties rounded away from zero",
         _integer(lambda x, fmt, zero: _clip(_half_away(x) + zero, fmt)),
@@ -455,9 +479,11 @@ def _defects() -> Iterator[Defect]:
 def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
     """Join each defect of block formats and of attention with one of its name elsewhere."""
     joined = list(defects)
-    for name, operations in (*block_defects(OPERATIONS), *attention_defects()):
+    others = (block_defects(OPERATIONS), attention_defects(), product_defects(), function_defects())
+    for name, operations in (item for found in others for item in found):
         for i, other in enumerate(joined):
-            if other.name == name and other.operations.keys().isdisjoint(operations):
+            alike = type(operations) is dict and type(other.operations) is dict
+            if alike and other.name == name and other.operations.keys().isdisjoint(operations):
                 joined[i] = Defect(name, {**other.operations, **operations})
                 break
         else:
@@ -467,6 +493,12 @@ def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
 
 #: Every known defect. A name may occur more than once, for several ways to be wrong.
 DEFECTS = _joined(_defects())
+
+#: Tiers of defects whose results are spans, the strictest first; for what no other explains.
+TOLERANT = tuple(
+    tuple(Defect(name, operations) for name, operations in tier)
+    for tier in (*tolerant_defects(), *tolerant_sums())
+)
 
 #: By the name of an accumulator: the defect that it adds up every product that it takes.
 ACCUMULATED = {

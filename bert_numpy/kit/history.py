@@ -35,6 +35,34 @@ class Traced(dict[str, Array]):
         super().__init__(inputs)
         self._kit, self._name, self._value = kit, name, value
 
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self._name
+
+    def view(self, role: str) -> str:
+        """Return the view in which the operation reads an input."""
+        return self._kit.tensors[self._name].inputs[role].view
+
+    def viewed(self, role: str) -> Array:
+        """Return an input as it is before the operation's view of it."""
+        return self._value(self._kit.tensors[self._name].inputs[role].tensor)
+
+    def other_scale(self) -> Array | None:
+        """Return the scale of the other operand of the product that reads this tensor.
+
+        None if no product reads it, or the scale was not given.
+        """
+        for tensor in self._kit.tensors.values():
+            operands = {role: reference.tensor for role, reference in tensor.inputs.items()}
+            if tensor.operation == "sum" and self._name in (operands["a"], operands["b"]):
+                other = "b_scale" if operands["a"] == self._name else "a_scale"
+                for user in self._kit.tensors.values():
+                    reads = user.inputs.get("sum")
+                    if reads is not None and reads.tensor == tensor.name and other in user.inputs:
+                        return self._value(user.inputs[other].tensor)
+        return None
+
     def source(self, role: str) -> Made:
         """Return how the input of a role came about."""
         name, _ = self._kit.tensors[self._name].inputs[role]

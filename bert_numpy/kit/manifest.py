@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_numpy.checkpoints.hub import EMBEDDED, kit_folder
-from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, writing
+from bert_numpy.errors import BertNumpyError, key_error, read_json, reading, shown, writing
 from bert_numpy.kit.block_operations import rules_in_words
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.operations import OPERATIONS, RULES
@@ -27,7 +27,10 @@ from npfp8.storage import Bfloat16Array, Fp8Array, load_file, save_file
 __all__ = [
     "FORMAT",
     "LEVELS",
+    "MANIFEST",
     "PROFILES",
+    "TENSORS",
+    "Case",
     "Kit",
     "Reference",
     "Tensor",
@@ -132,8 +135,33 @@ class Kit:
     arrays: Mapping[str, Array] = field(repr=False)
 
     def __repr__(self) -> str:
-        levels = dict.fromkeys(tensor.level for tensor in self.tensors.values())
-        return f"<Kit of {len(self.tensors)} tensors: {', '.join(levels)}>"
+        counts: dict[str, int] = {}
+        for (level, _), names in self.operations().items():
+            counts[level] = counts.get(level, 0) + len(names)
+        items = (self.header.get("model"), self.header.get("recipe"))
+        origins = [shown(str(item["name"]))[:40] for item in items if isinstance(item, Mapping)]
+        origin = f" of {', '.join(origins)}" if origins else ""
+        levels = ", ".join(f"{level} {count}" for level, count in counts.items())
+        return f"<Kit{origin}: {len(self.tensors)} tensors, computed: {levels or 'none'}>"
+
+    def operations(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """List the names of the computed tensors by level and operation.
+
+        Levels are in their order, and operations in that of the data flow.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit
+        >>> kit = open_kit()
+        >>> [pair for pair in kit.operations() if pair[0] == "codec"]
+        [('codec', 'decode'), ('codec', 'encode')]
+        """
+        found: dict[tuple[str, str], list[str]] = {}
+        for name, tensor in self.tensors.items():
+            if tensor.operation != "given":
+                found.setdefault((tensor.level, tensor.operation), []).append(name)
+        order = sorted(found, key=lambda pair: LEVELS.index(pair[0]))
+        return {pair: tuple(found[pair]) for pair in order}
 
     def inputs(self, name: str, values: Callable[[str], Array] | None = None) -> dict[str, Array]:
         """Return the inputs of a tensor's operation by role, in their views.
@@ -176,8 +204,20 @@ class Kit:
                     waiting.append(source)
         return found
 
-    def cases(self, operation: str, level: str | None = None) -> Iterator[Case]:
-        """Yield every tensor that an operation makes, with its inputs and the expected result.
+    def cases(self, operation: str | None = None, level: str | None = None) -> Iterator[Case]:
+        """Yield the tensors to compute, each with its inputs and the expected result.
+
+        Parameters
+        ----------
+        operation : str, optional
+            Only tensors that this operation makes; by default those of all operations.
+        level : str, optional
+            Only tensors of this level.
+
+        Raises
+        ------
+        BertNumpyError
+            If there is no such operation, or no such level.
 
         Examples
         --------
@@ -185,12 +225,39 @@ class Kit:
         >>> kit = open_kit()
         >>> next(kit.cases("decode", "codec"))
         <Case codec/E4M3FN/values: codes (256,) -> (256,)>
+        >>> len(list(kit.cases(level="codec")))
+        60
         """
-        require("operation", operation, str, "the name of an operation")
-        require("level", level, (str, type(None)), f"one of {', '.join(LEVELS)}, or None")
-        for name, tensor in self.tensors.items():
-            if tensor.operation == operation and level in (None, tensor.level):
-                yield Case(name, self.inputs(name), tensor.attributes, self.arrays[name])
+        for argument, value, known in (
+            ("operation", operation, ("given", *OPERATIONS)),
+            ("level", level, LEVELS),
+        ):
+            require(argument, value, (str, type(None)), f"the name of one of many {argument}s")
+            if value is not None and value not in known:
+                raise BertNumpyError(
+                    f"{argument}: expected one of {', '.join(known)}, found {value!r}"
+                    f"{suggestion(value, known)}"
+                )
+        return (
+            self.case(name)
+            for name, tensor in self.tensors.items()
+            if (tensor.operation == operation if operation else tensor.operation != "given")
+            and level in (None, tensor.level)
+        )
+
+    def case(self, name: str) -> Case:
+        """Return one tensor with its inputs and the expected result.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit import open_kit
+        >>> open_kit().case("codec/E4M3FN/values").operation
+        'decode'
+        """
+        inputs, tensor = self.inputs(name), self.tensors[name]
+        return Case(
+            name, inputs, tensor.attributes, self.arrays[name], tensor.operation, tensor.level
+        )
 
     def _require_tensor(self, argument: str, name: object) -> None:
         require(argument, name, str, "the name of a tensor")
@@ -204,6 +271,8 @@ class Kit:
 class Case(NamedTuple):
     """One tensor to compute: its name, its operation's inputs and attributes, and the result.
 
+    ``operation`` and ``level`` are the tensor's.
+
     Examples
     --------
     >>> from bert_numpy.kit import open_kit
@@ -216,6 +285,8 @@ class Case(NamedTuple):
     inputs: dict[str, Array]
     attributes: Mapping[str, Any]
     expected: Array
+    operation: str = ""
+    level: str = ""
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{role} {x.shape}" for role, x in self.inputs.items())

@@ -11,17 +11,33 @@ from typing import Any
 import numpy as np
 
 from bert_numpy.kit.block_operations import BLOCK_OPERATIONS, Attributes, Inputs
+from bert_numpy.kit.spans import Span
 from npfp8.arrays import Array
 from npfp8.formats import FORMATS
 
-__all__ = ["Defective", "Named", "operand_defects"]
+__all__ = ["FOUND", "Alone", "Defective", "Named", "Together", "operand_defects"]
 
-#: ``(inputs, attributes) -> array``, or None if the defect cannot show. If the candidate has
-#: this very tensor, it is an input too, called "found".
-Defective = Callable[[Inputs, Attributes], "Array | None"]
+#: ``(inputs, attributes) -> array``, or a span of all possible results, or None if the defect
+#: cannot show. If the candidate has this very tensor, it is an input too, called "found".
+Defective = Callable[[Inputs, Attributes], "Array | Span | None"]
+
+#: The name of the candidate's tensor among the inputs.
+FOUND = "found"
 
 #: A defect: its name and its defective operations.
 Named = tuple[str, dict[str, Any]]
+
+
+class Together(dict[str, Any]):
+    """Defective operations that a backend has together: none of them is planted without the rest."""
+
+
+class Alone(dict[str, Any]):
+    """Defective operations that are looked for only where their own results are given.
+
+    These are the less usual ones. To look for them behind other operations takes much longer.
+    """
+
 
 #: Formats of one width that are taken for each other: the right one, the wrong one.
 _TAKEN_FOR = (

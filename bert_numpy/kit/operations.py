@@ -33,7 +33,11 @@ Operation = Callable[[Inputs, Attributes], Array]
 def _encode(inputs: Inputs, attributes: Attributes) -> Array:
     fmt = FORMATS[attributes["fmt"]]
     return encode(
-        inputs["x"], fmt, attributes["saturate"], rounding=attributes.get("rounding", "nearest")
+        inputs["x"],
+        fmt,
+        attributes["saturate"],
+        rounding=attributes.get("rounding", "nearest"),
+        overflow=attributes.get("overflow", "ieee"),
     )
 
 
@@ -226,8 +230,10 @@ RULES: dict[str, tuple[str, str]] = {
     "given": ("an input: take it from the kit", "docs/kit.md"),
     "output": ("x, under the name that transformers has for it", "docs/kit.md"),
     "encode": (
-        "the code of each number, rounded once to nearest (ties to the even significand) or "
-        "toward zero; with saturate, what is beyond the largest finite value becomes it",
+        "the code of each number, rounded once as rounding says (nearest: ties to the even "
+        "significand); with saturate, what is beyond the largest finite value becomes it; else "
+        "it overflows as IEEE 754 has it for the rounding, or with overflow special to infinity "
+        "or NaN",
         _CODEC,
     ),
     "decode": ("the value of each code", _CODEC),

@@ -25,13 +25,13 @@ from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.formats import FORMATS, FloatFormat, IntFormat
 from npfp8.scaling import spread
 
-__all__ = ["accumulation_failures", "sum_bound"]
+__all__ = ["MONOTONE", "accumulation_failures", "sum_bound"]
 
 
 _UNIT = 2.0**-24
 
 #: The monotone operations, with their inputs that may be intervals.
-_MONOTONE = {
+MONOTONE = {
     "scale_sum": ("sum",),
     "block_product": ("sum",),
     "round": ("x",),
@@ -155,7 +155,7 @@ def _computed_interval(
             spread.add(role)
     if tensor.operation in ("sum", "product", "block_sum"):
         return None if spread else _sum_interval(tensor.operation, lows, tensor.attributes)
-    if spread - set(_MONOTONE.get(tensor.operation, ())):
+    if spread - set(MONOTONE.get(tensor.operation, ())):
         return None
     operation = OPERATIONS[tensor.operation]
     low = operation(lows, tensor.attributes)

@@ -25,21 +25,28 @@ first rounded to odd to float32. Decoding looks up two codes at a time.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from npfp8.arguments import array_of, choice, dtype_of, flag, integer, wrong_array, wrong_type
-from npfp8.arrays import Array, Kernel, apply_chunkwise
+from npfp8.arrays import Array, Kernels, apply_chunkwise
 from npfp8.bfloat16 import from_bits, is_bfloat16
-from npfp8.codec.definition import codes_of, integer_kernel, quietly, stochastic_kernel
+from npfp8.codec.definition import (
+    ROUNDINGS,
+    codes_of,
+    given_bits_kernel,
+    integer_kernel,
+    quietly,
+    stochastic_kernel,
+)
 from npfp8.codec.tables import checked_codes, table_encoder, values_of
 from npfp8.formats import FloatFormat, Format, IntFormat, as_float_format, as_format
 
-__all__ = ["codes_of", "decode", "decode_bfloat16", "encode", "encode_bfloat16"]
+__all__ = ["ROUNDINGS", "codes_of", "decode", "decode_bfloat16", "encode", "encode_bfloat16"]
 
-_ROUNDINGS = ("nearest", "nearest_away", "nearest_toward_zero", "toward_zero", "stochastic")
+_OVERFLOWS = ("ieee", "special")
 
 
 def encode(
@@ -48,7 +55,10 @@ def encode(
     saturate: bool = True,
     *,
     rounding: str = "nearest",
+    overflow: str = "ieee",
     rng: np.random.Generator | None = None,
+    random_bits: npt.ArrayLike | None = None,
+    bit_count: int | None = None,
     out: Array | None = None,
     threads: int = 1,
 ) -> Array:
@@ -70,24 +80,54 @@ def encode(
 
         False, as ``ml_dtypes``: a number that rounds beyond the largest finite
         value becomes infinity; if the format has no infinity, a NaN with the
-        input's sign; if it has no NaN either, the largest value. A NaN keeps its
+        input's sign; if it has no NaN either, the largest value. (Other roundings than
+        to nearest may give the largest value: see ``overflow``.) A NaN keeps its
         sign and becomes :attr:`FloatFormat.quiet_nan_code` (E5M2: 0x7E or 0xFE).
         The tie above the largest value goes to the even significand: 464 is 448 in
         E4M3FN, 61440 is infinity in E5M2.
 
         An IntFormat always saturates; with False, a number beyond its range is
         an error.
-    rounding : {"nearest", "nearest_away", "nearest_toward_zero", "toward_zero", "stochastic"}
-        To the nearest value, and on a tie to the even significand, away from zero, or
-        toward zero; to the nearest value that is not larger in magnitude; or
-        stochastically: away from zero with probability exactly
-        ``(x - below) / (above - below)``, otherwise toward zero.
-        Toward zero, a finite number never exceeds the largest finite value;
-        stochastic rounding overflows from it to the value that would follow.
-        IntFormats are not rounded stochastically.
+    rounding : str
+        One of :data:`npfp8.ROUNDINGS`:
+
+        - "nearest", "nearest_away", "nearest_toward_zero": to the nearest value, and on a
+          tie to the even significand, away from zero, or toward zero;
+        - "toward_zero": to the nearest value that is not larger in magnitude;
+        - "up", "down": to the nearest value that is not smaller, or not larger, than the
+          number. A number that becomes zero keeps its sign;
+        - "odd": toward zero, and then, if anything was cut off, to the odd one of the two
+          neighbouring significands;
+        - "stochastic": away from zero with a probability, otherwise toward zero; see ``rng``
+          and ``random_bits``. Not for IntFormats.
+    overflow : {"ieee", "special"}
+        What an overflow becomes with ``saturate=False``. A number overflows if it would be
+        rounded beyond the largest finite value, were there larger exponents.
+
+        "ieee", as IEEE 754-2019 has it (7.4): infinity (or the NaN that has its place) in the
+        roundings to nearest; the largest finite value toward zero; in "up", infinity for a
+        positive and the largest finite value for a negative number; in "down", the other way
+        round. Of the roundings that IEEE 754 does not have, "odd" gives the largest finite
+        value (as SoftFloat and RISC-V's vfncvt.rod), although its significand may be even;
+        "stochastic" gives infinity or NaN.
+
+        "special": infinity or NaN in every rounding, as the conversion table of OFP8 has it
+        for the one rounding that it defines, to nearest.
+
+        An infinity is no overflow: it stays infinity (or becomes NaN) in every rounding.
     rng : numpy.random.Generator
-        For stochastic rounding. It draws 64 bits per element, in C order, and more
+        For stochastic rounding: away from zero with probability exactly
+        ``(x - below) / (above - below)``. It draws 64 bits per element, in C order, and more
         for elements that these do not decide.
+    random_bits : array_like of unsigned integers, optional
+        For stochastic rounding that reproduces, instead of ``rng``: words, of the shape of
+        ``x`` or broadcast to it, whose low ``bit_count`` bits decide. With ``n`` of them as an
+        integer ``r``, a number is rounded away from zero if ``floor(f * 2^n) + r >= 2^n``,
+        where ``f`` is the fraction ``(x - below) / (above - below)``: if adding the bits to the
+        first ``n`` bits that are cut off carries. Of all ``2^n`` values of ``r``, exactly
+        ``floor(f * 2^n)`` round away. :mod:`npfp8.random_bits` makes words as kernels do.
+    bit_count : int, optional
+        With ``random_bits``: ``n``, from 1 to the width of a word.
     out : ndarray of uint8 (int8 for INT8), optional
         The array for the codes, of the shape of ``x``, in any layout.
     threads : int
@@ -111,8 +151,10 @@ def encode(
     ValueError
         If ``x`` has a NaN and ``fmt`` has no code for it (an IntFormat, or the
         formats of fewer than 8 bits); a number is beyond an IntFormat's range
-        with ``saturate=False``; a format or a rounding is unknown; or integers beyond
-        2^53 are to be rounded stochastically.
+        with ``saturate=False``; a format, a rounding or an ``overflow`` is unknown;
+        ``overflow`` is "special" for an IntFormat or with saturation; integers beyond
+        2^53 are to be rounded stochastically; or ``rng``, ``random_bits`` and ``bit_count``
+        do not go together, or not with the rounding.
 
     Examples
     --------
@@ -128,32 +170,25 @@ def encode(
     >>> codes = encode(np.full(1000, 1.03125), E4M3FN, rounding="stochastic", rng=generator)
     >>> int(codes.min()), int(codes.max())  # a quarter of the way from 1 to 1.125
     (56, 57)
+    >>> four_bits = np.uint8([3, 11, 12, 15])  # 4 / 16 of the way, plus 12 / 16 and more: up
+    >>> x = np.full(4, 1.03125)
+    >>> encode(x, E4M3FN, rounding="stochastic", random_bits=four_bits, bit_count=4)
+    array([56, 56, 57, 57], dtype=uint8)
+    >>> [encode(1e9, "E5M2", False, rounding=how).item() for how in ("nearest", "toward_zero")]
+    [124, 123]
+    >>> encode(1e9, "E5M2", False, rounding="toward_zero", overflow="special").item()
+    124
     """
     fmt = as_format(fmt)
     values = array_of("x", x)
-    saturate = flag("saturate", saturate)
-    rounding = choice("rounding", rounding, _ROUNDINGS)
     source = _source(values.dtype)
     if not source:
         expected = "float16, bfloat16, float32, float64 or integers"
         raise wrong_array("x", expected, values, x)
     if source == "bfloat16":
         values = values.view(np.uint16)
-    if isinstance(fmt, IntFormat):
-        if rounding == "stochastic":
-            expected = " or ".join(map(repr, _ROUNDINGS[:-1]))
-            raise ValueError(f"rounding: expected {expected} for {fmt}, found {rounding!r}")
-        kernel = _widened(integer_kernel(fmt, saturate, rounding), source)
-    elif rounding == "stochastic":
-        if not isinstance(rng, np.random.Generator):
-            raise wrong_type("rng", "a numpy.random.Generator", rng)
-        integer("threads", threads)
-        kernel = _widened(stochastic_kernel(fmt, saturate, rng), source)
-        # In C order and on one thread, so that each element gets the bits it is due.
-        return apply_chunkwise(kernel, values, fmt.code_dtype, out=out, order="C")
-    else:
-        kernel = table_encoder(fmt, saturate, rounding, source)
-    return apply_chunkwise(kernel, values, fmt.code_dtype, out=out, threads=threads)
+    how = _checked(fmt, saturate, rounding, overflow)
+    return _encoded(values, source, how, rng, random_bits, bit_count, out, threads)
 
 
 def encode_bfloat16(
@@ -162,6 +197,10 @@ def encode_bfloat16(
     saturate: bool = True,
     *,
     rounding: str = "nearest",
+    overflow: str = "ieee",
+    rng: np.random.Generator | None = None,
+    random_bits: npt.ArrayLike | None = None,
+    bit_count: int | None = None,
     out: npt.NDArray[np.uint8] | None = None,
     threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
@@ -173,9 +212,8 @@ def encode_bfloat16(
         bfloat16 bit patterns.
     fmt : FloatFormat or str
         The format of the codes, or its name.
-    saturate, out, threads
+    saturate, rounding, overflow, rng, random_bits, bit_count, out, threads
         As in :func:`encode`.
-    rounding : {"nearest", "nearest_away", "nearest_toward_zero", "toward_zero"}
 
     Returns
     -------
@@ -197,10 +235,8 @@ def encode_bfloat16(
     """
     fmt = as_float_format(fmt)
     patterns = array_of("bits", bits, np.uint16)
-    saturate = flag("saturate", saturate)
-    rounding = choice("rounding", rounding, _ROUNDINGS[:-1])
-    kernel = table_encoder(fmt, saturate, rounding, "bfloat16")
-    return apply_chunkwise(kernel, patterns, fmt.code_dtype, out=out, threads=threads)
+    how = _checked(fmt, saturate, rounding, overflow)
+    return _encoded(patterns, "bfloat16", how, rng, random_bits, bit_count, out, threads)
 
 
 def decode(
@@ -291,6 +327,94 @@ def decode_bfloat16(
     return values_of(checked_codes(codes, fmt), fmt, None, out, threads)
 
 
+class _How(NamedTuple):
+    """The checked arguments of an encoder that are not arrays."""
+
+    fmt: Format
+    saturate: bool
+    rounding: str
+    overflow: str
+
+
+def _checked(fmt: Format, saturate: bool, rounding: str, overflow: str) -> _How:
+    """Return the arguments; raise unless they are known and go together."""
+    saturate = flag("saturate", saturate)
+    rounding = choice("rounding", rounding, ROUNDINGS)
+    overflow = choice("overflow", overflow, _OVERFLOWS)
+    integers = isinstance(fmt, IntFormat)
+    if integers and rounding == "stochastic":
+        expected = " or ".join(map(repr, ROUNDINGS[:-1]))
+        raise ValueError(f"rounding: expected {expected} for {fmt}, found {rounding!r}")
+    if overflow != "ieee" and (integers or saturate):
+        why = f"for {fmt}" if integers else "with saturate=True"
+        raise ValueError(f"overflow: expected 'ieee' {why}, found {overflow!r}")
+    return _How(fmt, saturate, rounding, overflow)
+
+
+def _encoded(
+    values: Array,
+    source: str,
+    how: _How,
+    rng: np.random.Generator | None,
+    random_bits: npt.ArrayLike | None,
+    bit_count: int | None,
+    out: Array | None,
+    threads: int,
+) -> Array:
+    """Encode values that are read as :func:`_source` has it."""
+    fmt, dtype = how.fmt, how.fmt.code_dtype
+    if random_bits is not None or bit_count is not None:
+        words, count = _given_bits(how, rng, random_bits, bit_count, values.shape)
+        assert isinstance(fmt, FloatFormat)
+        kernel = _widened(given_bits_kernel(fmt, how.saturate, count), source)
+        return apply_chunkwise(kernel, values, dtype, out=out, threads=threads, others=(words,))
+    if isinstance(fmt, IntFormat):
+        kernel = _widened(integer_kernel(fmt, how.saturate, how.rounding), source)
+    elif how.rounding == "stochastic":
+        if not isinstance(rng, np.random.Generator):
+            raise wrong_type("rng", "a numpy.random.Generator", rng)
+        integer("threads", threads)
+        kernel = _widened(stochastic_kernel(fmt, how.saturate, rng), source)
+        # In C order and on one thread, so that each element gets the bits it is due.
+        return apply_chunkwise(kernel, values, dtype, out=out, order="C")
+    else:
+        kernel = table_encoder(fmt, how.saturate, how.rounding, source, how.overflow)
+    return apply_chunkwise(kernel, values, dtype, out=out, threads=threads)
+
+
+def _given_bits(
+    how: _How,
+    rng: object,
+    random_bits: npt.ArrayLike | None,
+    bit_count: int | None,
+    shape: tuple[int, ...],
+) -> tuple[Array, int]:
+    """Return random bits of a shape, and how many count; raise if they are not to be used."""
+    if how.rounding != "stochastic":
+        raise ValueError(
+            f"random_bits: expected them with rounding='stochastic' only, found {how.rounding!r}"
+        )
+    if rng is not None:
+        raise ValueError("rng: expected None with random_bits, found a generator")
+    if bit_count is None:
+        raise ValueError("bit_count: expected the number of random bits that count, found None")
+    if random_bits is None:
+        raise ValueError("random_bits: expected an array with bit_count, found None")
+    words = array_of("random_bits", random_bits)
+    if words.dtype.kind != "u":
+        raise wrong_array("random_bits", "unsigned integers", words, random_bits)
+    width, count = 8 * words.dtype.itemsize, integer("bit_count", bit_count)
+    if not 1 <= count <= width:
+        raise ValueError(f"bit_count: expected 1 to {width} for {words.dtype} bits, found {count}")
+    try:
+        return np.broadcast_to(words, shape), count
+    except ValueError:
+        raise ValueError(
+            f"random_bits: expected shape {shape}, or one that broadcasts to it, found "
+            f"{words.shape}"
+        ) from None
+
+
 @lru_cache(maxsize=64)
 def _source(dtype: np.dtype[Any]) -> str:
     """Return how an input is read: as float16, bfloat16 or float32; empty if it is not."""
@@ -301,10 +425,10 @@ def _source(dtype: np.dtype[Any]) -> str:
     return "float16" if dtype.kind == "f" and dtype.itemsize == 2 else "float32"
 
 
-def _widened(kernel: Kernel, source: str) -> Kernel:
+def _widened(kernel: Kernels, source: str) -> Kernels:
     """Return a kernel that widens a source exactly, and applies a kernel for float32 or wider."""
     if source == "bfloat16":
-        return lambda x, codes: kernel(from_bits(x), codes)
+        return lambda x, *rest: kernel(from_bits(x), *rest)
     if source == "float16":
-        return lambda x, codes: kernel(quietly(x, np.float32), codes)
+        return lambda x, *rest: kernel(quietly(x, np.float32), *rest)
     return kernel

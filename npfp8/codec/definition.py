@@ -1,11 +1,13 @@
 """The definition of rounding to a format, in code: slow, and the source of all tables.
 
-:func:`codes_of` rounds to nearest (in three ways on a tie) and toward zero, by binary search
-in the values of the format. Stochastic rounding and the integer formats need no table, and
-are also here.
+:func:`codes_of` rounds to nearest (in three ways on a tie), toward zero, up, down and to odd,
+by binary search in the values of the format. Stochastic rounding and the integer formats need
+no table, and are also here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +15,44 @@ import numpy.typing as npt
 from npfp8.arrays import Array, Float64Array, Kernel
 from npfp8.formats import FloatFormat, Format, IntFormat
 
-__all__ = ["codes_of", "integer_kernel", "quietly", "refuse_nan", "stochastic_kernel"]
+__all__ = [
+    "ROUNDINGS",
+    "codes_of",
+    "depends_on_overflow",
+    "given_bits_kernel",
+    "integer_kernel",
+    "quietly",
+    "refuse_nan",
+    "stochastic_kernel",
+]
+
+#: The roundings of :func:`npfp8.encode`.
+ROUNDINGS = (
+    "nearest",
+    "nearest_away",
+    "nearest_toward_zero",
+    "toward_zero",
+    "up",
+    "down",
+    "odd",
+    "stochastic",
+)
+
+#: The roundings whose overflow may be the largest finite value, without saturation.
+_DIRECTED = ("toward_zero", "up", "down", "odd")
 
 
-def codes_of(x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str) -> Array:
+def depends_on_overflow(saturate: bool, rounding: str) -> bool:
+    """Check whether the option ``overflow`` of :func:`npfp8.encode` changes any result."""
+    return not saturate and rounding in _DIRECTED
+
+
+def codes_of(
+    x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str, overflow: str = "ieee"
+) -> Array:
     """Encode float64 numbers by searching the grid of the format: slow, and the definition.
 
-    This function defines rounding to nearest and toward zero as :func:`encode`
+    This function defines all roundings but the stochastic one as :func:`encode`
     describes them. It makes the tables.
 
     Parameters
@@ -27,7 +60,9 @@ def codes_of(x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str) -
     x : ndarray of float64
     fmt : FloatFormat
     saturate : bool
-    rounding : {"nearest", "nearest_away", "nearest_toward_zero", "toward_zero"}
+    rounding : str
+        One of :data:`ROUNDINGS`, except "stochastic".
+    overflow : {"ieee", "special"}
 
     Returns
     -------
@@ -38,27 +73,37 @@ def codes_of(x: Float64Array, fmt: FloatFormat, saturate: bool, rounding: str) -
     >>> from npfp8 import E2M1
     >>> codes_of(np.array([2.5, -100.0]), E2M1, True, "nearest")
     array([ 4, 15], dtype=uint8)
+    >>> codes_of(np.array([2.5, -100.0]), E2M1, True, "up")
+    array([ 5, 15], dtype=uint8)
     """
     magnitude = np.abs(x)
     grid = fmt.grid
-    if rounding == "toward_zero":
-        code = np.searchsorted(grid[:-1], magnitude, side="right") - 1
+    # The significand of a value counts steps to the value above it.
+    odd = np.append(grid[:-1] / np.diff(grid) % 2 == 1, False)
+    if rounding in _DIRECTED:
+        code = np.searchsorted(grid, magnitude, side="right") - 1
         code = np.maximum(code, 0)  # below the smallest value of a format without zero
-        overflow = np.isinf(x)
+        inexact = magnitude > grid[code]
+        if rounding == "odd":
+            code = code + (inexact & ~odd[code])
+        elif rounding != "toward_zero":
+            code = code + (inexact & ((x > 0) if rounding == "up" else (x < 0)))
     else:
         midpoints = (grid[:-1] + grid[1:]) / 2  # exact: one more bit than the grid's
         below = np.searchsorted(midpoints, magnitude, side="left")
         above = np.searchsorted(midpoints, magnitude, side="right")
-        # `below` and `above` are equal but on a tie. The significand of `below`
-        # counts steps to the value above it; the tie goes to the even one.
+        # `below` and `above` are equal but on a tie, which goes to the even significand.
         if rounding == "nearest":
-            significand = grid[:-1] / np.diff(grid)
-            odd = np.append(significand % 2 == 1, False)
             code = np.where(odd[below], above, below)
         else:
             code = above if rounding == "nearest_away" else below
-        overflow = code > fmt.max_code
-    return _signed_codes(code, x, overflow, fmt, saturate)
+    # With exponents that went on, the result would be larger than the largest value: that is
+    # an overflow (IEEE 754-2019, 7.4).
+    special = code > fmt.max_code
+    if overflow == "ieee" and rounding in _DIRECTED:
+        special &= {"up": x > 0, "down": x < 0}.get(rounding, False)
+    code = np.minimum(code, fmt.max_code)
+    return _signed_codes(code, x, special | np.isinf(x), fmt, saturate)
 
 
 def _signed_codes(
@@ -96,16 +141,8 @@ def stochastic_kernel(fmt: FloatFormat, saturate: bool, rng: np.random.Generator
     steps = np.diff(fmt.grid)
 
     def kernel(x: Array, codes: Array) -> None:
-        if x.dtype.itemsize == 8 and x.dtype.kind in "iu" and _exceeds(x, 1 << 53):
-            raise ValueError("stochastic rounding: expected integers up to 2^53, found larger ones")
-        exact = quietly(x, np.float64)
-        if fmt.nan_code is None:
-            refuse_nan(exact, fmt)
-        magnitude = np.where(np.isfinite(exact), np.abs(exact), 0.0)
-        code = codes_of(magnitude, fmt, True, "toward_zero").astype(np.intp)
+        exact, code, rest = _toward_zero(x, fmt)
         step = steps[code]
-        # Exact: either the code is that of 0, or the number is between it and its double.
-        rest = np.maximum(magnitude - fmt.grid[code], 0.0)
         up = rest >= step
         rest[up] = 0.0  # decided; of the largest float64, the product below would overflow
         # Compare rest / step with a random number, 64 bits of both at a time, as
@@ -120,11 +157,53 @@ def stochastic_kernel(fmt: FloatFormat, saturate: bool, rng: np.random.Generator
             up[undecided] |= drawn < digit.astype(np.uint64)
             equal = drawn == digit.astype(np.uint64)
             undecided = undecided[equal & (rest[undecided] > 0) & ~up[undecided]]
-        code += up
-        overflow = (code > fmt.max_code) | np.isinf(exact)
-        codes[...] = _signed_codes(code, exact, overflow, fmt, saturate)
+        codes[...] = _rounded_up(code, up, exact, fmt, saturate)
 
     return kernel
+
+
+def given_bits_kernel(
+    fmt: FloatFormat, saturate: bool, bit_count: int
+) -> Callable[[Array, Array, Array], None]:
+    """Round toward zero, then away from it where the fraction and the given bits carry."""
+    steps = np.diff(fmt.grid)
+    mask = np.uint64((1 << bit_count) - 1)
+
+    def kernel(x: Array, bits: Array, codes: Array) -> None:
+        exact, code, rest = _toward_zero(x, fmt)
+        step = steps[code]
+        up = rest >= step
+        rest[up] = 0.0
+        # Exact: the quotient by a power of two, the product with one. A quotient that is too
+        # small for a float64 is far below the bits that count.
+        fraction = np.floor(rest / step * 2.0**bit_count).astype(np.uint64)
+        # fraction + bits >= 2^bit_count, without a carry out of 64 bits.
+        up |= fraction > (bits.astype(np.uint64) & mask ^ mask)
+        codes[...] = _rounded_up(code, up, exact, fmt, saturate)
+
+    return kernel
+
+
+def _toward_zero(x: Array, fmt: FloatFormat) -> tuple[Float64Array, Array, Float64Array]:
+    """Return the exact numbers, the codes of magnitudes toward zero, and what was cut off."""
+    if x.dtype.itemsize == 8 and x.dtype.kind in "iu" and _exceeds(x, 1 << 53):
+        raise ValueError("stochastic rounding: expected integers up to 2^53, found larger ones")
+    exact = quietly(x, np.float64)
+    if fmt.nan_code is None:
+        refuse_nan(exact, fmt)
+    magnitude = np.where(np.isfinite(exact), np.abs(exact), 0.0)
+    code = codes_of(magnitude, fmt, True, "toward_zero").astype(np.intp)
+    # Exact: either the code is that of 0, or the number is between it and its double.
+    return exact, code, np.maximum(magnitude - fmt.grid[code], 0.0)
+
+
+def _rounded_up(
+    code: Array, up: Array, exact: Float64Array, fmt: FloatFormat, saturate: bool
+) -> Array:
+    """Return the codes of numbers whose magnitudes are rounded up where it is said."""
+    code = code + up
+    overflow = (code > fmt.max_code) | np.isinf(exact)
+    return _signed_codes(code, exact, overflow, fmt, saturate)
 
 
 def integer_kernel(fmt: IntFormat, saturate: bool, rounding: str = "nearest") -> Kernel:
@@ -155,14 +234,20 @@ def integer_kernel(fmt: IntFormat, saturate: bool, rounding: str = "nearest") ->
 
 
 def _to_integer(x: Array, rounding: str) -> Array:
-    """Round to an integer toward zero, or to the nearest one with ties away from or toward zero."""
+    """Round to an integer, in any way but to nearest with ties to even."""
+    if rounding in ("up", "down"):
+        return np.asarray(np.ceil(x) if rounding == "up" else np.floor(x))
     whole = np.trunc(x)
     if rounding == "toward_zero":
         return whole
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # of infinities
         rest = np.abs(x - whole)  # exact
-    up = rest >= 0.5 if rounding == "nearest_away" else rest > 0.5
-    return np.asarray(whole + np.copysign(up, x), x.dtype)
+        even = np.fmod(whole, 2) == 0
+    if rounding == "odd":
+        away = even & (rest > 0)
+    else:
+        away = rest >= 0.5 if rounding == "nearest_away" else rest > 0.5
+    return np.asarray(whole + np.copysign(away, x), x.dtype)
 
 
 def refuse_nan(x: Array, fmt: Format) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from npfp8.arguments import array_of, wrong_array
 from npfp8.arrays import Array, Kernel, lookup, require_array, scratch, table_kernel
 from npfp8.bfloat16 import from_bits, is_bfloat16, to_bits
-from npfp8.codec.definition import codes_of, refuse_nan
+from npfp8.codec.definition import codes_of, depends_on_overflow, refuse_nan
 from npfp8.formats import FloatFormat, Format
 from npfp8.rounding import float64_to_float32, integer_to_float64
 
@@ -85,9 +85,13 @@ def _value_table(fmt: Format, dtype: np.dtype[Any] | None) -> Array:
     return table
 
 
-def table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
+def table_encoder(
+    fmt: FloatFormat, saturate: bool, rounding: str, source: str, overflow: str = "ieee"
+) -> Kernel:
     """Return the kernel that encodes chunks of a source by a table."""
-    kernel = _table_kernel(fmt, saturate, rounding, source)
+    if not depends_on_overflow(saturate, rounding):
+        overflow = "ieee"  # one table for both
+    kernel = _table_kernel(fmt, saturate, rounding, source, overflow)
     if fmt.nan_code is not None:
         return kernel
 
@@ -99,24 +103,31 @@ def table_encoder(fmt: FloatFormat, saturate: bool, rounding: str, source: str) 
 
 
 @lru_cache(maxsize=256)
-def _table_kernel(fmt: FloatFormat, saturate: bool, rounding: str, source: str) -> Kernel:
+def _table_kernel(
+    fmt: FloatFormat, saturate: bool, rounding: str, source: str, overflow: str
+) -> Kernel:
     """Return the kernel without the check for NaN; equal formats of different names share it."""
     if source == "float32":
-        return _float32_kernel(fmt, saturate, rounding)
-    find = table_kernel(_code_table(fmt, saturate, rounding, source))
+        return _float32_kernel(fmt, saturate, rounding, overflow)
+    find = table_kernel(_code_table(fmt, saturate, rounding, source, overflow))
     return lambda x, codes: find(x.view(np.uint16), codes)
 
 
-def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str) -> Kernel:
+def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str, overflow: str) -> Kernel:
     """Return the kernel for float32, and for inputs that are first rounded to odd to float32."""
-    find = table_kernel(_code_table(fmt, saturate, rounding, "float32"))
+    find = table_kernel(_code_table(fmt, saturate, rounding, "float32", overflow))
     shift = np.array(fmt.key_shift, np.uint32)
     low = np.array((1 << fmt.key_shift) - 1, np.uint32)
+    # Where the value that would follow the largest one is beyond float32 (E8M0FNU), rounding
+    # to odd leaves no float32 that stands for it. An infinity overflows to the same code.
+    out_of_reach = overflow == "special" and fmt.grid[-1] > np.finfo(np.float32).max
 
     def kernel(x: Array, codes: Array) -> None:
         if x.dtype.kind != "f":
             x = integer_to_float64(x)
         if x.dtype != np.float32:
+            if out_of_reach:
+                x = np.where(np.abs(x) >= fmt.grid[-1], np.copysign(np.inf, x), x)
             x = float64_to_float32(x)
         bits = x.view(np.uint32)
         # To odd: adding `low` carries into the last bit kept if a low bit is set.
@@ -131,7 +142,7 @@ def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str) -> Kernel:
 
 @lru_cache(maxsize=64)
 def _code_table(
-    fmt: FloatFormat, saturate: bool, rounding: str, source: str
+    fmt: FloatFormat, saturate: bool, rounding: str, source: str, overflow: str
 ) -> npt.NDArray[np.uint8]:
     """Return the code of every bit pattern of float16 or bfloat16, or of every key of float32."""
     shift = fmt.key_shift if source == "float32" else 16
@@ -141,6 +152,6 @@ def _code_table(
     else:
         numbers = (keys << np.uint32(shift)).view(np.float32)
     with np.errstate(invalid="ignore"):  # the table has signalling NaNs too
-        table = codes_of(numbers.astype(np.float64), fmt, saturate, rounding)
+        table = codes_of(numbers.astype(np.float64), fmt, saturate, rounding, overflow)
     table.flags.writeable = False
     return table

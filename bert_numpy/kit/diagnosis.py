@@ -1,0 +1,329 @@
+"""The search for the causes of a candidate's differences: where errors arise, and which do.
+
+An error arises in a tensor that the kit's operations do not make of the candidate's own
+tensors. There each known defect is planted in turn; one that makes every element is a cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_numpy.kit.defects import DEFECTS, TOLERANT, Defect
+from bert_numpy.kit.evaluation import NOT_COMPUTED, Evaluation, agreement, bits_of, unlike
+from bert_numpy.kit.manifest import Kit
+from bert_numpy.kit.operand_defects import Alone, Together
+from npfp8.arrays import Array
+
+__all__ = ["Diagnosis", "Partial", "diagnose"]
+
+#: A partial cause must make this many of the differing elements, and leave at most this share
+#: of the differences: of noise, which a defect meets here and there, it leaves most.
+_LEAST, _MOST_LEFT = 4, 1 / 3
+
+#: The most partial causes of a tensor.
+_NAMED = 3
+
+#: The tensors of an operation without a cause, after which later ones are not searched.
+_TRIED = 3
+
+#: A cause is not named where another explains so many times as many tensors: by chance two
+#: defects make the same tensor, if it is small.
+_RARE = 4
+
+_Fixed = Callable[[str], "Array | None"]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A defect that makes most of the elements that differ, but not all.
+
+    It is named only if the tensor with this defect differs from the candidate's in at most a
+    third as many elements as the right tensor does, and makes four of those that differ.
+
+    Attributes
+    ----------
+    cause : str
+    explained : int
+        The number of elements that differ from the kit's, and are what the defect makes.
+    different : int
+        The number of all elements that differ from the kit's.
+    changed : int
+        The number of elements that are equal to the kit's, and would not be with the defect.
+    equal : int
+        The number of all elements that are equal to the kit's.
+    """
+
+    cause: str
+    explained: int
+    different: int
+    changed: int
+    equal: int
+
+    def text(self) -> str:
+        """Return the claim in words.
+
+        Examples
+        --------
+        >>> from bert_numpy.kit.diagnosis import Partial
+        >>> Partial("truncation", 40, 42, 1, 958).text()
+        'truncation explains 40 of 42 differing elements, but would change 1 of 958 equal ones'
+        """
+        broken = f", but would change {self.changed} of {self.equal} equal ones"
+        return (
+            f"{self.cause} explains {self.explained} of {self.different} differing elements"
+            f"{broken if self.changed else ' and changes none of the others'}"
+        )
+
+
+@dataclass
+class Diagnosis:
+    """What is known of the place where an error arises.
+
+    Attributes
+    ----------
+    causes : tuple of str
+    partial : tuple of Partial
+        The defects that explain most of it, the best first, if none explains all.
+    """
+
+    causes: tuple[str, ...] = ()
+    partial: tuple[Partial, ...] = ()
+
+
+@dataclass
+class _Search:
+    """What one tensor's search has found: causes, those in its own operation, and partial ones."""
+
+    causes: set[str] = field(default_factory=set)
+    alone: set[str] = field(default_factory=set)
+    partial: dict[str, Partial] = field(default_factory=dict)
+
+
+def diagnose(
+    kit: Kit,
+    found: Mapping[str, Array],
+    differing: Mapping[str, npt.NDArray[np.bool_]],
+    roots: list[str],
+    advance: Callable[[int], None],
+) -> dict[str, Diagnosis]:
+    """Find the causes of a candidate's differences, by the tensors in which they arise.
+
+    Parameters
+    ----------
+    kit : Kit
+    found : mapping of str to ndarray
+        The candidate's tensors.
+    differing : mapping of str to ndarray of bool
+        The elements that differ, of tensors that do.
+    roots : list of str
+        The tensors that differ although their nearest sources do not.
+    advance : callable
+        Called with 1 for each root that is done.
+
+    Returns
+    -------
+    dict of str to Diagnosis
+        Of the roots, and of tensors after them in which a further error arises: the kit's
+        operations do not make them of the candidate's own tensors.
+    """
+
+    def given(name: str) -> Array | None:
+        return kit.arrays[name]
+
+    def fixed(name: str) -> Array | None:
+        return kit.arrays[name] if name in found and name not in differing else None
+
+    searches: dict[str, _Search] = {}
+    known: dict[str, set[str]] = {}
+    for root in roots:
+        causes = known.setdefault(kit.tensors[root].operation, set())
+        search = _searched(kit, root, found, differing[root], given, fixed, causes)
+        searches[root] = search
+        causes |= search.causes
+        advance(1)
+    further = [name for name in differing if name not in searches]
+    searches |= _further(kit, found, differing, further, searches)
+    counts = {
+        defect.name: sum(defect.name in search.causes for search in searches.values())
+        for defect in (*DEFECTS, *(defect for tier in TOLERANT for defect in tier))
+    }
+    order = {name: i for i, name in enumerate(counts)}
+
+    def likely(causes: set[str]) -> list[str]:
+        most = max((counts[name] for name in causes), default=0)
+        return [name for name in causes if counts[name] * _RARE > most]
+
+    def rank(name: str, search: _Search) -> tuple[int, bool, int]:
+        return -counts[name], name not in search.alone, order[name]
+
+    return {
+        root: Diagnosis(
+            tuple(sorted(likely(search.causes), key=lambda name, of=search: rank(name, of))),
+            () if search.causes else _best(search.partial.values()),
+        )
+        for root, search in searches.items()
+    }
+
+
+def _best(partial: object) -> tuple[Partial, ...]:
+    items = sorted(partial, key=lambda item: item.changed - item.explained)  # type: ignore[call-overload]
+    return tuple(items[:_NAMED])
+
+
+def _searched(
+    kit: Kit,
+    root: str,
+    found: Mapping[str, Array],
+    mask: npt.NDArray[np.bool_],
+    given: _Fixed,
+    fixed: _Fixed,
+    likely: set[str],
+) -> _Search:
+    """Plant every known defect on the way to a tensor, those without tolerance first.
+
+    If those that are likely, as they explain the same operation elsewhere, explain this tensor,
+    no others are planted.
+    """
+    search = _Search()
+    if likely:
+        _plant(kit, root, found, mask, given, fixed, _named(DEFECTS, likely), search)
+        for tier in TOLERANT:
+            if search.causes:
+                return search
+            _plant(kit, root, found, mask, given, fixed, _named(tier, likely), search)
+    search = _Search()
+    _plant(kit, root, found, mask, given, fixed, DEFECTS, search)
+    for tier in TOLERANT:
+        if search.causes:
+            break
+        _plant(kit, root, found, mask, given, fixed, tier, search)
+    return search
+
+
+def _plant(
+    kit: Kit,
+    root: str,
+    found: Mapping[str, Array],
+    mask: npt.NDArray[np.bool_],
+    given: _Fixed,
+    fixed: _Fixed,
+    defects: tuple[Defect, ...],
+    search: _Search,
+) -> None:
+    """Plant defects on the way to a tensor, and add to the search what they explain."""
+    chain = (root, *kit.sources([root], found.__contains__))
+    operations = {kit.tensors[name].operation for name in chain}
+    for defect in defects:
+        if defect.name in search.causes:
+            continue
+        for variant, is_alone in _variants(defect, kit.tensors[root].operation, operations, chain):
+            same = agreement(kit, variant, root, found[root], given if is_alone else fixed)
+            if same is None:
+                continue
+            if same.all():
+                search.causes.add(defect.name)
+                if is_alone:
+                    search.alone.add(defect.name)
+                break
+            explained = int((same & mask).sum())
+            changed = int((~same & ~mask).sum())
+            different = int(mask.sum())
+            left = different - explained + changed
+            if explained >= _LEAST and left <= _MOST_LEFT * different:
+                best = search.partial.get(defect.name)
+                if best is None or explained - changed > best.explained - best.changed:
+                    equal = mask.size - different
+                    search.partial[defect.name] = Partial(
+                        defect.name, explained, different, changed, equal
+                    )
+
+
+def _variants(
+    defect: Defect, operation: str, operations: set[str], chain: tuple[str, ...]
+) -> Iterator[tuple[Defect, bool]]:
+    """Yield a defect as it may be planted, and if it is in the tensor's own operation alone.
+
+    The defect is in this operation alone, which the kit's inputs went into, or in all on the
+    way or, if it fits several kinds of them, in one kind alone.
+    """
+    shared = [name for name in defect.operations if name in operations]
+    if isinstance(defect.operations, Together):
+        if len(shared) == len(defect.operations):
+            yield defect, False
+        return
+    if operation in shared:
+        yield defect, True
+    if shared and len(chain) > 1 and not isinstance(defect.operations, Alone):
+        yield defect, False
+        if len(shared) > 1:
+            for name in shared:
+                yield Defect(defect.name, {name: defect.operations[name]}), False
+
+
+def _further(
+    kit: Kit,
+    found: Mapping[str, Array],
+    differing: Mapping[str, npt.NDArray[np.bool_]],
+    names: list[str],
+    searches: Mapping[str, _Search],
+) -> dict[str, _Search]:
+    """Search the tensors that do not follow from the candidate's own, which differ before them.
+
+    After a few tensors of an operation for which no cause was found, no more is looked for.
+    """
+    nothing = Defect("", {})
+    known: dict[str, set[str]] = {}
+    unknown: dict[str, int] = {}
+    for root, search in searches.items():
+        operation = kit.tensors[root].operation
+        known.setdefault(operation, set()).update(search.causes)
+        unknown[operation] = unknown.get(operation, 0) + (not search.causes)
+    results: dict[str, _Search] = {}
+    for name in names:
+
+        def own(source: str, of: str = name) -> Array | None:
+            return found.get(source) if source != of else None
+
+        evaluation = Evaluation(kit, own, nothing, name, found[name])
+        try:
+            with np.errstate(all="ignore"):
+                x = evaluation.value(name)
+        except NOT_COMPUTED:
+            continue
+        if x.shape != found[name].shape or not _is_readable(kit, name, found):
+            continue
+        mask = unlike(kit.tensors[name], x, found[name])
+        if not mask.any():
+            continue
+
+        def given(source: str, of: Evaluation = evaluation) -> Array | None:
+            return of.value(source)
+
+        operation = kit.tensors[name].operation
+        causes = known.setdefault(operation, set())
+        search = _Search()
+        if causes or unknown.get(operation, 0) < _TRIED:
+            search = _searched(kit, name, found, mask, given, own, causes)
+        causes |= search.causes
+        unknown[operation] = unknown.get(operation, 0) + (not search.causes)
+        results[name] = search
+    return results
+
+
+def _is_readable(kit: Kit, name: str, found: Mapping[str, Array]) -> bool:
+    """Check that the candidate's bfloat16 tensors before one have no more bits than that."""
+    nearest = {name, *kit.sources([name], found.__contains__)}
+    sources = {x.tensor for step in nearest for x in kit.tensors[step].inputs.values()}
+    return not any(
+        kit.tensors[source].kind == "bfloat16" and (bits_of(found[source]) & 0xFFFF).any()
+        for source in sources
+        if source in found
+    )
+
+
+def _named(defects: tuple[Defect, ...], names: set[str]) -> tuple[Defect, ...]:
+    return tuple(defect for defect in defects if defect.name in names)
