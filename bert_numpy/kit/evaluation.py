@@ -129,7 +129,6 @@ class Evaluation:
                 return right if unchanged and same else x
         return right if unchanged else OPERATIONS[tensor.operation](inputs, tensor.attributes)
 
-
     def _computed_span(self, tensor: Tensor) -> Span:
         """Take spans through an operation that never exchanges two numbers."""
         spans = {

@@ -29,7 +29,7 @@ Named = tuple[str, dict[str, Any]]
 
 
 class Together(dict[str, Any]):
-    """Defective operations that a backend has together: none of them is planted without the rest."""
+    """Defective operations that a backend has together: none is planted without the rest."""
 
 
 class Alone(dict[str, Any]):
@@ -37,6 +37,7 @@ class Alone(dict[str, Any]):
 
     These are the less usual ones. To look for them behind other operations takes much longer.
     """
+
 
 #: Formats of one width that are taken for each other: the right one, the wrong one.
 _TAKEN_FOR = (
