@@ -204,6 +204,19 @@ def test_a_case_stands_alone(written):
             assert named == there - {"case.txt", "case.vh"}
 
 
+def test_names_in_c_and_verilog_are_distinct(written, tmp_path):
+    """Where "a.scale" and "a_scale" come together, as in a model's products."""
+    (tmp_path / "vectors").mkdir()
+    write_kit_text(KIT, tmp_path / "vectors", "c", ["layer", "model"])
+    for folder in (written["c"], tmp_path / "vectors"):
+        for path in folder.rglob("case.h"):
+            names = re.findall(r"^#ifndef (\w+)_H$", path.read_text(), re.MULTILINE)
+            assert len(set(names)) == len(names) > 1, path
+    for path in written["memory"].rglob("case.vh"):
+        names = re.findall(r"localparam (\w+)_WORDS", path.read_text())
+        assert len(set(names)) == len(names) > 1, path
+
+
 def test_layers_and_the_model_too(tmp_path):
     done = write_kit_text(KIT, tmp_path, "text", ["layer", "model"])
     assert done.results == len(computed("layer", "model"))

@@ -21,7 +21,7 @@ from bert_numpy.kit.html import html_report, percent
 from bert_numpy.kit.manifest import LEVELS, PROFILES, Reference, Tensor
 from bert_numpy.kit.network import network_pictures
 from bert_numpy.kit.scales import telling_scale, with_telling_scales
-from npfp8 import E4M3FN, INT8
+from npfp8 import E4M3FN, INT8, quantize
 from npfp8.storage import save_file
 
 Arrays = dict[str, np.ndarray]
@@ -215,6 +215,11 @@ def test_the_kit_as_a_candidate_is_noted(
 
 def test_every_known_mistake_in_single_numbers_shows_in_the_kit(kit: Kit) -> None:
     assert verify(kit, kit.arrays).unseen == {}
+    assert verify(kit, computed(kit, "codec", "operator")).unseen == {}
+    codes = "codec/E4M3FN/nearest-saturating"  # all boundaries: whatever shows, shows here
+    assert verify(kit, {codes: kit.arrays[codes]}).unseen == {}
+    name = "operator/quantize-e4m3/codes"
+    assert RECIPROCAL in verify(kit, {name: kit.arrays[name]}).unseen["quantize"]
 
 
 def test_unseen_mistakes_are_those_that_change_nothing(kit: Kit) -> None:
@@ -231,8 +236,6 @@ def test_unseen_mistakes_are_those_that_change_nothing(kit: Kit) -> None:
                                  {"x": Reference("operator/x"), "scale": Reference("operator/s")},
                                  how, "codes", "E4M3FN"),
         }  # fmt: skip
-        from npfp8 import quantize  # noqa: PLC0415
-
         codes = quantize(numbers, E4M3FN, scale).codes
         arrays = {"operator/x": numbers, "operator/s": scale, "operator/q": codes}
         return Kit({}, tensors, arrays), {"operator/q": codes}
@@ -303,14 +306,22 @@ def test_double_precision_quotients_show_in_layers_too(kit: Kit) -> None:
 
 def test_the_examples_of_the_page(kit: Kit, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "kit.md").read_text(encoding="utf-8")
-    assert f"```text\n{verify(kit, computed(kit, 'layer')).text()}\n```" in page
+    report = verify(kit, computed(kit, "layer"))
+    example = page.split("```text\nconsistent")[1].split("```")[0].splitlines()
+    lines = report.text().splitlines()
+    assert ["consistent" + example[0], *example[1:-1]] == lines[: len(example) - 1]
+    assert lines[len(example) - 1].startswith("would not show: quantize: ")
+    shown = example[-1].removeprefix("would not show: quantize: ").removesuffix(", ...").split(", ")
+    assert len(shown) > 1
+    assert set(shown) <= set(report.unseen["quantize"])
     main(["golden", "list", "bert-tiny-sst2", "--operation", "softmax", "--level", "operator"])
     assert f"```text\n{capsys.readouterr().out}```" in page
     codes = [name for name, tensor in kit.tensors.items() if tensor.operation == "quantize"]
     layers = [name for name in codes if kit.tensors[name].level == "layer"]
     wrong = verify(kit, by_the_reciprocal(kit)).differences
     assert f"{len(wrong)} of the {len(layers)} tensors of codes" in page
-    assert f"all {sum(kit.arrays[name].size for name in layers):,} codes" in page
+    count = sum(kit.arrays[name].size for name in layers)
+    assert f"all {count:,} codes" in " ".join(page.split())
 
 
 # Scales that tell
@@ -385,6 +396,19 @@ def test_given_scales_are_taken_as_they_are(tmp_path: Path) -> None:
     name = f"scales/{site}/a.scale"
     assert given.arrays[name] == right
     assert "scales" not in given.header
+    # No bfloat16 number at all would show it with a scale of the calibration.
+    numbers = (np.arange(0x80, 0x7F00, dtype=np.uint32) << np.uint32(16)).view(np.float32)
+    for place, scale in given.arrays.items():
+        if place.endswith(("/a.scale", "/b.scale")) and place.startswith("scales/"):
+            numbers_ = numbers[numbers < 500 * scale]
+            codes, reciprocals = (
+                quantize(x, E4M3FN, s).codes
+                for x, s in (
+                    (numbers_, scale),
+                    (numbers_ * (np.float32(1) / scale), np.float32(1)),
+                )
+            )
+            assert np.array_equal(codes, reciprocals), place
     assert free.arrays[name] != right
     assert "ties" in free.header["scales"]
     assert RECIPROCAL in verify(given, computed(given, "layer")).unseen["quantize"]
