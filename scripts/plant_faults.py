@@ -367,12 +367,12 @@ def _clamped_before() -> Tensors:
     return _integers("quantize-uint8", lambda x, z: (np.clip(np.rint(x), 0, 255) + z) % 256)
 
 
-@fault("Quantizing", "INT8 has -128", "NumPy", "-128")
+@fault("Quantizing", "INT8 has -128", "NumPy", "one code beyond the smallest")
 def _with_minus_128() -> Tensors:
     return _integers("quantize-int8", lambda x, z: np.clip(np.rint(x), -128, 127))
 
 
-@fault("Quantizing", "INT8 by adding 0.5 and flooring", "NumPy", "ties.*(away|up)")
+@fault("Quantizing", "INT8 by adding 0.5 and flooring", "NumPy", "ties rounded up")
 def _half_up() -> Tensors:
     return _integers(
         "quantize-int8", lambda x, z: np.clip(np.floor(x + np.float32(0.5)), -127, 127)
@@ -482,7 +482,12 @@ def _hopper() -> Tensors:
     return _sums(product)
 
 
-@fault("Products", "The right operand is read by columns", "C", "right operand not transposed")
+@fault(
+    "Products",
+    "The right operand is read by columns",
+    "C",
+    "right operand in the other order of storage",
+)
 def _by_columns() -> Tensors:
     return _c_sums("b_read_by_columns")
 
@@ -492,7 +497,7 @@ def _subnormal_operands() -> Tensors:
     return _c_sums("subnormal_operands_flushed")
 
 
-@fault("Products", "NaN operands count as 480", "C", "NaN.*480|480")
+@fault("Products", "NaN operands count as 480", "C", "NaN codes read as numbers")
 def _nan_operands() -> Tensors:
     return _c_sums("nan_is_480", ("gemm-e4m3-nan",))
 
@@ -984,7 +989,9 @@ def _no_tanh() -> Tensors:
     return _model("pooler_output|logits", pooler_tanh=False)
 
 
-@fault("Models", "Both layers have the first one's weights", "NumPy", "weights of")
+@fault(
+    "Models", "Both layers have the first one's weights", "NumPy", "parameters of the layer before"
+)
 def _same_layers() -> Tensors:
     return _model(layer_order=(0, 0))
 
