@@ -1239,7 +1239,9 @@ class Said:
             return ""
         if not self.found:
             return "not found"
-        return "named" if names(fault, self.cause) else "found"
+        if names(fault, self.cause):
+            return "named"
+        return "found (another cause)" if self.cause else "found"
 
 
 def names(fault: Fault, cause: str) -> bool:
