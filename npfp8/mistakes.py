@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arguments import choice, flag, integer
-from npfp8.arrays import Array, Float32Array, Float64Array, require_array
+from npfp8.arrays import Array, Float32Array, Float64Array, IntArray, require_array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import ROUNDINGS, encode
 from npfp8.formats import (
@@ -86,6 +86,8 @@ _TIES = {
     "nearest_toward_zero": "ties rounded toward zero",
 }
 _WORDS = {name: name.replace("_", " ") for name in ROUNDINGS}
+_WORDS["nearest_away"] = "nearest, ties away from zero,"
+_WORDS["nearest_toward_zero"] = "nearest, ties toward zero,"
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,9 +367,11 @@ def _other_overflows(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
             lambda x: np.where(np.abs(x) < beyond, specials(x), rules(x)),
         )
         yield (
-            "infinity that does not saturate",
-            lambda x: np.where(np.isinf(x), specials(x), rules(x)),
+            "rounding beyond the largest value not clamped",
+            lambda x: np.where(np.abs(x) < _next_binade(fmt), specials(x), rules(x)),
         )
+        name = "infinity that does not saturate" if fmt.has_infinity else "infinity encoded as NaN"
+        yield name, lambda x: np.where(np.isinf(x), specials(x), rules(x))
     else:
         yield "overflow that saturates", saturated
         yield "overflow that saturates", lambda x: np.where(np.isinf(x), rules(x), saturated(x))
@@ -444,17 +448,25 @@ def _nan_where(rules: _Rules, x: Array, mask: npt.NDArray[np.bool_]) -> Codes:
     return np.where(mask, np.uint8(rules.fmt.nan_code), rules(x))
 
 
+def _next_binade(fmt: FloatFormat) -> float:
+    """Return the power of two above the largest value."""
+    return float(2.0 ** np.frexp(fmt.max)[1])
+
+
+def _unbounded(encoder: Callable[[Array], Codes], fmt: FloatFormat, x: Array) -> IntArray:
+    """Return the codes of magnitudes if exponents went on beyond the largest one."""
+    exact = np.where(np.isfinite(x), x, 0).astype(np.float64)
+    # Rounded two binades lower, where nothing overflows.
+    excess = np.maximum(np.frexp(exact)[1] - (np.frexp(fmt.max)[1] - 2), 0)
+    codes = encoder(np.ldexp(exact, -excess)).astype(np.int64)
+    return (codes & ~fmt.sign_bit) + (excess.astype(np.int64) << fmt.mantissa_bits)
+
+
 def _wrapped(rules: _Rules, x: Array) -> Codes:
     """Let exponents go on beyond the largest one, and lose their upper bits."""
-    fmt = rules.fmt
-    exact = np.where(np.isfinite(x), x, 0).astype(np.float64)
-    largest = np.frexp(fmt.max)[1]
-    # Rounded two binades lower, where nothing overflows.
-    excess = np.maximum(np.frexp(exact)[1] - (largest - 2), 0)
-    codes = rules(np.ldexp(exact, -excess))
-    whole = (codes & rules.magnitude).astype(np.int64) + (excess << fmt.mantissa_bits)
-    wrapped = (whole & int(rules.magnitude)).astype(np.uint8) | (codes & np.uint8(fmt.sign_bit))
-    return np.where(np.isfinite(x) & (whole > fmt.max_code), wrapped, rules(x))
+    whole = _unbounded(rules, rules.fmt, x)
+    wrapped = (whole & int(rules.magnitude)).astype(np.uint8) | rules.signs(x)
+    return np.where(np.isfinite(x) & (whole > rules.fmt.max_code), wrapped, rules(x))
 
 
 def _from_largest_binade(rules: _Rules, x: Array) -> Codes:
@@ -500,7 +512,28 @@ def _own_subnormals(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
     if rules.rounding not in ("nearest", "toward_zero"):
         name = f"nearest instead of {_WORDS[rules.rounding]} in subnormals"
         yield name, below(lambda x: rules.by(x, "nearest"))
+    if rules.rounding in _TO_INTEGER:
+        yield "shift of the significand modulo 32 in subnormals", lambda x: _shifted(rules, x)
     yield "a missing sticky bit in subnormals", below(lambda x: rules(_to_guard_bits(x, fmt, 1)))
+
+
+#: Roundings of a positive number to an integer.
+_TO_INTEGER: dict[str, Callable[[Array], Array]] = {
+    "nearest": np.rint,
+    "nearest_away": lambda x: np.floor(x + 0.5),
+    "toward_zero": np.floor,
+}
+
+
+def _shifted(rules: _Rules, x: Array) -> Codes:
+    """Shift the 24 bits of a float32 by five bits of the distance, as a processor may do."""
+    fmt = rules.fmt
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.int64) & 0x7FFFFFFF
+    exponent, significand = (bits >> 23) - 127, (bits & 0x7FFFFF) | 0x800000
+    shift = (23 - fmt.mantissa_bits + (1 - fmt.bias) - exponent) & 31
+    kept = _TO_INTEGER[rules.rounding](np.ldexp(significand.astype(np.float64), -shift))
+    codes = np.minimum(kept, fmt.max_code).astype(np.uint8) | rules.signs(x)
+    return np.where((np.abs(x) < fmt.min_normal) & (x != 0), codes, rules(x))
 
 
 def _flushing(rules: _Rules, smallest: float) -> Encoder:
@@ -520,12 +553,21 @@ def _precisions(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
     """Make the encoders that lose bits of the number before they round it."""
     yield "double rounding through bfloat16", lambda x: rules(round_to_bfloat16(x))
     yield "double rounding through float16", lambda x: rules(x.astype(np.float16))
+    if rules.rounding != "toward_zero":
+        yield "truncation through float16", lambda x: _by_float16(rules, x)
     for kept in (1, 2, 3):
         yield "a missing sticky bit", _guarded(rules, kept)
     yield (
         "a missing sticky bit",
         lambda x: rules(np.where(np.isnan(x), x, _cut_to_bfloat16(x))),
     )
+
+
+def _by_float16(rules: _Rules, x: Float32Array) -> Codes:
+    """Round to nearest float16, and cut off its lower bits."""
+    largest = np.float32(rules.fmt.max)
+    limited = np.clip(x, -largest, largest) if rules.saturate else x
+    return rules.by(limited.astype(np.float16), "toward_zero")
 
 
 def _guarded(rules: _Rules, kept: int) -> Encoder:
@@ -561,6 +603,10 @@ def _specials(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
     yield "NaN clamped to the largest value", of_nan(lambda x: largest)
     yield "NaN clamped to the largest value", of_nan(lambda x: largest | sign)
     yield "NaN clamped to the largest value", of_nan(lambda x: largest | rules.signs(x))
+    for quiet in (largest, largest | sign):  # the others stay NaN, or become the other largest
+        for other in (np.uint8(fmt.nan_code), largest ^ sign ^ (quiet & sign)):
+            change = partial(_by_quietness, quiet=quiet, signalling=other)
+            yield "NaN clamped to the largest value", of_nan(change)
     yield "NaN encoded as zero", of_nan(lambda x: np.uint8(0))
     if fmt.has_negative_zero:
         yield "NaN encoded as zero", of_nan(rules.signs)
@@ -572,6 +618,11 @@ def _specials(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
         ones = np.uint8(fmt.exponent_ones << fmt.mantissa_bits)
         name = "NaN encoded by the upper bits of its payload"
         yield name, of_nan(lambda x: ones | rules.signs(x) | _payload(x, fmt.mantissa_bits))
+
+
+def _by_quietness(x: Float32Array, quiet: np.uint8, signalling: np.uint8) -> Codes:
+    upper = np.ascontiguousarray(x).view(np.uint32) & np.uint32(0x400000)
+    return np.where(upper != 0, quiet, signalling)
 
 
 def _payload(x: Float32Array, count: int) -> Codes:
@@ -658,11 +709,25 @@ def _carries(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
         below, carry = carried(x)
         return np.where(carry, below, rules(x))
 
+    def cleared_before_overflow(x: Array) -> Codes:
+        # The binade of the largest value has places for the values that would follow it.
+        below = _unbounded(rules.toward_zero, fmt, x)
+        carry = (_unbounded(rules, fmt, x) != below) & (below & int(mantissa) == mantissa)
+        carry &= np.abs(x) < _next_binade(fmt)
+        codes = np.minimum(below & ~int(mantissa), fmt.max_code).astype(np.uint8)
+        return np.where(carry, codes | rules.signs(x), rules(x))
+
     def normal(change: Encoder) -> Encoder:
         return lambda x: np.where(np.abs(x) < fmt.min_normal, rules(x), change(x))
 
-    for change in (cleared, kept, normal(cleared), normal(kept)):
+    def subnormal(change: Encoder) -> Encoder:
+        return lambda x: np.where(np.abs(x) < fmt.min_normal, change(x), rules(x))
+
+    for change in (cleared, kept, cleared_before_overflow):
         yield name, change
+        yield name, normal(change)
+    yield "carry from the subnormals lost", subnormal(cleared)
+    yield "carry from the subnormals lost", subnormal(kept)
 
 
 # Formats
@@ -676,6 +741,17 @@ def _formats(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
         yield f"{other} instead of {fmt}", replace(rules, fmt=other)
     yield "exponent bias off by one", lambda x: rules(_scaled(x, 2.0))
     yield "exponent bias off by one", lambda x: rules(_scaled(x, 0.5))
+    for change in (1, -1):
+        for bound in (_next_binade(fmt), np.inf):
+            yield "exponent field off by one", partial(_moved, rules, change=change, bound=bound)
+
+
+def _moved(rules: _Rules, x: Array, change: int, bound: float) -> Codes:
+    """Change the exponent field of normal numbers, before what is too large is clamped."""
+    fmt = rules.fmt
+    moved = np.clip(_unbounded(rules, fmt, x) + (change << fmt.mantissa_bits), 0, fmt.max_code)
+    normal = (np.abs(x) >= fmt.min_normal) & (np.abs(x) < bound)
+    return np.where(normal, moved.astype(np.uint8) | rules.signs(x), rules(x))
 
 
 def _scaled(x: Array, factor: float) -> Array:
@@ -782,6 +858,8 @@ class Explanation:
         If none does: the mistake that explains most of the wrong codes, or "".
     explained : int
         The number of wrong codes that ``cause``, or ``partial``, explains.
+    contradicted : int
+        The number of right codes that would be wrong with ``partial``.
 
     Examples
     --------
@@ -794,6 +872,7 @@ class Explanation:
     cause: str = ""
     partial: str = ""
     explained: int = 0
+    contradicted: int = 0
 
     def text(self) -> str:
         """Return the explanation in words; "" if there is none.
@@ -804,9 +883,10 @@ class Explanation:
         >>> Explanation(3, cause="truncation", explained=3).text()
         'truncation'
         """
-        if self.partial:
-            return f"{self.partial} explains {self.explained} of {self.wrong} wrong cases"
-        return self.cause
+        if not self.partial:
+            return self.cause
+        but = f", but not {self.contradicted} right ones" if self.contradicted else ""
+        return f"{self.partial} explains {self.explained} of {self.wrong} wrong cases{but}"
 
 
 def explain_codes(
@@ -896,18 +976,19 @@ def best_explanation(
     """
     wrong = differ(right, found)
     count = int(np.count_nonzero(wrong))
-    best, partial, explained = 0, "", 0
+    best, nearest = 0, Explanation(count)
     for name, codes in mistaken if count else ():
         if codes is None:
             continue
         other = differ(codes, found)
         if not other.any():
             return Explanation(count, cause=name, explained=count)
-        same = int(np.count_nonzero(wrong & ~other))
-        score = same - int(np.count_nonzero(other & ~wrong))
-        if score > best:
-            best, partial, explained = score, name, same
-    return Explanation(count, partial=partial, explained=explained)
+        explained = int(np.count_nonzero(wrong & ~other))
+        contradicted = int(np.count_nonzero(other & ~wrong))
+        if explained - contradicted > best:
+            best = explained - contradicted
+            nearest = Explanation(count, "", name, explained, contradicted)
+    return nearest
 
 
 def likely_mistake(

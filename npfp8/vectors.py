@@ -286,6 +286,8 @@ class VectorReport:
         If none does: the mistake that explains most of the wrong cases, or "".
     explained : int
         The number of wrong cases that ``cause``, or ``partial``, explains.
+    contradicted : int
+        The number of right cases that would be wrong with ``partial``.
 
     Examples
     --------
@@ -301,6 +303,7 @@ class VectorReport:
     cause: str = ""
     partial: str = ""
     explained: int = 0
+    contradicted: int = 0
 
     def explanation(self) -> str:
         """Return the cause, or how much the most likely mistake explains; "" if nothing does.
@@ -311,7 +314,8 @@ class VectorReport:
         >>> VectorReport("...", 3118, 7, partial="truncation", explained=4).explanation()
         'truncation explains 4 of 7 wrong cases'
         """
-        return Explanation(self.wrong, self.cause, self.partial, self.explained).text()
+        explained = self.explained, self.contradicted
+        return Explanation(self.wrong, self.cause, self.partial, *explained).text()
 
 
 def boundary_inputs(fmt: FloatFormat | str, source: str) -> Bits:
@@ -461,7 +465,8 @@ def _overflows(
 ) -> npt.NDArray[np.bool_]:
     """Return where a number rounds beyond the largest value, were there larger exponents."""
     last, beyond = fmt.grid[-2:]
-    part = (np.abs(x) - last) / (beyond - last)
+    with np.errstate(invalid="ignore"):  # NaN
+        part = (np.abs(x) - last) / (beyond - last)
     odd = bool(last / (beyond - last) % 2 == 1)
     up = {
         "nearest": (part > 0.5) | ((part == 0.5) & odd),
@@ -783,6 +788,7 @@ def check_results(results: Vectors) -> VectorReport:
         explanation.cause,
         explanation.partial,
         explanation.explained,
+        explanation.contradicted,
     )
 
 

@@ -156,9 +156,7 @@ def encoder(kit, case="model/0", **faults):
         at = f"{place}.attention"
         q, k, v = (linear(f"{at}.self.{what}", x) for what in ("query", "key", "value"))
         a_scale, b_scale = (given(f"scales/{at}.scores/{o}.scale") for o in "ab")
-        q = keep(
-            f"{at}.scores/a", do["quantize_query"](do["split"](q, 2), a_scale, do["quantize"])
-        )
+        q = keep(f"{at}.scores/a", do["quantize_query"](do["split"](q, 2), a_scale, do["quantize"]))
         k = do["split_key"](k, 2, do["split"]).swapaxes(-1, -2)
         k = keep(f"{at}.scores/b", do["quantize_key"](k, b_scale, do["quantize"]))
         scores = product(f"{at}.scores", q, k, a_scale, b_scale)

@@ -398,6 +398,7 @@ WRITERS = {
     "calibrate": "calibrate MODEL --out OUT TASK",
     "export-onnx": "export-onnx MODEL OUT TASK --format e4m3",
     "golden export": "golden export MODEL OUT --level codec",
+    "golden text": f"golden text {EMBEDDED} OUT --operation round",
     "golden vectors": "golden vectors OUT",
     "golden verify": f"golden verify {EMBEDDED} KIT --html OUT",
 }
@@ -438,7 +439,8 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
 
     work = ["demo.prepare", "jobs.prepare", "predict.load", "quantize.load", "inspect.load"]
     work += ["jobs.prepare_texts", "embed.load"]
-    work = [f"bert_numpy.commands.{name}" for name in (*work, "golden.load", "golden.open_kit")]
+    work += ["golden.load", "golden.open_kit", "kit_text.open_kit"]
+    work = [f"bert_numpy.commands.{name}" for name in work]
     work += ["bert_numpy.kit.export.make_kit", "npfp8.vectors.write_all_vectors"]
     for name in work:
         monkeypatch.setattr(name, worked)
@@ -447,7 +449,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     assert "written" in message or "to write into" in message
 
 
-@pytest.mark.parametrize("command", ["quantize", "golden export", "golden vectors"])
+@pytest.mark.parametrize("command", ["quantize", "golden export", "golden text", "golden vectors"])
 def test_no_folder_is_written_over(
     command: str, data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

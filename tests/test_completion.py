@@ -32,7 +32,7 @@ def complete(*words):
 def test_bash():
     assert complete("bert-numpy", "completion", "z") == ["zsh"]
     commands = complete("bert-numpy", "golden", "")
-    assert {"export", "verify", "list", "info", "vectors", "check-vectors"} <= set(commands)
+    assert {"export", "verify", "list", "info", "text", "vectors", "check-vectors"} <= set(commands)
     assert complete("bert-numpy", "golden", "verify", "--require", "op") == ["operator"]
     assert complete("bert-numpy", "golden", "list", "k", "--op") == ["--operation"]
     assert complete("bert-numpy", "golden", "list", "k", "--level", "m") == ["model"]

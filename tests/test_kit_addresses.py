@@ -44,8 +44,9 @@ def wrong_addresses(rows: int, blocks: int) -> Iterator[tuple[str, np.ndarray]]:
     for low in bits:
         for high in (bit for bit in bits if bit > low):
             swapped = np.where((row & low > 0) != (row & high > 0), row ^ low ^ high, row)
-            yield f"bits {low} and {high} of rows swapped", (
-                np.where(swapped < rows, swapped, row) * blocks + block
+            yield (
+                f"bits {low} and {high} of rows swapped",
+                (np.where(swapped < rows, swapped, row) * blocks + block),
             )
     for first, step in ((128, 4), (8, 4), (4, 4), (32, 4)):  # the same place of the next tile
         yield f"the next {first} rows", (row + first) % rows * blocks + block
@@ -160,7 +161,7 @@ def test_bytes_of_codes(name):
 
 
 def test_vectors_of_scales_are_distinct():
-    """Scales per row, per column and per block of K: no two alike in a case, nor in its operands."""
+    """Scales per row, per column and per block of K: no two alike in a case."""
     cases = 0
     for name in results_of("scale_sum"):
         inputs = KIT.inputs(name)

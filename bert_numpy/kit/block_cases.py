@@ -276,9 +276,13 @@ def _add_layouts(builder: Builder) -> None:
                 )
     for blocked in (MXFP4, MXFP6_E3M2):
         place = f"operator/packed-{blocked}".lower()
-        data = (np.arange(3 * 8 * blocked.element.bits) * 167 % 256).astype(np.uint8)
-        layout = dict(BLOCK_LAYOUTS["quark"].codes)[blocked.element.bits]
-        elements = unpack_codes(data.reshape(3, -1), blocked.element, layout=layout)
+        bits, layout = next(
+            codes
+            for codes in BLOCK_LAYOUTS["quark"].codes
+            if 1 << codes[0] == blocked.element.values.size
+        )
+        data = (np.arange(3 * 8 * bits) * 167 % 256).astype(np.uint8).reshape(3, -1)
+        elements = unpack_codes(data, blocked.element, layout=layout)
         scales = distinct_scales(132, (3, 2), blocked)
         inputs = {
             "codes": builder.give(f"{place}/block-codes", "operator", elements, blocked.element),

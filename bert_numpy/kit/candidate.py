@@ -107,8 +107,8 @@ def _load_words(file: Path, name: str, kit: Kit) -> Array:
         number = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"line {number}: expected ASCII, found {data[error.start]:#x}") from None
     bits = word_bits(tensor)
-    first = re.search(r"^[ \t]*([0-9A-Fa-f]+)\b", text, re.MULTILINE)
-    digits = len(first[1]) if first else 0
+    first = re.search(r"^[ \t]*([0-9A-Fa-f_]+)\b", text, re.MULTILINE)
+    digits = len(first[1].replace("_", "")) if first else 0
     if tensor.kind in ("bfloat16", "float32") and digits in (4, 8):
         bits = 4 * digits
     elif tensor.kind == "codes" and digits == 2:

@@ -30,6 +30,7 @@ from npfp8.blocks.layouts import (
     unpack_scales,
 )
 from npfp8.blocks.layouts.runs import bits_of
+from npfp8.codec import ROUNDINGS
 from npfp8.formats import FLOAT_FORMATS, FORMATS
 from npfp8.products import ACCUMULATORS
 
@@ -436,7 +437,7 @@ _FORMS = {
     "encode": _Form(
         _X,
         attributes={"fmt": _FMT, "saturate": _BOOL},
-        options={"rounding": _one_of("nearest", "toward_zero")},
+        options={"rounding": _one_of(*ROUNDINGS[:-1]), "overflow": _one_of("ieee", "special")},
         result="codes",
     ),
     "decode": _Form(
@@ -662,6 +663,8 @@ def check_entry(
         return
     if "scale_fmt" in attributes and not _is_blocked(attributes):
         raise BertNumpyError(f"{place}: expected attributes of a block format, found {attributes}")
+    if attributes.get("saturate") and attributes.get("overflow", "ieee") != "ieee":
+        raise BertNumpyError(f"{place}: expected no overflow with saturate, found {attributes}")
     for role, (kind, fmt, _) in inputs.items():
         expected = {**form.inputs, **form.optional}[role]
         _check_kind(f"{place}: input {role!r}", expected, kind, fmt, attributes)

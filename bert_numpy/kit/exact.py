@@ -161,5 +161,7 @@ def _products(a: _Numbers, b: _Numbers) -> ExactSum:
     total: Integers = np.zeros((), left.dtype)
     for i in range(k):
         total = total + left[..., i, None] * right[..., i, None, :]
-    known = a.finite.all(axis=-1)[..., None] & b.finite.all(axis=-2)[..., None, :]
+    known = np.logical_and.reduce(a.finite, -1, keepdims=True) & np.logical_and.reduce(
+        b.finite, -2, keepdims=True
+    )
     return ExactSum(a.unit + b.unit, np.where(known, total, 0), known)

@@ -174,8 +174,8 @@ def _parts(case: str) -> list[str]:
 
 def _index_head(form: str) -> list[str]:
     return [
-        f"# The cases of a bert-numpy kit, in the form {form!r}: each a folder, whose {CASE} explains",
-        "# its files. Here is each case with its operations.",
+        f"# The cases of a bert-numpy kit, in the form {form!r}, with their operations.",
+        f"# Each is a folder, whose {CASE} explains its files.",
     ]
 
 
@@ -203,7 +203,10 @@ def _collected(kit: Kit, names: Sequence[str]) -> tuple[dict[str, _File], list[_
     """
     files: dict[str, _File] = {}
     steps = []
-    taken: dict[str, tuple[str, str]] = {_leaf(name): (name, "") for name in names}
+    bases: dict[tuple[str, str], str] = {}
+    # By the names of C and Verilog, in which "a.scale" and "A_scale" are one.
+    taken = {_key(_leaf(name)): (name, "") for name in names}
+    taken |= {_key(f"{_leaf(name)}_exact"): (name, "exact") for name in names}
     folder = names[0].rpartition("/")[0]
     for name in names:
         tensor = kit.tensors[name]
@@ -214,15 +217,22 @@ def _collected(kit: Kit, names: Sequence[str]) -> tuple[dict[str, _File], list[_
                 continue
             inside = source.rpartition("/")[0] == folder and not view
             base = _leaf(source) if inside else role
-            if taken.setdefault(base, (source, view)) != (source, view):
-                base = f"{_leaf(name)}.{role}"
-                taken[base] = source, view
+            if (source, view) not in bases:
+                if taken.setdefault(_key(base), (source, view)) != (source, view):
+                    base = f"{_leaf(name)}.{role}"
+                    taken[_key(base)] = source, view
+                bases[source, view] = base
+            base = bases[source, view]
             step.files[role] = f"{base}.input"
             if step.files[role] not in files:
                 files[step.files[role]] = _input_file(kit, source, view)
         steps.append(step)
         files |= _result_files(kit, name)
     return files, steps
+
+
+def _key(base: str) -> str:
+    return _identifier(base).lower()
 
 
 def _leaf(name: str) -> str:

@@ -44,11 +44,14 @@ def add_trap_cases(builder: Builder) -> None:
 
 # Products
 
+#: The codes of an operand, its scales, and their attributes.
+_Operand = tuple[Array, Float32Array, dict[str, Any]]
+
 
 def _add_product(
     builder: Builder,
     case: str,
-    operands: dict[str, tuple[Array, Float32Array, dict[str, Any]]],
+    operands: dict[str, _Operand],
     bias: Float32Array | None = None,
     **how: Any,
 ) -> None:
@@ -97,8 +100,8 @@ def _add_ties(builder: Builder) -> None:
     a[:, 1::4], b[2::3] = -0.0, -0.0
     a[:, places], b[places] = rows, np.transpose(columns)
     one = np.asarray(np.float32(1))
-    operands = {"a": (encode(a, E4M3FN), one, {}), "b": (encode(b, E4M3FN), one, {})}
-    _add_product(builder, "ties", operands)
+    a_codes, b_codes = encode(a, E4M3FN), encode(b, E4M3FN)
+    _add_product(builder, "ties", {"a": (a_codes, one, {}), "b": (b_codes, one, {})})
 
 
 def _add_scale_vectors(builder: Builder) -> None:
@@ -108,13 +111,13 @@ def _add_scale_vectors(builder: Builder) -> None:
     """
     a, b = random_codes(61, (8, 16), E4M3FN), random_codes(62, (16, 8), E4M3FN)
     a[5, ::3] = 0x80
-    left = np.float32([2.0**-140, 1.1e-38, 1e34, 3e-45, 0.011, 0.25, 1.7, 3.1e-3])
-    right = np.float32([0.013, 1.5e-3, 0.9, 2.5, 6.1e-5, 0.37, 4.3e-2, 11.0])
+    left = np.array([2.0**-140, 1.1e-38, 1e34, 3e-45, 0.011, 0.25, 1.7, 3.1e-3], np.float32)
+    right = np.array([0.013, 1.5e-3, 0.9, 2.5, 6.1e-5, 0.37, 4.3e-2, 11.0], np.float32)
     place = "operator/gemm-scale-vectors"
     # Numbers of 24 bits, as a bias in float32 has.
     bias = random_bfloat16(63, (8,)) * np.float32(1 + 2.0**-10 + 2.0**-23)
-    bias[:2] = 0.0, -0.0
-    operands = {"a": (a, left, {"axis": 0}), "b": (b, right, {"axis": 1})}
+    bias[[0, 1, 4]] = 0.0, -0.0, -0.0
+    operands: dict[str, _Operand] = {"a": (a, left, {"axis": 0}), "b": (b, right, {"axis": 1})}
     trial = Builder()
     _add_product(trial, "scale-vectors", operands)
     bias[2] = -trial.arrays[f"{place}/product"][4, 2]
@@ -124,7 +127,7 @@ def _add_scale_vectors(builder: Builder) -> None:
 def _add_scales_of_blocks(builder: Builder) -> None:
     """Add a product with a float32 scale per run of 16 of K, the last one shorter."""
     a, b = random_codes(64, (8, 40), E4M3FN), random_codes(65, (40, 8), E4M3FN)
-    operands = {
+    operands: dict[str, _Operand] = {
         "a": (a, distinct_scales(66, (8, 3)), {"axis": 1, "block": 16}),
         "b": (b, distinct_scales(67, (3, 8)), {"axis": 0, "block": 16}),
     }
@@ -157,13 +160,13 @@ def _add_rounding(builder: Builder) -> None:
 def _add_quotients(builder: Builder) -> None:
     """Add numbers whose float32 quotient by the scale is a tie, and whose exact one is not.
 
-    Rounded in float64, they go to one side; so do those multiplied by the reciprocal.
+    So a quotient in float64 goes to one side of the tie, and so do many products with 1 / scale.
     """
     for fmt in (E4M3FN, E5M2, INT8):
         place = f"operator/quantize-{fmt}-quotients".lower()
         values = np.unique(fmt.values[np.isfinite(fmt.values)])
         middles = (values[:-1] + values[1:]) / 2
-        scale = np.float32(0.1)
+        scale = np.float32(0.023)
         x = (middles * np.float64(scale)).astype(np.float32)
         x = np.concatenate([x, *(np.nextafter(x, np.float32(sign * np.inf)) for sign in (-1, 1))])
         tie = np.isin(x / scale, middles.astype(np.float32))

@@ -12,7 +12,7 @@
 #include <string.h>
 #include "operator/gemm-ties/case.h"
 #include "operator/gemm-scale-vectors/case.h"
-#include "operator/quantize-e4m3fn-ties/case.h"
+#include "operator/quantize-e4m3fn-quotients/case.h"
 #include "operator/quantize-dynamic-e4m3-rows/case.h"
 #include "operator/layer_norm-traps/case.h"
 
@@ -105,10 +105,10 @@ static float quotient(float x, float scale) {
 }
 
 static void quantize(const char *folder) {
-    FILE *codes = result(folder, "operator/quantize-e4m3fn-ties/codes");
-    for (int i = 0; i < operator_quantize_e4m3fn_ties_x_count; i++) {
-        float x = float_of(operator_quantize_e4m3fn_ties_x[i].bits);
-        float scale = float_of(operator_quantize_e4m3fn_ties_scale[0].bits);
+    FILE *codes = result(folder, "operator/quantize-e4m3fn-quotients/codes");
+    for (int i = 0; i < operator_quantize_e4m3fn_quotients_x_count; i++) {
+        float x = float_of(operator_quantize_e4m3fn_quotients_x[i].bits);
+        float scale = float_of(operator_quantize_e4m3fn_quotients_scale[0].bits);
         fprintf(codes, "%02x\n", encode(quotient(x, scale)));
     }
     fclose(codes);
