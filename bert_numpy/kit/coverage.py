@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bert_numpy.kit.defects import DEFECTS, Defect
-from bert_numpy.kit.evaluation import NOT_COMPUTED, Evaluation, unlike
+from bert_numpy.kit.evaluation import NOT_COMPUTED, unlike
+from bert_numpy.kit.history import Traced
 from bert_numpy.kit.manifest import Kit
-from npfp8.arrays import Array
 
 __all__ = [
     "Coverage",
@@ -90,24 +90,45 @@ def unseen_mistakes(kit: Kit, names: Iterable[str]) -> dict[str, tuple[str, ...]
     Returns
     -------
     dict of str to tuple of str
-        For each operation, the mistakes that fit one of its tensors and change none.
+        For each operation, the mistakes that fit one of its tensors and change none, but do change
+        one of the kit's other tensors of the operation, if there are any in these formats.
     """
     given: dict[str, list[str]] = {operation: [] for operation in _ELEMENTWISE}
     for name in names:
         if (operation := kit.tensors[name].operation) in given:
             given[operation].append(name)
     unseen = {}
-    for operation, tensors in given.items():
+    for operation, every in given.items():
+        tensors = _distinct(kit, every)
         shown: dict[str, bool] = {}
         for defect in DEFECTS:
             if operation in defect.operations and not shown.get(defect.name, False):
                 changes = (_changes(kit, defect, name) for name in tensors)
                 fitting = [change for change in _up_to_true(changes) if change is not None]
                 if fitting:
-                    shown[defect.name] = fitting[-1]
-        if mistakes := tuple(name for name, is_shown in shown.items() if not is_shown):
-            unseen[operation] = mistakes
+                    shown[defect.name] = fitting[-1] or shown.get(defect.name, False)
+        others = _others(kit, operation, every)
+        if mistakes := tuple(
+            defect.name
+            for defect in DEFECTS
+            if shown.get(defect.name) is False
+            and (not others or any(_changes(kit, defect, name) for name in others))
+        ):
+            unseen[operation] = tuple(dict.fromkeys(mistakes))
     return unseen
+
+
+def _others(kit: Kit, operation: str, given: Collection[str]) -> list[str]:
+    """List the kit's other tensors of an operation, in the formats of those given.
+
+    A mistake that none of these shows either can hardly be made in these formats.
+    """
+    formats = {kit.tensors[name].fmt for name in given}
+    return [
+        name
+        for name, tensor in kit.tensors.items()
+        if tensor.operation == operation and tensor.fmt in formats and name not in given
+    ]
 
 
 def _up_to_true(values: Iterable[bool | None]) -> Iterator[bool | None]:
@@ -119,21 +140,34 @@ def _up_to_true(values: Iterable[bool | None]) -> Iterator[bool | None]:
 
 
 def _changes(kit: Kit, defect: Defect, name: str) -> bool | None:
-    """Check whether a defect changes a tensor; None if it does not fit the tensor."""
-
-    def fixed(other: str) -> Array | None:
-        return None if other == name else kit.arrays[other]
-
-    evaluation = Evaluation(kit, fixed, defect, "", np.zeros(0))
+    """Check whether a defect changes a tensor; None if it is no defect of such tensors."""
+    tensor, right = kit.tensors[name], kit.arrays[name]
+    inputs = Traced(kit.inputs(name), kit, name, kit.arrays.__getitem__)
     try:
         with np.errstate(all="ignore"):
-            x = evaluation.value(name)
+            x = defect.operations[tensor.operation](inputs, tensor.attributes)
     except NOT_COMPUTED:
         return None
-    if not evaluation.applied:
+    if not isinstance(x, np.ndarray):
         return None
-    right = kit.arrays[name]
-    return x.shape != right.shape or bool(unlike(kit.tensors[name], right, x).any())
+    if x.shape != right.shape or unlike(tensor, right, x).any():
+        return True
+    # The codec's inputs are all that could show a mistake: one that changes nothing is none here.
+    return None if tensor.level == "codec" else False
+
+
+def _distinct(kit: Kit, names: Iterable[str]) -> list[str]:
+    """Leave out tensors that an operation makes from the same inputs as another."""
+    made: dict[str, str] = {}
+    for name in names:
+        tensor = kit.tensors[name]
+        # Sites that share an input share its tensor, but each has a scale of its own.
+        inputs = [
+            kit.arrays[source].tobytes() if kit.arrays[source].ndim == 0 else (source, view)
+            for source, view in tensor.inputs.values()
+        ]
+        made.setdefault(repr((inputs, tensor.attributes)), name)
+    return list(made.values())
 
 
 def by_level(coverage: Iterable[Coverage]) -> dict[str, list[Coverage]]:

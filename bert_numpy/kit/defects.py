@@ -141,6 +141,10 @@ def _clip(x: Array, fmt: IntFormat) -> Array:
     return np.clip(x, fmt.min_code, fmt.max_code)
 
 
+def _clipped_to_all_codes(x: Array, fmt: IntFormat, zero: int) -> Array:
+    return np.clip(np.rint(x) + zero, np.iinfo(fmt.code_dtype).min, fmt.max_code)
+
+
 def _half_away(x: Array) -> Array:
     return np.copysign(np.floor(np.abs(x) + 0.5), x)
 
@@ -392,6 +396,23 @@ def _codec_defects() -> Iterator[Defect]:
     yield Defect(
         "ties rounded away from zero",
         _integer(lambda x, fmt, zero: _clip(_half_away(x) + zero, fmt)),
+    )
+    yield Defect(
+        "ties rounded up",
+        _integer(lambda x, fmt, zero: _clip(np.floor(x + 0.5) + zero, fmt)),
+    )
+    yield Defect("clipping to one code beyond the smallest", _integer(_clipped_to_all_codes))
+    yield Defect(
+        "zero point off by one",
+        _integer(lambda x, fmt, zero: _clip(np.rint(x) + zero + (zero != 0), fmt)),
+    )
+    yield Defect(
+        "zero point off by one",
+        _integer(lambda x, fmt, zero: _clip(np.rint(x) + zero - (zero != 0), fmt)),
+    )
+    yield Defect(
+        "clipping before the zero point is added",
+        _integer(lambda x, fmt, zero: _clip(np.rint(x), fmt) + zero),
     )
     yield Defect("truncation", _integer(lambda x, fmt, zero: _clip(np.trunc(x) + zero, fmt)))
     yield Defect(

@@ -146,7 +146,7 @@ def diagnose(
         causes |= search.causes
         advance(1)
     further = [name for name in differing if name not in searches]
-    searches |= _further(kit, found, differing, further, searches)
+    searches |= _further(kit, found, differing, further, searches, (given, fixed))
     counts = {
         defect.name: sum(defect.name in search.causes for search in searches.values())
         for defect in (*DEFECTS, *(defect for tier in TOLERANT for defect in tier))
@@ -182,6 +182,7 @@ def _searched(
     given: _Fixed,
     fixed: _Fixed,
     likely: set[str],
+    everything: bool = True,
 ) -> _Search:
     """Plant every known defect on the way to a tensor, those without tolerance first.
 
@@ -189,18 +190,15 @@ def _searched(
     no others are planted.
     """
     search = _Search()
-    if likely:
-        _plant(kit, root, found, mask, given, fixed, _named(DEFECTS, likely), search)
-        for tier in TOLERANT:
-            if search.causes:
-                return search
-            _plant(kit, root, found, mask, given, fixed, _named(tier, likely), search)
+    for defects in (DEFECTS, *TOLERANT):
+        if likely and not search.causes:
+            _plant(kit, root, found, mask, given, fixed, _named(defects, likely), search)
+    if search.causes or not everything:
+        return search
     search = _Search()
-    _plant(kit, root, found, mask, given, fixed, DEFECTS, search)
-    for tier in TOLERANT:
-        if search.causes:
-            break
-        _plant(kit, root, found, mask, given, fixed, tier, search)
+    for defects in (DEFECTS, *TOLERANT):
+        if not search.causes:
+            _plant(kit, root, found, mask, given, fixed, defects, search)
     return search
 
 
@@ -270,6 +268,7 @@ def _further(
     differing: Mapping[str, npt.NDArray[np.bool_]],
     names: list[str],
     searches: Mapping[str, _Search],
+    kits: tuple[_Fixed, _Fixed],
 ) -> dict[str, _Search]:
     """Search the tensors that do not follow from the candidate's own, which differ before them.
 
@@ -305,9 +304,16 @@ def _further(
 
         operation = kit.tensors[name].operation
         causes = known.setdefault(operation, set())
-        search = _Search()
-        if causes or unknown.get(operation, 0) < _TRIED:
-            search = _searched(kit, name, found, mask, given, own, causes)
+        # An operation may have been tested alone, on the kit's inputs.
+        ways = ((mask, given, own), (differing[name], *kits))
+        everything = unknown.get(operation, 0) < _TRIED
+        for whole in (False, True) if everything else (False,):
+            for how in ways:
+                search = _searched(kit, name, found, *how, causes, whole)
+                if search.causes:
+                    break
+            if search.causes:
+                break
         causes |= search.causes
         unknown[operation] = unknown.get(operation, 0) + (not search.causes)
         results[name] = search

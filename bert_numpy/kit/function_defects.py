@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bert_numpy.kit.operand_defects import FOUND, Defective, Named
+from bert_numpy.kit.operand_defects import FOUND, Alone, Defective, Named
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs
 from bert_numpy.kit.spans import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Span, Working
 from npfp8.arrays import Array
@@ -312,7 +312,7 @@ def _wrong_norms(working: Working) -> Iterator[Named]:
         "weight and bias of LayerNorm rounded to bfloat16": {"parameters": round_to_bfloat16},
         "weight and bias of LayerNorm rounded to float16": {"parameters": _to_float16},
     }
-    for eps in EPS:
+    for eps in EPS if working in (FLOAT64, FLOAT32) else ():
         changes[f"eps of {eps:g}"] = {"eps": eps}
         changes[f"eps of {eps:g}, outside the root"] = {"eps": eps, "outside": True}
     for name, change in changes.items():
@@ -331,7 +331,9 @@ def function_defects() -> Iterator[Named]:
     yield "sum in float16", {"add": _added(np.float16)}
     for name, change in _FACTORS.items():
         yield name, {"multiply": _multiplied(change)}
-    yield "1/sqrt(d) of another d", {"multiply": _of_another_size}
+    yield "1/sqrt(d) of all heads' features, not of one's", {"multiply": _of_all_heads}
+    yield "1/sqrt(d) of another d", Alone(multiply=_of_another_size)
+    yield "tanh left out", {"activation": _without_tanh}
 
 
 def _precise(x: Array, attributes: Attributes) -> Array:
@@ -367,6 +369,18 @@ def _multiplied(change: Callable[[float], list[float]]) -> Defective:
         return x
 
     return multiply
+
+
+def _of_all_heads(inputs: Inputs, attributes: Attributes) -> Array | None:
+    x = inputs["x"]
+    if x.ndim != 4 or x.shape[1] < 2:
+        return None
+    factor = np.float32(attributes["factor"] / np.sqrt(x.shape[1]))
+    return OPERATIONS["multiply"]({"x": x}, {**attributes, "factor": float(factor)})
+
+
+def _without_tanh(inputs: Inputs, attributes: Attributes) -> Array | None:
+    return _precise(inputs["x"], attributes) if attributes["function"] == "tanh" else None
 
 
 def _of_another_size(inputs: Inputs, attributes: Attributes) -> Array | None:

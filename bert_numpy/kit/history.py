@@ -7,6 +7,7 @@ operation may look at how its inputs came about.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -48,31 +49,31 @@ class Traced(dict[str, Array]):
         """Return an input as it is before the operation's view of it."""
         return self._value(self._kit.tensors[self._name].inputs[role].tensor)
 
-    def other_scale(self) -> Array | None:
-        """Return the scale of the other operand of the product that reads this tensor.
+    def other_operand(self) -> Made | None:
+        """Return how the other operand of the product came about that reads this tensor.
 
-        None if no product reads it, or the scale was not given.
+        None if no product reads it, or the other operand is given.
         """
         for tensor in self._kit.tensors.values():
-            operands = {role: reference.tensor for role, reference in tensor.inputs.items()}
-            if tensor.operation == "sum" and self._name in (operands["a"], operands["b"]):
-                other = "b_scale" if operands["a"] == self._name else "a_scale"
-                for user in self._kit.tensors.values():
-                    reads = user.inputs.get("sum")
-                    if reads is not None and reads.tensor == tensor.name and other in user.inputs:
-                        return self._value(user.inputs[other].tensor)
+            if tensor.operation == "sum":
+                a, b = (tensor.inputs[role].tensor for role in ("a", "b"))
+                if self._name in (a, b):
+                    return _made(self._kit, b if a == self._name else a, self._value)
         return None
+
+    def of_layer_before(self, role: str) -> Array | None:
+        """Return the parameter that the layer before has in the place of an input, if any."""
+        name, view = self._kit.tensors[self._name].inputs[role]
+        layer = re.fullmatch(r"(weights/.*\blayers?\.)(\d+)(\..*)", name)
+        if layer is None:
+            return None
+        other = f"{layer[1]}{int(layer[2]) - 1}{layer[3]}"
+        return apply_view(self._kit.arrays[other], view) if other in self._kit.arrays else None
 
     def source(self, role: str) -> Made:
         """Return how the input of a role came about."""
         name, _ = self._kit.tensors[self._name].inputs[role]
-        tensor = self._kit.tensors[name]
-        inputs = {
-            key: apply_view(self._value(reference.tensor), reference.view)
-            for key, reference in tensor.inputs.items()
-        }
-        traced = Traced(inputs, self._kit, name, self._value)
-        return Made(tensor.operation, traced, tensor.attributes)
+        return _made(self._kit, name, self._value)
 
 
 class Made(NamedTuple):
@@ -81,3 +82,12 @@ class Made(NamedTuple):
     operation: str
     inputs: Traced
     attributes: Mapping[str, Any]
+
+
+def _made(kit: Kit, name: str, value: Callable[[str], Array]) -> Made:
+    tensor = kit.tensors[name]
+    inputs = {
+        key: apply_view(value(reference.tensor), reference.view)
+        for key, reference in tensor.inputs.items()
+    }
+    return Made(tensor.operation, Traced(inputs, kit, name, value), tensor.attributes)

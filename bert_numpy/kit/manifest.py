@@ -225,8 +225,8 @@ class Kit:
         >>> kit = open_kit()
         >>> next(kit.cases("decode", "codec"))
         <Case codec/E4M3FN/values: codes (256,) -> (256,)>
-        >>> len(list(kit.cases(level="codec")))
-        60
+        >>> len(list(kit.cases("decode", "codec")))
+        15
         """
         for argument, value, known in (
             ("operation", operation, ("given", *OPERATIONS)),

@@ -29,7 +29,7 @@ Named = tuple[str, dict[str, Any]]
 
 
 class Together(dict[str, Any]):
-    """Defective operations that a backend has together: none of them is planted without the rest."""
+    """Defective operations that a backend has together: none is planted without the rest."""
 
 
 class Alone(dict[str, Any]):

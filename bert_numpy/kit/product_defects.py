@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from bert_numpy.kit.history import Traced
+from bert_numpy.kit.history import Made, Traced
 from bert_numpy.kit.operand_defects import Alone, Defective, Named, Together
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
 from bert_numpy.kit.spans import FLOAT32, Span
 from npfp8 import decode, encode
 from npfp8.arrays import Array, Float32Array, blas_product
 from npfp8.bfloat16 import round_to_bfloat16
-from npfp8.formats import FORMATS, FloatFormat
+from npfp8.formats import FORMATS, FloatFormat, IntFormat
 
 __all__ = ["product_defects", "tolerant_sums"]
 
@@ -62,6 +62,17 @@ def _sum_defects() -> Iterator[Named]:
     yield "float32 accumulation in pairs", Alone(sum=_in_runs(1, _in_pairs))
     name = "float32 accumulation, from the last product to the first"
     yield name, Alone(sum=_in_runs(1, _back))
+    yield "right operand in the other order of storage", Alone(sum=_other_storage)
+    yield "last element of K left out", Alone(sum=_without_the_last)
+    yield "NaN codes read as numbers", Alone(sum=_without_nan)
+    yield "integer accumulation in 16 bits, saturating", Alone(sum=_in_16_bits(saturate=True))
+    yield "integer accumulation in 16 bits, wrapping", Alone(sum=_in_16_bits(saturate=False))
+    parameters = {"sum": ("b",), "scale_sum": ("b_scale", "bias"), "layer_norm": ("weight", "bias")}
+    name = "parameters of the layer before"
+    yield name, {op: _of_layer_before(op, roles) for op, roles in parameters.items()}
+    yield "last token instead of the first", {"product": _by_rows(lambda x: x[-1:])}
+    mean = _by_rows(lambda x: x.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32))
+    yield "mean of the tokens instead of the first", {"product": mean}
 
 
 def _forward(parts: Sequence[Array]) -> Array:
@@ -154,6 +165,82 @@ def _interleaved(lanes: int) -> Defective:
         return np.asarray(_in_halves(list(total)) + np.float32(0), np.float32)
 
     return sums
+
+
+def _other_storage(inputs: Inputs, attributes: Attributes) -> Array | None:
+    """Read an operand (K, N) that is stored by rows as one that is stored by columns."""
+    b = inputs["b"]
+    if b.ndim < 2 or "b_zero_point" in inputs:
+        return None
+    k, n = b.shape[-2:]
+    other = np.ascontiguousarray(b).reshape(*b.shape[:-2], n, k).swapaxes(-1, -2)
+    return OPERATIONS["sum"]({**inputs, "b": np.ascontiguousarray(other)}, attributes)
+
+
+def _without_the_last(inputs: Inputs, attributes: Attributes) -> Array | None:
+    if inputs["a"].shape[-1] < 2 or attributes.get("block") is not None:
+        return None
+    if any(attributes[name].get("axis") is not None for name in ("a", "b")):
+        return None
+    parts = {"a": inputs["a"][..., :-1], "b": inputs["b"][..., :-1, :]}
+    parts = {name: np.ascontiguousarray(x) for name, x in parts.items()}
+    return OPERATIONS["sum"]({**inputs, **parts}, attributes)
+
+
+def _without_nan(inputs: Inputs, attributes: Attributes) -> Array | None:
+    """Read E4M3FN's code of NaN as 480."""
+    if any(attributes[name]["fmt"] != "E4M3FN" for name in ("a", "b")):
+        return None
+    if attributes.get("block") is not None:
+        return None
+    a, b = (FORMATS["E4M3FN"].values[inputs[name]] for name in ("a", "b"))  # type: ignore[union-attr]
+    codes = (inputs["a"], inputs["b"])
+    a, b = (
+        np.where(np.isnan(x), np.where(code & 0x80, -480.0, 480.0), x)
+        for x, code in zip((a, b), codes, strict=True)
+    )
+    return np.asarray(blas_product(a, b).astype(np.float32) + np.float32(0), np.float32)
+
+
+def _in_16_bits(*, saturate: bool) -> Defective:
+    def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
+        formats = [FORMATS[attributes[name]["fmt"]] for name in ("a", "b")]
+        if not all(isinstance(fmt, IntFormat) for fmt in formats):
+            return None
+        if (values := _values(inputs, attributes)) is None:
+            return None
+        a, b = (x.astype(np.int64) for x in values)
+        total = np.zeros(np.broadcast_shapes(a[..., :1].shape, b[..., :1, :].shape), np.int64)
+        for k in range(a.shape[-1]):
+            total = total + a[..., k, None] * b[..., k, None, :]
+            if saturate:
+                total = np.clip(total, -(2**15), 2**15 - 1)
+        return total.astype(np.int16).astype(np.float32)
+
+    return sums
+
+
+def _of_layer_before(operation: str, roles: Sequence[str]) -> Defective:
+    def function(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if not isinstance(inputs, Traced):
+            return None
+        others = {role: inputs.of_layer_before(role) for role in roles if role in inputs}
+        changed = {role: x for role, x in others.items() if x is not None}
+        return OPERATIONS[operation]({**inputs, **changed}, attributes) if changed else None
+
+    return function
+
+
+def _by_rows(change: Callable[[Array], Array]) -> Defective:
+    """Make the product of other rows than the first."""
+
+    def product(inputs: Inputs, attributes: Attributes) -> Array | None:
+        if not isinstance(inputs, Traced) or inputs.view("a") != "first_row":
+            return None
+        rows = np.ascontiguousarray(change(inputs.viewed("a")))
+        return OPERATIONS["product"]({**inputs, "a": rows}, attributes)
+
+    return product
 
 
 def tolerant_sums() -> Iterator[list[Named]]:
@@ -329,17 +416,20 @@ def _quantizing_defects() -> Iterator[Named]:
             lambda x, s, fmt: np.exp2(np.floor(np.log2(s))),
             lambda x, s, fmt: np.exp2(np.rint(np.log2(s))),
         ],
-        "scale of these numbers, not the given one": [_dynamic, _dynamic_by_row],
+        "scale of these numbers, not the given one": [_dynamic, *map(_dynamic_along, (-1, -2))],
     }
     for name, ways in scales.items():
         for change in ways:
             yield name, Alone(quantize=_rescaled(change))
-    yield "scale of the other operand", {"quantize": _by_the_other_scale}
+    yield "scale of the other operand", Alone(quantize=_by_the_other_scale)
+    yield "operands exchanged (queries for keys)", Alone(quantize=_exchanged)
+    name = "numbers and scale rounded to bfloat16, and their quotient"
+    yield name, Alone(quantize=_narrow_quotient)
     for per_channel in (_largest, _first):
         yield "one scale for all channels", {"quantize": _one_for_all(per_channel)}
     narrow = {"float16": _to_float16, "bfloat16": round_to_bfloat16}
     for name, to in narrow.items():
-        yield f"numbers rounded to {name} before they are quantized", {"quantize": _prepared(to)}
+        yield f"numbers rounded to {name} before they are quantized", Alone(quantize=_prepared(to))
 
 
 def _rescaled(change: Callable[[Array, Array, str], Array | None]) -> Defective:
@@ -364,6 +454,14 @@ def _by_maximum(place: int) -> Callable[[Array, Array, str], Array | None]:
     return lambda x, scale, fmt: _over_another(scale, fmt, place)
 
 
+def _narrow_quotient(inputs: Inputs, attributes: Attributes) -> Array | None:
+    if attributes.get("axis") is not None:
+        return None
+    x, scale = (round_to_bfloat16(inputs[role]) for role in ("x", "scale"))
+    how = {"x": round_to_bfloat16(np.asarray(x / scale)), "scale": np.float32(1)}
+    return OPERATIONS["quantize"]({**inputs, **how}, attributes)
+
+
 def _times_ratio(place: int) -> Callable[[Array, Array, str], Array | None]:
     def change(x: Array, scale: Array, fmt: str) -> Array | None:
         right = FORMATS[fmt]
@@ -382,20 +480,37 @@ def _dynamic(x: Array, scale: Array, fmt: str) -> Array | None:
     return np.asarray(np.abs(x).max() / np.float32(right.max))
 
 
-def _dynamic_by_row(x: Array, scale: Array, fmt: str) -> Array | None:
-    right = FORMATS[fmt]
-    if not isinstance(right, FloatFormat) or x.ndim < 2 or not x.size:
-        return None
-    return np.asarray(np.abs(x).max(axis=-1, keepdims=True) / np.float32(right.max))
+def _dynamic_along(axis: int) -> Callable[[Array, Array, str], Array | None]:
+    def change(x: Array, scale: Array, fmt: str) -> Array | None:
+        right = FORMATS[fmt]
+        if not isinstance(right, FloatFormat) or x.ndim < 2 or not x.size:
+            return None
+        return np.asarray(np.abs(x).max(axis=axis, keepdims=True) / np.float32(right.max))
+
+    return change
 
 
 def _by_the_other_scale(inputs: Inputs, attributes: Attributes) -> Array | None:
-    if not isinstance(inputs, Traced) or attributes.get("axis") is not None:
+    made = _other_operand(inputs)
+    if made is None or attributes.get("axis") is not None or made.inputs["scale"].ndim:
         return None
-    scale = inputs.other_scale()
-    if scale is None or scale.ndim:
+    return OPERATIONS["quantize"]({**inputs, "scale": made.inputs["scale"]}, attributes)
+
+
+def _exchanged(inputs: Inputs, attributes: Attributes) -> Array | None:
+    """Quantize what the other operand of the product is made of."""
+    made = _other_operand(inputs)
+    if made is None:
         return None
-    return OPERATIONS["quantize"]({**inputs, "scale": scale}, attributes)
+    x = np.ascontiguousarray(made.inputs["x"].swapaxes(-1, -2))
+    if x.shape != inputs["x"].shape:
+        return None
+    return OPERATIONS["quantize"]({**inputs, "x": x}, attributes)
+
+
+def _other_operand(inputs: Inputs) -> Made | None:
+    made = inputs.other_operand() if isinstance(inputs, Traced) else None
+    return made if made is not None and made.operation == "quantize" else None
 
 
 def _one_for_all(choose: Callable[[Array], Array]) -> Defective:

@@ -54,7 +54,7 @@ static uint8_t encode(float x)
 
     int exponent = (int)(magnitude >> 23) - 127;
     uint32_t significand = (magnitude & 0x7FFFFF) | 0x800000;
-    if (exponent > 8) return sign | 0x7E;
+    if (exponent > 8) return sign | (is("fnuz") ? 0x7F : 0x7E);
     int shift = 20;
     int subnormal = exponent < -6;
     if (subnormal) shift += -6 - exponent;
@@ -98,8 +98,7 @@ static uint8_t encode(float x)
         if (code > 0x7F) code = 0x7F;
         return code ? sign | code : 0;
     }
-    if (is("largest_is_480")) { if (code > 0x7F) code = 0x7F; }
-    else if (code > 0x7E) code = 0x7E;
+    if (code > 0x7E) code = 0x7E;
     if (is("flush_subnormal_codes") && code < 8) code = 0;
     if (is("zero_unsigned") && code == 0) sign = 0;
     return sign | code;

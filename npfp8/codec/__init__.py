@@ -111,8 +111,9 @@ def encode(
         value (as SoftFloat and RISC-V's vfncvt.rod), although its significand may be even;
         "stochastic" gives infinity or NaN.
 
-        "special": infinity or NaN in every rounding, as the conversion table of OFP8 has it
-        for the one rounding that it defines, to nearest.
+        "special": infinity or NaN in every rounding. The conversion table of OFP8 (revision
+        1.0, table 3) says so for the one rounding that it defines, to nearest; whether it holds
+        for others is disputed (riscv-isa-sim, issue 2284; ``docs/codec.md``).
 
         An infinity is no overflow: it stays infinity (or becomes NaN) in every rounding.
     rng : numpy.random.Generator
