@@ -68,6 +68,7 @@ def add_vector_commands(command: AddCommand) -> None:
     ):
         add(
             f"--{name}",
+            dest="code_formats" if name == "format" else name,  # others are names of recipes
             action=None if name == "direction" else "append",
             type=one_of(known),
             choices=known,
@@ -106,7 +107,7 @@ def _vectors(arguments: argparse.Namespace) -> Outcome:
         names = [
             path.name
             for path in write_all_vectors(
-                folder, arguments.format, modes, arguments.source, arguments.form
+                folder, arguments.code_formats, modes, arguments.source, arguments.form
             )
         ]
     size = sum(path.stat().st_size for path in out.iterdir())
