@@ -551,7 +551,7 @@ def test_vectors_without_results(tmp_path: Path, capsys: Capture) -> None:
     file.write_text(format_vectors(vectors), encoding="utf-8")
     assert error_of(capsys, ["golden", "check-vectors", str(file)]) == (
         f"{file}: expected the column 'found' (a line '# columns: input expected found', and an "
-        "implementation's codes in the third), found 'flags'"
+        "implementation's results in the last), found 'flags'"
     )
 
 
