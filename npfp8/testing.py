@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from npfp8.arguments import array_of, flag, integer, require_function
+from npfp8.arguments import array_of, choice, flag, integer, require_function, wrong_array
 from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits
-from npfp8.codec import decode, encode
+from npfp8.codec import ROUNDINGS, decode, encode
 from npfp8.decoder_mistakes import differing_values, explain_values
 from npfp8.dialects import check_block_quantizer
 from npfp8.formats import FloatFormat, as_float_format
@@ -206,9 +206,14 @@ ignored)
     require_function("encoder", encoder)
     fmt, saturate = as_float_format(fmt), flag("saturate", saturate)
     x = _inputs(fmt)
+    rounding = choice("rounding", rounding, ROUNDINGS)
     how: dict[str, Any] = {"rounding": rounding, "overflow": overflow}
+    words = None if random_bits is None else _words(random_bits, x.size)
+    if bit_count is not None:
+        bit_count = integer("bit_count", bit_count)
     if rounding == "stochastic":
-        words = _words(random_bits, x.size)
+        if words is None:
+            raise ValueError("random_bits: expected an array for stochastic rounding, found None")
         how |= {"random_bits": words, "bit_count": bit_count}
         found = np.asarray(encoder(x, words))  # type: ignore[call-arg]
     else:
@@ -228,12 +233,12 @@ ignored)
 
 
 def _words(
-    random_bits: npt.NDArray[np.unsignedinteger[Any]] | None, size: int
+    random_bits: npt.NDArray[np.unsignedinteger[Any]], size: int
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Return as many random words as there are inputs."""
-    if random_bits is None:
-        raise ValueError("random_bits: expected an array for stochastic rounding, found None")
     words = array_of("random_bits", random_bits).reshape(-1)
+    if words.dtype.kind != "u":
+        raise wrong_array("random_bits", "unsigned integers", words, random_bits)
     if words.size < size:
         raise ValueError(f"random_bits: expected at least {size} words, found {words.size}")
     return words[:size]
