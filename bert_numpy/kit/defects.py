@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +37,10 @@ _ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
 
 @dataclass(frozen=True, eq=False)
 class Defect:
-    """A defect: its name, and its defective operations by name."""
+    """A defect: its name, and its defective operations (:data:`Defective`) by name."""
 
     name: str
-    operations: Mapping[str, Defective] = field(repr=False)
+    operations: Mapping[str, Any] = field(repr=False)
 
 
 # Encoding

@@ -193,7 +193,7 @@ def _without_nan(inputs: Inputs, attributes: Attributes) -> Array | None:
         return None
     if attributes.get("block") is not None:
         return None
-    a, b = (FORMATS["E4M3FN"].values[inputs[name]] for name in ("a", "b"))  # type: ignore[union-attr]
+    a, b = (FORMATS["E4M3FN"].values[inputs[name]] for name in ("a", "b"))
     codes = (inputs["a"], inputs["b"])
     a, b = (
         np.where(np.isnan(x), np.where(code & 0x80, -480.0, 480.0), x)
