@@ -381,6 +381,7 @@ SCALINGS = {
     "scale of the right operand left out": lambda t, a, b, c: t * a + c,
     "scale of the left operand left out": lambda t, a, b, c: t * b + c,
     "scale of the left operand for both": lambda t, a, b, c: t * (a * a) + c,
+    "scale of the left operand applied twice": lambda t, a, b, c: t * (a * a * b) + c,
     "scale of the right operand for both": lambda t, a, b, c: t * (b * b) + c,
     "scale inverted": lambda t, a, b, c: t * (F(1) / a) * (F(1) / b) + c,
     "scales multiplied in float64": lambda t, a, b, c: (
@@ -430,6 +431,15 @@ def test_multiplication_by_the_reciprocal_of_the_scale(kit):
     x, scale = kit.inputs(name).values()
     report = verify(kit, {name: to_e4m3(x * (F(1) / scale))})
     assert report.first.causes[0] == "multiplication by the reciprocal of the scale"
+
+
+def test_quotients_in_float64(kit):
+    """The float32 quotient is a tie, the exact one lies beside it."""
+    name = "operator/quantize-e4m3fn-ties/codes"
+    x, scale = kit.inputs(name).values()
+    codes = to_e4m3(x.astype(np.float64) / np.float64(scale))
+    report = verify(kit, {name: codes})
+    assert report.first is None or "quotient in float64" in report.first.causes
 
 
 RESULTS = {
