@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from npfp8.arguments import array_of, flag, integer, require_function
+from npfp8.arguments import array_of, choice, flag, integer, require_function
 from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits
-from npfp8.codec import decode, encode
+from npfp8.codec import ROUNDINGS, decode, encode
 from npfp8.decoder_mistakes import differing_values, explain_values
 from npfp8.dialects import check_block_quantizer
 from npfp8.formats import FloatFormat, as_float_format
@@ -206,6 +206,7 @@ ignored)
     require_function("encoder", encoder)
     fmt, saturate = as_float_format(fmt), flag("saturate", saturate)
     x = _inputs(fmt)
+    rounding = choice("rounding", rounding, ROUNDINGS)
     how: dict[str, Any] = {"rounding": rounding, "overflow": overflow}
     if rounding == "stochastic":
         words = _words(random_bits, x.size)

@@ -609,13 +609,18 @@ def write_all_vectors(
     E4M3FN-decode-bfloat16.txt
     """
     folder, paths = path_of("folder", folder), []
-    for name, given in (("formats", formats), ("modes", modes), ("sources", sources)):
-        if given is not None:
-            require_iterable(name, given, "names")
-    chosen = [as_float_format(fmt) for fmt in formats or FLOAT_FORMATS]
-    kinds = [choice("sources", source, SOURCES) for source in sources or SOURCES]
+    names: dict[str, list[Any]] = {}
+    for name, given, usual in (
+        ("formats", formats, FLOAT_FORMATS),
+        ("modes", modes, DEFAULT_MODES),
+        ("sources", sources, SOURCES),
+    ):
+        require_iterable(name, usual if given is None else given, "names")
+        names[name] = list(usual if given is None else given)
+    chosen = [as_float_format(fmt, "formats") for fmt in names["formats"]]
+    kinds = [choice("sources", source, SOURCES) for source in names["sources"]]
     suffix = named("form", form, FORMS).suffix
-    known = [choice("modes", mode, (*MODES, DECODE)) for mode in modes or DEFAULT_MODES]
+    known = [choice("modes", mode, (*MODES, DECODE)) for mode in names["modes"]]
     for fmt in chosen:
         for mode in known:
             for source in kinds:

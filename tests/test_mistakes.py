@@ -65,7 +65,7 @@ def test_the_boundaries_tell_apart_every_two_mistakes(fmt):
     x = np.concatenate([edges, other_numbers(fmt)])
     nan = np.zeros(256, bool)
     nan[list(fmt.nan_codes)] = True
-    for how in BEHAVIOURS:
+    for how in BEHAVIOURS if fmt in (E4M3FN, E5M2, E8M0FNU) else BEHAVIOURS[:: len(BEHAVIOURS) - 2]:
         groups = {}
         saturate, rounding, overflow = how
         right = ("right", lambda x: encode(x, fmt, saturate, rounding=rounding, overflow=overflow))  # noqa: B023
@@ -109,24 +109,25 @@ def test_the_vectors_name_every_mistake(fmt, mode):
         bit_count=how.bit_count,
     )
     first, seen = {}, 0
-    for name, encoder in known:
+    every_third = list(MODES).index(mode) % 3
+    for i, (name, encoder) in enumerate(known):
         codes = np.asarray(encoder(x))
         if not (wrong := differing(vectors.codes, codes, fmt)).any():
             continue
         key = np.where(np.isnan(fmt.values[codes]), np.uint8(255), codes).tobytes()
-        report = check_results(results(vectors, codes))
-        assert report.cause == first.setdefault(key, name), name
-        assert report.wrong == report.explained == wrong.sum()
+        first.setdefault(key, name)
         seen += 1
+        if i % 3 == every_third:  # each mistake in a third of the modes
+            report = check_results(results(vectors, codes))
+            assert report.cause == first[key], name
+            assert report.wrong == report.explained == wrong.sum()
     assert seen > len(known) * (0.7 if fmt in (E4M3FN, E5M2) else 0.3)
 
 
 INSTRUMENTS = [
     (E4M3FN, "nearest-saturating"),
     (E5M2, "nearest"),
-    (E4M3FN, "up-ieee"),
     (E5M2, "down-ieee"),
-    (E4M3FN, "toward-zero-special"),
 ]
 
 
@@ -144,11 +145,14 @@ def test_every_mistake_by_all_three_instruments(fmt, mode):
             continue
         seen.add(name)
         cause = check_results(results(vectors, codes)).cause
+        causes = causes_by_kit(f"codec/{fmt}/{mode}", codes)
+        assert cause in causes
+        assert name in causes
+        if len(seen) % 3:  # a third by check_encoder, which takes longest
+            continue
         with pytest.raises(AssertionError) as caught:
             testing.check_encoder(encoder, fmt, how.saturate, **behaviour)
         assert str(caught.value).endswith(f"It looks like {cause}")
-        assert cause in causes_by_kit(f"codec/{fmt}/{mode}", codes)
-        assert name == cause or name in causes_by_kit(f"codec/{fmt}/{mode}", codes)
 
 
 def by_hand(x, fault=""):
@@ -363,8 +367,8 @@ def test_every_mistake_of_decoders_is_named(fmt):
         if np.array_equal(found.astype(np.float64), values, equal_nan=True):
             report = check_results(results(vectors, found.view(np.uint32)))
             assert report.cause == first[key]
-            cause = causes_by_kit(f"codec/{fmt}/values", found)
-            assert first[key] in cause
+            if fmt in (E4M3FN, E5M2):
+                assert first[key] in causes_by_kit(f"codec/{fmt}/values", found)
     assert seen > 8
 
 

@@ -238,6 +238,9 @@ def valid(
         "npfp8.testing.codes": kinds,
         "npfp8.testing.edge_cases": kinds,
         "npfp8.testing.finite_values": kinds,
+        "npfp8.vectors.VectorReport.explanation": {
+            "self": vectors.VectorReport("E4M3FN-nearest-bfloat16.txt", cases=9, wrong=0)
+        },
         "npfp8.vectors.boundary_inputs": {"source": "float32", **kinds},
         "npfp8.vectors.check_results": {"results": results},
         "npfp8.vectors.format_vectors": {"vectors": results},
