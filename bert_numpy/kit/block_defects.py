@@ -101,6 +101,9 @@ def _scale_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
     for by in (1, -1):
         yield from _everywhere("scales of the neighbouring rows", operations, _other_row(by))
     yield "scales of blocks left out", _unscaled(operations)
+    for operand in ("a", "b"):
+        name = "scales of blocks left out"
+        yield name, {"block_sum": _unscaled_sum(operations, (operand,))}
     for off in (127, 1, -1):
         name = "the bias of E8M0 left out" if off == 127 else f"a bias of E8M0 of {127 - off}"
         yield name, _bias(off)
@@ -361,11 +364,16 @@ def _unscaled(operations: Mapping[str, Defective]) -> dict[str, Defective]:
         ones = np.ones_like(inputs["x_scale"])
         return operations["dequantize"]({**inputs, "x_scale": ones}, attributes)
 
+    sums = _unscaled_sum(operations, ("a", "b"))
+    return {"block_codes": codes, "dequantize": dequantize, "block_sum": sums}
+
+
+def _unscaled_sum(operations: Mapping[str, Defective], operands: tuple[str, ...]) -> Defective:
     def sums(inputs: Inputs, attributes: Attributes) -> Array | None:
-        how = {name: {"fmt": attributes[name]["fmt"]} for name in ("a", "b")}
+        how = {name: {"fmt": attributes[name]["fmt"]} for name in operands}
         return operations["block_sum"](inputs, {**attributes, **how})
 
-    return {"block_codes": codes, "dequantize": dequantize, "block_sum": sums}
+    return sums
 
 
 def _bias(off: int) -> dict[str, Defective]:

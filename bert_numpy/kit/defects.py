@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,7 @@ from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import ROUNDINGS
 from npfp8.decoder_mistakes import decoder_mistakes
 from npfp8.formats import FLOAT_FORMATS, FORMATS, FloatFormat, IntFormat
-from npfp8.mistakes import NAN_BIASED, encoder_mistakes, fitted_mistakes
+from npfp8.mistakes import NAN_BIASED, Encoder, encoder_mistakes, fitted_mistakes
 from npfp8.products import ACCUMULATORS, Accumulator
 from npfp8.scaling import spread
 
@@ -38,10 +40,10 @@ _ROUNDING = ("add", "multiply", "softmax", "layer_norm", "activation")
 
 @dataclass(frozen=True, eq=False)
 class Defect:
-    """A defect: its name, and its defective operations by name."""
+    """A defect: its name, and its defective operations (:data:`Defective`) by name."""
 
     name: str
-    operations: Mapping[str, Defective] = field(repr=False)
+    operations: Mapping[str, Any] = field(repr=False)
 
 
 # Encoding
@@ -71,13 +73,20 @@ def _encoding(encode: Defective) -> dict[str, Defective]:
     return {"encode": encode, "quantize": quantize, "block_codes": block_codes}
 
 
+@lru_cache(maxsize=256)
+def _mistakes(
+    fmt: FloatFormat, saturate: bool, rounding: str, overflow: str
+) -> list[tuple[str, Encoder]]:
+    return encoder_mistakes(fmt, saturate, rounding, overflow)
+
+
 def _mistake(name: str, occurrence: int) -> Defective:
     """Make the encoder with a mistake of :mod:`npfp8.mistakes`."""
 
     def encode(inputs: Inputs, attributes: Attributes) -> Array | None:
         fmt, x = FORMATS[attributes["fmt"]], inputs["x"]
         assert isinstance(fmt, FloatFormat)
-        known = encoder_mistakes(fmt, *_behaviour(attributes))
+        known = _mistakes(fmt, *_behaviour(attributes))
         encoders = [mistaken for other, mistaken in known if other == name]
         if occurrence >= len(encoders):
             return None
@@ -139,6 +148,11 @@ def _integer(change: Callable[[Array, IntFormat, int], Array]) -> dict[str, Defe
 
 def _clip(x: Array, fmt: IntFormat) -> Array:
     return np.clip(x, fmt.min_code, fmt.max_code)
+
+
+def _added_half(x: Array) -> Array:
+    """Add a half in float32, which rounds the number below it up to 1."""
+    return np.floor(x.astype(np.float32) + np.float32(0.5)).astype(np.float64)
 
 
 def _clipped_to_all_codes(x: Array, fmt: IntFormat, zero: int) -> Array:
@@ -396,6 +410,9 @@ def _codec_defects() -> Iterator[Defect]:
     yield Defect(
         "ties rounded away from zero",
         _integer(lambda x, fmt, zero: _clip(_half_away(x) + zero, fmt)),
+    )
+    yield Defect(
+        "ties rounded up", _integer(lambda x, fmt, zero: _clip(_added_half(x) + zero, fmt))
     )
     yield Defect(
         "ties rounded up",

@@ -6,7 +6,7 @@ tensors. There each known defect is planted in turn; one that makes every elemen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,10 +29,6 @@ _NAMED = 3
 
 #: The tensors of an operation without a cause, after which later ones are not searched.
 _TRIED = 3
-
-#: A cause is not named where another explains so many times as many tensors: by chance two
-#: defects make the same tensor, if it is small.
-_RARE = 4
 
 _Fixed = Callable[[str], "Array | None"]
 
@@ -147,30 +143,35 @@ def diagnose(
         advance(1)
     further = [name for name in differing if name not in searches]
     searches |= _further(kit, found, differing, further, searches, (given, fixed))
-    counts = {
-        defect.name: sum(defect.name in search.causes for search in searches.values())
-        for defect in (*DEFECTS, *(defect for tier in TOLERANT for defect in tier))
-    }
-    order = {name: i for i, name in enumerate(counts)}
+    defects = (*DEFECTS, *(defect for tier in TOLERANT for defect in tier))
+    order = {name: i for i, name in enumerate(dict.fromkeys(item.name for item in defects))}
+    explained: dict[str, set[str]] = {}
+    for root, search in searches.items():
+        for name in search.causes:
+            explained.setdefault(name, set()).add(root)
 
-    def likely(causes: set[str]) -> list[str]:
-        most = max((counts[name] for name in causes), default=0)
-        return [name for name in causes if counts[name] * _RARE > most]
+    def named(search: _Search) -> tuple[str, ...]:
+        # By chance two defects make the same tensor, if it is small. Then one that makes others,
+        # too, is the cause, and one that makes some of these alone is not.
+        likely = [
+            name
+            for name in search.causes
+            if not any(explained[name] < explained[other] for other in search.causes)
+        ]
 
-    def rank(name: str, search: _Search) -> tuple[int, bool, int]:
-        return -counts[name], name not in search.alone, order[name]
+        def rank(name: str) -> tuple[int, bool, int]:
+            return -len(explained[name]), name not in search.alone, order[name]
+
+        return tuple(sorted(likely, key=rank))
 
     return {
-        root: Diagnosis(
-            tuple(sorted(likely(search.causes), key=lambda name, of=search: rank(name, of))),
-            () if search.causes else _best(search.partial.values()),
-        )
+        root: Diagnosis(named(search), () if search.causes else _best(search.partial.values()))
         for root, search in searches.items()
     }
 
 
-def _best(partial: object) -> tuple[Partial, ...]:
-    items = sorted(partial, key=lambda item: item.changed - item.explained)  # type: ignore[call-overload]
+def _best(partial: Iterable[Partial]) -> tuple[Partial, ...]:
+    items = sorted(partial, key=lambda item: item.changed - item.explained)
     return tuple(items[:_NAMED])
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bert_numpy.kit.operand_defects import FOUND, Alone, Defective, Named
+from bert_numpy.kit.operand_defects import FOUND, Alone, Defective, Named, Spanning
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs
 from bert_numpy.kit.spans import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Span, Working
 from npfp8.arrays import Array
@@ -78,12 +78,12 @@ def _right(working: Working) -> Iterator[Named]:
                 "layer_norm": _layer_norm(working, after=_to_float16),
             },
         )
-        both = {"after": _to_float16, "before": _to_float16}
-        yield f"softmax, {_OF_FLOAT16}", {"softmax": _softmax(working, **both)}
+        softmax = _softmax(working, after=_to_float16, before=_to_float16)
+        yield f"softmax, {_OF_FLOAT16}", {"softmax": softmax}
         for function, (label, formula) in _ACTIVATIONS.items():
             made = _activation(formula, working, (function,), _to_float16)
             yield name, {"activation": made}
-            made = _activation(formula, working, (function,), **both)
+            made = _activation(formula, working, (function,), _to_float16, _to_float16)
             yield f"{label}, {_OF_FLOAT16}", {"activation": made}
 
 
@@ -119,7 +119,7 @@ def _activation(
     asked: tuple[str, ...],
     after: Callable[[Array], Array] | None = None,
     before: Callable[[Array], Array] | None = None,
-) -> Defective:
+) -> Spanning:
     """Make an activation by a formula, where one of some functions is asked for."""
 
     def activation(inputs: Inputs, attributes: Attributes) -> Span | None:
@@ -196,7 +196,7 @@ def _softmax(
     shifted: bool = True,
     divided: bool = True,
     after: Callable[[Array], Array] | None = None,
-) -> Defective:
+) -> Spanning:
     def softmax(inputs: Inputs, attributes: Attributes) -> Span | None:
         x = working.span(inputs["x"] if before is None else before(inputs["x"]))
         exponentials = weights(power(x - x.max() if shifted else x))
@@ -239,17 +239,17 @@ def _wrong_softmaxes(working: Working) -> Iterator[Named]:
     yield f"softmax over another axis, {how}", {"softmax": _across(_softmax(working))}
 
 
-def _across(softmax: Defective) -> Defective:
+def _across(softmax: Spanning) -> Spanning:
     """Make a softmax over the axis before the last."""
 
     def function(inputs: Inputs, attributes: Attributes) -> Span | None:
         if inputs["x"].ndim < 2:
             return None
         found = softmax({"x": inputs["x"].swapaxes(-1, -2)}, attributes)
-        assert isinstance(found, Span)
-        ends = [end.swapaxes(-1, -2) for end in (found.low, found.high)]
+        assert found is not None
+        low, high = (end.swapaxes(-1, -2) for end in (found.low, found.high))
         nan = np.broadcast_to(found.nan, found.low.shape).swapaxes(-1, -2)
-        return Span(*ends, nan, found.working)
+        return Span(low, high, nan, found.working)
 
     return function
 
@@ -268,7 +268,7 @@ def _layer_norm(
     parameters: Callable[[Array], Array] | None = None,
     left_out: tuple[str, ...] = (),
     after: Callable[[Array], Array] | None = None,
-) -> Defective:
+) -> Spanning:
     """Make LayerNorm: with eps in or outside the root, the variance of n - ``off``, and so on."""
 
     def layer_norm(inputs: Inputs, attributes: Attributes) -> Span | None:

@@ -15,11 +15,14 @@ from bert_numpy.kit.spans import Span
 from npfp8.arrays import Array
 from npfp8.formats import FORMATS
 
-__all__ = ["FOUND", "Alone", "Defective", "Named", "Together", "operand_defects"]
+__all__ = ["FOUND", "Alone", "Defective", "Named", "Spanning", "Together", "operand_defects"]
 
-#: ``(inputs, attributes) -> array``, or a span of all possible results, or None if the defect
-#: cannot show. If the candidate has this very tensor, it is an input too, called "found".
-Defective = Callable[[Inputs, Attributes], "Array | Span | None"]
+#: ``(inputs, attributes) -> array``, or None if the defect cannot show. If the candidate has
+#: this very tensor, it is an input too, called "found".
+Defective = Callable[[Inputs, Attributes], "Array | None"]
+
+#: The same with the span of all possible results.
+Spanning = Callable[[Inputs, Attributes], "Span | None"]
 
 #: The name of the candidate's tensor among the inputs.
 FOUND = "found"

@@ -71,8 +71,9 @@ def _sum_defects() -> Iterator[Named]:
     name = "parameters of the layer before"
     yield name, {op: _of_layer_before(op, roles) for op, roles in parameters.items()}
     yield "last token instead of the first", {"product": _by_rows(lambda x: x[-1:])}
-    mean = _by_rows(lambda x: x.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32))
-    yield "mean of the tokens instead of the first", {"product": mean}
+    name = "mean of the tokens instead of the first"
+    yield name, {"product": _by_rows(_mean)}
+    yield name, {"product": _by_rows(lambda x: round_to_bfloat16(_mean(x)))}
 
 
 def _forward(parts: Sequence[Array]) -> Array:
@@ -193,7 +194,7 @@ def _without_nan(inputs: Inputs, attributes: Attributes) -> Array | None:
         return None
     if attributes.get("block") is not None:
         return None
-    a, b = (FORMATS["E4M3FN"].values[inputs[name]] for name in ("a", "b"))  # type: ignore[union-attr]
+    a, b = (FORMATS["E4M3FN"].values[inputs[name]] for name in ("a", "b"))
     codes = (inputs["a"], inputs["b"])
     a, b = (
         np.where(np.isnan(x), np.where(code & 0x80, -480.0, 480.0), x)
@@ -229,6 +230,10 @@ def _of_layer_before(operation: str, roles: Sequence[str]) -> Defective:
         return OPERATIONS[operation]({**inputs, **changed}, attributes) if changed else None
 
     return function
+
+
+def _mean(x: Array) -> Array:
+    return x.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
 
 
 def _by_rows(change: Callable[[Array], Array]) -> Defective:
@@ -302,6 +307,14 @@ def _scaling_defects() -> Iterator[Named]:
         "scale of the right operand left out": [lambda t, a, b, c: t * a + c],
         "scale of the left operand for both": [lambda t, a, b, c: t * (a * a) + c],
         "scale of the right operand for both": [lambda t, a, b, c: t * (b * b) + c],
+        "scale of the left operand applied twice": [
+            lambda t, a, b, c: t * (a * a * b) + c,
+            lambda t, a, b, c: t * (a * b) * a + c,
+        ],
+        "scale of the right operand applied twice": [
+            lambda t, a, b, c: t * (a * b * b) + c,
+            lambda t, a, b, c: t * (a * b) * b + c,
+        ],
         "scale inverted": [
             lambda t, a, b, c: t / (a * b) + c,
             lambda t, a, b, c: t * ((one / a) * (one / b)) + c,
@@ -423,6 +436,7 @@ def _quantizing_defects() -> Iterator[Named]:
             yield name, Alone(quantize=_rescaled(change))
     yield "scale of the other operand", Alone(quantize=_by_the_other_scale)
     yield "operands exchanged (queries for keys)", Alone(quantize=_exchanged)
+    yield "quotient in float64", Alone(quantize=_wide_quotient)
     name = "numbers and scale rounded to bfloat16, and their quotient"
     yield name, Alone(quantize=_narrow_quotient)
     for per_channel in (_largest, _first):
@@ -452,6 +466,20 @@ def _rescaled(change: Callable[[Array, Array, str], Array | None]) -> Defective:
 
 def _by_maximum(place: int) -> Callable[[Array, Array, str], Array | None]:
     return lambda x, scale, fmt: _over_another(scale, fmt, place)
+
+
+def _wide_quotient(inputs: Inputs, attributes: Attributes) -> Array | None:
+    fmt = FORMATS[attributes["fmt"]]
+    if attributes.get("axis") is not None:
+        return None
+    quotient = inputs["x"].astype(np.float64) / np.float64(inputs["scale"])
+    if isinstance(fmt, FloatFormat):
+        return encode(quotient, fmt)
+    if not isinstance(fmt, IntFormat) or np.isnan(quotient).any():
+        return None
+    zero_point = int(inputs["zero_point"]) if "zero_point" in inputs else 0
+    codes = np.clip(np.rint(quotient) + zero_point, fmt.min_code, fmt.max_code)
+    return codes.astype(fmt.code_dtype)
 
 
 def _narrow_quotient(inputs: Inputs, attributes: Attributes) -> Array | None:

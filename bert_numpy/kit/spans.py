@@ -167,21 +167,22 @@ class Span:
 
     def max(self) -> Span:
         """Take the largest along the last axis, which stays with length 1."""
-        ends = [end.max(axis=-1, keepdims=True) for end in (self.low, self.high)]
-        return Span(*ends, self.nan.any(axis=-1, keepdims=True), self.working)
+        low, high = (end.max(axis=-1, keepdims=True) for end in (self.low, self.high))
+        nan = np.asarray(self.nan.any(axis=-1, keepdims=True))
+        return Span(low, high, nan, self.working)
 
     def through(self, change: Callable[[Float64Array], Array]) -> Span:
         """Apply a function that never exchanges two numbers, such as a rounding."""
-        ends = [np.asarray(change(end), np.float64) for end in (self.low, self.high)]
-        return Span(*ends, self.nan | np.isnan(ends[0]) | np.isnan(ends[1]), self.working)
+        low, high = (np.asarray(change(end), np.float64) for end in (self.low, self.high))
+        return Span(low, high, self.nan | np.isnan(low) | np.isnan(high), self.working)
 
     def _by(self, function: Callable[[Float64Array], Float64Array], name: str) -> Span:
         ends = [function(self.low), function(self.high)]
         return self._rounded(ends, self, self.working.error(name))
 
     def _clipped(self, least: float, largest: float) -> Span:
-        ends = [np.clip(end, least, largest) for end in (self.low, self.high)]
-        return Span(*ends, self.nan, self.working)
+        low, high = (np.clip(end, least, largest) for end in (self.low, self.high))
+        return Span(low, high, self.nan, self.working)
 
     def _rounded(self, ends: list[Float64Array], other: Span, error: float = 0.0) -> Span:
         """Make the span of all ends, each with its error: of one rounding, or a larger one."""
