@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from npfp8.arguments import array_of, choice, flag, integer, require_function
+from npfp8.arguments import array_of, choice, flag, integer, require_function, wrong_array
 from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits
 from npfp8.codec import ROUNDINGS, decode, encode
@@ -208,8 +208,12 @@ ignored)
     x = _inputs(fmt)
     rounding = choice("rounding", rounding, ROUNDINGS)
     how: dict[str, Any] = {"rounding": rounding, "overflow": overflow}
+    words = None if random_bits is None else _words(random_bits, x.size)
+    if bit_count is not None:
+        bit_count = integer("bit_count", bit_count)
     if rounding == "stochastic":
-        words = _words(random_bits, x.size)
+        if words is None:
+            raise ValueError("random_bits: expected an array for stochastic rounding, found None")
         how |= {"random_bits": words, "bit_count": bit_count}
         found = np.asarray(encoder(x, words))  # type: ignore[call-arg]
     else:
@@ -229,12 +233,12 @@ ignored)
 
 
 def _words(
-    random_bits: npt.NDArray[np.unsignedinteger[Any]] | None, size: int
+    random_bits: npt.NDArray[np.unsignedinteger[Any]], size: int
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Return as many random words as there are inputs."""
-    if random_bits is None:
-        raise ValueError("random_bits: expected an array for stochastic rounding, found None")
     words = array_of("random_bits", random_bits).reshape(-1)
+    if words.dtype.kind != "u":
+        raise wrong_array("random_bits", "unsigned integers", words, random_bits)
     if words.size < size:
         raise ValueError(f"random_bits: expected at least {size} words, found {words.size}")
     return words[:size]

@@ -287,7 +287,7 @@ def test_random_bits_are_those_that_decide():
     down = encode(numbers(vectors), E4M3FN, False, rounding="toward_zero")
     both = [
         codes
-        for x in np.unique(vectors.inputs)[::50]
+        for x in np.unique(vectors.inputs[np.abs(numbers(vectors)) < 448])[::50]
         for codes in [vectors.codes[vectors.inputs == x]]
         if (codes != down[vectors.inputs == x]).any()
     ]

@@ -9,10 +9,10 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from bert_numpy.commands.options import AddCommand, refuse
+from bert_numpy.commands.options import AddCommand
 from bert_numpy.commands.parser import one_of
 from bert_numpy.commands.report import Outcome, print_lines
-from bert_numpy.errors import reading, writing
+from bert_numpy.errors import BertNumpyError, reading, writing
 from npfp8.files import created_folder
 from npfp8.formats import FLOAT_FORMATS
 
@@ -68,6 +68,7 @@ def add_vector_commands(command: AddCommand) -> None:
     ):
         add(
             f"--{name}",
+            dest="code_formats" if name == "format" else name,  # others are names of recipes
             action=None if name == "direction" else "append",
             type=one_of(known),
             choices=known,
@@ -93,8 +94,8 @@ def add_vector_commands(command: AddCommand) -> None:
 def _vectors(arguments: argparse.Namespace) -> Outcome:
     from npfp8.vectors import DECODE, DEFAULT_MODES, write_all_vectors  # noqa: PLC0415
 
-    if arguments.direction == "decode":
-        refuse(arguments, ["mode"], "--direction encode with it, found decode")
+    if arguments.direction == "decode" and arguments.mode:
+        raise BertNumpyError("--mode: expected --direction encode with it, found decode")
     asked = list(dict.fromkeys(arguments.mode or DEFAULT_MODES))
     modes = [mode for mode in (MODES if _ALL in asked else asked) if mode != DECODE]
     if arguments.direction == "decode":
@@ -106,7 +107,7 @@ def _vectors(arguments: argparse.Namespace) -> Outcome:
         names = [
             path.name
             for path in write_all_vectors(
-                folder, arguments.format, modes, arguments.source, arguments.form
+                folder, arguments.code_formats, modes, arguments.source, arguments.form
             )
         ]
     size = sum(path.stat().st_size for path in out.iterdir())
