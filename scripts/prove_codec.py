@@ -259,7 +259,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    action = parser.add_mutually_exclusive_group(required=True)
+    action = parser.add_mutually_exclusive_group()
     action.add_argument("--write", type=Path, metavar="FILE", help="write the digests")
     action.add_argument("--check", type=Path, metavar="FILE", help="compare with them")
     parser.add_argument("--share", type=int, metavar="N", help="the edge blocks and N others only")
@@ -287,10 +287,12 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--workers", "--processes", type=int, default=2, metavar="N")
     arguments = parser.parse_args()
+    if not (arguments.roundings or arguments.write or arguments.check):
+        parser.error("expected --write, --check or --roundings")
     if not arguments.roundings and (arguments.rounding or arguments.sample):
         parser.error("--rounding and --sample: expected --roundings with them")
     if arguments.write and arguments.sample:
-        parser.error("--sample: expected --check with it")
+        parser.error("--sample: expected --check with it, or neither")
     return arguments
 
 

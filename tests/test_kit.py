@@ -38,6 +38,10 @@ from bert_numpy.kit.operations import OPERATIONS, RULES
 from bert_numpy.kit.product_defects import product_defects
 from bert_numpy.pytest_plugin import golden_kit  # noqa: F401 (a fixture)
 from npfp8.bfloat16 import round_to_bfloat16, to_bits
+from npfp8.codec import ROUNDINGS
+from npfp8.decoder_mistakes import decoder_mistakes
+from npfp8.formats import FLOAT_FORMATS
+from npfp8.mistakes import encoder_mistakes
 from npfp8.storage import Bfloat16Array, save_file
 
 EMBEDDED = ROOT / "bert_numpy" / "assets" / "bert-tiny-sst2-kit"
@@ -180,8 +184,6 @@ def plant(kit, defect, *levels):
 _NOT_IN_THE_MODEL = {
     "overflow that does not saturate",
     "NaN clamped to the largest value",
-    "rounding to nearest",
-    "overflow that saturates",
     "E5M2FNUZ instead of E5M2",
     "E4M3FN instead of E4M3FNUZ",
     "E5M2 instead of E5M2FNUZ",
@@ -190,12 +192,45 @@ _NOT_IN_THE_MODEL = {
     "exact sums of blocks of K, added in float32",
     "accumulation in CDNA3's matrix cores",
     "zero point left out",
-    "ties rounded up",
     "clipping to one code beyond the smallest",
     "zero point off by one",
     "clipping before the zero point is added",
     "softmax without taking the largest element off",
+    # Its numbers are neither NaN nor infinite, nor beyond the largest value, nor subnormal.
+    "rounding beyond the largest value not clamped",
+    "overflow that wraps around",
+    "infinity encoded as NaN",
+    "sign lost where it saturates",
+    "subnormals of the input flushed to zero",
+    "NaN encoded as zero",
+    "NaN encoded by the upper bits of its payload",
+    "ties rounded away from zero in subnormals",
+    "ties rounded toward zero in subnormals",
 }
+
+
+def mistakes_of(rounding):
+    """Name the mistakes of encoders that round so, in every format and with any overflow."""
+    ways = ((True, "ieee"), (False, "ieee"), (False, "special"))
+    return {
+        name
+        for fmt in FLOAT_FORMATS.values()
+        for saturate, overflow in ways
+        for name, _ in encoder_mistakes(fmt, saturate, rounding, overflow)
+    }
+
+
+_OF_ROUNDINGS = {rounding: mistakes_of(rounding) for rounding in ROUNDINGS[:-1]}
+
+#: The mistakes of encoders and decoders that are not this model's, which saturates.
+_OF_OTHER_CODECS = set().union(*_OF_ROUNDINGS.values()) | {
+    name for fmt in FLOAT_FORMATS.values() for name, _ in decoder_mistakes(fmt)
+}
+_OF_OTHER_CODECS -= {name for name, _ in encoder_mistakes("E4M3FN")}
+
+#: The mistakes of the one rounding that no case has, and one whose limit the candidate gives.
+_OF_NO_CASE = _OF_ROUNDINGS.pop("nearest_toward_zero") - set().union(*_OF_ROUNDINGS.values())
+_OF_NO_CASE |= {"zero up to too large a value"}
 
 
 #: The defects of operations that a model of scales per tensor does not have.
@@ -251,8 +286,9 @@ def test_each_planted_defect_is_named(kit, name, monkeypatch):
             shown[part] += len(roots)
     if name in _PLANTED_ELSEWHERE:
         return
-    assert (shown["operator"] == 0) == (name in _NOT_IN_THE_CASES)
-    assert (shown["model"] == 0) == (name in _NOT_IN_THE_MODEL | _OF_BLOCKS | _OF_ATTENTION)
+    assert (shown["operator"] == 0) == (name in _NOT_IN_THE_CASES | _OF_NO_CASE)
+    elsewhere = _NOT_IN_THE_MODEL | _OF_OTHER_CODECS | _OF_NO_CASE | _OF_BLOCKS | _OF_ATTENTION
+    assert (shown["model"] == 0) == (name in elsewhere)
 
 
 def sums(kit, site):
