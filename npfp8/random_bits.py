@@ -59,7 +59,7 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike, rounds: int = 10) -> 
     key : array_like of uint32, (..., 2)
         The leading axes of both are broadcast.
     rounds : int
-        Philox4x32-10, the usual one, has 10.
+        Philox4x32-10, the usual one, has 10. At most 16, as in Random123.
 
     Returns
     -------
@@ -70,8 +70,8 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike, rounds: int = 10) -> 
     TypeError
         If ``counter`` or ``key`` is not uint32, or ``rounds`` is not an integer.
     ValueError
-        If the last axes are not of 4 and 2, the others cannot be broadcast, or there is
-        no round.
+        If the last axes are not of 4 and 2, the others cannot be broadcast, or
+        ``rounds`` is not 1 to 16.
 
     Examples
     --------
@@ -87,8 +87,8 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike, rounds: int = 10) -> 
     for name, words, width in (("counter", counters, 4), ("key", keys, 2)):
         if words.ndim == 0 or words.shape[-1] != width:
             raise ValueError(f"{name}: expected shape (..., {width}), found {words.shape}")
-    if (rounds := integer("rounds", rounds)) < 1:
-        raise ValueError(f"rounds: expected at least 1, found {rounds}")
+    if not 1 <= (rounds := integer("rounds", rounds)) <= 16:
+        raise ValueError(f"rounds: expected 1 to 16, found {rounds}")
     try:
         shape = np.broadcast_shapes(counters.shape[:-1], keys.shape[:-1])
     except ValueError:
@@ -135,8 +135,8 @@ def philox_words(
     TypeError
         If an argument is not of integers.
     ValueError
-        If a number is negative or beyond 64 bits, the shapes cannot be broadcast, or there is no
-        round.
+        If a number is negative or beyond 64 bits, the shapes cannot be broadcast, or ``rounds``
+        is not 1 to 16.
 
     Examples
     --------

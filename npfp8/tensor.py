@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import array_of, dtype_of, integer, require, wrong_array
+from npfp8.arguments import array_of, choice, dtype_of, integer, require, wrong_array
 from npfp8.arrays import Array, Float32Array, lookup, require_array
 from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat, as_block_format, with_rule
@@ -25,7 +25,7 @@ from npfp8.blocks.quantize import (
     quantize_blocks,
     tensor_multiplier,
 )
-from npfp8.codec import encode
+from npfp8.codec import ROUNDINGS, check_random, encode
 from npfp8.codec.tables import checked_codes, values_of
 from npfp8.formats import FORMATS, FloatFormat, Format, IntFormat, as_format
 from npfp8.names import match, suggestion
@@ -568,13 +568,14 @@ rounding="stochastic", random_bits=bits, bit_count=8)
     >>> q.codes
     array([56, 56, 57, 56], dtype=uint8)
     """
+    rounding = choice("rounding", rounding, ROUNDINGS)
+    check_random(rng, random_bits, bit_count)
     if (blocks := _block_format(fmt)) is not None:
         _refuse_given(blocks, scale=scale, block=block, zero_point=zero_point)
         _refuse_given(blocks, rng=rng, random_bits=random_bits, bit_count=bit_count)
         if rounding != "nearest":
-            raise ValueError(
-                f"rounding: expected 'nearest' for {blocks}, whose rules state it, found {rounding!r}"
-            )
+            expected = f"'nearest' for {blocks}, whose rules state it"
+            raise ValueError(f"rounding: expected {expected}, found {rounding!r}")
         return _quantize_blocks(x, blocks, axis, rule, tensor_scale)
     assert not isinstance(fmt, BlockFormat)
     fmt = as_format(fmt)

@@ -175,6 +175,12 @@ def valid(
             "bit_count": 8,
             **kinds,
         },
+        "npfp8.random_bits.philox4x32": {
+            "counter": np.zeros(4, np.uint32),
+            "key": np.zeros(2, np.uint32),
+        },
+        "npfp8.random_bits.philox_words": {"seed": 0, "offset": np.arange(3)},
+        "npfp8.random_bits.cvt_rs_bits": {"words": np.uint32([1]), "destination": "e4m3x4"},
         "npfp8.decode": {"codes": codes, **kinds},
         "npfp8.decode_bfloat16": {"codes": codes, **kinds},
         "npfp8.describe": kinds,

@@ -308,8 +308,10 @@ def test_philox_errors():
         philox4x32(two, two)
     with pytest.raises(ValueError, match=r"key: expected shape \(\.\.\., 2\), found \(\)"):
         philox4x32(four, np.uint32(0))
-    with pytest.raises(ValueError, match="rounds: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match="rounds: expected 1 to 16, found 0"):
         philox4x32(four, two, 0)
+    with pytest.raises(ValueError, match="rounds: expected 1 to 16, found 17"):
+        philox_words(1, 0, rounds=17)
     with pytest.raises(ValueError, match=r"key: expected axes that broadcast .* found \(3, 2\)"):
         philox4x32(np.zeros((2, 4), np.uint32), np.zeros((3, 2), np.uint32))
     for seed in (2**64, -(2**63) - 1):

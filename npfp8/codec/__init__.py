@@ -30,7 +30,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arguments import array_of, choice, dtype_of, flag, integer, wrong_array, wrong_type
+from npfp8.arguments import (
+    array_of,
+    choice,
+    dtype_of,
+    flag,
+    integer,
+    require,
+    wrong_array,
+    wrong_type,
+)
 from npfp8.arrays import Array, Kernels, apply_chunkwise
 from npfp8.bfloat16 import from_bits, is_bfloat16
 from npfp8.codec.definition import (
@@ -44,7 +53,15 @@ from npfp8.codec.definition import (
 from npfp8.codec.tables import checked_codes, table_encoder, values_of
 from npfp8.formats import FloatFormat, Format, IntFormat, as_float_format, as_format
 
-__all__ = ["ROUNDINGS", "codes_of", "decode", "decode_bfloat16", "encode", "encode_bfloat16"]
+__all__ = [
+    "ROUNDINGS",
+    "check_random",
+    "codes_of",
+    "decode",
+    "decode_bfloat16",
+    "encode",
+    "encode_bfloat16",
+]
 
 _OVERFLOWS = ("ieee", "special")
 
@@ -111,8 +128,9 @@ def encode(
         value (as SoftFloat and RISC-V's vfncvt.rod), although its significand may be even;
         "stochastic" gives infinity or NaN.
 
-        "special": infinity or NaN in every rounding, as the conversion table of OFP8 has it
-        for the one rounding that it defines, to nearest.
+        "special": infinity or NaN in every rounding. The conversion table of OFP8 (revision
+        1.0, table 3) says so for the one rounding that it defines, to nearest; whether it holds
+        for others is disputed (riscv-isa-sim, issue 2284; ``docs/codec.md``).
 
         An infinity is no overflow: it stays infinity (or becomes NaN) in every rounding.
     rng : numpy.random.Generator
@@ -382,6 +400,18 @@ def _encoded(
     return apply_chunkwise(kernel, values, dtype, out=out, threads=threads)
 
 
+def check_random(rng: object, random_bits: Any, bit_count: object) -> None:
+    """Raise TypeError unless the arguments of stochastic rounding are of their types, or None."""
+    if rng is not None:
+        require("rng", rng, np.random.Generator, "a numpy.random.Generator")
+    if bit_count is not None:
+        integer("bit_count", bit_count)
+    if random_bits is not None:
+        words = array_of("random_bits", random_bits)
+        if words.dtype.kind != "u":
+            raise wrong_array("random_bits", "unsigned integers", words, random_bits)
+
+
 def _given_bits(
     how: _How,
     rng: object,
@@ -390,6 +420,7 @@ def _given_bits(
     shape: tuple[int, ...],
 ) -> tuple[Array, int]:
     """Return random bits of a shape, and how many count; raise if they are not to be used."""
+    check_random(rng, random_bits, bit_count)
     if how.rounding != "stochastic":
         raise ValueError(
             f"random_bits: expected them with rounding='stochastic' only, found {how.rounding!r}"
@@ -400,9 +431,7 @@ def _given_bits(
         raise ValueError("bit_count: expected the number of random bits that count, found None")
     if random_bits is None:
         raise ValueError("random_bits: expected an array with bit_count, found None")
-    words = array_of("random_bits", random_bits)
-    if words.dtype.kind != "u":
-        raise wrong_array("random_bits", "unsigned integers", words, random_bits)
+    words = np.asarray(random_bits)
     width, count = 8 * words.dtype.itemsize, integer("bit_count", bit_count)
     if not 1 <= count <= width:
         raise ValueError(f"bit_count: expected 1 to {width} for {words.dtype} bits, found {count}")
