@@ -15,7 +15,8 @@ def ml_dtypes_backend(ml_dtypes, kit):
     for case in kit.cases("encode"):
         how = case.attributes
         fmt = FLOAT_FORMATS[how["fmt"]]
-        if not how["saturate"] and fmt.has_zero and fmt in ML_DTYPES_NAMES:
+        nearest = how.get("rounding", "nearest") == "nearest"
+        if nearest and not how["saturate"] and fmt.has_zero and fmt in ML_DTYPES_NAMES:
             with np.errstate(all="ignore"):
                 found[case.name] = case.inputs["x"].astype(_ml(ml_dtypes, case))
     for case in kit.cases("sum", "operator"):
@@ -46,7 +47,7 @@ def torch_backend(torch, kit):
         if (
             how["fmt"] in types
             and how.get("saturate", True)
-            and how.get("rounding") != "toward_zero"
+            and how.get("rounding", "nearest") == "nearest"
         ):
             x = torch.from_numpy(case.inputs["x"].copy())
             scale = np.asarray(case.inputs.get("scale", np.float32(1)))
