@@ -15,6 +15,7 @@ left as the page has them.
 """
 
 import argparse
+import atexit
 import contextlib
 import io
 import json
@@ -109,6 +110,7 @@ def inputs(name: str) -> dict[str, Array]:
 def program(name: str) -> str:
     """Compile a C program of examples/faults."""
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     command = ["gcc", "-O2", "-o", str(folder / name), str(SOURCES / f"{name}.c"), "-lm"]
     subprocess.run(command, check=True)
     return str(folder / name)
