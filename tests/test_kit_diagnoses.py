@@ -434,12 +434,19 @@ def test_multiplication_by_the_reciprocal_of_the_scale(kit):
 
 
 def test_quotients_in_float64(kit):
-    """The float32 quotient is a tie, the exact one lies beside it."""
-    name = "operator/quantize-e4m3fn-ties/codes"
-    x, scale = kit.inputs(name).values()
+    """Where the float32 quotient is a tie, and the exact one lies beside it."""
+    name, scale = "operator/quantize-e4m3fn-ties/codes", np.asarray(F(0.1))
+    values = outsiders._VALUES[:0x7F]
+    x = ((values[:-1] + values[1:]) / 2 * np.float64(scale)).astype(F)
+    place = name.removesuffix("/codes")
+    tensors = {
+        f"{place}/{what}": kit.tensors[f"{place}/{what}"] for what in ("x", "scale", "codes")
+    }
+    right = to_e4m3(x / scale)
+    small = Kit({}, tensors, dict(zip(tensors, (x, scale, right), strict=True)))
     codes = to_e4m3(x.astype(np.float64) / np.float64(scale))
-    report = verify(kit, {name: codes})
-    assert report.first is None or "quotient in float64" in report.first.causes
+    assert (codes != right).any()
+    assert "quotient in float64" in verify(small, {name: codes}).first.causes
 
 
 RESULTS = {
