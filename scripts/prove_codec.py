@@ -10,6 +10,7 @@ The other roundings, with saturation and with both options of overflow:
     F=tests/digests/roundings.txt
     python scripts/prove_codec.py --roundings --write $F --workers 16    # 70 minutes of one core
     python scripts/prove_codec.py --roundings --check $F --share 8 --sample 5
+    python scripts/prove_codec.py --roundings --share 8 --sample 5       # by integers alone
 
 For each block of 2^24 bit patterns, every format and both modes of `encode`
 are compared with ml_dtypes and torch, if these have the format, and the
