@@ -236,7 +236,7 @@ def _other_roundings(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
 
 
 def _named_roundings(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
-    asked, word = rules.rounding, _WORDS[rules.rounding]
+    asked, word = rules.rounding, _WORDS[rules.rounding].rstrip(",")
 
     def by(rounding: str) -> Encoder:
         return lambda x: rules.by(x, rounding)
@@ -509,7 +509,7 @@ def _own_subnormals(rules: _Rules) -> Iterator[tuple[str, Encoder]]:
         for other in _NEAREST:
             if other != rules.rounding:
                 yield f"{_TIES[other]} in subnormals", below(partial(rules.by, rounding=other))
-    if rules.rounding not in ("nearest", "toward_zero"):
+    elif rules.rounding != "toward_zero":
         name = f"nearest instead of {_WORDS[rules.rounding]} in subnormals"
         yield name, below(lambda x: rules.by(x, "nearest"))
     if rules.rounding in _TO_INTEGER:

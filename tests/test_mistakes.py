@@ -158,10 +158,11 @@ def test_every_mistake_by_all_three_instruments(fmt, mode):
 def by_hand(x, fault=""):
     """Encode float32 as E4M3FN, saturating, by shifts of integers, as an outsider would."""
     u = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.int64)
+    is_nan = u & 0x7FFFFFFF > 0x7F800000
     if fault == "input cut to bfloat16":
         u &= 0xFFFF0000
     if fault == "input rounded to bfloat16":
-        u = np.where(u & 0x7FFFFFFF > 0x7F800000, u, u + 0x7FFF + (u >> 16 & 1)) & 0xFFFF0000
+        u = u + 0x7FFF + (u >> 16 & 1) & 0xFFFF0000
     sign, magnitude = u >> 31 << 7, u & 0x7FFFFFFF
     exponent = (magnitude >> 23) - 127
     significand = magnitude & 0x7FFFFF | 0x800000
@@ -176,7 +177,7 @@ def by_hand(x, fault=""):
     if fault == "no sticky bit":
         up = (rest & half != 0) & (kept & 1 == 1)
     if fault == "magnitude up":
-        up = rest > 0
+        up = (rest > 0) & (magnitude > 0)
     if fault == "subnormals not rounded":
         up &= ~subnormal
     if fault == "carry lost":
@@ -207,8 +208,7 @@ def by_hand(x, fault=""):
         code, sign = np.where(sign != 0, -code & 0xFF, code), 0
     nan = {"NaN is 448": 0x7E, "NaN is 0": 0}.get(fault, 0x7F)
     if fault == "payload of NaN":
-        nan = 0x78 | magnitude >> 20 & 7
-    is_nan = magnitude > 0x7F800000
+        nan = 0x78 | magnitude >> 20 & 7 | sign
     return np.where(is_nan, nan, code | sign).astype(np.uint8)
 
 
