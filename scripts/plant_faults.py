@@ -1372,7 +1372,7 @@ def by_verify(fault: Fault, folder: Path) -> Said:
 def ask(fault: Fault, folder: Path) -> tuple[Said, Said, Said]:
     """Ask all three instruments."""
     if fault.encoder and not (folder / "vectors").exists():
-        chosen = ("--format", "E4M3FN", "--format", "E5M2", "--source", "float32")
+        chosen = ("--fmt", "E4M3FN", "--fmt", "E5M2", "--source", "float32")
         command("golden", "vectors", folder / "vectors", *chosen)
     return by_check_encoder(fault), by_check_vectors(fault, folder), by_verify(fault, folder)
 

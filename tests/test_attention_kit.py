@@ -487,7 +487,18 @@ TOO = {
     ("offset of the weights left out", "whole"): {
         "offset in the sum of the weights, but not in the weights"
     },
+    # A bias of 11 instead of 7 is a factor of 2^4.
+    ("weights times 2^4", "plain"): {"E4M3B11FNUZ instead of E4M3FN"},
+    ("weights times 2^4", "tiles"): {"E4M3B11FNUZ instead of E4M3FN"},
 }
+
+#: Names beside those of encoders, in all cases: weights are not negative, and normal in float16.
+OF_WEIGHTS = {"truncation": {"down instead of nearest", "truncation through float16"}}
+
+
+def assert_named(named, name, case):
+    others = TOO.get((name, case), set()) | OF_WEIGHTS.get(name, set())
+    assert {name} <= set(named) <= {name} | others, case
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -496,7 +507,7 @@ def test_a_fault_is_named_from_the_result_alone(kit, name):
     for case in cases:
         result = f"operator/attention-{case}/attention"
         named = causes(kit, {result: candidate(kit, case, kernel)[result]})["attention"]
-        assert set(named) == {name} | TOO.get((name, case), set()), case
+        assert_named(named, name, case)
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if FAULTS[name][2]])
@@ -506,7 +517,7 @@ def test_a_fault_is_found_where_it_begins(kit, name):
     for case in cases:
         found = causes(kit, candidate(kit, case, kernel))
         assert place in found, found
-        assert {name} == set().union(*found.values()), case
+        assert_named(set().union(*found.values()), name, case)
 
 
 @pytest.mark.parametrize(("name", "kernel", "cases"), OTHERS)
@@ -514,7 +525,7 @@ def test_another_way_to_a_fault_has_its_name(kit, name, kernel, cases):
     for case in cases:
         result = f"operator/attention-{case}/attention"
         named = causes(kit, {result: candidate(kit, case, kernel)[result]})["attention"]
-        assert named == (name,), case
+        assert_named(named, name, case)
 
 
 def test_scales_multiplied_one_after_the_other_are_named(kit):

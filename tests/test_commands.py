@@ -508,10 +508,10 @@ def test_export_saves_no_calibration_that_it_does_not_make(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ("--format e5m2 --source float16", "decode nearest nearest-saturating toward-zero"),
-        ("--format E5M2 --mode up-ieee --mode odd-ieee --source float16", "odd-ieee up-ieee"),
-        ("--format E5M2 --direction decode --source float16", "decode"),
-        ("--format E5M2 --mode nearest --direction encode --source float16", "nearest"),
+        ("--fmt e5m2 --source float16", "decode nearest nearest-saturating toward-zero"),
+        ("--fmt E5M2 --mode up-ieee --mode odd-ieee --source float16", "odd-ieee up-ieee"),
+        ("--fmt E5M2 --direction decode --source float16", "decode"),
+        ("--fmt E5M2 --mode nearest --direction encode --source float16", "nearest"),
     ],
 )
 @pytest.mark.parametrize("form", ["text", "memory", "c"])

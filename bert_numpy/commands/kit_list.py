@@ -14,7 +14,7 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.kit.manifest import LEVELS, MANIFEST, Kit, open_kit
 from npfp8.names import suggestion
 
-__all__ = ["add_kit", "add_kit_list_commands"]
+__all__ = ["add_kit", "add_kit_list_commands", "add_operation", "chosen_operations"]
 
 
 def add_kit(parser: Parser) -> None:
@@ -27,6 +27,27 @@ def add_kit(parser: Parser) -> None:
     )
 
 
+def add_operation(parser: Parser, description: str) -> None:
+    """Add the option that chooses operations of a kit."""
+    parser.add_argument(
+        "--operation", action="append", metavar="NAME", section="input", help=description
+    )
+
+
+def chosen_operations(kit: Kit, arguments: argparse.Namespace) -> list[str]:
+    """Return the operations that were asked for, each once; raise unless the kit has them."""
+    known = list(dict.fromkeys(tensor.operation for tensor in kit.tensors.values()))
+    for operation in arguments.operation or ():
+        if not operation:
+            raise BertNumpyError("--operation: expected a value, found an empty one")
+        if operation not in known:
+            raise BertNumpyError(
+                f"--operation: expected an operation of the kit: {', '.join(known)}; found "
+                f"{operation!r}{suggestion(operation, known)}"
+            )
+    return list(dict.fromkeys(arguments.operation or ()))
+
+
 def add_kit_list_commands(command: AddCommand) -> None:
     """Add the commands."""
     tensors = command(
@@ -37,12 +58,8 @@ def add_kit_list_commands(command: AddCommand) -> None:
         f"{EMBEDDED} --operation sum --level operator",
     )
     add_kit(tensors)
-    tensors.add_argument(
-        "--operation",
-        action="append",
-        metavar="OPERATION",
-        section="input",
-        help="only tensors of this operation, repeated for several; 'given' lists the inputs",
+    add_operation(
+        tensors, "only tensors of this operation, repeated for several; 'given' lists the inputs"
     )
     tensors.add_argument(
         "--level",
@@ -58,21 +75,13 @@ def add_kit_list_commands(command: AddCommand) -> None:
 
 def _list(arguments: argparse.Namespace) -> Outcome:
     kit = open_kit(arguments.kit)
-    known = list(dict.fromkeys(tensor.operation for tensor in kit.tensors.values()))
-    for operation in arguments.operation or ():
-        if not operation:
-            raise BertNumpyError("--operation: expected a value, found an empty one")
-        if operation not in known:
-            raise BertNumpyError(
-                f"--operation: expected an operation of the kit: {', '.join(known)}; found "
-                f"{operation!r}{suggestion(operation, known)}"
-            )
-    wanted = arguments.operation or [name for name in known if name != "given"]
+    operations = chosen_operations(kit, arguments)
     levels = arguments.level or LEVELS
     entries = [
         _entry(kit, name)
         for name, tensor in kit.tensors.items()
-        if tensor.operation in wanted and tensor.level in levels
+        if tensor.level in levels
+        and (tensor.operation in operations if operations else tensor.operation != "given")
     ]
     rows = [
         [

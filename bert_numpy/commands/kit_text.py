@@ -9,12 +9,12 @@ import argparse
 from pathlib import Path
 
 from bert_numpy.checkpoints.hub import EMBEDDED
+from bert_numpy.commands.kit_list import add_kit, add_operation, chosen_operations
 from bert_numpy.commands.options import AddCommand
 from bert_numpy.commands.parser import one_of
 from bert_numpy.commands.report import Outcome, counted, print_lines
 from bert_numpy.errors import writing
 from bert_numpy.kit.manifest import LEVELS, open_kit
-from bert_numpy.kit.operations import OPERATIONS
 from npfp8.files import created_folder
 from npfp8.vector_text import FORMS
 
@@ -34,12 +34,7 @@ def add_text_command(command: AddCommand) -> None:
         f"{EMBEDDED} vectors --form c --level operator --operation sum",
     )
     add = text.add_argument
-    add(
-        "kit",
-        metavar="KIT",
-        values="model",
-        help=f"a kit's folder, or {EMBEDDED} for the kit that comes with the package",
-    )
+    add_kit(text)
     add("out", metavar="OUT", section="output", values="folder", help="the folder to make")
     text.set_defaults(out_kind="folder")
     forms = tuple(FORMS)
@@ -61,16 +56,10 @@ def add_text_command(command: AddCommand) -> None:
         section="output",
         help=f"write only this level, repeated for several (default: {', '.join(_DEFAULT)})",
     )
-    operations = tuple(sorted(OPERATIONS))
-    add(
-        "--operation",
-        action="append",
-        type=one_of(operations),
-        choices=operations,
-        metavar="NAME",
-        section="output",
-        help="write only results of this operation, such as sum, quantize or softmax, repeated "
-        "for several",
+    add_operation(
+        text,
+        "write only results of this operation, such as sum, quantize or softmax, repeated for "
+        "several",
     )
 
 
@@ -79,8 +68,8 @@ def _text(arguments: argparse.Namespace) -> Outcome:
 
     out = Path(arguments.out)
     levels = [level for level in LEVELS if level in (arguments.level or _DEFAULT)]
-    operations = list(dict.fromkeys(arguments.operation or ()))
     kit = open_kit(arguments.kit)
+    operations = chosen_operations(kit, arguments)
     with writing(out), created_folder(out) as folder:
         done = write_kit_text(kit, folder, arguments.form, levels, operations)
     report = {

@@ -41,7 +41,7 @@ def add_vector_commands(command: AddCommand) -> None:
         _vectors,
         "Write the codec's test vectors: as text, memory files or C headers.",
         "vectors",
-        "vectors --form memory --format E4M3FN --mode all",
+        "vectors --form memory --fmt E4M3FN --mode all",
     )
     add = vectors.add_argument
     add("out", metavar="OUT", section="output", values="folder", help="the folder to make")
@@ -56,7 +56,7 @@ def add_vector_commands(command: AddCommand) -> None:
         help="text, memory (for Verilog's $readmemh), or c (headers)",
     )
     for name, known, text in (
-        ("format", tuple(FLOAT_FORMATS), "only this format, repeated for several"),
+        ("fmt", tuple(FLOAT_FORMATS), "only this format, repeated for several"),
         (
             "mode",
             (_ALL, *MODES),
@@ -68,11 +68,10 @@ def add_vector_commands(command: AddCommand) -> None:
     ):
         add(
             f"--{name}",
-            dest="code_formats" if name == "format" else name,  # others are names of recipes
             action=None if name == "direction" else "append",
             type=one_of(known),
             choices=known,
-            metavar=name.upper(),
+            metavar="FORMAT" if name == "fmt" else name.upper(),
             section="output",
             help=text,
         )
@@ -107,7 +106,7 @@ def _vectors(arguments: argparse.Namespace) -> Outcome:
         names = [
             path.name
             for path in write_all_vectors(
-                folder, arguments.code_formats, modes, arguments.source, arguments.form
+                folder, arguments.fmt, modes, arguments.source, arguments.form
             )
         ]
     size = sum(path.stat().st_size for path in out.iterdir())
