@@ -26,10 +26,10 @@ from npfp8.arguments import array_of, choice, flag, integer, require_function, w
 from npfp8.arrays import Array, Float32Array
 from npfp8.boundaries import boundary_bits
 from npfp8.codec import ROUNDINGS, decode, encode
-from npfp8.decoder_mistakes import differing_values, explain_values
 from npfp8.dialects import check_block_quantizer
 from npfp8.formats import FloatFormat, as_float_format
 from npfp8.mistakes import Encoder, Explanation, differing, explain_codes
+from npfp8.mistakes.decoders import differing_values, explain_values
 
 __all__ = [
     "arrays_near_boundaries",

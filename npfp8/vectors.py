@@ -31,10 +31,10 @@ from npfp8.arrays import Array, Float64Array
 from npfp8.bfloat16 import from_bits, round_to_bfloat16, to_bits
 from npfp8.boundaries import boundary_bits
 from npfp8.codec import decode, decode_bfloat16, encode, encode_bfloat16
-from npfp8.decoder_mistakes import explain_values
 from npfp8.files import open_regular, replaced_file
 from npfp8.formats import FLOAT_FORMATS, FloatFormat, as_float_format
 from npfp8.mistakes import Explanation, differing, explain_codes
+from npfp8.mistakes.decoders import explain_values
 from npfp8.vector_text import FORMS, Column, read_memory, read_text
 
 __all__ = [

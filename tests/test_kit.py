@@ -39,9 +39,9 @@ from bert_numpy.kit.product_defects import product_defects
 from bert_numpy.pytest_plugin import golden_kit  # noqa: F401 (a fixture)
 from npfp8.bfloat16 import round_to_bfloat16, to_bits
 from npfp8.codec import ROUNDINGS
-from npfp8.decoder_mistakes import decoder_mistakes
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.mistakes import encoder_mistakes
+from npfp8.mistakes.decoders import decoder_mistakes
 from npfp8.storage import Bfloat16Array, save_file
 
 EMBEDDED = ROOT / "bert_numpy" / "assets" / "bert-tiny-sst2-kit"

@@ -10,7 +10,6 @@ import pytest
 from bert_numpy.kit import open_kit, verify
 from npfp8 import E2M1, E4M3FN, E5M2, E8M0FNU, encode, testing
 from npfp8.codec import ROUNDINGS
-from npfp8.decoder_mistakes import decoder_mistakes, differing_values, explain_values
 from npfp8.formats import FLOAT_FORMATS
 from npfp8.mistakes import (
     differing,
@@ -19,6 +18,7 @@ from npfp8.mistakes import (
     fitted_mistakes,
     likely_mistake,
 )
+from npfp8.mistakes.decoders import decoder_mistakes, differing_values, explain_values
 from npfp8.vectors import DECODE, MODES, check_results, make_vectors
 
 FORMATS = list(FLOAT_FORMATS.values())

@@ -26,9 +26,9 @@ from npfp8 import E4M3FN, decode, golden
 from npfp8.arrays import Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.codec import ROUNDINGS
-from npfp8.decoder_mistakes import decoder_mistakes
 from npfp8.formats import FLOAT_FORMATS, FORMATS, FloatFormat, IntFormat
 from npfp8.mistakes import NAN_BIASED, Encoder, encoder_mistakes, fitted_mistakes
+from npfp8.mistakes.decoders import decoder_mistakes
 from npfp8.products import ACCUMULATORS, Accumulator
 from npfp8.scaling import spread
 
@@ -118,7 +118,7 @@ _USUAL = {"rounding": "nearest", "overflow": "ieee"}
 
 
 def _decoding(name: str, occurrence: int) -> dict[str, Defective]:
-    """Make the decoder with a mistake of :mod:`npfp8.decoder_mistakes`."""
+    """Make the decoder with a mistake of :mod:`npfp8.mistakes.decoders`."""
 
     def decode(inputs: Inputs, attributes: Attributes) -> Array | None:
         fmt = FORMATS[attributes["fmt"]]

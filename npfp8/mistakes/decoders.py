@@ -1,6 +1,6 @@
 """The usual mistakes of FP8 decoders, each planted in an otherwise correct decoder.
 
-As for encoders (:mod:`npfp8.mistakes`), there is one list:
+As for encoders (:mod:`npfp8.mistakes.encoders`), there is one list:
 :func:`npfp8.testing.check_decoder`, :mod:`npfp8.vectors` and the kits of ``bert_numpy`` all name
 what is in it.
 """
@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from npfp8.arrays import Array, Float64Array, require_array
 from npfp8.formats import FloatFormat, as_float_format
-from npfp8.mistakes import CONFUSED, NAN_BIASED, Explanation, best_explanation
+from npfp8.mistakes.explanation import Explanation, best_explanation
+from npfp8.mistakes.formats import confused_with
 
 __all__ = ["decoder_mistakes", "differing_values", "explain_values"]
 
@@ -43,16 +44,13 @@ def decoder_mistakes(fmt: FloatFormat | str) -> list[tuple[str, Decoder]]:
     Examples
     --------
     >>> import numpy as np
-    >>> from npfp8.decoder_mistakes import decoder_mistakes
+    >>> from npfp8.mistakes.decoders import decoder_mistakes
     >>> dict(decoder_mistakes("E4M3FN"))["-0 decoded as 0"](np.uint8([0x80, 0xB8]))
     array([ 0., -1.])
     """
     fmt = as_float_format(fmt)
-    tables = []
-    for other in (*([NAN_BIASED[fmt]] if fmt in NAN_BIASED else []), *CONFUSED.get(fmt, ())):
-        tables.append((f"{other} instead of {fmt}", other.values))
-    tables += _tables(fmt)
-    return [(name, _decoder(table)) for name, table in tables]
+    others = [(f"{other} instead of {fmt}", other.values) for other in confused_with(fmt)]
+    return [(name, _decoder(table)) for name, table in [*others, *_tables(fmt)]]
 
 
 def _decoder(table: Float64Array) -> Decoder:
@@ -138,7 +136,7 @@ def differing_values(values: Array, found: Array) -> npt.NDArray[np.bool_]:
     Examples
     --------
     >>> import numpy as np
-    >>> from npfp8.decoder_mistakes import differing_values
+    >>> from npfp8.mistakes.decoders import differing_values
     >>> differing_values(np.array([0.0, 1.0, np.nan]), np.array([-0.0, 1.0, np.nan]))
     array([ True, False, False])
     """
@@ -175,7 +173,7 @@ def explain_values(
     Examples
     --------
     >>> import numpy as np
-    >>> from npfp8.decoder_mistakes import explain_values
+    >>> from npfp8.mistakes.decoders import explain_values
     >>> explain_values(np.uint8([0, 0x38]), np.array([0, 2.0]), "E4M3FN").text()
     'exponent bias off by one'
     """

@@ -1,0 +1,203 @@
+"""Which mistake makes the codes that were found, or most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.arrays import Array, Float32Array, require_array
+from npfp8.formats import FloatFormat, as_float_format
+from npfp8.mistakes.encoders import encoder_mistakes
+from npfp8.mistakes.fitted import fitted_mistakes
+from npfp8.mistakes.rules import Codes, rules_of
+
+__all__ = ["Explanation", "best_explanation", "differing", "explain_codes", "likely_mistake"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What mistakes explain of the codes of an encoder.
+
+    Attributes
+    ----------
+    wrong : int
+        The number of wrong codes.
+    cause : str
+        The one mistake that explains every code, or "".
+    partial : str
+        If none does: the mistake that explains most of the wrong codes, or "".
+    explained : int
+        The number of wrong codes that ``cause``, or ``partial``, explains.
+    contradicted : int
+        The number of right codes that would be wrong with ``partial``.
+
+    Examples
+    --------
+    >>> from npfp8.mistakes import Explanation
+    >>> Explanation(3, partial="truncation", explained=2).text()
+    'truncation explains 2 of 3 wrong cases'
+    """
+
+    wrong: int
+    cause: str = ""
+    partial: str = ""
+    explained: int = 0
+    contradicted: int = 0
+
+    def text(self) -> str:
+        """Return the explanation in words; "" if there is none.
+
+        Examples
+        --------
+        >>> from npfp8.mistakes import Explanation
+        >>> Explanation(3, cause="truncation", explained=3).text()
+        'truncation'
+        """
+        if not self.partial:
+            return self.cause
+        but = f", but not {self.contradicted} right ones" if self.contradicted else ""
+        return f"{self.partial} explains {self.explained} of {self.wrong} wrong cases{but}"
+
+
+def explain_codes(
+    x: Float32Array,
+    found: Codes,
+    fmt: FloatFormat | str,
+    saturate: bool = True,
+    rounding: str = "nearest",
+    overflow: str = "ieee",
+    *,
+    random_bits: npt.NDArray[np.unsignedinteger[Any]] | None = None,
+    bit_count: int | None = None,
+) -> Explanation:
+    """Find the mistake that explains all codes found, or else the one that explains most.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+        The numbers that were encoded.
+    found : ndarray of uint8
+        Their codes. All NaNs count as equal.
+    fmt, saturate, rounding, overflow, random_bits, bit_count
+        As for :func:`encoder_mistakes`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not of the type stated.
+    ValueError
+        If the shapes differ, or the format or the rounding is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN
+    >>> from npfp8.mistakes import explain_codes
+    >>> x = np.float32([1.99, 1.98, 1.0])
+    >>> explain_codes(x, np.uint8([63, 63, 57]), E4M3FN).text()
+    'truncation explains 2 of 3 wrong cases'
+    """
+    fmt = as_float_format(fmt)
+    require_array("x", x, np.float32)
+    require_array("found", found, np.uint8)
+    if found.shape != x.shape:
+        raise ValueError(f"found: expected shape {x.shape}, found {found.shape}")
+    known: dict[str, Any] = {"random_bits": random_bits, "bit_count": bit_count}
+    rules = rules_of(fmt, saturate, rounding, overflow, random_bits, bit_count)
+
+    def mistaken() -> Iterator[tuple[str, Array | None]]:
+        for name, encoder in encoder_mistakes(fmt, saturate, rounding, overflow, **known):
+            yield name, encoder(x)
+        for name, fit in fitted_mistakes(fmt, saturate, rounding, overflow, **known):
+            yield name, fit(x, found)
+
+    def differ(one: Array, other: Array) -> npt.NDArray[np.bool_]:
+        return differing(one, other, fmt)
+
+    with np.errstate(all="ignore"):
+        return best_explanation(rules(x), found, mistaken(), differ)
+
+
+def best_explanation(
+    right: Array,
+    found: Array,
+    mistaken: Iterator[tuple[str, Array | None]],
+    differ: Callable[[Array, Array], npt.NDArray[np.bool_]],
+) -> Explanation:
+    """Choose among named results the one that equals what was found, or comes nearest to it.
+
+    One that does not equal it must explain more wrong results than it makes wrong ones out of
+    right ones.
+
+    Parameters
+    ----------
+    right, found : ndarray
+    mistaken : iterator of (str, ndarray or None)
+        The results of known mistakes, by name.
+    differ : callable (ndarray, ndarray) -> ndarray of bool
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.mistakes import best_explanation
+    >>> known = iter([("two", np.array([2, 2, 2])), ("three", np.array([3, 3, 1]))])
+    >>> best_explanation(np.array([1, 1, 1]), np.array([3, 2, 1]), known, np.not_equal).text()
+    'three explains 1 of 2 wrong cases'
+    """
+    wrong = differ(right, found)
+    count = int(np.count_nonzero(wrong))
+    best, nearest = 0, Explanation(count)
+    for name, codes in mistaken if count else ():
+        if codes is None:
+            continue
+        other = differ(codes, found)
+        if not other.any():
+            return Explanation(count, cause=name, explained=count)
+        explained = int(np.count_nonzero(wrong & ~other))
+        contradicted = int(np.count_nonzero(other & ~wrong))
+        if explained - contradicted > best:
+            best = explained - contradicted
+            nearest = Explanation(count, "", name, explained, contradicted)
+    return nearest
+
+
+def likely_mistake(
+    x: Float32Array,
+    found: Codes,
+    fmt: FloatFormat | str,
+    saturate: bool = True,
+    rounding: str = "nearest",
+    overflow: str = "ieee",
+) -> str:
+    """Return the name of the one mistake that explains every code found, or "".
+
+    Parameters
+    ----------
+    x, found, fmt, saturate, rounding, overflow
+        As for :func:`explain_codes`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`explain_codes`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN
+    >>> from npfp8.mistakes import likely_mistake
+    >>> likely_mistake(np.float32([1.99, 1.0]), np.uint8([63, 56]), E4M3FN)
+    'truncation'
+    """
+    return explain_codes(x, found, fmt, saturate, rounding, overflow).cause
+
+
+def differing(codes: Codes, found: Codes, fmt: FloatFormat) -> npt.NDArray[np.bool_]:
+    """Return where codes differ. All NaNs count as equal."""
+    nan = np.zeros(256, bool)
+    nan[list(fmt.nan_codes)] = True
+    return np.asarray((codes != found) & ~(nan[codes] & nan[found]))
