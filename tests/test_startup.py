@@ -17,6 +17,8 @@ HEAVY = (
     "torch",
     "transformers",
     "shtab",
+    "npfp8.mistakes",
+    "npfp8.vectors",
 )
 
 PREDICT = ["predict", "bert-tiny-sst2", "a warm and funny film"]

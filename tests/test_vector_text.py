@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npfp8 import E4M3FN
-from npfp8.vector_text import (
+from npfp8.vectors import check_results, format_vectors, make_vectors, read_vectors
+from npfp8.vectors.text import (
     FORMS,
     Column,
     read_memory,
@@ -20,7 +21,6 @@ from npfp8.vector_text import (
     write_memory,
     write_text,
 )
-from npfp8.vectors import check_results, format_vectors, make_vectors, read_vectors
 
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 

@@ -11,7 +11,6 @@ import pytest
 from bert_numpy.commands import vectors as commands
 from npfp8 import E4M3FN, E5M2, encode
 from npfp8.formats import FLOAT_FORMATS
-from npfp8.vector_text import FORMS
 from npfp8.vectors import (
     DECODE,
     DEFAULT_MODES,
@@ -24,6 +23,7 @@ from npfp8.vectors import (
     read_vectors,
     write_all_vectors,
 )
+from npfp8.vectors.text import FORMS
 
 FORMATS = list(FLOAT_FORMATS.values())
 by_format = pytest.mark.parametrize("fmt", FORMATS, ids=str)
@@ -295,8 +295,9 @@ def test_random_bits_are_those_that_decide():
     assert all(len(set(codes.tolist())) == 2 for codes in both)
 
 
-def test_the_commands_modes_are_all():
+def test_the_commands_modes_and_forms_are_all():
     assert tuple(MODES) == commands.MODES
+    assert tuple(FORMS) == commands.FORMS
 
 
 def test_a_float_type_without_all_values_does_not_decode():

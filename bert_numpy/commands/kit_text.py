@@ -13,10 +13,10 @@ from bert_numpy.commands.kit_list import add_kit, add_operation, chosen_operatio
 from bert_numpy.commands.options import AddCommand
 from bert_numpy.commands.parser import one_of
 from bert_numpy.commands.report import Outcome, counted, print_lines
+from bert_numpy.commands.vectors import FORMS
 from bert_numpy.errors import writing
 from bert_numpy.kit.manifest import LEVELS, open_kit
 from npfp8.files import created_folder
-from npfp8.vector_text import FORMS
 
 __all__ = ["add_text_command"]
 
@@ -37,13 +37,12 @@ def add_text_command(command: AddCommand) -> None:
     add_kit(text)
     add("out", metavar="OUT", section="output", values="folder", help="the folder to make")
     text.set_defaults(out_kind="folder")
-    forms = tuple(FORMS)
     add(
         "--form",
-        type=one_of(forms),
-        choices=forms,
+        type=one_of(FORMS),
+        choices=FORMS,
         metavar="FORM",
-        default=forms[0],
+        default=FORMS[0],
         section="output",
         help="text (the default), memory (for Verilog's $readmemh) or c (C headers)",
     )

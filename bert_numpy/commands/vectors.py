@@ -16,9 +16,11 @@ from bert_numpy.errors import BertNumpyError, reading, writing
 from npfp8.files import created_folder
 from npfp8.formats import FLOAT_FORMATS
 
-__all__ = ["add_vector_commands"]
+__all__ = ["FORMS", "add_vector_commands"]
 
-_FORMS = ("text", "memory", "c")
+#: The written forms, as :data:`npfp8.vectors.text.FORMS` has them; a test compares.
+FORMS = ("text", "memory", "c")
+
 _SOURCES = ("float32", "float16", "bfloat16")
 _DIRECTIONS = ("encode", "decode")
 _ALL = "all"
@@ -48,8 +50,8 @@ def add_vector_commands(command: AddCommand) -> None:
     vectors.set_defaults(out_kind="folder")
     add(
         "--form",
-        type=one_of(_FORMS),
-        choices=_FORMS,
+        type=one_of(FORMS),
+        choices=FORMS,
         metavar="FORM",
         default="text",
         section="output",

@@ -65,7 +65,7 @@ class Column:
     Examples
     --------
     >>> import numpy as np
-    >>> from npfp8.vector_text import Column
+    >>> from npfp8.vectors.text import Column
     >>> Column("code", 8, np.uint8([0x38, 0x7E])).digits
     2
     """
@@ -117,7 +117,7 @@ def write_text(comments: Iterable[str], columns: Sequence[Column]) -> str:
     Examples
     --------
     >>> import numpy as np
-    >>> from npfp8.vector_text import Column, write_text
+    >>> from npfp8.vectors.text import Column, write_text
     >>> table = [Column("x", 16, np.uint16([0x3F80])), Column("code", 8, np.uint8([0x38]))]
     >>> print(write_text(["1 in E4M3FN"], table), end="")
     # 1 in E4M3FN
@@ -146,7 +146,7 @@ def write_memory(comments: Iterable[str], columns: Sequence[Column]) -> str:
     Examples
     --------
     >>> import numpy as np
-    >>> from npfp8.vector_text import Column, write_memory
+    >>> from npfp8.vectors.text import Column, write_memory
     >>> table = [Column("x", 16, np.uint16([0x3F80])), Column("code", 8, np.uint8([0x38]))]
     >>> print(write_memory(["1 in E4M3FN"], table), end="")
     // 1 in E4M3FN
@@ -187,7 +187,7 @@ def write_c_header(name: str, comments: Iterable[str], columns: Sequence[Column]
     Examples
     --------
     >>> import numpy as np
-    >>> from npfp8.vector_text import Column, write_c_header
+    >>> from npfp8.vectors.text import Column, write_c_header
     >>> table = [Column("x", 16, np.uint16([0x3F80])), Column("code", 8, np.uint8([0x38]))]
     >>> print(write_c_header("ones", ["1 in E4M3FN"], table), end="")
     /* 1 in E4M3FN */
@@ -260,7 +260,7 @@ def read_text(
 
     Examples
     --------
-    >>> from npfp8.vector_text import read_text
+    >>> from npfp8.vectors.text import read_text
     >>> comments, columns = read_text("# one\n3f80 38\n", {"x": 16, "code": 8})
     >>> comments, [hex(column.values[0]) for column in columns]
     (['one'], ['0x3f80', '0x38'])
@@ -297,7 +297,7 @@ def read_memory(
 
     Examples
     --------
-    >>> from npfp8.vector_text import read_memory
+    >>> from npfp8.vectors.text import read_memory
     >>> comments, columns = read_memory("// one\n3f80_38\n", {"x": 16, "code": 8})
     >>> comments, [hex(column.values[0]) for column in columns]
     (['one'], ['0x3f80', '0x38'])
@@ -337,7 +337,7 @@ class Form:
 
     Examples
     --------
-    >>> from npfp8.vector_text import FORMS
+    >>> from npfp8.vectors.text import FORMS
     >>> FORMS["memory"].suffix
     '.mem'
     """
