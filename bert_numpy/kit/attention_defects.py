@@ -13,7 +13,7 @@ import numpy as np
 
 from bert_numpy.kit.attention_operations import ATTENTION_OPERATIONS, Attributes, Inputs
 from bert_numpy.kit.history import Made, Traced
-from bert_numpy.kit.operand_defects import Defective, Named
+from bert_numpy.kit.operand_defects import FOUND, Defective, Named
 from bert_numpy.quantization.tiled_attention import (
     TiledAttention,
     accumulated,
@@ -36,6 +36,9 @@ _SIZES = (8, 16, 32, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256)
 #: The keys of a whole tile, to which padding fills one up: None for as many as the first tile has.
 #: A text that is shorter than a tile does not say how many these are, so there are others.
 _WHOLE = (None, 16, 32, 64, 128)
+
+#: The scores of padding that are tried where the result does not tell them.
+_MASKS = (-1.0,)
 
 _ONE = np.float32(1)
 
@@ -179,6 +182,9 @@ def _tile_defects() -> Iterator[Named]:
     for whole in _WHOLE:
         name = "keys of padding in the maximum and in the sum of the weights"
         yield name, {"attention": _whole(_padded(whole))}
+    for whole in _WHOLE:
+        name = "padding masked by a finite number, not by -infinity"
+        yield name, {"attention": _masked(whole)}
 
 
 # Scores
@@ -617,28 +623,73 @@ def _of(size: int) -> Callable[[list[Array]], list[Array] | None]:
     return tiles
 
 
-def _padded(size: int | None) -> Callable[[_Kernel], Array | None]:
-    """Make an attention whose keys are filled up to whole tiles with zeros that count."""
+def _padded(size: int | None, score: float = 0.0) -> Callable[[_Kernel], Array | None]:
+    """Make an attention whose keys are filled up to whole tiles with zeros that count.
+
+    Their scores are ``score``, which is added as a bias.
+    """
 
     def attention(kernel: _Kernel) -> Array | None:
         keys = sum(map(len, kernel.tiles))
         if not (missing := -keys % (size or len(kernel.tiles[0]))):
             return None
 
-        def filled(x: Array, axis: int) -> Array:
+        def filled(x: Array, axis: int, number: float = 0) -> Array:
             width = [(0, 0)] * x.ndim
             width[axis] = (0, missing)
-            return np.pad(x, width)
+            return np.pad(x, width, constant_values=number)
 
         *others, last = kernel.tiles
+        bias = kernel.bias
+        if bias is None and score:
+            bias = np.full((*kernel.q.codes.shape[:-1], keys), -0.0, np.float32)  # x - 0 is x
         return _attended(
             replace(
                 kernel,
                 k=QuantizedTensor(filled(kernel.k.codes, -1), kernel.k.scale, kernel.k.fmt),
                 v=QuantizedTensor(filled(kernel.v.codes, -2), kernel.v.scale, kernel.v.fmt),
-                bias=None if kernel.bias is None else filled(kernel.bias, -1),
+                bias=None if bias is None else filled(bias, -1, score),
                 tiles=[*others, np.append(last, np.arange(keys, keys + missing))],
             )
         )
 
     return attention
+
+
+def _masked(size: int | None) -> Defective:
+    """Make an attention whose keys of padding have one score, read off the candidate's result."""
+
+    def attention(inputs: Inputs, attributes: Attributes) -> Array | None:
+        kernel = _kernel(inputs)
+        missing = (
+            0 if kernel is None else -sum(map(len, kernel.tiles)) % (size or len(kernel.tiles[0]))
+        )
+        if kernel is None or not missing:
+            return None
+        found = inputs.get(FOUND)
+        made: Array | None = None
+        for score in _MASKS if found is None else _scores_of_padding(kernel, inputs, missing):
+            made = _padded(size, score)(kernel)
+            if made is not None and found is not None and np.array_equal(made, found):
+                break
+        return made
+
+    return attention
+
+
+def _scores_of_padding(kernel: _Kernel, inputs: Inputs, missing: int) -> list[float]:
+    """Estimate the score of keys of padding by what it adds to the sum of the weights.
+
+    Of the estimates, one for each element, the median is rounded to a few digits.
+    """
+    output, total, scale = (inputs[x].astype(np.float64) for x in ("output", "total", "v_scale"))
+    keys = np.concatenate(kernel.tiles)
+    maximum = kernel.scores(keys).max(axis=-1, keepdims=True)
+    with np.errstate(all="ignore"):
+        more = np.ldexp(output * scale / inputs[FOUND] - total, -kernel.how.offset) / missing
+        scores = np.log(more) + maximum
+    scores = scores[np.isfinite(scores)]
+    if not scores.size:
+        return []
+    rounded = (round(float(np.median(scores)), digits) for digits in range(5))
+    return [score for score in dict.fromkeys(rounded) if score]  # another defect has 0
