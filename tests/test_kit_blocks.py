@@ -298,11 +298,15 @@ EXPONENTS = {
 
 @pytest.mark.parametrize("rule", EXPONENTS)
 def test_another_exponent_of_scales_is_named(kit, rule):
-    """By the codes of scales, and by the elements' alone."""
+    """By the codes of scales, and by the elements' alone.
+
+    In these blocks, of which none is of zeros, another bias of E8M0 has the same codes.
+    """
     e = exponents(x_of(kit), rule)
     name = EXPONENTS[rule]
     found = causes(kit, **{f"{MATRIX}/scale_codes": (e + 127).astype(np.uint8)})
-    assert found["scale_codes"] == (name,)
+    assert name in found["scale_codes"]
+    assert all(other.startswith("a bias of E8M0 of") for other in {*found["scale_codes"]} - {name})
     codes = elements(x_of(kit), np.exp2(e))
     assert name in causes(kit, **{f"{MATRIX}/codes": codes})["codes"]
 
