@@ -264,18 +264,20 @@ def fault(**methods):
     return type("Fault", (Kernel,), methods)
 
 
-def filled(size, *, maximum, total):
-    """A kernel whose last tile is filled up with keys of zeros, whose scores are 0."""
+def filled(size, *, maximum, total, score=0.0):
+    """A kernel whose last tile is filled up with keys of zeros, whose scores are all one number."""
 
     def missing(self, x):
         return -x.shape[-1] % size
 
     def largest(self, x, old):
         right = Kernel.maximum(self, x, old)
-        return np.maximum(right, F(0)) if maximum and missing(self, x) else right
+        return np.maximum(right, F(score)) if maximum and missing(self, x) else right
 
     def row_sum(self, p, codes, m):
-        empty = np.repeat(self.power(-m.astype(np.float64), self.offset), missing(self, p), -1)
+        empty = np.repeat(
+            self.power(score - m.astype(np.float64), self.offset), missing(self, p), -1
+        )
         values_of_empty = values(nearest(empty, self.fmt), self.fmt)
         p = np.concatenate([p, empty], -1) if total else p
         codes = values(codes, self.fmt)
@@ -371,6 +373,8 @@ FAULTS = {
         filled(16, maximum=False, total=True), BOTH, "2/row_sum"),
     "keys of padding in the maximum and in the sum of the weights": (
         filled(16, maximum=True, total=True), ALL, None),
+    "padding masked by a finite number, not by -infinity": (
+        filled(16, maximum=True, total=True, score=-1.0), ALL, None),
     "sum of the tiles before not rescaled": (
         fault(total=lambda s, old, a, new: old + new), BOTH, "1/total"),
     "output of the tiles before not rescaled": (
@@ -466,6 +470,10 @@ OTHERS = [
     *(("keys of padding in the sum of the weights",
        filled(size, maximum=False, total=True), ("whole",)) for size in (16, 32, 64, 128)),
     ("keys of padding in the maximum", filled(64, maximum=True, total=False), ("whole",)),
+    *(("padding masked by a finite number, not by -infinity",
+       filled(size, maximum=True, total=True, score=score), cases)
+      for size, score, cases in (
+          (16, -2.5, ALL), (16, -10.0, ("tiles",)), (64, -0.75, ("whole",)))),
     ("scores rounded to float16",
      fault(scores=lambda s, t, ks: Kernel.scores(s, t, ks).astype(np.float16).astype(F)), ALL),
     ("weights times 2^4",

@@ -29,6 +29,7 @@ from bert_numpy.kit.block_operations import BLOCK_OPERATIONS
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.checks import check_entry
 from bert_numpy.kit.defects import DEFECTS
+from bert_numpy.kit.embedding_defects import embedding_defects
 from bert_numpy.kit.evaluation import Evaluation
 from bert_numpy.kit.export import make_kit, read_inputs
 from bert_numpy.kit.function_defects import function_defects
@@ -257,7 +258,9 @@ _NOT_IN_THE_CASES = {
 
 #: tests/test_kit_diagnoses.py plants these as others write them: some show in a model alone, some
 #: nowhere in this kit, and of some each part alone is another defect.
-_PLANTED_ELSEWHERE = {name for name, _ in (*product_defects(), *function_defects())} - {
+_PLANTED_ELSEWHERE = {
+    name for name, _ in (*product_defects(), *function_defects(), *embedding_defects())
+} - {
     "scale inverted",
     "scales multiplied one after the other",
 }

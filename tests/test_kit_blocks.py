@@ -280,6 +280,62 @@ def test_the_bias_of_e8m0_is_named(kit):
     assert causes(kit, **{f"{place}/values": values})["values"] == (name,)
 
 
+def by_rounded_logarithm(amax):
+    return np.rint(np.log2(amax / 6))
+
+
+def by_rounded_logarithm_of_amax(amax):
+    return np.rint(np.log2(amax)) - 2
+
+
+EXPONENTS = {
+    by_rounded_logarithm: "the exponent of a scale as a rounded logarithm",
+    by_rounded_logarithm_of_amax: "the exponent of a scale as a rounded logarithm",
+    lambda amax: floor(amax) + 1: "the elements' largest exponent (emax) taken too small by 1",
+    lambda amax: floor(amax) - 1: "the elements' largest exponent (emax) taken too large by 1",
+}
+
+
+@pytest.mark.parametrize("rule", EXPONENTS)
+def test_another_exponent_of_scales_is_named(kit, rule):
+    """By the codes of scales, and by the elements' alone.
+
+    In these blocks, of which none is of zeros, another bias of E8M0 has the same codes.
+    """
+    e = exponents(x_of(kit), rule)
+    name = EXPONENTS[rule]
+    found = causes(kit, **{f"{MATRIX}/scale_codes": (e + 127).astype(np.uint8)})
+    assert name in found["scale_codes"]
+    assert all(other.startswith("a bias of E8M0 of") for other in {*found["scale_codes"]} - {name})
+    codes = elements(x_of(kit), np.exp2(e))
+    assert name in causes(kit, **{f"{MATRIX}/codes": codes})["codes"]
+
+
+def test_scales_at_the_ends_of_their_range(kit):
+    """Numbers beyond 2^127 have no double in float32: the exponent is larger all the same."""
+    (small,) = (x.operations["scale_codes"] for x in DEFECTS if x.name.endswith("too small by 1"))
+    (large,) = (x.operations["scale_codes"] for x in DEFECTS if x.name.endswith("too large by 1"))
+    amax = np.float32([2.0**127, 3.0e38, 1, 2.0**-126, 2.0**-149, 0])
+    x = np.repeat(amax, 32).reshape(-1, 32)
+    how = {"fmt": "E4M3FN", "axis": 1, "block": 32, "scale_fmt": "E8M0FNU", "rule": "floor"}
+    right = np.frexp(amax.astype(np.float64))[1] - 1 - 8
+    for defect, off in ((small, 1), (large, -1)):
+        expected = np.where(amax == 0, 0, np.clip(right + off + 127, 0, 254))
+        assert (defect({"x": x}, how).reshape(-1) == expected).all()
+
+
+def test_the_nan_of_e8m0_as_a_number_is_named(kit):
+    place = "operator/dequantize-mxfp4"
+    name = "the NaN of E8M0 read as 2^128, which is infinity in float32"
+    codes = kit.arrays[f"{place}/scale_codes"]
+    assert (codes == 255).any()
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = (2.0 ** (codes.astype(np.float64) - 127)).astype(np.float32)
+        values = (decoded(kit.arrays[f"{place}/codes"]) * scale).astype(np.float32)
+    assert causes(kit, **{f"{place}/scale": scale})["scale"] == (name,)
+    assert causes(kit, **{f"{place}/values": values})["values"] == (name,)
+
+
 # Bytes
 
 
@@ -372,6 +428,54 @@ def test_a_layout_for_another_is_named(kit):
     read = linear(kit.arrays[f"{low}-8x4"].reshape(-1), scales.shape)
     found = causes(kit, **{f"{low}-8x4-back": read})["low-8x4-back"]
     assert found == ("scales in the layout 128x4",)
+
+
+#: The place of row r and block c in a tile of 128x4, and of tile (i, j) among m times n.
+PLACES = {
+    "not interleaved (each tile row by row)": lambda r, c: r * 4 + c,
+    "not interleaved (each tile column by column)": lambda r, c: c * 128 + r,
+    "by columns (r % 32, c, r // 32)": lambda r, c: r % 32 * 16 + c * 4 + r // 32,
+    "by columns (r // 32, c, r % 32)": lambda r, c: r // 32 * 128 + c * 32 + r % 32,
+    "by columns (c, r % 32, r // 32)": lambda r, c: c * 128 + r % 32 * 4 + r // 32,
+    "in 4 groups of rows (r % 4, r // 4, c)": lambda r, c: r % 4 * 128 + r // 4 * 4 + c,
+    "by columns (r % 4, c, r // 4)": lambda r, c: r % 4 * 128 + c * 32 + r // 4,
+    "by columns (r // 4, c, r % 4)": lambda r, c: r // 4 * 16 + c * 4 + r % 4,
+    "by columns (c, r % 4, r // 4)": lambda r, c: c * 128 + r % 4 * 32 + r // 4,
+    "in the right order, but column after column of tiles": (
+        lambda r, c: r % 32 * 16 + r // 32 * 4 + c
+    ),
+}
+
+
+def tiled(scales, place, by_columns):
+    """The bytes of whole tiles in another order."""
+    rows, blocks = -(-scales.shape[0] // 128), -(-scales.shape[1] // 4)
+    out = np.zeros(rows * blocks * 512, scales.dtype)
+    for r, c in np.ndindex(scales.shape):
+        i, j = r // 128, c // 4
+        tile = j * rows + i if by_columns else i * blocks + j
+        out[512 * tile + place(r % 128, c % 4)] = scales[r, c]
+    return out.reshape(rows * 128, blocks * 4)
+
+
+@pytest.mark.parametrize("order", PLACES)
+def test_another_order_in_tiles_is_named(kit, order):
+    """Of matrices that fill tiles, and that do not; written, and read."""
+    for shape in ("128x8", "160x6"):
+        low = f"operator/scales-{shape}/low"
+        scales = kit.arrays[low]
+        by_columns = order.endswith("of tiles")
+        wrong = tiled(scales, PLACES[order], by_columns)
+        name = f"scales in tiles of 128x4, {order}"
+        if by_columns and shape == "128x8":
+            assert (wrong == kit.arrays[f"{low}-128x4"]).all()  # one row of tiles
+            continue
+        assert name in causes(kit, **{f"{low}-128x4": wrong})["low-128x4"]
+        places = tiled(1 + np.arange(scales.size).reshape(scales.shape), PLACES[order], by_columns)
+        read = np.zeros(scales.size, np.uint8)
+        read[places[places > 0] - 1] = kit.arrays[f"{low}-128x4"][places > 0]
+        found = causes(kit, **{f"{low}-128x4-back": read.reshape(scales.shape)})
+        assert name in found["low-128x4-back"]
 
 
 # Products

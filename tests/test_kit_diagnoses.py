@@ -426,6 +426,116 @@ def test_quantizing(kit, cause):
     assert set(found) == {("quantize", cause)}
 
 
+LARGER = "a larger scale than the given one, as with a floor under it"
+SMALLER = "a smaller scale than the given one, as with a limit to it"
+
+
+@pytest.mark.parametrize(
+    ("scale", "cause"), [(0.1, LARGER), (0.0731, LARGER), (1 / 3, LARGER), (0.0077, SMALLER)]
+)
+def test_another_scale(kit, scale, cause):
+    """One number instead of each activation's own scale; in one tensor, and in a whole model."""
+    name = "model/0/encoder.layer.0.attention.self.query/a"
+    given = kit.inputs(name)
+    assert given["scale"] < F(scale) if cause == LARGER else given["scale"] > F(scale)
+    codes = to_e4m3(given["x"] / F(scale))
+    assert named(kit, {name: codes}) == {("quantize", cause): 1}
+    found = named(kit, encoder(kit, quantize=lambda x, s: to_e4m3(x / F(scale))))
+    assert {operation for operation, _ in found} == {"quantize"}
+    assert found["quantize", cause] >= 10
+
+
+def test_no_scale_for_codes_of_two(kit):
+    """A scale is named only if it makes every code."""
+    name = "model/0/encoder.layer.0.attention.self.query/a"
+    given = kit.inputs(name)
+    codes = to_e4m3(given["x"] / F(0.1))
+    codes[0] = kit.arrays[name][0]
+    assert named(kit, {name: codes}) == {("quantize", ""): 1}
+
+
+def test_a_scale_of_integers(kit):
+    """With a zero point and at the ends of the codes, too."""
+    for case, dtype, low, high in (("uint8", np.uint8, 0, 255), ("int8", np.int8, -127, 127)):
+        name = f"operator/quantize-{case}/codes"
+        given = kit.inputs(name)
+        zero = float(given.get("zero_point", 0))
+        wrong = np.clip(np.rint(given["x"] / F(given["scale"] * F(1.37))) + zero, low, high)
+        assert named(kit, {name: wrong.astype(dtype)}) == {("quantize", LARGER): 1}
+
+
+# Embeddings
+
+
+def embedded(kit, case, *, places=None, types=None):
+    """The sum of a text's embeddings by tables of the rows that the kit's two texts have."""
+    words, positions, kinds = {}, {}, {}
+    for text in ("model/0", "model/1"):
+        ids, of, mask = (
+            kit.arrays[f"{text}/{name}"][0]
+            for name in ("input_ids", "token_type_ids", "attention_mask")
+        )
+        kept = np.flatnonzero(mask == 1)
+        for i, x, y in zip(
+            kept,
+            kit.arrays[f"{text}/embeddings/add.x"],
+            kit.arrays[f"{text}/embeddings/add.y"],
+            strict=True,
+        ):
+            words[int(ids[i]), int(of[i])] = x
+            positions[int(i)] = y
+        if text == case:
+            chosen = kept, ids[kept], of[kept]
+    separator = 102
+    kinds = words[separator, 1].astype(np.float64) - words[separator, 0]
+    kept, ids, of = chosen
+    rows = []
+    for number, (place, word, kind) in enumerate(zip(kept, ids, of, strict=True)):
+        wanted = types(int(kind)) if types else int(kind)
+        x = words[int(word), int(kind)] + (wanted - int(kind)) * kinds
+        y = positions[places(int(place), number) if places else int(place)]
+        rows.append(bfloat16(np.asarray(x.astype(F) + y, F)))
+    return np.stack(rows)
+
+
+EMBEDDINGS = {
+    "positions begin at 1, not at 0": ("model/0", {"places": lambda place, number: place + 1}),
+    "positions counted without padding": ("model/1", {"places": lambda place, number: number}),
+    "token types ignored (all are 0)": ("model/1", {"types": lambda kind: 0}),
+    "token types exchanged (0 for 1)": ("model/1", {"types": lambda kind: 1 - kind}),
+}
+
+
+def test_embeddings_are_right(kit):
+    for case in ("model/0", "model/1"):
+        assert (embedded(kit, case) == kit.arrays[f"{case}/embeddings/add"]).all()
+
+
+@pytest.mark.parametrize("cause", EMBEDDINGS)
+def test_embeddings(kit, cause):
+    case, changes = EMBEDDINGS[cause]
+    name = f"{case}/embeddings/add"
+    wrong = embedded(kit, case, **changes)
+    assert named(kit, {name: wrong}) == {("add", cause): 1}
+    wrong[2, 5] += F(1)
+    report = verify(kit, {name: wrong})
+    assert report.first.causes == ()
+    assert [part.cause for part in report.first.partial] == [cause]
+
+
+def test_positions_that_no_text_has(kit):
+    """Where a row is not in the kit, most of the elements are explained by the others."""
+    cause = "positions begin at 1, not at 0"
+    only = {name: x for name, x in kit.tensors.items() if not name.startswith("model/1")}
+    part = Kit(kit.header, only, {name: kit.arrays[name] for name in only})
+    name = "model/0/embeddings/add"
+    wrong = embedded(kit, "model/0", **EMBEDDINGS[cause][1])
+    first = verify(part, {name: wrong}).first
+    assert first.causes == ()
+    assert [item.cause for item in first.partial] == [cause]
+    assert verify(part, {name: np.full_like(wrong, np.nan)}).first.causes == ()
+
+
 def test_multiplication_by_the_reciprocal_of_the_scale(kit):
     name = "operator/quantize-e4m3fn-ties/codes"
     x, scale = kit.inputs(name).values()

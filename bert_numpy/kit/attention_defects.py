@@ -13,7 +13,7 @@ import numpy as np
 
 from bert_numpy.kit.attention_operations import ATTENTION_OPERATIONS, Attributes, Inputs
 from bert_numpy.kit.history import Made, Traced
-from bert_numpy.kit.operand_defects import Defective, Named
+from bert_numpy.kit.operand_defects import FOUND, Defective, Named
 from bert_numpy.quantization.tiled_attention import (
     TiledAttention,
     accumulated,
@@ -179,6 +179,7 @@ def _tile_defects() -> Iterator[Named]:
     for whole in _WHOLE:
         name = "keys of padding in the maximum and in the sum of the weights"
         yield name, {"attention": _whole(_padded(whole))}
+    yield "padding masked by a finite number, not by -infinity", {"attention": _masked}
 
 
 # Scores
@@ -621,24 +622,75 @@ def _padded(size: int | None) -> Callable[[_Kernel], Array | None]:
     """Make an attention whose keys are filled up to whole tiles with zeros that count."""
 
     def attention(kernel: _Kernel) -> Array | None:
-        keys = sum(map(len, kernel.tiles))
-        if not (missing := -keys % (size or len(kernel.tiles[0]))):
-            return None
-
-        def filled(x: Array, axis: int) -> Array:
-            width = [(0, 0)] * x.ndim
-            width[axis] = (0, missing)
-            return np.pad(x, width)
-
-        *others, last = kernel.tiles
-        return _attended(
-            replace(
-                kernel,
-                k=QuantizedTensor(filled(kernel.k.codes, -1), kernel.k.scale, kernel.k.fmt),
-                v=QuantizedTensor(filled(kernel.v.codes, -2), kernel.v.scale, kernel.v.fmt),
-                bias=None if kernel.bias is None else filled(kernel.bias, -1),
-                tiles=[*others, np.append(last, np.arange(keys, keys + missing))],
-            )
-        )
+        missing = _missing_keys(kernel, size)
+        return _filled_up(kernel, missing, 0.0) if missing else None
 
     return attention
+
+
+def _missing_keys(kernel: _Kernel, size: int | None) -> int:
+    """Return how many keys the last tile lacks; None is the first tile's size."""
+    return -sum(map(len, kernel.tiles)) % (size or len(kernel.tiles[0]))
+
+
+def _filled_up(kernel: _Kernel, missing: int, score: float) -> Float32Array:
+    """Compute the attention with so many more keys of zeros, to whose scores a number is added."""
+    keys = sum(map(len, kernel.tiles))
+
+    def filled(x: Array, axis: int, number: float = 0.0) -> Array:
+        width = [(0, 0)] * x.ndim
+        width[axis] = (0, missing)
+        return np.pad(x, width, constant_values=number)
+
+    bias = kernel.bias
+    if bias is None and score:
+        bias = np.full((*kernel.q.codes.shape[:-1], keys), -0.0, np.float32)  # x + -0 is x
+    *others, last = kernel.tiles
+    return _attended(
+        replace(
+            kernel,
+            k=QuantizedTensor(filled(kernel.k.codes, -1), kernel.k.scale, kernel.k.fmt),
+            v=QuantizedTensor(filled(kernel.v.codes, -2), kernel.v.scale, kernel.v.fmt),
+            bias=None if bias is None else filled(bias, -1, score),
+            tiles=[*others, np.append(last, np.arange(keys, keys + missing))],
+        )
+    )
+
+
+def _masked(inputs: Inputs, attributes: Attributes) -> Array | None:
+    """Compute an attention whose keys of padding have one score, read off the candidate's result.
+
+    Where the result is not given, the score is -1, as of ``mask - 1``.
+    """
+    kernel, found = _kernel(inputs), inputs.get(FOUND)
+    if kernel is None:
+        return None
+    counts = dict.fromkeys(filter(None, (_missing_keys(kernel, size) for size in _WHOLE)))
+    made: Float32Array | None = None
+    for missing in counts:
+        if found is None:
+            return _filled_up(kernel, missing, -1.0)
+        for score in _scores_of_padding(kernel, inputs, missing):
+            made = _filled_up(kernel, missing, score)
+            if np.array_equal(made, found):
+                return made
+    return made
+
+
+def _scores_of_padding(kernel: _Kernel, inputs: Inputs, missing: int) -> list[float]:
+    """Estimate the score of keys of padding by what it adds to the sum of the weights.
+
+    The median of the estimates, one for each element, is rounded to a few digits, and to halves
+    and quarters beside it: if the sum is that of codes, the estimates are rough.
+    """
+    output, total, scale = (inputs[x].astype(np.float64) for x in ("output", "total", "v_scale"))
+    maximum = kernel.scores(np.concatenate(kernel.tiles)).max(axis=-1, keepdims=True)
+    more = np.ldexp(output * scale / inputs[FOUND] - total, -kernel.how.offset) / missing
+    scores = np.log(more) + maximum
+    scores = scores[np.isfinite(scores)]
+    if not scores.size:
+        return []
+    score = float(np.median(scores))
+    digits = [round(score, digits) for digits in range(5)]
+    beside = [end(score * parts) / parts for parts in (1, 2, 4) for end in (np.floor, np.ceil)]
+    return [x for x in dict.fromkeys([*digits, *map(float, beside)]) if x]  # 0: another defect

@@ -20,6 +20,7 @@ from bert_numpy.kit.block_operations import (
     multiplier,
     scaled_numbers,
 )
+from bert_numpy.kit.block_scale_defects import block_scale_defects
 from bert_numpy.kit.operand_defects import FOUND, Defective, Named, operand_defects
 from npfp8 import (
     ACCUMULATORS,
@@ -71,6 +72,7 @@ def block_defects(operations: Mapping[str, Defective]) -> Iterator[Named]:
     yield from _element_defects()
     yield from _scale_defects(operations)
     yield from _layout_defects(operations)
+    yield from block_scale_defects()
     yield from operand_defects(operations)
     for accumulator in ACCUMULATORS.values():
         if accumulator.reproducible and accumulator.scales_along_k:

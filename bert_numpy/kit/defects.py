@@ -19,6 +19,8 @@ import numpy as np
 from bert_numpy.kit.attention_defects import attention_defects
 from bert_numpy.kit.block_defects import FOUND, Defective, block_defects
 from bert_numpy.kit.block_operations import scaled_numbers
+from bert_numpy.kit.embedding_defects import embedding_defects
+from bert_numpy.kit.fitted_defects import fitted_defects
 from bert_numpy.kit.function_defects import function_defects, tolerant_defects
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
 from bert_numpy.kit.product_defects import product_defects, tolerant_sums
@@ -517,7 +519,13 @@ def _defects() -> Iterator[Defect]:
 def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
     """Join each defect of block formats and of attention with one of its name elsewhere."""
     joined = list(defects)
-    others = (block_defects(OPERATIONS), attention_defects(), product_defects(), function_defects())
+    others = (
+        block_defects(OPERATIONS),
+        attention_defects(),
+        product_defects(),
+        function_defects(),
+        embedding_defects(),
+    )
     for name, operations in (item for found in others for item in found):
         for i, other in enumerate(joined):
             alike = type(operations) is dict and type(other.operations) is dict
@@ -532,10 +540,11 @@ def _joined(defects: Iterable[Defect]) -> tuple[Defect, ...]:
 #: Every known defect. A name may occur more than once, for several ways to be wrong.
 DEFECTS = _joined(_defects())
 
-#: Tiers of defects whose results are spans, the strictest first; for what no other explains.
+#: Tiers of defects for what no other explains: those with a number that is fitted, then those
+#: whose results are spans, the strictest first.
 TOLERANT = tuple(
     tuple(Defect(name, operations) for name, operations in tier)
-    for tier in (*tolerant_defects(), *tolerant_sums())
+    for tier in (*fitted_defects(), *tolerant_defects(), *tolerant_sums())
 )
 
 #: By the name of an accumulator: the defect that it adds up every product that it takes.

@@ -41,6 +41,11 @@ class Traced(dict[str, Array]):
         """The tensor's name."""
         return self._name
 
+    @property
+    def kit(self) -> Kit:
+        """The kit that the tensor is of."""
+        return self._kit
+
     def view(self, role: str) -> str:
         """Return the view in which the operation reads an input."""
         return self._kit.tensors[self._name].inputs[role].view
