@@ -151,11 +151,12 @@ def test_names_of_labels_operands_and_recipes(
 @pytest.mark.parametrize("name", [f"{HOSTILE}{MARKUP}"])
 def test_names_of_a_kits_tensors(name: str, tmp_path: Path, capsys: Capture) -> None:
     kit = open_kit()
-    logits = "model/0/logits"
-    tensor = replace(kit.tensors[logits], operation="given", inputs={}, attributes={})
+    rounded = "operator/round/result"
+    (source,) = (item.tensor for item in kit.tensors[rounded].inputs.values())
+    tensors = {source: kit.tensors[source], name: kit.tensors[rounded]}
     for folder, sign in (("good", 1), ("bad", -1)):
-        array = sign * kit.arrays[logits]
-        write_kit(Kit(kit.header, {name: tensor}, {name: array}), tmp_path / folder)
+        arrays = {source: kit.arrays[source], name: sign * kit.arrays[rounded]}
+        write_kit(Kit(kit.header, tensors, arrays), tmp_path / folder)
     page = tmp_path / "page.html"
     argv = [str(tmp_path / "good"), str(tmp_path / "bad" / "tensors.safetensors")]
     assert main(["golden", "verify", *argv, "--html", str(page)]) == 1
