@@ -59,13 +59,6 @@ def test_a_wrong_code_changes_a_digest(prove_codec, monkeypatch):
         list(prove_codec.digests_of(0x40, frozenset({"ml_dtypes"})))
 
 
-#: A run over all float32, which takes an hour of one core, writes them.
-written = pytest.mark.skipif(
-    not ROUNDINGS.exists(), reason="the digests of the other roundings are not written"
-)
-
-
-@written
 def test_every_block_of_every_format_and_rounding_is_there(prove_codec):
     lines = ROUNDINGS.read_text().splitlines()
     assert lines == sorted(set(lines))
@@ -77,7 +70,6 @@ def test_every_block_of_every_format_and_rounding_is_there(prove_codec):
     )
 
 
-@written
 def test_roundings_of_a_random_choice(prove_codec):
     known = set(ROUNDINGS.read_text().splitlines())
     index = secrets.randbelow(256)
