@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # imported at first use, so that a command can catch Ctrl-C b
         save_calibration,
     )
     from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
+    from bert_numpy.quantization.gptq import Gptq
     from bert_numpy.quantization.presets import PRESETS
     from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
     from bert_numpy.quantization.recipe_json import load_recipe, save_recipe
@@ -42,6 +43,7 @@ __all__ = [
     "BertConfig",
     "BertNumpyError",
     "Calibration",
+    "Gptq",
     "Model",
     "ModelOutput",
     "Operand",
@@ -81,6 +83,7 @@ _MODULES = {
     "export.onnx": ("export_onnx",),
     "quantization.convert": ("QuantizedModel", "apply_recipe"),
     "checkpoints.quantized": ("save_quantized",),
+    "quantization.gptq": ("Gptq",),
     "quantization.presets": ("PRESETS",),
     "quantization.recipe": ("Operand", "Recipe", "SiteRecipe"),
     "quantization.recipe_json": ("load_recipe", "save_recipe"),

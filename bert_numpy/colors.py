@@ -31,7 +31,7 @@ OTHER = "#882255"
 
 _FAMILIES = {
     "E4M3": ("E4M3FN",),
-    "INT8": ("UINT8",),
+    "INT8": ("UINT8", "INT4", "UINT4", "W4A16"),
     "FP32": ("FLOAT32",),
     "BF16": ("BFLOAT16",),
     "FP8": (

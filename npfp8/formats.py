@@ -42,10 +42,12 @@ __all__ = [
     "FIXED8",
     "FLOAT_FORMATS",
     "FORMATS",
+    "INT4",
     "INT8",
     "P3109_K8P3",
     "P3109_K8P4",
     "UE4M3",
+    "UINT4",
     "UINT8",
     "FloatFormat",
     "Format",
@@ -268,6 +270,11 @@ class FloatFormat:
         return float(self.values[self.max_code])
 
     @cached_property
+    def reach(self) -> float:
+        """The value that a scale maps a largest magnitude to: :attr:`max`."""
+        return self.max
+
+    @cached_property
     def min_normal(self) -> float:
         """The smallest positive normal value; without exponent bits, where it would be."""
         return float(2.0 ** (int(self.has_zero) - self.bias))
@@ -330,7 +337,7 @@ class FloatFormat:
 
 @dataclass(frozen=True, repr=False)
 class IntFormat:
-    """An 8-bit integer or fixed-point format: its codes are integers in two's complement.
+    """An integer or fixed-point format of at most 8 bits: its codes are in two's complement.
 
     The value of a code is ``code / 2^fraction_bits``: the code itself, unless there are
     fraction bits.
@@ -339,9 +346,10 @@ class IntFormat:
     ----------
     min_code, max_code : int
         The range that encoding saturates to. INT8 leaves -128 unused so that
-        it is symmetric: ``-x`` always encodes to minus the code of ``x``.
+        it is symmetric: ``-x`` always encodes to minus the code of ``x``. INT4 has so few codes
+        that it uses all of them.
     dtype : {"int8", "uint8"}
-        The dtype of arrays of codes.
+        The dtype of arrays of codes: one code in each byte, also if it has fewer bits.
     name : str
         The name in messages and reports. Formats that differ only in name are equal.
     fraction_bits : int
@@ -357,8 +365,8 @@ class IntFormat:
     >>> from npfp8 import INT8, IntFormat, encode
     >>> INT8.max, INT8.min_subnormal
     (127.0, 1.0)
-    >>> encode([-100, 3, 100], IntFormat(-8, 7, "int8", name="four bits"))
-    array([-8,  3,  7], dtype=int8)
+    >>> encode([-100, 3, 100], IntFormat(-2, 1, "int8", name="two bits"))
+    array([-2,  1,  1], dtype=int8)
     """
 
     min_code: int
@@ -396,9 +404,24 @@ class IntFormat:
         return np.dtype(self.dtype)
 
     @cached_property
+    def bits(self) -> int:
+        """The width of a code: the fewest bits that hold both limits."""
+        if self.dtype == "uint8":
+            return self.max_code.bit_length()
+        return 1 + max(self.max_code.bit_length(), (-self.min_code - 1).bit_length())
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The smallest and the largest code of :attr:`bits`; encoding may leave one unused."""
+        if self.dtype == "uint8":
+            return 0, (1 << self.bits) - 1
+        return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+
+    @cached_property
     def values(self) -> Float64Array:
-        """The value of each code, in the order of the 8 bits of the codes; float64, read-only."""
-        codes = np.arange(256, dtype=np.uint8).view(self.code_dtype)
+        """The value of each code, in the order of the codes' bits; float64, read-only."""
+        low, high = self.code_range
+        codes = np.concatenate([np.arange(high + 1), np.arange(low, 0)])
         values: Float64Array = codes.astype(np.float64) * self.min_subnormal
         values.flags.writeable = False
         return values
@@ -412,6 +435,14 @@ class IntFormat:
     def max(self) -> float:
         """The largest value."""
         return self.max_code * self.min_subnormal
+
+    @cached_property
+    def reach(self) -> float:
+        """The value that a scale maps a largest magnitude to.
+
+        It is :attr:`max`; with one more negative code than positive ones, half a step more.
+        """
+        return self.max + (-self.min_code == self.max_code + 1) * self.min_subnormal / 2
 
     @property
     def min_subnormal(self) -> float:
@@ -500,6 +531,12 @@ INT8 = IntFormat(-127, 127, "int8", name="INT8")
 #: Unsigned integers, 0..255, for asymmetric quantization with a zero point.
 UINT8 = IntFormat(0, 255, "uint8", name="UINT8")
 
+#: Signed integers of 4 bits, -8..7, as ONNX and compressed-tensors have them.
+INT4 = IntFormat(-8, 7, "int8", name="INT4")
+
+#: Unsigned integers of 4 bits, 0..15, for asymmetric quantization with a zero point.
+UINT4 = IntFormat(0, 15, "uint8", name="UINT4")
+
 #: OCP MX's INT8: fixed point with 6 fraction bits, -1.984375 to 1.984375. The code -128 (-2) is
 #: read and never written, as the specification allows and microxcaling does.
 FIXED8 = IntFormat(-127, 127, "int8", name="FIXED8", fraction_bits=6)
@@ -529,7 +566,7 @@ FLOAT_FORMATS = {
 #: Every format above, by name.
 FORMATS: dict[str, Format] = {
     **FLOAT_FORMATS,
-    **{fmt.name: fmt for fmt in (INT8, UINT8, FIXED8)},
+    **{fmt.name: fmt for fmt in (INT8, UINT8, FIXED8, INT4, UINT4)},
 }
 
 
@@ -572,7 +609,7 @@ def as_format(fmt: Format | str, argument: str = "fmt") -> Format:
     ...
     ValueError: fmt: expected a format (E4M3FN, E5M2, E4M3FNUZ, E5M2FNUZ, E4M3, E3M4, \
 E4M3B11FNUZ, E8M0FNU, E2M3, E3M2, E2M1, E3M4FN, P3109_K8P3, P3109_K8P4, UE4M3, INT8, UINT8, \
-FIXED8), found 'E4M3NF'; did you mean 'E4M3FN'?
+FIXED8, INT4, UINT4), found 'E4M3NF'; did you mean 'E4M3FN'?
     """
     if isinstance(fmt, (FloatFormat, IntFormat)):
         return fmt

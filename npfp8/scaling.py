@@ -152,6 +152,12 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format | str) -> Float32Array:
     ``float32(absmax / fmt.max)``; 1 where ``absmax`` is 0; never below the
     smallest normal float32.
 
+    An integer format with one more negative code than positive ones (INT4: -8..7) is taken as
+    symmetric around 0, half a step wider than its largest value: the divisor is 7.5 for INT4, as
+    in GPTQ's program (IST-DASLab/gptq, ``quant.py``) and in compressed-tensors
+    (``calculate_qparams``). The largest positive number then saturates, by half a step, and all
+    others have a finer step.
+
     Parameters
     ----------
     absmax : array_like of float32
@@ -175,8 +181,8 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format | str) -> Float32Array:
     --------
     >>> from npfp8 import E4M3FN
     >>> from npfp8.scaling import absmax_scale
-    >>> float(absmax_scale(896.0, E4M3FN))
-    2.0
+    >>> float(absmax_scale(896.0, E4M3FN)), float(absmax_scale(15.0, "INT4"))
+    (2.0, 2.0)
     """
     fmt = as_format(fmt)
     largest = as_float32("absmax", absmax)
@@ -184,9 +190,9 @@ def absmax_scale(absmax: npt.ArrayLike, fmt: Format | str) -> Float32Array:
     if bad.any():
         raise ValueError(f"absmax: expected finite and not negative, found {largest[bad][0]}")
     with np.errstate(over="ignore", under="ignore"):
-        scale = np.maximum(largest / np.float32(fmt.max), _MIN_NORMAL)
+        scale = np.maximum(largest / np.float32(fmt.reach), _MIN_NORMAL)
     if not np.isfinite(scale).all():
-        raise ValueError(f"absmax: {largest.max()} over {fmt}'s {fmt.max} is beyond float32")
+        raise ValueError(f"absmax: {largest.max()} over {fmt}'s {fmt.reach} is beyond float32")
     return np.asarray(np.where(largest == 0, np.float32(1), scale), np.float32)
 
 

@@ -57,14 +57,15 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QuantizedTensor:
-    """An array of 8-bit codes whose values are ``(code value - zero_point) * scale``.
+    """An array of codes of up to 8 bits whose values are ``(code value - zero_point) * scale``.
 
     ``a @ b`` is the exact product :func:`npfp8.matmul`. There is no other arithmetic:
     NumPy's functions raise TypeError. :meth:`dequantize` returns an array.
 
     Parameters
     ----------
-    codes : ndarray of uint8 (int8 for INT8)
+    codes : ndarray of uint8 (int8 for INT8 and INT4)
+        One code in each byte.
     scale : array_like of float32
         Positive, finite and normal (not subnormal). Its shape:
 
@@ -246,7 +247,7 @@ class QuantizedTensor:
 
     @property
     def packed_nbytes(self) -> int:
-        """The bytes that :attr:`nbytes` become with codes at their width, such as 4 bits.
+        """The bytes that :attr:`nbytes` become with codes and zero points at their width.
 
         Examples
         --------
@@ -256,12 +257,9 @@ class QuantizedTensor:
         >>> q.nbytes, q.packed_nbytes
         (264, 136)
         """
-        fmt = self.fmt
-        if isinstance(fmt, FloatFormat):
-            bits = fmt.bits
-        else:
-            bits = (fmt.max_code - fmt.min_code).bit_length()
-        return self.nbytes - self.codes.nbytes + -(-self.size * bits // 8)
+        codes = [self.codes] if self.zero_point is None else [self.codes, self.zero_point]
+        packed = sum(-(-part.size * self.fmt.bits // 8) for part in codes)
+        return self.nbytes - sum(part.nbytes for part in codes) + packed
 
     @property
     def tensor_factor(self) -> Float32Array:
@@ -376,8 +374,9 @@ class QuantizedTensor:
             signed = floats is None or floats.signed  # negative numbers of others are NaN
             with np.errstate(all="ignore"):  # the scale of a block may be 0 or NaN
                 quotients = (np.abs(x[largest]) if signed else x[largest]) / scales
-            # A scale from the largest element itself may round to just beyond.
-            saturated = int(np.count_nonzero(quotients > fmt.max * (1 + 2.0**-20)))
+            # A scale from the largest element itself may round to just beyond. INT4's reaches
+            # half a step beyond its largest value, where a code is as near as any other.
+            saturated = int(np.count_nonzero(quotients > fmt.reach * (1 + 2.0**-20)))
         not_zero = int(np.count_nonzero(magnitudes))
         if not_zero == x.size or (floats is not None and not floats.has_zero):
             return saturated, 0

@@ -95,11 +95,11 @@ def tables() -> dict[str, Any]:
 
 
 def format_table(fmt: Format) -> dict[str, Any]:
-    """Describe a format, with the value of each code, by its 8 bits."""
+    """Describe a format, with the value of each code, by its bits."""
     values = [_number(value) for value in fmt.values.tolist()]
     named = {"colour": color_of(fmt.name), **asdict(fmt)}
     if isinstance(fmt, IntFormat):
-        return {"kind": "integer", **named, "bits": 8, "values": values}
+        return {"kind": "integer", **named, "bits": fmt.bits, "values": values}
     return {
         "kind": "float",
         **named,

@@ -25,7 +25,9 @@ from npfp8 import (
     E3M2,
     E4M3FN,
     FIXED8,
+    INT4,
     INT8,
+    UINT4,
     BlockFormat,
     FloatFormat,
     QuantizedTensor,
@@ -182,6 +184,20 @@ def test_signed_bytes_are_kept():
         assert packed.tolist() == [129, 0, 1, 127]
         assert unpack_codes(packed, fmt).dtype == np.int8
         assert np.array_equal(unpack_codes(packed, fmt), codes)
+
+
+@pytest.mark.parametrize("layout", ["low-first", "high-first"])
+def test_integers_of_4_bits_are_two_in_a_byte(layout):
+    codes = np.arange(-8, 8, dtype=np.int8)
+    packed = pack_codes(codes, INT4, layout)
+    low, high = (0, 1) if layout == "low-first" else (1, 0)
+    nibbles = codes.astype(int) % 16  # two's complement
+    assert packed.tolist() == [16 * pair[high] + pair[low] for pair in nibbles.reshape(-1, 2)]
+    assert unpack_codes(packed, INT4, layout=layout).dtype == np.int8
+    assert np.array_equal(unpack_codes(packed, INT4, layout=layout), codes)
+    assert np.array_equal(unpack_codes(packed, UINT4, layout=layout), nibbles)
+    assert np.array_equal(pack_codes(np.uint8(nibbles), UINT4, layout), packed)
+    assert unpack_codes(np.uint8([0xFF]), INT4, 1, layout).tolist() == [-1]
 
 
 def test_bits_that_belong_to_no_code_are_not_read():

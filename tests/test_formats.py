@@ -17,9 +17,12 @@ from npfp8 import (
     E5M2,
     E8M0FNU,
     FIXED8,
+    INT4,
     INT8,
     P3109_K8P3,
     P3109_K8P4,
+    UINT4,
+    UINT8,
     FloatFormat,
     IntFormat,
     describe,
@@ -56,11 +59,16 @@ PUBLISHED = {
 def test_every_format_by_name():
     assert {name: getattr(npfp8, name) for name in npfp8.formats.FORMATS} == npfp8.formats.FORMATS
     made = {fmt.name for fmt in vars(npfp8).values() if isinstance(fmt, npfp8.Format)}
-    assert set(npfp8.formats.FORMATS) == made == {*PUBLISHED, "INT8", "UINT8", "FIXED8"}
+    assert (
+        set(npfp8.formats.FORMATS)
+        == made
+        == {*(*PUBLISHED, "INT8", "UINT8", "FIXED8", "INT4", "UINT4")}
+    )
 
 
 def test_formats_with_a_zero_point():
-    assert [name for name, fmt in npfp8.formats.FORMATS.items() if fmt.has_zero_point] == ["UINT8"]
+    unsigned = [name for name, fmt in npfp8.formats.FORMATS.items() if fmt.has_zero_point]
+    assert unsigned == ["UINT8", "UINT4"]
     assert IntFormat(0, 15, "int8").has_zero_point
     assert not INT8.has_zero_point
 
@@ -289,6 +297,35 @@ def test_fixed_point_is_told_apart_from_integers():
     for clone in (copy.deepcopy(FIXED8), pickle.loads(pickle.dumps(FIXED8))):
         assert clone == FIXED8
         assert hash(clone) == hash(FIXED8)
+
+
+def test_integers_have_the_bits_that_hold_their_limits():
+    found = {fmt.name: fmt.bits for fmt in (INT8, UINT8, FIXED8, INT4, UINT4)}
+    assert found == {"INT8": 8, "UINT8": 8, "FIXED8": 8, "INT4": 4, "UINT4": 4}
+    limits = [(-2, 1), (-1, 1), (-4, 3), (-1, 100), (-128, 127), (-100, 1), (-65, 0), (-64, 0)]
+    assert [IntFormat(*pair, "int8").bits for pair in limits] == [2, 2, 3, 8, 8, 8, 8, 7]
+    assert [IntFormat(0, most, "uint8").bits for most in (1, 2, 3, 4, 127, 128)] == [
+        1,
+        2,
+        2,
+        3,
+        7,
+        8,
+    ]
+    assert INT4.values.tolist() == [*range(8), *range(-8, 0)]
+    assert UINT4.values.tolist() == list(range(16))
+    assert (INT4.code_range, UINT4.code_range, INT8.code_range) == ((-8, 7), (0, 15), (-128, 127))
+
+
+def test_codes_of_other_bits_are_refused():
+    assert npfp8.decode(np.int8([-8, -1, 0, 7]), INT4).tolist() == [-8, -1, 0, 7]
+    for codes, fmt, message in (
+        (np.int8([0, 8]), INT4, r"INT4 codes: expected -8\.\.7, found 8"),
+        (np.int8([-9]), INT4, r"INT4 codes: expected -8\.\.7, found -9"),
+        (np.uint8([16]), UINT4, r"UINT4 codes: expected 0\.\.15, found 16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            npfp8.decode(codes, fmt)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)

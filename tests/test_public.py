@@ -254,6 +254,7 @@ def valid(
         "npfp8.vectors.read_vectors": {"path": path},
         "npfp8.vectors.write_all_vectors": {"folder": path},
         "bert_numpy.Operand": {},
+        "bert_numpy.Gptq": {},
         "bert_numpy.TiledAttention": {},
         "bert_numpy.SiteRecipe": {"outlier_threshold": 6.0, "migration": 0.5},
         "bert_numpy.Recipe": {"name": "mine"},

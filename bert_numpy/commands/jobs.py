@@ -25,7 +25,7 @@ from bert_numpy.evaluation.job import (
 )
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.calibration import Calibration
-from bert_numpy.quantization.convert import QuantizedModel
+from bert_numpy.quantization.convert import QuantizedModel, refuse_gptq
 from bert_numpy.quantization.presets import preset
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.similarity import EMBEDDINGS
@@ -209,7 +209,11 @@ def sentence_scales(
     if arguments.calibration is not None:
         return saved_calibration(arguments.calibration)
     golden = arguments.golden
-    return calibrated_on_sentences(arguments, model, tokenizer, paired=paired, golden=golden)
+    if golden:
+        refuse_gptq([recipe])
+    return calibrated_on_sentences(
+        arguments, model, tokenizer, paired=paired, golden=golden, hessians=recipe.by_gptq
+    )
 
 
 def calibrated_on_sentences(
@@ -219,6 +223,7 @@ def calibrated_on_sentences(
     *,
     paired: bool = False,
     golden: bool = False,
+    hessians: bool = False,
 ) -> Calibration:
     """Calibrate on sentences by these options, and note which sentences they are.
 
@@ -235,6 +240,7 @@ def calibrated_on_sentences(
         samples=arguments.calibration_samples,
         paired=paired,
         golden=golden,
+        hessians=hessians,
     )
     _note_sentences(arguments, calibration.samples)
     return calibration

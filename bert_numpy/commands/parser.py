@@ -59,6 +59,11 @@ formats, in upper or lower case:
                           FlashAttention-3 computes it
   e4m3-weights            only the weights are quantized
   mxfp4-weights, nvfp4-weights  the same in FP4
+  w4a16, w4a16-asym       the same in INT4, one scale per 128 inputs; in UINT4,
+                          with a zero point as well
+  w4a16-g64, w4a16-g32    one scale per 64, per 32
+  w4a16-channel           one scale per output channel
+  w4a16-gptq, w4a16-asym-gptq  weights rounded by GPTQ, on the calibration's sample
   FILE.json               a recipe of your own
   stored                  the recipe that a quantized checkpoint was made with
 """

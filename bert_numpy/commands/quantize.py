@@ -243,7 +243,9 @@ def _of_sentences(
     check_exportable(model, recipe)
     if calibration is None and arguments.calibration_data is not None:
         tokenizer = load_tokenizer(arguments.model, arguments.revision)
-        calibration = calibrated_on_sentences(arguments, model, tokenizer, golden=arguments.golden)
+        calibration = calibrated_on_sentences(
+            arguments, model, tokenizer, golden=arguments.golden, hessians=recipe.by_gptq
+        )
     elif made:
         raise BertNumpyError(
             f"{recipe.name}: expected --calibration FILE, or --task and --data to calibrate on, or "

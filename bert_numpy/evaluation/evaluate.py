@@ -211,6 +211,7 @@ def calibrate_on(
     batch_size: int = 32,
     progress: Progress | None = None,
     golden: bool = False,
+    hessians: bool = False,
 ) -> Calibration:
     """Calibrate on encoded texts; see :func:`bert_numpy.calibrate`."""
 
@@ -220,7 +221,7 @@ def calibrate_on(
             if progress is not None:
                 progress(len(rows))
 
-    return calibrate(model, reported(), golden)
+    return calibrate(model, reported(), golden, hessians=hessians)
 
 
 def check_model(model: Model, task: Task[Any]) -> None:

@@ -28,7 +28,7 @@ from bert_numpy.quantization.calibration import (
     load_calibration,
     save_calibration,
 )
-from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
+from bert_numpy.quantization.convert import QuantizedModel, apply_recipe, refuse_gptq
 from bert_numpy.quantization.presets import as_recipe
 from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.files import find_files
@@ -338,6 +338,7 @@ def calibrate_on_sentences(
     samples: int = 256,
     paired: bool = False,
     golden: bool = False,
+    hessians: bool = False,
 ) -> Calibration:
     """Calibrate on texts of a file; see :func:`bert_numpy.tasks.texts.read_texts`.
 
@@ -352,7 +353,8 @@ def calibrate_on_sentences(
         The number of texts to use; see :meth:`Examples.sample`.
     paired : bool
         True to give each sentence together with the next one, as a pair of texts.
-    golden : bool
+    golden, hessians : bool
+        As for :func:`bert_numpy.calibrate`.
 
     Raises
     ------
@@ -371,12 +373,13 @@ def calibrate_on_sentences(
     require("file", file, (str, Path), "a path")
     integer("samples", samples)
     paired, golden = flag("paired", paired), flag("golden", golden)
+    hessians = flag("hessians", hessians)
     require_function("progress_bar", progress_bar, "a function or None", optional=True)
     texts = _sentences(file, samples)
     pairs = [*texts[1:], texts[0]] if paired else None
     encoded = tokenizer.encode(texts, pairs, _length(_SENTENCES, tokenizer, None))
     with (progress_bar or no_bar)(len(encoded), "calibration") as advance:
-        return calibrate_on(model, encoded, progress=advance, golden=golden)
+        return calibrate_on(model, encoded, progress=advance, golden=golden, hessians=hessians)
 
 
 def run(
@@ -488,9 +491,12 @@ def with_calibration(
         or not any(recipe.calibrated for recipe in recipes)
     ):
         return job
+    if golden:
+        refuse_gptq(recipes)
     with (progress_bar or no_bar)(len(job.calibration_texts), "calibration") as advance:
+        hessians = any(recipe.by_gptq for recipe in recipes)
         calibration = calibrate_on(
-            job.model, job.calibration_texts, job.batch_size, advance, golden
+            job.model, job.calibration_texts, job.batch_size, advance, golden, hessians
         )
     return replace(job, calibration=calibration)
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import local
 from typing import Any
@@ -28,7 +28,7 @@ from bert_numpy.quantization.observers import (
     merge,
     quantization_noise,
 )
-from bert_numpy.quantization.observing import Histograms, ObservingEngine, Sight
+from bert_numpy.quantization.observing import Hessians, Histograms, ObservingEngine, Sight
 from bert_numpy.quantization.origin import SIZES, Origin, origin_of
 from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
@@ -60,7 +60,7 @@ _OPERAND = re.compile(rf"{_SITE.pattern}:[ab]")
 _ARGUMENTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 #: The tensors of an operand, and the one tensor of a linear layer.
-_OF_OPERANDS, _OF_SITES = ("range", "bits", "counts"), ("channels",)
+_OF_OPERANDS, _OF_SITES = ("range", "bits", "counts"), ("channels", "hessian")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,6 +84,9 @@ class Calibration:
         together by hand, which are not compared with a model's weights.
     place : str
         The file, for messages.
+    hessians : mapping of str to ndarray of float64, (K, K)
+        For GPTQ, if the calibration was asked for them: ``x^T x`` of the left operand of a linear
+        layer, by its site. Layers with one input have it under the first of their sites.
 
     Examples
     --------
@@ -104,6 +107,7 @@ class Calibration:
     golden: bool = False
     origin: Origin | None = None
     place: str = "calibration"
+    hessians: Mapping[str, Float64Array] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         model = "no model" if self.origin is None else self.origin.name
@@ -195,6 +199,7 @@ def calibrate(
     batches: Iterable[Mapping[str, IntArray]],
     golden: bool = False,
     threads: int | None = None,
+    hessians: bool = False,
 ) -> Calibration:
     """Run the model in float32 over a sample, and count the values of its activations.
 
@@ -212,6 +217,10 @@ def calibrate(
     threads : int, optional
         The number of threads that share the batches; by default one per core.
         The statistics are combined in the order of the batches.
+    hessians : bool
+        True to add up ``x^T x`` of every linear layer's input, which GPTQ takes. The batches then
+        run one after the other, as sums of floats depend on their order; and not with
+        ``golden``, as they depend on the BLAS.
 
     Raises
     ------
@@ -231,7 +240,9 @@ def calibrate(
     <Calibration of bert-tiny-sst2: 2 samples, 22 operands>
     """
     require("model", model, Model, "a model, as bert_numpy.load returns it")
-    golden = flag("golden", golden)
+    golden, hessians = flag("golden", golden), flag("hessians", hessians)
+    if golden and hessians:
+        raise BertNumpyError("hessians: expected False in golden mode: they depend on the BLAS")
     if threads is not None and (threads := integer("threads", threads)) < 1:
         raise BertNumpyError(f"threads: expected at least 1, found {threads}")
     expected = "a list of batches, each the arguments of the model"
@@ -242,6 +253,7 @@ def calibrate(
         raise BertNumpyError(f"{model.name}: expected a model in float32 to calibrate, found codes")
     inner: EngineOf = GoldenEngine if golden else FloatEngine
     histograms: list[Histograms] = []  # one per thread
+    sums: Hessians | None = {} if hessians else None
     mine = local()
 
     def observed(batch: Mapping[str, IntArray]) -> tuple[Sight, int]:
@@ -254,7 +266,7 @@ def calibrate(
         if not hasattr(mine, "histograms"):
             mine.histograms = {}
             histograms.append(mine.histograms)
-        sight = Sight(mine.histograms)
+        sight = Sight(mine.histograms, sums)
         seen_by = lambda weights, given: ObservingEngine(inner(weights, given), sight)  # noqa: E731
         replace(model, engine=seen_by)(**batch)
         return sight, len(batch["input_ids"])
@@ -263,7 +275,8 @@ def calibrate(
     channels: dict[str, Float32Array] = {}
     same: dict[str, str] = {}
     samples = 0
-    for sight, size in map_in_order(observed, batches, threads or default_threads()):
+    count = 1 if hessians else threads or default_threads()
+    for sight, size in map_in_order(observed, batches, count):
         for name, extrema in sight.extrema.items():
             operands[name] = follow(operands.get(name), extrema)
         for site, largest in sight.channels.items():
@@ -279,7 +292,7 @@ def calibrate(
     operands = {
         name: seen.with_histogram(first[same.get(name, name)]) for name, seen in operands.items()
     }
-    return Calibration(operands, channels, samples, golden, origin_of(model))
+    return Calibration(operands, channels, samples, golden, origin_of(model), hessians=sums or {})
 
 
 def check_calibration(calibration: Calibration, model: Model) -> None:
@@ -311,6 +324,15 @@ def check_calibration(calibration: Calibration, model: Model) -> None:
             raise BertNumpyError(
                 f"{place}: channels of {site!r}: expected {weight.shape[1]} numbers, as "
                 f"{model.name} has inputs there, found shape {largest.shape}"
+            )
+    for site, hessian in calibration.hessians.items():
+        if site not in layers:
+            raise BertNumpyError(f"{place}: Hessian of {site!r}: {model.name} has no such layer")
+        inputs = model.weights[f"{site}.weight"].shape[1]
+        if hessian.shape != (inputs, inputs):
+            raise BertNumpyError(
+                f"{place}: Hessian of {site!r}: expected {inputs} rows and columns, as "
+                f"{model.name} has inputs there, found shape {hessian.shape}"
             )
 
 
@@ -344,8 +366,11 @@ def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
             "one of no model" if x is None else str(x) for x in (a.origin, b.origin)
         )
         raise BertNumpyError(f"calibrations: expected both of one model, found {found}")
-    if a.operands.keys() != b.operands.keys() or a.channels.keys() != b.channels.keys():
-        raise BertNumpyError("calibrations: expected the same sites in both")
+    for one, other in (
+        (a.operands, b.operands), (a.channels, b.channels), (a.hessians, b.hessians)
+    ):  # fmt: skip
+        if one.keys() != other.keys():
+            raise BertNumpyError("calibrations: expected the same sites in both")
     for site, largest in a.channels.items():
         if largest.shape != b.channels[site].shape:
             raise BertNumpyError(
@@ -364,6 +389,7 @@ def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
         a.samples + b.samples,
         a.golden and b.golden,
         a.origin,
+        hessians={site: seen + b.hessians[site] for site, seen in a.hessians.items()},
     )
 
 
@@ -379,7 +405,8 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
 
     Each operand has ``NAME/range`` (the extrema and moving averages) and the
     histogram as ``NAME/bits`` and ``NAME/counts``; each linear layer has
-    ``SITE/channels``. The metadata holds the number of samples, and the name, the
+    ``SITE/channels``, and ``SITE/hessian`` if there are Hessians: the upper triangle, row after
+    row. The metadata holds the number of samples, and the name, the
     sizes and the digest of the model.
 
     Raises
@@ -418,6 +445,8 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
         tensors[f"{name}/counts"] = seen.counts
     for site, largest in calibration.channels.items():
         tensors[f"{site}/channels"] = largest
+    for site, hessian in calibration.hessians.items():
+        tensors[f"{site}/hessian"] = hessian[np.triu_indices(len(hessian))]
     metadata = {
         "format": _FILE_FORMAT,
         "samples": str(calibration.samples),
@@ -477,17 +506,19 @@ def load_calibration(path: str | Path) -> Calibration:
     name = value("model", bool, "the model's name")
     origin = Origin(name, _sizes(sizes), digest)
 
-    operands, channels = {}, {}
+    operands, channels, hessians = {}, {}, {}
     for key in tensors:
         name, _, what = key.rpartition("/")
         pattern = {**dict.fromkeys(_OF_OPERANDS, _OPERAND), **dict.fromkeys(_OF_SITES, _SITE)}
         if what not in pattern or not pattern[what].fullmatch(name):
             raise BertNumpyError(
-                f"{path}: tensor {key!r}: expected OPERAND/range, OPERAND/bits, OPERAND/counts or "
-                "SITE/channels"
+                f"{path}: tensor {key!r}: expected OPERAND/range, OPERAND/bits, OPERAND/counts, "
+                "SITE/channels or SITE/hessian"
             )
         if what == "channels":
             channels[name] = _tensor(path, tensors, key, "float32", _are_magnitudes, "magnitudes")
+        elif what == "hessian":
+            hessians[name] = _stored_hessian(path, tensors, name)
         elif name not in operands:
             operands[name] = _stored_statistics(path, tensors, name)
     if not operands:
@@ -500,7 +531,7 @@ def load_calibration(path: str | Path) -> Calibration:
                 f"largest magnitude of '{site}:a', found {largest.max(initial=0)}"
             )
     _check_counts(path, operands, channels, samples, origin)
-    return Calibration(operands, channels, samples, golden, origin, str(path))
+    return Calibration(operands, channels, samples, golden, origin, str(path), hessians)
 
 
 def as_calibration(
@@ -557,6 +588,26 @@ def _stored_statistics(path: str | Path, tensors: Mapping[str, Any], name: str) 
         which, what = problem
         raise BertNumpyError(f"{path}: tensor '{name}/{which}': expected {what}")
     return seen
+
+
+def _stored_hessian(path: str | Path, tensors: Mapping[str, Any], site: str) -> Float64Array:
+    """Read a Hessian of a linear layer from its upper triangle."""
+    channels = tensors.get(f"{site}/channels")
+    inputs = channels.size if isinstance(channels, np.ndarray) else 0
+    size = inputs * (inputs + 1) // 2
+    found = _tensor(
+        path,
+        tensors,
+        f"{site}/hessian",
+        "float64",
+        lambda x: x.size == size and np.isfinite(x).all(),
+        f"{size} finite numbers, the upper triangle for the {inputs} numbers of '{site}/channels'",
+    )
+    hessian = np.zeros((inputs, inputs))
+    hessian[np.triu_indices(inputs)] = found
+    if (np.diag(hessian) < 0).any():
+        raise BertNumpyError(f"{path}: tensor '{site}/hessian': expected no negative diagonal")
+    return np.where(np.tri(inputs, k=-1, dtype=bool), hessian.T, hessian)
 
 
 def _check_counts(

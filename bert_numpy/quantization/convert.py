@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,16 +22,18 @@ from bert_numpy.quantization.calibration import (
     observed_scale,
 )
 from bert_numpy.quantization.engine import engine_of
+from bert_numpy.quantization.gptq import gptq
 from bert_numpy.quantization.observers import observe
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand, static_sides
 from bert_numpy.quantization.presets import as_recipe
-from bert_numpy.quantization.recipe import Operand, Recipe
-from npfp8 import BlockFormat, QuantizedTensor, quantize
+from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
+from npfp8 import BlockFormat, Format, QuantizedTensor, quantize
 from npfp8.arguments import flag, require
 from npfp8.arrays import Float32Array, Float64Array
 from npfp8.elementary import exp, log
+from npfp8.scaling import axis_and_block
 
-__all__ = ["QuantizedModel", "apply_recipe", "planned_model"]
+__all__ = ["QuantizedModel", "apply_recipe", "planned_model", "refuse_gptq"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,9 +101,10 @@ def apply_recipe(
     Raises
     ------
     BertNumpyError
-        If a calibration is required but is missing, lacks a site or belongs to another
-        model. If an override's pattern fits no site, or a site's products cannot be
-        accumulated as the recipe demands. If the model is quantized by another recipe.
+        If a calibration is required but is missing, lacks a site or Hessians, or belongs to
+        another model. If weights are to be rounded by GPTQ in golden mode. If an override's
+        pattern fits no site, or a site's products cannot be accumulated as the recipe demands.
+        If the model is quantized by another recipe.
 
     Examples
     --------
@@ -129,6 +132,8 @@ def apply_recipe(
         return planned_model(
             model.config, model.weights, recipe, model.plans, model.name, golden=golden
         )
+    if golden:
+        refuse_gptq([recipe])
     if calibration is not None:
         check_calibration(calibration, model)
     sites = sites_of(model)
@@ -148,7 +153,11 @@ def apply_recipe(
                     weight = weight * smoothing
             if how.b.fmt is not None:
                 name = f"{site.name}.weight"
-                weights[name] = quantize_weight(name, weight, how.b)
+                weights[name] = (
+                    quantize_weight(name, weight, how.b)
+                    if how.gptq is None
+                    else _by_gptq(model, site, weight, how, _needed(calibration, recipe), smoothing)
+                )
             elif smoothing is not None:
                 weights[f"{site.name}.weight"] = weight
         with naming(site.name):
@@ -162,6 +171,17 @@ def apply_recipe(
                 static["a"] = Scale.of(-largest, largest, how.a)
         plans[site.name] = SitePlan(how, static.get("a"), static.get("b"), smoothing)
     return planned_model(model.config, weights, recipe, plans, model.name, golden=golden)
+
+
+def refuse_gptq(recipes: Iterable[Recipe]) -> None:
+    """Raise :class:`BertNumpyError` if a recipe rounds weights by GPTQ, for golden mode."""
+    for recipe in recipes:
+        if recipe.by_gptq:
+            raise BertNumpyError(
+                f"recipe {recipe.name}: expected weights not rounded by GPTQ in golden mode, as "
+                "their codes depend on the machine's BLAS: write a quantized checkpoint first, and "
+                "load it"
+            )
 
 
 def planned_model(
@@ -202,6 +222,32 @@ def quantize_weight(name: str, weight: Float32Array, operand: Operand) -> Quanti
             raise BertNumpyError(text if name in text else f"{name}: {text}") from None
         assert not isinstance(operand.fmt, BlockFormat)  # its observer is the absolute maximum
         return quantize(weight, operand.fmt, scale.scale, zero_point=scale.zero_point)
+
+
+def _by_gptq(
+    model: Model,
+    site: Site,
+    weight: Float32Array,
+    how: SiteRecipe,
+    calibration: Calibration,
+    smoothing: Float32Array | None,
+) -> QuantizedTensor:
+    """Quantize a linear layer's weight by GPTQ, for the inputs divided by ``smoothing``."""
+    alike = [other.name for other in sites_of_input(model, site)]
+    known = [name for name in alike if name in calibration.hessians]
+    if not known:
+        raise BertNumpyError(
+            f"{calibration.place}: site {site.name!r}: expected a Hessian for GPTQ, found none: "
+            "calibrate with hessians=True"
+        )
+    hessian = calibration.hessians[known[0]]
+    if smoothing is not None:
+        hessian = hessian / np.outer(smoothing, smoothing)
+    assert isinstance(how.b.fmt, Format)
+    assert how.gptq is not None
+    axis, block = axis_and_block(how.b.granularity, weight.shape, -1, how.b.block)
+    with naming(f"{site.name}.weight"):
+        return gptq(weight, hessian, how.b.fmt, axis, block, how.gptq, how.b.power_of_two)
 
 
 def _needed(calibration: Calibration | None, recipe: Recipe) -> Calibration:

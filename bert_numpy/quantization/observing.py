@@ -11,25 +11,30 @@ from bert_numpy.engines.engine import Engine
 from bert_numpy.engines.site import Site
 from bert_numpy.errors import naming
 from bert_numpy.quantization.observers import look_at
-from npfp8.arrays import Float32Array, IntArray
+from npfp8.arrays import Float32Array, Float64Array, IntArray, blas_product
 
-__all__ = ["Histograms", "ObservingEngine", "Sight"]
+__all__ = ["Hessians", "Histograms", "ObservingEngine", "Sight"]
 
 
 #: By operand: the number of elements per bfloat16 value. Sums of integers do not depend on
 #: their order, so each thread has its own histograms for all of its batches.
 Histograms = dict[str, IntArray]
 
+#: By linear layer: ``x^T x`` of its inputs, (in, in).
+Hessians = dict[str, Float64Array]
+
 
 @dataclass(eq=False)
 class Sight:
     """The extrema of every operand in one batch, over all of its arrays in this batch.
 
-    ``histograms`` are added to. ``same`` maps the name of a shared input to the first name
-    for it: query, key and value have one input.
+    ``histograms`` are added to, and ``hessians`` unless it is None: ``x^T x`` of a linear
+    layer's input. ``same`` maps the name of a shared input to the first name for it: query, key
+    and value have one input, and one Hessian under the first of their names.
     """
 
     histograms: Histograms
+    hessians: Hessians | None = None
     extrema: dict[str, tuple[float, float]] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
     channels: dict[str, Float32Array] = field(default_factory=dict)
@@ -50,6 +55,11 @@ class Sight:
         columns = x.reshape(-1, x.shape[-1])
         lowest, highest = columns.min(axis=0, initial=0), columns.max(axis=0, initial=0)
         largest = np.maximum(highest, np.abs(lowest))
+        if self.hessians is not None:
+            wide = columns.astype(np.float64)
+            product = blas_product(wide.T, wide)
+            known = self.hessians.get(first)
+            self.hessians[first] = product if known is None else known + product
         before = self.channels.get(first)
         self.channels[first] = largest if before is None else np.maximum(before, largest)
         for name in others:

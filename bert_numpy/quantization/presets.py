@@ -9,12 +9,14 @@ from types import MappingProxyType
 from typing import Any
 
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.quantization.gptq import Gptq
 from bert_numpy.quantization.recipe import AnyFormat, Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.recipe_json import load_recipe
 from bert_numpy.quantization.tiled_attention import TiledAttention
 from npfp8 import (
     E4M3FN,
     E5M2,
+    INT4,
     INT8,
     MXFP4,
     MXFP6_E2M3,
@@ -23,12 +25,13 @@ from npfp8 import (
     MXFP8_E5M2,
     MXINT8,
     NVFP4,
+    UINT4,
     UINT8,
 )
 from npfp8.arguments import loaded
 from npfp8.names import match, suggestion
 
-__all__ = ["PRESETS", "as_recipe", "preset"]
+__all__ = ["PRESETS", "as_recipe", "preset", "w4a16"]
 
 
 def _alike(name: str, fmt: AnyFormat, **operand: Any) -> Recipe:
@@ -69,6 +72,38 @@ def _migrated(recipe: Recipe, smoothing: str = "power_of_two") -> Recipe:
 def _weights(name: str, fmt: AnyFormat) -> Recipe:
     """Quantize the encoder's weights alone."""
     return Recipe(name, SiteRecipe(b=Operand(fmt)))
+
+
+def w4a16(block: int | None = 128, *, asymmetric: bool = False, gptq: Gptq | None = None) -> Recipe:
+    """Make a recipe of weights in INT4 and activations in bfloat16, by its settings.
+
+    Source: Kurtic et al., *"Give Me BF16 or Give Me Death"?* (arXiv 2411.02355), which has
+    groups of 128, symmetric, by GPTQ.
+
+    Parameters
+    ----------
+    block : int, optional
+        The number of inputs of an output that share a scale; None for all of them.
+    asymmetric : bool
+        Whether each group has a zero point (UINT4), too.
+    gptq : Gptq, optional
+        How GPTQ rounds the weights; None rounds them to nearest.
+
+    Examples
+    --------
+    >>> from bert_numpy.quantization.presets import w4a16
+    >>> w4a16(64, asymmetric=True)
+    <Recipe w4a16-g64-asym: linear - x UINT4; rest bfloat16>
+    """
+    size = "-channel" if block is None else "" if block == 128 else f"-g{block}"
+    scales: dict[str, Any] = {"granularity": "channel"} if block is None else {
+        "granularity": "block", "block": block
+    }  # fmt: skip
+    weights = Operand(UINT4 if asymmetric else INT4, **scales)
+    stored = gptq is not None and gptq.order == "stored"
+    rounded = f"{'-gptq' * (gptq is not None)}{'-stored' * stored}"
+    name = f"w4a16{size}{'-asym' * asymmetric}{rounded}"
+    return Recipe(name, SiteRecipe(b=weights, gptq=gptq))
 
 
 def _linear_and_attention(name: str, linear: AnyFormat, attention: AnyFormat) -> Recipe:
@@ -118,6 +153,13 @@ def _presets() -> Mapping[str, Recipe]:
         _alike("mxint8", MXINT8),
         _weights("mxfp4-weights", MXFP4),
         _weights("nvfp4-weights", NVFP4),
+        w4a16(),
+        w4a16(64),
+        w4a16(32),
+        w4a16(None),
+        w4a16(asymmetric=True),
+        w4a16(gptq=Gptq()),
+        w4a16(asymmetric=True, gptq=Gptq()),
         _linear_and_attention("mxfp4-mixed", MXFP4, E4M3FN),
         _linear_and_attention("nvfp4-mixed", NVFP4, E4M3FN),
         replace(e4m3, name="e4m3-flash", attention=TiledAttention()),

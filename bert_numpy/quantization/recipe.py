@@ -13,6 +13,7 @@ import numpy as np
 from bert_numpy.engines.site import Site
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.sites import site_named
+from bert_numpy.quantization.gptq import Gptq
 from bert_numpy.quantization.observers import OBSERVERS
 from bert_numpy.quantization.shown import shown
 from bert_numpy.quantization.site_patterns import fits_attention
@@ -293,6 +294,10 @@ class SiteRecipe:
         own weights and are rounded to powers of two, so that applying them rounds nothing.
         With "paper", query, key and value, which have one input, share the
         factors from the largest weights of all three, and the factors are not rounded.
+    gptq : Gptq, optional
+        The weights are rounded by GPTQ, which needs a calibration with Hessians, so that the
+        layer's outputs change least; see :mod:`bert_numpy.quantization.gptq`. None rounds each
+        weight to the nearest value. It is for linear layers only.
 
     Examples
     --------
@@ -307,6 +312,7 @@ class SiteRecipe:
     migration: float | None = None
     outliers: str = "element"
     smoothing: str = "power_of_two"
+    gptq: Gptq | None = None
 
     def __post_init__(self) -> None:
         for side in ("a", "b"):
@@ -343,12 +349,27 @@ class SiteRecipe:
                     f"migration: expected the observer 'absmax', found {self.a.observer!r}: of "
                     "divided columns only the largest magnitudes are known"
                 )
+        self._check_gptq()
         along = [x for x in (self.a, self.b) if isinstance(x.fmt, Format) and x.dynamic]
         if len({(x.granularity, x.granularity == "block" and x.block) for x in along}) > 1:
             found = " and ".join(f"{x.granularity!r} ({x.block})" for x in along)
             raise BertNumpyError(
                 "a and b: per-token and per-block scales must match: expected both per token, "
                 f"or both per block of the same size, found {found}"
+            )
+
+    def _check_gptq(self) -> None:
+        """Refuse GPTQ for weights that it cannot round."""
+        require("gptq", self.gptq, (Gptq, type(None)), "a Gptq")
+        if self.gptq is None:
+            return
+        if not isinstance(self.b.fmt, Format):
+            raise BertNumpyError(
+                f"gptq: expected b in a format without blocks of its own, found {self.b.fmt}"
+            )
+        if self.b.observer != "absmax":
+            raise BertNumpyError(
+                f"gptq: expected the observer 'absmax' of b, found {self.b.observer!r}"
             )
 
     def __repr__(self) -> str:
@@ -442,7 +463,7 @@ class Recipe:
 
     def __repr__(self) -> str:
         kinds = [
-            f"{kind} {site.a.fmt or '-'} x {site.b.fmt or '-'}"
+            f"{kind} {site.a.fmt or '-'} x {site.b.fmt or '-'}" + (" by GPTQ" if site.gptq else "")
             for kind in ("linear", "scores", "context")
             if (site := getattr(self, kind)).quantizes
         ]
@@ -483,6 +504,8 @@ class Recipe:
                 f"recipe {self.name}: {place}: migration and outlier_threshold are for "
                 "products with weights"
             )
+        if site.gptq is not None:
+            raise BertNumpyError(f"recipe {self.name}: {place}: gptq is for products with weights")
         if site.b.granularity == "channel":
             raise BertNumpyError(
                 f"recipe {self.name}: {place}: granularity 'channel' is for weights"
@@ -535,9 +558,20 @@ class Recipe:
         sites = [self.linear, self.scores, self.context, *(site for _, site in self.overrides)]
         products = [self.scores, self.context]
         products += [site for pattern, site in self.overrides if fits_attention(pattern)]
-        return any(
-            site.a.is_static or (site.migration is not None and site.quantizes) for site in sites
-        ) or any(site.b.is_static for site in products)
+        return (
+            self.by_gptq
+            or any(
+                site.a.is_static or (site.migration is not None and site.quantizes)
+                for site in sites
+            )
+            or any(site.b.is_static for site in products)
+        )
+
+    @property
+    def by_gptq(self) -> bool:
+        """True if weights may be rounded by GPTQ, which takes a calibration with Hessians."""
+        sites = [self.linear, *(site for _, site in self.overrides)]
+        return any(site.gptq is not None for site in sites)
 
     def check_overrides(self, sites: Sequence[Site]) -> None:
         """Raise :class:`BertNumpyError` if an override fits no site, or an unsuitable one.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bert_numpy.errors import BertNumpyError, read_json, writing
+from bert_numpy.quantization.gptq import Gptq
 from bert_numpy.quantization.recipe import AnyFormat, Recipe, format_named
 from bert_numpy.quantization.shown import shown
 from bert_numpy.quantization.tiled_attention import TiledAttention
@@ -112,7 +113,7 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         found = {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
         # Files of recipes without these later fields stay as they were.
-        later = ("rule", "accumulate_rest", "attention")
+        later = ("rule", "accumulate_rest", "attention", "gptq")
         return {name: x for name, x in found.items() if x is not None or name not in later}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
@@ -137,8 +138,9 @@ def _build(kind: type, values: Any, place: str) -> Any:
 
 def _value(kind: Any, value: Any, where: str) -> Any:
     """Convert a JSON value to a field's type, ``kind``."""
-    if kind == TiledAttention | None and value is not None:
-        kind = TiledAttention
+    for record in (TiledAttention, Gptq):
+        if kind == record | None and value is not None:
+            kind = record
     if isinstance(kind, type) and is_dataclass(kind):
         return _build(kind, value, where)
     if get_origin(kind) is tuple:

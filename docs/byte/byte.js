@@ -154,7 +154,7 @@ function showByte(formats) {
 
 /** The field of each bit of a code, from high to low. */
 function fieldsOf(fmt) {
-  if (fmt.kind === "integer") return Array(8).fill("integer");
+  if (fmt.kind === "integer") return Array(fmt.bits).fill("integer");
   return [
     ...Array(fmt.signed ? 1 : 0).fill("sign"),
     ...Array(fmt.exponent_bits).fill("exponent"),

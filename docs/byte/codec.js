@@ -51,7 +51,7 @@ export function decode(code, fmt) {
  * @param {object} fmt a format, prepared
  * @param {object} options `rounding`, `saturate`, and for stochastic rounding `draw`, a function
  *   that gives 64 random bits as a BigInt
- * @returns {number} the code, 0 to 255 (INT8: its 8 bits)
+ * @returns {number} the code, 0 to 255 (integers: the bits of their two's complement)
  * @throws {NoCode} where npfp8.encode raises ValueError
  */
 export function encode(x, fmt, { rounding = "nearest", saturate = true, draw = draw64 } = {}) {
@@ -144,7 +144,7 @@ function encodeInteger(x, fmt, rounding, saturate) {
   if (!saturate && clipped !== rounded) {
     throw new NoCode(`beyond ${fmt.name}'s ${fmt.min} to ${fmt.max}, without saturation`);
   }
-  return clipped & 0xff;
+  return clipped & (2 ** fmt.bits - 1);
 }
 
 /** The nearest integer, a tie as the rounding says; or the next one toward zero. */

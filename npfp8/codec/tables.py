@@ -12,7 +12,7 @@ from npfp8.arguments import array_of, wrong_array
 from npfp8.arrays import Array, Kernel, lookup, require_array, scratch, table_kernel
 from npfp8.bfloat16 import from_bits, is_bfloat16, to_bits
 from npfp8.codec.definition import codes_of, depends_on_overflow, refuse_nan
-from npfp8.formats import FloatFormat, Format
+from npfp8.formats import FloatFormat, Format, IntFormat
 from npfp8.rounding import float64_to_float32, integer_to_float64
 
 __all__ = ["checked_codes", "table_encoder", "values_of"]
@@ -40,8 +40,12 @@ def checked_codes(codes: npt.ArrayLike | None, fmt: Format, argument: str = "") 
     if patterns.dtype != fmt.code_dtype:
         raise wrong_array(argument, str(fmt.code_dtype), patterns, codes)
     known = fmt.values.size
-    if known < 256 and patterns.max(initial=0) >= known:
-        raise ValueError(f"{argument}: expected 0..{known - 1}, found {patterns.max()}")
+    if known == 256:
+        return patterns
+    low, high = fmt.code_range if isinstance(fmt, IntFormat) else (0, known - 1)
+    for found in (patterns.max(initial=0), patterns.min(initial=0)):
+        if not low <= found <= high:
+            raise ValueError(f"{argument}: expected {low}..{high}, found {found}")
     return patterns
 
 

@@ -287,7 +287,7 @@ def _values(
 def _value_table(fmt: Format, dtype: np.dtype[Any], first: int, last: int) -> npt.NDArray[Any]:
     """Return the value of each code; 0 if its magnitude is not in ``first`` to ``last``."""
     if isinstance(fmt, IntFormat):
-        return fmt.values.astype(dtype)
+        return np.resize(fmt.values, 256).astype(dtype)
     magnitudes = np.arange(256, dtype=np.uint8) & fmt.magnitude_mask
     values = np.resize(fmt.values, 256)
     return np.where((first <= magnitudes) & (magnitudes <= last), values, 0).astype(dtype)

@@ -24,7 +24,7 @@ from npfp8.blocks.layouts.runs import (
     with_length,
 )
 from npfp8.codec.tables import checked_codes
-from npfp8.formats import Format
+from npfp8.formats import Format, IntFormat
 
 __all__ = ["CODE_LAYOUTS", "CodeLayout", "pack_codes", "packed_length", "unpack_codes"]
 
@@ -205,7 +205,7 @@ def pack_codes(
 
     Parameters
     ----------
-    codes : array_like of uint8 (int8 for INT8)
+    codes : array_like of uint8 (int8 for INT8 and INT4)
         One code in each byte.
     fmt : FloatFormat, IntFormat or str
         Their format, or its name: of a block format, that of the elements.
@@ -242,6 +242,8 @@ def pack_codes(
     fmt = element_format(fmt)
     group = layout_of(layout, CodeLayout, CODE_LAYOUTS).group(bits_of(fmt))
     patterns = checked_codes(codes, fmt).view(np.uint8)
+    if isinstance(fmt, IntFormat) and fmt.bits < 8:  # without the copies of a negative code's sign
+        patterns = patterns & np.uint8((1 << fmt.bits) - 1)
     number = axis_of(axis, patterns.ndim)
     packed = packed_groups(filled(runs_of(patterns, number), group.codes), group)
     return packed.reshape(with_length(patterns.shape, number, packed.shape[1]))
@@ -267,7 +269,7 @@ def unpack_codes(
 
     Returns
     -------
-    ndarray of uint8 (int8 for INT8)
+    ndarray of uint8 (int8 for INT8 and INT4)
         One code in each byte.
 
     Raises
@@ -292,4 +294,7 @@ def unpack_codes(
     count = whole_groups(data.shape[number], group.nbytes, axis, fmt)
     length = checked_length(length, count, group.codes, f"groups of {group.codes} codes")
     codes = np.ascontiguousarray(unpacked_groups(runs_of(data, number), group)[:, :length])
+    if isinstance(fmt, IntFormat) and fmt.bits < 8 and fmt.dtype == "int8":
+        sign = np.uint8(1 << (fmt.bits - 1))
+        codes = (codes ^ sign) - sign  # a negative code's sign into all higher bits
     return codes.reshape(with_length(data.shape, number, length)).view(fmt.code_dtype)

@@ -11,7 +11,7 @@ import numpy as np
 from npfp8.arguments import integer, loaded, named
 from npfp8.arrays import Array
 from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat
-from npfp8.formats import FloatFormat, Format, as_format
+from npfp8.formats import Format, as_format
 from npfp8.names import match
 from npfp8.scaling import normalized_axis
 
@@ -49,7 +49,7 @@ def element_format(fmt: Format | str) -> Format:
 
 def bits_of(fmt: Format) -> int:
     """Return the width of the codes of a format."""
-    return fmt.bits if isinstance(fmt, FloatFormat) else 8
+    return fmt.bits
 
 
 def axis_of(axis: object, ndim: int) -> int:
