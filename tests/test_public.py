@@ -594,7 +594,8 @@ def test_reprs_say_what_a_thing_is(model: Any) -> None:
 @pytest.mark.parametrize("recipe", PRESETS.values(), ids=list(PRESETS))
 def test_reprs_of_operands_make_them_again(recipe: Recipe) -> None:
     for site in (recipe.linear, recipe.scores, recipe.context):
-        made = eval(repr(site), {"Operand": Operand, "SiteRecipe": SiteRecipe})
+        names = {"Operand": Operand, "SiteRecipe": SiteRecipe, "Gptq": bert_numpy.Gptq}
+        made = eval(repr(site), names)
         assert made == site
 
 

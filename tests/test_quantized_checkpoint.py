@@ -869,7 +869,7 @@ OWN = "config.json: key 'npfp8_config'"
         ),
         (foreign(lambda config: config.pop("quant_method")), "'quant_method': expected"),
         (
-            foreign(lambda config: config.update(format="pack-quantized")),
+            foreign(lambda config: config.update(format="marlin-24")),
             f"{CONFIG}: key 'format': expected one of float-quantized, int-quantized, naive-quan",
         ),
         (
@@ -914,8 +914,8 @@ OWN = "config.json: key 'npfp8_config'"
                     "key 'transform_config': key 'config_groups': expected nothing: this is not im",
                 ),
                 (
-                    {"config_groups": {"W4A16": ["Linear"]}},
-                    "key 'config_groups': key 'W4A16': expected a JSON object; or a list, of a gr",
+                    {"config_groups": {"W3A16": ["Linear"]}},
+                    "key 'config_groups': key 'W3A16': expected a JSON object; or a list, of a gr",
                 ),
             )
         ),
@@ -934,7 +934,8 @@ OWN = "config.json: key 'npfp8_config'"
                 ("symmetric", False, "True"),
                 ("strategy", "tensor_group", "'tensor' or 'channel' or 'group' or 'block'"),
                 ("dynamic", True, "False"),
-                ("actorder", "group", "nothing or 'weight': others are not implemented"),
+                ("actorder", "group", "nothing or 'weight' without groups of integers"),
+                ("actorder", 1, "nothing, 'weight', or 'group' for weights"),
                 ("scale_dtype", "torch.float64", "one of float32, float16, bfloat16"),
                 ("group_size", 128, "nothing, of strategy 'tensor'"),
                 ("group_size", 2**31, "1..2147483647"),

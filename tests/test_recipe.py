@@ -506,7 +506,7 @@ def test_what_an_accumulation_can_do(name: str, mode: str, small: Model) -> None
     """A recipe is applied, or refused, as npfp8.matmul does it with such operands."""
     recipe = replace(PRESETS[name], accumulate=mode)
     batch = {"input_ids": np.arange(12).reshape(1, 12)}
-    calibration = calibrate(small, [batch])
+    calibration = calibrate(small, [batch], hessians=True)
     operands = [operand for site in (recipe.linear, recipe.scores) for operand in (site.a, site.b)]
     weights_alone = recipe.linear.a.fmt is None
     other = not {operand.element for operand in operands} <= {E4M3FN, E5M2, None}

@@ -4,7 +4,7 @@ Four sections are understood:
 
 - ``quantization_config`` with ``quant_method`` "compressed-tensors": the layout of
   the package of this name (formats ``float-quantized``, ``int-quantized``,
-  ``naive-quantized`` and those of :mod:`bert_numpy.checkpoints.blocks`), which
+  ``naive-quantized``, ``pack-quantized`` and those of :mod:`bert_numpy.checkpoints.blocks`), which
   transformers, vLLM and llm-compressor read. It covers
   linear layers alone: codes and scales of weights, scales of their inputs. Older
   releases call the section ``compression_config``, or put another
@@ -41,6 +41,7 @@ from bert_numpy.checkpoints.blocks import (
 from bert_numpy.checkpoints.config_file import EXTRA_KEY, quantization_key
 from bert_numpy.checkpoints.config_reader import ConfigReader
 from bert_numpy.checkpoints.modelopt import modelopt_config, read_modelopt
+from bert_numpy.checkpoints.packed import INTEGERS, PACK_QUANTIZED
 from bert_numpy.checkpoints.patterns import Budget, Pattern, compile_pattern
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.architectures import ARCHITECTURES
@@ -50,12 +51,14 @@ from bert_numpy.quantization.recipe_json import recipe_object, recipe_of
 from npfp8 import (
     E4M3FN,
     E5M2,
+    INT4,
     INT8,
     MXFP4,
     MXFP6_E2M3,
     MXFP8_E4M3,
     MXINT8,
     NVFP4,
+    UINT4,
     UINT8,
     BlockFormat,
     Format,
@@ -79,12 +82,15 @@ DEQUANTIZE = "dequantize"
 
 _VERSION = 1
 
-#: The names of the formats of weights and inputs in compressed-tensors: the type, and
-#: whether it is symmetric. An integer with a zero point is stored as int8, 128 below ours.
-_KINDS: dict[Format, tuple[str, bool]] = {
-    E4M3FN: ("float", True),
-    INT8: ("int", True),
-    UINT8: ("int", False),
+#: The names of the formats of weights and inputs in compressed-tensors: the type, whether it is
+#: symmetric, and its bits. An integer with a zero point is stored as int8, 128 below ours (8 if
+#: it has 4 bits).
+_KINDS: dict[Format, tuple[str, bool, int]] = {
+    E4M3FN: ("float", True, 8),
+    INT8: ("int", True, 8),
+    UINT8: ("int", False, 8),
+    INT4: ("int", True, 4),
+    UINT4: ("int", False, 4),
 }
 _NAMED = {kind: fmt for fmt, kind in _KINDS.items()}
 
@@ -94,6 +100,8 @@ _LAYOUTS: dict[Format, str] = {
     E4M3FN: "float-quantized",
     INT8: "int-quantized",
     UINT8: "int-quantized",
+    INT4: PACK_QUANTIZED,
+    UINT4: PACK_QUANTIZED,
     E5M2: "e5m2-quantized",
 }
 _PLAIN_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized")
@@ -104,7 +112,12 @@ _BLOCKS = {
     for layout in BLOCK_LAYOUTS
     if layout.fmt in (NVFP4, MXFP4, MXFP6_E2M3, MXFP8_E4M3)
 }
-_READABLE_LAYOUTS = (*_PLAIN_LAYOUTS, *(x.name for x in _BLOCKS.values()), "mixed-precision")
+_READABLE_LAYOUTS = (
+    *_PLAIN_LAYOUTS,
+    PACK_QUANTIZED,
+    *(x.name for x in _BLOCKS.values()),
+    "mixed-precision",
+)
 
 #: The states in which compressed-tensors writes a model. They do not tell whether the weights
 #: are codes: old releases write codes as "frozen", so the dtype decides.
@@ -125,6 +138,7 @@ _TOKENS = {"strategy": "token", "dynamic": True}
 _GROUPS_OF_128 = {"type": "float", "strategy": "group", "group_size": 128, "dynamic": True}
 _BLOCKS_OF_128 = {"type": "float", "strategy": "block", "block_structure": [128, 128]}
 
+_INT4 = {"num_bits": 4, "strategy": "group", "group_size": 128}
 _NVFP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
 _MX = {"type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "uint8"}
 _MXFP4, _MXFP6, _MXFP8 = ({"num_bits": bits, **_MX} for bits in (4, 6, 8))
@@ -140,6 +154,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "FP8_BLOCK": {"weights": _BLOCKS_OF_128, "input_activations": _GROUPS_OF_128},
     "W8A8": {"weights": {"strategy": "channel"}, "input_activations": _TOKENS},
     "INT8": {"weights": {"strategy": "channel"}, "input_activations": _TOKENS},
+    "W4A16": {"weights": _INT4},
+    "W4A16_ASYM": {"weights": {**_INT4, "symmetric": False}},
+    "W8A16": {"weights": {**_INT4, "num_bits": 8}},
     "NVFP4A16": {"weights": _NVFP4},
     "NVFP4": {"weights": _NVFP4, "input_activations": {**_NVFP4, "dynamic": "local"}},
     "MXFP4A16": {"weights": _MXFP4},
@@ -176,6 +193,11 @@ class StoredQuantization:
     rows : mapping of str to int
         By site: the number of weight rows that share the scales of a block. It is 1 for
         a missing site.
+    packed : frozenset of str
+        The sites whose weights are packed into int32.
+    scattered : mapping of str to int
+        By site: the number of inputs of a group, if the groups are those of ``weight_g_idx``. The
+        recipe has blocks of 1 there.
     scales : mapping of str to Scale
         The static scales that are not tensors, by ``site:a`` and ``site:b``.
     convention : Convention
@@ -187,6 +209,8 @@ class StoredQuantization:
     recipe: Recipe
     scale_name: str = "weight_scale"
     rows: Mapping[str, int] = field(default_factory=dict)
+    packed: frozenset[str] = frozenset()
+    scattered: Mapping[str, int] = field(default_factory=dict)
     scales: Mapping[str, Scale] = field(default_factory=dict)
     convention: Convention = COMPRESSED_TENSORS
     ours: bool = False
@@ -233,7 +257,7 @@ def compressed_tensors_config(
                 f"found {how.b.fmt}"
             )
         schemes[site] = {
-            "weights": _arguments(how.b, True),
+            "weights": _arguments(how.b, True) | _order(how),
             "input_activations": _arguments(how.a, False) if says_input(how) else None,
             "output_activations": None,
             "format": layout,
@@ -317,13 +341,13 @@ def _arguments(operand: Operand, weight: bool) -> dict[str, Any]:
     if isinstance(operand.fmt, BlockFormat):
         return _block_arguments(operand.fmt, weight)
     assert operand.fmt is not None
-    kind, symmetric = _KINDS.get(operand.fmt, ("float", True))
+    kind, symmetric, bits = _KINDS.get(operand.fmt, ("float", True, 8))
     granularity = operand.granularity
     strategy = {"block": "group", "token": "channel" if weight else "token"}.get(
         granularity, granularity
     )
     return {
-        "num_bits": 8,
+        "num_bits": bits,
         "type": kind,
         "symmetric": symmetric,
         "strategy": strategy,
@@ -350,6 +374,11 @@ def _block_arguments(fmt: BlockFormat, weight: bool) -> dict[str, Any]:
     if fmt.tensor_scale and not weight:
         arguments["observer"] = "static_minmax"
     return arguments
+
+
+def _order(how: SiteRecipe) -> dict[str, Any]:
+    """Return compressed-tensors' name of GPTQ's order, which changes nothing for a reader."""
+    return {} if how.gptq is None or how.gptq.order == "stored" else {"actorder": "weight"}
 
 
 def _pattern(module: str) -> str:
@@ -449,7 +478,10 @@ def _own(raw: Mapping[str, Any], place: str, modules: Mapping[str, str]) -> Stor
         if zero_point is not None and not (type(zero_point) is int and 0 <= zero_point <= 255):
             raise reader.at("zero_points").error(name, "0..255", zero_point)
         found[name] = Scale(np.asarray(value, np.float32), zero_point)
-    return StoredQuantization(recipe, scales=found, convention=convention, ours=True)
+    integers = frozenset(site for site in modules if recipe.site(site).b.fmt in (INT4, UINT4))
+    return StoredQuantization(
+        recipe, packed=integers, scales=found, convention=convention, ours=True
+    )
 
 
 #: The functions that make the section, by the convention of its tensors.
@@ -516,31 +548,43 @@ def _compressed_tensors(
     schemes = groups.mapping(config.get("config_groups", {}))
     if schemes:
         _check_layout(config, reader)
-    how_of: dict[str, tuple[SiteRecipe, int]] = {}  # by target: from the last group that has it
+    how_of: dict[str, _Scheme] = {}  # by target: from the last group that has it
     for name, group in schemes.items():
         inside = groups.at(name)
-        targets, how, rows = _scheme(inside, name, group, config.get("format"))
-        how_of |= dict.fromkeys(targets, (how, rows))
+        targets, how = _scheme(inside, name, group, config.get("format"))
+        how_of |= dict.fromkeys(targets, how)
     budget = Budget(_STEPS)
     ignored = _Targets(reader.names(config, "ignore"), reader.at("ignore"), budget)
     wanted = _Targets(how_of, groups, budget)
-    by_site, rows_of = {}, {}
+    found: dict[str, _Scheme] = {}
     for site, module in modules.items():
         if ignored.best(module) is not None:
             continue
         target = wanted.best(module)
-        if target is not None and how_of[target][0].b.fmt is not None:
-            by_site[site], rows_of[site] = how_of[target]
-    return StoredQuantization(_recipe(COMPRESSED_TENSORS.name, by_site), rows=rows_of)
+        if target is not None and how_of[target].how.b.fmt is not None:
+            found[site] = how_of[target]
+    return StoredQuantization(
+        _recipe(COMPRESSED_TENSORS.name, {site: scheme.how for site, scheme in found.items()}),
+        rows={site: scheme.rows for site, scheme in found.items()},
+        packed=frozenset(site for site, scheme in found.items() if scheme.packed),
+        scattered={
+            site: scheme.scattered for site, scheme in found.items() if scheme.scattered is not None
+        },
+    )
 
 
-def _scheme(
-    reader: ConfigReader, name: str, group: Any, layout: Any
-) -> tuple[list[str], SiteRecipe, int]:
-    """Read the targets of a group, their recipe, and the rows of a block.
+@dataclass(frozen=True)
+class _Scheme:
+    """A group's recipe, and how its weights are stored; see :class:`StoredQuantization`."""
 
-    ``layout`` is the layout of groups that name none.
-    """
+    how: SiteRecipe
+    rows: int = 1
+    packed: bool = False
+    scattered: int | None = None
+
+
+def _scheme(reader: ConfigReader, name: str, group: Any, layout: Any) -> tuple[list[str], _Scheme]:
+    """Read the targets of a group, and its scheme; ``layout`` is that of groups that name none."""
     if isinstance(group, list):
         if (preset := _PRESETS.get(name.upper())) is None:
             expected = f"a JSON object; or a list, of a group called {', '.join(_PRESETS)}"
@@ -551,17 +595,38 @@ def _scheme(
         _check_layout(scheme, reader)
     reader.absent(scheme, "output_activations", *sorted(scheme.keys() - _SCHEME))
     targets = reader.names(scheme, "targets")
-    a, b, rows = Operand(), Operand(), 1
+    a, b, rows, scattered = Operand(), Operand(), 1, None
     weights, inputs = scheme.get("weights"), scheme.get("input_activations")
     if weights is not None or inputs is not None:
+        layout = scheme.get("format") or layout
         b, rows = _operand(reader.at("weights"), weights, True)
-        _check_format(reader, scheme.get("format") or layout, b)
+        _check_format(reader, layout, b)
+        b, scattered = _without_order(reader.at("weights"), weights, b)
     if inputs is not None:
         a, _ = _operand(reader.at("input_activations"), inputs, False)
+    four = b.fmt in (INT4, UINT4)
+    packed = layout == PACK_QUANTIZED or (layout == "mixed-precision" and four)
     try:
-        return targets, SiteRecipe(a, b), rows
+        return targets, _Scheme(SiteRecipe(a, b), rows, packed, scattered)
     except BertNumpyError as error:
         raise BertNumpyError(f"{reader.place}: {error}") from None
+
+
+#: The names of GPTQ's order of activations with groups in that order, which needs ``weight_g_idx``;
+#: compressed-tensors 0.20 has no longer any.
+_SCATTERED = ("group", "dynamic", True)
+
+
+def _without_order(
+    reader: ConfigReader, values: Any, operand: Operand
+) -> tuple[Operand, int | None]:
+    """Return an operand with a scale per input, and the inputs of a group, if these scatter."""
+    order = reader.mapping(values).get("actorder")
+    if not any(type(order) is type(one) and order == one for one in _SCATTERED):
+        return operand, None
+    if operand.granularity != "block" or operand.block_format is not None:
+        raise reader.error("actorder", "nothing or 'weight' without groups of integers", order)
+    return replace(operand, block=1), operand.block
 
 
 def _check_layout(values: Mapping[str, Any], reader: ConfigReader) -> None:
@@ -574,6 +639,8 @@ def _check_format(reader: ConfigReader, layout: Any, weight: Operand) -> None:
     if layout == "mixed-precision" or weight.fmt is None:
         return
     expected: tuple[str, ...] = _PLAIN_LAYOUTS
+    if weight.fmt in INTEGERS:
+        expected = (*expected, PACK_QUANTIZED)
     if weight.block_format is not None:
         expected = (str(_layout_name(weight.block_format)),)
     if layout not in expected:
@@ -585,17 +652,18 @@ def _operand(reader: ConfigReader, values: Any, weight: bool) -> tuple[Operand, 
     arguments = reader.mapping(values)
     get = partial(_one_of, reader, arguments)
     kind = get("type", ("float", "int"), "int")
-    bits = get("num_bits", (4, 6, 8) if kind == "float" else (8,), 8)
+    bits = get("num_bits", (4, 6, 8) if kind == "float" else (4, 8) if weight else (8,), 8)
     symmetric = get("symmetric", (True, False) if kind == "int" else (True,), True)
-    fmt = _NAMED[kind, symmetric]
     # "weight", or "static", is an order in GPTQ that leaves the columns in place.
-    if (order := arguments.get("actorder")) not in (None, False, "weight", "static"):
-        raise reader.error("actorder", "nothing or 'weight': others are not implemented", order)
+    order = arguments.get("actorder")
+    known = (None, False, "weight", "static", *(_SCATTERED if weight else ()))
+    if not any(type(order) is type(one) and order == one for one in known):
+        raise reader.error("actorder", "nothing, 'weight', or 'group' for weights", order)
     reader.absent(arguments, *sorted(arguments.keys() - _ARGUMENTS))
     scales = str(arguments.get("scale_dtype")).removeprefix("torch.")
-    if bits < 8 or (kind == "float" and scales == "uint8"):
+    if kind == "float" and (bits < 8 or scales == "uint8"):
         return _block_operand(reader, arguments, bits, weight), 1
-    return _plain_operand(reader, arguments, fmt, weight)
+    return _plain_operand(reader, arguments, _NAMED[kind, symmetric, bits], weight)
 
 
 def _plain_operand(

@@ -2,7 +2,8 @@
 
 The quantized weight of a linear layer is stored as codes (``F8_E4M3``, ``F8_E5M2``, ``I8``)
 under its usual name, with ``weight_scale`` in float32: (1,) per tensor, (out, 1) per
-output channel, (out, in / block) per block. A static scale of its input is
+output channel, (out, in / block) per block. Codes of 4 bits are packed
+(:mod:`bert_numpy.checkpoints.packed`). A static scale of its input is
 ``input_scale``, (1,). Integers with a zero point are stored as int8, 128 below
 ours, with ``weight_zero_point`` and ``input_zero_point``. All this is the layout
 of compressed-tensors; :mod:`bert_numpy.checkpoints.quantization_config` describes the rest,
@@ -45,6 +46,14 @@ from bert_numpy.checkpoints.config_file import (
 )
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.checkpoints.modelopt import hf_quant_config, section_of_file
+from bert_numpy.checkpoints.packed import (
+    PACK_QUANTIZED,
+    groups_of_inputs,
+    packed_codes,
+    packed_zero_points,
+    read_packed_codes,
+    read_packed_zero_points,
+)
 from bert_numpy.checkpoints.parameters import find_parameters, read_parameters
 from bert_numpy.checkpoints.pooling import pooling_files, read_dense, read_pooling
 from bert_numpy.checkpoints.quantization_config import (
@@ -64,7 +73,19 @@ from bert_numpy.model.sites import WORDS, expected_shapes, linear_sites, sites_o
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
 from bert_numpy.quantization.plan import Scale, SitePlan, static_sides
 from bert_numpy.quantization.recipe import Operand, Recipe
-from npfp8 import E4M3FN, E5M2, INT8, UINT8, FloatFormat, Format, QuantizedTensor, quantize
+from npfp8 import (
+    E4M3FN,
+    E5M2,
+    INT4,
+    INT8,
+    UINT4,
+    UINT8,
+    FloatFormat,
+    Format,
+    IntFormat,
+    QuantizedTensor,
+    quantize,
+)
 from npfp8.arguments import choice, path_of, require, wrong_type
 from npfp8.arrays import Array, Float32Array
 from npfp8.files import check_folder, created_folder, open_regular, require_absent
@@ -82,8 +103,12 @@ __all__ = [
     "stored_quantization",
 ]
 
-#: The safetensors dtype of each format's codes.
-_CODE_DTYPES: dict[Format, str] = {E4M3FN: "F8_E4M3", E5M2: "F8_E5M2", INT8: "I8", UINT8: "I8"}
+#: The safetensors dtype of each format's codes, where they are not packed.
+_CODE_DTYPES: dict[Format, str] = {
+    E4M3FN: "F8_E4M3",
+    E5M2: "F8_E5M2",
+    **dict.fromkeys((INT8, UINT8, INT4, UINT4), "I8"),
+}
 
 #: The files that a tokenizer may consist of, for all architectures.
 TOKENIZER_FILES = (
@@ -339,12 +364,18 @@ def _needs_dequantizing(model: QuantizedModel, section: Mapping[str, Any]) -> bo
     compressed-tensors would do so in a hook before the first call. sentence-transformers 6 calls
     an encoder in a way that skips the hook. And the hook makes bfloat16 numbers of block formats,
     which do not fit to float32 inputs. But transformers 5.24 reads all layers by the first group
-    of the config, so groups in block formats and others are left to the hook.
+    of the config, so groups in block formats and others are left to the hook. For the hook, it
+    makes an empty model first, with packed zero points of another shape than the file's, and then
+    refuses the file.
     """
     groups = section["config_groups"].values()
     names = {layout.name for layout in BLOCK_LAYOUTS}
-    blocks = [group["format"] in names for group in groups]
-    return all(blocks) and len(blocks) == 1 if any(blocks) else model.config.pooling is not None
+    needed = [
+        group["format"] in names
+        or (group["format"] == PACK_QUANTIZED and not group["weights"]["symmetric"])
+        for group in groups
+    ]
+    return all(needed) and len(needed) == 1 if any(needed) else model.config.pooling is not None
 
 
 def _require_source(
@@ -365,7 +396,9 @@ def _require_source(
     for name, parameter in parameters.items():
         weight, values = model.weights[name], read_float32(parameter)
         if isinstance(weight, QuantizedTensor):
-            same = _same_codes(values, weight)
+            how = model.recipe.site(name.removesuffix(".weight"))
+            # GPTQ's codes are not those of the weights alone.
+            same = weight.shape == values.shape if how.gptq else _same_codes(values, weight)
         else:
             same = np.array_equal(values.view(np.uint32), weight.view(np.uint32))
         if not same:
@@ -424,13 +457,23 @@ def _stored_weight(
         return stored_blocks(module_of(parameter), weight, convention)
     shape = {None: convention.shape, 0: (-1, 1), 1: weight.scale.shape}[weight.axis]
     stored: dict[str, Array | Fp8Array | StoredTensor] = {
-        parameter.key: Fp8Array(weight.codes, weight.fmt)
-        if isinstance(weight.fmt, FloatFormat)
-        else _to_int8(weight.codes),
-        f"{parameter.key}_scale": weight.scale.reshape(shape),
+        f"{parameter.key}_scale": weight.scale.reshape(shape)
     }
-    if weight.zero_point is not None:
-        stored[f"{parameter.key}_zero_point"] = _to_int8(weight.zero_point).reshape(shape)
+    fmt, zero_point = weight.fmt, weight.zero_point
+    if isinstance(fmt, FloatFormat):
+        stored[parameter.key] = Fp8Array(weight.codes, fmt)
+        return stored
+    if fmt.bits < 8:
+        stored[f"{parameter.key}_packed"] = packed_codes(weight.codes, fmt)
+        stored[f"{parameter.key}_shape"] = np.array(weight.shape, np.int64)
+    else:
+        stored[parameter.key] = _to_int8(weight.codes, fmt)
+    if zero_point is not None:
+        zeros = zero_point.reshape(shape)
+        packs = fmt.bits < 8 and weight.axis is not None
+        stored[f"{parameter.key}_zero_point"] = (
+            packed_zero_points(zeros, fmt) if packs else _to_int8(zeros, fmt)
+        )
     return stored
 
 
@@ -442,17 +485,25 @@ def _stored_input(
         return {f"{module}.{convention.input_scale}": number}
     stored: dict[str, Array] = {f"{module}.input_scale": scale.scale.reshape(convention.shape)}
     if scale.zero_point is not None:
-        stored[f"{module}.input_zero_point"] = _to_int8(np.array([scale.zero_point], np.uint8))
+        assert isinstance(operand.fmt, IntFormat)
+        zero_point = np.array([scale.zero_point], np.uint8)
+        stored[f"{module}.input_zero_point"] = _to_int8(zero_point, operand.fmt)
     return stored
 
 
-def _to_int8(codes: Array) -> npt.NDArray[np.int8]:
-    """Convert codes to int8: INT8 codes unchanged, UINT8 codes less 128."""
-    return codes if codes.dtype == np.int8 else (codes ^ np.uint8(0x80)).view(np.int8)
+def _to_int8(codes: Array, fmt: IntFormat) -> npt.NDArray[np.int8]:
+    """Convert codes to int8: signed ones unchanged, unsigned ones less half of their range."""
+    signed = codes if codes.dtype == np.int8 else codes - np.uint8(1 << (fmt.bits - 1))
+    return signed.view(np.int8)
 
 
-def _to_uint8(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    return codes.view(np.uint8) ^ np.uint8(0x80)
+def _from_int8(codes: npt.NDArray[np.int8], fmt: IntFormat, place: str) -> Array:
+    """Convert int8 to a format's codes: the inverse of :func:`_to_int8`."""
+    half = 1 << (fmt.bits - 1)
+    if ((codes < -half) | (codes >= half)).any():
+        bad = int(codes[(codes < -half) | (codes >= half)][0])
+        raise BertNumpyError(f"{place}: expected {-half}..{half - 1}, found {bad}")
+    return codes if fmt.dtype == "int8" else codes.view(np.uint8) + np.uint8(half)
 
 
 # Reading
@@ -571,12 +622,15 @@ def _read_weight(
     assert fmt is not None
     if operand.block_format is not None:
         return _read_blocks(parameter, source, operand, site, shape)
-    _require_unpacked(parameter)
+    packed = site in source.quantization.packed
+    if not packed:
+        _require_unpacked(parameter)
     rows = source.quantization.rows.get(site, 1)
-    outputs, inputs = parameter.shape
+    outputs, inputs = shape
+    scattered = source.quantization.scattered.get(site)
     granularity = "channel" if operand.granularity == "token" else operand.granularity
     if granularity == "block":
-        columns = -(-inputs // operand.block)
+        columns = -(-inputs // (scattered or operand.block))
         shapes: tuple[tuple[int, ...], ...] = ((-(-outputs // rows), columns),)
     elif granularity == "channel":
         shapes = ((outputs, 1), (outputs,))
@@ -585,8 +639,22 @@ def _read_weight(
     module = module_of(parameter)
     tensor = companion(parameter, stored, f"{module}.{source.quantization.scale_name}", shapes)
     scale = read_float32(tensor)
-    zero_point = _read_zero_point(parameter, stored, f"{module}.weight_zero_point", fmt, shapes)
-    codes = _read_codes(parameter, fmt)
+    group_of: npt.NDArray[np.int64] | None = None
+    if packed:
+        assert isinstance(fmt, IntFormat)
+        codes = read_packed_codes(parameter, stored, module, fmt, shape)
+        if scattered is not None:
+            group_of = groups_of_inputs(parameter, stored, module, inputs, scattered)
+    else:
+        codes = _read_codes(parameter, fmt)
+    if packed and fmt.has_zero_point and granularity != "tensor":
+        assert isinstance(fmt, IntFormat)
+        count = columns if granularity == "block" else 1
+        zero_point: Array | None = read_packed_zero_points(
+            parameter, stored, module, fmt, outputs, count
+        )
+    else:
+        zero_point = _read_zero_point(parameter, stored, f"{module}.weight_zero_point", fmt, shapes)
 
     def arranged(values: Array) -> Array:
         if granularity == "tensor":
@@ -595,7 +663,8 @@ def _read_weight(
             return values.reshape(outputs, 1)  # one block along the sum
         if granularity == "channel":
             return values.reshape(outputs)
-        return values[np.arange(outputs) // min(rows, outputs)]
+        by_row = values[np.arange(outputs) // min(rows, outputs)]
+        return by_row if group_of is None else by_row[:, group_of]
 
     axis, block = axis_and_block(operand.granularity, (outputs, inputs), -1, operand.block)
     try:
@@ -662,7 +731,8 @@ def _read_zero_point(
     if fmt.has_zero_point:
         if tensor.dtype != "I8":
             raise BertNumpyError(f"{tensor.place}: expected dtype I8, found {tensor.dtype}")
-        return _to_uint8(tensor.read_as(np.int8))
+        assert isinstance(fmt, IntFormat)
+        return _from_int8(tensor.read_as(np.int8), fmt, tensor.place)
     if any(tensor.read_bytes()):
         raise BertNumpyError(
             f"{tensor.place}: expected zeros: the layer is quantized symmetrically"
@@ -677,8 +747,7 @@ def _read_codes(parameter: StoredTensor, fmt: Format) -> Array:
             f"{parameter.dtype}"
         )
     if not isinstance(fmt, FloatFormat):
-        codes = parameter.read_as(np.int8)
-        return codes if fmt == INT8 else _to_uint8(codes)
+        return _from_int8(parameter.read_as(np.int8), fmt, parameter.place)
     codes = parameter.read_as(np.uint8)
     if (bad := ~np.isfinite(fmt.values)[codes]).any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -63,7 +63,7 @@ formats, in upper or lower case:
                           with a zero point as well
   w4a16-g64, w4a16-g32    one scale per 64, per 32
   w4a16-channel           one scale per output channel
-  w4a16-gptq, w4a16-asym-gptq  weights rounded by GPTQ, on the calibration's sample
+  w4a16-gptq, w4a16-asym-gptq  weights rounded by GPTQ, on a sample
   FILE.json               a recipe of your own
   stored                  the recipe that a quantized checkpoint was made with
 """

@@ -1,0 +1,514 @@
+"""Checkpoints of packed integers: written as compressed-tensors writes them, and read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from factories import write_checkpoint
+from oracles import assert_same_bits
+from test_quantized_checkpoint import (
+    assert_same_models,
+    assert_same_outputs,
+    batch,
+    changed_config,
+    distance,
+    loaded_by_transformers,
+    logits_of,
+    parameters_of,
+    written,
+)
+
+import bert_numpy
+from bert_numpy import PRESETS, BertNumpyError, Gptq, Operand, Recipe, SiteRecipe
+from bert_numpy.checkpoints.load import stored_recipe
+from bert_numpy.checkpoints.packed import packed_codes, packed_zero_points
+from bert_numpy.checkpoints.quantized import save_quantized
+from bert_numpy.quantization.presets import w4a16
+from npfp8 import INT4, INT8, UINT4, UINT8, QuantizedTensor
+from npfp8.storage import Bfloat16Array, load_file, read_header, save_file
+
+WIDE = {"hidden_size": 128, "intermediate_size": 256}
+
+SITE = "encoder.layer.0.output.dense"
+
+MIXED = Recipe(
+    "all of them",
+    SiteRecipe(b=Operand("INT4", "block", block=32)),
+    overrides=(
+        ("*.0.attention.self.query", SiteRecipe(b=Operand("UINT4", "block", block=64))),
+        ("*.0.attention.self.key", SiteRecipe(b=Operand("UINT4", "channel"))),
+        ("*.0.attention.self.value", SiteRecipe(b=Operand("INT4"))),
+        ("*.0.attention.output.dense", SiteRecipe(b=Operand("UINT4"))),
+        ("*.0.intermediate.dense", SiteRecipe(b=Operand("UINT4", "token"))),
+        ("*.1.attention.self.query", SiteRecipe(b=Operand("INT8", "channel"))),
+        ("*.1.attention.self.key", SiteRecipe(Operand("INT8"), Operand("INT4", "channel"))),
+        ("*.1.attention.self.value", SiteRecipe(b=Operand("E4M3FN"))),
+        ("*.1.output.dense", SiteRecipe()),
+        ("classifier", SiteRecipe(b=Operand("UINT4", "channel"))),
+    ),
+)
+
+
+def stream(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of each row as one number, the first in its lowest bits, cut into words of 32."""
+    words = -(-rows.shape[1] * bits // 32)
+    found = []
+    for row in rows.tolist():
+        number = sum(code << (i * bits) for i, code in enumerate(row))
+        found.append([number >> (32 * i) & 0xFFFFFFFF for i in range(words)])
+    return np.array(found, np.uint32).reshape(len(rows), words).view(np.int32)
+
+
+@pytest.mark.parametrize("fmt", [INT4, UINT4, INT8, UINT8], ids=str)
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 32, 33])
+def test_bits(fmt: Any, columns: int) -> None:
+    generator = np.random.default_rng(columns)
+    codes = generator.integers(fmt.min_code, fmt.max_code + 1, (3, columns)).astype(fmt.code_dtype)
+    half = 1 << (fmt.bits - 1)
+    unsigned = codes.astype(int) + (half if fmt.min_code else 0)
+    found = packed_codes(codes, fmt)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, stream(unsigned, fmt.bits))
+    zeros = packed_zero_points(codes, fmt)
+    np.testing.assert_array_equal(zeros, stream(unsigned.T, fmt.bits).T)
+    assert zeros.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *(PRESETS[name] for name in PRESETS if name.startswith("w4a16")),
+        w4a16(32, asymmetric=True, gptq=Gptq("stored")),
+        MIXED,
+    ],
+    ids=lambda recipe: recipe.name,
+)
+def test_round_trip(recipe: Recipe, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", config_overrides=WIDE)
+    model = bert_numpy.load(source)
+    batches = [{"input_ids": np.array([[2, 10, 11, 12, 13, 3]])}]
+    calibration = bert_numpy.calibrate(model, batches, hessians=True)
+    quantized = bert_numpy.apply_recipe(model, recipe, calibration)
+    save_quantized(quantized, source, tmp_path / "out")
+    loaded = bert_numpy.load(tmp_path / "out")
+    assert_same_models(loaded, quantized)
+    assert_same_outputs(loaded, quantized)
+    assert stored_recipe(tmp_path / "out") == recipe
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    model, folder = written(tmp_path, PRESETS["w4a16-asym"], config_overrides=WIDE)
+    header = read_header(folder / "model.safetensors")
+    found = {
+        key.rpartition(".")[2]: (tensor.dtype, tensor.shape)
+        for key, tensor in header.items()
+        if f"{SITE}.weight" in key
+    }
+    assert found == {
+        "weight_packed": ("I32", (128, 32)),
+        "weight_scale": ("F32", (128, 2)),
+        "weight_shape": ("I64", (2,)),
+        "weight_zero_point": ("I32", (16, 2)),
+    }
+    tensors = load_file(folder / "model.safetensors")
+    weight = model.weights[f"{SITE}.weight"]
+    assert isinstance(weight, QuantizedTensor)
+    np.testing.assert_array_equal(
+        tensors[f"bert.{SITE}.weight_packed"], stream(weight.codes.astype(int), 4)
+    )
+    section = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert section["format"] == "pack-quantized"
+    assert section["config_groups"]["group_0"]["weights"] == {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": False,
+        "strategy": "group",
+        "group_size": 128,
+        "block_structure": None,
+        "dynamic": False,
+        "actorder": None,
+    }
+    assert section["config_groups"]["group_0"]["input_activations"] is None
+
+
+def test_the_order_of_gptq_is_said(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", config_overrides=WIDE)
+    model = bert_numpy.load(source)
+    batches = [{"input_ids": np.array([[2, 10, 11, 12, 13, 3]])}]
+    calibration = bert_numpy.calibrate(model, batches, hessians=True)
+    for how, order in ((Gptq(), "weight"), (Gptq("stored"), None)):
+        quantized = bert_numpy.apply_recipe(model, w4a16(gptq=how), calibration)
+        save_quantized(quantized, source, tmp_path / how.order)
+        section = json.loads((tmp_path / how.order / "config.json").read_text())
+        groups = section["quantization_config"]["config_groups"]
+        assert groups["group_0"]["weights"]["actorder"] == order
+
+
+# Read from others' files
+
+
+def foreign(
+    folder: Path,
+    change: Callable[[dict[str, Any], dict[str, Any]], Any] = lambda arguments, tensors: None,
+    recipe: str = "w4a16-asym",
+) -> tuple[bert_numpy.QuantizedModel, Path]:
+    """Our checkpoint without our section, as another program writes one; arguments changed."""
+    model, out = written(folder, PRESETS[recipe], config_overrides=WIDE)
+    tensors = load_file(out / "model.safetensors")
+
+    def others(config: dict[str, Any]) -> None:
+        del config["npfp8_config"]
+        section = config["quantization_config"]
+        change(section["config_groups"]["group_0"]["weights"], tensors)
+
+    changed_config(others)(out)
+    save_file(tensors, out / "model.safetensors")
+    return model, out
+
+
+@pytest.mark.parametrize("name", ["w4a16", "w4a16-asym", "w4a16-channel", "w4a16-g32"])
+def test_without_our_section(name: str, tmp_path: Path) -> None:
+    model, folder = foreign(tmp_path, recipe=name)
+    loaded = bert_numpy.load(folder)
+    for key, weight in model.weights.items():
+        found = loaded.weights[key]
+        if isinstance(weight, QuantizedTensor):
+            assert isinstance(found, QuantizedTensor)
+            assert_same_bits(found.codes, weight.codes)
+            assert_same_bits(found.dequantize(), weight.dequantize())
+    assert loaded.recipe.site(SITE) == model.recipe.site(SITE)
+
+
+def test_scales_in_bfloat16(tmp_path: Path) -> None:
+    """Public checkpoints have scales in the model's own dtype."""
+
+    def narrow(arguments: dict[str, Any], tensors: dict[str, Any]) -> None:
+        for key, scale in tensors.items():
+            if key.endswith("_scale"):
+                bits = (scale.view(np.uint32) >> 16).astype(np.uint16)
+                tensors[key] = Bfloat16Array(bits)
+
+    model, folder = foreign(tmp_path, narrow)
+    found = bert_numpy.load(folder).weights[f"{SITE}.weight"]
+    weight = model.weights[f"{SITE}.weight"]
+    assert isinstance(found, QuantizedTensor)
+    assert isinstance(weight, QuantizedTensor)
+    assert_same_bits(found.codes, weight.codes)
+    cut = (weight.scale.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    assert_same_bits(found.scale, cut)
+
+
+@pytest.mark.parametrize("order", ["group", "dynamic", True])
+def test_groups_of_scattered_inputs(order: Any, tmp_path: Path) -> None:
+    """Each input has the scale and the zero point of its group in weight_g_idx."""
+    generator = np.random.default_rng(0)
+    expected: dict[str, np.ndarray] = {}
+
+    def scattered(arguments: dict[str, Any], tensors: dict[str, Any]) -> None:
+        arguments["actorder"] = order
+        for key in [key for key in tensors if key.endswith(".weight_shape")]:
+            inputs = int(tensors[key][1])
+            group_of = generator.permutation(np.arange(inputs) // 128)
+            tensors[key.replace("shape", "g_idx")] = group_of.astype(np.int32)
+            expected[key.removesuffix("_shape").removeprefix("bert.")] = group_of
+
+    model, folder = foreign(tmp_path, scattered)
+    loaded = bert_numpy.load(folder)
+    for key, group_of in expected.items():
+        weight, found = model.weights[key], loaded.weights[key]
+        assert isinstance(weight, QuantizedTensor)
+        assert isinstance(found, QuantizedTensor)
+        assert weight.zero_point is not None
+        for row in range(0, weight.shape[0], 31):
+            for column in range(weight.shape[1]):
+                group = group_of[column]
+                code = int(weight.codes[row, column]) - int(weight.zero_point[row, group])
+                value = np.float32(code) * weight.scale[row, group]
+                assert found.dequantize()[row, column] == value
+            break
+        scale = weight.scale[:, group_of]
+        values = (weight.codes.astype(np.float32) - weight.zero_point[:, group_of]) * scale
+        assert_same_bits(found.dequantize(), values)
+    logits = loaded(np.array([[2, 10, 11, 3]])).logits
+    assert np.isfinite(logits).all()
+
+
+def test_groups_that_are_not_scattered_after_all(tmp_path: Path) -> None:
+    """An entry of -1 says so."""
+
+    def unused(arguments: dict[str, Any], tensors: dict[str, Any]) -> None:
+        arguments["actorder"] = "group"
+        for key in [key for key in tensors if key.endswith(".weight_shape")]:
+            tensors[key.replace("shape", "g_idx")] = np.full(int(tensors[key][1]), -1, np.int32)
+
+    model, folder = foreign(tmp_path, unused)
+    loaded = bert_numpy.load(folder)
+    for key, weight in model.weights.items():
+        found = loaded.weights[key]
+        if isinstance(weight, QuantizedTensor):
+            assert isinstance(found, QuantizedTensor)
+            assert_same_bits(found.dequantize(), weight.dequantize())
+
+
+KEY = f"bert.{SITE}"
+
+
+def with_tensor(name: str, change: Callable[[Any], Any]) -> Callable[[Any, dict[str, Any]], None]:
+    def changed(arguments: Any, tensors: dict[str, Any]) -> None:
+        tensors[f"{KEY}.{name}"] = change(tensors.get(f"{KEY}.{name}"))
+
+    return changed
+
+
+def without(name: str) -> Callable[[Any, dict[str, Any]], None]:
+    return lambda arguments, tensors: tensors.pop(f"{KEY}.{name}")
+
+
+def with_argument(**changed: Any) -> Callable[[dict[str, Any], Any], None]:
+    return lambda arguments, tensors: arguments.update(changed)
+
+
+def with_order(change: Callable[[np.ndarray], Any]) -> Callable[[dict[str, Any], Any], None]:
+    def changed(arguments: dict[str, Any], tensors: dict[str, Any]) -> None:
+        arguments["actorder"] = "group"
+        for key in [key for key in tensors if key.endswith(".weight_shape")]:
+            group_of = (np.arange(int(tensors[key][1])) // 128).astype(np.int32)
+            tensors[key.replace("shape", "g_idx")] = change(group_of)
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("weight_scale"), r"weight_scale': expected shape \(128, 2\) by config.json, but"),
+        (without("weight_shape"), r"weight_shape': expected shape \(2,\) by config.json, but miss"),
+        (without("weight_zero_point"), r"weight_zero_point': expected shape \(16, 2\) by config"),
+        (
+            with_tensor("weight_shape", lambda x: np.int64([128, 255])),
+            r"weight_shape': expected \[128, 256\] by config.json, found \[128, 255\]",
+        ),
+        (
+            with_tensor("weight_shape", lambda x: np.float32([128, 256])),
+            "weight_shape': expected dtype I64 or I32, found F32",
+        ),
+        (
+            with_tensor("weight_packed", lambda x: x[:, :-1].copy()),
+            r"weight_packed': expected shape \(128, 32\) by config.json, found \(128, 31\)",
+        ),
+        (
+            with_tensor("weight_packed", lambda x: x.view(np.uint32)),
+            "weight_packed': expected dtype I32, found U32",
+        ),
+        (
+            with_tensor("weight_zero_point", lambda x: x.astype(np.int8)),
+            "weight_zero_point': expected dtype I32, found I8",
+        ),
+        (
+            with_tensor("weight_scale", lambda x: -x),
+            "weight_scale': .*expected positive, finite, normal float32",
+        ),
+        (with_argument(num_bits=3), "key 'num_bits': expected 4 or 8, found 3"),
+        (with_argument(group_size=64), r"weight_scale': expected shape \(\d+, \d\) by config"),
+        (with_argument(actorder="up"), "key 'actorder': expected nothing, 'weight', or 'group' f"),
+        (with_argument(actorder="group"), "weight_g_idx': expected shape"),
+        (
+            with_argument(actorder="group", strategy="channel", group_size=None),
+            "key 'actorder': expected nothing or 'weight' without groups of integers",
+        ),
+        (with_order(lambda x: x[:-1].copy()), "weight_g_idx': expected shape"),
+        (with_order(lambda x: x.astype(np.float32)), "weight_g_idx': expected dtype I32 or I64"),
+        (with_order(lambda x: x * 0 + 1), "weight_g_idx': expected 128 inputs in each of"),
+        (with_argument(symmetric=True), None),
+    ],
+)
+def test_bad_input(change: Any, message: str | None, tmp_path: Path) -> None:
+    _, folder = foreign(tmp_path, change)
+    if message is None:  # symmetric, with zero points that are not zero
+        message = "weight_zero_point': expected"
+    with pytest.raises(BertNumpyError, match=message):
+        bert_numpy.load(folder)
+
+
+def test_packed_and_plain_codes_are_told_apart(tmp_path: Path) -> None:
+    _, folder = foreign(tmp_path / "a", recipe="w4a16-channel")
+    changed_config(
+        lambda config: (
+            config["quantization_config"].update(format="int-quantized"),
+            config["quantization_config"]["config_groups"]["group_0"].update(format=None),
+        )
+    )(folder)
+    with pytest.raises(BertNumpyError, match=r"of a quantized layout that config\.json does not"):
+        bert_numpy.load(folder)
+    _, folder = foreign(tmp_path / "b", recipe="int8-channel")
+    changed_config(
+        lambda config: (
+            config["quantization_config"].update(format="pack-quantized"),
+            config["quantization_config"]["config_groups"]["group_0"].update(format=None),
+        )
+    )(folder)
+    with pytest.raises(BertNumpyError, match=r"weight_packed': expected shape .* but missing"):
+        bert_numpy.load(folder)
+
+
+def test_codes_of_4_bits_that_are_not_packed(tmp_path: Path) -> None:
+    """int-quantized has a byte for each code, as compressed-tensors writes W4A8."""
+    model, folder = foreign(tmp_path, recipe="w4a16-channel")
+    tensors = load_file(folder / "model.safetensors")
+    for key, weight in model.weights.items():
+        if isinstance(weight, QuantizedTensor):
+            for part in ("packed", "shape"):
+                del tensors[f"bert.{key}_{part}"]
+            tensors[f"bert.{key}"] = weight.codes
+    save_file(tensors, folder / "model.safetensors")
+    changed_config(
+        lambda config: (
+            config["quantization_config"].update(format="int-quantized"),
+            config["quantization_config"]["config_groups"]["group_0"].update(format=None),
+        )
+    )(folder)
+    found = bert_numpy.load(folder).weights[f"{SITE}.weight"]
+    assert isinstance(found, QuantizedTensor)
+    weight = model.weights[f"{SITE}.weight"]
+    assert isinstance(weight, QuantizedTensor)
+    assert_same_bits(found.codes, weight.codes)
+    tensors[f"bert.{SITE}.weight"] = weight.codes + np.int8(1)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(BertNumpyError, match=r"dense.weight': expected -8\.\.7, found 8"):
+        bert_numpy.load(folder)
+
+
+def test_a_model_of_other_codes_is_still_refused(tmp_path: Path) -> None:
+    """GPTQ's codes cannot be checked against the source; everything else is."""
+    source = write_checkpoint(tmp_path / "source", config_overrides=WIDE)
+    other = write_checkpoint(tmp_path / "other", config_overrides=WIDE, seed=1)
+    model = bert_numpy.load(source)
+    batches = [{"input_ids": np.array([[2, 10, 11, 12, 13, 3]])}]
+    calibration = bert_numpy.calibrate(model, batches, hessians=True)
+    for name in ("w4a16", "w4a16-gptq"):
+        made = bert_numpy.apply_recipe(model, name, calibration)
+        with pytest.raises(BertNumpyError, match=r"expected the weights that .* was made of"):
+            save_quantized(made, other, tmp_path / name)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    from bert_numpy.assets import REVIEWS  # noqa: PLC0415
+    from bert_numpy.commands.main import main  # noqa: PLC0415
+
+    out, data = str(tmp_path / "out"), str(REVIEWS)
+    options = ["--task", "sst2", "--data", data, "--limit", "4", "--calibration-samples", "4"]
+    assert not main(["quantize", "bert-tiny-sst2", out, "--format", "w4a16-gptq", *options])
+    assert bert_numpy.load(out).recipe == PRESETS["w4a16-gptq"]
+    assert not main(["evaluate", out, "--task", "sst2", "--data", data, "--limit", "4"])
+    mine = tmp_path / "mine.json"
+    bert_numpy.save_recipe(w4a16(32, gptq=Gptq("stored", 0.1)), mine)
+    again = str(tmp_path / "again")
+    assert not main(["quantize", "bert-tiny-sst2", again, "--format", str(mine), *options])
+    assert bert_numpy.load(again).recipe == bert_numpy.load_recipe(mine)
+
+
+# Peers
+
+
+@pytest.mark.parametrize(
+    "name", ["w4a16", "w4a16-asym", "w4a16-channel", "w4a16-g32", "w4a16-gptq", "w4a16-asym-gptq"]
+)
+def test_transformers(
+    name: str,
+    tmp_path: Path,
+    torch: ModuleType,
+    transformers: ModuleType,
+    compressed_tensors: ModuleType,
+) -> None:
+    """transformers with compressed-tensors has our weights to the last bit, and our logits."""
+    source = write_checkpoint(tmp_path / "source", config_overrides=WIDE)
+    float_model = bert_numpy.load(source)
+    ids = np.array([[2, 10, 11, 12, 13, 3]])
+    calibration = bert_numpy.calibrate(float_model, [{"input_ids": ids}], hessians=True)
+    recipe = replace(PRESETS[name], arithmetic="float32")
+    model = bert_numpy.apply_recipe(float_model, recipe, calibration)
+    save_quantized(model, source, tmp_path / "out")
+    theirs = loaded_by_transformers(transformers, tmp_path / "out")
+    logits = logits_of(theirs, torch)
+    found = parameters_of(theirs)
+    for key, weight in model.weights.items():
+        if isinstance(weight, QuantizedTensor):
+            assert_same_bits(found[key], weight.dequantize())
+    assert distance(logits, model(**batch()).logits) < 1e-5
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_made_by_compressed_tensors(
+    scheme: str,
+    dtype: str,
+    tmp_path: Path,
+    torch: ModuleType,
+    transformers: ModuleType,
+    compressed_tensors: ModuleType,
+) -> None:
+    """Its files load with the values that it has itself, and its codes are ours."""
+    from compressed_tensors import quantization as ct  # noqa: PLC0415
+    from compressed_tensors.compressors import ModelCompressor  # noqa: PLC0415
+
+    source = write_checkpoint(tmp_path / "source", config_overrides=WIDE)
+    model = transformers.BertForSequenceClassification.from_pretrained(
+        source, dtype=getattr(torch, dtype)
+    ).eval()
+    config = ct.QuantizationConfig(
+        config_groups={"group_0": ct.preset_name_to_scheme(scheme, ["Linear"])},
+        ignore=["classifier", "re:.*pooler.*"],
+        quantization_status="frozen",
+    )
+    values: dict[str, np.ndarray] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ct.apply_quantization_config(model, config)
+        for key, module in model.named_modules():
+            if (found := getattr(module, "quantization_scheme", None)) is None:
+                continue
+            weight = module.weight.detach()
+            blocks = weight.unflatten(-1, (-1, found.weights.group_size))
+            scale, zero_point = ct.utils.calculate_qparams(
+                blocks.amin(-1), blocks.amax(-1), found.weights
+            )
+            module.weight_scale.data.copy_(scale)
+            if hasattr(module, "weight_zero_point"):
+                module.weight_zero_point.data.copy_(zero_point)
+            made = ct.fake_quantize(weight, scale, zero_point, found.weights)
+            values[key] = made.detach().float().numpy()
+        compressor = ModelCompressor.from_pretrained_model(model)
+        compressor.compress_model(model)
+        model.save_pretrained(tmp_path / "out")
+        compressor.update_config(str(tmp_path / "out"))
+    shutil.copyfile(source / "vocab.txt", tmp_path / "out" / "vocab.txt")
+    loaded = bert_numpy.load(tmp_path / "out")
+    assert len(values) == 12
+    for key, theirs in values.items():
+        ours = loaded.weights[f"{key.removeprefix('bert.')}.weight"]
+        assert isinstance(ours, QuantizedTensor)
+        assert ours.block == 128
+        if dtype == "float32":
+            assert_same_bits(ours.dequantize() + np.float32(0), theirs + np.float32(0))
+        else:  # the product is rounded to bfloat16 there
+            np.testing.assert_allclose(ours.dequantize(), theirs, rtol=2.0**-8, atol=0)
+    if dtype == "float32" and scheme != "W8A16":
+        preset = {"W4A16": "w4a16", "W4A16_ASYM": "w4a16-asym"}[scheme]
+        mine = bert_numpy.apply_recipe(bert_numpy.load(source), preset)
+        for key in values:
+            name = f"{key.removeprefix('bert.')}.weight"
+            first, second = loaded.weights[name], mine.weights[name]
+            assert isinstance(first, QuantizedTensor)
+            assert isinstance(second, QuantizedTensor)
+            np.testing.assert_allclose(first.scale, second.scale, rtol=2.0**-22)
+            different = np.count_nonzero(first.codes != second.codes)
+            assert different <= first.size / 1000
