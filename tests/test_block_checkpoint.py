@@ -893,7 +893,11 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
         if not (value == 32 and key == "group_size")
     ),
     ("nvfp4", scheme_of("weights", group_size=32), "key 'strategy': expected 'group', found 'ten"),
-    ("mxfp4", scheme_of("weights", type="int"), "key 'num_bits': expected 8, found 4"),
+    (
+        "mxfp4",
+        scheme_of("weights", type="int"),
+        "key 'scale_dtype': expected one of float32, float16, bfloat16, found 'torch.uint8'",
+    ),
     ("nvfp4", scheme_of("input_activations", dynamic=True), "'dynamic': expected 'local', found T"),
     ("nvfp4", scheme_of("input_activations", dynamic=False), "'dynamic': expected 'local', found"),
     ("mxfp4", scheme_of("input_activations", dynamic="local"), "'dynamic': expected True, found"),
@@ -912,7 +916,7 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     (
         "nvfp4",
         without_ours(lambda config: config.update(format="nvfp4")),
-        f"{CONFIG}key 'format': expected one of float-quantized, int-quantized, naive-quantized, n",
+        f"{CONFIG}key 'format': expected one of float-quantized, int-quantized, naive-quantized, p",
     ),
     (
         "nvfp4",

@@ -70,6 +70,12 @@ def add_quantization_commands(command: AddCommand) -> None:
     )
     add_model(calibrate)
     add_out(calibrate, "the file to write; --calibration reads it", required=True)
+    calibrate.add_argument(
+        "--hessians",
+        action="store_true",
+        section="calibration",
+        help="keep what GPTQ takes, too: the file is larger, and its sums depend on the machine",
+    )
     add_golden(calibrate)
     add_data(calibrate, required=False, saved=False)
 
@@ -123,9 +129,12 @@ _ANY = PRESETS["e4m3"]
 
 def _calibrate(arguments: argparse.Namespace) -> Outcome:
     _require_float(arguments)
-    job = prepared(arguments, [_ANY])
-    job = with_calibration(job, [_ANY], progress_bar, golden=arguments.golden)
-    keep_calibration(job.calibration, [_ANY], arguments.out)
+    if arguments.golden:
+        refuse(arguments, ["hessians"], "no --golden with it, found one")
+    recipe = PRESETS["w4a16-gptq"] if arguments.hessians else _ANY
+    job = prepared(arguments, [recipe])
+    job = with_calibration(job, [recipe], progress_bar, golden=arguments.golden)
+    keep_calibration(job.calibration, [recipe], arguments.out)
     found = header(job, arguments.golden)
     report = {key: found[key] for key in ("model", "calibration_samples", "golden")}
     report |= {"task": arguments.task and job.task.name, "out": arguments.out}

@@ -238,7 +238,7 @@ def _by_gptq(
     if not known:
         raise BertNumpyError(
             f"{calibration.place}: site {site.name!r}: expected a Hessian for GPTQ, found none: "
-            "calibrate with hessians=True"
+            "calibrate with hessians=True, or bert-numpy calibrate --hessians"
         )
     hessian = calibration.hessians[known[0]]
     if smoothing is not None:

@@ -125,8 +125,11 @@ def subject_in(
     return Subject(model, task, data, str(calibration), calibration_data, limit)
 
 
-def calibrate_subject(subject: Subject, samples: int = 256) -> None:
-    """Calibrate in float32 and write the calibration's file, unless it exists."""
+def calibrate_subject(subject: Subject, samples: int = 256, *, hessians: bool = False) -> None:
+    """Calibrate in float32 and write the calibration's file, unless it exists.
+
+    With ``hessians``, it also has what GPTQ takes.
+    """
     if not Path(subject.calibration).exists():
         job = prepare(
             subject.model,
@@ -135,7 +138,9 @@ def calibrate_subject(subject: Subject, samples: int = 256) -> None:
             calibration_data=subject.calibration_data,
             calibration_samples=samples,
         )
-        calibration = calibrate_on(job.model, job.calibration_texts, job.batch_size)
+        calibration = calibrate_on(
+            job.model, job.calibration_texts, job.batch_size, hessians=hessians
+        )
         save_calibration(calibration, subject.calibration)
 
 
