@@ -15,6 +15,7 @@ from oracles import assert_same_bits
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Gptq, Operand, SiteRecipe
 from bert_numpy.assets import REVIEWS
+from bert_numpy.commands.main import main
 from bert_numpy.engines.noting import NotingEngine
 from bert_numpy.evaluation.job import prepare, run
 from bert_numpy.model.sites import sites_of
@@ -386,3 +387,21 @@ def test_a_sample_twice_has_twice_the_hessians(tmp_path):
     once = bert_numpy.calibrate(model, [{"input_ids": ids}], hessians=True)
     for site, hessian in calibration.hessians.items():
         np.testing.assert_allclose(hessian, 2 * once.hessians[site], rtol=1e-12)
+
+
+def test_the_command_that_calibrates(tmp_path, capsys):
+    path = tmp_path / "scales.safetensors"
+    options = ["--calibration-samples", "8", "--hessians"]
+    assert main(["calibrate", "bert-tiny-sst2", "--out", str(path), *options]) == 0
+    found = bert_numpy.load_calibration(path)
+    assert len(found.hessians) == 10
+    use = ["--format", "w4a16-gptq", "--calibration", str(path)]
+    assert main(["predict", "bert-tiny-sst2", "a warm and funny film", *use]) == 0
+    assert main(["calibrate", "bert-tiny-sst2", "--out", str(path), "--golden", *options]) == 2
+    assert "--hessians: expected no --golden with it" in capsys.readouterr().err
+    plain = tmp_path / "plain.safetensors"
+    assert main(["calibrate", "bert-tiny-sst2", "--out", str(plain), *options[:2]]) == 0
+    assert not bert_numpy.load_calibration(plain).hessians
+    assert main(["predict", "bert-tiny-sst2", "a film", *use[:-1], str(plain)]) == 2
+    error = capsys.readouterr().err
+    assert "expected a Hessian for GPTQ, found none: calibrate with hessians=True" in error
