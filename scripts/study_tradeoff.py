@@ -65,6 +65,9 @@ HARDWARE: Mapping[str, Mapping[str, float]] = {
     "H100": {"BF16": 989e12, "FP8": 1979e12, "INT8": 1979e12, "bytes": 3.35e12},
 }
 
+#: The weights of a model whose speed nobody asks for, beside larger ones.
+SMALL = 1_000_000
+
 #: Texts in a batch, for bytes and operations per token.
 BATCHES = (1, 32)
 
@@ -360,7 +363,8 @@ def markdown(reports: Sequence[Mapping[str, Any]]) -> str:
         )
     shown: dict[str, Mapping[str, Any]] = {}
     for report in reports:
-        shown.setdefault(report["model"].partition("-")[0], report)
+        if report["rows"][0]["parameters"] > SMALL or len(reports) == 1:
+            shown.setdefault(report["model"].partition("-")[0], report)
     for report in shown.values():
         parts.append(
             f"{report['model']}, texts of {report['tokens']:.0f} tokens ({report['task']}):\n\n"
@@ -371,6 +375,8 @@ def markdown(reports: Sequence[Mapping[str, Any]]) -> str:
 
 def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the logit error by bits per weight: a panel per model and task."""
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415 (an extra)
+
     columns = min(len(reports), 3)
     lines = -(-len(reports) // columns)
     figure, axes = subplots(
@@ -387,7 +393,7 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
     for panel, report in zip(panels, reports, strict=False):
         for name, (marker, filled) in MARKERS.items():
             rows = [row for row in report["rows"] if family(row["recipe"]) == name]
-            colour = color_of(name.partition(",")[0].replace("W8A8-", "").replace("FP8", "E4M3"))
+            colour = color_of({"W8A8-FP8": "E4M3", "W8A8-INT": "INT8"}.get(name, name))
             panel.plot(
                 [8 * row["weight_bytes"] / row["parameters"] for row in rows],
                 [row["relative_logit_error"] for row in rows],
@@ -398,6 +404,9 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
                 label=name,
             )
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("")
         panel.set_title(f"{report['model']}, {report['task']}", fontsize=9)
         panel.grid(alpha=0.3)
         bf16 = next(row for row in report["rows"] if row["recipe"] == "bf16")
