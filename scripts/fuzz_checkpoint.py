@@ -77,7 +77,7 @@ CONFIG = {
     "id2label": {"0": "negative", "1": "positive"},
 }
 #: The recipes of quantized checkpoints to damage.
-QUANTIZED = ("e4m3", "int8-channel", "nvfp4", "mxfp6", "mxfp8")
+QUANTIZED = ("e4m3", "int8-channel", "nvfp4", "mxfp6", "mxfp8", "w4a16-asym")
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -216,7 +216,8 @@ def templates() -> dict[str, dict[str, bytes]]:
         tokenizers.BertWordPieceTokenizer(vocabulary).save(str(folder / "t"))
         files = {key: (folder / key).read_bytes() for key in "cft"}
         kit = small_kit(folder / "kit")
-    sources = {"e4m3": "quantized e4m3", "nvfp4": "quantized nvfp4", "modelopt": "modelopt nvfp4"}
+    sources = {name: f"quantized {name}" for name in ("e4m3", "nvfp4", "w4a16-asym")}
+    sources["modelopt"] = "modelopt nvfp4"
     others = {
         f"foreign {name}": {
             **quantized[source],
@@ -308,6 +309,9 @@ def read_quantized(folder: Path) -> None:
         if isinstance(weight, QuantizedTensor) and weight.block_format is not None:
             check_blocks(key, weight, stored)
             continue
+        if isinstance(weight, QuantizedTensor) and f"{key}_packed" in stored:
+            check_packed(key, weight, stored)
+            continue
         dtype, shape, data = stored[key]
         if not isinstance(weight, QuantizedTensor):
             expect(np.array_equal(np.asarray(weight), as_float32(dtype, shape, data)), key)
@@ -320,6 +324,33 @@ def read_quantized(folder: Path) -> None:
         expect(bool(np.isfinite(given).all() and (given >= tiny).all()), f"scale of {key}")
     with np.errstate(all="ignore"):
         model([[0, min(1, model.config.vocab_size - 1)]])
+
+
+def check_packed(
+    key: str, weight: QuantizedTensor, stored: dict[str, tuple[str, list[int], bytes]]
+) -> None:
+    """Check that packed codes of 4 bits, their scales and their zero points are the file's."""
+    rows, columns = weight.shape
+
+    def nibbles(name: str, lines: int, count: int) -> np.ndarray:
+        words = np.frombuffer(stored[name][2], "<u4").reshape(lines, -1)
+        return (words[..., None] >> np.arange(0, 32, 4) & 15).reshape(lines, -1)[:, :count]
+
+    half = 8 * (weight.codes.dtype == np.int8)
+    expect(np.array_equal(nibbles(f"{key}_packed", rows, columns), weight.codes + half), key)
+    _, shape, data = stored[f"{key}_shape"]
+    expect(
+        np.frombuffer(data, "<i8" if len(data) == 16 else "<i4").tolist() == [rows, columns], key
+    )
+    given = as_float32(*stored[f"{key}_scale"])
+    expect(weight.scale.tobytes() == given.tobytes(), f"scale of {key}")
+    tiny = np.finfo(np.float32).tiny
+    expect(bool(np.isfinite(given).all() and (given >= tiny).all()), f"scale of {key}")
+    if weight.zero_point is not None:
+        _, (lines, groups), data = stored[f"{key}_zero_point"]
+        words = np.frombuffer(data, "<u4").reshape(lines, groups)
+        zeros = (words[:, None] >> np.arange(0, 32, 4)[:, None] & 15).reshape(-1, groups)
+        expect(np.array_equal(zeros[:rows], weight.zero_point.reshape(rows, groups)), key)
 
 
 def check_blocks(
@@ -492,7 +523,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "squad": lambda folder: read_squad(folder / "dev-v1.1.json"),
     "squad parquet": lambda folder: read_squad(folder / "dev.parquet"),
     "kit": read_kit,
-    **{f"foreign {name}": read_quantized for name in ("e4m3", "nvfp4", "modelopt")},
+    **{f"foreign {name}": read_quantized for name in ("e4m3", "nvfp4", "w4a16-asym", "modelopt")},
     **{f"quantized {recipe}": read_quantized for recipe in QUANTIZED},
     "modelopt nvfp4": read_quantized,
     "calibration": read_calibration,
@@ -1053,6 +1084,9 @@ DAMAGE: list[tuple[str, str, list[Callable[[Rng, bytes], bytes]]]] = [
     ),
     *((f"quantized {recipe}", "config.json", JSON) for recipe in QUANTIZED),
     *((f"quantized {recipe}", SINGLE, WEIGHTS) for recipe in ("mxfp6", "mxfp8")),
+    ("quantized w4a16-asym", SINGLE, [*WEIGHTS, bad_scale]),
+    ("foreign w4a16-asym", SINGLE, [*WEIGHTS, bad_scale]),
+    ("foreign w4a16-asym", "config.json", [*JSON, quantization_value]),
     ("quantized nvfp4", SINGLE, [*WEIGHTS, *[bad_number] * 3]),
     ("foreign nvfp4", SINGLE, [*WEIGHTS, *[bad_number] * 3]),
     ("foreign nvfp4", "config.json", [*JSON, quantization_value, quantization_pattern]),
