@@ -338,10 +338,9 @@ def check_packed(
 
     half = 8 * (weight.codes.dtype == np.int8)
     expect(np.array_equal(nibbles(f"{key}_packed", rows, columns), weight.codes + half), key)
-    _, shape, data = stored[f"{key}_shape"]
-    expect(
-        np.frombuffer(data, "<i8" if len(data) == 16 else "<i4").tolist() == [rows, columns], key
-    )
+    data = stored[f"{key}_shape"][2]
+    shape = np.frombuffer(data, "<i8" if len(data) == 16 else "<i4").tolist()
+    expect(shape == [rows, columns], f"shape of {key}")
     given = as_float32(*stored[f"{key}_scale"])
     expect(weight.scale.tobytes() == given.tobytes(), f"scale of {key}")
     tiny = np.finfo(np.float32).tiny
