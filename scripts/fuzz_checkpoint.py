@@ -790,9 +790,11 @@ def quantization_value(rng: Rng, content: bytes) -> bytes:
     raw = json.loads(content)
     config = raw["quantization_config"]
     group = config["config_groups"]["group_0"]
-    node = rng.choice([config, group, group["weights"], group["input_activations"]])
+    weights = group["weights"]
+    node = rng.choice([config, group, weights, group["input_activations"] or weights])
     odd = [None, {}, [], "", "auto", 2**31, 10**30, -1, [2**31 - 1, 1], "8x8", True, 0.5]
     known = ["frozen", "dense", {"format": "dense"}, "static", "channel", "token", "torch.uint8"]
+    known += [4, 8, 64, 128, "group", "pack-quantized"]
     keys = ["observer", "scale_dtype", "actorder", "block_structure", "sparsity_config", "x"]
     node[rng.choice([*node, *keys])] = rng.choice([*odd, *known])
     if rng.random() < 0.3:
