@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from factories import write_checkpoint
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_same_bits
 
@@ -132,6 +132,7 @@ def test_independent_inputs_leave_the_nearest_codes():
         assert_same_bits(found.dequantize(), nearest.dequantize())
 
 
+@settings(max_examples=30)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["stored", "activations"]),

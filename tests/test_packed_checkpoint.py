@@ -86,7 +86,7 @@ def test_bits(fmt: Any, columns: int) -> None:
 @pytest.mark.parametrize(
     "recipe",
     [
-        *(PRESETS[name] for name in PRESETS if name.startswith("w4a16")),
+        *(PRESETS[name] for name in ("w4a16", "w4a16-asym", "w4a16-channel", "w4a16-gptq")),
         w4a16(32, asymmetric=True, gptq=Gptq("stored")),
         MIXED,
     ],
@@ -404,16 +404,13 @@ def test_the_command_line(tmp_path: Path) -> None:
     from bert_numpy.assets import REVIEWS  # noqa: PLC0415
     from bert_numpy.commands.main import main  # noqa: PLC0415
 
-    out, data = str(tmp_path / "out"), str(REVIEWS)
-    options = ["--task", "sst2", "--data", data, "--limit", "4", "--calibration-samples", "4"]
-    assert not main(["quantize", "bert-tiny-sst2", out, "--format", "w4a16-gptq", *options])
-    assert bert_numpy.load(out).recipe == PRESETS["w4a16-gptq"]
-    assert not main(["evaluate", out, "--task", "sst2", "--data", data, "--limit", "4"])
-    mine = tmp_path / "mine.json"
+    out, mine = tmp_path / "out", tmp_path / "mine.json"
     bert_numpy.save_recipe(w4a16(32, gptq=Gptq("stored", 0.1)), mine)
-    again = str(tmp_path / "again")
-    assert not main(["quantize", "bert-tiny-sst2", again, "--format", str(mine), *options])
-    assert bert_numpy.load(again).recipe == bert_numpy.load_recipe(mine)
+    data = ["--task", "sst2", "--data", str(REVIEWS), "--limit", "4"]
+    options = [*data, "--calibration-samples", "4"]
+    assert not main(["quantize", "bert-tiny-sst2", str(out), "--format", str(mine), *options])
+    assert bert_numpy.load(out).recipe == bert_numpy.load_recipe(mine)
+    assert not main(["evaluate", str(out), *data])
 
 
 # Peers
