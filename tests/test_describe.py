@@ -60,6 +60,11 @@ def test_what_other_families_have(config: BertConfig) -> None:
         ("e4m3", "sums", "exact"),
         ("e4m3-weights", "linear layers", "inputs not quantized, weights in E4M3FN per tensor"),
         ("e4m3-weights", "Q K^T", "not quantized"),
+        (
+            "w4a16-gptq",
+            "linear layers",
+            "inputs not quantized, weights in INT4 per block of 128, rounded by GPTQ",
+        ),
         ("e4m3-block", "P V", "P in E4M3FN per block of 128, V in E4M3FN per block of 128"),
         ("mixed", "Q K^T", "Q in E5M2 per tensor, K in E4M3FN per tensor"),
         ("e4m3-smooth", "exceptions", "*.output.dense"),

@@ -125,7 +125,11 @@ def random_batch(model: Model, lengths: Sequence[int] = (7, 4, 9)) -> dict[str, 
 
 
 def with_recipe(model: Model, recipe: str, golden: bool = True) -> QuantizedModel:
-    calibration = calibrate(model, [random_batch(model)], golden=True)
+    by_gptq = PRESETS[recipe].by_gptq  # whose codes are made first, in floating point
+    batches = [random_batch(model)]
+    calibration = calibrate(model, batches, golden=not by_gptq, hessians=by_gptq)
+    if by_gptq:
+        model = apply_recipe(model, PRESETS[recipe], calibration)
     return apply_recipe(model, PRESETS[recipe], calibration, golden)
 
 

@@ -52,7 +52,7 @@ OTHERS = [
 ]
 NOT_EXPORTED = (
     *("int8-outliers", "int8-outliers-columns", "e4m3-block", "e4m3-flash"),
-    *(name for name in PRESETS if name.startswith(("mx", "nv"))),
+    *(name for name in PRESETS if name.startswith(("mx", "nv", "w4a16"))),
 )
 
 

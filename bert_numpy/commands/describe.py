@@ -140,6 +140,8 @@ def _site(site: SiteRecipe, names: tuple[str, str]) -> str:
         parts.append(f"outliers beyond {site.outlier_threshold:g} left out by {site.outliers}")
     if site.migration is not None:
         parts.append(f"SmoothQuant's migration with alpha {site.migration:g}")
+    if site.gptq is not None:
+        parts.append("rounded by GPTQ")
     return ", ".join(parts)
 
 
