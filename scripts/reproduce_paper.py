@@ -12,7 +12,8 @@ tables do not depend on the number of workers: each has one BLAS thread, and the
 results are joined in the order of the examples.
 
 `--recipes squad=fp32,int8,e4m3` is the list for one task, `--recipes LIST` the list for
-all others. The script writes DIR/results.json, .csv and .md, and figures as PNG files:
+all others; by default they are all presets but those by GPTQ, whose calibrations are other ones
+(study_tradeoff.py). The script writes DIR/results.json, .csv and .md, and figures as PNG files:
 headline.png (the first metric by format), difference.png (by recipe), and a model's
 operands. publish_results.py puts results.json into the documentation.
 """
@@ -57,7 +58,7 @@ def recipes_by_task(lists: Sequence[str], tasks: Sequence[str]) -> dict[str, lis
     BertNumpyError
         If a list is for a task outside the study, or a recipe is unknown.
     """
-    named = {"": ",".join(PRESETS)}
+    named = {"": ",".join(name for name, recipe in PRESETS.items() if not recipe.by_gptq)}
     for text in lists:
         task, _, names = text.rpartition("=")
         if task and task not in tasks:
