@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,13 @@ def likely_mistake(
 
 def differing(codes: Codes, found: Codes, fmt: FloatFormat) -> npt.NDArray[np.bool_]:
     """Return where codes differ. All NaNs count as equal."""
+    nan = _is_nan(fmt)
+    return np.asarray((codes != found) & ~(nan[codes] & nan[found]))
+
+
+@lru_cache(maxsize=256)
+def _is_nan(fmt: FloatFormat) -> npt.NDArray[np.bool_]:
+    """Return whether each byte is a NaN's code; also those that are too large for the format."""
     nan = np.zeros(256, bool)
     nan[list(fmt.nan_codes)] = True
-    return np.asarray((codes != found) & ~(nan[codes] & nan[found]))
+    return nan
