@@ -216,11 +216,13 @@ def _plant(
     """Plant defects on the way to a tensor, and add to the search what they explain."""
     chain = (root, *kit.sources([root], found.__contains__))
     operations = {kit.tensors[name].operation for name in chain}
+    is_behind = len(chain) > 1 and not _are_at_hand(kit, root, fixed)
     sample = _sample(kit, root, found[root], mask, given)
     for defect in defects:
         if defect.name in search.causes or operations.isdisjoint(defect.operations):
             continue
-        for variant, is_alone in _variants(defect, kit.tensors[root].operation, operations, chain):
+        own = kit.tensors[root].operation
+        for variant, is_alone in _variants(defect, own, operations, is_behind):
             if is_alone and sample is not None and sample.excludes(variant):
                 continue
             same = agreement(kit, variant, root, found[root], given if is_alone else fixed)
@@ -287,13 +289,20 @@ def _sample(
     return _Sample(tensor, inputs, found.reshape(-1)[places[::2]], places.size)
 
 
+def _are_at_hand(kit: Kit, root: str, fixed: _Fixed) -> bool:
+    """Check that all inputs of a tensor are fixed, so that only its own operation is applied."""
+    sources = (reference.tensor for reference in kit.tensors[root].inputs.values())
+    return all(kit.tensors[x].operation == "given" or fixed(x) is not None for x in sources)
+
+
 def _variants(
-    defect: Defect, operation: str, operations: set[str], chain: tuple[str, ...]
+    defect: Defect, operation: str, operations: set[str], is_behind: bool
 ) -> Iterator[tuple[Defect, bool]]:
     """Yield a defect as it may be planted, and if it is in the tensor's own operation alone.
 
     The defect is in this operation alone, which the kit's inputs went into, or in all on the
-    way or, if it fits several kinds of them, in one kind alone.
+    way or, if it fits several kinds of them, in one kind alone. The latter two are others only
+    if there are operations behind the tensor's own.
     """
     shared = [name for name in defect.operations if name in operations]
     if isinstance(defect.operations, Together):
@@ -302,7 +311,7 @@ def _variants(
         return
     if operation in shared:
         yield defect, True
-    if shared and len(chain) > 1 and not isinstance(defect.operations, Alone):
+    if shared and is_behind and not isinstance(defect.operations, Alone):
         yield defect, False
         if len(shared) > 1:
             for name in shared:
