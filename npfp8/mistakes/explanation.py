@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arrays import Array, Float32Array, require_array
-from npfp8.formats import FloatFormat, as_float_format
-from npfp8.mistakes.encoders import encoder_mistakes
-from npfp8.mistakes.fitted import fitted_mistakes
+from npfp8.formats import FloatFormat
+from npfp8.mistakes.encoders import mistaken_encoders
+from npfp8.mistakes.fitted import fitted_encoders
 from npfp8.mistakes.rules import Codes, rules_of
 
 __all__ = ["Explanation", "best_explanation", "differing", "explain_codes", "likely_mistake"]
@@ -102,22 +102,20 @@ def explain_codes(
     >>> explain_codes(x, np.uint8([63, 63, 57]), E4M3FN).text()
     'truncation explains 2 of 3 wrong cases'
     """
-    fmt = as_float_format(fmt)
+    rules = rules_of(fmt, saturate, rounding, overflow, random_bits, bit_count)
     require_array("x", x, np.float32)
     require_array("found", found, np.uint8)
     if found.shape != x.shape:
         raise ValueError(f"found: expected shape {x.shape}, found {found.shape}")
-    known: dict[str, Any] = {"random_bits": random_bits, "bit_count": bit_count}
-    rules = rules_of(fmt, saturate, rounding, overflow, random_bits, bit_count)
 
     def mistaken() -> Iterator[tuple[str, Array | None]]:
-        for name, encoder in encoder_mistakes(fmt, saturate, rounding, overflow, **known):
+        for name, encoder in mistaken_encoders(rules):
             yield name, encoder(x)
-        for name, fit in fitted_mistakes(fmt, saturate, rounding, overflow, **known):
+        for name, fit in fitted_encoders(rules):
             yield name, fit(x, found)
 
     def differ(one: Array, other: Array) -> npt.NDArray[np.bool_]:
-        return differing(one, other, fmt)
+        return differing(one, other, rules.fmt)
 
     with np.errstate(all="ignore"):
         return best_explanation(rules(x), found, mistaken(), differ)
