@@ -50,7 +50,7 @@ def encoder_mistakes(
     TypeError
         If an argument is not of the type stated.
     ValueError
-        If the format or the rounding is unknown.
+        If the format or the rounding is unknown, or ``overflow`` is "special" with saturation.
 
     Examples
     --------

@@ -91,7 +91,8 @@ def explain_codes(
     TypeError
         If an argument is not of the type stated.
     ValueError
-        If the shapes differ, or the format or the rounding is unknown.
+        If the shapes differ, the format or the rounding is unknown, or ``overflow`` is "special"
+        with saturation.
 
     Examples
     --------
