@@ -23,7 +23,7 @@ from npfp8.vectors import (
     read_vectors,
     write_all_vectors,
 )
-from npfp8.vectors.text import FORMS
+from npfp8.vectors.writers import FORMS
 
 FORMATS = list(FLOAT_FORMATS.values())
 by_format = pytest.mark.parametrize("fmt", FORMATS, ids=str)
