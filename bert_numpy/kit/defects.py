@@ -24,7 +24,8 @@ from bert_numpy.kit.fitted_defects import fitted_defects
 from bert_numpy.kit.function_defects import function_defects, tolerant_defects
 from bert_numpy.kit.operand_defects import Elementwise
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
-from bert_numpy.kit.product_defects import product_defects, tolerant_sums
+from bert_numpy.kit.product_defects import product_defects
+from bert_numpy.kit.sum_defects import tolerant_sums
 from npfp8 import E4M3FN, decode, golden
 from npfp8.arrays import Array
 from npfp8.bfloat16 import round_to_bfloat16
