@@ -78,8 +78,12 @@ def _encoding(encode: Defective) -> dict[str, Defective]:
 @lru_cache(maxsize=256)
 def _mistakes(
     fmt: FloatFormat, saturate: bool, rounding: str, overflow: str
-) -> list[tuple[str, Encoder]]:
-    return encoder_mistakes(fmt, saturate, rounding, overflow)
+) -> Mapping[str, list[Encoder]]:
+    """Return the encoders with a mistake, by the name of the mistake."""
+    known: dict[str, list[Encoder]] = {}
+    for name, encoder in encoder_mistakes(fmt, saturate, rounding, overflow):
+        known.setdefault(name, []).append(encoder)
+    return known
 
 
 def _mistake(name: str, occurrence: int) -> Defective:
@@ -88,8 +92,7 @@ def _mistake(name: str, occurrence: int) -> Defective:
     def encode(inputs: Inputs, attributes: Attributes) -> Array | None:
         fmt, x = FORMATS[attributes["fmt"]], inputs["x"]
         assert isinstance(fmt, FloatFormat)
-        known = _mistakes(fmt, *_behaviour(attributes))
-        encoders = [mistaken for other, mistaken in known if other == name]
+        encoders = _mistakes(fmt, *_behaviour(attributes)).get(name, ())
         if occurrence >= len(encoders):
             return None
         flat = np.ascontiguousarray(x).reshape(-1)

@@ -68,7 +68,9 @@ class Evaluation:
         """Return a tensor, or the span of what it may be."""
         if not self._is_known(name):
             needed = {name, *self.kit.sources([name], self._is_known)}
-            for source in self.kit.tensors:  # in the order of the data flow
+            # In the order of the data flow; often there is nothing before the tensor.
+            order = self.kit.tensors if len(needed) > 1 else needed
+            for source in order:
                 if source not in needed:
                     continue
                 x = self._computed(source)
