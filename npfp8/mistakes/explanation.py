@@ -14,9 +14,12 @@ from npfp8.arrays import Array, Float32Array, require_array
 from npfp8.formats import FloatFormat
 from npfp8.mistakes.encoders import mistaken_encoders
 from npfp8.mistakes.fitted import fitted_encoders
-from npfp8.mistakes.rules import Codes, rules_of
+from npfp8.mistakes.rules import Codes, Rules, rules_of
 
 __all__ = ["Explanation", "best_explanation", "differing", "explain_codes", "likely_mistake"]
+
+#: How many wrong codes, and which share of all codes, a mistake is tried on first.
+_FEW = 64
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,28 @@ def explain_codes(
         return differing(one, other, rules.fmt)
 
     with np.errstate(all="ignore"):
-        return best_explanation(rules(x), found, mistaken(), differ)
+        right = rules(x)
+        wrong = differ(right, found)
+        if random_bits is None and wrong.any() and (cause := _cause(rules, x, found, wrong)):
+            count = int(np.count_nonzero(wrong))
+            return Explanation(count, cause=cause, explained=count)
+        return best_explanation(right, found, mistaken(), differ)
+
+
+def _cause(rules: Rules, x: Float32Array, found: Codes, wrong: npt.NDArray[np.bool_]) -> str:
+    """Return the first mistake that makes every code found, or "".
+
+    A code depends on its number alone, so a mistake that fails for a few numbers is not tried on
+    the others. Some of the few have wrong codes.
+    """
+    x, found, wrong = x.reshape(-1), found.reshape(-1), wrong.reshape(-1)
+    few = np.union1d(np.flatnonzero(wrong)[:_FEW], np.arange(0, x.size, _FEW))
+    for name, encoder in mistaken_encoders(rules):
+        if differing(encoder(x[few]), found[few], rules.fmt).any():
+            continue
+        if not differing(encoder(x), found, rules.fmt).any():
+            return name
+    return ""
 
 
 def best_explanation(
@@ -198,8 +222,11 @@ def likely_mistake(
 
 def differing(codes: Codes, found: Codes, fmt: FloatFormat) -> npt.NDArray[np.bool_]:
     """Return where codes differ. All NaNs count as equal."""
-    nan = _is_nan(fmt)
-    return np.asarray((codes != found) & ~(nan[codes] & nan[found]))
+    wrong: npt.NDArray[np.bool_] = codes != found
+    if wrong.any():
+        nan = _is_nan(fmt)
+        wrong &= ~(nan[codes] & nan[found])
+    return wrong
 
 
 @lru_cache(maxsize=256)
