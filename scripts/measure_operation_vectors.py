@@ -12,7 +12,7 @@ from bert_numpy.checkpoints.hub import EMBEDDED
 from bert_numpy.kit.candidate import load_candidate
 from bert_numpy.kit.manifest import LEVELS, Kit, open_kit
 from bert_numpy.kit.text import write_kit_text
-from npfp8.vectors.text import FORMS
+from npfp8.vectors.writers import FORMS
 
 
 def main() -> None:

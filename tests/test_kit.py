@@ -285,7 +285,10 @@ def test_each_planted_defect_is_named(kit, name, monkeypatch):
         if isinstance(defect.operations, Together):
             continue
         for part, levels in (("operator", ("codec", "operator")), ("model", ("layer", "model"))):
-            report = verify(kit, plant(kit, defect, *levels))
+            planted = plant(kit, defect, *levels)
+            if all(x is kit.arrays[name] for name, x in planted.items()):
+                continue  # the kit itself, which passes: test_the_kit_itself_passes_every_profile
+            report = verify(kit, planted)
             roots = [item for item in report.differences if item.root]
             assert all(names & set(item.causes) for item in roots)
             assert report.first is None or report.first.root

@@ -306,6 +306,20 @@ def test_check_encoder_takes_random_bits():
         encoder_mistakes(E5M2, rounding="stochastic")
 
 
+def test_what_the_encoder_refuses_has_no_mistakes():
+    how = {"saturate": True, "rounding": "toward_zero", "overflow": "special"}
+    x, codes = np.float32([1]), np.uint8([56])
+    for call in (
+        lambda: encode(x, E4M3FN, **how),
+        lambda: encoder_mistakes(E4M3FN, **how),
+        lambda: fitted_mistakes(E4M3FN, **how),
+        lambda: explain_codes(x, codes, E4M3FN, **how),
+    ):
+        message = "^overflow: expected 'ieee' with saturate=True, found 'special'$"
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 # Part of the explanation
 
 

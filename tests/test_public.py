@@ -23,6 +23,7 @@ from bert_numpy.model.config import Pooling
 from bert_numpy.quantization.recipe_json import recipe_json, recipe_of
 from npfp8.blocks.layouts import BLOCK_LAYOUTS, CODE_LAYOUTS, SCALE_LAYOUTS
 from npfp8.formats import FORMATS, as_format
+from npfp8.mistakes import Explanation
 
 #: The public modules. ``bert_numpy.cli`` is left out: it is the command line.
 MODULES = (
@@ -245,7 +246,7 @@ def valid(
         "npfp8.testing.edge_cases": kinds,
         "npfp8.testing.finite_values": kinds,
         "npfp8.vectors.VectorReport.explanation": {
-            "self": vectors.VectorReport("E4M3FN-nearest-bfloat16.txt", cases=9, wrong=0)
+            "self": vectors.VectorReport("E4M3FN-nearest-bfloat16.txt", 9, Explanation(0))
         },
         "npfp8.vectors.boundary_inputs": {"source": "float32", **kinds},
         "npfp8.vectors.check_results": {"results": results},

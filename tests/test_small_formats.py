@@ -108,6 +108,20 @@ def number(fmt, code):
     return sign, Fraction(2) ** (e - fmt.bias) * (1 + fraction)
 
 
+class Inputs:
+    """float16 numbers taken apart."""
+
+    def __init__(self, x):
+        wide = x.astype(np.float64)
+        finite = np.isfinite(wide)
+        self.x, self.negative = x, np.signbit(wide).astype(int)
+        self.magnitudes = (np.abs(np.where(finite, wide, 0)) * UNIT).astype(np.int64)
+        self.infinite, self.nan, self.zero = np.isinf(wide), np.isnan(wide), wide == 0
+
+
+EVERY, NO_NAN = Inputs(HALVES), Inputs(HALVES[~np.isnan(HALVES)])
+
+
 class Oracle:
     """The right results for a format: every code by its value, every input by its rounding."""
 
@@ -124,6 +138,7 @@ class Oracle:
         e = (self.by_number[1, self.finite[-1]] >> fmt.mantissa_bits) or int(fmt.has_zero)
         step = Fraction(2) ** (e - fmt.bias - fmt.mantissa_bits)
         self.points = [*self.finite, self.finite[-1] + step]
+        self.kinds = {}
 
     def rounded(self, magnitudes, rounding):
         """The index in `points` that each magnitude (an int64 in UNITs) is rounded to."""
@@ -189,27 +204,25 @@ class Oracle:
             return self.code(sign, "zero", saturate)
         return self.by_number[sign if fmt.signed else 1, magnitude]
 
-    def encoded(self, x, rounding, saturate):
+    def kinds_of(self, inputs, rounding):
+        """What each number becomes, by its place in [*points, infinity, zero, NaN]."""
+        if (inputs, rounding) not in self.kinds:
+            index = self.rounded(inputs.magnitudes, rounding)
+            if rounding == "toward_zero":  # finite numbers stop at the largest
+                index = np.minimum(index, len(self.finite) - 1)
+            for i, kind in enumerate((inputs.infinite, inputs.zero, inputs.nan)):
+                index[kind] = len(self.points) + i
+            self.kinds[inputs, rounding] = index
+        return self.kinds[inputs, rounding]
+
+    def encoded(self, inputs, rounding, saturate):
         """The codes of float16 numbers; -1 for a NaN where the format has none."""
-        wide = x.astype(np.float64)
-        finite = np.isfinite(wide)
-        magnitudes = (np.abs(np.where(finite, wide, 0)) * UNIT).astype(np.int64)
-        index = self.rounded(magnitudes, rounding)
-        table = np.array(
-            [
-                [self.code(sign, point, saturate) for point in (*self.points, INFINITE)]
-                for sign in (1, -1)
-            ]
-        )
-        if rounding == "toward_zero":  # finite numbers stop at the largest
-            index = np.minimum(index, len(self.finite) - 1)
-        negative = np.signbit(wide).astype(int)
-        codes = table[negative, np.where(np.isinf(wide), len(self.points), index)]
-        zeros = np.array([self.code(sign, "zero", saturate) for sign in (1, -1)])
-        codes = np.where(wide == 0, zeros[negative], codes)
-        found = [self.nan(sign, saturate) for sign in (1, -1)]
-        nans = np.array([-1 if one is None else one for one in found])
-        return np.where(np.isnan(wide), nans[negative], codes)
+        kinds = (*self.points, INFINITE, "zero")
+        table = [[self.code(sign, kind, saturate) for kind in kinds] for sign in (1, -1)]
+        for row, sign in zip(table, (1, -1), strict=True):
+            nan = self.nan(sign, saturate)
+            row.append(-1 if nan is None else nan)
+        return np.array(table)[inputs.negative, self.kinds_of(inputs, rounding)]
 
 
 def test_the_grid_has_every_kind():
@@ -287,9 +300,10 @@ def test_every_code_and_every_float16(fmt):
     numbers = ~np.isnan(values)
     assert np.array_equal(np.signbit(fmt.values)[numbers], np.signbit(values)[numbers])
     assert np.array_equal(from_bits(decode_bfloat16(codes, fmt)), values, equal_nan=True)
-    x = HALVES if fmt.nan_codes else HALVES[~np.isnan(HALVES)]
+    inputs = EVERY if fmt.nan_codes else NO_NAN
+    x = inputs.x
     for rounding, saturate in product(ROUNDINGS, (True, False)):
-        expected = oracle.encoded(x, rounding, saturate)
+        expected = oracle.encoded(inputs, rounding, saturate)
         found = encode(x, fmt, saturate, rounding=rounding)
         wrong = np.flatnonzero(found != expected)
         assert not wrong.size, (
@@ -310,10 +324,11 @@ def test_stochastic_rounding_gives_a_neighbour(fmt):
     oracle, generator = Oracle(fmt), np.random.default_rng(0)
     x = HALVES[::5]
     x = x if fmt.nan_codes else x[~np.isnan(x)]
+    inputs = Inputs(x)
+    magnitudes = inputs.magnitudes
     for saturate in (True, False):
         found = encode(x, fmt, saturate, rounding="stochastic", rng=generator)
-        down = oracle.encoded(x, "toward_zero", saturate)
-        magnitudes = (np.abs(np.where(np.isfinite(x), x.astype(float), 0)) * UNIT).astype(np.int64)
+        down = oracle.encoded(inputs, "toward_zero", saturate)
         index = np.minimum(oracle.rounded(magnitudes, "toward_zero"), len(oracle.finite) - 1)
         points = np.array([int(p * UNIT) for p in oracle.points], np.int64)
         above = [[oracle.code(sign, p, saturate) for p in oracle.points[1:]] for sign in (1, -1)]

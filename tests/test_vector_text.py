@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 
 from npfp8 import E4M3FN
 from npfp8.vectors import check_results, format_vectors, make_vectors, read_vectors
-from npfp8.vectors.text import (
-    FORMS,
-    Column,
-    read_memory,
-    read_text,
-    write_c_header,
-    write_memory,
-    write_text,
-)
+from npfp8.vectors.columns import Column
+from npfp8.vectors.readers import read_memory, read_text
+from npfp8.vectors.writers import FORMS, write_c_header, write_memory, write_text
 
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 

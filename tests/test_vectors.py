@@ -1,6 +1,7 @@
 """The codec's test vectors as text: complete, read strictly, and they catch the field's defects."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 
@@ -23,10 +24,16 @@ from npfp8.vectors import (
     read_vectors,
     write_all_vectors,
 )
-from npfp8.vectors.text import FORMS
+from npfp8.vectors.writers import FORMS
 
 FORMATS = list(FLOAT_FORMATS.values())
 by_format = pytest.mark.parametrize("fmt", FORMATS, ids=str)
+
+
+@functools.cache
+def made(fmt, mode, source):
+    """Vectors that several tests look at."""
+    return make_vectors(fmt, mode, source)
 
 
 def numbers(vectors):
@@ -82,7 +89,7 @@ def test_the_files_are_those_of_before(fmt):
     digest = hashlib.sha256()
     for mode, source in itertools.product((*MODES, DECODE), SOURCES):
         try:
-            vectors = make_vectors(fmt, mode, source)
+            vectors = made(fmt, mode, source)
         except ValueError:
             assert mode == DECODE
             continue
@@ -115,7 +122,7 @@ def test_right_results_pass(fmt, mode):
     for source in SOURCES:
         if mode == DECODE and source == "float16" and fmt.name == "E8M0FNU":
             continue
-        vectors = make_vectors(fmt, mode, source)
+        vectors = made(fmt, mode, source)
         report = check_results(results(vectors, vectors.expected))
         assert (report.wrong, report.cause, report.cases) == (0, "", vectors.inputs.size)
 
@@ -251,7 +258,7 @@ def test_every_kind_of_file_is_read_back(tmp_path, form, mode):
 @pytest.mark.parametrize("fmt", [E4M3FN, E5M2], ids=str)
 def test_codes_by_rational_arithmetic(fmt, mode, source):
     """By integers alone (tests/integer_rounding.py), every seventh case."""
-    how, vectors = MODES[mode], make_vectors(fmt, mode, source)
+    how, vectors = MODES[mode], made(fmt, mode, source)
     places = slice(None, None, 7)
     bits = vectors.inputs[places].astype(np.int64)
     exponent_bits = 8 * vectors.inputs.itemsize - 1 - SOURCES[source].mantissa_bits

@@ -18,7 +18,7 @@ from npfp8.formats import FLOAT_FORMATS
 
 __all__ = ["FORMS", "add_vector_commands"]
 
-#: The written forms, as :data:`npfp8.vectors.text.FORMS` has them; a test compares.
+#: The written forms, as :data:`npfp8.vectors.writers.FORMS` has them; a test compares.
 FORMS = ("text", "memory", "c")
 
 _SOURCES = ("float32", "float16", "bfloat16")
@@ -132,6 +132,10 @@ def _check_vectors(arguments: argparse.Namespace) -> Outcome:
             lines += [f"  {report.first}", f"  cause: {cause}"]
     found = {
         "passed": not any(report.wrong for report in reports),
-        "files": [asdict(report) for report in reports],
+        "files": [
+            {name: getattr(report, name) for name in ("name", "cases", "wrong", "first")}
+            | asdict(report.mistake)
+            for report in reports
+        ],
     }
     return Outcome(found, lambda: print_lines(*lines))

@@ -19,7 +19,8 @@ from npfp8.files import open_regular
 from npfp8.formats import FORMATS
 from npfp8.names import suggestion
 from npfp8.storage import Fp8Array, load_file
-from npfp8.vectors.text import FORMS, read_memory, read_text
+from npfp8.vectors.readers import read_memory, read_text
+from npfp8.vectors.writers import FORMS
 
 __all__ = ["as_candidate", "load_candidate"]
 

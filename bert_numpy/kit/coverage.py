@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -139,8 +140,19 @@ def _up_to_true(values: Iterable[bool | None]) -> Iterator[bool | None]:
             return
 
 
+#: What :func:`_changes` has found for a kit. A kit does not change, and is compared more than once.
+_known: WeakKeyDictionary[Kit, dict[tuple[Defect, str], bool | None]] = WeakKeyDictionary()
+
+
 def _changes(kit: Kit, defect: Defect, name: str) -> bool | None:
     """Check whether a defect changes a tensor; None if it is no defect of such tensors."""
+    known = _known.setdefault(kit, {})
+    if (defect, name) not in known:
+        known[defect, name] = _found_changes(kit, defect, name)
+    return known[defect, name]
+
+
+def _found_changes(kit: Kit, defect: Defect, name: str) -> bool | None:
     tensor, right = kit.tensors[name], kit.arrays[name]
     inputs = Traced(kit.inputs(name), kit, name, kit.arrays.__getitem__)
     try:

@@ -22,8 +22,10 @@ from bert_numpy.kit.block_operations import scaled_numbers
 from bert_numpy.kit.embedding_defects import embedding_defects
 from bert_numpy.kit.fitted_defects import fitted_defects
 from bert_numpy.kit.function_defects import function_defects, tolerant_defects
+from bert_numpy.kit.operand_defects import Elementwise
 from bert_numpy.kit.operations import OPERATIONS, Attributes, Inputs, operand
-from bert_numpy.kit.product_defects import product_defects, tolerant_sums
+from bert_numpy.kit.product_defects import product_defects
+from bert_numpy.kit.sum_defects import tolerant_sums
 from npfp8 import E4M3FN, decode, golden
 from npfp8.arrays import Array
 from npfp8.bfloat16 import round_to_bfloat16
@@ -78,8 +80,12 @@ def _encoding(encode: Defective) -> dict[str, Defective]:
 @lru_cache(maxsize=256)
 def _mistakes(
     fmt: FloatFormat, saturate: bool, rounding: str, overflow: str
-) -> list[tuple[str, Encoder]]:
-    return encoder_mistakes(fmt, saturate, rounding, overflow)
+) -> Mapping[tuple[str, int], Encoder]:
+    """Return the mistaken encoders by name and occurrence of the name."""
+    known: dict[str, list[Encoder]] = {}
+    for name, encoder in encoder_mistakes(fmt, saturate, rounding, overflow):
+        known.setdefault(name, []).append(encoder)
+    return {(name, i): encoder for name, some in known.items() for i, encoder in enumerate(some)}
 
 
 def _mistake(name: str, occurrence: int) -> Defective:
@@ -88,12 +94,11 @@ def _mistake(name: str, occurrence: int) -> Defective:
     def encode(inputs: Inputs, attributes: Attributes) -> Array | None:
         fmt, x = FORMATS[attributes["fmt"]], inputs["x"]
         assert isinstance(fmt, FloatFormat)
-        known = _mistakes(fmt, *_behaviour(attributes))
-        encoders = [mistaken for other, mistaken in known if other == name]
-        if occurrence >= len(encoders):
+        mistaken = _mistakes(fmt, *_behaviour(attributes)).get((name, occurrence))
+        if mistaken is None:
             return None
         flat = np.ascontiguousarray(x).reshape(-1)
-        return np.asarray(encoders[occurrence](flat), np.uint8).reshape(x.shape)
+        return np.asarray(mistaken(flat), np.uint8).reshape(x.shape)
 
     return encode
 
@@ -403,7 +408,9 @@ def _codec_defects() -> Iterator[Defect]:
             more = {**more, **_decoding(name, occurrence)}
         if name == "subnormals flushed to zero" and occurrence == 0:
             more = {**more, **flushed}
-        yield Defect(name, {**_encoding(_mistake(name, occurrence)), **more})
+        wrong = _encoding(_mistake(name, occurrence))
+        wrong |= {operation: Elementwise(wrong[operation]) for operation in ("encode", "quantize")}
+        yield Defect(name, {**wrong, **more})
     for name, occurrence in decoders:
         if (name, occurrence) not in seen:
             yield Defect(name, _decoding(name, occurrence))

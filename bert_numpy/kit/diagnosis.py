@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from bert_numpy.kit.defects import DEFECTS, TOLERANT, Defect
 from bert_numpy.kit.evaluation import NOT_COMPUTED, Evaluation, agreement, bits_of, unlike
-from bert_numpy.kit.manifest import Kit
-from bert_numpy.kit.operand_defects import Alone, Together
+from bert_numpy.kit.manifest import Kit, Tensor, apply_view
+from bert_numpy.kit.operand_defects import Alone, Elementwise, Together
 from npfp8.arrays import Array
 
 __all__ = ["Diagnosis", "Partial", "diagnose"]
@@ -216,10 +216,15 @@ def _plant(
     """Plant defects on the way to a tensor, and add to the search what they explain."""
     chain = (root, *kit.sources([root], found.__contains__))
     operations = {kit.tensors[name].operation for name in chain}
+    is_behind = len(chain) > 1 and not _are_at_hand(kit, root, fixed)
+    sample = _sample(kit, root, found[root], mask, given)
     for defect in defects:
-        if defect.name in search.causes:
+        if defect.name in search.causes or operations.isdisjoint(defect.operations):
             continue
-        for variant, is_alone in _variants(defect, kit.tensors[root].operation, operations, chain):
+        own = kit.tensors[root].operation
+        for variant, is_alone in _variants(defect, own, operations, is_behind):
+            if is_alone and sample is not None and sample.excludes(variant):
+                continue
             same = agreement(kit, variant, root, found[root], given if is_alone else fixed)
             if same is None:
                 continue
@@ -241,13 +246,63 @@ def _plant(
                     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Every second element of a tensor's difference, and of the inputs that they depend on.
+
+    A defect that does not make most of these explains nothing, and is not applied to the whole.
+    """
+
+    tensor: Tensor
+    inputs: Mapping[str, Array]
+    found: Array
+    different: int
+
+    def excludes(self, defect: Defect) -> bool:
+        """Check that a defect of single elements leaves more than a partial cause may leave."""
+        defective = defect.operations[self.tensor.operation]
+        if not isinstance(defective, Elementwise):
+            return False
+        try:
+            with np.errstate(all="ignore"):
+                x = defective(self.inputs, self.tensor.attributes)
+        except NOT_COMPUTED:
+            return False
+        if x is None:
+            return True
+        left = np.count_nonzero(unlike(self.tensor, x, self.found))
+        return bool(left > _MOST_LEFT * self.different)
+
+
+def _sample(
+    kit: Kit, root: str, found: Array, mask: npt.NDArray[np.bool_], given: _Fixed
+) -> _Sample | None:
+    """Take a sample of a tensor; None where no element depends on the same of the inputs alone."""
+    tensor, places = kit.tensors[root], np.flatnonzero(mask)
+    if tensor.operation not in ("encode", "quantize") or tensor.attributes.get("axis") is not None:
+        return None
+    inputs = {}
+    for role, (source, view) in tensor.inputs.items():
+        if (x := given(source)) is None or (x := apply_view(x, view)).shape not in ((), mask.shape):
+            return None
+        inputs[role] = x.reshape(-1)[places[::2]] if x.ndim else x
+    return _Sample(tensor, inputs, found.reshape(-1)[places[::2]], places.size)
+
+
+def _are_at_hand(kit: Kit, root: str, fixed: _Fixed) -> bool:
+    """Check that all inputs of a tensor are fixed, so that only its own operation is applied."""
+    sources = (reference.tensor for reference in kit.tensors[root].inputs.values())
+    return all(kit.tensors[x].operation == "given" or fixed(x) is not None for x in sources)
+
+
 def _variants(
-    defect: Defect, operation: str, operations: set[str], chain: tuple[str, ...]
+    defect: Defect, operation: str, operations: set[str], is_behind: bool
 ) -> Iterator[tuple[Defect, bool]]:
     """Yield a defect as it may be planted, and if it is in the tensor's own operation alone.
 
     The defect is in this operation alone, which the kit's inputs went into, or in all on the
-    way or, if it fits several kinds of them, in one kind alone.
+    way or, if it fits several kinds of them, in one kind alone. The latter two are others only
+    if there are operations behind the tensor's own.
     """
     shared = [name for name in defect.operations if name in operations]
     if isinstance(defect.operations, Together):
@@ -256,7 +311,7 @@ def _variants(
         return
     if operation in shared:
         yield defect, True
-    if shared and len(chain) > 1 and not isinstance(defect.operations, Alone):
+    if shared and is_behind and not isinstance(defect.operations, Alone):
         yield defect, False
         if len(shared) > 1:
             for name in shared:

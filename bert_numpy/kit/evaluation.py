@@ -67,10 +67,9 @@ class Evaluation:
     def result(self, name: str) -> Array | Span:
         """Return a tensor, or the span of what it may be."""
         if not self._is_known(name):
-            needed = {name, *self.kit.sources([name], self._is_known)}
-            for source in self.kit.tensors:  # in the order of the data flow
-                if source not in needed:
-                    continue
+            needed = self.kit.sources([name], self._is_known)
+            before = [source for source in self.kit.tensors if source in needed] if needed else []
+            for source in (*before, name):  # in the order of the data flow
                 x = self._computed(source)
                 if isinstance(x, Span):
                     self.spans[source] = x

@@ -78,7 +78,7 @@ def _quotients(inputs: Inputs, attributes: Attributes) -> tuple[Array, Array]:
         ends = (codes == fmt.min_code) | (codes == fmt.max_code)
         return np.maximum(whole - 0.5, 0), np.where(ends, np.inf, whole + 0.5)
     assert isinstance(fmt, FloatFormat)
-    values = np.unique(np.abs(fmt.values[np.isfinite(fmt.values)]))
+    values = fmt.grid[:-1]
     middles = (values[1:] + values[:-1]) / 2
     place = np.searchsorted(values, np.abs(fmt.values[codes]))  # behind all for a NaN
     padded = np.concatenate([[0], middles, [np.inf, np.inf]])

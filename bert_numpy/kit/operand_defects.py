@@ -6,6 +6,7 @@ Each is a name and its defective operations, as :mod:`bert_numpy.kit.defects` ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,16 @@ from bert_numpy.kit.spans import Span
 from npfp8.arrays import Array
 from npfp8.formats import FORMATS
 
-__all__ = ["FOUND", "Alone", "Defective", "Named", "Spanning", "Together", "operand_defects"]
+__all__ = [
+    "FOUND",
+    "Alone",
+    "Defective",
+    "Elementwise",
+    "Named",
+    "Spanning",
+    "Together",
+    "operand_defects",
+]
 
 #: ``(inputs, attributes) -> array``, or None if the defect cannot show. If the candidate has
 #: this very tensor, it is an input too, called "found".
@@ -29,6 +39,26 @@ FOUND = "found"
 
 #: A defect: its name and its defective operations.
 Named = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A defective operation whose elements depend on the same elements of its inputs alone.
+
+    Inputs of one number belong to every element. So a few elements are enough to find that a
+    candidate's tensor was not made so.
+
+    Attributes
+    ----------
+    function : callable
+        A defective operation (:data:`Defective`), which does not read the candidate's tensor.
+    """
+
+    function: Defective
+
+    def __call__(self, inputs: Inputs, attributes: Attributes) -> Array | None:
+        """Apply the operation."""
+        return self.function(inputs, attributes)
 
 
 class Together(dict[str, Any]):

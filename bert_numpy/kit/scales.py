@@ -21,7 +21,7 @@ from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from npfp8 import BlockFormat, QuantizedTensor, quantize
 from npfp8.arrays import Array, Float32Array, IntArray
-from npfp8.formats import Format
+from npfp8.formats import FloatFormat, Format
 
 __all__ = ["CHOSEN", "telling_scale", "with_telling_scales"]
 
@@ -59,8 +59,7 @@ def telling_scale(x: Float32Array, scale: float, fmt: Format) -> Float32Array:
     best, most = np.asarray(start), 0
     numbers = np.unique(np.abs(x))
     numbers = numbers[np.isfinite(numbers) & (numbers > 0)]
-    values = fmt.values[np.isfinite(fmt.values) & (fmt.values >= 0)]
-    values = np.unique(values)
+    values = fmt.grid[:-1] if isinstance(fmt, FloatFormat) else fmt.values[: fmt.max_code + 1]
     ties = (values[:-1] + values[1:]) / 2
     quotients = numbers[:, None] / ties / float(start)
     row, column = np.nonzero((quotients > 1 + _DOWN) & (quotients < 1 + _UP))

@@ -1,6 +1,6 @@
 """A kit as text: each tensor a file of words, for test benches and C programs without Python.
 
-A kit's tensors are written in the forms of :mod:`npfp8.vectors.text`, in a folder for each case
+A kit's tensors are written in the forms of :mod:`npfp8.vectors.writers`, in a folder for each case
 of the kit (``operator/gemm-e4m3``), which stands alone:
 
 - ``a.input.mem``: an input, as the operation sees it; a view is resolved;
@@ -34,7 +34,8 @@ from npfp8.arrays import Array
 from npfp8.bfloat16 import to_bits
 from npfp8.files import is_plain_name
 from npfp8.formats import FORMATS, FloatFormat, Format
-from npfp8.vectors.text import FORMS, Column, Form
+from npfp8.vectors.columns import Column
+from npfp8.vectors.writers import FORMS, Form
 
 __all__ = ["CASE", "INDEX", "WRITTEN", "Summary", "word_bits", "words_of", "write_kit_text"]
 

@@ -13,11 +13,11 @@ from npfp8.mistakes.formats import other_formats
 from npfp8.mistakes.overflow import other_overflows
 from npfp8.mistakes.precision import lost_precision
 from npfp8.mistakes.rounding import other_roundings
-from npfp8.mistakes.rules import Encoder, rules_of
+from npfp8.mistakes.rules import Encoder, Rules, rules_of
 from npfp8.mistakes.specials import wrong_nans, wrong_signs
 from npfp8.mistakes.subnormals import wrong_subnormals
 
-__all__ = ["encoder_mistakes"]
+__all__ = ["encoder_mistakes", "mistaken_encoders"]
 
 
 def encoder_mistakes(
@@ -50,7 +50,7 @@ def encoder_mistakes(
     TypeError
         If an argument is not of the type stated.
     ValueError
-        If the format or the rounding is unknown.
+        If the format or the rounding is unknown, or ``overflow`` is "special" with saturation.
 
     Examples
     --------
@@ -61,7 +61,11 @@ def encoder_mistakes(
     >>> name, wrong(np.float32([1.99])).tolist()  # 2.0 is 64
     ('truncation', [63])
     """
-    rules = rules_of(fmt, saturate, rounding, overflow, random_bits, bit_count)
+    return mistaken_encoders(rules_of(fmt, saturate, rounding, overflow, random_bits, bit_count))
+
+
+def mistaken_encoders(rules: Rules) -> list[tuple[str, Encoder]]:
+    """Return the encoders with one usual mistake each, made from the right encoder."""
     return [
         *other_roundings(rules),
         *other_overflows(rules),

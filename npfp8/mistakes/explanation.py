@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from npfp8.arrays import Array, Float32Array, require_array
-from npfp8.formats import FloatFormat, as_float_format
-from npfp8.mistakes.encoders import encoder_mistakes
-from npfp8.mistakes.fitted import fitted_mistakes
-from npfp8.mistakes.rules import Codes, rules_of
+from npfp8.formats import FloatFormat
+from npfp8.mistakes.encoders import mistaken_encoders
+from npfp8.mistakes.fitted import fitted_encoders
+from npfp8.mistakes.rules import Codes, Rules, rules_of
 
 __all__ = ["Explanation", "best_explanation", "differing", "explain_codes", "likely_mistake"]
+
+#: How many wrong codes, and which share of all codes, a mistake is tried on first.
+_FEW = 64
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def explain_codes(
     TypeError
         If an argument is not of the type stated.
     ValueError
-        If the shapes differ, or the format or the rounding is unknown.
+        If the shapes differ, the format or the rounding is unknown, or ``overflow`` is "special"
+        with saturation.
 
     Examples
     --------
@@ -101,25 +106,44 @@ def explain_codes(
     >>> explain_codes(x, np.uint8([63, 63, 57]), E4M3FN).text()
     'truncation explains 2 of 3 wrong cases'
     """
-    fmt = as_float_format(fmt)
+    rules = rules_of(fmt, saturate, rounding, overflow, random_bits, bit_count)
     require_array("x", x, np.float32)
     require_array("found", found, np.uint8)
     if found.shape != x.shape:
         raise ValueError(f"found: expected shape {x.shape}, found {found.shape}")
-    known: dict[str, Any] = {"random_bits": random_bits, "bit_count": bit_count}
-    rules = rules_of(fmt, saturate, rounding, overflow, random_bits, bit_count)
 
     def mistaken() -> Iterator[tuple[str, Array | None]]:
-        for name, encoder in encoder_mistakes(fmt, saturate, rounding, overflow, **known):
+        for name, encoder in mistaken_encoders(rules):
             yield name, encoder(x)
-        for name, fit in fitted_mistakes(fmt, saturate, rounding, overflow, **known):
+        for name, fit in fitted_encoders(rules):
             yield name, fit(x, found)
 
     def differ(one: Array, other: Array) -> npt.NDArray[np.bool_]:
-        return differing(one, other, fmt)
+        return differing(one, other, rules.fmt)
 
     with np.errstate(all="ignore"):
-        return best_explanation(rules(x), found, mistaken(), differ)
+        right = rules(x)
+        wrong = differ(right, found)
+        if random_bits is None and wrong.any() and (cause := _cause(rules, x, found, wrong)):
+            count = int(np.count_nonzero(wrong))
+            return Explanation(count, cause=cause, explained=count)
+        return best_explanation(right, found, mistaken(), differ)
+
+
+def _cause(rules: Rules, x: Float32Array, found: Codes, wrong: npt.NDArray[np.bool_]) -> str:
+    """Return the first mistake that makes every code found, or "".
+
+    A code depends on its number alone, so a mistake that fails for a few numbers is not tried on
+    the others. Some of the few have wrong codes.
+    """
+    x, found, wrong = x.reshape(-1), found.reshape(-1), wrong.reshape(-1)
+    few = np.union1d(np.flatnonzero(wrong)[:_FEW], np.arange(0, x.size, _FEW))
+    for name, encoder in mistaken_encoders(rules):
+        if differing(encoder(x[few]), found[few], rules.fmt).any():
+            continue
+        if not differing(encoder(x), found, rules.fmt).any():
+            return name
+    return ""
 
 
 def best_explanation(
@@ -198,6 +222,16 @@ def likely_mistake(
 
 def differing(codes: Codes, found: Codes, fmt: FloatFormat) -> npt.NDArray[np.bool_]:
     """Return where codes differ. All NaNs count as equal."""
+    wrong: npt.NDArray[np.bool_] = codes != found
+    if wrong.any():
+        nan = _is_nan(fmt)
+        wrong &= ~(nan[codes] & nan[found])
+    return wrong
+
+
+@lru_cache(maxsize=256)
+def _is_nan(fmt: FloatFormat) -> npt.NDArray[np.bool_]:
+    """Return whether each byte is a NaN's code; also those that are too large for the format."""
     nan = np.zeros(256, bool)
     nan[list(fmt.nan_codes)] = True
-    return np.asarray((codes != found) & ~(nan[codes] & nan[found]))
+    return nan

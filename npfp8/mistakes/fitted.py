@@ -13,7 +13,7 @@ from npfp8.formats import FloatFormat
 from npfp8.mistakes.overflow import clamped_codes
 from npfp8.mistakes.rules import Codes, Rules, rules_of
 
-__all__ = ["FittedEncoder", "fitted_mistakes"]
+__all__ = ["FittedEncoder", "fitted_encoders", "fitted_mistakes"]
 
 FittedEncoder = Callable[[Float32Array, Codes], "Array | None"]
 
@@ -58,7 +58,11 @@ def fitted_mistakes(
     saturation from too small a value on None
     zero up to too large a value None
     """
-    rules = rules_of(fmt, saturate, rounding, overflow, random_bits, bit_count)
+    return fitted_encoders(rules_of(fmt, saturate, rounding, overflow, random_bits, bit_count))
+
+
+def fitted_encoders(rules: Rules) -> list[tuple[str, FittedEncoder]]:
+    """Return the mistakes with a parameter, made from the right encoder."""
     return [
         ("saturation at too small a value", lambda x, found: _limited(rules, x, found)),
         ("saturation from too small a value on", lambda x, found: _from(rules, x, found)),

@@ -101,6 +101,8 @@ def rules_of(
     fmt, saturate = as_float_format(fmt), flag("saturate", saturate)
     rounding = choice("rounding", rounding, ROUNDINGS)
     overflow = choice("overflow", overflow, ("ieee", "special"))
+    if saturate and overflow != "ieee":
+        raise ValueError(f"overflow: expected 'ieee' with saturate=True, found {overflow!r}")
     if rounding == "stochastic":
         if random_bits is None or bit_count is None:
             raise ValueError("random_bits: expected given bits for stochastic rounding, found None")

@@ -12,11 +12,12 @@ These are the bits of the input, the code, and flags; in stochastic rounding the
 the input. An implementation under test reads the input and writes its results in place of the
 flags; :func:`check_results` checks such a file. The files are the same on every machine, and have
 three written forms: text, memory files for ``$readmemh``, and C headers
-(:mod:`npfp8.vectors.text`).
+(:mod:`npfp8.vectors.writers`).
 
 A module imports only from those before it: :mod:`~npfp8.vectors.modes` and
 :mod:`~npfp8.vectors.sources` list what there is, :mod:`~npfp8.vectors.flags` and
-:mod:`~npfp8.vectors.cases` make the cases, :mod:`~npfp8.vectors.text` has the written forms,
+:mod:`~npfp8.vectors.cases` make the cases, :mod:`~npfp8.vectors.columns`,
+:mod:`~npfp8.vectors.writers` and :mod:`~npfp8.vectors.readers` have the written forms,
 :mod:`~npfp8.vectors.files` writes and reads the files, and :mod:`~npfp8.vectors.results` compares.
 """
 

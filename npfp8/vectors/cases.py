@@ -195,6 +195,6 @@ def _with_random_bits(
     ones = (1 << count) - 1
     least = np.minimum((1 << count) - fraction, ones)
     choices = [np.zeros_like(least), np.maximum(least - 1, 0), least, np.full_like(least, ones)]
-    pairs = np.stack([np.tile(inputs.astype(np.int64), 4), np.concatenate(choices)], axis=1)
-    pairs = np.unique(pairs, axis=0)
-    return pairs[:, 0].astype(inputs.dtype), pairs[:, 1].astype(np.uint16)
+    # One integer per pair, as inputs have at most 32 bits and random bits at most 16.
+    pairs = np.unique(np.tile(inputs.astype(np.int64), 4) << 16 | np.concatenate(choices))
+    return (pairs >> 16).astype(inputs.dtype), (pairs & 0xFFFF).astype(np.uint16)

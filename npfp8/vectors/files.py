@@ -10,9 +10,11 @@ from npfp8.arguments import choice, named, path_of, require, require_iterable
 from npfp8.files import open_regular, replaced_file
 from npfp8.formats import FLOAT_FORMATS, FloatFormat, as_float_format
 from npfp8.vectors.cases import Vectors, make_vectors
+from npfp8.vectors.columns import Column
 from npfp8.vectors.modes import DECODE, DEFAULT_MODES, MODES
+from npfp8.vectors.readers import read_memory, read_text
 from npfp8.vectors.sources import SOURCES
-from npfp8.vectors.text import FORMS, Column, read_memory, read_text
+from npfp8.vectors.writers import FORMS
 
 __all__ = ["format_vectors", "read_vectors", "widths_of", "write_all_vectors"]
 
@@ -29,7 +31,7 @@ def format_vectors(vectors: Vectors, form: str = "text") -> str:
     ----------
     vectors : Vectors
     form : {"text", "memory", "c"}
-        A key of :data:`npfp8.vectors.text.FORMS`.
+        A key of :data:`npfp8.vectors.writers.FORMS`.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def write_all_vectors(
     sources : iterable of str, optional
         Keys of :data:`SOURCES`; unless given, all.
     form : {"text", "memory", "c"}
-        A key of :data:`npfp8.vectors.text.FORMS`.
+        A key of :data:`npfp8.vectors.writers.FORMS`.
 
     Raises
     ------

@@ -1,4 +1,9 @@
-"""The flags of a case: they say what happens to its number, and are not compared."""
+"""The flags of a case: they say what happens to its number, and are not compared.
+
+They are computed from the number's place between two values of the format, as a fraction, and not
+by the encoder. This second way is on purpose: the flags are independent of the codes beside them,
+so that an error of either shows where the two do not go together.
+"""
 
 from __future__ import annotations
 

@@ -27,45 +27,62 @@ class VectorReport:
     ----------
     name : str
         ``FORMAT-MODE-SOURCE.txt``.
-    cases, wrong : int
+    cases : int
+    mistake : Explanation
+        The number of wrong cases, and the usual mistake that explains all or most of them.
     first : str
         The first wrong case in words, or "".
-    cause : str
-        The one usual mistake that explains every result found, or "".
-    partial : str
-        If none does: the mistake that explains most of the wrong cases, or "".
-    explained : int
-        The number of wrong cases that ``cause``, or ``partial``, explains.
-    contradicted : int
-        The number of right cases that would be wrong with ``partial``.
 
     Examples
     --------
+    >>> from npfp8.mistakes import Explanation
     >>> from npfp8.vectors import VectorReport
-    >>> VectorReport("E4M3FN-nearest-bfloat16.txt", cases=3118, wrong=0).wrong
-    0
+    >>> VectorReport("E4M3FN-nearest-bfloat16.txt", 3118, Explanation(wrong=7)).wrong
+    7
     """
 
     name: str
     cases: int
-    wrong: int
+    mistake: Explanation
     first: str = ""
-    cause: str = ""
-    partial: str = ""
-    explained: int = 0
-    contradicted: int = 0
+
+    @property
+    def wrong(self) -> int:
+        """The number of wrong cases."""
+        return self.mistake.wrong
+
+    @property
+    def cause(self) -> str:
+        """The one usual mistake that explains every result found, or ""."""
+        return self.mistake.cause
+
+    @property
+    def partial(self) -> str:
+        """If none does: the mistake that explains most of the wrong cases, or ""."""
+        return self.mistake.partial
+
+    @property
+    def explained(self) -> int:
+        """The number of wrong cases that ``cause``, or ``partial``, explains."""
+        return self.mistake.explained
+
+    @property
+    def contradicted(self) -> int:
+        """The number of right cases that would be wrong with ``partial``."""
+        return self.mistake.contradicted
 
     def explanation(self) -> str:
         """Return the cause, or how much the most likely mistake explains; "" if nothing does.
 
         Examples
         --------
+        >>> from npfp8.mistakes import Explanation
         >>> from npfp8.vectors import VectorReport
-        >>> VectorReport("...", 3118, 7, partial="truncation", explained=4).explanation()
+        >>> mistake = Explanation(7, partial="truncation", explained=4)
+        >>> VectorReport("E4M3FN-nearest-bfloat16.txt", 3118, mistake).explanation()
         'truncation explains 4 of 7 wrong cases'
         """
-        explained = self.explained, self.contradicted
-        return Explanation(self.wrong, self.cause, self.partial, *explained).text()
+        return self.mistake.text()
 
 
 def check_results(results: Vectors) -> VectorReport:
@@ -105,18 +122,9 @@ def check_results(results: Vectors) -> VectorReport:
     else:
         wrong, explain = _compare_codes(right, found)
     if not wrong.any():
-        return VectorReport(right.name, right.inputs.size, 0)
-    explanation = explain()
-    return VectorReport(
-        right.name,
-        right.inputs.size,
-        int(wrong.sum()),
-        _in_words(right, found, int(np.flatnonzero(wrong)[0])),
-        explanation.cause,
-        explanation.partial,
-        explanation.explained,
-        explanation.contradicted,
-    )
+        return VectorReport(right.name, right.inputs.size, Explanation(0))
+    first = _in_words(right, found, int(np.flatnonzero(wrong)[0]))
+    return VectorReport(right.name, right.inputs.size, explain(), first)
 
 
 def _require_same_cases(results: Vectors, right: Vectors) -> None:
