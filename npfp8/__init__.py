@@ -55,6 +55,7 @@ from npfp8.products import (
     matmul_16bit,
     matmul_float32,
 )
+from npfp8.products.lookup import LookupWeights, lookup_matmul, lookup_weights
 from npfp8.scaling import absmax_scale
 from npfp8.tensor import QuantizedTensor, quantize, quantize_bfloat16
 
@@ -97,6 +98,7 @@ __all__ = [
     "FloatFormat",
     "Format",
     "IntFormat",
+    "LookupWeights",
     "QuantizedTensor",
     "absmax_scale",
     "decode",
@@ -105,6 +107,8 @@ __all__ = [
     "encode",
     "encode_bfloat16",
     "exact_k_limit",
+    "lookup_matmul",
+    "lookup_weights",
     "matmul",
     "matmul_16bit",
     "matmul_float32",
