@@ -210,6 +210,35 @@ def test_leading_axes_and_rows_do_not_mix() -> None:
         assert_same_bits(lookup_matmul(one, weights)[0], found[index])
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("expanded", [False, True])
+def test_blocks_of_activations_alone(rows: int, expanded: bool) -> None:
+    """Blocks that are whole groups need no other grouping; the last block may be short."""
+    x = np.random.default_rng(10).standard_normal((rows, 46))
+    a = quantize(x, "INT8", axis=1, block=12)
+    b = QuantizedTensor(random_weights(SIGNED[2], (46, 5)), 1.0, SIGNED[2])
+    for group in (1, 2, 3, 4):
+        weights = lookup_weights(b, group, expanded=expanded)
+        assert weights.run == 46
+        assert_same_bits(lookup_matmul(a, weights), matmul(a, b))
+
+
+@pytest.mark.parametrize("activation", ["INT8", "E4M3FN", "E5M2", "UINT8"])
+def test_asymmetric_weights_by_block(activation: str) -> None:
+    """UINT4 with a zero point for each 16 rows of a column: each block subtracts its own."""
+    rng = np.random.default_rng(11)
+    codes, zero_point = (
+        rng.integers(0, 16, (40, 3), np.uint8),
+        rng.integers(0, 16, (3, 3), np.uint8),
+    )
+    scale = rng.random((3, 3)) + 0.5
+    b = QuantizedTensor(codes, scale, UNSIGNED[3], 0, zero_point, 16)
+    a = quantize(np.abs(rng.standard_normal((2, 40))), activation)
+    for group in (1, 2, 3):
+        found = lookup_matmul(a, lookup_weights(b, group))
+        assert_same_bits(found, expected_product(a, in_8_bits(b)))
+
+
 def test_transposed_weights() -> None:
     """A linear layer keeps its weights as (N, K)."""
     w = quantize(np.random.default_rng(3).standard_normal((24, 64)), "E2M1", axis=0)
@@ -242,10 +271,11 @@ def test_extreme_values(activation: Format, code: int, rows: int) -> None:
     codes[:, ::7] = 1  # the smallest subnormal: the sum's last bits
     a = QuantizedTensor(codes, 1.0, activation)
     b = QuantizedTensor(np.full((k, 2), -8, np.int8), 1.0, SIGNED[2])
-    expected = expected_product(
-        replace(a, codes=codes[:1]), replace(in_8_bits(b), codes=b.codes[:, :1])
-    )
-    assert_same_bits(lookup_matmul(a, b), np.broadcast_to(expected, (rows, 2)))
+    one = replace(b, codes=b.codes[:, :1])
+    expected = expected_product(replace(a, codes=codes[:1]), in_8_bits(one))
+    for group in (1, 2, 3):
+        found = lookup_matmul(a, lookup_weights(b, group))
+        assert_same_bits(found, np.broadcast_to(expected, (rows, 2)))
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -350,16 +380,43 @@ def test_block_scales_that_are_special() -> None:
     assert_same_bits(lookup_matmul(a, zeros), matmul(a, zeros))
 
 
-def test_scales_too_far_apart_are_refused() -> None:
+def test_sums_below_float32_are_positive_zeros() -> None:
+    """Scales of 2^-127 on both sides: the exact sum is negative, and rounds to zero."""
+    tiny = np.zeros((1, 1), np.uint8)
+    a = QuantizedTensor(np.full((1, 32), 0xB8, np.uint8), None, "MXFP8_E4M3", scale_codes=tiny)
+    b = QuantizedTensor(np.full((32, 1), 2, np.uint8), None, "MXFP4", 0, scale_codes=tiny)
+    assert_same_bits(lookup_matmul(a, b), np.zeros((1, 1), np.float32))
+
+
+@pytest.mark.parametrize("lowest", [40, 127])
+def test_scales_too_far_apart_are_refused(lowest: int) -> None:
     b = quantize(np.ones((64, 2)), "MXFP4", axis=0)
-    codes = b.scale_codes.copy()
-    codes[0], codes[1] = 127, 127 + 28
     a = quantize(np.ones((1, 64)), "E4M3FN")  # 2^17.8 of its own, 2^3.6 of E2M1, 2^6 of K
-    fits = QuantizedTensor(b.codes, None, "MXFP4", 0, scale_codes=codes - np.uint8([[0], [4]]))
+    codes = np.full((2, 2), lowest, np.uint8)
+    codes[1] += 24
+    fits = QuantizedTensor(b.codes, None, "MXFP4", 0, scale_codes=codes)
     assert_same_bits(lookup_matmul(a, fits), matmul(a, fits))
+    codes = codes + np.uint8([[0], [4]])
     beyond = QuantizedTensor(b.codes, None, "MXFP4", 0, scale_codes=codes)
     with pytest.raises(ValueError, match=r"E4M3FN by MXFP4: .* 28 binades.* npfp8.matmul"):
         lookup_matmul(a, beyond)
+
+
+def test_the_longest_sums() -> None:
+    """E5M2 spans 2^31.8, so float64 holds K of some 300,000; a zero point counts as a weight."""
+    most = 2**53 // (3_758_096_384 * 8)
+
+    def product(k: int, fmt: IntFormat, code: int, zero_point: Any = None) -> np.ndarray:
+        a = QuantizedTensor(np.full((1, k), 0x7B, np.uint8), 1.0, E5M2)
+        codes = np.full((k, 1), code, fmt.code_dtype)
+        return lookup_matmul(a, QuantizedTensor(codes, 1.0, fmt, zero_point=zero_point))
+
+    assert product(most, SIGNED[2], -8)[0, 0] == np.float32(-8 * 57344.0 * most)
+    with pytest.raises(ValueError, match=f"E5M2 by INT4: expected K of at most {most} for look-up"):
+        product(most + 1, SIGNED[2], -8)
+    assert product(100_000, UNSIGNED[3], 15)[0, 0] == np.float32(15 * 57344.0 * 100_000)
+    with pytest.raises(ValueError, match="E5M2 by UINT4: expected K of at most 79891 for look-up"):
+        product(100_000, UNSIGNED[3], 15, np.uint8(15))
 
 
 # Groups and sizes

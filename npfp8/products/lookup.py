@@ -444,17 +444,15 @@ def _block_scaled(a: QuantizedTensor, weights: LookupWeights, block: int | None)
 
     def result() -> Float32Array:
         total = np.zeros((*a.shape[:-1], frame.shape[1]))
-        scales_a, scales_b = (
-            None if x.block is None else np.nan_to_num(scales_of(x), posinf=0.0, neginf=0.0)
-            for x in (a, frame)
-        )
+        scales_a, scales_b = (None if x.block is None else scales_of(x) for x in (a, frame))
         for i, ks in enumerate(chunks(k, block or max(k, 1))):
             part = _integer_sums(a, weights, ks)
-            if scales_a is not None:
-                part *= scales_a[..., i : i + 1]
-            if scales_b is not None:
-                part *= scales_b[i]
-            total += part
+            with np.errstate(invalid="ignore"):  # infinity times 0: an element of it is special
+                if scales_a is not None:
+                    part *= scales_a[..., i : i + 1]
+                if scales_b is not None:
+                    part *= scales_b[i]
+                total += part
         total *= a.fmt.min_subnormal * frame.fmt.min_subnormal
         with np.errstate(over="ignore", under="ignore"):
             rounded = total.astype(np.float32)
