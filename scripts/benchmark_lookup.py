@@ -156,8 +156,8 @@ def by_tables(x: np.ndarray, fields: np.ndarray, fmt: Format, group: int, dtype:
     packed = indices.astype(np.uint8 if bits * group <= 8 else np.uint16)
     begins = (np.arange(groups) * entries)[:, None]
     places = indices + begins
-    at_once = max(1, (3 << 13) // n)
-    total_dtype = np.float64 if dtype == np.float64 else np.int32
+    at_once = max(1, (3 << 14) // n)
+    total_dtype = np.int32 if np.issubdtype(dtype, np.integer) else dtype
 
     def tables() -> np.ndarray:
         return (x.reshape(groups, group) @ columns).astype(dtype, copy=False)
@@ -206,7 +206,7 @@ def by_planes(x: np.ndarray, fields: np.ndarray, fmt: IntFormat) -> Callable[[],
     columns = (np.arange(256)[None, :] >> np.arange(8)[:, None] & 1).astype(np.float32)
     (groups, n) = planes[0].shape
     begins = (np.arange(groups) * 256)[:, None]
-    at_once = max(1, (3 << 13) // n)
+    at_once = max(1, (3 << 14) // n)
 
     def run() -> np.ndarray:
         flat = (x.reshape(groups, 8) @ columns).astype(np.int16).reshape(-1)
@@ -230,7 +230,7 @@ def by_products(x: np.ndarray, fields: np.ndarray, fmt: Format) -> Callable[[], 
     entries = len(field_values(fmt))
     table = np.multiply.outer(np.arange(-128, 128), field_values(fmt)).astype(np.int16).reshape(-1)
     k, n = fields.shape
-    at_once = max(1, (3 << 13) // n)
+    at_once = max(1, (3 << 14) // n)
 
     def run() -> np.ndarray:
         begins = (x.astype(np.intp) + 128) * entries

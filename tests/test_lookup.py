@@ -221,6 +221,10 @@ def test_blocks_of_activations_alone(rows: int, expanded: bool) -> None:
         weights = lookup_weights(b, group, expanded=expanded)
         assert weights.run == 46
         assert_same_bits(lookup_matmul(a, weights), matmul(a, b))
+        weights = lookup_weights(b, group, block=12, expanded=expanded)
+        assert weights.run == 12
+        whole = quantize(x, "INT8")  # without blocks, by weights that are grouped in some
+        assert_same_bits(lookup_matmul(whole, weights), matmul(whole, b))
 
 
 @pytest.mark.parametrize("activation", ["INT8", "E4M3FN", "E5M2", "UINT8"])
@@ -428,8 +432,8 @@ def test_groups_by_default() -> None:
     def group(fmt: Format, n: int) -> int:
         return lookup_weights(QuantizedTensor(np.zeros((4, n), fmt.code_dtype), 1.0, fmt)).group
 
-    assert [group(SIGNED[0], n) for n in (1, 768, 3072)] == [1, 4, 5]
-    assert [group(SIGNED[1], n) for n in (1, 768, 3072)] == [1, 3, 3]
+    assert [group(SIGNED[0], n) for n in (1, 768, 3072, 30522)] == [1, 4, 4, 6]
+    assert [group(SIGNED[1], n) for n in (1, 300, 768, 3072)] == [1, 2, 3, 3]
     assert [group(E2M1, n) for n in (1, 768, 3072)] == [1, 2, 2]
 
 

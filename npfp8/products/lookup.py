@@ -62,8 +62,9 @@ _WIDEST = 4
 #: The most bits of a group: its indices are uint16.
 _GROUP_BITS = 16
 
-#: What an entry of a table costs, beside a look-up.
-_ENTRY_COST = 0.7
+#: What an entry of a table costs, and a look-up by an index of two bytes more than of one, beside
+#: such a look-up.
+_ENTRY_COST, _WIDE_COST = 0.7, 0.1
 
 _EXACT = ACCUMULATORS["exact"]
 
@@ -356,7 +357,8 @@ def _cheapest_group(bits: int, n: int) -> int:
     """Return the length of groups with the least work for a weight: of look-ups and of tables."""
 
     def work(group: int) -> float:
-        return (n + _ENTRY_COST * 2 ** (bits * group)) / group
+        width = bits * group
+        return (n * (1 + _WIDE_COST * (width > 8)) + _ENTRY_COST * 2**width) / group
 
     return min(range(1, _GROUP_BITS // bits + 1), key=work)
 

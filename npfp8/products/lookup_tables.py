@@ -41,7 +41,7 @@ _ROWS = 64
 _PADDED_ROWS = 16
 
 #: Entries that are looked up at a time: they stay in the cache, and calls are few.
-_ENTRIES = 3 << 13
+_ENTRIES = 3 << 14
 
 #: As many, and entries of tables that are made at a time, for several rows of activations.
 _FEW, _BUILT = 1 << 13, 1 << 17
