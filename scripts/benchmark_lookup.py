@@ -268,6 +268,58 @@ def by_translate(x: np.ndarray, fields: np.ndarray, fmt: Format) -> Callable[[],
     return run
 
 
+def by_rows(
+    x: np.ndarray, fields: np.ndarray, fmt: Format, dtype: Any, block: int
+) -> Callable[[], np.ndarray]:
+    """Return look-ups that copy the entries of all rows, for blocks of columns."""
+    bits = code_bits(fmt)
+    group = 8 // bits
+    columns, packed = columns_of(fmt, group), grouped(fields, bits, group).astype(np.uint8)
+    (m, k), n = x.shape, fields.shape[1]
+    by_group = np.ascontiguousarray(x.T).reshape(k // group, group, m)
+    largest = np.abs(x).reshape(m, -1, group).sum(axis=2).max() * np.abs(columns).max()
+    longest = int(32767 // largest)
+
+    def run() -> np.ndarray:
+        tables = np.matmul(columns.T, by_group).astype(dtype, copy=False)
+        total = np.zeros((n, m), np.int32 if np.issubdtype(dtype, np.integer) else dtype)
+        for start in range(0, n, block):
+            part = total[start : start + block]
+            held, found = np.zeros((2, *part.shape), dtype)
+            for place, table in enumerate(tables):
+                table.take(packed[place, start : start + block], 0, found, "clip")
+                held += found
+                if dtype == np.int16 and place % longest == longest - 1:
+                    part += held
+                    held[...] = 0
+            part += held
+        return total.T
+
+    return run
+
+
+def ways_of_rows(rounds: int) -> None:
+    """Print the milliseconds of each way, for 64 rows."""
+    m, k, n = 64, 768, 3072
+    rng = np.random.default_rng(0)
+    x = quantize(rng.standard_normal((m, k)), "INT8").code_values()
+    b = random_weights(INT2, k, n, rng)
+    y = b.code_values(np.float64)
+    y32, x64, fields = y.astype(np.float32), x.astype(np.float64), b.codes.view(np.uint8) & 3
+    runs: Runs = {}
+    for dtype in (np.int16, np.int32, np.float32, np.float64):
+        runs[str(np.dtype(dtype))] = by_rows(x, fields, INT2, dtype, n)
+    for block in (512, 1024):
+        runs[f"int16, blocks of {block} columns"] = by_rows(x, fields, INT2, np.int16, block)
+    for name, run in runs.items():
+        assert np.array_equal(run(), x64 @ y), name
+    products: Runs = {"float64 product": lambda: x64 @ y, "float32 product": lambda: x @ y32}
+    took = medians(products | runs, rounds, seconds=10)
+    print("\n| 64 rows, INT2 | ms | speed, float64 product = 1 |\n| --- | ---: | ---: |")
+    for name, one in took.items():
+        print(f"| {name} | {one:.2f} | {took['float64 product'] / one:.2f} |")
+
+
 def ways(rounds: int) -> None:
     """Print the milliseconds of each way, for one row, K = 768 and N = 3072."""
     k, n = 768, 3072
@@ -299,6 +351,7 @@ def ways(rounds: int) -> None:
         print(f"\n| one row, {fmt} | ms | speed, float64 product = 1 |\n| --- | ---: | ---: |")
         for name, one in took.items():
             print(f"| {name} | {one:.2f} | {took['float64 product'] / one:.2f} |")
+    ways_of_rows(rounds)
 
 
 def parts(rounds: int) -> None:

@@ -120,16 +120,13 @@ class LookupWeights:
 
     def __repr__(self) -> str:
         groups = f"{len(self.indices)} groups of {self.group}{' expanded' * self.expanded}"
-        return f"<LookupWeights {self.shape} {self._format_name}, {groups}, {self.nbytes} bytes>"
+        return (
+            f"<LookupWeights {self.frame.shape} {self._format_name}, {groups}, {self.nbytes} bytes>"
+        )
 
     @property
     def _format_name(self) -> str:
         return str(self.frame.block_format or self.frame.fmt)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weights, (K, N)."""
-        return self.frame.shape
 
     @property
     def expanded(self) -> bool:
@@ -154,7 +151,7 @@ class LookupWeights:
                [ 3,  4],
                [ 5, 15]], dtype=uint8)
         """
-        fmt, (k, n) = self.frame.fmt, self.shape
+        fmt, (k, n) = self.frame.fmt, self.frame.shape
         bits = code_bits(fmt)
         indices = self.indices.astype(np.intp)
         if self.expanded:
@@ -255,17 +252,17 @@ def lookup_matmul(a: QuantizedTensor, b: LookupWeights | QuantizedTensor) -> Flo
 
     Parameters
     ----------
-    a : QuantizedTensor of shape (..., M, K)
+    a : QuantizedTensor, (..., M, K)
         The activations, of a format of any width whose sums float64 holds: INT8, UINT8, E4M3FN,
         E5M2 and others. Scales may vary along any axis except K, and along K by block; zero
         points may too. A block format's blocks are along K.
-    b : LookupWeights or QuantizedTensor of shape (K, N)
+    b : LookupWeights or QuantizedTensor, (K, N)
         The weights. Those that are not grouped yet are grouped for this call, which takes longer
         than the product.
 
     Returns
     -------
-    ndarray of float32, shape (..., M, N)
+    ndarray of float32, (..., M, N)
         As ``matmul(a, b)`` with exact accumulation, bit by bit, NaN and infinities included.
 
     Raises
@@ -408,7 +405,7 @@ def _integer_sums(a: QuantizedTensor, weights: LookupWeights, ks: slice) -> Floa
     x /= np.float32(a.fmt.min_subnormal)
     rows = x.reshape(math.prod(a.shape[:-1]), stop - start)
     per_run = -(-weights.run // weights.group)
-    out = np.zeros((len(rows), weights.shape[1]))
+    out = np.zeros((len(rows), weights.frame.shape[1]))
     # A part of K is a run, a piece of one, or all of the runs.
     for begin in range(start, stop, weights.run):
         end = min(begin + weights.run, stop)
@@ -422,7 +419,7 @@ def _integer_sums(a: QuantizedTensor, weights: LookupWeights, ks: slice) -> Floa
         if frame.block is not None and frame.axis == 0:
             zero_point = zero_point[start // frame.block]
         out -= rows.sum(axis=-1, dtype=np.float64, keepdims=True) * zero_point
-    return out.reshape(*a.shape[:-1], weights.shape[1])
+    return out.reshape(*a.shape[:-1], weights.frame.shape[1])
 
 
 def _values(weights: LookupWeights) -> Float64Array:
