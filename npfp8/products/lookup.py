@@ -39,7 +39,7 @@ import numpy as np
 
 from npfp8.arguments import flag, integer, require, wrong_type
 from npfp8.arrays import Array, Float32Array, Float64Array, chunks, require_array
-from npfp8.formats import FloatFormat, Format
+from npfp8.formats import FloatFormat, Format, IntFormat
 from npfp8.products import (
     ACCUMULATORS,
     blocks_along_k,
@@ -162,11 +162,7 @@ class LookupWeights:
         for i, rows in enumerate(chunks(k, self.run)):
             grouped = fields[i * per_run : (i + 1) * per_run]
             codes[rows] = grouped.reshape(len(grouped) * self.group, n)[: len(codes[rows])]
-        if fmt.code_dtype == np.int8 and field_values(fmt).min(initial=0) < 0:
-            # The sign is at the top of the field; shifts within int8 spread it.
-            codes <<= np.uint8(8 - bits)
-            return replace(self.frame, codes=codes.view(np.int8) >> np.int8(8 - bits))
-        return replace(self.frame, codes=codes.view(fmt.code_dtype))
+        return replace(self.frame, codes=_codes_of(codes, fmt))
 
 
 def lookup_weights(
@@ -362,13 +358,20 @@ def _cheapest_group(bits: int, n: int) -> int:
 
 def _fields(b: QuantizedTensor, bits: int) -> Array:
     """Return the codes as numbers of ``bits`` bits; raise ValueError for one that is wider."""
-    fields = b.codes.view(np.uint8) & np.uint8((1 << bits) - 1)
-    values = b.fmt.values[b.codes.view(np.uint8)]
-    wider = field_values(b.fmt)[fields] * b.fmt.min_subnormal != values
+    fields: Array = b.codes.view(np.uint8) & np.uint8((1 << bits) - 1)
+    wider = _codes_of(fields, b.fmt) != b.codes
     if wider.any():
-        found = b.codes[wider][0]
-        raise ValueError(f"b: expected codes of {bits} bits for {b.fmt}, found {found}")
+        raise ValueError(f"b: expected codes of {bits} bits for {b.fmt}, found {b.codes[wider][0]}")
     return fields
+
+
+def _codes_of(fields: Array, fmt: Format) -> Array:
+    """Return the codes that are kept as numbers of :func:`code_bits` bits."""
+    if not isinstance(fmt, IntFormat) or fmt.min_code >= 0:
+        return fields.view(fmt.code_dtype)
+    # The sign is at the top of the field; shifts within int8 spread it.
+    unused = 8 - code_bits(fmt)
+    return (fields << np.uint8(unused)).view(np.int8) >> np.int8(unused)
 
 
 def _largest_weight(frame: QuantizedTensor) -> float:
