@@ -57,6 +57,7 @@ from npfp8.products import (
     matmul_16bit,
     matmul_float32,
 )
+from npfp8.products.lookup import LookupWeights, lookup_matmul, lookup_weights
 from npfp8.scaling import absmax_scale
 from npfp8.tensor import QuantizedTensor, quantize, quantize_bfloat16
 
@@ -101,6 +102,7 @@ __all__ = [
     "FloatFormat",
     "Format",
     "IntFormat",
+    "LookupWeights",
     "QuantizedTensor",
     "absmax_scale",
     "decode",
@@ -109,6 +111,8 @@ __all__ = [
     "encode",
     "encode_bfloat16",
     "exact_k_limit",
+    "lookup_matmul",
+    "lookup_weights",
     "matmul",
     "matmul_16bit",
     "matmul_float32",

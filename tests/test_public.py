@@ -146,6 +146,7 @@ def valid(
     plugin = import_module("bert_numpy.pytest_plugin")
     x, codes = np.ones((2, 2), np.float32), np.full((2, 2), 56, np.uint8)
     q = npfp8.quantize(x, "E4M3FN", 1.0)
+    four_bits = npfp8.quantize(x, "E2M1", 1.0)
     quantized = bert_numpy.apply_recipe(model, "e4m3", calibration)
     kit = kits.open_kit()
     name = "codec/E4M3FN/values"
@@ -192,6 +193,15 @@ def valid(
         "npfp8.matmul": {"a": q, "b": q},
         "npfp8.matmul_float32": {"a": x, "b": x},
         "npfp8.matmul_16bit": {"a": x, "b": x, "accumulate": "hopper-16bit"},
+        "npfp8.lookup_matmul": {"a": q, "b": four_bits},
+        "npfp8.lookup_weights": {"b": four_bits},
+        "npfp8.LookupWeights": {
+            "indices": np.zeros((1, 2), np.uint8),
+            "frame": four_bits,
+            "group": 2,
+            "run": 2,
+        },
+        "npfp8.LookupWeights.unpack": {"self": npfp8.lookup_weights(four_bits)},
         "npfp8.exact_k_limit": {"fmt_a": "INT8", "fmt_b": "INT8"},
         "npfp8.QuantizedTensor": {"codes": codes, "scale": 1.0, "fmt": "UINT8"},
         "npfp8.QuantizedTensor.lost": {"self": q, "x": x},

@@ -9,6 +9,8 @@ correctly rounded product of float32 numbers (:mod:`npfp8.products.float32`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from npfp8.arguments import array_of, wrong_type
@@ -34,11 +36,16 @@ __all__ = [
     "ACCUMULATORS",
     "Accumulator",
     "as_accumulator",
+    "blocks_along_k",
+    "check_shapes",
     "exact_k_limit",
+    "factor_of",
     "matmul",
     "matmul_16bit",
     "matmul_float32",
+    "scaled_in_blocks",
     "scaled_product",
+    "unequal_blocks",
 ]
 
 
@@ -124,31 +131,67 @@ def matmul(
     _check_operands(a, b)
     known = ACCUMULATORS.get(accumulate) if isinstance(accumulate, str) else None
     accumulator = known or as_accumulator(accumulate)
-    a_k, b_k = a.ndim - 1, b.ndim - 2
-    k = a.shape[a_k]
-    # A block larger than K is all of K.
-    a_block = min(a.block, max(k, 1)) if a.block and a.axis == a_k else None
-    b_block = min(b.block, max(k, 1)) if b.block and b.axis == b_k else None
+    a_block, b_block = blocks_along_k(a, b)
     block_scaled = a.scale_codes is not None or b.scale_codes is not None
     any_blocks = block_scaled and accumulator.kind in ("exact", "blas")
     if a_block and b_block and a_block != b_block and not any_blocks:
-        raise ValueError(f"blocks along K: expected equal ones, found {a_block} and {b_block}")
+        raise unequal_blocks(a_block, b_block)
     block = a_block or b_block
     if block or accumulator.formats is not None:
         accumulator.check(a.block_format or a.fmt, b.block_format or b.fmt, block)
     if accumulator.block is not None:
         return _block_scaled_in_a_tensor_core(a, b, accumulator)
     if block_scaled:
-        factors = _factor_of(a, a_k, any_blocks), _factor_of(b, b_k, any_blocks)
+        factors = factor_of(a, a.ndim - 1, any_blocks), factor_of(b, b.ndim - 2, any_blocks)
         return block_scaled_product(a, b, accumulator, factors, block, _sums)
-    if block is None:
-        return scaled_product(a, b, slice(None), accumulator, _scale_of(a, a_k), _scale_of(b, b_k))
 
+    def sums(ks: slice) -> tuple[Float32Array, bool]:
+        return _sums(a, b, ks, accumulator)
+
+    return scaled_in_blocks(a, b, sums, accumulator)
+
+
+def blocks_along_k(a: QuantizedTensor, b: QuantizedTensor) -> tuple[int | None, int | None]:
+    """Return the length of each operand's blocks of K, at most K; None if it has none along K."""
+    k = a.shape[-1]
+    # A block larger than K is all of K.
+    a_block = min(a.block, max(k, 1)) if a.block and a.axis == a.ndim - 1 else None
+    b_block = min(b.block, max(k, 1)) if b.block and b.axis == b.ndim - 2 else None
+    return a_block, b_block
+
+
+def unequal_blocks(a_block: int, b_block: int) -> ValueError:
+    """Return the error for operands whose blocks along K differ."""
+    return ValueError(f"blocks along K: expected equal ones, found {a_block} and {b_block}")
+
+
+def scaled_in_blocks(
+    a: QuantizedTensor,
+    b: QuantizedTensor,
+    sums: Callable[[slice], tuple[Float32Array, bool]],
+    accumulator: Accumulator,
+) -> Float32Array:
+    """Scale the sums of each block of K, or those of all of K, and add the blocks in float32.
+
+    Parameters
+    ----------
+    a, b : QuantizedTensor
+        Operands without a block format, whose blocks along K are equal if both have some.
+    sums : callable
+        The sums over a part of K, and whether certainly none of them is NaN.
+    accumulator : Accumulator
+        What the bits of a NaN are.
+    """
+    a_k, b_k = a.ndim - 1, b.ndim - 2
+    a_block, b_block = blocks_along_k(a, b)
+    block = a_block or b_block
+    if block is None:
+        return _scaled(sums, slice(None), scale_of(a, a_k), scale_of(b, b_k), accumulator)
     total: Float32Array | None = None
-    for i, ks in enumerate(chunks(k, block)):
-        scale_a = a.scale[..., i : i + 1] if a_block else _scale_of(a, a_k)
-        scale_b = b.scale[..., i : i + 1, :] if b_block else _scale_of(b, b_k)
-        part = scaled_product(a, b, ks, accumulator, scale_a, scale_b)
+    for i, ks in enumerate(chunks(a.shape[a_k], block)):
+        scale_a = a.scale[..., i : i + 1] if a_block else scale_of(a, a_k)
+        scale_b = b.scale[..., i : i + 1, :] if b_block else scale_of(b, b_k)
+        part = _scaled(sums, ks, scale_a, scale_b, accumulator)
         with np.errstate(over="ignore", invalid="ignore"):
             total = part if total is None else total + part
     if total is None:  # K = 0
@@ -168,10 +211,11 @@ def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
     for name, operand in (("a", a), ("b", b)):
         if not isinstance(operand, QuantizedTensor):
             raise wrong_type(name, "a QuantizedTensor", operand)
-    _check_shapes(a, b)
+    check_shapes(a, b)
 
 
-def _check_shapes(a: QuantizedTensor | Array, b: QuantizedTensor | Array) -> None:
+def check_shapes(a: QuantizedTensor | Array, b: QuantizedTensor | Array) -> None:
+    """Raise ValueError unless the operands are matrices, or stacks of some, that fit."""
     for name, operand in (("a", a), ("b", b)):
         if operand.ndim < 2:
             raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
@@ -181,7 +225,7 @@ def _check_shapes(a: QuantizedTensor | Array, b: QuantizedTensor | Array) -> Non
         )
 
 
-def _scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
+def scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
     """Return the scale of ``x`` with a K axis of length 1, to broadcast against the product."""
     if x.axis is None:
         return x.scale
@@ -193,10 +237,10 @@ def _scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
     return x.scale.reshape([-1 if i == x.axis else 1 for i in range(x.ndim)])
 
 
-def _factor_of(x: QuantizedTensor, k_axis: int, any_blocks: bool) -> Float32Array:
+def factor_of(x: QuantizedTensor, k_axis: int, any_blocks: bool) -> Float32Array:
     """Return the part of the scale of ``x`` that factors out of a sum with block scales."""
     if x.block is None or (x.axis != k_axis and not any_blocks):
-        return _scale_of(x, k_axis)
+        return scale_of(x, k_axis)
     return x.tensor_factor
 
 
@@ -275,7 +319,7 @@ def matmul_16bit(a: Array, b: Array, accumulate: str | Accumulator) -> Float32Ar
     b = array_of("b", b, np.float16, np.float32)
     if a.dtype != b.dtype:
         raise TypeError(f"b: expected {a.dtype}, which a is, found {b.dtype}")
-    _check_shapes(a, b)
+    check_shapes(a, b)
     half = a.dtype == np.float16
     name = "float16" if half else "bfloat16"
     if name not in accumulator.floats:
@@ -301,11 +345,26 @@ def scaled_product(
     scale_b: Float32Array,
 ) -> Float32Array:
     """Compute the product over the part ``ks`` of K, times its scale."""
+
+    def sums(ks: slice) -> tuple[Float32Array, bool]:
+        return _sums(a, b, ks, accumulator)
+
+    return _scaled(sums, ks, scale_a, scale_b, accumulator)
+
+
+def _scaled(
+    sums: Callable[[slice], tuple[Float32Array, bool]],
+    ks: slice,
+    scale_a: Float32Array,
+    scale_b: Float32Array,
+    accumulator: Accumulator,
+) -> Float32Array:
+    """Compute the sums over the part ``ks`` of K, times their scale."""
     with np.errstate(over="ignore", under="ignore"):
         scale = np.multiply(scale_a, scale_b)
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
-    result, finite = _sums(a, b, ks, accumulator)
+    result, finite = sums(ks)
     result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
     with np.errstate(over="ignore", under="ignore"):
         np.multiply(result, scale, out=result)

@@ -65,7 +65,14 @@ from npfp8.products.specials import overlay_specials
 from npfp8.rounding import sum_to_odd
 from npfp8.tensor import QuantizedTensor
 
-__all__ = ["block_scaled_product"]
+__all__ = [
+    "block_scaled_product",
+    "operand_of",
+    "overlay",
+    "per_line",
+    "scales_of",
+    "times_factors",
+]
 
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
@@ -100,31 +107,45 @@ def block_scaled_product(
     sums : callable
         The sums of the other kinds of accumulators.
     """
+    k = a.shape[-1]
+    if k > K_LIMIT:
+        raise ValueError(f"expected K of at most {K_LIMIT}, found {k}")
+
+    def result() -> Float32Array:
+        if accumulator.kind == "exact":
+            return _exact_sums(a, b)
+        if accumulator.kind == "blas":
+            return _blas_sums(a, b)
+        parts = (
+            _exact_block_sums(a, b, block or k)
+            if accumulator.kind == "blocks"
+            else _narrow_block_sums(a, b, block or k, accumulator, sums)
+        )
+        return _added(parts, (*_lead(a, b), a.shape[-2], b.shape[-1]))
+
+    finite = a.is_finite and b.is_finite and accumulator.kind == "exact"
+    return times_factors(result, factors, finite, accumulator)
+
+
+def times_factors(
+    result: Callable[[], Float32Array],
+    factors: tuple[Float32Array, Float32Array],
+    finite: bool,
+    accumulator: Accumulator,
+) -> Float32Array:
+    """Multiply sums, in place, by what factors out of them; ``finite`` if none certainly is NaN."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         factor = np.multiply(*factors)
     # The number of a tensor of zeros may be 0, and that of tiny ones an infinity.
     usual = all((np.isfinite(one) & (one > 0)).all() for one in factors)
     if usual and not (np.isfinite(factor) & (factor > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
-    k = a.shape[-1]
-    if k > K_LIMIT:
-        raise ValueError(f"expected K of at most {K_LIMIT}, found {k}")
-    if accumulator.kind == "exact":
-        result = _exact_sums(a, b)
-    elif accumulator.kind == "blas":
-        result = _blas_sums(a, b)
-    else:
-        parts = (
-            _exact_block_sums(a, b, block or k)
-            if accumulator.kind == "blocks"
-            else _narrow_block_sums(a, b, block or k, accumulator, sums)
-        )
-        result = _added(parts, (*_lead(a, b), a.shape[-2], b.shape[-1]))
+    sums = result()
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        np.multiply(result, factor, out=result)
-    if not (usual and a.is_finite and b.is_finite and accumulator.kind == "exact"):
-        result.view(np.uint32)[np.isnan(result)] = accumulator.nan_bits
-    return result
+        np.multiply(sums, factor, out=sums)
+    if not (usual and finite):
+        sums.view(np.uint32)[np.isnan(sums)] = accumulator.nan_bits
+    return sums
 
 
 def _lead(a: QuantizedTensor, b: QuantizedTensor) -> tuple[int, ...]:
@@ -141,21 +162,22 @@ class _Operand(NamedTuple):
     specials: Float64Array | None
 
 
-def _operand(x: QuantizedTensor) -> _Operand:
+def operand_of(x: QuantizedTensor) -> _Operand:
+    """Return the elements of an operand: code values times block scales, if it has any."""
     values = x.code_values(np.float64)
     if x.block is None:
         if x.is_finite:
             return _Operand(values, None)
     else:
         with np.errstate(invalid="ignore"):  # infinity times 0
-            _scale_blocks(values, _scales(x), x)
+            _scale_blocks(values, scales_of(x), x)
     finite = np.isfinite(values)
     if x.is_finite or finite.all():
         return _Operand(values, None)
     return _Operand(np.where(finite, values, 0.0), values)
 
 
-def _scales(x: QuantizedTensor) -> Float64Array:
+def scales_of(x: QuantizedTensor) -> Float64Array:
     """Return the scale of each block, without the tensor's."""
     if x.scale_codes is None:
         return x.scale.astype(np.float64)
@@ -183,14 +205,14 @@ def _scale_blocks(values: Float64Array, scales: Float64Array, x: QuantizedTensor
     rest *= per_block[whole:]
 
 
-def _per_line(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
+def per_line(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
     """Return the largest block scale of each row or column, and what all are multiples of.
 
     Of shapes that broadcast against the operand without its K axis.
     """
     if x.block is None:
         return np.ones(()), np.ones(())
-    scales = _scales(x)
+    scales = scales_of(x)
     units = lowest_bits(scales).min(axis=k_axis, initial=np.inf, keepdims=True)
     magnitudes = np.where(np.isfinite(scales), np.abs(scales), 0.0)
     largest = magnitudes.max(axis=k_axis, initial=0.0, keepdims=True)
@@ -203,13 +225,13 @@ def _per_line(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Arr
 
 def _exact_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
     """Compute the exact sums over K, rounded once to float32."""
-    (x, special_x), (y, special_y) = _operand(a), _operand(b)
+    (x, special_x), (y, special_y) = operand_of(a), operand_of(b)
     span = float(max(a.shape[-1], 1))
     for operand, k_axis in ((a, a.ndim - 1), (b, b.ndim - 2)):
-        largest, unit = _per_line(operand, k_axis)
+        largest, unit = per_line(operand, k_axis)
         span *= _span_of_codes(operand) * float((largest / unit).max(initial=0.0))
     result = _once_rounded(x, y, span, lambda: _element_units(a), lambda: _element_units(b))
-    _overlay(result, x, special_x, y, special_y)
+    overlay(result, x, special_x, y, special_y)
     return result
 
 
@@ -232,7 +254,7 @@ def _once_rounded(
     return result
 
 
-def _overlay(
+def overlay(
     result: Float32Array,
     x: Array,
     special_x: Array | None,
@@ -257,7 +279,7 @@ def _element_units(x: QuantizedTensor) -> Float64Array:
     else:
         units = lookup(_code_units(x.fmt), x.codes.view(np.uint8))
     if x.block is not None:
-        _scale_blocks(units, lowest_bits(_scales(x)), x)
+        _scale_blocks(units, lowest_bits(scales_of(x)), x)
     return units
 
 
@@ -271,7 +293,7 @@ def _blas_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
     """Compute the sums by a float32 BLAS product of the elements in float32."""
     found = []
     for operand in (a, b):
-        values, specials = _operand(operand)
+        values, specials = operand_of(operand)
         with np.errstate(over="ignore", under="ignore"):
             rounded = (values if specials is None else specials).astype(np.float32)
         finite = np.isfinite(rounded)
@@ -279,7 +301,7 @@ def _blas_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
     (x, special_x), (y, special_y) = found
     result = blas_product(x, y)
     result += np.float32(0)
-    _overlay(result, x, special_x, y, special_y)
+    overlay(result, x, special_x, y, special_y)
     return result
 
 
@@ -297,10 +319,10 @@ def _added(parts: Iterator[Float32Array], shape: tuple[int, ...]) -> Float32Arra
 
 def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Iterator[Float32Array]:
     """Yield the exact sum of each block of K, scaled and rounded once to float32."""
-    operands = _operand(a), _operand(b)
+    operands = operand_of(a), operand_of(b)
     span = float(block)
     for operand in (a, b):
-        scales = _scales(operand) if operand.block is not None else np.ones(1)
+        scales = scales_of(operand) if operand.block is not None else np.ones(1)
         odd = np.where(np.isfinite(scales), np.abs(scales), 0.0) / lowest_bits(scales)
         span *= _span_of_codes(operand) * float(odd.max(initial=1.0))
     units: tuple[Float64Array, ...] = (np.empty(0),) * 2  # not needed below (1)
@@ -320,7 +342,7 @@ def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Ite
         y, special_y = columns(y), None if special_y is None else columns(special_y)
         unit_x, unit_y = partial(rows, units[0]), partial(columns, units[1])
         part = _once_rounded(x, y, span, unit_x, unit_y)
-        _overlay(part, x, special_x, y, special_y)
+        overlay(part, x, special_x, y, special_y)
         yield from part
 
 
@@ -356,7 +378,7 @@ def _narrow_block_sums(
 ) -> Iterator[Float32Array]:
     """Yield the sum of each block of K in an accumulator, scaled and rounded to float32."""
     scales = [
-        (_scales(x), k_axis) if x.block is not None else None
+        (scales_of(x), k_axis) if x.block is not None else None
         for x, k_axis in ((a, a.ndim - 1), (b, b.ndim - 2))
     ]
     for i, ks in enumerate(_runs(a.shape[-1], block, 1)):
