@@ -29,7 +29,8 @@ class Products(Protocol):
     def forward(self, site: Site, a: Array, b: Array) -> tuple[Array, Any]:
         """Compute ``y = a b``, (..., M, N), and whatever :meth:`backward` needs.
 
-        The operands belong to the pass and must not be changed, but may be kept.
+        The operands belong to the pass and must not be changed, but may be kept. The result
+        belongs to the tape, which adds the bias to it in place.
         """
 
     def backward(self, site: Site, saved: Any, dy: Array) -> tuple[Array, Array]:
