@@ -10,10 +10,10 @@ import pytest
 
 from bert_numpy.engines.site import Site
 from bert_numpy.quantization.counts import OperandCounts
-from bert_numpy.training.fp8_products import ENCODER_KINDS, FP8Products, absmax_of
+from bert_numpy.training.fp8_products import ENCODER_KINDS, FP8Products, absmax_of, coded
 from bert_numpy.training.products import FloatProducts
 from bert_numpy.training.scalings import SCALINGS, TensorState
-from npfp8 import E4M3FN, E5M2, FloatFormat, decode, encode, quantize
+from npfp8 import E4M3FN, E5M2, FloatFormat, decode, encode, matmul, quantize
 
 LINEAR = Site("encoder.layer.0.output.dense", "linear", 0, 5)
 SCORES = Site("encoder.layer.0.attention.scores", "scores", 0)
@@ -34,11 +34,10 @@ def rounded(x: Any, fmt: FloatFormat, scale: float) -> Any:
 
 def rational_product(x: Any, y: Any, scale: float) -> Any:
     """A product of matrices, summed exactly, rounded once, times a float32 scale."""
-    sums = [
-        [float(sum(Fraction(float(p)) * Fraction(float(q)) for p, q in zip(row, column, strict=True)))
-         for column in y.T]
-        for row in x
-    ]  # fmt: skip
+    sums = []
+    for row in x:
+        pairs = [zip(row.tolist(), column.tolist(), strict=True) for column in y.T]
+        sums.append([float(sum(Fraction(p) * Fraction(q) for p, q in pair)) for pair in pairs])
     return np.array(sums, np.float32) * np.float32(scale)
 
 
@@ -94,8 +93,28 @@ def test_fast_sums_differ_by_roundings_alone() -> None:
         FP8Products(SCALINGS["dynamic"], accumulate=how).forward(LINEAR, a, b)[0]
         for how in ("float32", "exact")
     )
+    q = [quantize(x, E4M3FN) for x in (a, b)]
+    np.testing.assert_array_equal(fast, matmul(*q, "float32"))
+    np.testing.assert_array_equal(exact, matmul(*q, "exact"))
     bound = np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64)
     assert (np.abs(fast - exact) <= 512 * 2.0**-24 * bound).all()
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided", "heads"])
+def test_codes_of_every_layout(layout: str) -> None:
+    x = numbers(6, 10, spread=4)
+    if layout == "F":
+        x = numbers(10, 6, spread=4).T
+    elif layout == "strided":
+        x = numbers(6, 20, spread=4)[:, ::2]
+    elif layout == "heads":
+        x = numbers(2, 5, 3, 4).transpose(0, 2, 3, 1)
+    for fmt in (E4M3FN, E5M2):
+        found, q = coded(x, fmt, 0.3), quantize(x, fmt, np.float32(0.3))
+        np.testing.assert_array_equal(found.codes, q.codes)
+        np.testing.assert_array_equal(found.values, q.code_values())
+        np.testing.assert_array_equal(found.mT.values, found.values.swapaxes(-1, -2))
+        np.testing.assert_array_equal(found.tensor.dequantize(), q.dequantize())
 
 
 def test_heads_stay_in_float32() -> None:
@@ -134,14 +153,14 @@ def test_one_input_of_several_layers_is_quantized_once(
 
     def counted(*x: Any) -> Any:
         calls.append(x)
-        return quantize(*x)
+        return encode(*x)
 
-    monkeypatch.setattr(fp8_products, "quantize", counted)
+    monkeypatch.setattr(fp8_products, "encode", counted)
     sites = [LINEAR._replace(name=f"encoder.layer.0.attention.self.{x}") for x in ("query", "key")]
     a, weights = numbers(4, 9), [numbers(9, 5, seed=seed) for seed in (1, 2)]
     shared, apart = FP8Products(SCALINGS[name]), FP8Products(SCALINGS[name])
     for site, weight in zip(sites, weights, strict=True):
-        y, _ = shared.forward(site, a, weight)
+        y, _ = shared.forward(site, a.reshape(4, 9), weight)  # another view of it
         np.testing.assert_array_equal(y, apart.forward(site, a.copy(), weight)[0])
     assert shared.seen == apart.seen
     assert shared.counts == apart.counts

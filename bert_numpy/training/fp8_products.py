@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from bert_numpy.engines.site import Site
 from bert_numpy.quantization.counts import OperandCounts
 from bert_numpy.training.products import FloatProducts
 from bert_numpy.training.scalings import Scaling, Seen, TensorState
-from npfp8 import E4M3FN, E5M2, FloatFormat, QuantizedTensor, matmul, quantize
-from npfp8.arrays import Array
+from npfp8 import E4M3FN, E5M2, FloatFormat, QuantizedTensor, decode, encode, matmul
+from npfp8.arrays import Array, Float32Array, blas_product
 
 __all__ = ["ENCODER_KINDS", "FP8Products", "absmax_of"]
 
@@ -41,6 +41,42 @@ def absmax_of(x: Array) -> float:
     3.0
     """
     return float(max(x.max(initial=0), -x.min(initial=0)))
+
+
+class Coded(NamedTuple):
+    """A tensor as codes, with their values in float32, which a BLAS multiplies, and the scale."""
+
+    codes: Array
+    values: Float32Array
+    scale: np.float32
+    fmt: FloatFormat
+
+    @property
+    def mT(self) -> Coded:  # noqa: N802 (as of an array)
+        """The transposed matrices."""
+        return Coded(self.codes.swapaxes(-1, -2), self.values.swapaxes(-1, -2), *self[2:])
+
+    @property
+    def tensor(self) -> QuantizedTensor:
+        """The tensor for :func:`npfp8.matmul`."""
+        return QuantizedTensor(self.codes, np.asarray(self.scale), self.fmt)
+
+
+def coded(x: Array, fmt: FloatFormat, scale: float) -> Coded:
+    """Quantize an array as :func:`npfp8.quantize` does, to codes and their values.
+
+    Examples
+    --------
+    >>> coded(np.float32([1.06, -2000]), E4M3FN, 2.0).values
+    array([   0.5, -448. ], dtype=float32)
+    """
+    if x.ndim == 2 and x.flags.f_contiguous and not x.flags.c_contiguous:  # a transposed weight
+        return coded(x.T, fmt, scale).mT
+    divisor = np.float32(scale)
+    with np.errstate(all="ignore"):
+        scaled = np.divide(x, divisor, out=np.empty(x.shape, np.float32))
+    codes = encode(scaled, fmt)
+    return Coded(codes, decode(codes, fmt, out=scaled), divisor, fmt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +147,7 @@ class FP8Products:
             return FloatProducts().forward(site, a, b)
         codes_a = self.codes(f"{site.name}:a", a, self.forward_format, shared=True)
         codes_b = self.codes(f"{site.name}:b", b, self.forward_format)
-        return matmul(codes_a, codes_b, self.accumulate), (codes_a, codes_b)
+        return self.product(codes_a, codes_b), (codes_a, codes_b)
 
     def backward(self, site: Site, saved: Any, dy: Array) -> tuple[Array, Array]:
         """Compute ``dy b^T`` and ``a^T dy`` with ``dy`` as codes in the gradient format."""
@@ -119,11 +155,20 @@ class FP8Products:
             return FloatProducts().backward(site, saved, dy)
         codes_a, codes_b = saved
         codes_dy = self.codes(f"{site.name}:dy", dy, self.gradient_format)
-        da = matmul(codes_dy, codes_b.mT, self.accumulate)
-        db = matmul(codes_a.mT, codes_dy, self.accumulate)
+        da = self.product(codes_dy, codes_b.mT)
+        db = self.product(codes_a.mT, codes_dy)
         if self.scaling.weight_gradient is not None and not site.is_attention:
-            db = self.codes(f"{site.name}:db", db, self.scaling.weight_gradient).dequantize()
+            kept = self.codes(f"{site.name}:db", db, self.scaling.weight_gradient)
+            db = np.multiply(kept.values, kept.scale)
         return da, db
+
+    def product(self, a: Coded, b: Coded) -> Float32Array:
+        """Multiply codes, as :func:`npfp8.matmul` does."""
+        if self.accumulate != "float32":
+            return matmul(a.tensor, b.tensor, self.accumulate)
+        product: Float32Array = blas_product(a.values, b.values)
+        product *= a.scale * b.scale
+        return product
 
     def following(self) -> FP8Products:
         """Return the products of the next step, whose scales know what this one has seen."""
@@ -133,38 +178,34 @@ class FP8Products:
             states[name] = self.scaling.next(state, self._format(name), seen)
         return replace(self, states=states, step=self.step + 1, seen={}, counts={}, made={})
 
-    def codes(self, name: str, x: Array, fmt: FloatFormat, shared: bool = False) -> QuantizedTensor:
+    def codes(self, name: str, x: Array, fmt: FloatFormat, shared: bool = False) -> Coded:
         """Quantize a tensor by its scale, and note what it saw.
 
         The codes of a ``shared`` one are kept until the next: query, key and value have one input.
         """
         state = self.states.get(name, TensorState())
-        again = shared and self.made.get("x") is x
+        again = shared and _same_memory(self.made.get("x"), x)
         absmax = self.made["absmax"] if again else absmax_of(x)
         scale = self.scaling.scale(state, fmt, absmax, self.expected.get(name, 1.0))
         if again and self.made["scale"] == scale:
-            q, seen, counts = self.made["result"]
+            found, seen, counts = self.made["result"]
         else:
-            q = quantize(x, fmt, np.float32(scale))
-            seen, counts = self._seen(q, x, absmax)
+            found = coded(x, fmt, scale)
+            seen, counts = self._seen(found, x, absmax)
             if shared:
-                self.made.update(x=x, absmax=absmax, scale=scale, result=(q, seen, counts))
+                self.made.update(x=x, absmax=absmax, scale=scale, result=(found, seen, counts))
         self.seen[name] = self.seen[name] + seen if name in self.seen else seen
         if counts is not None:
             self.counts[name] = self.counts[name] + counts if name in self.counts else counts
-        return q
+        return found
 
-    def _seen(
-        self, q: QuantizedTensor, x: Array, absmax: float
-    ) -> tuple[Seen, OperandCounts | None]:
-        fmt = q.fmt
-        assert isinstance(fmt, FloatFormat)
-        largest = 0
+    def _seen(self, found: Coded, x: Array, absmax: float) -> tuple[Seen, OperandCounts | None]:
+        fmt, largest = found.fmt, 0
         if fmt is self.scaling.weight_gradient:
-            largest = int(np.count_nonzero((q.codes & fmt.magnitude_mask) == fmt.max_code))
+            largest = int(np.count_nonzero((found.codes & fmt.magnitude_mask) == fmt.max_code))
         counts = None
         if self.count_every and self.step % self.count_every == 0:
-            counts = OperandCounts(x.size, *q.lost(x))
+            counts = OperandCounts(x.size, *found.tensor.lost(x))
         return Seen(absmax, x.size, largest), counts
 
     def _format(self, name: str) -> FloatFormat:
@@ -174,3 +215,10 @@ class FP8Products:
             assert self.scaling.weight_gradient is not None
             return self.scaling.weight_gradient
         return self.gradient_format if part == "dy" else self.forward_format
+
+
+def _same_memory(x: Array | None, y: Array) -> bool:
+    """Return whether two arrays are views of the same numbers."""
+    if x is None or x.shape != y.shape or x.strides != y.strides:
+        return False
+    return bool(x.__array_interface__["data"] == y.__array_interface__["data"])
