@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bert_numpy.engines.functions import golden_name, reciprocal_tail
-from npfp8.arrays import Array, Float32Array, IntArray, chunks
+from npfp8.arrays import Array, IntArray, chunks
 from npfp8.golden import SMALLEST_NORM
 
 __all__ = [
@@ -107,9 +107,9 @@ def concatenate(widths: Sequence[int], dy: Array) -> list[Array]:
 
 
 def rows(numbers: IntArray, count: int, dy: Array) -> Array:
-    """Add up the gradients of each row of a table. (tokens,), (tokens, columns) -> (count, columns).
+    """Add up the gradients of each row of a table. (tokens,), (tokens, columns) -> (count, .).
 
-    A row that occurs several times has several terms. They are added in the tokens' order.
+    A row that occurs several times has several terms, one per token.
     """
     table = np.zeros((count, dy.shape[-1]), dy.dtype)
     order = np.argsort(numbers, kind="stable")
@@ -209,11 +209,11 @@ def _to_all(x: Array, shares: Array, dy: Array) -> Array:
 
 
 def _mean(x: Array, places: IntArray, dy: Array) -> Array:
-    return _to_all(x, np.float64([[1 / x.shape[-2]]]), dy)
+    return _to_all(x, np.array([[1 / x.shape[-2]]]), dy)
 
 
 def _mean_sqrt_len(x: Array, places: IntArray, dy: Array) -> Array:
-    return _to_all(x, np.float64([[1 / math.sqrt(x.shape[-2])]]), dy)
+    return _to_all(x, np.array([[1 / math.sqrt(x.shape[-2])]]), dy)
 
 
 def _weighted_mean(x: Array, places: IntArray, dy: Array) -> Array:

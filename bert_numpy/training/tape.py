@@ -33,8 +33,10 @@ from npfp8.arrays import Array, IntArray
 
 __all__ = ["Node", "Tape", "TapeEngine", "TapeLayout", "Taped", "tape"]
 
-#: Computes the gradients of a step's operands from those of its results. None stands for 0.
-Backward = Callable[[Sequence[Any]], Sequence[Array | None]]
+#: Computes the gradients of a step's operands from those of its results, of one result or of
+#: several. None stands for 0.
+Backward = Callable[[Array], Sequence[Array | None]]
+BackwardAll = Callable[[Sequence[Array | None]], Sequence[Array | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Step(NamedTuple):
 
     operands: tuple[Node, ...]
     results: tuple[Node, ...]
-    backward: Backward
+    backward: BackwardAll
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +88,15 @@ class Tape:
 
     def note(self, operands: Sequence[Node], value: Array, backward: Backward) -> Node:
         """Note an operation with one result."""
-        return self.note_all(operands, [value], lambda dys: backward(dys[0]))[0]
+
+        def only(dys: Sequence[Array | None]) -> Sequence[Array | None]:
+            (dy,) = dys
+            return () if dy is None else backward(dy)
+
+        return self.note_all(operands, [value], only)[0]
 
     def note_all(
-        self, operands: Sequence[Node], values: Sequence[Array], backward: Backward
+        self, operands: Sequence[Node], values: Sequence[Array], backward: BackwardAll
     ) -> list[Node]:
         """Note an operation with several results, whose gradients ``backward`` gets together."""
         wanted = any(node.wanted for node in operands)
@@ -151,7 +158,7 @@ class TapeLayout:
         """Split heads; back, every token gets the gradients of all heads side by side."""
         groups = self.batch.packing.groups
         operands = (query, key, value)
-        split = list(self.batch.split_heads(*(x.value for x in operands), heads))
+        split = list(self.batch.split_heads(query.value, key.value, value.value, heads))
 
         def backward(dys: Sequence[Array | None]) -> list[Array]:
             merged = [np.zeros_like(x.value) for x in operands]
