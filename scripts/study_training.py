@@ -8,9 +8,9 @@
 
 ``run`` trains a model by one scaling ("float32" for none), evaluates it in float32 and, calibrated,
 in E4M3, and writes DIR/TASK-SCALING-SEED.json; a run that is there is not repeated. ``list`` prints
-one such command per line, for as many processes as there are cores (``| xargs -P 8 -I{} sh -c {}``).
-``report`` writes DIR/training.md, training.json and the figures training.png and
-training-counts.png. ``sums`` measures by how much products summed by the BLAS differ from exact ones.
+such a command per line, for several processes (``| xargs -P 8 -I{} sh -c {}``). ``report`` writes
+DIR/training.md, training.json and three figures. ``sums`` measures by how much gradients with
+products summed by the BLAS differ from those with exact products.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ from bert_numpy.study.training import (
     products_of,
     write_record,
 )
+from bert_numpy.tasks.tokenization import pad
 from bert_numpy.threads import default_threads
 from bert_numpy.training.fit import Training, fit
+from bert_numpy.training.losses import loss_of
 from bert_numpy.training.scalings import SCALINGS
 from bert_numpy.training.tape import tape
 
@@ -128,7 +130,9 @@ def list_runs(arguments: argparse.Namespace) -> None:
 
 
 def read_records(out: Path) -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*-*-*.json"))]
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*-*-*.json"))
+    ]
     return [record for record in found if "scaling" in record]
 
 
@@ -174,7 +178,9 @@ def table_of(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         mean, deviation = mean_and_deviation([100 * first_metric(r) for r in records])
         low, _ = mean_and_deviation([100 * first_metric(r, "e4m3") for r in records])
         differences = [
-            f"{100 * (first_metric(r) - base[r['seed']]):+.2f}" for r in records if r["seed"] in base
+            f"{100 * (first_metric(r) - base[r['seed']]):+.2f}"
+            for r in records
+            if r["seed"] in base
         ]
         lost = [
             ", ".join(percent(float(np.mean(x))) for x in zip(*pairs, strict=True))
@@ -191,7 +197,9 @@ def table_of(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def draw_accuracy(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: Path) -> None:
+def draw_accuracy(
+    runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: Path
+) -> None:
     """Draw every run's accuracy by scaling; a panel per task."""
     figure, panels = subplots(
         ncols=len(runs), figsize=(WIDTH, 0.24 * len(NAMES) + 1), sharey=True, squeeze=False
@@ -215,7 +223,7 @@ def draw_accuracy(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
 
 
 def draw_counts(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw the share of elements lost over the steps, by scaling: saturated above, underflowed below."""
+    """Draw the shares of saturated and of underflowed elements over the steps, by scaling."""
     parts = ("a", "dy")
     figure, panels = subplots(
         nrows=2, ncols=len(parts), figsize=(WIDTH, 5.2), sharex=True, sharey="row", squeeze=False
@@ -236,7 +244,14 @@ def draw_counts(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
                 with np.errstate(all="ignore"):
                     y = 100 * total[:, index] / total[:, 0]
                 panels[line, column].plot(
-                    steps, y, style, color=colour, label=name, markersize=3, linewidth=1, markevery=6
+                    steps,
+                    y,
+                    style,
+                    color=colour,
+                    label=name,
+                    markersize=3,
+                    linewidth=1,
+                    markevery=6,
                 )
     for column, part in enumerate(parts):
         panels[0, column].set_title(PARTS[part], fontsize=9)
@@ -255,16 +270,16 @@ def draw_counts(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
 def draw_sites(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Draw the share of underflowed gradients by site and time, without a scale and delayed."""
     chosen = [name for name in ("none", "delayed", "unit") if name in runs]
-    figure, panels = subplots(
-        ncols=len(chosen), figsize=(WIDTH, 4.2), sharey=True, squeeze=False
-    )
+    figure, panels = subplots(ncols=len(chosen), figsize=(WIDTH, 4.2), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], chosen, strict=True):
         records = runs[name]
         sites = [n for n in records[0]["counts"] if n.endswith(":dy")]
         total = np.array([np.sum([r["counts"][n] for r in records], axis=0) for n in sites])
         with np.errstate(all="ignore"):
             share = 100 * total[:, :, 2] / total[:, :, 0]
-        panel.imshow(share, aspect="auto", cmap="Greys", vmin=0, vmax=100, extent=(0, 1, len(sites), 0))
+        panel.imshow(
+            share, aspect="auto", cmap="Greys", vmin=0, vmax=100, extent=(0, 1, len(sites), 0)
+        )
         labels = [n.removesuffix(":dy").removeprefix("encoder.layer.") for n in sites]
         panel.set_yticks(np.arange(len(sites)) + 0.5, labels)
         panel.tick_params(labelsize=7)
@@ -296,9 +311,6 @@ def sums(arguments: argparse.Namespace) -> None:
     """Print how far products summed by the BLAS are from exact ones, and gradients with them."""
     learned = lesson(arguments.model, arguments.task, arguments.data, limit=512)
     rows = sorted(range(len(learned.train)), key=lambda row: len(learned.train[row].input_ids))
-    from bert_numpy.tasks.tokenization import pad  # noqa: PLC0415
-    from bert_numpy.training.losses import loss_of  # noqa: PLC0415
-
     loss = loss_of(learned.model.config)
     products = products_of("dynamic", learned, 32)
     found: dict[str, list[Any]] = {"float32": [], "exact": []}

@@ -21,7 +21,7 @@ from bert_numpy.quantization.convert import QuantizedModel, apply_recipe
 from bert_numpy.quantization.counts import OperandCounts
 from bert_numpy.quantization.presets import PRESETS
 from bert_numpy.tasks.files import find_files
-from bert_numpy.tasks.glue import GlueTask, task_named
+from bert_numpy.tasks.glue import GlueTask, label_order, task_named
 from bert_numpy.tasks.tokenization import EncodedText, load_tokenizer
 from bert_numpy.training.fake_quantization import FakeQuantizedProducts
 from bert_numpy.training.fit import StepReport
@@ -33,7 +33,15 @@ from bert_numpy.training.unit_scaling import expected_magnitudes
 from npfp8.arrays import Array
 from npfp8.files import replaced_file
 
-__all__ = ["FLOAT32", "Course", "Lesson", "lesson", "mean_and_deviation", "products_of"]
+__all__ = [
+    "FLOAT32",
+    "Course",
+    "Lesson",
+    "lesson",
+    "mean_and_deviation",
+    "products_of",
+    "write_record",
+]
 
 #: The name of training without quantization.
 FLOAT32 = "float32"
@@ -109,7 +117,7 @@ def lesson(
     tokenizer = load_tokenizer(model)
     sets: list[tuple[list[EncodedText], Array]] = []
     for name in ("train.tsv", how.dev):
-        examples = how.read(find_files(Path(data) / name))
+        examples = how.read(find_files(data, how, name))
         if limit is not None:
             examples = examples.sample(min(limit, len(examples)))
         windows = how.encode(tokenizer, examples, how.max_length, None)
@@ -122,8 +130,6 @@ def lesson(
 
 def _outputs(task: GlueTask, config: BertConfig) -> Array:
     """Return the model's output of each of GLUE's classes."""
-    from bert_numpy.tasks.glue import label_order  # noqa: PLC0415
-
     return np.argsort(label_order(config.labels, task, config.problem_type))
 
 
