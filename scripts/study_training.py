@@ -8,9 +8,9 @@
 
 ``run`` trains a model by one scaling ("float32" for none), evaluates it in float32 and, calibrated,
 in E4M3, and writes DIR/TASK-SCALING-SEED.json; a run that is there is not repeated. ``list`` prints
-such a command per line, for several processes (``| xargs -P 8 -I{} sh -c {}``). ``report`` writes
-DIR/training.md, training.json and three figures. ``sums`` measures by how much gradients with
-products summed by the BLAS differ from those with exact products.
+such a command per line, for several processes (``| xargs -d '\\n' -P 8 -I{} sh -c {}``).
+``report`` writes DIR/training.md, training.json and three figures. ``sums`` measures by how much
+gradients with products summed by the BLAS differ from those with exact products.
 """
 
 from __future__ import annotations
