@@ -1,4 +1,4 @@
-"""Train in FP8 by every scaling, and compare with training in float32.
+r"""Train in FP8 by every scaling, and compare with training in float32.
 
     python scripts/study_training.py run MODEL --task sst2 --data GLUE/SST-2 --out DIR
         --scaling dynamic --seed 0 [--epochs 6] [--rate 3e-4] [--frozen 'embeddings.*'] [--limit N]
@@ -8,7 +8,7 @@
 
 ``run`` trains a model by one scaling ("float32" for none), evaluates it in float32 and, calibrated,
 in E4M3, and writes DIR/TASK-SCALING-SEED.json; a run that is there is not repeated. ``list`` prints
-such a command per line, for several processes (``| xargs -d '\\n' -P 8 -I{} sh -c {}``).
+such a command per line, for several processes (``| xargs -d '\n' -P 8 -I{} sh -c {}``).
 ``report`` writes DIR/training.md, training.json and three figures. ``sums`` measures by how much
 gradients with products summed by the BLAS differ from those with exact products.
 """
