@@ -63,7 +63,7 @@ def unit_model(labels: int, activation: str) -> Any:
 
 @pytest.mark.parametrize(("labels", "activation"), [(2, "gelu"), (9, "relu")])
 def test_the_magnitudes_are_those_of_random_networks(labels: int, activation: str) -> None:
-    """Within a factor of 4: the rules leave out the means of GELU, softmax and gradients."""
+    """Within a factor of 5: the rules leave out the means of GELU, softmax and gradients."""
     model, ids, classes = unit_model(labels, activation)
     products = Measuring()
     taped = tape(model, ids, products=products)
@@ -73,7 +73,7 @@ def test_the_magnitudes_are_those_of_random_networks(labels: int, activation: st
     names = {f"{site.name}:{part}" for site in sites_of(model) for part in ("a", "b", "dy")}
     assert expected.keys() == names == products.found.keys()
     ratios = {name: products.found[name] / expected[name] for name in names}
-    far = {name: ratio for name, ratio in ratios.items() if not 0.25 < ratio < 4}
+    far = {name: ratio for name, ratio in ratios.items() if not 0.2 < ratio < 5}
     assert not far
     assert 0.5 < math.exp(np.mean(np.log(list(ratios.values())))) < 2
 
