@@ -295,7 +295,7 @@ class TapeEngine(Engine[Node]):
     def linear(self, site: Site, x: Node) -> Node:
         """Compute one linear layer."""
         weight, b = (self.parameter(f"{site.name}.{part}") for part in ("weight", "bias"))
-        rows = x.value.reshape(-1, x.value.shape[-1])
+        rows = x.value if x.value.ndim == 2 else x.value.reshape(-1, x.value.shape[-1])
         y, saved = self.products.forward(site, rows, weight.value.T)
         y += b.value
 
