@@ -21,7 +21,6 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from bert_numpy.tasks.tokenization import pad
 from bert_numpy.threads import default_threads
 from bert_numpy.training.fit import Training, fit
 from bert_numpy.training.losses import loss_of
+from bert_numpy.training.products import FloatProducts, Products
 from bert_numpy.training.scalings import SCALINGS
 from bert_numpy.training.tape import tape
 
@@ -307,28 +307,45 @@ def report(arguments: argparse.Namespace) -> None:
     draw_sites(first, arguments.out / "training-sites.png")
 
 
+def distance(found: Mapping[str, Any], right: Mapping[str, Any]) -> float:
+    """Return the relative error of all gradients of a batch together."""
+    square = sum(float(np.square(x, dtype=np.float64).sum()) for x in right.values())
+    error = sum(
+        float(np.square(found[name] - x, dtype=np.float64).sum()) for name, x in right.items()
+    )
+    return float(np.sqrt(error / square))
+
+
 def sums(arguments: argparse.Namespace) -> None:
-    """Print how far products summed by the BLAS are from exact ones, and gradients with them."""
-    learned = lesson(arguments.model, arguments.task, arguments.data, limit=512)
+    """Print how far gradients are from exact ones, if the BLAS adds up the products of codes.
+
+    The measure is the median of some batches, and beside it the largest. The error of FP8 itself,
+    the difference of gradients of exact products of codes from those in float32, is the last.
+    """
+    learned = lesson(arguments.model, arguments.task, arguments.data, limit=arguments.limit)
     rows = sorted(range(len(learned.train)), key=lambda row: len(learned.train[row].input_ids))
     loss = loss_of(learned.model.config)
-    products = products_of("dynamic", learned, 32)
-    found: dict[str, list[Any]] = {"float32": [], "exact": []}
-    for start in range(0, len(rows), 64):
-        chosen = rows[start : start + 32]
+
+    def gradients(chosen: Sequence[int], products: Products) -> Mapping[str, Any]:
         batch = pad([learned.train[row] for row in chosen], learned.model.config.pad_token_id)
-        for how, gradients in found.items():
-            taped = tape(learned.model, **batch, products=replace(products, accumulate=how))  # type: ignore[type-var]
-            _, dy = loss(taped.outputs, learned.train_labels[chosen])
-            gradients.append(taped.gradients(dy))
-    worst = total = square = 0.0
-    for fast, exact in zip(found["float32"], found["exact"], strict=True):
-        for name, right in exact.items():
-            difference = fast[name].astype(np.float64) - right
-            total += float(np.square(difference).sum())
-            square += float(np.square(right.astype(np.float64)).sum())
-            worst = max(worst, float(np.abs(difference).max() / max(np.abs(right).max(), 1e-30)))
-    print(f"gradients: relative error {np.sqrt(total / square):.2g}, largest {worst:.2g}")
+        taped = tape(learned.model, **batch, products=products)
+        _, dy = loss(taped.outputs, learned.train_labels[chosen])
+        return taped.gradients(dy)
+
+    print("| scaling | sums by the BLAS: median, largest | FP8: median, largest |")
+    print("| --- | --- | --- |")
+    for name in ("dynamic", "dynamic-pow2", "unit"):
+        fast = products_of(name, learned, 32, count_every=0)
+        exact = products_of(name, learned, 32, count_every=0, accumulate="exact")
+        errors = []
+        for start in range(0, len(rows) - 31, 32):
+            chosen = rows[start : start + 32]
+            right = gradients(chosen, exact)
+            in_float32 = gradients(chosen, FloatProducts())
+            errors.append((distance(gradients(chosen, fast), right), distance(right, in_float32)))
+        blas, fp8 = zip(*errors, strict=True)
+        cells = (f"{np.median(x):.2g}, {max(x):.2g}" for x in (blas, fp8))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -343,6 +360,7 @@ def main() -> None:
         command.add_argument("--task", required=True)
         command.add_argument("--data", type=Path, required=True)
         if name == "sums":
+            command.add_argument("--limit", type=int, default=512)
             continue
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--epochs", type=float, default=6)

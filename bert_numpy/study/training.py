@@ -133,7 +133,13 @@ def _outputs(task: GlueTask, config: BertConfig) -> Array:
     return np.argsort(label_order(config.labels, task, config.problem_type))
 
 
-def products_of(name: str, learned: Lesson, batch_size: int, count_every: int = 16) -> Products:
+def products_of(
+    name: str,
+    learned: Lesson,
+    batch_size: int,
+    count_every: int = 16,
+    accumulate: str = "float32",
+) -> Products:
     """Make the products of a way of training, by its name.
 
     Parameters
@@ -143,13 +149,17 @@ def products_of(name: str, learned: Lesson, batch_size: int, count_every: int = 
     learned : Lesson
         For the shapes on which unit scaling depends.
     batch_size, count_every : int
+    accumulate : str
+        How the products of FP8 codes are summed.
     """
     if name == FLOAT32:
         return FloatProducts()
     if name.startswith("qat-"):
         return FakeQuantizedProducts(PRESETS[name.removeprefix("qat-")])
     expected = expected_magnitudes(learned.model.config, batch_size, learned.tokens)
-    return FP8Products(SCALINGS[name], expected=expected, count_every=count_every)
+    return FP8Products(
+        SCALINGS[name], accumulate=accumulate, expected=expected, count_every=count_every
+    )
 
 
 @dataclass(eq=False)
