@@ -68,7 +68,8 @@ def test_the_three_products(name: str) -> None:
         np.testing.assert_array_equal(da, want)
         want = rational_product(values["a"].T, values["dy"], s["a"] * s["dy"])
         if how.weight_gradient is not None:
-            scale = np.float32(how.scale(states["db"], E4M3FN, float(np.abs(want).max())))
+            rule = how.weight_scaling or how
+            scale = np.float32(rule.scale(states["db"], E4M3FN, float(np.abs(want).max())))
             want = rounded(want, E4M3FN, scale) * scale
         np.testing.assert_array_equal(db, want)
         counted = {part: products.counts[f"{LINEAR.name}:{part}"] for part in formats}
@@ -166,6 +167,26 @@ def test_one_input_of_several_layers_is_quantized_once(
     assert shared.counts == apart.counts
     # A weight comes between the two uses, so the last operand alone would not be enough.
     assert len(calls) == 3 + 4
+
+
+def test_the_factor_is_that_of_gradients_of_weights_alone() -> None:
+    """FP8-LM: the factor grows without overflow, and is halved by the first of few elements."""
+    products = FP8Products(SCALINGS["automatic"])
+    for step in range(40):
+        _, saved = products.forward(LINEAR, numbers(4, 9, seed=step), numbers(9, 5, seed=1))
+        products.backward(LINEAR, saved, numbers(4, 5, seed=step))
+        products = products.following()
+    factors = {name.rpartition(":")[2]: state.factor for name, state in products.states.items()}
+    assert factors.keys() == {"a", "b", "dy", "db"}
+    assert factors["a"] == factors["b"] == factors["dy"] == 1
+    assert factors["db"] != 1
+    assert not products.seen
+    products.backward(
+        LINEAR, products.forward(LINEAR, np.eye(4, 9, dtype=np.float32), numbers(9, 5))[1],
+        np.full((4, 5), 2.0**-9 / 448, np.float32),
+    )  # fmt: skip
+    assert products.seen[f"{LINEAR.name}:a"].largest == 0
+    assert products.seen[f"{LINEAR.name}:db"].elements == 45
 
 
 def test_counts_now_and_then() -> None:

@@ -174,8 +174,8 @@ class FP8Products:
         """Return the products of the next step, whose scales know what this one has seen."""
         states = dict(self.states)
         for name, seen in self.seen.items():
-            state = states.get(name, TensorState())
-            states[name] = self.scaling.next(state, self._format(name), seen)
+            how, fmt = self._rule(name)
+            states[name] = how.next(states.get(name, TensorState()), fmt, seen)
         return replace(self, states=states, step=self.step + 1, seen={}, counts={}, made={})
 
     def codes(self, name: str, x: Array, fmt: FloatFormat, shared: bool = False) -> Coded:
@@ -186,12 +186,12 @@ class FP8Products:
         state = self.states.get(name, TensorState())
         again = shared and _same_memory(self.made.get("x"), x)
         absmax = self.made["absmax"] if again else absmax_of(x)
-        scale = self.scaling.scale(state, fmt, absmax, self.expected.get(name, 1.0))
+        scale = self._rule(name)[0].scale(state, fmt, absmax, self.expected.get(name, 1.0))
         if again and self.made["scale"] == scale:
             found, seen, counts = self.made["result"]
         else:
             found = coded(x, fmt, scale)
-            seen, counts = self._seen(found, x, absmax)
+            seen, counts = self._seen(name, found, x, absmax)
             if shared:
                 self.made.update(x=x, absmax=absmax, scale=scale, result=(found, seen, counts))
         self.seen[name] = self.seen[name] + seen if name in self.seen else seen
@@ -199,22 +199,24 @@ class FP8Products:
             self.counts[name] = self.counts[name] + counts if name in self.counts else counts
         return found
 
-    def _seen(self, found: Coded, x: Array, absmax: float) -> tuple[Seen, OperandCounts | None]:
+    def _seen(
+        self, name: str, found: Coded, x: Array, absmax: float
+    ) -> tuple[Seen, OperandCounts | None]:
         fmt, largest = found.fmt, 0
-        if fmt is self.scaling.weight_gradient:
+        if name.endswith(":db"):
             largest = int(np.count_nonzero((found.codes & fmt.magnitude_mask) == fmt.max_code))
         counts = None
         if self.count_every and self.step % self.count_every == 0:
             counts = OperandCounts(x.size, *found.tensor.lost(x))
         return Seen(absmax, x.size, largest), counts
 
-    def _format(self, name: str) -> FloatFormat:
-        """Return the format of a tensor, from its name's part."""
+    def _rule(self, name: str) -> tuple[Scaling, FloatFormat]:
+        """Return the rule and the format of a tensor, by the part in its name."""
         part = name.rpartition(":")[2]
         if part == "db":
             assert self.scaling.weight_gradient is not None
-            return self.scaling.weight_gradient
-        return self.gradient_format if part == "dy" else self.forward_format
+            return self.scaling.weight_scaling or self.scaling, self.scaling.weight_gradient
+        return self.scaling, self.gradient_format if part == "dy" else self.forward_format
 
 
 def _same_memory(x: Array | None, y: Array) -> bool:

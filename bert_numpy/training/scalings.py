@@ -118,8 +118,9 @@ class Scaling:
     latest : bool
         True if only the latest of these steps counts (Transformer Engine's "most_recent").
     weight_gradient : FloatFormat, optional
-        The format in which the gradients of weights are kept; None for float32. FP8-LM's has
-        the factor that :func:`with_factor` describes.
+        The format in which the gradients of weights are kept; None for float32.
+    weight_scaling : Scaling, optional
+        The rule for their scales.
     threshold : float
         The share of largest values from which FP8-LM's factor is halved.
     window : int
@@ -146,6 +147,7 @@ class Scaling:
     history: int = 16
     latest: bool = False
     weight_gradient: FloatFormat | None = None
+    weight_scaling: Scaling | None = None
     threshold: float = 1e-5
     window: int = 1000
 
@@ -265,6 +267,13 @@ def _table() -> Mapping[str, Scaling]:
     delayed = Scaling(
         "delayed", from_state, from_history, "largest magnitude of the 16 steps before"
     )
+    powers = Scaling(
+        "dynamic-pow2",
+        from_itself,
+        unchanged,
+        "largest magnitude of the tensor, to a power of two",
+        power_of_two=True,
+    )
     rules = (
         Scaling("none", one, unchanged, "1: the numbers are cast as they are"),
         Scaling(
@@ -275,13 +284,7 @@ def _table() -> Mapping[str, Scaling]:
             margin=1,
         ),
         Scaling("dynamic", from_itself, unchanged, "largest magnitude of the tensor"),
-        Scaling(
-            "dynamic-pow2",
-            from_itself,
-            unchanged,
-            "largest magnitude of the tensor, to a power of two",
-            power_of_two=True,
-        ),
+        powers,
         delayed,
         replace(
             delayed,
@@ -295,13 +298,12 @@ def _table() -> Mapping[str, Scaling]:
             latest=True,
             description="largest magnitude of the step before",
         ),
-        Scaling(
-            "automatic",
-            with_factor,
-            by_overflow,
-            "as dynamic-pow2; gradients of weights in E4M3 with a factor that follows overflows",
-            power_of_two=True,
+        replace(
+            powers,
+            name="automatic",
+            description="as dynamic-pow2; gradients of weights in E4M3, by how many overflow",
             weight_gradient=E4M3FN,
+            weight_scaling=replace(powers, choose=with_factor, follow=by_overflow),
         ),
         Scaling("unit", from_shape, unchanged, "a constant from the shapes"),
     )
