@@ -438,6 +438,19 @@ def test_gradients_add_up_over_outputs_and_repeat(model: Model, batch: Any) -> N
         assert np.abs(gradient - parts).max() <= 1e-5 * max(np.abs(parts).max(), 1)
 
 
+def test_what_a_mask_hides_has_no_gradient() -> None:
+    """Position 0 is computed even if it is masked, but its logits are then -infinity."""
+    config = config_of("bert", "QuestionAnswering", hidden_act="gelu")
+    given = batch_for(config, "position 0 masked")
+    run = tape(random_model(config), **given)
+    dy = GENERATOR.normal(size=given["attention_mask"].shape).astype(np.float32)
+    hidden = {"start_logits": dy * given["attention_mask"]}
+    assert (hidden["start_logits"] != dy).any()
+    shown = run.gradients({"start_logits": dy})
+    for name, gradient in run.gradients(hidden).items():
+        assert_same_bits(shown[name], gradient)
+
+
 def test_tied_parameters_have_one_gradient() -> None:
     config = config_of("bert", "MaskedLM", hidden_act="gelu")
     tied = random_model(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from factories import hard_batches
 from test_architectures import CASES, LONGEST, WORDS, Case, saved
 
 from bert_numpy import load
+from bert_numpy.model.config import Dense, Pooling
 from bert_numpy.tasks.tokenization import EncodedText, pad
 from bert_numpy.training import gradients
 from bert_numpy.training.adamw import AdamW, adamw_start, adamw_step, clip_factor, global_norm, rate
@@ -170,11 +171,16 @@ def weighted(case: Case, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def their_gradients(case: Case, batch: dict[str, np.ndarray], dys: Any) -> dict[str, np.ndarray]:
-    case.peer.zero_grad()
+def count_padding(case: Case) -> None:
+    """Let torch compute the gradient of the padding's embedding, too."""
     for module in case.peer.modules():
         if isinstance(module, case.torch.nn.Embedding):
-            module.padding_idx = None  # torch leaves out the gradient of the padding's row
+            module.padding_idx = None
+
+
+def their_gradients(case: Case, batch: dict[str, np.ndarray], dys: Any) -> dict[str, np.ndarray]:
+    case.peer.zero_grad()
+    count_padding(case)
     tensors = {name: case.torch.from_numpy(x) for name, x in case.fit(batch).items()}
     output = case.peer(**tensors)
     total = 0
@@ -225,6 +231,57 @@ def stored(case: Case, parameter: str) -> list[str]:
 def test_activations(torch: Any, quiet_transformers: Any, tmp_path: Path, name: str) -> None:
     saved(quiet_transformers, torch, tmp_path, "Bert", "ForMaskedLM", hidden_act=name)
     test_gradients(Case("Bert", "ForMaskedLM", tmp_path, torch, quiet_transformers), "holes")
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_sentence_vectors(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, normalize: bool
+) -> None:
+    """All poolings side by side, and a Dense module."""
+    saved(quiet_transformers, torch, tmp_path, "Bert", "Model")
+    case = Case("Bert", "Model", tmp_path, torch, quiet_transformers)
+    modes = ("cls", *golden.POOLINGS)
+    generator = np.random.default_rng(0)
+    shape, site = (7, 24 * len(modes)), "2_Dense.linear"
+    dense = {
+        f"{site}.weight": generator.normal(size=shape).astype(np.float32) / 8,
+        f"{site}.bias": generator.normal(size=7).astype(np.float32),
+    }
+    pooling = Pooling("+".join(modes), normalize, (Dense(site, 7, "tanh", normalize),))
+    config = replace(case.model.config, pooling=pooling)
+    model = replace(case.model, config=config, weights=dict(case.model.weights) | dense)
+    batch = hard_batches(WORDS, LONGEST)["right padding"]
+    dy = generator.normal(size=(len(batch["input_ids"]), 7)).astype(np.float32)
+    ours = tape(model, **batch).gradients({"sentence_embedding": dy})
+    functional, normal = torch.nn.functional, torch.nn.functional.normalize
+    tensors = {name: torch.from_numpy(x) for name, x in batch.items()}
+    count_padding(case)
+    hidden = case.peer(**tensors).last_hidden_state
+    of_dense = {name: torch.from_numpy(w).requires_grad_() for name, w in dense.items()}
+    vectors = []
+    for x, mask in zip(hidden, batch["attention_mask"], strict=True):
+        kept = x[: mask.sum()]
+        places = torch.arange(1.0, len(kept) + 1)[:, None]
+        pooled = {
+            "cls": kept[0],
+            "mean": kept.mean(0),
+            "mean_sqrt_len_tokens": kept.sum(0) / len(kept) ** 0.5,
+            "weightedmean": (kept * places).sum(0) / places.sum(),
+            "max": kept.max(0)[0],
+            "lasttoken": kept[-1],
+        }
+        vector = torch.cat([pooled[mode] for mode in modes])
+        vectors.append(normal(vector, dim=-1) if normalize else vector)
+    y = torch.tanh(functional.linear(torch.stack(vectors), *of_dense.values()))
+    (normal(y, dim=-1) if normalize else y).backward(torch.from_numpy(dy))
+    theirs = {
+        name: x.grad.numpy() for name, x in case.peer.named_parameters() if x.grad is not None
+    }
+    theirs |= {name: x.grad.numpy() for name, x in of_dense.items()}
+    assert ours.keys() == theirs.keys()
+    largest = max(np.abs(x).max() for x in theirs.values())
+    for name, gradient in ours.items():
+        assert np.abs(gradient - theirs[name]).max() <= PARITY * largest, name
 
 
 # Losses and AdamW
