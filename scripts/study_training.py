@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_numpy.colors import COLORS, OTHER
+from bert_numpy.colors import COLORS
 from bert_numpy.commands.figures import WIDTH, save_figure, subplots
 from bert_numpy.commands.report import write_json, write_text
 from bert_numpy.study.training import (
@@ -46,6 +46,9 @@ from bert_numpy.training.scalings import SCALINGS
 from bert_numpy.training.tape import tape
 
 NAMES = (FLOAT32, *SCALINGS)
+
+#: The records of runs by task and scaling.
+Runs = dict[str, dict[str, list[Mapping[str, Any]]]]
 
 #: The tensors of a linear layer or a product of activations.
 PARTS = {
@@ -136,9 +139,9 @@ def read_records(out: Path) -> list[dict[str, Any]]:
     return [record for record in found if "scaling" in record]
 
 
-def by_run(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+def by_run(records: Sequence[Mapping[str, Any]]) -> Runs:
     """Sort the records by task and scaling, in the order of the table of scalings."""
-    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    found: Runs = {}
     for task in dict.fromkeys(record["task"] for record in records):
         for name in NAMES:
             chosen = [r for r in records if (r["task"], r["scaling"]) == (task, name)]
@@ -197,17 +200,17 @@ def table_of(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def draw_accuracy(
-    runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: Path
-) -> None:
+def draw_accuracy(runs: Runs, path: Path) -> None:
     """Draw every run's accuracy by scaling; a panel per task."""
+    names = [name for name in NAMES if any(name in found for found in runs.values())]
     figure, panels = subplots(
-        ncols=len(runs), figsize=(WIDTH, 0.24 * len(NAMES) + 1), sharey=True, squeeze=False
+        ncols=len(runs), figsize=(WIDTH, 0.24 * len(names) + 1), sharey=True, squeeze=False
     )
     for panel, (task, found) in zip(panels[0], runs.items(), strict=True):
-        names = [name for name in NAMES if name in found]
         for place, name in enumerate(names):
-            values = [100 * first_metric(r) for r in found[name]]
+            values = [100 * first_metric(r) for r in found.get(name, ())]
+            if not values:
+                continue
             colour = COLORS["FP32" if name == FLOAT32 else "E4M3"]
             panel.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.7)
             panel.plot([np.mean(values)], [place], "|", color=colour, markersize=14)
@@ -222,6 +225,13 @@ def draw_accuracy(
     save_figure(figure, path)
 
 
+def totals(records: Sequence[Mapping[str, Any]], tensors: Sequence[str]) -> Any:
+    """Add up the counts of some tensors over runs: (parts of the run with a count, 3)."""
+    rows = [record["counts"][name] for record in records for name in tensors]
+    total = np.sum(rows, axis=0)
+    return total[total[:, 0] > 0]
+
+
 def draw_counts(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Draw the shares of saturated and of underflowed elements over the steps, by scaling."""
     parts = ("a", "dy")
@@ -229,36 +239,24 @@ def draw_counts(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         nrows=2, ncols=len(parts), figsize=(WIDTH, 5.2), sharex=True, sharey="row", squeeze=False
     )
     styles = ("o-", "s--", "v-.", "D:", "x-", "P--", "^-.", "*:", "h-")
-    palette = (COLORS["INT8"], COLORS["E4M3"], COLORS["E5M2"], COLORS["FP8"], COLORS["MX"],
-               COLORS["NVFP4"], OTHER, COLORS["FP32"], COLORS["BF16"])  # fmt: skip
-    for (name, records), style, colour in zip(
-        [(n, r) for n, r in runs.items() if n != FLOAT32], styles, palette, strict=False
-    ):
+    chosen = [(name, records) for name, records in runs.items() if name != FLOAT32]
+    for (name, records), style in zip(chosen, styles, strict=False):
         for column, part in enumerate(parts):
-            total = np.sum(
-                [row for r in records for n, row in r["counts"].items() if n.endswith(f":{part}")],
-                axis=0,
-            )
+            tensors = [n for n in records[0]["counts"] if n.endswith(f":{part}")]
+            total = totals(records, tensors)
             steps = np.linspace(0, 1, len(total))
+            every = max(len(total) // 6, 1)
             for line, index in enumerate((1, 2)):
-                with np.errstate(all="ignore"):
-                    y = 100 * total[:, index] / total[:, 0]
+                y = 100 * total[:, index] / total[:, 0]
                 panels[line, column].plot(
-                    steps,
-                    y,
-                    style,
-                    color=colour,
-                    label=name,
-                    markersize=3,
-                    linewidth=1,
-                    markevery=6,
+                    steps, y, style, label=name, markersize=3, linewidth=1, markevery=every
                 )
     for column, part in enumerate(parts):
         panels[0, column].set_title(PARTS[part], fontsize=9)
         panels[1, column].set_xlabel("share of the steps", fontsize=9)
-        for line in (0, 1):
+        for line, top in enumerate((1, 100)):
             panels[line, column].set_yscale("symlog", linthresh=1e-4)
-            panels[line, column].set_ylim(0, 100)
+            panels[line, column].set_ylim(0, top)
             panels[line, column].grid(alpha=0.3)
     panels[0, 0].set_ylabel("saturated, %", fontsize=9)
     panels[1, 0].set_ylabel("underflowed, %", fontsize=9)
@@ -268,18 +266,15 @@ def draw_counts(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
 
 
 def draw_sites(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw the share of underflowed gradients by site and time, without a scale and delayed."""
-    chosen = [name for name in ("none", "delayed", "unit") if name in runs]
+    """Draw the share of underflowed gradients by site and time, for three of the scalings."""
+    chosen = [name for name in ("none", "delayed", "unit") if name in runs] or list(runs)[-1:]
     figure, panels = subplots(ncols=len(chosen), figsize=(WIDTH, 4.2), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], chosen, strict=True):
-        records = runs[name]
-        sites = [n for n in records[0]["counts"] if n.endswith(":dy")]
-        total = np.array([np.sum([r["counts"][n] for r in records], axis=0) for n in sites])
-        with np.errstate(all="ignore"):
-            share = 100 * total[:, :, 2] / total[:, :, 0]
-        panel.imshow(
-            share, aspect="auto", cmap="Greys", vmin=0, vmax=100, extent=(0, 1, len(sites), 0)
-        )
+        sites = [n for n in runs[name][0]["counts"] if n.endswith(":dy")]
+        total = np.array([totals(runs[name], [site]) for site in sites])
+        share = 100 * total[:, :, 2] / total[:, :, 0]
+        extent = (0, 1, len(sites), 0)
+        panel.imshow(share, aspect="auto", cmap="Greys", vmin=0, vmax=100, extent=extent)
         labels = [n.removesuffix(":dy").removeprefix("encoder.layer.") for n in sites]
         panel.set_yticks(np.arange(len(sites)) + 0.5, labels)
         panel.tick_params(labelsize=7)
@@ -302,9 +297,9 @@ def report(arguments: argparse.Namespace) -> None:
     ]
     write_json(arguments.out / "training.json", rows)
     draw_accuracy(runs, arguments.out / "training.png")
-    first = next(iter(runs.values()))
-    draw_counts(first, arguments.out / "training-counts.png")
-    draw_sites(first, arguments.out / "training-sites.png")
+    longest = max(runs.values(), key=lambda found: max(r[0]["steps"] for r in found.values()))
+    draw_counts(longest, arguments.out / "training-counts.png")
+    draw_sites(longest, arguments.out / "training-sites.png")
 
 
 def distance(found: Mapping[str, Any], right: Mapping[str, Any]) -> float:
