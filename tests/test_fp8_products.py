@@ -58,7 +58,8 @@ def test_the_three_products(name: str) -> None:
         scales, values = {}, {}
         for part, fmt in formats.items():
             expected = 0.5 if part == "a" else 1.0
-            scale = how.scale(states[part], fmt, float(np.abs(x[part]).max()), expected)
+            rule = (part == "dy" and how.gradient_scaling) or how
+            scale = rule.scale(states[part], fmt, float(np.abs(x[part]).max()), expected)
             scales[part] = np.float32(scale)
             values[part] = rounded(x[part], fmt, scale)
         s = scales
@@ -167,6 +168,19 @@ def test_one_input_of_several_layers_is_quantized_once(
     assert shared.counts == apart.counts
     # A weight comes between the two uses, so the last operand alone would not be enough.
     assert len(calls) == 3 + 4
+
+
+def test_gradients_may_have_more_headroom() -> None:
+    """The scale of E5M2 is 2^7 larger than with a margin of one, the others are the same."""
+    scales = {}
+    for name in ("static", "static-headroom"):
+        products = FP8Products(SCALINGS[name])
+        _, saved = products.forward(LINEAR, numbers(4, 9), numbers(9, 5, seed=1))
+        products.backward(LINEAR, saved, numbers(4, 5, seed=2))
+        states = products.following().states
+        scales[name] = {part: states[f"{LINEAR.name}:{part}"].scale for part in ("a", "b", "dy")}
+    plain, wide = scales.values()
+    assert wide == plain | {"dy": plain["dy"] * 128}
 
 
 def test_the_factor_is_that_of_gradients_of_weights_alone() -> None:

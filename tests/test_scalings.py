@@ -81,7 +81,9 @@ def test_dynamic_is_npfp8s_absmax(fmt: FloatFormat, absmax: float) -> None:
 @given(absmax=any_magnitudes)
 def test_every_scale_is_usable(absmax: float) -> None:
     """The product of two scales is a normal float32, whatever a step has seen."""
-    rules = [*SCALINGS.values(), *(x.weight_scaling for x in SCALINGS.values() if x.weight_scaling)]
+    rules = [*SCALINGS.values()]
+    for how in SCALINGS.values():
+        rules += [other for other in (how.weight_scaling, how.gradient_scaling) if other]
     for how in rules:
         state = TensorState()
         for _ in range(3):

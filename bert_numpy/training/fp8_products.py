@@ -216,7 +216,9 @@ class FP8Products:
         if part == "db":
             assert self.scaling.weight_gradient is not None
             return self.scaling.weight_scaling or self.scaling, self.scaling.weight_gradient
-        return self.scaling, self.gradient_format if part == "dy" else self.forward_format
+        if part == "dy":
+            return self.scaling.gradient_scaling or self.scaling, self.gradient_format
+        return self.scaling, self.forward_format
 
 
 def _same_memory(x: Array | None, y: Array) -> bool:

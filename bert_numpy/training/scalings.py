@@ -117,6 +117,8 @@ class Scaling:
         The number of steps that :func:`from_history` and :func:`from_first_steps` look at.
     latest : bool
         True if only the latest of these steps counts (Transformer Engine's "most_recent").
+    gradient_scaling : Scaling, optional
+        The rule for gradients of results, if it is another.
     weight_gradient : FloatFormat, optional
         The format in which the gradients of weights are kept; None for float32.
     weight_scaling : Scaling, optional
@@ -146,6 +148,7 @@ class Scaling:
     power_of_two: bool = False
     history: int = 16
     latest: bool = False
+    gradient_scaling: Scaling | None = None
     weight_gradient: FloatFormat | None = None
     weight_scaling: Scaling | None = None
     threshold: float = 1e-5
@@ -274,14 +277,21 @@ def _table() -> Mapping[str, Scaling]:
         "largest magnitude of the tensor, to a power of two",
         power_of_two=True,
     )
+    static = Scaling(
+        "static",
+        from_itself_at_first,
+        from_first_steps,
+        "largest magnitude of the first 16 steps, doubled, and kept",
+        margin=1,
+    )
     rules = (
         Scaling("none", one, unchanged, "1: the numbers are cast as they are"),
-        Scaling(
-            "static",
-            from_itself_at_first,
-            from_first_steps,
-            "largest magnitude of the first 16 steps, doubled, and kept",
-            margin=1,
+        static,
+        replace(
+            static,
+            name="static-headroom",
+            description="as static; gradients with a margin of 8 powers of two, not one",
+            gradient_scaling=replace(static, margin=8),
         ),
         Scaling("dynamic", from_itself, unchanged, "largest magnitude of the tensor"),
         powers,
