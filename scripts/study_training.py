@@ -290,7 +290,7 @@ def report(arguments: argparse.Namespace) -> None:
     print(text)
     write_text(arguments.out / "training.md", text + "\n")
     rows = [
-        {key: value for key, value in record.items() if key not in ("counts", "losses")}
+        {key: value for key, value in record.items() if key not in ("counts", "losses", "largest")}
         for found in runs.values()
         for records in found.values()
         for record in records

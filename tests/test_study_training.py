@@ -141,6 +141,8 @@ def test_a_course_is_cut_into_parts() -> None:
     rows = record["counts"]["encoder.layer.0.output.dense:a"]
     assert sum(row[0] for row in rows) == tokens * learned.model.config.intermediate_size
     assert all(row[0] > 0 for row in rows)
+    assert len(record["largest"]["encoder.layer.0.output.dense:dy"]) == 2
+    assert min(record["largest"]["encoder.layer.0.output.dense:dy"]) > 0
 
 
 def test_mean_and_deviation() -> None:

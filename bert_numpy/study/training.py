@@ -164,7 +164,7 @@ def products_of(
 
 @dataclass(eq=False)
 class Course:
-    """A watcher of a run: losses and norms, and what each tensor lost, in parts of the run.
+    """A watcher of a run: losses, and how large each tensor was and what it lost, in parts.
 
     Attributes
     ----------
@@ -179,7 +179,7 @@ class Course:
     begun: float = field(default_factory=time.perf_counter)
     losses: list[list[float]] = field(default_factory=list)
     counts: dict[str, list[OperandCounts]] = field(default_factory=dict)
-    scales: dict[str, list[float]] = field(default_factory=dict)
+    largest: dict[str, list[float]] = field(default_factory=dict)
 
     def __call__(self, step: StepReport) -> None:
         """Note a step."""
@@ -192,18 +192,24 @@ class Course:
             for name, counts in products.counts.items():
                 row = self.counts.setdefault(name, [OperandCounts()] * self.parts)
                 row[part] = row[part] + counts
+            for name, seen in products.seen.items():
+                known = self.largest.setdefault(name, [0.0] * self.parts)
+                known[part] = max(known[part], seen.absmax)
         if self.report is not None and step.step % 200 == 0:
             seconds = time.perf_counter() - self.begun
             recent = np.mean(self.losses[-1])
             self.report(f"step {step.step} of {step.steps}, loss {recent:.3f}, {seconds:.0f} s")
 
     def record(self) -> dict[str, Any]:
-        """Return the course as JSON: mean losses by part; counts by tensor and part."""
+        """Return the course as JSON: mean losses; counts and largest magnitudes by tensor."""
         return {
             "losses": [float(np.mean(part)) for part in self.losses if part],
             "counts": {
                 name: [[one.elements, one.saturated, one.underflowed] for one in row]
                 for name, row in self.counts.items()
+            },
+            "largest": {
+                name: [float(f"{x:.3g}") for x in row] for name, row in self.largest.items()
             },
         }
 
