@@ -15,6 +15,7 @@ from factories import hard_batches, write_checkpoint, write_encoder
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import assert_same_bits
+from safetensors.numpy import load_file
 from watching import arrays_of
 
 from bert_numpy import BertNumpyError, Model, load, load_tokenizer
@@ -843,6 +844,10 @@ def test_saved_and_loaded(head: str, tmp_path: Path) -> None:
         model = replace(model, weights=dict(model.weights) | {decoder: model.weights[WORDS]})
     save_trained(model, source, tmp_path / "out")
     again = load(tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert len(stored) == len({id(w) for w in model.weights.values()})
+    if head == "sequence classification":  # as in the source
+        assert stored.keys() == load_file(source / "model.safetensors").keys()
     assert again.config == model.config
     assert again.weights.keys() == model.weights.keys()
     for name, w in model.weights.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import hard_batches
-from test_architectures import CASES, LONGEST, WORDS, Case, saved
+from test_architectures import CASES, KINDS, LONGEST, WORDS, Case, saved
 
 from bert_numpy import load
 from bert_numpy.model.config import Dense, Pooling
@@ -19,8 +19,10 @@ from bert_numpy.tasks.tokenization import EncodedText, pad
 from bert_numpy.training import gradients
 from bert_numpy.training.adamw import AdamW, adamw_start, adamw_step, clip_factor, global_norm, rate
 from bert_numpy.training.fit import Training, fit, shuffled_batches
+from bert_numpy.training.heads import with_head
 from bert_numpy.training.losses import cross_entropy, loss_of, mean_squared_error
 from bert_numpy.training.products import FloatProducts
+from bert_numpy.training.save import save_trained
 from bert_numpy.training.tape import tape
 from npfp8 import golden
 
@@ -282,6 +284,24 @@ def test_sentence_vectors(
     largest = max(np.abs(x).max() for x in theirs.values())
     for name, gradient in ours.items():
         assert np.abs(gradient - theirs[name]).max() <= PARITY * largest, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForMaskedLM"])
+def test_saved_models_are_theirs(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, kind: str, head: str
+) -> None:
+    """transformers loads what is written: a new classifier, or all that the source has."""
+    source = saved(quiet_transformers, torch, tmp_path / "source", kind, "ForMaskedLM")
+    model = load(source)
+    if head == "ForSequenceClassification":
+        model = with_head(model, "sequence classification", ["a", "b", "c"])
+    save_trained(model, source, tmp_path / "out")
+    known = getattr(quiet_transformers, kind + head)
+    _, report = known.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    case = Case(kind, head, tmp_path / "out", torch, quiet_transformers)
+    case.check(hard_batches(WORDS, LONGEST)["right padding"])
 
 
 # Losses and AdamW

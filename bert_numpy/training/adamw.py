@@ -160,7 +160,8 @@ def global_norm(gradients: Mapping[str, Array]) -> float:
     >>> global_norm({"w": np.float32([[3, 0]]), "b": np.float32([4])})
     5.0
     """
-    return math.sqrt(sum(float(blas_product(g, g)) for g in map(np.ravel, gradients.values())))
+    flat = (gradient.ravel(order="K") for gradient in gradients.values())  # without a copy
+    return math.sqrt(sum(float(blas_product(g, g)) for g in flat))
 
 
 def clip_factor(norm: float, largest: float) -> float:
