@@ -37,6 +37,7 @@ from bert_numpy import (
 from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.commands.main import main
 from bert_numpy.engines.engine import Engine
+from bert_numpy.engines.site import Site
 from bert_numpy.evaluation.job import prepare, run
 from bert_numpy.export.onnx import onnx_model
 from bert_numpy.kit.compare import verify
@@ -51,6 +52,8 @@ from bert_numpy.quantization.observers import OBSERVERS, Statistics
 from bert_numpy.quantization.presets import preset
 from bert_numpy.tasks.glue import TASKS, GlueTask
 from bert_numpy.tasks.registry import OTHERS
+from bert_numpy.training.fp8_products import FP8Products
+from bert_numpy.training.scalings import Scaling, Seen, TensorState, ratio_scale
 from npfp8 import (
     ACCUMULATORS,
     E2M1,
@@ -424,6 +427,28 @@ class UniformEngine(Engine[np.ndarray]):
 
     def softmax(self, x: np.ndarray) -> np.ndarray:
         return np.full_like(x, 1 / x.shape[-1])
+
+
+def test_a_scaling() -> None:
+    """The scale of the mean largest magnitude of all steps before, in training with FP8Products."""
+
+    def choose(how: Scaling, state: TensorState, fmt: Format, absmax: float, _: float) -> float:
+        return state.scale
+
+    def follow(how: Scaling, state: TensorState, fmt: Format, seen: Seen) -> TensorState:
+        mean = (state.factor * state.steps + seen.absmax) / (state.steps + 1)
+        return replace(state, factor=mean, scale=ratio_scale(how, E4M3FN, mean))
+
+    products = FP8Products(Scaling("mean", choose, follow))
+    site = Site(QUERY, "linear", 0, 2)
+    for step, size in enumerate((2.0, 4.0, 9.0, 1.0)):
+        x = np.float32([[size, 0.3]])
+        y, _ = products.forward(site, x, np.eye(2, dtype=np.float32))
+        scale = np.float32(np.mean((2.0, 4.0, 9.0)[:step]) / 448 if step else 1)
+        weight = np.float32(1 / 448 if step else 1)
+        rounded = [decode(encode(z / s, E4M3FN), E4M3FN) for z, s in ((x, scale), (1, weight))]
+        np.testing.assert_array_equal(y, rounded[0] * rounded[1] * (scale * weight))
+        products = products.following()
 
 
 def test_an_engine() -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "normalize",
     "parameter",
     "parameters",
+    "reciprocal_tail",
     "softmax",
 ]
 
@@ -70,18 +71,26 @@ def gelu(x: Float32Array) -> Float32Array:
         part, result = flat[chunk], out[chunk]
         a, p = buffers[:, : part.size]
         np.abs(part, out=a)
-        np.multiply(a, _TAIL_ROOT[-1], out=p)
-        for coefficient in _TAIL_ROOT[-2:0:-1]:
-            np.add(p, coefficient, out=p)
-            np.multiply(p, a, out=p)
-        np.add(p, _TAIL_ROOT[0], out=p)
         with np.errstate(over="ignore", under="ignore"):  # far out, where the tail is 0
-            for _ in range(3):
-                np.square(p, out=p)
+            reciprocal_tail(a, p)
             np.divide(a, p, out=p)
         np.maximum(part, _ZERO, out=result)
         np.subtract(result, p, out=result)
     return out.reshape(x.shape)
+
+
+def reciprocal_tail(a: Float32Array, out: Float32Array) -> None:
+    """Write ``1 / Q(a)`` of the normal tail Q into ``out``, for ``a`` at least 0; may overflow.
+
+    The error of Q is at most 7e-7.
+    """
+    np.multiply(a, _TAIL_ROOT[-1], out=out)
+    for coefficient in _TAIL_ROOT[-2:0:-1]:
+        np.add(out, coefficient, out=out)
+        np.multiply(out, a, out=out)
+    np.add(out, _TAIL_ROOT[0], out=out)
+    for _ in range(3):
+        np.square(out, out=out)
 
 
 def _gelu_tanh(x: Any) -> Any:

@@ -187,7 +187,7 @@ class Batch:
     def merge_heads(self, parts: Sequence[Float32Array]) -> Float32Array:
         """Merge the groups: (tokens, heads d)."""
         heads, d = parts[0].shape[1], parts[0].shape[3]
-        merged = np.empty((len(self.packing.tokens), heads * d), np.float32)
+        merged = np.empty((len(self.packing.tokens), heads * d), parts[0].dtype)
         for group, x in zip(self.packing.groups, parts, strict=True):
             merged[group.queries] = x.swapaxes(1, 2).reshape(*group.queries.shape, heads * d)
         return merged
@@ -201,7 +201,7 @@ class Batch:
 
     def join(self, parts: Sequence[Float32Array]) -> Float32Array:
         """Join the groups: (batch, features)."""
-        joined = np.empty((self.packing.shape[0], parts[0].shape[-1]), np.float32)
+        joined = np.empty((self.packing.shape[0], parts[0].shape[-1]), parts[0].dtype)
         for group, x in zip(self.packing.groups, parts, strict=True):
             joined[group.rows] = x
         return joined
