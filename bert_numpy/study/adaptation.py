@@ -1,0 +1,263 @@
+"""The study of forward-only adaptation: cells of answers under shifts of texts, and its tables.
+
+A cell is pure, as those of :mod:`bert_numpy.study.cells`: its answers depend on its
+description alone, and its file is named by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_numpy.adaptation.forward_only import AdaptedBatch, ForwardOnly, adapt
+from bert_numpy.adaptation.statistics import FeatureStatistics, source_statistics
+from bert_numpy.evaluation.evaluate import batches, calibrate_on
+from bert_numpy.evaluation.job import Job, prepare
+from bert_numpy.model.model import Model
+from bert_numpy.quantization.convert import apply_recipe
+from bert_numpy.study.shifts import SHIFTS, shifted_texts
+from bert_numpy.tasks.glue import GlueTask, label_order
+from bert_numpy.tasks.tokenization import EncodedText, load_tokenizer, pad
+from bert_numpy.threads import one_blas_thread
+from npfp8.arrays import Array
+from npfp8.files import replaced_file
+
+__all__ = [
+    "WAYS",
+    "AdaptationCell",
+    "answers",
+    "cells_of",
+    "interval",
+    "row_of",
+    "rows_of",
+    "run_cell",
+    "table",
+]
+
+_BATCH = 64
+
+#: The ways of answering, by the name of their logits in a cell's file.
+WAYS = {"static": "static", "shifted": "shift", "prompts": "prompts", "both": "both"}
+
+
+@dataclass(frozen=True)
+class AdaptationCell:
+    """A recipe, a shift and a seed, with everything else that decides the answers."""
+
+    model: str
+    task: str
+    data: str
+    recipe: str
+    shift: str
+    strength: float
+    seed: int
+    source: str = "train"
+    samples: int = 256
+    passes: int = 1
+    limit: int | None = None
+    settings: ForwardOnly = field(default_factory=ForwardOnly)
+
+    def file(self, folder: Path) -> Path:
+        """Return the result's file, named by a digest of the cell."""
+        description = asdict(self) | {"model": Path(self.model).name, "data": ""}
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+        return folder / f"{digest[:24]}.npz"
+
+
+def cells_of(
+    base: AdaptationCell,
+    recipes: Sequence[str],
+    shifts: Sequence[str],
+    levels: Sequence[int],
+    seeds: int,
+) -> list[AdaptationCell]:
+    """List the cells of a study: every recipe, shift, strength and seed."""
+    found = []
+    for recipe in recipes:
+        for name in shifts:
+            strengths = [0.0] if name == "none" else [SHIFTS[name].strengths[i] for i in levels]
+            for strength in strengths:
+                for seed in range(seeds):
+                    found.append(
+                        replace(
+                            base,
+                            recipe=recipe,
+                            shift=name,
+                            strength=strength,
+                            seed=seed,
+                            settings=replace(base.settings, seed=seed),
+                        )
+                    )
+    return found
+
+
+def run_cell(cell: AdaptationCell, folder: Path) -> Path:
+    """Compute a cell and write its file, unless it exists."""
+    file = cell.file(folder)
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with one_blas_thread():
+            arrays = answers(cell)
+        with replaced_file(file) as stream:
+            np.savez(stream, **arrays)
+    return file
+
+
+def answers(cell: AdaptationCell) -> dict[str, Any]:
+    """Answer a cell's texts in all ways; the logits are (passes, texts, labels)."""
+    job = _job(cell.model, cell.task, cell.data, cell.samples, cell.limit)
+    model = _quantized(cell.model, cell.task, cell.data, cell.samples, cell.limit, cell.recipe)
+    source = _source(replace(cell, shift="none", strength=0.0, seed=0, settings=ForwardOnly()))
+    encoded = _encoded(job, cell)
+    order = np.random.Generator(np.random.PCG64([cell.seed, 2])).permutation(len(encoded))
+    parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+    stream = [pad([encoded[i] for i in part], model.config.pad_token_id) for part in parts]
+
+    def run(settings: ForwardOnly) -> Iterator[AdaptedBatch]:
+        return adapt(model, source, stream * cell.passes, settings)
+
+    plain = list(run(replace(cell.settings, prompts=0)))
+    found = {"static": [x.unshifted for x in plain], "shifted": [x.logits for x in plain]}
+    arrays: dict[str, Any] = {}
+    if cell.settings.prompts:
+        searched = list(run(cell.settings))
+        found |= {"prompts": [x.unshifted for x in searched], "both": [x.logits for x in searched]}
+        arrays["fitness"] = np.array([x.fitness for x in searched])
+    arrays["static_fitness"] = np.array([x.best for x in plain])
+    assert isinstance(job.task, GlueTask)
+    classes = label_order(model.config.labels, job.task)
+    for name, logits in found.items():
+        whole = np.concatenate(logits).reshape(cell.passes, len(order), -1)
+        arrays[name] = np.empty_like(whole)
+        arrays[name][:, order[:, None], classes] = whole  # texts and classes in the data's order
+    labels = job.examples.labels
+    assert labels is not None
+    return arrays | {"labels": labels}
+
+
+@lru_cache(maxsize=2)
+def _job(model: str, task: str, data: str, samples: int, limit: int | None) -> Job:
+    return prepare(model, task, data, calibration_samples=samples, limit=limit)
+
+
+@lru_cache(maxsize=2)
+def _quantized(
+    model: str, task: str, data: str, samples: int, limit: int | None, recipe: str
+) -> Model:
+    """Quantize by a recipe, with a calibration on 256 texts whatever the statistics have."""
+    job = _job(model, task, data, 256, limit)
+    calibration = calibrate_on(job.model, job.calibration_texts)
+    return apply_recipe(job.model, recipe, calibration)
+
+
+@lru_cache(maxsize=8)
+def _source(cell: AdaptationCell) -> FeatureStatistics:
+    """Take the statistics of the source from the texts that the cell names."""
+    job = _job(cell.model, cell.task, cell.data, cell.samples, cell.limit)
+    model = _quantized(cell.model, cell.task, cell.data, cell.samples, cell.limit, cell.recipe)
+    texts = job.encoded if cell.source == "dev" else job.calibration_texts
+    return source_statistics(model, (x for _, x in batches(texts, _BATCH)))
+
+
+def _encoded(job: Job, cell: AdaptationCell) -> list[EncodedText]:
+    """Shift the texts, the second ones of pairs with another seed, and encode them."""
+    examples: Any = job.examples
+    if cell.shift != "none":
+        texts = shifted_texts(examples.texts, cell.shift, cell.strength, 2 * cell.seed)
+        pairs = examples.pairs
+        if pairs is not None:
+            pairs = shifted_texts(pairs, cell.shift, cell.strength, 2 * cell.seed + 1)
+        examples = replace(examples, texts=texts, pairs=pairs)
+    tokenizer = load_tokenizer(cell.model)
+    length = min(job.task.max_length, tokenizer.model_max_length)
+    windows = job.task.encode(tokenizer, examples, length, None)
+    return [window.encoded for parts in windows for window in parts]
+
+
+# The tables
+
+
+def correct(file: Path) -> dict[str, Array]:
+    """Read which texts a cell answers correctly in its last pass, by way: (texts,) of bool."""
+    with np.load(file) as arrays:
+        labels = arrays["labels"]
+        return {
+            name: arrays[name][-1].argmax(axis=1) == labels for name in WAYS if name in arrays.files
+        }
+
+
+def interval(differences: Array, resamples: int = 2000) -> list[float]:
+    """Compute the 95 % bootstrap interval of a mean over texts.
+
+    ``differences`` is (cells, texts): a text is drawn with all of its cells, because their
+    answers are not independent.
+    """
+    per_text = differences.mean(axis=0)
+    generator = np.random.Generator(np.random.PCG64(0))
+    rows = generator.integers(0, len(per_text), (resamples, len(per_text)))
+    low, high = np.percentile(per_text[rows].mean(axis=1), [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def row_of(cells: Sequence[AdaptationCell], folder: Path) -> dict[str, Any]:
+    """Compare the ways of answering over cells that differ in their seed, or in more."""
+    read = [correct(cell.file(folder)) for cell in cells]
+    static = np.array([x["static"] for x in read])
+    row: dict[str, Any] = {
+        "model": Path(cells[0].model).name,
+        "task": cells[0].task,
+        "recipe": cells[0].recipe,
+        "texts": static.shape[1],
+        "cells": len(cells),
+        "static": float(static.mean()),
+    }
+    for name in WAYS:
+        if name == "static" or name not in read[0]:
+            continue
+        found = np.array([x[name] for x in read])
+        difference = found.astype(float) - static
+        seeds = [difference[[c.seed == s for c in cells]].mean() for s in {c.seed for c in cells}]
+        row[name] = {
+            "accuracy": float(found.mean()),
+            "difference": float(difference.mean()),
+            "interval": interval(difference),
+            "seeds": [float(min(seeds)), float(max(seeds))],
+        }
+    return row
+
+
+def rows_of(cells: Sequence[AdaptationCell], folder: Path) -> list[dict[str, Any]]:
+    """Make a row per recipe, shift and strength, and one per recipe over all of its shifts."""
+    groups: dict[tuple[str, str, float], list[AdaptationCell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.recipe, cell.shift, cell.strength), []).append(cell)
+        if cell.shift != "none":
+            groups.setdefault((cell.recipe, "all shifts", 0.0), []).append(cell)
+    return [
+        {"shift": shift, "strength": strength, **row_of(found, folder)}
+        for (_, shift, strength), found in groups.items()
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Write the rows as a Markdown table, in percent and points."""
+    ways = [name for name in WAYS if name != "static" and any(name in row for row in rows)]
+    heads = ["recipe", "shift", "static", *(WAYS[name] for name in ways)]
+    lines = [heads, ["---", "---", *["---:"] * (1 + len(ways))]]
+    for row in rows:
+        named = row["shift"] + (f" {row['strength']:g}" if row["strength"] else "")
+        cells = [row["recipe"], named, f"{100 * row['static']:.2f}"]
+        for name in ways:
+            found = row[name]
+            low, high = (100 * x for x in found["interval"])
+            text = f"{100 * found['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+            cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+        lines.append(cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
