@@ -27,7 +27,15 @@ from pathlib import Path
 from bert_numpy.adaptation.forward_only import ForwardOnly
 from bert_numpy.commands.report import write_json, write_text
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.study.adaptation import AdaptationCell, cells_of, rows_of, run_cell, table
+from bert_numpy.study.adaptation import (
+    AdaptationCell,
+    cells_of,
+    page,
+    pass_rows,
+    pass_table,
+    rows_of,
+    run_cell,
+)
 from bert_numpy.study.shifts import SHIFTS
 
 
@@ -78,8 +86,11 @@ def main() -> None:
     rows = rows_of(cells, folder)
     name = given.name or f"adaptation-{Path(given.model).name}-{given.task}"
     write_json(str(given.out / f"{name}.json"), {"settings": asdict(base), "rows": rows})
-    write_text(given.out / f"{name}.md", table(rows))
-    print(table(rows))
+    text = page(rows)
+    if given.passes > 1:
+        text += f"\n{pass_table(pass_rows(cells, folder))}"
+    write_text(given.out / f"{name}.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

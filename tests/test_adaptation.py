@@ -535,7 +535,7 @@ def test_cma_finds_a_minimum(cma: Any) -> None:
         assert len(candidates) == population_of(12) + 1
         search.tell(candidates, losses)
         best = candidates[losses.index(min(losses))]
-        first = min(first, min(losses))
+        first = min(first, *losses)
     assert min(losses) < 1e-6
     assert first == min(losses)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from bert_numpy.evaluation.job import Job, prepare
 from bert_numpy.model.model import Model
 from bert_numpy.quantization.convert import apply_recipe
 from bert_numpy.study.shifts import SHIFTS, shifted_texts
+from bert_numpy.study.tables import folded
 from bert_numpy.tasks.glue import GlueTask, label_order
 from bert_numpy.tasks.tokenization import EncodedText, load_tokenizer, pad
 from bert_numpy.threads import one_blas_thread
@@ -35,6 +36,9 @@ __all__ = [
     "answers",
     "cells_of",
     "interval",
+    "page",
+    "pass_rows",
+    "pass_table",
     "row_of",
     "rows_of",
     "run_cell",
@@ -184,12 +188,14 @@ def _encoded(job: Job, cell: AdaptationCell) -> list[EncodedText]:
 # The tables
 
 
-def correct(file: Path) -> dict[str, Array]:
-    """Read which texts a cell answers correctly in its last pass, by way: (texts,) of bool."""
+def correct(file: Path, number: int = -1) -> dict[str, Array]:
+    """Read which texts a cell answers correctly in a pass, by way: (texts,) of bool."""
     with np.load(file) as arrays:
         labels = arrays["labels"]
         return {
-            name: arrays[name][-1].argmax(axis=1) == labels for name in WAYS if name in arrays.files
+            name: arrays[name][number].argmax(axis=1) == labels
+            for name in WAYS
+            if name in arrays.files
         }
 
 
@@ -244,6 +250,51 @@ def rows_of(cells: Sequence[AdaptationCell], folder: Path) -> list[dict[str, Any
         {"shift": shift, "strength": strength, **row_of(found, folder)}
         for (_, shift, strength), found in groups.items()
     ]
+
+
+def pass_rows(cells: Sequence[AdaptationCell], folder: Path) -> list[dict[str, Any]]:
+    """Follow a search over the passes of a stream: accuracies, and fitness per text.
+
+    There is a row for the passes 1, 2, 5, 10, 20, ... and the last one, each a mean over the
+    cells.
+    """
+    count = cells[0].passes
+    chosen = {x for x in (1, 2, 5, 10, 20, 50, 100, 200, 500) if x < count} | {count}
+    rows = []
+    for number in sorted(chosen):
+        read = [correct(cell.file(folder), number - 1) for cell in cells]
+        row: dict[str, Any] = {"pass": number}
+        row |= {name: float(np.mean([x[name] for x in read])) for name in WAYS if name in read[0]}
+        for name, key in (("static fitness", "static_fitness"), ("best fitness", "fitness")):
+            found = []
+            for cell in cells:
+                with np.load(cell.file(folder)) as arrays:
+                    steps = np.split(arrays[key], count)[number - 1]
+                    texts = len(arrays["labels"])
+                best = steps.min(axis=1) if steps.ndim > 1 else steps
+                found.append(best.sum() / texts)
+            row[name] = float(np.mean(found))
+        rows.append(row)
+    return rows
+
+
+def pass_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the rows of :func:`pass_rows` as a Markdown table; accuracies in percent."""
+    ways = [name for name in WAYS if name in rows[0]]
+    heads = ["pass", *(WAYS[name] for name in ways), "fitness, static", "fitness, best"]
+    lines = [heads, ["---:"] * len(heads)]
+    for row in rows:
+        cells = [str(row["pass"]), *(f"{100 * row[name]:.2f}" for name in ways)]
+        cells += [f"{row[name]:.3f}" for name in ("static fitness", "best fitness")]
+        lines.append(cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """Write the rows for the documentation: the whole first, and every shift folded."""
+    whole = [row for row in rows if row["shift"] in ("none", "all shifts")]
+    every = [row for row in rows if row["shift"] != "all shifts"]
+    return f"{table(whole)}\n{folded('Every shift and strength', table(every))}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
