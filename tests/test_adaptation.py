@@ -717,6 +717,69 @@ def test_the_study(cma: Any, tmp_path: Path) -> None:
     assert len(lines) == 5
 
 
+def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
+    """The first pass is that of a study with one pass; its fitness is per text."""
+    base = study.AdaptationCell(
+        *("bert-tiny-sst2", "sst2", str(REVIEWS), "fp32", "typos", 0.1, 0),
+        samples=8,
+        limit=30,
+        settings=ForwardOnly(population=3),
+    )
+    cells = [base, replace(base, passes=3)]
+    for cell in cells:
+        study.run_cell(cell, tmp_path)
+    with np.load(cells[0].file(tmp_path)) as one, np.load(cells[1].file(tmp_path)) as three:
+        assert_same_bits(three["both"][:1], one["both"])
+        assert_same_bits(three["fitness"][:1], one["fitness"])
+        last, static = float(three["fitness"][2].min()), float(three["static_fitness"][2])
+        right = float((three["both"][2].argmax(axis=1) == three["labels"]).mean())
+    rows = study.pass_rows(cells[1:], tmp_path)
+    assert [row["pass"] for row in rows] == [1, 2, 3]
+    assert rows[2]["best fitness"] == pytest.approx(last / 30)
+    assert rows[2]["static fitness"] == pytest.approx(static / 30)
+    assert rows[2]["both"] == pytest.approx(right)
+    assert study.pass_table(rows).splitlines()[-1].startswith("| 3 | ")
+
+
+def test_the_candidates_of_a_study(tmp_path: Path) -> None:
+    """The terms against the run of each drawn prompt, and the correlations against NumPy's."""
+    cell = study.AdaptationCell(
+        *("bert-tiny-sst2", "sst2", str(REVIEWS), "int8", "noise", 0.1, 5),
+        samples=8,
+        limit=70,
+        candidates=6,
+        settings=ForwardOnly(sigma=0.5, seed=5),
+    )
+    file = study.run_cell(cell, tmp_path)
+    with np.load(file) as arrays:
+        terms = {name: arrays[name] for name in arrays.files}
+    assert {x.shape for x in terms.values()} == {(2, 6)}
+    assert (terms["right"] * [[64], [6]] % 1 < 1e-9).all()
+    job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=256, limit=70)
+    few = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=8, limit=70)
+    model = apply_recipe(job.model, "int8", study.calibrate_on(job.model, job.calibration_texts))
+    source = source_statistics(model, [study.pad(few.calibration_texts)])
+    texts = shifted_texts(job.examples.texts, "noise", 0.1, 10)
+    order = np.random.Generator(np.random.PCG64([5, 2])).permutation(70)[:64]
+    batch = bert_numpy.load_tokenizer("bert-tiny-sst2").batch([texts[i] for i in order])
+    drawn = 0.5 * np.random.Generator(np.random.PCG64([5, 3])).standard_normal((3, 128))
+    run = adapted_run(model, batch, drawn.astype(np.float32))
+    assert terms["entropy"][0, 0] == pytest.approx(entropies(run.logits).sum(), rel=1e-3)
+    total = fitness(run.logits, run.features, source)
+    assert terms["entropy"][0, 0] + terms["discrepancy"][0, 0] == pytest.approx(total, rel=1e-3)
+    right = (run.logits.argmax(axis=1) == job.examples.labels[order]).mean()
+    assert terms["right"][0, 0] == pytest.approx(right)
+    (row,) = study.candidate_rows([cell], tmp_path)
+    expected = [
+        np.corrcoef(terms["entropy"][i], terms["right"][i])[0, 1]
+        for i in range(2)
+        if terms["right"][i].std()
+    ]
+    assert row["entropy"]["correlation"] == pytest.approx(np.mean(expected))
+    assert row["spread"] == pytest.approx(terms["right"].std(axis=1).mean())
+    assert study.candidate_table([row]).splitlines()[-1].startswith("| int8 | noise 0.1 | ")
+
+
 def test_the_interval_keeps_a_texts_cells_together() -> None:
     """Copies of the same cell add no knowledge; the interval is that of one."""
     one = np.random.default_rng(0).integers(-1, 2, (1, 300)).astype(float)

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from bert_numpy.adaptation.fitness import discrepancy, entropies
 from bert_numpy.adaptation.forward_only import AdaptedBatch, ForwardOnly, adapt
-from bert_numpy.adaptation.statistics import FeatureStatistics, source_statistics
+from bert_numpy.adaptation.run import adapted_run
+from bert_numpy.adaptation.statistics import FeatureStatistics, source_statistics, statistics_of
 from bert_numpy.evaluation.evaluate import batches, calibrate_on
 from bert_numpy.evaluation.job import Job, prepare
 from bert_numpy.model.model import Model
@@ -27,13 +29,15 @@ from bert_numpy.study.tables import folded
 from bert_numpy.tasks.glue import GlueTask, label_order
 from bert_numpy.tasks.tokenization import EncodedText, load_tokenizer, pad
 from bert_numpy.threads import one_blas_thread
-from npfp8.arrays import Array
+from npfp8.arrays import Array, IntArray
 from npfp8.files import replaced_file
 
 __all__ = [
     "WAYS",
     "AdaptationCell",
     "answers",
+    "candidate_rows",
+    "candidate_table",
     "cells_of",
     "interval",
     "page",
@@ -66,11 +70,14 @@ class AdaptationCell:
     samples: int = 256
     passes: int = 1
     limit: int | None = None
+    candidates: int = 0
     settings: ForwardOnly = field(default_factory=ForwardOnly)
 
     def file(self, folder: Path) -> Path:
         """Return the result's file, named by a digest of the cell."""
         description = asdict(self) | {"model": Path(self.model).name, "data": ""}
+        if not self.candidates:
+            del description["candidates"]
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
         return folder / f"{digest[:24]}.npz"
 
@@ -115,7 +122,11 @@ def run_cell(cell: AdaptationCell, folder: Path) -> Path:
 
 
 def answers(cell: AdaptationCell) -> dict[str, Any]:
-    """Answer a cell's texts in all ways; the logits are (passes, texts, labels)."""
+    """Answer a cell's texts in all ways; the logits are (passes, texts, labels).
+
+    A cell with ``candidates`` has no search. Random prompts are tried on each batch, and the
+    terms of their fitness are kept with the numbers of right answers: (batches, candidates).
+    """
     job = _job(cell.model, cell.task, cell.data, cell.samples, cell.limit)
     model = _quantized(cell.model, cell.task, cell.data, cell.samples, cell.limit, cell.recipe)
     source = _source(replace(cell, shift="none", strength=0.0, seed=0, settings=ForwardOnly()))
@@ -123,6 +134,14 @@ def answers(cell: AdaptationCell) -> dict[str, Any]:
     order = np.random.Generator(np.random.PCG64([cell.seed, 2])).permutation(len(encoded))
     parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
     stream = [pad([encoded[i] for i in part], model.config.pad_token_id) for part in parts]
+
+    labels = job.examples.labels
+    assert isinstance(job.task, GlueTask)
+    assert labels is not None
+    classes = label_order(model.config.labels, job.task)
+    if cell.candidates:
+        rights = [labels[part] for part in parts]
+        return _tried(cell, model, source, list(zip(stream, rights, strict=True)), classes)
 
     def run(settings: ForwardOnly) -> Iterator[AdaptedBatch]:
         return adapt(model, source, stream * cell.passes, settings)
@@ -135,15 +154,33 @@ def answers(cell: AdaptationCell) -> dict[str, Any]:
         found |= {"prompts": [x.unshifted for x in searched], "both": [x.logits for x in searched]}
         arrays["fitness"] = np.array([x.fitness for x in searched])
     arrays["static_fitness"] = np.array([x.best for x in plain])
-    assert isinstance(job.task, GlueTask)
-    classes = label_order(model.config.labels, job.task)
     for name, logits in found.items():
         whole = np.concatenate(logits).reshape(cell.passes, len(order), -1)
         arrays[name] = np.empty_like(whole)
         arrays[name][:, order[:, None], classes] = whole  # texts and classes in the data's order
-    labels = job.examples.labels
-    assert labels is not None
     return arrays | {"labels": labels}
+
+
+def _tried(
+    cell: AdaptationCell,
+    model: Model,
+    source: FeatureStatistics,
+    stream: Sequence[tuple[dict[str, IntArray], Array]],
+    classes: IntArray,
+) -> dict[str, Any]:
+    """Try random prompts on each batch, with the first candidates' distribution of a search."""
+    generator = np.random.Generator(np.random.PCG64([cell.seed, 3]))
+    shape = (cell.settings.prompts, model.config.hidden_size)
+    found: dict[str, list[float]] = {"entropy": [], "discrepancy": [], "right": []}
+    for batch, labels in stream:
+        for _ in range(cell.candidates):
+            prompts = cell.settings.sigma * generator.standard_normal(shape)
+            run = adapted_run(model, batch, prompts.astype(np.float32))
+            found["entropy"].append(float(entropies(run.logits).sum()))
+            apart = discrepancy(statistics_of(run.features), source)
+            found["discrepancy"].append(cell.settings.weight * len(labels) / _BATCH * apart)
+            found["right"].append(float((classes[run.logits.argmax(axis=1)] == labels).mean()))
+    return {name: np.reshape(x, (len(stream), cell.candidates)) for name, x in found.items()}
 
 
 @lru_cache(maxsize=2)
@@ -286,6 +323,58 @@ def pass_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         cells = [str(row["pass"]), *(f"{100 * row[name]:.2f}" for name in ways)]
         cells += [f"{row[name]:.3f}" for name in ("static fitness", "best fitness")]
+        lines.append(cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def candidate_rows(cells: Sequence[AdaptationCell], folder: Path) -> list[dict[str, Any]]:
+    """Correlate the terms of the fitness with the accuracy, over the candidates of a batch.
+
+    There is a row per recipe, shift and strength. A correlation is a mean over batches and
+    seeds; a good fitness has a negative one. ``spread`` is the mean standard deviation of the
+    accuracy over the candidates.
+    """
+    groups: dict[tuple[str, str, float], list[AdaptationCell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.recipe, cell.shift, cell.strength), []).append(cell)
+    rows = []
+    for (recipe, shift, strength), found in groups.items():
+        read: dict[str, list[Array]] = {"entropy": [], "discrepancy": [], "right": []}
+        for cell in found:
+            with np.load(cell.file(folder)) as arrays:
+                for name, values in read.items():
+                    values.append(arrays[name])
+        terms = {name: np.concatenate(x) for name, x in read.items()}
+        right = terms.pop("right")
+        terms["fitness"] = terms["entropy"] + terms["discrepancy"]
+        row: dict[str, Any] = {"recipe": recipe, "shift": shift, "strength": strength}
+        row["spread"] = float(right.std(axis=1).mean())
+        for name, term in terms.items():
+            each = _correlations(term, right)
+            row[name] = {"correlation": float(each.mean()), "interval": interval(each[None])}
+        rows.append(row)
+    return rows
+
+
+def _correlations(x: Array, y: Array) -> Array:
+    """Compute the correlation of each row that is not constant. (n, k), (n, k) -> (m,)."""
+    x, y = (z - z.mean(axis=1, keepdims=True) for z in (x, y))
+    size = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    varies = size > 0
+    return (x * y).sum(axis=1)[varies] / size[varies]
+
+
+def candidate_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the rows of :func:`candidate_rows` as a Markdown table."""
+    names = ("entropy", "discrepancy", "fitness")
+    heads = ["recipe", "shift", "spread of the accuracy", *names]
+    lines = [heads, ["---", "---", *["---:"] * 4]]
+    for row in rows:
+        named = row["shift"] + (f" {row['strength']:g}" if row["strength"] else "")
+        cells = [row["recipe"], named, f"{100 * row['spread']:.2f}"]
+        for name in names:
+            low, high = row[name]["interval"]
+            cells.append(f"{row[name]['correlation']:+.2f} ({low:+.2f} to {high:+.2f})")
         lines.append(cells)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
