@@ -8,9 +8,9 @@
 Each cell is a recipe, a shift of one strength and a seed. The seed decides the shifted texts,
 their order, and the search. The texts arrive in batches of 64, and each cell answers
 them in four ways: the static model, shifted features alone, prompts alone, and both. The
-statistics of the source come from --samples training texts, or, with --source dev, from all
-texts of the development set before their shift, as in the authors' code. With --passes the
-texts arrive several times, and the answers of the last time count. With --candidates nothing is
+statistics of the source come from --samples training texts: of any length, or, with --source
+long, of at least 12 words. With --source dev they come from all texts of the development set
+before their shift, as in the authors' code. With --passes the texts arrive several times, and the answers of the last time count. With --candidates nothing is
 searched: so many random prompts are tried on each batch, and the terms of their fitness are
 correlated with their accuracy.
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--shifts", default="none,typos,drops,noise,order", metavar="LIST")
     parser.add_argument("--level", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
-    parser.add_argument("--source", choices=("train", "dev"), default="train")
+    parser.add_argument("--source", choices=("train", "long", "dev"), default="train")
     parser.add_argument("--samples", type=int, default=256, metavar="N")
     parser.add_argument("--passes", type=int, default=1, metavar="N")
     parser.add_argument("--limit", type=int, metavar="N")

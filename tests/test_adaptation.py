@@ -780,6 +780,30 @@ def test_the_candidates_of_a_study(tmp_path: Path) -> None:
     assert study.candidate_table([row]).splitlines()[-1].startswith("| int8 | noise 0.1 | ")
 
 
+def test_the_sources_of_a_study() -> None:
+    """Training texts, long ones among them, or the texts that will be shifted."""
+    cell = study.AdaptationCell(
+        "bert-tiny-sst2", "sst2", str(REVIEWS), "fp32", "typos", 0.1, 0, samples=9, limit=20
+    )
+    job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=9, limit=20)
+    lines = (REVIEWS / "train.tsv").read_text(encoding="utf-8").split("\n")[1:]
+    texts = [line.split("\t")[0] for line in lines if line]
+    long = [text for text in texts if len(text.split()) >= study.LONG]
+    assert 9 < len(long) < len(texts)
+    chosen = [long[i * len(long) // 9] for i in range(9)]
+    tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    expected = {
+        "train": study.pad(job.calibration_texts),
+        "long": tokenizer.batch(chosen),
+        "dev": study.pad(job.encoded),
+    }
+    for name, batch in expected.items():
+        found = study.source_of(replace(cell, source=name))
+        kept = source_statistics(tiny(), [batch])
+        assert found.samples == kept.samples
+        np.testing.assert_allclose(found.mean, kept.mean, rtol=1e-4, atol=1e-5)
+
+
 def test_the_interval_keeps_a_texts_cells_together() -> None:
     """Copies of the same cell add no knowledge; the interval is that of one."""
     one = np.random.default_rng(0).integers(-1, 2, (1, 300)).astype(float)

@@ -26,6 +26,7 @@ from bert_numpy.model.model import Model
 from bert_numpy.quantization.convert import apply_recipe
 from bert_numpy.study.shifts import SHIFTS, shifted_texts
 from bert_numpy.study.tables import folded
+from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import GlueTask, label_order
 from bert_numpy.tasks.tokenization import EncodedText, load_tokenizer, pad
 from bert_numpy.threads import one_blas_thread
@@ -33,6 +34,7 @@ from npfp8.arrays import Array, IntArray
 from npfp8.files import replaced_file
 
 __all__ = [
+    "LONG",
     "WAYS",
     "AdaptationCell",
     "answers",
@@ -46,10 +48,15 @@ __all__ = [
     "row_of",
     "rows_of",
     "run_cell",
+    "source_of",
     "table",
 ]
 
 _BATCH = 64
+
+#: The words that a training text of the source "long" has at least. Most of SST-2's training
+#: texts are phrases of sentences: 9 words on average, where its development set has 20.
+LONG = 12
 
 #: The ways of answering, by the name of their logits in a cell's file.
 WAYS = {"static": "static", "shifted": "shift", "prompts": "prompts", "both": "both"}
@@ -129,7 +136,7 @@ def answers(cell: AdaptationCell) -> dict[str, Any]:
     """
     job = _job(cell.model, cell.task, cell.data, cell.samples, cell.limit)
     model = _quantized(cell.model, cell.task, cell.data, cell.samples, cell.limit, cell.recipe)
-    source = _source(replace(cell, shift="none", strength=0.0, seed=0, settings=ForwardOnly()))
+    source = source_of(replace(cell, shift="none", strength=0.0, seed=0, settings=ForwardOnly()))
     encoded = _encoded(job, cell)
     order = np.random.Generator(np.random.PCG64([cell.seed, 2])).permutation(len(encoded))
     parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
@@ -199,11 +206,17 @@ def _quantized(
 
 
 @lru_cache(maxsize=8)
-def _source(cell: AdaptationCell) -> FeatureStatistics:
+def source_of(cell: AdaptationCell) -> FeatureStatistics:
     """Take the statistics of the source from the texts that the cell names."""
     job = _job(cell.model, cell.task, cell.data, cell.samples, cell.limit)
     model = _quantized(cell.model, cell.task, cell.data, cell.samples, cell.limit, cell.recipe)
-    texts = job.encoded if cell.source == "dev" else job.calibration_texts
+    texts = job.calibration_texts
+    if cell.source == "dev":
+        texts = job.encoded
+    elif cell.source == "long":
+        examples = job.task.read(find_files(cell.data, job.task, job.task.train))
+        rows = [i for i, text in enumerate(examples.texts) if len(text.split()) >= LONG]
+        texts = _encode(job, examples.select(rows).sample(cell.samples), cell.model)
     return source_statistics(model, (x for _, x in batches(texts, _BATCH)))
 
 
@@ -216,7 +229,11 @@ def _encoded(job: Job, cell: AdaptationCell) -> list[EncodedText]:
         if pairs is not None:
             pairs = shifted_texts(pairs, cell.shift, cell.strength, 2 * cell.seed + 1)
         examples = replace(examples, texts=texts, pairs=pairs)
-    tokenizer = load_tokenizer(cell.model)
+    return _encode(job, examples, cell.model)
+
+
+def _encode(job: Job, examples: Any, model: str) -> list[EncodedText]:
+    tokenizer = load_tokenizer(model)
     length = min(job.task.max_length, tokenizer.model_max_length)
     windows = job.task.encode(tokenizer, examples, length, None)
     return [window.encoded for parts in windows for window in parts]
