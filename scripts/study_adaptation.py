@@ -2,17 +2,19 @@
 
     python scripts/study_adaptation.py MODEL --task sst2 --data DIR --out DIR
         [--recipes fp32,int8,e4m3] [--shifts none,typos,drops,noise,order] [--level 0 1 2]
-        [--seeds 3] [--source train] [--samples 256] [--passes 1] [--limit N] [--prompts 3]
+        [--seeds 3] [--source long] [--samples 256] [--passes 1] [--limit N] [--prompts 3]
         [--weight 0.4] [--sigma 1] [--population N] [--candidates N] [--workers N] [--name NAME]
 
 Each cell is a recipe, a shift of one strength and a seed. The seed decides the shifted texts,
-their order, and the search. The texts arrive in batches of 64, and each cell answers
-them in four ways: the static model, shifted features alone, prompts alone, and both. The
-statistics of the source come from --samples training texts: of any length, or, with --source
-long, of at least 12 words. With --source dev they come from all texts of the development set
-before their shift, as in the authors' code. With --passes the texts arrive several times, and the answers of the last time count. With --candidates nothing is
-searched: so many random prompts are tried on each batch, and the terms of their fitness are
-correlated with their accuracy.
+their order, and the search. The texts arrive in batches of 64, and each cell answers them in
+four ways: the static model, shifted features alone, prompts alone, and both.
+
+- The statistics of the source come from --samples training texts: of any length, or, with
+  --source long, of at least 12 words. With --source dev they come from all texts of the
+  development set before their shift, as in the authors' code.
+- With --passes the texts arrive several times, and the answers of the last time count.
+- With --candidates nothing is searched: so many random prompts are tried on each batch, and
+  the terms of their fitness are correlated with their accuracy.
 
 Every cell is a file of its own in DIR/cells, so the study can be interrupted and resumed. The
 script writes DIR/NAME.json and .md: accuracies, and differences from the static model with

@@ -733,7 +733,10 @@ def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
         assert_same_bits(three["fitness"][:1], one["fitness"])
         last, static = float(three["fitness"][2].min()), float(three["static_fitness"][2])
         right = float((three["both"][2].argmax(axis=1) == three["labels"]).mean())
+        first = float((one["both"][0].argmax(axis=1) == one["labels"]).mean())
+        assert first != right  # so that a mix-up of the passes shows
     rows = study.pass_rows(cells[1:], tmp_path)
+    assert rows[0]["both"] == pytest.approx(first)
     assert [row["pass"] for row in rows] == [1, 2, 3]
     assert rows[2]["best fitness"] == pytest.approx(last / 30)
     assert rows[2]["static fitness"] == pytest.approx(static / 30)
