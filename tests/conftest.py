@@ -25,6 +25,7 @@ PEERS = {
     "gfloat": "gfloat",
     "mpmath": "mpmath",
     "distributed": "distributed",
+    "cma": "cma",
     "mmasim": "mmasim",
     "compressed_tensors": "compressed_tensors",
     "onnx": "onnx",
@@ -111,6 +112,11 @@ def mpmath() -> ModuleType:
 @pytest.fixture(scope="session")
 def distributed() -> ModuleType:
     return _peer(PEERS["distributed"])
+
+
+@pytest.fixture(scope="session")
+def cma() -> ModuleType:
+    return _peer(PEERS["cma"])
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,817 @@
+"""Forward-only adaptation: prompts, fitness, shifting, the search, and shifts of texts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from factories import hard_batches, relative
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import assert_same_bits
+from test_architectures import LONGEST, WORDS, saved
+
+import bert_numpy
+from bert_numpy import BertNumpyError, Model, apply_recipe, calibrate, load
+from bert_numpy.adaptation.fitness import discrepancy, entropies, fitness
+from bert_numpy.adaptation.forward_only import AdaptedBatch, ForwardOnly, adapt, first_prompts
+from bert_numpy.adaptation.prompts import with_prompts
+from bert_numpy.adaptation.run import adapted_run
+from bert_numpy.adaptation.search import CmaSearch, population_of
+from bert_numpy.adaptation.shifting import moved_average
+from bert_numpy.adaptation.statistics import (
+    FeatureStatistics,
+    load_statistics,
+    save_statistics,
+    source_statistics,
+    statistics_of,
+)
+from bert_numpy.assets import REVIEWS
+from bert_numpy.model.model import batch_of
+from bert_numpy.study import adaptation as study
+from bert_numpy.study.shifts import SHIFTS, shifted_texts
+
+TEXTS = [
+    "a warm and funny film",
+    "dull",
+    "not a good plot , and very bad actors",
+    "two hours of my life , gone",
+    "charming",
+]
+RECIPES = ("fp32", "bf16", "int8", "e4m3", "e4m3-flash", "int8-outliers", "int8-token", "mxfp4")
+
+
+@cache
+def tiny() -> Model:
+    return load("bert-tiny-sst2")
+
+
+@cache
+def batch_of_texts() -> dict[str, np.ndarray]:
+    return bert_numpy.load_tokenizer("bert-tiny-sst2").batch(TEXTS)
+
+
+@cache
+def quantized(recipe: str, golden: bool = False) -> Model:
+    calibration = calibrate(tiny(), [batch_of_texts()], golden=golden)
+    return apply_recipe(tiny(), recipe, calibration, golden=golden)
+
+
+def some_prompts(count: int = 3, seed: int = 0, hidden: int = 128) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, hidden)).astype(np.float32)
+
+
+# The run with prompts
+
+
+def float64_logits(
+    model: Model,
+    ids: Sequence[int],
+    prompts: np.ndarray,
+    shift: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute BERT on one text with prompts, in float64, by the formulas of the papers.
+
+    Returns the logits and the first token's state at the end of each layer.
+    """
+    w = {name: np.asarray(x, np.float64) for name, x in model.weights.items()}
+    config = model.config
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return np.einsum("ik,nk->in", x, w[f"{name}.weight"]) + w[f"{name}.bias"]
+
+    def norm(name: str, x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(axis=1, keepdims=True)
+        deviation = np.sqrt((centred**2).mean(axis=1, keepdims=True) + config.layer_norm_eps)
+        return centred / deviation * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    x = w["embeddings.word_embeddings.weight"][list(ids)]
+    x = x + w["embeddings.token_type_embeddings.weight"][0]
+    x = x + w["embeddings.position_embeddings.weight"][: len(ids)]
+    x = norm("embeddings.LayerNorm", x)
+    x = np.concatenate([x[:1], prompts.astype(np.float64), x[1:]])
+    features = []
+    d = config.hidden_size // config.num_attention_heads
+    for i in range(config.num_hidden_layers):
+        at = f"encoder.layer.{i}"
+        q, k, v = (linear(f"{at}.attention.self.{n}", x) for n in ("query", "key", "value"))
+        heads = []
+        for h in range(config.num_attention_heads):
+            part = slice(h * d, (h + 1) * d)
+            scores = np.einsum("qd,kd->qk", q[:, part], k[:, part]) / math.sqrt(d)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            weights /= weights.sum(axis=1, keepdims=True)
+            heads.append(np.einsum("qk,kd->qd", weights, v[:, part]))
+        y = linear(f"{at}.attention.output.dense", np.concatenate(heads, axis=1))
+        x = norm(f"{at}.attention.output.LayerNorm", x + y)
+        y = linear(f"{at}.intermediate.dense", x)
+        y = y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
+        x = norm(f"{at}.output.LayerNorm", x + linear(f"{at}.output.dense", y))
+        features.append(x[0])
+    first = x[:1] if shift is None else x[:1] + shift
+    return linear("classifier", np.tanh(linear("pooler.dense", first)))[0], np.array(features)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_against_float64(count: int, moved: bool) -> None:
+    batch, prompts = batch_of_texts(), some_prompts(count)
+    shift = some_prompts(1, seed=1)[0] if moved else None
+    run = adapted_run(tiny(), batch, prompts, shift)
+    for row, (ids, mask) in enumerate(
+        zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ):
+        logits, features = float64_logits(tiny(), ids[mask == 1], prompts, shift)
+        assert relative(run.logits[row], logits) < 1e-5
+        assert relative(run.features[row], features) < 1e-5
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("golden", [False, True], ids=["fast", "golden"])
+def test_without_prompts_and_shift_it_is_the_model(recipe: str, golden: bool) -> None:
+    """To the last bit, and with the same counts; a shift by zero changes nothing either."""
+    model = quantized(recipe, golden)
+    static, zero = model(**batch_of_texts()), np.zeros(128, np.float32)
+    for run in (
+        adapted_run(model, batch_of_texts()),
+        adapted_run(model, batch_of_texts(), some_prompts(0), zero),
+    ):
+        assert_same_bits(run.logits, static.logits)
+        assert_same_bits(run.output.last_hidden_state, static.last_hidden_state)
+        assert run.output.counts == static.counts
+        assert_same_bits(run.features[:, -1], static.last_hidden_state[:, 0])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_text_does_not_depend_on_its_batch(recipe: str) -> None:
+    """In golden mode, with prompts and a shift: alone, or with others and padding."""
+    model, batch = quantized(recipe, golden=True), batch_of_texts()
+    prompts, shift = some_prompts(), some_prompts(1, seed=1)[0]
+    whole = adapted_run(model, batch, prompts, shift)
+    for row in range(len(TEXTS)):
+        length = int(batch["attention_mask"][row].sum())
+        one = {name: x[row : row + 1, :length] for name, x in batch.items()}
+        alone = adapted_run(model, one, prompts, shift)
+        assert_same_bits(alone.logits[0], whole.logits[row])
+        assert_same_bits(alone.features[0], whole.features[row])
+    assert whole.output.last_hidden_state.shape == (*batch["input_ids"].shape, 128)
+    assert not whole.output.last_hidden_state[batch["attention_mask"] == 0].any()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_shift_moves_the_first_tokens_alone(recipe: str) -> None:
+    model, shift = quantized(recipe), some_prompts(1, seed=1)[0]
+    static = adapted_run(model, batch_of_texts(), some_prompts())
+    moved = adapted_run(model, batch_of_texts(), some_prompts(), shift)
+    assert_same_bits(moved.features, static.features)
+    one, two = moved.output.last_hidden_state, static.output.last_hidden_state
+    assert_same_bits(one[:, 1:], two[:, 1:])
+    expected = two[:, 0] + shift
+    expected = expected if recipe == "fp32" else rounded_to_bfloat16(expected)
+    assert_same_bits(one[:, 0], expected)
+
+
+def test_prompts_are_rounded_to_the_precision() -> None:
+    """A bfloat16 engine has bfloat16 numbers in its layers, whatever the prompts are."""
+    prompts = some_prompts()
+    rounded = rounded_to_bfloat16(prompts)
+    assert (prompts != rounded).all(axis=1).any()
+    for golden in (False, True):
+        for recipe in ("bf16", "e4m3"):
+            model = quantized(recipe, golden)
+            one, two = (adapted_run(model, batch_of_texts(), x) for x in (prompts, rounded))
+            assert_same_bits(one.logits, two.logits)
+    one, two = (adapted_run(tiny(), batch_of_texts(), x) for x in (prompts, rounded))
+    assert (one.logits != two.logits).any()
+
+
+def rounded_to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """Round to bfloat16, ties to even, by the bits."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    return (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "DistilBert", "Electra", "Albert", "MPNet"])
+def test_a_run_against_transformers(
+    kind: str, torch: Any, quiet_transformers: Any, tmp_path: Path
+) -> None:
+    """transformers' own layers, on its embeddings with prompts between them."""
+    saved(quiet_transformers, torch, tmp_path, kind, "ForSequenceClassification")
+    model = load(tmp_path)
+    cls = getattr(quiet_transformers, f"{kind}ForSequenceClassification")
+    peer = cls.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    prompts = some_prompts(hidden=model.config.hidden_size)
+
+    def insert(module: Any, arguments: Any, output: Any) -> Any:
+        rows = torch.from_numpy(prompts).expand(len(output), -1, -1)
+        return torch.cat([output[:, :1], rows, output[:, 1:]], dim=1)
+
+    body = getattr(peer, peer.base_model_prefix)
+    entry = body.embeddings
+    if kind == "Electra":
+        entry = body.embeddings_project
+    elif kind == "Albert":
+        entry = body.encoder.embedding_hidden_mapping_in
+    entry.register_forward_hook(insert)
+    if kind == "MPNet":
+        bias = body.encoder.compute_position_bias
+
+        def widened(x: Any, position_ids: Any = None, num_buckets: int = 32) -> Any:
+            """The biases without prompts, with those of the first token for each prompt."""
+            length = x.shape[1] - len(prompts)
+            places = torch.tensor([0] * (len(prompts) + 1) + list(range(1, length)))
+            return bias(x[:, :length], num_buckets=num_buckets)[:, :, places][:, :, :, places]
+
+        body.encoder.compute_position_bias = widened
+    for batch in hard_batches(WORDS, LONGEST).values():
+        given = dict(batch)
+        if model.config.type_vocab_size < 2:
+            given.pop("token_type_ids", None)
+        mask = given.get("attention_mask", np.ones_like(given["input_ids"]))
+        ours = adapted_run(model, given, prompts)
+        wide = np.concatenate(
+            [mask[:, :1], np.ones((len(mask), len(prompts)), mask.dtype), mask[:, 1:]], axis=1
+        )
+        theirs = prompted_logits(torch, peer, kind, given, wide)
+        assert relative(ours.logits, theirs) < 1e-5
+
+
+def prompted_logits(
+    torch: Any, peer: Any, kind: str, batch: Mapping[str, np.ndarray], mask: np.ndarray
+) -> np.ndarray:
+    """Run transformers' model with a mask for more tokens than it was given."""
+    tensors = {name: torch.from_numpy(x) for name, x in batch.items() if name != "attention_mask"}
+    body = getattr(peer, peer.base_model_prefix)
+    minus = torch.finfo(torch.float32).min
+    attention = (1 - torch.from_numpy(mask)[:, None, None, :].float()) * minus
+    with torch.no_grad():
+        x = body.embeddings(**tensors)
+        if kind == "Electra":
+            x = body.embeddings_project(x)
+        if kind == "DistilBert":
+            states = body.transformer(x, attention_mask=attention)
+        elif kind == "MPNet":
+            states = body.encoder(x, attention_mask=attention)
+        else:
+            states = body.encoder(x, attention_mask=attention)
+        x = states[0]
+        if kind == "DistilBert":
+            x = peer.pre_classifier(x[:, 0])
+            return peer.classifier(torch.relu(x)).numpy()
+        if kind == "Bert":
+            return peer.classifier(body.pooler(x)).numpy()
+        if kind == "Albert":
+            return peer.classifier(torch.tanh(body.pooler(x[:, 0]))).numpy()
+        return peer.classifier(x).numpy()
+
+
+def test_places_and_types_of_a_layout() -> None:
+    """RoBERTa's numbering skips padding ids; a prompt has the number of the first token."""
+    config = tiny().config
+    ids = np.array([[7, 1, 9, 8], [7, 5, 1, 1]])
+    mask = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
+    batch = batch_of(config, ids, mask, np.array([[0, 0, 1, 1]] * 2))
+    layout = with_prompts(batch, 2)
+    assert layout.words().tolist() == [7, 0, 0, 1, 9, 8, 7, 0, 0, 5, 1]
+    assert layout.types().tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1]
+    assert layout.places(None).tolist() == [0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2]
+    assert layout.places(1).tolist() == [2, 2, 2, 1, 3, 4, 2, 2, 2, 3, 1]
+    assert layout.rows.tolist() == [[1, 2], [7, 8]]
+    x = np.arange(11, dtype=np.float32)[:, None]
+    expected = [[0, 3, 4, 5], [6, 9, 10, 0]]
+    assert layout.padded(x)[..., 0].tolist() == expected
+
+
+def test_prompts_do_not_count_for_the_length() -> None:
+    config = tiny().config
+    ids = np.full((1, config.max_length), 2204)
+    assert adapted_run(tiny(), {"input_ids": ids}, some_prompts()).logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shift", "expected"),
+    [
+        (np.zeros((3, 127), np.float32), None, r"prompts: expected float32 of shape \(prompts, 12"),
+        (np.zeros((3, 128)), None, "found float64"),
+        (np.zeros(128, np.float32), None, r"found float32 of shape \(128,\)"),
+        (None, np.zeros((1, 128), np.float32), r"shift: expected float32 of shape \(128,\)"),
+        (None, np.zeros(128), "shift: expected float32.* found float64"),
+    ],
+)
+def test_what_a_run_refuses(prompts: Any, shift: Any, expected: str) -> None:
+    with pytest.raises(BertNumpyError, match=expected):
+        adapted_run(tiny(), batch_of_texts(), prompts, shift)
+
+
+# Statistics, fitness, shifting
+
+
+def features_of(texts: int, layers: int = 2, hidden: int = 3, seed: int = 0) -> np.ndarray:
+    drawn = np.random.default_rng(seed).standard_normal((texts, layers, hidden))
+    return (3 * drawn + 1).astype(np.float32)
+
+
+def test_statistics_against_python() -> None:
+    x = features_of(5)
+    found = statistics_of(x)
+    for layer in range(2):
+        for i in range(3):
+            values = [float(v) for v in x[:, layer, i]]
+            mean = math.fsum(values) / 5
+            deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / 4)
+            assert found.mean[layer, i] == pytest.approx(mean, rel=1e-12)
+            assert found.deviation[layer, i] == pytest.approx(deviation, rel=1e-12)
+    assert found.samples == 5
+
+
+def test_source_statistics_do_not_depend_on_the_batches() -> None:
+    """In golden mode, to the last bit: texts one by one with one more, or all at once."""
+    model, batch = quantized("e4m3", golden=True), batch_of_texts()
+    parts = [{name: x[rows] for name, x in batch.items()} for rows in ([0, 1, 2], [3], [4])]
+    one, two = source_statistics(model, [batch]), source_statistics(model, parts)
+    assert_same_bits(one.mean, two.mean)
+    assert_same_bits(one.deviation, two.deviation)
+    expected = statistics_of(np.stack([adapted_run(model, batch).features[i] for i in range(5)]))
+    assert_same_bits(one.mean, expected.mean)
+
+
+@pytest.mark.parametrize("texts", [0, 1])
+def test_statistics_need_two_texts(texts: int) -> None:
+    with pytest.raises(BertNumpyError, match=f"at least 2 texts, found {texts}"):
+        statistics_of(features_of(texts))
+    one = {name: x[:texts] for name, x in batch_of_texts().items()}
+    with pytest.raises(BertNumpyError, match=f"at least 2 texts, found {texts}"):
+        source_statistics(tiny(), [one] if texts else [])
+
+
+def test_a_file_of_statistics(tmp_path: Path) -> None:
+    path = tmp_path / "source.safetensors"
+    kept = statistics_of(features_of(5))
+    save_statistics(kept, path)
+    read = load_statistics(path)
+    assert_same_bits(read.mean, kept.mean)
+    assert_same_bits(read.deviation, kept.deviation)
+    assert read.samples == 5
+
+    def refused(expected: str, **changed: Any) -> None:
+        save_statistics(replace(kept, **changed), path)
+        with pytest.raises(BertNumpyError, match=expected):
+            load_statistics(path)
+
+    refused("'samples': expected a number of at least 2", samples=1)
+    refused("'mean': expected 2-D float64", mean=kept.mean.astype(np.float32))
+    refused("'mean': expected finite numbers", mean=kept.mean * np.nan)
+    refused("'deviation': expected the shape", deviation=kept.deviation[:1])
+    refused("no negative numbers", deviation=-kept.deviation)
+    bert_numpy.save_calibration(calibrate(tiny(), [batch_of_texts()]), path)
+    with pytest.raises(BertNumpyError, match="metadata 'format': expected 'bert_numpy feature"):
+        load_statistics(path)
+
+
+@given(
+    st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=4)
+)
+def test_entropies(logits: list[list[float]]) -> None:
+    for row, found in zip(logits, entropies(np.array(logits, np.float32)), strict=True):
+        weights = [math.exp(x - max(row)) for x in row]
+        shares = [x / math.fsum(weights) for x in weights]
+        expected = -math.fsum(p * math.log(p) for p in shares if p)
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert -1e-15 <= found <= math.log(3) + 1e-12
+
+
+def test_fitness_against_the_formula() -> None:
+    """Equation 5, term by term; the weight is for 64 texts."""
+    logits = np.random.default_rng(1).standard_normal((6, 2)).astype(np.float32)
+    features, source = features_of(6), statistics_of(features_of(9, seed=3))
+    expected = math.fsum(entropies(logits))
+    for layer in range(2):
+        for i in range(3):
+            x = features[:, layer, i].astype(float)
+            apart = (
+                np.mean(x) - source.mean[layer, i],
+                np.std(x, ddof=1) - source.deviation[layer, i],
+            )
+            expected += 0.4 * 6 / 64 * (apart[0] ** 2 + apart[1] ** 2)
+    assert fitness(logits, features, source) == pytest.approx(expected, rel=1e-12)
+    assert fitness(logits, features, source, 0) == pytest.approx(math.fsum(entropies(logits)))
+    assert discrepancy(source, source) == 0
+    bad = logits.copy()
+    bad[2, 1] = np.inf
+    with pytest.raises(BertNumpyError, match="logits: expected finite numbers"):
+        fitness(bad, features, source)
+    with pytest.raises(BertNumpyError, match="features: expected finite numbers"):
+        fitness(logits, features * np.float32(np.nan), source)
+
+
+def test_a_moving_average() -> None:
+    found, weights = None, []
+    for i in range(4):
+        found = moved_average(found, np.eye(4)[i], 0.25)
+        weights.append(found)
+    assert found is not None
+    assert found.tolist() == [0.75**3, 0.25 * 0.75**2, 0.25 * 0.75, 0.25]
+    assert weights[0].tolist() == [1, 0, 0, 0]
+
+
+# The loop
+
+
+class Scripted:
+    """A search with fixed candidates, which keeps what it is told."""
+
+    def __init__(self, candidates: np.ndarray) -> None:
+        self.candidates = candidates
+        self.told: list[tuple[np.ndarray, list[float]]] = []
+
+    def ask(self) -> list[np.ndarray]:
+        return list(self.candidates[len(self.told)])
+
+    def tell(self, candidates: Sequence[np.ndarray], fitness: Sequence[float]) -> None:
+        self.told.append((np.array(candidates), list(fitness)))
+
+
+def stream() -> list[dict[str, np.ndarray]]:
+    batch = batch_of_texts()
+    return [{name: x[rows] for name, x in batch.items()} for rows in ([0, 1, 2], [3, 4], [1, 4])]
+
+
+@cache
+def source_of(recipe: str) -> FeatureStatistics:
+    return source_statistics(quantized(recipe), [batch_of_texts()])
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int8", "e4m3"])
+def test_the_loop_against_its_rules(recipe: str) -> None:
+    """Step by step as in the authors' code, with a search whose candidates are known."""
+    model, source = quantized(recipe), source_of(recipe)
+    settings = ForwardOnly(prompts=2, weight=0.7, share=0.25, step=0.5, seed=9)
+    candidates = np.random.default_rng(0).standard_normal((3, 4, 256))
+    searches: list[Scripted] = []
+
+    def search(dimension: int, given: ForwardOnly) -> Scripted:
+        assert (dimension, given) == (256, settings)
+        searches.append(Scripted(candidates))
+        return searches[-1]
+
+    found = list(adapt(model, source, stream(), settings, search))
+    best, average = first_prompts(2, 128, 9), None
+    for number, batch in enumerate(stream()):
+        tried = [*candidates[number].astype(np.float32).reshape(4, 2, 128), best]
+        runs = [adapted_run(model, batch, prompts) for prompts in tried]
+        losses = [fitness(run.logits, run.features, source, 0.7) for run in runs]
+        winner = losses.index(min(losses))
+        step = found[number]
+        assert step.fitness == tuple(losses)
+        assert step.best == losses[winner]
+        assert_same_bits(step.prompts, tried[winner])
+        assert_same_bits(step.unshifted, runs[winner].logits)
+        told, values = searches[0].told[number]
+        assert_same_bits(told, np.array([*candidates[number], best.reshape(-1).astype(float)]))
+        assert values == losses
+        best = tried[winner]
+        if average is None:
+            assert step.shift is None
+            assert_same_bits(step.logits, step.unshifted)
+        else:
+            shift = (0.5 * (source.mean[1] - average)).astype(np.float32)
+            assert step.shift is not None
+            np.testing.assert_allclose(step.shift, shift, rtol=1e-6, atol=1e-9)
+            assert_same_bits(step.logits, adapted_run(model, batch, best, step.shift).logits)
+        mean = np.mean([run.features[:, 1].astype(float).mean(axis=0) for run in runs], axis=0)
+        average = mean if average is None else 0.75 * average + 0.25 * mean
+    assert len(searches) == 1
+    assert len(searches[0].told) == 3
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int8", "e4m3"])
+def test_adaptation_without_prompts_and_step_is_static(recipe: str) -> None:
+    model = quantized(recipe)
+    static = [model(**batch).logits for batch in stream()]
+    found = list(adapt(model, source_of(recipe), stream(), ForwardOnly(prompts=0, step=0)))
+    for batch, logits in zip(found, static, strict=True):
+        assert_same_bits(batch.logits, logits)
+        assert_same_bits(batch.unshifted, logits)
+    moved = list(adapt(model, source_of(recipe), stream(), ForwardOnly(prompts=0)))
+    assert_same_bits(moved[2].unshifted, static[2])
+    assert (moved[2].logits != static[2]).any()
+
+
+def test_the_model_is_not_changed() -> None:
+    model = quantized("e4m3")
+    before = model(**batch_of_texts()).logits
+    candidates = np.random.default_rng(0).standard_normal((3, 2, 384))
+    list(adapt(model, source_of("e4m3"), stream(), search=lambda *_: Scripted(candidates)))
+    assert_same_bits(model(**batch_of_texts()).logits, before)
+
+
+def test_a_batch_of_one_text_is_refused() -> None:
+    one = {name: x[:1] for name, x in batch_of_texts().items()}
+    with pytest.raises(BertNumpyError, match="at least 2 texts, found 1"):
+        list(adapt(tiny(), source_of("fp32"), [one], ForwardOnly(prompts=0)))
+
+
+def test_first_prompts() -> None:
+    """Within Xavier's bound and all over it, decided by the seed."""
+    drawn = first_prompts(3, 128, 0)
+    bound = math.sqrt(6 / 256)
+    assert drawn.dtype == np.float32
+    assert drawn.shape == (3, 128)
+    assert 0.95 * bound < np.abs(drawn).max() <= bound
+    assert abs(drawn.mean()) < bound / 10
+    assert_same_bits(drawn, first_prompts(3, 128, 0))
+    assert (drawn != first_prompts(3, 128, 1)).any()
+
+
+# CMA-ES
+
+
+def test_the_population() -> None:
+    assert [population_of(n) for n in (1, 10, 384, 1152, 2304)] == [4, 10, 21, 25, 27]
+
+
+def test_cma_finds_a_minimum(cma: Any) -> None:
+    """The nearest point to a target; with the best of the last generation in every one."""
+    target = np.linspace(-1, 1, 12)
+    search, best = CmaSearch(12, seed=1), np.full(12, 9.0)
+    first = math.inf
+    for _ in range(150):
+        candidates = [*search.ask(), best]
+        losses = [float(((x - target) ** 2).sum()) for x in candidates]
+        assert len(candidates) == population_of(12) + 1
+        search.tell(candidates, losses)
+        best = candidates[losses.index(min(losses))]
+        first = min(first, *losses)
+    assert min(losses) < 1e-6
+    assert first == min(losses)
+
+
+def test_cma_is_decided_by_its_seed(cma: Any) -> None:
+    """Whatever NumPy's global generator is at: it is used for a check alone."""
+
+    def asked(seed: int, state: int) -> np.ndarray:
+        search, found = CmaSearch(40, seed=seed), []
+        for _ in range(6):
+            np.random.seed(state)  # noqa: NPY002
+            candidates = list(search.ask())
+            found.append(np.array(candidates))
+            search.tell(candidates, [float((x**2).sum()) for x in candidates])
+        return np.array(found)
+
+    assert_same_bits(asked(1, 0), asked(1, 7))
+    assert (asked(1, 0) != asked(2, 0)).any()
+
+
+def test_an_adaptation_is_decided_by_its_seed(cma: Any) -> None:
+    def run(seed: int) -> list[AdaptedBatch]:
+        settings = ForwardOnly(seed=seed, population=5)
+        return list(adapt(quantized("e4m3"), source_of("e4m3"), stream(), settings))
+
+    one, two, other = run(0), run(0), run(1)
+    for a, b in zip(one, two, strict=True):
+        assert_same_bits(a.logits, b.logits)
+        assert_same_bits(a.prompts, b.prompts)
+        assert a.fitness == b.fitness
+        assert len(a.fitness) == 6
+    assert set(one[0].fitness).isdisjoint(other[0].fitness)  # first prompts, and candidates
+
+
+def test_the_search_lowers_the_fitness(cma: Any) -> None:
+    """Of one batch again and again, far below the first prompts' fitness."""
+    batch = batch_of_texts()
+    source = source_statistics(tiny(), [batch])
+    noisy = dict(batch, input_ids=np.where(batch["input_ids"] > 999, 2000, batch["input_ids"]))
+    found = list(adapt(tiny(), source, [noisy] * 25))
+    assert found[-1].best < 0.9 * found[0].fitness[-1]
+    assert all(b.best <= a.best for a, b in itertools.pairwise(found))
+
+
+# Shifts of texts
+
+
+def test_every_shift_changes_more_the_stronger_it_is() -> None:
+    texts = (REVIEWS / "dev.tsv").read_text(encoding="utf-8").split("\n")[1:60]
+    for name, shift in SHIFTS.items():
+        changed = [
+            sum(a != b for a, b in zip(texts, shifted_texts(texts, name, p, 0), strict=True))
+            for p in (0.0, *shift.strengths)
+        ]
+        assert changed[0] == 0, name
+        assert changed == sorted(changed), name
+        assert changed[-1] > len(texts) / 2, name
+        assert list(shift.strengths) == sorted(shift.strengths)
+
+
+def test_the_rules_of_shifts() -> None:
+    """What each may change, on many texts."""
+    texts = ["The Quick brown fox , jumps over 12 lazy dogs !"] * 200
+    keep = texts[0]
+    letters = "".join(x for x in keep if x.isalpha())
+    for text in shifted_texts(texts, "typos", 0.3, 1):
+        assert len(text) == len(keep)
+        for old, new in zip(keep, text, strict=True):
+            if old != new:
+                assert old.isalpha()
+                assert new.isupper() == old.isupper()
+                assert new.lower() in NEIGHBOURS[old.lower()]
+    for text in shifted_texts(texts, "drops", 0.3, 1):
+        rest = iter(keep)
+        assert all(x in rest for x in text)  # a subsequence
+        assert [x for x in text if not x.isalpha()] == [x for x in keep if not x.isalpha()]
+    for text in shifted_texts(texts, "casing", 0.3, 1):
+        assert text.lower() == keep.lower()
+    for text in shifted_texts(texts, "order", 0.5, 1):
+        assert sorted(text.split(" ")) == sorted(keep.split(" "))
+    for text in shifted_texts(texts, "noise", 0.3, 1):
+        rest = iter(text)
+        assert all(x in rest for x in keep)
+    upper = shifted_texts([keep], "casing", 1.0, 0)[0]
+    assert upper == keep.swapcase()
+    assert len(letters) < len(keep)
+
+
+#: A keyboard, from the letters that touch each key: written by hand for some of them.
+NEIGHBOURS = {
+    **{"q": "wa", "w": "qeas", "e": "wrsd", "r": "etdf", "t": "ryfg", "y": "tugh", "u": "yihj"},
+    **{"i": "uojk", "o": "ipkl", "p": "ol", "a": "qwsz", "s": "wedxza", "d": "erfcxs"},
+    **{"f": "rtgvcd", "g": "tyhbvf", "h": "yujnbg", "j": "uikmnh", "k": "iolmj", "l": "opk"},
+    **{"z": "asx", "x": "zsdc", "c": "xdfv", "v": "cfgb", "b": "vghn", "n": "bhjm", "m": "njk"},
+}
+
+
+def test_the_share_of_changed_letters() -> None:
+    """A probability of 0.2, within five standard deviations of 20,000 letters."""
+    text = "abcdefghij" * 2000
+    typed = shifted_texts([text], "typos", 0.2, 3)[0]
+    dropped = shifted_texts([text], "drops", 0.2, 3)[0]
+    noisy = shifted_texts([text], "noise", 0.2, 3)[0]
+    for count in (
+        sum(a != b for a, b in zip(text, typed, strict=True)),
+        len(text) - len(dropped),
+        len(noisy) - len(text),
+    ):
+        assert abs(count - 4000) < 5 * math.sqrt(20000 * 0.2 * 0.8)
+
+
+def test_a_shift_is_decided_by_its_seed_and_the_number_of_the_text() -> None:
+    texts = [f"text number {i} of a longer list" for i in range(20)]
+    for name in SHIFTS:
+        found = shifted_texts(texts, name, 0.5, 4)
+        assert shifted_texts(texts[:7], name, 0.5, 4) == found[:7]
+        assert shifted_texts(["x", *texts[1:]], name, 0.5, 4)[1:] == found[1:]
+        assert shifted_texts(texts, name, 0.5, 5) != found
+    assert shifted_texts(["a"], "drops", 1.0, 0) == ["a"]
+
+
+def test_casing_does_not_reach_an_uncased_model() -> None:
+    tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    one, two = tokenizer.batch(TEXTS), tokenizer.batch(shifted_texts(TEXTS, "casing", 1.0, 0))
+    assert_same_bits(one["input_ids"], two["input_ids"])
+
+
+# The study
+
+
+def test_the_study(cma: Any, tmp_path: Path) -> None:
+    """Its answers are those of the pieces; it can be resumed; its tables are of its files."""
+    base = study.AdaptationCell(
+        *("bert-tiny-sst2", "sst2", str(REVIEWS), "", "none", 0.0, 0),
+        samples=8,
+        limit=70,
+        settings=ForwardOnly(population=3),
+    )
+    cells = study.cells_of(base, ["fp32"], ["none", "drops"], [2], 2)
+    assert [(c.shift, c.strength, c.seed, c.settings.seed) for c in cells] == [
+        *(("none", 0.0, 0, 0), ("none", 0.0, 1, 1), ("drops", 0.2, 0, 0), ("drops", 0.2, 1, 1)),
+    ]
+    files = [study.run_cell(cell, tmp_path) for cell in cells]
+    assert len(set(files)) == 4
+    times = [file.stat().st_mtime_ns for file in files]
+    assert [study.run_cell(cell, tmp_path).stat().st_mtime_ns for cell in cells] == times
+    with np.load(files[0]) as arrays:
+        static, labels = arrays["static"], arrays["labels"]
+        assert arrays["both"].shape == (1, 70, 2)
+        assert arrays["fitness"].shape == (2, 4)
+    job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=8, limit=70)
+    expected = np.concatenate([tiny()(**study.pad([one])).logits for one in job.encoded])
+    np.testing.assert_allclose(static[0], expected, rtol=1e-4, atol=1e-5)
+    assert labels.tolist() == job.examples.labels.tolist()
+    rows = study.rows_of(cells, tmp_path)
+    assert [(row["shift"], row["cells"]) for row in rows] == [
+        *(("none", 2), ("drops", 2), ("all shifts", 2)),
+    ]
+    right = float((expected.argmax(axis=1) == labels).mean())
+    assert rows[0]["static"] == pytest.approx(right)
+    with np.load(files[2]) as one, np.load(files[3]) as two:
+        shares = [(x["both"][-1].argmax(axis=1) == labels).mean() for x in (one, two)]
+    assert rows[1]["both"]["accuracy"] == pytest.approx(np.mean(shares))
+    lines = study.table(rows).splitlines()
+    assert lines[0] == "| recipe | shift | static | shift | prompts | both |"
+    assert len(lines) == 5
+
+
+def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
+    """The first pass is that of a study with one pass; its fitness is per text."""
+    base = study.AdaptationCell(
+        *("bert-tiny-sst2", "sst2", str(REVIEWS), "fp32", "typos", 0.1, 0),
+        samples=8,
+        limit=30,
+        settings=ForwardOnly(population=3),
+    )
+    cells = [base, replace(base, passes=3)]
+    for cell in cells:
+        study.run_cell(cell, tmp_path)
+    with np.load(cells[0].file(tmp_path)) as one, np.load(cells[1].file(tmp_path)) as three:
+        assert_same_bits(three["both"][:1], one["both"])
+        assert_same_bits(three["fitness"][:1], one["fitness"])
+        last, static = float(three["fitness"][2].min()), float(three["static_fitness"][2])
+        right = float((three["both"][2].argmax(axis=1) == three["labels"]).mean())
+        first = float((one["both"][0].argmax(axis=1) == one["labels"]).mean())
+        assert first != right  # so that a mix-up of the passes shows
+    rows = study.pass_rows(cells[1:], tmp_path)
+    assert rows[0]["both"] == pytest.approx(first)
+    assert [row["pass"] for row in rows] == [1, 2, 3]
+    assert rows[2]["best fitness"] == pytest.approx(last / 30)
+    assert rows[2]["static fitness"] == pytest.approx(static / 30)
+    assert rows[2]["both"] == pytest.approx(right)
+    assert study.pass_table(rows).splitlines()[-1].startswith("| 3 | ")
+
+
+def test_the_candidates_of_a_study(tmp_path: Path) -> None:
+    """The terms against the run of each drawn prompt, and the correlations against NumPy's."""
+    cell = study.AdaptationCell(
+        *("bert-tiny-sst2", "sst2", str(REVIEWS), "int8", "noise", 0.1, 5),
+        samples=8,
+        limit=70,
+        candidates=6,
+        settings=ForwardOnly(sigma=0.5, seed=5),
+    )
+    file = study.run_cell(cell, tmp_path)
+    with np.load(file) as arrays:
+        terms = {name: arrays[name] for name in arrays.files}
+    assert {x.shape for x in terms.values()} == {(2, 6)}
+    assert (terms["right"] * [[64], [6]] % 1 < 1e-9).all()
+    job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=256, limit=70)
+    few = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=8, limit=70)
+    model = apply_recipe(job.model, "int8", study.calibrate_on(job.model, job.calibration_texts))
+    source = source_statistics(model, [study.pad(few.calibration_texts)])
+    texts = shifted_texts(job.examples.texts, "noise", 0.1, 10)
+    order = np.random.Generator(np.random.PCG64([5, 2])).permutation(70)[:64]
+    batch = bert_numpy.load_tokenizer("bert-tiny-sst2").batch([texts[i] for i in order])
+    drawn = 0.5 * np.random.Generator(np.random.PCG64([5, 3])).standard_normal((3, 128))
+    run = adapted_run(model, batch, drawn.astype(np.float32))
+    assert terms["entropy"][0, 0] == pytest.approx(entropies(run.logits).sum(), rel=1e-3)
+    total = fitness(run.logits, run.features, source)
+    assert terms["entropy"][0, 0] + terms["discrepancy"][0, 0] == pytest.approx(total, rel=1e-3)
+    right = (run.logits.argmax(axis=1) == job.examples.labels[order]).mean()
+    assert terms["right"][0, 0] == pytest.approx(right)
+    (row,) = study.candidate_rows([cell], tmp_path)
+    expected = [
+        np.corrcoef(terms["entropy"][i], terms["right"][i])[0, 1]
+        for i in range(2)
+        if terms["right"][i].std()
+    ]
+    assert row["entropy"]["correlation"] == pytest.approx(np.mean(expected))
+    assert row["spread"] == pytest.approx(terms["right"].std(axis=1).mean())
+    assert study.candidate_table([row]).splitlines()[-1].startswith("| int8 | noise 0.1 | ")
+
+
+def test_the_sources_of_a_study() -> None:
+    """Training texts, long ones among them, or the texts that will be shifted."""
+    cell = study.AdaptationCell(
+        "bert-tiny-sst2", "sst2", str(REVIEWS), "fp32", "typos", 0.1, 0, samples=9, limit=20
+    )
+    job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=9, limit=20)
+    lines = (REVIEWS / "train.tsv").read_text(encoding="utf-8").split("\n")[1:]
+    texts = [line.split("\t")[0] for line in lines if line]
+    long = [text for text in texts if len(text.split()) >= study.LONG]
+    assert 9 < len(long) < len(texts)
+    chosen = [long[i * len(long) // 9] for i in range(9)]
+    tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    expected = {
+        "train": study.pad(job.calibration_texts),
+        "long": tokenizer.batch(chosen),
+        "dev": study.pad(job.encoded),
+    }
+    for name, batch in expected.items():
+        found = study.source_of(replace(cell, source=name))
+        kept = source_statistics(tiny(), [batch])
+        assert found.samples == kept.samples
+        np.testing.assert_allclose(found.mean, kept.mean, rtol=1e-4, atol=1e-5)
+
+
+def test_the_interval_keeps_a_texts_cells_together() -> None:
+    """Copies of the same cell add no knowledge; the interval is that of one."""
+    one = np.random.default_rng(0).integers(-1, 2, (1, 300)).astype(float)
+    assert study.interval(one) == study.interval(np.repeat(one, 5, axis=0))
+    low, high = study.interval(one)
+    error = one.std() / math.sqrt(300)
+    assert low == pytest.approx(one.mean() - 1.96 * error, abs=0.25 * error)
+    assert high == pytest.approx(one.mean() + 1.96 * error, abs=0.25 * error)
