@@ -458,6 +458,7 @@ def assert_code_is_right(
         assert reading["code"] == "none", reading
         assert reading["verdict"].startswith("No code"), reading
         return
+    code &= (1 << fmt.bits) - 1  # the page shows the bits of the format, of INT4 four
     assert reading["code"].startswith(f"0x{code:02X} "), reading
     value = float(fmt.values[code])
     np.testing.assert_array_equal(number(reading["value"]), value)

@@ -600,7 +600,7 @@ SIZES = "metadata 'sizes': expected a JSON object of the sizes num_hidden_layers
 DIGEST = "metadata 'digest': expected 64 hexadecimal digits, found "
 EXTREMA = "tensor 'site:a/bits': expected the extrema to be the range's, rounded to bfloat16"
 AVERAGES = "tensor 'site:a/range': expected 4 numbers around 0, moving averages within the extrema"
-NAMES = "expected OPERAND/range, OPERAND/bits, OPERAND/counts or SITE/channels"
+NAMES = "expected OPERAND/range, OPERAND/bits, OPERAND/counts, SITE/channels or SITE/hessian"
 LARGEST = (
     "tensor 'site/channels': expected the largest to be 2.0, the largest magnitude of 'site:a', "
     "found "
