@@ -11,7 +11,7 @@ On --limit texts of the development set, in float32, it measures
 
 - the share of [CLS] and [SEP] in the squares of the layer's outputs;
 - the error of the outputs, relative to them: of all tokens together, of the others without
-  [CLS] and [SEP], and the largest of one token;
+  [CLS] and [SEP], the largest of one token, and the largest of one output channel in the others;
 - the relative error of the model's logits.
 
 It writes DIR/gptq-MODEL-TASK.json and .md. The Hessians come from --samples training texts and
@@ -84,24 +84,23 @@ def errors_of(
 ) -> dict[str, float]:
     """Compute the errors of a layer's outputs; ``ends`` marks [CLS] and [SEP]."""
     wide = x.astype(np.float64)
-    outputs = _norms(wide, weight)
-    errors = _norms(wide, weight.astype(np.float64) - quantized.dequantize())
+    outputs = blas_product(wide, weight.T.astype(np.float64))
+    errors = blas_product(wide, (weight.astype(np.float64) - quantized.dequantize()).T)
 
-    def relative(some: Any) -> float:
-        return float(np.linalg.norm(errors[some]) / np.linalg.norm(outputs[some]))
+    def relative(some: Any, axis: int | None = None) -> Any:
+        return _norm(errors[some], axis) / _norm(outputs[some], axis)
 
     return {
         "share": float(np.sum(outputs[ends] ** 2) / np.sum(outputs**2)),
-        "all": relative(slice(None)),
-        "others": relative(~ends),
-        "largest": float(np.max(errors / outputs)),
+        "all": float(relative(slice(None))),
+        "others": float(relative(~ends)),
+        "token": float(np.max(relative(slice(None), 1))),
+        "channel": float(np.max(relative(~ends, 0))),
     }
 
 
-def _norms(x: Float64Array, weight: Any) -> Float64Array:
-    """Return the norm of each token's output."""
-    found: Float64Array = np.linalg.norm(blas_product(x, weight.T.astype(np.float64)), axis=-1)
-    return found
+def _norm(x: Float64Array, axis: int | None) -> Any:
+    return np.sqrt(np.sum(x**2, axis))
 
 
 def rows_of(job: Job, calibration: Calibration, sites: list[str]) -> Iterator[dict[str, Any]]:
@@ -124,8 +123,11 @@ def rows_of(job: Job, calibration: Calibration, sites: list[str]) -> Iterator[di
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Show one line per layer; a cell has what each recipe gives, in their order."""
-    shown = {"all": "all tokens", "others": "others", "largest": "worst token", "logits": "logits"}
-    lines = [["layer", "share of [CLS] and [SEP]", *shown.values()], ["---", *["---:"] * 5]]
+    shown = {
+        **{"all": "all tokens", "others": "others", "token": "worst token"},
+        **{"channel": "worst channel of the others", "logits": "logits"},
+    }
+    lines = [["layer", "share of [CLS] and [SEP]", *shown.values()], ["---", *["---:"] * 6]]
     for row in rows:
         cells = [row["site"], f"{row['nearest']['share']:.3f}"]
         cells += [" / ".join(f"{row[name][what]:.3f}" for name in RECIPES) for what in shown]

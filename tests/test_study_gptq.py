@@ -31,7 +31,8 @@ def test_errors_of_tokens() -> None:
     assert found["share"] == pytest.approx(98 / (98 + 20 * 21.25))
     assert found["all"] == pytest.approx(np.sqrt(5 / np.sum(outputs**2)))
     assert found["others"] == pytest.approx(np.sqrt(5 / (20 * 21.25)))
-    assert found["largest"] == pytest.approx((errors / outputs).max())
+    assert found["token"] == pytest.approx((errors / outputs).max())
+    assert found["channel"] == pytest.approx(0.5 / 3.5)  # the first output; the second is exact
 
 
 def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +44,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads((tmp_path / "gptq-bert-tiny-sst2-sst2-16.json").read_text())["rows"]
     assert [row["site"] for row in found] == [f"encoder.layer.{i}.output.dense" for i in (0, 1)]
     for row in found:
-        assert row["GPTQ"]["all"] < row["nearest"]["all"] < row["nearest"]["largest"]
+        assert row["GPTQ"]["all"] < row["nearest"]["all"] < row["nearest"]["token"]
         assert len({row[name]["share"] for name in study.RECIPES}) == 1
         assert all(0 < row[name]["logits"] < 1 for name in study.RECIPES)
     text = (tmp_path / "gptq-bert-tiny-sst2-sst2-16.md").read_text()
