@@ -36,6 +36,7 @@ from bert_numpy.adaptation.statistics import (
 from bert_numpy.assets import REVIEWS
 from bert_numpy.model.model import batch_of
 from bert_numpy.study import adaptation as study
+from bert_numpy.study import adaptation_tables as tables
 from bert_numpy.study.shifts import SHIFTS, shifted_texts
 
 TEXTS = [
@@ -703,7 +704,7 @@ def test_the_study(cma: Any, tmp_path: Path) -> None:
     expected = np.concatenate([tiny()(**study.pad([one])).logits for one in job.encoded])
     np.testing.assert_allclose(static[0], expected, rtol=1e-4, atol=1e-5)
     assert labels.tolist() == job.examples.labels.tolist()
-    rows = study.rows_of(cells, tmp_path)
+    rows = tables.rows_of(cells, tmp_path)
     assert [(row["shift"], row["cells"]) for row in rows] == [
         *(("none", 2), ("drops", 2), ("all shifts", 2)),
     ]
@@ -712,9 +713,11 @@ def test_the_study(cma: Any, tmp_path: Path) -> None:
     with np.load(files[2]) as one, np.load(files[3]) as two:
         shares = [(x["both"][-1].argmax(axis=1) == labels).mean() for x in (one, two)]
     assert rows[1]["both"]["accuracy"] == pytest.approx(np.mean(shares))
-    lines = study.table(rows).splitlines()
-    assert lines[0] == "| recipe | shift | static | shift | prompts | both |"
-    assert len(lines) == 5
+    lines = tables.table(rows).splitlines()
+    assert lines[0] == ("| recipe | texts | static | shifting alone | prompts alone | both (FOA) |")
+    assert [line[:22] for line in lines[2:]] == [
+        *("| fp32 | clean | ", "| fp32 | drops 0.2 | ", "| fp32 | all shifts | "),
+    ]
 
 
 def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
@@ -735,13 +738,13 @@ def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
         right = float((three["both"][2].argmax(axis=1) == three["labels"]).mean())
         first = float((one["both"][0].argmax(axis=1) == one["labels"]).mean())
         assert first != right  # so that a mix-up of the passes shows
-    rows = study.pass_rows(cells[1:], tmp_path)
+    rows = tables.pass_rows(cells[1:], tmp_path)
     assert rows[0]["both"] == pytest.approx(first)
     assert [row["pass"] for row in rows] == [1, 2, 3]
     assert rows[2]["best fitness"] == pytest.approx(last / 30)
     assert rows[2]["static fitness"] == pytest.approx(static / 30)
     assert rows[2]["both"] == pytest.approx(right)
-    assert study.pass_table(rows).splitlines()[-1].startswith("| 3 | ")
+    assert tables.pass_table(rows).splitlines()[-1].startswith("| 3 | ")
 
 
 def test_the_candidates_of_a_study(tmp_path: Path) -> None:
@@ -772,7 +775,7 @@ def test_the_candidates_of_a_study(tmp_path: Path) -> None:
     assert terms["entropy"][0, 0] + terms["discrepancy"][0, 0] == pytest.approx(total, rel=1e-3)
     right = (run.logits.argmax(axis=1) == job.examples.labels[order]).mean()
     assert terms["right"][0, 0] == pytest.approx(right)
-    (row,) = study.candidate_rows([cell], tmp_path)
+    (row,) = tables.candidate_rows([cell], tmp_path)
     expected = [
         np.corrcoef(terms["entropy"][i], terms["right"][i])[0, 1]
         for i in range(2)
@@ -780,7 +783,7 @@ def test_the_candidates_of_a_study(tmp_path: Path) -> None:
     ]
     assert row["entropy"]["correlation"] == pytest.approx(np.mean(expected))
     assert row["spread"] == pytest.approx(terms["right"].std(axis=1).mean())
-    assert study.candidate_table([row]).splitlines()[-1].startswith("| int8 | noise 0.1 | ")
+    assert tables.candidate_table([row]).splitlines()[-1].startswith("| int8 | noise 0.1 | ")
 
 
 def test_the_sources_of_a_study() -> None:
@@ -810,8 +813,8 @@ def test_the_sources_of_a_study() -> None:
 def test_the_interval_keeps_a_texts_cells_together() -> None:
     """Copies of the same cell add no knowledge; the interval is that of one."""
     one = np.random.default_rng(0).integers(-1, 2, (1, 300)).astype(float)
-    assert study.interval(one) == study.interval(np.repeat(one, 5, axis=0))
-    low, high = study.interval(one)
+    assert tables.interval(one) == tables.interval(np.repeat(one, 5, axis=0))
+    low, high = tables.interval(one)
     error = one.std() / math.sqrt(300)
     assert low == pytest.approx(one.mean() - 1.96 * error, abs=0.25 * error)
     assert high == pytest.approx(one.mean() + 1.96 * error, abs=0.25 * error)
