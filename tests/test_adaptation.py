@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from factories import hard_batches, relative
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,12 +21,13 @@ from test_architectures import LONGEST, WORDS, saved
 
 import bert_numpy
 from bert_numpy import BertNumpyError, Model, apply_recipe, calibrate, load
+from bert_numpy.adaptation import forward_only
 from bert_numpy.adaptation.fitness import discrepancy, entropies, fitness
 from bert_numpy.adaptation.forward_only import AdaptedBatch, ForwardOnly, adapt, first_prompts
-from bert_numpy.adaptation.prompts import with_prompts
+from bert_numpy.adaptation.prompts import PromptEngine, with_prompts
 from bert_numpy.adaptation.run import adapted_run
 from bert_numpy.adaptation.search import CmaSearch, population_of
-from bert_numpy.adaptation.shifting import moved_average
+from bert_numpy.adaptation.shifting import ShiftingEngine, moved_average
 from bert_numpy.adaptation.statistics import (
     FeatureStatistics,
     load_statistics,
@@ -33,6 +35,7 @@ from bert_numpy.adaptation.statistics import (
     source_statistics,
     statistics_of,
 )
+from bert_numpy.adaptation.wrapping import WrappingEngine
 from bert_numpy.assets import REVIEWS
 from bert_numpy.model.model import batch_of
 from bert_numpy.study import adaptation as study
@@ -290,6 +293,30 @@ def test_places_and_types_of_a_layout() -> None:
     assert layout.padded(x)[..., 0].tolist() == expected
 
 
+def test_the_engines_leave_what_they_are_given() -> None:
+    """An operation may still need the array that it has returned."""
+    layout = with_prompts(batch_of(tiny().config, **batch_of_texts()), 3)
+    inner = tiny().engine(tiny().weights, layout)
+    given = np.ones((len(layout.words()), 128), np.float32)
+
+    class Same(WrappingEngine):
+        def layer_norm(self, name: str, x: np.ndarray, eps: float) -> np.ndarray:
+            return given
+
+    entered = PromptEngine(Same(inner, layout), layout, some_prompts(), "embeddings.LayerNorm")
+    assert (entered.layer_norm("embeddings.LayerNorm", given, 0.0) != 1).any()
+    moving = ShiftingEngine(inner, layout, some_prompts(1)[0])
+    assert (moving.output("last_hidden_state", given) != 1).any()
+    assert (given == 1).all()
+
+
+def test_another_head_is_refused() -> None:
+    config = replace(tiny().config, architecture="BertForQuestionAnswering")
+    other = replace(tiny(), config=config)
+    with pytest.raises(BertNumpyError, match="expected a BertForSequenceClassification"):
+        adapted_run(other, batch_of_texts())
+
+
 def test_prompts_do_not_count_for_the_length() -> None:
     config = tiny().config
     ids = np.full((1, config.max_length), 2204)
@@ -371,6 +398,9 @@ def test_a_file_of_statistics(tmp_path: Path) -> None:
     refused("'mean': expected finite numbers", mean=kept.mean * np.nan)
     refused("'deviation': expected the shape", deviation=kept.deviation[:1])
     refused("no negative numbers", deviation=-kept.deviation)
+    refused("'mean': expected 2-D float64", mean=kept.mean[:0], deviation=kept.deviation[:0])
+    for samples in ("-2", "2.0", "\u0662\u0663", "9" * 5000, ""):
+        refused("'samples': expected a number of at least 2", samples=samples)
     bert_numpy.save_calibration(calibrate(tiny(), [batch_of_texts()]), path)
     with pytest.raises(BertNumpyError, match="metadata 'format': expected 'bert_numpy feature"):
         load_statistics(path)
@@ -505,6 +535,38 @@ def test_adaptation_without_prompts_and_step_is_static(recipe: str) -> None:
     assert (moved[2].logits != static[2]).any()
 
 
+def test_the_settings_of_the_paper() -> None:
+    assert ForwardOnly() == ForwardOnly(
+        prompts=3, weight=0.4, sigma=1.0, population=None, share=0.1, step=1.0, seed=0
+    )
+
+
+def test_the_first_of_equal_candidates_is_kept() -> None:
+    """Prompts that differ below the precision have the same fitness."""
+    model, source = quantized("e4m3"), source_of("e4m3")
+    first = rounded_to_bfloat16(some_prompts(2)).astype(float).reshape(-1)
+    candidates = np.array([[9 * first, first, first * (1 + 2.0**-12)]])
+    (found,) = adapt(
+        model, source, stream()[:1], ForwardOnly(prompts=2), lambda *_: Scripted(candidates)
+    )
+    assert found.fitness[1] == found.fitness[2]
+    assert found.best == found.fitness[1]
+    assert_same_bits(found.prompts, first.astype(np.float32).reshape(2, 128))
+
+
+def test_the_search_that_an_adaptation_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def search(*given: Any) -> Scripted:
+        made.append(given)
+        return Scripted(np.ones((1, 1, 256)))
+
+    monkeypatch.setattr(forward_only, "CmaSearch", search)
+    settings = ForwardOnly(prompts=2, sigma=0.25, population=7, seed=3)
+    list(adapt(tiny(), source_of("fp32"), stream()[:1], settings))
+    assert made == [(256, 0.25, 7, 3)]
+
+
 def test_the_model_is_not_changed() -> None:
     model = quantized("e4m3")
     before = model(**batch_of_texts()).logits
@@ -536,6 +598,22 @@ def test_first_prompts() -> None:
 
 def test_the_population() -> None:
     assert [population_of(n) for n in (1, 10, 384, 1152, 2304)] == [4, 10, 21, 25, 27]
+
+
+def test_the_first_generation(cma: Any) -> None:
+    """Around zero with the standard deviation that is asked for; as many as are asked for."""
+    drawn = np.array(CmaSearch(600, 0.5, population=50, seed=2).ask())
+    assert drawn.shape == (50, 600)
+    assert abs(drawn.mean()) < 5 * 0.5 / math.sqrt(drawn.size)
+    assert drawn.std() == pytest.approx(0.5, rel=0.02)
+
+
+def test_cma_leaves_numpys_global_generator(cma: Any) -> None:
+    """Making a search does not seed it."""
+    np.random.seed(7)  # noqa: NPY002
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    CmaSearch(5)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
 def test_cma_finds_a_minimum(cma: Any) -> None:
@@ -661,6 +739,63 @@ def test_the_share_of_changed_letters() -> None:
         assert abs(count - 4000) < 5 * math.sqrt(20000 * 0.2 * 0.8)
 
 
+def test_a_typo_may_be_any_neighbour_of_any_letter() -> None:
+    text = "abcdefghijklmnopqrstuvwxyz" * 400
+    typed = shifted_texts([text], "typos", 0.5, 0)[0]
+    found: dict[str, set[str]] = {letter: set() for letter in NEIGHBOURS}
+    for old, new in zip(text, typed, strict=True):
+        if old != new:
+            found[old].add(new)
+    assert found == {letter: set(keys) for letter, keys in NEIGHBOURS.items()}
+    typed = shifted_texts(["Q" * 2000], "typos", 0.2, 0)[0]
+    assert abs(typed.count("Q") - 1600) < 5 * math.sqrt(2000 * 0.2 * 0.8)
+
+
+def test_noise_is_behind_any_character() -> None:
+    """Also behind blanks, but once at most; with every character of its list, evenly."""
+    marks = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'-"
+    noisy = shifted_texts(["X " * 22000], "noise", 0.5, 0)[0]
+    assert "".join(x for x in noisy if x not in marks) == "X " * 22000
+    assert noisy[0] == "X"
+    pairs = [(old, new) for old, new in itertools.pairwise(noisy) if new in marks]
+    assert {old for old, _ in pairs} == {"X", " "}
+    for old in "X ":
+        count = sum(pair[0] == old for pair in pairs)
+        assert abs(count - 11000) < 5 * math.sqrt(22000 * 0.25)
+    for mark in marks:
+        count = sum(pair[1] == mark for pair in pairs)
+        assert abs(count - 500) < 5 * math.sqrt(500), mark
+
+
+def test_any_order_of_the_chosen_words_is_as_likely() -> None:
+    """All words at a strength of 1; each with probability p at others."""
+    found = shifted_texts(["a b c"] * 6000, "order", 1.0, 0)
+    orders = {" ".join(x): found.count(" ".join(x)) for x in itertools.permutations("abc")}
+    assert sum(orders.values()) == 6000
+    assert all(abs(count - 1000) < 5 * math.sqrt(1000) for count in orders.values()), orders
+    swapped = shifted_texts(["a b"] * 6000, "order", 0.5, 0).count("b a")
+    assert abs(swapped - 750) < 5 * math.sqrt(750)  # both are chosen, and they change places
+
+
+def test_texts_that_every_machine_gets() -> None:
+    text = "The Quick brown fox jumps over 12 lazy dogs"
+    expected = {
+        "typos": "Yhd Qykci brown fpx jumps ocsr 12 lazy dogs",
+        "drops": "e ui ron fox jums over 12 laz gs",
+        "noise": "Tnhe0 Qcu2ictk brownp fox jumep;s over 12 lazy deo4gs",
+        "order": "fox dogs brown 12 jumps over Quick The lazy",
+        "casing": "tHe quiCK BroWn fox jumPs over 12 lazY DOgs",
+    }
+    assert {name: shifted_texts([text], name, 0.3, 2)[0] for name in SHIFTS} == expected
+
+
+def test_the_page_has_the_rules_and_strengths() -> None:
+    page = (ROOT / "docs" / "adaptation.md").read_text(encoding="utf-8")
+    for name, shift in SHIFTS.items():
+        strengths = ", ".join(str(p) for p in shift.strengths)
+        assert f"| {name} | {strengths} | {shift.meaning} |" in page
+
+
 def test_a_shift_is_decided_by_its_seed_and_the_number_of_the_text() -> None:
     texts = [f"text number {i} of a longer list" for i in range(20)]
     for name in SHIFTS:
@@ -715,8 +850,8 @@ def test_the_study(cma: Any, tmp_path: Path) -> None:
     assert rows[1]["both"]["accuracy"] == pytest.approx(np.mean(shares))
     lines = tables.table(rows).splitlines()
     assert lines[0] == ("| recipe | texts | static | shifting alone | prompts alone | both (FOA) |")
-    assert [line[:22] for line in lines[2:]] == [
-        *("| fp32 | clean | ", "| fp32 | drops 0.2 | ", "| fp32 | all shifts | "),
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        *(["| fp32", "clean"], ["| fp32", "drops 0.2"], ["| fp32", "all shifts"]),
     ]
 
 
