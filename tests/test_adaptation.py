@@ -663,12 +663,13 @@ def test_an_adaptation_is_decided_by_its_seed(cma: Any) -> None:
 
 
 def test_the_search_lowers_the_fitness(cma: Any) -> None:
-    """Of one batch again and again, far below the first prompts' fitness."""
+    """Of one batch again and again: that of the whole generation, not only of its best."""
     batch = batch_of_texts()
     source = source_statistics(tiny(), [batch])
     noisy = dict(batch, input_ids=np.where(batch["input_ids"] > 999, 2000, batch["input_ids"]))
-    found = list(adapt(tiny(), source, [noisy] * 25))
-    assert found[-1].best < 0.9 * found[0].fitness[-1]
+    found = list(adapt(tiny(), source, [noisy] * 15, ForwardOnly(population=10)))
+    first, last = (np.mean(x.fitness[:-1]) for x in (found[0], found[-1]))
+    assert last < 0.9 * first
     assert all(b.best <= a.best for a, b in itertools.pairwise(found))
 
 
