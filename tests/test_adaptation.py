@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -541,6 +542,46 @@ def test_the_settings_of_the_paper() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"prompts": -1}, "prompts: expected 0 or more, found -1"),
+        ({"seed": -1}, "seed: expected 0 or more, found -1"),
+        ({"population": 1}, "population: expected 2 or more, found 1"),
+        ({"weight": -0.1}, "weight: expected 0 or more, found -0.1"),
+        ({"weight": math.inf}, "weight: expected 0 or more, found inf"),
+        ({"sigma": 0}, "sigma: expected more than 0, found 0"),
+        ({"sigma": math.nan}, "sigma: expected more than 0, found nan"),
+        ({"share": 1.01}, "share: expected 0 to 1, found 1.01"),
+        ({"step": math.inf}, "step: expected a finite number, found inf"),
+    ],
+)
+def test_settings_out_of_their_range(changed: dict[str, Any], expected: str) -> None:
+    with pytest.raises(BertNumpyError, match=f"^{expected}$"):
+        ForwardOnly(**changed)
+
+
+def test_statistics_of_another_model_are_refused() -> None:
+    """Before the first batch. One layer's would be compared with those of both."""
+    kept = source_of("fp32")
+    for rows in (slice(1), slice(None)):
+        other = replace(kept, mean=kept.mean[rows, :64], deviation=kept.deviation[rows, :64])
+        with pytest.raises(BertNumpyError, match="source: expected statistics of 2 layers of 128"):
+            adapt(tiny(), other, [])
+    one = replace(kept, mean=kept.mean[:1], deviation=kept.deviation[:1])
+    with pytest.raises(BertNumpyError, match="found <FeatureStatistics of 5 texts, 1 layers"):
+        adapt(tiny(), one, [])
+    with pytest.raises(BertNumpyError, match=r"features: expected shape .* found \(5, 3\)"):
+        statistics_of(features_of(5)[:, 0])
+
+
+def test_a_search_needs_the_package_cma(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cma", None)
+    with pytest.raises(BertNumpyError, match=r"expected cma, found none: pip install .*adaptation"):
+        adapt(tiny(), source_of("fp32"), stream())
+    assert len(list(adapt(tiny(), source_of("fp32"), stream(), ForwardOnly(prompts=0)))) == 3
+
+
 def test_the_first_of_equal_candidates_is_kept() -> None:
     """Prompts that differ below the precision have the same fitness."""
     model, source = quantized("e4m3"), source_of("e4m3")
@@ -814,6 +855,29 @@ def test_casing_does_not_reach_an_uncased_model() -> None:
 
 
 # The study
+
+
+def test_the_names_of_cells() -> None:
+    """Long runs have left files of these names. They do not depend on a folder."""
+    cell = study.AdaptationCell(
+        *("bert-tiny-sst2", "sst2", "glue/SST-2", "fp32", "typos", 0.1, 0), source="long"
+    )
+    others = {
+        "A": cell,
+        "B": replace(cell, seed=1, settings=ForwardOnly(seed=1)),
+        "C": replace(cell, candidates=22),
+        "D": replace(cell, limit=384),
+        "E": replace(cell, model="minilm-sst2"),
+    }
+    assert {one.file(Path("cells")).stem: name for name, one in others.items()} == {
+        "6df425f9a2b9a2166d75fc79": "A",
+        "9cbc0119370119ce380460af": "B",
+        "092e545748e59e210b385215": "C",
+        "928c6af48a1eb27444ce4d26": "D",
+        "88bc7dc59e866fe4341517e4": "E",
+    }
+    moved = replace(cell, model="build/bert-tiny-sst2", data="elsewhere")
+    assert moved.file(Path("cells")) == cell.file(Path("cells"))
 
 
 def test_the_study(cma: Any, tmp_path: Path) -> None:
