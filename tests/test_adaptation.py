@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ from bert_numpy.model.model import batch_of
 from bert_numpy.study import adaptation as study
 from bert_numpy.study import adaptation_tables as tables
 from bert_numpy.study.shifts import SHIFTS, shifted_texts
+from bert_numpy.tasks.glue import Examples, task_named
+from bert_numpy.threads import one_blas_thread
 
 TEXTS = [
     "a warm and funny film",
@@ -920,6 +923,79 @@ def test_the_study(cma: Any, tmp_path: Path) -> None:
     ]
 
 
+def test_the_answers_of_a_cell(cma: Any) -> None:
+    """Those of the adaptation to its stream, in the order of the data, and its fitness."""
+    cell = study.AdaptationCell(
+        *("bert-tiny-sst2", "sst2", str(REVIEWS), "e4m3", "drops", 0.2, 3),
+        samples=8,
+        limit=70,
+        settings=ForwardOnly(population=3, seed=3),
+    )
+    job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=256, limit=70)
+    order = np.random.Generator(np.random.PCG64([3, 2])).permutation(70)
+    texts = shifted_texts(job.examples.texts, "drops", 0.2, 6)
+    tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    batches = [tokenizer.batch([texts[i] for i in part]) for part in (order[:64], order[64:])]
+    with one_blas_thread():
+        found = study.answers(cell)
+        calibration = study.calibrate_on(job.model, job.calibration_texts)
+        model = apply_recipe(job.model, "e4m3", calibration)
+        source = study.source_of(cell)
+        plain = list(adapt(model, source, batches, ForwardOnly(prompts=0)))
+        searched = list(adapt(model, source, batches, cell.settings))
+    assert (plain[1].logits != plain[1].unshifted).all()
+    expected = {
+        "static": [x.unshifted for x in plain],
+        "shifted": [x.logits for x in plain],
+        "prompts": [x.unshifted for x in searched],
+        "both": [x.logits for x in searched],
+    }
+    assert found.keys() == {*expected, "fitness", "static_fitness", "labels"}
+    for name, logits in expected.items():
+        assert found[name].shape == (1, 70, 2)
+        np.testing.assert_allclose(found[name][0, order], np.concatenate(logits), atol=1e-4)
+    np.testing.assert_allclose(found["fitness"], [x.fitness for x in searched], rtol=1e-4)
+    np.testing.assert_allclose(found["static_fitness"], [x.best for x in plain], rtol=1e-4)
+
+
+def test_both_texts_of_pairs_are_shifted() -> None:
+    """With seeds of their own; the labels and a clean cell's texts stay."""
+    texts, pairs = ["warm and funny"] * 3, ["dull and slow", "warm and funny", "a film"]
+    examples = Examples(texts, pairs, np.array([0, 1, 1]))
+    job: Any = SimpleNamespace(examples=examples, task=task_named("mrpc"))
+    cell = study.AdaptationCell("bert-tiny-sst2", "mrpc", "", "fp32", "typos", 0.3, 2)
+    tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    for shift, one, two in (
+        ("none", texts, pairs),
+        ("typos", shifted_texts(texts, "typos", 0.3, 4), shifted_texts(pairs, "typos", 0.3, 5)),
+    ):
+        found = study._encoded(job, replace(cell, shift=shift))
+        expected = tokenizer.encode(one, two)
+        assert [x.input_ids for x in found] == [x.input_ids for x in expected]
+    assert one[1] != two[1]
+
+
+def test_texts_are_cut_at_the_tasks_length() -> None:
+    examples = Examples(["film " * 300], None, np.array([0]))
+    job: Any = SimpleNamespace(examples=examples, task=task_named("sst2"))
+    (found,) = study._encode(job, examples, "bert-tiny-sst2")
+    assert len(found.input_ids) == task_named("sst2").max_length
+
+
+def test_the_candidates_of_a_model_with_other_labels() -> None:
+    """A model that has the task's labels in another order: class 0 is the task's 1."""
+    cell = study.AdaptationCell("", "sst2", "", "fp32", "none", 0.0, 0, candidates=2)
+    batch, labels = batch_of_texts(), np.array([1, 0, 0, 0, 1])
+    one, two = (
+        study._tried(cell, tiny(), source_of("fp32"), [(batch, labels)], np.array(classes))
+        for classes in ([0, 1], [1, 0])
+    )
+    assert one["right"].shape == (1, 2)
+    assert one["right"].max() > 0.5
+    np.testing.assert_allclose(one["right"] + two["right"], 1)
+    assert_same_bits(one["entropy"], two["entropy"])
+
+
 def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
     """The first pass is that of a study with one pass; its fitness is per text."""
     base = study.AdaptationCell(
@@ -966,15 +1042,18 @@ def test_the_candidates_of_a_study(tmp_path: Path) -> None:
     model = apply_recipe(job.model, "int8", study.calibrate_on(job.model, job.calibration_texts))
     source = source_statistics(model, [study.pad(few.calibration_texts)])
     texts = shifted_texts(job.examples.texts, "noise", 0.1, 10)
-    order = np.random.Generator(np.random.PCG64([5, 2])).permutation(70)[:64]
-    batch = bert_numpy.load_tokenizer("bert-tiny-sst2").batch([texts[i] for i in order])
-    drawn = 0.5 * np.random.Generator(np.random.PCG64([5, 3])).standard_normal((3, 128))
-    run = adapted_run(model, batch, drawn.astype(np.float32))
-    assert terms["entropy"][0, 0] == pytest.approx(entropies(run.logits).sum(), rel=1e-3)
-    total = fitness(run.logits, run.features, source)
-    assert terms["entropy"][0, 0] + terms["discrepancy"][0, 0] == pytest.approx(total, rel=1e-3)
-    right = (run.logits.argmax(axis=1) == job.examples.labels[order]).mean()
-    assert terms["right"][0, 0] == pytest.approx(right)
+    order = np.random.Generator(np.random.PCG64([5, 2])).permutation(70)
+    generator = np.random.Generator(np.random.PCG64([5, 3]))
+    drawn = 0.5 * generator.standard_normal((12, 3, 128)).astype(np.float32)
+    for number, part in enumerate((order[:64], order[64:])):
+        batch = bert_numpy.load_tokenizer("bert-tiny-sst2").batch([texts[i] for i in part])
+        run = adapted_run(model, batch, drawn[6 * number])
+        found = {name: x[number, 0] for name, x in terms.items()}
+        assert found["entropy"] == pytest.approx(entropies(run.logits).sum(), rel=1e-3)
+        total = fitness(run.logits, run.features, source)
+        assert found["entropy"] + found["discrepancy"] == pytest.approx(total, rel=1e-3)
+        right = (run.logits.argmax(axis=1) == job.examples.labels[part]).mean()
+        assert found["right"] == pytest.approx(right)
     (row,) = tables.candidate_rows([cell], tmp_path)
     expected = [
         np.corrcoef(terms["entropy"][i], terms["right"][i])[0, 1]

@@ -131,8 +131,8 @@ def test_a_page(tmp_path: Path) -> None:
     rows = tables.rows_of(found.cells, tmp_path)
     text = tables.page(found, rows)
     assert text.startswith(
-        "tiny on sst2, 4 texts, 2 seeds. The statistics of the source come from 256 training "
-        "texts of at least 12 words.\n\n| recipe | texts |"
+        "tiny on sst2, 4 texts in 1 batch, 2 seeds. The statistics of the source come from 256 "
+        "training texts of at least 12 words.\n\n| recipe | texts |"
     )
     whole, *rest = text.split("<details>\n")
     assert [line.split(" | ")[:2] for line in whole.splitlines()[4:8]] == [
@@ -149,7 +149,9 @@ def test_a_page(tmp_path: Path) -> None:
     one = study(seeds=1, source="dev")
     fill(one, tmp_path)
     text = tables.page(one, tables.rows_of(one.cells, tmp_path))
-    assert text.startswith("tiny on sst2, 4 texts, 1 seed. The statistics of the source come from")
+    assert text.startswith(
+        "tiny on sst2, 4 texts in 1 batch, 1 seed. The statistics of the source come from"
+    )
     assert "from all of these texts before their shift.\n" in text
     assert "over the seeds" not in text
 
@@ -209,7 +211,9 @@ def test_studies_are_compared_over_their_common_cells(tmp_path: Path) -> None:
     assert rows[1]["both"] == rows[2]["both"]
     assert rows[1]["both"]["difference"] == 0.5  # seed 0 alone
     text = tables.comparison_page([whole, other, third], rows)
-    assert text.startswith("tiny on sst2, 4 texts, 1 seed, fp32.\n\n| settings | texts |")
+    assert text.startswith(
+        "tiny on sst2, 4 texts in 1 batch, 1 seed, fp32.\n\n| settings | texts |"
+    )
     assert "\n| samples 32, passes 2 | all shifts | 50.00 |" in text
 
 

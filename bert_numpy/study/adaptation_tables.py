@@ -249,8 +249,10 @@ def page(study: AdaptationStudy, rows: Sequence[Row], passes: Sequence[Row] = ()
 def _headed(base: AdaptationCell, rows: Sequence[Row]) -> str:
     """Say what the accuracies are of: the model, the task, the texts and the seeds."""
     seeds = max(len(row[name]["seeds"]) for row in rows for name in _ways([row]))
-    counted = f"{rows[0]['texts']} texts, {seeds} seed{'s' * (seeds > 1)}"
-    return f"{Path(base.model).name} on {base.task}, {counted}"
+    texts = rows[0]["texts"]
+    batches = len(parts_of(order_of(texts, 0)))
+    counted = f"{texts} texts in {batches} batch{'es' * (batches > 1)}"
+    return f"{Path(base.model).name} on {base.task}, {counted}, {seeds} seed{'s' * (seeds > 1)}"
 
 
 def _tables(rows: Sequence[Row], task: str, first: str) -> str:
