@@ -861,7 +861,11 @@ def test_casing_does_not_reach_an_uncased_model() -> None:
 
 
 def test_the_names_of_cells() -> None:
-    """Long runs have left files of these names. They do not depend on a folder."""
+    """Long runs have left files of these names. They do not depend on a folder.
+
+    The number of words of a long text is not in them, so it stays as it is.
+    """
+    assert study.LONG == 12
     cell = study.AdaptationCell(
         *("bert-tiny-sst2", "sst2", "glue/SST-2", "fp32", "typos", 0.1, 0), source="long"
     )

@@ -87,6 +87,13 @@ def test_the_rows_of_known_answers(tmp_path: Path) -> None:
             assert low <= row[name]["difference"] <= high
 
 
+def test_the_shares_of_the_first_label(tmp_path: Path) -> None:
+    cell = replace(BASE, recipe="fp32")
+    write(cell, tmp_path, [0, 1, 0, 0, 0], static=[0, 1, 1, 1, 0], both=[1, 1, 1, 1, 0])
+    found = tables.row_of([cell], tmp_path)["first"]
+    assert found == {"labels": 0.8, "static": 0.4, "both": 0.2}
+
+
 def test_an_interval_is_of_95_percent() -> None:
     """Against the quantiles of the binomial distribution: 100 texts, half of them changed."""
     differences = np.repeat([0.0, 1.0], 50)[None]
@@ -238,7 +245,7 @@ def test_a_study_from_its_json() -> None:
 def candidates(folder: Path, texts: int = 70) -> tuple[AdaptationCell, np.ndarray]:
     """Write a cell of four candidates in two batches, of 64 and 6 texts."""
     cell = replace(BASE, recipe="e4m3", shift="noise", strength=0.1, seed=3, candidates=4)
-    right = np.array([[32, 40, 48, 16], [3, 0, 6, 3]]) / [[64], [6]]
+    right = np.array([[32, 40, 48, 16], [3, 4, 6, 3]]) / [[64], [6]]
     entropy = np.array([[1.0, 3.0, 2.0, 4.0], [9.0, 5.0, 6.0, 7.0]])
     discrepancy = np.array([[4.0, 0.5, 2.0, 3.0], [1.0, 6.0, 2.0, 3.0]])
     np.savez(cell.file(folder), entropy=entropy, discrepancy=discrepancy, right=right)
@@ -259,8 +266,8 @@ def test_the_candidates_against_the_static_model(tmp_path: Path) -> None:
     write(replace(cell, candidates=0), tmp_path, np.ones(70, int), static=static)
     (row,) = tables.candidate_rows([cell], tmp_path)
     expected = {
-        "random": (32 + 40 + 48 + 16) / 4 - 30 + (3 + 0 + 6 + 3) / 4 - 2,
-        "entropy": 32 - 30 + 0 - 2,
+        "random": (32 + 40 + 48 + 16) / 4 - 30 + (3 + 4 + 6 + 3) / 4 - 2,
+        "entropy": 32 - 30 + 4 - 2,
         "discrepancy": 40 - 30 + 3 - 2,
         "fitness": 40 - 30 + 6 - 2,
     }
@@ -285,8 +292,8 @@ def test_the_page_of_candidates(tmp_path: Path) -> None:
     write(replace(cell, candidates=0), tmp_path, np.ones(70, int), static=np.ones(70, int))
     text = tables.candidate_page(found, tables.candidate_rows([cell], tmp_path))
     assert "minus that of the static model, in points:\n\n| recipe | texts | at random |" in text
-    # 46.25 texts of 70 less than all of them are right: a negative interval is bold
-    assert "| e4m3 | noise 0.1 | **-47.14 (" in text
+    # All texts are right without prompts, 32 of 70 fewer with them: that is certain, so bold.
+    assert "| e4m3 | noise 0.1 | **-45.71 (" in text
 
 
 def test_rows_that_are_constant_have_no_correlation(tmp_path: Path) -> None:
