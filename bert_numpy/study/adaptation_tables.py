@@ -258,7 +258,8 @@ def _headed(base: AdaptationCell, rows: Sequence[Row]) -> str:
 def _tables(rows: Sequence[Row], task: str, first: str) -> str:
     whole = [row for row in rows if row["shift"] in ("none", _ALL)]
     every = [row for row in rows if row["shift"] != _ALL]
-    label, share = task_named(task).labels[0], 100 * rows[0]["first"]["labels"]
+    label = task_named(task).labels[0].replace("_", " ")
+    share = 100 * rows[0]["first"]["labels"]
     parts = [
         table(whole, first),
         folded("Every shift and strength", table(every, first)),
