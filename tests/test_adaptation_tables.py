@@ -275,6 +275,8 @@ def test_the_candidates_against_the_static_model(tmp_path: Path) -> None:
         found = row["differences"][name]
         assert found["difference"] == pytest.approx(texts / 70)
         assert found["interval"][0] <= found["difference"] <= found["interval"][1]
+    # Two texts more in both batches: whichever batches are drawn, the mean is the same.
+    assert row["differences"]["entropy"]["interval"] == pytest.approx([4 / 70, 4 / 70])
     each = [
         np.corrcoef(x, y)[0, 1] for x, y in zip([[1, 3, 2, 4], [9, 5, 6, 7]], right, strict=True)
     ]
