@@ -27,6 +27,7 @@ __all__ = [
     "AdaptationStudy",
     "candidate_page",
     "candidate_rows",
+    "candidate_table",
     "compared",
     "comparison_page",
     "draw",
@@ -36,7 +37,10 @@ __all__ = [
     "pass_table",
     "row_of",
     "rows_of",
+    "seed_table",
+    "share_table",
     "study_from_json",
+    "table",
 ]
 
 Row = Mapping[str, Any]
