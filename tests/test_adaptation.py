@@ -550,7 +550,7 @@ def test_the_settings_of_the_paper() -> None:
     [
         ({"prompts": -1}, "prompts: expected 0 or more, found -1"),
         ({"seed": -1}, "seed: expected 0 or more, found -1"),
-        ({"population": 1}, "population: expected 2 or more, found 1"),
+        ({"population": 3}, "population: expected 4 or more, found 3"),
         ({"weight": -0.1}, "weight: expected 0 or more, found -0.1"),
         ({"weight": math.inf}, "weight: expected 0 or more, found inf"),
         ({"sigma": 0}, "sigma: expected more than 0, found 0"),
@@ -893,7 +893,7 @@ def test_the_study(cma: Any, tmp_path: Path) -> None:
         *("bert-tiny-sst2", "sst2", str(REVIEWS), "", "none", 0.0, 0),
         samples=8,
         limit=70,
-        settings=ForwardOnly(population=3),
+        settings=ForwardOnly(population=4),
     )
     cells = study.cells_of(base, ["fp32"], ["none", "drops"], [2], 2)
     assert [(c.shift, c.strength, c.seed, c.settings.seed) for c in cells] == [
@@ -906,7 +906,7 @@ def test_the_study(cma: Any, tmp_path: Path) -> None:
     with np.load(files[0]) as arrays:
         static, labels = arrays["static"], arrays["labels"]
         assert arrays["both"].shape == (1, 70, 2)
-        assert arrays["fitness"].shape == (2, 4)
+        assert arrays["fitness"].shape == (2, 5)
     job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=8, limit=70)
     expected = np.concatenate([tiny()(**study.pad([one])).logits for one in job.encoded])
     np.testing.assert_allclose(static[0], expected, rtol=1e-4, atol=1e-5)
@@ -933,7 +933,7 @@ def test_the_answers_of_a_cell(cma: Any) -> None:
         *("bert-tiny-sst2", "sst2", str(REVIEWS), "e4m3", "drops", 0.2, 3),
         samples=8,
         limit=70,
-        settings=ForwardOnly(population=3, seed=3),
+        settings=ForwardOnly(population=4, seed=3),
     )
     job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=256, limit=70)
     order = np.random.Generator(np.random.PCG64([3, 2])).permutation(70)
@@ -1001,28 +1001,29 @@ def test_the_candidates_of_a_model_with_other_labels() -> None:
 
 
 def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
-    """The first pass is that of a study with one pass; its fitness is per text."""
+    """The first pass is that of a study with one pass, batch by batch; fitness is per text."""
     base = study.AdaptationCell(
         *("bert-tiny-sst2", "sst2", str(REVIEWS), "fp32", "typos", 0.1, 0),
         samples=8,
-        limit=30,
-        settings=ForwardOnly(population=3),
+        limit=70,
+        settings=ForwardOnly(population=4),
     )
     cells = [base, replace(base, passes=3)]
     for cell in cells:
         study.run_cell(cell, tmp_path)
     with np.load(cells[0].file(tmp_path)) as one, np.load(cells[1].file(tmp_path)) as three:
         assert_same_bits(three["both"][:1], one["both"])
-        assert_same_bits(three["fitness"][:1], one["fitness"])
-        last, static = float(three["fitness"][2].min()), float(three["static_fitness"][2])
+        assert_same_bits(three["fitness"][:2], one["fitness"])
+        last = float(three["fitness"][4].min() + three["fitness"][5].min())
+        static = float(one["static_fitness"].sum())
         right = float((three["both"][2].argmax(axis=1) == three["labels"]).mean())
         first = float((one["both"][0].argmax(axis=1) == one["labels"]).mean())
         assert first != right  # so that a mix-up of the passes shows
     rows = tables.pass_rows(cells[1:], tmp_path)
     assert rows[0]["both"] == pytest.approx(first)
     assert [row["pass"] for row in rows] == [1, 2, 3]
-    assert rows[2]["best fitness"] == pytest.approx(last / 30)
-    assert rows[2]["static fitness"] == pytest.approx(static / 30)
+    assert rows[2]["best fitness"] == pytest.approx(last / 70)
+    assert rows[2]["static fitness"] == pytest.approx(static / 70)
     assert rows[2]["both"] == pytest.approx(right)
     assert tables.pass_table(rows).splitlines()[-1].startswith("| 3 | ")
 

@@ -49,7 +49,9 @@ class ForwardOnly:
     sigma : float
         The standard deviation of the first candidates' elements.
     population : int, optional
-        The candidates per batch, by default ``4 + floor(3 ln(prompts * hidden))``.
+        The candidates per batch, by default ``4 + floor(3 ln(prompts * hidden))``; 4 or more.
+        With fewer, only the best one moves the search. If it is that of the batch before, the
+        search stands still, and ``cma`` divides by zero.
     share : float
         The share of a batch in the moving average of features.
     step : float
@@ -87,7 +89,7 @@ class ForwardOnly:
         for name in ("prompts", "seed"):
             check(name, integer(name, getattr(self, name)) >= 0, "0 or more")
         if self.population is not None:
-            check("population", integer("population", self.population) >= 2, "2 or more")
+            check("population", integer("population", self.population) >= 4, "4 or more")
         check("weight", 0 <= number("weight", self.weight) < math.inf, "0 or more")
         check("sigma", 0 < number("sigma", self.sigma) < math.inf, "more than 0")
         check("share", 0 <= number("share", self.share) <= 1, "0 to 1")
