@@ -258,6 +258,39 @@ def test_extreme_integers(rows: int, k: int) -> None:
                 assert_same_bits(lookup_matmul(a, weights), exact_integers(a, b))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_entries_larger_than_the_sum_of_activations(rows: int, group: int) -> None:
+    """Signs that cancel in the activations add up with the weights'."""
+    signs = np.resize([1, -1], 64)
+    a = QuantizedTensor(np.tile(127 * signs, (rows, 1)).astype(np.int8), 1.0, INT8)
+    b = QuantizedTensor(np.where(signs > 0, 7, -8).astype(np.int8)[:, None], 1.0, SIGNED[2])
+    assert_same_bits(lookup_matmul(a, lookup_weights(b, group)), exact_integers(a, b))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("k", [2047, 2048, 2049])
+def test_the_end_of_int32(rows: int, k: int) -> None:
+    """256 is 2^17 units: 2048 products by 8 are 2^31."""
+    codes = np.full((rows, k), encode(-256.0, E4M3FN), np.uint8)
+    a = QuantizedTensor(codes, 1.0, E4M3FN)
+    b = QuantizedTensor(np.full((k, 2), -8, np.int8), 1.0, SIGNED[2])
+    for group in (1, 2, 3):
+        found = lookup_matmul(a, lookup_weights(b, group))
+        assert_same_bits(found, np.full((rows, 2), 2048 * k, np.float32))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_entries_that_float32_does_not_hold(rows: int) -> None:
+    """Two groups: 49 * 2^19 + 1 units, beyond 2^24 and odd, and 1; their sum is even."""
+    unit = E5M2.min_subnormal
+    codes = encode(np.array([7 * 2**19, 1, 1, 0]) * unit, E5M2)
+    a = QuantizedTensor(np.tile(codes, (rows, 1)), 1.0, E5M2)
+    b = QuantizedTensor(np.int8([[7], [1], [1], [0]]), 1.0, SIGNED[2])
+    expected = np.full((rows, 1), (49 * 2**19 + 2) * unit, np.float32)
+    assert_same_bits(lookup_matmul(a, lookup_weights(b, 2)), expected)
+
+
 @pytest.mark.parametrize(("activation", "code"), [(E4M3FN, 0x7E), (E5M2, 0x7B), (UINT8, 255)])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_extreme_values(activation: Format, code: int, rows: int) -> None:

@@ -329,6 +329,10 @@ def with_order(change: Callable[[np.ndarray], Any]) -> Callable[[dict[str, Any],
             r"weight_shape': expected \[128, 256\] by config.json, found \[128, 255\]",
         ),
         (
+            with_tensor("weight_shape", lambda x: x[::-1].copy()),
+            r"weight_shape': expected \[128, 256\] by config.json, found \[256, 128\]",
+        ),
+        (
             with_tensor("weight_shape", lambda x: np.float32([128, 256])),
             "weight_shape': expected dtype I64 or I32, found F32",
         ),
