@@ -245,15 +245,25 @@ def test_groups_of_scattered_inputs(order: Any, tmp_path: Path) -> None:
     assert np.isfinite(logits).all()
 
 
-def test_groups_that_are_not_scattered_after_all(tmp_path: Path) -> None:
-    """An entry of -1 says so."""
-
-    def unused(arguments: dict[str, Any], tensors: dict[str, Any]) -> None:
+def with_order(change: Callable[[np.ndarray], Any]) -> Callable[[dict[str, Any], Any], None]:
+    def changed(arguments: dict[str, Any], tensors: dict[str, Any]) -> None:
         arguments["actorder"] = "group"
         for key in [key for key in tensors if key.endswith(".weight_shape")]:
-            tensors[key.replace("shape", "g_idx")] = np.full(int(tensors[key][1]), -1, np.int32)
+            group_of = (np.arange(int(tensors[key][1])) // 128).astype(np.int32)
+            tensors[key.replace("shape", "g_idx")] = change(group_of)
 
-    model, folder = foreign(tmp_path, unused)
+    return changed
+
+
+@pytest.mark.parametrize("count", [1, None])
+def test_groups_that_are_not_scattered_after_all(count: int | None, tmp_path: Path) -> None:
+    """A single entry of -1 says so, in either integer dtype."""
+
+    def unused(group_of: np.ndarray) -> np.ndarray:
+        group_of[:count] = -1
+        return group_of if count else group_of.astype(np.int64)
+
+    model, folder = foreign(tmp_path, with_order(unused))
     loaded = bert_numpy.load(folder)
     for key, weight in model.weights.items():
         found = loaded.weights[key]
@@ -308,16 +318,6 @@ def with_argument(**changed: Any) -> Callable[[dict[str, Any], Any], None]:
     return lambda arguments, tensors: arguments.update(changed)
 
 
-def with_order(change: Callable[[np.ndarray], Any]) -> Callable[[dict[str, Any], Any], None]:
-    def changed(arguments: dict[str, Any], tensors: dict[str, Any]) -> None:
-        arguments["actorder"] = "group"
-        for key in [key for key in tensors if key.endswith(".weight_shape")]:
-            group_of = (np.arange(int(tensors[key][1])) // 128).astype(np.int32)
-            tensors[key.replace("shape", "g_idx")] = change(group_of)
-
-    return changed
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -368,7 +368,11 @@ def with_order(change: Callable[[np.ndarray], Any]) -> Callable[[dict[str, Any],
         ),
         (with_order(lambda x: x[:-1].copy()), "weight_g_idx': expected shape"),
         (with_order(lambda x: x.astype(np.float32)), "weight_g_idx': expected dtype I32 or I64"),
-        (with_order(lambda x: x * 0 + 1), "weight_g_idx': expected 128 inputs in each of"),
+        (with_order(lambda x: x * 0 + 1), "weight_g_idx': expected 128 inputs in each of 1 groups"),
+        (
+            with_order(lambda x: np.concatenate([x[-1:], x[1:]])),
+            r"output.dense.weight_g_idx': expected 128 inputs in each of 2 groups by config.json",
+        ),
         (with_argument(symmetric=True), None),
     ],
 )

@@ -62,8 +62,8 @@ _WIDEST = 4
 #: The most bits of a group: its indices are uint16.
 _GROUP_BITS = 16
 
-#: What an entry of a table costs, and a look-up by an index of two bytes more than of one, beside
-#: such a look-up.
+#: The cost of an entry of a table, and the additional cost of a look-up by an index of two bytes,
+#: relative to a look-up by an index of one byte.
 _ENTRY_COST, _WIDE_COST = 0.7, 0.1
 
 _EXACT = ACCUMULATORS["exact"]
@@ -184,7 +184,7 @@ def lookup_weights(
         it, the number that makes look-ups and tables together cheapest for this N.
     block : int, optional
         The length of blocks of K after which groups begin anew. It is needed if the other
-        operand has scales by block and ``b`` has not, and its blocks are not whole groups.
+        operand has scales by block, ``b`` has none, and those blocks are not whole groups.
     expanded : bool
         Whether to keep the place of each group in the tables, in 8 bytes, instead of its codes
         in 1 or 2. With one row of activations that is up to twice as fast.

@@ -43,10 +43,10 @@ _PADDED_ROWS = 16
 #: Entries that are looked up at a time: they stay in the cache, and calls are few.
 _ENTRIES = 3 << 14
 
-#: As many, and entries of tables that are made at a time, for several rows of activations.
+#: The same for several rows of activations, and the entries of tables that are made at a time.
 _FEW, _BUILT = 1 << 13, 1 << 17
 
-#: The integers that tables can have, with the largest sum that each holds.
+#: The integer dtypes of tables, with the largest sum that each holds.
 _HOLD = ((np.int16, 2**15 - 1), (np.int32, 2**31 - 1))
 
 #: Entries of the largest group that a dtype has to hold the sum of, to be worth moving it.
