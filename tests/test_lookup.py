@@ -235,6 +235,16 @@ def test_asymmetric_weights_by_block(activation: str) -> None:
         assert_same_bits(found, expected_product(a, in_8_bits(b)))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_weights_at_their_zero_point(rows: int) -> None:
+    """Every weight is 0, though the sum of the activations, in units, needs more than 24 bits."""
+    codes = np.full((rows, 512), encode(448.0, E4M3FN), np.uint8)
+    codes[:, ::7] = 1
+    a = QuantizedTensor(codes, 1.0, E4M3FN)
+    b = QuantizedTensor(np.full((512, 2), 9, np.uint8), 1.0, UNSIGNED[3], None, np.uint8(9))
+    assert_same_bits(lookup_matmul(a, b), np.zeros((rows, 2), np.float32))
+
+
 def test_transposed_weights() -> None:
     """A linear layer keeps its weights as (N, K)."""
     w = quantize(np.random.default_rng(3).standard_normal((24, 64)), "E2M1", axis=0)

@@ -31,6 +31,7 @@ import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Gptq, Operand, Recipe, SiteRecipe
 from bert_numpy.checkpoints.load import stored_recipe
 from bert_numpy.checkpoints.packed import packed_codes, packed_zero_points
+from bert_numpy.checkpoints.quantization_config import _PRESETS, read_quantization
 from bert_numpy.checkpoints.quantized import save_quantized
 from bert_numpy.quantization.presets import w4a16
 from npfp8 import INT4, INT8, UINT4, UINT8, QuantizedTensor
@@ -197,14 +198,28 @@ def test_without_our_section(name: str, tmp_path: Path) -> None:
     assert loaded.recipe.site(SITE) == model.recipe.site(SITE)
 
 
+@pytest.mark.parametrize("name", ["W4A16", "w4a16_asym"])
+def test_schemes_by_name(name: str, tmp_path: Path) -> None:
+    model, folder = foreign(tmp_path, recipe=name.lower().replace("_", "-"))
+    group = {name: ["Linear"]}
+    changed_config(lambda raw: raw["quantization_config"].update(config_groups=group))(folder)
+    found = bert_numpy.load(folder)
+    assert found.recipe.site(SITE) == model.recipe.site(SITE)
+    for key, weight in model.weights.items():
+        if isinstance(weight, QuantizedTensor):
+            assert_same_bits(found.weights[key].dequantize(), weight.dequantize())
+
+
 def test_scales_in_bfloat16(tmp_path: Path) -> None:
-    """Public checkpoints have scales in the model's own dtype."""
+    """Public checkpoints have scales in the model's own dtype; shapes may be int32."""
 
     def narrow(arguments: dict[str, Any], tensors: dict[str, Any]) -> None:
-        for key, scale in tensors.items():
+        for key, value in tensors.items():
             if key.endswith("_scale"):
-                bits = (scale.view(np.uint32) >> 16).astype(np.uint16)
+                bits = (value.view(np.uint32) >> 16).astype(np.uint16)
                 tensors[key] = Bfloat16Array(bits)
+            elif key.endswith("_shape"):
+                tensors[key] = value.astype(np.int32)
 
     model, folder = foreign(tmp_path, narrow)
     found = bert_numpy.load(folder).weights[f"{SITE}.weight"]
@@ -492,6 +507,25 @@ def test_transformers(
     exact = model(**batch()).logits
     # Sums of float32 in another order, beside what the rounding of the weights changes.
     assert distance(logits, exact) < distance(float_model(**batch()).logits, exact) / 1000
+
+
+def test_schemes_of_compressed_tensors(compressed_tensors: ModuleType) -> None:
+    """A group that is a scheme's name has the arguments that the package has for the name."""
+    from compressed_tensors import quantization as ct  # noqa: PLC0415 (a peer)
+
+    section = {"quant_method": "compressed-tensors", "format": "mixed-precision"}
+    for name in _PRESETS:
+        whole = ct.preset_name_to_scheme(name, ["Linear"]).model_dump(mode="json")
+        found = [
+            read_quantization(
+                {"quantization_config": {**section, "config_groups": group}},
+                "config.json",
+                {SITE: f"bert.{SITE}"},
+                lambda site: True,
+            )
+            for group in ({name: ["Linear"]}, {"group_0": whole})
+        ]
+        assert vars(found[0]) == vars(found[1]), name
 
 
 @pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A16"])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import load_script
+from factories import write_checkpoint
 
 import bert_numpy
 from bert_numpy import PRESETS, Operand
@@ -86,6 +87,14 @@ def test_bytes_and_operations(reports: list[dict[str, Any]]) -> None:
     assert rows["bf16"]["input_bytes"] == rows["w4a16"]["input_bytes"] == 2 * inputs
     assert rows["w8a8-int"]["input_bytes"] == inputs + 4 * 12
     assert rows["nvfp4"]["input_bytes"] == inputs * 4.5 / 8
+
+
+def test_a_shared_tensor_is_in_the_file_once(tmp_path: Path) -> None:
+    shape = {"architectures": ["BertForMaskedLM"]}
+    model = bert_numpy.load(write_checkpoint(tmp_path / "model", config_overrides=shape))
+    stored = {id(weight): weight.size for weight in model.weights.values()}
+    assert len(stored) < len(model.weights)
+    assert study.sizes(model, PRESETS["bf16"])["file_bytes"] == 2 * sum(stored.values())
 
 
 def test_bits_of_inputs() -> None:
