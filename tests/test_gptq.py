@@ -207,6 +207,11 @@ def test_impossible_settings(how, message):
         recipe_of({"name": "x", "linear": {"b": {"fmt": "INT4"}, "gptq": how}})
 
 
+def test_possible_settings():
+    assert Gptq("Stored", 1) == Gptq("stored", 1.0)
+    assert Gptq() == Gptq("activations", 0.01)
+
+
 def test_recipes_that_gptq_has_no_place_in():
     with pytest.raises(BertNumpyError, match="gptq: expected b in a format without blocks of its"):
         SiteRecipe(b=Operand("MXFP4"), gptq=Gptq())

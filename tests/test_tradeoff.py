@@ -115,6 +115,21 @@ def test_least_times() -> None:
     assert math.isnan(study.seconds({**row, "unit": "FP4"}, 1, "H100"))
 
 
+def test_work_table() -> None:
+    """10 tokens in a text: one text waits for memory, 32 for the tensor core."""
+    row = {"unit": "BF16", "weight_bytes": 1e6, "input_bytes": 1e3, "operations": 2e6}
+    rows = [
+        {**row, "recipe": "w4a16"},
+        {**row, "recipe": "w4a16-gptq-stored"},  # the same bytes: the same line
+        {**row, "recipe": "nvfp4", "unit": "FP4"},
+    ]
+    lines = study.work_table({"tokens": 10.0, "rows": rows}).splitlines()
+    assert lines[2:] == [
+        "| w4a16 | BF16 | 2.0 | 101 | 4 | 0.3 | 0.6 |",
+        "| nvfp4 | FP4 | 2.0 | 101 | 4 | none | none |",
+    ]
+
+
 def test_units() -> None:
     found = {name: study.unit_of(recipe) for name, recipe in study.recipes().items()}
     assert {name for name, unit in found.items() if unit != "BF16"} == {
