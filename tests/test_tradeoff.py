@@ -154,6 +154,7 @@ def test_every_recipe_is_drawn_and_quantizes_linear_layers_alone() -> None:
 def test_tables(reports: list[dict[str, Any]]) -> None:
     text = study.markdown(reports[:1])
     assert "| w4a16 |" in text
+    assert "| 4.250 | 208,896 |" in text
     assert "<summary>bert-tiny-sst2, sst2, 16 examples</summary>" in text
     row = dict(reports[0]["rows"][1], difference=-0.25, interval=[-0.3, -0.1], flips=7)
     changed = {**reports[0], "rows": [reports[0]["rows"][0], row]}
