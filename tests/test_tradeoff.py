@@ -65,6 +65,9 @@ def test_a_run(reports: list[dict[str, Any]]) -> None:
     assert (
         0 < by_name["w4a16-gptq"]["relative_logit_error"] < by_name["w4a16"]["relative_logit_error"]
     )
+    for row in report["rows"]:
+        assert row["difference"] == row["accuracy"] - by_name["bf16"]["accuracy"]
+    assert by_name["w4a16"]["accuracy"] != by_name["bf16"]["accuracy"]
     assert [row["unit"] for row in report["rows"]] == ["BF16", "INT8", "BF16", "BF16", "FP4"]
 
 
