@@ -203,6 +203,19 @@ def test_the_factor_is_that_of_gradients_of_weights_alone() -> None:
     assert products.seen[f"{LINEAR.name}:db"].elements == 45
 
 
+def test_fields_are_checked() -> None:
+    how = SCALINGS["dynamic"]
+    for options, message in (
+        ({"scaling": "dynamic"}, "scaling: expected a Scaling, such as .*, found str"),
+        ({"accumulate": "hoper"}, "accumulate: expected one of .*; did you mean 'hopper'"),
+        ({"kinds": ("linears",)}, "kinds: expected one of .*; did you mean 'linear'"),
+        ({"gradient_format": "E5M2"}, "gradient_format: expected a FloatFormat"),
+        ({"count_every": -1}, "count_every: expected at least 0, found -1"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+            FP8Products(**({"scaling": how} | options))  # type: ignore[arg-type]
+
+
 def test_counts_now_and_then() -> None:
     products = FP8Products(SCALINGS["none"], count_every=3)
     counted = []

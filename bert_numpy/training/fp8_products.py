@@ -19,11 +19,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bert_numpy.engines.site import Site
+from bert_numpy.engines.site import KINDS, Site
 from bert_numpy.quantization.counts import OperandCounts
 from bert_numpy.training.products import FloatProducts
 from bert_numpy.training.scalings import Scaling, Seen, TensorState
-from npfp8 import E4M3FN, E5M2, FloatFormat, QuantizedTensor, decode, encode, matmul
+from npfp8 import (
+    ACCUMULATORS,
+    E4M3FN,
+    E5M2,
+    FloatFormat,
+    QuantizedTensor,
+    decode,
+    encode,
+    matmul,
+)
+from npfp8.arguments import choice, integer, require, require_iterable
 from npfp8.arrays import Array, Float32Array, blas_product
 
 __all__ = ["ENCODER_KINDS", "FP8Products", "absmax_of"]
@@ -108,6 +118,11 @@ class FP8Products:
     counts : dict of str to OperandCounts
         What it has counted so far, by tensor.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a field is not of the type stated, or a name is unknown.
+
     Examples
     --------
     >>> from bert_numpy.engines.site import Site
@@ -136,10 +151,24 @@ class FP8Products:
     count_every: int = 1
     states: Mapping[str, TensorState] = field(default_factory=dict)
     step: int = 0
-    seen: dict[str, Seen] = field(default_factory=dict)
-    counts: dict[str, OperandCounts] = field(default_factory=dict)
+    seen: dict[str, Seen] = field(default_factory=dict, init=False)
+    counts: dict[str, OperandCounts] = field(default_factory=dict, init=False)
     #: The last left operand and its codes.
-    made: dict[str, Any] = field(default_factory=dict, repr=False)
+    made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require("scaling", self.scaling, Scaling, "a Scaling, such as SCALINGS['dynamic']")
+        for name in ("forward_format", "gradient_format"):
+            require(name, getattr(self, name), FloatFormat, "a FloatFormat, such as npfp8.E4M3FN")
+        require_iterable("kinds", self.kinds, "kinds of sites")
+        for kind in self.kinds:
+            choice("kinds", kind, KINDS)
+        choice("accumulate", self.accumulate, ACCUMULATORS)
+        for name in ("expected", "states"):
+            require(name, getattr(self, name), Mapping, "a mapping by the names of tensors")
+        for name in ("count_every", "step"):
+            if integer(name, getattr(self, name)) < 0:
+                raise ValueError(f"{name}: expected at least 0, found {getattr(self, name)}")
 
     def forward(self, site: Site, a: Array, b: Array) -> tuple[Array, Any]:
         """Compute ``a b`` of codes in the forward format, and keep the codes."""
@@ -176,7 +205,7 @@ class FP8Products:
         for name, seen in self.seen.items():
             how, fmt = self._rule(name)
             states[name] = how.next(states.get(name, TensorState()), fmt, seen)
-        return replace(self, states=states, step=self.step + 1, seen={}, counts={}, made={})
+        return replace(self, states=states, step=self.step + 1)
 
     def codes(self, name: str, x: Array, fmt: FloatFormat, shared: bool = False) -> Coded:
         """Quantize a tensor by its scale, and note what it saw.
