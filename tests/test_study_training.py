@@ -71,11 +71,29 @@ def test_the_report(
 ) -> None:
     pytest.importorskip("matplotlib")
     call(monkeypatch, training, "report", "--out", str(out))
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "±" in line]
+    printed, _, course = capsys.readouterr().out.partition("sst2, over the run:")
+    rows = [line.split(" | ") for line in printed.splitlines() if "±" in line]
     assert [row[0] for row in rows] == ["| float32", "| delayed", "| automatic"]
     record = json.loads((out / "sst2-delayed-0.json").read_text())
     assert rows[1][1] == f"{100 * record['results']['fp32']['accuracy']:.2f} ± 0.00"
-    for name in ("training.png", "training-counts.png", "training-sites.png", "training.md"):
+    courses = [line.strip("|").split("|") for line in course.splitlines() if "sst2" not in line]
+    found = {row[0].strip(): [cell.strip() for cell in row] for row in courses if len(row) > 1}
+    assert list(found)[2:] == ["delayed", "automatic"]
+    parts = np.sum([r for n, r in record["counts"].items() if n.endswith(":dy")], axis=0)
+    assert parts[0, 2] > 0
+    assert found["delayed"][2] == f"{100 * parts[0, 2] / parts[0, 0]:.2g},"  # only one is counted
+    assert found["delayed"][3] == "100"
+    site, most = found["delayed"][4].split(": ")
+    elements, _, underflowed = np.sum(record["counts"][f"{site}:dy"], axis=0)
+    assert most == f"{100 * underflowed / elements:.2g}"
+    assert " to " in found["automatic"][5]
+    for name in (
+        "training.png",
+        "training-counts.png",
+        "training-sites.png",
+        "training.md",
+        "training-course.md",
+    ):
         assert (out / name).stat().st_size > 100
 
 
@@ -143,6 +161,17 @@ def test_a_course_is_cut_into_parts() -> None:
     assert all(row[0] > 0 for row in rows)
     assert len(record["largest"]["encoder.layer.0.output.dense:dy"]) == 2
     assert min(record["largest"]["encoder.layer.0.output.dense:dy"]) > 0
+
+
+def test_what_cannot_be_studied() -> None:
+    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=8)
+    with pytest.raises(ValueError, match=r"scaling: expected one of .*; did you mean 'delayed'"):
+        products_of("delay", learned, 8)
+    with pytest.raises(ValueError, match=r"recipe: expected one of .*; did you mean 'int8'"):
+        products_of("qat-int9", learned, 8)
+    with pytest.raises(bert_numpy.BertNumpyError, match="expected a task with classes"):
+        lesson("bert-tiny-sst2", "stsb", REVIEWS)
+    assert learned.calibration(learned.model).samples == len(learned.train) == 8
 
 
 def test_mean_and_deviation() -> None:
