@@ -175,8 +175,8 @@ class FakeQuantizedProducts:
     def forward(self, site: Site, a: Array, b: Array) -> tuple[Array, Any]:
         """Compute the product of the rounded operands, and keep them."""
         how, static = self.recipe.site(site), static_sides(self.recipe, site)
-        rounded_a = self.faked(f"{site.name}:a", a, how.a, -1, "a" in static)
-        rounded_b = self.faked(f"{site.name}:b", b, how.b, -2, "b" in static)
+        rounded_a = self._faked(f"{site.name}:a", a, how.a, -1, "a" in static)
+        rounded_b = self._faked(f"{site.name}:b", b, how.b, -2, "b" in static)
         return blas_product(rounded_a.values, rounded_b.values), (rounded_a, rounded_b)
 
     def backward(self, site: Site, saved: Any, dy: Array) -> tuple[Array, Array]:
@@ -194,7 +194,7 @@ class FakeQuantizedProducts:
             ranges[name] = seen if known is None else known.followed(seen, self.momentum)
         return replace(self, ranges=ranges)
 
-    def faked(self, name: str, x: Array, operand: Operand, k_axis: int, static: bool) -> Faked:
+    def _faked(self, name: str, x: Array, operand: Operand, k_axis: int, static: bool) -> Faked:
         """Round an operand; a static one by its range, which is noted."""
         if operand.fmt is None:
             return Faked(x, None)

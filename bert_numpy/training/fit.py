@@ -237,7 +237,10 @@ def fit(
     training = Training() if training is None else training
     products = FloatProducts() if products is None else products
     require("model", model, Model, "a model, as bert_numpy.load returns it")
-    require_iterable("encoded", encoded, "encoded texts, as Tokenizer.encode returns them")
+    texts = "encoded texts, as Tokenizer.encode returns them"
+    require_iterable("encoded", encoded, texts)
+    for one in encoded:
+        require("encoded", one, EncodedText, texts)
     require("training", training, Training, "a Training")
     require_function("loss", loss, optional=True)
     require_products(products)

@@ -174,24 +174,24 @@ class FP8Products:
         """Compute ``a b`` of codes in the forward format, and keep the codes."""
         if site.kind not in self.kinds:
             return FloatProducts().forward(site, a, b)
-        codes_a = self.codes(f"{site.name}:a", a, self.forward_format, shared=True)
-        codes_b = self.codes(f"{site.name}:b", b, self.forward_format)
-        return self.product(codes_a, codes_b), (codes_a, codes_b)
+        codes_a = self._codes(f"{site.name}:a", a, self.forward_format, shared=True)
+        codes_b = self._codes(f"{site.name}:b", b, self.forward_format)
+        return self._product(codes_a, codes_b), (codes_a, codes_b)
 
     def backward(self, site: Site, saved: Any, dy: Array) -> tuple[Array, Array]:
         """Compute ``dy b^T`` and ``a^T dy`` with ``dy`` as codes in the gradient format."""
         if site.kind not in self.kinds:
             return FloatProducts().backward(site, saved, dy)
         codes_a, codes_b = saved
-        codes_dy = self.codes(f"{site.name}:dy", dy, self.gradient_format)
-        da = self.product(codes_dy, codes_b.mT)
-        db = self.product(codes_a.mT, codes_dy)
+        codes_dy = self._codes(f"{site.name}:dy", dy, self.gradient_format)
+        da = self._product(codes_dy, codes_b.mT)
+        db = self._product(codes_a.mT, codes_dy)
         if self.scaling.weight_gradient is not None and not site.is_attention:
-            kept = self.codes(f"{site.name}:db", db, self.scaling.weight_gradient)
+            kept = self._codes(f"{site.name}:db", db, self.scaling.weight_gradient)
             db = np.multiply(kept.values, kept.scale)
         return da, db
 
-    def product(self, a: Coded, b: Coded) -> Float32Array:
+    def _product(self, a: Coded, b: Coded) -> Float32Array:
         """Multiply codes, as :func:`npfp8.matmul` does."""
         if self.accumulate != "float32":
             return matmul(a.tensor, b.tensor, self.accumulate)
@@ -207,7 +207,7 @@ class FP8Products:
             states[name] = how.next(states.get(name, TensorState()), fmt, seen)
         return replace(self, states=states, step=self.step + 1)
 
-    def codes(self, name: str, x: Array, fmt: FloatFormat, shared: bool = False) -> Coded:
+    def _codes(self, name: str, x: Array, fmt: FloatFormat, shared: bool = False) -> Coded:
         """Quantize a tensor by its scale, and note what it saw.
 
         The codes of a ``shared`` one are kept until the next: query, key and value have one input.
