@@ -202,6 +202,12 @@ def test_activations(name: str) -> None:
     assert np.abs(single - expected)[away].max() < 2e-6
 
 
+def test_relu_at_zero() -> None:
+    """As torch's: the function is not differentiable there."""
+    x = np.float32([-0.0, 0.0, 1e-45])
+    assert gradients.DERIVATIVES["relu"](x, x).tolist() == [0, 0, 1]
+
+
 def test_far_out() -> None:
     """No derivative is NaN where its parts overflow; large blocks are done piece by piece."""
     x = np.float32([-1e30, -200, -15, 0, 15, 200, 1e30])
@@ -768,6 +774,19 @@ def test_a_step_that_is_not_finite_changes_nothing(toy: Any) -> None:
     assert np.isfinite(weights[2]).all()
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (2, 6), (0.5, 2), (0.1, 1)])
+def test_a_last_batch_that_is_not_full_counts(toy: Any, epochs: float, steps: int) -> None:
+    model, encoded, labels = toy
+    training = Training(epochs=epochs, batch_size=4, learning_rate=0)
+    fitted = fit(model, encoded[:10], labels[:10], training)
+    assert len(fitted.losses) == steps
+    if epochs == 1:  # with the rate 0 the model stays, and the losses are means of batches
+        every = fit(model, encoded[:10], labels[:10], replace(training, batch_size=10)).losses[0]
+        order = shuffled_batches(np.array([len(one.input_ids) for one in encoded[:10]]), 4, 0)
+        sizes = [len(rows) for rows in islice(order, 3)]
+        assert np.average(fitted.losses, weights=sizes) == pytest.approx(every, rel=1e-5)
+
+
 def test_gradients_are_clipped(toy: Any) -> None:
     """Without memory, and with a large eps, a step of AdamW is the gradient over eps."""
     optimizer = AdamW(0.0, 0.0, 1e4, 0.0)
@@ -929,7 +948,7 @@ def test_gradients_of_outputs_must_fit(model: Model, batch: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("head", HEADS)
 def test_new_heads(family: str, head: str) -> None:
-    model = random_model(config_of(family, "MaskedLM"))
+    model = random_model(config_of(family, "MaskedLM", problem_type="regression"))
     name = ARCHITECTURES[family].head(f"{ARCHITECTURES[family].class_name}For{head}").name
     found = with_head(model, name, ["a", "b"], seed=1)
     assert found.config.head.name == name
@@ -950,6 +969,14 @@ def test_new_heads(family: str, head: str) -> None:
     same, other = (with_head(model, found.config.head.name, ["a"], seed) for seed in (1, 2))
     if "classifier.weight" in same.weights:
         assert (same.weights["classifier.weight"] != other.weights["classifier.weight"]).any()
+
+
+def test_an_untied_decoder_has_numbers_of_its_own() -> None:
+    model = random_model(config_of("bert", tie_word_embeddings=False))
+    found = with_head(model, "masked language modelling", ())
+    decoder = found.weights["cls.predictions.decoder.weight"]
+    assert np.std(decoder) == pytest.approx(0.02, rel=0.1)
+    assert not np.shares_memory(decoder, np.asarray(found.weights[WORDS]))
 
 
 def test_a_pooler_is_kept(model: Model) -> None:

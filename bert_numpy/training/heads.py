@@ -65,7 +65,7 @@ def with_head(model: Model, head: str, labels: Sequence[str], seed: int = 0) -> 
     )
     generator = np.random.default_rng(integer("seed", seed))
     weights = {
-        name: model.weights[name] if _is_kept(model, name, shape) else _new(name, shape, generator)
+        name: model.weights[name] if _is_kept(model, name) else _new(name, shape, generator)
         for name, shape in expected_shapes(config, config.head.pooler is not False).items()
     }
     if config.tie_word_embeddings and _DECODER in weights:
@@ -73,9 +73,8 @@ def with_head(model: Model, head: str, labels: Sequence[str], seed: int = 0) -> 
     return replace(model, config=config, weights=weights)
 
 
-def _is_kept(model: Model, name: str, shape: tuple[int, ...]) -> bool:
-    is_encoder = name.startswith(("embeddings", "encoder.", "pooler."))
-    return is_encoder and name in model.weights and model.weights[name].shape == shape
+def _is_kept(model: Model, name: str) -> bool:
+    return name.startswith(("embeddings", "encoder.", "pooler.")) and name in model.weights
 
 
 def _new(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Float32Array:
