@@ -153,8 +153,8 @@ class FP8Products:
     step: int = 0
     seen: dict[str, Seen] = field(default_factory=dict, init=False)
     counts: dict[str, OperandCounts] = field(default_factory=dict, init=False)
-    #: The last left operand and its codes.
-    made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    # The last left operand and its codes.
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require("scaling", self.scaling, Scaling, "a Scaling, such as SCALINGS['dynamic']")
@@ -213,16 +213,16 @@ class FP8Products:
         The codes of a ``shared`` one are kept until the next: query, key and value have one input.
         """
         state = self.states.get(name, TensorState())
-        again = shared and _same_memory(self.made.get("x"), x)
-        absmax = self.made["absmax"] if again else absmax_of(x)
+        again = shared and _same_memory(self._made.get("x"), x)
+        absmax = self._made["absmax"] if again else absmax_of(x)
         scale = self._rule(name)[0].scale(state, fmt, absmax, self.expected.get(name, 1.0))
-        if again and self.made["scale"] == scale:
-            found, seen, counts = self.made["result"]
+        if again and self._made["scale"] == scale:
+            found, seen, counts = self._made["result"]
         else:
             found = coded(x, fmt, scale)
             seen, counts = self._seen(name, found, x, absmax)
             if shared:
-                self.made.update(x=x, absmax=absmax, scale=scale, result=(found, seen, counts))
+                self._made.update(x=x, absmax=absmax, scale=scale, result=(found, seen, counts))
         self.seen[name] = self.seen[name] + seen if name in self.seen else seen
         if counts is not None:
             self.counts[name] = self.counts[name] + counts if name in self.counts else counts

@@ -66,7 +66,7 @@ def with_head(model: Model, head: str, labels: Sequence[str], seed: int = 0) -> 
     generator = np.random.default_rng(integer("seed", seed))
     weights = {
         name: model.weights[name] if _is_kept(model, name) else _new(name, shape, generator)
-        for name, shape in expected_shapes(config, config.head.pooler is not False).items()
+        for name, shape in expected_shapes(config).items()
     }
     if config.tie_word_embeddings and _DECODER in weights:
         weights[_DECODER] = weights[WORDS]
