@@ -1022,9 +1022,12 @@ def write_encoder_with_dense(folder: Path, bias: bool = False) -> Path:
         {"type": f"sentence_transformers.models.{kind}", "path": path}
         for kind, path in kinds.items()
     ]
-    (folder / "modules.json").write_text(json.dumps(modules))
+    named = [{"idx": i, "name": str(i)} | module for i, module in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(named))
     (folder / "projection").mkdir()
     hidden = load_file(folder / "model.safetensors")["pooler.dense.bias"].size
+    pooling = {"embedding_dimension": hidden, "pooling_mode": "mean"}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     settings = {"in_features": hidden, "out_features": 5, "bias": bias}
     (folder / "projection" / "config.json").write_text(json.dumps(settings))
     tensors = {"linear.weight": normal(5, hidden).astype(np.float32)}

@@ -3,7 +3,7 @@
 A linear layer has three products: ``y = x W^T``, ``dx = dy W`` and ``dW = dy^T x``. Each operand is
 a tensor of codes with one scale: ``x`` and ``W`` in E4M3, ``dy`` in E5M2, as *FP8 Formats for Deep
 Learning* (Micikevicius et al., arXiv 2209.05433) recommends. The codes of ``x`` and ``W`` from the
-forward pass are used again in the backward pass. So is it with the two products of attention. The
+forward pass are used again in the backward pass. The two products of attention work alike. The
 weights that the optimizer changes stay in float32, and so do all operations between the products.
 
 The scales are those of a :class:`~bert_numpy.training.scalings.Scaling`. The products are summed as
@@ -114,9 +114,9 @@ class FP8Products:
     step : int
         The number of the step, from 0.
     seen : dict of str to Seen
-        What the step has seen so far, by tensor.
+        The statistics of the step so far, by tensor.
     counts : dict of str to OperandCounts
-        What it has counted so far, by tensor.
+        The counts of the step so far, by tensor.
 
     Raises
     ------
@@ -200,7 +200,7 @@ class FP8Products:
         return product
 
     def following(self) -> FP8Products:
-        """Return the products of the next step, whose scales know what this one has seen."""
+        """Return the products of the next step, whose scales depend on this one's statistics."""
         states = dict(self.states)
         for name, seen in self.seen.items():
             how, fmt = self._rule(name)
@@ -208,7 +208,7 @@ class FP8Products:
         return replace(self, states=states, step=self.step + 1)
 
     def _codes(self, name: str, x: Array, fmt: FloatFormat, shared: bool = False) -> Coded:
-        """Quantize a tensor by its scale, and note what it saw.
+        """Quantize a tensor by its scale, and note its statistics.
 
         The codes of a ``shared`` one are kept until the next: query, key and value have one input.
         """

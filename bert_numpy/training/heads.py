@@ -54,8 +54,8 @@ def with_head(model: Model, head: str, labels: Sequence[str], seed: int = 0) -> 
     require("model", model, Model, "a model, as bert_numpy.load returns it")
     require("head", head, str, "the name of a head")
     require_iterable("labels", labels, "a sequence of names")
-    if not all(isinstance(label, str) for label in labels):
-        raise TypeError("labels: expected a sequence of names")
+    for label in labels:
+        require("labels", label, str, "a sequence of names")
     config = replace(
         model.config,
         architecture=model.config.description.class_of(head),
