@@ -52,6 +52,17 @@ def test_delayed_scaling_is_transformer_engines(
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"), [("delayed", 16), ("delayed-1024", 1024), ("delayed-latest", 1)]
+)
+def test_how_long_a_magnitude_counts(name: str, steps: int) -> None:
+    how, state = SCALINGS[name], TensorState()
+    state = how.next(state, E4M3FN, Seen(4480.0, 1))
+    for step in range(steps + 1):
+        assert how.scale(state, E4M3FN, math.nan) == (10 if step < steps else 1), step
+        state = how.next(state, E4M3FN, Seen(448.0, 1))
+
+
 def test_an_infinity_in_the_history_keeps_the_scale() -> None:
     how = SCALINGS["delayed-latest"]
     state = how.next(TensorState(), E4M3FN, Seen(896.0, 1))
@@ -95,7 +106,7 @@ def test_every_scale_is_usable(absmax: float) -> None:
 def test_static_keeps_the_largest_of_the_first_steps() -> None:
     how, state = SCALINGS["static"], TensorState()
     for step in range(40):
-        absmax = 448.0 * (1 + step % 7)
+        absmax = 448.0 * (1 + step % 7) * (1 if step < 16 else 1000)
         scale = how.scale(state, E4M3FN, absmax)
         assert scale == (2 * (1 + step % 7) if step < 16 else 2 * 7)
         state = how.next(state, E4M3FN, Seen(absmax, 1))
