@@ -121,6 +121,7 @@ def test_the_factor_follows_overflows() -> None:
         state = how.next(state, E4M3FN, Seen(1.0, 10**6, 10))
     assert state.factor == pytest.approx(2)
     assert how.scale(state, E4M3FN, 448.0) == pytest.approx(0.5)
+    assert how.scale(TensorState(), E4M3FN, 500.0) == 2  # a power of two
     assert how.next(state, E4M3FN, Seen(1.0, 10**6, 11)).factor == pytest.approx(1)
     # In a tensor of fewer than 100,000 elements a single one is too many.
     assert how.next(state, E4M3FN, Seen(1.0, 99_999, 1)).factor == pytest.approx(1)

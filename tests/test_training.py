@@ -857,6 +857,29 @@ def test_labels_of_tokens_are_cut_to_the_batch(toy: Any) -> None:
         loss(outputs, np.array([[1, 0, 1, 0], [0, -1, -1, -1]]))
 
 
+def test_spans_are_learned(toy: Any) -> None:
+    """Questions: the first and the last token of "good", in the texts that have it."""
+    model, encoded, _ = toy
+    good = id_of_the_word(encoded)
+    model = with_head(model, "question answering", ["start", "end"])
+    labels = np.array(
+        [[one.input_ids.index(good)] * 2 if i % 2 else [-1, -1] for i, one in enumerate(encoded)]
+    )
+    fitted = fit(model, encoded, labels, replace(TOY, epochs=12, learning_rate=1e-2))
+    for row in range(1, 17, 2):
+        found = fitted.model([encoded[row].input_ids])
+        assert [int(x.argmax()) for x in (found.start_logits, found.end_logits)] == [*labels[row]]
+
+
+def test_a_quantized_model_is_not_trained(model: Model, batch: Any, tmp_path: Path) -> None:
+    encoded = load_tokenizer("bert-tiny-sst2").encode(["dull"])
+    quantized = apply_recipe(model, "int8", calibrate(model, [batch]))
+    with pytest.raises(BertNumpyError, match=r"query.weight: expected float32"):
+        fit(quantized, encoded, np.array([0]))
+    with pytest.raises(BertNumpyError, match=r"query.weight: expected float32"):
+        save_trained(quantized, "bert-tiny-sst2", tmp_path / "out")
+
+
 def id_of_the_word(encoded: list[EncodedText]) -> int:
     """The id that every second text has and no other: that of "good"."""
     even, odd = (set.union(*(set(one.input_ids) for one in encoded[i::2])) for i in (0, 1))

@@ -226,7 +226,7 @@ def quantized_model(
     TypeError
         If an argument is not of the type stated.
     BertNumpyError
-        If a site has no range, or a weight is quantized already.
+        If a site has no range.
 
     Examples
     --------

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from bert_numpy.engines.functions import parameter
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.model import Model
 from bert_numpy.tasks.tokenization import EncodedText, pad
@@ -24,7 +23,7 @@ from bert_numpy.training.adamw import (
 )
 from bert_numpy.training.losses import Loss, loss_of
 from bert_numpy.training.products import FloatProducts, Products, require_products
-from bert_numpy.training.tape import tape
+from bert_numpy.training.tape import float_parameter, tape
 from npfp8.arguments import (
     array_of,
     integer,
@@ -259,7 +258,7 @@ def fit(
         if not any(fnmatchcase(name, pattern) for name in model.weights):
             raise BertNumpyError(f"frozen: expected patterns of parameters, found {pattern!r}")
     trained = copied(model)
-    weights = {name: parameter(trained.weights, name) for name in trained.weights}
+    weights = {name: float_parameter(trained.weights, name) for name in trained.weights}
     state = adamw_start({name: w for name, w in weights.items() if training.trains(name)})
     losses: list[float] = []
     skipped: list[int] = []
@@ -288,7 +287,7 @@ def fit(
 def copied(model: Model) -> Model:
     """Copy a model's parameters in C order; those that share an array share its copy."""
     copies = {
-        id(model.weights[name]): np.array(parameter(model.weights, name), order="C")
+        id(model.weights[name]): np.array(float_parameter(model.weights, name), order="C")
         for name in model.weights
     }
     return replace(model, weights={name: copies[id(w)] for name, w in model.weights.items()})

@@ -15,10 +15,10 @@ from bert_numpy.checkpoints.config_file import is_quantized, read_config
 from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.checkpoints.pooling import pooling_files, read_pooling
 from bert_numpy.checkpoints.quantized import check_target, side_files
-from bert_numpy.engines.functions import parameter
 from bert_numpy.errors import BertNumpyError, read_json, writing
 from bert_numpy.model.model import Model
 from bert_numpy.model.sites import WORDS
+from bert_numpy.training.tape import float_parameter
 from npfp8.arguments import path_of, require
 from npfp8.arrays import Float32Array
 from npfp8.files import created_folder
@@ -107,7 +107,7 @@ def _tensors(model: Model, modules: list[Any]) -> dict[str, dict[str, Float32Arr
     has_prefix = has_head and config.pooling is None
     found: dict[str, dict[str, Float32Array]] = {"": {}}
     for name in model.weights:
-        weight = parameter(model.weights, name)
+        weight = float_parameter(model.weights, name)
         if weight.dtype != np.float32:
             raise BertNumpyError(f"{name}: expected float32 numbers to save, found {weight.dtype}")
         if name != WORDS and config.tie_word_embeddings and weight is model.weights[WORDS]:

@@ -32,12 +32,20 @@ from bert_numpy.training.products import FloatProducts, Products, require_produc
 from npfp8.arguments import array_of, require, require_function
 from npfp8.arrays import Array, IntArray
 
-__all__ = ["Node", "Tape", "TapeEngine", "TapeLayout", "Taped", "tape"]
+__all__ = ["Node", "Tape", "TapeEngine", "TapeLayout", "Taped", "float_parameter", "tape"]
 
 #: Computes the gradients of a step's operands from those of its results, of one result or of
 #: several. None stands for 0.
 Backward = Callable[[Array], Sequence[Array | None]]
 BackwardAll = Callable[[Sequence[Array | None]], Sequence[Array | None]]
+
+
+def float_parameter(weights: Weights, name: str) -> Array:
+    """Return a parameter of numbers; raise :class:`BertNumpyError` for one of codes."""
+    weight = weights[name]
+    if not isinstance(weight, np.ndarray):
+        raise BertNumpyError(f"{name}: expected float32 numbers to train, found {weight!r}")
+    return weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +87,7 @@ class Tape:
 
     def parameter(self, weights: Weights, name: str) -> Node:
         """Return the node of a parameter."""
-        weight = weights[name]
-        if not isinstance(weight, np.ndarray):
-            raise BertNumpyError(f"{name}: expected float32 numbers to train, found {weight!r}")
+        weight = float_parameter(weights, name)
         if id(weight) not in self._nodes:
             self._nodes[id(weight)] = Node(weight, self.trains(name))
             self.parameters[name] = self._nodes[id(weight)]
