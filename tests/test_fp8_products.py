@@ -203,6 +203,18 @@ def test_the_factor_is_that_of_gradients_of_weights_alone() -> None:
     assert products.seen[f"{LINEAR.name}:db"].elements == 45
 
 
+def test_the_right_operand_of_attention_is_no_weight() -> None:
+    """FP8-LM keeps gradients of weights in E4M3, and not those of keys and values."""
+    found = {}
+    for name in ("automatic", "dynamic-pow2"):
+        products = FP8Products(SCALINGS[name])
+        _, saved = products.forward(SCORES, numbers(4, 9), numbers(9, 5, seed=1))
+        found[name] = products.backward(SCORES, saved, numbers(4, 5, seed=2))
+        assert f"{SCORES.name}:db" not in products.seen
+    for mine, right in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(mine, right)
+
+
 def test_fields_are_checked() -> None:
     how = SCALINGS["dynamic"]
     for options, message in (

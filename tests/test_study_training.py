@@ -14,7 +14,8 @@ from conftest import load_script
 import bert_numpy
 from bert_numpy.assets import REVIEWS
 from bert_numpy.study.training import Course, lesson, mean_and_deviation, products_of
-from bert_numpy.training.fit import Training, fit
+from bert_numpy.training.fit import StepReport, Training, fit
+from bert_numpy.training.fp8_products import FP8Products
 from bert_numpy.training.products import FloatProducts
 
 training = load_script("study_training")
@@ -148,8 +149,16 @@ def test_a_course_is_cut_into_parts() -> None:
     course = Course(parts=2)
     run = Training(epochs=1, batch_size=8)
     products = products_of("dynamic", learned, 8, count_every=1)
+    assert isinstance(products, FP8Products)
+    largest: list[float] = []
+
+    def watch(report: StepReport) -> None:
+        course(report)
+        assert isinstance(report.products, FP8Products)
+        largest.append(report.products.seen["encoder.layer.0.output.dense:dy"].absmax)
+
     fitted = fit(
-        learned.model, learned.train, learned.train_labels, run, products=products, watch=course
+        learned.model, learned.train, learned.train_labels, run, products=products, watch=watch
     )
     record = course.record()
     assert record["losses"] == pytest.approx(
@@ -159,8 +168,10 @@ def test_a_course_is_cut_into_parts() -> None:
     rows = record["counts"]["encoder.layer.0.output.dense:a"]
     assert sum(row[0] for row in rows) == tokens * learned.model.config.intermediate_size
     assert all(row[0] > 0 for row in rows)
-    assert len(record["largest"]["encoder.layer.0.output.dense:dy"]) == 2
-    assert min(record["largest"]["encoder.layer.0.output.dense:dy"]) > 0
+    found = record["largest"]["encoder.layer.0.output.dense:dy"]
+    assert found == pytest.approx([max(largest[:3]), max(largest[3:])], rel=5e-3)
+    counted = record["counts"]["encoder.layer.0.output.dense:a"]
+    assert all(row[1] == 0 < row[2] for row in counted)  # underflows, but nothing saturates
 
 
 def test_what_cannot_be_studied() -> None:
