@@ -90,6 +90,10 @@ def test_a_derivative_of_clipping() -> None:
     found = fake_quantize(x, Operand("UINT8"), -1, Scale(np.float32(1), 0))
     assert found.passes is not None
     assert found.passes.tolist() == [[False, True, True, False]]
+    x = np.float32([[-100.1, -100, 0, 155, 155.1]])
+    found = fake_quantize(x, Operand("UINT8"), -1, Scale(np.float32(1), 100))
+    assert found.passes is not None
+    assert found.passes.tolist() == [[False, True, True, True, False]]
     assert fake_quantize(x, Operand(), -1, None).values is x
     gradient = np.ones_like(x)
     assert fake_quantize(x, Operand("INT8"), -1, None).through(gradient) is gradient

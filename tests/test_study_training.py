@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,20 @@ from conftest import load_script
 
 import bert_numpy
 from bert_numpy.assets import REVIEWS
-from bert_numpy.study.training import Course, lesson, mean_and_deviation, products_of
+from bert_numpy.evaluation.evaluate import calibrate_on
+from bert_numpy.study.training import (
+    Course,
+    _outputs,
+    lesson,
+    mean_and_deviation,
+    products_of,
+)
+from bert_numpy.tasks.glue import task_named
 from bert_numpy.training.fit import StepReport, Training, fit
 from bert_numpy.training.fp8_products import FP8Products
+from bert_numpy.training.heads import with_head
 from bert_numpy.training.products import FloatProducts
+from bert_numpy.training.save import save_trained
 
 training = load_script("study_training")
 qat = load_script("study_qat")
@@ -139,9 +150,35 @@ def test_a_lesson_has_the_models_labels() -> None:
     np.testing.assert_array_equal(
         learned.model.weights["classifier.weight"], known.weights["classifier.weight"]
     )
+    lines = (REVIEWS / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    assert len(lines) != len((REVIEWS / "train.tsv").read_text(encoding="utf-8").splitlines()) - 1
+    whole = lesson("bert-tiny-sst2", "sst2", REVIEWS)
+    assert whole.dev_labels.tolist() == [int(line.rpartition("\t")[2]) for line in lines]
     result = learned.evaluated(learned.quantized(learned.model, "fp32"))
     assert result.metrics["accuracy"] > 0.6
     assert isinstance(products_of("float32", learned, 8), FloatProducts)
+
+
+def test_outputs_in_another_order_than_the_tasks(tmp_path: Path) -> None:
+    known = bert_numpy.load("bert-tiny-sst2")
+    swapped = with_head(known, "sequence classification", known.config.labels[::-1])
+    save_trained(swapped, "bert-tiny-sst2", tmp_path / "swapped")
+    given = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=8)
+    found = lesson(tmp_path / "swapped", "sst2", REVIEWS, limit=8)
+    np.testing.assert_array_equal(found.train_labels, 1 - given.train_labels)
+    np.testing.assert_array_equal(found.dev_labels, given.dev_labels)
+    how = task_named("mnli")
+    names = (how.labels[2], *how.labels[:2])
+    config = replace(known.config, labels=names)
+    assert _outputs(how, config).tolist() == [names.index(name) for name in how.labels] == [1, 2, 0]
+
+
+def test_a_calibration_is_spread_over_the_training_set() -> None:
+    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=20)
+    found = learned.calibration(learned.model, samples=4)
+    right = calibrate_on(learned.model, [learned.train[row] for row in (0, 5, 10, 15)])
+    for name, seen in right.operands.items():
+        assert (found.operands[name].low, found.operands[name].high) == (seen.low, seen.high)
 
 
 def test_a_course_is_cut_into_parts() -> None:

@@ -1110,6 +1110,20 @@ def test_a_language_model_has_no_labels(tmp_path: Path) -> None:
     assert_same_bits(np.asarray(again.weights[WORDS]), np.asarray(model.weights[WORDS]))
 
 
+def test_keys_of_the_sources_head_are_not_kept(tmp_path: Path) -> None:
+    """Another number of labels, and another problem; the model's own are written."""
+    overrides = {"problem_type": "single_label_classification", "num_labels": 2}
+    source = write_checkpoint(tmp_path / "source", config_overrides=overrides)
+    model = load(source)
+    save_trained(model, source, tmp_path / "same")
+    assert load(tmp_path / "same").config == model.config
+    scores = with_head(model, "sequence classification", ["score"])
+    save_trained(scores, source, tmp_path / "scores")
+    assert load(tmp_path / "scores").config == scores.config
+    raw = json.loads((tmp_path / "scores" / "config.json").read_text())
+    assert (raw["id2label"], raw["label2id"]) == ({"0": "score"}, {"score": 0})
+
+
 def test_what_would_be_another_model_is_not_written(tmp_path: Path) -> None:
     source, out = write_checkpoint(tmp_path / "source"), tmp_path / "out"
     model = load(source)
