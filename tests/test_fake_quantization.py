@@ -80,6 +80,27 @@ def test_gradients_go_straight_through_where_nothing_is_clipped() -> None:
     np.testing.assert_array_equal(db, np.float32([[6], [-254], [0]]))
 
 
+def test_keys_and_values_are_clipped_too() -> None:
+    """The right operand of attention is an activation, with a range of its own."""
+    name = f"{SCORES.name}:b"
+    products = FakeQuantizedProducts(PRESETS["e4m3"], ranges={name: Range(-2.0, 2.0)})
+    b = np.float32([[1, 3], [-2, -2.5]])
+    _, saved = products.forward(SCORES, np.ones((1, 2), np.float32), b)
+    _, db = products.backward(SCORES, saved, np.float32([[5, 7]]))
+    np.testing.assert_array_equal(db, np.float32([[5, 0], [5, 0]]))
+
+
+@pytest.mark.parametrize("fmt", ["INT8", "E4M3FN", "E5M2"])
+def test_the_largest_element_of_a_range_passes(fmt: str) -> None:
+    """In FP8 the end of the range, a product in float32, is now and then just below it."""
+    operand, below = Operand(fmt), 0
+    for x in numbers(300, 1, 1):
+        scale = Scale.of(-abs(float(x[0, 0])), abs(float(x[0, 0])), operand)
+        below += scale.scale * np.float32({"INT8": 127, "E4M3FN": 448, "E5M2": 57344}[fmt]) < abs(x)
+        assert fake_quantize(x, operand, -1, scale).passes is None
+    assert below or fmt == "INT8"
+
+
 def test_a_derivative_of_clipping() -> None:
     """Beyond the range of each format, and at its ends."""
     x = np.float32([[-449, -448, 0, 1e-9, 448, 449]])
@@ -134,6 +155,9 @@ def test_the_quantized_model_has_the_ranges_scales(name: str) -> None:
     right = bert_numpy.apply_recipe(model, name, calibration)
     assert found.plans.keys() == right.plans.keys()
     np.testing.assert_array_equal(found(**batch).logits, right(**batch).logits)
+    golden = quantized_model(model, products, golden=True)
+    right = bert_numpy.apply_recipe(model, name, calibration, golden=True)
+    np.testing.assert_array_equal(golden(**batch).logits, right(**batch).logits)
     missing = replace(products, ranges={})
     with pytest.raises(BertNumpyError, match="query:a: expected a range, found none"):
         quantized_model(model, missing)

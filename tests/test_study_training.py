@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 from dataclasses import replace
@@ -18,16 +19,21 @@ from bert_numpy.evaluation.evaluate import calibrate_on
 from bert_numpy.study.training import (
     Course,
     _outputs,
+    add_run_options,
     lesson,
     mean_and_deviation,
     products_of,
+    run_command,
+    training_of,
 )
 from bert_numpy.tasks.glue import task_named
+from bert_numpy.training.fake_quantization import FakeQuantizedProducts
 from bert_numpy.training.fit import StepReport, Training, fit
 from bert_numpy.training.fp8_products import FP8Products
 from bert_numpy.training.heads import with_head
 from bert_numpy.training.products import FloatProducts
 from bert_numpy.training.save import save_trained
+from bert_numpy.training.unit_scaling import expected_magnitudes
 
 training = load_script("study_training")
 qat = load_script("study_qat")
@@ -157,6 +163,13 @@ def test_a_lesson_has_the_models_labels() -> None:
     result = learned.evaluated(learned.quantized(learned.model, "fp32"))
     assert result.metrics["accuracy"] > 0.6
     assert isinstance(products_of("float32", learned, 8), FloatProducts)
+    exact = products_of("unit", learned, 8, count_every=3, accumulate="exact")
+    assert isinstance(exact, FP8Products)
+    assert (exact.accumulate, exact.count_every) == ("exact", 3)
+    assert exact.expected == expected_magnitudes(learned.model.config, 8, learned.tokens)
+    rounded = products_of("qat-int8", learned, 8)
+    assert isinstance(rounded, FakeQuantizedProducts)
+    assert rounded.recipe is bert_numpy.PRESETS["int8"]
 
 
 def test_outputs_in_another_order_than_the_tasks(tmp_path: Path) -> None:
@@ -209,6 +222,24 @@ def test_a_course_is_cut_into_parts() -> None:
     assert found == pytest.approx([max(largest[:3]), max(largest[3:])], rel=5e-3)
     counted = record["counts"]["encoder.layer.0.output.dense:a"]
     assert all(row[1] == 0 < row[2] for row in counted)  # underflows, but nothing saturates
+
+
+def test_options_of_a_run() -> None:
+    """A line of the list has all of its options, and they are the numbers of the training."""
+    parser = argparse.ArgumentParser()
+    add_run_options(parser, epochs=6, rate=3e-4)
+    words = ["mine", "--task", "sst2", "--data", "D", "--out", "O"]
+    plain = parser.parse_args(words)
+    plain.seed = 0
+    assert training_of(plain) == Training(6, 32, 3e-4, frozen=("embeddings.*",))
+    options = ["--epochs", "0.5", "--batch", "8", "--rate", "1e-5", "--limit", "9"]
+    given = parser.parse_args([*words, *options, "--frozen", "a b", "c*"])
+    given.seed = 3
+    assert training_of(given) == Training(0.5, 8, 1e-5, seed=3, frozen=("a b", "c*"))
+    script, *line = shlex.split(run_command("script.py", given, seed=3))[1:]
+    assert (script, line[0]) == ("script.py", "run")
+    parser.add_argument("--seed", type=int)
+    assert parser.parse_args(line[1:]) == given
 
 
 def test_what_cannot_be_studied() -> None:
