@@ -112,6 +112,27 @@ def test_heads_without_classes_have_no_magnitudes() -> None:
         expected_magnitudes(model.config, 32, 0)
 
 
+def test_the_factors_of_attention_and_of_residuals() -> None:
+    """One layer by hand: two heads of 64 features, texts of 16 tokens, a sum before LayerNorm."""
+    d, n, layer = 64, 16, "encoder.layer.0"
+    found = expected_magnitudes(bert_numpy.load("bert-tiny-sst2").config, 32, n)
+    attention = f"{layer}.attention"
+    context, scores = found[f"{attention}.context:dy"], found[f"{attention}.scores:dy"]
+    weights, values = found[f"{attention}.context:a"], found[f"{attention}.context:b"]
+    assert weights == pytest.approx(1.31 / n)
+    assert found[f"{attention}.output.dense:a"] == pytest.approx(weights * values * math.sqrt(n))
+    assert found[f"{attention}.self.value:dy"] == pytest.approx(context * weights * math.sqrt(n))
+    back = context * values * math.sqrt(d) * 1.65 / n  # through the weights' softmax
+    assert scores == pytest.approx(back / math.sqrt(d))  # and the factor of the scores
+    for mine, other in (("query", "b"), ("key", "a")):
+        right = scores * found[f"{attention}.scores:{other}"] * math.sqrt(n)
+        assert found[f"{attention}.self.{mine}:dy"] == pytest.approx(right)
+    residual, inner = found[f"{layer}.output.dense:dy"], found[f"{layer}.intermediate.dense:dy"]
+    of_sum = math.hypot(inner * math.sqrt(512 / 128), residual)
+    size = math.hypot(found[f"{attention}.output.dense:a"], 1)
+    assert found[f"{attention}.output.dense:dy"] == pytest.approx(of_sum / size)
+
+
 def test_the_factors_of_shapes() -> None:
     """One change of a shape at a time, with the power that the paper gives it."""
     config = bert_numpy.load("bert-tiny-sst2").config
