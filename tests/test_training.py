@@ -953,10 +953,10 @@ def test_numbers_of_a_training_in_range(options: Any, message: str) -> None:
 
 
 def test_constants_of_adamw_in_range() -> None:
-    for options in ({"beta1": 1.0}, {"beta2": -0.1}, {"eps": -1e-8}, {"weight_decay": math.nan}):
+    for options in ({"beta1": 1.0}, {"beta2": -0.1}, {"eps": 0.0}, {"weight_decay": math.nan}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}: expected .*, found"):
             AdamW(**options)
-    Training(warmup=1, clip=math.inf, learning_rate=0, optimizer=AdamW(0, 0, 0, 0))
+    Training(warmup=1, clip=math.inf, learning_rate=0, optimizer=AdamW(0, 0, 1, 0))
 
 
 def test_a_pattern_that_freezes_nothing(toy: Any) -> None:

@@ -65,7 +65,8 @@ class AdamW:
     Raises
     ------
     ValueError
-        If a decay is not in [0, 1), or another constant is negative.
+        If a decay is not in [0, 1), if ``eps`` is not above 0 (a parameter without gradients
+        would become NaN), or if the weight decay is negative.
 
     Examples
     --------
@@ -82,8 +83,8 @@ class AdamW:
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2"):
             require_number(name, getattr(self, name), lambda x: 0 <= x < 1, "0 <= number < 1")
-        for name in ("eps", "weight_decay"):
-            require_number(name, getattr(self, name), lambda x: x >= 0, "a number of at least 0")
+        require_number("eps", self.eps, lambda x: x > 0, "a number above 0")
+        require_number("weight_decay", self.weight_decay, lambda x: x >= 0, "at least 0")
 
 
 @dataclass(frozen=True, eq=False)
