@@ -1,7 +1,7 @@
 """Compare W8A8-FP8, W8A8-INT, W4A16-INT, MXFP4 and NVFP4 with BF16: accuracy, bytes, operations.
 
     python scripts/study_tradeoff.py run MODEL --task mrpc --data DIR --out DIR
-        [--calibration-data DATA] [--limit N] [--workers N] [--recipes NAME,...]
+        [--calibration-data DATA] [--samples N] [--limit N] [--workers N] [--recipes NAME,...]
     python scripts/study_tradeoff.py report --out DIR
 
 After Kurtic et al., *"Give Me BF16 or Give Me Death"? Accuracy-Performance Trade-Offs in LLM
@@ -17,7 +17,8 @@ is bfloat16. The recipes are
 `run` calibrates on 256 training examples in float32 (with Hessians for GPTQ), evaluates every
 recipe on the development set, each in a process on a core of its own, and compares it with BF16.
 Results are kept in DIR/cells; a run that was interrupted goes on where it stopped. It writes
-DIR/tradeoff-MODEL-TASK.json. `report` reads all such files and writes DIR/tradeoff.md and
+DIR/tradeoff-MODEL-TASK.json; with --samples, another number of training examples, it writes
+DIR/samples-MODEL-TASK-N.json. `report` reads all such files and writes DIR/tradeoff.md and
 DIR/tradeoff.png (extra: plot).
 """
 
@@ -64,6 +65,9 @@ from npfp8 import E4M3FN, INT8, MXFP4, NVFP4, BlockFormat
 HARDWARE: Mapping[str, Mapping[str, float]] = {
     "H100": {"BF16": 989e12, "FP8": 1979e12, "INT8": 1979e12, "bytes": 3.35e12},
 }
+
+#: The training examples of the calibration, unless --samples says otherwise.
+SAMPLES = 256
 
 #: The weights of a model whose speed nobody asks for, beside larger ones.
 SMALL = 1_000_000
@@ -175,11 +179,13 @@ def seconds(row: Mapping[str, Any], tokens: float, machine: str) -> float:
 # Runs
 
 
-def study(subject: Subject, names: Sequence[str], out: Path, workers: int) -> dict[str, Any]:
+def study(
+    subject: Subject, names: Sequence[str], out: Path, workers: int, samples: int = SAMPLES
+) -> dict[str, Any]:
     """Run the missing cells, and return a row per recipe."""
     every = recipes()
     chosen = [every[name] for name in dict.fromkeys(["bf16", *names])]
-    calibrate_subject(subject, hessians=any(recipe.by_gptq for recipe in chosen))
+    calibrate_subject(subject, samples, hessians=any(recipe.by_gptq for recipe in chosen))
     cells = {recipe.name: cells_of(subject, recipe, out / "cells", 1 << 30) for recipe in chosen}
     run_cells([cell for found in cells.values() for cell in found], workers)
     results = {name: merged(found) for name, found in cells.items()}
@@ -193,6 +199,7 @@ def study(subject: Subject, names: Sequence[str], out: Path, workers: int) -> di
     return {
         "model": Path(subject.model).name,
         "task": subject.task,
+        "samples": samples,
         "metric": next(iter(results["bf16"].metrics)),
         "examples": len(results["bf16"].predictions),
         "tokens": mean_tokens(job),
@@ -329,6 +336,28 @@ def texts(count: int) -> str:
     return "1 text" if count == 1 else f"{count} texts"
 
 
+def samples_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Show what a sample of another size gives; only recipes that ran with several sizes."""
+    found: dict[tuple[str, str, str], dict[int, str]] = {}
+    for report in reports:
+        for row in report["rows"][1:]:  # the first is the reference
+            by_size = found.setdefault((report["model"], report["task"], row["recipe"]), {})
+            shown = f"{100 * row['difference']:+.2f}, {row['flips']}"
+            by_size[report["samples"]] = f"{shown}, {row['relative_logit_error']:.3f}"
+    several = {key: by_size for key, by_size in found.items() if len(by_size) > 1}
+    sizes = sorted({size for by_size in several.values() for size in by_size})
+    if not sizes:
+        return ""
+    header = ["model, task", "recipe", *(f"{size:,} examples" for size in sizes)]
+    return "\n" + table(
+        header,
+        [
+            [f"{model}, {task}", recipe, *(by_size.get(size, "") for size in sizes)]
+            for (model, task, recipe), by_size in several.items()
+        ],
+    )
+
+
 def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
     """Show the difference from BF16, the flips and the logit error of every recipe and model."""
     names = dict.fromkeys(row["recipe"] for report in reports for row in report["rows"])
@@ -432,10 +461,12 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     subject = subject_of(arguments)
-    subject = replace(subject, calibration=subject.calibration.replace("calibration-", "hessians-"))
+    usual = arguments.samples == SAMPLES
+    stem = f"{Path(subject.model).name}-{subject.task}{'' if usual else f'-{arguments.samples}'}"
+    subject = replace(subject, calibration=str(arguments.out / f"hessians-{stem}.safetensors"))
     names = arguments.recipes.split(",") if arguments.recipes else list(recipes())
-    report = study(subject, names, arguments.out, arguments.workers)
-    name = f"tradeoff-{report['model']}-{report['task']}.json"
+    report = study(subject, names, arguments.out, arguments.workers, arguments.samples)
+    name = f"{'tradeoff' if usual else 'samples'}-{stem}.json"
     write_json(str(arguments.out / name), report)
     print(accuracy_table(report))
 
@@ -443,7 +474,8 @@ def run(arguments: argparse.Namespace) -> None:
 def write_report(arguments: argparse.Namespace) -> None:
     files = sorted(arguments.out.glob("tradeoff-*-*.json"))
     reports = [json.loads(file.read_text()) for file in files]
-    text = markdown(reports)
+    others = [json.loads(file.read_text()) for file in arguments.out.glob("samples-*-*-*.json")]
+    text = markdown(reports) + samples_table([*reports, *others])
     write_text(arguments.out / "tradeoff.md", text)
     draw(reports, arguments.out / "tradeoff.png")
     print(text)
@@ -457,6 +489,7 @@ def main() -> None:
     one = commands.add_parser("run")
     one.set_defaults(run=run)
     add_subject_options(one)
+    one.add_argument("--samples", type=int, default=SAMPLES, metavar="N")
     one.add_argument("--workers", type=int, default=default_threads())
     one.add_argument("--recipes", help="names with commas between; by default all")
     every = commands.add_parser("report")

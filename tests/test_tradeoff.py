@@ -34,6 +34,17 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             study.main()
             found.append(json.loads((out / "tradeoff-bert-tiny-sst2-sst2.json").read_text()))
             patch.setattr(study, "run_cell", None)
+        few = [
+            *options[:-1],
+            "w4a16",
+            "--samples",
+            "4",
+        ]  # its cells are there: it is not calibrated
+        patch.setattr(sys, "argv", ["study_tradeoff.py", "run", *few])
+        study.main()
+        rows = json.loads((out / "samples-bert-tiny-sst2-sst2-4.json").read_text())["rows"]
+        assert rows == [found[0]["rows"][0], found[0]["rows"][2]]
+        (out / "samples-bert-tiny-sst2-sst2-4.json").unlink()
         patch.setattr(sys, "argv", ["study_tradeoff.py", "report", "--out", str(out)])
         if _has_matplotlib():
             study.main()
@@ -136,3 +147,17 @@ def test_tables(reports: list[dict[str, Any]]) -> None:
     assert "| w8a8-int | **-25.00**, 7, " in study.summary_table([changed])
     assert "| **-25.00** | -30.00 to -10.00 | 7 |" in study.accuracy_table(changed)
     assert np.isfinite(changed["tokens"])
+
+
+def test_samples(reports: list[dict[str, Any]]) -> None:
+    """A recipe has a row if it ran with several sizes, and a cell for each size."""
+    report = reports[0]
+    assert report["samples"] == study.SAMPLES == 256
+    assert study.samples_table([report]) == ""
+    row = dict(report["rows"][3], difference=0.0125, flips=7, relative_logit_error=0.5)
+    other = {**report, "samples": 4096, "rows": [report["rows"][0], row]}
+    text = study.samples_table([report, other])
+    assert text.splitlines()[1] == "| model, task | recipe | 256 examples | 4,096 examples |"
+    assert text.splitlines()[3].startswith("| bert-tiny-sst2, sst2 | w4a16-gptq | ")
+    assert text.splitlines()[3].endswith(" | +1.25, 7, 0.500 |")
+    assert len(text.splitlines()) == 4

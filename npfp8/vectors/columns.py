@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from npfp8.arguments import integer, require, wrong_array
 
-__all__ = ["IDENTIFIER", "Column", "c_width"]
+__all__ = ["IDENTIFIER", "Column", "c_width", "hex_digits"]
 
 Unsigned = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -71,7 +71,12 @@ class Column:
     @property
     def digits(self) -> int:
         """The number of hexadecimal digits of a value."""
-        return -(-self.bits // 4)
+        return hex_digits(self.bits)
+
+
+def hex_digits(bits: int) -> int:
+    """Return how many hexadecimal digits so many bits have."""
+    return -(-bits // 4)
 
 
 def c_width(bits: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from npfp8.vectors.columns import Column, c_width
+from npfp8.vectors.columns import Column, c_width, hex_digits
 
 __all__ = ["read_memory", "read_text"]
 
@@ -48,7 +48,7 @@ def read_text(
     (['one'], ['0x3f80', '0x38'])
     """
     comments, body = _split(text, "#")
-    digits = [-(-bits // 4) for bits in widths.values()]
+    digits = [hex_digits(bits) for bits in widths.values()]
     rows = [(number, line, line.split(" ")) for number, line in body]
     return comments, _columns(rows, widths, digits, cases, text.count("\n") + 1)
 
@@ -86,7 +86,7 @@ def read_memory(
     (['one'], ['0x3f80', '0x38'])
     """
     comments, body = _split(text, "//")
-    digits = [-(-bits // 4) for bits in widths.values()]
+    digits = [hex_digits(bits) for bits in widths.values()]
     ends = np.cumsum(digits).tolist()
     rows: list[tuple[int, str, list[str]]] = []
     for number, line in body:
