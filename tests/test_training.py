@@ -810,6 +810,23 @@ def test_gradients_are_clipped(toy: Any) -> None:
     assert steps[2] > 1
 
 
+def test_steps_have_the_learning_rate_of_the_schedule(toy: Any) -> None:
+    """With the optimizer of the test above and a small norm, a step is as long as its rate."""
+    optimizer = AdamW(0.0, 0.0, 1e4, 0.0)
+    training = Training(4 / 6, 16, 1e4, warmup=0.5, clip=0.01, optimizer=optimizer)
+    seen = [{name: np.array(w, np.float64) for name, w in toy[0].weights.items()}]
+
+    def watch(report: StepReport) -> None:
+        seen.append({name: np.array(w, np.float64) for name, w in report.model.weights.items()})
+
+    fit(*toy, training, watch=watch)
+    steps = [
+        math.sqrt(sum(float(np.square(b[name] - a[name]).sum()) for name in a))
+        for a, b in pairwise(seen)
+    ]
+    assert steps == pytest.approx([0.005, 0.01, 0.01, 0.005], rel=1e-2)
+
+
 def test_ties_last(toy: Any) -> None:
     model = with_head(toy[0], "masked language modelling", ())
     decoder = "cls.predictions.decoder.weight"
@@ -925,7 +942,7 @@ def test_parameters_stored_by_columns_are_trained(toy: Any) -> None:
     columns = {name: np.asfortranarray(w) for name, w in model.weights.items()}
     found = fit(replace(model, weights=columns), encoded, labels, replace(TOY, epochs=1))
     for name, w in right.model.weights.items():
-        np.testing.assert_allclose(found.model.weights[name], w, rtol=1e-3, atol=1e-5)
+        assert_same_bits(np.asarray(found.model.weights[name]), np.asarray(w))
     by_columns = {"w": np.asfortranarray(np.ones((2, 3), np.float32))}
     with pytest.raises(ValueError, match="w: expected a C-contiguous array"):
         adamw_step(by_columns, by_columns, adamw_start(by_columns), AdamW(), 0.1)
