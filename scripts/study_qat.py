@@ -19,10 +19,7 @@ command per line; ``report`` writes DIR/qat.md, qat.json and the figure qat.png.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,15 +28,20 @@ import numpy as np
 
 from bert_numpy.colors import COLORS, color_of
 from bert_numpy.commands.figures import WIDTH, save_figure, subplots
-from bert_numpy.commands.report import write_json, write_text
 from bert_numpy.evaluation.evaluate import Evaluation, compare_with
 from bert_numpy.study.training import (
     FLOAT32,
     Lesson,
+    add_run_options,
     lesson,
     mean_and_deviation,
     products_of,
+    read_records,
+    run_command,
+    stopwatch,
+    training_of,
     write_record,
+    write_report,
 )
 from bert_numpy.training.fake_quantization import FakeQuantizedProducts, quantized_model
 from bert_numpy.training.fit import Fitted, Training, fit
@@ -104,15 +106,8 @@ def run(arguments: argparse.Namespace) -> None:
     if file.exists():
         return
     learned = lesson(arguments.model, arguments.task, arguments.data, limit=arguments.limit)
-    training = Training(
-        epochs=arguments.epochs,
-        batch_size=arguments.batch,
-        learning_rate=arguments.rate,
-        seed=arguments.seed,
-        frozen=tuple(arguments.frozen),
-    )
-    begin, cpu = time.perf_counter(), time.process_time()
-    results = measure(learned, training, arguments.way, arguments.recipe)
+    watch = stopwatch()
+    results = measure(learned, training_of(arguments), arguments.way, arguments.recipe)
     record = {
         "model": Path(arguments.model).name,
         "task": arguments.task,
@@ -121,8 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
         "seed": arguments.seed,
         "epochs": arguments.epochs,
         "rate": arguments.rate,
-        "seconds": time.perf_counter() - begin,
-        "cpu_seconds": time.process_time() - cpu,
+        **watch(),
         "results": results,
     }
     write_record(file, record)
@@ -134,23 +128,8 @@ def list_runs(arguments: argparse.Namespace) -> None:
         for recipe in arguments.recipes.split(","):
             for seed in range(1 if way == "ptq" else arguments.seeds):
                 names = (arguments.model, arguments.task, way, recipe, seed)
-                if record_file(arguments.out, *names).exists():
-                    continue
-                command = [
-                    *(sys.executable, __file__, "run", arguments.model),
-                    *("--task", arguments.task, "--data", str(arguments.data)),
-                    *("--out", str(arguments.out), "--way", way, "--recipe", recipe),
-                    *("--seed", str(seed), "--epochs", str(arguments.epochs)),
-                    *("--rate", str(arguments.rate), "--batch", str(arguments.batch)),
-                    *(("--limit", str(arguments.limit)) if arguments.limit else ()),
-                    *("--frozen", *arguments.frozen),
-                ]
-                print(shlex.join(command))
-
-
-def read_records(out: Path) -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))]
-    return [record for record in found if isinstance(record, dict) and "way" in record]
+                if not record_file(arguments.out, *names).exists():
+                    print(run_command(__file__, arguments, way=way, recipe=recipe, seed=seed))
 
 
 def metric_of(results: Mapping[str, Any]) -> float:
@@ -226,16 +205,10 @@ def draw(groups: Grouped, path: Path) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    groups = grouped(read_records(arguments.out))
-    text = "\n\n".join(
-        f"{model}, {task}:\n\n{table_of(found)}" for (model, task), found in groups.items()
-    )
-    print(text)
-    write_text(arguments.out / "qat.md", text + "\n")
-    write_json(
-        arguments.out / "qat.json",
-        [r for found in groups.values() for records in found.values() for r in records],
-    )
+    groups = grouped(read_records(arguments.out, "way"))
+    tables = {f"{model}, {task}": table_of(found) for (model, task), found in groups.items()}
+    rows = [r for found in groups.values() for records in found.values() for r in records]
+    write_report(arguments.out, "qat", tables, rows)
     draw(groups, arguments.out / "qat.png")
 
 
@@ -247,15 +220,7 @@ def main() -> None:
     for name, function in (("run", run), ("list", list_runs)):
         command = commands.add_parser(name)
         command.set_defaults(run=function)
-        command.add_argument("model", metavar="MODEL")
-        command.add_argument("--task", required=True)
-        command.add_argument("--data", type=Path, required=True)
-        command.add_argument("--out", type=Path, required=True)
-        command.add_argument("--epochs", type=float, default=1)
-        command.add_argument("--batch", type=int, default=32)
-        command.add_argument("--rate", type=float, default=3e-5)
-        command.add_argument("--frozen", nargs="*", default=["embeddings.*"])
-        command.add_argument("--limit", type=int)
+        add_run_options(command, epochs=1, rate=3e-5)
         if name == "run":
             command.add_argument("--way", choices=WAYS, required=True)
             command.add_argument("--recipe", required=True)

@@ -9,17 +9,15 @@ r"""Train in FP8 by every scaling, and compare with training in float32.
 ``run`` trains a model by one scaling ("float32" for none), evaluates it in float32 and, calibrated,
 in E4M3, and writes DIR/TASK-SCALING-SEED.json; a run that is there is not repeated. ``list`` prints
 such a command per line, for several processes (``| xargs -d '\n' -P 8 -I{} sh -c {}``).
-``report`` writes DIR/training.md, training.json and three figures. ``sums`` measures by how much
+``report`` writes DIR/training.md, training.json and three figures; and training-course.md, with the
+gradients of the first of the 48 parts of a run and of the rest. ``sums`` measures by how much
 gradients with products summed by the BLAS differ from those with exact products.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,18 +26,23 @@ import numpy as np
 
 from bert_numpy.colors import COLORS
 from bert_numpy.commands.figures import WIDTH, save_figure, subplots
-from bert_numpy.commands.report import write_json, write_text
 from bert_numpy.study.training import (
     FLOAT32,
     Course,
+    add_run_options,
     lesson,
     mean_and_deviation,
     products_of,
+    read_records,
+    run_command,
+    stopwatch,
+    training_of,
     write_record,
+    write_report,
 )
 from bert_numpy.tasks.tokenization import pad
 from bert_numpy.threads import default_threads
-from bert_numpy.training.fit import Training, fit
+from bert_numpy.training.fit import fit
 from bert_numpy.training.losses import loss_of
 from bert_numpy.training.products import FloatProducts, Products
 from bert_numpy.training.scalings import SCALINGS
@@ -74,22 +77,15 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         limit=arguments.limit,
     )
-    training = Training(
-        epochs=arguments.epochs,
-        batch_size=arguments.batch,
-        learning_rate=arguments.rate,
-        seed=arguments.seed,
-        frozen=tuple(arguments.frozen),
-    )
+    training = training_of(arguments)
     products = products_of(arguments.scaling, learned, training.batch_size)
     course = Course(report=lambda line: print(f"{file.stem}: {line}", file=sys.stderr, flush=True))
-    begin = time.perf_counter(), time.process_time()
+    watch = stopwatch()
     fitted = fit(
         learned.model, learned.train, learned.train_labels, training,
         products=products, watch=course,
     )  # fmt: skip
-    seconds, cpu = time.perf_counter() - begin[0], time.process_time() - begin[1]
-    found = {}
+    times, found = watch(), {}
     for recipe in ("fp32", "e4m3"):
         evaluation = learned.evaluated(learned.quantized(fitted.model, recipe))
         found[recipe] = {**evaluation.metrics, "not_finite": evaluation.not_finite}
@@ -105,38 +101,21 @@ def run(arguments: argparse.Namespace) -> None:
         "epochs": training.epochs,
         "steps": len(fitted.losses),
         "skipped": len(fitted.skipped),
-        "seconds": seconds,
-        "cpu_seconds": cpu,
+        **times,
         "threads": default_threads(),
         "results": found,
         "factors": factors,
         **course.record(),
     }
     write_record(file, record)
-    print(f"{file.stem}: {found} in {seconds:.0f} s", file=sys.stderr)
+    print(f"{file.stem}: {found} in {times['seconds']:.0f} s", file=sys.stderr)
 
 
 def list_runs(arguments: argparse.Namespace) -> None:
     for seed in range(arguments.seeds):
         for scaling in NAMES:
-            if record_file(arguments.out, arguments.task, scaling, seed).exists():
-                continue
-            command = [
-                *(sys.executable, __file__, "run", arguments.model, "--task", arguments.task),
-                *("--data", str(arguments.data), "--out", str(arguments.out)),
-                *("--scaling", scaling, "--seed", str(seed), "--epochs", str(arguments.epochs)),
-                *("--rate", str(arguments.rate), "--batch", str(arguments.batch)),
-                *(("--limit", str(arguments.limit)) if arguments.limit else ()),
-                *("--frozen", *arguments.frozen),
-            ]
-            print(shlex.join(command))
-
-
-def read_records(out: Path) -> list[dict[str, Any]]:
-    found = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*-*-*.json"))
-    ]
-    return [record for record in found if "scaling" in record]
+            if not record_file(arguments.out, arguments.task, scaling, seed).exists():
+                print(run_command(__file__, arguments, scaling=scaling, seed=seed))
 
 
 def by_run(records: Sequence[Mapping[str, Any]]) -> Runs:
@@ -165,7 +144,7 @@ def first_metric(record: Mapping[str, Any], recipe: str = "fp32") -> float:
 def percent(x: float) -> str:
     if not np.isfinite(x):
         return ""
-    return "0" if x == 0 else f"{100 * x:.2g}"
+    return "0" if x == 0 else "100" if x > 0.995 else f"{100 * x:.2g}"
 
 
 def table_of(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -197,6 +176,41 @@ def table_of(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             f"| {name} | {mean:.2f} ± {deviation:.2f} | {', '.join(differences)} | {low:.2f} | "
             f"{lost[0]} | {lost[1]} | {loss:.3f} | {minutes:.1f} |"
         )
+    return "\n".join(lines)
+
+
+def share(counts: Any, kind: int) -> str:
+    return percent(counts[kind] / counts[0]) if counts[0] else ""
+
+
+def course_of(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Make a task's table of gradients in the first part of a run and in the rest."""
+    lines = [
+        "| scaling | saturated in the first part, in the rest, % | underflowed in the first part, "
+        "in the rest, % | of all that underflows, in the first part, % | the site with the most, % "
+        "of its gradients | FP8-LM's factor at the end |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, records in runs.items():
+        sites = [site for site in records[0]["counts"] if site.endswith(":dy")]
+        if not sites:
+            continue
+        by_site = {
+            site: np.sum([record["counts"][site] for record in records], axis=0) for site in sites
+        }
+        parts = np.sum([*by_site.values()], axis=0)
+        first, rest = parts[0], parts[1:].sum(axis=0)
+        total = first + rest
+        lost = {site: part.sum(axis=0) for site, part in by_site.items()}
+        most = max(sites, key=lambda site: lost[site][2] / max(lost[site][0], 1))
+        factors = sorted({x for record in records for x in record["factors"].values()})
+        cells = [
+            *(f"{share(first, i)}, {share(rest, i)}" for i in (1, 2)),
+            percent(first[2] / total[2]) if total[2] else "",
+            f"{most.removesuffix(':dy')}: {share(lost[most], 2)}",
+            f"{factors[0]:.2f} to {factors[-1]:.2f}" if factors else "",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -285,17 +299,17 @@ def draw_sites(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> N
 
 
 def report(arguments: argparse.Namespace) -> None:
-    runs = by_run(read_records(arguments.out))
-    text = "\n\n".join(f"{task}:\n\n{table_of(found)}" for task, found in runs.items())
-    print(text)
-    write_text(arguments.out / "training.md", text + "\n")
+    runs = by_run(read_records(arguments.out, "scaling"))
     rows = [
         {key: value for key, value in record.items() if key not in ("counts", "losses", "largest")}
         for found in runs.values()
         for records in found.values()
         for record in records
     ]
-    write_json(arguments.out / "training.json", rows)
+    tables = {task: table_of(found) for task, found in runs.items()}
+    write_report(arguments.out, "training", tables, rows)
+    courses = {f"{task}, over the run": course_of(found) for task, found in runs.items()}
+    write_report(arguments.out, "training-course", courses, [])
     draw_accuracy(runs, arguments.out / "training.png")
     longest = max(runs.values(), key=lambda found: max(r[0]["steps"] for r in found.values()))
     draw_counts(longest, arguments.out / "training-counts.png")
@@ -348,21 +362,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for name, function in (("run", run), ("list", list_runs), ("sums", sums)):
+    command = commands.add_parser("sums")
+    command.set_defaults(run=sums)
+    command.add_argument("model", metavar="MODEL")
+    command.add_argument("--task", required=True)
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--limit", type=int, default=512)
+    for name, function in (("run", run), ("list", list_runs)):
         command = commands.add_parser(name)
         command.set_defaults(run=function)
-        command.add_argument("model", metavar="MODEL")
-        command.add_argument("--task", required=True)
-        command.add_argument("--data", type=Path, required=True)
-        if name == "sums":
-            command.add_argument("--limit", type=int, default=512)
-            continue
-        command.add_argument("--out", type=Path, required=True)
-        command.add_argument("--epochs", type=float, default=6)
-        command.add_argument("--batch", type=int, default=32)
-        command.add_argument("--rate", type=float, default=3e-4)
-        command.add_argument("--frozen", nargs="*", default=["embeddings.*"])
-        command.add_argument("--limit", type=int)
+        add_run_options(command, epochs=6, rate=3e-4)
         if name == "run":
             command.add_argument("--scaling", choices=NAMES, required=True)
             command.add_argument("--seed", type=int, default=0)

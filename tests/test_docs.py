@@ -66,6 +66,7 @@ def commands():
 #: What adds the options that several scripts have, and where it is.
 SHARED_OPTIONS = {
     "add_cluster_options": "bert_numpy/study/cluster.py",
+    "add_run_options": "bert_numpy/study/training.py",
     "add_subject_options": "bert_numpy/study/options.py",
 }
 

@@ -41,12 +41,32 @@ MODULES = (
     "bert_numpy.threads",
 )
 
+#: The names on the page of bert_numpy.training, by its modules. The others are for contributors.
+TRAINING = {
+    "adamw": ("AdamW",),
+    "fake_quantization": ("FakeQuantizedProducts", "quantized_model"),
+    "fit": ("Fitted", "StepReport", "Training", "fit"),
+    "fp8_products": ("FP8Products",),
+    "heads": ("with_head",),
+    "losses": ("cross_entropy", "loss_of", "mean_squared_error"),
+    "products": ("FloatProducts",),
+    "save": ("save_trained",),
+    "tape": ("Taped", "tape"),
+    "unit_scaling": ("expected_magnitudes",),
+}
+
+#: The methods of ``bert_numpy.training.products.Products``: the tape calls them, with its own
+#: arrays, at every product. The examples are those of the classes.
+OF_THE_TAPE = ("forward", "backward", "following")
+
 
 def public_names() -> Iterator[tuple[str, Any]]:
     """Every public function and class once, by its module and name."""
     seen = set()
-    for module in MODULES:
-        for name in import_module(module).__all__:
+    names = {module: import_module(module).__all__ for module in MODULES}
+    names |= {f"bert_numpy.training.{module}": some for module, some in TRAINING.items()}
+    for module, some in names.items():
+        for name in some:
             thing = getattr(import_module(module), name)
             if (inspect.isclass(thing) or inspect.isfunction(thing)) and id(thing) not in seen:
                 seen.add(id(thing))
@@ -56,7 +76,8 @@ def public_names() -> Iterator[tuple[str, Any]]:
 def public_methods(cls: type) -> Iterator[tuple[str, Any]]:
     for name, value in vars(cls).items():
         function = getattr(value, "__func__", value)
-        if not name.startswith("_") and inspect.isfunction(function):
+        is_of_tape = cls.__name__.endswith("Products") and name in OF_THE_TAPE
+        if not name.startswith("_") and inspect.isfunction(function) and not is_of_tape:
             yield name, function
 
 
@@ -103,6 +124,53 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def calibration(model: Any, tokenizer: Any) -> Any:
     return bert_numpy.calibrate(model, [tokenizer.batch(["a warm film", "dull"])])
+
+
+def training_arguments(model: Any, tokenizer: Any, path: str) -> dict[str, dict[str, Any]]:
+    """Arguments for training, as the fixture below has them."""
+    place = "bert_numpy.training"
+    tape = import_module(f"{place}.tape").tape
+    products = import_module(f"{place}.fake_quantization").FakeQuantizedProducts
+    scalings = import_module(f"{place}.scalings").SCALINGS
+    training = import_module(f"{place}.fit").Training(epochs=1)
+    logits = np.zeros((1, 2), np.float32)
+    return {
+        f"{place}.adamw.AdamW": {},
+        f"{place}.fake_quantization.FakeQuantizedProducts": {"recipe": PRESETS["int8"]},
+        f"{place}.fake_quantization.quantized_model": {
+            "model": model,
+            "products": products(PRESETS["fp32"]),
+        },
+        f"{place}.fit.Training": {},
+        f"{place}.fit.Training.trains": {"self": training, "name": "classifier.bias"},
+        f"{place}.fit.fit": {
+            "model": model,
+            "encoded": tokenizer.encode(["a film"]),
+            "labels": np.array([1]),
+            "training": training,
+        },
+        f"{place}.fp8_products.FP8Products": {"scaling": scalings["dynamic"]},
+        f"{place}.heads.with_head": {"model": model, "head": "multiple choice", "labels": ["a"]},
+        f"{place}.losses.cross_entropy": {"logits": logits, "labels": np.array([1])},
+        f"{place}.losses.loss_of": {"config": model.config},
+        f"{place}.losses.mean_squared_error": {"scores": logits[0], "labels": np.ones(2)},
+        f"{place}.products.FloatProducts": {},
+        f"{place}.save.save_trained": {
+            "model": model,
+            "source": "bert-tiny-sst2",
+            "target": path,
+        },
+        f"{place}.tape.Taped.gradients": {
+            "self": tape(model, [[101, 102]]),
+            "of_outputs": {"logits": logits},
+        },
+        f"{place}.tape.tape": {"model": model, "input_ids": [[101, 102]]},
+        f"{place}.unit_scaling.expected_magnitudes": {
+            "config": model.config,
+            "batch_size": 8,
+            "tokens": 16.0,
+        },
+    }
 
 
 def layouts_and_block_formats() -> dict[str, dict[str, Any]]:
@@ -225,6 +293,7 @@ def valid(
             "fmt_b": "INT8",
         },
         **layouts_and_block_formats(),
+        **training_arguments(model, tokenizer, path),
         "npfp8.bfloat16.from_bits": {"bits": np.uint16([1])},
         "npfp8.bfloat16.to_bits": {"x": x},
         "npfp8.bfloat16.round_to_bfloat16": {"x": x},
@@ -379,6 +448,8 @@ MADE = {
     *("bert_numpy.kit.Report", "bert_numpy.kit.manifest.Case"),
     *("bert_numpy.kit.manifest.Reference", "bert_numpy.kit.manifest.Tensor"),
     "bert_numpy.pytest_plugin.GoldenKit",
+    *("bert_numpy.training.fit.Fitted", "bert_numpy.training.fit.StepReport"),
+    "bert_numpy.training.tape.Taped",
 }
 
 #: A fixture of pytest is called by pytest.

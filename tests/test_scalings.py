@@ -16,7 +16,9 @@ from npfp8 import E4M3FN, E5M2, FloatFormat, absmax_scale
 FORMATS = pytest.mark.parametrize("fmt", [E4M3FN, E5M2], ids=str)
 
 magnitudes = st.floats(2.0**-40, 2.0**40)
-any_magnitudes = st.one_of(magnitudes, st.sampled_from([0.0, math.inf, math.nan]))
+any_magnitudes = st.one_of(
+    st.floats(2.0**-149, 2.0**127), st.sampled_from([0.0, 2.0**-149, 2.0**127, math.inf, math.nan])
+)
 
 
 def transformer_engine(amaxes: list[float], length: int, latest: bool, largest: float) -> list:
@@ -50,6 +52,17 @@ def test_delayed_scaling_is_transformer_engines(
         state = how.next(state, fmt, Seen(amax, 1))
     expected = transformer_engine(amaxes, how.history, how.latest, float(fmt.max))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("delayed", 16), ("delayed-1024", 1024), ("delayed-latest", 1)]
+)
+def test_how_long_a_magnitude_counts(name: str, steps: int) -> None:
+    how, state = SCALINGS[name], TensorState()
+    state = how.next(state, E4M3FN, Seen(4480.0, 1))
+    for step in range(steps + 1):
+        assert how.scale(state, E4M3FN, math.nan) == (10 if step < steps else 1), step
+        state = how.next(state, E4M3FN, Seen(448.0, 1))
 
 
 def test_an_infinity_in_the_history_keeps_the_scale() -> None:
@@ -95,7 +108,7 @@ def test_every_scale_is_usable(absmax: float) -> None:
 def test_static_keeps_the_largest_of_the_first_steps() -> None:
     how, state = SCALINGS["static"], TensorState()
     for step in range(40):
-        absmax = 448.0 * (1 + step % 7)
+        absmax = 448.0 * (1 + step % 7) * (1 if step < 16 else 1000)
         scale = how.scale(state, E4M3FN, absmax)
         assert scale == (2 * (1 + step % 7) if step < 16 else 2 * 7)
         state = how.next(state, E4M3FN, Seen(absmax, 1))
@@ -110,6 +123,7 @@ def test_the_factor_follows_overflows() -> None:
         state = how.next(state, E4M3FN, Seen(1.0, 10**6, 10))
     assert state.factor == pytest.approx(2)
     assert how.scale(state, E4M3FN, 448.0) == pytest.approx(0.5)
+    assert how.scale(TensorState(), E4M3FN, 500.0) == 2  # a power of two
     assert how.next(state, E4M3FN, Seen(1.0, 10**6, 11)).factor == pytest.approx(1)
     # In a tensor of fewer than 100,000 elements a single one is too many.
     assert how.next(state, E4M3FN, Seen(1.0, 99_999, 1)).factor == pytest.approx(1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,25 @@ from conftest import load_script
 
 import bert_numpy
 from bert_numpy.assets import REVIEWS
-from bert_numpy.study.training import Course, lesson, mean_and_deviation, products_of
-from bert_numpy.training.fit import Training, fit
+from bert_numpy.evaluation.evaluate import calibrate_on
+from bert_numpy.study.training import (
+    Course,
+    _outputs,
+    add_run_options,
+    lesson,
+    mean_and_deviation,
+    products_of,
+    run_command,
+    training_of,
+)
+from bert_numpy.tasks.glue import task_named
+from bert_numpy.training.fake_quantization import FakeQuantizedProducts
+from bert_numpy.training.fit import StepReport, Training, fit
+from bert_numpy.training.fp8_products import FP8Products
+from bert_numpy.training.heads import with_head
 from bert_numpy.training.products import FloatProducts
+from bert_numpy.training.save import save_trained
+from bert_numpy.training.unit_scaling import expected_magnitudes
 
 training = load_script("study_training")
 qat = load_script("study_qat")
@@ -71,11 +89,29 @@ def test_the_report(
 ) -> None:
     pytest.importorskip("matplotlib")
     call(monkeypatch, training, "report", "--out", str(out))
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "±" in line]
+    printed, _, course = capsys.readouterr().out.partition("sst2, over the run:")
+    rows = [line.split(" | ") for line in printed.splitlines() if "±" in line]
     assert [row[0] for row in rows] == ["| float32", "| delayed", "| automatic"]
     record = json.loads((out / "sst2-delayed-0.json").read_text())
     assert rows[1][1] == f"{100 * record['results']['fp32']['accuracy']:.2f} ± 0.00"
-    for name in ("training.png", "training-counts.png", "training-sites.png", "training.md"):
+    courses = [line.strip("|").split("|") for line in course.splitlines() if "sst2" not in line]
+    found = {row[0].strip(): [cell.strip() for cell in row] for row in courses if len(row) > 1}
+    assert list(found)[2:] == ["delayed", "automatic"]
+    parts = np.sum([r for n, r in record["counts"].items() if n.endswith(":dy")], axis=0)
+    assert parts[0, 2] > 0
+    assert found["delayed"][2] == f"{100 * parts[0, 2] / parts[0, 0]:.2g},"  # only one is counted
+    assert found["delayed"][3] == "100"
+    site, most = found["delayed"][4].split(": ")
+    elements, _, underflowed = np.sum(record["counts"][f"{site}:dy"], axis=0)
+    assert most == f"{100 * underflowed / elements:.2g}"
+    assert " to " in found["automatic"][5]
+    for name in (
+        "training.png",
+        "training-counts.png",
+        "training-sites.png",
+        "training.md",
+        "training-course.md",
+    ):
         assert (out / name).stat().st_size > 100
 
 
@@ -120,9 +156,42 @@ def test_a_lesson_has_the_models_labels() -> None:
     np.testing.assert_array_equal(
         learned.model.weights["classifier.weight"], known.weights["classifier.weight"]
     )
+    lines = (REVIEWS / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    assert len(lines) != len((REVIEWS / "train.tsv").read_text(encoding="utf-8").splitlines()) - 1
+    whole = lesson("bert-tiny-sst2", "sst2", REVIEWS)
+    assert whole.dev_labels.tolist() == [int(line.rpartition("\t")[2]) for line in lines]
     result = learned.evaluated(learned.quantized(learned.model, "fp32"))
     assert result.metrics["accuracy"] > 0.6
     assert isinstance(products_of("float32", learned, 8), FloatProducts)
+    exact = products_of("unit", learned, 8, count_every=3, accumulate="exact")
+    assert isinstance(exact, FP8Products)
+    assert (exact.accumulate, exact.count_every) == ("exact", 3)
+    assert exact.expected == expected_magnitudes(learned.model.config, 8, learned.tokens)
+    rounded = products_of("qat-int8", learned, 8)
+    assert isinstance(rounded, FakeQuantizedProducts)
+    assert rounded.recipe is bert_numpy.PRESETS["int8"]
+
+
+def test_outputs_in_another_order_than_the_tasks(tmp_path: Path) -> None:
+    known = bert_numpy.load("bert-tiny-sst2")
+    swapped = with_head(known, "sequence classification", known.config.labels[::-1])
+    save_trained(swapped, "bert-tiny-sst2", tmp_path / "swapped")
+    given = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=8)
+    found = lesson(tmp_path / "swapped", "sst2", REVIEWS, limit=8)
+    np.testing.assert_array_equal(found.train_labels, 1 - given.train_labels)
+    np.testing.assert_array_equal(found.dev_labels, given.dev_labels)
+    how = task_named("mnli")
+    names = (how.labels[2], *how.labels[:2])
+    config = replace(known.config, labels=names)
+    assert _outputs(how, config).tolist() == [names.index(name) for name in how.labels] == [1, 2, 0]
+
+
+def test_a_calibration_is_spread_over_the_training_set() -> None:
+    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=20)
+    found = learned.calibration(learned.model, samples=4)
+    right = calibrate_on(learned.model, [learned.train[row] for row in (0, 5, 10, 15)])
+    for name, seen in right.operands.items():
+        assert (found.operands[name].low, found.operands[name].high) == (seen.low, seen.high)
 
 
 def test_a_course_is_cut_into_parts() -> None:
@@ -130,8 +199,16 @@ def test_a_course_is_cut_into_parts() -> None:
     course = Course(parts=2)
     run = Training(epochs=1, batch_size=8)
     products = products_of("dynamic", learned, 8, count_every=1)
+    assert isinstance(products, FP8Products)
+    largest: list[float] = []
+
+    def watch(report: StepReport) -> None:
+        course(report)
+        assert isinstance(report.products, FP8Products)
+        largest.append(report.products.seen["encoder.layer.0.output.dense:dy"].absmax)
+
     fitted = fit(
-        learned.model, learned.train, learned.train_labels, run, products=products, watch=course
+        learned.model, learned.train, learned.train_labels, run, products=products, watch=watch
     )
     record = course.record()
     assert record["losses"] == pytest.approx(
@@ -141,8 +218,39 @@ def test_a_course_is_cut_into_parts() -> None:
     rows = record["counts"]["encoder.layer.0.output.dense:a"]
     assert sum(row[0] for row in rows) == tokens * learned.model.config.intermediate_size
     assert all(row[0] > 0 for row in rows)
-    assert len(record["largest"]["encoder.layer.0.output.dense:dy"]) == 2
-    assert min(record["largest"]["encoder.layer.0.output.dense:dy"]) > 0
+    found = record["largest"]["encoder.layer.0.output.dense:dy"]
+    assert found == pytest.approx([max(largest[:3]), max(largest[3:])], rel=5e-3)
+    counted = record["counts"]["encoder.layer.0.output.dense:a"]
+    assert all(row[1] == 0 < row[2] for row in counted)  # underflows, but nothing saturates
+
+
+def test_options_of_a_run() -> None:
+    """A line of the list has all of its options, and they are the numbers of the training."""
+    parser = argparse.ArgumentParser()
+    add_run_options(parser, epochs=6, rate=3e-4)
+    words = ["mine", "--task", "sst2", "--data", "D", "--out", "O"]
+    plain = parser.parse_args(words)
+    plain.seed = 0
+    assert training_of(plain) == Training(6, 32, 3e-4, frozen=("embeddings.*",))
+    options = ["--epochs", "0.5", "--batch", "8", "--rate", "1e-5", "--limit", "9"]
+    given = parser.parse_args([*words, *options, "--frozen", "a b", "c*"])
+    given.seed = 3
+    assert training_of(given) == Training(0.5, 8, 1e-5, seed=3, frozen=("a b", "c*"))
+    script, *line = shlex.split(run_command("script.py", given, seed=3))[1:]
+    assert (script, line[0]) == ("script.py", "run")
+    parser.add_argument("--seed", type=int)
+    assert parser.parse_args(line[1:]) == given
+
+
+def test_what_cannot_be_studied() -> None:
+    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=8)
+    with pytest.raises(ValueError, match=r"scaling: expected one of .*; did you mean 'delayed'"):
+        products_of("delay", learned, 8)
+    with pytest.raises(ValueError, match=r"recipe: expected one of .*; did you mean 'int8'"):
+        products_of("qat-int9", learned, 8)
+    with pytest.raises(bert_numpy.BertNumpyError, match="expected a task with classes"):
+        lesson("bert-tiny-sst2", "stsb", REVIEWS)
+    assert learned.calibration(learned.model).samples == len(learned.train) == 8
 
 
 def test_mean_and_deviation() -> None:

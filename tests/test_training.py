@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,18 @@ from factories import hard_batches, write_checkpoint, write_encoder
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import assert_same_bits
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from watching import arrays_of
 
-from bert_numpy import BertNumpyError, Model, load, load_tokenizer
+from bert_numpy import (
+    BertNumpyError,
+    Model,
+    apply_recipe,
+    calibrate,
+    load,
+    load_tokenizer,
+    save_quantized,
+)
 from bert_numpy.engines.engine import Engine
 from bert_numpy.engines.float import Bfloat16Engine, FloatEngine
 from bert_numpy.engines.functions import ACTIVATIONS
@@ -191,6 +200,12 @@ def test_activations(name: str) -> None:
     single = gradients.activation(used, x.astype(np.float32), y.astype(np.float32), np.float32(1))
     assert single.dtype == np.float32
     assert np.abs(single - expected)[away].max() < 2e-6
+
+
+def test_relu_at_zero() -> None:
+    """As torch's: the function is not differentiable there."""
+    x = np.float32([-0.0, 0.0, 1e-45])
+    assert gradients.DERIVATIVES["relu"](x, x).tolist() == [0, 0, 1]
 
 
 def test_far_out() -> None:
@@ -665,6 +680,13 @@ def test_batches_have_few_lengths_and_differ() -> None:
     assert abs(np.corrcoef(means, np.arange(160))[0, 1]) < 0.3  # not from short to long
 
 
+def test_every_epoch_has_other_batches() -> None:
+    """Texts of one length are not always together: they are sorted in pools of the shuffle."""
+    batches = shuffled_batches(np.arange(1024), 2, seed=0)
+    first, second = ({frozenset(rows.tolist()) for rows in islice(batches, 512)} for _ in range(2))
+    assert len(first & second) < 0.3 * 512
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, list[EncodedText], Array]:
     """A small model, and texts whose class is the presence of a word."""
@@ -759,6 +781,19 @@ def test_a_step_that_is_not_finite_changes_nothing(toy: Any) -> None:
     assert np.isfinite(weights[2]).all()
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (2, 6), (0.5, 2), (0.1, 1)])
+def test_a_last_batch_that_is_not_full_counts(toy: Any, epochs: float, steps: int) -> None:
+    model, encoded, labels = toy
+    training = Training(epochs=epochs, batch_size=4, learning_rate=0)
+    fitted = fit(model, encoded[:10], labels[:10], training)
+    assert len(fitted.losses) == steps
+    if epochs == 1:  # with the rate 0 the model stays, and the losses are means of batches
+        every = fit(model, encoded[:10], labels[:10], replace(training, batch_size=10)).losses[0]
+        order = shuffled_batches(np.array([len(one.input_ids) for one in encoded[:10]]), 4, 0)
+        sizes = [len(rows) for rows in islice(order, 3)]
+        assert np.average(fitted.losses, weights=sizes) == pytest.approx(every, rel=1e-5)
+
+
 def test_gradients_are_clipped(toy: Any) -> None:
     """Without memory, and with a large eps, a step of AdamW is the gradient over eps."""
     optimizer = AdamW(0.0, 0.0, 1e4, 0.0)
@@ -775,20 +810,33 @@ def test_gradients_are_clipped(toy: Any) -> None:
     assert steps[2] > 1
 
 
+def test_steps_have_the_learning_rate_of_the_schedule(toy: Any) -> None:
+    """With the optimizer of the test above and a small norm, a step is as long as its rate."""
+    optimizer = AdamW(0.0, 0.0, 1e4, 0.0)
+    training = Training(4 / 6, 16, 1e4, warmup=0.5, clip=0.01, optimizer=optimizer)
+    seen = [{name: np.array(w, np.float64) for name, w in toy[0].weights.items()}]
+
+    def watch(report: StepReport) -> None:
+        seen.append({name: np.array(w, np.float64) for name, w in report.model.weights.items()})
+
+    fit(*toy, training, watch=watch)
+    steps = [
+        math.sqrt(sum(float(np.square(b[name] - a[name]).sum()) for name in a))
+        for a, b in pairwise(seen)
+    ]
+    assert steps == pytest.approx([0.005, 0.01, 0.01, 0.005], rel=1e-2)
+
+
 def test_ties_last(toy: Any) -> None:
     model = with_head(toy[0], "masked language modelling", ())
     decoder = "cls.predictions.decoder.weight"
-    model = replace(model, weights=dict(model.weights) | {decoder: model.weights[WORDS]})
+    assert model.weights[decoder] is model.weights[WORDS]
     longest = max(len(one.input_ids) for one in toy[1])
     labels = np.full((96, longest), -100)
     for row, one in enumerate(toy[1]):
         labels[row, : len(one.input_ids)] = one.input_ids
 
-    def loss(outputs: Any, labels: Array) -> Any:
-        value, dy = cross_entropy(outputs["logits"], labels[:, : outputs["logits"].shape[1]])
-        return value, {"logits": dy}
-
-    fitted = fit(model, toy[1], labels, replace(TOY, epochs=2), loss=loss)
+    fitted = fit(model, toy[1], labels, replace(TOY, epochs=2))
     assert fitted.losses[-1] < fitted.losses[0] / 1.3
     assert fitted.model.weights[decoder] is fitted.model.weights[WORDS]
     assert (fitted.model.weights[WORDS] != model.weights[WORDS]).any()
@@ -799,6 +847,146 @@ def test_examples_and_labels_must_fit(toy: Any) -> None:
         fit(toy[0], toy[1], np.zeros(3, int))
     with pytest.raises(BertNumpyError, match="found 0 and 0"):
         fit(toy[0], [], np.zeros(0, int))
+    with pytest.raises(TypeError, match="labels: expected an array of numbers, a row per example"):
+        fit(toy[0], toy[1], np.array(["good"] * 96))
+    with pytest.raises(TypeError, match="products: expected an object with forward, backward"):
+        fit(*toy, products=FloatProducts)  # type: ignore[arg-type] # the class
+
+
+def test_labels_of_tokens_are_cut_to_the_batch(toy: Any) -> None:
+    """Their rows are as long as the longest text, and a batch's logits as its own longest."""
+    model, encoded, _ = toy
+    model = with_head(model, "token classification", ["other", "good"])
+    good = id_of_the_word(encoded)
+    longest = max(len(one.input_ids) for one in encoded)
+    labels = np.full((96, longest), -100)
+    for row, one in enumerate(encoded):
+        labels[row, : len(one.input_ids)] = np.array(one.input_ids) == good
+    fitted = fit(model, encoded, labels, replace(TOY, epochs=12, learning_rate=1e-2))
+    for row in range(8):
+        found = fitted.model([encoded[row].input_ids]).logits[0].argmax(axis=-1)
+        assert found.tolist() == labels[row, : len(found)].tolist()
+    loss = loss_of(model.config)
+    outputs = {"logits": np.zeros((2, 3, 2), np.float32)}
+    value, _ = loss(outputs, np.array([[1, 0, 1, -1], [0, -1, -1, -1]]))
+    assert value == pytest.approx(math.log(2))
+    with pytest.raises(BertNumpyError, match="negative from token 3 on"):
+        loss(outputs, np.array([[1, 0, 1, 0], [0, -1, -1, -1]]))
+
+
+def test_spans_are_learned(toy: Any) -> None:
+    """Questions: the first and the last token of "good", in the texts that have it."""
+    model, encoded, _ = toy
+    good = id_of_the_word(encoded)
+    model = with_head(model, "question answering", ["start", "end"])
+    labels = np.array(
+        [[one.input_ids.index(good)] * 2 if i % 2 else [-1, -1] for i, one in enumerate(encoded)]
+    )
+    fitted = fit(model, encoded, labels, replace(TOY, epochs=12, learning_rate=1e-2))
+    for row in range(1, 17, 2):
+        found = fitted.model([encoded[row].input_ids])
+        assert [int(x.argmax()) for x in (found.start_logits, found.end_logits)] == [*labels[row]]
+
+
+def test_a_quantized_model_is_not_trained(model: Model, batch: Any, tmp_path: Path) -> None:
+    encoded = load_tokenizer("bert-tiny-sst2").encode(["dull"])
+    quantized = apply_recipe(model, "int8", calibrate(model, [batch]))
+    with pytest.raises(BertNumpyError, match=r"query.weight: expected float32"):
+        fit(quantized, encoded, np.array([0]))
+    with pytest.raises(BertNumpyError, match=r"query.weight: expected float32"):
+        save_trained(quantized, "bert-tiny-sst2", tmp_path / "out")
+
+
+def id_of_the_word(encoded: list[EncodedText]) -> int:
+    """The id that every second text has and no other: that of "good"."""
+    even, odd = (set.union(*(set(one.input_ids) for one in encoded[i::2])) for i in (0, 1))
+    (found,) = odd - even
+    return found
+
+
+def test_labels_must_fit_the_outputs() -> None:
+    logits = np.zeros((2, 3), np.float32)
+    for labels, message in (
+        ([0, 3], "labels: expected numbers below 3, found 3"),
+        ([0], r"labels: expected one per row of logits \(2, 3\), found \(1,\)"),
+        ([[0, 1]], r"labels: expected one per row of logits \(2, 3\), found \(1, 2\)"),
+    ):
+        with pytest.raises(BertNumpyError, match=message):
+            cross_entropy(logits, np.array(labels))
+    with pytest.raises(TypeError, match="labels: expected integers, found float64"):
+        cross_entropy(logits, np.array([0.0, 1.0]))
+    with pytest.raises(TypeError, match="logits: expected floats, found int64"):
+        cross_entropy(np.zeros((1, 2), np.int64), np.array([0]))
+    with pytest.raises(BertNumpyError, match=r"labels: expected 6 scores, found \(2,\)"):
+        mean_squared_error(logits, np.array([0.0, 1.0]))
+    spans = {"start_logits": logits, "end_logits": logits}
+    with pytest.raises(BertNumpyError, match="first and a last token"):
+        loss_of(config_of("bert", "QuestionAnswering"))(spans, np.array([0, 1]))
+
+
+def test_problems_of_classifiers() -> None:
+    """transformers' ``problem_type`` decides; without it, one label stands for a score."""
+    outputs = {"logits": np.float32([[3, 1]])}
+    scores = config_of("bert", labels=("a", "b"), problem_type="regression")
+    assert loss_of(scores)(outputs, np.array([[2.0, 1.0]]))[0] == 0.5
+    classes = config_of("bert", labels=("a",), problem_type="single_label_classification")
+    assert loss_of(classes)({"logits": np.float32([[3]])}, np.array([0]))[0] == 0
+    several = config_of("bert", labels=("a", "b"), problem_type="multi_label_classification")
+    with pytest.raises(BertNumpyError, match="problem_type: expected one label per text"):
+        loss_of(several)
+
+
+def test_parameters_stored_by_columns_are_trained(toy: Any) -> None:
+    model, encoded, labels = toy
+    right = fit(model, encoded, labels, replace(TOY, epochs=1))
+    columns = {name: np.asfortranarray(w) for name, w in model.weights.items()}
+    found = fit(replace(model, weights=columns), encoded, labels, replace(TOY, epochs=1))
+    for name, w in right.model.weights.items():
+        assert_same_bits(np.asarray(found.model.weights[name]), np.asarray(w))
+    by_columns = {"w": np.asfortranarray(np.ones((2, 3), np.float32))}
+    with pytest.raises(ValueError, match="w: expected a C-contiguous array"):
+        adamw_step(by_columns, by_columns, adamw_start(by_columns), AdamW(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected a number above 0, found 0"),
+        ({"epochs": math.inf}, "epochs: expected a number above 0, found inf"),
+        ({"epochs": math.nan}, "epochs: expected a number above 0, found nan"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
+        ({"seed": -1}, "seed: expected at least 0, found -1"),
+        ({"learning_rate": -1e-3}, "learning_rate: expected at least 0, found -0.001"),
+        ({"warmup": 1.5}, "warmup: expected a share from 0 to 1, found 1.5"),
+        ({"warmup": -0.5}, "warmup: expected a share from 0 to 1, found -0.5"),
+        ({"clip": 0.0}, "clip: expected a number above 0, found 0.0"),
+        ({"frozen": "embeddings.*"}, "frozen: expected a tuple of patterns, found str"),
+        ({"batch_size": 2.5}, "batch_size: expected an integer, found float"),
+    ],
+)
+def test_numbers_of_a_training_in_range(options: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}$"):
+        Training(**options)
+
+
+def test_constants_of_adamw_in_range() -> None:
+    for options in ({"beta1": 1.0}, {"beta2": -0.1}, {"eps": 0.0}, {"weight_decay": math.nan}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: expected .*, found"):
+            AdamW(**options)
+    Training(warmup=1, clip=math.inf, learning_rate=0, optimizer=AdamW(0, 0, 1, 0))
+
+
+def test_a_pattern_that_freezes_nothing(toy: Any) -> None:
+    with pytest.raises(BertNumpyError, match=r"frozen: expected patterns of .* 'embedings"):
+        fit(*toy, replace(TOY, frozen=("embedings.*",)))
+
+
+def test_gradients_of_outputs_must_fit(model: Model, batch: Any) -> None:
+    run = tape(model, **batch)
+    with pytest.raises(BertNumpyError, match=r"of_outputs: expected some of .*, found 'logit'"):
+        run.gradients({"logit": np.zeros((3, 2), np.float32)})
+    with pytest.raises(BertNumpyError, match=r"logits: expected a gradient \(3, 2\), found"):
+        run.gradients({"logits": np.zeros((2, 3), np.float32)})
 
 
 # New heads, and files
@@ -807,22 +995,35 @@ def test_examples_and_labels_must_fit(toy: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("head", HEADS)
 def test_new_heads(family: str, head: str) -> None:
-    model = random_model(config_of(family, "MaskedLM"))
+    model = random_model(config_of(family, "MaskedLM", problem_type="regression"))
     name = ARCHITECTURES[family].head(f"{ARCHITECTURES[family].class_name}For{head}").name
     found = with_head(model, name, ["a", "b"], seed=1)
     assert found.config.head.name == name
     assert found.config.labels == ("a", "b")
+    assert found.config.problem_type is None
     held = {name: w.shape for name, w in found.weights.items()}
     needs_pooler = found.config.head.pooler
     assert held == dict(expected_shapes(found.config, bool(needs_pooler)))
     for name, w in found.weights.items():
         if name.startswith(("embeddings", "encoder.")):
             assert w is model.weights[name]
-        elif "LayerNorm" not in name:
+        elif name == "cls.predictions.decoder.weight":  # tied
+            assert w is found.weights[WORDS]
+        elif "LayerNorm.weight" in name:
+            assert (w == 1).all()
+        else:
             assert w.any() != name.endswith("bias")
     same, other = (with_head(model, found.config.head.name, ["a"], seed) for seed in (1, 2))
     if "classifier.weight" in same.weights:
         assert (same.weights["classifier.weight"] != other.weights["classifier.weight"]).any()
+
+
+def test_an_untied_decoder_has_numbers_of_its_own() -> None:
+    model = random_model(config_of("bert", tie_word_embeddings=False))
+    found = with_head(model, "masked language modelling", ())
+    decoder = found.weights["cls.predictions.decoder.weight"]
+    assert np.std(decoder) == pytest.approx(0.02, rel=0.1)
+    assert not np.shares_memory(decoder, np.asarray(found.weights[WORDS]))
 
 
 def test_a_pooler_is_kept(model: Model) -> None:
@@ -859,11 +1060,102 @@ def test_saved_and_loaded(head: str, tmp_path: Path) -> None:
         save_trained(model, source, tmp_path / "out")
 
 
-def test_sentence_encoders_are_not_written(tmp_path: Path) -> None:
-    source = write_encoder(tmp_path / "source")
-    with pytest.raises(BertNumpyError, match="expected no sentence encoder"):
-        save_trained(load(source), source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def write_encoder_with_dense(
+    folder: Path, bias: bool = False, architecture: str = "BertModel"
+) -> Path:
+    """A sentence-transformers folder with a Dense module, whose folder has a name of its own."""
+    write_encoder(folder, config_overrides={"architectures": [architecture]})
+    modules = json.loads((folder / "modules.json").read_text())
+    kinds = {"Dense": "projection", "Normalize": "3_Normalize"}
+    modules += [
+        {"type": f"sentence_transformers.models.{kind}", "path": path}
+        for kind, path in kinds.items()
+    ]
+    named = [{"idx": i, "name": str(i)} | module for i, module in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(named))
+    (folder / "projection").mkdir()
+    hidden = json.loads((folder / "config.json").read_text())["hidden_size"]
+    pooling = {"embedding_dimension": hidden, "pooling_mode": "mean"}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    settings = {"in_features": hidden, "out_features": 5, "bias": bias}
+    (folder / "projection" / "config.json").write_text(json.dumps(settings))
+    tensors = {"linear.weight": normal(5, hidden).astype(np.float32)}
+    tensors |= {"linear.bias": normal(5).astype(np.float32)} if bias else {}
+    save_file(tensors, folder / "projection" / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("bias", "architecture"),
+    [(False, "BertModel"), (True, "BertModel"), (True, "BertForMaskedLM")],
+)
+def test_sentence_encoders_are_written_whole(bias: bool, architecture: str, tmp_path: Path) -> None:
+    """A Dense module without a bias may have learned one."""
+    source = write_encoder_with_dense(tmp_path / "source", bias, architecture)
+    model = load(source)
+    moved = {name: np.asarray(w) + np.float32(0.25) for name, w in model.weights.items()}
+    model = replace(model, weights=moved)
+    save_trained(model, source, tmp_path / "out")
+    again = load(tmp_path / "out")
+    assert again.config == model.config
+    assert again.weights.keys() == moved.keys()
+    for name, w in moved.items():
+        assert_same_bits(np.asarray(again.weights[name]), w)
+    names = {path.name for path in source.iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    stored = load_file(tmp_path / "out" / "model.safetensors").keys()
+    unread = ("pooler.", "cls.")
+    names = {name.removeprefix("bert.") for name in load_file(source / "model.safetensors")}
+    assert stored == {name for name in names if not name.startswith(unread)}  # as of BertModel
+
+
+def test_a_classifier_of_a_sentence_encoder(tmp_path: Path) -> None:
+    """The modules after the encoder are not copied: the folder would be refused."""
+    source = write_encoder_with_dense(tmp_path / "source")
+    model = with_head(load(source), "sequence classification", ["a", "b"])
+    save_trained(model, source, tmp_path / "out")
+    assert load(tmp_path / "out").config == model.config
+    assert not (tmp_path / "out" / "modules.json").exists()
+
+
+def test_a_language_model_has_no_labels(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    model = with_head(load(source), "masked language modelling", ())
+    save_trained(model, source, tmp_path / "out")
+    again = load(tmp_path / "out")
+    assert again.weights["cls.predictions.decoder.weight"] is again.weights[WORDS]
+    assert_same_bits(np.asarray(again.weights[WORDS]), np.asarray(model.weights[WORDS]))
+
+
+def test_keys_of_the_sources_head_are_not_kept(tmp_path: Path) -> None:
+    """Another number of labels, and another problem; the model's own are written."""
+    overrides = {"problem_type": "single_label_classification", "num_labels": 2}
+    source = write_checkpoint(tmp_path / "source", config_overrides=overrides)
+    model = load(source)
+    save_trained(model, source, tmp_path / "same")
+    assert load(tmp_path / "same").config == model.config
+    scores = with_head(model, "sequence classification", ["score"])
+    save_trained(scores, source, tmp_path / "scores")
+    assert load(tmp_path / "scores").config == scores.config
+    raw = json.loads((tmp_path / "scores" / "config.json").read_text())
+    assert (raw["id2label"], raw["label2id"]) == ({"0": "score"}, {"score": 0})
+
+
+def test_what_would_be_another_model_is_not_written(tmp_path: Path) -> None:
+    source, out = write_checkpoint(tmp_path / "source"), tmp_path / "out"
+    model = load(source)
+    other = replace(model, config=replace(model.config, hidden_act="relu"))
+    with pytest.raises(BertNumpyError, match="with hidden_act 'relu', found 'gelu'"):
+        save_trained(other, source, out)
+    doubled = {name: np.asarray(w, np.float64) for name, w in model.weights.items()}
+    with pytest.raises(BertNumpyError, match="expected float32 numbers to save, found float64"):
+        save_trained(replace(model, weights=doubled), source, out)
+    batch = {"input_ids": [[1, 2]]}
+    calibration = calibrate(model, [batch])
+    save_quantized(apply_recipe(model, "int8", calibration), source, tmp_path / "quantized")
+    with pytest.raises(BertNumpyError, match="expected a checkpoint in float, found a quantized"):
+        save_trained(model, tmp_path / "quantized", out)
+    assert not out.exists()
 
 
 def test_layouts_keep_the_precision() -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from factories import hard_batches
 from test_architectures import CASES, KINDS, LONGEST, WORDS, Case, saved
+from test_training import write_encoder_with_dense
 
-from bert_numpy import load
+from bert_numpy import embed, load, load_tokenizer
 from bert_numpy.model.config import Dense, Pooling
 from bert_numpy.tasks.tokenization import EncodedText, pad
 from bert_numpy.training import gradients
@@ -302,6 +303,29 @@ def test_saved_models_are_theirs(
     assert not any(report.values()), report
     case = Case(kind, head, tmp_path / "out", torch, quiet_transformers)
     case.check(hard_batches(WORDS, LONGEST)["right padding"])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_saved_sentence_encoder(
+    torch: Any, quiet_transformers: Any, tmp_path: Path, bias: bool
+) -> None:
+    """sentence-transformers computes the same vectors from the folder."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    source = write_encoder_with_dense(tmp_path / "source", bias)
+    model, generator = load(source), np.random.default_rng(0)
+    moved = {
+        name: w + generator.normal(0, 0.1, np.shape(w)).astype(np.float32)
+        for name, w in model.weights.items()
+    }
+    model = replace(model, weights=moved)
+    save_trained(model, source, tmp_path / "out")
+    texts = ["a good film", "the plot is not good", "movie"]
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    found = theirs.encode(texts, show_progress_bar=False)
+    ours = embed(load(tmp_path / "out"), load_tokenizer(tmp_path / "out"), texts)
+    assert found.shape == ours.shape == (3, 5)
+    assert np.abs(found - ours).max() < 1e-5
+    assert np.abs(ours - embed(load(source), load_tokenizer(source), texts)).max() > 0.01
 
 
 # Losses and AdamW

@@ -78,6 +78,61 @@ def test_the_magnitudes_are_those_of_random_networks(labels: int, activation: st
     assert 0.5 < math.exp(np.mean(np.log(list(ratios.values())))) < 2
 
 
+def test_the_loss_of_tokens_is_a_mean_over_tokens() -> None:
+    """Their gradient begins at the terms of the loss, and at the outputs of the head."""
+    model, ids, _ = unit_model(2, "gelu")
+    head = with_head(model, "token classification", [str(i) for i in range(5)])
+    weight = normal_weight(head.weights["classifier.weight"].shape)
+    head = replace(head, weights=dict(head.weights) | {"classifier.weight": weight})
+    products = Measuring()
+    taped = tape(head, ids, products=products)
+    classes = np.random.default_rng(0).integers(0, 5, (BATCH, TOKENS))
+    _, gradient = cross_entropy(taped.outputs["logits"], classes)
+    taped.gradients({"logits": gradient})
+    expected = expected_magnitudes(head.config, BATCH * TOKENS, TOKENS)
+    assert expected.keys() == products.found.keys()
+    ratios = [products.found[name] / value for name, value in expected.items()]
+    assert 0.2 < min(ratios) < max(ratios) < 5
+    language = with_head(model, "masked language modelling", ()).config
+    found = expected_magnitudes(language, 32, 16)["cls.predictions.decoder:dy"]
+    assert found == pytest.approx(math.sqrt(30521) / 30522 / 32)
+
+
+def normal_weight(shape: tuple[int, ...]) -> Array:
+    generator = np.random.default_rng(1)
+    return (shape[1] ** -0.5 * generator.normal(size=shape)).astype(np.float32)
+
+
+def test_heads_without_classes_have_no_magnitudes() -> None:
+    model = bert_numpy.load("bert-tiny-sst2")
+    questions = with_head(model, "question answering", ["a", "b"]).config
+    with pytest.raises(bert_numpy.BertNumpyError, match="head: expected one with logits of"):
+        expected_magnitudes(questions, 32, 16)
+    with pytest.raises(ValueError, match="tokens: expected a number above 0, found 0"):
+        expected_magnitudes(model.config, 32, 0)
+
+
+def test_the_factors_of_attention_and_of_residuals() -> None:
+    """One layer by hand: two heads of 64 features, texts of 16 tokens, a sum before LayerNorm."""
+    d, n, layer = 64, 16, "encoder.layer.0"
+    found = expected_magnitudes(bert_numpy.load("bert-tiny-sst2").config, 32, n)
+    attention = f"{layer}.attention"
+    context, scores = found[f"{attention}.context:dy"], found[f"{attention}.scores:dy"]
+    weights, values = found[f"{attention}.context:a"], found[f"{attention}.context:b"]
+    assert weights == pytest.approx(1.31 / n)
+    assert found[f"{attention}.output.dense:a"] == pytest.approx(weights * values * math.sqrt(n))
+    assert found[f"{attention}.self.value:dy"] == pytest.approx(context * weights * math.sqrt(n))
+    back = context * values * math.sqrt(d) * 1.65 / n  # through the weights' softmax
+    assert scores == pytest.approx(back / math.sqrt(d))  # and the factor of the scores
+    for mine, other in (("query", "b"), ("key", "a")):
+        right = scores * found[f"{attention}.scores:{other}"] * math.sqrt(n)
+        assert found[f"{attention}.self.{mine}:dy"] == pytest.approx(right)
+    residual, inner = found[f"{layer}.output.dense:dy"], found[f"{layer}.intermediate.dense:dy"]
+    of_sum = math.hypot(inner * math.sqrt(512 / 128), residual)
+    size = math.hypot(found[f"{attention}.output.dense:a"], 1)
+    assert found[f"{attention}.output.dense:dy"] == pytest.approx(of_sum / size)
+
+
 def test_the_factors_of_shapes() -> None:
     """One change of a shape at a time, with the power that the paper gives it."""
     config = bert_numpy.load("bert-tiny-sst2").config

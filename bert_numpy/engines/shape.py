@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from bert_numpy.engines.engine import Engine, Table
 from bert_numpy.engines.site import Site
 
-__all__ = ["ShapeEngine", "ShapeLayout"]
+__all__ = ["ShapeEngine", "ShapeLayout", "ValueLayout"]
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ class ShapeEngine(Engine[int]):
         return x
 
 
-class ShapeLayout:
-    """The layout of no tokens at all."""
+class ValueLayout(Generic[V]):
+    """A layout without tokens: every move leaves a value as it is, in one set."""
 
     def words(self) -> None:
         """Return None."""
@@ -103,31 +106,37 @@ class ShapeLayout:
         """Yield None once, for one set."""
         yield None
 
-    def split_heads(
-        self, query: int, key: int, value: int, heads: int
-    ) -> Iterator[tuple[int, int, int]]:
-        """Yield one set, with the features of all heads."""
+    def split_heads(self, query: V, key: V, value: V, heads: int) -> Iterator[tuple[V, V, V]]:
+        """Yield one set, of all heads together."""
         yield query, key, value
 
-    def merge_heads(self, parts: Sequence[int]) -> int:
-        """Return the features of all heads."""
+    def merge_heads(self, parts: Sequence[V]) -> V:
+        """Return the value of the one set."""
         return parts[0]
 
-    def texts(self, x: int) -> Iterator[tuple[int, None]]:
+    def texts(self, x: V) -> Iterator[tuple[V, None]]:
         """Yield one set."""
         yield x, None
 
-    def join(self, parts: Sequence[int]) -> int:
-        """Return the features of the one set."""
+    def join(self, parts: Sequence[V]) -> V:
+        """Return the value of the one set."""
         return parts[0]
 
-    def first(self, x: int) -> int:
-        """Return the same number of features."""
+    def first(self, x: V) -> V:
+        """Return the same value."""
         return x
 
-    def padded(self, x: int) -> int:
-        """Return the same number of features."""
+    def padded(self, x: V) -> V:
+        """Return the same value."""
         return x
+
+    def column(self, x: V, number: int, masked: float | None = None) -> V:
+        """Return the same value."""
+        return x
+
+
+class ShapeLayout(ValueLayout[int]):
+    """The layout of numbers of features."""
 
     def column(self, x: int, number: int, masked: float | None = None) -> int:
         """Return one feature."""

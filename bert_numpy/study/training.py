@@ -1,8 +1,11 @@
-"""Runs of training: a task's files to a trained model, and what its products lost over time."""
+"""Runs of training: a task's files to a trained model, what its products lost, and records."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +27,13 @@ from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import GlueTask, label_order, task_named
 from bert_numpy.tasks.tokenization import EncodedText, load_tokenizer
 from bert_numpy.training.fake_quantization import FakeQuantizedProducts
-from bert_numpy.training.fit import StepReport
+from bert_numpy.training.fit import StepReport, Training
 from bert_numpy.training.fp8_products import FP8Products
 from bert_numpy.training.heads import with_head
 from bert_numpy.training.products import FloatProducts, Products
 from bert_numpy.training.scalings import SCALINGS
 from bert_numpy.training.unit_scaling import expected_magnitudes
+from npfp8.arguments import named
 from npfp8.arrays import Array
 from npfp8.files import replaced_file
 
@@ -37,10 +41,16 @@ __all__ = [
     "FLOAT32",
     "Course",
     "Lesson",
+    "add_run_options",
     "lesson",
     "mean_and_deviation",
     "products_of",
+    "read_records",
+    "run_command",
+    "stopwatch",
+    "training_of",
     "write_record",
+    "write_report",
 ]
 
 #: The name of training without quantization.
@@ -73,6 +83,7 @@ class Lesson:
 
     def calibration(self, model: Model, samples: int = 256) -> Calibration:
         """Calibrate on texts spread evenly over the training set."""
+        samples = min(samples, len(self.train))
         rows = np.arange(samples) * len(self.train) // samples
         return calibrate_on(model, [self.train[row] for row in rows])
 
@@ -105,8 +116,15 @@ def lesson(
         For the new head's parameters.
     limit : int, optional
         The number of examples of each set, spread evenly; by default all.
+
+    Raises
+    ------
+    BertNumpyError
+        If a file is missing or wrong, or the task has scores instead of classes.
     """
     found, how = load(model), task_named(task)
+    if how.is_regression:
+        raise BertNumpyError(f"task {task}: expected a task with classes, found one with scores")
     try:
         how.check_labels(found.config)
         fits = found.config.head.name == how.head
@@ -151,15 +169,19 @@ def products_of(
     batch_size, count_every : int
     accumulate : str
         How the products of FP8 codes are summed.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
     """
     if name == FLOAT32:
         return FloatProducts()
     if name.startswith("qat-"):
-        return FakeQuantizedProducts(PRESETS[name.removeprefix("qat-")])
+        return FakeQuantizedProducts(named("recipe", name.removeprefix("qat-"), PRESETS))
+    scaling = named("scaling", name, SCALINGS)
     expected = expected_magnitudes(learned.model.config, batch_size, learned.tokens)
-    return FP8Products(
-        SCALINGS[name], accumulate=accumulate, expected=expected, count_every=count_every
-    )
+    return FP8Products(scaling, accumulate=accumulate, expected=expected, count_every=count_every)
 
 
 @dataclass(eq=False)
@@ -229,5 +251,74 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a run's record, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps(record, indent=None, sort_keys=True))
+
+
+def _write(path: Path, text: str) -> None:
     with replaced_file(path) as file:
-        file.write(json.dumps(record, indent=None, sort_keys=True).encode() + b"\n")
+        file.write(f"{text}\n".encode())
+
+
+def read_records(folder: Path, key: str) -> list[dict[str, Any]]:
+    """Read the records of a folder that have a key, in the order of their files' names."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return [record for record in found if isinstance(record, dict) and key in record]
+
+
+def write_report(
+    folder: Path, name: str, tables: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Print tables under their titles, and write them and any rows of records beside the runs."""
+    text = "\n\n".join(f"{title}:\n\n{table}" for title, table in tables.items())
+    print(text)
+    _write(folder / f"{name}.md", text)
+    if rows:
+        _write(folder / f"{name}.json", json.dumps(rows, indent=1, sort_keys=True))
+
+
+def stopwatch() -> Callable[[], dict[str, float]]:
+    """Start to measure time; the result returns the seconds so far, and those of the processor."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    return lambda: {
+        "seconds": time.perf_counter() - begin,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+
+
+# The scripts' options
+
+
+def add_run_options(command: argparse.ArgumentParser, *, epochs: float, rate: float) -> None:
+    """Add the options of a run, with the defaults of its epochs and its learning rate."""
+    command.add_argument("model", metavar="MODEL")
+    command.add_argument("--task", required=True)
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--epochs", type=float, default=epochs)
+    command.add_argument("--batch", type=int, default=32)
+    command.add_argument("--rate", type=float, default=rate)
+    command.add_argument("--frozen", nargs="*", default=["embeddings.*"])
+    command.add_argument("--limit", type=int)
+
+
+def training_of(arguments: argparse.Namespace) -> Training:
+    """Return the numbers of a training by the options of its run."""
+    return Training(
+        epochs=arguments.epochs,
+        batch_size=arguments.batch,
+        learning_rate=arguments.rate,
+        seed=arguments.seed,
+        frozen=tuple(arguments.frozen),
+    )
+
+
+def run_command(script: str, arguments: argparse.Namespace, **chosen: object) -> str:
+    """Return the command of one run: the options of all, and those chosen for this one."""
+    options = {"task": arguments.task, "data": arguments.data, "out": arguments.out, **chosen}
+    options |= {"epochs": arguments.epochs, "rate": arguments.rate, "batch": arguments.batch}
+    if arguments.limit:
+        options["limit"] = arguments.limit
+    words = [sys.executable, script, "run", arguments.model]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    return shlex.join([*words, "--frozen", *arguments.frozen])

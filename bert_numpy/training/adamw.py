@@ -7,17 +7,45 @@ Regularization* (arXiv 1711.05101).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from npfp8.arguments import number
 from npfp8.arrays import Array, blas_product, chunks
 
-__all__ = ["AdamW", "AdamWState", "adamw_start", "adamw_step", "clip_factor", "global_norm", "rate"]
+__all__ = [
+    "AdamW",
+    "AdamWState",
+    "adamw_start",
+    "adamw_step",
+    "clip_factor",
+    "global_norm",
+    "rate",
+    "require_number",
+]
 
 #: Elements per block, so that a block's arrays stay in the cache.
 _CHUNK = 1 << 13
+
+
+def require_number(
+    argument: str, value: object, holds: Callable[[float], bool], expected: str
+) -> None:
+    """Raise TypeError for what is no number, and ValueError for one that is not as expected.
+
+    Examples
+    --------
+    >>> from bert_numpy.training.adamw import require_number
+    >>> require_number("beta1", 1.5, lambda x: 0 <= x < 1, "0 <= number < 1")
+    Traceback (most recent call last):
+    ...
+    ValueError: beta1: expected 0 <= number < 1, found 1.5
+    """
+    found = number(argument, value)
+    if not holds(found):
+        raise ValueError(f"{argument}: expected {expected}, found {found}")
 
 
 @dataclass(frozen=True)
@@ -33,12 +61,30 @@ class AdamW:
     weight_decay : float
         A step with learning rate r takes the share ``r weight_decay`` off each weight. Only
         arrays with at least two axes decay: biases and LayerNorm's parameters do not.
+
+    Raises
+    ------
+    ValueError
+        If a decay is not in [0, 1), if ``eps`` is not above 0 (a parameter without gradients
+        would become NaN), or if the weight decay is negative.
+
+    Examples
+    --------
+    >>> from bert_numpy.training.adamw import AdamW
+    >>> AdamW(weight_decay=0)
+    AdamW(beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0)
     """
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            require_number(name, getattr(self, name), lambda x: 0 <= x < 1, "0 <= number < 1")
+        require_number("eps", self.eps, lambda x: x > 0, "a number above 0")
+        require_number("weight_decay", self.weight_decay, lambda x: x >= 0, "at least 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +112,9 @@ def adamw_start(weights: Mapping[str, Array]) -> AdamWState:
     weights : mapping of str to ndarray
         The parameters that are trained.
     """
-    first, second = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    first, second = (
+        {name: np.zeros(w.shape, w.dtype) for name, w in weights.items()} for _ in range(2)
+    )
     return AdamWState(0, first, second)
 
 
@@ -88,7 +136,7 @@ def adamw_step(
     Parameters
     ----------
     weights, gradients : mapping of str to ndarray
-        A parameter without a gradient stays as it is.
+        C-contiguous weights. A parameter without a gradient stays as it is.
     state : AdamWState
         The state before the step, which must not be used afterwards.
     constants : AdamW
@@ -100,6 +148,11 @@ def adamw_step(
     -------
     AdamWState
         The state after the step, in the same arrays.
+
+    Raises
+    ------
+    ValueError
+        If a weight is not C-contiguous.
 
     Examples
     --------
@@ -115,6 +168,8 @@ def adamw_step(
     root = 1 / math.sqrt(1 - constants.beta2**step)
     for name, gradient in gradients.items():
         weight = weights[name]
+        if not weight.flags.c_contiguous:
+            raise ValueError(f"{name}: expected a C-contiguous array to change in place")
         decay = constants.weight_decay if weight.ndim > 1 else 0.0
         flat = [x.reshape(-1) for x in (weight, gradient, state.first[name], state.second[name])]
         g, t = np.empty((2, min(_CHUNK, weight.size)), weight.dtype)

@@ -27,7 +27,9 @@ from bert_numpy.model.sites import sites_of
 from bert_numpy.quantization.convert import QuantizedModel, planned_model, quantize_weight
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand, static_sides
 from bert_numpy.quantization.recipe import Operand, Recipe
+from bert_numpy.training.adamw import require_number
 from npfp8 import BlockFormat, IntFormat, quantize
+from npfp8.arguments import flag, require
 from npfp8.arrays import Array, Float32Array, blas_product
 
 __all__ = ["FakeQuantizedProducts", "Range", "fake_quantize", "quantized_model"]
@@ -77,7 +79,9 @@ def fake_quantize(x: Float32Array, operand: Operand, k_axis: int, scale: Scale |
     k_axis : {-1, -2}
         The axis that the product sums over: -1 for a left operand, -2 for a right one.
     scale : Scale, optional
-        The static scale; None for scales from ``x``, beyond which nothing is.
+        The static scale; None for scales from ``x``, beyond which nothing is. For a block format
+        it is the scale of the tensor: the blocks' own scales still come from ``x``, and the
+        gradient passes everywhere.
 
     Examples
     --------
@@ -91,7 +95,7 @@ def fake_quantize(x: Float32Array, operand: Operand, k_axis: int, scale: Scale |
     if fmt is None:
         return Faked(x, None)
     if scale is None or isinstance(fmt, BlockFormat):
-        return Faked(quantize_operand(x, operand, k_axis).dequantize(), None)
+        return Faked(quantize_operand(x, operand, k_axis, scale).dequantize(), None)
     values = quantize(x, fmt, scale.scale, zero_point=scale.zero_point).dequantize()
     if isinstance(fmt, IntFormat):
         zero = scale.zero_point or 0
@@ -125,7 +129,9 @@ class FakeQuantizedProducts:
     Raises
     ------
     BertNumpyError
-        If the recipe leaves out outliers, migrates, or computes attention in tiles.
+        If the recipe leaves out outliers, migrates, computes attention in tiles, or chooses the
+        codes or scales of weights by a calibration's Hessian or by a search: rounding in training
+        and afterwards would differ.
 
     Examples
     --------
@@ -145,29 +151,32 @@ class FakeQuantizedProducts:
     recipe: Recipe
     momentum: float = 0.99
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    seen: dict[str, Range] = field(default_factory=dict)
+    seen: dict[str, Range] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        require("recipe", self.recipe, Recipe, "a Recipe, such as bert_numpy.PRESETS['int8']")
+        require_number("momentum", self.momentum, lambda x: 0 <= x <= 1, "a share from 0 to 1")
+        require("ranges", self.ranges, Mapping, "a mapping of names to ranges")
         recipe = self.recipe
-        sites = (
-            recipe.linear,
-            recipe.scores,
-            recipe.context,
-            *(how for _, how in recipe.overrides),
-        )
-        if recipe.attention is not None or any(
-            how.outlier_threshold is not None or how.migration is not None for how in sites
+        linear = (recipe.linear, *(how for _, how in recipe.overrides))
+        if (
+            recipe.attention is not None
+            or any(how.b.observer != "absmax" or how.gptq is not None for how in linear)
+            or any(
+                how.outlier_threshold is not None or how.migration is not None
+                for how in (*linear, recipe.scores, recipe.context)
+            )
         ):
             raise BertNumpyError(
-                f"recipe {recipe.name}: expected one without outliers, migration and tiles to "
-                "train with"
+                f"recipe {recipe.name}: expected one without outliers, migration, tiles, GPTQ and "
+                "observers of weights to train with"
             )
 
     def forward(self, site: Site, a: Array, b: Array) -> tuple[Array, Any]:
         """Compute the product of the rounded operands, and keep them."""
         how, static = self.recipe.site(site), static_sides(self.recipe, site)
-        rounded_a = self.faked(f"{site.name}:a", a, how.a, -1, "a" in static)
-        rounded_b = self.faked(f"{site.name}:b", b, how.b, -2, "b" in static)
+        rounded_a = self._faked(f"{site.name}:a", a, how.a, -1, "a" in static)
+        rounded_b = self._faked(f"{site.name}:b", b, how.b, -2, "b" in static)
         return blas_product(rounded_a.values, rounded_b.values), (rounded_a, rounded_b)
 
     def backward(self, site: Site, saved: Any, dy: Array) -> tuple[Array, Array]:
@@ -183,13 +192,17 @@ class FakeQuantizedProducts:
         for name, seen in self.seen.items():
             known = ranges.get(name)
             ranges[name] = seen if known is None else known.followed(seen, self.momentum)
-        return replace(self, ranges=ranges, seen={})
+        return replace(self, ranges=ranges)
 
-    def faked(self, name: str, x: Array, operand: Operand, k_axis: int, static: bool) -> Faked:
+    def _faked(self, name: str, x: Array, operand: Operand, k_axis: int, static: bool) -> Faked:
         """Round an operand; a static one by its range, which is noted."""
-        if not static or operand.fmt is None:
-            return fake_quantize(x, operand, k_axis, None)
+        if operand.fmt is None:
+            return Faked(x, None)
         own = Range(float(x.min(initial=0)), float(x.max(initial=0)))
+        if not np.isfinite(own).all():  # nor are the step's gradients, so it changes nothing
+            return Faked(np.full_like(x, np.nan), None)
+        if not static:
+            return fake_quantize(x, operand, k_axis, None)
         self.seen[name] = self.seen[name].around(own) if name in self.seen else own
         return fake_quantize(x, operand, k_axis, Scale.of(*self.ranges.get(name, own), operand))
 
@@ -210,9 +223,27 @@ def quantized_model(
 
     Raises
     ------
+    TypeError
+        If an argument is not of the type stated.
     BertNumpyError
         If a site has no range.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> import numpy as np
+    >>> from bert_numpy.training.fake_quantization import FakeQuantizedProducts, quantized_model
+    >>> from bert_numpy.training.fit import Training, fit
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> encoded = bert_numpy.load_tokenizer("bert-tiny-sst2").encode(["a dull film", "warm"])
+    >>> products = FakeQuantizedProducts(bert_numpy.PRESETS["int8"])
+    >>> fitted = fit(model, encoded, np.array([0, 1]), Training(epochs=1), products=products)
+    >>> quantized_model(fitted.model, fitted.products).recipe.name
+    'int8'
     """
+    require("model", model, Model, "a float32 model")
+    require("products", products, FakeQuantizedProducts, "FakeQuantizedProducts")
+    flag("golden", golden)
     recipe, weights, plans = products.recipe, dict(model.weights), {}
     for site in sites_of(model):
         how = recipe.site(site)

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from bert_numpy.engines.functions import parameter
 from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.model import Model
 from bert_numpy.tasks.tokenization import EncodedText, pad
@@ -20,10 +19,19 @@ from bert_numpy.training.adamw import (
     clip_factor,
     global_norm,
     rate,
+    require_number,
 )
 from bert_numpy.training.losses import Loss, loss_of
-from bert_numpy.training.products import FloatProducts, Products
-from bert_numpy.training.tape import tape
+from bert_numpy.training.products import FloatProducts, Products, require_products
+from bert_numpy.training.tape import float_parameter, tape
+from npfp8.arguments import (
+    array_of,
+    integer,
+    require,
+    require_function,
+    require_iterable,
+    wrong_array,
+)
 from npfp8.arrays import Array, IntArray
 
 __all__ = ["Fitted", "StepReport", "Training", "fit", "shuffled_batches"]
@@ -44,7 +52,8 @@ class Training:
     learning_rate : float
         The largest learning rate, at the end of the warm-up.
     warmup : float
-        The share of the steps in which the rate grows from 0; then it falls linearly to 0.
+        The share of the steps, from 0 to 1, in which the rate grows from 0; then it falls
+        linearly to 0.
     clip : float
         The largest global norm of the gradients, to which larger ones are scaled down.
     seed : int
@@ -52,6 +61,17 @@ class Training:
     frozen : tuple of str
         Patterns of the names of parameters that stay as they are, such as ``embeddings.*``.
     optimizer : AdamW
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+
+    Examples
+    --------
+    >>> from bert_numpy.training.fit import Training
+    >>> Training(epochs=1, frozen=("embeddings.*",)).batch_size
+    32
     """
 
     epochs: float = 3
@@ -63,6 +83,17 @@ class Training:
     frozen: tuple[str, ...] = ()
     optimizer: AdamW = field(default_factory=AdamW)
 
+    def __post_init__(self) -> None:
+        require_number("epochs", self.epochs, lambda x: 0 < x < math.inf, "a number above 0")
+        for name, least in (("batch_size", 1), ("seed", 0)):
+            if integer(name, getattr(self, name)) < least:
+                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        require_number("learning_rate", self.learning_rate, lambda x: x >= 0, "at least 0")
+        require_number("warmup", self.warmup, lambda x: 0 <= x <= 1, "a share from 0 to 1")
+        require_number("clip", self.clip, lambda x: x > 0, "a number above 0")
+        require("frozen", self.frozen, tuple, "a tuple of patterns")
+        require("optimizer", self.optimizer, AdamW, "an AdamW")
+
     def trains(self, name: str) -> bool:
         """Tell whether a parameter is trained.
 
@@ -72,6 +103,7 @@ class Training:
         >>> Training(frozen=("embeddings.*",)).trains("embeddings.LayerNorm.bias")
         False
         """
+        require("name", name, str, "the name of a parameter")
         return not any(fnmatchcase(name, pattern) for pattern in self.frozen)
 
 
@@ -92,6 +124,19 @@ class StepReport:
         The products of this step, with all that they counted.
     model : Model
         The model after the step. The next step overwrites its parameters.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> import numpy as np
+    >>> from bert_numpy.training.fit import Training, fit
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> encoded = bert_numpy.load_tokenizer("bert-tiny-sst2").encode(["dull", "warm"])
+    >>> def watch(report):
+    ...     print(f"step {report.step} of {report.steps}, rate {report.learning_rate:.1e}")
+    >>> _ = fit(model, encoded, np.array([0, 1]), Training(epochs=2), watch=watch)
+    step 1 of 2, rate 3.0e-04
+    step 2 of 2, rate 1.5e-04
     """
 
     step: int
@@ -116,6 +161,17 @@ class Fitted:
         The numbers of the steps whose gradients were not finite. They changed nothing.
     products : Products
         Those of the step that would follow.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> import numpy as np
+    >>> from bert_numpy.training.fit import Training, fit
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> encoded = bert_numpy.load_tokenizer("bert-tiny-sst2").encode(["dull", "warm"])
+    >>> fitted = fit(model, encoded, np.array([0, 1]), Training(epochs=1))
+    >>> fitted.model.name, len(fitted.losses), fitted.skipped
+    ('bert-tiny-sst2', 1, ())
     """
 
     model: Model
@@ -148,7 +204,8 @@ def fit(
         The labels that the loss takes: see :func:`bert_numpy.training.losses.loss_of`.
     training : Training, optional
     loss : callable, optional
-        By default the one of the model's head.
+        By default the one of the model's head. Its outputs are those of the batch, padded to its
+        longest text.
     products : Products, optional
         The matrix products of the first step, by default of float32 numbers. Each step's
         products give those of the next, by :meth:`Products.following`.
@@ -162,7 +219,8 @@ def fit(
     Raises
     ------
     BertNumpyError
-        If a parameter is quantized, if there are no examples, or not as many labels.
+        If a parameter is quantized, if there are no examples, or not as many labels; if a
+        pattern of frozen parameters fits none; or as the loss does.
 
     Examples
     --------
@@ -175,16 +233,32 @@ def fit(
     >>> len(fitted.losses), fitted.losses[-1] < fitted.losses[0]
     (4, True)
     """
-    training = training or Training()
-    loss = loss or loss_of(model.config)
-    products = products or FloatProducts()
+    training = Training() if training is None else training
+    products = FloatProducts() if products is None else products
+    require("model", model, Model, "a model, as bert_numpy.load returns it")
+    texts = "encoded texts, as Tokenizer.encode returns them"
+    require_iterable("encoded", encoded, texts)
+    for one in encoded:
+        require("encoded", one, EncodedText, texts)
+    require("training", training, Training, "a Training")
+    require_function("loss", loss, optional=True)
+    require_products(products)
+    require_function("watch", watch, optional=True)
+    loss = loss_of(model.config) if loss is None else loss
+    labels = array_of("labels", labels)
+    if not labels.ndim or labels.dtype.kind not in "iuf":
+        expected = "an array of numbers, a row per example"
+        raise wrong_array("labels", expected, labels, labels)
     if not len(encoded) == len(labels) > 0:
         raise BertNumpyError(
             f"training: expected examples and as many labels, found {len(encoded)} and "
             f"{len(labels)}"
         )
+    for pattern in training.frozen:
+        if not any(fnmatchcase(name, pattern) for name in model.weights):
+            raise BertNumpyError(f"frozen: expected patterns of parameters, found {pattern!r}")
     trained = copied(model)
-    weights = {name: parameter(trained.weights, name) for name in trained.weights}
+    weights = {name: float_parameter(trained.weights, name) for name in trained.weights}
     state = adamw_start({name: w for name, w in weights.items() if training.trains(name)})
     losses: list[float] = []
     skipped: list[int] = []
@@ -211,9 +285,10 @@ def fit(
 
 
 def copied(model: Model) -> Model:
-    """Copy a model's parameters; those that share an array share its copy."""
+    """Copy a model's parameters in C order; those that share an array share its copy."""
     copies = {
-        id(model.weights[name]): np.array(parameter(model.weights, name)) for name in model.weights
+        id(model.weights[name]): np.array(float_parameter(model.weights, name), order="C")
+        for name in model.weights
     }
     return replace(model, weights={name: copies[id(w)] for name, w in model.weights.items()})
 

@@ -3,7 +3,7 @@
 A linear layer has three products: ``y = x W^T``, ``dx = dy W`` and ``dW = dy^T x``. Each operand is
 a tensor of codes with one scale: ``x`` and ``W`` in E4M3, ``dy`` in E5M2, as *FP8 Formats for Deep
 Learning* (Micikevicius et al., arXiv 2209.05433) recommends. The codes of ``x`` and ``W`` from the
-forward pass are used again in the backward pass. So is it with the two products of attention. The
+forward pass are used again in the backward pass. The two products of attention work alike. The
 weights that the optimizer changes stay in float32, and so do all operations between the products.
 
 The scales are those of a :class:`~bert_numpy.training.scalings.Scaling`. The products are summed as
@@ -19,11 +19,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bert_numpy.engines.site import Site
+from bert_numpy.engines.site import KINDS, Site
 from bert_numpy.quantization.counts import OperandCounts
 from bert_numpy.training.products import FloatProducts
 from bert_numpy.training.scalings import Scaling, Seen, TensorState
-from npfp8 import E4M3FN, E5M2, FloatFormat, QuantizedTensor, decode, encode, matmul
+from npfp8 import (
+    ACCUMULATORS,
+    E4M3FN,
+    E5M2,
+    FloatFormat,
+    QuantizedTensor,
+    decode,
+    encode,
+    matmul,
+)
+from npfp8.arguments import choice, integer, require, require_iterable
 from npfp8.arrays import Array, Float32Array, blas_product
 
 __all__ = ["ENCODER_KINDS", "FP8Products", "absmax_of"]
@@ -104,9 +114,14 @@ class FP8Products:
     step : int
         The number of the step, from 0.
     seen : dict of str to Seen
-        What the step has seen so far, by tensor.
+        The statistics of the step so far, by tensor.
     counts : dict of str to OperandCounts
-        What it has counted so far, by tensor.
+        The counts of the step so far, by tensor.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field is not of the type stated, or a name is unknown.
 
     Examples
     --------
@@ -136,33 +151,47 @@ class FP8Products:
     count_every: int = 1
     states: Mapping[str, TensorState] = field(default_factory=dict)
     step: int = 0
-    seen: dict[str, Seen] = field(default_factory=dict)
-    counts: dict[str, OperandCounts] = field(default_factory=dict)
-    #: The last left operand and its codes.
-    made: dict[str, Any] = field(default_factory=dict, repr=False)
+    seen: dict[str, Seen] = field(default_factory=dict, init=False)
+    counts: dict[str, OperandCounts] = field(default_factory=dict, init=False)
+    # The last left operand and its codes.
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require("scaling", self.scaling, Scaling, "a Scaling, such as SCALINGS['dynamic']")
+        for name in ("forward_format", "gradient_format"):
+            require(name, getattr(self, name), FloatFormat, "a FloatFormat, such as npfp8.E4M3FN")
+        require_iterable("kinds", self.kinds, "kinds of sites")
+        for kind in self.kinds:
+            choice("kinds", kind, KINDS)
+        choice("accumulate", self.accumulate, ACCUMULATORS)
+        for name in ("expected", "states"):
+            require(name, getattr(self, name), Mapping, "a mapping by the names of tensors")
+        for name in ("count_every", "step"):
+            if integer(name, getattr(self, name)) < 0:
+                raise ValueError(f"{name}: expected at least 0, found {getattr(self, name)}")
 
     def forward(self, site: Site, a: Array, b: Array) -> tuple[Array, Any]:
         """Compute ``a b`` of codes in the forward format, and keep the codes."""
         if site.kind not in self.kinds:
             return FloatProducts().forward(site, a, b)
-        codes_a = self.codes(f"{site.name}:a", a, self.forward_format, shared=True)
-        codes_b = self.codes(f"{site.name}:b", b, self.forward_format)
-        return self.product(codes_a, codes_b), (codes_a, codes_b)
+        codes_a = self._codes(f"{site.name}:a", a, self.forward_format, shared=True)
+        codes_b = self._codes(f"{site.name}:b", b, self.forward_format)
+        return self._product(codes_a, codes_b), (codes_a, codes_b)
 
     def backward(self, site: Site, saved: Any, dy: Array) -> tuple[Array, Array]:
         """Compute ``dy b^T`` and ``a^T dy`` with ``dy`` as codes in the gradient format."""
         if site.kind not in self.kinds:
             return FloatProducts().backward(site, saved, dy)
         codes_a, codes_b = saved
-        codes_dy = self.codes(f"{site.name}:dy", dy, self.gradient_format)
-        da = self.product(codes_dy, codes_b.mT)
-        db = self.product(codes_a.mT, codes_dy)
+        codes_dy = self._codes(f"{site.name}:dy", dy, self.gradient_format)
+        da = self._product(codes_dy, codes_b.mT)
+        db = self._product(codes_a.mT, codes_dy)
         if self.scaling.weight_gradient is not None and not site.is_attention:
-            kept = self.codes(f"{site.name}:db", db, self.scaling.weight_gradient)
+            kept = self._codes(f"{site.name}:db", db, self.scaling.weight_gradient)
             db = np.multiply(kept.values, kept.scale)
         return da, db
 
-    def product(self, a: Coded, b: Coded) -> Float32Array:
+    def _product(self, a: Coded, b: Coded) -> Float32Array:
         """Multiply codes, as :func:`npfp8.matmul` does."""
         if self.accumulate != "float32":
             return matmul(a.tensor, b.tensor, self.accumulate)
@@ -171,29 +200,29 @@ class FP8Products:
         return product
 
     def following(self) -> FP8Products:
-        """Return the products of the next step, whose scales know what this one has seen."""
+        """Return the products of the next step, whose scales depend on this one's statistics."""
         states = dict(self.states)
         for name, seen in self.seen.items():
             how, fmt = self._rule(name)
             states[name] = how.next(states.get(name, TensorState()), fmt, seen)
-        return replace(self, states=states, step=self.step + 1, seen={}, counts={}, made={})
+        return replace(self, states=states, step=self.step + 1)
 
-    def codes(self, name: str, x: Array, fmt: FloatFormat, shared: bool = False) -> Coded:
-        """Quantize a tensor by its scale, and note what it saw.
+    def _codes(self, name: str, x: Array, fmt: FloatFormat, shared: bool = False) -> Coded:
+        """Quantize a tensor by its scale, and note its statistics.
 
         The codes of a ``shared`` one are kept until the next: query, key and value have one input.
         """
         state = self.states.get(name, TensorState())
-        again = shared and _same_memory(self.made.get("x"), x)
-        absmax = self.made["absmax"] if again else absmax_of(x)
+        again = shared and _same_memory(self._made.get("x"), x)
+        absmax = self._made["absmax"] if again else absmax_of(x)
         scale = self._rule(name)[0].scale(state, fmt, absmax, self.expected.get(name, 1.0))
-        if again and self.made["scale"] == scale:
-            found, seen, counts = self.made["result"]
+        if again and self._made["scale"] == scale:
+            found, seen, counts = self._made["result"]
         else:
             found = coded(x, fmt, scale)
             seen, counts = self._seen(name, found, x, absmax)
             if shared:
-                self.made.update(x=x, absmax=absmax, scale=scale, result=(found, seen, counts))
+                self._made.update(x=x, absmax=absmax, scale=scale, result=(found, seen, counts))
         self.seen[name] = self.seen[name] + seen if name in self.seen else seen
         if counts is not None:
             self.counts[name] = self.counts[name] + counts if name in self.counts else counts

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bert_numpy.engines.site import Site
+from npfp8.arguments import wrong_type
 from npfp8.arrays import Array, blas_product
 
-__all__ = ["FloatProducts", "Products"]
+__all__ = ["FloatProducts", "Products", "require_products"]
 
 
 class Products(Protocol):
@@ -77,3 +78,10 @@ class FloatProducts:
     def following(self) -> FloatProducts:
         """Return the same products: they carry nothing along."""
         return self
+
+
+def require_products(products: object) -> None:
+    """Raise TypeError unless an object has the methods of :class:`Products`."""
+    methods = ("forward", "backward", "following")
+    if isinstance(products, type) or not all(callable(getattr(products, x, 0)) for x in methods):
+        raise wrong_type("products", f"an object with {', '.join(methods)}", products)

@@ -33,7 +33,7 @@ SMALLEST, LARGEST = 2.0**-62, 2.0**62
 
 @dataclass(frozen=True)
 class TensorState:
-    """Whatever a tensor's scale depends on, carried from step to step.
+    """The state of a tensor that its scale depends on, carried from step to step.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class TensorState:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a step saw of a tensor; of several arrays in one step, of all.
+    """The statistics of a tensor in one step: of all its arrays, if it occurs several times.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class Seen:
 #: that its shape lets expect.
 Choose = Callable[["Scaling", TensorState, FloatFormat, float, float], float]
 
-#: The state of the next step, from that of a step, the format, and what the step saw.
+#: The state of the next step, from that of a step, the format, and the step's statistics.
 Follow = Callable[["Scaling", TensorState, FloatFormat, Seen], TensorState]
 
 

@@ -28,15 +28,24 @@ from bert_numpy.model.heads import outputs
 from bert_numpy.model.model import Model, batch_of, has_pooler
 from bert_numpy.model.packing import Batch
 from bert_numpy.training import gradients
-from bert_numpy.training.products import FloatProducts, Products
+from bert_numpy.training.products import FloatProducts, Products, require_products
+from npfp8.arguments import array_of, require, require_function
 from npfp8.arrays import Array, IntArray
 
-__all__ = ["Node", "Tape", "TapeEngine", "TapeLayout", "Taped", "tape"]
+__all__ = ["Node", "Tape", "TapeEngine", "TapeLayout", "Taped", "float_parameter", "tape"]
 
 #: Computes the gradients of a step's operands from those of its results, of one result or of
 #: several. None stands for 0.
 Backward = Callable[[Array], Sequence[Array | None]]
 BackwardAll = Callable[[Sequence[Array | None]], Sequence[Array | None]]
+
+
+def float_parameter(weights: Weights, name: str) -> Array:
+    """Return a parameter of numbers; raise :class:`BertNumpyError` for one of codes."""
+    weight = weights[name]
+    if not isinstance(weight, np.ndarray):
+        raise BertNumpyError(f"{name}: expected float32 numbers to train, found {weight!r}")
+    return weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +87,7 @@ class Tape:
 
     def parameter(self, weights: Weights, name: str) -> Node:
         """Return the node of a parameter."""
-        weight = weights[name]
-        if not isinstance(weight, np.ndarray):
-            raise BertNumpyError(f"{name}: expected float32 numbers to train, found {weight!r}")
+        weight = float_parameter(weights, name)
         if id(weight) not in self._nodes:
             self._nodes[id(weight)] = Node(weight, self.trains(name))
             self.parameters[name] = self._nodes[id(weight)]
@@ -373,6 +380,14 @@ class Taped:
     ----------
     outputs : mapping of str to ndarray
         The outputs, under the names of :class:`bert_numpy.ModelOutput`.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> from bert_numpy.training.tape import tape
+    >>> run = tape(bert_numpy.load("bert-tiny-sst2"), [[101, 2204, 3185, 102]])
+    >>> list(run.outputs)
+    ['last_hidden_state', 'pooler_output', 'logits']
     """
 
     outputs: Mapping[str, Array]
@@ -391,14 +406,35 @@ class Taped:
         -------
         dict of str to ndarray
             By name, of each parameter that is trained and that the loss depends on.
+
+        Raises
+        ------
+        TypeError
+            If the gradients are no mapping of arrays.
+        BertNumpyError
+            If the model has no such output, or the output another shape.
+
+        Examples
+        --------
+        >>> import bert_numpy
+        >>> import numpy as np
+        >>> from bert_numpy.training.tape import tape
+        >>> run = tape(bert_numpy.load("bert-tiny-sst2"), [[101, 2204, 3185, 102]])
+        >>> run.gradients({"logits": np.float32([[1, -1]])})["classifier.bias"]
+        array([ 1., -1.], dtype=float32)
         """
+        require("of_outputs", of_outputs, Mapping, "a mapping of outputs to their gradients")
+        given = []
+        for name, dy in of_outputs.items():
+            if name not in self.outputs:
+                known = ", ".join(self.outputs)
+                raise BertNumpyError(f"of_outputs: expected some of {known}, found {name!r}")
+            array, shape = array_of(name, dy), self.outputs[name].shape
+            if array.shape != shape:
+                raise BertNumpyError(f"{name}: expected a gradient {shape}, found {array.shape}")
+            given.append((self._nodes[name], array.reshape(self._nodes[name].value.shape)))
         with np.errstate(all="ignore"):
-            return self._tape.gradients(
-                [
-                    (self._nodes[name], np.reshape(dy, self._nodes[name].value.shape))
-                    for name, dy in of_outputs.items()
-                ]
-            )
+            return self._tape.gradients(given)
 
 
 def tape(
@@ -441,10 +477,14 @@ def tape(
     >>> found["classifier.bias"], found["embeddings.word_embeddings.weight"].shape
     (array([ 1., -1.], dtype=float32), (30522, 128))
     """
+    require("model", model, Model, "a model, as bert_numpy.load returns it")
+    products = FloatProducts() if products is None else products
+    require_products(products)
+    require_function("trains", trains)
     batch = batch_of(model.config, input_ids, attention_mask, token_type_ids)
     noted = Tape(trains)
     computes = model.engine(model.weights, batch)
-    engine = TapeEngine(computes, model.weights, noted, products or FloatProducts())
+    engine = TapeEngine(computes, model.weights, noted, products)
     with np.errstate(all="ignore"):  # readers of the outputs check that they are finite
         run = Pass(model.config, engine, TapeLayout(batch, noted))
         nodes = outputs(run, has_pooler(model))

@@ -28,13 +28,24 @@ import numpy as np
 
 from bert_numpy.engines.engine import Engine, Table
 from bert_numpy.engines.functions import activation as apply_activation
+from bert_numpy.engines.shape import ValueLayout
 from bert_numpy.engines.site import Site
+from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.config import BertConfig
 from bert_numpy.model.encoder import Pass
 from bert_numpy.model.heads import outputs
+from bert_numpy.training.adamw import require_number
+from bert_numpy.training.losses import LOSSES
+from npfp8.arguments import flag, require
 from npfp8.arrays import Float64Array
 
-__all__ = ["Magnitude", "MagnitudeEngine", "activation_factors", "expected_magnitudes"]
+__all__ = [
+    "Magnitude",
+    "MagnitudeEngine",
+    "MagnitudeLayout",
+    "activation_factors",
+    "expected_magnitudes",
+]
 
 #: The standard deviations of a softmax's results and of the gradients through it, times n.
 SOFTMAX_FORWARD, SOFTMAX_BACKWARD = 1.31, 1.65
@@ -88,7 +99,7 @@ class Magnitude:
 
 @dataclass(frozen=True, eq=False)
 class MagnitudeEngine(Engine[Magnitude]):
-    """An engine whose values are expected magnitudes; it is its own layout.
+    """An engine whose values are expected magnitudes.
 
     Attributes
     ----------
@@ -191,50 +202,17 @@ class MagnitudeEngine(Engine[Magnitude]):
         """Return the same magnitude."""
         return x
 
-    # The layout of a batch of texts of one length
 
-    def words(self) -> None:
-        """Return None."""
+@dataclass(frozen=True, eq=False)
+class MagnitudeLayout(ValueLayout[Magnitude]):
+    """The layout of a batch of texts of one length."""
 
-    def types(self) -> None:
-        """Return None."""
-
-    def places(self, padding: int | None) -> None:
-        """Return None."""
-
-    def distances(self, numbers: object) -> Iterator[None]:
-        """Yield None once, for one set."""
-        yield None
-
-    def split_heads(
-        self, query: Magnitude, key: Magnitude, value: Magnitude, heads: int
-    ) -> Iterator[tuple[Magnitude, Magnitude, Magnitude]]:
-        """Yield one set, with the features of all heads."""
-        yield query, key, value
-
-    def merge_heads(self, parts: Sequence[Magnitude]) -> Magnitude:
-        """Return the one set's."""
-        return parts[0]
-
-    def texts(self, x: Magnitude) -> Iterator[tuple[Magnitude, None]]:
-        """Yield one set."""
-        yield x, None
-
-    def join(self, parts: Sequence[Magnitude]) -> Magnitude:
-        """Return the one set's."""
-        return parts[0]
+    engine: MagnitudeEngine
 
     def first(self, x: Magnitude) -> Magnitude:
         """Return the same magnitude; one of the tokens has a gradient, the others 0."""
-        return self.derived(x.size, x.features, (x, self.tokens**-0.5))
-
-    def padded(self, x: Magnitude) -> Magnitude:
-        """Return the same magnitude."""
-        return x
-
-    def column(self, x: Magnitude, number: int, masked: float | None = None) -> Magnitude:
-        """Return the same magnitude."""
-        return x
+        engine = self.engine
+        return engine.derived(x.size, x.features, (x, engine.tokens**-0.5))
 
 
 def expected_magnitudes(
@@ -246,6 +224,8 @@ def expected_magnitudes(
     ----------
     config : BertConfig
     batch_size : int
+        The terms of which the loss is the mean: the texts of a batch, or all of its labelled
+        tokens if the head's logits are those of tokens.
     tokens : float
         The tokens of a text, on average.
     pooler : bool
@@ -258,6 +238,13 @@ def expected_magnitudes(
         gradient begins at the logits of V labels, of the mean of the cross entropy over the batch:
         ``sqrt(V - 1) / V / batch_size``, as in the paper's library.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not of the type stated, or a number not above 0.
+    BertNumpyError
+        If the head has no logits of classes.
+
     Examples
     --------
     >>> import bert_numpy
@@ -267,10 +254,18 @@ def expected_magnitudes(
     >>> [round(found[f"{site}:{part}"], 6) for part in ("a", "b", "dy")]
     [0.587915, 0.044194, 0.000287]
     """
+    require("config", config, BertConfig, "a BertConfig, such as model.config")
+    for name, value in (("batch_size", batch_size), ("tokens", tokens)):
+        require_number(name, value, lambda x: x > 0, "a number above 0")
+    flag("pooler", pooler)
     engine = MagnitudeEngine(tokens, config.num_attention_heads)
     wanted = config.head.pooler
-    found = outputs(Pass(config, engine, engine), pooler if wanted is None else wanted)
-    labels = max(len(config.labels), 2)
+    found = outputs(
+        Pass(config, engine, MagnitudeLayout(engine)), pooler if wanted is None else wanted
+    )
+    if config.head.name not in LOSSES or "logits" not in found:
+        raise BertNumpyError(f"head: expected one with logits of classes, found {config.head.name}")
+    labels = max(found["logits"].features, 2)
     found["logits"].squared = (math.sqrt(labels - 1) / labels / batch_size) ** 2
     for step in reversed(engine.back):
         step()
