@@ -34,9 +34,11 @@ from bert_numpy.adaptation.statistics import (
     statistics_of,
 )
 from bert_numpy.assets import REVIEWS
+from bert_numpy.evaluation.evaluate import batches
 from bert_numpy.model.model import batch_of
 from bert_numpy.study import adaptation as study
 from bert_numpy.study.shifts import SHIFTS, shifted_texts
+from bert_numpy.threads import one_blas_thread
 
 TEXTS = [
     "a warm and funny film",
@@ -734,7 +736,7 @@ def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
         last, static = float(three["fitness"][2].min()), float(three["static_fitness"][2])
         right = float((three["both"][2].argmax(axis=1) == three["labels"]).mean())
         first = float((one["both"][0].argmax(axis=1) == one["labels"]).mean())
-        assert first != right  # so that a mix-up of the passes shows
+        assert three["fitness"][0].min() != last  # so that a mix-up of the passes shows
     rows = study.pass_rows(cells[1:], tmp_path)
     assert rows[0]["both"] == pytest.approx(first)
     assert [row["pass"] for row in rows] == [1, 2, 3]
@@ -760,16 +762,18 @@ def test_the_candidates_of_a_study(tmp_path: Path) -> None:
     assert (terms["right"] * [[64], [6]] % 1 < 1e-9).all()
     job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=256, limit=70)
     few = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=8, limit=70)
-    model = apply_recipe(job.model, "int8", study.calibrate_on(job.model, job.calibration_texts))
-    source = source_statistics(model, [study.pad(few.calibration_texts)])
     texts = shifted_texts(job.examples.texts, "noise", 0.1, 10)
     order = np.random.Generator(np.random.PCG64([5, 2])).permutation(70)[:64]
     batch = bert_numpy.load_tokenizer("bert-tiny-sst2").batch([texts[i] for i in order])
     drawn = 0.5 * np.random.Generator(np.random.PCG64([5, 3])).standard_normal((3, 128))
-    run = adapted_run(model, batch, drawn.astype(np.float32))
-    assert terms["entropy"][0, 0] == pytest.approx(entropies(run.logits).sum(), rel=1e-3)
+    with one_blas_thread():  # as the study: another sum in a product may be another INT8 code
+        calibration = study.calibrate_on(job.model, job.calibration_texts)
+        model = apply_recipe(job.model, "int8", calibration)
+        source = source_statistics(model, (x for _, x in batches(few.calibration_texts, 64)))
+        run = adapted_run(model, batch, drawn.astype(np.float32))
+    assert terms["entropy"][0, 0] == pytest.approx(entropies(run.logits).sum())
     total = fitness(run.logits, run.features, source)
-    assert terms["entropy"][0, 0] + terms["discrepancy"][0, 0] == pytest.approx(total, rel=1e-3)
+    assert terms["entropy"][0, 0] + terms["discrepancy"][0, 0] == pytest.approx(total)
     right = (run.logits.argmax(axis=1) == job.examples.labels[order]).mean()
     assert terms["right"][0, 0] == pytest.approx(right)
     (row,) = study.candidate_rows([cell], tmp_path)
