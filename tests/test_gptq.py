@@ -135,7 +135,7 @@ def test_independent_inputs_leave_the_nearest_codes():
 @pytest.mark.parametrize("fmt", [INT4, UINT4], ids=str)
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e5])
 def test_outputs_change_less_than_by_rounding(seed, order, fmt, size):
-    """Of fixed seeds: 0.9 holds for nearly all random matrices, and no theorem says for every one."""
+    """Of fixed seeds, as 0.9 holds for nearly all random matrices; no theorem says for all."""
     generator = np.random.default_rng(seed)
     weight = generator.standard_normal((8, 64)).astype(np.float32)
     x = size * inputs(seed + 1, 256, 64)
