@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from factories import hard_batches, relative
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,12 +23,13 @@ from test_architectures import LONGEST, WORDS, saved
 
 import bert_numpy
 from bert_numpy import BertNumpyError, Model, apply_recipe, calibrate, load
+from bert_numpy.adaptation import forward_only
 from bert_numpy.adaptation.fitness import discrepancy, entropies, fitness
 from bert_numpy.adaptation.forward_only import AdaptedBatch, ForwardOnly, adapt, first_prompts
-from bert_numpy.adaptation.prompts import with_prompts
+from bert_numpy.adaptation.prompts import PromptEngine, with_prompts
 from bert_numpy.adaptation.run import adapted_run
 from bert_numpy.adaptation.search import CmaSearch, population_of
-from bert_numpy.adaptation.shifting import moved_average
+from bert_numpy.adaptation.shifting import ShiftingEngine, moved_average
 from bert_numpy.adaptation.statistics import (
     FeatureStatistics,
     load_statistics,
@@ -33,11 +37,14 @@ from bert_numpy.adaptation.statistics import (
     source_statistics,
     statistics_of,
 )
+from bert_numpy.adaptation.wrapping import WrappingEngine
 from bert_numpy.assets import REVIEWS
 from bert_numpy.evaluation.evaluate import batches
 from bert_numpy.model.model import batch_of
 from bert_numpy.study import adaptation as study
+from bert_numpy.study import adaptation_tables as tables
 from bert_numpy.study.shifts import SHIFTS, shifted_texts
+from bert_numpy.tasks.glue import Examples, task_named
 from bert_numpy.threads import one_blas_thread
 
 TEXTS = [
@@ -291,6 +298,30 @@ def test_places_and_types_of_a_layout() -> None:
     assert layout.padded(x)[..., 0].tolist() == expected
 
 
+def test_the_engines_leave_what_they_are_given() -> None:
+    """An operation may still need the array that it has returned."""
+    layout = with_prompts(batch_of(tiny().config, **batch_of_texts()), 3)
+    inner = tiny().engine(tiny().weights, layout)
+    given = np.ones((len(layout.words()), 128), np.float32)
+
+    class Same(WrappingEngine):
+        def layer_norm(self, name: str, x: np.ndarray, eps: float) -> np.ndarray:
+            return given
+
+    entered = PromptEngine(Same(inner, layout), layout, some_prompts(), "embeddings.LayerNorm")
+    assert (entered.layer_norm("embeddings.LayerNorm", given, 0.0) != 1).any()
+    moving = ShiftingEngine(inner, layout, some_prompts(1)[0])
+    assert (moving.output("last_hidden_state", given) != 1).any()
+    assert (given == 1).all()
+
+
+def test_another_head_is_refused() -> None:
+    config = replace(tiny().config, architecture="BertForQuestionAnswering")
+    other = replace(tiny(), config=config)
+    with pytest.raises(BertNumpyError, match="expected a BertForSequenceClassification"):
+        adapted_run(other, batch_of_texts())
+
+
 def test_prompts_do_not_count_for_the_length() -> None:
     config = tiny().config
     ids = np.full((1, config.max_length), 2204)
@@ -372,6 +403,9 @@ def test_a_file_of_statistics(tmp_path: Path) -> None:
     refused("'mean': expected finite numbers", mean=kept.mean * np.nan)
     refused("'deviation': expected the shape", deviation=kept.deviation[:1])
     refused("no negative numbers", deviation=-kept.deviation)
+    refused("'mean': expected 2-D float64", mean=kept.mean[:0], deviation=kept.deviation[:0])
+    for samples in ("-2", "2.0", "\u0662\u0663", "9" * 5000, ""):
+        refused("'samples': expected a number of at least 2", samples=samples)
     bert_numpy.save_calibration(calibrate(tiny(), [batch_of_texts()]), path)
     with pytest.raises(BertNumpyError, match="metadata 'format': expected 'bert_numpy feature"):
         load_statistics(path)
@@ -506,6 +540,78 @@ def test_adaptation_without_prompts_and_step_is_static(recipe: str) -> None:
     assert (moved[2].logits != static[2]).any()
 
 
+def test_the_settings_of_the_paper() -> None:
+    assert ForwardOnly() == ForwardOnly(
+        prompts=3, weight=0.4, sigma=1.0, population=None, share=0.1, step=1.0, seed=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"prompts": -1}, "prompts: expected 0 or more, found -1"),
+        ({"seed": -1}, "seed: expected 0 or more, found -1"),
+        ({"population": 3}, "population: expected 4 or more, found 3"),
+        ({"weight": -0.1}, "weight: expected 0 or more, found -0.1"),
+        ({"weight": math.inf}, "weight: expected 0 or more, found inf"),
+        ({"sigma": 0}, "sigma: expected more than 0, found 0"),
+        ({"sigma": math.nan}, "sigma: expected more than 0, found nan"),
+        ({"share": 1.01}, "share: expected 0 to 1, found 1.01"),
+        ({"step": math.inf}, "step: expected a finite number, found inf"),
+    ],
+)
+def test_settings_out_of_their_range(changed: dict[str, Any], expected: str) -> None:
+    with pytest.raises(BertNumpyError, match=f"^{expected}$"):
+        ForwardOnly(**changed)
+
+
+def test_statistics_of_another_model_are_refused() -> None:
+    """Before the first batch. One layer's would be compared with those of both."""
+    kept = source_of("fp32")
+    for rows in (slice(1), slice(None)):
+        other = replace(kept, mean=kept.mean[rows, :64], deviation=kept.deviation[rows, :64])
+        with pytest.raises(BertNumpyError, match="source: expected statistics of 2 layers of 128"):
+            adapt(tiny(), other, [])
+    one = replace(kept, mean=kept.mean[:1], deviation=kept.deviation[:1])
+    with pytest.raises(BertNumpyError, match="found <FeatureStatistics of 5 texts, 1 layers"):
+        adapt(tiny(), one, [])
+    with pytest.raises(BertNumpyError, match=r"features: expected shape .* found \(5, 3\)"):
+        statistics_of(features_of(5)[:, 0])
+
+
+def test_a_search_needs_the_package_cma(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cma", None)
+    with pytest.raises(BertNumpyError, match=r"expected cma, found none: pip install .*adaptation"):
+        adapt(tiny(), source_of("fp32"), stream())
+    assert len(list(adapt(tiny(), source_of("fp32"), stream(), ForwardOnly(prompts=0)))) == 3
+
+
+def test_the_first_of_equal_candidates_is_kept() -> None:
+    """Prompts that differ below the precision have the same fitness."""
+    model, source = quantized("e4m3"), source_of("e4m3")
+    first = rounded_to_bfloat16(some_prompts(2)).astype(float).reshape(-1)
+    candidates = np.array([[9 * first, first, first * (1 + 2.0**-12)]])
+    (found,) = adapt(
+        model, source, stream()[:1], ForwardOnly(prompts=2), lambda *_: Scripted(candidates)
+    )
+    assert found.fitness[1] == found.fitness[2]
+    assert found.best == found.fitness[1]
+    assert_same_bits(found.prompts, first.astype(np.float32).reshape(2, 128))
+
+
+def test_the_search_that_an_adaptation_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def search(*given: Any) -> Scripted:
+        made.append(given)
+        return Scripted(np.ones((1, 1, 256)))
+
+    monkeypatch.setattr(forward_only, "CmaSearch", search)
+    settings = ForwardOnly(prompts=2, sigma=0.25, population=7, seed=3)
+    list(adapt(tiny(), source_of("fp32"), stream()[:1], settings))
+    assert made == [(256, 0.25, 7, 3)]
+
+
 def test_the_model_is_not_changed() -> None:
     model = quantized("e4m3")
     before = model(**batch_of_texts()).logits
@@ -537,6 +643,22 @@ def test_first_prompts() -> None:
 
 def test_the_population() -> None:
     assert [population_of(n) for n in (1, 10, 384, 1152, 2304)] == [4, 10, 21, 25, 27]
+
+
+def test_the_first_generation(cma: Any) -> None:
+    """Around zero with the standard deviation that is asked for; as many as are asked for."""
+    drawn = np.array(CmaSearch(600, 0.5, population=50, seed=2).ask())
+    assert drawn.shape == (50, 600)
+    assert abs(drawn.mean()) < 5 * 0.5 / math.sqrt(drawn.size)
+    assert drawn.std() == pytest.approx(0.5, rel=0.02)
+
+
+def test_cma_leaves_numpys_global_generator(cma: Any) -> None:
+    """Making a search does not seed it."""
+    np.random.seed(7)  # noqa: NPY002
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    CmaSearch(5)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
 def test_cma_finds_a_minimum(cma: Any) -> None:
@@ -586,12 +708,14 @@ def test_an_adaptation_is_decided_by_its_seed(cma: Any) -> None:
 
 
 def test_the_search_lowers_the_fitness(cma: Any) -> None:
-    """Of one batch again and again, far below the first prompts' fitness."""
+    """Of one batch again and again: that of the whole generation, not only of its best."""
     batch = batch_of_texts()
     source = source_statistics(tiny(), [batch])
     noisy = dict(batch, input_ids=np.where(batch["input_ids"] > 999, 2000, batch["input_ids"]))
-    found = list(adapt(tiny(), source, [noisy] * 25))
-    assert found[-1].best < 0.9 * found[0].fitness[-1]
+    found = list(adapt(tiny(), source, [noisy] * 15, ForwardOnly(population=10)))
+    first, last = (np.mean(x.fitness[:-1]) for x in (found[0], found[-1]))
+    # 0.60 to 0.82 with seven seeds: another LAPACK's eigenvectors may mean other candidates.
+    assert last < 0.95 * first
     assert all(b.best <= a.best for a, b in itertools.pairwise(found))
 
 
@@ -662,6 +786,63 @@ def test_the_share_of_changed_letters() -> None:
         assert abs(count - 4000) < 5 * math.sqrt(20000 * 0.2 * 0.8)
 
 
+def test_a_typo_may_be_any_neighbour_of_any_letter() -> None:
+    text = "abcdefghijklmnopqrstuvwxyz" * 400
+    typed = shifted_texts([text], "typos", 0.5, 0)[0]
+    found: dict[str, set[str]] = {letter: set() for letter in NEIGHBOURS}
+    for old, new in zip(text, typed, strict=True):
+        if old != new:
+            found[old].add(new)
+    assert found == {letter: set(keys) for letter, keys in NEIGHBOURS.items()}
+    typed = shifted_texts(["Q" * 2000], "typos", 0.2, 0)[0]
+    assert abs(typed.count("Q") - 1600) < 5 * math.sqrt(2000 * 0.2 * 0.8)
+
+
+def test_noise_is_behind_any_character() -> None:
+    """Also behind blanks, but once at most; with every character of its list, evenly."""
+    marks = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'-"
+    noisy = shifted_texts(["X " * 22000], "noise", 0.5, 0)[0]
+    assert "".join(x for x in noisy if x not in marks) == "X " * 22000
+    assert noisy[0] == "X"
+    pairs = [(old, new) for old, new in itertools.pairwise(noisy) if new in marks]
+    assert {old for old, _ in pairs} == {"X", " "}
+    for old in "X ":
+        count = sum(pair[0] == old for pair in pairs)
+        assert abs(count - 11000) < 5 * math.sqrt(22000 * 0.25)
+    for mark in marks:
+        count = sum(pair[1] == mark for pair in pairs)
+        assert abs(count - 500) < 5 * math.sqrt(500), mark
+
+
+def test_any_order_of_the_chosen_words_is_as_likely() -> None:
+    """All words at a strength of 1; each with probability p at others."""
+    found = shifted_texts(["a b c"] * 6000, "order", 1.0, 0)
+    orders = {" ".join(x): found.count(" ".join(x)) for x in itertools.permutations("abc")}
+    assert sum(orders.values()) == 6000
+    assert all(abs(count - 1000) < 5 * math.sqrt(1000) for count in orders.values()), orders
+    swapped = shifted_texts(["a b"] * 6000, "order", 0.5, 0).count("b a")
+    assert abs(swapped - 750) < 5 * math.sqrt(750)  # both are chosen, and they change places
+
+
+def test_texts_that_every_machine_gets() -> None:
+    text = "The Quick brown fox jumps over 12 lazy dogs"
+    expected = {
+        "typos": "Yhd Qykci brown fpx jumps ocsr 12 lazy dogs",
+        "drops": "e ui ron fox jums over 12 laz gs",
+        "noise": "Tnhe0 Qcu2ictk brownp fox jumep;s over 12 lazy deo4gs",
+        "order": "fox dogs brown 12 jumps over Quick The lazy",
+        "casing": "tHe quiCK BroWn fox jumPs over 12 lazY DOgs",
+    }
+    assert {name: shifted_texts([text], name, 0.3, 2)[0] for name in SHIFTS} == expected
+
+
+def test_the_page_has_the_rules_and_strengths() -> None:
+    page = (ROOT / "docs" / "adaptation.md").read_text(encoding="utf-8")
+    for name, shift in SHIFTS.items():
+        strengths = ", ".join(str(p) for p in shift.strengths)
+        assert f"| {name} | {strengths} | {shift.meaning} |" in page
+
+
 def test_a_shift_is_decided_by_its_seed_and_the_number_of_the_text() -> None:
     texts = [f"text number {i} of a longer list" for i in range(20)]
     for name in SHIFTS:
@@ -681,13 +862,40 @@ def test_casing_does_not_reach_an_uncased_model() -> None:
 # The study
 
 
+def test_the_names_of_cells() -> None:
+    """Long runs have left files of these names. They do not depend on a folder.
+
+    The number of words of a long text is not in them, so it stays as it is.
+    """
+    assert study.LONG == 12
+    cell = study.AdaptationCell(
+        *("bert-tiny-sst2", "sst2", "glue/SST-2", "fp32", "typos", 0.1, 0), source="long"
+    )
+    others = {
+        "A": cell,
+        "B": replace(cell, seed=1, settings=ForwardOnly(seed=1)),
+        "C": replace(cell, candidates=22),
+        "D": replace(cell, limit=384),
+        "E": replace(cell, model="minilm-sst2"),
+    }
+    assert {one.file(Path("cells")).stem: name for name, one in others.items()} == {
+        "6df425f9a2b9a2166d75fc79": "A",
+        "9cbc0119370119ce380460af": "B",
+        "092e545748e59e210b385215": "C",
+        "928c6af48a1eb27444ce4d26": "D",
+        "88bc7dc59e866fe4341517e4": "E",
+    }
+    moved = replace(cell, model="build/bert-tiny-sst2", data="elsewhere")
+    assert moved.file(Path("cells")) == cell.file(Path("cells"))
+
+
 def test_the_study(cma: Any, tmp_path: Path) -> None:
     """Its answers are those of the pieces; it can be resumed; its tables are of its files."""
     base = study.AdaptationCell(
         *("bert-tiny-sst2", "sst2", str(REVIEWS), "", "none", 0.0, 0),
         samples=8,
         limit=70,
-        settings=ForwardOnly(population=3),
+        settings=ForwardOnly(population=4),
     )
     cells = study.cells_of(base, ["fp32"], ["none", "drops"], [2], 2)
     assert [(c.shift, c.strength, c.seed, c.settings.seed) for c in cells] == [
@@ -700,12 +908,12 @@ def test_the_study(cma: Any, tmp_path: Path) -> None:
     with np.load(files[0]) as arrays:
         static, labels = arrays["static"], arrays["labels"]
         assert arrays["both"].shape == (1, 70, 2)
-        assert arrays["fitness"].shape == (2, 4)
+        assert arrays["fitness"].shape == (2, 5)
     job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=8, limit=70)
     expected = np.concatenate([tiny()(**study.pad([one])).logits for one in job.encoded])
     np.testing.assert_allclose(static[0], expected, rtol=1e-4, atol=1e-5)
     assert labels.tolist() == job.examples.labels.tolist()
-    rows = study.rows_of(cells, tmp_path)
+    rows = tables.rows_of(cells, tmp_path)
     assert [(row["shift"], row["cells"]) for row in rows] == [
         *(("none", 2), ("drops", 2), ("all shifts", 2)),
     ]
@@ -714,36 +922,113 @@ def test_the_study(cma: Any, tmp_path: Path) -> None:
     with np.load(files[2]) as one, np.load(files[3]) as two:
         shares = [(x["both"][-1].argmax(axis=1) == labels).mean() for x in (one, two)]
     assert rows[1]["both"]["accuracy"] == pytest.approx(np.mean(shares))
-    lines = study.table(rows).splitlines()
-    assert lines[0] == "| recipe | shift | static | shift | prompts | both |"
-    assert len(lines) == 5
+    lines = tables.table(rows).splitlines()
+    assert lines[0] == ("| recipe | texts | static | shifting alone | prompts alone | both (FOA) |")
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        *(["| fp32", "clean"], ["| fp32", "drops 0.2"], ["| fp32", "all shifts"]),
+    ]
+
+
+def test_the_answers_of_a_cell(cma: Any) -> None:
+    """Those of the adaptation to its stream, in the order of the data, and its fitness."""
+    cell = study.AdaptationCell(
+        *("bert-tiny-sst2", "sst2", str(REVIEWS), "e4m3", "drops", 0.2, 3),
+        samples=8,
+        limit=70,
+        settings=ForwardOnly(population=4, seed=3),
+    )
+    job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=256, limit=70)
+    order = np.random.Generator(np.random.PCG64([3, 2])).permutation(70)
+    texts = shifted_texts(job.examples.texts, "drops", 0.2, 6)
+    tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    given = [tokenizer.batch([texts[i] for i in part]) for part in (order[:64], order[64:])]
+    with one_blas_thread():
+        found = study.answers(cell)
+        calibration = study.calibrate_on(job.model, job.calibration_texts)
+        model = apply_recipe(job.model, "e4m3", calibration)
+        source = study.source_of(cell)
+        plain = list(adapt(model, source, given, ForwardOnly(prompts=0)))
+        searched = list(adapt(model, source, given, cell.settings))
+    assert (plain[1].logits != plain[1].unshifted).all()
+    expected = {
+        "static": [x.unshifted for x in plain],
+        "shifted": [x.logits for x in plain],
+        "prompts": [x.unshifted for x in searched],
+        "both": [x.logits for x in searched],
+    }
+    assert found.keys() == {*expected, "fitness", "static_fitness", "labels"}
+    for name, logits in expected.items():
+        assert found[name].shape == (1, 70, 2)
+        np.testing.assert_allclose(found[name][0, order], np.concatenate(logits), atol=1e-4)
+    np.testing.assert_allclose(found["fitness"], [x.fitness for x in searched], rtol=1e-4)
+    np.testing.assert_allclose(found["static_fitness"], [x.best for x in plain], rtol=1e-4)
+
+
+def test_both_texts_of_pairs_are_shifted() -> None:
+    """With seeds of their own; the labels and a clean cell's texts stay."""
+    texts, pairs = ["warm and funny"] * 3, ["dull and slow", "warm and funny", "a film"]
+    examples = Examples(texts, pairs, np.array([0, 1, 1]))
+    job: Any = SimpleNamespace(examples=examples, task=task_named("mrpc"))
+    cell = study.AdaptationCell("bert-tiny-sst2", "mrpc", "", "fp32", "typos", 0.3, 2)
+    tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
+    for shift, one, two in (
+        ("none", texts, pairs),
+        ("typos", shifted_texts(texts, "typos", 0.3, 4), shifted_texts(pairs, "typos", 0.3, 5)),
+    ):
+        found = study._encoded(job, replace(cell, shift=shift))
+        expected = tokenizer.encode(one, two)
+        assert [x.input_ids for x in found] == [x.input_ids for x in expected]
+    assert one[1] != two[1]
+
+
+def test_texts_are_cut_at_the_tasks_length() -> None:
+    examples = Examples(["film " * 300], None, np.array([0]))
+    job: Any = SimpleNamespace(examples=examples, task=task_named("sst2"))
+    (found,) = study._encode(job, examples, "bert-tiny-sst2")
+    assert len(found.input_ids) == task_named("sst2").max_length
+
+
+def test_the_candidates_of_a_model_with_other_labels() -> None:
+    """A model that has the task's labels in another order: class 0 is the task's 1."""
+    cell = study.AdaptationCell("", "sst2", "", "fp32", "none", 0.0, 0, candidates=2)
+    batch, labels = batch_of_texts(), np.array([1, 0, 0, 0, 1])
+    one, two = (
+        study._tried(cell, tiny(), source_of("fp32"), [(batch, labels)], np.array(classes))
+        for classes in ([0, 1], [1, 0])
+    )
+    assert one["right"].shape == (1, 2)
+    assert one["right"].max() > 0.5
+    np.testing.assert_allclose(one["right"] + two["right"], 1)
+    assert_same_bits(one["entropy"], two["entropy"])
 
 
 def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
-    """The first pass is that of a study with one pass; its fitness is per text."""
+    """The first pass is that of a study with one pass, batch by batch; fitness is per text."""
     base = study.AdaptationCell(
         *("bert-tiny-sst2", "sst2", str(REVIEWS), "fp32", "typos", 0.1, 0),
         samples=8,
-        limit=30,
-        settings=ForwardOnly(population=3),
+        limit=70,
+        settings=ForwardOnly(population=4),
     )
     cells = [base, replace(base, passes=3)]
     for cell in cells:
         study.run_cell(cell, tmp_path)
     with np.load(cells[0].file(tmp_path)) as one, np.load(cells[1].file(tmp_path)) as three:
         assert_same_bits(three["both"][:1], one["both"])
-        assert_same_bits(three["fitness"][:1], one["fitness"])
-        last, static = float(three["fitness"][2].min()), float(three["static_fitness"][2])
+        assert_same_bits(three["fitness"][:2], one["fitness"])
+        last = float(three["fitness"][4].min() + three["fitness"][5].min())
+        static = float(one["static_fitness"].sum())
         right = float((three["both"][2].argmax(axis=1) == three["labels"]).mean())
         first = float((one["both"][0].argmax(axis=1) == one["labels"]).mean())
-        assert three["fitness"][0].min() != last  # so that a mix-up of the passes shows
-    rows = study.pass_rows(cells[1:], tmp_path)
+        # So that a mix-up of the passes shows; their accuracies may happen to be the same.
+        assert three["fitness"][0].min() + three["fitness"][1].min() != last
+    rows = tables.pass_rows(cells[1:], tmp_path)
     assert rows[0]["both"] == pytest.approx(first)
     assert [row["pass"] for row in rows] == [1, 2, 3]
-    assert rows[2]["best fitness"] == pytest.approx(last / 30)
-    assert rows[2]["static fitness"] == pytest.approx(static / 30)
+    assert rows[2]["best fitness"] == pytest.approx(last / 70)
+    assert rows[2]["static fitness"] == pytest.approx(static / 70)
     assert rows[2]["both"] == pytest.approx(right)
-    assert study.pass_table(rows).splitlines()[-1].startswith("| 3 | ")
+    assert tables.pass_table(rows).splitlines()[-1].startswith("| 3 | ")
 
 
 def test_the_candidates_of_a_study(tmp_path: Path) -> None:
@@ -763,20 +1048,24 @@ def test_the_candidates_of_a_study(tmp_path: Path) -> None:
     job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=256, limit=70)
     few = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=8, limit=70)
     texts = shifted_texts(job.examples.texts, "noise", 0.1, 10)
-    order = np.random.Generator(np.random.PCG64([5, 2])).permutation(70)[:64]
-    batch = bert_numpy.load_tokenizer("bert-tiny-sst2").batch([texts[i] for i in order])
-    drawn = 0.5 * np.random.Generator(np.random.PCG64([5, 3])).standard_normal((3, 128))
+    order = np.random.Generator(np.random.PCG64([5, 2])).permutation(70)
+    generator = np.random.Generator(np.random.PCG64([5, 3]))
+    drawn = 0.5 * generator.standard_normal((12, 3, 128)).astype(np.float32)
     with one_blas_thread():  # as the study: another sum in a product may be another INT8 code
         calibration = study.calibrate_on(job.model, job.calibration_texts)
         model = apply_recipe(job.model, "int8", calibration)
         source = source_statistics(model, (x for _, x in batches(few.calibration_texts, 64)))
-        run = adapted_run(model, batch, drawn.astype(np.float32))
-    assert terms["entropy"][0, 0] == pytest.approx(entropies(run.logits).sum())
-    total = fitness(run.logits, run.features, source)
-    assert terms["entropy"][0, 0] + terms["discrepancy"][0, 0] == pytest.approx(total)
-    right = (run.logits.argmax(axis=1) == job.examples.labels[order]).mean()
-    assert terms["right"][0, 0] == pytest.approx(right)
-    (row,) = study.candidate_rows([cell], tmp_path)
+    for number, part in enumerate((order[:64], order[64:])):
+        batch = bert_numpy.load_tokenizer("bert-tiny-sst2").batch([texts[i] for i in part])
+        with one_blas_thread():
+            run = adapted_run(model, batch, drawn[6 * number])
+        found = {name: x[number, 0] for name, x in terms.items()}
+        assert found["entropy"] == pytest.approx(entropies(run.logits).sum())
+        total = fitness(run.logits, run.features, source)
+        assert found["entropy"] + found["discrepancy"] == pytest.approx(total)
+        right = (run.logits.argmax(axis=1) == job.examples.labels[part]).mean()
+        assert found["right"] == pytest.approx(right)
+    (row,) = tables.candidate_rows([cell], tmp_path)
     expected = [
         np.corrcoef(terms["entropy"][i], terms["right"][i])[0, 1]
         for i in range(2)
@@ -784,7 +1073,7 @@ def test_the_candidates_of_a_study(tmp_path: Path) -> None:
     ]
     assert row["entropy"]["correlation"] == pytest.approx(np.mean(expected))
     assert row["spread"] == pytest.approx(terms["right"].std(axis=1).mean())
-    assert study.candidate_table([row]).splitlines()[-1].startswith("| int8 | noise 0.1 | ")
+    assert tables.candidate_table([row]).splitlines()[-1].startswith("| int8 | noise 0.1 | ")
 
 
 def test_the_sources_of_a_study() -> None:
@@ -814,8 +1103,8 @@ def test_the_sources_of_a_study() -> None:
 def test_the_interval_keeps_a_texts_cells_together() -> None:
     """Copies of the same cell add no knowledge; the interval is that of one."""
     one = np.random.default_rng(0).integers(-1, 2, (1, 300)).astype(float)
-    assert study.interval(one) == study.interval(np.repeat(one, 5, axis=0))
-    low, high = study.interval(one)
+    assert tables.interval(one) == tables.interval(np.repeat(one, 5, axis=0))
+    low, high = tables.interval(one)
     error = one.std() / math.sqrt(300)
     assert low == pytest.approx(one.mean() - 1.96 * error, abs=0.25 * error)
     assert high == pytest.approx(one.mean() + 1.96 * error, abs=0.25 * error)

@@ -30,7 +30,13 @@ MODULES = (
     *("npfp8", "npfp8.bfloat16", "npfp8.blocks.layouts", "npfp8.golden", "npfp8.interop"),
     *("npfp8.packed", "npfp8.random_bits", "npfp8.storage"),
     *("npfp8.testing", "npfp8.vectors"),
-    *("bert_numpy", "bert_numpy.calibration", "bert_numpy.job", "bert_numpy.kit"),
+    *(
+        "bert_numpy",
+        "bert_numpy.adaptation",
+        "bert_numpy.calibration",
+        "bert_numpy.job",
+        "bert_numpy.kit",
+    ),
     *("bert_numpy.kit.manifest", "bert_numpy.model", "bert_numpy.pytest_plugin"),
     "bert_numpy.threads",
 )
@@ -160,6 +166,9 @@ def valid(
     stored = import_module("npfp8.storage")
     stored.save_file({"x": x}, path)
     tensor = stored.read_header(path)["x"]
+    adaptation = import_module("bert_numpy.adaptation")
+    reviews = tokenizer.batch(["a warm film", "dull"])
+    source = adaptation.source_statistics(model, [reviews])
     encoder = replace(model, config=replace(model.config, pooling=Pooling("mean", True)))
     seen = calibration.operands[f"{site}:a"]
     kinds = {"fmt": "E4M3FN"}
@@ -305,6 +314,18 @@ def valid(
             "doc_stride": 4,
             "max_query_length": 8,
         },
+        "bert_numpy.adaptation.ForwardOnly": {"population": 5},
+        "bert_numpy.adaptation.adapt": {
+            "model": model,
+            "source": source,
+            "batches": [reviews],
+            "settings": adaptation.ForwardOnly(prompts=0),
+        },
+        "bert_numpy.adaptation.adapted_run": {"model": model, "batch": reviews},
+        "bert_numpy.adaptation.load_statistics": {"path": path},
+        "bert_numpy.adaptation.save_statistics": {"statistics": source, "path": path},
+        "bert_numpy.adaptation.source_statistics": {"model": model, "batches": [reviews]},
+        "bert_numpy.adaptation.statistics_of": {"features": np.ones((2, 1, 3))},
         "bert_numpy.calibration.sqnr": {"seen": seen, "operand": Operand("INT8")},
         "bert_numpy.job.Job.select": {"self": job, "rows": [0]},
         "bert_numpy.job.calibrate_on_sentences": {
@@ -350,6 +371,8 @@ def valid(
 MADE = {
     "npfp8.blocks.layouts.Piece",
     *("npfp8.storage.StoredTensor", "npfp8.vectors.VectorReport", "npfp8.vectors.Vectors"),
+    *("bert_numpy.adaptation.AdaptedBatch", "bert_numpy.adaptation.AdaptedRun"),
+    "bert_numpy.adaptation.FeatureStatistics",
     *("bert_numpy.BertConfig", "bert_numpy.BertNumpyError", "bert_numpy.Calibration"),
     *("bert_numpy.Model", "bert_numpy.ModelOutput", "bert_numpy.QuantizedModel"),
     *("bert_numpy.Tokenizer", "bert_numpy.job.Job", "bert_numpy.kit.Kit"),

@@ -28,7 +28,9 @@ from bert_numpy.adaptation.run import AdaptedRun, adapted_run
 from bert_numpy.adaptation.search import CmaSearch, Search
 from bert_numpy.adaptation.shifting import moved_average
 from bert_numpy.adaptation.statistics import FeatureStatistics
-from bert_numpy.model.model import Model
+from bert_numpy.errors import BertNumpyError
+from bert_numpy.model.model import Model, require_head
+from npfp8.arguments import integer, number, require, require_function, require_iterable
 from npfp8.arrays import Float32Array, Float64Array
 
 __all__ = ["AdaptedBatch", "ForwardOnly", "adapt", "first_prompts"]
@@ -47,12 +49,28 @@ class ForwardOnly:
     sigma : float
         The standard deviation of the first candidates' elements.
     population : int, optional
-        The candidates per batch, by default ``4 + floor(3 ln(prompts * hidden))``.
+        The candidates per batch, by default ``4 + floor(3 ln(prompts * hidden))``; 4 or more.
+        With fewer, only the best one moves the search. If it is that of the batch before, the
+        search stands still, and ``cma`` divides by zero.
     share : float
         The share of a batch in the moving average of features.
     step : float
         The factor of the shift.
     seed : int
+        It decides the first prompts and the search.
+
+    Raises
+    ------
+    TypeError
+        If a setting is no number, or no integer where one is expected.
+    BertNumpyError
+        If a setting is out of its range.
+
+    Examples
+    --------
+    >>> from bert_numpy.adaptation import ForwardOnly
+    >>> ForwardOnly(prompts=0)
+    ForwardOnly(prompts=0, weight=0.4, sigma=1.0, population=None, share=0.1, step=1.0, seed=0)
     """
 
     prompts: int = 3
@@ -62,6 +80,20 @@ class ForwardOnly:
     share: float = 0.1
     step: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        def check(name: str, good: bool, expected: str) -> None:
+            if not good:
+                raise BertNumpyError(f"{name}: expected {expected}, found {getattr(self, name)}")
+
+        for name in ("prompts", "seed"):
+            check(name, integer(name, getattr(self, name)) >= 0, "0 or more")
+        if self.population is not None:
+            check("population", integer("population", self.population) >= 4, "4 or more")
+        check("weight", 0 <= number("weight", self.weight) < math.inf, "0 or more")
+        check("sigma", 0 < number("sigma", self.sigma) < math.inf, "more than 0")
+        check("share", 0 <= number("share", self.share) <= 1, "0 to 1")
+        check("step", math.isfinite(number("step", self.step)), "a finite number")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +112,19 @@ class AdaptedBatch:
         The fitness of each candidate; the last one is that of the prompts of the batch before.
     shift : ndarray of float32, (hidden,), or None
         None for the first batch, which has no average before it.
+
+    Examples
+    --------
+    :func:`adapt` makes them:
+
+    >>> import bert_numpy
+    >>> from bert_numpy.adaptation import ForwardOnly, adapt, source_statistics
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> batch = bert_numpy.load_tokenizer("bert-tiny-sst2").batch(["warm and funny", "dull"])
+    >>> source = source_statistics(model, [batch])
+    >>> (found,) = adapt(model, source, [batch], ForwardOnly(prompts=0))
+    >>> found.logits.argmax(axis=1), len(found.fitness), found.shift
+    (array([1, 0]), 1, None)
     """
 
     logits: Float32Array
@@ -130,15 +175,16 @@ def adapt(
 
     Raises
     ------
+    TypeError
+        If an argument is not of the type stated.
     BertNumpyError
-        If a batch has fewer than two texts, a number is not finite, or the model has another
-        head.
+        If the model has another head, or the statistics other sizes; for a batch, if it has
+        fewer than two texts, or a number is not finite; if the package ``cma`` is missing.
 
     Examples
     --------
     >>> import bert_numpy
-    >>> from bert_numpy.adaptation.forward_only import ForwardOnly, adapt
-    >>> from bert_numpy.adaptation.statistics import source_statistics
+    >>> from bert_numpy.adaptation import ForwardOnly, adapt, source_statistics
     >>> model = bert_numpy.load("bert-tiny-sst2")
     >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
     >>> source = source_statistics(model, [tokenizer.batch(["warm and funny", "dull and slow"])])
@@ -147,9 +193,30 @@ def adapt(
     >>> one.shift is None, two.shift.shape, one.logits.shape
     (True, (128,), (2, 2))
     """
-    hidden = model.config.hidden_size
-    best = first_prompts(settings.prompts, hidden, settings.seed)
+    require_head(model, "sequence classification")
+    require("source", source, FeatureStatistics, "statistics of features")
+    require_iterable("batches", batches, "a list of batches, each the arguments of the model")
+    require("settings", settings, ForwardOnly, "settings of an adaptation")
+    require_function("search", search, "a function that makes a search", optional=True)
+    sizes = (model.config.num_hidden_layers, model.config.hidden_size)
+    if source.mean.shape != sizes:
+        raise BertNumpyError(
+            f"source: expected statistics of {sizes[0]} layers of {sizes[1]}, found {source!r}"
+        )
+    best = first_prompts(settings.prompts, sizes[1], settings.seed)
     searching = _search(best.size, settings, search) if settings.prompts else None
+    return _adapted(model, source, batches, settings, best, searching)
+
+
+def _adapted(
+    model: Model,
+    source: FeatureStatistics,
+    batches: Iterable[Mapping[str, npt.ArrayLike]],
+    settings: ForwardOnly,
+    best: Float32Array,
+    searching: Search | None,
+) -> Iterator[AdaptedBatch]:
+    """Answer batch by batch, from the first prompts on."""
     average: Float64Array | None = None
     for batch in batches:
         asked = [] if searching is None else [np.asarray(x) for x in searching.ask()]

@@ -16,6 +16,7 @@ from bert_numpy.errors import BertNumpyError
 from bert_numpy.model.encoder import Pass
 from bert_numpy.model.heads import outputs
 from bert_numpy.model.model import Model, ModelOutput, batch_of, has_pooler, require_head
+from npfp8.arguments import require
 from npfp8.arrays import Float32Array
 
 __all__ = ["AdaptedRun", "adapted_run"]
@@ -31,6 +32,15 @@ class AdaptedRun:
         Without rows for prompts.
     features : ndarray of float32, (batch, layers, hidden)
         The first token's state at the end of each layer, before the shift.
+
+    Examples
+    --------
+    >>> import bert_numpy
+    >>> from bert_numpy.adaptation import adapted_run
+    >>> model = bert_numpy.load("bert-tiny-sst2")
+    >>> run = adapted_run(model, {"input_ids": [[101, 2204, 3185, 102], [101, 2919, 3185, 102]]})
+    >>> run.logits.argmax(axis=1), run.features.shape
+    (array([1, 0]), (2, 2, 128))
     """
 
     output: ModelOutput
@@ -64,14 +74,16 @@ def adapted_run(
 
     Raises
     ------
+    TypeError
+        If an argument is not of the type stated.
     BertNumpyError
-        If the model has another head, or an argument is not as expected.
+        If the model has another head, or an array is not as expected.
 
     Examples
     --------
     >>> import numpy as np
     >>> import bert_numpy
-    >>> from bert_numpy.adaptation.run import adapted_run
+    >>> from bert_numpy.adaptation import adapted_run
     >>> model = bert_numpy.load("bert-tiny-sst2")
     >>> batch = {"input_ids": [[101, 2204, 3185, 102]]}
     >>> prompts = np.zeros((3, model.config.hidden_size), np.float32)
@@ -82,6 +94,9 @@ def adapted_run(
     True
     """
     require_head(model, "sequence classification")
+    require("batch", batch, Mapping, "the arguments of the model, by name")
+    for name, given in (("prompts", prompts), ("shift", shift)):
+        require(name, given, (np.ndarray, type(None)), "an array of float32, or None")
     config = model.config
     if prompts is None:
         prompts = np.zeros((0, config.hidden_size), np.float32)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bert_numpy.errors import BertNumpyError
 from npfp8.arrays import Float64Array
 
 __all__ = ["CmaSearch", "Search", "population_of"]
@@ -53,13 +54,22 @@ class CmaSearch:
     population : int, optional
         The number of candidates per generation, by default :func:`population_of`.
     seed : int
+
+    Raises
+    ------
+    BertNumpyError
+        If the package ``cma`` is not installed.
     """
 
     def __init__(
         self, dimension: int, sigma: float = 1.0, population: int | None = None, seed: int = 0
     ) -> None:
-        import cma  # noqa: PLC0415 (an extra)
-
+        try:
+            import cma  # noqa: PLC0415 (an extra)
+        except ImportError:
+            raise BertNumpyError(
+                "adaptation: expected cma, found none: pip install 'fp8-bert-numpy[adaptation]'"
+            ) from None
         generator = np.random.Generator(np.random.PCG64(seed))
         options = {
             "popsize": population or population_of(dimension),

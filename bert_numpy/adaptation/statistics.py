@@ -16,7 +16,8 @@ import numpy.typing as npt
 from bert_numpy.adaptation.run import adapted_run
 from bert_numpy.errors import BertNumpyError, reading, writing
 from bert_numpy.finite import require_finite
-from bert_numpy.model.model import Model
+from bert_numpy.model.model import Model, require_head
+from npfp8.arguments import path_of, require, require_iterable
 from npfp8.arrays import Array, Float64Array
 from npfp8.storage import load_file, read_metadata, save_file
 
@@ -41,6 +42,13 @@ class FeatureStatistics:
         The deviation of a sample, with ``samples - 1`` in the denominator.
     samples : int
         The number of texts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bert_numpy.adaptation import statistics_of
+    >>> statistics_of(np.ones((64, 12, 768), np.float32))
+    <FeatureStatistics of 64 texts, 12 layers of 768>
     """
 
     mean: Float64Array
@@ -57,17 +65,25 @@ def statistics_of(features: Array) -> FeatureStatistics:
 
     Raises
     ------
+    TypeError
+        If the features are no array.
     BertNumpyError
-        If there are fewer than two texts, or a feature is not finite.
+        If they have another number of axes, if there are fewer than two texts, or if a feature
+        is not finite.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from bert_numpy.adaptation.statistics import statistics_of
+    >>> from bert_numpy.adaptation import statistics_of
     >>> found = statistics_of(np.array([[[1.0, 0.0]], [[3.0, 4.0]]]))
     >>> found.mean, found.deviation
     (array([[2., 2.]]), array([[1.41421356, 2.82842712]]))
     """
+    require("features", features, np.ndarray, "an array of floats, (texts, layers, hidden)")
+    if features.ndim != 3:
+        raise BertNumpyError(
+            f"features: expected shape (texts, layers, hidden), found {features.shape}"
+        )
     if len(features) < 2:
         raise BertNumpyError(f"features: expected those of at least 2 texts, found {len(features)}")
     require_finite("features", features)
@@ -89,6 +105,8 @@ def source_statistics(
 
     Raises
     ------
+    TypeError
+        If an argument is not of the type stated.
     BertNumpyError
         If there are fewer than two texts, a feature is not finite, or the model has another
         head than sequence classification.
@@ -96,12 +114,14 @@ def source_statistics(
     Examples
     --------
     >>> import bert_numpy
-    >>> from bert_numpy.adaptation.statistics import source_statistics
+    >>> from bert_numpy.adaptation import source_statistics
     >>> model = bert_numpy.load("bert-tiny-sst2")
     >>> tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
     >>> source_statistics(model, [tokenizer.batch(["a warm and funny film", "dull and slow"])])
     <FeatureStatistics of 2 texts, 2 layers of 128>
     """
+    require_head(model, "sequence classification")
+    require_iterable("batches", batches, "a list of batches, each the arguments of the model")
     hidden = model.config.hidden_size
     found = [np.zeros((0, model.config.num_hidden_layers, hidden), np.float32)]
     found += [adapted_run(model, batch).features for batch in batches]
@@ -113,27 +133,26 @@ def save_statistics(statistics: FeatureStatistics, path: str | Path) -> None:
 
     Raises
     ------
+    TypeError
+        If an argument is not of the type stated.
     BertNumpyError
         If the file cannot be written.
 
     Examples
     --------
-    >>> import os, tempfile
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
     >>> import numpy as np
-    >>> from bert_numpy.adaptation.statistics import (
-    ...     load_statistics, save_statistics, statistics_of
-    ... )
-    >>> kept = statistics_of(np.array([[[1.0, 0.0]], [[3.0, 4.0]]]))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = os.path.join(folder, "source.safetensors")
-    ...     save_statistics(kept, path)
-    ...     load_statistics(path)
-    <FeatureStatistics of 2 texts, 1 layers of 2>
+    >>> from bert_numpy.adaptation import save_statistics, statistics_of
+    >>> with TemporaryDirectory() as folder:
+    ...     save_statistics(statistics_of(np.eye(4)[:, None]), Path(folder, "source.safetensors"))
     """
+    require("statistics", statistics, FeatureStatistics, "statistics of features")
+    target = path_of("path", path)
     tensors: dict[str, Array] = {"mean": statistics.mean, "deviation": statistics.deviation}
     metadata = {"format": _FILE_FORMAT, "samples": str(statistics.samples)}
     with writing(path):
-        save_file(tensors, Path(path), metadata)
+        save_file(tensors, target, metadata)
 
 
 def load_statistics(path: str | Path) -> FeatureStatistics:
@@ -141,11 +160,26 @@ def load_statistics(path: str | Path) -> FeatureStatistics:
 
     Raises
     ------
+    TypeError
+        If the argument is no path.
     BertNumpyError
         If the file is missing, damaged, or not of this kind.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> from bert_numpy.adaptation import load_statistics, save_statistics, statistics_of
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder, "source.safetensors")
+    ...     save_statistics(statistics_of(np.eye(4)[:, None]), file)
+    ...     load_statistics(file)
+    <FeatureStatistics of 4 texts, 1 layers of 4>
     """
+    path = path_of("path", path)
     with reading(path):
-        tensors, metadata = load_file(Path(path)), read_metadata(Path(path))
+        tensors, metadata = load_file(path), read_metadata(path)
     if (version := metadata.get("format", "")) != _FILE_FORMAT:
         raise BertNumpyError(
             f"{path}: metadata 'format': expected {_FILE_FORMAT!r}, found {version!r}"

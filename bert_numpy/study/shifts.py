@@ -122,7 +122,9 @@ SHIFTS = {
         "each word is chosen with probability p, and the chosen ones change places at random",
     ),
     "casing": Shift(
-        _casing, (0.25, 0.5, 1.0), "each letter changes between upper and lower case, probability p"
+        _casing,
+        (0.25, 0.5, 1.0),
+        "each letter changes between upper and lower case with probability p",
     ),
 }
 

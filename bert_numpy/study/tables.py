@@ -16,6 +16,7 @@ __all__ = [
     "first_metric",
     "folded",
     "headline",
+    "markdown_table",
     "outlier_sites",
     "outlier_summary",
     "rescue_table",
@@ -109,7 +110,7 @@ def _is_certain(row: Row) -> bool:
     return bool(low > 0 or high < 0)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Make a Markdown table with its first ``left`` columns aligned to the left."""
     rule = ["---"] * left + ["---:"] * (len(heads) - left)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *rows))
@@ -157,7 +158,9 @@ def headline(rows: Sequence[Row]) -> str:
             ]
             for (model, _), found in models.items()
         ]
-        return _table(["model", head, *(HEADLINE[recipe] for recipe in recipes)], lines, left=2)
+        return markdown_table(
+            ["model", head, *(HEADLINE[recipe] for recipe in recipes)], lines, left=2
+        )
 
     metrics = table(
         "metric",
@@ -190,7 +193,7 @@ def summary(rows: Sequence[Row]) -> str:
             [recipe, *(cell(found[recipe]) if recipe in found else "" for found in models.values())]
             for recipe in recipes
         ]
-        return _table(["recipe", *(model for model, _ in models)], lines)
+        return markdown_table(["recipe", *(model for model, _ in models)], lines)
 
     return (
         "Difference of the first metric from FP32, in points; bold where its 95 % interval does "
@@ -217,7 +220,7 @@ def accuracy_tables(rows: Sequence[Row]) -> str:
             cells.append(f"{row[change]:.4f}" if change != "flips" else str(row[change]))
             cells.append(_number(row["relative_logit_error"], ".4f"))
             lines.append(cells)
-        table = _table([head.replace("_", " ") for head in heads], lines)
+        table = markdown_table([head.replace("_", " ") for head in heads], lines)
         print(folded(f"{model}, {task}, {any_row['examples']} examples", table), file=text)
     return text.getvalue()
 
@@ -297,9 +300,9 @@ def outlier_summary(reports: Sequence[Row]) -> str:
     counts_heads = ["model", "input", "channels", f"above {RATIO:g} x median"]
     counts_heads += [f"above {THRESHOLD:g}", "outlier elements per token"]
     counts_heads += ["channels in half of the layers (in how many)"]
-    return f"{_table(heads, largest_lines, left=2)}\n" + folded(
+    return f"{markdown_table(heads, largest_lines, left=2)}\n" + folded(
         "How many channels are outliers, from the layer with the fewest to the one with the most",
-        _table(counts_heads, count_lines, left=2),
+        markdown_table(counts_heads, count_lines, left=2),
     )
 
 
@@ -339,7 +342,10 @@ def outlier_sites(report: Row) -> str:
         ]
         heads = ["layer", *["channel", "absmax", "times the median"] * count]
         other_heads = ["layer", "median", f"above {RATIO:g} x median", f"above {THRESHOLD:g}"]
-        tables = _table(heads, largest), _table([*other_heads, "INT8, dB", "E4M3, dB"], others)
+        tables = (
+            markdown_table(heads, largest),
+            markdown_table([*other_heads, "INT8, dB", "E4M3, dB"], others),
+        )
         text.append(folded(described, "\n".join(tables)))
     return "\n".join(text)
 
@@ -379,7 +385,7 @@ def sensitivity_tables(report: Row, most: int | None = None) -> str:
         lines = [
             [row[key], *numbers(row.get("alone")), *numbers(row.get("without"))] for row in rows
         ]
-        text.append(_table(heads, lines))
+        text.append(markdown_table(heads, lines))
     kept = report["suggestion"]
     if kept is not None:
         title = (
@@ -415,4 +421,4 @@ def rescue_table(rows: Sequence[Row]) -> str:
     ]
     heads = ["model, task", "recipe", "sites in bfloat16", "first metric"]
     heads += [*_INTERVAL, "flips", "relative logit error"]
-    return _table(heads, lines, left=2)
+    return markdown_table(heads, lines, left=2)
