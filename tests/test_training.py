@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from watching import arrays_of
 
 from bert_numpy import (
+    PRESETS,
     BertNumpyError,
     Model,
     apply_recipe,
@@ -46,12 +49,16 @@ from bert_numpy.training.adamw import (
     global_norm,
     rate,
 )
+from bert_numpy.training.fake_quantization import FakeQuantizedProducts
 from bert_numpy.training.fit import StepReport, Training, fit, shuffled_batches
+from bert_numpy.training.fp8_products import FP8Products
 from bert_numpy.training.heads import with_head
 from bert_numpy.training.losses import LOSSES, cross_entropy, loss_of, mean_squared_error
 from bert_numpy.training.products import FloatProducts
 from bert_numpy.training.save import save_trained
+from bert_numpy.training.scalings import SCALINGS
 from bert_numpy.training.tape import TapeEngine, TapeLayout, tape
+from bert_numpy.training.unit_scaling import expected_magnitudes
 from npfp8 import golden, quantize
 from npfp8.arrays import Array
 
@@ -378,6 +385,77 @@ def test_sentence_vectors(normalize: bool) -> None:
         expected, direction = directional(model, batch, {"sentence_embedding": dy}, name, 3e-4)
         total = (found[name].astype(np.float64) * direction).sum()
         assert abs(total - expected) < 0.01 * max(abs(expected), 1), name
+
+
+# Memory
+
+
+def freed(arrays: list[Any]) -> list[bool]:
+    """Tell which arrays of weak references are gone."""
+    return [array() is None for array in arrays]
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """What is in a circle of references stays in memory."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("name", ["float32", "int8", "delayed", "unit"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tape_is_freed_with_its_run(family: str, name: str) -> None:
+    """Nor do the products of the next step keep an array of this one."""
+    config = config_of(family)
+    products: Any = FloatProducts()
+    if name == "int8":
+        products = FakeQuantizedProducts(PRESETS[name])
+    elif name in SCALINGS:
+        products = FP8Products(SCALINGS[name], expected=expected_magnitudes(config, 8, 32))
+    run = tape(random_model(config), **batch_for(config), products=products)
+    run.gradients({"logits": np.ones_like(run.outputs["logits"])})
+    following = products.following()
+    arrays = [ref(node.value) for step in run._tape.steps for node in step.results]
+    assert not any(freed(arrays))
+    del run, products
+    assert all(freed(arrays))
+    assert following is not None
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_tape_of_sentences_is_freed() -> None:
+    config = config_of("bert", "", pooling=Pooling("+".join(golden.POOLINGS), True))
+    run = tape(random_model(config), **batch_for(config))
+    arrays = [ref(node.value) for step in run._tape.steps for node in step.results]
+    del run
+    assert all(freed(arrays))
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_training_frees_each_step() -> None:
+    """When a step is over, no result of its products is left, and none of an earlier one."""
+    made: list[Any] = []
+
+    class Watching(FloatProducts):
+        def forward(self, site: Site, a: Array, b: Array) -> tuple[Array, Any]:
+            y, saved = super().forward(site, a, b)
+            made.append(ref(y))
+            return y, saved
+
+    left = []
+    encoded = [EncodedText((1, *range(2, 30), 3), (0,) * 30, False)] * 8
+    fit(
+        random_model(config_of("bert")),
+        encoded,
+        np.zeros(8, np.int64),
+        Training(epochs=3, batch_size=8),
+        products=Watching(),
+        watch=lambda report: left.append(len(made) - sum(freed(made))),
+    )
+    assert len(made) > 30
+    assert left == [0, 0, 0]
 
 
 # The tape

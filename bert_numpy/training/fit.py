@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -267,9 +267,7 @@ def fit(
     order = shuffled_batches(lengths, training.batch_size, training.seed)
     for step, rows in zip(range(1, steps + 1), order, strict=False):
         batch = pad([encoded[row] for row in rows], model.config.pad_token_id)
-        run = tape(trained, **batch, products=products, trains=training.trains)
-        value, of_outputs = loss(run.outputs, labels[rows])
-        gradients = run.gradients(of_outputs)
+        value, gradients = gradients_of(trained, batch, labels[rows], loss, products, training)
         norm = global_norm(gradients)
         learning_rate = training.learning_rate * rate(step, steps, training.warmup)
         if math.isfinite(norm):
@@ -282,6 +280,20 @@ def fit(
             watch(StepReport(step, steps, value, norm, learning_rate, products, trained))
         products = products.following()
     return Fitted(trained, tuple(losses), tuple(skipped), products)
+
+
+def gradients_of(
+    model: Model,
+    batch: Mapping[str, Array],
+    labels: Array,
+    loss: Loss,
+    products: Products,
+    training: Training,
+) -> tuple[float, dict[str, Array]]:
+    """Compute the loss of a batch and its gradients. The tape's arrays are freed on return."""
+    run = tape(model, **batch, products=products, trains=training.trains)
+    value, of_outputs = loss(run.outputs, labels)
+    return value, run.gradients(of_outputs)
 
 
 def copied(model: Model) -> Model:

@@ -9,6 +9,9 @@ accumulation, as in Linnainmaa (1970) and in Griewank and Walther, *Evaluating D
 
 The steps are noted in the order of the pass. Backwards, every use of a node comes before the
 step that made it, so each step finds its whole gradient.
+
+No way back refers to the engine or the layout, which refer to the tape: in a circle, its arrays
+would stay in memory until the interpreter looks for circles, many steps of training later.
 """
 
 from __future__ import annotations
@@ -199,10 +202,11 @@ class TapeLayout:
     def texts(self, x: Node) -> Iterator[tuple[Node, IntArray]]:
         """Yield the tokens of texts; back, each gets its own gradient."""
         texts = list(self.batch.texts(x.value))
+        groups = self.batch.packing.groups
 
         def backward(dys: Sequence[Array | None]) -> list[Array]:
             dx = np.zeros_like(x.value)
-            for group, dy in zip(self.batch.packing.groups, dys, strict=True):
+            for group, dy in zip(groups, dys, strict=True):
                 if dy is not None:
                     dx[group.keys] = dy
             return [dx]
@@ -219,10 +223,11 @@ class TapeLayout:
 
     def first(self, x: Node) -> Node:
         """Select the first tokens; back, all others get 0."""
+        first = self.batch.packing.first
 
         def backward(dy: Array) -> list[Array]:
             dx = np.zeros_like(x.value)
-            dx[self.batch.packing.first] = dy
+            dx[first] = dy
             return [dx]
 
         return self.tape.note([x], self.batch.first(x.value), backward)
@@ -303,20 +308,22 @@ class TapeEngine(Engine[Node]):
         """Compute one linear layer."""
         weight, b = (self.parameter(f"{site.name}.{part}") for part in ("weight", "bias"))
         rows = x.value if x.value.ndim == 2 else x.value.reshape(-1, x.value.shape[-1])
-        y, saved = self.products.forward(site, rows, weight.value.T)
+        products = self.products
+        y, saved = products.forward(site, rows, weight.value.T)
         y += b.value
 
         def backward(dy: Array) -> list[Array]:
             dy_rows = dy.reshape(y.shape)
-            dx, dw = self.products.backward(site, saved, dy_rows)
+            dx, dw = products.backward(site, saved, dy_rows)
             return [dx.reshape(x.value.shape), dw.T, gradients.bias(dy_rows)]
 
         return self.tape.note([x, weight, b], y.reshape(*x.value.shape[:-1], -1), backward)
 
     def product(self, site: Site, a: Node, b: Node) -> Node:
         """Multiply two activations; back, see :class:`Products`."""
-        y, saved = self.products.forward(site, a.value, b.value)
-        return self.tape.note([a, b], y, lambda dy: self.products.backward(site, saved, dy))
+        products = self.products
+        y, saved = products.forward(site, a.value, b.value)
+        return self.tape.note([a, b], y, lambda dy: products.backward(site, saved, dy))
 
     def add(self, x: Node, y: Node) -> Node:
         """Add; back, see :func:`gradients.add`."""
