@@ -144,7 +144,7 @@ def test_outputs_change_less_than_by_rounding(seed, order, fmt, size):
     nearest = quantize(weight, fmt, scale, 1, 32, zeros)
     best = gptq(weight, hessian, fmt, 1, 32, Gptq(order))
     before, after = (output_error(weight, q, hessian) for q in (nearest, best))
-    assert after < 0.95 * before
+    assert after < 0.9 * before
     y = x @ weight.T.astype(np.float64)
     direct = np.linalg.norm(x @ best.dequantize().T.astype(np.float64) - y) / np.linalg.norm(y)
     assert after == pytest.approx(direct, rel=1e-6)
