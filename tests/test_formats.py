@@ -315,6 +315,7 @@ def test_integers_have_the_bits_that_hold_their_limits():
     assert INT4.values.tolist() == [*range(8), *range(-8, 0)]
     assert UINT4.values.tolist() == list(range(16))
     assert (INT4.code_range, UINT4.code_range, INT8.code_range) == ((-8, 7), (0, 15), (-128, 127))
+    assert IntFormat(0, 5, "uint8").code_range == (0, 7)
 
 
 def test_codes_of_other_bits_are_refused():

@@ -441,6 +441,19 @@ def test_scales_too_far_apart_are_refused(lowest: int) -> None:
         lookup_matmul(a, beyond)
 
 
+@pytest.mark.parametrize("binades", [19, 20])
+def test_scales_of_both_operands_count(binades: int) -> None:
+    """12 by 12 by K are 2^13.2: 38 binades of scales fit, 40 do not."""
+    codes = np.uint8([[100, 100 + binades]])
+    a = QuantizedTensor(np.full((1, 64), 7, np.uint8), None, "MXFP4", 1, scale_codes=codes)
+    b = QuantizedTensor(np.full((64, 1), 1, np.uint8), None, "MXFP4", 0, scale_codes=codes.T)
+    if binades == 19:
+        assert_same_bits(lookup_matmul(a, b), matmul(a, b))
+        return
+    with pytest.raises(ValueError, match=r"MXFP4 by MXFP4: .* span 40 binades"):
+        lookup_matmul(a, b)
+
+
 def test_the_longest_sums() -> None:
     """E5M2 spans 2^31.8, so float64 holds K of some 300,000; a zero point counts as a weight."""
     most = 2**53 // (3_758_096_384 * 8)
@@ -472,6 +485,14 @@ def test_groups_by_default() -> None:
     assert [group(E2M1, n) for n in (1, 768, 3072)] == [1, 2, 2]
 
 
+def test_runs() -> None:
+    """Groups begin anew after blocks of K alone; a block beyond K is all of K."""
+    along_n = quantize(np.ones((6, 4)), SIGNED[2], axis=1, block=2)
+    assert lookup_weights(along_n).run == 6
+    long = quantize(np.ones((6, 4)), SIGNED[2], axis=0, block=10)
+    assert lookup_weights(long, block=6).run == lookup_weights(long, block=99).run == 6
+
+
 def test_bytes() -> None:
     b = quantize(np.ones((768, 512)), "E2M1", axis=1)
     assert lookup_weights(b, 2).nbytes == 768 * 512 // 2 + 4 * 512
@@ -496,6 +517,7 @@ STACK = QuantizedTensor(np.ones((2, 6, 2), np.int8), 1.0, SIGNED[2])
 NAN4 = FloatFormat(2, 1, bias=1, nan_codes=(7, 15), name="E2M1 with NaN")
 BLOCKS = quantize(np.ones((6, 2)), SIGNED[2], axis=0, block=3)
 A_BLOCKS = quantize(np.ones((1, 6)), "INT8", axis=1, block=3)
+A_PAIRS = quantize(np.ones((1, 6)), "INT8", axis=1, block=2)
 
 
 @pytest.mark.parametrize(
@@ -523,7 +545,12 @@ A_BLOCKS = quantize(np.ones((1, 6)), "INT8", axis=1, block=3)
             "lookup_weights takes block=3",
         ),
         (
-            lambda: lookup_matmul(quantize(np.ones((1, 6)), "INT8", axis=1, block=2), BLOCKS),
+            lambda: lookup_matmul(A_PAIRS, lookup_weights(Q, 2, block=3)),
+            "b: expected groups within the blocks of 2 of a, found groups of 2 in runs of 3: "
+            "lookup_weights takes block=2",
+        ),
+        (
+            lambda: lookup_matmul(A_PAIRS, BLOCKS),
             "blocks along K: expected equal ones, found 2 and 3",
         ),
         (

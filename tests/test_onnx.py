@@ -45,7 +45,7 @@ from npfp8.formats import FORMATS
 
 E4M3 = PRESETS["e4m3"]
 #: Weights by block; a head in 8 bits, by channel; both operands with zero points; 4 bits in blocks
-#: of which the last is shorter and begins within a byte, and in activations.
+#: of which the last is shorter, and in activations.
 OTHERS = [
     Recipe("blocks", SiteRecipe(b=Operand(E4M3FN, "block", dynamic=True, block=16))),
     replace(E4M3, name="head", overrides=(("[pc]*", PRESETS["int8-channel"].linear),)),
@@ -246,6 +246,14 @@ def test_codes_of_4_bits(name: str, tmp_path: Path, onnx: ModuleType) -> None:
             "DequantizeLinear",
             {"axis": 0, "block_size": 32 if name == "w4a16-g32" else 128},
         )
+
+
+def test_codes_of_4_bits_in_rows_of_an_odd_length(tmp_path: Path, onnx: ModuleType) -> None:
+    """A byte has the last code of a row and the first of the next."""
+    sizes = {"hidden_size": 33, "intermediate_size": 35, "num_attention_heads": 3}
+    model = quantized(tmp_path, w4a16(5, asymmetric=True), **sizes)
+    reference = run_reference(onnx_model(model), batch())["logits"]
+    assert distance(reference, model(**batch()).logits) < TOLERANCE
 
 
 HEADS = ("pooler.dense.weight", "classifier.weight")

@@ -198,6 +198,25 @@ def test_without_our_section(name: str, tmp_path: Path) -> None:
     assert loaded.recipe.site(SITE) == model.recipe.site(SITE)
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_several_layouts_without_our_section(said: bool, tmp_path: Path) -> None:
+    """In a file of mixed precision a group names its layout; without a name the bits decide."""
+    model, folder = written(tmp_path, MIXED, config_overrides=WIDE)
+
+    def others(config: dict[str, Any]) -> None:
+        del config["npfp8_config"]
+        assert config["quantization_config"]["format"] == "mixed-precision"
+        for group in config["quantization_config"]["config_groups"].values():
+            group["format"] = group["format"] if said else None
+
+    changed_config(others)(folder)
+    found = bert_numpy.load(folder)
+    for key, weight in model.weights.items():
+        if isinstance(weight, QuantizedTensor):
+            assert_same_bits(found.weights[key].codes, weight.codes)
+            assert_same_bits(found.weights[key].dequantize(), weight.dequantize())
+
+
 @pytest.mark.parametrize("name", ["W4A16", "w4a16_asym"])
 def test_schemes_by_name(name: str, tmp_path: Path) -> None:
     model, folder = foreign(tmp_path, recipe=name.lower().replace("_", "-"))
@@ -399,12 +418,12 @@ def test_bad_input(change: Any, message: str | None, tmp_path: Path) -> None:
         bert_numpy.load(folder)
 
 
-def named(layout: str) -> Callable[[Path], None]:
-    """Another layout, for all groups."""
+def named(layout: str, of_group: str | None = None) -> Callable[[Path], None]:
+    """Another layout, for all groups, or of the one group there is."""
 
     def change(config: dict[str, Any]) -> None:
         config["quantization_config"]["format"] = layout
-        config["quantization_config"]["config_groups"]["group_0"]["format"] = None
+        config["quantization_config"]["config_groups"]["group_0"]["format"] = of_group
 
     return changed_config(change)
 
@@ -420,7 +439,10 @@ def test_packed_and_plain_codes_are_told_apart(tmp_path: Path) -> None:
         bert_numpy.load(folder)
 
 
-def test_codes_of_4_bits_that_are_not_packed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "layouts", [("int-quantized",), ("mixed-precision", "int-quantized")], ids=len
+)
+def test_codes_of_4_bits_that_are_not_packed(layouts: tuple[str, ...], tmp_path: Path) -> None:
     """int-quantized has a byte for each code, as compressed-tensors writes W4A8."""
     model, folder = foreign(tmp_path, recipe="w4a16-channel")
     tensors = load_file(folder / "model.safetensors")
@@ -430,7 +452,7 @@ def test_codes_of_4_bits_that_are_not_packed(tmp_path: Path) -> None:
                 del tensors[f"bert.{key}_{part}"]
             tensors[f"bert.{key}"] = weight.codes
     save_file(tensors, folder / "model.safetensors")
-    named("int-quantized")(folder)
+    named(*layouts)(folder)
     found = bert_numpy.load(folder).weights[f"{SITE}.weight"]
     assert isinstance(found, QuantizedTensor)
     weight = model.weights[f"{SITE}.weight"]

@@ -939,7 +939,7 @@ OWN = "config.json: key 'npfp8_config'"
                 ("symmetric", False, "True"),
                 ("strategy", "tensor_group", "'tensor' or 'channel' or 'group' or 'block'"),
                 ("dynamic", True, "False"),
-                ("actorder", "group", "nothing or 'weight' without groups of integers"),
+                ("actorder", "group", "nothing or 'weight' without groups of inputs"),
                 ("actorder", 1, "nothing, 'weight', or 'group' for weights"),
                 ("scale_dtype", "torch.float64", "one of float32, float16, bfloat16"),
                 ("group_size", 128, "nothing, of strategy 'tensor'"),

@@ -174,6 +174,12 @@ def test_tables(reports: list[dict[str, Any]]) -> None:
     changed = {**reports[0], "rows": [reports[0]["rows"][0], row]}
     assert "| w8a8-int | **-25.00**, 7, " in study.summary_table([changed])
     assert "| **-25.00** | -30.00 to -10.00 | 7 |" in study.accuracy_table(changed)
+    changed["rows"] = [reports[0]["rows"][0], dict(row, difference=0.25, interval=[0.1, 0.3])]
+    assert "| w8a8-int | **+25.00**, 7, " in study.summary_table([changed])
+    assert "| **+25.00** | +10.00 to +30.00 | 7 |" in study.accuracy_table(changed)
+    changed["rows"] = [reports[0]["rows"][0], dict(row, difference=0.25, interval=[0, 0.3])]
+    assert "| w8a8-int | +25.00, 7, " in study.summary_table([changed])
+    assert "| +25.00 | +0.00 to +30.00 | 7 |" in study.accuracy_table(changed)
     assert np.isfinite(changed["tokens"])
 
 

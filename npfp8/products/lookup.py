@@ -154,8 +154,7 @@ class LookupWeights:
         fmt, (k, n) = self.frame.fmt, self.frame.shape
         bits = fmt.bits
         indices = self.indices.astype(np.intp)
-        if self.expanded:
-            indices &= (1 << bits * self.group) - 1
+        # What an expanded index has above the codes is the place of its table.
         fields = indices[:, None] >> (bits * np.arange(self.group))[:, None] & (1 << bits) - 1
         codes = np.empty((k, n), np.uint8)
         per_run = -(-self.run // self.group)
