@@ -224,6 +224,59 @@ def test_a_course_is_cut_into_parts() -> None:
     assert all(row[1] == 0 < row[2] for row in counted)  # underflows, but nothing saturates
 
 
+def made_up(scaling: str, seed: int, accuracy: float, low: float, minutes: float) -> dict[str, Any]:
+    """A record of a run whose numbers are all different."""
+    counts: dict[str, Any] = {}
+    if scaling != "float32":
+        counts = {
+            "x:a": [[1000, 30, 50], [0, 0, 0]],
+            "y:a": [[1000, 10, 10], [2000, 0, 60]],
+            "x:dy": [[400, 4, 0], [400, 12, 100]],
+            "x:b": [[10**6, 9, 9], [10**6, 9, 9]],
+        }
+    return {
+        **{"task": "mrpc", "scaling": scaling, "seed": seed, "steps": 2},
+        **{"cpu_seconds": 60 * minutes, "losses": [0.9, 0.25], "counts": counts, "factors": {}},
+        "results": {"fp32": {"accuracy": accuracy, "f1": 1}, "e4m3": {"accuracy": low, "f1": 1}},
+    }
+
+
+def test_the_table_of_scalings() -> None:
+    records = [
+        made_up("none", 1, 0.64, 0.5, 2),
+        made_up("none", 0, 0.6, 0.52, 4),
+        made_up("float32", 0, 0.7, 0.75, 1),
+        made_up("float32", 1, 0.6, 0.65, 1),
+    ]
+    (found,) = training.by_run(records).values()
+    *_, float32, none = training.table_of(found).splitlines()
+    assert float32 == "| float32 | 65.00 ± 7.07 |  | 70.00 |  |  | 0.250 | 1.0 |"
+    assert none == ("| none | 62.00 ± 2.83 | -10.00, +4.00 | 51.00 | 1, 3 | 2, 12 | 0.250 | 3.0 |")
+
+
+def test_the_table_of_ways() -> None:
+    """CoLA's metric is not the first of a record's keys, which are in the alphabet's order."""
+
+    def record(way: str, seed: int, plain: float, quantized: float) -> dict[str, Any]:
+        results = {"flips": 3 + seed, "matthews_correlation": quantized}
+        return {
+            **{"model": "m", "task": "cola", "recipe": "int8", "way": way, "seed": seed},
+            "results": {
+                "fp32": {"flips": 0, "matthews_correlation": plain},
+                "quantized": {**results, "relative_logit_error": 0.25 + seed / 8},
+            },
+        }
+
+    records = [record("qat", 1, 0.5, 0.6), record("ptq", 0, 0.5, 0.4), record("qat", 0, 0.4, 0.2)]
+    (found,) = qat.grouped(records).values()
+    *_, ptq, trained = qat.table_of(found).splitlines()
+    assert ptq == "| int8 | quantized after training | 50.00 | 40.00 | -10.00 | 3 | 0.250 |"
+    assert trained == (
+        "| int8 | as many steps of quantization-aware training | 45.00 ± 7.07 | 40.00 ± 28.28 | "
+        "-20.00, +10.00 | 3.5 | 0.312 |"
+    )
+
+
 def test_options_of_a_run() -> None:
     """A line of the list has all of its options, and they are the numbers of the training."""
     parser = argparse.ArgumentParser()
