@@ -38,9 +38,9 @@ from npfp8 import (
     quantize,
 )
 from npfp8.files import replaced_file
-from npfp8.products.lookup_tables import code_bits, field_values
+from npfp8.products.lookup_tables import field_values
 
-#: K and N of BERT-base: attention, intermediate, output; and a layer of a wider model.
+#: K and N of BERT-base: attention, intermediate, output.
 LAYERS = ((768, 768), (768, 3072), (3072, 768))
 
 ROWS = (1, 2, 4, 16, 64, 256)
@@ -141,7 +141,7 @@ def grouped(fields: np.ndarray, bits: int, group: int) -> np.ndarray:
 
 def columns_of(fmt: Format, group: int) -> np.ndarray:
     """Return all columns of a group of weights, (group, 2^(bits * group))."""
-    bits = code_bits(fmt)
+    bits = fmt.bits
     places = np.arange(1 << bits * group)
     return np.array(
         [field_values(fmt)[places >> bits * i & (1 << bits) - 1] for i in range(group)], np.float32
@@ -150,7 +150,7 @@ def columns_of(fmt: Format, group: int) -> np.ndarray:
 
 def by_tables(x: np.ndarray, fields: np.ndarray, fmt: Format, group: int, dtype: Any) -> Runs:
     """Return look-ups of the partial sums of groups of packed weights."""
-    bits, columns = code_bits(fmt), columns_of(fmt, group)
+    bits, columns = fmt.bits, columns_of(fmt, group)
     indices = grouped(fields, bits, group)
     (groups, n), entries = indices.shape, columns.shape[1]
     packed = indices.astype(np.uint8 if bits * group <= 8 else np.uint16)
@@ -199,7 +199,7 @@ def by_tables(x: np.ndarray, fields: np.ndarray, fmt: Format, group: int, dtype:
 
 def by_planes(x: np.ndarray, fields: np.ndarray, fmt: IntFormat) -> Callable[[], np.ndarray]:
     """Return T-MAC's way: a table of 8 activations, looked up once for each bit of the weights."""
-    bits = code_bits(fmt)
+    bits = fmt.bits
     shifted = fields ^ (1 << bits - 1)  # the code less the smallest one
     planes = [grouped(shifted >> bit & 1, 1, 8) for bit in range(bits)]
     packed = [plane.astype(np.uint8) for plane in planes]
@@ -247,7 +247,7 @@ def by_products(x: np.ndarray, fields: np.ndarray, fmt: Format) -> Callable[[], 
 
 def by_translate(x: np.ndarray, fields: np.ndarray, fmt: Format) -> Callable[[], np.ndarray]:
     """Return look-ups by ``bytes.translate``: the low and the high byte of each partial sum."""
-    bits = code_bits(fmt)
+    bits = fmt.bits
     group = 8 // bits
     rows = [row.astype(np.uint8).tobytes() for row in grouped(fields, bits, group)]
     columns, n = columns_of(fmt, group), fields.shape[1]
@@ -272,7 +272,7 @@ def by_rows(
     x: np.ndarray, fields: np.ndarray, fmt: Format, dtype: Any, block: int
 ) -> Callable[[], np.ndarray]:
     """Return look-ups that copy the entries of all rows, for blocks of columns."""
-    bits = code_bits(fmt)
+    bits = fmt.bits
     group = 8 // bits
     columns, packed = columns_of(fmt, group), grouped(fields, bits, group).astype(np.uint8)
     (m, k), n = x.shape, fields.shape[1]
@@ -329,7 +329,7 @@ def ways(rounds: int) -> None:
     for fmt in (INT2, INT4):
         b = random_weights(fmt, k, n, rng)
         y = b.code_values(np.float64)
-        y32, x64, bits = y.astype(np.float32), x.astype(np.float64), code_bits(fmt)
+        y32, x64, bits = y.astype(np.float32), x.astype(np.float64), fmt.bits
         fields = b.codes.view(np.uint8) & np.uint8((1 << bits) - 1)
         expected = x64 @ y
         narrow, usual, wide = {2: (3, 4, 6), 4: (1, 2, 3)}[bits]

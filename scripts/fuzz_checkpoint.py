@@ -1,6 +1,6 @@
 """Damage files in every way known to break readers, and read them: an error, or the truth.
 
-    python scripts/fuzz_checkpoint.py [--cases N] [--seed S] [--only MUTATION]
+    python scripts/fuzz_checkpoint.py [--cases N] [--seed S] [--first NUMBER]
 
 Each case is a fresh folder with a checkpoint (quantized or not), a calibration, a
 recipe, an FP8 file, a tokenizer, a task's data (TSV, JSON Lines, SQuAD's JSON and, with

@@ -57,7 +57,7 @@ from bert_numpy.study.cells import (
 )
 from bert_numpy.study.options import add_subject_options, subject_of
 from bert_numpy.threads import default_threads
-from npfp8 import E4M3FN, INT8, MXFP4, NVFP4, BlockFormat
+from npfp8 import E4M3FN, INT8, MXFP4, NVFP4, BlockFormat, IntFormat
 
 #: Dense tensor-core operations per second, by the kind of operands, and bytes per second of
 #: memory: NVIDIA's *H100 Tensor Core GPU Datasheet*, SXM (which gives twice the operations, for
@@ -69,7 +69,7 @@ HARDWARE: Mapping[str, Mapping[str, float]] = {
 #: The training examples of the calibration, unless --samples says otherwise.
 SAMPLES = 256
 
-#: The weights of a model whose speed nobody asks for, beside larger ones.
+#: The table of speeds leaves out models with no more weights than this, beside larger ones.
 SMALL = 1_000_000
 
 #: Texts in a batch, for bytes and operations per token.
@@ -156,7 +156,7 @@ def unit_of(recipe: Recipe) -> str:
         return "BF16"
     if a.element.bits == b.element.bits == 4:
         return "FP4"
-    return "INT8" if str(a.element).startswith("INT") else "FP8"
+    return "INT8" if isinstance(a.element, IntFormat) else "FP8"
 
 
 def read_per_token(row: Mapping[str, Any], tokens: float) -> float:
@@ -165,7 +165,7 @@ def read_per_token(row: Mapping[str, Any], tokens: float) -> float:
 
 
 def seconds(row: Mapping[str, Any], tokens: float, machine: str) -> float:
-    """Return the least time of the linear layers for some tokens; not a number without a unit.
+    """Return the least time of the linear layers for some tokens; NaN if no unit does the work.
 
     It is the longer of the time to read the operands and the time of the operations.
     """

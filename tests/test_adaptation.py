@@ -39,6 +39,7 @@ from bert_numpy.adaptation.statistics import (
 )
 from bert_numpy.adaptation.wrapping import WrappingEngine
 from bert_numpy.assets import REVIEWS
+from bert_numpy.evaluation.evaluate import batches
 from bert_numpy.model.model import batch_of
 from bert_numpy.study import adaptation as study
 from bert_numpy.study import adaptation_tables as tables
@@ -713,7 +714,8 @@ def test_the_search_lowers_the_fitness(cma: Any) -> None:
     noisy = dict(batch, input_ids=np.where(batch["input_ids"] > 999, 2000, batch["input_ids"]))
     found = list(adapt(tiny(), source, [noisy] * 15, ForwardOnly(population=10)))
     first, last = (np.mean(x.fitness[:-1]) for x in (found[0], found[-1]))
-    assert last < 0.9 * first
+    # 0.60 to 0.82 with seven seeds: another LAPACK's eigenvectors may mean other candidates.
+    assert last < 0.95 * first
     assert all(b.best <= a.best for a, b in itertools.pairwise(found))
 
 
@@ -939,14 +941,14 @@ def test_the_answers_of_a_cell(cma: Any) -> None:
     order = np.random.Generator(np.random.PCG64([3, 2])).permutation(70)
     texts = shifted_texts(job.examples.texts, "drops", 0.2, 6)
     tokenizer = bert_numpy.load_tokenizer("bert-tiny-sst2")
-    batches = [tokenizer.batch([texts[i] for i in part]) for part in (order[:64], order[64:])]
+    given = [tokenizer.batch([texts[i] for i in part]) for part in (order[:64], order[64:])]
     with one_blas_thread():
         found = study.answers(cell)
         calibration = study.calibrate_on(job.model, job.calibration_texts)
         model = apply_recipe(job.model, "e4m3", calibration)
         source = study.source_of(cell)
-        plain = list(adapt(model, source, batches, ForwardOnly(prompts=0)))
-        searched = list(adapt(model, source, batches, cell.settings))
+        plain = list(adapt(model, source, given, ForwardOnly(prompts=0)))
+        searched = list(adapt(model, source, given, cell.settings))
     assert (plain[1].logits != plain[1].unshifted).all()
     expected = {
         "static": [x.unshifted for x in plain],
@@ -1018,7 +1020,8 @@ def test_the_passes_of_a_study(cma: Any, tmp_path: Path) -> None:
         static = float(one["static_fitness"].sum())
         right = float((three["both"][2].argmax(axis=1) == three["labels"]).mean())
         first = float((one["both"][0].argmax(axis=1) == one["labels"]).mean())
-        assert first != right  # so that a mix-up of the passes shows
+        # So that a mix-up of the passes shows; their accuracies may happen to be the same.
+        assert three["fitness"][0].min() + three["fitness"][1].min() != last
     rows = tables.pass_rows(cells[1:], tmp_path)
     assert rows[0]["both"] == pytest.approx(first)
     assert [row["pass"] for row in rows] == [1, 2, 3]
@@ -1044,19 +1047,22 @@ def test_the_candidates_of_a_study(tmp_path: Path) -> None:
     assert (terms["right"] * [[64], [6]] % 1 < 1e-9).all()
     job = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=256, limit=70)
     few = study.prepare("bert-tiny-sst2", "sst2", REVIEWS, calibration_samples=8, limit=70)
-    model = apply_recipe(job.model, "int8", study.calibrate_on(job.model, job.calibration_texts))
-    source = source_statistics(model, [study.pad(few.calibration_texts)])
     texts = shifted_texts(job.examples.texts, "noise", 0.1, 10)
     order = np.random.Generator(np.random.PCG64([5, 2])).permutation(70)
     generator = np.random.Generator(np.random.PCG64([5, 3]))
     drawn = 0.5 * generator.standard_normal((12, 3, 128)).astype(np.float32)
+    with one_blas_thread():  # as the study: another sum in a product may be another INT8 code
+        calibration = study.calibrate_on(job.model, job.calibration_texts)
+        model = apply_recipe(job.model, "int8", calibration)
+        source = source_statistics(model, (x for _, x in batches(few.calibration_texts, 64)))
     for number, part in enumerate((order[:64], order[64:])):
         batch = bert_numpy.load_tokenizer("bert-tiny-sst2").batch([texts[i] for i in part])
-        run = adapted_run(model, batch, drawn[6 * number])
+        with one_blas_thread():
+            run = adapted_run(model, batch, drawn[6 * number])
         found = {name: x[number, 0] for name, x in terms.items()}
-        assert found["entropy"] == pytest.approx(entropies(run.logits).sum(), rel=1e-3)
+        assert found["entropy"] == pytest.approx(entropies(run.logits).sum())
         total = fitness(run.logits, run.features, source)
-        assert found["entropy"] + found["discrepancy"] == pytest.approx(total, rel=1e-3)
+        assert found["entropy"] + found["discrepancy"] == pytest.approx(total)
         right = (run.logits.argmax(axis=1) == job.examples.labels[part]).mean()
         assert found["right"] == pytest.approx(right)
     (row,) = tables.candidate_rows([cell], tmp_path)

@@ -31,7 +31,7 @@ from npfp8 import (
     matmul,
     quantize,
 )
-from npfp8.products.lookup_tables import code_bits, field_values
+from npfp8.products.lookup_tables import field_values
 
 SIGNED = [
     IntFormat(-(1 << bits - 1), (1 << bits - 1) - 1, "int8", f"INT{bits}") for bits in (2, 3, 4)
@@ -49,10 +49,8 @@ every_activation = pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 
 def codes_of(fmt: Format) -> np.ndarray:
     """All codes of a weight format's bits, as an array of its dtype."""
-    if isinstance(fmt, IntFormat) and fmt.min_code < 0:
-        half = 1 << code_bits(fmt) - 1
-        return np.arange(-half, half, dtype=np.int8)
-    return np.arange(1 << code_bits(fmt), dtype=np.uint8).view(fmt.code_dtype)
+    low, high = fmt.code_range if isinstance(fmt, IntFormat) else (0, (1 << fmt.bits) - 1)
+    return np.arange(low, high + 1, dtype=fmt.code_dtype)
 
 
 def in_8_bits(b: QuantizedTensor) -> QuantizedTensor:
@@ -78,16 +76,10 @@ def random_weights(fmt: Format, shape: tuple[int, ...], seed: int = 0) -> np.nda
 @every_weight
 def test_fields_have_the_values_of_the_codes(weight: Format) -> None:
     codes = codes_of(weight)
-    fields = codes.view(np.uint8) & (1 << code_bits(weight)) - 1
+    fields = codes.view(np.uint8) & (1 << weight.bits) - 1
     values = QuantizedTensor(codes, 1.0, weight).dequantize()
     assert sorted(fields) == list(range(len(codes)))
     assert np.array_equal(field_values(weight)[fields] * weight.min_subnormal, values)
-
-
-def test_bits() -> None:
-    expected = [2, 3, 4, 1, 2, 3, 4, 2, 4, 4, 4]
-    assert [code_bits(fmt) for fmt in WEIGHTS] == expected
-    assert [code_bits(IntFormat(low, 5, "int8")) for low in (-9, -8, 0, 2)] == [5, 4, 3, 3]
 
 
 # Every product
@@ -112,7 +104,7 @@ def test_every_pair_of_codes(activation: Format, weight: Format, expanded: bool)
 @every_weight
 def test_every_index_of_a_group(weight: Format) -> None:
     """All columns of the largest group within 8 bits, and of one across several groups."""
-    bits = code_bits(weight)
+    bits = weight.bits
     group = 8 // bits
     fields = np.arange(1 << bits * group)[None, :] >> bits * np.arange(group)[:, None]
     codes = np.sort(codes_of(weight))[fields & (1 << bits) - 1]
@@ -171,7 +163,7 @@ def test_random_operands(activation: Format, weight: Format, data: st.DataObject
     a, b = data.draw(operands(activation, weight))
     expected = expected_product(a, in_8_bits(b))
     assert_same_bits(lookup_matmul(a, b), expected)
-    group = data.draw(st.integers(1, 16 // code_bits(weight)))
+    group = data.draw(st.integers(1, 16 // weight.bits))
     block = a.block if b.block is None else None
     expanded = data.draw(st.booleans())
     weights = lookup_weights(b, group, block=block, expanded=expanded)
@@ -243,6 +235,16 @@ def test_asymmetric_weights_by_block(activation: str) -> None:
         assert_same_bits(found, expected_product(a, in_8_bits(b)))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_weights_at_their_zero_point(rows: int) -> None:
+    """Every weight is 0, though the sum of the activations, in units, needs more than 24 bits."""
+    codes = np.full((rows, 512), encode(448.0, E4M3FN), np.uint8)
+    codes[:, ::7] = 1
+    a = QuantizedTensor(codes, 1.0, E4M3FN)
+    b = QuantizedTensor(np.full((512, 2), 9, np.uint8), 1.0, UNSIGNED[3], None, np.uint8(9))
+    assert_same_bits(lookup_matmul(a, b), np.zeros((rows, 2), np.float32))
+
+
 def test_transposed_weights() -> None:
     """A linear layer keeps its weights as (N, K)."""
     w = quantize(np.random.default_rng(3).standard_normal((24, 64)), "E2M1", axis=0)
@@ -264,6 +266,39 @@ def test_extreme_integers(rows: int, k: int) -> None:
             for expanded in (False, True):
                 weights = lookup_weights(b, group, expanded=expanded)
                 assert_same_bits(lookup_matmul(a, weights), exact_integers(a, b))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_entries_larger_than_the_sum_of_activations(rows: int, group: int) -> None:
+    """Signs that cancel in the activations add up with the weights'."""
+    signs = np.resize([1, -1], 64)
+    a = QuantizedTensor(np.tile(127 * signs, (rows, 1)).astype(np.int8), 1.0, INT8)
+    b = QuantizedTensor(np.where(signs > 0, 7, -8).astype(np.int8)[:, None], 1.0, SIGNED[2])
+    assert_same_bits(lookup_matmul(a, lookup_weights(b, group)), exact_integers(a, b))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("k", [2047, 2048, 2049])
+def test_the_end_of_int32(rows: int, k: int) -> None:
+    """256 is 2^17 units: 2048 products by 8 are 2^31."""
+    codes = np.full((rows, k), encode(-256.0, E4M3FN), np.uint8)
+    a = QuantizedTensor(codes, 1.0, E4M3FN)
+    b = QuantizedTensor(np.full((k, 2), -8, np.int8), 1.0, SIGNED[2])
+    for group in (1, 2, 3):
+        found = lookup_matmul(a, lookup_weights(b, group))
+        assert_same_bits(found, np.full((rows, 2), 2048 * k, np.float32))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_entries_that_float32_does_not_hold(rows: int) -> None:
+    """Two groups: 49 * 2^19 + 1 units, beyond 2^24 and odd, and 1; their sum is even."""
+    unit = E5M2.min_subnormal
+    codes = encode(np.array([7 * 2**19, 1, 1, 0]) * unit, E5M2)
+    a = QuantizedTensor(np.tile(codes, (rows, 1)), 1.0, E5M2)
+    b = QuantizedTensor(np.int8([[7], [1], [1], [0]]), 1.0, SIGNED[2])
+    expected = np.full((rows, 1), (49 * 2**19 + 2) * unit, np.float32)
+    assert_same_bits(lookup_matmul(a, lookup_weights(b, 2)), expected)
 
 
 @pytest.mark.parametrize(("activation", "code"), [(E4M3FN, 0x7E), (E5M2, 0x7B), (UINT8, 255)])
@@ -471,10 +506,6 @@ A_BLOCKS = quantize(np.ones((1, 6)), "INT8", axis=1, block=3)
             "b: expected a format of at most 4 bits, found E4M3FN of 8",
         ),
         (lambda: lookup_weights(STACK), "b: expected a matrix (K, N), found shape (2, 6, 2)"),
-        (
-            lambda: lookup_weights(QuantizedTensor(np.int8([[1], [-9]]), 1.0, SIGNED[2])),
-            "found -9",
-        ),
         (
             lambda: lookup_weights(quantize(np.ones((6, 2)), NAN4)),
             "b: expected a format without infinity and NaN, found E2M1 with NaN",

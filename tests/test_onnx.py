@@ -38,21 +38,27 @@ from bert_numpy.export import graph
 from bert_numpy.export.onnx import export_onnx, onnx_model
 from bert_numpy.model.config import Dense, Pooling
 from bert_numpy.model.sites import expected_shapes
-from npfp8 import E4M3FN, UINT8
+from bert_numpy.quantization.presets import w4a16
+from npfp8 import E4M3FN, INT4, INT8, UINT4, UINT8, FloatFormat, QuantizedTensor
 from npfp8.files import replaced_file
 from npfp8.formats import FORMATS
 
 E4M3 = PRESETS["e4m3"]
-#: Weights by block; a head in 8 bits, by channel; both operands with zero points.
+#: Weights by block; a head in 8 bits, by channel; both operands with zero points; 4 bits in blocks
+#: of which the last is shorter and begins within a byte, and in activations.
 OTHERS = [
     Recipe("blocks", SiteRecipe(b=Operand(E4M3FN, "block", dynamic=True, block=16))),
     replace(E4M3, name="head", overrides=(("[pc]*", PRESETS["int8-channel"].linear),)),
     Recipe("affine", SiteRecipe(Operand(UINT8), Operand(UINT8, "channel"))),
+    w4a16(5),
+    w4a16(16, asymmetric=True),
+    Recipe("tokens in 4 bits", SiteRecipe(Operand(INT4, "token"), Operand(UINT4))),
+    Recipe("affine in 4 bits", SiteRecipe(Operand(UINT4), Operand(UINT4, "channel"))),
     replace(E4M3, name="float32", arithmetic="float32"),
 ]
 NOT_EXPORTED = (
     *("int8-outliers", "int8-outliers-columns", "e4m3-block", "e4m3-flash"),
-    *(name for name in PRESETS if name.startswith(("mx", "nv", "w4a16"))),
+    *(name for name in PRESETS if name.startswith(("mx", "nv"))),
 )
 
 
@@ -69,7 +75,8 @@ def batch(seed: int = 1, rows: int = 5, length: int = 11) -> dict[str, np.ndarra
 def quantized(folder: Path, recipe: Recipe, **config: Any) -> QuantizedModel:
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
     model = bert_numpy.load(write_checkpoint(folder, config_overrides={**shape, **config}))
-    calibration = bert_numpy.calibrate(model, [batch(seed) for seed in range(3)])
+    batches = [batch(seed) for seed in range(3)]
+    calibration = bert_numpy.calibrate(model, batches, hessians=recipe.by_gptq)
     return bert_numpy.apply_recipe(model, recipe, calibration)
 
 
@@ -88,6 +95,8 @@ def run_runtime(
     if not optimized:
         level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.graph_optimization_level = level
+    # Products by 4-bit weights in float32: by default their inputs become INT8.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     source = model if isinstance(model, Path) else model.SerializeToString()
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
@@ -118,9 +127,9 @@ def test_logits(recipe: Recipe, tmp_path: Path, onnx: ModuleType, onnxruntime: M
     assert_same_bits(reference.argmax(axis=1), expected.argmax(axis=1))
     plain = run_runtime(onnxruntime, proto, inputs, optimized=False)["logits"]
     assert distance(plain, expected) < TOLERANCE
-    if recipe.linear.b.fmt is None or recipe.linear.b.fmt.code_dtype == np.uint8:
+    if recipe.linear.b.fmt != INT8:
         # Of INT8 it makes integer kernels, which differ by processor; docs/onnx.md.
-        if recipe.linear.b.fmt is not None:
+        if isinstance(recipe.linear.b.fmt, FloatFormat):
             need_optimized_fp8(onnxruntime)
         optimized = run_runtime(onnxruntime, proto, inputs, optimized=True)["logits"]
         assert distance(optimized, expected) < TOLERANCE
@@ -209,6 +218,36 @@ def test_graph(tmp_path: Path, onnx: ModuleType) -> None:
     assert json.loads(properties["recipe"])["name"] == "e4m3"
 
 
+@pytest.mark.parametrize("name", ["w4a16-g32", "w4a16-asym"])
+def test_codes_of_4_bits(name: str, tmp_path: Path, onnx: ModuleType) -> None:
+    """Two codes in a byte, also in a file; onnx reads them and their scales as ours."""
+    model = quantized(tmp_path, PRESETS[name])
+    export_onnx(model, tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.onnx")
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    weights = {key: x for key, x in model.weights.items() if isinstance(x, QuantizedTensor)}
+    assert len(weights) == 12
+    for key, weight in weights.items():
+        parts = {key: weight.codes, f"{key}_zero_point": weight.zero_point}
+        for part, codes in parts.items():
+            if codes is None:
+                assert part not in initializers
+                continue
+            tensor = initializers[part]
+            assert tensor.data_type == getattr(onnx.TensorProto, weight.fmt.name)
+            assert len(tensor.raw_data) == codes.size // 2
+            found = onnx.numpy_helper.to_array(tensor)
+            np.testing.assert_array_equal(found.astype(np.int64), codes.T)
+        scale = onnx.numpy_helper.to_array(initializers[f"{key}_scale"])
+        assert_same_bits(scale, weight.scale.T)
+        (node,) = (node for node in proto.graph.node if key in node.input)
+        found = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        assert (node.op_type, found) == (
+            "DequantizeLinear",
+            {"axis": 0, "block_size": 32 if name == "w4a16-g32" else 128},
+        )
+
+
 HEADS = ("pooler.dense.weight", "classifier.weight")
 
 
@@ -219,7 +258,7 @@ HEADS = ("pooler.dense.weight", "classifier.weight")
         (PRESETS["e4m3-block"], "e4m3-block: .*query: expected no inputs by block in ONNX"),
         (
             Recipe("e3m4", SiteRecipe(b=Operand(FORMATS["E3M4"]))),
-            "recipe e3m4: .*query: expected one of E4M3FN, .*, UINT8 in ONNX",
+            "recipe e3m4: .*query: expected one of E4M3FN, .*, UINT8, INT4, UINT4 in ONNX",
         ),
         *(
             (PRESETS[name], f"recipe {name}: .*query: expected one of .* in ONNX, found {fmt}$")

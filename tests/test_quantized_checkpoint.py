@@ -534,12 +534,26 @@ def test_torch_reads_float8(tmp_path: Path, torch: ModuleType) -> None:
 # Made by others
 
 
+def set_scales(name: str, layer: Any, scheme: Any) -> None:
+    """Set a layer's scales and zero points as compressed-tensors computes them."""
+    from compressed_tensors import quantization as ct  # noqa: PLC0415 (a peer)
+
+    low, high = extrema_of_groups(layer.weight.detach(), scheme.weights)
+    scale, zero_point = ct.utils.calculate_qparams(low, high, scheme.weights)
+    layer.weight_scale.data.copy_(scale.reshape(layer.weight_scale.shape))
+    layer.weight_zero_point.data.copy_(zero_point.reshape(layer.weight_scale.shape))
+    if hasattr(layer, "input_scale"):
+        layer.input_scale.data.fill_(0.02)
+        layer.input_zero_point.data.fill_(0 if scheme.input_activations.symmetric else 3)
+
+
 def compressed(
     folder: Path,
     scheme: str | dict[str, Any],
     dtype: str,
     torch: ModuleType,
     transformers: ModuleType,
+    set_scales: Callable[[str, Any, Any], None] = set_scales,
 ) -> Path:
     """A checkpoint that compressed-tensors made of random weights, as llm-compressor has it do."""
     from compressed_tensors import quantization as ct  # noqa: PLC0415 (a peer)
@@ -561,18 +575,9 @@ def compressed(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ct.apply_quantization_config(model, config)
-        for module in model.modules():
-            if (found := getattr(module, "quantization_scheme", None)) is None:
-                continue
-            low, high = extrema_of_groups(module.weight.detach(), found.weights)
-            scale, zero_point = ct.utils.calculate_qparams(low, high, found.weights)
-            module.weight_scale.data.copy_(scale.reshape(module.weight_scale.shape))
-            module.weight_zero_point.data.copy_(zero_point.reshape(module.weight_scale.shape))
-            if hasattr(module, "input_scale"):
-                module.input_scale.data.fill_(0.02)
-                module.input_zero_point.data.fill_(
-                    3 if not found.input_activations.symmetric else 0
-                )
+        for name, module in model.named_modules():
+            if (found := getattr(module, "quantization_scheme", None)) is not None:
+                set_scales(name, module, found)
         compressor = ModelCompressor.from_pretrained_model(model)
         compressor.compress_model(model)
         model.save_pretrained(folder / "out")

@@ -123,6 +123,21 @@ def test_interval_covers_the_difference() -> None:
     assert inside >= 50
 
 
+def test_interval_is_that_of_the_answers_that_differ() -> None:
+    """Of 4000 answers, 1000 are wrong in both, and 200 more in one: a draw has 200 +- 13.8 of them.
+
+    The normal distribution's percentiles 2.5 and 97.5 are 1.96 deviations away, 5 and 95 only
+    1.645; draws of their own for each recipe would deviate by three times as much.
+    """
+    labels = np.zeros(4000, int)
+    theirs = (np.arange(4000) < 1000).astype(int)
+    ours = (np.arange(4000) < 1200).astype(int)
+    results = (result_of(one.tolist(), labels.tolist()) for one in (ours, theirs))
+    found = 4000 * np.array(bootstrap_interval(accuracy, *results, resamples=2000))
+    deviation = np.sqrt(200 * (1 - 200 / 4000))
+    np.testing.assert_allclose(found, -200 + deviation * np.array([-1.96, 1.96]), atol=2.5)
+
+
 def test_signal_to_noise(subject: Subject) -> None:
     """E4M3 has about 31.5 dB for smooth data, as its noise is relative, and E5M2 about 6 less."""
     operands = load_calibration(subject.calibration).operands

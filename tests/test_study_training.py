@@ -151,7 +151,7 @@ def test_gradients_with_exact_sums(
 
 def test_a_lesson_has_the_models_labels() -> None:
     """A fine-tuned model keeps its head, whose labels may be in another order than GLUE's."""
-    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=8)
+    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=16)
     known = bert_numpy.load("bert-tiny-sst2")
     np.testing.assert_array_equal(
         learned.model.weights["classifier.weight"], known.weights["classifier.weight"]
@@ -161,7 +161,7 @@ def test_a_lesson_has_the_models_labels() -> None:
     whole = lesson("bert-tiny-sst2", "sst2", REVIEWS)
     assert whole.dev_labels.tolist() == [int(line.rpartition("\t")[2]) for line in lines]
     result = learned.evaluated(learned.quantized(learned.model, "fp32"))
-    assert result.metrics["accuracy"] > 0.6
+    assert result.metrics["accuracy"] > 0.6  # 12 of 16, one of them with logits 3e-4 apart
     assert isinstance(products_of("float32", learned, 8), FloatProducts)
     exact = products_of("unit", learned, 8, count_every=3, accumulate="exact")
     assert isinstance(exact, FP8Products)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import load_script
+from factories import write_checkpoint
 
 import bert_numpy
 from bert_numpy import PRESETS, Operand
@@ -75,6 +76,9 @@ def test_a_run(reports: list[dict[str, Any]]) -> None:
     assert (
         0 < by_name["w4a16-gptq"]["relative_logit_error"] < by_name["w4a16"]["relative_logit_error"]
     )
+    for row in report["rows"]:
+        assert row["difference"] == row["accuracy"] - by_name["bf16"]["accuracy"]
+    assert by_name["w4a16"]["accuracy"] != by_name["bf16"]["accuracy"]
     assert [row["unit"] for row in report["rows"]] == ["BF16", "INT8", "BF16", "BF16", "FP4"]
 
 
@@ -99,6 +103,14 @@ def test_bytes_and_operations(reports: list[dict[str, Any]]) -> None:
     assert rows["nvfp4"]["input_bytes"] == inputs * 4.5 / 8
 
 
+def test_a_shared_tensor_is_in_the_file_once(tmp_path: Path) -> None:
+    shape = {"architectures": ["BertForMaskedLM"]}
+    model = bert_numpy.load(write_checkpoint(tmp_path / "model", config_overrides=shape))
+    stored = {id(weight): weight.size for weight in model.weights.values()}
+    assert len(stored) < len(model.weights)
+    assert study.sizes(model, PRESETS["bf16"])["file_bytes"] == 2 * sum(stored.values())
+
+
 def test_bits_of_inputs() -> None:
     assert study.bits_of(Operand(), 64) == 16
     assert study.bits_of(Operand(INT8, "token"), 64) == 8.5
@@ -115,6 +127,21 @@ def test_least_times() -> None:
     assert study.seconds(row, 1e6, "H100") == pytest.approx(1e12 / 989e12)
     assert study.seconds({**row, "unit": "FP8"}, 1e6, "H100") == pytest.approx(1e12 / 1979e12)
     assert math.isnan(study.seconds({**row, "unit": "FP4"}, 1, "H100"))
+
+
+def test_work_table() -> None:
+    """10 tokens in a text: one text waits for memory, 32 for the tensor core."""
+    row = {"unit": "BF16", "weight_bytes": 1e6, "input_bytes": 1e3, "operations": 2e6}
+    rows = [
+        {**row, "recipe": "w4a16"},
+        {**row, "recipe": "w4a16-gptq-stored"},  # the same bytes: the same line
+        {**row, "recipe": "nvfp4", "unit": "FP4"},
+    ]
+    lines = study.work_table({"tokens": 10.0, "rows": rows}).splitlines()
+    assert lines[2:] == [
+        "| w4a16 | BF16 | 2.0 | 101 | 4 | 0.3 | 0.6 |",
+        "| nvfp4 | FP4 | 2.0 | 101 | 4 | none | none |",
+    ]
 
 
 def test_units() -> None:
@@ -141,6 +168,7 @@ def test_every_recipe_is_drawn_and_quantizes_linear_layers_alone() -> None:
 def test_tables(reports: list[dict[str, Any]]) -> None:
     text = study.markdown(reports[:1])
     assert "| w4a16 |" in text
+    assert "| 4.250 | 208,896 |" in text
     assert "<summary>bert-tiny-sst2, sst2, 16 examples</summary>" in text
     row = dict(reports[0]["rows"][1], difference=-0.25, interval=[-0.3, -0.1], flips=7)
     changed = {**reports[0], "rows": [reports[0]["rows"][0], row]}

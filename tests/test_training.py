@@ -199,7 +199,8 @@ def test_activations(name: str) -> None:
     assert np.abs(found - expected)[away].max() < 1e-6
     single = gradients.activation(used, x.astype(np.float32), y.astype(np.float32), np.float32(1))
     assert single.dtype == np.float32
-    assert np.abs(single - expected)[away].max() < 2e-6
+    # NumPy's tanh is within 4 units of 2^-24; 1 - t^2 doubles them, times x slope / 2 of up to 9.
+    assert np.abs(single - expected)[away].max() < 5e-6
 
 
 def test_relu_at_zero() -> None:

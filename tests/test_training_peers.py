@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -174,28 +175,29 @@ def weighted(case: Case, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def count_padding(case: Case) -> None:
+def count_padding(case: Case, peer: Any) -> None:
     """Let torch compute the gradient of the padding's embedding, too."""
-    for module in case.peer.modules():
+    for module in peer.modules():
         if isinstance(module, case.torch.nn.Embedding):
             module.padding_idx = None
 
 
 def their_gradients(case: Case, batch: dict[str, np.ndarray], dys: Any) -> dict[str, np.ndarray]:
-    case.peer.zero_grad()
-    count_padding(case)
+    """Compute torch's in float64, so that the roundings of a float32 run are ours alone."""
+    peer = deepcopy(case.peer).double()
+    count_padding(case, peer)
     tensors = {name: case.torch.from_numpy(x) for name, x in case.fit(batch).items()}
-    output = case.peer(**tensors)
+    output = peer(**tensors)
     total = 0
     for name, dy in dys.items():
         y = output[name]
         at = case.torch.from_numpy(dy != 0)
-        total = total + (y[at] * case.torch.from_numpy(dy)[at]).sum()
+        total = total + (y[at] * case.torch.from_numpy(dy)[at].double()).sum()
     total.backward()
     grads: dict[int, np.ndarray] = {}
     return {  # of one parameter with two names one array
         name: grads.setdefault(id(parameter), parameter.grad.numpy())
-        for name, parameter in case.peer.named_parameters(remove_duplicate=False)
+        for name, parameter in peer.named_parameters(remove_duplicate=False)
         if parameter.grad is not None
     }
 
@@ -258,7 +260,7 @@ def test_sentence_vectors(
     ours = tape(model, **batch).gradients({"sentence_embedding": dy})
     functional, normal = torch.nn.functional, torch.nn.functional.normalize
     tensors = {name: torch.from_numpy(x) for name, x in batch.items()}
-    count_padding(case)
+    count_padding(case, case.peer)
     hidden = case.peer(**tensors).last_hidden_state
     of_dense = {name: torch.from_numpy(w).requires_grad_() for name, w in dense.items()}
     vectors = []

@@ -42,14 +42,14 @@ __all__ = [
 #: The layout's name.
 PACK_QUANTIZED = "pack-quantized"
 
-#: The formats of the weights that it may have; those of 8 bits are read, and not written.
+#: The formats of its weights. Those of 8 bits are read, but not written.
 INTEGERS: tuple[Format, ...] = (INT4, UINT4, INT8, UINT8)
 
 _UNSIGNED = {4: UINT4, 8: UINT8}
 
 
 def unsigned_codes(codes: Array, fmt: IntFormat) -> npt.NDArray[np.uint8]:
-    """Return codes of an integer format as those of the unsigned format of as many bits."""
+    """Return an integer format's codes as codes of the unsigned format of the same width."""
     if codes.dtype == np.uint8:
         return codes
     return codes.view(np.uint8) + np.uint8(1 << (fmt.bits - 1))
@@ -139,8 +139,8 @@ def groups_of_inputs(
 ) -> npt.NDArray[np.int64]:
     """Read the group of each input, of groups of ``size`` inputs.
 
-    An entry -1 stands for groups that are not scattered, as a new layer has it in earlier
-    releases.
+    If an entry is -1, the groups are not scattered: earlier releases of compressed-tensors fill
+    the tensor of a new layer with -1.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def groups_of_inputs(
 
 
 def _words(count: int, fmt: IntFormat) -> int:
-    """Return the number of int32 words of so many codes."""
+    """Return the number of int32 words that hold ``count`` codes."""
     return -(-count * fmt.bits // 32)
 
 

@@ -377,8 +377,12 @@ def _block_arguments(fmt: BlockFormat, weight: bool) -> dict[str, Any]:
 
 
 def _order(how: SiteRecipe) -> dict[str, Any]:
-    """Return compressed-tensors' name of GPTQ's order, which changes nothing for a reader."""
-    return {} if how.gptq is None or how.gptq.order == "stored" else {"actorder": "weight"}
+    """Return compressed-tensors' name of GPTQ's order, which changes nothing for a reader.
+
+    Its earlier releases refuse an order without groups.
+    """
+    named = how.gptq is not None and how.gptq.order != "stored" and how.b.granularity == "block"
+    return {"actorder": "weight"} if named else {}
 
 
 def _pattern(module: str) -> str:
@@ -601,7 +605,7 @@ def _scheme(reader: ConfigReader, name: str, group: Any, layout: Any) -> tuple[l
         layout = scheme.get("format") or layout
         b, rows = _operand(reader.at("weights"), weights, True)
         _check_format(reader, layout, b)
-        b, scattered = _without_order(reader.at("weights"), weights, b)
+        b, scattered = _without_order(reader.at("weights"), weights, b, rows)
     if inputs is not None:
         a, _ = _operand(reader.at("input_activations"), inputs, False)
     four = b.fmt in (INT4, UINT4)
@@ -618,14 +622,14 @@ _SCATTERED = ("group", "dynamic", True)
 
 
 def _without_order(
-    reader: ConfigReader, values: Any, operand: Operand
+    reader: ConfigReader, values: Any, operand: Operand, rows: int
 ) -> tuple[Operand, int | None]:
     """Return an operand with a scale per input, and the inputs of a group, if these scatter."""
     order = reader.mapping(values).get("actorder")
-    if not any(type(order) is type(one) and order == one for one in _SCATTERED):
+    if not _is_one_of(order, _SCATTERED):
         return operand, None
-    if operand.granularity != "block" or operand.block_format is not None:
-        raise reader.error("actorder", "nothing or 'weight' without groups of integers", order)
+    if operand.granularity != "block" or operand.block_format is not None or rows > 1:
+        raise reader.error("actorder", "nothing or 'weight' without groups of inputs", order)
     return replace(operand, block=1), operand.block
 
 
@@ -657,7 +661,7 @@ def _operand(reader: ConfigReader, values: Any, weight: bool) -> tuple[Operand, 
     # "weight", or "static", is an order in GPTQ that leaves the columns in place.
     order = arguments.get("actorder")
     known = (None, False, "weight", "static", *(_SCATTERED if weight else ()))
-    if not any(type(order) is type(one) and order == one for one in known):
+    if not _is_one_of(order, known):
         raise reader.error("actorder", "nothing, 'weight', or 'group' for weights", order)
     reader.absent(arguments, *sorted(arguments.keys() - _ARGUMENTS))
     scales = str(arguments.get("scale_dtype")).removeprefix("torch.")
@@ -710,11 +714,15 @@ def _one_of(
 ) -> Any:
     """Return the value of a key, which must be one of the expected ones."""
     found = arguments.get(key, default)
-    if isinstance(found, str):
-        found = found.lower()  # as compressed-tensors does
-    if not any(type(found) is type(one) and found == one for one in expected):
+    if not _is_one_of(found, expected):
         raise reader.error(key, " or ".join(map(repr, expected)), found)
-    return found
+    return found.lower() if isinstance(found, str) else found
+
+
+def _is_one_of(found: Any, expected: tuple[Any, ...]) -> bool:
+    """Check for a value of the same type; like compressed-tensors, ignore the case of letters."""
+    lower = found.lower() if isinstance(found, str) else found
+    return any(type(lower) is type(one) and lower == one for one in expected)
 
 
 def _block_operand(

@@ -640,11 +640,11 @@ def _read_weight(
     tensor = companion(parameter, stored, f"{module}.{source.quantization.scale_name}", shapes)
     scale = read_float32(tensor)
     group_of: npt.NDArray[np.int64] | None = None
+    if scattered is not None:
+        group_of = groups_of_inputs(parameter, stored, module, inputs, scattered)
     if packed:
         assert isinstance(fmt, IntFormat)
         codes = read_packed_codes(parameter, stored, module, fmt, shape)
-        if scattered is not None:
-            group_of = groups_of_inputs(parameter, stored, module, inputs, scattered)
     else:
         codes = _read_codes(parameter, fmt)
     if packed and fmt.has_zero_point and granularity != "tensor":

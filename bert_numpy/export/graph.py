@@ -12,13 +12,14 @@ import numpy.typing as npt
 
 import npfp8
 from bert_numpy.errors import BertNumpyError, writing
-from npfp8 import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, INT8, UINT8, Format
+from npfp8 import E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ, INT4, INT8, UINT4, UINT8, Format
 from npfp8.arrays import Array
+from npfp8.blocks.layouts import pack_codes
 from npfp8.files import replaced_file
 
 __all__ = ["TYPES", "Edge", "Graph", "onnx_package", "save_graph"]
 
-#: The first opset whose DequantizeLinear takes blocks. FP8 came with 19, Gelu with 20.
+#: The first opset whose DequantizeLinear takes blocks and 4 bits. FP8 came with 19, Gelu with 20.
 OPSET = 21
 
 #: The version of the file format that belongs to the opset.
@@ -41,6 +42,8 @@ TYPES: dict[Format, str] = {
     E5M2FNUZ: "FLOAT8E5M2FNUZ",
     INT8: "INT8",
     UINT8: "UINT8",
+    INT4: "INT4",
+    UINT4: "UINT4",
 }
 
 
@@ -74,7 +77,8 @@ class Graph:
     def __init__(self) -> None:
         self.onnx = onnx_package()
         self.nodes: list[Any] = []
-        self.initializers: dict[str, tuple[Any, Array]] = {}  # without data, and the data
+        #: Without data, and the data; codes of 4 bits are packed, two into a byte.
+        self.initializers: dict[str, tuple[Any, Array]] = {}
         self._results: dict[tuple[Any, ...], str] = {}
         self._constants: dict[tuple[int, tuple[int, ...], bytes], str] = {}
 
@@ -108,7 +112,7 @@ class Graph:
             if fmt is None
             else getattr(self.onnx.TensorProto, TYPES[fmt])
         )
-        return self._initializer(name, element, values)
+        return self._initializer(name, element, values, fmt)
 
     def zero_point(self, fmt: Format, zero_point: int | None) -> str:
         """Add the zero point of a scalar scale; it has the type of the codes."""
@@ -120,9 +124,13 @@ class Graph:
         name = self._constants.setdefault(key, f"constant_{len(self._constants)}")
         return self._initializer(name, element, values)
 
-    def _initializer(self, name: str, element: int, values: Array) -> str:
+    def _initializer(
+        self, name: str, element: int, values: Array, fmt: Format | None = None
+    ) -> str:
         if name not in self.initializers:
             proto = self.onnx.TensorProto(name=name, data_type=element, dims=values.shape)
+            if fmt is not None and fmt.bits < 8:
+                values = pack_codes(values.reshape(-1), fmt)
             self.initializers[name] = proto, values
         return name
 
@@ -185,12 +193,12 @@ class Graph:
                 checked.graph.initializer.append(small)
             else:
                 make = self.onnx.helper.make_tensor_value_info
-                large = make(tensor.name, tensor.data_type, values.shape)
+                large = make(tensor.name, tensor.data_type, list(tensor.dims))
                 checked.graph.input.append(large)
         self.onnx.checker.check_model(checked, full_check=True)
 
     def values(self, tensor: Any) -> Array:
-        """Return the numbers, or the codes, of an initializer."""
+        """Return the numbers of an initializer, or the bytes of its codes."""
         return self.initializers[tensor.name][1]
 
     def filled(self, proto: Any) -> Any:

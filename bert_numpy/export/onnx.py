@@ -29,7 +29,7 @@ from bert_numpy.quantization.convert import QuantizedModel
 from bert_numpy.quantization.plan import Scale, SitePlan
 from bert_numpy.quantization.recipe import Operand, Recipe
 from bert_numpy.quantization.recipe_json import recipe_json
-from npfp8 import ACCUMULATORS, INT8, UINT8, FloatFormat, Format, QuantizedTensor
+from npfp8 import ACCUMULATORS, INT8, FloatFormat, Format, QuantizedTensor
 from npfp8.arguments import path_of, require
 from npfp8.arrays import IntArray
 
@@ -158,9 +158,10 @@ def _check(recipe: Recipe, site: Site) -> None:
         if operand.fmt is None:
             continue
         check(operand.fmt in TYPES, f"one of {', '.join(map(str, TYPES))}", operand.fmt)
+        assert isinstance(operand.fmt, Format)
         if operand.dynamic and (side == "a" or site.is_attention):
             check(operand.granularity == "token", "no inputs by block")
-            check(operand.fmt != UINT8, "no dynamic scales with zero points")
+            check(not operand.fmt.has_zero_point, "no dynamic scales with zero points")
             check(not operand.power_of_two, "no dynamic scales of powers of two")
 
 
@@ -383,7 +384,7 @@ class OnnxEngine(Engine[Edge]):
             return self._quantize(x, operand.fmt, static.scale, static.zero_point)
         graph = self.graph
         largest = graph.op("ReduceMax", graph.op("Abs", x), graph.integers(k_axis), keepdims=1)
-        limit = graph.constant(np.float32(operand.fmt.max))
+        limit = graph.constant(np.float32(operand.fmt.reach))
         smallest = graph.constant(np.finfo(np.float32).tiny)  # also for a row of zeros
         scale = graph.op("Max", graph.op("Div", largest, limit), smallest)
         values = self._quantize(graph.op("Div", x, scale), operand.fmt, np.float32(1), None)

@@ -85,8 +85,8 @@ class Calibration:
     place : str
         The file, for messages.
     hessians : mapping of str to ndarray of float64, (K, K)
-        For GPTQ, if the calibration was asked for them: ``x^T x`` of the left operand of a linear
-        layer, by its site. Layers with one input have it under the first of their sites.
+        ``x^T x`` of a linear layer's input, by the layer's site, if the calibration was asked for
+        it; GPTQ takes it. Layers that share an input have one, under the first of their sites.
 
     Examples
     --------
@@ -219,8 +219,8 @@ def calibrate(
         The statistics are combined in the order of the batches.
     hessians : bool
         True to add up ``x^T x`` of every linear layer's input, which GPTQ takes. The batches then
-        run one after the other, as sums of floats depend on their order; and not with
-        ``golden``, as they depend on the BLAS.
+        run one after the other, because sums of floats depend on their order. Golden mode refuses
+        it, because the sums depend on the BLAS.
 
     Raises
     ------
@@ -446,7 +446,7 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
     for site, largest in calibration.channels.items():
         tensors[f"{site}/channels"] = largest
     for site, hessian in calibration.hessians.items():
-        tensors[f"{site}/hessian"] = hessian[np.triu_indices(len(hessian))]
+        tensors[f"{site}/hessian"] = hessian[_upper(len(hessian))]
     metadata = {
         "format": _FILE_FORMAT,
         "samples": str(calibration.samples),
@@ -603,11 +603,17 @@ def _stored_hessian(path: str | Path, tensors: Mapping[str, Any], site: str) -> 
         lambda x: x.size == size and np.isfinite(x).all(),
         f"{size} finite numbers, the upper triangle for the {inputs} numbers of '{site}/channels'",
     )
+    upper = _upper(inputs)
     hessian = np.zeros((inputs, inputs))
-    hessian[np.triu_indices(inputs)] = found
+    hessian[upper] = found
     if (np.diag(hessian) < 0).any():
         raise BertNumpyError(f"{path}: tensor '{site}/hessian': expected no negative diagonal")
-    return np.where(np.tri(inputs, k=-1, dtype=bool), hessian.T, hessian)
+    return np.where(upper, hessian, hessian.T)
+
+
+def _upper(size: int) -> npt.NDArray[np.bool_]:
+    """Return where the upper triangle of a square matrix is, with the diagonal."""
+    return np.tri(size, dtype=bool).T
 
 
 def _check_counts(

@@ -15,16 +15,18 @@ where ``R`` are the rows and columns of ``H`` from j on (optimal brain quantizat
 Alistarh, arXiv 2208.11580, equation 3). No inverse but the first has to be computed: if
 ``H^-1 = U^T U`` with an upper triangular ``U``, the factor above is ``U_jk / U_jj``.
 
-Here differs from the authors' program:
+This module differs from the authors' program in three ways:
 
-- A column whose input is 0 in the whole sample is rounded to nearest. The program sets its
-  weights to 0, although another text may have an input there.
+- A column whose input is 0 in the whole sample is rounded to nearest, and does not count in the
+  mean that the dampening is a share of. The program sets the column's weights to 0, although
+  another text may have an input there.
 - A group's scale comes from the weights as all columns before the group have moved them. The
-  program misses the moves of the last columns where a group is shorter than 128.
-- All in float64, except the codes and their values.
+  program moves the columns behind each run of 128 only once the run is done, so it misses moves
+  where a group is shorter than 128.
+- Everything is computed in float64, except the codes and their values.
 
 The inverse is LAPACK's, so the codes may differ between machines. Golden mode therefore refuses
-to make them; it takes a model whose codes are made.
+to make them, but runs a model that has them.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class Gptq:
         --static-groups``). "stored" goes from the first column to the last; a group's scale comes
         from its weights as they are when its turn comes.
     dampening : float
-        The share of the mean of the Hessian's diagonal that is added to the diagonal.
+        The share of the mean of the Hessian's diagonal that is added to the diagonal. Inputs that
+        are always 0 do not count in the mean.
 
     Examples
     --------
@@ -138,7 +141,7 @@ def gptq(
     by_turn = np.arange(columns)
     if how.order == "activations":
         by_turn = np.argsort(-np.diag(damped), kind="stable")
-    # Each row here is a column of the weight, so that what is done at once lies together.
+    # Each row here is a column of the weight: a step works on rows, which are contiguous.
     moved = weight.T.astype(np.float64)[by_turn]
     factor = inverse_factor(damped[np.ix_(by_turn, by_turn)])
     scale, zero_point = dynamic_scale(weight, fmt, axis, block, power_of_two)
@@ -176,7 +179,7 @@ def _column(
 
 
 def _part(values: Array | None, column: int, block: int | None) -> Array | None:
-    """Return what belongs to a column: of a value per block, that of its block."""
+    """Return the values for a column: those of its block, if there is one per block."""
     return values if values is None or block is None else values[:, column // block]
 
 

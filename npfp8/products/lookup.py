@@ -39,7 +39,7 @@ import numpy as np
 
 from npfp8.arguments import flag, integer, require, wrong_type
 from npfp8.arrays import Array, Float32Array, Float64Array, chunks, require_array
-from npfp8.formats import FloatFormat, Format, IntFormat
+from npfp8.formats import FloatFormat, Format
 from npfp8.products import (
     ACCUMULATORS,
     blocks_along_k,
@@ -50,7 +50,7 @@ from npfp8.products import (
 )
 from npfp8.products.blocks import operand_of, overlay, per_line, scales_of, times_factors
 from npfp8.products.exact import code_span
-from npfp8.products.lookup_tables import code_bits, field_values, table_sums
+from npfp8.products.lookup_tables import field_values, table_sums
 from npfp8.products.specials import overlay_specials
 from npfp8.tensor import QuantizedTensor
 
@@ -62,8 +62,8 @@ _WIDEST = 4
 #: The most bits of a group: its indices are uint16.
 _GROUP_BITS = 16
 
-#: What an entry of a table costs, and a look-up by an index of two bytes more than of one, beside
-#: such a look-up.
+#: The cost of an entry of a table, and the additional cost of a look-up by an index of two bytes,
+#: relative to a look-up by an index of one byte.
 _ENTRY_COST, _WIDE_COST = 0.7, 0.1
 
 _EXACT = ACCUMULATORS["exact"]
@@ -152,7 +152,7 @@ class LookupWeights:
                [ 5, 15]], dtype=uint8)
         """
         fmt, (k, n) = self.frame.fmt, self.frame.shape
-        bits = code_bits(fmt)
+        bits = fmt.bits
         indices = self.indices.astype(np.intp)
         if self.expanded:
             indices &= (1 << bits * self.group) - 1
@@ -184,7 +184,7 @@ def lookup_weights(
         it, the number that makes look-ups and tables together cheapest for this N.
     block : int, optional
         The length of blocks of K after which groups begin anew. It is needed if the other
-        operand has scales by block and ``b`` has not, and its blocks are not whole groups.
+        operand has scales by block, ``b`` has none, and those blocks are not whole groups.
     expanded : bool
         Whether to keep the place of each group in the tables, in 8 bytes, instead of its codes
         in 1 or 2. With one row of activations that is up to twice as fast.
@@ -198,8 +198,8 @@ def lookup_weights(
     TypeError
         If an argument is not of the type stated.
     ValueError
-        If ``b`` is no matrix, its format is wider than 4 bits or has infinities or NaN, a code is
-        beyond the format's bits, or a group does not fit 16 bits.
+        If ``b`` is no matrix, its format is wider than 4 bits or has infinities or NaN, or a
+        group does not fit 16 bits.
 
     Examples
     --------
@@ -227,7 +227,7 @@ def lookup_weights(
         if own and min(block, k) != min(own, k):
             raise ValueError(f"block: expected {own}, which the blocks of b are, found {block}")
     run = min(own or block or k, k) or 1
-    fields = _fields(b, bits)
+    fields = b.codes.view(np.uint8) & np.uint8((1 << bits) - 1)
     places = np.zeros((_group_count(k, group, run), n), np.intp)
     per_run = -(-run // group)
     for i, rows in enumerate(chunks(k, run)):
@@ -324,15 +324,14 @@ def _matrix_shape(name: str, x: QuantizedTensor) -> tuple[int, int]:
 
 def _checked_bits(name: str, fmt: Format) -> int:
     """Return the width of a format's codes; raise ValueError for a format without tables."""
-    bits = code_bits(fmt)
-    if bits > _WIDEST:
+    if fmt.bits > _WIDEST:
         raise ValueError(
-            f"{name}: expected a format of at most {_WIDEST} bits, found {fmt} of {bits}: "
+            f"{name}: expected a format of at most {_WIDEST} bits, found {fmt} of {fmt.bits}: "
             "npfp8.matmul multiplies it"
         )
     if isinstance(fmt, FloatFormat) and not fmt.is_finite.all():
         raise ValueError(f"{name}: expected a format without infinity and NaN, found {fmt}")
-    return bits
+    return fmt.bits
 
 
 def _checked_group(group: int, bits: int) -> None:
@@ -356,21 +355,12 @@ def _cheapest_group(bits: int, n: int) -> int:
     return min(range(1, _GROUP_BITS // bits + 1), key=work)
 
 
-def _fields(b: QuantizedTensor, bits: int) -> Array:
-    """Return the codes as numbers of ``bits`` bits; raise ValueError for one that is wider."""
-    fields: Array = b.codes.view(np.uint8) & np.uint8((1 << bits) - 1)
-    wider = _codes_of(fields, b.fmt) != b.codes
-    if wider.any():
-        raise ValueError(f"b: expected codes of {bits} bits for {b.fmt}, found {b.codes[wider][0]}")
-    return fields
-
-
 def _codes_of(fields: Array, fmt: Format) -> Array:
-    """Return the codes that are kept as numbers of :func:`code_bits` bits."""
-    if not isinstance(fmt, IntFormat) or fmt.min_code >= 0:
-        return fields.view(fmt.code_dtype)
+    """Return the codes whose bits are the numbers ``fields``."""
+    if fmt.code_dtype == np.uint8:
+        return fields
     # The sign is at the top of the field; shifts within int8 spread it.
-    unused = 8 - code_bits(fmt)
+    unused = 8 - fmt.bits
     return (fields << np.uint8(unused)).view(np.int8) >> np.int8(unused)
 
 

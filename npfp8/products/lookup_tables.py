@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npfp8.arrays import Array, Float32Array, Float64Array, blas_product
-from npfp8.formats import Format, IntFormat
+from npfp8.formats import Format
 
-__all__ = ["code_bits", "field_values", "table_sums"]
+__all__ = ["field_values", "table_sums"]
 
 #: Rows of activations that share a gather: their entries lie side by side, so that a look-up
 #: copies a run of memory.
@@ -43,35 +43,19 @@ _PADDED_ROWS = 16
 #: Entries that are looked up at a time: they stay in the cache, and calls are few.
 _ENTRIES = 3 << 14
 
-#: As many, and entries of tables that are made at a time, for several rows of activations.
+#: The same for several rows of activations, and the entries of tables that are made at a time.
 _FEW, _BUILT = 1 << 13, 1 << 17
 
-#: The integers that tables can have, with the largest sum that each holds.
+#: The integer dtypes of tables, with the largest sum that each holds.
 _HOLD = ((np.int16, 2**15 - 1), (np.int32, 2**31 - 1))
 
 #: Entries of the largest group that a dtype has to hold the sum of, to be worth moving it.
 _SEVERAL = 4
 
 
-def code_bits(fmt: Format) -> int:
-    """Return the width of a format's codes: for integers, of the narrowest type with its range.
-
-    Examples
-    --------
-    >>> from npfp8 import E2M1, INT8, IntFormat
-    >>> [code_bits(fmt) for fmt in (E2M1, INT8, IntFormat(-2, 1, "int8"), IntFormat(0, 7, "uint8"))]
-    [4, 8, 2, 3]
-    """
-    if not isinstance(fmt, IntFormat):
-        return fmt.bits
-    if fmt.min_code >= 0:
-        return fmt.max_code.bit_length()
-    return max(fmt.max_code.bit_length(), (-1 - fmt.min_code).bit_length()) + 1
-
-
 @lru_cache(maxsize=64)
 def field_values(fmt: Format) -> Float64Array:
-    """Return the value of each code of :func:`code_bits` bits over the smallest subnormal.
+    """Return the value of each code, in the order of its bits, over the smallest subnormal.
 
     Examples
     --------
@@ -81,20 +65,14 @@ def field_values(fmt: Format) -> Float64Array:
     >>> field_values(E2M1)[:8]
     array([ 0.,  1.,  2.,  3.,  4.,  6.,  8., 12.])
     """
-    bits = code_bits(fmt)
-    codes = np.arange(1 << bits)
-    if isinstance(fmt, IntFormat):
-        if fmt.min_code < 0:
-            codes -= codes >> (bits - 1) << bits
-        return codes.astype(np.float64)
-    values: Float64Array = fmt.values[codes] / fmt.min_subnormal
+    values: Float64Array = fmt.values / fmt.min_subnormal
     return values
 
 
 @lru_cache(maxsize=64)
 def _columns(fmt: Format, group: int) -> Float32Array:
     """Return the weights of every index of a group, (group, 2^(bits * group)); read-only."""
-    bits = code_bits(fmt)
+    bits = fmt.bits
     indices = np.arange(1 << bits * group)
     fields = [indices >> bits * place & (1 << bits) - 1 for place in range(group)]
     columns: Float32Array = field_values(fmt)[np.array(fields)].astype(np.float32)
