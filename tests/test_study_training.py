@@ -15,7 +15,7 @@ from conftest import load_script
 
 import bert_numpy
 from bert_numpy.assets import REVIEWS
-from bert_numpy.evaluation.evaluate import calibrate_on
+from bert_numpy.evaluation.evaluate import calibrate_on, compare_with
 from bert_numpy.study.training import (
     Course,
     _outputs,
@@ -27,7 +27,7 @@ from bert_numpy.study.training import (
     training_of,
 )
 from bert_numpy.tasks.glue import task_named
-from bert_numpy.training.fake_quantization import FakeQuantizedProducts
+from bert_numpy.training.fake_quantization import FakeQuantizedProducts, quantized_model
 from bert_numpy.training.fit import StepReport, Training, fit
 from bert_numpy.training.fp8_products import FP8Products
 from bert_numpy.training.heads import with_head
@@ -122,15 +122,36 @@ def test_qat(
 ) -> None:
     pytest.importorskip("matplotlib")
     for way in qat.WAYS:
-        call(monkeypatch, qat, "run", *subject(tmp_path), *FEW, "--way", way, "--recipe", "int8")
+        options = ["--way", way, "--recipe", "int8", "--rate", "3e-3"]
+        call(monkeypatch, qat, "run", *subject(tmp_path), *FEW, *options)
     names = {path.name for path in tmp_path.glob("*.json")}
     assert names == {f"bert-tiny-sst2-sst2-{way}-int8-0.json" for way in qat.WAYS}
     capsys.readouterr()
     call(monkeypatch, qat, "report", "--out", str(tmp_path))
     text = capsys.readouterr().out
     assert text.count("| int8 |") == 3
-    found = json.loads((tmp_path / "bert-tiny-sst2-sst2-qat-int8-0.json").read_text())["results"]
-    assert found["quantized"]["flips"] <= 48
+    ptq, more, found = (
+        json.loads((tmp_path / f"bert-tiny-sst2-sst2-{way}-int8-0.json").read_text())["results"]
+        for way in ("ptq", "more", "qat")
+    )
+    assert found["fp32"] == more["fp32"]  # trained as long, in float32
+    # Again by hand, on the same machine:
+    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=48)
+    run = Training(1, 8, 3e-3, frozen=("embeddings.*",))
+    results = []
+    for name in ("float32", "qat-int8"):
+        products = products_of(name, learned, 8)
+        results.append(
+            fit(learned.model, learned.train, learned.train_labels, run, products=products)
+        )
+    plain = learned.evaluated(learned.quantized(results[0].model, "fp32"))
+    assert isinstance(results[1].products, FakeQuantizedProducts)
+    rounded = learned.evaluated(quantized_model(results[1].model, results[1].products))
+    expected = {**rounded.metrics, "not_finite": 0, **compare_with(plain, rounded)}
+    assert found["quantized"] == pytest.approx(expected)
+    assert found["fp32"]["accuracy"] == plain.metrics["accuracy"]
+    untrained = learned.evaluated(learned.quantized(learned.model, "fp32"))
+    assert ptq["fp32"]["accuracy"] == untrained.metrics["accuracy"]
     assert (tmp_path / "qat.png").stat().st_size > 1000
     call(monkeypatch, qat, "list", *subject(tmp_path), "--seeds", "1")
     assert capsys.readouterr().out.count("e4m3") == 3
