@@ -34,6 +34,7 @@ from bert_numpy.study.training import (
     Lesson,
     add_run_options,
     lesson,
+    main_metric,
     mean_and_deviation,
     products_of,
     read_records,
@@ -132,10 +133,6 @@ def list_runs(arguments: argparse.Namespace) -> None:
                     print(run_command(__file__, arguments, way=way, recipe=recipe, seed=seed))
 
 
-def metric_of(results: Mapping[str, Any]) -> float:
-    return float(next(iter(results.values())))
-
-
 Grouped = dict[tuple[str, str], dict[tuple[str, str], list[Mapping[str, Any]]]]
 
 
@@ -164,8 +161,8 @@ def table_of(found: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> st
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (recipe, way), records in found.items():
-        floats = [100 * metric_of(r["results"]["fp32"]) for r in records]
-        values = [100 * metric_of(r["results"]["quantized"]) for r in records]
+        floats = [main_metric(r, "fp32") for r in records]
+        values = [main_metric(r, "quantized") for r in records]
         flips = [r["results"]["quantized"]["flips"] for r in records]
         errors = [r["results"]["quantized"]["relative_logit_error"] for r in records]
         differences = ", ".join(f"{y - x:+.2f}" for x, y in zip(floats, values, strict=True))
@@ -189,8 +186,8 @@ def draw(groups: Grouped, path: Path) -> None:
     )
     for panel, ((model, task), found) in zip(panels.flat, groups.items(), strict=False):
         for place, ((recipe, _), records) in enumerate(found.items()):
-            floats = [100 * metric_of(r["results"]["fp32"]) for r in records]
-            values = [100 * metric_of(r["results"]["quantized"]) for r in records]
+            floats = [main_metric(r, "fp32") for r in records]
+            values = [main_metric(r, "quantized") for r in records]
             beside = [place - 0.18] * len(floats), [place + 0.18] * len(values)
             panel.plot(floats, beside[0], "|", color=COLORS["FP32"], markersize=8)
             panel.plot(values, beside[1], "o", color=color_of(recipe), markersize=4, alpha=0.7)

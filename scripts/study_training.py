@@ -31,6 +31,7 @@ from bert_numpy.study.training import (
     Course,
     add_run_options,
     lesson,
+    main_metric,
     mean_and_deviation,
     products_of,
     read_records,
@@ -136,11 +137,6 @@ def shares(record: Mapping[str, Any], part: str) -> tuple[float, float]:
     return (total[1] / total[0], total[2] / total[0]) if total[0] else (np.nan, np.nan)
 
 
-def first_metric(record: Mapping[str, Any], recipe: str = "fp32") -> float:
-    results = record["results"][recipe]
-    return float(next(results[name] for name in results if name != "not_finite"))
-
-
 def percent(x: float) -> str:
     if not np.isfinite(x):
         return ""
@@ -149,7 +145,7 @@ def percent(x: float) -> str:
 
 def table_of(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Make a task's table: the accuracy of each scaling, and the shares that were lost."""
-    base = {r["seed"]: first_metric(r) for r in runs.get(FLOAT32, ())}
+    base = {r["seed"]: main_metric(r, "fp32") for r in runs.get(FLOAT32, ())}
     lines = [
         "| scaling | accuracy in float32, % | difference by seed | accuracy in E4M3, % | "
         "activations: saturated, underflowed, % | gradients: saturated, underflowed, % | "
@@ -157,12 +153,10 @@ def table_of(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, records in runs.items():
-        mean, deviation = mean_and_deviation([100 * first_metric(r) for r in records])
-        low, _ = mean_and_deviation([100 * first_metric(r, "e4m3") for r in records])
+        mean, deviation = mean_and_deviation([main_metric(r, "fp32") for r in records])
+        low, _ = mean_and_deviation([main_metric(r, "e4m3") for r in records])
         differences = [
-            f"{100 * (first_metric(r) - base[r['seed']]):+.2f}"
-            for r in records
-            if r["seed"] in base
+            f"{main_metric(r, 'fp32') - base[r['seed']]:+.2f}" for r in records if r["seed"] in base
         ]
         lost = [
             ", ".join(percent(float(np.mean(x))) for x in zip(*pairs, strict=True))
@@ -222,14 +216,14 @@ def draw_accuracy(runs: Runs, path: Path) -> None:
     )
     for panel, (task, found) in zip(panels[0], runs.items(), strict=True):
         for place, name in enumerate(names):
-            values = [100 * first_metric(r) for r in found.get(name, ())]
+            values = [main_metric(r, "fp32") for r in found.get(name, ())]
             if not values:
                 continue
             colour = COLORS["FP32" if name == FLOAT32 else "E4M3"]
             panel.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.7)
             panel.plot([np.mean(values)], [place], "|", color=colour, markersize=14)
         if FLOAT32 in found:
-            centre = np.mean([100 * first_metric(r) for r in found[FLOAT32]])
+            centre = np.mean([main_metric(r, "fp32") for r in found[FLOAT32]])
             panel.axvline(centre, color=COLORS["FP32"], linewidth=0.8, linestyle="--")
         panel.set_yticks(range(len(names)), names)
         panel.set_ylim(len(names) - 0.4, -0.6)

@@ -15,7 +15,7 @@ from conftest import load_script
 
 import bert_numpy
 from bert_numpy.assets import REVIEWS
-from bert_numpy.evaluation.evaluate import calibrate_on
+from bert_numpy.evaluation.evaluate import calibrate_on, compare_with
 from bert_numpy.study.training import (
     Course,
     _outputs,
@@ -27,7 +27,7 @@ from bert_numpy.study.training import (
     training_of,
 )
 from bert_numpy.tasks.glue import task_named
-from bert_numpy.training.fake_quantization import FakeQuantizedProducts
+from bert_numpy.training.fake_quantization import FakeQuantizedProducts, quantized_model
 from bert_numpy.training.fit import StepReport, Training, fit
 from bert_numpy.training.fp8_products import FP8Products
 from bert_numpy.training.heads import with_head
@@ -122,15 +122,36 @@ def test_qat(
 ) -> None:
     pytest.importorskip("matplotlib")
     for way in qat.WAYS:
-        call(monkeypatch, qat, "run", *subject(tmp_path), *FEW, "--way", way, "--recipe", "int8")
+        options = ["--way", way, "--recipe", "int8", "--rate", "3e-3"]
+        call(monkeypatch, qat, "run", *subject(tmp_path), *FEW, *options)
     names = {path.name for path in tmp_path.glob("*.json")}
     assert names == {f"bert-tiny-sst2-sst2-{way}-int8-0.json" for way in qat.WAYS}
     capsys.readouterr()
     call(monkeypatch, qat, "report", "--out", str(tmp_path))
     text = capsys.readouterr().out
     assert text.count("| int8 |") == 3
-    found = json.loads((tmp_path / "bert-tiny-sst2-sst2-qat-int8-0.json").read_text())["results"]
-    assert found["quantized"]["flips"] <= 48
+    ptq, more, found = (
+        json.loads((tmp_path / f"bert-tiny-sst2-sst2-{way}-int8-0.json").read_text())["results"]
+        for way in ("ptq", "more", "qat")
+    )
+    assert found["fp32"] == more["fp32"]  # trained as long, in float32
+    # Again by hand, on the same machine:
+    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=48)
+    run = Training(1, 8, 3e-3, frozen=("embeddings.*",))
+    results = []
+    for name in ("float32", "qat-int8"):
+        products = products_of(name, learned, 8)
+        results.append(
+            fit(learned.model, learned.train, learned.train_labels, run, products=products)
+        )
+    plain = learned.evaluated(learned.quantized(results[0].model, "fp32"))
+    assert isinstance(results[1].products, FakeQuantizedProducts)
+    rounded = learned.evaluated(quantized_model(results[1].model, results[1].products))
+    expected = {**rounded.metrics, "not_finite": 0, **compare_with(plain, rounded)}
+    assert found["quantized"] == pytest.approx(expected)
+    assert found["fp32"]["accuracy"] == plain.metrics["accuracy"]
+    untrained = learned.evaluated(learned.quantized(learned.model, "fp32"))
+    assert ptq["fp32"]["accuracy"] == untrained.metrics["accuracy"]
     assert (tmp_path / "qat.png").stat().st_size > 1000
     call(monkeypatch, qat, "list", *subject(tmp_path), "--seeds", "1")
     assert capsys.readouterr().out.count("e4m3") == 3
@@ -222,6 +243,59 @@ def test_a_course_is_cut_into_parts() -> None:
     assert found == pytest.approx([max(largest[:3]), max(largest[3:])], rel=5e-3)
     counted = record["counts"]["encoder.layer.0.output.dense:a"]
     assert all(row[1] == 0 < row[2] for row in counted)  # underflows, but nothing saturates
+
+
+def made_up(scaling: str, seed: int, accuracy: float, low: float, minutes: float) -> dict[str, Any]:
+    """A record of a run whose numbers are all different."""
+    counts: dict[str, Any] = {}
+    if scaling != "float32":
+        counts = {
+            "x:a": [[1000, 30, 50], [0, 0, 0]],
+            "y:a": [[1000, 10, 10], [2000, 0, 60]],
+            "x:dy": [[400, 4, 0], [400, 12, 100]],
+            "x:b": [[10**6, 9, 9], [10**6, 9, 9]],
+        }
+    return {
+        **{"task": "mrpc", "scaling": scaling, "seed": seed, "steps": 2},
+        **{"cpu_seconds": 60 * minutes, "losses": [0.9, 0.25], "counts": counts, "factors": {}},
+        "results": {"fp32": {"accuracy": accuracy, "f1": 1}, "e4m3": {"accuracy": low, "f1": 1}},
+    }
+
+
+def test_the_table_of_scalings() -> None:
+    records = [
+        made_up("none", 1, 0.64, 0.5, 2),
+        made_up("none", 0, 0.6, 0.52, 4),
+        made_up("float32", 0, 0.7, 0.75, 1),
+        made_up("float32", 1, 0.6, 0.65, 1),
+    ]
+    (found,) = training.by_run(records).values()
+    *_, float32, none = training.table_of(found).splitlines()
+    assert float32 == "| float32 | 65.00 ± 7.07 |  | 70.00 |  |  | 0.250 | 1.0 |"
+    assert none == ("| none | 62.00 ± 2.83 | -10.00, +4.00 | 51.00 | 1, 3 | 2, 12 | 0.250 | 3.0 |")
+
+
+def test_the_table_of_ways() -> None:
+    """CoLA's metric is not the first of a record's keys, which are in the alphabet's order."""
+
+    def record(way: str, seed: int, plain: float, quantized: float) -> dict[str, Any]:
+        results = {"flips": 3 + seed, "matthews_correlation": quantized}
+        return {
+            **{"model": "m", "task": "cola", "recipe": "int8", "way": way, "seed": seed},
+            "results": {
+                "fp32": {"flips": 0, "matthews_correlation": plain},
+                "quantized": {**results, "relative_logit_error": 0.25 + seed / 8},
+            },
+        }
+
+    records = [record("qat", 1, 0.5, 0.6), record("ptq", 0, 0.5, 0.4), record("qat", 0, 0.4, 0.2)]
+    (found,) = qat.grouped(records).values()
+    *_, ptq, trained = qat.table_of(found).splitlines()
+    assert ptq == "| int8 | quantized after training | 50.00 | 40.00 | -10.00 | 3 | 0.250 |"
+    assert trained == (
+        "| int8 | as many steps of quantization-aware training | 45.00 ± 7.07 | 40.00 ± 28.28 | "
+        "-20.00, +10.00 | 3.5 | 0.312 |"
+    )
 
 
 def test_options_of_a_run() -> None:

@@ -1220,6 +1220,18 @@ def test_keys_of_the_sources_head_are_not_kept(tmp_path: Path) -> None:
     assert (raw["id2label"], raw["label2id"]) == ({"0": "score"}, {"score": 0})
 
 
+def test_a_source_that_names_no_class(tmp_path: Path) -> None:
+    source = write_encoder(tmp_path / "source")
+    (source / "modules.json").unlink()
+    raw = json.loads((source / "config.json").read_text())
+    del raw["architectures"]
+    (source / "config.json").write_text(json.dumps(raw))
+    save_trained(load(source), source, tmp_path / "out")
+    again = load(tmp_path / "out")
+    assert again.config.architecture == "BertModel"
+    assert again.weights.keys() == load(source).weights.keys()
+
+
 def test_what_would_be_another_model_is_not_written(tmp_path: Path) -> None:
     source, out = write_checkpoint(tmp_path / "source"), tmp_path / "out"
     model = load(source)

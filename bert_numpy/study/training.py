@@ -43,6 +43,7 @@ __all__ = [
     "Lesson",
     "add_run_options",
     "lesson",
+    "main_metric",
     "mean_and_deviation",
     "products_of",
     "read_records",
@@ -111,7 +112,7 @@ def lesson(
     task : str
         A task of GLUE with classes.
     data : str or Path
-        The folder of the task's ``train.tsv`` and ``dev.tsv``.
+        The folder of the task's files for training and evaluation.
     seed : int
         For the new head's parameters.
     limit : int, optional
@@ -134,7 +135,7 @@ def lesson(
         found = with_head(found, how.head, how.labels, seed)
     tokenizer = load_tokenizer(model)
     sets: list[tuple[list[EncodedText], Array]] = []
-    for name in ("train.tsv", how.dev):
+    for name in (how.train, how.dev):
         examples = how.read(find_files(data, how, name))
         if limit is not None:
             examples = examples.sample(min(limit, len(examples)))
@@ -246,6 +247,18 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """
     deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return float(np.mean(values)), float(deviation)
+
+
+def main_metric(record: Mapping[str, Any], name: str) -> float:
+    """Return a result's main metric, in percent: the first one of the record's task.
+
+    Examples
+    --------
+    >>> main_metric({"task": "mrpc", "results": {"fp32": {"f1": 0.8, "accuracy": 0.75}}}, "fp32")
+    75.0
+    """
+    metric = task_named(record["task"]).metrics[0]
+    return 100 * float(record["results"][name][metric])
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
