@@ -418,6 +418,25 @@ def test_bad_input(change: Any, message: str | None, tmp_path: Path) -> None:
         bert_numpy.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"num_bits": 4}, "key 'num_bits': expected 8, found 4"),
+        ({"actorder": "group"}, "key 'actorder': expected nothing, 'weight', or 'group' for weig"),
+    ],
+)
+def test_what_is_of_weights_alone(argument: Any, message: str, tmp_path: Path) -> None:
+    _, folder = foreign(tmp_path, recipe="int8-channel")
+
+    def change(config: dict[str, Any]) -> None:
+        group = config["quantization_config"]["config_groups"]["group_0"]
+        group["input_activations"].update(argument)
+
+    changed_config(change)(folder)
+    with pytest.raises(BertNumpyError, match=f"key 'input_activations': {message}"):
+        bert_numpy.load(folder)
+
+
 def named(layout: str, of_group: str | None = None) -> Callable[[Path], None]:
     """Another layout, for all groups, or of the one group there is."""
 
