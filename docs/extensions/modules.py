@@ -55,7 +55,7 @@ class ModuleReference(SphinxDirective):
             else:
                 lines = comment(place.split(".")[0], name)
                 text = "\n".join(lines)
-                entries += [f".. py:data:: {full}", "", *(f"   {line}" for line in lines), ""]
+                entries += [f".. py:data:: {name}", "", *(f"   {line}" for line in lines), ""]
             table += [f"   * - :py:obj:`{name} <{full}>`", f"     - {first_sentence(text)}"]
         head = [f".. py:currentmodule:: {place}", ""]
         return self.parse_text_to_nodes("\n".join([*head, *table, "", *entries]))
