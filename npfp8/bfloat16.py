@@ -14,10 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arguments import array_of, wrong_array
-from npfp8.arrays import Float32Array, Float64Array, chunks, require_array, require_writable
+from npfp8.arrays import (
+    Float32Array,
+    Float64Array,
+    chunks,
+    require_array,
+    require_writable,
+    scratch,
+)
 from npfp8.rounding import float64_to_float32
 
-__all__ = ["from_bits", "round_in_place", "round_to_bfloat16", "round_to_bits", "to_bits"]
+__all__ = [
+    "as_bfloat16",
+    "from_bits",
+    "round_finite",
+    "round_in_place",
+    "round_to_bfloat16",
+    "round_to_bits",
+    "to_bits",
+]
 
 #: Elements worked on at a time: a chunk's temporaries (512 kB or 1 MB each) stay in cache.
 _CHUNK = 1 << 17
@@ -131,13 +146,13 @@ def round_to_bfloat16(x: npt.ArrayLike, out: Float32Array | None = None) -> Floa
     source = np.ascontiguousarray(given, given.dtype.newbyteorder("=")).reshape(-1)
     target = out.reshape(-1)
     round_part = _round_float64 if source.dtype == np.float64 else _round_float32
-    work = np.empty(min(_CHUNK, source.size), f"u{source.itemsize}")
+    work_dtype = np.uint64 if source.dtype == np.float64 else np.uint32
     for chunk in chunks(source.size, _CHUNK):
         part, result = source[chunk], target[chunk]
         # NaN is looked for first: the result may be in the memory of the source.
         nan = np.isnan(part)
         signs = np.signbit(part[nan]) if nan.any() else None
-        round_part(part, result, work[: part.size])
+        round_part(part, result, scratch(part.size, work_dtype))
         if signs is not None:
             result[nan] = np.where(signs, _NEGATIVE_NAN, _NAN).view(np.float32)
     return out
@@ -174,6 +189,48 @@ def round_in_place(x: Float32Array) -> Float32Array:
     contiguous = np.ascontiguousarray(x)
     require_writable("x", contiguous)
     return round_to_bfloat16(contiguous, out=contiguous)
+
+
+def round_finite(x: Float32Array) -> None:
+    """Round to bfloat16 as :func:`round_in_place` does, without a look for NaN.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+        C-contiguous. A NaN may only be one that an operation on other numbers has made.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.bfloat16 import round_finite
+    >>> x = np.float32([3.14159, np.inf])
+    >>> round_finite(x)
+    >>> x
+    array([3.140625,      inf], dtype=float32)
+    """
+    flat = x.reshape(-1)
+    for chunk in chunks(flat.size, _CHUNK):
+        part = flat[chunk]
+        _round_float32(part, part, scratch(part.size, np.uint32))
+
+
+def as_bfloat16(x: Float32Array) -> Float32Array:
+    """Return an array itself if it has bfloat16 values alone, and rounded otherwise.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.bfloat16 import as_bfloat16
+    >>> x = np.float32([1.0, 3.140625])
+    >>> as_bfloat16(x) is x, as_bfloat16(np.float32([3.14159]))
+    (True, array([3.140625], dtype=float32))
+    """
+    bits = np.bitwise_or.reduce(x.view(np.uint32), axis=None)
+    return round_to_bfloat16(x) if bits & 0xFFFF else x
 
 
 def round_to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:

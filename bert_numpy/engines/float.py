@@ -13,7 +13,7 @@ from bert_numpy.engines.engine import Engine, Layout, Table, Weights
 from bert_numpy.engines.site import Site
 from npfp8 import golden
 from npfp8.arrays import Float32Array, IntArray, blas_product
-from npfp8.bfloat16 import round_in_place, round_to_bfloat16
+from npfp8.bfloat16 import as_bfloat16, round_in_place
 
 __all__ = ["Bfloat16Engine", "FloatEngine"]
 
@@ -138,7 +138,7 @@ class Bfloat16Engine(Engine[Float32Array]):
         """Look the function up in a table, which is exact and fast; an answer stays float32."""
         if answer:
             return self.inner.activation(name, x)
-        return golden.unary(functions.golden_name(name), round_to_bfloat16(x))
+        return golden.unary(functions.golden_name(name), as_bfloat16(x))
 
     def matmul(self, a: Float32Array, b: Float32Array) -> Float32Array:
         """Multiply two matrices as ``inner`` does."""

@@ -16,10 +16,10 @@ import numpy as np
 from bert_numpy.engines.engine import Weights
 from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
-from bert_numpy.quantization.engine import Made, Operandlike, QuantizedEngine
+from bert_numpy.quantization.engine import DType, Made, Operandlike, QuantizedEngine
 from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
-from npfp8 import BlockFormat, QuantizedTensor, quantize
+from npfp8 import BlockFormat, quantize
 from npfp8.arrays import Array, Float32Array, IntArray
 from npfp8.formats import FloatFormat, Format
 
@@ -98,15 +98,16 @@ class _ChoosingEngine(QuantizedEngine):
         static: Scale | None,
         k_axis: int,
         made: Made | None = None,
+        dtype: DType | None = None,
     ) -> Operandlike:
         """Quantize an operand with the scale chosen for it."""
         fmt = operand.fmt
-        if static is not None and not isinstance(x, QuantizedTensor) and fmt is not None:
+        if static is not None and isinstance(x, np.ndarray) and fmt is not None:
             free = static.zero_point is None and not operand.power_of_two
             if name not in self.chosen and free and not isinstance(fmt, BlockFormat):
                 self.chosen[name] = Scale(telling_scale(x, float(static.scale), fmt))
             static = self.chosen.get(name, static)
-        return super().codes(name, x, operand, static, k_axis, made)
+        return super().codes(name, x, operand, static, k_axis, made, dtype)
 
 
 def with_telling_scales(model: QuantizedModel, inputs: Mapping[str, IntArray]) -> QuantizedModel:
@@ -126,7 +127,14 @@ def with_telling_scales(model: QuantizedModel, inputs: Mapping[str, IntArray]) -
         own = model.engine(weights, batch)
         assert isinstance(own, QuantizedEngine)
         return _ChoosingEngine(
-            own.inner, own.weights, own.batch, own.recipe, own.plans, own.check, chosen=chosen
+            own.inner,
+            own.weights,
+            own.batch,
+            own.recipe,
+            own.plans,
+            own.kept,
+            own.check,
+            chosen=chosen,
         )
 
     replace(model, engine=engine)(**inputs)

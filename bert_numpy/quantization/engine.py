@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,16 @@ from bert_numpy.errors import NAMED, BertNumpyError, naming, raise_named
 from bert_numpy.model.model import EngineOf
 from bert_numpy.model.packing import Batch, Packing
 from bert_numpy.quantization.counts import Counts, OperandCounts
+from bert_numpy.quantization.decoded_weights import DECODED_BUDGET, DecodedWeights
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.tiled_attention import finished, steps
 from npfp8 import (
     ACCUMULATORS,
+    Accumulator,
     BlockFormat,
     FloatFormat,
+    Format,
     QuantizedTensor,
     matmul,
     quantize,
@@ -32,19 +36,35 @@ from npfp8 import (
 from npfp8.arrays import Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.products import matmul_16bit
+from npfp8.products.decoded import (
+    Decoded,
+    decoded,
+    decoded_bfloat16,
+    decoded_product,
+    product_dtype,
+)
 
 __all__ = ["QuantizedEngine", "engine_of"]
 
-Operandlike = Float32Array | QuantizedTensor
+#: An operand of a product: numbers, codes with scales, or the values of codes.
+Operandlike = Float32Array | QuantizedTensor | Decoded
 
 #: The codes and counts of one input by its operand and scale: several layers may share them.
-Made = dict[tuple[object, ...], tuple[QuantizedTensor, OperandCounts]]
+Made = dict[tuple[object, ...], tuple[QuantizedTensor | Decoded, OperandCounts]]
+
+#: The dtype of decoded operands.
+DType = type[np.floating[Any]]
 
 #: The plan of a site whose product is not quantized.
 _NOTHING = SitePlan(SiteRecipe())
 
 
-def engine_of(recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool = False) -> EngineOf:
+def engine_of(
+    recipe: Recipe,
+    plans: Mapping[str, SitePlan],
+    golden: bool = False,
+    budget: int = DECODED_BUDGET,
+) -> EngineOf:
     """Return a function that makes the engine of each run; it can be pickled.
 
     Parameters
@@ -56,6 +76,9 @@ def engine_of(recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool = Fals
         True for the same bits on every machine: products that are not quantized are
         correctly rounded, :mod:`npfp8.golden` does the arithmetic, and NaN or
         infinity in an operand or a result is an error that names the site.
+    budget : int
+        The most bytes of decoded weights that are kept between runs. The bits do not depend
+        on it.
 
     Raises
     ------
@@ -69,18 +92,25 @@ def engine_of(recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool = Fals
             f"recipe {recipe.name}: golden products are accumulated {expected}, "
             f"found {recipe.accumulate!r}"
         )
-    return partial(_engine, recipe=recipe, plans=plans, golden=golden)
+    kept = DecodedWeights(budget)
+    return partial(_engine, recipe=recipe, plans=plans, golden=golden, kept=kept)
 
 
 def _engine(
-    weights: Weights, batch: Batch, *, recipe: Recipe, plans: Mapping[str, SitePlan], golden: bool
+    weights: Weights,
+    batch: Batch,
+    *,
+    recipe: Recipe,
+    plans: Mapping[str, SitePlan],
+    golden: bool,
+    kept: DecodedWeights,
 ) -> QuantizedEngine:
     if golden:
         rest = GoldenEngine(weights, batch, recipe.arithmetic)
-        return QuantizedEngine(rest, weights, batch, recipe, plans, rest.check)
+        return QuantizedEngine(rest, weights, batch, recipe, plans, kept, rest.check)
     plain = FloatEngine(weights, batch)
     inner = Bfloat16Engine(plain) if recipe.arithmetic == "bfloat16" else plain
-    return QuantizedEngine(inner, weights, batch, recipe, plans)
+    return QuantizedEngine(inner, weights, batch, recipe, plans, kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +133,14 @@ class QuantizedEngine(Engine[Float32Array]):
     batch: Batch
     recipe: Recipe
     plans: Mapping[str, SitePlan]
+    kept: DecodedWeights
     check: Callable[[str, Float32Array], None] | None = None  # run on operands and results
     counts: dict[str, OperandCounts] = field(default_factory=dict)
+
+    @property
+    def accumulator(self) -> Accumulator:
+        """The accumulator of products of codes."""
+        return ACCUMULATORS[self.recipe.accumulate]
 
     def counted(self) -> Counts:
         """Return the counts up to now."""
@@ -120,8 +156,29 @@ class QuantizedEngine(Engine[Float32Array]):
                 continue
             weight, bias = (self.weights[f"{site.name}.{part}"] for part in ("weight", "bias"))
             assert isinstance(bias, np.ndarray)
-            transposed = weight.mT if isinstance(weight, QuantizedTensor) else weight.T
-            yield self.planned(site, plan or _NOTHING, x, transposed, bias, made)
+            plan = plan or _NOTHING
+            yield self.planned(site, plan, x, self.weight(site.name, weight, plan), bias, made)
+
+    def weight(
+        self, name: str, weight: Float32Array | QuantizedTensor, plan: SitePlan
+    ) -> Operandlike:
+        """Return a layer's weight as the right operand of its product. (N, K) -> (K, N)."""
+        if not isinstance(weight, QuantizedTensor):
+            return weight.T
+        k = weight.shape[-1]
+        if weight.block_format is None and (weight.block is None or weight.block >= k):
+            if (dtype := self.decoded_dtype(plan, weight.fmt, k)) is not None:
+                return self.kept.decoded(name, weight, dtype)
+        return weight.mT
+
+    def decoded_dtype(self, plan: SitePlan, b: Format | BlockFormat | None, k: int) -> DType | None:
+        """Return the dtype in which a site's decoded operands are multiplied; None for others."""
+        a = plan.recipe.a
+        if not isinstance(a.fmt, Format) or not isinstance(b, Format) or a.granularity == "block":
+            return None
+        if plan.recipe.outlier_threshold is not None:
+            return None
+        return product_dtype(a.fmt, b, k, self.accumulator)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
         """Multiply two activations, quantized if the site has a plan."""
@@ -186,8 +243,20 @@ class QuantizedEngine(Engine[Float32Array]):
         outliers = None
         if plan.recipe.outlier_threshold is not None:
             (outliers, a), made = _apart(a, plan, self.batch.packing), None
-        qa = self.codes(f"{site.name}:a", a, plan.recipe.a, plan.a, -1, made)
-        qb = self.codes(f"{site.name}:b", b, plan.recipe.b, plan.b, -2)
+        if isinstance(b, Decoded):
+            dtype: DType | None = b.values.dtype.type
+        elif isinstance(b, QuantizedTensor) or plan.recipe.b.granularity == "block":
+            dtype = None
+        else:
+            dtype = self.decoded_dtype(plan, plan.recipe.b.fmt, a.shape[-1])
+        qa = self.codes(f"{site.name}:a", a, plan.recipe.a, plan.a, -1, made, dtype)
+        qb = self.codes(f"{site.name}:b", b, plan.recipe.b, plan.b, -2, None, dtype)
+        rounds = site.kind != "head"
+        if isinstance(qa, Decoded) and isinstance(qb, Decoded):
+            accumulator, bfloat16 = self.accumulator, self.recipe.arithmetic == "bfloat16"
+            product = decoded_product(qa, qb, accumulator, bias, rounds and bfloat16)
+            self.checked(site.name, product)
+            return product
         product = self.codes_product(qa, qb)
         if outliers is not None:
             # Added even to rows without outliers, so that -0 + 0 is the same in every batch.
@@ -195,7 +264,7 @@ class QuantizedEngine(Engine[Float32Array]):
             product += np.float32(0) if others is None else others
         if bias is not None:
             product += bias
-        product = product if site.kind == "head" else rest.rounded(product)
+        product = rest.rounded(product) if rounds else product
         self.checked(site.name, product)
         return product
 
@@ -212,15 +281,19 @@ class QuantizedEngine(Engine[Float32Array]):
         static: Scale | None,
         k_axis: int,
         made: Made | None = None,
+        dtype: DType | None = None,
     ) -> Operandlike:
-        """Quantize and count an operand by its plan; return it unchanged if it has no format."""
-        if isinstance(x, QuantizedTensor) or operand.fmt is None:
+        """Quantize and count an operand by its plan; return it unchanged if it has no format.
+
+        With a ``dtype``, the codes are decoded, or not made at all.
+        """
+        if not isinstance(x, np.ndarray) or operand.fmt is None:
             return x
-        how = (operand, static and (float(static.scale), static.zero_point))
+        how = (operand, static and (float(static.scale), static.zero_point), dtype)
         if made is None or how not in made:
             try:
-                q = self.quantized(x, operand, static, k_axis)
-                counts = OperandCounts(x.size, *q.lost(x))
+                q, lost = self.quantized(x, operand, static, k_axis, dtype)
+                counts = OperandCounts(x.size, *lost)
             except NAMED as error:
                 raise_named(error, name)
             if made is not None:
@@ -235,15 +308,29 @@ class QuantizedEngine(Engine[Float32Array]):
         self.counts[name] = self.counts[name] + counts if name in self.counts else counts
 
     def quantized(
-        self, x: Float32Array, operand: Operand, static: Scale | None, k_axis: int
-    ) -> QuantizedTensor:
-        """Quantize with the scales of the calibration, or with scales from ``x`` itself."""
-        assert operand.fmt is not None
-        if static is None or isinstance(operand.fmt, BlockFormat):
-            return quantize_operand(x, operand, k_axis, static)
-        if self.recipe.arithmetic == "bfloat16":
-            return quantize_bfloat16(x, operand.fmt, static.scale, static.zero_point)
-        return quantize(x, operand.fmt, static.scale, zero_point=static.zero_point)
+        self,
+        x: Float32Array,
+        operand: Operand,
+        static: Scale | None,
+        k_axis: int,
+        dtype: DType | None,
+    ) -> tuple[QuantizedTensor | Decoded, tuple[int, int]]:
+        """Quantize with the scales of the calibration, or with scales from ``x`` itself.
+
+        Return also how many numbers saturated and underflowed.
+        """
+        fmt = operand.fmt
+        assert fmt is not None
+        if static is None or isinstance(fmt, BlockFormat):
+            q = quantize_operand(x, operand, k_axis, static)
+        elif self.recipe.arithmetic != "bfloat16":
+            q = quantize(x, fmt, static.scale, zero_point=static.zero_point)
+        elif dtype is None:
+            q = quantize_bfloat16(x, fmt, static.scale, static.zero_point)
+        else:
+            return decoded_bfloat16(x, fmt, static.scale, static.zero_point, dtype)
+        lost = q.lost(x)
+        return (q, lost) if dtype is None else (decoded(q, k_axis, dtype), lost)
 
     def codes_product(self, a: Operandlike, b: Operandlike) -> Float32Array:
         """Multiply codes with the recipe's accumulator, and others as :meth:`rest_product`."""
@@ -293,4 +380,5 @@ def _outliers(
 
 
 def _float32(x: Operandlike) -> Float32Array:
+    assert not isinstance(x, Decoded)  # both operands have formats then
     return x.dequantize() if isinstance(x, QuantizedTensor) else x

@@ -17,9 +17,11 @@ from npfp8.arguments import array_of, wrong_type
 from npfp8.arrays import Array, Float32Array, chunks
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.blocks import block_scaled_product
+from npfp8.products.decoded import decoded, decoded_product, product_dtype
 from npfp8.products.exact import exact_k_limit, exact_product, float32_product
 from npfp8.products.float32 import matmul_float32
 from npfp8.products.sequential import sequential_sums
+from npfp8.products.shapes import check_shapes, checked_factor, scale_of
 from npfp8.products.specials import overlay_specials
 from npfp8.products.table import (
     ACCUMULATIONS,
@@ -145,6 +147,10 @@ def matmul(
         factors = factor_of(a, a.ndim - 1, any_blocks), factor_of(b, b.ndim - 2, any_blocks)
         return block_scaled_product(a, b, accumulator, factors, block, _sums)
 
+    dtype = product_dtype(a.fmt, b.fmt, a.shape[-1], accumulator)
+    if dtype is not None and (not block or block == a.shape[-1]):
+        return decoded_product(decoded(a, -1, dtype), decoded(b, -2, dtype), accumulator)
+
     def sums(ks: slice) -> tuple[Float32Array, bool]:
         return _sums(a, b, ks, accumulator)
 
@@ -212,29 +218,6 @@ def _check_operands(a: QuantizedTensor, b: QuantizedTensor) -> None:
         if not isinstance(operand, QuantizedTensor):
             raise wrong_type(name, "a QuantizedTensor", operand)
     check_shapes(a, b)
-
-
-def check_shapes(a: QuantizedTensor | Array, b: QuantizedTensor | Array) -> None:
-    """Raise ValueError unless the operands are matrices, or stacks of some, that fit."""
-    for name, operand in (("a", a), ("b", b)):
-        if operand.ndim < 2:
-            raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
-    if a.shape[-1] != b.shape[-2]:
-        raise ValueError(
-            f"expected shapes (..., M, K) and (..., K, N), found {a.shape} and {b.shape}"
-        )
-
-
-def scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
-    """Return the scale of ``x`` with a K axis of length 1, to broadcast against the product."""
-    if x.axis is None:
-        return x.scale
-    if x.axis == k_axis or x.block is not None:
-        raise ValueError(
-            "a scale that varies along K does not factor out of the sum: expected another axis, "
-            f"or blocks of K, found axis {x.axis} and block {x.block} of shape {x.shape}"
-        )
-    return x.scale.reshape([-1 if i == x.axis else 1 for i in range(x.ndim)])
 
 
 def factor_of(x: QuantizedTensor, k_axis: int, any_blocks: bool) -> Float32Array:
@@ -360,10 +343,7 @@ def _scaled(
     accumulator: Accumulator,
 ) -> Float32Array:
     """Compute the sums over the part ``ks`` of K, times their scale."""
-    with np.errstate(over="ignore", under="ignore"):
-        scale = np.multiply(scale_a, scale_b)
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        raise ValueError("the product of the operands' scales overflows or underflows float32")
+    scale = checked_factor(scale_a, scale_b)
     result, finite = sums(ks)
     result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
     with np.errstate(over="ignore", under="ignore"):

@@ -45,7 +45,15 @@ from npfp8.rounding import sum_to_odd
 from npfp8.scaling import spread
 from npfp8.tensor import QuantizedTensor
 
-__all__ = ["code_span", "exact_k_limit", "exact_product", "float32_product"]
+__all__ = [
+    "code_span",
+    "code_values",
+    "exact_k_limit",
+    "exact_product",
+    "float32_product",
+    "integer_sums",
+    "whole_k_limit",
+]
 
 #: Bits of the largest sum that :func:`_round_sum` takes, in units of the smallest.
 _SUM_BITS = 93
@@ -134,6 +142,17 @@ def _exact_k_limit(fmt_a: Format, fmt_b: Format, parts: int, zero_point: bool) -
     return min(_k_limit(cut_a, cut_b, 53), _k_limit(whole_a, whole_b, _SUM_BITS))
 
 
+@lru_cache(maxsize=1024)
+def whole_k_limit(fmt_a: Format, fmt_b: Format) -> int:
+    """Return the largest K for which a float64 product is exact for all codes and zero points."""
+    return _exact_k_limit(fmt_a, fmt_b, 1, zero_point=True)
+
+
+def code_values(x: QuantizedTensor, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return the code values of ``x`` minus the zero point, with NaN and infinity as 0."""
+    return _values(x, (...,), dtype)
+
+
 def code_span(fmt: Format, zero_point: bool = False) -> float:
     """Return the largest value of a format over the number of which all are multiples."""
     return _cut(fmt, *_full_range(fmt), 1, zero_point)[0].span
@@ -209,7 +228,8 @@ def exact_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float32A
     k = len(range(*ks.indices(a.shape[-1])))
     parts_a, parts_b = _plan(a, b, ks, k)
     if isinstance(a.fmt, IntFormat) and isinstance(b.fmt, IntFormat):
-        return _exact_integer_product(a, b, ks, k, _k_limit(parts_a, parts_b, 24))
+        x, y = _values(a, (..., ks), np.float32), _values(b, (..., ks, slice(None)), np.float32)
+        return integer_sums(x, y, _k_limit(parts_a, parts_b, 24))
     xs = [_values(a, (..., ks), np.float64, part) for part in parts_a]
     ys = [_values(b, (..., ks, slice(None)), np.float64, part) for part in parts_b]
     sums = [blas_product(x, y) for x in xs for y in ys]
@@ -225,11 +245,9 @@ def float32_product(a: QuantizedTensor, b: QuantizedTensor, ks: slice) -> Float3
     return product
 
 
-def _exact_integer_product(
-    a: QuantizedTensor, b: QuantizedTensor, ks: slice, k: int, block: int
-) -> Float32Array:
+def integer_sums(x: Float32Array, y: Float32Array, block: int) -> Float32Array:
     """Compute float32 products, which are fast, over blocks of K short enough to be exact."""
-    x, y = _values(a, (..., ks), np.float32), _values(b, (..., ks, slice(None)), np.float32)
+    k = x.shape[-1]
     if k <= block:
         return blas_product(x, y)
     total = blas_product(x[..., :block], y[..., :block, :]).astype(np.float64)

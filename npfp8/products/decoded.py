@@ -1,0 +1,337 @@
+"""Operands of products decoded once: the values of codes, as a BLAS product takes them.
+
+:func:`npfp8.matmul` decodes the codes of both operands and multiplies their values. What it
+needs of an operand for that is a :class:`Decoded`. A model decodes a weight once and multiplies
+it many times. An activation in bfloat16 needs no codes on the way: there are 65,536 bfloat16
+values, so a table leads from each to the value of its code.
+
+The product of two decoded operands is that of their codes, bit by bit. After the sums it makes
+several passes over the result: to float32, times the scale, plus a bias, to bfloat16. These go
+over rows that stay in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from npfp8.arrays import Array, Float32Array, apply_chunkwise, blas_product, chunks, scratch
+from npfp8.bfloat16 import from_bits, round_finite, round_in_place
+from npfp8.formats import Format, IntFormat
+from npfp8.products.accumulator import Accumulator
+from npfp8.products.exact import code_span, code_values, integer_sums, whole_k_limit
+from npfp8.products.shapes import check_shapes, checked_factor, scale_of
+from npfp8.products.specials import overlay_specials
+from npfp8.tensor import QuantizedTensor, quantize_bfloat16
+
+__all__ = ["Decoded", "Lost", "decoded", "decoded_bfloat16", "decoded_product", "product_dtype"]
+
+#: Results worked on at a time where several passes go over them: 256 KB in float32.
+_CHUNK = 1 << 16
+
+
+class Lost(NamedTuple):
+    """How many numbers saturated, and how many underflowed: :meth:`QuantizedTensor.lost`."""
+
+    saturated: int
+    underflowed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The values of an operand's codes, for products.
+
+    Attributes
+    ----------
+    values : ndarray of float32 or float64, (..., M, K) or (..., K, N)
+        The code values minus the zero point. NaN and infinity count as 0.
+    scale : ndarray of float32
+        The scale, of a shape that broadcasts against the product.
+    span : float
+        The largest magnitude of the format over the number of which all values are multiples.
+    specials : ndarray, optional
+        The values with NaN and infinity, if there are any.
+    """
+
+    values: Array
+    scale: Float32Array
+    span: float
+    specials: Array | None = None
+
+
+def product_dtype(
+    a: Format, b: Format, k: int, accumulator: Accumulator
+) -> type[np.floating[Any]] | None:
+    """Return the dtype in which BLAS products of all values make an accumulator's sums.
+
+    Parameters
+    ----------
+    a, b : FloatFormat or IntFormat
+    k : int
+        The length of the sums.
+    accumulator : Accumulator
+
+    Returns
+    -------
+    dtype
+        float32 for integers, and for the accumulator of a float32 BLAS product; otherwise float64.
+        None if codes are needed: by a tensor core's accumulator, or where not every sum of
+        products of the two formats fits a float64 (those of E5M2, :mod:`npfp8.products.exact`).
+
+    Examples
+    --------
+    >>> from npfp8 import ACCUMULATORS, E4M3FN, E5M2, INT8
+    >>> exact = ACCUMULATORS["exact"]
+    >>> [product_dtype(fmt, fmt, 768, exact) for fmt in (E4M3FN, INT8, E5M2)]
+    [<class 'numpy.float64'>, <class 'numpy.float32'>, None]
+    """
+    if accumulator.kind == "blas":
+        return np.float32
+    if accumulator.kind != "exact" or k > whole_k_limit(a, b):
+        return None
+    return np.float32 if isinstance(a, IntFormat) and isinstance(b, IntFormat) else np.float64
+
+
+def decoded(x: QuantizedTensor, k_axis: int, dtype: type[np.floating[Any]]) -> Decoded:
+    """Decode an operand whose scale does not vary along K.
+
+    Parameters
+    ----------
+    x : QuantizedTensor, (..., M, K) or (..., K, N)
+        Without a block format.
+    k_axis : {-1, -2}
+        The axis of K.
+    dtype : type
+        float32 or float64: what :func:`product_dtype` returns.
+
+    Raises
+    ------
+    ValueError
+        If a scale varies along K.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN, quantize
+    >>> decoded(quantize(np.float32([[1, -6]]), E4M3FN, 2.0), -1, np.float64).values
+    array([[ 0.5, -3. ]])
+    """
+    specials = None if x.is_finite else x.code_values(dtype)
+    span = code_span(x.fmt, x.zero_point is not None)
+    one_block = x.axis == x.ndim + k_axis and x.block is not None and x.block >= x.shape[k_axis] > 0
+    scale = x.scale if one_block else scale_of(x, x.ndim + k_axis)
+    return Decoded(code_values(x, dtype), scale, span, specials)
+
+
+def decoded_bfloat16(
+    x: Float32Array,
+    fmt: Format,
+    scale: npt.ArrayLike,
+    zero_point: int | None,
+    dtype: type[np.floating[Any]],
+) -> tuple[Decoded, Lost]:
+    """Quantize bfloat16 values with one given scale and decode them, without codes on the way.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+        bfloat16 values.
+    fmt, scale, zero_point
+        As :func:`npfp8.quantize_bfloat16` takes them.
+    dtype : type
+        float32 or float64: what :func:`product_dtype` returns.
+
+    Returns
+    -------
+    operand : Decoded
+        ``decoded(quantize_bfloat16(x, fmt, scale, zero_point), axis, dtype)``.
+    lost : Lost
+        The counts of that tensor's ``lost(x)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`npfp8.quantize_bfloat16`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import E4M3FN
+    >>> operand, lost = decoded_bfloat16(np.float32([1, 3, 1000]), E4M3FN, 2.0, None, np.float64)
+    >>> operand.values, lost
+    (array([  0.5,   1.5, 448. ]), Lost(saturated=1, underflowed=0))
+    """
+    table = _bfloat16_table(fmt, float(np.asarray(scale)), zero_point, dtype)
+    if table is None:
+        return _by_codes(x, fmt, scale, zero_point, dtype)
+    values, number, largest, smallest = table
+    saturated = underflowed = 0
+    any_nan = False
+
+    def kernel(part: Float32Array, results: Array) -> None:
+        nonlocal saturated, underflowed, any_nan
+        work = scratch(part.size, np.float32)
+        np.abs(part, out=work)
+        top = work.max()
+        if not top <= largest:
+            saturated += int(np.count_nonzero(work > largest))
+            any_nan |= bool(np.isnan(top))
+        if small := int(np.count_nonzero(work <= smallest)):
+            underflowed += small - int(np.count_nonzero(work == 0))
+        keys = scratch(part.size, np.intp)
+        np.right_shift(part.view(np.uint32), _UPPER, out=keys)
+        values.take(keys, None, results, "clip")  # every key is within the table
+
+    found = apply_chunkwise(kernel, x, dtype)
+    if any_nan:
+        return _by_codes(x, fmt, scale, zero_point, dtype)
+    return (
+        Decoded(found, number, code_span(fmt, zero_point is not None)),
+        Lost(saturated, underflowed),
+    )
+
+
+_UPPER = np.array(16, np.uint32)
+
+
+def _by_codes(
+    x: Float32Array,
+    fmt: Format,
+    scale: npt.ArrayLike,
+    zero_point: int | None,
+    dtype: type[np.floating[Any]],
+) -> tuple[Decoded, Lost]:
+    q = quantize_bfloat16(x, fmt, scale, zero_point)
+    return decoded(q, -1, dtype), Lost(*q.lost(x))
+
+
+class _Table(NamedTuple):
+    """The value of the code of each bfloat16; what is beyond ``largest`` saturates.
+
+    All numbers up to ``smallest`` have the value 0.
+    """
+
+    values: Array
+    scale: Float32Array
+    largest: np.float32
+    smallest: np.float32
+
+
+@lru_cache(maxsize=1024)
+def _bfloat16_table(
+    fmt: Format, scale: float, zero_point: int | None, dtype: type[np.floating[Any]]
+) -> _Table | None:
+    """Make the table of a format and a scale; None if negative numbers are lost differently."""
+    every = from_bits(np.arange(1 << 16, dtype=np.uint16))
+    numbers = np.where(np.isnan(every), np.float32(0), every)
+    q = quantize_bfloat16(numbers, fmt, scale, zero_point)
+    upwards = every[: 0x7F80 + 1]  # from 0 to infinity
+    ends = []
+    for x in (upwards, -upwards):
+        saturated, underflowed = quantize_bfloat16(x, fmt, scale, zero_point).lost(x)
+        ends.append((upwards[len(x) - 1 - saturated], upwards[underflowed]))
+    if ends[0] != ends[1]:
+        return None
+    values = code_values(q, dtype)
+    values.flags.writeable = False
+    return _Table(values, q.scale, *ends[0])
+
+
+def decoded_product(
+    a: Decoded,
+    b: Decoded,
+    accumulator: Accumulator,
+    bias: Float32Array | None = None,
+    to_bfloat16: bool = False,
+) -> Float32Array:
+    """Multiply decoded operands as :func:`npfp8.matmul` does their tensors; add a bias, and round.
+
+    Parameters
+    ----------
+    a, b : Decoded, (..., M, K) and (..., K, N)
+        Of the dtype of :func:`product_dtype`.
+    accumulator : Accumulator
+    bias : ndarray of float32, (N,), optional
+        Added to the scaled sums in float32.
+    to_bfloat16 : bool
+        Whether the results are rounded to bfloat16 at the end.
+
+    Returns
+    -------
+    ndarray of float32, (..., M, N)
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or the product of the scales overflows or underflows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import ACCUMULATORS, E4M3FN, quantize
+    >>> a = quantize(np.float32([[1, 2], [3, 4]]), E4M3FN, scale=1.0)
+    >>> x, y = (decoded(a, axis, np.float64) for axis in (-1, -2))
+    >>> decoded_product(x, y, ACCUMULATORS["exact"], bias=np.float32([0, 1]))
+    array([[ 7., 11.],
+           [15., 23.]], dtype=float32)
+    """
+    x, y = a.values, b.values
+    check_shapes(x, y)
+    scale = checked_factor(a.scale, b.scale)
+    if x.dtype == np.float32 and accumulator.kind == "exact":
+        sums = integer_sums(x, y, int(2**24 / (a.span * b.span)))
+    else:
+        sums = blas_product(x, y)
+    finite = a.specials is None and b.specials is None
+    if not finite:
+        sums = sums.astype(np.float32)
+        overlay_specials(
+            sums, x if a.specials is None else a.specials, y if b.specials is None else b.specials
+        )
+    nan_bits = None if finite else accumulator.nan_bits
+    return _finished(sums, scale, nan_bits, bias, to_bfloat16)
+
+
+def _finished(
+    sums: Array,
+    scale: Float32Array,
+    nan_bits: np.uint32 | int | None,
+    bias: Float32Array | None,
+    to_bfloat16: bool,
+) -> Float32Array:
+    """Round sums to float32, scale them, add a bias and round to bfloat16; rows at a time.
+
+    A NaN gets ``nan_bits``; None if there is none before the bias. Sums in float32 are changed
+    in place.
+    """
+    result = sums if sums.dtype == np.float32 else np.empty(sums.shape, np.float32)
+    if not sums.size:
+        return result
+    columns = sums.shape[-1]
+    rows, found = sums.reshape(-1, columns), result.reshape(-1, columns)
+    # A sum of finite numbers is one, so a NaN could only come from the bias, bits and all.
+    usual = nan_bits is None and (bias is None or math.isfinite(bias.sum()))
+    round_rows = round_finite if usual else round_in_place
+    per_row = np.broadcast_to(scale, sums.shape).reshape(rows.shape) if scale.ndim else None
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for chunk in chunks(len(rows), max(1, _CHUNK // columns)):
+            part = found[chunk]
+            if result is not sums:
+                part[...] = rows[chunk]
+            part += _ZERO  # every zero +0: the sign of a zero sum depends on the BLAS
+            part *= scale if per_row is None else per_row[chunk]
+            if nan_bits is not None:
+                part.view(np.uint32)[np.isnan(part)] = nan_bits
+            if bias is not None:
+                part += bias
+            if to_bfloat16:
+                round_rows(part)
+    return result
+
+
+_ZERO = np.float32(0)
