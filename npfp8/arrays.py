@@ -26,6 +26,7 @@ __all__ = [
     "Kernel",
     "Kernels",
     "apply_chunkwise",
+    "bfloat16_kernel",
     "blas_product",
     "chunks",
     "lookup",
@@ -154,7 +155,7 @@ def lookup(
     ndarray of the table's dtype and the shape of ``keys``
     """
     if keys.dtype == np.float32:
-        kernel = _bfloat16_kernel(table)
+        kernel = bfloat16_kernel(table)
     elif keys.dtype == np.uint8 and table.itemsize in _PAIR_DTYPES:
         kernel = _pair_kernel(table)
     else:
@@ -175,10 +176,15 @@ def table_kernel(table: Array) -> Kernel:
     return kernel
 
 
-def _bfloat16_kernel(table: Array) -> Kernel:
-    take = table_kernel(table)
-    shift = np.array(16, np.uint32)
-    return lambda x, results: take(np.right_shift(x.view(np.uint32), shift), results)
+def bfloat16_kernel(table: Array) -> Kernel:
+    """Return the kernel of ``table[bits]`` for float32 chunks: the upper 16 bits of each."""
+    take, shift = table.take, np.array(16, np.uint32)
+
+    def kernel(x: Array, results: Array) -> None:
+        indices = np.right_shift(x.view(np.uint32), shift, out=scratch(x.size, np.intp))
+        take(indices, None, results, "clip")
+
+    return kernel
 
 
 def _pair_kernel(table: Array) -> Kernel:

@@ -188,7 +188,14 @@ def round_in_place(x: Float32Array) -> Float32Array:
     require_array("x", x, np.float32)
     contiguous = np.ascontiguousarray(x)
     require_writable("x", contiguous)
-    return round_to_bfloat16(contiguous, out=contiguous)
+    flat = contiguous.reshape(-1)
+    for chunk in chunks(flat.size, _CHUNK):
+        part = flat[chunk]
+        if np.isnan(np.maximum.reduce(part)):  # a maximum with NaN is one
+            round_to_bfloat16(part, out=part)
+        else:
+            round_finite(part)
+    return contiguous
 
 
 def round_finite(x: Float32Array) -> None:

@@ -33,8 +33,9 @@ from bert_numpy.model.sites import model_sites, site_named
 from bert_numpy.quantization import engine as quantized_engine
 from bert_numpy.quantization.engine import engine_of
 from bert_numpy.quantization.plan import Scale, SitePlan
-from npfp8 import QuantizedTensor, golden, quantize, quantize_bfloat16
+from npfp8 import QuantizedTensor, golden, quantize
 from npfp8.bfloat16 import round_to_bfloat16
+from npfp8.products.decoded import decoded_bfloat16
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -696,11 +697,11 @@ def test_one_input_of_one_scale_is_quantized_once(
     """And is counted for each of its layers; another scale makes other codes."""
     made: list[float] = []
 
-    def spy(x: Any, fmt: Any, scale: Any, zero_point: Any = None) -> QuantizedTensor:
+    def spy(x: Any, fmt: Any, scale: Any, *rest: Any) -> Any:
         made.append(float(scale))
-        return quantize_bfloat16(x, fmt, scale, zero_point)
+        return decoded_bfloat16(x, fmt, scale, *rest)
 
-    monkeypatch.setattr(quantized_engine, "quantize_bfloat16", spy)
+    monkeypatch.setattr(quantized_engine, "decoded_bfloat16", spy)
     weights = qkv_weights()
     for site in QKV:
         weights[f"{site.name}.weight"] = quantize(weights[f"{site.name}.weight"], npfp8.INT8)

@@ -166,10 +166,11 @@ class QuantizedEngine(Engine[Float32Array]):
         if not isinstance(weight, QuantizedTensor):
             return weight.T
         k = weight.shape[-1]
-        if weight.block_format is None and (weight.block is None or weight.block >= k):
-            if (dtype := self.decoded_dtype(plan, weight.fmt, k)) is not None:
-                return self.kept.decoded(name, weight, dtype)
-        return weight.mT
+        in_blocks = weight.block is not None and weight.block < k
+        dtype = None
+        if weight.block_format is None and not in_blocks:
+            dtype = self.decoded_dtype(plan, weight.fmt, k)
+        return weight.mT if dtype is None else self.kept.decoded(name, weight, dtype)
 
     def decoded_dtype(self, plan: SitePlan, b: Format | BlockFormat | None, k: int) -> DType | None:
         """Return the dtype in which a site's decoded operands are multiplied; None for others."""

@@ -20,7 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array, apply_chunkwise, blas_product, chunks, scratch
+from npfp8.arrays import (
+    Array,
+    Float32Array,
+    apply_chunkwise,
+    bfloat16_kernel,
+    blas_product,
+    chunks,
+    scratch,
+)
 from npfp8.bfloat16 import from_bits, round_finite, round_in_place
 from npfp8.formats import Format, IntFormat
 from npfp8.products.accumulator import Accumulator
@@ -169,34 +177,26 @@ def decoded_bfloat16(
     table = _bfloat16_table(fmt, float(np.asarray(scale)), zero_point, dtype)
     if table is None:
         return _by_codes(x, fmt, scale, zero_point, dtype)
-    values, number, largest, smallest = table
+    look_up = bfloat16_kernel(table.values)
+    count_nonzero, maximum = np.count_nonzero, np.maximum.reduce
     saturated = underflowed = 0
     any_nan = False
 
     def kernel(part: Float32Array, results: Array) -> None:
         nonlocal saturated, underflowed, any_nan
-        work = scratch(part.size, np.float32)
-        np.abs(part, out=work)
-        top = work.max()
-        if not top <= largest:
-            saturated += int(np.count_nonzero(work > largest))
+        magnitudes = np.abs(part, out=scratch(part.size, np.float32))
+        top = maximum(magnitudes)
+        if not top <= table.largest:
+            saturated += int(count_nonzero(magnitudes > table.largest))
             any_nan |= bool(np.isnan(top))
-        if small := int(np.count_nonzero(work <= smallest)):
-            underflowed += small - int(np.count_nonzero(work == 0))
-        keys = scratch(part.size, np.intp)
-        np.right_shift(part.view(np.uint32), _UPPER, out=keys)
-        values.take(keys, None, results, "clip")  # every key is within the table
+        if small := int(count_nonzero(magnitudes <= table.smallest)):
+            underflowed += small - int(count_nonzero(magnitudes == 0))
+        look_up(part, results)
 
     found = apply_chunkwise(kernel, x, dtype)
     if any_nan:
         return _by_codes(x, fmt, scale, zero_point, dtype)
-    return (
-        Decoded(found, number, code_span(fmt, zero_point is not None)),
-        Lost(saturated, underflowed),
-    )
-
-
-_UPPER = np.array(16, np.uint32)
+    return Decoded(found, table.scale, table.span), Lost(saturated, underflowed)
 
 
 def _by_codes(
@@ -218,14 +218,13 @@ class _Table(NamedTuple):
 
     values: Array
     scale: Float32Array
+    span: float
     largest: np.float32
     smallest: np.float32
 
 
 @lru_cache(maxsize=1024)
-def _bfloat16_table(
-    fmt: Format, scale: float, zero_point: int | None, dtype: type[np.floating[Any]]
-) -> _Table | None:
+def _bfloat16_table(fmt: Format, scale: float, zero_point: int | None, dtype: Any) -> _Table | None:
     """Make the table of a format and a scale; None if negative numbers are lost differently."""
     every = from_bits(np.arange(1 << 16, dtype=np.uint16))
     numbers = np.where(np.isnan(every), np.float32(0), every)
@@ -239,7 +238,7 @@ def _bfloat16_table(
         return None
     values = code_values(q, dtype)
     values.flags.writeable = False
-    return _Table(values, q.scale, *ends[0])
+    return _Table(values, q.scale, code_span(fmt, zero_point is not None), *ends[0])
 
 
 def decoded_product(

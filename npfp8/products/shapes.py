@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from npfp8.arrays import Array, Float32Array
@@ -35,8 +37,19 @@ def scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
 
 def checked_factor(scale_a: Float32Array, scale_b: Float32Array) -> Float32Array:
     """Return the product of two scales in float32; raise ValueError unless it is a scale, too."""
+    if not scale_a.ndim and not scale_b.ndim:
+        return _factor(float(scale_a), float(scale_b))
+    return _factors(scale_a, scale_b)
+
+
+@lru_cache(maxsize=1024)
+def _factor(scale_a: float, scale_b: float) -> Float32Array:
+    return _factors(np.asarray(scale_a, np.float32), np.asarray(scale_b, np.float32))
+
+
+def _factors(scale_a: Float32Array, scale_b: Float32Array) -> Float32Array:
     with np.errstate(over="ignore", under="ignore"):
-        scale: Float32Array = np.multiply(scale_a, scale_b)
+        scale = np.multiply(scale_a, scale_b)
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
-    return scale
+    return np.asarray(scale)
