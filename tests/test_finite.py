@@ -487,7 +487,7 @@ def test_errors_of_products_name_the_site(monkeypatch: pytest.MonkeyPatch) -> No
     def out_of_memory(*_: Any) -> Any:
         raise MemoryError("Unable to allocate 8 EiB")
 
-    monkeypatch.setattr(quantized_engine, "matmul", out_of_memory)
+    monkeypatch.setattr(quantized_engine, "decoded_product", out_of_memory)
     with pytest.raises(BertNumpyError, match=f"^{SITE}: expected enough memory.*8 EiB"):
         gemm(x, x.T)
 

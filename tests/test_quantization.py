@@ -593,7 +593,7 @@ def models(small: Model, tiny: Model) -> dict[str, tuple[Model, Calibration]]:
 
 @pytest.fixture
 def operands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[QuantizedTensor, QuantizedTensor]]:
-    """The operands of every product of codes, in order."""
+    """The operands of every product of codes, in order; none is decoded before."""
     kept: list[tuple[QuantizedTensor, QuantizedTensor]] = []
 
     def watched(a: QuantizedTensor, b: QuantizedTensor, accumulate: str) -> np.ndarray:
@@ -601,6 +601,7 @@ def operands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[QuantizedTensor, Qua
         return matmul(a, b, accumulate)
 
     monkeypatch.setattr(engine_module, "matmul", watched)
+    monkeypatch.setattr(engine_module.QuantizedEngine, "decoded_dtype", lambda *_: None)
     return kept
 
 

@@ -174,7 +174,7 @@ def decoded_bfloat16(
     >>> operand.values, lost
     (array([  0.5,   1.5, 448. ]), Lost(saturated=1, underflowed=0))
     """
-    table = _bfloat16_table(fmt, float(np.asarray(scale)), zero_point, dtype)
+    table = _bfloat16_table(fmt, float(np.asarray(scale)), zero_point, np.dtype(dtype))
     if table is None:
         return _by_codes(x, fmt, scale, zero_point, dtype)
     look_up = bfloat16_kernel(table.values)
