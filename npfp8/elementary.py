@@ -24,7 +24,18 @@ import numpy as np
 
 from npfp8.arrays import Float64Array, IntArray, chunks
 
-__all__ = ["exp", "gelu", "gelu_tanh", "log", "normal_tail", "relu", "sigmoid", "silu", "tanh"]
+__all__ = [
+    "exp",
+    "exp_in_place",
+    "gelu",
+    "gelu_tanh",
+    "log",
+    "normal_tail",
+    "relu",
+    "sigmoid",
+    "silu",
+    "tanh",
+]
 
 Function = Callable[[Float64Array], Float64Array]
 
@@ -174,6 +185,14 @@ def _normal_tail(a: Float64Array) -> Float64Array:
 def exp(x: Float64Array) -> Float64Array:
     """Compute the exponential function, within 1 ulp (2^-1074 for a subnormal result)."""
     return _exp(x)
+
+
+def exp_in_place(x: Float64Array) -> None:
+    """Replace the numbers of a C-contiguous array by their exponentials, those of :func:`exp`."""
+    flat = x.reshape(-1)
+    with np.errstate(all="ignore"):
+        for chunk in chunks(flat.size, _CHUNK):
+            flat[chunk] = _exp(flat[chunk])
 
 
 @_chunkwise

@@ -21,7 +21,15 @@ import numpy.typing as npt
 
 from npfp8 import elementary
 from npfp8.arguments import choice, integer, named, number, wrong_type
-from npfp8.arrays import Float32Array, Float64Array, IntArray, chunks, lookup, require_array
+from npfp8.arrays import (
+    Float32Array,
+    Float64Array,
+    IntArray,
+    chunks,
+    lookup,
+    require_array,
+    scratch,
+)
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 
 __all__ = [
@@ -121,7 +129,7 @@ def tree_sum(x: npt.NDArray[np.floating], axis: int = -1) -> npt.NDArray[np.floa
         if length == 2 * half:
             folded = folded[..., :half] + folded[..., half:]
         else:
-            sums = folded[..., :half].copy(order="K")  # the axis may be any in memory
+            sums = folded[..., :half].copy()
             sums[..., : length - half] += folded[..., half:]
             folded = sums
         length = half
@@ -281,10 +289,11 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
     rows, out = _rows(x)
     for chunk in _chunks_of(rows):
         with np.errstate(under="ignore", invalid="ignore"):
-            shifted = _columns(rows[chunk])
-            shifted -= shifted.max(axis=0)
-            weights = elementary.exp(shifted)
-            weights /= tree_sum(weights, axis=0)
+            weights, others = _columns(rows[chunk])
+            weights -= weights.max(axis=0)
+            elementary.exp_in_place(weights)
+            others[...] = weights
+            weights /= _folded(others)
         out[chunk] = _rounded(weights, precision).T
     return out.reshape(x.shape)
 
@@ -338,9 +347,10 @@ def layer_norm(
         factors, terms = (y.astype(np.float64)[:, None] for y in (scale, shift))
     for chunk in _chunks_of(rows):
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            centred = _columns(rows[chunk])
-            centred -= tree_sum(centred, axis=0) / length
-            variance = tree_sum(np.square(centred), axis=0) / length
+            centred, others = _columns(rows[chunk])
+            others[...] = centred
+            centred -= _folded(others) / length
+            variance = _folded(np.square(centred, out=others)) / length
             centred /= np.sqrt(variance + eps)
             centred *= factors
             centred += terms
@@ -539,15 +549,25 @@ def _rows(x: Float32Array) -> tuple[Float32Array, Float32Array]:
     return rows, np.empty_like(rows)
 
 
-def _columns(rows: Float32Array) -> Float64Array:
-    """Return rows as columns, in float64: (rows, n) -> (n, rows).
+def _columns(rows: Float32Array) -> tuple[Float64Array, Float64Array]:
+    """Return rows as columns in float64, (n, rows), and as much memory beside them.
 
-    So each step of a sum over n, and of a division by it, is one over contiguous memory,
-    however short the rows are.
+    Each step of a sum over n, and of a division by it, then goes over contiguous memory,
+    however short the rows are. Both arrays live until the next call.
     """
-    columns = np.empty(rows.shape[::-1])
+    columns, others = scratch(2 * rows.size, np.float64).reshape(2, *rows.shape[::-1])
     columns[...] = rows.T
-    return columns
+    return columns, others
+
+
+def _folded(x: Float64Array) -> Float64Array:
+    """Compute :func:`tree_sum` over the first axis in the memory of ``x``: (n, rows) -> (rows,)."""
+    length = len(x)
+    while length > 1:
+        half = 1 << (length - 1).bit_length() - 1
+        x[: length - half] += x[half:length]
+        length = half
+    return x[0] + 0.0
 
 
 def _chunks_of(rows: Float32Array) -> Iterator[slice]:
