@@ -8,7 +8,8 @@ reordered. The results are within a few units in the last place of float64;
 ``tests/test_elementary.py`` checks this with an arbitrary-precision library, and
 ``npfp8.golden`` makes correctly rounded bfloat16 tables of them.
 
-All functions take float64 arrays and return new ones. NaN gives NaN, and a result
+All functions take float64 arrays and return new ones, or a C-contiguous array given as
+``out``, which may be the argument. NaN gives NaN, and a result
 that overflows or underflows is the limit. The relative bounds hold if the result and
 the exponential from which it is computed are not subnormal.
 """
@@ -24,20 +25,9 @@ import numpy as np
 
 from npfp8.arrays import Float64Array, IntArray, chunks
 
-__all__ = [
-    "exp",
-    "exp_in_place",
-    "gelu",
-    "gelu_tanh",
-    "log",
-    "normal_tail",
-    "relu",
-    "sigmoid",
-    "silu",
-    "tanh",
-]
+__all__ = ["exp", "gelu", "gelu_tanh", "log", "normal_tail", "relu", "sigmoid", "silu", "tanh"]
 
-Function = Callable[[Float64Array], Float64Array]
+Function = Callable[..., Float64Array]
 
 #: Elements worked on at a time: the four temporaries of exp (128 kB each) stay in the cache of
 #: a core, and calls of NumPy cost less than the work.
@@ -106,13 +96,15 @@ def _chunkwise(function: Function) -> Function:
     """Apply a function to any array, chunk by chunk."""
 
     @wraps(function)
-    def wrapped(x: Any) -> Float64Array:
+    def wrapped(x: Any, out: Float64Array | None = None) -> Float64Array:
         flat = np.asarray(x, np.float64).reshape(-1)
-        out = np.empty(flat.shape)
+        if out is None:
+            out = np.empty(np.shape(x))
+        results = out.reshape(-1)
         with np.errstate(all="ignore"):
             for chunk in chunks(flat.size, _CHUNK):
-                out[chunk] = function(flat[chunk])
-        return out.reshape(np.shape(x))
+                results[chunk] = function(flat[chunk])
+        return out
 
     return wrapped
 
@@ -185,14 +177,6 @@ def _normal_tail(a: Float64Array) -> Float64Array:
 def exp(x: Float64Array) -> Float64Array:
     """Compute the exponential function, within 1 ulp (2^-1074 for a subnormal result)."""
     return _exp(x)
-
-
-def exp_in_place(x: Float64Array) -> None:
-    """Replace the numbers of a C-contiguous array by their exponentials, those of :func:`exp`."""
-    flat = x.reshape(-1)
-    with np.errstate(all="ignore"):
-        for chunk in chunks(flat.size, _CHUNK):
-            flat[chunk] = _exp(flat[chunk])
 
 
 @_chunkwise

@@ -291,7 +291,7 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
         with np.errstate(under="ignore", invalid="ignore"):
             weights, others = _columns(rows[chunk])
             weights -= weights.max(axis=0)
-            elementary.exp_in_place(weights)
+            elementary.exp(weights, out=weights)
             others[...] = weights
             weights /= _folded(others)
         out[chunk] = _rounded(weights, precision).T
