@@ -236,8 +236,10 @@ def plain_exp(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("low", "high"),
-    [(-1.0, 1.0), (-708.0, 708.0), (-708.7, 0.0), (-710.0, 0.0), (0.0, 709.5), (0.0, 709.9)]
-    + [(-760.0, 720.0), (-1e300, 1e300), (-np.inf, 1.0), (0.0, np.inf)],
+    [
+        *[(-1.0, 1.0), (-708.0, 708.0), (-708.7, 0.0), (-710.0, 0.0), (0.0, 709.5), (0.0, 709.9)],
+        *[(-760.0, 720.0), (-1e300, 1e300), (-np.inf, 1.0), (0.0, np.inf)],
+    ],
 )
 def test_exp_is_its_definition(low: float, high: float) -> None:
     """It adds to the exponent where all results are normal: from -708.4 to 709.8."""
