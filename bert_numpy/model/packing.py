@@ -82,10 +82,15 @@ def take_rows(packed: npt.NDArray[_Scalar], rows: IntArray) -> npt.NDArray[_Scal
     rows : ndarray of int, (sequences, length)
         The rows of an :class:`AttentionGroup`: each is larger than the one before.
     """
-    first, last = int(rows[0, 0]), int(rows[-1, -1])
-    if last - first + 1 != rows.size:
+    if (block := _without_gaps(rows)) is None:
         return packed[rows]
-    return packed[first : last + 1].reshape(*rows.shape, -1)
+    return packed[block].reshape(*rows.shape, -1)
+
+
+def _without_gaps(rows: IntArray) -> slice | None:
+    """Return ascending rows as a slice, if they have no gaps."""
+    first, last = int(rows[0, 0]), int(rows[-1, -1])
+    return slice(first, last + 1) if last - first + 1 == rows.size else None
 
 
 def pack(mask: npt.NDArray[np.bool_]) -> Packing:
@@ -187,10 +192,14 @@ class Batch:
     def merge_heads(self, parts: Sequence[Float32Array]) -> Float32Array:
         """Merge the groups: (tokens, heads d)."""
         heads, d = parts[0].shape[1], parts[0].shape[3]
-        merged = np.empty((len(self.packing.tokens), heads * d), parts[0].dtype)
+        merged = np.empty((len(self.packing.tokens), heads, d), parts[0].dtype)
         for group, x in zip(self.packing.groups, parts, strict=True):
-            merged[group.queries] = x.swapaxes(1, 2).reshape(*group.queries.shape, heads * d)
-        return merged
+            rows, y = group.queries, x.swapaxes(1, 2)
+            if (block := _without_gaps(rows)) is None:
+                merged[rows] = y
+            else:
+                merged[block].reshape(y.shape)[...] = y
+        return merged.reshape(-1, heads * d)
 
     def texts(self, x: Float32Array) -> Iterator[tuple[Float32Array, IntArray]]:
         """Group texts of equal length."""
