@@ -34,6 +34,11 @@ __all__ = [
 ]
 
 
+# glibc gives freed memory back to the system, which maps and clears its pages at the next use,
+# unless a block of half its size was freed before. So one is, close to the largest that counts;
+# it takes no memory, as nothing is written to it. Other allocators are not affected.
+np.empty(31 << 20, np.uint8)
+
 #: Elements per block, where several passes go over an array.
 _CHUNK = 1 << 15
 
@@ -178,9 +183,9 @@ def parameters(weights: Weights, name: str) -> tuple[Float32Array, Float32Array]
 def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:
     """Add rows of embedding tables in their order. (tokens,) each -> (tokens, columns)."""
     (name, *_, rows), *others = tables
-    x: Float32Array = parameter(weights, name)[rows]
+    x: Float32Array = parameter(weights, name).take(rows, axis=0)  # in half the time of indexing
     for name, *_, rows in others:
-        x += parameter(weights, name)[rows]
+        x += parameter(weights, name).take(rows, axis=0)
     return x
 
 
@@ -221,7 +226,7 @@ def softmax(x: Float32Array) -> Float32Array:
     """Compute the softmax over the last axis."""
     shifted = x - np.maximum.reduce(x, axis=-1, keepdims=True)
     np.exp(shifted, out=shifted)
-    shifted /= _sums(shifted)
+    shifted /= _sums("...i->...", shifted)
     return shifted
 
 
@@ -230,21 +235,21 @@ def layer_norm(
 ) -> Float32Array:
     """Normalise each row to mean 0 and variance 1, then scale by ``weight`` and add ``bias``."""
     size = np.float32(x.shape[-1])
-    centred = x - _sums(x) / size
-    centred /= np.sqrt(_sums(centred, centred) / size + np.float32(eps))
+    centred = x - _sums("...i->...", x) / size
+    variance = _sums("...i,...i->...", centred, centred) / size
+    centred /= np.sqrt(variance + np.float32(eps))
     centred *= weight
     centred += bias
     return centred
 
 
-def _sums(*factors: Float32Array) -> Float32Array:
+def _sums(subscripts: str, *x: Float32Array) -> Float32Array:
     """Add up each row, or the products of two arrays' numbers in it: (..., K) -> (..., 1).
 
-    ``einsum`` takes a third of the time of ``sum``, and makes no array of products. The sum of a
-    row does not depend on the other rows.
+    ``einsum`` takes half of the time of ``sum``, and makes no array of products. The sum of a row
+    does not depend on the other rows.
     """
-    each = ",".join("...i" for _ in factors)
-    sums: Float32Array = np.einsum(f"{each}->...", *factors)
+    sums: Float32Array = np.einsum(subscripts, *x)
     return sums[..., None]
 
 

@@ -107,24 +107,25 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
     BertNumpyError
         If a row has no token.
     """
-    if not mask.any(axis=1).all():
-        row = int(np.flatnonzero(~mask.any(axis=1))[0])
+    keys = mask.sum(axis=1)
+    if not keys.all():
+        row = int(np.argmin(keys))
         raise BertNumpyError(
             f"attention_mask: expected a token in each row, found none in row {row}"
         )
+    queries = keys + ~mask[:, 0]
     computed = mask.copy()
     computed[:, 0] = True
     row_of = (np.cumsum(computed) - 1).reshape(mask.shape)  # position -> packed row
-    counts = np.stack([computed.sum(axis=1), mask.sum(axis=1)], axis=1)
     groups = []
-    for queries, keys in sorted(set(map(tuple, counts.tolist()))):
-        member = (counts == (queries, keys)).all(axis=1)
-        places = row_of[member]
+    for counts in sorted(set(zip(queries.tolist(), keys.tolist(), strict=True))):
+        rows = np.flatnonzero((queries == counts[0]) & (keys == counts[1]))
+        places = row_of[rows]
         groups.append(
             AttentionGroup(
-                rows=np.flatnonzero(member),
-                queries=places[computed[member]].reshape(-1, queries),
-                keys=places[mask[member]].reshape(-1, keys),
+                rows=rows,
+                queries=places[computed[rows]].reshape(-1, counts[0]),
+                keys=places[mask[rows]].reshape(-1, counts[1]),
             )
         )
     return Packing(
