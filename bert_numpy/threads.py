@@ -60,9 +60,9 @@ def map_in_order(
     """Compute ``map(function, items)`` on several threads, with results in the items' order.
 
     Items are taken lazily: at most one more than ``threads`` of them, or their results, are held
-    at a time. The one that waits keeps a thread busy while the oldest is not done. If the BLAS cannot be kept on one thread, or if
-    there is a single item, the items are done one after another, and the
-    BLAS uses the cores.
+    at a time. The one that waits keeps a thread busy while the oldest is not done. If the BLAS
+    cannot be kept on one thread, or if there is a single item, the items are done one after
+    another, and the BLAS uses the cores.
 
     Parameters
     ----------

@@ -183,9 +183,9 @@ def parameters(weights: Weights, name: str) -> tuple[Float32Array, Float32Array]
 def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:
     """Add rows of embedding tables in their order. (tokens,) each -> (tokens, columns)."""
     (name, *_, rows), *others = tables
-    x: Float32Array = parameter(weights, name).take(rows, axis=0)  # in half the time of indexing
+    x = np.take(parameter(weights, name), rows, axis=0)  # in half the time of indexing
     for name, *_, rows in others:
-        x += parameter(weights, name).take(rows, axis=0)
+        x += np.take(parameter(weights, name), rows, axis=0)
     return x
 
 
@@ -203,7 +203,7 @@ def linear(x: Float32Array, weight: Float32Array, bias: Float32Array) -> Float32
     """
     outputs, inputs = weight.shape
     rows = x.size // inputs
-    pieces = _pieces(rows, inputs, outputs)
+    pieces = _pieces(max(rows, 1), inputs, outputs)
     if pieces == 1 or x.ndim != 2:
         y: Float32Array = blas_product(x, weight.T)
         y += bias  # in place, like the operations of the other functions here

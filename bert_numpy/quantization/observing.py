@@ -39,9 +39,7 @@ class Sight:
     same: dict[str, str] = field(default_factory=dict)
     channels: dict[str, Float32Array] = field(default_factory=dict)
 
-    def see(
-        self, name: str, x: Float32Array, extrema: tuple[float, float] | None = None
-    ) -> None:
+    def see(self, name: str, x: Float32Array, extrema: tuple[float, float] | None = None) -> None:
         """Count an array of an operand; attention has one array per length of sequences.
 
         ``extrema`` are those of the array and 0, if they are known.
