@@ -66,7 +66,8 @@ _ZEROS = np.zeros(_CHUNK, np.float32)
 #: and up to this many multiplications. Packing the weights for few rows takes half of the time.
 _UNPACKED_RESULTS, _UNPACKED_WORK = 1200, 100**3
 
-#: The fewest outputs of a piece: other kernels are no slower from there on.
+#: The fewest outputs of a piece. With AVX-512 a text of 16 tokens then takes 0.63 to 0.72 of the
+#: time. The kernels for AVX2 gain nothing, and lose some 5 %; with smaller pieces much more.
 _FEWEST_OUTPUTS = 24
 
 
