@@ -50,10 +50,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from npfp8.arrays import Array, Float32Array, Float64Array, blas_product, lookup
 from npfp8.codec.tables import values_of
@@ -63,9 +65,12 @@ from npfp8.products.exact import code_span
 from npfp8.products.float32 import K_LIMIT, lowest_bits, rounded_product
 from npfp8.products.specials import overlay_specials
 from npfp8.rounding import sum_to_odd
+from npfp8.scaling import spread
 from npfp8.tensor import QuantizedTensor
 
 __all__ = [
+    "Elements",
+    "Prepared",
     "block_scaled_product",
     "operand_of",
     "overlay",
@@ -77,6 +82,10 @@ __all__ = [
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
 
+#: How much larger than the limit of an exact float32 product a bound from the scales alone may be
+#: for the elements to be looked at: their norms are a few times less.
+_NEAR = 16.0
+
 #: Elements of K whose norms are multiplied to bound an error: a block, for most formats.
 _RUN = 32
 
@@ -85,8 +94,8 @@ Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Fl
 
 
 def block_scaled_product(
-    a: QuantizedTensor,
-    b: QuantizedTensor,
+    a: QuantizedTensor | Prepared,
+    b: QuantizedTensor | Prepared,
     accumulator: Accumulator,
     factors: tuple[Float32Array, Float32Array],
     block: int | None,
@@ -96,7 +105,7 @@ def block_scaled_product(
 
     Parameters
     ----------
-    a, b : QuantizedTensor
+    a, b : QuantizedTensor or Prepared
         Of shapes that fit.
     accumulator : Accumulator
     factors : ndarray of float32, two
@@ -107,24 +116,30 @@ def block_scaled_product(
     sums : callable
         The sums of the other kinds of accumulators.
     """
-    k = a.shape[-1]
+    left, right = _prepared(a, -1), _prepared(b, -2)
+    x, y = left.tensor, right.tensor
+    k = x.shape[-1]
     if k > K_LIMIT:
         raise ValueError(f"expected K of at most {K_LIMIT}, found {k}")
 
     def result() -> Float32Array:
         if accumulator.kind == "exact":
-            return _exact_sums(a, b)
+            return _exact_sums(left, right)
         if accumulator.kind == "blas":
-            return _blas_sums(a, b)
+            return _blas_sums(left, right)
         parts = (
-            _exact_block_sums(a, b, block or k)
+            _exact_block_sums(left, right, block or k)
             if accumulator.kind == "blocks"
-            else _narrow_block_sums(a, b, block or k, accumulator, sums)
+            else _narrow_block_sums(x, y, block or k, accumulator, sums)
         )
-        return _added(parts, (*_lead(a, b), a.shape[-2], b.shape[-1]))
+        return _added(parts, (*_lead(x, y), x.shape[-2], y.shape[-1]))
 
-    finite = a.is_finite and b.is_finite and accumulator.kind == "exact"
+    finite = x.is_finite and y.is_finite and accumulator.kind == "exact"
     return times_factors(result, factors, finite, accumulator)
+
+
+def _prepared(x: QuantizedTensor | Prepared, axis: int) -> Prepared:
+    return x if isinstance(x, Prepared) else Prepared(x, axis)
 
 
 def times_factors(
@@ -152,29 +167,102 @@ def _lead(a: QuantizedTensor, b: QuantizedTensor) -> tuple[int, ...]:
     return np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
 
 
-class _Operand(NamedTuple):
+class Elements(NamedTuple):
     """The elements of an operand, all that does not factor out of the sum.
 
-    ``values`` are finite, ``specials`` the values with NaN and infinity, None without any.
+    ``values``, of float64 or float32, are finite; ``specials`` are the values with NaN and
+    infinity, None without any.
     """
 
-    values: Float64Array
-    specials: Float64Array | None
+    values: Array
+    specials: Array | None
 
 
-def operand_of(x: QuantizedTensor) -> _Operand:
-    """Return the elements of an operand: code values times block scales, if it has any."""
-    values = x.code_values(np.float64)
+class _Lines(NamedTuple):
+    """Bounds for the rows or the columns of an operand, known from its scales.
+
+    ``norms`` are no less than the norms of the elements, and ``units`` are powers of two that
+    all elements are multiples of, infinity if all are zeros. Their shapes broadcast against
+    the operand's without its K axis. ``largest`` is no less than any magnitude.
+    """
+
+    norms: Float64Array
+    units: Float64Array
+    largest: float
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An operand with what its exact products need, whatever the other operand is.
+
+    Each part is computed when it is first needed, and kept, so that a product of weights that
+    have been prepared does not decode them again.
+
+    Parameters
+    ----------
+    tensor : QuantizedTensor
+    axis : {-1, -2}
+        The axis that products sum over: -1 of a left operand, -2 of a right one.
+    """
+
+    tensor: QuantizedTensor
+    axis: int
+
+    @cached_property
+    def wide(self) -> Elements:
+        """The elements in float64."""
+        return operand_of(self.tensor)
+
+    @cached_property
+    def narrow(self) -> Elements | None:
+        """The elements in float32, None unless they and the products of two are normal ones."""
+        lines, x = self.lines, self.tensor
+        inside = lines.largest <= 2.0**60 and lines.units.min(initial=np.inf) >= 2.0**-60
+        codes = x.block is None or x.scale_codes is not None  # float32 scales need more bits
+        return operand_of(x, np.float32) if inside and codes else None
+
+    @cached_property
+    def lines(self) -> _Lines:
+        """Bounds for the rows or the columns."""
+        return _lines_of(self.tensor, self.axis)
+
+    @cached_property
+    def span(self) -> float:
+        """The largest bound of a norm over its unit."""
+        return float((self.lines.norms / self.lines.units).max(initial=0.0))
+
+    @cached_property
+    def wide_span(self) -> float:
+        """The largest norm over its unit, from the elements."""
+        return self._span_of(self.wide)
+
+    @cached_property
+    def narrow_span(self) -> float:
+        """The same from the elements in float32; infinity without."""
+        return math.inf if self.narrow is None else self._span_of(self.narrow)
+
+    def _span_of(self, elements: Elements) -> float:
+        x = elements.values
+        squares = np.einsum("...k,...k->..." if self.axis == -1 else "...kn,...kn->...n", x, x)
+        # The 2 K - 1 roundings to nearest have made a sum of squares this much smaller at most.
+        slack = 1 + 2 * x.shape[self.axis] * float(np.finfo(x.dtype).eps)
+        norms = np.sqrt(squares.astype(np.float64)) * slack
+        return float((norms / self.lines.units).max(initial=0.0))
+
+
+def operand_of(x: QuantizedTensor, dtype: type[np.floating[Any]] = np.float64) -> Elements:
+    """Return the elements of an operand, which the dtype holds: code values times block scales."""
+    values = x.code_values(dtype)
     if x.block is None:
         if x.is_finite:
-            return _Operand(values, None)
+            return Elements(values, None)
     else:
         with np.errstate(invalid="ignore"):  # infinity times 0
-            _scale_blocks(values, scales_of(x), x)
+            _scale_blocks(values, scales_of(x).astype(dtype, copy=False), x)
     finite = np.isfinite(values)
     if x.is_finite or finite.all():
-        return _Operand(values, None)
-    return _Operand(np.where(finite, values, 0.0), values)
+        return Elements(values, None)
+    return Elements(np.where(finite, values, values.dtype.type(0)), values)
 
 
 def scales_of(x: QuantizedTensor) -> Float64Array:
@@ -223,33 +311,95 @@ def per_line(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Arra
     return largest.squeeze(k_axis), units.squeeze(k_axis)
 
 
-def _exact_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
+def _lines_of(x: QuantizedTensor, axis: int) -> _Lines:
+    """Return the bounds for the rows or the columns that an operand's scales give."""
+    step = x.fmt.min_subnormal
+    largest = _span_of_codes(x) * step
+    k_axis = x.ndim + axis
+    if x.block is None:
+        norm = math.sqrt(x.shape[k_axis]) * largest
+        return _Lines(np.full((), norm), np.full((), step), largest)
+    assert x.axis is not None
+    magnitudes, units = _magnitudes_and_units(x)
+    most = float(magnitudes.max(initial=0.0)) * largest
+    count = min(x.block, x.shape[x.axis]) if x.axis == k_axis else 1  # elements of a scale
+    norms = np.sqrt((magnitudes * magnitudes).sum(k_axis, keepdims=True) * count) * largest
+    units = units.min(k_axis, initial=np.inf, keepdims=True) * step
+    if x.axis != k_axis:
+        norms, units = (spread(one, x.shape, x.axis, x.block) for one in (norms, units))
+    return _Lines(norms.squeeze(k_axis), units.squeeze(k_axis), most)
+
+
+def _magnitudes_and_units(x: QuantizedTensor) -> tuple[Float64Array, Float64Array]:
+    """Return each scale's magnitude, and what it is a multiple of; 0 and infinity for a NaN.
+
+    A block of zeros, which the rules of powers of two give the smallest scale, has 0 and
+    infinity, too: its elements are multiples of anything.
+    """
+    if x.scale_codes is None:
+        scales = scales_of(x)
+        return np.where(np.isfinite(scales), np.abs(scales), 0.0), lowest_bits(scales)
+    assert x.block_format is not None
+    fmt, codes = x.block_format.scale_format, x.scale_codes
+    magnitudes, units = (lookup(table, codes) for table in _scale_tables(fmt))
+    if x.block_format.powers_of_two and not codes.all():
+        zeros = (codes == 0) & ~_blocks_with_numbers(x)
+        magnitudes[zeros], units[zeros] = 0.0, np.inf
+    return magnitudes, units
+
+
+@lru_cache(maxsize=64)
+def _scale_tables(fmt: Format) -> tuple[Float64Array, Float64Array]:
+    """Return the magnitude of each code, 0 for one that is not finite, and its unit."""
+    values = np.resize(fmt.values, 256)
+    return np.where(np.isfinite(values), np.abs(values), 0.0), _code_units(fmt)
+
+
+def _blocks_with_numbers(x: QuantizedTensor) -> npt.NDArray[np.bool_]:
+    """Return for each block whether it has an element that is not 0."""
+    assert x.axis is not None
+    assert x.block is not None
+    numbers = lookup(np.resize(x.fmt.values, 256) != 0, x.codes.view(np.uint8))
+    starts = np.arange(0, x.shape[x.axis], x.block)
+    found: npt.NDArray[np.bool_] = np.logical_or.reduceat(numbers, starts, axis=x.axis)
+    return found
+
+
+def _exact_sums(a: Prepared, b: Prepared) -> Float32Array:
     """Compute the exact sums over K, rounded once to float32."""
-    (x, special_x), (y, special_y) = operand_of(a), operand_of(b)
-    span = float(max(a.shape[-1], 1))
-    for operand, k_axis in ((a, a.ndim - 1), (b, b.ndim - 2)):
-        largest, unit = per_line(operand, k_axis)
-        span *= _span_of_codes(operand) * float((largest / unit).max(initial=0.0))
-    result = _once_rounded(x, y, span, lambda: _element_units(a), lambda: _element_units(b))
-    overlay(result, x, special_x, y, special_y)
+    span = a.span * b.span
+    if span <= 2.0**24 * _NEAR and a.narrow_span * b.narrow_span <= 2.0**24:
+        span, x, y = 0.0, a.narrow, b.narrow
+    else:
+        x, y = a.wide, b.wide
+        if span > 2.0**53:
+            span = a.wide_span * b.wide_span
+    assert x is not None
+    assert y is not None
+    units = partial(_element_units, a.tensor), partial(_element_units, b.tensor)
+    result = _once_rounded(x.values, y.values, span, *units)
+    overlay(result, *x, *y)
     return result
 
 
 def _once_rounded(
-    x: Float64Array,
-    y: Float64Array,
+    x: Array,
+    y: Array,
     span: float,
     units_x: Callable[[], Float64Array],
     units_y: Callable[[], Float64Array],
 ) -> Float32Array:
-    """Multiply finite matrices, rounded once to float32; ``span`` is the left side of (1)."""
+    """Multiply finite matrices, rounded once to float32; ``span`` is the left side of (1).
+
+    Matrices of float32 are such that (1) holds with 2^24, which ``span`` need not say.
+    """
     if span > 2.0**53:
         row_unit = units_x().min(axis=-1, initial=np.inf)
         column_unit = units_y().min(axis=-2, initial=np.inf)
         return rounded_product(x, y, row_unit, column_unit, _RUN)
     sums = blas_product(x, y)
     with np.errstate(over="ignore", under="ignore"):
-        result: Float32Array = sums.astype(np.float32)
+        result: Float32Array = sums.astype(np.float32, copy=False)
     result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
     return result
 
@@ -289,20 +439,26 @@ def _code_units(fmt: Format) -> Float64Array:
     return lowest_bits(np.resize(fmt.values, 256))
 
 
-def _blas_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
+def _blas_sums(a: Prepared, b: Prepared) -> Float32Array:
     """Compute the sums by a float32 BLAS product of the elements in float32."""
-    found = []
-    for operand in (a, b):
-        values, specials = operand_of(operand)
-        with np.errstate(over="ignore", under="ignore"):
-            rounded = (values if specials is None else specials).astype(np.float32)
-        finite = np.isfinite(rounded)
-        found.append((rounded, None) if finite.all() else (np.where(finite, rounded, 0), rounded))
-    (x, special_x), (y, special_y) = found
+    (x, special_x), (y, special_y) = (
+        operand.narrow or _rounded(operand.wide) for operand in (a, b)
+    )
     result = blas_product(x, y)
     result += np.float32(0)
     overlay(result, x, special_x, y, special_y)
     return result
+
+
+def _rounded(elements: Elements) -> Elements:
+    """Round elements to float32, which may make infinities."""
+    values, specials = elements
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = (values if specials is None else specials).astype(np.float32)
+    finite = np.isfinite(rounded)
+    return (
+        Elements(rounded, None) if finite.all() else Elements(np.where(finite, rounded, 0), rounded)
+    )
 
 
 def _added(parts: Iterator[Float32Array], shape: tuple[int, ...]) -> Float32Array:
@@ -317,9 +473,9 @@ def _added(parts: Iterator[Float32Array], shape: tuple[int, ...]) -> Float32Arra
     return np.zeros(shape, np.float32) if total is None else total
 
 
-def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Iterator[Float32Array]:
+def _exact_block_sums(left: Prepared, right: Prepared, block: int) -> Iterator[Float32Array]:
     """Yield the exact sum of each block of K, scaled and rounded once to float32."""
-    operands = operand_of(a), operand_of(b)
+    a, b, operands = left.tensor, right.tensor, (left.wide, right.wide)
     span = float(block)
     for operand in (a, b):
         scales = scales_of(operand) if operand.block is not None else np.ones(1)
