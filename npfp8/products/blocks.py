@@ -211,15 +211,21 @@ class Prepared:
     @cached_property
     def wide(self) -> Elements:
         """The elements in float64."""
-        return operand_of(self.tensor)
+        if not self._fits_float32:
+            return operand_of(self.tensor)
+        values, specials = operand_of(self.tensor, np.float32)  # faster: see npfp8.arrays.lookup
+        return Elements(values.astype(np.float64), specials)
 
     @cached_property
     def narrow(self) -> Elements | None:
         """The elements in float32, None unless they and the products of two are normal ones."""
+        return operand_of(self.tensor, np.float32) if self._fits_float32 else None
+
+    @property
+    def _fits_float32(self) -> bool:
         lines, x = self.lines, self.tensor
         inside = lines.largest <= 2.0**60 and lines.units.min(initial=np.inf) >= 2.0**-60
-        codes = x.block is None or x.scale_codes is not None  # float32 scales need more bits
-        return operand_of(x, np.float32) if inside and codes else None
+        return inside and (x.block is None or x.scale_codes is not None)  # scales of few bits
 
     @cached_property
     def lines(self) -> _Lines:
