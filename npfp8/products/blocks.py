@@ -156,8 +156,9 @@ def times_factors(
     if usual and not (np.isfinite(factor) & (factor > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
     sums = result()
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        np.multiply(sums, factor, out=sums)
+    if (factor != 1).any():  # MX has none
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            np.multiply(sums, factor, out=sums)
     if not (usual and finite):
         sums.view(np.uint32)[np.isnan(sums)] = accumulator.nan_bits
     return sums
@@ -326,30 +327,33 @@ def _lines_of(x: QuantizedTensor, axis: int) -> _Lines:
         norm = math.sqrt(x.shape[k_axis]) * largest
         return _Lines(np.full((), norm), np.full((), step), largest)
     assert x.axis is not None
-    magnitudes, units = _magnitudes_and_units(x)
+    magnitudes, units = _magnitudes_and_units(x, k_axis)
     most = float(magnitudes.max(initial=0.0)) * largest
     count = min(x.block, x.shape[x.axis]) if x.axis == k_axis else 1  # elements of a scale
-    norms = np.sqrt((magnitudes * magnitudes).sum(k_axis, keepdims=True) * count) * largest
-    units = units.min(k_axis, initial=np.inf, keepdims=True) * step
+    norms = np.sqrt((magnitudes * magnitudes).sum(0) * count) * largest
+    units = units.min(0, initial=np.inf) * step
     if x.axis != k_axis:
-        norms, units = (spread(one, x.shape, x.axis, x.block) for one in (norms, units))
-    return _Lines(norms.squeeze(k_axis), units.squeeze(k_axis), most)
+        axis, shape = x.axis - (x.axis > k_axis), x.shape[:k_axis] + x.shape[k_axis + 1 :]
+        norms, units = (spread(one, shape, axis, x.block) for one in (norms, units))
+    return _Lines(norms, units, most)
 
 
-def _magnitudes_and_units(x: QuantizedTensor) -> tuple[Float64Array, Float64Array]:
+def _magnitudes_and_units(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
     """Return each scale's magnitude, and what it is a multiple of; 0 and infinity for a NaN.
 
     A block of zeros, which the rules of powers of two give the smallest scale, has 0 and
-    infinity, too: its elements are multiples of anything.
+    infinity, too: its elements are multiples of anything. The K axis is the first, as a
+    reduction over another one is slow where it is short.
     """
     if x.scale_codes is None:
-        scales = scales_of(x)
+        scales = np.moveaxis(scales_of(x), k_axis, 0)
         return np.where(np.isfinite(scales), np.abs(scales), 0.0), lowest_bits(scales)
     assert x.block_format is not None
-    fmt, codes = x.block_format.scale_format, x.scale_codes
+    fmt = x.block_format.scale_format
+    codes = np.ascontiguousarray(np.moveaxis(x.scale_codes, k_axis, 0))
     magnitudes, units = (lookup(table, codes) for table in _scale_tables(fmt))
     if x.block_format.powers_of_two and not codes.all():
-        zeros = (codes == 0) & ~_blocks_with_numbers(x)
+        zeros = (codes == 0) & ~np.moveaxis(_blocks_with_numbers(x), k_axis, 0)
         magnitudes[zeros], units[zeros] = 0.0, np.inf
     return magnitudes, units
 
