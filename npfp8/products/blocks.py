@@ -241,20 +241,31 @@ class Prepared:
     @cached_property
     def wide_span(self) -> float:
         """The largest norm over its unit, from the elements."""
-        return self._span_of(self.wide)
+        return self._span_of(self.wide, self.lines.units)
 
     @cached_property
     def narrow_span(self) -> float:
         """The same from the elements in float32; infinity without."""
-        return math.inf if self.narrow is None else self._span_of(self.narrow)
+        return math.inf if self.narrow is None else self._span_of(self.narrow, self.lines.units)
 
-    def _span_of(self, elements: Elements) -> float:
+    @cached_property
+    def element_units(self) -> Float64Array:
+        """What the elements of each row or column really are multiples of."""
+        units: Float64Array = _element_units(self.tensor).min(self.axis, initial=np.inf)
+        return units
+
+    @cached_property
+    def element_span(self) -> float:
+        """The largest norm over what the elements really are multiples of."""
+        return self._span_of(self.wide, self.element_units)
+
+    def _span_of(self, elements: Elements, units: Float64Array) -> float:
         x = elements.values
         squares = np.einsum("...k,...k->..." if self.axis == -1 else "...kn,...kn->...n", x, x)
         # The 2 K - 1 roundings to nearest have made a sum of squares this much smaller at most.
         slack = 1 + 2 * x.shape[self.axis] * float(np.finfo(x.dtype).eps)
         norms = np.sqrt(squares.astype(np.float64)) * slack
-        return float((norms / self.lines.units).max(initial=0.0))
+        return float((norms / units).max(initial=0.0))
 
 
 def operand_of(x: QuantizedTensor, dtype: type[np.floating[Any]] = np.float64) -> Elements:
@@ -384,10 +395,13 @@ def _exact_sums(a: Prepared, b: Prepared) -> Float32Array:
         x, y = a.wide, b.wide
         if span > 2.0**53:
             span = a.wide_span * b.wide_span
+        if span > 2.0**53:
+            span = a.element_span * b.element_span
     assert x is not None
     assert y is not None
-    units = partial(_element_units, a.tensor), partial(_element_units, b.tensor)
-    result = _once_rounded(x.values, y.values, span, *units)
+    result = _once_rounded(
+        x.values, y.values, span, lambda: a.element_units, lambda: b.element_units
+    )
     overlay(result, *x, *y)
     return result
 
@@ -401,12 +415,12 @@ def _once_rounded(
 ) -> Float32Array:
     """Multiply finite matrices, rounded once to float32; ``span`` is the left side of (1).
 
+    The units are those of the rows of ``x`` and of the columns of ``y``, beyond (1).
+
     Matrices of float32 are such that (1) holds with 2^24, which ``span`` need not say.
     """
     if span > 2.0**53:
-        row_unit = units_x().min(axis=-1, initial=np.inf)
-        column_unit = units_y().min(axis=-2, initial=np.inf)
-        return rounded_product(x, y, row_unit, column_unit, _RUN)
+        return rounded_product(x, y, units_x(), units_y(), _RUN)
     sums = blas_product(x, y)
     with np.errstate(over="ignore", under="ignore"):
         result: Float32Array = sums.astype(np.float32, copy=False)
@@ -466,9 +480,9 @@ def _rounded(elements: Elements) -> Elements:
     with np.errstate(over="ignore", under="ignore"):
         rounded = (values if specials is None else specials).astype(np.float32)
     finite = np.isfinite(rounded)
-    return (
-        Elements(rounded, None) if finite.all() else Elements(np.where(finite, rounded, 0), rounded)
-    )
+    if finite.all():
+        return Elements(rounded, None)
+    return Elements(np.where(finite, rounded, np.float32(0)), rounded)
 
 
 def _added(parts: Iterator[Float32Array], shape: tuple[int, ...]) -> Float32Array:
@@ -506,10 +520,18 @@ def _exact_block_sums(left: Prepared, right: Prepared, block: int) -> Iterator[F
         (x, special_x), (y, special_y) = operands
         x, special_x = rows(x), None if special_x is None else rows(special_x)
         y, special_y = columns(y), None if special_y is None else columns(special_y)
-        unit_x, unit_y = partial(rows, units[0]), partial(columns, units[1])
+        unit_x, unit_y = partial(_least, rows, units[0], -1), partial(_least, columns, units[1], -2)
         part = _once_rounded(x, y, span, unit_x, unit_y)
         overlay(part, x, special_x, y, special_y)
         yield from part
+
+
+def _least(
+    part: Callable[[Float64Array], Float64Array], units: Float64Array, axis: int
+) -> Float64Array:
+    """Return the least unit of each row or column of a part."""
+    least: Float64Array = part(units).min(axis, initial=np.inf)
+    return least
 
 
 def _by_block(x: Float64Array, axis: int, ks: slice, count: int, ndim: int) -> Float64Array:
