@@ -25,6 +25,7 @@ from npfp8 import (
     E5M2,
     INT8,
     MXFP4,
+    MXFP6_E2M3,
     MXFP8_E4M3,
     MXFP8_E5M2,
     MXINT8,
@@ -605,7 +606,7 @@ def test_every_way_gives_the_same_bits(
     found = matmul(a, b, accumulate)
     monkeypatch.setattr(block_products, "code_span", lambda *_: math.inf)
     monkeypatch.setattr(block_products, "_largest_span", lambda *_: math.inf)
-    for name in ("span", "wide_span", "narrow_span", "element_span"):
+    for name in ("span", "wide_span", "element_span"):
         monkeypatch.setattr(block_products.Prepared, name, math.inf)
     assert_same_bits(matmul(a, b, accumulate), found)
     original, seen = float_matmul._round_settled, []
@@ -738,11 +739,22 @@ def dtypes(monkeypatch: pytest.MonkeyPatch) -> list[np.dtype[Any]]:
     return found
 
 
-@pytest.mark.parametrize(("binades", "narrow"), [(6, True), (7, False)])
+@pytest.mark.parametrize(
+    ("binades", "types"),
+    [
+        (6, [np.float32]),
+        (7, [np.float32] * 8),
+        (10, [np.float32] * 8),
+        (11, [np.float64, *[np.float32] * 7]),
+    ],
+)
 def test_mxfp4_in_float32_up_to_its_bound(
-    dtypes: list[np.dtype[Any]], binades: int, narrow: bool, blas: str
+    dtypes: list[np.dtype[Any]], binades: int, types: list[Any], blas: str
 ) -> None:
-    """992 products of 36 and one of 2^-2 or less beside them: 992 * 144 * 2^6 < 2^24."""
+    """992 products of 36 and one of 2^-2 or less beside them: 992 * 144 * 2^6 < 2^24.
+
+    Of the first part of 128 there are 96: 96 * 144 * 2^10 < 2^24.
+    """
     codes = np.full((1, 1024), 7, np.uint8)
     codes[0, :32] = 0
     codes[0, 0] = 1
@@ -750,7 +762,25 @@ def test_mxfp4_in_float32_up_to_its_bound(
     scales[0] -= binades
     a, b = tensor(MXFP4, codes, scales.T), tensor(MXFP4, codes.T, np.full((32, 1), 127), 0)
     check(a, b)
-    assert dtypes == [np.float32 if narrow else np.float64]
+    assert dtypes == types
+
+
+@pytest.mark.parametrize("fmt_b", [MXFP4, NVFP4, MXFP6_E2M3, MXINT8, E4M3FN, INT8], ids=str)
+@pytest.mark.parametrize("fmt_a", [MXFP4, NVFP4, MXFP6_E2M3, MXINT8], ids=str)
+def test_parts_of_k(
+    dtypes: list[np.dtype[Any]], fmt_a: BlockFormat, fmt_b: BlockFormat, blas: str
+) -> None:
+    """Outliers in one of five parts of K; the last part is short, and its last block, too."""
+    rng = np.random.default_rng(15)
+    x, y = rng.standard_normal((3, 530)), rng.standard_normal((530, 4))
+    x[:, 130:200] *= 2.0 ** rng.integers(-14, 14, 70)
+    y[130:200] *= 2.0 ** -rng.integers(-14, 14, (70, 1))
+    a = quantize(x.astype(np.float32), fmt_a)
+    axis = {"axis": 0} if isinstance(fmt_b, BlockFormat) else {}
+    b = quantize(y.astype(np.float32), fmt_b, **axis)
+    check(a, b)
+    if {fmt_a, fmt_b} <= {MXFP4, NVFP4}:
+        assert {*dtypes} == {np.dtype(np.float32), np.dtype(np.float64)}
 
 
 @pytest.mark.parametrize("exponent", [-127, -62, -61, 0, 58, 59, 127])
@@ -801,7 +831,7 @@ def test_spans_are_bounds(fmt: BlockFormat, axis: int) -> None:
             assert found**2 >= spans[kind]
             assert name == "span" or found**2 <= spans[kind] * Fraction(1 + 2.0**-30)
         if operand.narrow is not None:
-            found = Fraction(operand.narrow_span)
+            found = Fraction(operand.narrow_spans[0])
             assert spans["lines"] <= found**2 <= spans["lines"] * Fraction(1.01)
             assert_same_bits(operand.narrow.values.astype(np.float64), operand.wide.values)
 

@@ -9,34 +9,45 @@ product of the tensors' scales.
 
 When one BLAS product is exact
 ------------------------------
-Let ``q`` be the smallest subnormal of the elements' format, ``max`` its largest value, and
-let a row of ``a`` have block scales of at most ``S``, all multiples of the power of two
-``s``. Its elements are then multiples of ``q s`` and at most ``max S``. Dividing the row by
-``q s`` is exact and changes no bit of any significand; the same holds for a column of ``b``.
-After both, the products are integers, and every partial sum of K of them, in whatever
-order, is an integer of at most ``K (max_a / q_a) (S_a / s_a) (max_b / q_b) (S_b / s_b)``.
-While::
+Let all elements of a row of ``a`` be multiples of the power of two ``u``, and those of a
+column of ``b`` multiples of ``v``. Dividing the row by ``u`` and the column by ``v`` is exact
+and changes no bit of any significand. The products are then integers, and so are their partial
+sums, in whatever order; by the Cauchy-Schwarz inequality none is larger than the product of the
+norms. While::
 
-    K * span_a * span_b <= 2^53,    span = (max / q) * (S / s)             (1)
+    (|row| / u) (|column| / v) <= 2^53                                      (1)
 
 float64 holds them all, no addition rounds, and the float64 product of the elements as they
 are, which differs by a power of two, is exact too: its exponents, of at most 600 in
-magnitude, are far from float64's ends. ``S / s`` counts what the scales of one row or
-column are, not what E8M0 could be: 2^-127 and 2^127 in different rows do no harm.
+magnitude, are far from float64's ends.
+
+Let ``q`` be the smallest subnormal of the elements' format, ``max`` its largest value, and let
+the scales of a row be multiples of the power of two ``s``. Then ``u = q s``, and the norm is at
+most ``max`` times that of the scales of all elements: the scales alone decide, cheaply, whether
+(1) holds. They are those that one row or column has, not all that E8M0 has: 2^-127 and 2^127 in
+different rows do no harm. Where this bound is not enough, the norms are computed, and where
+these are not, what the elements really are multiples of.
 
 ``max / q`` is 2^17.8 for E4M3, 448 for E3M2, 60 for E2M3, 12 for E2M1. NVFP4 by NVFP4 has
-``12 * 448 / 2^-9`` for each span if a row and a column have all scales, so (1) holds up to
+``12 * 448 / 2^-9`` with the scales if a row and a column have all of them, so (1) holds up to
 K = 1188 for all codes. MXFP4 by MXFP4 with K = 1024 may have scales of 35 binades in a row
 and a column together, MXFP8 E4M3 of 7. :func:`npfp8.exact_k_limit` states the K of all codes.
 
+In float32
+----------
+If (1) holds with 2^24, a float32 product is exact, and takes half of the time. It does for usual
+numbers in MXFP4. Outliers make the scales of some blocks larger than those of the others in a
+row, but these blocks are in few places of K: if (1) with 2^24 holds for most parts of K, the
+products of these are float32's, those of the others float64's, and all are added in float64,
+exactly.
+
 Beyond (1)
 ----------
-Elements may still be multiples of more than ``q s``, and the norms of runs of K bound the
-partial sums more closely than ``K`` times the largest products. Where that is not enough
-either, the float64 sum and a bound of its error settle most elements, and the others are
-added without error: :func:`npfp8.products.float32.rounded_product`, for any scales and K
-up to 2^24. In all these ways the result is the exact sum rounded once, so it makes no
-difference which one is taken.
+The norms of runs of K bound the partial sums more closely than those of whole rows and columns.
+Where that is not enough either, the float64 sum and a bound of its error settle most elements,
+and the others are added without error: :func:`npfp8.products.float32.rounded_product`, for any
+scales and K up to 2^24. In all these ways the result is the exact sum rounded once, so it makes
+no difference which one is taken.
 
 Block by block
 --------------
@@ -57,7 +68,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array, Float64Array, blas_product, lookup
+from npfp8.arrays import Array, Float32Array, Float64Array, blas_product, chunks, lookup
 from npfp8.codec.tables import values_of
 from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
@@ -82,9 +93,13 @@ __all__ = [
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
 
-#: How much larger than the limit of an exact float32 product a bound from the scales alone may be
-#: for the elements to be looked at: their norms are a few times less.
-_NEAR = 16.0
+#: The largest product of the spans of two formats' codes with which a float32 product of a part
+#: of K is likely to be exact: that of MXINT8 by itself is 2^14, of E4M3 by itself 2^35.
+_NARROW = 2.0**16
+
+#: Elements of K in a part that has a float32 product of its own: whole blocks of MX and NVFP4, and
+#: as many as make up for adding one more array.
+_PART = 128
 
 #: Elements of K whose norms are multiplied to bound an error: a block, for most formats.
 _RUN = 32
@@ -184,11 +199,13 @@ class _Lines(NamedTuple):
 
     ``norms`` are no less than the norms of the elements, and ``units`` are powers of two that
     all elements are multiples of, infinity if all are zeros. Their shapes broadcast against
-    the operand's without its K axis. ``largest`` is no less than any magnitude.
+    the operand's without its K axis. ``parts`` are the units in each part of K, K being the
+    first axis. ``largest`` is no less than any magnitude.
     """
 
     norms: Float64Array
     units: Float64Array
+    parts: Float64Array
     largest: float
 
 
@@ -196,7 +213,7 @@ class _Lines(NamedTuple):
 class Prepared:
     """An operand with what its exact products need, whatever the other operand is.
 
-    Each part is computed when it is first needed, and kept, so that a product of weights that
+    Each field is computed when it is first needed, and kept, so that a product of weights that
     have been prepared does not decode them again.
 
     Parameters
@@ -244,9 +261,17 @@ class Prepared:
         return self._span_of(self.wide, self.lines.units)
 
     @cached_property
-    def narrow_span(self) -> float:
-        """The same from the elements in float32; infinity without."""
-        return math.inf if self.narrow is None else self._span_of(self.narrow, self.lines.units)
+    def narrow_spans(self) -> tuple[float, Float64Array]:
+        """The same for the elements in float32, which there are: of all of K, and of its parts."""
+        assert self.narrow is not None
+        x, units = self.narrow.values, self.lines.parts
+        if not x.size:
+            return 0.0, np.zeros(0)
+        squares = np.add.reduceat(x * x, range(0, x.shape[self.axis], _PART), self.axis)
+        squares = np.moveaxis(squares, self.axis, 0).astype(np.float64) * _slack(x, self.axis) ** 2
+        whole = np.sqrt(squares.sum(0)) / units.min(0)
+        parts = (np.sqrt(squares) / units).reshape(len(squares), -1).max(1)
+        return float(whole.max()), parts
 
     @cached_property
     def element_units(self) -> Float64Array:
@@ -262,10 +287,13 @@ class Prepared:
     def _span_of(self, elements: Elements, units: Float64Array) -> float:
         x = elements.values
         squares = np.einsum("...k,...k->..." if self.axis == -1 else "...kn,...kn->...n", x, x)
-        # The 2 K - 1 roundings to nearest have made a sum of squares this much smaller at most.
-        slack = 1 + 2 * x.shape[self.axis] * float(np.finfo(x.dtype).eps)
-        norms = np.sqrt(squares.astype(np.float64)) * slack
+        norms = np.sqrt(squares.astype(np.float64)) * _slack(x, self.axis)
         return float((norms / units).max(initial=0.0))
+
+
+def _slack(x: Array, axis: int) -> float:
+    """Return how many times less a computed norm may be, after 2 K - 1 roundings to nearest."""
+    return 1 + x.shape[axis] * float(np.finfo(x.dtype).eps)
 
 
 def operand_of(x: QuantizedTensor, dtype: type[np.floating[Any]] = np.float64) -> Elements:
@@ -336,17 +364,19 @@ def _lines_of(x: QuantizedTensor, axis: int) -> _Lines:
     k_axis = x.ndim + axis
     if x.block is None:
         norm = math.sqrt(x.shape[k_axis]) * largest
-        return _Lines(np.full((), norm), np.full((), step), largest)
+        return _Lines(np.full((), norm), np.full((), step), np.full(1, step), largest)
     assert x.axis is not None
     magnitudes, units = _magnitudes_and_units(x, k_axis)
     most = float(magnitudes.max(initial=0.0)) * largest
     count = min(x.block, x.shape[x.axis]) if x.axis == k_axis else 1  # elements of a scale
     norms = np.sqrt((magnitudes * magnitudes).sum(0) * count) * largest
+    run = _PART // x.block if x.axis == k_axis and _PART % x.block == 0 else 0
+    parts = np.minimum.reduceat(units, range(0, len(units), run)) if run and len(units) else None
     units = units.min(0, initial=np.inf) * step
     if x.axis != k_axis:
         axis, shape = x.axis - (x.axis > k_axis), x.shape[:k_axis] + x.shape[k_axis + 1 :]
         norms, units = (spread(one, shape, axis, x.block) for one in (norms, units))
-    return _Lines(norms, units, most)
+    return _Lines(norms, units, units[None] if parts is None else parts * step, most)
 
 
 def _magnitudes_and_units(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
@@ -389,26 +419,54 @@ def _blocks_with_numbers(x: QuantizedTensor) -> npt.NDArray[np.bool_]:
 def _exact_sums(a: Prepared, b: Prepared) -> Float32Array:
     """Compute the exact sums over K, rounded once to float32."""
     span = a.span * b.span
-    if span <= 2.0**24 * _NEAR and a.narrow_span * b.narrow_span <= 2.0**24:
-        span, x, y = 0.0, a.narrow, b.narrow
+    sums = _narrow_sums(a, b) if span <= 2.0**53 else None
+    if sums is not None:
+        assert a.narrow is not None
+        assert b.narrow is not None
+        x, y, result = a.narrow, b.narrow, _to_float32(sums)
     else:
-        x, y = a.wide, b.wide
         if span > 2.0**53:
             span = a.wide_span * b.wide_span
         if span > 2.0**53:
             span = a.element_span * b.element_span
-    assert x is not None
-    assert y is not None
-    result = _once_rounded(
-        x.values, y.values, span, lambda: a.element_units, lambda: b.element_units
-    )
+        x, y = a.wide, b.wide
+        units = (lambda: a.element_units), (lambda: b.element_units)
+        result = _once_rounded(x.values, y.values, span, *units)
     overlay(result, *x, *y)
     return result
 
 
+def _narrow_sums(a: Prepared, b: Prepared) -> Array | None:
+    """Compute the exact sums, which float64 holds, by float32 products if most are exact."""
+    if _span_of_codes(a.tensor) * _span_of_codes(b.tensor) > _NARROW:
+        return None
+    if a.narrow is None or b.narrow is None:
+        return None
+    x, y = a.narrow.values, b.narrow.values
+    (whole_a, parts_a), (whole_b, parts_b) = a.narrow_spans, b.narrow_spans
+    if whole_a * whole_b <= 2.0**24:
+        return blas_product(x, y)
+    exact = parts_a * parts_b <= 2.0**24
+    return _sums_of_parts(x, y, exact) if np.count_nonzero(exact) > len(exact) / 2 else None
+
+
+def _sums_of_parts(x: Float32Array, y: Float32Array, narrow: npt.NDArray[np.bool_]) -> Float64Array:
+    """Add the products of parts of K in float64: ``narrow`` ones are exact in float32."""
+    total: Float64Array | None = None
+    for ks, exact in zip(chunks(x.shape[-1], _PART), narrow, strict=True):
+        part_x, part_y = x[..., ks], y[..., ks, :]
+        if exact:
+            part = blas_product(part_x, part_y)
+        else:
+            part = blas_product(part_x.astype(np.float64), part_y.astype(np.float64))
+        total = part.astype(np.float64, copy=False) if total is None else np.add(total, part, total)
+    assert total is not None
+    return total
+
+
 def _once_rounded(
-    x: Array,
-    y: Array,
+    x: Float64Array,
+    y: Float64Array,
     span: float,
     units_x: Callable[[], Float64Array],
     units_y: Callable[[], Float64Array],
@@ -416,15 +474,17 @@ def _once_rounded(
     """Multiply finite matrices, rounded once to float32; ``span`` is the left side of (1).
 
     The units are those of the rows of ``x`` and of the columns of ``y``, beyond (1).
-
-    Matrices of float32 are such that (1) holds with 2^24, which ``span`` need not say.
     """
     if span > 2.0**53:
         return rounded_product(x, y, units_x(), units_y(), _RUN)
-    sums = blas_product(x, y)
+    return _to_float32(blas_product(x, y))
+
+
+def _to_float32(sums: Array) -> Float32Array:
+    """Round sums to float32; every zero is +0: the sign of a zero sum depends on the BLAS."""
     with np.errstate(over="ignore", under="ignore"):
         result: Float32Array = sums.astype(np.float32, copy=False)
-    result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
+    result += np.float32(0)
     return result
 
 
