@@ -8,6 +8,7 @@ from conftest import ROOT
 
 import npfp8
 from bert_numpy.engines import functions
+from npfp8 import arrays
 from npfp8.arrays import blas_product
 
 #: Where a matrix product may stand by itself: in blas_product, and where all numbers are integers.
@@ -99,3 +100,13 @@ def test_the_tests_own_products_are_quiet():
     """NumPy warns of this sum, as some BLAS does of others: it is no error here."""
     infinite = np.full((1, 2), np.inf, np.float32)
     assert np.isnan(infinite @ np.float32([[1], [-1]]))
+
+
+def test_only_few_rows_are_multiplied_in_pieces() -> None:
+    """A piece has at most 1,200 results, the least number of pieces, and at least 24 outputs."""
+    assert [arrays._pieces(rows, 384, 1536) for rows in (1, 4, 16, 32, 50, 51)] == [
+        2, 8, 32, 64, 64, 1
+    ]  # fmt: skip
+    assert arrays._pieces(16, 3072, 768) == 1  # pieces of 12 outputs
+    assert arrays._pieces(16, 384, 77) == 1
+    assert arrays._pieces(800, 128, 128) == 1

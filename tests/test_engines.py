@@ -477,16 +477,6 @@ def test_linear(rows: int, inputs: int, outputs: int) -> None:
     assert (np.abs(stacked - truth) <= bound).all()
 
 
-def test_only_few_rows_are_multiplied_in_pieces() -> None:
-    """A piece has at most 1,200 results, the least number of pieces, and at least 24 outputs."""
-    assert [functions._pieces(rows, 384, 1536) for rows in (1, 4, 16, 32, 50, 51)] == [
-        2, 8, 32, 64, 64, 1
-    ]  # fmt: skip
-    assert functions._pieces(16, 3072, 768) == 1  # pieces of 12 outputs
-    assert functions._pieces(16, 384, 77) == 1
-    assert functions._pieces(800, 128, 128) == 1
-
-
 def test_layer_norm_as_torch(torch: Any) -> None:
     x, weight, bias = norm_operands(384, mean=0.5, deviation=2)
     tensors = (torch.from_numpy(array) for array in (weight, bias))

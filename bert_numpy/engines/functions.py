@@ -62,14 +62,6 @@ _TAIL_ROOT = tuple(
 #: NumPy takes the maximum of two arrays three times as fast as that of an array and a number.
 _ZEROS = np.zeros(_CHUNK, np.float32)
 
-#: OpenBLAS with AVX-512 multiplies matrices without packing them first up to this many results,
-#: and up to this many multiplications. Packing the weights for few rows takes half of the time.
-_UNPACKED_RESULTS, _UNPACKED_WORK = 1200, 100**3
-
-#: The fewest outputs of a piece. With AVX-512 a text of 16 tokens then takes 0.63 to 0.72 of the
-#: time. The kernels for AVX2 gain nothing, and lose some 5 %; with smaller pieces much more.
-_FEWEST_OUTPUTS = 24
-
 
 def gelu(x: Float32Array) -> Float32Array:
     """Compute ``x Phi(x)`` within 2e-7 (absolute) + 2 ulp for finite x.
@@ -198,29 +190,10 @@ def position_bias(weights: Weights, table: Table) -> Float32Array:
 
 
 def linear(x: Float32Array, weight: Float32Array, bias: Float32Array) -> Float32Array:
-    """Compute ``x @ weight.T + bias``. (..., K), (N, K), (N,) -> (..., N).
-
-    The product of a single short text is cut by outputs, into pieces that need no packing.
-    """
-    outputs, inputs = weight.shape
-    rows = x.size // inputs
-    pieces = _pieces(max(rows, 1), inputs, outputs)
-    if pieces == 1 or x.ndim != 2:
-        y: Float32Array = blas_product(x, weight.T)
-        y += bias  # in place, like the operations of the other functions here
-        return y
-    cut = blas_product(x, weight.reshape(pieces, -1, inputs).swapaxes(-1, -2))
-    y = np.add(cut.swapaxes(0, 1), bias.reshape(pieces, -1), order="C")
-    return y.reshape(rows, outputs)
-
-
-def _pieces(rows: int, inputs: int, outputs: int) -> int:
-    """Return into how many parts to cut a layer's outputs: a power of 2, often 1."""
-    most = min(_UNPACKED_RESULTS // rows, _UNPACKED_WORK // (rows * inputs))
-    pieces = 1
-    while outputs > pieces * most and outputs % (2 * pieces) == 0:
-        pieces *= 2
-    return pieces if most >= outputs // pieces >= _FEWEST_OUTPUTS else 1
+    """Compute ``x @ weight.T + bias``. (..., K), (N, K), (N,) -> (..., N)."""
+    y: Float32Array = blas_product(x, weight.T)
+    y += bias  # in place, like the operations of the other functions here
+    return y
 
 
 def softmax(x: Float32Array) -> Float32Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -74,8 +73,6 @@ class DecodedWeights:
             if (before := self._kept.pop(name, None)) is not None:
                 self.nbytes -= before[1].values.nbytes
             if self.nbytes + nbytes <= self.budget:
-                # By rows of K: a BLAS multiplies a few rows by them up to twice as fast.
-                operand = replace(operand, values=np.ascontiguousarray(operand.values))
                 self._kept[name] = weight, operand
                 self.nbytes += nbytes
         return operand
