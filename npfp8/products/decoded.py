@@ -174,6 +174,8 @@ def decoded_bfloat16(
     >>> operand.values, lost
     (array([  0.5,   1.5, 448. ]), Lost(saturated=1, underflowed=0))
     """
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or not x.size or np.ndim(scale):
+        return _by_codes(x, fmt, scale, zero_point, dtype)  # no numbers, or an error
     table = _bfloat16_table(fmt, float(np.asarray(scale)), zero_point, np.dtype(dtype))
     if table is None:
         return _by_codes(x, fmt, scale, zero_point, dtype)
@@ -305,19 +307,21 @@ def _finished(
 ) -> Float32Array:
     """Round sums to float32, scale them, add a bias and round to bfloat16; rows at a time.
 
-    A NaN gets ``nan_bits``; None if there is none before the bias. Sums in float32 are changed
-    in place.
+    A NaN gets ``nan_bits``; None if there is none before the bias. Sums in float32 that are
+    contiguous are changed in place.
     """
-    result = sums if sums.dtype == np.float32 else np.empty(sums.shape, np.float32)
+    # The product of permuted stacks lies in memory as they do, and its rows are copies then.
+    in_place = sums.dtype == np.float32 and sums.flags.c_contiguous
+    result = sums if in_place else np.empty(sums.shape, np.float32)
     if not sums.size:
         return result
     columns = sums.shape[-1]
     rows, found = sums.reshape(-1, columns), result.reshape(-1, columns)
-    # A sum of finite numbers is one, so a NaN could only come from the bias, bits and all.
-    usual = nan_bits is None and (bias is None or math.isfinite(bias.sum()))
-    round_rows = round_finite if usual else round_in_place
     per_row = np.broadcast_to(scale, sums.shape).reshape(rows.shape) if scale.ndim else None
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        # A sum of finite numbers is one, so a NaN could only come from the bias, bits and all.
+        usual = nan_bits is None and (bias is None or math.isfinite(bias.sum()))
+        round_rows = round_finite if usual else round_in_place
         for chunk in chunks(len(rows), max(1, _CHUNK // columns)):
             part = found[chunk]
             if result is not sums:
