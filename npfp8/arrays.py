@@ -178,11 +178,10 @@ def table_kernel(table: Array) -> Kernel:
 
 def bfloat16_kernel(table: Array) -> Kernel:
     """Return the kernel of ``table[bits]`` for float32 chunks: the upper 16 bits of each."""
-    take, shift = table.take, np.array(16, np.uint32)
+    take, shift = table_kernel(table), np.array(16, np.uint32)
 
     def kernel(x: Array, results: Array) -> None:
-        indices = np.right_shift(x.view(np.uint32), shift, out=scratch(x.size, np.intp))
-        take(indices, None, results, "clip")
+        take(np.right_shift(x.view(np.uint32), shift, scratch(x.size, np.uint32)), results)
 
     return kernel
 

@@ -37,8 +37,10 @@ __all__ = [
 #: Elements worked on at a time: a chunk's temporaries (512 kB or 1 MB each) stay in cache.
 _CHUNK = 1 << 17
 
-#: Round half up by adding just under a half, made half-to-even by the kept bit.
-_HALF_MINUS = np.uint32(0x7FFF)
+#: Round half up by adding just under a half, made half-to-even by the kept bit. NumPy takes
+#: arrays without axes as they are, and converts scalars first.
+_HALF_MINUS, _ONE, _WIDTH = (np.array(x, np.uint32) for x in (0x7FFF, 1, 16))
+_UPPER = np.array(0xFFFF0000, np.uint32)
 _HALF_MINUS_64 = np.uint64((1 << 44) - 1)
 
 _NAN, _NEGATIVE_NAN = np.uint32(0x7FC00000), np.uint32(0xFFC00000)
@@ -277,15 +279,15 @@ def round_to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
 def _add_half(x: Float32Array, out: npt.NDArray[np.uint32]) -> None:
     """Add half of the last place of bfloat16 to the bits of ``x``: the upper 16 are rounded."""
     bits = x.view(np.uint32)
-    np.right_shift(bits, np.uint32(16), out=out)
-    np.bitwise_and(out, np.uint32(1), out=out)
-    np.add(out, _HALF_MINUS, out=out)
-    np.add(bits, out, out=out)
+    np.right_shift(bits, _WIDTH, out)
+    np.bitwise_and(out, _ONE, out)
+    np.add(out, _HALF_MINUS, out)
+    np.add(bits, out, out)
 
 
 def _round_float32(x: Float32Array, out: Float32Array, work: npt.NDArray[np.uint32]) -> None:
     _add_half(x, work)
-    np.bitwise_and(work, np.uint32(0xFFFF0000), out=out.view(np.uint32))
+    np.bitwise_and(work, _UPPER, out.view(np.uint32))
 
 
 def _round_float64(x: Float64Array, out: Float32Array, work: npt.NDArray[np.uint64]) -> None:

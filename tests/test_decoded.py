@@ -48,7 +48,7 @@ from npfp8.bfloat16 import (
 )
 from npfp8.formats import FORMATS, IntFormat
 from npfp8.golden import unary
-from npfp8.products.decoded import (
+from npfp8.products.operands import (
     Decoded,
     decoded,
     decoded_bfloat16,

@@ -35,7 +35,7 @@ from bert_numpy.quantization.engine import engine_of
 from bert_numpy.quantization.plan import Scale, SitePlan
 from npfp8 import QuantizedTensor, golden, quantize
 from npfp8.bfloat16 import round_to_bfloat16
-from npfp8.products.decoded import decoded_bfloat16
+from npfp8.products.operands import decoded_bfloat16
 
 Float32Array = npt.NDArray[np.float32]
 

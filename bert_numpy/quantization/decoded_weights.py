@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from npfp8 import QuantizedTensor
-from npfp8.products.decoded import Decoded, decoded
+from npfp8.products.operands import Decoded, decoded
 
 __all__ = ["DECODED_BUDGET", "DecodedWeights"]
 

@@ -36,7 +36,7 @@ from npfp8 import (
 from npfp8.arrays import Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.products import matmul_16bit
-from npfp8.products.decoded import (
+from npfp8.products.operands import (
     Decoded,
     decoded,
     decoded_bfloat16,

@@ -17,9 +17,9 @@ from npfp8.arguments import array_of, wrong_type
 from npfp8.arrays import Array, Float32Array, chunks
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.blocks import block_scaled_product
-from npfp8.products.decoded import decoded, decoded_product, product_dtype
 from npfp8.products.exact import exact_k_limit, exact_product, float32_product
 from npfp8.products.float32 import matmul_float32
+from npfp8.products.operands import decoded, decoded_product, product_dtype
 from npfp8.products.sequential import sequential_sums
 from npfp8.products.shapes import check_shapes, checked_factor, scale_of
 from npfp8.products.specials import overlay_specials

@@ -221,8 +221,8 @@ class _Table(NamedTuple):
     values: Array
     scale: Float32Array
     span: float
-    largest: np.float32
-    smallest: np.float32
+    largest: Float32Array
+    smallest: Float32Array
 
 
 @lru_cache(maxsize=1024)
@@ -240,7 +240,8 @@ def _bfloat16_table(fmt: Format, scale: float, zero_point: int | None, dtype: An
         return None
     values = code_values(q, dtype)
     values.flags.writeable = False
-    return _Table(values, q.scale, code_span(fmt, zero_point is not None), *ends[0])
+    largest, smallest = (np.asarray(end) for end in ends[0])
+    return _Table(values, q.scale, code_span(fmt, zero_point is not None), largest, smallest)
 
 
 def decoded_product(
@@ -319,7 +320,7 @@ def _finished(
     rows, found = sums.reshape(-1, columns), result.reshape(-1, columns)
     per_row = np.broadcast_to(scale, sums.shape).reshape(rows.shape) if scale.ndim else None
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        # A sum of finite numbers is one, so a NaN could only come from the bias, bits and all.
+        # Sums of finite numbers make no NaN with bits of its own; a bias may bring one.
         usual = nan_bits is None and (bias is None or math.isfinite(bias.sum()))
         round_rows = round_finite if usual else round_in_place
         for chunk in chunks(len(rows), max(1, _CHUNK // columns)):
@@ -337,4 +338,4 @@ def _finished(
     return result
 
 
-_ZERO = np.float32(0)
+_ZERO = np.array(0, np.float32)
