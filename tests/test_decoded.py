@@ -23,7 +23,7 @@ from oracles import BFLOAT16, FLOAT32, add32, assert_same_bits, bits_of, multipl
 import bert_numpy
 from bert_numpy import PRESETS, Calibration, Model, QuantizedModel, Recipe
 from bert_numpy.quantization.convert import planned_model
-from bert_numpy.quantization.decoded_weights import DECODED_BUDGET, DecodedWeights
+from bert_numpy.quantization.decoded_weights import DECODED_BUDGET, DecodedWeights, decoded_nbytes
 from bert_numpy.quantization.engine import QuantizedEngine, engine_of
 from npfp8 import (
     ACCUMULATORS,
@@ -48,6 +48,8 @@ from npfp8.bfloat16 import (
 )
 from npfp8.formats import FORMATS, IntFormat
 from npfp8.golden import unary
+from npfp8.products import exact as exact_module
+from npfp8.products import operands as operands_module
 from npfp8.products.operands import (
     Decoded,
     decoded,
@@ -393,6 +395,22 @@ def test_products(name: str, factor: float, dtype: Any) -> None:
             check_product(a, b, BIASES[name], BLAS)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_blas_may_return_negative_zeros(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some do, by how they begin a sum; the product has none."""
+
+    def other(x: Any, y: Any) -> Any:
+        product = np.matmul(x, y)
+        return np.where(product == 0, -product, product)
+
+    for module in (operands_module, exact_module):
+        monkeypatch.setattr(module, "blas_product", other)
+    for k in (1, 5):
+        a, b = operand((7, k), dtype), operand((k, 6), dtype, seed=1)
+        for bias in (None, BIASES["zeros"], BIASES["negative zeros"]):
+            check_product(a, b, bias)
+
+
 def test_hard_cases_are_met() -> None:
     """The operands above have sums of -0 by some order, infinities and zeros after scaling."""
     large, small = (operand((7, 5), np.float64, factor) for factor in (FACTORS[3], FACTORS[2]))
@@ -707,7 +725,9 @@ def test_every_preset(
             and model.recipe.linear.outlier_threshold is None
             and product_dtype(a.fmt, b.fmt, 16, EXACT) is not None
         )
-        assert (kept_of(model).nbytes > 0) == decodes
+        kept = kept_of(model)
+        assert (kept.nbytes > 0) == decodes
+        assert decoded_nbytes(model.weights, model.plans, EXACT) == kept.nbytes == bytes_in(kept)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import numpy as np
 from bert_numpy.engines.engine import Weights
 from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
-from bert_numpy.quantization.engine import DType, Made, Operandlike, QuantizedEngine
+from bert_numpy.quantization.decoded_weights import DType
+from bert_numpy.quantization.engine import Made, Operandlike, QuantizedEngine
 from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from npfp8 import BlockFormat, quantize

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from npfp8 import QuantizedTensor
-from npfp8.products.operands import Decoded, decoded
+from bert_numpy.engines.engine import Weights
+from bert_numpy.quantization.plan import SitePlan
+from bert_numpy.quantization.recipe import SiteRecipe
+from npfp8 import Accumulator, BlockFormat, Format, QuantizedTensor
+from npfp8.products.operands import Decoded, decoded, product_dtype
 
-__all__ = ["DECODED_BUDGET", "DecodedWeights"]
+__all__ = [
+    "DECODED_BUDGET",
+    "DType",
+    "DecodedWeights",
+    "decoded_nbytes",
+    "format_to_decode",
+    "site_dtype",
+]
+
+#: The dtype of decoded operands.
+DType = type[np.floating[Any]]
 
 #: The most bytes of decoded weights that a model keeps by default.
 DECODED_BUDGET = 1 << 30
@@ -50,7 +64,7 @@ class DecodedWeights:
     def __reduce__(self) -> tuple[type[DecodedWeights], tuple[int]]:
         return DecodedWeights, (self.budget,)
 
-    def decoded(self, name: str, weight: QuantizedTensor, dtype: type[np.floating[Any]]) -> Decoded:
+    def decoded(self, name: str, weight: QuantizedTensor, dtype: DType) -> Decoded:
         """Return the operand of products with the transpose of a weight.
 
         Parameters
@@ -79,3 +93,60 @@ class DecodedWeights:
                 self._kept[name] = weight, operand
                 self.nbytes += nbytes
         return operand
+
+
+def site_dtype(
+    how: SiteRecipe, b: Format | BlockFormat | None, k: int, accumulator: Accumulator
+) -> DType | None:
+    """Return the dtype in which a site's decoded operands are multiplied; None if codes are.
+
+    Parameters
+    ----------
+    how : SiteRecipe
+    b : Format, BlockFormat or None
+        The format of the right operand.
+    k : int
+        The length of the sums.
+    accumulator : Accumulator
+
+    Examples
+    --------
+    >>> from bert_numpy import PRESETS
+    >>> from npfp8 import ACCUMULATORS, E4M3FN
+    >>> how, exact = PRESETS["e4m3"].linear, ACCUMULATORS["exact"]
+    >>> site_dtype(how, E4M3FN, 128, exact), site_dtype(how, None, 128, exact)
+    (<class 'numpy.float64'>, None)
+    """
+    a = how.a
+    if not isinstance(a.fmt, Format) or not isinstance(b, Format) or a.granularity == "block":
+        return None
+    return None if how.outlier_threshold is not None else product_dtype(a.fmt, b, k, accumulator)
+
+
+def format_to_decode(weight: QuantizedTensor) -> Format | None:
+    """Return the format of a weight, (N, K); None if scales vary along K."""
+    in_blocks = weight.block is not None and weight.block < weight.shape[-1]
+    return None if weight.block_format is not None or in_blocks else weight.fmt
+
+
+def decoded_nbytes(
+    weights: Weights, plans: Mapping[str, SitePlan], accumulator: Accumulator
+) -> int:
+    """Return the bytes of all weights that a model would keep decoded, without decoding one.
+
+    Parameters
+    ----------
+    weights : mapping of str to ndarray or QuantizedTensor
+        The model's weights by name.
+    plans : mapping of str to SitePlan
+    accumulator : Accumulator
+        The one of the recipe.
+    """
+    total = 0
+    for name, plan in plans.items():
+        weight = weights.get(f"{name}.weight")
+        if isinstance(weight, QuantizedTensor):
+            k = weight.shape[-1]
+            dtype = site_dtype(plan.recipe, format_to_decode(weight), k, accumulator)
+            total += 0 if dtype is None else weight.size * np.dtype(dtype).itemsize
+    return total

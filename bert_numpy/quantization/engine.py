@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,13 @@ from bert_numpy.errors import NAMED, BertNumpyError, naming, raise_named
 from bert_numpy.model.model import EngineOf
 from bert_numpy.model.packing import Batch, Packing
 from bert_numpy.quantization.counts import Counts, OperandCounts
-from bert_numpy.quantization.decoded_weights import DECODED_BUDGET, DecodedWeights
+from bert_numpy.quantization.decoded_weights import (
+    DECODED_BUDGET,
+    DecodedWeights,
+    DType,
+    format_to_decode,
+    site_dtype,
+)
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.tiled_attention import finished, steps
@@ -41,7 +46,6 @@ from npfp8.products.operands import (
     decoded,
     decoded_bfloat16,
     decoded_product,
-    product_dtype,
 )
 
 __all__ = ["QuantizedEngine", "engine_of"]
@@ -51,9 +55,6 @@ Operandlike = Float32Array | QuantizedTensor | Decoded
 
 #: The codes and counts of one input by its operand and scale: several layers may share them.
 Made = dict[tuple[object, ...], tuple[QuantizedTensor | Decoded, OperandCounts]]
-
-#: The dtype of decoded operands.
-DType = type[np.floating[Any]]
 
 #: The plan of a site whose product is not quantized.
 _NOTHING = SitePlan(SiteRecipe())
@@ -165,21 +166,12 @@ class QuantizedEngine(Engine[Float32Array]):
         """Return a layer's weight as the right operand of its product. (N, K) -> (K, N)."""
         if not isinstance(weight, QuantizedTensor):
             return weight.T
-        k = weight.shape[-1]
-        in_blocks = weight.block is not None and weight.block < k
-        dtype = None
-        if weight.block_format is None and not in_blocks:
-            dtype = self.decoded_dtype(plan, weight.fmt, k)
+        dtype = self.decoded_dtype(plan, format_to_decode(weight), weight.shape[-1])
         return weight.mT if dtype is None else self.kept.decoded(name, weight, dtype)
 
     def decoded_dtype(self, plan: SitePlan, b: Format | BlockFormat | None, k: int) -> DType | None:
         """Return the dtype in which a site's decoded operands are multiplied; None for others."""
-        a = plan.recipe.a
-        if not isinstance(a.fmt, Format) or not isinstance(b, Format) or a.granularity == "block":
-            return None
-        if plan.recipe.outlier_threshold is not None:
-            return None
-        return product_dtype(a.fmt, b, k, self.accumulator)
+        return site_dtype(plan.recipe, b, k, self.accumulator)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
         """Multiply two activations, quantized if the site has a plan."""
