@@ -358,7 +358,8 @@ class QuantizedTensor:
         )
         if self.zero_point is not None:
             # Beyond the range: a code at its end whose value is not within half a scale.
-            ends = (codes == fmt.max_code) | (codes == 0)
+            assert isinstance(fmt, IntFormat)
+            ends = (codes == fmt.max_code) | (codes == fmt.min_code)
             with np.errstate(over="ignore", invalid="ignore"):  # the largest value may be infinite
                 off = np.abs(x - self.dequantize()) > 0.5000001 * scale
             zeros = codes == spread(self.zero_point, self.shape, self.axis, self.block)
