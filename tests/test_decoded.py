@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 import threading
@@ -76,10 +77,10 @@ SCALES = (
 
 
 def zero_points(fmt: Format) -> list[int | None]:
-    if not isinstance(fmt, IntFormat) or not fmt.has_zero_point:
+    if not isinstance(fmt, IntFormat) or fmt.fraction_bits:
         return [None]
-    low, high = fmt.code_range
-    return [None, *sorted({low, max(low, -3), 0, 5, high - 1, high})]
+    low, high = fmt.min_code, fmt.max_code
+    return [None, low, 5, high - 1, high]
 
 
 HOW = [(fmt, zero_point) for fmt in FORMATS.values() for zero_point in zero_points(fmt)]
@@ -134,6 +135,14 @@ def test_counts_of_each_number_near_the_ends(fmt: Format, zero_point: int | None
             for number in NUMBERS[max(place - 3, 0) : place + 4]:
                 for x in (np.full(1, number), np.full(3, -number)):
                     check_decoded_bfloat16(x, fmt, scale, zero_point, np.float64)
+
+
+def test_counts_with_a_zero_point_of_a_signed_format() -> None:
+    """Both ends of the codes are ends; the code 0 is none."""
+    x = np.float32([-1000, 1000, 0.25, 0, -5.75, -6])
+    operand, lost = decoded_bfloat16(x, INT8, 1.0, 5, np.float64)
+    assert operand.values.tolist() == [-132, 122, 0, 0, -6, -6]
+    assert lost == quantize_bfloat16(x, INT8, 1.0, 5).lost(x) == (2, 1)
 
 
 @every_format
@@ -513,11 +522,13 @@ def test_long_sums_of_integers() -> None:
 def test_long_sums_with_zero_points() -> None:
     """The differences reach 255, so the blocks are shorter."""
     generator = np.random.default_rng(0)
-    for k in (257, 258, 259, 600, 3000):
-        codes = generator.integers(250, 256, (16, k)).astype(np.uint8)
-        a = QuantizedTensor(codes, 1.0, UINT8, zero_point=np.uint8(0))
-        b = QuantizedTensor(codes.T, 1.0, UINT8, zero_point=np.uint8(1))
-        x, y = codes.astype(np.int64), codes.T.astype(np.int64) - 1
+    for k, fmt in itertools.product((257, 258, 259, 600, 3000), (UINT8, INT8)):
+        low, high = fmt.code_range
+        codes = generator.integers(high - 5, high, (16, k), endpoint=True).astype(fmt.code_dtype)
+        zeros = np.array([low, low + 1], fmt.code_dtype)
+        a = QuantizedTensor(codes, 1.0, fmt, zero_point=zeros[0])
+        b = QuantizedTensor(codes.T, 1.0, fmt, zero_point=zeros[1])
+        x, y = (v.astype(np.int64) - zero for v, zero in ((codes, low), (codes.T, low + 1)))
         found = decoded_product(decoded(a, -1, np.float32), decoded(b, -2, np.float32), EXACT)
         assert_same_bits(found, (x @ y).astype(np.float32))
 
@@ -846,13 +857,14 @@ def test_a_weight_is_decoded_once() -> None:
 
 def test_another_weight_or_dtype_of_the_name_replaces_it() -> None:
     kept = DecodedWeights()
+    first = weight(0)
     for w, dtype in [
-        (weight(0), np.float64),
+        (first, np.float64),
         (weight(1), np.float64),
         (weight(1, (5, 7)), np.float64),
         (weight(0, fmt=INT8), np.float64),
-        (weight(0), np.float32),
-        (weight(0), np.float64),
+        (first, np.float32),
+        (first, np.float64),
     ]:
         found = kept.decoded("w", w, dtype)
         np.testing.assert_array_equal(found.values, w.mT.code_values(dtype))
@@ -877,6 +889,7 @@ def test_the_budget_is_kept(budget: int, asked: list[tuple[str, int, Any]]) -> N
     weights = [weight(n, (n + 1, 4)) for n in range(6)]
     for name, n, dtype in asked:
         found = kept.decoded(name, weights[n], dtype)
+        assert found.values.dtype == dtype
         np.testing.assert_array_equal(found.values, weights[n].mT.code_values(dtype))
         assert kept.nbytes == bytes_in(kept) <= budget
         others = kept.nbytes - (found.values.nbytes if kept._kept.get(name) else 0)
