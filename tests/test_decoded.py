@@ -48,7 +48,7 @@ from npfp8.bfloat16 import (
     round_to_bfloat16,
 )
 from npfp8.formats import FORMATS, IntFormat
-from npfp8.golden import unary
+from npfp8.golden import UNARY, unary
 from npfp8.products import exact as exact_module
 from npfp8.products import operands as operands_module
 from npfp8.products.operands import (
@@ -89,6 +89,13 @@ every_format = pytest.mark.parametrize(
 )
 
 
+#: Formats that are tried after a function.
+FOR_FUNCTIONS = [
+    *((FORMATS[name], None) for name in ("E4M3FN", "E5M2", "E4M3FNUZ", "E2M1", "UE4M3", "E8M0FNU")),
+    *((INT8, None), (UINT8, None), (UINT8, 30), (INT8, -100)),
+]
+
+
 def assert_same_operands(found: Decoded, expected: Decoded) -> None:
     assert_same_bits(found.values, expected.values)
     assert_same_bits(found.scale, expected.scale)
@@ -99,13 +106,19 @@ def assert_same_operands(found: Decoded, expected: Decoded) -> None:
 
 
 def check_decoded_bfloat16(
-    x: Float32Array, fmt: Format, scale: Any, zero_point: int | None, dtype: Any
+    x: Float32Array,
+    fmt: Format,
+    scale: Any,
+    zero_point: int | None,
+    dtype: Any,
+    function: str | None = None,
 ) -> None:
     """Compare with codes that are made, counted and decoded."""
-    q = quantize_bfloat16(x, fmt, scale, zero_point)
-    found, lost = decoded_bfloat16(x, fmt, scale, zero_point, dtype)
+    y = x if function is None else unary(function, x)
+    q = quantize_bfloat16(y, fmt, scale, zero_point)
+    found, lost = decoded_bfloat16(x, fmt, scale, zero_point, dtype, function)
     assert_same_operands(found, decoded(q, -1, dtype))
-    assert tuple(lost) == q.lost(x)
+    assert tuple(lost) == q.lost(y)
     assert all(type(count) is int for count in lost)
 
 
@@ -123,6 +136,21 @@ def test_every_bfloat16(fmt: Format, zero_point: int | None) -> None:
             check_decoded_bfloat16(x, fmt, np.float32(scale), zero_point, np.float64)
     for x in arrays[:3]:
         check_decoded_bfloat16(x, fmt, np.float32(0.7), zero_point, np.float32)
+
+
+@pytest.mark.parametrize("function", UNARY)
+@pytest.mark.parametrize(("fmt", "zero_point"), FOR_FUNCTIONS)
+def test_every_function_of_every_bfloat16(
+    fmt: Format, zero_point: int | None, function: str
+) -> None:
+    """Where a function of one is no number, it is so in the codes too, or the same error."""
+    is_number = np.isfinite(unary(function, NUMBERS))
+    arrays = [NUMBERS[is_number], *np.array_split(NUMBERS[is_number], 15)]
+    if np.isnan(fmt.values).any():
+        arrays += [NUMBERS, NAN]
+    for scale in (0.017188845, 1.0, 2.0**-20, 1.25 * 2.0**-126, 2.0**100):
+        for x in arrays:
+            check_decoded_bfloat16(x, fmt, np.float32(scale), zero_point, np.float64, function)
 
 
 @every_format

@@ -599,8 +599,9 @@ def test_inputs_are_left_as_they_are(arithmetic: Arithmetic, contiguous: bool) -
 # The interface
 
 
-#: Whether an engine fuses attention, which the pass composes of other operations for the others.
-FUSED = {"attention", "fuses_attention"}
+#: Whether an engine fuses attention, which the pass composes of other operations for the others;
+#: and an operation that is two others, unless an engine does both at once.
+FUSED = {"attention", "fuses_attention", "activated_linear"}
 
 #: What every engine that computes on its own has to have.
 OPERATIONS = [name for name in vars(Engine) if not name.startswith("_") and name not in FUSED]

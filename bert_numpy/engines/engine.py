@@ -111,6 +111,14 @@ class Engine(Generic[V]):
         """Yield ``x W^T + b`` of several linear layers of one input. (..., K) -> (..., N)."""
         return self.inner.linears(sites, x)
 
+    def activated_linear(self, site: Site, x: V, activation: str) -> V:
+        """Compute ``f(x) W^T + b``, an activation and a linear layer. (..., K) -> (..., N).
+
+        This composes them. An engine overrides it if it can do both at once, with the same result.
+        """
+        (result,) = self.linears([site], self.activation(activation, x))
+        return result
+
     def product(self, site: Site, a: V, b: V) -> V:
         """Multiply two activations, ``a b``. (..., M, K), (..., K, N) -> (..., M, N)."""
         return self.inner.product(site, a, b)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bert_numpy.engines.engine import Weights
+from bert_numpy.engines.engine import Engine, Weights
 from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
 from bert_numpy.quantization.decoded_weights import DType
@@ -91,6 +91,8 @@ class _ChoosingEngine(QuantizedEngine):
 
     chosen: dict[str, Scale] = field(default_factory=dict)
 
+    activated_linear = Engine.activated_linear  # the scale is chosen by the activation's results
+
     def codes(
         self,
         name: str,
@@ -100,6 +102,7 @@ class _ChoosingEngine(QuantizedEngine):
         k_axis: int,
         made: Made | None = None,
         dtype: DType | None = None,
+        activation: str | None = None,
     ) -> Operandlike:
         """Quantize an operand with the scale chosen for it."""
         fmt = operand.fmt
@@ -108,7 +111,7 @@ class _ChoosingEngine(QuantizedEngine):
             if name not in self.chosen and free and not isinstance(fmt, BlockFormat):
                 self.chosen[name] = Scale(telling_scale(x, float(static.scale), fmt))
             static = self.chosen.get(name, static)
-        return super().codes(name, x, operand, static, k_axis, made, dtype)
+        return super().codes(name, x, operand, static, k_axis, made, dtype, activation)
 
 
 def with_telling_scales(model: QuantizedModel, inputs: Mapping[str, IntArray]) -> QuantizedModel:

@@ -107,8 +107,7 @@ def layer(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
     """Run one Transformer layer: attention, then the feed-forward network, each with a residual."""
     x = residual(run, "attention.output", attention(run, x, biases), x)
     inner = linear(run, "intermediate.dense", x, run.config.intermediate_size)
-    inner = activation(run, run.config.hidden_act, inner)  # the argument is no longer needed
-    return residual(run, "output", inner, x)
+    return residual(run, "output", inner, x, run.config.hidden_act)
 
 
 def attention(run: Pass[V], x: V, biases: Sequence[V] = ()) -> V:
@@ -141,9 +140,10 @@ def attend(run: Pass[V], q: V, k: V, v: V, factor: float, bias: V | None) -> V:
     return product(run, context_site, engine.softmax(scores), v)
 
 
-def residual(run: Pass[V], name: str, x: V, before: V) -> V:
-    """Apply a linear layer, add ``before`` and normalise: (tokens, hidden)."""
-    projected = linear(run, f"{name}.dense", x, run.config.hidden_size)
+def residual(run: Pass[V], name: str, x: V, before: V, activation: str | None = None) -> V:
+    """Apply an activation and a linear layer, add ``before`` and normalise: (tokens, hidden)."""
+    site = run.site(f"{name}.dense", run.config.hidden_size)
+    projected = linears(run, [site], x, activation)[0]
     return layer_norm(run, f"{name}.LayerNorm", run.engine.add(projected, before))
 
 
@@ -158,11 +158,17 @@ def linear(run: Pass[V], name: str, x: V, outputs: int, kind: str | None = None)
     return linears(run, [run.site(name, outputs, kind)], x)[0]
 
 
-def linears(run: Pass[V], sites: Sequence[Site], x: V) -> list[V]:
-    """Compute several linear layers of one input; an error names the layer in which it arose."""
+def linears(run: Pass[V], sites: Sequence[Site], x: V, activation: str | None = None) -> list[V]:
+    """Compute several linear layers of one input; an error names the layer in which it arose.
+
+    With an ``activation`` there is one layer, and its input is the activation of ``x``.
+    """
     found: list[V] = []
     try:
-        found.extend(run.engine.linears(sites, x))
+        if activation is None:
+            found.extend(run.engine.linears(sites, x))
+        else:
+            found.append(run.engine.activated_linear(sites[0], x, activation))
     except NAMED as error:
         raise_named(error, sites[len(found)].name)
     return found

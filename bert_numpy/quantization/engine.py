@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bert_numpy.engines.engine import Engine, Weights
 from bert_numpy.engines.float import Bfloat16Engine, FloatEngine
+from bert_numpy.engines.functions import golden_name
 from bert_numpy.engines.golden import GoldenEngine
 from bert_numpy.engines.site import Site
 from bert_numpy.errors import NAMED, BertNumpyError, naming, raise_named
@@ -154,11 +155,29 @@ class QuantizedEngine(Engine[Float32Array]):
             plan = self.plans.get(site.name)
             if plan is None and self.recipe.accumulate_rest is None:
                 yield from self.inner.linears([site], x)
-                continue
-            weight, bias = (self.weights[f"{site.name}.{part}"] for part in ("weight", "bias"))
-            assert isinstance(bias, np.ndarray)
-            plan = plan or _NOTHING
-            yield self.planned(site, plan, x, self.weight(site.name, weight, plan), bias, made)
+            else:
+                yield self.linear(site, plan or _NOTHING, x, made)
+
+    def activated_linear(self, site: Site, x: Float32Array, activation: str) -> Float32Array:
+        """Look up the codes' values of the activation of ``x``, where its scale is known."""
+        plan = self.plans.get(site.name)
+        if (
+            self.recipe.arithmetic == "bfloat16"
+            and plan is not None
+            and plan.a is not None
+            and plan.smoothing is None
+        ):
+            return self.linear(site, plan, x, {}, activation)
+        return super().activated_linear(site, x, activation)
+
+    def linear(
+        self, site: Site, plan: SitePlan, x: Float32Array, made: Made, activation: str | None = None
+    ) -> Float32Array:
+        """Compute a linear layer, of the activation of ``x`` if one is named."""
+        weight, bias = (self.weights[f"{site.name}.{part}"] for part in ("weight", "bias"))
+        assert isinstance(bias, np.ndarray)
+        b = self.weight(site.name, weight, plan)
+        return self.planned(site, plan, x, b, bias, made, activation)
 
     def weight(
         self, name: str, weight: Float32Array | QuantizedTensor, plan: SitePlan
@@ -227,10 +246,13 @@ class QuantizedEngine(Engine[Float32Array]):
         b: Operandlike,
         bias: Float32Array | None = None,
         made: Made | None = None,
+        activation: str | None = None,
     ) -> Float32Array:
         """Multiply at a site with a plan. (..., M, K), (..., K, N), (N,) -> (..., M, N)."""
         rest = self.inner
-        self.checked(f"{site.name}:a", a)
+        if activation is not None and not isinstance(b, Decoded):
+            a, activation = rest.activation(activation, a), None
+        self.checked(f"{site.name}:a", a)  # the activation of a finite number is finite
         if plan.smoothing is not None:
             a, made = rest.rounded(a / plan.smoothing), None
         outliers = None
@@ -242,7 +264,7 @@ class QuantizedEngine(Engine[Float32Array]):
             dtype = None
         else:
             dtype = self.decoded_dtype(plan, plan.recipe.b.fmt, a.shape[-1])
-        qa = self.codes(f"{site.name}:a", a, plan.recipe.a, plan.a, -1, made, dtype)
+        qa = self.codes(f"{site.name}:a", a, plan.recipe.a, plan.a, -1, made, dtype, activation)
         qb = self.codes(f"{site.name}:b", b, plan.recipe.b, plan.b, -2, None, dtype)
         rounds = site.kind != "head"
         if isinstance(qa, Decoded) and isinstance(qb, Decoded):
@@ -275,17 +297,19 @@ class QuantizedEngine(Engine[Float32Array]):
         k_axis: int,
         made: Made | None = None,
         dtype: DType | None = None,
+        activation: str | None = None,
     ) -> Operandlike:
         """Quantize and count an operand by its plan; return it unchanged if it has no format.
 
-        With a ``dtype``, the codes are decoded, or not made at all.
+        With a ``dtype``, the codes are decoded, or not made at all; then an ``activation`` is
+        applied first.
         """
         if not isinstance(x, np.ndarray) or operand.fmt is None:
             return x
         how = (operand, static and (float(static.scale), static.zero_point), dtype)
         if made is None or how not in made:
             try:
-                q, lost = self.quantized(x, operand, static, k_axis, dtype)
+                q, lost = self.quantized(x, operand, static, k_axis, dtype, activation)
                 counts = OperandCounts(x.size, *lost)
             except NAMED as error:
                 raise_named(error, name)
@@ -307,6 +331,7 @@ class QuantizedEngine(Engine[Float32Array]):
         static: Scale | None,
         k_axis: int,
         dtype: DType | None,
+        activation: str | None,
     ) -> tuple[QuantizedTensor | Decoded, tuple[int, int]]:
         """Quantize with the scales of the calibration, or with scales from ``x`` itself.
 
@@ -321,7 +346,8 @@ class QuantizedEngine(Engine[Float32Array]):
         elif dtype is None:
             q = quantize_bfloat16(x, fmt, static.scale, static.zero_point)
         else:
-            return decoded_bfloat16(x, fmt, static.scale, static.zero_point, dtype)
+            function = activation and golden_name(activation)
+            return decoded_bfloat16(x, fmt, static.scale, static.zero_point, dtype, function)
         lost = q.lost(x)
         return (q, lost) if dtype is None else (decoded(q, k_axis, dtype), lost)
 

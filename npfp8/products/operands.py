@@ -27,10 +27,10 @@ from npfp8.arrays import (
     bfloat16_kernel,
     blas_product,
     chunks,
-    scratch,
 )
 from npfp8.bfloat16 import from_bits, round_finite, round_in_place
 from npfp8.formats import Format, IntFormat
+from npfp8.golden import unary
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.exact import code_span, code_values, integer_sums, whole_k_limit
 from npfp8.products.shapes import check_shapes, checked_factor, scale_of
@@ -142,6 +142,7 @@ def decoded_bfloat16(
     scale: npt.ArrayLike,
     zero_point: int | None,
     dtype: type[np.floating[Any]],
+    function: str | None = None,
 ) -> tuple[Decoded, Lost]:
     """Quantize bfloat16 values with one given scale and decode them, without codes on the way.
 
@@ -153,13 +154,16 @@ def decoded_bfloat16(
         As :func:`npfp8.quantize_bfloat16` takes them.
     dtype : type
         float32 or float64: what :func:`product_dtype` returns.
+    function : str, optional
+        A key of :data:`npfp8.golden.UNARY`, the function whose results are quantized.
 
     Returns
     -------
     operand : Decoded
-        ``decoded(quantize_bfloat16(x, fmt, scale, zero_point), axis, dtype)``.
+        ``decoded(quantize_bfloat16(y, fmt, scale, zero_point), axis, dtype)``, where ``y`` is
+        ``x``, or its function in bfloat16.
     lost : Lost
-        The counts of that tensor's ``lost(x)``.
+        The counts of that tensor's ``lost(y)``.
 
     Raises
     ------
@@ -175,29 +179,27 @@ def decoded_bfloat16(
     (array([  0.5,   1.5, 448. ]), Lost(saturated=1, underflowed=0))
     """
     if not isinstance(x, np.ndarray) or x.dtype != np.float32 or not x.size or np.ndim(scale):
-        return _by_codes(x, fmt, scale, zero_point, dtype)  # no numbers, or an error
-    table = _bfloat16_table(fmt, float(np.asarray(scale)), zero_point, np.dtype(dtype))
+        return _by_codes(x, fmt, scale, zero_point, dtype, function)  # no numbers, or an error
+    number = float(np.asarray(scale))
+    table = _bfloat16_table(fmt, number, zero_point, np.dtype(dtype), function)
     if table is None:
-        return _by_codes(x, fmt, scale, zero_point, dtype)
+        return _by_codes(x, fmt, scale, zero_point, dtype, function)
     look_up = bfloat16_kernel(table.values)
-    count_nonzero, maximum = np.count_nonzero, np.maximum.reduce
     saturated = underflowed = 0
-    any_nan = False
+    finite = True
 
     def kernel(part: Float32Array, results: Array) -> None:
-        nonlocal saturated, underflowed, any_nan
-        magnitudes = np.abs(part, out=scratch(part.size, np.float32))
-        top = maximum(magnitudes)
-        if not top <= table.largest:
-            saturated += int(count_nonzero(magnitudes > table.largest))
-            any_nan |= bool(np.isnan(top))
-        if small := int(count_nonzero(magnitudes <= table.smallest)):
-            underflowed += small - int(count_nonzero(magnitudes == 0))
+        nonlocal saturated, underflowed, finite
         look_up(part, results)
+        if not (np.maximum.reduce(part) <= table.high and np.minimum.reduce(part) >= table.low):
+            finite &= bool(np.isfinite(part).all())
+            saturated += int(np.count_nonzero((part < table.low) | (part > table.high)))
+        if zeros := table.to_zero.count(part):
+            underflowed += zeros - table.zero.count(part)
 
     found = apply_chunkwise(kernel, x, dtype)
-    if any_nan:
-        return _by_codes(x, fmt, scale, zero_point, dtype)
+    if not finite:
+        return _by_codes(x, fmt, scale, zero_point, dtype, function)
     return Decoded(found, table.scale, table.span), Lost(saturated, underflowed)
 
 
@@ -207,41 +209,95 @@ def _by_codes(
     scale: npt.ArrayLike,
     zero_point: int | None,
     dtype: type[np.floating[Any]],
+    function: str | None,
 ) -> tuple[Decoded, Lost]:
-    q = quantize_bfloat16(x, fmt, scale, zero_point)
-    return decoded(q, -1, dtype), Lost(*q.lost(x))
+    y = x if function is None else unary(function, x)
+    q = quantize_bfloat16(y, fmt, scale, zero_point)
+    return decoded(q, -1, dtype), Lost(*q.lost(y))
+
+
+class _Zeros(NamedTuple):
+    """Where a function is 0: for numbers up to ``far`` and for those from ``low`` to ``high``."""
+
+    far: Float32Array
+    low: Float32Array
+    high: Float32Array
+
+    def count(self, x: Float32Array) -> int:
+        """Count the zeros of a chunk."""
+        inside = x >= self.low
+        inside &= x <= self.high
+        count = int(np.count_nonzero(inside))
+        return count + int(np.count_nonzero(x <= self.far)) if self.far > -np.inf else count
 
 
 class _Table(NamedTuple):
-    """The value of the code of each bfloat16; what is beyond ``largest`` saturates.
+    """The value of the code of each bfloat16, or of its function; and what is lost.
 
-    All numbers up to ``smallest`` have the value 0.
+    A finite number below ``low`` or above ``high`` saturates. One that is a ``to_zero`` of the
+    values underflows, unless it is a ``zero`` of the function.
     """
 
     values: Array
     scale: Float32Array
     span: float
-    largest: Float32Array
-    smallest: Float32Array
+    low: Float32Array
+    high: Float32Array
+    to_zero: _Zeros
+    zero: _Zeros
 
 
 @lru_cache(maxsize=1024)
-def _bfloat16_table(fmt: Format, scale: float, zero_point: int | None, dtype: Any) -> _Table | None:
-    """Make the table of a format and a scale; None if negative numbers are lost differently."""
+def _bfloat16_table(
+    fmt: Format, scale: float, zero_point: int | None, dtype: Any, function: str | None
+) -> _Table | None:
+    """Make the table; None if what is lost is not as :class:`_Table` says."""
     every = from_bits(np.arange(1 << 16, dtype=np.uint16))
-    numbers = np.where(np.isnan(every), np.float32(0), every)
-    q = quantize_bfloat16(numbers, fmt, scale, zero_point)
-    upwards = every[: 0x7F80 + 1]  # from 0 to infinity
-    ends = []
-    for x in (upwards, -upwards):
-        saturated, underflowed = quantize_bfloat16(x, fmt, scale, zero_point).lost(x)
-        ends.append((upwards[len(x) - 1 - saturated], upwards[underflowed]))
-    if ends[0] != ends[1]:
+    y = np.where(np.isfinite(every), every, np.float32(0))
+    if function is not None:
+        y = unary(function, y)
+    q = quantize_bfloat16(y, fmt, scale, zero_point)
+    if not q.is_finite:
         return None
+    upwards = np.r_[0xFF7F:0x7FFF:-1, 0:0x7F80]  # all finite ones
+    x, y = every[upwards], y[upwards]
+    low, high = _range(fmt, scale, zero_point)
+    beyond = (y < low) | (y > high)
+    below, above = _run(beyond), _run(beyond[::-1])
     values = code_values(q, dtype)
     values.flags.writeable = False
-    largest, smallest = (np.asarray(end) for end in ends[0])
-    return _Table(values, q.scale, code_span(fmt, zero_point is not None), largest, smallest)
+    to_zero, zero = _zeros(x, values[upwards] == 0), _zeros(x, y == 0)
+    if below + above != np.count_nonzero(beyond) or to_zero is None or zero is None:
+        return None
+    span = code_span(fmt, zero_point is not None)
+    low, high = np.asarray(x[below]), np.asarray(x[len(x) - 1 - above])
+    return _Table(values, q.scale, span, low, high, to_zero, zero)
+
+
+def _zeros(x: Float32Array, zero: npt.NDArray[np.bool_]) -> _Zeros | None:
+    """Describe the ascending numbers for which a flag is set; None if it is not of that form."""
+    far = _run(zero[x < 0])
+    ends = [x[far - 1] if far else -np.inf, 0, -1]
+    if (near := np.flatnonzero(zero[far:])).size:
+        ends[1:] = x[far + near[0]], x[far + near[-1]]
+    found = _Zeros(*(np.array(end, np.float32) for end in ends))
+    return found if found.count(x) == np.count_nonzero(zero) else None
+
+
+def _run(flags: npt.NDArray[np.bool_]) -> int:
+    """Return the length of the run of True at the beginning."""
+    return len(flags) if flags.all() else int(flags.argmin())
+
+
+@lru_cache(maxsize=1024)
+def _range(fmt: Format, scale: float, zero_point: int | None) -> tuple[np.float32, np.float32]:
+    """Return the least and the largest bfloat16 that do not saturate."""
+    x = from_bits(np.arange(0x7F81, dtype=np.uint16))  # from 0 to infinity
+    low, high = (
+        sign * x[-1 - quantize_bfloat16(sign * x, fmt, scale, zero_point).lost(sign * x)[0]]
+        for sign in (np.float32(-1), np.float32(1))
+    )
+    return low, high
 
 
 def decoded_product(
