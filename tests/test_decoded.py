@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from oracles import BFLOAT16, FLOAT32, add32, assert_same_bits, bits_of, multipl
 
 import bert_numpy
 from bert_numpy import PRESETS, Calibration, Model, QuantizedModel, Recipe
+from bert_numpy.engines.functions import ACTIVATIONS
 from bert_numpy.quantization.convert import planned_model
 from bert_numpy.quantization.decoded_weights import DECODED_BUDGET, DecodedWeights, decoded_nbytes
 from bert_numpy.quantization.engine import QuantizedEngine, engine_of
@@ -811,21 +813,55 @@ def test_float32_sums_are_close(small: tuple[Model, Calibration]) -> None:
     assert_same_bits(other, exact)
 
 
-@pytest.mark.parametrize("name", ["e4m3", "int8"])
+#: Where NaN and infinity of a bias go: through an activation, a softmax, or to the residual.
+LAYERS = ("intermediate.dense", "attention.self.query", "output.dense")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", ["e4m3", "int8", "e4m3-token"])
+@pytest.mark.parametrize("golden", [False, True])
 def test_nan_in_a_layer(
-    name: str, small: tuple[Model, Calibration], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    layer: str,
+    golden: bool,
+    small: tuple[Model, Calibration],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a bias, whose results are not quantized again: the same bits, or the same error."""
-    model = made(small, name)
-    key = "encoder.layer.1.output.dense.bias"
-    bias = np.array(model.weights[key])
-    bias[:3] = PAYLOADS[:3]
-    model = replace(model, weights=dict(model.weights) | {key: bias})
+    """The same bits, or an error of the same site."""
     batch = batch_of((5, 3))
-    found = model(**batch)
-    with monkeypatch.context() as patch:
-        patch.setattr(QuantizedEngine, "decoded_dtype", lambda *_: None)
-        assert_same_outputs(found, model(**batch))
+    for specials in (PAYLOADS, np.float32([np.inf]), np.float32([-np.inf, 3e38])):
+        model = made(small, name, golden)
+        key = f"encoder.layer.1.{layer}.bias"
+        bias = np.array(model.weights[key])
+        bias[: len(specials)] = specials
+        model = replace(model, weights=dict(model.weights) | {key: bias})
+
+        def run(model: QuantizedModel = model) -> bert_numpy.ModelOutput | str:
+            try:
+                with np.errstate(all="ignore"):
+                    return model(**batch)
+            except bert_numpy.BertNumpyError as error:
+                return str(error)
+
+        found = run()
+        with monkeypatch.context() as patch:
+            patch.setattr(QuantizedEngine, "decoded_dtype", lambda *_: None)
+            expected = run()
+        if isinstance(found, str) or isinstance(expected, str):
+            assert found == expected
+        else:
+            assert_same_outputs(found, expected)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(activation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the next layer does to it: its scale, a zero point, smoothing, other scales."""
+    overrides = {"hidden_act": activation}
+    model = bert_numpy.load(write_checkpoint(tmp_path / "model", config_overrides=overrides))
+    source = model, bert_numpy.calibrate(model, [batch_of((9, 6, 7))])
+    smooth = replace(PRESETS["int8-smooth"], overrides=())
+    for recipe in ("e4m3", "int8-asymmetric", smooth):
+        assert list(check_model(source, recipe, monkeypatch))
 
 
 def together(count: int, work: Callable[[], Any]) -> list[Any]:
