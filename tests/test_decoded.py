@@ -155,6 +155,16 @@ def test_every_function_of_every_bfloat16(
             check_decoded_bfloat16(x, fmt, np.float32(scale), zero_point, np.float64, function)
 
 
+@pytest.mark.parametrize("function", [None, *UNARY])
+def test_no_codes_are_made(function: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of usual formats and numbers: the table tells everything."""
+    monkeypatch.setattr(operands_module, "_by_codes", None)
+    x = NUMBERS[np.isfinite(NUMBERS)]
+    for fmt in (E4M3FN, E5M2, INT8, UINT8):
+        for zero_point in (None, 30) if fmt is UINT8 else (None,):
+            decoded_bfloat16(x, fmt, np.float32(0.017), zero_point, np.float64, function)
+
+
 @every_format
 def test_counts_of_each_number_near_the_ends(fmt: Format, zero_point: int | None) -> None:
     """One array per number, around the smallest and the largest that are lost."""
