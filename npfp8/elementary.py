@@ -8,7 +8,8 @@ reordered. The results are within a few units in the last place of float64;
 ``tests/test_elementary.py`` checks this with an arbitrary-precision library, and
 ``npfp8.golden`` makes correctly rounded bfloat16 tables of them.
 
-All functions take float64 arrays and return new ones. NaN gives NaN, and a result
+All functions take float64 arrays and return new ones, or a C-contiguous array given as
+``out``, which may be the argument. NaN gives NaN, and a result
 that overflows or underflows is the limit. The relative bounds hold if the result and
 the exponential from which it is computed are not subnormal.
 """
@@ -22,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from npfp8.arrays import Float64Array, chunks
+from npfp8.arrays import Float64Array, IntArray, chunks
 
 __all__ = ["exp", "gelu", "gelu_tanh", "log", "normal_tail", "relu", "sigmoid", "silu", "tanh"]
 
-Function = Callable[[Float64Array], Float64Array]
+Function = Callable[..., Float64Array]
 
-#: Elements worked on at a time: a chunk's temporaries (512 kB each) stay in cache.
-_CHUNK = 1 << 16
+#: Elements worked on at a time: the four temporaries of exp (128 kB each) stay in the cache of
+#: a core, and calls of NumPy cost less than the work.
+_CHUNK = 1 << 14
 
 _LOG2_E = 1.4426950408889634
 #: ln 2 in two parts; the first has 32 significant bits, so that k times it is exact.
@@ -39,6 +41,8 @@ _ROUNDER = 1.5 * 2.0**52
 _ROUNDER_BITS = int(np.float64(_ROUNDER).view(np.int64))
 #: Beyond these exp is infinite, or 0 even as a subnormal.
 _EXP_RANGE = (-746.0, 710.0)
+#: 2^k times a number between 1/2 and 1 is normal from this k on.
+_LEAST_NORMAL = -1021
 #: 1/13! .. 1/2!: on |r| <= ln(2)/2 the series cut off after r^13 / 13! is exact to 2^-57.
 _EXP_SERIES = tuple(1 / math.factorial(n) for n in range(13, 1, -1))
 
@@ -92,26 +96,28 @@ def _chunkwise(function: Function) -> Function:
     """Apply a function to any array, chunk by chunk."""
 
     @wraps(function)
-    def wrapped(x: Any) -> Float64Array:
+    def wrapped(x: Any, out: Float64Array | None = None) -> Float64Array:
         flat = np.asarray(x, np.float64).reshape(-1)
-        out = np.empty(flat.shape)
+        if out is None:
+            out = np.empty(np.shape(x))
+        results = out.reshape(-1)
         with np.errstate(all="ignore"):
             for chunk in chunks(flat.size, _CHUNK):
-                out[chunk] = function(flat[chunk])
-        return out.reshape(np.shape(x))
+                results[chunk] = function(flat[chunk])
+        return out
 
     return wrapped
 
 
 def _exp(x: Float64Array) -> Float64Array:
     """Compute 2^k exp(r), where k is the integer nearest x / ln 2 and r = x - k ln 2."""
-    r = np.clip(x, *_EXP_RANGE)
-    k = r * _LOG2_E
-    k += _ROUNDER
-    exponent = k.view(np.int64) - _ROUNDER_BITS
-    k -= _ROUNDER
+    k, exponent = _nearest_power(x)
+    normal = exponent.min() >= _LEAST_NORMAL and exponent.max() < 1023
+    if not normal:
+        x = np.clip(x, *_EXP_RANGE)
+        k, exponent = _nearest_power(x)
     p = k * _LN_2_HIGH  # exact, and so is its subtraction
-    r -= p
+    r = x - p
     k *= _LN_2_LOW
     r -= k
     # exp(r) = 1 + (r + r^2 (1/2 + r (1/6 + ...))): the largest term is added last.
@@ -122,12 +128,29 @@ def _exp(x: Float64Array) -> Float64Array:
     p *= r
     p += r
     p += 1.0
+    if normal:  # times 2^k is an addition to the exponent, as p > 1/2
+        bits = p.view(np.int64)
+        exponent <<= 52
+        bits += exponent
+        return p
     # Times 2^k in two steps, of which only the second can overflow or underflow.
     half = np.right_shift(exponent, 1, out=k.view(np.int64))
     exponent -= half
     for power in (half, exponent):
         p *= ((power + 1023) << 52).view(np.float64)
     return p
+
+
+def _nearest_power(x: Float64Array) -> tuple[Float64Array, IntArray]:
+    """Compute the integer k nearest x / ln 2, also as an int; of large numbers and NaN, nonsense.
+
+    The int is then far outside of float64's exponents.
+    """
+    k = x * _LOG2_E
+    k += _ROUNDER
+    exponent = k.view(np.int64) - _ROUNDER_BITS
+    k -= _ROUNDER
+    return k, exponent
 
 
 def _normal_tail(a: Float64Array) -> Float64Array:

@@ -21,7 +21,15 @@ import numpy.typing as npt
 
 from npfp8 import elementary
 from npfp8.arguments import choice, integer, named, number, wrong_type
-from npfp8.arrays import Float32Array, Float64Array, IntArray, chunks, lookup, require_array
+from npfp8.arrays import (
+    Float32Array,
+    Float64Array,
+    IntArray,
+    chunks,
+    lookup,
+    require_array,
+    scratch,
+)
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 
 __all__ = [
@@ -41,8 +49,8 @@ __all__ = [
 
 _Pooling = Callable[[Float64Array, Float64Array], Float64Array]
 
-#: Elements per chunk: its temporaries (1 MB each) stay in cache.
-_CHUNK = 1 << 17
+#: Elements per chunk: its temporaries (256 kB each) stay in the cache of a core.
+_CHUNK = 1 << 15
 
 #: The functions of :func:`unary`, by name.
 UNARY = {
@@ -63,11 +71,18 @@ PRECISIONS = ("bfloat16", "float32")
 #: The smallest divisor of :func:`normalize`: a vector of zeros stays one.
 SMALLEST_NORM = 1e-12
 
-# For require_ieee754: long enough for the SIMD loops that data takes.
-_ONES = np.ones(19, np.float32)
-_NORMALS = np.full(19, np.finfo(np.float32).smallest_normal)
-_SUBNORMALS = np.full(19, 0x400000, np.uint32).view(np.float32)
-_QUARTER_ULP = np.full(19, np.finfo(np.float32).eps / 4, np.float32)
+#: The lower half of a float32 that is a midpoint of bfloat16, and the bits of the upper half.
+_HALF, _UPPER = np.uint16(0x8000), np.uint32(0xFFFF0000)
+
+# For require_ieee754: products with a subnormal result or operand, and sums that to nearest are
+# 1 or -1, some of them as ties. Long enough for the SIMD loops that data takes, and a rest.
+_QUARTER_ULP = np.finfo(np.float32).eps / 4
+_SMALL = np.tile(np.array([0x00800000, 0x00400000], np.uint32), 19).view(np.float32)
+_FACTORS = _SMALL, np.tile(np.array([0.5, 1], np.float32), 19)
+_PRODUCTS = np.full(_SMALL.size, 0x00400000, np.uint32).tobytes()
+_ONES = np.tile(np.array([1, 1, -1, -1], np.float32), 19)
+_TERMS = _ONES, np.tile(np.array([_QUARTER_ULP, -_QUARTER_ULP], np.float32), 38)
+_SUMS = _ONES.tobytes()
 
 
 def tree_sum(x: npt.NDArray[np.floating], axis: int = -1) -> npt.NDArray[np.floating]:
@@ -274,11 +289,12 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
     rows, out = _rows(x)
     for chunk in _chunks_of(rows):
         with np.errstate(under="ignore", invalid="ignore"):
-            shifted = rows[chunk].astype(np.float64)
-            shifted -= shifted.max(axis=-1, keepdims=True)
-            weights = elementary.exp(shifted)
-            weights /= tree_sum(weights)[:, None]
-        out[chunk] = _rounded(weights, precision)
+            weights, others = _columns(rows[chunk])
+            weights -= weights.max(axis=0)
+            elementary.exp(weights, out=weights)
+            others[...] = weights
+            weights /= _folded(others)
+        out[chunk] = _rounded(weights, precision).T
     return out.reshape(x.shape)
 
 
@@ -328,16 +344,17 @@ def layer_norm(
             f"weight and bias: expected shape ({length},), found {scale.shape} and {shift.shape}"
         )
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        scale, shift = scale.astype(np.float64), shift.astype(np.float64)
+        factors, terms = (y.astype(np.float64)[:, None] for y in (scale, shift))
     for chunk in _chunks_of(rows):
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            centred = rows[chunk].astype(np.float64)
-            centred -= (tree_sum(centred) / length)[:, None]
-            variance = tree_sum(np.square(centred)) / length
-            centred /= np.sqrt(variance + eps)[:, None]
-            centred *= scale
-            centred += shift
-        out[chunk] = _rounded(centred, precision)
+            centred, others = _columns(rows[chunk])
+            others[...] = centred
+            centred -= _folded(others) / length
+            variance = _folded(np.square(centred, out=others)) / length
+            centred /= np.sqrt(variance + eps)
+            centred *= factors
+            centred += terms
+        out[chunk] = _rounded(centred, precision).T
     return out.reshape(x.shape)
 
 
@@ -478,31 +495,37 @@ def require_ieee754() -> None:
     >>> from npfp8.golden import require_ieee754
     >>> require_ieee754()
     """
-    if not (_NORMALS * np.float32(0.5)).view(np.uint32).all() or not (_SUBNORMALS * _ONES).all():
+    # Their bits are compared, as a comparison of numbers may itself flush.
+    if np.multiply(*_FACTORS).tobytes() != _PRODUCTS:
         raise FloatingPointError(
             "golden arithmetic: expected IEEE 754, found that subnormal numbers are flushed to zero"
         )
-    # To nearest, all of these are ties that go to 1 or are nearer to it.
-    sums = (
-        _ONES + _QUARTER_ULP,
-        _ONES - _QUARTER_ULP,
-        -_ONES + _QUARTER_ULP,
-        -_ONES - _QUARTER_ULP,
-    )
-    if any((np.abs(x) != _ONES).any() for x in sums):
+    if np.add(*_TERMS).tobytes() != _SUMS:
         raise FloatingPointError(
             "golden arithmetic: expected rounding to nearest, found another rounding mode"
         )
 
 
 def _rounded(x: npt.NDArray[np.floating], precision: str) -> Float32Array:
-    """Round once; a NaN becomes the canonical one."""
-    if precision == "bfloat16":
+    """Round once; a NaN becomes the canonical one.
+
+    float64 is rounded to bfloat16 by way of float32, which has all midpoints of bfloat16. So the
+    first rounding takes no number beyond a midpoint. Those that it takes to one are few, and
+    rounded by themselves.
+    """
+    if precision == "bfloat16" and x.dtype == np.float32:
         result = round_to_bfloat16(x)
     else:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            result = x.astype(np.float32)
+            result = x.astype(np.float32, order="C")
     nan = np.isnan(result)
+    if precision == "bfloat16" and x.dtype == np.float64:
+        bits = result.view(np.uint32)
+        midpoints = np.flatnonzero(bits.astype(np.uint16) == _HALF)
+        bits += np.uint32(_HALF)
+        bits &= _UPPER
+        if midpoints.size:
+            result.reshape(-1)[midpoints] = round_to_bfloat16(x.reshape(-1)[midpoints])
     if nan.any():
         result[nan] = np.float32(np.nan)
     return result
@@ -524,6 +547,27 @@ def _rows(x: Float32Array) -> tuple[Float32Array, Float32Array]:
         raise ValueError(f"x: expected a last axis of at least 1, found shape {x.shape}")
     rows = values.reshape(-1, x.shape[-1])
     return rows, np.empty_like(rows)
+
+
+def _columns(rows: Float32Array) -> tuple[Float64Array, Float64Array]:
+    """Return rows as columns in float64, (n, rows), and as much memory beside them.
+
+    Each step of a sum over n, and of a division by it, then goes over contiguous memory,
+    however short the rows are. Both arrays live until the next call.
+    """
+    columns, others = scratch(2 * rows.size, np.float64).reshape(2, *rows.shape[::-1])
+    columns[...] = rows.T
+    return columns, others
+
+
+def _folded(x: Float64Array) -> Float64Array:
+    """Compute :func:`tree_sum` over the first axis in the memory of ``x``: (n, rows) -> (rows,)."""
+    length = len(x)
+    while length > 1:
+        half = 1 << (length - 1).bit_length() - 1
+        x[: length - half] += x[half:length]
+        length = half
+    return x[0] + 0.0
 
 
 def _chunks_of(rows: Float32Array) -> Iterator[slice]:

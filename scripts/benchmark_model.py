@@ -1,6 +1,7 @@
 """Time the model beside its peers, in one run: same inputs, same cores, in turns.
 
     python scripts/benchmark_model.py --data DIR --model minilm-sst2=FOLDER --json FILE
+    python scripts/benchmark_model.py --model bert-tiny --inputs 1x16 1x128 --cores 1
 
 Models are ``bert-tiny`` (comes with the package), ``base`` and ``large`` (random
 weights of BERT's sizes, written into a temporary folder) and any ``NAME=FOLDER``.
@@ -13,6 +14,9 @@ In each round every peer runs all batches of an input, and the order of peers ro
 The report has medians, spreads (quartiles) and ratios of throughput; the ratio of
 two peers is the median over the rounds. It also has start-up times, the peak memory of a
 process that loads and runs (Linux), and calibration beside the float32 pass.
+
+With ``--cores N`` the process starts anew on the first N of its cores (Linux). The libraries
+make their threads when they are loaded, one per core, so every peer has N threads.
 """
 
 from __future__ import annotations
@@ -28,7 +32,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +48,8 @@ from bert_numpy.checkpoints.hub import resolve
 from bert_numpy.colors import color_of
 from bert_numpy.commands.figures import WIDTH, save_figure, subplots
 from bert_numpy.evaluation.evaluate import batches
+from bert_numpy.quantization.convert import QuantizedModel
+from bert_numpy.quantization.recipe import Recipe
 from bert_numpy.tasks.files import find_files
 from bert_numpy.tasks.glue import merge_examples, read_examples, task_named
 from bert_numpy.tasks.squad import SQUAD, merge_questions, read_questions
@@ -57,26 +65,103 @@ RANDOM = {"base": (768, 12, 30_522), "large": (1024, 24, 30_522)}
 #: The approximate number of tokens in a fixed shape's run, which decides its batches.
 FIXED_TOKENS = 8192
 
-#: Goals for ratios of throughput on data sets: (peer, than, at least).
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound of a ratio of throughput, ``peer`` over ``than``.
+
+    Attributes
+    ----------
+    peer, than : str
+    bound : float, optional
+        At least this, or at most if ``most``. Without one, the ratio is only reported.
+    models, inputs : str
+        Patterns of their names, with | between.
+    cores : int, optional
+        By default, the goal holds for any number.
+    most : bool
+    """
+
+    peer: str
+    than: str
+    bound: float | None = None
+    models: str = "*"
+    inputs: str = "*"
+    cores: int | None = None
+    most: bool = False
+
+    def holds_for(self, model: str, name: str, cores: int) -> bool:
+        """Check whether the goal is one for a model and an input on some cores."""
+        asked = ((model, self.models), (name, self.inputs))
+        fits = (any(fnmatchcase(x, one) for one in some.split("|")) for x, some in asked)
+        return all(fits) and self.cores in (None, cores)
+
+    def __str__(self) -> str:
+        if self.bound is None:
+            return "no goal"
+        return f"goal at {'most' if self.most else 'least'} {self.bound}"
+
+
+TINY, MINILM, BASE, MPNET = "bert-tiny", "minilm*", "base", "mpnet*"
+SINGLE = "1x16|1x128"
+
+#: The first goal of two peers that fits is theirs.
 GOALS = (
-    ("float32", "torch", 1.0),
-    ("e4m3", "torch-fake-fp8", 2.0),
-    ("e4m3", "torch-fake-fp8-folded", 2.0),
-    ("e4m3", "float32", 0.4),
-    ("e4m3-golden", "float32", 0.33),
+    Goal("float32", "torch", 1.05, f"{TINY}|{MINILM}|{BASE}|{MPNET}", "sst2"),
+    Goal("e4m3", "float32", 0.5, TINY, SINGLE, 1),
+    Goal("e4m3", "float32", 0.65, MINILM, SINGLE, 1),
+    Goal("e4m3", "float32", 0.6, BASE, SINGLE, 1),
+    Goal("e4m3", "float32", 0.5, TINY, "sst2"),
+    Goal("e4m3", "float32", 0.6, MINILM, "sst2|32x128"),
+    Goal("e4m3", "float32", 0.52, f"{BASE}|{MPNET}", "sst2"),
+    Goal("e4m3-golden", "float32", 0.4, TINY, "sst2"),
+    Goal("e4m3-golden", "float32", 0.5, f"{MINILM}|{BASE}", "sst2"),
+    Goal("float32", "calibration", 1.4, TINY, "sst2", most=True),
+    Goal("e4m3", "torch-fake-fp8-folded", 1.0, f"{MINILM}|{BASE}", "sst2"),
+    Goal("e4m3-float32", "torch-fake-fp8-folded", 1.5, f"{MINILM}|{BASE}", "sst2"),
+    *(
+        Goal(name, "e4m3", 0.8, f"{TINY}|{MINILM}|{BASE}", "sst2")
+        for name in ("mxfp8", "mxfp4", "nvfp4")
+    ),
+    Goal("float32", "onnxruntime", 0.8, BASE, "sst2"),
+    # Reported for every model and input:
+    *(Goal(name, "float32") for name in ("e4m3", "e4m3-float32", "e4m3-golden")),
+    *(Goal(name, "torch-fake-fp8-folded") for name in ("e4m3", "e4m3-float32")),
+    *(Goal(name, "e4m3") for name in ("mxfp8", "mxfp4", "nvfp4")),
+    *(
+        Goal(name, than)
+        for than in ("onnxruntime", "onnxruntime-int8")
+        for name in ("float32", "e4m3")
+    ),
+    Goal("float32", "torch"),
+    Goal("float32", "calibration", most=True),
 )
 
+#: Our recipes, each with golden or not, by the names of the peers.
+OURS: Mapping[str, tuple[Recipe, bool]] = {
+    "float32": (PRESETS["fp32"], False),
+    "e4m3": (PRESETS["e4m3"], False),
+    "e4m3-float32": (replace(PRESETS["e4m3"], accumulate="float32"), False),
+    "e4m3-golden": (PRESETS["e4m3"], True),
+    **{name: (PRESETS[name], False) for name in ("int8", "mxfp8", "mxfp4", "nvfp4")},
+}
 
-def ours(recipe: str, golden: bool, folder: Path, sample: Batches) -> Runner:
-    """Make a runner of one of our recipes; batches go over threads, single texts in sequence."""
+
+def quantized(name: str, folder: Path, sample: Batches) -> QuantizedModel:
+    """Load a model and apply one of our recipes, calibrated on a sample if need be."""
+    recipe, golden = OURS[name]
     model = load(folder)
-    calibration = calibrate(model, sample) if PRESETS[recipe].calibrated else None
-    quantized = apply_recipe(model, PRESETS[recipe], calibration, golden)
-    del model
+    calibration = calibrate(model, sample) if recipe.calibrated else None
+    return apply_recipe(model, recipe, calibration, golden)
+
+
+def ours(name: str, folder: Path, sample: Batches) -> Runner:
+    """Make a runner of one of our recipes; batches go over threads, single texts in sequence."""
+    model = quantized(name, folder, sample)
 
     def run(inputs: Batches) -> Any:
         threads = 1 if len(inputs[0]["input_ids"]) == 1 else default_threads()
-        outputs = map_in_order(lambda batch: quantized(**batch), inputs, threads)
+        outputs = map_in_order(lambda batch: model(**batch), inputs, threads)
         first = next(outputs).last_hidden_state
         for _ in outputs:
             pass
@@ -174,14 +259,19 @@ def onnxruntime_peer(int8: bool, folder: Path, sample: Batches) -> Runner:
         options.intra_op_num_threads = default_threads()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]  # not all models have token types
+
+    def given(batch: dict[str, Any]) -> dict[str, Any]:
+        return {name: batch[name] for name in names}
+
     (output,) = [one.name for one in session.get_outputs() if one.name == "last_hidden_state"] or [
         session.get_outputs()[0].name
     ]
 
     def run(inputs: Batches) -> Any:
-        first = session.run([output], inputs[0])[0]
+        first = session.run([output], given(inputs[0]))[0]
         for batch in inputs[1:]:
-            session.run([output], batch)
+            session.run([output], given(batch))
         return first
 
     return run
@@ -238,14 +328,12 @@ def plain_numpy(folder: Path, sample: Batches) -> Runner:
 
 #: The peers to time, by name. The first is compared with all.
 PEERS: dict[str, Callable[[Path, Batches], Runner]] = {
-    "float32": functools.partial(ours, "fp32", False),
+    "float32": functools.partial(ours, "float32"),
     "torch": functools.partial(torch_peer, "eager"),
     "torch-sdpa": functools.partial(torch_peer, "sdpa"),
     "onnxruntime": functools.partial(onnxruntime_peer, False),
     "numpy": plain_numpy,
-    "e4m3": functools.partial(ours, "e4m3", False),
-    "e4m3-golden": functools.partial(ours, "e4m3", True),
-    "int8": functools.partial(ours, "int8", False),
+    **{name: functools.partial(ours, name) for name in OURS if name != "float32"},
     "torch-fake-fp8": functools.partial(torch_fake_fp8, False),
     "torch-fake-fp8-folded": functools.partial(torch_fake_fp8, True),
     "onnxruntime-int8": functools.partial(onnxruntime_peer, True),
@@ -253,7 +341,7 @@ PEERS: dict[str, Callable[[Path, Batches], Runner]] = {
 }
 
 #: The markers of a figure's peers, in order. Several peers have one colour, their format's.
-MARKERS = "oDsPXv^<>*ph"
+MARKERS = "oDsPXv^<>*phHd81"
 
 #: Peers that support BERT alone, without relative positions.
 BERT_ALONE = ("torch-sdpa", "numpy", "torch-fake-fp8", "torch-fake-fp8-folded")
@@ -332,11 +420,19 @@ def throughput_ratio(seconds: dict[str, list[float]], name: str, than: str) -> f
     return statistics.median(b / a for a, b in zip(seconds[name], seconds[than], strict=True))
 
 
-def summary(seconds: dict[str, list[float]], tokens: int, padded: bool) -> dict[str, Any]:
-    """Summarize an input; ``padded`` is True if peers compute padding, as for data sets.
+def goals(model: str, name: str, cores: int) -> dict[tuple[str, str], Goal]:
+    """Choose the goals for a model and an input, by their peers."""
+    found: dict[tuple[str, str], Goal] = {}
+    for goal in GOALS:
+        if goal.holds_for(model, name, cores):
+            found.setdefault((goal.peer, goal.than), goal)
+    return found
 
-    Without padding the goal beside torch is 0.8.
-    """
+
+def summary(
+    seconds: dict[str, list[float]], tokens: int, wanted: Mapping[tuple[str, str], Goal]
+) -> dict[str, Any]:
+    """Summarize an input: its peers, and the ratios of those that goals compare."""
     result: dict[str, Any] = {"tokens": tokens, "peers": {}, "goals": []}
     for name, times in seconds.items():
         low, middle, high = np.percentile(times, [25, 50, 75]).tolist()
@@ -349,15 +445,11 @@ def summary(seconds: dict[str, list[float]], tokens: int, padded: bool) -> dict[
             else None,
             "rounds": times,
         }
-    for name, than, least in GOALS:
+    for (name, than), goal in wanted.items():
         if name in seconds and than in seconds:
             ratio = throughput_ratio(seconds, name, than)
-            if than == "torch" and not padded:
-                least = 0.8  # noqa: PLW2901 (for this input)
-            result["goals"].append({"peer": name, "than": than, "ratio": ratio, "goal": least})
-    if "calibration" in seconds and "float32" in seconds:
-        ratio = throughput_ratio(seconds, "float32", "calibration")
-        result["calibration_over_float32"] = ratio
+            one = {"peer": name, "than": than, "ratio": ratio, "goal": goal.bound}
+            result["goals"].append(one | {"shown": str(goal)})
     return result
 
 
@@ -450,20 +542,21 @@ def print_result(label: str, result: dict[str, Any]) -> None:
             f"{one['tokens_per_second']:.0f} | {ratio} |"
         )
     for goal in result["goals"]:
-        print(f"{goal['peer']} / {goal['than']}: {goal['ratio']:.2f} (goal {goal['goal']})")
-    if "calibration_over_float32" in result:
-        ratio = result["calibration_over_float32"]
-        print(f"calibration's time / float32's: {ratio:.2f} (goal at most 1.5)")
+        print(f"{goal['peer']} / {goal['than']}: {goal['ratio']:.2f} ({goal['shown']})")
     if "peak_bytes" in result:
         peaks = ", ".join(f"{k} {v / 1e6:.0f} MB" for k, v in result["peak_bytes"].items())
         print(f"peak memory: {peaks}")
     sys.stdout.flush()
 
 
-def profile(recipe: str, folder: Path, inputs: Batches) -> None:
-    """Print where the time of a recipe goes, batch after batch."""
-    calibration = calibrate(load(folder), inputs[-1:])
-    print_profile(apply_recipe(load(folder), PRESETS[recipe], calibration), inputs, recipe)
+def keep_to(cores: int) -> None:
+    """Start the process anew on the first of its cores, unless it has no others (Linux)."""
+    usable = sorted(os.sched_getaffinity(0))
+    if not 1 <= cores <= len(usable):
+        raise SystemExit(f"--cores: expected 1 to {len(usable)}, found {cores}")
+    if cores < len(usable):
+        os.sched_setaffinity(0, usable[:cores])  # a new program image keeps it
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def main() -> None:
@@ -478,13 +571,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.1, help="seconds before each turn")
+    parser.add_argument("--cores", type=int, help="all by default")
     parser.add_argument("--memory", action="store_true", help="measure each peer's peak too")
     parser.add_argument("--startup", action="store_true", help="measure start-up too")
-    parser.add_argument("--profile", nargs="*", default=[], metavar="FORMAT", choices=list(PRESETS))
+    parser.add_argument("--profile", nargs="*", default=[], metavar="PEER", choices=list(OURS))
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--figure", type=Path, metavar="FILE")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.cores is not None:
+        keep_to(arguments.cores)
     if arguments.child:
         run_child(arguments)
         return
@@ -510,7 +606,7 @@ def main() -> None:
                 result = summary(
                     time_peers(runners, given, arguments.rounds, arguments.pause),
                     tokens,
-                    padded=not name[0].isdecimal(),
+                    goals(model, name, default_threads()),
                 )
                 if arguments.memory:
                     result["peak_bytes"] = {
@@ -518,8 +614,8 @@ def main() -> None:
                     }
                 results[f"{model}, {name}"] = result
                 print_result(f"{model}, {name}", result)
-                for recipe in arguments.profile:
-                    profile(recipe, folder, given)
+                for peer in arguments.profile:
+                    print_profile(quantized(peer, folder, given[-1:]), given, peer)
             del runners
     startup = startup_seconds(arguments.rounds) if arguments.startup else {}
     for name, one in startup.items():

@@ -24,7 +24,6 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,11 @@ from bert_numpy.quantization.gptq import Gptq
 from bert_numpy.quantization.presets import w4a16
 from bert_numpy.quantization.recipe import Recipe, SiteRecipe
 from bert_numpy.study.cells import calibrate_subject
-from bert_numpy.study.options import add_subject_options, subject_of
+from bert_numpy.study.options import (
+    add_samples_option,
+    add_subject_options,
+    subject_with_hessians,
+)
 from npfp8 import QuantizedTensor
 from npfp8.arrays import Float32Array, Float64Array, blas_product
 
@@ -141,13 +144,10 @@ def main() -> None:
     )
     add_subject_options(parser)
     parser.set_defaults(limit=64)
-    parser.add_argument("--samples", type=int, default=256, metavar="N")
+    add_samples_option(parser)
     parser.add_argument("--sites", default="*layer.*[0-9].output.dense", metavar="PATTERN")
     given = parser.parse_args()
-    subject = subject_of(given)
-    stem = f"{Path(subject.model).name}-{subject.task}"
-    size = "" if given.samples == 256 else f"-{given.samples}"
-    subject = replace(subject, calibration=str(given.out / f"hessians-{stem}{size}.safetensors"))
+    subject, stem = subject_with_hessians(given)
     job = prepare(subject.model, subject.task, subject.data, calibrated=False, limit=subject.limit)
     names = [site.name for site in linear_sites(job.model.config) if site.kind == "linear"]
     sites = [name for name in names if fnmatchcase(name, given.sites)]
@@ -161,8 +161,8 @@ def main() -> None:
     for row in rows_of(job, load_calibration(subject.calibration), sites):
         print(markdown([row]).splitlines()[-1], flush=True)
         rows.append(row)
-    write_json(str(given.out / f"gptq-{stem}{size}.json"), {"model": stem, "rows": rows})
-    write_text(given.out / f"gptq-{stem}{size}.md", markdown(rows))
+    write_json(str(given.out / f"gptq-{stem}.json"), {"model": stem, "rows": rows})
+    write_text(given.out / f"gptq-{stem}.md", markdown(rows))
 
 
 if __name__ == "__main__":

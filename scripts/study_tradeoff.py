@@ -30,7 +30,6 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,12 @@ from bert_numpy.study.cells import (
     merged,
     run_cell,
 )
-from bert_numpy.study.options import add_subject_options, subject_of
+from bert_numpy.study.options import (
+    SAMPLES,
+    add_samples_option,
+    add_subject_options,
+    subject_with_hessians,
+)
 from bert_numpy.threads import default_threads
 from npfp8 import E4M3FN, INT8, MXFP4, NVFP4, BlockFormat, IntFormat
 
@@ -65,9 +69,6 @@ from npfp8 import E4M3FN, INT8, MXFP4, NVFP4, BlockFormat, IntFormat
 HARDWARE: Mapping[str, Mapping[str, float]] = {
     "H100": {"BF16": 989e12, "FP8": 1979e12, "INT8": 1979e12, "bytes": 3.35e12},
 }
-
-#: The training examples of the calibration, unless --samples says otherwise.
-SAMPLES = 256
 
 #: The table of speeds leaves out models with no more weights than this, beside larger ones.
 SMALL = 1_000_000
@@ -460,13 +461,10 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    subject = subject_of(arguments)
-    usual = arguments.samples == SAMPLES
-    stem = f"{Path(subject.model).name}-{subject.task}{'' if usual else f'-{arguments.samples}'}"
-    subject = replace(subject, calibration=str(arguments.out / f"hessians-{stem}.safetensors"))
+    subject, stem = subject_with_hessians(arguments)
     names = arguments.recipes.split(",") if arguments.recipes else list(recipes())
     report = study(subject, names, arguments.out, arguments.workers, arguments.samples)
-    name = f"{'tradeoff' if usual else 'samples'}-{stem}.json"
+    name = f"{'tradeoff' if arguments.samples == SAMPLES else 'samples'}-{stem}.json"
     write_json(str(arguments.out / name), report)
     print(accuracy_table(report))
 
@@ -489,7 +487,7 @@ def main() -> None:
     one = commands.add_parser("run")
     one.set_defaults(run=run)
     add_subject_options(one)
-    one.add_argument("--samples", type=int, default=SAMPLES, metavar="N")
+    add_samples_option(one)
     one.add_argument("--workers", type=int, default=default_threads())
     one.add_argument("--recipes", help="names with commas between; by default all")
     every = commands.add_parser("report")

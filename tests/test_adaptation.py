@@ -29,7 +29,7 @@ from bert_numpy.adaptation.forward_only import AdaptedBatch, ForwardOnly, adapt,
 from bert_numpy.adaptation.prompts import PromptEngine, with_prompts
 from bert_numpy.adaptation.run import adapted_run
 from bert_numpy.adaptation.search import CmaSearch, population_of
-from bert_numpy.adaptation.shifting import ShiftingEngine, moved_average
+from bert_numpy.adaptation.shifting import moved_average, shifted
 from bert_numpy.adaptation.statistics import (
     FeatureStatistics,
     load_statistics,
@@ -187,6 +187,38 @@ def test_a_shift_moves_the_first_tokens_alone(recipe: str) -> None:
     assert_same_bits(one[:, 0], expected)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("golden", [False, True], ids=["fast", "golden"])
+def test_a_later_shift_is_that_of_a_run_of_its_own(recipe: str, golden: bool) -> None:
+    """From the same hidden states, as often as wanted; the run's own answers stay."""
+    model, shift = quantized(recipe, golden), some_prompts(1, seed=1)[0]
+    static = adapted_run(model, batch_of_texts(), some_prompts())
+    before = static.logits.copy()
+    for factor in np.float32([1, -2]):
+        moved = adapted_run(model, batch_of_texts(), some_prompts(), factor * shift)
+        assert_same_bits(static.shifted(factor * shift), moved.logits)
+        assert_same_bits(moved.shifted(0 * shift), before)
+    assert_same_bits(static.logits, before)
+    assert (moved.logits != before).any()
+
+
+def test_one_run_per_batch_and_candidate() -> None:
+    """The shift costs none: each run makes one engine."""
+    made: list[int] = []
+
+    def engine(weights: Any, batch: Any) -> Any:
+        made.append(len(batch.input_ids))
+        return tiny().engine(weights, batch)
+
+    model, source = replace(tiny(), engine=engine), source_of("fp32")
+    candidates = np.random.default_rng(0).standard_normal((3, 4, 256))
+    for settings, runs in ((ForwardOnly(prompts=0), 1), (ForwardOnly(prompts=2), 5)):
+        made.clear()
+        found = list(adapt(model, source, stream(), settings, lambda *_: Scripted(candidates)))
+        assert [step.shift is None for step in found] == [True, False, False]
+        assert made == [size for size in (3, 2, 2) for _ in range(runs)]
+
+
 def test_prompts_are_rounded_to_the_precision() -> None:
     """A bfloat16 engine has bfloat16 numbers in its layers, whatever the prompts are."""
     prompts = some_prompts()
@@ -310,8 +342,7 @@ def test_the_engines_leave_what_they_are_given() -> None:
 
     entered = PromptEngine(Same(inner, layout), layout, some_prompts(), "embeddings.LayerNorm")
     assert (entered.layer_norm("embeddings.LayerNorm", given, 0.0) != 1).any()
-    moving = ShiftingEngine(inner, layout, some_prompts(1)[0])
-    assert (moving.output("last_hidden_state", given) != 1).any()
+    assert (shifted(inner, layout, given, some_prompts(1)[0]) != 1).any()
     assert (given == 1).all()
 
 

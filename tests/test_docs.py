@@ -67,6 +67,7 @@ def commands():
 SHARED_OPTIONS = {
     "add_cluster_options": "bert_numpy/study/cluster.py",
     "add_run_options": "bert_numpy/study/training.py",
+    "add_samples_option": "bert_numpy/study/options.py",
     "add_subject_options": "bert_numpy/study/options.py",
 }
 

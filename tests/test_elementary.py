@@ -221,6 +221,44 @@ def test_an_element_alone_gives_the_bits_it_gives_in_an_array(name: str) -> None
     assert_same_bits(found[1 : BLOCK + 5], function(x[1 : BLOCK + 5]))
 
 
+def plain_exp(x: np.ndarray) -> np.ndarray:
+    """exp with the same operations, and always in two steps at the end."""
+    x = np.clip(x, -746.0, 710.0)
+    k = np.rint(x * math.log2(math.e))
+    r = (x - k * elementary._LN_2_HIGH) - k * elementary._LN_2_LOW
+    p = r * (1 / math.factorial(13))
+    for n in range(12, 1, -1):
+        p = (p + 1 / math.factorial(n)) * r
+    p = (p * r + r) + 1
+    half = np.floor(k / 2)
+    return p * 2.0**half * 2.0 ** (k - half)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        *[(-1.0, 1.0), (-708.0, 708.0), (-708.7, 0.0), (-710.0, 0.0), (0.0, 709.5), (0.0, 709.9)],
+        *[(-760.0, 720.0), (-1e300, 1e300), (-np.inf, 1.0), (0.0, np.inf)],
+    ],
+)
+def test_exp_is_its_definition(low: float, high: float) -> None:
+    """It adds to the exponent where all results are normal: from -708.4 to 709.8."""
+    x = np.random.default_rng(0).uniform(max(low, -1e3), min(high, 1e3), BLOCK)
+    x[:4] = 0.0, -0.0, low, high
+    with np.errstate(all="ignore"):
+        expected = plain_exp(x)
+    assert_same_bits(elementary.exp(x), expected)
+
+
+@every_function
+def test_results_in_the_memory_of_the_argument(name: str) -> None:
+    function = getattr(elementary, name)
+    x = np.random.default_rng(1).uniform(0, 9, (3, BLOCK // 2))
+    expected = function(x)
+    assert function(x, out=x) is x
+    assert_same_bits(x, expected)
+
+
 @every_function
 def test_strided_and_read_only_input(name: str) -> None:
     function = getattr(elementary, name)

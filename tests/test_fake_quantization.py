@@ -228,7 +228,7 @@ def test_training_with_rounding_lowers_the_loss_of_the_rounded_model() -> None:
     two_bits = Operand(IntFormat(-1, 1, "int8"), "channel")
     recipe = Recipe("two bits", linear=SiteRecipe(b=two_bits), arithmetic="float32")
     learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=32)
-    training = Training(epochs=8, batch_size=8, learning_rate=1e-3, frozen=("embeddings.*",))
+    training = Training(epochs=4, batch_size=8, learning_rate=1e-3, frozen=("embeddings.*",))
     losses = {}
     for name, products in (("float32", None), ("rounded", FakeQuantizedProducts(recipe))):
         fitted = fit(

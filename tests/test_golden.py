@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import BFLOAT16, FLOAT32, Binary, assert_same_bits, nearest
 
-from npfp8 import golden
+from npfp8 import elementary, golden
 from npfp8.bfloat16 import from_bits, round_to_bfloat16
 
 EVERY = from_bits(np.arange(1 << 16, dtype=np.uint16))
@@ -611,6 +611,61 @@ def test_rows_that_are_no_numbers_are_the_canonical_nan(precision: str) -> None:
     assert_same_bits(soft[2][[0, 2]], golden.softmax(np.float32([1, 3]), precision))
     assert_same_bits(soft[2][1], np.float32(0))
     assert_same_bits(golden.softmax(np.full(3, -np.inf, np.float32), precision), nan)
+
+
+def plain_softmax(x: np.ndarray) -> np.ndarray:
+    """In float64, row by row, as the formula is written."""
+    with np.errstate(all="ignore"):
+        weights = elementary.exp(x.astype(np.float64) - x.max(axis=-1, keepdims=True))
+        return weights / golden.tree_sum(weights)[..., None]
+
+
+def plain_layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        centred = x.astype(np.float64)
+        centred = centred - golden.tree_sum(centred)[..., None] / x.shape[-1]
+        variance = golden.tree_sum(centred * centred)[..., None] / x.shape[-1]
+        return centred / np.sqrt(variance + 1e-12) * weight.astype(float) + bias.astype(float)
+
+
+@every_precision
+@pytest.mark.parametrize("shape", [(3, 1), (2, 3, 25, 25), (5000, 12), (200, 384), (2, 40_000)])
+def test_columns_have_the_bits_of_rows(precision: str, shape: tuple[int, ...]) -> None:
+    """Whichever axis is first in memory, and whatever is rounded on the way."""
+    x = 4 * random_bfloat16(shape, 7)
+    x.reshape(-1)[[0, -1]] = -np.inf, 1e30
+    weight, bias = random_bfloat16((2, shape[-1]), 8)
+    for found, plain in (
+        (golden.softmax(x, precision), plain_softmax(x)),
+        (golden.layer_norm(x, weight, bias, 1e-12, precision), plain_layer_norm(x, weight, bias)),
+    ):
+        expected = round_to_bfloat16(plain) if precision == "bfloat16" else plain.astype(np.float32)
+        assert_same_bits(found, np.where(np.isnan(expected), np.float32(np.nan), expected))
+
+
+@pytest.mark.parametrize("off", [0.0, 2.0**-52, -(2.0**-52), 2.0**-26, -(2.0**-26), 2.0**-20])
+def test_float64_is_rounded_once_by_way_of_float32(off: float) -> None:
+    """Of all midpoints of bfloat16, subnormal ones too, and of what float32 rounds to them."""
+    codes = np.arange(0x7F80, dtype=np.uint32)
+    below, above = ((codes + i << 16).view(np.float32) for i in (0, 1))
+    wide = above.astype(np.float64)
+    wide[-1] = 2.0**128  # where infinity is
+    middles = (below + wide) / 2 * (1 + off)
+    for x in (middles, -middles, middles.reshape(-1, 128).T):
+        expected = round_to_bfloat16(x)
+        assert_same_bits(golden._rounded(x, "bfloat16"), expected)
+    if off == 0:
+        even = np.where(codes % 2 == 0, below, above)
+        assert_same_bits(golden._rounded(middles, "bfloat16"), even)
+
+
+def test_any_float64_is_rounded_once_by_way_of_float32() -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 64, 200_000, np.uint64)
+    bits[::2] &= np.uint64(0x47FF_FFFF_FFFF_FFFF)  # more of those that float32 has
+    with np.errstate(all="ignore"):
+        expected = round_to_bfloat16(bits.view(np.float64))
+        found = golden._rounded(bits.view(np.float64), "bfloat16")
+    assert_same_bits(found, np.where(np.isnan(expected), np.float32(np.nan), expected))
 
 
 def test_a_constant_row_is_the_bias() -> None:

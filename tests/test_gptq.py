@@ -97,14 +97,13 @@ def test_codes_are_those_of_optimal_brain_quantization(fmt, order, axis, block):
 def test_columns_are_put_off_without_a_difference():
     """More columns than are done together, so that the late product is used."""
     generator = np.random.default_rng(0)
-    weight = generator.standard_normal((3, 150)).astype(np.float32)
+    weight = generator.standard_normal((2, 150)).astype(np.float32)
     x = inputs(1, 400, 150)
-    for order in ("stored", "activations"):
+    for order, axis, block in (("stored", 1, 64), ("activations", 0, None)):
         how = Gptq(order)
-        for axis, block in ((0, None), (1, 64)):
-            found = gptq(weight, x.T @ x, INT4, axis, block, how)
-            codes, _ = slowly(weight, x.T @ x, INT4, axis, block, how)
-            np.testing.assert_array_equal(found.codes.astype(np.int64), codes)
+        found = gptq(weight, x.T @ x, INT4, axis, block, how)
+        codes, _ = slowly(weight, x.T @ x, INT4, axis, block, how)
+        np.testing.assert_array_equal(found.codes.astype(np.int64), codes)
 
 
 def test_columns_of_zero_input_are_rounded_to_nearest():

@@ -368,7 +368,7 @@ def with_argument(**changed: Any) -> Callable[[dict[str, Any], Any], None]:
         ),
         (
             with_tensor("weight_shape", lambda x: np.float32([128, 256])),
-            "weight_shape': expected dtype I64 or I32, found F32",
+            "weight_shape': expected dtype I32 or I64, found F32",
         ),
         (
             with_tensor("weight_packed", lambda x: x[:, :-1].copy()),

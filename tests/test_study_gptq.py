@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ from conftest import load_script
 
 import bert_numpy
 from bert_numpy.errors import BertNumpyError
+from bert_numpy.study.options import (
+    add_samples_option,
+    add_subject_options,
+    subject_with_hessians,
+)
 from npfp8 import INT4, QuantizedTensor, quantize
 
 study = load_script("study_gptq")
@@ -50,6 +56,20 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (tmp_path / "gptq-bert-tiny-sst2-sst2-16.md").read_text()
     assert text == study.markdown(found)
     assert len(text.splitlines()) == 4
+
+
+def test_hessians_of_other_samples_have_another_file(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_subject_options(parser)
+    add_samples_option(parser)
+    common = ["some/model", "--task", "sst2", "--data", str(REVIEWS), "--out", str(tmp_path)]
+    names = {"": "model-sst2", "--samples=256": "model-sst2", "--samples=8": "model-sst2-8"}
+    for option, name in names.items():
+        given = parser.parse_args([*common, *filter(None, [option])])
+        subject, found = subject_with_hessians(given)
+        assert found == name
+        assert subject.calibration == str(tmp_path / f"hessians-{name}.safetensors")
+        assert subject.model == "some/model"
 
 
 def test_one_layer_alone() -> None:

@@ -121,9 +121,10 @@ def test_qat(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("matplotlib")
+    few = ["--limit", "24", "--batch", "8", "--epochs", "1"]
     for way in qat.WAYS:
         options = ["--way", way, "--recipe", "int8", "--rate", "3e-3"]
-        call(monkeypatch, qat, "run", *subject(tmp_path), *FEW, *options)
+        call(monkeypatch, qat, "run", *subject(tmp_path), *few, *options)
     names = {path.name for path in tmp_path.glob("*.json")}
     assert names == {f"bert-tiny-sst2-sst2-{way}-int8-0.json" for way in qat.WAYS}
     capsys.readouterr()
@@ -136,7 +137,7 @@ def test_qat(
     )
     assert found["fp32"] == more["fp32"]  # trained as long, in float32
     # Again by hand, on the same machine:
-    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=48)
+    learned = lesson("bert-tiny-sst2", "sst2", REVIEWS, limit=24)
     run = Training(1, 8, 3e-3, frozen=("embeddings.*",))
     results = []
     for name in ("float32", "qat-int8"):
@@ -160,7 +161,7 @@ def test_qat(
 def test_gradients_with_exact_sums(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ["--task", "sst2", "--data", str(REVIEWS), "--limit", "64"]
+    data = ["--task", "sst2", "--data", str(REVIEWS), "--limit", "32"]
     call(monkeypatch, training, "sums", "bert-tiny-sst2", *data)
     rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0].strip() for row in rows] == ["dynamic", "dynamic-pow2", "unit"]

@@ -239,7 +239,7 @@ def _adapted(
         shift, logits = None, chosen.logits
         if average is not None:
             shift = (settings.step * (source.mean[-1] - average)).astype(np.float32)
-            logits = adapted_run(model, batch, best, shift).logits
+            logits = chosen.shifted(shift)
         average = moved_average(average, np.mean(means, axis=0), settings.share)
         yield AdaptedBatch(logits, chosen.logits, best, tuple(losses), shift)
 

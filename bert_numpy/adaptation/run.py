@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_numpy.adaptation.features import FeatureEngine
 from bert_numpy.adaptation.prompts import PromptEngine, entry_of, require_prompts, with_prompts
-from bert_numpy.adaptation.shifting import ShiftingEngine
-from bert_numpy.adaptation.wrapping import WrappingEngine
+from bert_numpy.adaptation.shifting import shifted
 from bert_numpy.errors import BertNumpyError
-from bert_numpy.model.encoder import Pass
-from bert_numpy.model.heads import outputs
+from bert_numpy.model.encoder import Pass, encode
+from bert_numpy.model.heads import answers
 from bert_numpy.model.model import Model, ModelOutput, batch_of, has_pooler, require_head
 from npfp8.arguments import require
 from npfp8.arrays import Float32Array
@@ -32,19 +31,25 @@ class AdaptedRun:
         Without rows for prompts.
     features : ndarray of float32, (batch, layers, hidden)
         The first token's state at the end of each layer, before the shift.
+    shifted : callable (shift) -> ndarray of float32, (batch, labels)
+        The logits of the same texts with another shift: the head is run again, and no layer.
 
     Examples
     --------
+    >>> import numpy as np
     >>> import bert_numpy
     >>> from bert_numpy.adaptation import adapted_run
     >>> model = bert_numpy.load("bert-tiny-sst2")
     >>> run = adapted_run(model, {"input_ids": [[101, 2204, 3185, 102], [101, 2919, 3185, 102]]})
     >>> run.logits.argmax(axis=1), run.features.shape
     (array([1, 0]), (2, 2, 128))
+    >>> np.array_equal(run.shifted(np.zeros(128, np.float32)), run.logits)
+    True
     """
 
     output: ModelOutput
     features: Float32Array
+    shifted: Callable[[Float32Array], Float32Array] = field(repr=False)
 
     @property
     def logits(self) -> Float32Array:
@@ -108,10 +113,16 @@ def adapted_run(
         )
     layout = with_prompts(batch_of(config, **batch), len(prompts))
     kept = FeatureEngine(model.engine(model.weights, layout), layout)
-    engine: WrappingEngine = PromptEngine(kept, layout, prompts, entry_of(config))
-    if shift is not None:
-        engine = ShiftingEngine(engine, layout, shift)
-    with np.errstate(all="ignore"):  # the fitness checks that the numbers are finite
-        found = outputs(Pass(config, engine, layout), has_pooler(model))
-    output = ModelOutput(**found, counts=engine.counted())
-    return AdaptedRun(output, np.stack(kept.features, axis=1))
+    engine = PromptEngine(kept, layout, prompts, entry_of(config))
+    run = Pass(config, engine, layout)
+
+    def answered(shift: Float32Array | None) -> dict[str, Float32Array]:
+        with np.errstate(all="ignore"):  # the fitness checks that the numbers are finite
+            x = states if shift is None else shifted(engine, layout, states, shift)
+            return answers(run, x, has_pooler(model))
+
+    with np.errstate(all="ignore"):
+        states = encode(run)
+    output = ModelOutput(**answered(shift), counts=engine.counted())
+    features = np.stack(kept.features, axis=1)
+    return AdaptedRun(output, features, lambda shift: answered(shift)["logits"])

@@ -9,12 +9,11 @@ Source: section 3.2 of arXiv 2404.01650, equations 7 to 9.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from bert_numpy.adaptation.wrapping import WrappingEngine
+from bert_numpy.engines.engine import Engine
+from bert_numpy.model.packing import Batch
 from npfp8.arrays import Float32Array, Float64Array
 
-__all__ = ["ShiftingEngine", "moved_average"]
+__all__ = ["moved_average", "shifted"]
 
 
 def moved_average(
@@ -33,22 +32,13 @@ def moved_average(
     return mean if average is None else (1 - share) * average + share * mean
 
 
-@dataclass(frozen=True, eq=False)
-class ShiftingEngine(WrappingEngine):
-    """An engine that computes as ``inner`` does, and moves the features of the last layer.
+def shifted(
+    engine: Engine[Float32Array], layout: Batch, x: Float32Array, shift: Float32Array
+) -> Float32Array:
+    """Add a shift, (hidden,), to each text's first token: (tokens, hidden) -> a new array.
 
-    Attributes
-    ----------
-    shift : ndarray of float32, (hidden,)
-        Added to the last hidden state of each text's first token, rounded to the precision.
+    The engine adds, so the sum is rounded to its precision.
     """
-
-    shift: Float32Array
-
-    def output(self, name: str, x: Float32Array) -> Float32Array:
-        """Move the first tokens' rows of the last hidden states."""
-        if name == "last_hidden_state":
-            first, moved = self.layout.packing.first, x.copy()
-            moved[first] = self.inner.add(x[first], self.shift)
-            x = moved
-        return self.inner.output(name, x)
+    first, moved = layout.packing.first, x.copy()
+    moved[first] = engine.add(x[first], shift)
+    return engine.output("last_hidden_state", moved)

@@ -100,9 +100,7 @@ def read_packed_codes(
     tensor = companion(parameter, stored, key, ((outputs, _words(inputs, fmt)),))
     codes = _unpacked(tensor, fmt, inputs)
     place = companion(parameter, stored, f"{module}.weight_shape", ((2,),))
-    if place.dtype not in ("I64", "I32"):
-        raise BertNumpyError(f"{place.place}: expected dtype I64 or I32, found {place.dtype}")
-    found = place.read_as("<i8" if place.dtype == "I64" else "<i4").tolist()
+    found = _integers(place).tolist()
     if found != [outputs, inputs]:
         raise BertNumpyError(
             f"{place.place}: expected {[outputs, inputs]} by config.json, found {found}"
@@ -149,9 +147,7 @@ def groups_of_inputs(
         inputs.
     """
     tensor = companion(parameter, stored, f"{module}.weight_g_idx", ((inputs,),))
-    if tensor.dtype not in ("I64", "I32"):
-        raise BertNumpyError(f"{tensor.place}: expected dtype I32 or I64, found {tensor.dtype}")
-    group_of = tensor.read_as("<i8" if tensor.dtype == "I64" else "<i4").astype(np.int64)
+    group_of = _integers(tensor)
     in_order = np.arange(inputs) // size
     if (group_of == -1).any():
         return in_order
@@ -161,6 +157,14 @@ def groups_of_inputs(
             "config.json, found others"
         )
     return group_of
+
+
+def _integers(tensor: StoredTensor) -> npt.NDArray[np.int64]:
+    """Read a tensor of int32 or int64."""
+    dtypes = {"I32": "<i4", "I64": "<i8"}
+    if tensor.dtype not in dtypes:
+        raise BertNumpyError(f"{tensor.place}: expected dtype I32 or I64, found {tensor.dtype}")
+    return tensor.read_as(dtypes[tensor.dtype]).astype(np.int64)
 
 
 def _words(count: int, fmt: IntFormat) -> int:

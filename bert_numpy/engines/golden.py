@@ -11,7 +11,7 @@ import numpy as np
 from bert_numpy.engines import functions
 from bert_numpy.engines.engine import Engine, Layout, Table, Weights
 from bert_numpy.engines.site import Site
-from bert_numpy.errors import naming
+from bert_numpy.errors import NAMED, raise_named
 from bert_numpy.finite import require_finite
 from npfp8 import golden, matmul_float32
 from npfp8.arrays import Float32Array, IntArray
@@ -114,6 +114,8 @@ class GoldenEngine(Engine[Float32Array]):
 
     def check(self, name: str, x: Float32Array) -> None:
         """Refuse numbers that are not finite, and a processor that flushes subnormals."""
-        with naming(name):
+        try:
             golden.require_ieee754()
+        except NAMED as error:
+            raise_named(error, name)
         require_finite(name, x)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from bert_numpy.model.config import Dense
 from bert_numpy.model.encoder import Pass, activation, encode, layer_norm, linear, pooler
 
-__all__ = ["outputs"]
+__all__ = ["answers", "outputs"]
 
 V = TypeVar("V")
 Outputs = dict[str, V]
@@ -23,7 +23,11 @@ Outputs = dict[str, V]
 
 def outputs(run: Pass[V], has_pooler: bool) -> Outputs[V]:
     """Run the whole forward pass: the last hidden states, then the pooler and the head."""
-    x = encode(run)  # (tokens, hidden)
+    return answers(run, encode(run), has_pooler)
+
+
+def answers(run: Pass[V], x: V, has_pooler: bool) -> Outputs[V]:
+    """Run what follows the last hidden states, (tokens, hidden): the pooler and the head."""
     name = run.config.head.name
     found = {"last_hidden_state": run.layout.padded(x)}
     if has_pooler:

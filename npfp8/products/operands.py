@@ -270,8 +270,8 @@ def _bfloat16_table(
     if below + above != np.count_nonzero(beyond) or to_zero is None or zero is None:
         return None
     span = code_span(fmt, zero_point is not None)
-    low, high = np.asarray(x[below]), np.asarray(x[len(x) - 1 - above])
-    return _Table(values, q.scale, span, low, high, to_zero, zero)
+    ends = np.asarray(x[below]), np.asarray(x[len(x) - 1 - above])
+    return _Table(values, q.scale, span, *ends, to_zero, zero)
 
 
 def _zeros(x: Float32Array, zero: npt.NDArray[np.bool_]) -> _Zeros | None:
