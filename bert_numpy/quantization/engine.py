@@ -151,12 +151,16 @@ class QuantizedEngine(Engine[Float32Array]):
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
         """Quantize the one input of several layers once per distinct operand and scale."""
         made: Made = {}
+        checked = False
         for site in sites:
             plan = self.plans.get(site.name)
             if plan is None and self.recipe.accumulate_rest is None:
                 yield from self.inner.linears([site], x)
-            else:
-                yield self.linear(site, plan or _NOTHING, x, made)
+                continue
+            if not checked:
+                self.checked(f"{site.name}:a", x)
+                checked = True
+            yield self.linear(site, plan or _NOTHING, x, made)
 
     def activated_linear(self, site: Site, x: Float32Array, activation: str) -> Float32Array:
         """Look up the codes' values of the activation of ``x``, where its scale is known."""
@@ -167,6 +171,7 @@ class QuantizedEngine(Engine[Float32Array]):
             and plan.a is not None
             and plan.smoothing is None
         ):
+            self.checked(f"{site.name}:a", x)  # the activation of a finite number is finite
             return self.linear(site, plan, x, {}, activation)
         return super().activated_linear(site, x, activation)
 
@@ -197,6 +202,7 @@ class QuantizedEngine(Engine[Float32Array]):
         plan = self.plans.get(site.name)
         if plan is None and self.recipe.accumulate_rest is None:
             return self.inner.product(site, a, b)
+        self.checked(f"{site.name}:a", a)
         return self.planned(site, plan or _NOTHING, a, b)
 
     @property
@@ -252,7 +258,6 @@ class QuantizedEngine(Engine[Float32Array]):
         rest = self.inner
         if activation is not None and not isinstance(b, Decoded):
             a, activation = rest.activation(activation, a), None
-        self.checked(f"{site.name}:a", a)  # the activation of a finite number is finite
         if plan.smoothing is not None:
             a, made = rest.rounded(a / plan.smoothing), None
         outliers = None
