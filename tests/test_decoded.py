@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -986,7 +987,12 @@ def test_threads_share_one_account() -> None:
             for n in range(200):
                 kept.decoded(f"w{n % 5}", weights[n % 4], DTYPES[n % 2])
 
-        together(4, work)
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            together(4, work)
+        finally:
+            sys.setswitchinterval(usual)
         assert kept.nbytes == bytes_in(kept) <= budget
 
 
