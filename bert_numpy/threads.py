@@ -59,10 +59,10 @@ def map_in_order(
 ) -> Iterator[_Result]:
     """Compute ``map(function, items)`` on several threads, with results in the items' order.
 
-    Items are taken lazily: at most ``threads`` of them, or their
-    results, are held at a time. If the BLAS cannot be kept on one thread, or if
-    there is a single item, the items are done one after another, and the
-    BLAS uses the cores.
+    Items are taken lazily: at most one more than ``threads`` of them, or their results, are held
+    at a time. The one that waits keeps a thread busy while the oldest is not done. If the BLAS
+    cannot be kept on one thread, or if there is a single item, the items are done one after
+    another, and the BLAS uses the cores.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def map_in_order(
         try:
             for part in (first, iterator):
                 for item in part:
-                    if len(running) == threads:
+                    if len(running) > threads:
                         yield running.popleft().result()
                     running.append(pool.submit(function, item))
                     del item

@@ -25,6 +25,7 @@ from npfp8 import (
     E5M2,
     INT8,
     MXFP4,
+    MXFP6_E2M3,
     MXFP8_E4M3,
     MXFP8_E5M2,
     MXINT8,
@@ -605,6 +606,8 @@ def test_every_way_gives_the_same_bits(
     found = matmul(a, b, accumulate)
     monkeypatch.setattr(block_products, "code_span", lambda *_: math.inf)
     monkeypatch.setattr(block_products, "_largest_span", lambda *_: math.inf)
+    for name in ("span", "wide_span", "element_span"):
+        monkeypatch.setattr(block_products.Prepared, name, math.inf)
     assert_same_bits(matmul(a, b, accumulate), found)
     original, seen = float_matmul._round_settled, []
 
@@ -688,7 +691,7 @@ def test_limits_of_the_documentation() -> None:
 def test_nvfp4_around_its_bound(monkeypatch: pytest.MonkeyPatch, tiny: bool, blas: str) -> None:
     """All products are the largest but one, which is the smallest: the sum has every bit."""
     calls = counted(monkeypatch, "rounded_product")
-    for k in (1184, 1200):
+    for k in (1200, 1216):
         calls.clear()
         codes = np.full((1, k), 7, np.uint8)
         codes[0, :16] = 0
@@ -698,7 +701,7 @@ def test_nvfp4_around_its_bound(monkeypatch: pytest.MonkeyPatch, tiny: bool, bla
         a = tensor(PLAIN_NVFP4, codes, scales)
         total = (k - 16) * Fraction(6 * 448) ** 2 + tiny * Fraction(1, 2**20)
         assert_same_bits(matmul(a, a.mT), np.float32([[nearest(total, FLOAT32)]]))
-        assert bool(calls) == (k > 1188)
+        assert bool(calls) == (tiny and k - 16 > 1188)  # the zeros count for nothing
         # A tie of float32, and the smallest product beside it.
         for sign in (0, 8):
             codes[0, 3] = 1 | sign if tiny else 0
@@ -720,6 +723,142 @@ def test_mxfp4_around_its_bound(
     a, b = tensor(MXFP4, codes, scales_a.T), tensor(MXFP4, codes.T, scales_b, 0)
     check(a, b)
     assert bool(calls) == beyond
+
+
+@pytest.fixture
+def dtypes(monkeypatch: pytest.MonkeyPatch) -> list[np.dtype[Any]]:
+    """The types of the numbers that the BLAS multiplies from now on."""
+    original, found = block_products.blas_product, []
+
+    def noting(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        found.append(x.dtype)
+        assert x.dtype == y.dtype
+        return original(x, y)
+
+    monkeypatch.setattr(block_products, "blas_product", noting)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("binades", "types"),
+    [
+        (6, [np.float32]),
+        (7, [np.float32] * 8),
+        (10, [np.float32] * 8),
+        (11, [np.float64, *[np.float32] * 7]),
+    ],
+)
+def test_mxfp4_in_float32_up_to_its_bound(
+    dtypes: list[np.dtype[Any]], binades: int, types: list[Any], blas: str
+) -> None:
+    """992 products of 36 and one of 2^-2 or less beside them: 992 * 144 * 2^6 < 2^24.
+
+    Of the first part of 128 there are 96: 96 * 144 * 2^10 < 2^24.
+    """
+    codes = np.full((1, 1024), 7, np.uint8)
+    codes[0, :32] = 0
+    codes[0, 0] = 1
+    scales = np.full((32, 1), 127)
+    scales[0] -= binades
+    a, b = tensor(MXFP4, codes, scales.T), tensor(MXFP4, codes.T, np.full((32, 1), 127), 0)
+    check(a, b)
+    assert dtypes == types
+
+
+@pytest.mark.parametrize("fmt_b", [MXFP4, NVFP4, MXFP6_E2M3, MXINT8, E4M3FN, INT8], ids=str)
+@pytest.mark.parametrize("fmt_a", [MXFP4, NVFP4, MXFP6_E2M3, MXINT8], ids=str)
+def test_parts_of_k(
+    dtypes: list[np.dtype[Any]], fmt_a: BlockFormat, fmt_b: BlockFormat, blas: str
+) -> None:
+    """Outliers in one of five parts of K; the last part is short, and its last block, too."""
+    rng = np.random.default_rng(15)
+    x, y = rng.standard_normal((3, 530)), rng.standard_normal((530, 4))
+    x[:, 130:200] *= 2.0 ** rng.integers(-14, 14, 70)
+    y[130:200] *= 2.0 ** -rng.integers(-14, 14, (70, 1))
+    a = quantize(x.astype(np.float32), fmt_a)
+    axis = {"axis": 0} if isinstance(fmt_b, BlockFormat) else {}
+    b = quantize(y.astype(np.float32), fmt_b, **axis)
+    check(a, b)
+    if {fmt_a, fmt_b} <= {MXFP4, NVFP4}:
+        assert {*dtypes} == {np.dtype(np.float32), np.dtype(np.float64)}
+
+
+@pytest.mark.parametrize("exponent", [-127, -62, -61, 0, 58, 59, 127])
+def test_float32_is_for_scales_far_from_its_ends(
+    dtypes: list[np.dtype[Any]], exponent: int
+) -> None:
+    """Elements are multiples of 1 / 2 and at most 6."""
+    rng = np.random.default_rng(12)
+    codes, scales = rng.integers(0, 16, (3, 32)), np.full((3, 1), exponent + 127)
+    a, b = tensor(MXFP4, codes, scales), tensor(MXFP4, codes.T, scales.T, 0)
+    check(a, b)
+    assert dtypes == [np.float32 if -60 < exponent < 58 else np.float64]
+
+
+def test_blocks_of_zeros_are_multiples_of_anything(dtypes: list[np.dtype[Any]]) -> None:
+    """The rules give them the smallest scale, which numbers may have, too."""
+    x = np.random.default_rng(13).standard_normal((8, 96)).astype(np.float32)
+    x[2, 32:64] = x[5] = 0
+    for axis in (0, 1):
+        a, b = quantize(x, MXFP4, axis=axis), quantize(x.T, MXFP4, axis=0)
+        assert (a.scale_codes == 0).any() == (axis == 1)
+        check(a, b)
+    assert dtypes == [np.float32, np.float32]
+    x[5, 40] = 2.0**-125
+    check(quantize(x, MXFP4), b)
+    assert dtypes[2:] == [np.float64]
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize("fmt", BLOCK_FORMATS.values(), ids=str)
+def test_spans_are_bounds(fmt: BlockFormat, axis: int) -> None:
+    """Norms over units by Fractions: no bound is less, and none that sees the elements is far."""
+    x = random_tensor(fmt, (5, 40), 3, scales=(100, 140))
+    exact = elements(x)
+    for k_axis in (-1, -2):
+        operand = block_products.Prepared(x, k_axis)
+        lines = np.broadcast_to(operand.lines.units, np.delete(x.shape, k_axis))
+        real = operand.element_units
+        spans = {"lines": Fraction(0), "real": Fraction(0)}
+        for i, line in enumerate(exact if k_axis == -1 else exact.T):
+            norm = sum(value**2 for value in line)
+            for name, unit in (("lines", lines[i]), ("real", real[i])):
+                if not math.isinf(unit):
+                    assert all(value % Fraction(unit) == 0 for value in line)
+                    spans[name] = max(spans[name], norm / Fraction(unit) ** 2)
+        for name, kind in (("span", "lines"), ("wide_span", "lines"), ("element_span", "real")):
+            found = Fraction(getattr(operand, name))
+            assert found**2 >= spans[kind]
+            assert name == "span" or found**2 <= spans[kind] * Fraction(1 + 2.0**-30)
+        if operand.narrow is not None:
+            found = Fraction(operand.narrow_spans[0])
+            assert spans["lines"] <= found**2 <= spans["lines"] * Fraction(1.01)
+            assert_same_bits(operand.narrow.values.astype(np.float64), operand.wide.values)
+
+
+@pairs
+@pytest.mark.parametrize("accumulate", ["exact", "block-sums", "float32"])
+def test_prepared_operands(fmt_a: BlockFormat, fmt_b: BlockFormat, accumulate: str) -> None:
+    """What is prepared once has the same products as what is prepared for each, specials too."""
+    rng = np.random.default_rng(14)
+
+    def operand(fmt: BlockFormat, shape: tuple[int, int], axis: int) -> QuantizedTensor:
+        codes = rng.integers(0, fmt.element.values.size, shape)
+        return tensor(fmt, codes, rng.integers(110, 127, scale_shape(fmt, shape, axis)), axis)
+
+    if accumulate == "block-sums" and fmt_a.block != fmt_b.block:
+        return
+    b = operand(fmt_b, (64, 6), 0)
+    kept = block_products.Prepared(b, -2)
+    how = npfp8.ACCUMULATORS[accumulate]
+    for _ in range(2):
+        a = operand(fmt_a, (4, 64), 1)
+        factors = np.ones((), np.float32), np.ones((), np.float32)
+        found, plain = (
+            block_products.block_scaled_product(x, y, how, factors, fmt_a.block, None)
+            for x, y in ((block_products.Prepared(a, -1), kept), (a, b))
+        )
+        assert_same_bits(found, plain)
 
 
 @pytest.mark.parametrize("accumulate", ["exact", "block-sums"])

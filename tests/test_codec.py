@@ -705,3 +705,16 @@ def test_an_error_has_the_name_of_the_format_that_was_given():
         for x in (np.float16([np.nan]), np.float32([np.nan])):
             with pytest.raises(ValueError, match=f"found NaN, and {name} has no code"):
                 encode(x, fmt)
+
+
+@by_any_format
+@pytest.mark.parametrize("later", [63, 64, 70_000, 199_999])
+def test_one_number_that_is_no_bfloat16_value(fmt, later):
+    """bfloat16 values among float32 numbers are encoded another way, if there is nothing else."""
+    x = np.resize(without_nan(BFLOAT16, fmt), 200_000)
+    with np.errstate(invalid="ignore"):
+        expected = codes_of(x.astype(np.float64), fmt, True, "nearest")
+    assert np.array_equal(encode(x, fmt), expected)
+    x[later] = np.float32(1.0625 + 2.0**-20)  # above a tie of E4M3's
+    expected[later] = codes_of(np.float64(x[later]), fmt, True, "nearest")
+    assert np.array_equal(encode(x, fmt), expected)

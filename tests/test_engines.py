@@ -230,7 +230,7 @@ def test_gelu_of_any_array(x: Float32Array) -> None:
     assert (result.dtype, result.shape) == (np.float32, x.shape)
 
 
-@pytest.mark.parametrize("size", [0, 1, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 40_000])
+@pytest.mark.parametrize("size", [0, 1, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 80_000])
 def test_gelu_of_an_element_does_not_depend_on_its_place(size: int) -> None:
     x = np.random.default_rng(size).normal(0, 3, size).astype(np.float32)
     whole = gelu(x)
@@ -443,6 +443,48 @@ def test_layer_norm_of_a_constant_row_is_the_bias(arithmetic: Arithmetic, value:
     bias = np.arange(8, dtype=np.float32)
     result = arithmetic.layer_norm(x, np.full(8, 3, np.float32), bias, 1e-12)
     np.testing.assert_array_equal(result, [bias, bias])
+
+
+@pytest.mark.parametrize("width", [1, 25, 128, 384])
+def test_a_row_does_not_depend_on_the_others(width: int) -> None:
+    """Bit for bit, alone and among few or many rows: a text may come in any batch."""
+    x = np.random.default_rng(width).normal(0.3, 2, (700, width)).astype(np.float32)
+    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
+    for function in (functions.softmax, lambda x: functions.layer_norm(x, ones, zeros, 1e-12)):
+        whole = function(x)
+        for first, last in ((0, 1), (1, 2), (3, 30), (5, 133), (1, 700)):
+            np.testing.assert_array_equal(function(x[first:last].copy()), whole[first:last])
+
+
+@pytest.mark.parametrize("outputs", [1, 48, 77, 512])
+@pytest.mark.parametrize("inputs", [32, 500])
+@pytest.mark.parametrize("rows", [0, 1, 4, 16, 25, 50, 51, 200])
+def test_linear(rows: int, inputs: int, outputs: int) -> None:
+    """In pieces or at once: within the bound of float32 sums, in any order."""
+    generator = np.random.default_rng(rows)
+    x, weight, bias = (
+        generator.normal(0, 1, shape).astype(np.float32)
+        for shape in ((rows, inputs), (outputs, inputs), outputs)
+    )
+    result = functions.linear(x, weight, bias)
+    assert (result.dtype, result.shape) == (np.float32, (rows, outputs))
+    assert result.flags.c_contiguous
+    wide_x, wide_weight = x.astype(np.float64), weight.astype(np.float64)
+    truth = wide_x @ wide_weight.T + bias
+    bound = (inputs + 1) * 2.0**-24 * (np.abs(wide_x) @ np.abs(wide_weight.T) + np.abs(bias))
+    assert (np.abs(result - truth) <= bound).all()
+    stacked = functions.linear(x[None], weight, bias)
+    assert (np.abs(stacked - truth) <= bound).all()
+
+
+def test_only_few_rows_are_multiplied_in_pieces() -> None:
+    """A piece has at most 1,200 results, the least number of pieces, and at least 24 outputs."""
+    assert [functions._pieces(rows, 384, 1536) for rows in (1, 4, 16, 32, 50, 51)] == [
+        2, 8, 32, 64, 64, 1
+    ]  # fmt: skip
+    assert functions._pieces(16, 3072, 768) == 1  # pieces of 12 outputs
+    assert functions._pieces(16, 384, 77) == 1
+    assert functions._pieces(800, 128, 128) == 1
 
 
 def test_layer_norm_as_torch(torch: Any) -> None:

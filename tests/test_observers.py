@@ -24,7 +24,7 @@ from bert_numpy.quantization.observers import (
     quantization_noise,
 )
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
-from npfp8.bfloat16 import from_bits, round_to_bfloat16
+from npfp8.bfloat16 import from_bits, round_to_bfloat16, round_to_bits
 
 every_format = pytest.mark.parametrize("fmt", [E4M3FN, E5M2, INT8, UINT8], ids=str)
 
@@ -55,6 +55,22 @@ def test_every_bfloat16_value_has_its_own_bin() -> None:
     np.testing.assert_array_equal(found, finite.astype(np.int64), strict=True)
     twice = observe("site", observe("site", None, x), x[::-1]).histogram
     np.testing.assert_array_equal(twice, 2 * found)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, (1 << 16) - 1, 1 << 16, (1 << 17) + 70_000])
+def test_counts_are_those_of_the_rounded_bits(size: int) -> None:
+    """In chunks of both kinds; any finite float32, half of them ties or next to one."""
+    generator = np.random.default_rng(size)
+    bits = generator.integers(0, 1 << 32, size, dtype=np.uint32)
+    near = 0x8000 + generator.integers(-1, 2, (size + 1) // 2)
+    bits[::2] = (bits[::2] & 0xFFFF0000) | near.astype(np.uint32)
+    x = bits.view(np.float32)
+    x = x[np.abs(x) <= np.float32(2.0**128 - 2.0**120)]  # the others are clipped
+    expected = np.zeros(1 << 16, np.int64)
+    np.add.at(expected, round_to_bits(x).astype(np.intp), 1)
+    np.testing.assert_array_equal(observe("site", None, x).histogram, expected, strict=True)
+    strided = np.stack([x, x])[:, ::-1].T
+    np.testing.assert_array_equal(observe("site", None, strided).histogram, 2 * expected)
 
 
 def test_elements_are_rounded_to_bfloat16() -> None:

@@ -82,10 +82,15 @@ def take_rows(packed: npt.NDArray[_Scalar], rows: IntArray) -> npt.NDArray[_Scal
     rows : ndarray of int, (sequences, length)
         The rows of an :class:`AttentionGroup`: each is larger than the one before.
     """
-    first, last = int(rows[0, 0]), int(rows[-1, -1])
-    if last - first + 1 != rows.size:
+    if (block := _without_gaps(rows)) is None:
         return packed[rows]
-    return packed[first : last + 1].reshape(*rows.shape, -1)
+    return packed[block].reshape(*rows.shape, -1)
+
+
+def _without_gaps(rows: IntArray) -> slice | None:
+    """Return ascending rows as a slice, if they have no gaps."""
+    first, last = int(rows[0, 0]), int(rows[-1, -1])
+    return slice(first, last + 1) if last - first + 1 == rows.size else None
 
 
 def pack(mask: npt.NDArray[np.bool_]) -> Packing:
@@ -102,24 +107,25 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packing:
     BertNumpyError
         If a row has no token.
     """
-    if not mask.any(axis=1).all():
-        row = int(np.flatnonzero(~mask.any(axis=1))[0])
+    keys = mask.sum(axis=1)
+    if not keys.all():
+        row = int(np.argmin(keys))
         raise BertNumpyError(
             f"attention_mask: expected a token in each row, found none in row {row}"
         )
+    queries = keys + ~mask[:, 0]
     computed = mask.copy()
     computed[:, 0] = True
     row_of = (np.cumsum(computed) - 1).reshape(mask.shape)  # position -> packed row
-    counts = np.stack([computed.sum(axis=1), mask.sum(axis=1)], axis=1)
     groups = []
-    for queries, keys in sorted(set(map(tuple, counts.tolist()))):
-        member = (counts == (queries, keys)).all(axis=1)
-        places = row_of[member]
+    for counts in sorted(set(zip(queries.tolist(), keys.tolist(), strict=True))):
+        rows = np.flatnonzero((queries == counts[0]) & (keys == counts[1]))
+        places = row_of[rows]
         groups.append(
             AttentionGroup(
-                rows=np.flatnonzero(member),
-                queries=places[computed[member]].reshape(-1, queries),
-                keys=places[mask[member]].reshape(-1, keys),
+                rows=rows,
+                queries=places[computed[rows]].reshape(-1, counts[0]),
+                keys=places[mask[rows]].reshape(-1, counts[1]),
             )
         )
     return Packing(
@@ -187,10 +193,14 @@ class Batch:
     def merge_heads(self, parts: Sequence[Float32Array]) -> Float32Array:
         """Merge the groups: (tokens, heads d)."""
         heads, d = parts[0].shape[1], parts[0].shape[3]
-        merged = np.empty((len(self.packing.tokens), heads * d), parts[0].dtype)
+        merged = np.empty((len(self.packing.tokens), heads, d), parts[0].dtype)
         for group, x in zip(self.packing.groups, parts, strict=True):
-            merged[group.queries] = x.swapaxes(1, 2).reshape(*group.queries.shape, heads * d)
-        return merged
+            rows, y = group.queries, x.swapaxes(1, 2)
+            if (block := _without_gaps(rows)) is None:
+                merged[rows] = y
+            else:
+                merged[block].reshape(y.shape)[...] = y
+        return merged.reshape(-1, heads * d)
 
     def texts(self, x: Float32Array) -> Iterator[tuple[Float32Array, IntArray]]:
         """Group texts of equal length."""

@@ -10,7 +10,7 @@ import numpy as np
 from bert_numpy.engines.engine import Engine
 from bert_numpy.engines.site import Site
 from bert_numpy.errors import naming
-from bert_numpy.quantization.observers import look_at
+from bert_numpy.quantization.observers import count, look_at
 from npfp8.arrays import Float32Array, Float64Array, IntArray, blas_product
 
 __all__ = ["Hessians", "Histograms", "ObservingEngine", "Sight"]
@@ -39,21 +39,29 @@ class Sight:
     same: dict[str, str] = field(default_factory=dict)
     channels: dict[str, Float32Array] = field(default_factory=dict)
 
-    def see(self, name: str, x: Float32Array) -> None:
-        """Count an array of an operand; attention has one array per length of sequences."""
+    def see(self, name: str, x: Float32Array, extrema: tuple[float, float] | None = None) -> None:
+        """Count an array of an operand; attention has one array per length of sequences.
+
+        ``extrema`` are those of the array and 0, if they are known.
+        """
         histogram = self.histograms.get(name)
         if histogram is None:
             histogram = self.histograms[name] = np.zeros(1 << 16, np.int64)
-        low, high = look_at(name, x, histogram)
+        if extrema is None:
+            extrema = look_at(name, x, histogram)
+        else:
+            count(name, x, extrema, histogram)
+        low, high = extrema
         before = self.extrema.get(name, (0.0, 0.0))
         self.extrema[name] = min(before[0], low), max(before[1], high)
 
     def see_input(self, sites: Sequence[Site], x: Float32Array) -> None:
         """Count the input of several linear layers once for all of them."""
         first, *others = (site.name for site in sites)
-        self.see(f"{first}:a", x)
         columns = x.reshape(-1, x.shape[-1])
         lowest, highest = columns.min(axis=0, initial=0), columns.max(axis=0, initial=0)
+        extrema = float(lowest.min(initial=0)), float(highest.max(initial=0))
+        self.see(f"{first}:a", x, extrema)
         largest = np.maximum(highest, np.abs(lowest))
         if self.hessians is not None:
             wide = columns.astype(np.float64)

@@ -271,7 +271,7 @@ def _kernel(rule: PowerRule, element: Format, source: str, finite: bool) -> Kern
     if isinstance(element, IntFormat):
         encode = integer_kernel(element, True, rounding)
     else:
-        encode = table_encoder(element, True, rounding, "float32")
+        encode = table_encoder(element, True, rounding, "float32", numbers=True)
     if finite and rule.quantize is None:
         return encode
 

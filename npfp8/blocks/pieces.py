@@ -17,7 +17,7 @@ import numpy.typing as npt
 from npfp8.arrays import CHUNK, Array, Float32Array, Kernel, scratch
 from npfp8.scaling import scale_shape
 
-__all__ = ["block_amax", "encode_blocks"]
+__all__ = ["block_amax", "encode_blocks", "grids"]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 
@@ -45,10 +45,6 @@ def _pieces(shape: tuple[int, int, int], block: int) -> Iterator[tuple[_Slices, 
                     yield ((first, slice(j, end), last), (first, blocks, last)), size
 
 
-def _shape(x: Array, axis: int) -> tuple[int, int, int]:
-    return prod(x.shape[:axis]), x.shape[axis], prod(x.shape[axis + 1 :])
-
-
 def _flat(shape: tuple[int, int, int], block: int) -> tuple[int, int, int]:
     """Return an equivalent shape whose axis is one block, if the blocks lie one after another."""
     outer, length, inner = shape
@@ -57,18 +53,19 @@ def _flat(shape: tuple[int, int, int], block: int) -> tuple[int, int, int]:
     return shape
 
 
-def _layout(x: Array, axis: int) -> tuple[Array, int, bool]:
-    """Return an array or its transpose, whichever lies row by row; the axis; and which it is."""
-    transposed = x.flags.f_contiguous and not x.flags.c_contiguous
-    return (x.T, x.ndim - 1 - axis, True) if transposed else (x, axis, False)
+def _order(x: Array) -> tuple[int, ...]:
+    """Return the order of the axes in which an array lies row by row, if there is one."""
+    if x.flags.c_contiguous:
+        return tuple(range(x.ndim))
+    return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
 
 
-def _largest(magnitudes: npt.NDArray[np.int32], block: int) -> npt.NDArray[np.int32]:
+def _largest(magnitudes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Return the largest of each block of a contiguous piece (..., block, inner), which is lost.
 
     Halves are compared element by element: a reduction over few elements is slow.
     """
-    *outer, _, inner = magnitudes.shape
+    *outer, block, inner = magnitudes.shape
     if inner == 1:
         rest = magnitudes.reshape(-1)
         # The thread's int32 memory holds the magnitudes: halves go to and fro between the two.
@@ -86,20 +83,47 @@ def _largest(magnitudes: npt.NDArray[np.int32], block: int) -> npt.NDArray[np.in
 
 def block_amax(x: Float32Array, axis: int, block: int) -> Float32Array:
     """Return the largest magnitude of each block: NaN if there is one in it."""
+    order = _order(x)
     shape = scale_shape(x.shape, axis, block)
-    x, axis, transposed = _layout(x, axis)
-    size = min(block, x.shape[axis] or 1)
-    cut = _flat(_shape(x, axis), size)
-    bits = x.reshape(cut).view(np.int32)
-    amax = np.empty((cut[0], -(-cut[1] // size), cut[2]), np.int32)
-    for (piece, blocks), length in _pieces(cut, size):
-        part = bits[piece]
-        outer, run, inner = part.shape
+    amax = np.empty([shape[i] for i in order], np.int32).transpose(np.argsort(order))
+    for part, largest in grids((x.view(np.int32),), (amax,), axis, block):
         magnitudes = scratch(part.size, np.int32).reshape(part.shape)
         np.bitwise_and(part, _MAGNITUDE, out=magnitudes)
-        amax[blocks] = _largest(magnitudes.reshape(outer, run // length, length, inner), length)
-    result = amax.view(np.float32).reshape(scale_shape(x.shape, axis, size))
-    return result.T if transposed else result.reshape(shape)
+        largest[:, :, 0] = _largest(magnitudes)
+    return amax.view(np.float32)
+
+
+def grids(
+    arrays: tuple[Array, ...], per_block: tuple[Array, ...], axis: int, block: int
+) -> Iterator[tuple[Array, ...]]:
+    """Yield the pieces of arrays of one shape, and of arrays with an element per block.
+
+    Parameters
+    ----------
+    arrays : tuple of ndarray
+        The pieces of those that lie in memory as the first one does are views.
+    per_block : tuple of ndarray
+    axis, block : int
+        The axis, not negative, and the length of the blocks.
+
+    Yields
+    ------
+    tuple of ndarray
+        Of each array a piece (outer, blocks, elements of a block, inner), and of each array
+        with an element per block one that broadcasts against it.
+    """
+    order = _order(arrays[0])
+    shape = tuple(arrays[0].shape[i] for i in order)
+    axis = order.index(axis)
+    size = min(block, shape[axis] or 1)
+    cut = _flat((prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])), size)
+    wholes = [x.transpose(order).reshape(cut) for x in arrays]
+    singles = [x.transpose(order).reshape(cut[0], -(-cut[1] // size), cut[2]) for x in per_block]
+    for (piece, blocks), length in _pieces(cut, size):
+        parts = [x[piece] for x in wholes]
+        outer, run, inner = parts[0].shape
+        grid = outer, run // length, length, inner
+        yield (*(x.reshape(grid) for x in parts), *(x[blocks][:, :, None] for x in singles))
 
 
 def encode_blocks(
@@ -129,26 +153,16 @@ def encode_blocks(
     operation : ufunc
         np.multiply or np.divide.
     """
-    x, axis, transposed = _layout(x, axis)
-    factors = factors.T if transposed else factors
-    size = min(block, x.shape[axis] or 1)
-    cut = _flat(_shape(x, axis), size)
-    numbers = x.reshape(cut)
-    per_block = factors.reshape(cut[0], -(-cut[1] // size), cut[2])
-    codes = np.empty(cut, dtype)
-    wide = np.result_type(numbers, per_block).type
-    for (piece, blocks), length in _pieces(cut, size):
-        part = numbers[piece]
-        outer, run, inner = part.shape
-        grid = part.reshape(outer, run // length, length, inner)
-        scaled = scratch(part.size, wide)
-        operation(grid, per_block[blocks][:, :, None, :], out=scaled.reshape(grid.shape))
-        found = codes[piece]
+    order = _order(x)
+    codes = np.empty([x.shape[i] for i in order], dtype).transpose(np.argsort(order))
+    wide = np.result_type(x, factors).type
+    for grid, found, factor in grids((x, codes), (factors,), axis, block):
+        scaled = scratch(grid.size, wide)
+        operation(grid, factor, out=scaled.reshape(grid.shape))
         target = found.reshape(-1) if found.flags.c_contiguous else np.empty(scaled.size, dtype)
         kernel(scaled, target)
         if correct is not None:
             correct(grid.reshape(-1), scaled, target)
         if not found.flags.c_contiguous:
             found[...] = target.reshape(found.shape)
-    result = codes.reshape(x.shape)
-    return result.T if transposed else result
+    return codes

@@ -493,7 +493,8 @@ def ratio_codes(
         known = " or ".join(rule.sources)
         raise ValueError(f"x: expected {known} for the rule {rule.name}, found {source}")
     finite = np.isfinite(amax)
-    if not finite.all():
+    numbers = bool(finite.all())
+    if not numbers:
         if rule.nan_codes is None:
             found = amax[~finite][0]
             raise ValueError(f"x: expected finite numbers for the rule {rule.name}, found {found}")
@@ -505,7 +506,6 @@ def ratio_codes(
             f"tensor_scale: expected a positive, finite float32 for the rule {rule.name}, found "
             f"{tensor_scale}"
         )
-    kernel = _kernel(element, rule, source if tensor_scale is None else "float32")
     operation = np.divide if rule.divide else np.multiply
     with np.errstate(all="ignore"):
         scale_codes = rule.scale(amax, tensor_scale, limits[0], scale_format, source)
@@ -521,6 +521,8 @@ def ratio_codes(
                     f"x: expected numbers whose blocks have finite float32 scales by the rule "
                     f"{rule.name}, found {found} with elements {element} up to {element.max:g}"
                 )
+        numbers = numbers and bool(np.isfinite(operation(amax, factors)).all())  # multiples, too
+        kernel = _kernel(element, rule, source if tensor_scale is None else "float32", numbers)
         codes = encode_blocks(
             x, factors, axis, block, kernel, element.code_dtype, operation=operation
         )
@@ -538,12 +540,13 @@ def _with_nan_sign(codes: Array, where: Array, fmt: FloatFormat) -> Array:
     return np.where(where & (codes == fmt.nan_code), signed, codes)
 
 
-def _kernel(element: Format, rule: RatioRule, source: str) -> Kernel:
-    """Return the kernel that rounds quotients to codes, as a rule does in a format."""
+def _kernel(element: Format, rule: RatioRule, source: str, finite: bool) -> Kernel:
+    """Return the kernel that rounds quotients, all finite or any, to codes as a rule does it."""
+    finite = finite and not rule.one_type
     if isinstance(element, IntFormat):
         encoder, sign_bit = integer_kernel(element, True), 0
     else:
-        encoder = table_encoder(element, True, "nearest", "float32")
+        encoder = table_encoder(element, True, "nearest", "float32", numbers=finite)
         sign_bit = element.sign_bit if element.has_negative_zero else 0
     unsigned = sign_bit and rule.negative_zero == "none"
 
@@ -552,7 +555,7 @@ def _kernel(element: Format, rule: RatioRule, source: str) -> Kernel:
             scaled = _rounded(scaled, source)
         if rule.negative_zero == "rounded":
             scaled += scaled.dtype.type(0)
-        if rule.nan_codes is None or element != E2M1 or np.isfinite(scaled.sum()):
+        if finite or rule.nan_codes is None or element != E2M1 or np.isfinite(scaled.sum()):
             encoder(scaled, codes)
         else:
             nan = np.isnan(scaled)

@@ -17,6 +17,9 @@ from npfp8.rounding import float64_to_float32, integer_to_float64
 
 __all__ = ["checked_codes", "table_encoder", "values_of"]
 
+#: Numbers of a chunk that are looked at before all are.
+_FEW = 64
+
 
 def checked_codes(codes: npt.ArrayLike | None, fmt: Format, argument: str = "") -> Array:
     """Return codes as an array; raise unless they are codes of the format.
@@ -90,13 +93,21 @@ def _value_table(fmt: Format, dtype: np.dtype[Any] | None) -> Array:
 
 
 def table_encoder(
-    fmt: FloatFormat, saturate: bool, rounding: str, source: str, overflow: str = "ieee"
+    fmt: FloatFormat,
+    saturate: bool,
+    rounding: str,
+    source: str,
+    overflow: str = "ieee",
+    numbers: bool = False,
 ) -> Kernel:
-    """Return the kernel that encodes chunks of a source by a table."""
+    """Return the kernel that encodes chunks of a source by a table.
+
+    ``numbers`` says that there are no NaNs: none is looked for.
+    """
     if not depends_on_overflow(saturate, rounding):
         overflow = "ieee"  # one table for both
     kernel = _table_kernel(fmt, saturate, rounding, source, overflow)
-    if fmt.nan_code is not None:
+    if numbers or fmt.nan_code is not None:
         return kernel
 
     def strict(x: Array, codes: Array) -> None:
@@ -134,14 +145,23 @@ def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str, overflow: s
                 x = np.where(np.abs(x) >= fmt.grid[-1], np.copysign(np.inf, x), x)
             x = float64_to_float32(x)
         bits = x.view(np.uint32)
-        # To odd: adding `low` carries into the last bit kept if a low bit is set.
-        keys = np.bitwise_and(bits, low, scratch(x.size, np.uint32))
-        np.add(keys, low, keys)
-        np.bitwise_or(keys, bits, keys)
-        np.right_shift(keys, shift, keys)
+        keys = scratch(x.size, np.uint32)
+        if _all_clear(bits[:_FEW], low) and _all_clear(bits, low):  # as in bfloat16 models
+            np.right_shift(bits, shift, keys)
+        else:
+            # To odd: adding `low` carries into the last bit kept if a low bit is set.
+            np.bitwise_and(bits, low, keys)
+            np.add(keys, low, keys)
+            np.bitwise_or(keys, bits, keys)
+            np.right_shift(keys, shift, keys)
         find(keys, codes)
 
     return kernel
+
+
+def _all_clear(bits: npt.NDArray[np.uint32], mask: npt.NDArray[np.uint32]) -> bool:
+    """Return whether no number has one of some bits."""
+    return not int(np.bitwise_or.reduce(bits)) & int(mask)
 
 
 @lru_cache(maxsize=64)

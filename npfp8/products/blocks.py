@@ -9,34 +9,45 @@ product of the tensors' scales.
 
 When one BLAS product is exact
 ------------------------------
-Let ``q`` be the smallest subnormal of the elements' format, ``max`` its largest value, and
-let a row of ``a`` have block scales of at most ``S``, all multiples of the power of two
-``s``. Its elements are then multiples of ``q s`` and at most ``max S``. Dividing the row by
-``q s`` is exact and changes no bit of any significand; the same holds for a column of ``b``.
-After both, the products are integers, and every partial sum of K of them, in whatever
-order, is an integer of at most ``K (max_a / q_a) (S_a / s_a) (max_b / q_b) (S_b / s_b)``.
-While::
+Let all elements of a row of ``a`` be multiples of the power of two ``u``, and those of a
+column of ``b`` multiples of ``v``. Dividing the row by ``u`` and the column by ``v`` is exact
+and changes no bit of any significand. The products are then integers, and so are their partial
+sums, in whatever order; by the Cauchy-Schwarz inequality none is larger than the product of the
+norms. While::
 
-    K * span_a * span_b <= 2^53,    span = (max / q) * (S / s)             (1)
+    (|row| / u) (|column| / v) <= 2^53                                      (1)
 
 float64 holds them all, no addition rounds, and the float64 product of the elements as they
 are, which differs by a power of two, is exact too: its exponents, of at most 600 in
-magnitude, are far from float64's ends. ``S / s`` counts what the scales of one row or
-column are, not what E8M0 could be: 2^-127 and 2^127 in different rows do no harm.
+magnitude, are far from float64's ends.
+
+Let ``q`` be the smallest subnormal of the elements' format, ``max`` its largest value, and let
+the scales of a row be multiples of the power of two ``s``. Then ``u = q s``, and the norm is at
+most ``max`` times that of the scales of all elements: the scales alone decide, cheaply, whether
+(1) holds. They are those that one row or column has, not all that E8M0 has: 2^-127 and 2^127 in
+different rows do no harm. Where this bound is not enough, the norms are computed, and where
+these are not, what the elements really are multiples of.
 
 ``max / q`` is 2^17.8 for E4M3, 448 for E3M2, 60 for E2M3, 12 for E2M1. NVFP4 by NVFP4 has
-``12 * 448 / 2^-9`` for each span if a row and a column have all scales, so (1) holds up to
+``12 * 448 / 2^-9`` with the scales if a row and a column have all of them, so (1) holds up to
 K = 1188 for all codes. MXFP4 by MXFP4 with K = 1024 may have scales of 35 binades in a row
 and a column together, MXFP8 E4M3 of 7. :func:`npfp8.exact_k_limit` states the K of all codes.
 
+In float32
+----------
+If (1) holds with 2^24, a float32 product is exact, and takes half of the time. It does for usual
+numbers in MXFP4. Outliers make the scales of some blocks larger than those of the others in a
+row, but these blocks are in few places of K: if (1) with 2^24 holds for most parts of K, the
+products of these are float32's, those of the others float64's, and all are added in float64,
+exactly.
+
 Beyond (1)
 ----------
-Elements may still be multiples of more than ``q s``, and the norms of runs of K bound the
-partial sums more closely than ``K`` times the largest products. Where that is not enough
-either, the float64 sum and a bound of its error settle most elements, and the others are
-added without error: :func:`npfp8.products.float32.rounded_product`, for any scales and K
-up to 2^24. In all these ways the result is the exact sum rounded once, so it makes no
-difference which one is taken.
+The norms of runs of K bound the partial sums more closely than those of whole rows and columns.
+Where that is not enough either, the float64 sum and a bound of its error settle most elements,
+and the others are added without error: :func:`npfp8.products.float32.rounded_product`, for any
+scales and K up to 2^24. In all these ways the result is the exact sum rounded once, so it makes
+no difference which one is taken.
 
 Block by block
 --------------
@@ -50,12 +61,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array, Float64Array, blas_product, lookup
+from npfp8.arrays import Array, Float32Array, Float64Array, blas_product, chunks, lookup
 from npfp8.codec.tables import values_of
 from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
@@ -63,9 +76,12 @@ from npfp8.products.exact import code_span
 from npfp8.products.float32 import K_LIMIT, lowest_bits, rounded_product
 from npfp8.products.specials import overlay_specials
 from npfp8.rounding import sum_to_odd
+from npfp8.scaling import spread
 from npfp8.tensor import QuantizedTensor
 
 __all__ = [
+    "Elements",
+    "Prepared",
     "block_scaled_product",
     "operand_of",
     "overlay",
@@ -77,6 +93,14 @@ __all__ = [
 #: Results worked on at a time where each block of K has its own: temporaries stay in the cache.
 _CHUNK = 1 << 16
 
+#: The largest product of the spans of two formats' codes with which a float32 product of a part
+#: of K is likely to be exact: that of MXINT8 by itself is 2^14, of E4M3 by itself 2^35.
+_NARROW = 2.0**16
+
+#: Elements of K in a part that has a float32 product of its own: whole blocks of MX and NVFP4, and
+#: as many as make up for adding one more array.
+_PART = 128
+
 #: Elements of K whose norms are multiplied to bound an error: a block, for most formats.
 _RUN = 32
 
@@ -85,8 +109,8 @@ Sums = Callable[[QuantizedTensor, QuantizedTensor, slice, Accumulator], tuple[Fl
 
 
 def block_scaled_product(
-    a: QuantizedTensor,
-    b: QuantizedTensor,
+    a: QuantizedTensor | Prepared,
+    b: QuantizedTensor | Prepared,
     accumulator: Accumulator,
     factors: tuple[Float32Array, Float32Array],
     block: int | None,
@@ -96,7 +120,7 @@ def block_scaled_product(
 
     Parameters
     ----------
-    a, b : QuantizedTensor
+    a, b : QuantizedTensor or Prepared
         Of shapes that fit.
     accumulator : Accumulator
     factors : ndarray of float32, two
@@ -107,24 +131,30 @@ def block_scaled_product(
     sums : callable
         The sums of the other kinds of accumulators.
     """
-    k = a.shape[-1]
+    left, right = _prepared(a, -1), _prepared(b, -2)
+    x, y = left.tensor, right.tensor
+    k = x.shape[-1]
     if k > K_LIMIT:
         raise ValueError(f"expected K of at most {K_LIMIT}, found {k}")
 
     def result() -> Float32Array:
         if accumulator.kind == "exact":
-            return _exact_sums(a, b)
+            return _exact_sums(left, right)
         if accumulator.kind == "blas":
-            return _blas_sums(a, b)
+            return _blas_sums(left, right)
         parts = (
-            _exact_block_sums(a, b, block or k)
+            _exact_block_sums(left, right, block or k)
             if accumulator.kind == "blocks"
-            else _narrow_block_sums(a, b, block or k, accumulator, sums)
+            else _narrow_block_sums(x, y, block or k, accumulator, sums)
         )
-        return _added(parts, (*_lead(a, b), a.shape[-2], b.shape[-1]))
+        return _added(parts, (*_lead(x, y), x.shape[-2], y.shape[-1]))
 
-    finite = a.is_finite and b.is_finite and accumulator.kind == "exact"
+    finite = x.is_finite and y.is_finite and accumulator.kind == "exact"
     return times_factors(result, factors, finite, accumulator)
+
+
+def _prepared(x: QuantizedTensor | Prepared, axis: int) -> Prepared:
+    return x if isinstance(x, Prepared) else Prepared(x, axis)
 
 
 def times_factors(
@@ -141,8 +171,9 @@ def times_factors(
     if usual and not (np.isfinite(factor) & (factor > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
     sums = result()
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        np.multiply(sums, factor, out=sums)
+    if (factor != 1).any():  # MX has none
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            np.multiply(sums, factor, out=sums)
     if not (usual and finite):
         sums.view(np.uint32)[np.isnan(sums)] = accumulator.nan_bits
     return sums
@@ -152,29 +183,132 @@ def _lead(a: QuantizedTensor, b: QuantizedTensor) -> tuple[int, ...]:
     return np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
 
 
-class _Operand(NamedTuple):
+class Elements(NamedTuple):
     """The elements of an operand, all that does not factor out of the sum.
 
-    ``values`` are finite, ``specials`` the values with NaN and infinity, None without any.
+    ``values``, of float64 or float32, are finite; ``specials`` are the values with NaN and
+    infinity, None without any.
     """
 
-    values: Float64Array
-    specials: Float64Array | None
+    values: Array
+    specials: Array | None
 
 
-def operand_of(x: QuantizedTensor) -> _Operand:
-    """Return the elements of an operand: code values times block scales, if it has any."""
-    values = x.code_values(np.float64)
+class _Lines(NamedTuple):
+    """Bounds for the rows or the columns of an operand, known from its scales.
+
+    ``norms`` are no less than the norms of the elements, and ``units`` are powers of two that
+    all elements are multiples of, infinity if all are zeros. Their shapes broadcast against
+    the operand's without its K axis. ``parts`` are the units in each part of K, K being the
+    first axis. ``largest`` is no less than any magnitude.
+    """
+
+    norms: Float64Array
+    units: Float64Array
+    parts: Float64Array
+    largest: float
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An operand with what its exact products need, whatever the other operand is.
+
+    Each field is computed when it is first needed, and kept, so that a product of weights that
+    have been prepared does not decode them again.
+
+    Parameters
+    ----------
+    tensor : QuantizedTensor
+    axis : {-1, -2}
+        The axis that products sum over: -1 of a left operand, -2 of a right one.
+    """
+
+    tensor: QuantizedTensor
+    axis: int
+
+    @cached_property
+    def wide(self) -> Elements:
+        """The elements in float64."""
+        if not self._fits_float32:
+            return operand_of(self.tensor)
+        values, specials = operand_of(self.tensor, np.float32)  # faster: see npfp8.arrays.lookup
+        return Elements(values.astype(np.float64), specials)
+
+    @cached_property
+    def narrow(self) -> Elements | None:
+        """The elements in float32, None unless they and the products of two are normal ones."""
+        return operand_of(self.tensor, np.float32) if self._fits_float32 else None
+
+    @property
+    def _fits_float32(self) -> bool:
+        lines, x = self.lines, self.tensor
+        inside = lines.largest <= 2.0**60 and lines.units.min(initial=np.inf) >= 2.0**-60
+        return inside and (x.block is None or x.scale_codes is not None)  # scales of few bits
+
+    @cached_property
+    def lines(self) -> _Lines:
+        """Bounds for the rows or the columns."""
+        return _lines_of(self.tensor, self.axis)
+
+    @cached_property
+    def span(self) -> float:
+        """The largest bound of a norm over its unit."""
+        return float((self.lines.norms / self.lines.units).max(initial=0.0))
+
+    @cached_property
+    def wide_span(self) -> float:
+        """The largest norm over its unit, from the elements."""
+        return self._span_of(self.wide, self.lines.units)
+
+    @cached_property
+    def narrow_spans(self) -> tuple[float, Float64Array]:
+        """The same for the elements in float32, which there are: of all of K, and of its parts."""
+        assert self.narrow is not None
+        x, units = self.narrow.values, self.lines.parts
+        if not x.size:
+            return 0.0, np.zeros(0)
+        squares = np.add.reduceat(x * x, range(0, x.shape[self.axis], _PART), self.axis)
+        squares = np.moveaxis(squares, self.axis, 0).astype(np.float64) * _slack(x, self.axis) ** 2
+        whole = np.sqrt(squares.sum(0)) / units.min(0)
+        parts = (np.sqrt(squares) / units).reshape(len(squares), -1).max(1)
+        return float(whole.max()), parts
+
+    @cached_property
+    def element_units(self) -> Float64Array:
+        """What the elements of each row or column really are multiples of."""
+        units: Float64Array = _element_units(self.tensor).min(self.axis, initial=np.inf)
+        return units
+
+    @cached_property
+    def element_span(self) -> float:
+        """The largest norm over what the elements really are multiples of."""
+        return self._span_of(self.wide, self.element_units)
+
+    def _span_of(self, elements: Elements, units: Float64Array) -> float:
+        x = elements.values
+        squares = np.einsum("...k,...k->..." if self.axis == -1 else "...kn,...kn->...n", x, x)
+        norms = np.sqrt(squares.astype(np.float64)) * _slack(x, self.axis)
+        return float((norms / units).max(initial=0.0))
+
+
+def _slack(x: Array, axis: int) -> float:
+    """Return how many times less a computed norm may be, after 2 K - 1 roundings to nearest."""
+    return 1 + x.shape[axis] * float(np.finfo(x.dtype).eps)
+
+
+def operand_of(x: QuantizedTensor, dtype: type[np.floating[Any]] = np.float64) -> Elements:
+    """Return the elements of an operand, which the dtype holds: code values times block scales."""
+    values = x.code_values(dtype)
     if x.block is None:
         if x.is_finite:
-            return _Operand(values, None)
+            return Elements(values, None)
     else:
         with np.errstate(invalid="ignore"):  # infinity times 0
-            _scale_blocks(values, scales_of(x), x)
+            _scale_blocks(values, scales_of(x).astype(dtype, copy=False), x)
     finite = np.isfinite(values)
     if x.is_finite or finite.all():
-        return _Operand(values, None)
-    return _Operand(np.where(finite, values, 0.0), values)
+        return Elements(values, None)
+    return Elements(np.where(finite, values, values.dtype.type(0)), values)
 
 
 def scales_of(x: QuantizedTensor) -> Float64Array:
@@ -223,16 +357,111 @@ def per_line(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Arra
     return largest.squeeze(k_axis), units.squeeze(k_axis)
 
 
-def _exact_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
+def _lines_of(x: QuantizedTensor, axis: int) -> _Lines:
+    """Return the bounds for the rows or the columns that an operand's scales give."""
+    step = x.fmt.min_subnormal
+    largest = _span_of_codes(x) * step
+    k_axis = x.ndim + axis
+    if x.block is None:
+        norm = math.sqrt(x.shape[k_axis]) * largest
+        return _Lines(np.full((), norm), np.full((), step), np.full(1, step), largest)
+    assert x.axis is not None
+    magnitudes, units = _magnitudes_and_units(x, k_axis)
+    most = float(magnitudes.max(initial=0.0)) * largest
+    count = min(x.block, x.shape[x.axis]) if x.axis == k_axis else 1  # elements of a scale
+    norms = np.sqrt((magnitudes * magnitudes).sum(0) * count) * largest
+    run = _PART // x.block if x.axis == k_axis and _PART % x.block == 0 else 0
+    parts = np.minimum.reduceat(units, range(0, len(units), run)) if run and len(units) else None
+    units = units.min(0, initial=np.inf) * step
+    if x.axis != k_axis:
+        axis, shape = x.axis - (x.axis > k_axis), x.shape[:k_axis] + x.shape[k_axis + 1 :]
+        norms, units = (spread(one, shape, axis, x.block) for one in (norms, units))
+    return _Lines(norms, units, units[None] if parts is None else parts * step, most)
+
+
+def _magnitudes_and_units(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
+    """Return each scale's magnitude, and what it is a multiple of; 0 and infinity for a NaN.
+
+    A block of zeros, which the rules of powers of two give the smallest scale, has 0 and
+    infinity, too: its elements are multiples of anything. The K axis is the first, as a
+    reduction over another one is slow where it is short.
+    """
+    if x.scale_codes is None:
+        scales = np.moveaxis(scales_of(x), k_axis, 0)
+        return np.where(np.isfinite(scales), np.abs(scales), 0.0), lowest_bits(scales)
+    assert x.block_format is not None
+    fmt = x.block_format.scale_format
+    codes = np.ascontiguousarray(np.moveaxis(x.scale_codes, k_axis, 0))
+    magnitudes, units = (lookup(table, codes) for table in _scale_tables(fmt))
+    if x.block_format.powers_of_two and not codes.all():
+        zeros = (codes == 0) & ~np.moveaxis(_blocks_with_numbers(x), k_axis, 0)
+        magnitudes[zeros], units[zeros] = 0.0, np.inf
+    return magnitudes, units
+
+
+@lru_cache(maxsize=64)
+def _scale_tables(fmt: Format) -> tuple[Float64Array, Float64Array]:
+    """Return the magnitude of each code, 0 for one that is not finite, and its unit."""
+    values = np.resize(fmt.values, 256)
+    return np.where(np.isfinite(values), np.abs(values), 0.0), _code_units(fmt)
+
+
+def _blocks_with_numbers(x: QuantizedTensor) -> npt.NDArray[np.bool_]:
+    """Return for each block whether it has an element that is not 0."""
+    assert x.axis is not None
+    assert x.block is not None
+    numbers = lookup(np.resize(x.fmt.values, 256) != 0, x.codes.view(np.uint8))
+    starts = np.arange(0, x.shape[x.axis], x.block)
+    found: npt.NDArray[np.bool_] = np.logical_or.reduceat(numbers, starts, axis=x.axis)
+    return found
+
+
+def _exact_sums(a: Prepared, b: Prepared) -> Float32Array:
     """Compute the exact sums over K, rounded once to float32."""
-    (x, special_x), (y, special_y) = operand_of(a), operand_of(b)
-    span = float(max(a.shape[-1], 1))
-    for operand, k_axis in ((a, a.ndim - 1), (b, b.ndim - 2)):
-        largest, unit = per_line(operand, k_axis)
-        span *= _span_of_codes(operand) * float((largest / unit).max(initial=0.0))
-    result = _once_rounded(x, y, span, lambda: _element_units(a), lambda: _element_units(b))
-    overlay(result, x, special_x, y, special_y)
+    span = a.span * b.span
+    sums = _narrow_sums(a, b) if span <= 2.0**53 else None
+    if sums is not None:
+        assert a.narrow is not None
+        assert b.narrow is not None
+        x, y, result = a.narrow, b.narrow, _to_float32(sums)
+    else:
+        if span > 2.0**53:
+            span = a.wide_span * b.wide_span
+        if span > 2.0**53:
+            span = a.element_span * b.element_span
+        x, y = a.wide, b.wide
+        units = (lambda: a.element_units), (lambda: b.element_units)
+        result = _once_rounded(x.values, y.values, span, *units)
+    overlay(result, *x, *y)
     return result
+
+
+def _narrow_sums(a: Prepared, b: Prepared) -> Array | None:
+    """Compute the exact sums, which float64 holds, by float32 products if most are exact."""
+    if _span_of_codes(a.tensor) * _span_of_codes(b.tensor) > _NARROW:
+        return None
+    if a.narrow is None or b.narrow is None:
+        return None
+    x, y = a.narrow.values, b.narrow.values
+    (whole_a, parts_a), (whole_b, parts_b) = a.narrow_spans, b.narrow_spans
+    if whole_a * whole_b <= 2.0**24:
+        return blas_product(x, y)
+    exact = parts_a * parts_b <= 2.0**24
+    return _sums_of_parts(x, y, exact) if np.count_nonzero(exact) > len(exact) / 2 else None
+
+
+def _sums_of_parts(x: Float32Array, y: Float32Array, narrow: npt.NDArray[np.bool_]) -> Float64Array:
+    """Add the products of parts of K in float64: ``narrow`` ones are exact in float32."""
+    total: Float64Array | None = None
+    for ks, exact in zip(chunks(x.shape[-1], _PART), narrow, strict=True):
+        part_x, part_y = x[..., ks], y[..., ks, :]
+        if exact:
+            part = blas_product(part_x, part_y)
+        else:
+            part = blas_product(part_x.astype(np.float64), part_y.astype(np.float64))
+        total = part.astype(np.float64, copy=False) if total is None else np.add(total, part, total)
+    assert total is not None
+    return total
 
 
 def _once_rounded(
@@ -242,15 +471,20 @@ def _once_rounded(
     units_x: Callable[[], Float64Array],
     units_y: Callable[[], Float64Array],
 ) -> Float32Array:
-    """Multiply finite matrices, rounded once to float32; ``span`` is the left side of (1)."""
+    """Multiply finite matrices, rounded once to float32; ``span`` is the left side of (1).
+
+    The units are those of the rows of ``x`` and of the columns of ``y``, beyond (1).
+    """
     if span > 2.0**53:
-        row_unit = units_x().min(axis=-1, initial=np.inf)
-        column_unit = units_y().min(axis=-2, initial=np.inf)
-        return rounded_product(x, y, row_unit, column_unit, _RUN)
-    sums = blas_product(x, y)
+        return rounded_product(x, y, units_x(), units_y(), _RUN)
+    return _to_float32(blas_product(x, y))
+
+
+def _to_float32(sums: Array) -> Float32Array:
+    """Round sums to float32; every zero is +0: the sign of a zero sum depends on the BLAS."""
     with np.errstate(over="ignore", under="ignore"):
-        result: Float32Array = sums.astype(np.float32)
-    result += np.float32(0)  # every zero +0: the sign of a zero sum depends on the BLAS
+        result: Float32Array = sums.astype(np.float32, copy=False)
+    result += np.float32(0)
     return result
 
 
@@ -289,20 +523,26 @@ def _code_units(fmt: Format) -> Float64Array:
     return lowest_bits(np.resize(fmt.values, 256))
 
 
-def _blas_sums(a: QuantizedTensor, b: QuantizedTensor) -> Float32Array:
+def _blas_sums(a: Prepared, b: Prepared) -> Float32Array:
     """Compute the sums by a float32 BLAS product of the elements in float32."""
-    found = []
-    for operand in (a, b):
-        values, specials = operand_of(operand)
-        with np.errstate(over="ignore", under="ignore"):
-            rounded = (values if specials is None else specials).astype(np.float32)
-        finite = np.isfinite(rounded)
-        found.append((rounded, None) if finite.all() else (np.where(finite, rounded, 0), rounded))
-    (x, special_x), (y, special_y) = found
+    (x, special_x), (y, special_y) = (
+        operand.narrow or _rounded(operand.wide) for operand in (a, b)
+    )
     result = blas_product(x, y)
     result += np.float32(0)
     overlay(result, x, special_x, y, special_y)
     return result
+
+
+def _rounded(elements: Elements) -> Elements:
+    """Round elements to float32, which may make infinities."""
+    values, specials = elements
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = (values if specials is None else specials).astype(np.float32)
+    finite = np.isfinite(rounded)
+    if finite.all():
+        return Elements(rounded, None)
+    return Elements(np.where(finite, rounded, np.float32(0)), rounded)
 
 
 def _added(parts: Iterator[Float32Array], shape: tuple[int, ...]) -> Float32Array:
@@ -317,9 +557,9 @@ def _added(parts: Iterator[Float32Array], shape: tuple[int, ...]) -> Float32Arra
     return np.zeros(shape, np.float32) if total is None else total
 
 
-def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Iterator[Float32Array]:
+def _exact_block_sums(left: Prepared, right: Prepared, block: int) -> Iterator[Float32Array]:
     """Yield the exact sum of each block of K, scaled and rounded once to float32."""
-    operands = operand_of(a), operand_of(b)
+    a, b, operands = left.tensor, right.tensor, (left.wide, right.wide)
     span = float(block)
     for operand in (a, b):
         scales = scales_of(operand) if operand.block is not None else np.ones(1)
@@ -340,10 +580,18 @@ def _exact_block_sums(a: QuantizedTensor, b: QuantizedTensor, block: int) -> Ite
         (x, special_x), (y, special_y) = operands
         x, special_x = rows(x), None if special_x is None else rows(special_x)
         y, special_y = columns(y), None if special_y is None else columns(special_y)
-        unit_x, unit_y = partial(rows, units[0]), partial(columns, units[1])
+        unit_x, unit_y = partial(_least, rows, units[0], -1), partial(_least, columns, units[1], -2)
         part = _once_rounded(x, y, span, unit_x, unit_y)
         overlay(part, x, special_x, y, special_y)
         yield from part
+
+
+def _least(
+    part: Callable[[Float64Array], Float64Array], units: Float64Array, axis: int
+) -> Float64Array:
+    """Return the least unit of each row or column of a part."""
+    least: Float64Array = part(units).min(axis, initial=np.inf)
+    return least
 
 
 def _by_block(x: Float64Array, axis: int, ks: slice, count: int, ndim: int) -> Float64Array:

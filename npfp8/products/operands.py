@@ -225,8 +225,11 @@ class _Zeros(NamedTuple):
 
     def count(self, x: Float32Array) -> int:
         """Count the zeros of a chunk."""
-        inside = x >= self.low
-        inside &= x <= self.high
+        if self.low == self.high:
+            inside = x == self.low
+        else:
+            inside = x >= self.low
+            inside &= x <= self.high
         count = int(np.count_nonzero(inside))
         return count + int(np.count_nonzero(x <= self.far)) if self.far > -np.inf else count
 
