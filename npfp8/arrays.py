@@ -114,7 +114,7 @@ def blas_product(x: Array, y: Array) -> Array:
     >>> blas_product(np.float32([[1, 2]]), np.float32([[3], [4]]))
     array([[11.]], dtype=float32)
     """
-    pieces = _pieces(*x.shape, y.shape[1]) if x.ndim == y.ndim == 2 else 1
+    pieces = _pieces(len(x), *y.shape) if x.ndim == y.ndim == 2 else 1
     cut = pieces > 1 and y.flags.f_contiguous
     right = y.T.reshape(pieces, -1, len(y)).swapaxes(-1, -2) if cut else y
     with np.errstate(all="ignore"):

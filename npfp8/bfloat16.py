@@ -208,6 +208,11 @@ def round_finite(x: Float32Array) -> None:
     x : ndarray of float32
         C-contiguous. A NaN may only be one that an operation on other numbers has made.
 
+    Raises
+    ------
+    TypeError
+        If ``x`` is not an array of float32.
+
     Examples
     --------
     >>> import numpy as np
@@ -217,6 +222,7 @@ def round_finite(x: Float32Array) -> None:
     >>> x
     array([3.140625,      inf], dtype=float32)
     """
+    require_array("x", x, np.float32)
     flat = x.reshape(-1)
     for chunk in chunks(flat.size, _CHUNK):
         part = flat[chunk]
@@ -230,6 +236,11 @@ def as_bfloat16(x: Float32Array) -> Float32Array:
     ----------
     x : ndarray of float32
 
+    Raises
+    ------
+    TypeError
+        If ``x`` is not an array of float32.
+
     Examples
     --------
     >>> import numpy as np
@@ -238,6 +249,7 @@ def as_bfloat16(x: Float32Array) -> Float32Array:
     >>> as_bfloat16(x) is x, as_bfloat16(np.float32([3.14159]))
     (True, array([3.140625], dtype=float32))
     """
+    require_array("x", x, np.float32)
     bits = np.bitwise_or.reduce(x.view(np.uint32), axis=None)
     return round_to_bfloat16(x) if bits & 0xFFFF else x
 

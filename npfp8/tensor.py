@@ -18,6 +18,7 @@ import numpy.typing as npt
 from npfp8.arguments import array_of, choice, dtype_of, integer, require, wrong_array
 from npfp8.arrays import Array, Float32Array, lookup, require_array
 from npfp8.bfloat16 import from_bits, is_bfloat16
+from npfp8.blocks.counts import lost_in_blocks
 from npfp8.blocks.formats import BLOCK_FORMATS, BlockFormat, as_block_format, with_rule
 from npfp8.blocks.quantize import (
     block_scales,
@@ -351,6 +352,9 @@ class QuantizedTensor:
         if x.shape != self.shape:
             raise ValueError(f"x: expected shape {self.shape}, found {x.shape}")
         fmt, codes = self.fmt, self.codes
+        if self.block is not None and self.zero_point is None:
+            assert self.axis is not None
+            return lost_in_blocks(x, codes, self.scale, fmt, self.axis, self.block)
         scale = (
             spread(self.scale, self.shape, self.axis, self.block)
             if self.axis is not None
@@ -358,15 +362,15 @@ class QuantizedTensor:
         )
         if self.zero_point is not None:
             # Beyond the range: a code at its end whose value is not within half a scale.
-            ends = (codes == fmt.max_code) | (codes == 0)
-            off = np.abs(x - self.dequantize()) > 0.5000001 * scale
+            assert isinstance(fmt, IntFormat)
+            ends = (codes == fmt.max_code) | (codes == fmt.min_code)
+            with np.errstate(over="ignore", invalid="ignore"):  # the largest value may be infinite
+                off = np.abs(x - self.dequantize()) > 0.5000001 * scale
             zeros = codes == spread(self.zero_point, self.shape, self.axis, self.block)
             return int(np.count_nonzero(ends & off)), int(np.count_nonzero(zeros & (x != 0)))
         # Of the codes first, whose bytes are fewer. A float's sign bit is taken off.
         floats = fmt if isinstance(fmt, FloatFormat) else None
         magnitudes = np.abs(codes) if floats is None else codes & floats.magnitude_mask
-        if self.scale_codes is not None and not scale.all():
-            magnitudes = np.where(scale == 0, 0, magnitudes)  # blocks whose scale underflowed
         saturated = 0
         if magnitudes.max(initial=0) >= fmt.max_code:
             largest = magnitudes >= fmt.max_code

@@ -46,6 +46,7 @@ from bert_numpy.model.sites import (
     sites_of,
     sites_of_input,
 )
+from bert_numpy.quantization.engine import engine_of
 from bert_numpy.quantization.recipe import SiteRecipe
 from npfp8 import QuantizedTensor
 
@@ -880,6 +881,23 @@ def test_overrides_of_shared_layers(torch: Any, quiet_transformers: Any, tmp_pat
     assert {name.rpartition(":")[0] for name in model(**batch).counts} == {
         name.removesuffix(".weight") for name in quantized
     }
+
+
+def test_decoded_weights_of_shared_layers(
+    torch: Any, quiet_transformers: Any, tmp_path: Path
+) -> None:
+    """They are kept once, and all layers take them."""
+    case = albert(torch, quiet_transformers, tmp_path, num_hidden_groups=1)
+    batch = some_batch(case)
+    for name, size in (("e4m3", 8), ("int8", 4)):
+        model = apply_recipe(case.model, PRESETS[name], calibrate(case.model, [batch]))
+        found = [model(**batch).last_hidden_state for _ in range(2)]
+        weights = [x for x in model.weights.values() if isinstance(x, QuantizedTensor)]
+        kept = model.engine.keywords["kept"]  # type: ignore[attr-defined]
+        assert kept.nbytes == size * sum(weight.size for weight in weights)
+        engine = engine_of(model.recipe, model.plans, budget=0)
+        plain = replace(model, engine=engine)(**batch).last_hidden_state
+        assert [x.tobytes() for x in found] == 2 * [plain.tobytes()]
 
 
 def test_kit_of_shared_layers(torch: Any, quiet_transformers: Any, tmp_path: Path) -> None:

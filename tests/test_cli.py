@@ -596,6 +596,7 @@ def test_info(tmp_path: Path, capsys: Capture) -> None:
     work = prepare(EMBEDDED, "sst2", REVIEWS, limit=1, calibration_samples=1)
     (quantized,) = run(work, [PRESETS["e4m3"]])
     assert result["weight_bytes_8bit"] == quantized.weight_bytes
+    assert "decoded_weight_bytes" not in result  # which a float model has none of
     assert result["quantized_products"] == 16
     output = capsys.readouterr().out
     assert re.search(r"^parameters +4,386,178$", output, re.MULTILINE)
@@ -683,8 +684,10 @@ def test_info_on_a_quantized_checkpoint(tmp_path: Path, capsys: Capture) -> None
     assert (output.out, output.err) == (f"written: {out}\n", "")
     result = run_json(["info", str(out)], tmp_path)
     assert result["format"] == "int8-outliers"
+    assert result["decoded_weight_bytes"] == 0  # products of outliers take dequantized weights
     output = re.sub(r"\n {10,}", " ", capsys.readouterr().out)  # where a text is wrapped
     lines = dict(re.split(" {2,}", line.strip()) for line in output.splitlines())
+    assert lines["decoded weights"] == "none: every product takes the codes"
     assert lines["quantization"].startswith("recipe int8-outliers, stored in the checkpoint;")
     assert lines["linear layers"] == (
         "inputs in INT8 per token, weights in INT8 per channel, outliers beyond 6 left out by "
@@ -692,6 +695,27 @@ def test_info_on_a_quantized_checkpoint(tmp_path: Path, capsys: Capture) -> None
     )
     assert lines["P V"] == "P in INT8 per token, V in INT8 per tensor"
     assert "{" not in "".join(lines.values())
+
+
+@pytest.mark.parametrize(("name", "size"), [("e4m3", 8), ("int8-token", 4), ("e5m2", 0)])
+def test_info_on_decoded_weights(name: str, size: int, tmp_path: Path, capsys: Capture) -> None:
+    """As many bytes as a run of the model keeps: float64 values, float32 of integers."""
+    source, out = write_checkpoint(tmp_path / "source"), tmp_path / "out"
+    model = bert_numpy.load(source)
+    batch = bert_numpy.load_tokenizer(source).batch(["a warm film"])
+    quantized = bert_numpy.apply_recipe(model, name, bert_numpy.calibrate(model, [batch]))
+    bert_numpy.save_quantized(quantized, source, out)
+    result = run_json(["info", str(out)], tmp_path)
+    linear = 2 * (4 * 16 * 16 + 2 * 16 * 32)
+    assert result["decoded_weight_bytes"] == size * linear
+    assert result["decoded_weight_budget"] == 1 << 30
+    loaded = bert_numpy.load(out)
+    loaded(**batch)
+    assert loaded.engine.keywords["kept"].nbytes == size * linear  # type: ignore[attr-defined]
+    output = capsys.readouterr().out
+    if size:
+        text = f"{size * linear:,} bytes, kept after a run up to a total of 1,073,741,824"
+        assert re.search(rf"^decoded weights +{text}$", output, re.MULTILINE)
 
 
 def test_info_of_a_bare_encoder(tmp_path: Path, capsys: Capture) -> None:

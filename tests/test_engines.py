@@ -631,9 +631,8 @@ def test_inputs_are_left_as_they_are(arithmetic: Arithmetic, contiguous: bool) -
 # The interface
 
 
-#: Whether an engine fuses attention, which the pass composes of other operations for the others;
-#: and an operation that is two others, unless an engine does both at once.
-FUSED = {"attention", "fuses_attention", "activated_linear"}
+#: Operations that the pass composes of others, unless an engine does them at once.
+FUSED = {"attention", "fuses_attention", "activated_linear", "fuses_activation"}
 
 #: What every engine that computes on its own has to have.
 OPERATIONS = [name for name in vars(Engine) if not name.startswith("_") and name not in FUSED]
@@ -658,7 +657,7 @@ class Named(Engine[Any]):
     """Gives back what it was called with."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in (*OPERATIONS, "attention"):
+        if name in (*OPERATIONS, "attention", "activated_linear"):
             return lambda *operands: (name, operands)
         return object.__getattribute__(self, name)
 
@@ -672,7 +671,7 @@ class Delegating(Engine[Any]):
 
 def test_what_an_engine_does_not_change_is_the_inner_ones() -> None:
     engine = Delegating(Named())
-    for name in (*OPERATIONS, "attention"):
+    for name in (*OPERATIONS, "attention", "activated_linear"):
         count = len(inspect.signature(getattr(engine, name)).parameters)
         operands = tuple(object() for _ in range(count))
         assert getattr(engine, name)(*operands) == (name, operands)

@@ -28,6 +28,8 @@ from bert_numpy.evaluation.job import saved_calibration
 from bert_numpy.model.model import stored_bytes
 from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.convert import QuantizedModel
+from bert_numpy.quantization.decoded_weights import DECODED_BUDGET, decoded_nbytes
+from npfp8 import ACCUMULATORS
 
 __all__ = ["add_inspection_commands"]
 
@@ -86,6 +88,13 @@ def _info(arguments: argparse.Namespace) -> Outcome:
         "weight_bytes_8bit": model.weight_bytes - (saved if own is None else 0),
         "quantized_products": len(sites),
     }
+    decoded = []
+    if isinstance(model, QuantizedModel):
+        accumulator = ACCUMULATORS[model.recipe.accumulate]
+        nbytes = decoded_nbytes(model.weights, model.plans, accumulator)
+        report |= {"decoded_weight_bytes": nbytes, "decoded_weight_budget": DECODED_BUDGET}
+        text = f"{nbytes:,} bytes, kept after a run up to a total of {DECODED_BUDGET:,}"
+        decoded = [("decoded weights", text if nbytes else "none: every product takes the codes")]
     del report["architecture_found"]  # the architecture says it
     if model.config.pooling is not None and not model.config.pooling.dense:
         del report["pooling"]["dense"]
@@ -102,6 +111,7 @@ def _info(arguments: argparse.Namespace) -> Outcome:
         *describe_recipe(own),
         ("parameters", f"{parameters:,}"),
         ("weights", weights),
+        *decoded,
         ("products", f"{len(sites)} that a recipe can quantize"),
     ]
     return Outcome(report, lambda: print_lines(*titled(rows, whole=("model", "folder"))))

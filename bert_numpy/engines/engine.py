@@ -99,6 +99,9 @@ class Engine(Generic[V]):
     #: True if :meth:`attention` is an operation of this engine. Otherwise the pass composes it.
     fuses_attention: bool = False
 
+    #: True if :meth:`activated_linear` is an operation of this engine. Otherwise the pass has two.
+    fuses_activation: bool = False
+
     def gather(self, tables: Sequence[Table]) -> V:
         """Add rows of embedding tables in float32, in the tables' order: (tokens, columns)."""
         return self.inner.gather(tables)
@@ -111,13 +114,12 @@ class Engine(Generic[V]):
         """Yield ``x W^T + b`` of several linear layers of one input. (..., K) -> (..., N)."""
         return self.inner.linears(sites, x)
 
-    def activated_linear(self, site: Site, x: V, activation: str) -> V:
-        """Compute ``f(x) W^T + b``, an activation and a linear layer. (..., K) -> (..., N).
+    def activated_linear(self, site: Site, activation: str, x: V) -> V:
+        """Compute ``f(x) W^T + b``, an activation and the layer after it. (..., K) -> (..., N).
 
-        This composes them. An engine overrides it if it can do both at once, with the same result.
+        The pass calls this only if ``fuses_activation``; others apply both, one by one.
         """
-        (result,) = self.linears([site], self.activation(activation, x))
-        return result
+        return self.inner.activated_linear(site, activation, x)
 
     def product(self, site: Site, a: V, b: V) -> V:
         """Multiply two activations, ``a b``. (..., M, K), (..., K, N) -> (..., M, N)."""

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bert_numpy.engines.engine import Engine, Weights
+from bert_numpy.engines.engine import Weights
 from bert_numpy.model.packing import Batch
 from bert_numpy.quantization.convert import QuantizedModel, planned_model
-from bert_numpy.quantization.engine import DType, Made, Operandlike, QuantizedEngine
+from bert_numpy.quantization.decoded_weights import DType
+from bert_numpy.quantization.engine import Made, Operandlike, QuantizedEngine
 from bert_numpy.quantization.plan import Scale
 from bert_numpy.quantization.recipe import Operand
 from npfp8 import BlockFormat, quantize
@@ -90,7 +91,7 @@ class _ChoosingEngine(QuantizedEngine):
 
     chosen: dict[str, Scale] = field(default_factory=dict)
 
-    activated_linear = Engine.activated_linear  # the scale is chosen by the activation's results
+    fuses_activation = False  # a scale is chosen by the activation's results
 
     def codes(
         self,

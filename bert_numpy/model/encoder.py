@@ -140,10 +140,14 @@ def attend(run: Pass[V], q: V, k: V, v: V, factor: float, bias: V | None) -> V:
     return product(run, context_site, engine.softmax(scores), v)
 
 
-def residual(run: Pass[V], name: str, x: V, before: V, activation: str | None = None) -> V:
+def residual(run: Pass[V], name: str, x: V, before: V, function: str | None = None) -> V:
     """Apply an activation and a linear layer, add ``before`` and normalise: (tokens, hidden)."""
-    site = run.site(f"{name}.dense", run.config.hidden_size)
-    projected = linears(run, [site], x, activation)[0]
+    layer, hidden = f"{name}.dense", run.config.hidden_size
+    if function is not None and run.engine.fuses_activation:
+        projected = activated_linear(run, run.site(layer, hidden), function, x)
+    else:
+        x = x if function is None else activation(run, function, x)
+        projected = linear(run, layer, x, hidden)
     return layer_norm(run, f"{name}.LayerNorm", run.engine.add(projected, before))
 
 
@@ -158,20 +162,22 @@ def linear(run: Pass[V], name: str, x: V, outputs: int, kind: str | None = None)
     return linears(run, [run.site(name, outputs, kind)], x)[0]
 
 
-def linears(run: Pass[V], sites: Sequence[Site], x: V, activation: str | None = None) -> list[V]:
-    """Compute several linear layers of one input; an error names the layer in which it arose.
-
-    With an ``activation`` there is one layer, and its input is the activation of ``x``.
-    """
+def linears(run: Pass[V], sites: Sequence[Site], x: V) -> list[V]:
+    """Compute several linear layers of one input; an error names the layer in which it arose."""
     found: list[V] = []
     try:
-        if activation is None:
-            found.extend(run.engine.linears(sites, x))
-        else:
-            found.append(run.engine.activated_linear(sites[0], x, activation))
+        found.extend(run.engine.linears(sites, x))
     except NAMED as error:
         raise_named(error, sites[len(found)].name)
     return found
+
+
+def activated_linear(run: Pass[V], site: Site, function: str, x: V) -> V:
+    """Compute a linear layer of an activation, both at once."""
+    try:
+        return run.engine.activated_linear(site, function, x)
+    except NAMED as error:
+        raise_named(error, site.name)
 
 
 def product(run: Pass[V], site: Site, a: V, b: V) -> V:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from npfp8 import QuantizedTensor
-from npfp8.products.operands import Decoded, decoded
+from bert_numpy.engines.engine import Weights
+from bert_numpy.quantization.plan import SitePlan
+from bert_numpy.quantization.recipe import SiteRecipe
+from npfp8 import Accumulator, BlockFormat, Format, QuantizedTensor
+from npfp8.products.blocks import PREPARED_BYTES, Prepared
+from npfp8.products.operands import Decoded, decoded, product_dtype
 
-__all__ = ["DECODED_BUDGET", "DecodedWeights"]
+__all__ = [
+    "DECODED_BUDGET",
+    "DType",
+    "DecodedWeights",
+    "decoded_nbytes",
+    "format_to_decode",
+    "is_prepared",
+    "site_dtype",
+]
+
+#: The dtype of decoded operands.
+DType = type[np.floating[Any]]
 
 #: The most bytes of decoded weights that a model keeps by default.
 DECODED_BUDGET = 1 << 30
@@ -43,13 +59,13 @@ class DecodedWeights:
     def __init__(self, budget: int = DECODED_BUDGET) -> None:
         self.budget = budget
         self.nbytes = 0
-        self._kept: dict[str, tuple[QuantizedTensor, Decoded]] = {}
+        self._kept: dict[str, _Kept] = {}
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[DecodedWeights], tuple[int]]:
         return DecodedWeights, (self.budget,)
 
-    def decoded(self, name: str, weight: QuantizedTensor, dtype: type[np.floating[Any]]) -> Decoded:
+    def decoded(self, name: str, weight: QuantizedTensor, dtype: DType) -> Decoded:
         """Return the operand of products with the transpose of a weight.
 
         Parameters
@@ -64,15 +80,107 @@ class DecodedWeights:
         -------
         Decoded, (K, N)
         """
+        operand: Decoded = self._operand(
+            name, weight, dtype, lambda: decoded(weight.mT, -2, dtype), np.dtype(dtype).itemsize
+        )
+        return operand
+
+    def prepared(self, name: str, weight: QuantizedTensor) -> Prepared:
+        """Return the same of a weight with a block format; it counts as all that it may hold."""
+        operand: Prepared = self._operand(
+            name, weight, None, lambda: Prepared(weight.mT, -2), PREPARED_BYTES
+        )
+        return operand
+
+    def _operand(
+        self,
+        name: str,
+        weight: QuantizedTensor,
+        dtype: DType | None,
+        make: Callable[[], Any],
+        bytes_each: int,
+    ) -> Any:
         found = self._kept.get(name)
-        if found is not None and found[0] is weight and found[1].values.dtype == dtype:
-            return found[1]
-        operand = decoded(weight.mT, -2, dtype)
-        nbytes = operand.values.nbytes
+        if found is not None and found.weight is weight and found.dtype is dtype:
+            return found.operand
+        kept = _Kept(weight, dtype, make(), weight.size * bytes_each)
         with self._lock:
             if (before := self._kept.pop(name, None)) is not None:
-                self.nbytes -= before[1].values.nbytes
-            if self.nbytes + nbytes <= self.budget:
-                self._kept[name] = weight, operand
-                self.nbytes += nbytes
-        return operand
+                self.nbytes -= before.nbytes
+            if self.nbytes + kept.nbytes <= self.budget:
+                self._kept[name] = kept
+                self.nbytes += kept.nbytes
+        return kept.operand
+
+
+class _Kept(NamedTuple):
+    weight: QuantizedTensor
+    dtype: DType | None
+    operand: Decoded | Prepared
+    nbytes: int
+
+
+def site_dtype(
+    how: SiteRecipe, b: Format | BlockFormat | None, k: int, accumulator: Accumulator
+) -> DType | None:
+    """Return the dtype in which a site's decoded operands are multiplied; None if codes are.
+
+    Parameters
+    ----------
+    how : SiteRecipe
+    b : Format, BlockFormat or None
+        The format of the right operand.
+    k : int
+        The length of the sums.
+    accumulator : Accumulator
+
+    Examples
+    --------
+    >>> from bert_numpy import PRESETS
+    >>> from npfp8 import ACCUMULATORS, E4M3FN
+    >>> how, exact = PRESETS["e4m3"].linear, ACCUMULATORS["exact"]
+    >>> site_dtype(how, E4M3FN, 128, exact), site_dtype(how, None, 128, exact)
+    (<class 'numpy.float64'>, None)
+    """
+    a = how.a
+    if not isinstance(a.fmt, Format) or not isinstance(b, Format) or a.granularity == "block":
+        return None
+    return None if how.outlier_threshold is not None else product_dtype(a.fmt, b, k, accumulator)
+
+
+def format_to_decode(weight: QuantizedTensor) -> Format | None:
+    """Return the format of a weight, (N, K); None if scales vary along K."""
+    in_blocks = weight.block is not None and weight.block < weight.shape[-1]
+    return None if weight.block_format is not None or in_blocks else weight.fmt
+
+
+def is_prepared(how: SiteRecipe, weight: QuantizedTensor, accumulator: Accumulator) -> bool:
+    """Return whether a weight in a block format is multiplied by an operand with exact sums."""
+    blocks = weight.block_format is not None and accumulator.kind == "exact"
+    return blocks and how.a.fmt is not None and how.outlier_threshold is None
+
+
+def decoded_nbytes(
+    weights: Weights, plans: Mapping[str, SitePlan], accumulator: Accumulator
+) -> int:
+    """Return the bytes of all weights that a model would keep decoded, without decoding one.
+
+    Parameters
+    ----------
+    weights : mapping of str to ndarray or QuantizedTensor
+        The model's weights by name.
+    plans : mapping of str to SitePlan
+    accumulator : Accumulator
+        The one of the recipe.
+    """
+    total = 0
+    for name, plan in plans.items():
+        weight = weights.get(f"{name}.weight")
+        if isinstance(weight, QuantizedTensor):
+            k = weight.shape[-1]
+            dtype = site_dtype(plan.recipe, format_to_decode(weight), k, accumulator)
+            if is_prepared(plan.recipe, weight, accumulator):
+                total += weight.size * PREPARED_BYTES
+            elif dtype is not None:
+                total += weight.size * np.dtype(dtype).itemsize
+    return total

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,14 @@ from bert_numpy.errors import NAMED, BertNumpyError, naming, raise_named
 from bert_numpy.model.model import EngineOf
 from bert_numpy.model.packing import Batch, Packing
 from bert_numpy.quantization.counts import Counts, OperandCounts
-from bert_numpy.quantization.decoded_weights import DECODED_BUDGET, DecodedWeights
+from bert_numpy.quantization.decoded_weights import (
+    DECODED_BUDGET,
+    DecodedWeights,
+    DType,
+    format_to_decode,
+    is_prepared,
+    site_dtype,
+)
 from bert_numpy.quantization.plan import Scale, SitePlan, quantize_operand
 from bert_numpy.quantization.recipe import Operand, Recipe, SiteRecipe
 from bert_numpy.quantization.tiled_attention import finished, steps
@@ -36,25 +42,22 @@ from npfp8 import (
 )
 from npfp8.arrays import Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
-from npfp8.products import matmul_16bit
+from npfp8.products import matmul_16bit, prepared_product
+from npfp8.products.blocks import Prepared
 from npfp8.products.operands import (
     Decoded,
     decoded,
     decoded_bfloat16,
     decoded_product,
-    product_dtype,
 )
 
 __all__ = ["QuantizedEngine", "engine_of"]
 
 #: An operand of a product: numbers, codes with scales, or the values of codes.
-Operandlike = Float32Array | QuantizedTensor | Decoded
+Operandlike = Float32Array | QuantizedTensor | Decoded | Prepared
 
 #: The codes and counts of one input by its operand and scale: several layers may share them.
 Made = dict[tuple[object, ...], tuple[QuantizedTensor | Decoded, OperandCounts]]
-
-#: The dtype of decoded operands.
-DType = type[np.floating[Any]]
 
 #: The plan of a site whose product is not quantized.
 _NOTHING = SitePlan(SiteRecipe())
@@ -161,7 +164,9 @@ class QuantizedEngine(Engine[Float32Array]):
                 checked = True
             yield self.linear(site, plan or _NOTHING, x, made)
 
-    def activated_linear(self, site: Site, x: Float32Array, activation: str) -> Float32Array:
+    fuses_activation = True
+
+    def activated_linear(self, site: Site, activation: str, x: Float32Array) -> Float32Array:
         """Look up the codes' values of the activation of ``x``, where its scale is known."""
         plan = self.plans.get(site.name)
         if (
@@ -172,7 +177,8 @@ class QuantizedEngine(Engine[Float32Array]):
         ):
             self.checked(f"{site.name}:a", x)  # the activation of a finite number is finite
             return self.linear(site, plan, x, {}, activation)
-        return super().activated_linear(site, x, activation)
+        (result,) = self.linears([site], self.activation(activation, x))
+        return result
 
     def linear(
         self, site: Site, plan: SitePlan, x: Float32Array, made: Made, activation: str | None = None
@@ -189,21 +195,14 @@ class QuantizedEngine(Engine[Float32Array]):
         """Return a layer's weight as the right operand of its product. (N, K) -> (K, N)."""
         if not isinstance(weight, QuantizedTensor):
             return weight.T
-        k = weight.shape[-1]
-        in_blocks = weight.block is not None and weight.block < k
-        dtype = None
-        if weight.block_format is None and not in_blocks:
-            dtype = self.decoded_dtype(plan, weight.fmt, k)
+        if is_prepared(plan.recipe, weight, self.accumulator):
+            return self.kept.prepared(name, weight)
+        dtype = self.decoded_dtype(plan, format_to_decode(weight), weight.shape[-1])
         return weight.mT if dtype is None else self.kept.decoded(name, weight, dtype)
 
     def decoded_dtype(self, plan: SitePlan, b: Format | BlockFormat | None, k: int) -> DType | None:
         """Return the dtype in which a site's decoded operands are multiplied; None for others."""
-        a = plan.recipe.a
-        if not isinstance(a.fmt, Format) or not isinstance(b, Format) or a.granularity == "block":
-            return None
-        if plan.recipe.outlier_threshold is not None:
-            return None
-        return product_dtype(a.fmt, b, k, self.accumulator)
+        return site_dtype(plan.recipe, b, k, self.accumulator)
 
     def product(self, site: Site, a: Float32Array, b: Float32Array) -> Float32Array:
         """Multiply two activations, quantized if the site has a plan."""
@@ -273,7 +272,7 @@ class QuantizedEngine(Engine[Float32Array]):
             (outliers, a), made = _apart(a, plan, self.batch.packing), None
         if isinstance(b, Decoded):
             dtype: DType | None = b.values.dtype.type
-        elif isinstance(b, QuantizedTensor) or plan.recipe.b.granularity == "block":
+        elif not isinstance(b, np.ndarray) or plan.recipe.b.granularity == "block":
             dtype = None
         else:
             dtype = self.decoded_dtype(plan, plan.recipe.b.fmt, a.shape[-1])
@@ -368,6 +367,8 @@ class QuantizedEngine(Engine[Float32Array]):
         """Multiply codes with the recipe's accumulator, and others as :meth:`rest_product`."""
         if isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor):
             return matmul(a, b, self.recipe.accumulate)
+        if isinstance(a, QuantizedTensor) and isinstance(b, Prepared):
+            return prepared_product(a, b)
         return self.rest_product(a, b)
 
     def rest_product(self, a: Operandlike, b: Operandlike) -> Float32Array:
@@ -412,5 +413,5 @@ def _outliers(
 
 
 def _float32(x: Operandlike) -> Float32Array:
-    assert not isinstance(x, Decoded)  # both operands have formats then
+    assert not isinstance(x, Decoded | Prepared)  # both operands have formats then
     return x.dequantize() if isinstance(x, QuantizedTensor) else x

@@ -16,12 +16,18 @@ import numpy as np
 from npfp8.arguments import array_of, wrong_type
 from npfp8.arrays import Array, Float32Array, chunks
 from npfp8.products.accumulator import Accumulator
-from npfp8.products.blocks import block_scaled_product
+from npfp8.products.blocks import Prepared, block_scaled_product
 from npfp8.products.exact import exact_k_limit, exact_product, float32_product
 from npfp8.products.float32 import matmul_float32
-from npfp8.products.operands import decoded, decoded_product, product_dtype
+from npfp8.products.operands import (
+    check_shapes,
+    checked_factor,
+    decoded,
+    decoded_product,
+    product_dtype,
+    scale_of,
+)
 from npfp8.products.sequential import sequential_sums
-from npfp8.products.shapes import check_shapes, checked_factor, scale_of
 from npfp8.products.specials import overlay_specials
 from npfp8.products.table import (
     ACCUMULATIONS,
@@ -45,6 +51,7 @@ __all__ = [
     "matmul",
     "matmul_16bit",
     "matmul_float32",
+    "prepared_product",
     "scaled_in_blocks",
     "scaled_product",
     "unequal_blocks",
@@ -155,6 +162,26 @@ def matmul(
         return _sums(a, b, ks, accumulator)
 
     return scaled_in_blocks(a, b, sums, accumulator)
+
+
+def prepared_product(a: QuantizedTensor | Prepared, b: QuantizedTensor | Prepared) -> Float32Array:
+    """Multiply operands of which one is block-scaled as :func:`matmul` does, with exact sums.
+
+    What has been :class:`npfp8.products.blocks.Prepared` for a product is not decoded again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import quantize
+    >>> from npfp8.products.blocks import Prepared
+    >>> a = quantize(np.ones((1, 32)), "MXFP8")
+    >>> prepared_product(a, Prepared(a.mT, -2))
+    array([[32.]], dtype=float32)
+    """
+    x, y = (one.tensor if isinstance(one, Prepared) else one for one in (a, b))
+    check_shapes(x, y)
+    factors = factor_of(x, x.ndim - 1, True), factor_of(y, y.ndim - 2, True)
+    return block_scaled_product(a, b, ACCUMULATORS["exact"], factors, None, _sums)
 
 
 def blocks_along_k(a: QuantizedTensor, b: QuantizedTensor) -> tuple[int | None, int | None]:

@@ -80,6 +80,7 @@ from npfp8.scaling import spread
 from npfp8.tensor import QuantizedTensor
 
 __all__ = [
+    "PREPARED_BYTES",
     "Elements",
     "Prepared",
     "block_scaled_product",
@@ -207,6 +208,10 @@ class _Lines(NamedTuple):
     units: Float64Array
     parts: Float64Array
     largest: float
+
+
+#: The most bytes per element that a :class:`Prepared` keeps: in float32, and in float64.
+PREPARED_BYTES = 12
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,11 +33,20 @@ from npfp8.formats import Format, IntFormat
 from npfp8.golden import unary
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.exact import code_span, code_values, integer_sums, whole_k_limit
-from npfp8.products.shapes import check_shapes, checked_factor, scale_of
 from npfp8.products.specials import overlay_specials
 from npfp8.tensor import QuantizedTensor, quantize_bfloat16
 
-__all__ = ["Decoded", "Lost", "decoded", "decoded_bfloat16", "decoded_product", "product_dtype"]
+__all__ = [
+    "Decoded",
+    "Lost",
+    "check_shapes",
+    "checked_factor",
+    "decoded",
+    "decoded_bfloat16",
+    "decoded_product",
+    "product_dtype",
+    "scale_of",
+]
 
 #: Results worked on at a time where several passes go over them: 256 KB in float32.
 _CHUNK = 1 << 16
@@ -70,6 +79,49 @@ class Decoded:
     scale: Float32Array
     span: float
     specials: Array | None = None
+
+
+def check_shapes(a: QuantizedTensor | Array, b: QuantizedTensor | Array) -> None:
+    """Raise ValueError unless the operands are matrices, or stacks of some, that fit."""
+    for name, operand in (("a", a), ("b", b)):
+        if operand.ndim < 2:
+            raise ValueError(f"{name}: expected at least 2 axes, found shape {operand.shape}")
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"expected shapes (..., M, K) and (..., K, N), found {a.shape} and {b.shape}"
+        )
+
+
+def scale_of(x: QuantizedTensor, k_axis: int) -> Float32Array:
+    """Return the scale of ``x`` with a K axis of length 1, to broadcast against the product."""
+    if x.axis is None:
+        return x.scale
+    if x.axis == k_axis or x.block is not None:
+        raise ValueError(
+            "a scale that varies along K does not factor out of the sum: expected another axis, "
+            f"or blocks of K, found axis {x.axis} and block {x.block} of shape {x.shape}"
+        )
+    return x.scale.reshape([-1 if i == x.axis else 1 for i in range(x.ndim)])
+
+
+def checked_factor(scale_a: Float32Array, scale_b: Float32Array) -> Float32Array:
+    """Return the product of two scales in float32; raise ValueError unless it is a scale, too."""
+    if not scale_a.ndim and not scale_b.ndim:
+        return _factor(float(scale_a), float(scale_b))
+    return _factors(scale_a, scale_b)
+
+
+@lru_cache(maxsize=1024)
+def _factor(scale_a: float, scale_b: float) -> Float32Array:
+    return _factors(np.asarray(scale_a, np.float32), np.asarray(scale_b, np.float32))
+
+
+def _factors(scale_a: Float32Array, scale_b: Float32Array) -> Float32Array:
+    with np.errstate(over="ignore", under="ignore"):
+        scale = np.multiply(scale_a, scale_b)
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError("the product of the operands' scales overflows or underflows float32")
+    return np.asarray(scale)
 
 
 def product_dtype(
@@ -178,6 +230,8 @@ def decoded_bfloat16(
     >>> operand.values, lost
     (array([  0.5,   1.5, 448. ]), Lost(saturated=1, underflowed=0))
     """
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or not x.size or np.ndim(scale):
+        return _by_codes(x, fmt, scale, zero_point, dtype, function)  # no numbers, or an error
     number = float(np.asarray(scale))
     table = _bfloat16_table(fmt, number, zero_point, np.dtype(dtype), function)
     if table is None:
@@ -248,7 +302,7 @@ class _Table(NamedTuple):
     zero: _Zeros
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _bfloat16_table(
     fmt: Format, scale: float, zero_point: int | None, dtype: Any, function: str | None
 ) -> _Table | None:
@@ -365,17 +419,19 @@ def _finished(
 ) -> Float32Array:
     """Round sums to float32, scale them, add a bias and round to bfloat16; rows at a time.
 
-    A NaN gets ``nan_bits``; None if there is none before the bias. Sums in float32 are changed
-    in place.
+    A NaN gets ``nan_bits``; None if there is none before the bias. Sums in float32 that are
+    contiguous are changed in place.
     """
-    result = sums if sums.dtype == np.float32 else np.empty(sums.shape, np.float32)
+    # The product of permuted stacks lies in memory as they do, and its rows are copies then.
+    in_place = sums.dtype == np.float32 and sums.flags.c_contiguous
+    result = sums if in_place else np.empty(sums.shape, np.float32)
     if not sums.size:
         return result
     columns = sums.shape[-1]
     rows, found = sums.reshape(-1, columns), result.reshape(-1, columns)
     per_row = np.broadcast_to(scale, sums.shape).reshape(rows.shape) if scale.ndim else None
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        # Sums of finite numbers make no NaN with a bits of its own; a bias may bring one.
+        # Sums of finite numbers make no NaN with bits of its own; a bias may bring one.
         usual = nan_bits is None and (bias is None or math.isfinite(bias.sum()))
         round_rows = round_finite if usual else round_in_place
         for chunk in chunks(len(rows), max(1, _CHUNK // columns)):
