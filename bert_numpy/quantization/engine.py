@@ -57,7 +57,7 @@ __all__ = ["QuantizedEngine", "engine_of"]
 Operandlike = Float32Array | QuantizedTensor | Decoded | Prepared
 
 #: The codes and counts of one input by its operand and scale: several layers may share them.
-Made = dict[tuple[object, ...], tuple[QuantizedTensor | Decoded, OperandCounts]]
+Made = dict[tuple[object, ...], tuple[QuantizedTensor | Decoded | Prepared, OperandCounts]]
 
 #: The plan of a site whose product is not quantized.
 _NOTHING = SitePlan(SiteRecipe())
@@ -344,7 +344,7 @@ class QuantizedEngine(Engine[Float32Array]):
         k_axis: int,
         dtype: DType | None,
         activation: str | None,
-    ) -> tuple[QuantizedTensor | Decoded, tuple[int, int]]:
+    ) -> tuple[QuantizedTensor | Decoded | Prepared, tuple[int, int]]:
         """Quantize with the scales of the calibration, or with scales from ``x`` itself.
 
         Return also how many numbers saturated and underflowed.
@@ -361,13 +361,17 @@ class QuantizedEngine(Engine[Float32Array]):
             function = activation and golden_name(activation)
             return decoded_bfloat16(x, fmt, static.scale, static.zero_point, dtype, function)
         lost = q.lost(x)
-        return (q, lost) if dtype is None else (decoded(q, k_axis, dtype), lost)
+        if dtype is not None:
+            return decoded(q, k_axis, dtype), lost
+        # Several layers of one input then decode its blocks once.
+        prepares = isinstance(fmt, BlockFormat) and self.accumulator.kind == "exact"
+        return Prepared(q, k_axis) if prepares else q, lost
 
     def codes_product(self, a: Operandlike, b: Operandlike) -> Float32Array:
         """Multiply codes with the recipe's accumulator, and others as :meth:`rest_product`."""
         if isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor):
             return matmul(a, b, self.recipe.accumulate)
-        if isinstance(a, QuantizedTensor) and isinstance(b, Prepared):
+        if isinstance(a, QuantizedTensor | Prepared) and isinstance(b, QuantizedTensor | Prepared):
             return prepared_product(a, b)
         return self.rest_product(a, b)
 
@@ -413,5 +417,6 @@ def _outliers(
 
 
 def _float32(x: Operandlike) -> Float32Array:
-    assert not isinstance(x, Decoded | Prepared)  # both operands have formats then
+    assert not isinstance(x, Decoded)  # both operands have formats then
+    x = x.tensor if isinstance(x, Prepared) else x
     return x.dequantize() if isinstance(x, QuantizedTensor) else x
