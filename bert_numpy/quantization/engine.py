@@ -130,7 +130,12 @@ class QuantizedEngine(Engine[Float32Array]):
 
     If the recipe has an ``attention``, both products and the softmax between them are one
     operation (:mod:`bert_numpy.quantization.tiled_attention`), in float32 until its result.
+
+    An operand whose codes nobody asks for is decoded at once (:mod:`npfp8.products.operands`);
+    :attr:`kept` has the decoded weights of all runs.
     """
+
+    fuses_activation = True
 
     inner: FloatEngine | Bfloat16Engine | GoldenEngine
     weights: Weights
@@ -163,8 +168,6 @@ class QuantizedEngine(Engine[Float32Array]):
                 self.checked(f"{site.name}:a", x)
                 checked = True
             yield self.linear(site, plan or _NOTHING, x, made)
-
-    fuses_activation = True
 
     def activated_linear(self, site: Site, activation: str, x: Float32Array) -> Float32Array:
         """Look up the codes' values of the activation of ``x``, where its scale is known."""
