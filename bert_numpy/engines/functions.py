@@ -176,10 +176,15 @@ def parameters(weights: Weights, name: str) -> tuple[Float32Array, Float32Array]
 def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:
     """Add rows of embedding tables in their order. (tokens,) each -> (tokens, columns)."""
     (name, *_, rows), *others = tables
-    x = np.take(parameter(weights, name), rows, axis=0)  # in half the time of indexing
+    x = _rows_of(parameter(weights, name), rows)
     for name, *_, rows in others:
-        x += np.take(parameter(weights, name), rows, axis=0)
+        x += _rows_of(parameter(weights, name), rows)
     return x
+
+
+def _rows_of(table: Float32Array, rows: IntArray) -> Float32Array:
+    """Return ``table[rows]``, in half the time; 64 bits may be too wide an index for the machine."""
+    return np.take(table, rows.astype(np.intp, copy=False), axis=0)
 
 
 def position_bias(weights: Weights, table: Table) -> Float32Array:
