@@ -183,7 +183,7 @@ def gather(weights: Weights, tables: Sequence[Table]) -> Float32Array:
 
 
 def _rows_of(table: Float32Array, rows: IntArray) -> Float32Array:
-    """Return ``table[rows]``, in half the time; 64 bits may be too wide an index for the machine."""
+    """Return ``table[rows]``, in half the time, by indices of the machine's own width."""
     return np.take(table, rows.astype(np.intp, copy=False), axis=0)
 
 
