@@ -492,10 +492,12 @@ def test_the_values_are_the_engines(family: str, engine: Any) -> None:
 
 def test_every_operation_is_on_the_tape() -> None:
     """An operation left to an inner engine would hand nodes to it."""
-    operations = {name for name, value in vars(Engine).items() if callable(value)} - {"attention"}
+    fused = {"attention", "activated_linear"}
+    operations = {name for name, value in vars(Engine).items() if callable(value)} - fused
     operations = {name for name in operations if not name.startswith("_")}
     assert operations <= vars(TapeEngine).keys()
     assert not TapeEngine.fuses_attention
+    assert not TapeEngine.fuses_activation
     moves = {"split_heads", "merge_heads", "texts", "join", "first", "padded", "column"}
     assert moves <= vars(TapeLayout).keys()
 
