@@ -115,11 +115,12 @@ def blas_product(x: Array, y: Array) -> Array:
     array([[11.]], dtype=float32)
     """
     pieces = _pieces(len(x), *y.shape) if x.ndim == y.ndim == 2 else 1
-    cut = pieces > 1 and y.flags.f_contiguous
-    right = y.T.reshape(pieces, -1, len(y)).swapaxes(-1, -2) if cut else y
+    right = y
+    if pieces > 1:  # in whatever layout y is, so that no bit depends on that
+        right = np.asfortranarray(y).T.reshape(pieces, -1, len(y)).swapaxes(-1, -2)
     with np.errstate(all="ignore"):
         product: Array = np.matmul(x, right)
-    return product.swapaxes(0, 1).reshape(len(x), -1) if cut else product
+    return product if right is y else product.swapaxes(0, 1).reshape(len(x), -1)
 
 
 def _pieces(rows: int, k: int, columns: int) -> int:

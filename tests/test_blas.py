@@ -110,3 +110,15 @@ def test_only_few_rows_are_multiplied_in_pieces() -> None:
     assert arrays._pieces(16, 3072, 768) == 1  # pieces of 12 outputs
     assert arrays._pieces(16, 384, 77) == 1
     assert arrays._pieces(800, 128, 128) == 1
+
+
+@pytest.mark.parametrize("rows", [4, 16, 50])
+def test_products_of_few_rows_do_not_depend_on_the_layout(rows: int) -> None:
+    """A weight that was saved and loaded may lie in memory by columns."""
+    generator = np.random.default_rng(rows)
+    x = generator.normal(size=(rows, 96)).astype(np.float32)
+    y = generator.normal(size=(96, 384)).astype(np.float32)
+    assert arrays._pieces(rows, 96, 384) > 1
+    by_columns = blas_product(x, np.asfortranarray(y))
+    for same in (y, np.repeat(y, 2, axis=1)[:, ::2]):
+        np.testing.assert_array_equal(blas_product(x, same), by_columns)
