@@ -174,7 +174,7 @@ def prepared_product(a: QuantizedTensor | Prepared, b: QuantizedTensor | Prepare
     >>> import numpy as np
     >>> from npfp8 import quantize
     >>> from npfp8.products.blocks import Prepared
-    >>> a = quantize(np.ones((1, 32)), "MXFP8")
+    >>> a = quantize(np.ones((1, 32)), "MXFP4")
     >>> prepared_product(a, Prepared(a.mT, -2))
     array([[32.]], dtype=float32)
     """
