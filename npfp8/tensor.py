@@ -376,7 +376,7 @@ class QuantizedTensor:
             largest = magnitudes >= fmt.max_code
             scales = np.broadcast_to(scale, x.shape)[largest] if scale.ndim else scale
             signed = floats is None or floats.signed  # negative numbers of others are NaN
-            with np.errstate(all="ignore"):  # the scale of a block may be 0 or NaN
+            with np.errstate(all="ignore"):  # a quotient may overflow, or x be NaN
                 quotients = (np.abs(x[largest]) if signed else x[largest]) / scales
             # A scale from the largest element itself may round to just beyond. INT4's reaches
             # half a step beyond its largest value, where a code is as near as any other.
