@@ -9,7 +9,7 @@ a core and need no more memory than a few chunks.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "Kernel",
     "Kernels",
     "apply_chunkwise",
+    "as_right_operand",
     "bfloat16_kernel",
     "blas_product",
     "chunks",
@@ -59,14 +60,19 @@ _SMALLEST_SCRATCH = 1 << 12
 #: The temporaries that each thread keeps, by the name of their dtype.
 _KEPT = threading.local()
 
-#: OpenBLAS with AVX-512 multiplies matrices without packing them first up to this many results,
-#: and up to this many multiplications. Packing the weights for few rows takes half of the time.
-_UNPACKED_RESULTS, _UNPACKED_WORK = 1200, 100**3
+#: OpenBLAS with AVX-512 multiplies small matrices without packing them first. Packing the weights
+#: for few rows takes half of the time, so the columns of a product are cut into pieces that need
+#: none. The limits are the most multiplications of a piece; the most results, if the right operand
+#: is the transpose of a contiguous array; the fewest columns; and the most rows. A text of 16
+#: tokens then takes 0.6 to 0.7 of the time; with smaller pieces it takes more. The kernels for
+#: AVX2 gain nothing, and lose some 5 %.
+_UNPACKED_WORK, _UNPACKED_RESULTS = 100**3, 1200
+_FEWEST_COLUMNS, _FEW_ROWS = 16, 64
+_FEWEST_COLUMNS_TRANSPOSED = 24
 
-#: The fewest columns of a piece, and the most rows that pieces of so many can have. With AVX-512 a
-#: text of 16 tokens then takes 0.63 to 0.72 of the time. The kernels for AVX2 gain nothing, and
-#: lose some 5 %; with smaller pieces much more.
-_FEWEST_COLUMNS, _FEW_ROWS = 24, _UNPACKED_RESULTS // 24
+#: A right operand with at most so many numbers is faster as it is, row by row; a larger one
+#: transposed, so that its pieces lie side by side.
+_SMALL = 1 << 18
 
 #: Codes in a chunk from which a table of pairs, once made, is worth its memory.
 _PAIRS_FROM = 1 << 10
@@ -75,7 +81,7 @@ _PAIRS_FROM = 1 << 10
 _PAIR_DTYPES = {1: np.uint16, 2: np.uint32, 4: np.uint64}
 
 
-def chunks(length: int, size: int) -> Iterator[slice]:
+def chunks(length: int, size: int) -> list[slice]:
     """Cut ``range(length)`` into slices of ``size`` elements; the last may reach beyond the end.
 
     Work that makes several passes over an array is done chunk by chunk, so that
@@ -87,8 +93,7 @@ def chunks(length: int, size: int) -> Iterator[slice]:
     >>> [list(range(5))[chunk] for chunk in chunks(5, 2)]
     [[0, 1], [2, 3], [4]]
     """
-    for start in range(0, length, size):
-        yield slice(start, start + size)
+    return [slice(start, start + size) for start in range(0, length, size)]
 
 
 def blas_product(x: Array, y: Array) -> Array:
@@ -114,24 +119,61 @@ def blas_product(x: Array, y: Array) -> Array:
     >>> blas_product(np.float32([[1, 2]]), np.float32([[3], [4]]))
     array([[11.]], dtype=float32)
     """
-    pieces = _pieces(len(x), *y.shape) if x.ndim == y.ndim == 2 else 1
-    right = y
-    if pieces > 1:  # in whatever layout y is, so that no bit depends on that
-        right = np.asfortranarray(y).T.reshape(pieces, -1, len(y)).swapaxes(-1, -2)
+    pieces, right = 1, y
+    if x.ndim == 2 and y.ndim > 1:
+        # Sums in float64 are exact where it matters. Those in float32 should not depend on the
+        # layout of y, so it is always cut in the same way.
+        by_rows = y.dtype == np.float64 and y.flags.c_contiguous
+        pieces = _pieces(len(x), *y.shape[-2:], by_rows)
+        if pieces > 1:
+            right = _cut(y, pieces, by_rows)
     with np.errstate(all="ignore"):
         product: Array = np.matmul(x, right)
-    return product if right is y else product.swapaxes(0, 1).reshape(len(x), -1)
+    if right is not y:
+        product = product.swapaxes(-3, -2).reshape(*product.shape[:-3], len(x), -1)
+    return product
 
 
-def _pieces(rows: int, k: int, columns: int) -> int:
+def _pieces(rows: int, k: int, columns: int, by_rows: bool) -> int:
     """Return into how many parts to cut the columns of a product: a power of 2, often 1."""
     if not 0 < rows <= _FEW_ROWS or not k:
         return 1
-    most = min(_UNPACKED_RESULTS // rows, _UNPACKED_WORK // (rows * k))
+    most, fewest = _UNPACKED_WORK // (rows * k), _FEWEST_COLUMNS
+    if not by_rows:
+        most, fewest = min(most, _UNPACKED_RESULTS // rows), _FEWEST_COLUMNS_TRANSPOSED
     pieces = 1
     while columns > pieces * most and columns % (2 * pieces) == 0:
         pieces *= 2
-    return pieces if most >= columns // pieces >= _FEWEST_COLUMNS else 1
+    return pieces if most >= columns // pieces >= fewest else 1
+
+
+def _cut(y: Array, pieces: int, by_rows: bool) -> Array:
+    """Cut the columns of matrices: (..., K, N) -> (..., pieces, K, N / pieces)."""
+    if by_rows:
+        return y.reshape(*y.shape[:-1], pieces, -1).swapaxes(-3, -2)
+    columns = np.ascontiguousarray(y.swapaxes(-2, -1))
+    return columns.reshape(*y.shape[:-2], pieces, -1, y.shape[-2]).swapaxes(-2, -1)
+
+
+def as_right_operand(x: Float64Array) -> Float64Array:
+    """Lay out a matrix as :func:`blas_product` reads it fastest, for products with few rows.
+
+    Parameters
+    ----------
+    x : ndarray of float64, (K, N)
+
+    Returns
+    -------
+    ndarray of float64, (K, N)
+        Row by row if it is small, and otherwise column by column; ``x`` itself if it is so.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_right_operand(np.ones((3, 2)).T).flags.c_contiguous
+    True
+    """
+    return np.ascontiguousarray(x) if x.size <= _SMALL else np.asfortranarray(x)
 
 
 def scratch(size: int, dtype: type[np.generic]) -> Array:
@@ -202,10 +244,11 @@ def table_kernel(table: Array) -> Kernel:
 
 def bfloat16_kernel(table: Array) -> Kernel:
     """Return the kernel of ``table[bits]`` for float32 chunks: the upper 16 bits of each."""
-    take, shift = table_kernel(table), np.array(16, np.uint32)
+    take, shift = table.take, np.array(16, np.uint32)
 
     def kernel(x: Array, results: Array) -> None:
-        take(np.right_shift(x.view(np.uint32), shift, scratch(x.size, np.uint32)), results)
+        indices = np.right_shift(x.view(np.uint32), shift, scratch(x.size, np.intp))
+        take(indices, None, results, "clip")
 
     return kernel
 
@@ -280,8 +323,8 @@ def apply_chunkwise(
     dtype = np.dtype(dtype)
     if type(threads) is not int:
         threads = integer("threads", threads)
-    if out is None:
-        out = np.empty_like(x, dtype, order=order, subok=False)
+    if fresh := out is None:
+        out = np.empty_like(x, dtype, order, False)
     else:
         require_array("out", out, dtype)
         if out.shape != x.shape:
@@ -292,7 +335,7 @@ def apply_chunkwise(
     result, out = out, np.asarray(out)  # np.matrix has two axes always
     arrays = [np.asarray(array) for array in (x, *others)]
     if threads == 1 or x.size <= _SMALLEST_SHARE:
-        _apply(kernel, arrays, out, order)
+        _apply(kernel, arrays, out, order, fresh)
         return result
     # Else one thread could write what another has yet to read.
     arrays = [array.copy() if np.may_share_memory(array, out) else array for array in arrays]
@@ -327,15 +370,20 @@ def require_writable(name: str, x: Array) -> None:
         raise ValueError(f"{name}: expected an array that can be written, found a read-only one")
 
 
-def _apply(kernel: Kernels, inputs: Sequence[Array], out: Array, order: Any) -> None:
-    if out.flags.c_contiguous and all(_readable_at_once(x, out) for x in inputs):
-        sources, target = [x.reshape(-1) for x in inputs], out.reshape(-1)
-        if target.size <= CHUNK:
-            kernel(*sources, target)
+def _apply(
+    kernel: Kernels, inputs: Sequence[Array], out: Array, order: Any, fresh: bool = False
+) -> None:
+    """Apply a kernel to arrays; ``fresh`` says that the inputs cannot overlap ``out``."""
+    usable = all(x.flags.aligned and x.dtype.isnative for x in inputs)
+    if usable and (fresh or not any(np.may_share_memory(x, out) for x in inputs)):
+        flat = _flat([*inputs, out], order)
+        if flat is not None:
+            if out.size <= CHUNK:
+                kernel(*flat)
+                return
+            for chunk in chunks(out.size, CHUNK):
+                kernel(*(array[chunk] for array in flat))
             return
-        for chunk in chunks(target.size, CHUNK):
-            kernel(*(source[chunk] for source in sources), target[chunk])
-        return
     pieces = np.nditer(  # type: ignore[call-overload]  # NumPy's stubs misspell "contig"
         [*inputs, out],
         flags=["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"],
@@ -350,7 +398,24 @@ def _apply(kernel: Kernels, inputs: Sequence[Array], out: Array, order: Any) -> 
             kernel(*operands)
 
 
-def _readable_at_once(x: Array, out: Array) -> bool:
-    """Check whether a kernel can read an array as it is, while it writes another."""
-    usable = x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative
-    return bool(usable and not np.may_share_memory(x, out))
+def _flat(arrays: list[Array], order: Any) -> list[Array] | None:
+    """Return arrays of one shape as 1-D views; None if they lie in memory in several orders.
+
+    An array whose axes are permuted, as heads of attention are, lies in an order of its own.
+    """
+    if not _contiguous(arrays):
+        if order != "K":
+            return None
+        strides = arrays[-1].strides
+        axes = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+        arrays = [array.transpose(axes) for array in arrays]
+        if not _contiguous(arrays):
+            return None
+    return [array.reshape(-1) for array in arrays]
+
+
+def _contiguous(arrays: list[Array]) -> bool:
+    for array in arrays:  # a loop takes a third of the time of `all`, which tiny models feel
+        if not array.flags.c_contiguous:
+            return False
+    return True

@@ -1,6 +1,7 @@
 """A BLAS may raise any floating-point exception; nobody hears of it, and no bit depends on it."""
 
 import ast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,13 +104,24 @@ def test_the_tests_own_products_are_quiet():
 
 
 def test_only_few_rows_are_multiplied_in_pieces() -> None:
-    """A piece has at most 1,200 results, the least number of pieces, and at least 24 outputs."""
-    assert [arrays._pieces(rows, 384, 1536) for rows in (1, 4, 16, 32, 50, 51)] == [
+    """A piece has at most a million multiplications, the least number of pieces, and 16 outputs."""
+    assert [arrays._pieces(rows, 384, 1536, True) for rows in (1, 2, 4, 16, 32, 64, 65)] == [
+        1, 2, 4, 16, 32, 64, 1
+    ]  # fmt: skip
+    assert arrays._pieces(64, 768, 3072, True) == 1  # pieces of 12 outputs
+    assert arrays._pieces(16, 384, 77, True) == 1
+    assert arrays._pieces(16, 384, 77 * 8, True) == 4
+    assert arrays._pieces(0, 384, 1536, True) == arrays._pieces(16, 0, 1536, True) == 1
+
+
+def test_pieces_of_a_transpose() -> None:
+    """They have at most 1,200 results, too, and at least 24 outputs."""
+    assert [arrays._pieces(rows, 384, 1536, False) for rows in (1, 4, 16, 32, 50, 51)] == [
         2, 8, 32, 64, 64, 1
     ]  # fmt: skip
-    assert arrays._pieces(16, 3072, 768) == 1  # pieces of 12 outputs
-    assert arrays._pieces(16, 384, 77) == 1
-    assert arrays._pieces(800, 128, 128) == 1
+    assert arrays._pieces(16, 3072, 768, False) == 1  # pieces of 12 outputs
+    assert arrays._pieces(16, 384, 77, False) == 1
+    assert arrays._pieces(800, 128, 128, False) == 1
 
 
 @pytest.mark.parametrize("rows", [4, 16, 50])
@@ -118,7 +130,35 @@ def test_products_of_few_rows_do_not_depend_on_the_layout(rows: int) -> None:
     generator = np.random.default_rng(rows)
     x = generator.normal(size=(rows, 96)).astype(np.float32)
     y = generator.normal(size=(96, 384)).astype(np.float32)
-    assert arrays._pieces(rows, 96, 384) > 1
+    assert arrays._pieces(rows, 96, 384, False) > 1
     by_columns = blas_product(x, np.asfortranarray(y))
     for same in (y, np.repeat(y, 2, axis=1)[:, ::2]):
         np.testing.assert_array_equal(blas_product(x, same), by_columns)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 40, 64, 65])
+@pytest.mark.parametrize("shape", [(512, 128), (128, 512), (3, 128, 256), (2, 3, 96, 48)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products_with_exact_sums_in_any_layout(
+    rows: int, shape: tuple[int, ...], dtype: Any
+) -> None:
+    """Cut into pieces or not, of one matrix or a stack of them."""
+    generator = np.random.default_rng(rows)
+    x = generator.integers(-99, 100, (rows, shape[-2]))
+    y = generator.integers(-99, 100, shape)
+    expected = np.einsum("ik,...kj->...ij", x, y)
+    transposed = np.ascontiguousarray(y.swapaxes(-2, -1)).swapaxes(-2, -1)
+    backwards = np.ascontiguousarray(y[..., ::-1])[..., ::-1]
+    for same in (y, transposed, np.repeat(y, 2, axis=-1)[..., ::2], backwards):
+        found = blas_product(x.astype(dtype), same.astype(dtype, order="K"))
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_layouts_of_right_operands() -> None:
+    """A matrix that is laid out as it should be is not copied."""
+    small, large = np.ones((512, 512)), np.ones((513, 512))
+    for x in (small, large.T):
+        assert arrays.as_right_operand(x) is x
+    assert arrays.as_right_operand(small.T).flags.c_contiguous
+    assert arrays.as_right_operand(large).flags.f_contiguous

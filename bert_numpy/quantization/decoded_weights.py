@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from bert_numpy.engines.engine import Weights
 from bert_numpy.quantization.plan import SitePlan
 from bert_numpy.quantization.recipe import SiteRecipe
 from npfp8 import Accumulator, BlockFormat, Format, QuantizedTensor
+from npfp8.arrays import as_right_operand
 from npfp8.products.blocks import PREPARED_BYTES, Prepared
 from npfp8.products.operands import Decoded, decoded, product_dtype
 
@@ -65,6 +67,11 @@ class DecodedWeights:
     def __reduce__(self) -> tuple[type[DecodedWeights], tuple[int]]:
         return DecodedWeights, (self.budget,)
 
+    def get(self, name: str, weight: QuantizedTensor) -> Decoded | Prepared | None:
+        """Return the operand of a weight, (K, N), if it is kept."""
+        found = self._kept.get(name)
+        return found.operand if found is not None and found.weight is weight else None
+
     def decoded(self, name: str, weight: QuantizedTensor, dtype: DType) -> Decoded:
         """Return the operand of products with the transpose of a weight.
 
@@ -81,7 +88,7 @@ class DecodedWeights:
         Decoded, (K, N)
         """
         operand: Decoded = self._operand(
-            name, weight, dtype, lambda: decoded(weight.mT, -2, dtype), np.dtype(dtype).itemsize
+            name, weight, dtype, lambda: _decoded(weight, dtype), np.dtype(dtype).itemsize
         )
         return operand
 
@@ -111,6 +118,13 @@ class DecodedWeights:
                 self._kept[name] = kept
                 self.nbytes += kept.nbytes
         return kept.operand
+
+
+def _decoded(weight: QuantizedTensor, dtype: DType) -> Decoded:
+    operand = decoded(weight.mT, -2, dtype)
+    if dtype is not np.float64:
+        return operand
+    return replace(operand, values=as_right_operand(operand.values))
 
 
 class _Kept(NamedTuple):

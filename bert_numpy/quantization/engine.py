@@ -157,7 +157,7 @@ class QuantizedEngine(Engine[Float32Array]):
 
     def linears(self, sites: Sequence[Site], x: Float32Array) -> Iterator[Float32Array]:
         """Quantize the one input of several layers once per distinct operand and scale."""
-        made: Made = {}
+        made: Made | None = {} if len(sites) > 1 else None
         checked = False
         for site in sites:
             plan = self.plans.get(site.name)
@@ -179,12 +179,17 @@ class QuantizedEngine(Engine[Float32Array]):
             and plan.smoothing is None
         ):
             self.checked(f"{site.name}:a", x)  # the activation of a finite number is finite
-            return self.linear(site, plan, x, {}, activation)
+            return self.linear(site, plan, x, None, activation)
         (result,) = self.linears([site], self.activation(activation, x))
         return result
 
     def linear(
-        self, site: Site, plan: SitePlan, x: Float32Array, made: Made, activation: str | None = None
+        self,
+        site: Site,
+        plan: SitePlan,
+        x: Float32Array,
+        made: Made | None,
+        activation: str | None = None,
     ) -> Float32Array:
         """Compute a linear layer, of the activation of ``x`` if one is named."""
         weight, bias = (self.weights[f"{site.name}.{part}"] for part in ("weight", "bias"))
@@ -198,6 +203,8 @@ class QuantizedEngine(Engine[Float32Array]):
         """Return a layer's weight as the right operand of its product. (N, K) -> (K, N)."""
         if not isinstance(weight, QuantizedTensor):
             return weight.T
+        if (kept := self.kept.get(name, weight)) is not None:
+            return kept  # the recipe decided how when it was made
         if is_prepared(plan.recipe, weight, self.accumulator):
             return self.kept.prepared(name, weight)
         dtype = self.decoded_dtype(plan, format_to_decode(weight), weight.shape[-1])
