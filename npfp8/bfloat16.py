@@ -8,6 +8,7 @@ rounding or flush-to-zero mode of the processor.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from npfp8.arrays import (
     Float32Array,
     Float64Array,
     chunks,
+    parts,
     require_array,
     require_writable,
     scratch,
@@ -190,13 +192,11 @@ def round_in_place(x: Float32Array) -> Float32Array:
     require_array("x", x, np.float32)
     contiguous = np.ascontiguousarray(x)
     require_writable("x", contiguous)
-    flat = contiguous.reshape(-1)
-    for chunk in chunks(flat.size, _CHUNK):
-        part = flat[chunk]
-        if np.isnan(np.maximum.reduce(part)):  # a maximum with NaN is one
+    for part in parts(contiguous.reshape(-1), _CHUNK):
+        if part.size and math.isnan(np.maximum.reduce(part)):  # a maximum with NaN is one
             round_to_bfloat16(part, out=part)
         else:
-            round_finite(part)
+            _round_float32(part, part, scratch(part.size, np.uint32))
     return contiguous
 
 
@@ -223,9 +223,7 @@ def round_finite(x: Float32Array) -> None:
     array([3.140625,      inf], dtype=float32)
     """
     require_array("x", x, np.float32)
-    flat = x.reshape(-1)
-    for chunk in chunks(flat.size, _CHUNK):
-        part = flat[chunk]
+    for part in parts(x.reshape(-1), _CHUNK):
         _round_float32(part, part, scratch(part.size, np.uint32))
 
 

@@ -13,7 +13,7 @@ The result is a float32 array, rounded once to the ``precision``, "bfloat16" or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -570,5 +570,5 @@ def _folded(x: Float64Array) -> Float64Array:
     return x[0] + 0.0
 
 
-def _chunks_of(rows: Float32Array) -> Iterator[slice]:
+def _chunks_of(rows: Float32Array) -> list[slice]:
     return chunks(len(rows), max(1, _CHUNK // rows.shape[-1]))

@@ -189,6 +189,20 @@ def test_counts_with_a_zero_point_of_a_signed_format() -> None:
     assert lost == quantize_bfloat16(x, INT8, 1.0, 5).lost(x) == (2, 1)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_product_depends_on_the_signs_of_zeros(dtype: Any) -> None:
+    """What underflows is -0 among the values of a table, and every other zero is +0."""
+    x = np.float32([[-1e-9, 1e-9], [-0.0, 0.0]])
+    a, lost = decoded_bfloat16(x, E4M3FN, 1.0, None, dtype)
+    assert lost == (0, 2)
+    assert np.signbit(a.values).tolist() == [[True, True], [False, False]]
+    b = decoded(quantize(np.float32([[1, -1], [-1, 0]]), E4M3FN, 1.0), -2, dtype)
+    accumulator = ACCUMULATORS["exact" if dtype is np.float64 else "float32"]
+    for bias in (None, np.float32([0.0, -0.0])):
+        product = decoded_product(a, b, accumulator, bias, to_bfloat16=True)
+        assert_same_bits(product, np.zeros((2, 2), np.float32))
+
+
 @every_format
 def test_nan_without_a_code(fmt: Format, zero_point: int | None) -> None:
     """The same error, wherever the NaN is."""

@@ -232,10 +232,11 @@ def decoded_bfloat16(
     >>> operand.values, lost
     (array([  0.5,   1.5, 448. ]), Lost(saturated=1, underflowed=0))
     """
-    number = float(scale) if isinstance(scale, float) or not np.ndim(scale) else None
-    if number is None or not isinstance(x, np.ndarray) or x.dtype != np.float32 or not x.size:
+    if not isinstance(scale, np.ndarray):
+        scale = np.asarray(scale)
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or not x.size or scale.ndim:
         return _by_codes(x, fmt, scale, zero_point, dtype, function)  # no numbers, or an error
-    table = _bfloat16_table(fmt, number, zero_point, dtype, function)
+    table = _bfloat16_table(fmt, float(scale), zero_point, np.dtype(dtype), function)
     if table is None:
         return _by_codes(x, fmt, scale, zero_point, dtype, function)
     saturated = underflowed = 0
@@ -244,9 +245,13 @@ def decoded_bfloat16(
     def kernel(part: Float32Array, results: Array) -> None:
         nonlocal saturated, underflowed, finite
         table.look_up(part, results)
-        if not (np.maximum.reduce(part) <= table.high and np.minimum.reduce(part) >= table.low):
-            finite &= bool(np.isfinite(part).all())
-            saturated += int(np.count_nonzero((part < table.low) | (part > table.high)))
+        least, most = np.minimum.reduce(part), np.maximum.reduce(part)  # NaN if there is one
+        if not (least >= table.low and most <= table.high):
+            finite &= math.isfinite(least) and math.isfinite(most)
+            if least < table.low:
+                saturated += int(np.count_nonzero(part < table.low))
+            if most > table.high:
+                saturated += int(np.count_nonzero(part > table.high))
         underflowed += np.count_nonzero(results.view(table.bits) == table.negative_zero)
 
     found = apply_chunkwise(kernel, x, dtype)
@@ -281,7 +286,7 @@ class _Table(NamedTuple):
     span: float
     low: np.float32
     high: np.float32
-    bits: type[np.signedinteger[Any]]
+    bits: np.dtype[np.signedinteger[Any]]
     negative_zero: Array
 
 
@@ -290,7 +295,7 @@ def _bfloat16_table(
     fmt: Format,
     scale: float,
     zero_point: int | None,
-    dtype: type[np.floating[Any]],
+    dtype: np.dtype[np.floating[Any]],
     function: str | None,
 ) -> _Table | None:
     """Make the table; None if what saturates is not as :class:`_Table` says."""
@@ -316,7 +321,7 @@ def _bfloat16_table(
         code_span(fmt, zero_point is not None),
         x[below],
         x[len(x) - 1 - above],
-        bits := np.int32 if dtype is np.float32 else np.int64,
+        bits := np.dtype(f"i{dtype.itemsize}"),
         np.asarray(np.iinfo(bits).min, bits),
     )
 
