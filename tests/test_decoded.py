@@ -952,6 +952,25 @@ def test_a_weight_is_decoded_once() -> None:
     assert kept.nbytes == found.values.nbytes == 4 * 3 * 8
 
 
+@pytest.mark.parametrize(("shape", "by_rows"), [((512, 512), True), ((513, 512), False)])
+def test_layouts_of_decoded_weights(shape: tuple[int, int], by_rows: bool) -> None:
+    """Sums in float64 are exact, so a small weight may be laid out as single texts need it."""
+    w = weight(0, shape)
+    exact = DecodedWeights().decoded("layer", w, np.float64)
+    assert exact.values.flags.c_contiguous == by_rows
+    assert exact.values.flags.f_contiguous != by_rows
+    assert_same_operands(exact, decoded(w.mT, -2, np.float64))
+    assert DecodedWeights().decoded("layer", w, np.float32).values.flags.f_contiguous
+
+
+def test_a_weight_is_found_by_name_and_identity() -> None:
+    kept, w = DecodedWeights(), weight(0)
+    assert kept.get("layer", w) is None
+    operand = kept.decoded("layer", w, np.float64)
+    assert kept.get("layer", w) is operand
+    assert kept.get("layer", weight(0)) is kept.get("other", w) is None
+
+
 def test_another_weight_or_dtype_of_the_name_replaces_it() -> None:
     kept = DecodedWeights()
     first = weight(0)
