@@ -419,7 +419,7 @@ def _finished(
     per_row = np.broadcast_to(scale, sums.shape).reshape(rows.shape) if scale.ndim else None
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         # Sums of finite numbers make no NaN with bits of its own; a bias may bring one.
-        usual = nan_bits is None and (bias is None or math.isfinite(bias.sum()))
+        usual = nan_bits is None and (bias is None or math.isfinite(np.add.reduce(bias)))
         round_rows = round_finite if usual else round_in_place
         for chunk in chunks(len(rows), max(1, _CHUNK // columns)):
             part = found[chunk]
