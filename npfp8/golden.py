@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from npfp8.arrays import (
     Float32Array,
     Float64Array,
     IntArray,
+    bfloat16_kernel,
     chunks,
     lookup,
     require_array,
@@ -71,8 +73,16 @@ PRECISIONS = ("bfloat16", "float32")
 #: The smallest divisor of :func:`normalize`: a vector of zeros stays one.
 SMALLEST_NORM = 1e-12
 
-#: The lower half of a float32 that is a midpoint of bfloat16, and the bits of the upper half.
-_HALF, _UPPER = np.uint16(0x8000), np.uint32(0xFFFF0000)
+#: The lower half of a float32 that is a midpoint of bfloat16, the bits of the upper half, and its
+#: last one.
+_HALF, _UPPER = np.uint32(0x8000), np.uint32(0xFFFF0000)
+_LAST_PLACE, _HALF_16 = np.uint32(0x10000), np.uint16(0x8000)
+
+#: exp(x) of larger numbers is not in the table of softmax, and of smaller ones it is 0. A row of
+#: this sum has a number above -214, next to which these are 0 in bfloat16.
+_TABLE_END, _LEAST_SUM = 350.0, 1e-87
+#: See :func:`_softmax_by_table`.
+_DOUBTFUL = 2.0**-36
 
 # For require_ieee754: products with a subnormal result or operand, and sums that to nearest are
 # 1 or -1, some of them as ties. Long enough for the SIMD loops that data takes, and a rest.
@@ -122,21 +132,8 @@ def tree_sum(x: npt.NDArray[np.floating], axis: int = -1) -> npt.NDArray[np.floa
     axis = integer("axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected one of {x.ndim} axes, found {axis}")
-    folded = np.moveaxis(x, axis, -1)
-    length = folded.shape[-1]
-    while length > 1:
-        half = 1 << (length - 1).bit_length() - 1
-        if length == 2 * half:
-            folded = folded[..., :half] + folded[..., half:]
-        else:
-            sums = folded[..., :half].copy()
-            sums[..., : length - half] += folded[..., half:]
-            folded = sums
-        length = half
-    if length == 0:
-        return np.zeros(folded.shape[:-1], x.dtype)
-    # Of -0 and padded zeros the sum is +0; before, which of them does not show.
-    return np.asarray(folded[..., 0] + x.dtype.type(0))
+    moved = np.moveaxis(x, axis, 0)
+    return _folded(moved, np.empty_like(moved[1:]))
 
 
 def unary(name: str, x: Float32Array, precision: str = "bfloat16") -> Float32Array:
@@ -258,8 +255,13 @@ def multiply(
         exact = np.float32(factor)
     if float(exact) != float(factor):
         raise ValueError(f"factor: expected a float32 number, found {factor!r}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _rounded(_checked("x", x).astype(np.float64) * np.float64(exact), precision)
+    x = _checked("x", x)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return _rounded_once(
+            np.asarray(np.multiply(x, exact)),
+            precision,
+            lambda which: x.reshape(-1)[which].astype(np.float64) * np.float64(exact),
+        )
 
 
 def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
@@ -288,14 +290,65 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
     precision = _precision(precision)
     rows, out = _rows(x)
     for chunk in _chunks_of(rows):
-        with np.errstate(under="ignore", invalid="ignore"):
-            weights, others = _columns(rows[chunk])
-            weights -= weights.max(axis=0)
-            elementary.exp(weights, out=weights)
-            others[...] = weights
-            weights /= _folded(others)
-        out[chunk] = _rounded(weights, precision).T
+        part, result = rows[chunk], out[chunk]
+        if precision == "bfloat16" and _by_table(part):
+            doubtful = _softmax_by_table(part, result)
+            if doubtful.size:
+                result[doubtful] = _softmax(part[doubtful], precision)
+        else:
+            result[...] = _softmax(part, precision)
     return out.reshape(x.shape)
+
+
+def _softmax(rows: Float32Array, precision: str) -> Float32Array:
+    with np.errstate(under="ignore", invalid="ignore"):
+        weights, others = _columns(rows)
+        weights -= weights.max(axis=0)
+        elementary.exp(weights, out=weights)
+        weights /= _folded(weights, others)
+    return _rounded(weights, precision).T
+
+
+def _by_table(rows: Float32Array) -> bool:
+    """Return whether :func:`_softmax_by_table` takes these rows."""
+    bits = np.bitwise_or.reduce(rows.view(np.uint32), axis=None)
+    return not bits & ~_UPPER and rows.shape[1] <= _CHUNK
+
+
+def _softmax_by_table(rows: Float32Array, out: Float32Array) -> IntArray:
+    """Compute nearly all rows of :func:`softmax` of bfloat16 numbers; return which are in doubt.
+
+    ``exp(x) / sum(exp(x))`` with the exponentials from a table, and :func:`_softmax`, are both
+    within 2^-37 (relative) of the exact quotient, whatever the order of the sum. So they are on
+    the same side of every midpoint of bfloat16 that is farther away than 2^-36. Other rows are in
+    doubt, and those with a number too large for the table, or with nothing but small ones.
+    """
+    weights = scratch(rows.size, np.float64).reshape(rows.shape)
+    bfloat16_kernel(_exponentials())(rows.reshape(-1), weights.reshape(-1))
+    with np.errstate(under="ignore", invalid="ignore", divide="ignore"):
+        sums = np.einsum("ij->i", weights)
+        weights /= sums[:, None]
+        out[...] = weights
+    midpoints = _round_midpoints_up(out)
+    doubtful = sums >= _LEAST_SUM
+    np.logical_not(doubtful, out=doubtful)
+    if midpoints.size:
+        exact = weights.reshape(-1)[midpoints]
+        close = _settle(out, midpoints, exact) <= _DOUBTFUL * exact
+        doubtful[midpoints[close] // rows.shape[1]] = True
+    return np.flatnonzero(doubtful)
+
+
+@lru_cache(maxsize=1)
+def _exponentials() -> Float64Array:
+    """Return exp of all 65,536 bfloat16 values: 0 below the table's range, NaN above it."""
+    with np.errstate(invalid="ignore"):  # the table has signalling NaNs too
+        x = from_bits(np.arange(1 << 16, dtype=np.uint16)).astype(np.float64)
+        table = elementary.exp(x)
+        table[x < -_TABLE_END] = 0
+        table[~(x <= _TABLE_END)] = np.nan
+    table.flags.writeable = False
+    return table
 
 
 def layer_norm(
@@ -348,9 +401,9 @@ def layer_norm(
     for chunk in _chunks_of(rows):
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             centred, others = _columns(rows[chunk])
-            others[...] = centred
-            centred -= _folded(others) / length
-            variance = _folded(np.square(centred, out=others)) / length
+            centred -= _folded(centred, others) / length
+            squares = np.square(centred, out=others)
+            variance = _folded(squares, squares) / length
             centred /= np.sqrt(variance + eps)
             centred *= factors
             centred += terms
@@ -507,28 +560,61 @@ def require_ieee754() -> None:
 
 
 def _rounded(x: npt.NDArray[np.floating], precision: str) -> Float32Array:
-    """Round once; a NaN becomes the canonical one.
+    """Round once; a NaN becomes the canonical one."""
+    if x.dtype == np.float32:
+        result = round_to_bfloat16(x) if precision == "bfloat16" else np.asarray(x)
+        return _with_canonical_nan(result)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        result = x.astype(np.float32, order="C")
+    return _rounded_once(result, precision, lambda which: x.reshape(-1)[which])
 
-    float64 is rounded to bfloat16 by way of float32, which has all midpoints of bfloat16. So the
-    first rounding takes no number beyond a midpoint. Those that it takes to one are few, and
-    rounded by themselves.
+
+def _rounded_once(
+    x: Float32Array, precision: str, exact: Callable[[IntArray], Float64Array]
+) -> Float32Array:
+    """Round numbers to the precision that are rounded to float32 already, in place.
+
+    Float32 has all midpoints of bfloat16. So the first rounding takes no number beyond a
+    midpoint. Those that it takes to one are few; ``exact`` returns the numbers at these flat
+    indices as they were before. A NaN becomes the canonical one.
     """
-    if precision == "bfloat16" and x.dtype == np.float32:
-        result = round_to_bfloat16(x)
-    else:
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            result = x.astype(np.float32, order="C")
-    nan = np.isnan(result)
-    if precision == "bfloat16" and x.dtype == np.float64:
-        bits = result.view(np.uint32)
-        midpoints = np.flatnonzero(bits.astype(np.uint16) == _HALF)
-        bits += np.uint32(_HALF)
-        bits &= _UPPER
+    x = _with_canonical_nan(x)
+    if precision == "bfloat16":
+        midpoints = _round_midpoints_up(x)
         if midpoints.size:
-            result.reshape(-1)[midpoints] = round_to_bfloat16(x.reshape(-1)[midpoints])
-    if nan.any():
-        result[nan] = np.float32(np.nan)
-    return result
+            _settle(x, midpoints, exact(midpoints))
+    return x
+
+
+def _with_canonical_nan(x: Float32Array) -> Float32Array:
+    """Make every NaN the canonical one, in place."""
+    if np.isnan(np.maximum.reduce(x, axis=None, initial=-np.inf)):  # a maximum with NaN is one
+        x[np.isnan(x)] = np.float32(np.nan)
+    return x
+
+
+def _round_midpoints_up(x: Float32Array) -> IntArray:
+    """Round to bfloat16 in place, midpoints away from 0; return the flat indices of these."""
+    bits = x.view(np.uint32)
+    midpoints = np.flatnonzero(bits.astype(np.uint16) == _HALF_16)
+    bits += _HALF
+    bits &= _UPPER
+    return midpoints
+
+
+def _settle(x: Float32Array, midpoints: IntArray, exact: Float64Array) -> Float64Array:
+    """Round to bfloat16 what float32 had rounded to these midpoints; return their distances.
+
+    ``x`` has been through :func:`_round_midpoints_up`. A distance is that of an exact number
+    from its midpoint. A tie goes to the even one.
+    """
+    bits = x.reshape(-1).view(np.uint32)
+    up = bits[midpoints]
+    middle = (up - _HALF).view(np.float32)
+    distance = np.abs(exact) - np.abs(middle)
+    down = (distance < 0) | ((distance == 0) & (up & _LAST_PLACE != 0))
+    bits[midpoints[down]] -= _LAST_PLACE
+    return np.abs(distance)
 
 
 def _checked(name: str, x: Float32Array) -> Float32Array:
@@ -560,14 +646,25 @@ def _columns(rows: Float32Array) -> tuple[Float64Array, Float64Array]:
     return columns, others
 
 
-def _folded(x: Float64Array) -> Float64Array:
-    """Compute :func:`tree_sum` over the first axis in the memory of ``x``: (n, rows) -> (rows,)."""
+def _folded(x: npt.NDArray[Any], memory: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Compute :func:`tree_sum` over the first axis: (n, ...) -> (...).
+
+    The partial sums are kept in ``memory``, of at least n - 1 elements along this axis. It may
+    be ``x``.
+    """
     length = len(x)
+    if not length:
+        return np.zeros(x.shape[1:], x.dtype)
     while length > 1:
         half = 1 << (length - 1).bit_length() - 1
-        x[: length - half] += x[half:length]
+        rest = length - half
+        np.add(x[:rest], x[half:length], out=memory[:rest])
+        if x is not memory:
+            memory[rest:half] = x[rest:half]
+            x = memory
         length = half
-    return x[0] + 0.0
+    # Of -0 and padded zeros the sum is +0; before, which of them does not show.
+    return np.asarray(x[0] + x.dtype.type(0))
 
 
 def _chunks_of(rows: Float32Array) -> Iterator[slice]:
