@@ -13,8 +13,9 @@ The result is a float32 array, rounded once to the ``precision``, "bfloat16" or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from npfp8.arrays import (
     Float64Array,
     IntArray,
     bfloat16_kernel,
+    blas_product,
     chunks,
     lookup,
     require_array,
@@ -83,6 +85,11 @@ _LAST_PLACE, _HALF_16 = np.uint32(0x10000), np.uint16(0x8000)
 _TABLE_END, _LEAST_SUM = 350.0, 1e-87
 #: See :func:`_softmax_by_table`.
 _DOUBTFUL = 2.0**-36
+
+#: The quick layer normalisation is for means up to this many deviations, and adds up blocks of
+#: this length.
+_LARGEST_MEAN, _BLOCK = 16.0, 64
+_BLOCK_ONES = np.ones(_BLOCK)
 
 # For require_ieee754: products with a subnormal result or operand, and sums that to nearest are
 # 1 or -1, some of them as ties. Long enough for the SIMD loops that data takes, and a rest.
@@ -289,14 +296,8 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
     """
     precision = _precision(precision)
     rows, out = _rows(x)
-    for chunk in _chunks_of(rows):
-        part, result = rows[chunk], out[chunk]
-        if precision == "bfloat16" and _by_table(part):
-            doubtful = _softmax_by_table(part, result)
-            if doubtful.size:
-                result[doubtful] = _softmax(part[doubtful], precision)
-        else:
-            result[...] = _softmax(part, precision)
+    quick = _softmax_by_table if precision == "bfloat16" else None
+    _fill(out, rows, quick, partial(_softmax, precision=precision))
     return out.reshape(x.shape)
 
 
@@ -309,20 +310,16 @@ def _softmax(rows: Float32Array, precision: str) -> Float32Array:
     return _rounded(weights, precision).T
 
 
-def _by_table(rows: Float32Array) -> bool:
-    """Return whether :func:`_softmax_by_table` takes these rows."""
-    bits = np.bitwise_or.reduce(rows.view(np.uint32), axis=None)
-    return not bits & ~_UPPER and rows.shape[1] <= _CHUNK
-
-
 def _softmax_by_table(rows: Float32Array, out: Float32Array) -> IntArray:
-    """Compute nearly all rows of :func:`softmax` of bfloat16 numbers; return which are in doubt.
+    """Compute :func:`softmax` in bfloat16; return the indices of the rows in doubt.
 
     ``exp(x) / sum(exp(x))`` with the exponentials from a table, and :func:`_softmax`, are both
     within 2^-37 (relative) of the exact quotient, whatever the order of the sum. So they are on
     the same side of every midpoint of bfloat16 that is farther away than 2^-36. Other rows are in
     doubt, and those with a number too large for the table, or with nothing but small ones.
     """
+    if np.bitwise_or.reduce(rows.view(np.uint32), axis=None) & ~_UPPER:  # not bfloat16
+        return np.arange(len(rows))
     weights = scratch(rows.size, np.float64).reshape(rows.shape)
     bfloat16_kernel(_exponentials())(rows.reshape(-1), weights.reshape(-1))
     with np.errstate(under="ignore", invalid="ignore", divide="ignore"):
@@ -397,18 +394,99 @@ def layer_norm(
             f"weight and bias: expected shape ({length},), found {scale.shape} and {shift.shape}"
         )
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        factors, terms = (y.astype(np.float64)[:, None] for y in (scale, shift))
-    for chunk in _chunks_of(rows):
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            centred, others = _columns(rows[chunk])
-            centred -= _folded(centred, others) / length
-            squares = np.square(centred, out=others)
-            variance = _folded(squares, squares) / length
-            centred /= np.sqrt(variance + eps)
-            centred *= factors
-            centred += terms
-        out[chunk] = _rounded(centred, precision).T
+        factors, terms = (y.astype(np.float64) for y in (scale, shift))
+    rule = partial(_layer_norm, factors, terms, float(eps), precision)
+    finite = np.isfinite(factors).all() and np.isfinite(terms).all()
+    quick = partial(_quick_layer_norm, factors, terms, float(eps), _difference(factors))
+    _fill(out, rows, quick if precision == "bfloat16" and finite else None, rule)
     return out.reshape(x.shape)
+
+
+def _layer_norm(
+    factors: Float64Array, terms: Float64Array, eps: float, precision: str, rows: Float32Array
+) -> Float32Array:
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        centred, others = _columns(rows)
+        centred -= _folded(centred, others) / len(centred)
+        squares = np.square(centred, out=others)
+        variance = _folded(squares, squares) / len(centred)
+        centred /= np.sqrt(variance + eps)
+        centred *= factors[:, None]
+        centred += terms[:, None]
+    return _rounded(centred, precision).T
+
+
+def _quick_layer_norm(
+    factors: Float64Array,
+    terms: Float64Array,
+    eps: float,
+    difference: Float64Array,
+    rows: Float32Array,
+    out: Float32Array,
+) -> IntArray:
+    """Compute :func:`layer_norm` in bfloat16, in float64 with sums in any order.
+
+    Return the indices of the rows in doubt. Those are rows with a mean that is large next to
+    their deviation, and with results that the ``difference`` from :func:`_layer_norm` might take
+    to another side of a midpoint of bfloat16: results that are close to one, and those that are
+    too small for float32 to tell.
+    """
+    length = rows.shape[1]
+    values = scratch(rows.size, np.float64).reshape(rows.shape)
+    with np.errstate(all="ignore"):
+        values[...] = rows
+        mean = _row_sums(values)
+        mean /= length
+        values -= mean[:, None]
+        deviation = _row_sums(values, squares=True)
+        deviation /= length
+        deviation += eps
+        np.sqrt(deviation, out=deviation)
+        values *= (1.0 / deviation)[:, None]
+        values *= factors
+        values += terms
+        out[...] = values
+        deviation *= _LARGEST_MEAN
+        doubtful = np.abs(mean) < deviation
+    np.logical_not(doubtful, out=doubtful)
+    midpoints = _round_midpoints_up(out)
+    magnitudes = np.abs(out, out=scratch(out.size, np.float32).reshape(out.shape)).reshape(-1)
+    small = np.flatnonzero(magnitudes < np.float32(2.0**26 * difference.max()))
+    if small.size:
+        small = small[magnitudes[small] < 2.0**26 * difference[small % length]]
+        doubtful[small // length] = True
+    if midpoints.size:
+        exact = values.reshape(-1)[midpoints]
+        distance = _settle(out, midpoints, exact)
+        close = distance <= difference[midpoints % length] + 2.0**-50 * np.abs(exact)
+        doubtful[midpoints[close] // length] = True
+    return np.flatnonzero(doubtful)
+
+
+def _row_sums(x: Float64Array, squares: bool = False) -> Float64Array:
+    """Sum rows, or their squares, block by block in any order. (rows, n) -> (rows,)."""
+    block = math.gcd(x.shape[1], _BLOCK)
+    blocks = x.reshape(-1, block)
+    if squares:
+        parts = np.einsum("ij,ij->i", blocks, blocks)
+    else:
+        parts = blas_product(blocks, _BLOCK_ONES[:block])
+    sums: Float64Array = np.add.reduce(parts.reshape(len(x), -1), axis=1)
+    return sums
+
+
+def _difference(factors: Float64Array) -> Float64Array:
+    """Return by how much columns of layer normalisation may differ if sums have another order.
+
+    Let ``u = 2^-53``, and s the most additions that a number takes part in. Two means are within
+    ``2 s u`` times the root mean square, the variances within ``2 s u`` (relative). A norm,
+    ``(x - mean) / sqrt(variance + eps)``, is at most sqrt(n), so that two differ by at most
+    ``2 s u (rms / sqrt(variance + eps) + sqrt(n) / 2)``, and a few u for the other operations.
+    """
+    length = len(factors)
+    block = math.gcd(length, _BLOCK)
+    steps = block + length // block + 16
+    return 2.0**-52 * steps * (_LARGEST_MEAN + 1 + math.sqrt(length) / 2) * np.abs(factors)
 
 
 def mean(x: Float32Array, precision: str = "float32") -> Float32Array:
@@ -570,7 +648,7 @@ def _rounded(x: npt.NDArray[np.floating], precision: str) -> Float32Array:
 
 
 def _rounded_once(
-    x: Float32Array, precision: str, exact: Callable[[IntArray], Float64Array]
+    x: Float32Array, precision: str, exact: Callable[[IntArray], npt.NDArray[np.floating]]
 ) -> Float32Array:
     """Round numbers to the precision that are rounded to float32 already, in place.
 
@@ -602,7 +680,7 @@ def _round_midpoints_up(x: Float32Array) -> IntArray:
     return midpoints
 
 
-def _settle(x: Float32Array, midpoints: IntArray, exact: Float64Array) -> Float64Array:
+def _settle(x: Float32Array, midpoints: IntArray, exact: npt.NDArray[np.floating]) -> Float64Array:
     """Round to bfloat16 what float32 had rounded to these midpoints; return their distances.
 
     ``x`` has been through :func:`_round_midpoints_up`. A distance is that of an exact number
@@ -667,5 +745,24 @@ def _folded(x: npt.NDArray[Any], memory: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(x[0] + x.dtype.type(0))
 
 
-def _chunks_of(rows: Float32Array) -> Iterator[slice]:
-    return chunks(len(rows), max(1, _CHUNK // rows.shape[-1]))
+def _fill(
+    out: Float32Array,
+    rows: Float32Array,
+    quick: Callable[[Float32Array, Float32Array], IntArray] | None,
+    rule: Callable[[Float32Array], Float32Array],
+) -> None:
+    """Fill ``out`` with a function of each row by its rule.
+
+    If there is a ``quick`` way, the rule is for the rows that it leaves in doubt. It takes
+    rows and the array for their results.
+    """
+    size = max(1, _CHUNK // rows.shape[1])
+    doubtful = np.arange(len(rows))
+    if quick is not None and rows.shape[1] <= _CHUNK:
+        found = [
+            chunk.start + quick(rows[chunk], out[chunk]) for chunk in chunks(len(rows), 2 * size)
+        ]
+        doubtful = np.concatenate(found) if found else doubtful
+    for chunk in chunks(len(doubtful), size):
+        which = doubtful[chunk]
+        out[which] = rule(rows[which])
