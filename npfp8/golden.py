@@ -34,7 +34,7 @@ from npfp8.arrays import (
     require_array,
     scratch,
 )
-from npfp8.bfloat16 import from_bits, round_to_bfloat16
+from npfp8.bfloat16 import from_bits, round_finite
 
 __all__ = [
     "POOLINGS",
@@ -89,7 +89,6 @@ _DOUBTFUL = 2.0**-36
 #: The quick layer normalisation is for means up to this many deviations, and adds up blocks of
 #: this length.
 _LARGEST_MEAN, _BLOCK = 16.0, 64
-_BLOCK_ONES = np.ones(_BLOCK)
 
 # For require_ieee754: products with a subnormal result or operand, and sums that to nearest are
 # 1 or -1, some of them as ties. Long enough for the SIMD loops that data takes, and a rest.
@@ -222,12 +221,15 @@ def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float3
     x, y = _checked("x", x), _checked("y", y)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            total = np.add(x, y)
+            total = np.asarray(np.add(x, y, order="C"))
     except ValueError:
         raise ValueError(
             f"x and y: expected shapes that broadcast, found {x.shape} and {y.shape}"
         ) from None
-    return _rounded(total, precision)
+    total = _with_canonical_nan(total)
+    if precision == "bfloat16":
+        round_finite(total)
+    return total
 
 
 def multiply(
@@ -265,7 +267,7 @@ def multiply(
     x = _checked("x", x)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return _rounded_once(
-            np.asarray(np.multiply(x, exact)),
+            np.asarray(np.multiply(x, exact, order="C")),
             precision,
             lambda which: x.reshape(-1)[which].astype(np.float64) * np.float64(exact),
         )
@@ -396,9 +398,10 @@ def layer_norm(
     with np.errstate(invalid="ignore"):  # a signalling NaN
         factors, terms = (y.astype(np.float64) for y in (scale, shift))
     rule = partial(_layer_norm, factors, terms, float(eps), precision)
-    finite = np.isfinite(factors).all() and np.isfinite(terms).all()
-    quick = partial(_quick_layer_norm, factors, terms, float(eps), _difference(factors))
-    _fill(out, rows, quick if precision == "bfloat16" and finite else None, rule)
+    quick = None
+    if precision == "bfloat16" and eps >= 0 and np.isfinite(factors + terms).all():
+        quick = partial(_quick_layer_norm, factors, terms, float(eps), _difference(factors))
+    _fill(out, rows, quick, rule)
     return out.reshape(x.shape)
 
 
@@ -448,12 +451,13 @@ def _quick_layer_norm(
         out[...] = values
         deviation *= _LARGEST_MEAN
         doubtful = np.abs(mean) < deviation
+        limit = np.float32(2.0**26 * difference.max())
     np.logical_not(doubtful, out=doubtful)
     midpoints = _round_midpoints_up(out)
-    magnitudes = np.abs(out, out=scratch(out.size, np.float32).reshape(out.shape)).reshape(-1)
-    small = np.flatnonzero(magnitudes < np.float32(2.0**26 * difference.max()))
-    if small.size:
-        small = small[magnitudes[small] < 2.0**26 * difference[small % length]]
+    magnitudes = np.abs(out.reshape(-1), out=scratch(out.size, np.float32))
+    small = np.flatnonzero(magnitudes <= limit)
+    if small.size:  # few, as long as the factors are alike
+        small = small[magnitudes[small] <= 2.0**26 * difference[small % length]]
         doubtful[small // length] = True
     if midpoints.size:
         exact = values.reshape(-1)[midpoints]
@@ -470,9 +474,9 @@ def _row_sums(x: Float64Array, squares: bool = False) -> Float64Array:
     if squares:
         parts = np.einsum("ij,ij->i", blocks, blocks)
     else:
-        parts = blas_product(blocks, _BLOCK_ONES[:block])
-    sums: Float64Array = np.add.reduce(parts.reshape(len(x), -1), axis=1)
-    return sums
+        parts = blas_product(blocks, np.ones(block))
+    parts = parts.reshape(len(x), -1)
+    return blas_product(parts, np.ones(parts.shape[1]))
 
 
 def _difference(factors: Float64Array) -> Float64Array:
@@ -637,11 +641,8 @@ def require_ieee754() -> None:
         )
 
 
-def _rounded(x: npt.NDArray[np.floating], precision: str) -> Float32Array:
+def _rounded(x: Float64Array, precision: str) -> Float32Array:
     """Round once; a NaN becomes the canonical one."""
-    if x.dtype == np.float32:
-        result = round_to_bfloat16(x) if precision == "bfloat16" else np.asarray(x)
-        return _with_canonical_nan(result)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         result = x.astype(np.float32, order="C")
     return _rounded_once(result, precision, lambda which: x.reshape(-1)[which])
