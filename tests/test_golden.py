@@ -759,6 +759,17 @@ def test_sums_in_another_order_differ_by_less_than_the_proof_says(length: int) -
     assert (tree != running).any() or length == 2
 
 
+def test_variances_that_cancel_have_the_bits_of_the_rule() -> None:
+    """With a negative eps that is next to the variance, the last bits of sums decide."""
+    weight, bias = random_bfloat16((2, 384), 8)
+    for half in random_bfloat16((30, 1, 192), 9):
+        x = np.concatenate([half, -half], axis=1)  # of mean 0
+        variance = x.astype(np.float64).var()
+        eps = -variance * (1 - 2.0**-46)
+        expected = plainly_rounded(plain_layer_norm(x, weight, bias, eps))
+        assert_same_bits(golden.layer_norm(x, weight, bias, eps), expected)
+
+
 def doubtful_layer_norms(weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -> list[int]:
     wide = weight.astype(np.float64)
     difference, out = golden._difference(wide), np.empty_like(x)
@@ -780,6 +791,7 @@ def test_which_layer_norms_are_in_doubt() -> None:
         assert doubtful_layer_norms(one, np.float32(bias), x) == expected
     assert doubtful_layer_norms(np.float32([0, 1]), np.float32([-0.0, 2]), x) == [0, 1]
     assert doubtful_layer_norms(np.float32([0, 1]), np.float32([1, 2]), x) == []
+    assert doubtful_layer_norms(np.float32([0, 0]), np.float32([-0.0, 2]), x) == [0, 1]
     bias = np.zeros(2, np.float32)
     assert doubtful_layer_norms(one, bias, x + np.float32([[15], [17]])) == [1]
     assert doubtful_layer_norms(one, bias, np.float32([[3, 3], [np.nan, 1], [1, 2]])) == [0, 1]
@@ -813,12 +825,13 @@ def test_which_softmaxes_are_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_products_in_another_layout() -> None:
     """Products that are midpoints of bfloat16, and next to some: they are settled one by one."""
     x = np.resize(EVERY[0x3F80:0x4000], (4, 3, 1000))
-    for factor in (1 + 2.0**-7, 1.5 + 2.0**-23, 257 / 256):
+    for factor in (1 + 2.0**-7, 257 / 256, 1.5 + 2.0**-23):
         expected = round_to_bfloat16(x.astype(np.float64) * factor)
         for axes in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
             moved = x.transpose(axes)
             assert_same_bits(golden.multiply(moved, factor), expected.transpose(axes))
-            assert_same_bits(golden.add(moved, 0 * moved), moved)
+            found = golden.add(moved, moved * np.float32(factor - 1))
+            assert_same_bits(found, expected.transpose(axes))
 
 
 @pytest.mark.parametrize("off", [0.0, 2.0**-52, -(2.0**-52), 2.0**-26, -(2.0**-26), 2.0**-20])
