@@ -88,7 +88,7 @@ _DOUBTFUL = 2.0**-36
 
 #: The quick layer normalisation is for means up to this many deviations, and adds up blocks of
 #: this length.
-_LARGEST_MEAN, _BLOCK = 16.0, 64
+_LARGEST_MEAN, _BLOCK = 4.0, 32
 
 # For require_ieee754: products with a subnormal result or operand, and sums that to nearest are
 # 1 or -1, some of them as ties. Long enough for the SIMD loops that data takes, and a rest.
@@ -482,15 +482,16 @@ def _row_sums(x: Float64Array, squares: bool = False) -> Float64Array:
 def _difference(factors: Float64Array) -> Float64Array:
     """Return by how much columns of layer normalisation may differ if sums have another order.
 
-    Let ``u = 2^-53``, and s the most additions that a number takes part in. Two means are within
-    ``2 s u`` times the root mean square, the variances within ``2 s u`` (relative). A norm,
-    ``(x - mean) / sqrt(variance + eps)``, is at most sqrt(n), so that two differ by at most
-    ``2 s u (rms / sqrt(variance + eps) + sqrt(n) / 2)``, and a few u for the other operations.
+    Let ``u = 2^-53``, and s be the most additions that a number takes part in, here and in
+    :func:`_layer_norm` together, and 24 for the roundings of other operations. Two means differ
+    by at most ``s u`` times the root mean square, two variances by ``s u`` (relative). A norm,
+    ``(x - mean) / sqrt(variance + eps)``, is at most sqrt(n), so two differ by at most
+    ``s u (rms / sqrt(variance + eps) + sqrt(n) / 2)``.
     """
     length = len(factors)
     block = math.gcd(length, _BLOCK)
-    steps = block + length // block + 16
-    return 2.0**-52 * steps * (_LARGEST_MEAN + 1 + math.sqrt(length) / 2) * np.abs(factors)
+    steps = block + length // block + length.bit_length() + 24
+    return 2.0**-53 * steps * (_LARGEST_MEAN + 1 + math.sqrt(length) / 2) * np.abs(factors)
 
 
 def mean(x: Float32Array, precision: str = "float32") -> Float32Array:

@@ -748,8 +748,8 @@ def test_the_table_of_exponentials() -> None:
 @pytest.mark.parametrize("length", [2, 27, 64, 384, 1000])
 def test_sums_in_another_order_differ_by_less_than_the_proof_says(length: int) -> None:
     x = random_bfloat16((20_000 // length, length), length) * np.float32(1 / 3)
-    x = x + np.linspace(0, 10, len(x), dtype=np.float32)[:, None]  # 15 deviations
-    x[:, 0] += 3 * length
+    x = x + np.linspace(0, 2.6, len(x), dtype=np.float32)[:, None]  # 3.9 deviations
+    x[::2, 0] += 3 * length
     weight, bias = random_bfloat16((2, length), 8)
     weight = weight * np.float32([1000, 1, 1e-3, 0] * length)[:length]
     tree = plain_layer_norm(x, weight, bias, 0.0)
@@ -793,7 +793,7 @@ def test_which_layer_norms_are_in_doubt() -> None:
     assert doubtful_layer_norms(np.float32([0, 1]), np.float32([1, 2]), x) == []
     assert doubtful_layer_norms(np.float32([0, 0]), np.float32([-0.0, 2]), x) == [0, 1]
     bias = np.zeros(2, np.float32)
-    assert doubtful_layer_norms(one, bias, x + np.float32([[15], [17]])) == [1]
+    assert doubtful_layer_norms(one, bias, x + np.float32([[3], [5]])) == [1]
     assert doubtful_layer_norms(one, bias, np.float32([[3, 3], [np.nan, 1], [1, 2]])) == [0, 1]
 
 
