@@ -748,8 +748,10 @@ def test_the_table_of_exponentials() -> None:
 @pytest.mark.parametrize("length", [2, 27, 64, 384, 1000])
 def test_sums_in_another_order_differ_by_less_than_the_proof_says(length: int) -> None:
     x = random_bfloat16((20_000 // length, length), length) * np.float32(1 / 3)
-    x = x + np.linspace(0, 2.6, len(x), dtype=np.float32)[:, None]  # 3.9 deviations
+    x = x + np.linspace(0, 3, len(x), dtype=np.float32)[:, None]
     x[::2, 0] += 3 * length
+    x = x[np.abs(x.mean(axis=1)) < golden._LARGEST_MEAN * x.std(axis=1)]
+    assert len(x) > 10
     weight, bias = random_bfloat16((2, length), 8)
     weight = weight * np.float32([1000, 1, 1e-3, 0] * length)[:length]
     tree = plain_layer_norm(x, weight, bias, 0.0)
