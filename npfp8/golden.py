@@ -13,8 +13,10 @@ The result is a float32 array, rounded once to the ``precision``, "bfloat16" or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +27,14 @@ from npfp8.arrays import (
     Float32Array,
     Float64Array,
     IntArray,
+    bfloat16_kernel,
+    blas_product,
     chunks,
     lookup,
     require_array,
     scratch,
 )
-from npfp8.bfloat16 import from_bits, round_to_bfloat16
+from npfp8.bfloat16 import from_bits, round_finite
 
 __all__ = [
     "POOLINGS",
@@ -71,8 +75,20 @@ PRECISIONS = ("bfloat16", "float32")
 #: The smallest divisor of :func:`normalize`: a vector of zeros stays one.
 SMALLEST_NORM = 1e-12
 
-#: The lower half of a float32 that is a midpoint of bfloat16, and the bits of the upper half.
-_HALF, _UPPER = np.uint16(0x8000), np.uint32(0xFFFF0000)
+#: The lower half of a float32 that is a midpoint of bfloat16, the bits of the upper half, and its
+#: last one.
+_HALF, _UPPER = np.uint32(0x8000), np.uint32(0xFFFF0000)
+_LAST_PLACE, _HALF_16 = np.uint32(0x10000), np.uint16(0x8000)
+
+#: exp(x) of larger numbers is not in the table of softmax, and of smaller ones it is 0. A row of
+#: this sum has a number above -214, next to which these are 0 in bfloat16.
+_TABLE_END, _LEAST_SUM = 350.0, 1e-87
+#: See :func:`_softmax_by_table`.
+_DOUBTFUL = 2.0**-36
+
+#: The quick layer normalisation is for means up to this many deviations, and adds up blocks of
+#: this length.
+_LARGEST_MEAN, _BLOCK = 4.0, 32
 
 # For require_ieee754: products with a subnormal result or operand, and sums that to nearest are
 # 1 or -1, some of them as ties. Long enough for the SIMD loops that data takes, and a rest.
@@ -122,21 +138,8 @@ def tree_sum(x: npt.NDArray[np.floating], axis: int = -1) -> npt.NDArray[np.floa
     axis = integer("axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected one of {x.ndim} axes, found {axis}")
-    folded = np.moveaxis(x, axis, -1)
-    length = folded.shape[-1]
-    while length > 1:
-        half = 1 << (length - 1).bit_length() - 1
-        if length == 2 * half:
-            folded = folded[..., :half] + folded[..., half:]
-        else:
-            sums = folded[..., :half].copy()
-            sums[..., : length - half] += folded[..., half:]
-            folded = sums
-        length = half
-    if length == 0:
-        return np.zeros(folded.shape[:-1], x.dtype)
-    # Of -0 and padded zeros the sum is +0; before, which of them does not show.
-    return np.asarray(folded[..., 0] + x.dtype.type(0))
+    moved = np.moveaxis(x, axis, 0)
+    return _folded(moved, np.empty_like(moved[1:]))
 
 
 def unary(name: str, x: Float32Array, precision: str = "bfloat16") -> Float32Array:
@@ -218,12 +221,15 @@ def add(x: Float32Array, y: Float32Array, precision: str = "bfloat16") -> Float3
     x, y = _checked("x", x), _checked("y", y)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            total = np.add(x, y)
+            total = np.asarray(np.add(x, y, order="C"))
     except ValueError:
         raise ValueError(
             f"x and y: expected shapes that broadcast, found {x.shape} and {y.shape}"
         ) from None
-    return _rounded(total, precision)
+    total = _with_canonical_nan(total)
+    if precision == "bfloat16":
+        round_finite(total)
+    return total
 
 
 def multiply(
@@ -258,8 +264,13 @@ def multiply(
         exact = np.float32(factor)
     if float(exact) != float(factor):
         raise ValueError(f"factor: expected a float32 number, found {factor!r}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _rounded(_checked("x", x).astype(np.float64) * np.float64(exact), precision)
+    x = _checked("x", x)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return _rounded_once(
+            np.asarray(np.multiply(x, exact, order="C")),
+            precision,
+            lambda which: x.reshape(-1)[which].astype(np.float64) * np.float64(exact),
+        )
 
 
 def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
@@ -287,15 +298,56 @@ def softmax(x: Float32Array, precision: str = "bfloat16") -> Float32Array:
     """
     precision = _precision(precision)
     rows, out = _rows(x)
-    for chunk in _chunks_of(rows):
-        with np.errstate(under="ignore", invalid="ignore"):
-            weights, others = _columns(rows[chunk])
-            weights -= weights.max(axis=0)
-            elementary.exp(weights, out=weights)
-            others[...] = weights
-            weights /= _folded(others)
-        out[chunk] = _rounded(weights, precision).T
+    quick = _softmax_by_table if precision == "bfloat16" else None
+    _fill(out, rows, quick, partial(_softmax, precision=precision))
     return out.reshape(x.shape)
+
+
+def _softmax(rows: Float32Array, precision: str) -> Float32Array:
+    with np.errstate(under="ignore", invalid="ignore"):
+        weights, others = _columns(rows)
+        weights -= weights.max(axis=0)
+        elementary.exp(weights, out=weights)
+        weights /= _folded(weights, others)
+    return _rounded(weights, precision).T
+
+
+def _softmax_by_table(rows: Float32Array, out: Float32Array) -> IntArray:
+    """Compute :func:`softmax` in bfloat16; return the indices of the rows in doubt.
+
+    ``exp(x) / sum(exp(x))`` with the exponentials from a table, and :func:`_softmax`, are both
+    within 2^-37 (relative) of the exact quotient, whatever the order of the sum. So they are on
+    the same side of every midpoint of bfloat16 that is farther away than 2^-36. Other rows are in
+    doubt, and those with a number too large for the table, or with nothing but small ones.
+    """
+    if np.bitwise_or.reduce(rows.view(np.uint32), axis=None) & ~_UPPER:  # not bfloat16
+        return np.arange(len(rows))
+    weights = scratch(rows.size, np.float64).reshape(rows.shape)
+    bfloat16_kernel(_exponentials())(rows.reshape(-1), weights.reshape(-1))
+    with np.errstate(under="ignore", invalid="ignore", divide="ignore"):
+        sums = np.einsum("ij->i", weights)
+        weights /= sums[:, None]
+        out[...] = weights
+    midpoints = _round_midpoints_up(out)
+    doubtful = sums >= _LEAST_SUM
+    np.logical_not(doubtful, out=doubtful)
+    if midpoints.size:
+        exact = weights.reshape(-1)[midpoints]
+        close = _settle(out, midpoints, exact) <= _DOUBTFUL * exact
+        doubtful[midpoints[close] // rows.shape[1]] = True
+    return np.flatnonzero(doubtful)
+
+
+@lru_cache(maxsize=1)
+def _exponentials() -> Float64Array:
+    """Return exp of all 65,536 bfloat16 values: 0 below the table's range, NaN above it."""
+    with np.errstate(invalid="ignore"):  # the table has signalling NaNs too
+        x = from_bits(np.arange(1 << 16, dtype=np.uint16)).astype(np.float64)
+        table = elementary.exp(x)
+        table[x < -_TABLE_END] = 0
+        table[~(x <= _TABLE_END)] = np.nan
+    table.flags.writeable = False
+    return table
 
 
 def layer_norm(
@@ -344,18 +396,102 @@ def layer_norm(
             f"weight and bias: expected shape ({length},), found {scale.shape} and {shift.shape}"
         )
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        factors, terms = (y.astype(np.float64)[:, None] for y in (scale, shift))
-    for chunk in _chunks_of(rows):
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            centred, others = _columns(rows[chunk])
-            others[...] = centred
-            centred -= _folded(others) / length
-            variance = _folded(np.square(centred, out=others)) / length
-            centred /= np.sqrt(variance + eps)
-            centred *= factors
-            centred += terms
-        out[chunk] = _rounded(centred, precision).T
+        factors, terms = (y.astype(np.float64) for y in (scale, shift))
+    rule = partial(_layer_norm, factors, terms, float(eps), precision)
+    quick = None
+    if precision == "bfloat16" and eps >= 0 and np.isfinite(factors + terms).all():
+        quick = partial(_quick_layer_norm, factors, terms, float(eps), _difference(factors))
+    _fill(out, rows, quick, rule)
     return out.reshape(x.shape)
+
+
+def _layer_norm(
+    factors: Float64Array, terms: Float64Array, eps: float, precision: str, rows: Float32Array
+) -> Float32Array:
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        centred, others = _columns(rows)
+        centred -= _folded(centred, others) / len(centred)
+        squares = np.square(centred, out=others)
+        variance = _folded(squares, squares) / len(centred)
+        centred /= np.sqrt(variance + eps)
+        centred *= factors[:, None]
+        centred += terms[:, None]
+    return _rounded(centred, precision).T
+
+
+def _quick_layer_norm(
+    factors: Float64Array,
+    terms: Float64Array,
+    eps: float,
+    difference: Float64Array,
+    rows: Float32Array,
+    out: Float32Array,
+) -> IntArray:
+    """Compute :func:`layer_norm` in bfloat16, in float64 with sums in any order.
+
+    Return the indices of the rows in doubt. Those are rows with a mean that is large next to
+    their deviation, and with results that the ``difference`` from :func:`_layer_norm` might take
+    to another side of a midpoint of bfloat16: results that are close to one, and those that are
+    too small for float32 to tell.
+    """
+    length = rows.shape[1]
+    values = scratch(rows.size, np.float64).reshape(rows.shape)
+    with np.errstate(all="ignore"):
+        values[...] = rows
+        mean = _row_sums(values)
+        mean /= length
+        values -= mean[:, None]
+        deviation = _row_sums(values, squares=True)
+        deviation /= length
+        deviation += eps
+        np.sqrt(deviation, out=deviation)
+        values *= (1.0 / deviation)[:, None]
+        values *= factors
+        values += terms
+        out[...] = values
+        deviation *= _LARGEST_MEAN
+        doubtful = np.abs(mean) < deviation
+        limit = np.float32(2.0**26 * difference.max())
+    np.logical_not(doubtful, out=doubtful)
+    midpoints = _round_midpoints_up(out)
+    magnitudes = np.abs(out.reshape(-1), out=scratch(out.size, np.float32))
+    small = np.flatnonzero(magnitudes <= limit)
+    if small.size:  # few, as long as the factors are alike
+        small = small[magnitudes[small] <= 2.0**26 * difference[small % length]]
+        doubtful[small // length] = True
+    if midpoints.size:
+        exact = values.reshape(-1)[midpoints]
+        distance = _settle(out, midpoints, exact)
+        close = distance <= difference[midpoints % length] + 2.0**-50 * np.abs(exact)
+        doubtful[midpoints[close] // length] = True
+    return np.flatnonzero(doubtful)
+
+
+def _row_sums(x: Float64Array, squares: bool = False) -> Float64Array:
+    """Sum rows, or their squares, block by block in any order. (rows, n) -> (rows,)."""
+    block = math.gcd(x.shape[1], _BLOCK)
+    blocks = x.reshape(-1, block)
+    if squares:
+        parts = np.einsum("ij,ij->i", blocks, blocks)
+    else:
+        parts = blas_product(blocks, np.ones(block))
+    parts = parts.reshape(len(x), -1)
+    return blas_product(parts, np.ones(parts.shape[1]))
+
+
+def _difference(factors: Float64Array) -> Float64Array:
+    """Return by how much columns of layer normalisation may differ if sums have another order.
+
+    Let ``u = 2^-53``, and s be the most additions that a number takes part in, here and in
+    :func:`_layer_norm` together, and 24 for the roundings of other operations. Two means differ
+    by at most ``s u`` times the root mean square, two variances by ``s u`` (relative). A norm,
+    ``(x - mean) / sqrt(variance + eps)``, is at most sqrt(n), so two differ by at most
+    ``s u (rms / sqrt(variance + eps) + sqrt(n) / 2)``.
+    """
+    length = len(factors)
+    block = math.gcd(length, _BLOCK)
+    steps = block + length // block + length.bit_length() + 24
+    return 2.0**-53 * steps * (_LARGEST_MEAN + 1 + math.sqrt(length) / 2) * np.abs(factors)
 
 
 def mean(x: Float32Array, precision: str = "float32") -> Float32Array:
@@ -506,29 +642,59 @@ def require_ieee754() -> None:
         )
 
 
-def _rounded(x: npt.NDArray[np.floating], precision: str) -> Float32Array:
-    """Round once; a NaN becomes the canonical one.
+def _rounded(x: Float64Array, precision: str) -> Float32Array:
+    """Round once; a NaN becomes the canonical one."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        result = x.astype(np.float32, order="C")
+    return _rounded_once(result, precision, lambda which: x.reshape(-1)[which])
 
-    float64 is rounded to bfloat16 by way of float32, which has all midpoints of bfloat16. So the
-    first rounding takes no number beyond a midpoint. Those that it takes to one are few, and
-    rounded by themselves.
+
+def _rounded_once(
+    x: Float32Array, precision: str, exact: Callable[[IntArray], npt.NDArray[np.floating]]
+) -> Float32Array:
+    """Round numbers to the precision that are rounded to float32 already, in place.
+
+    Float32 has all midpoints of bfloat16. So the first rounding takes no number beyond a
+    midpoint. Those that it takes to one are few; ``exact`` returns the numbers at these flat
+    indices as they were before. A NaN becomes the canonical one.
     """
-    if precision == "bfloat16" and x.dtype == np.float32:
-        result = round_to_bfloat16(x)
-    else:
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            result = x.astype(np.float32, order="C")
-    nan = np.isnan(result)
-    if precision == "bfloat16" and x.dtype == np.float64:
-        bits = result.view(np.uint32)
-        midpoints = np.flatnonzero(bits.astype(np.uint16) == _HALF)
-        bits += np.uint32(_HALF)
-        bits &= _UPPER
+    x = _with_canonical_nan(x)
+    if precision == "bfloat16":
+        midpoints = _round_midpoints_up(x)
         if midpoints.size:
-            result.reshape(-1)[midpoints] = round_to_bfloat16(x.reshape(-1)[midpoints])
-    if nan.any():
-        result[nan] = np.float32(np.nan)
-    return result
+            _settle(x, midpoints, exact(midpoints))
+    return x
+
+
+def _with_canonical_nan(x: Float32Array) -> Float32Array:
+    """Make every NaN the canonical one, in place."""
+    if np.isnan(np.maximum.reduce(x, axis=None, initial=-np.inf)):  # a maximum with NaN is one
+        x[np.isnan(x)] = np.float32(np.nan)
+    return x
+
+
+def _round_midpoints_up(x: Float32Array) -> IntArray:
+    """Round to bfloat16 in place, midpoints away from 0; return the flat indices of these."""
+    bits = x.view(np.uint32)
+    midpoints = np.flatnonzero(bits.astype(np.uint16) == _HALF_16)
+    bits += _HALF
+    bits &= _UPPER
+    return midpoints
+
+
+def _settle(x: Float32Array, midpoints: IntArray, exact: npt.NDArray[np.floating]) -> Float64Array:
+    """Round to bfloat16 what float32 had rounded to these midpoints; return their distances.
+
+    ``x`` has been through :func:`_round_midpoints_up`. A distance is that of an exact number
+    from its midpoint. A tie goes to the even one.
+    """
+    bits = x.reshape(-1).view(np.uint32)
+    up = bits[midpoints]
+    middle = (up - _HALF).view(np.float32)
+    distance = np.abs(exact) - np.abs(middle)
+    down = (distance < 0) | ((distance == 0) & (up & _LAST_PLACE != 0))
+    bits[midpoints[down]] -= _LAST_PLACE
+    return np.abs(distance)
 
 
 def _checked(name: str, x: Float32Array) -> Float32Array:
@@ -560,15 +726,45 @@ def _columns(rows: Float32Array) -> tuple[Float64Array, Float64Array]:
     return columns, others
 
 
-def _folded(x: Float64Array) -> Float64Array:
-    """Compute :func:`tree_sum` over the first axis in the memory of ``x``: (n, rows) -> (rows,)."""
+def _folded(x: npt.NDArray[Any], memory: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Compute :func:`tree_sum` over the first axis: (n, ...) -> (...).
+
+    The partial sums are kept in ``memory``, of at least n - 1 elements along this axis. It may
+    be ``x``.
+    """
     length = len(x)
+    if not length:
+        return np.zeros(x.shape[1:], x.dtype)
     while length > 1:
         half = 1 << (length - 1).bit_length() - 1
-        x[: length - half] += x[half:length]
+        rest = length - half
+        np.add(x[:rest], x[half:length], out=memory[:rest])
+        if x is not memory:
+            memory[rest:half] = x[rest:half]
+            x = memory
         length = half
-    return x[0] + 0.0
+    # Of -0 and padded zeros the sum is +0; before, which of them does not show.
+    return np.asarray(x[0] + x.dtype.type(0))
 
 
-def _chunks_of(rows: Float32Array) -> list[slice]:
-    return chunks(len(rows), max(1, _CHUNK // rows.shape[-1]))
+def _fill(
+    out: Float32Array,
+    rows: Float32Array,
+    quick: Callable[[Float32Array, Float32Array], IntArray] | None,
+    rule: Callable[[Float32Array], Float32Array],
+) -> None:
+    """Fill ``out`` with a function of each row by its rule.
+
+    If there is a ``quick`` way, the rule is for the rows that it leaves in doubt. It takes
+    rows and the array for their results.
+    """
+    size = max(1, _CHUNK // rows.shape[1])
+    doubtful = np.arange(len(rows))
+    if quick is not None and rows.shape[1] <= _CHUNK:
+        found = [
+            chunk.start + quick(rows[chunk], out[chunk]) for chunk in chunks(len(rows), 2 * size)
+        ]
+        doubtful = np.concatenate(found) if found else doubtful
+    for chunk in chunks(len(doubtful), size):
+        which = doubtful[chunk]
+        out[which] = rule(rows[which])

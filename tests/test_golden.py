@@ -620,12 +620,24 @@ def plain_softmax(x: np.ndarray) -> np.ndarray:
         return weights / golden.tree_sum(weights)[..., None]
 
 
-def plain_layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def plain_layer_norm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float = 1e-12,
+    add: Callable[[np.ndarray], np.ndarray] = golden.tree_sum,
+) -> np.ndarray:
+    """As the formula is written."""
     with np.errstate(all="ignore"):
         centred = x.astype(np.float64)
-        centred = centred - golden.tree_sum(centred)[..., None] / x.shape[-1]
-        variance = golden.tree_sum(centred * centred)[..., None] / x.shape[-1]
-        return centred / np.sqrt(variance + 1e-12) * weight.astype(float) + bias.astype(float)
+        centred = centred - add(centred)[..., None] / x.shape[-1]
+        variance = add(centred * centred)[..., None] / x.shape[-1]
+        return centred / np.sqrt(variance + eps) * weight.astype(float) + bias.astype(float)
+
+
+def plainly_rounded(plain: np.ndarray) -> np.ndarray:
+    expected = round_to_bfloat16(plain)
+    return np.where(np.isnan(expected), np.float32(np.nan), expected)
 
 
 @every_precision
@@ -639,8 +651,189 @@ def test_columns_have_the_bits_of_rows(precision: str, shape: tuple[int, ...]) -
         (golden.softmax(x, precision), plain_softmax(x)),
         (golden.layer_norm(x, weight, bias, 1e-12, precision), plain_layer_norm(x, weight, bias)),
     ):
-        expected = round_to_bfloat16(plain) if precision == "bfloat16" else plain.astype(np.float32)
+        expected = plain.astype(np.float32) if precision == "float32" else plainly_rounded(plain)
         assert_same_bits(found, np.where(np.isnan(expected), np.float32(np.nan), expected))
+
+
+def extreme_rows(length: int, seed: int) -> np.ndarray:
+    """Rows of every size: with large means, infinities, NaN, constants, subnormals, any bits."""
+    rng = np.random.default_rng(seed)
+    scales = [1e-38, 1e-30, 1e-3, 0.3, 1, 3, 10, 40, 120, 300, 1e4, 1e30, 3e38]
+    offsets = [0, 0, 0, 1, 50, -100, -240, 349, 400, 1e20]
+    with np.errstate(over="ignore"):
+        x = rng.normal(size=(200, length)) * rng.choice(scales, (200, 1))
+        x = (x + rng.choice(offsets, (200, 1))).astype(np.float32)
+    bits = rng.integers(0, 1 << 32, x.shape, np.uint64).astype(np.uint32)
+    x[:20] = bits[:20].view(np.float32)
+    x[20:40][rng.random((20, length)) < 0.2] = -np.inf
+    x[40:60][rng.random((20, length)) < 0.2] = -10_000
+    x[60:65][rng.random((5, length)) < 0.02] = np.nan
+    x[65:70][rng.random((5, length)) < 0.02] = np.inf
+    x[70:80] = x[70:80, :1]
+    x[80:100][rng.random((20, length)) < 0.5] = -0.0
+    x[1::3] = np.where(np.isnan(x[1::3]), x[1::3], round_to_bfloat16(x[1::3]))
+    x[101:200:3] = from_bits((bits[101:200:3] & 0xFFFF).astype(np.uint16))
+    return x
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 16, 27, 64, 100, 128, 129, 384, 1000])
+def test_quick_rows_have_the_bits_of_the_rule(length: int) -> None:
+    """Rows by themselves take the quick way, or not, by what they hold and not by the others."""
+    rng = np.random.default_rng(length)
+    x = extreme_rows(length, length)
+    bfloat16 = np.where(np.isnan(x), x, round_to_bfloat16(x))
+    weight, bias = rng.normal(size=(2, length)).astype(np.float32)
+    weight[rng.random(length) < 0.1] = 0
+    bias[rng.random(length) < 0.2] = -0.0
+    tiny, huge = weight * np.float32(2.0**-140), weight * np.float32(2.0**126)
+    odd = bias.copy()
+    odd[-1] = np.nan
+    for rows in (x, bfloat16):
+        assert_same_bits(golden.softmax(rows), plainly_rounded(plain_softmax(rows)))
+        for scale, shift, eps in (
+            (weight, bias, 1e-12),
+            (weight, bias, 0.0),
+            (weight, bias, -1e-3),
+            (weight, -weight, 1e-5),
+            (tiny, 0 * bias, 1e-12),
+            (huge, huge, 1e-12),
+            (weight, odd, 1e-12),
+            (odd, bias, 1e-12),
+        ):
+            expected = plainly_rounded(plain_layer_norm(rows, scale, shift, eps))
+            assert_same_bits(golden.layer_norm(rows, scale, shift, eps), expected)
+
+
+any_bits = st.integers(0, 0xFFFF_FFFF)
+
+
+@given(st.data(), st.integers(1, 40), st.integers(1, 5), st.booleans())
+def test_any_rows_have_the_bits_of_the_rule(
+    data: st.DataObject, length: int, rows: int, bfloat16: bool
+) -> None:
+    def draw(count: int) -> np.ndarray:
+        bits = st.lists(any_bits, min_size=count, max_size=count)
+        return np.array(data.draw(bits), np.uint32)
+
+    x = draw(rows * length).reshape(rows, length)
+    if data.draw(st.booleans()):  # of like sizes
+        x = x & np.uint32(0x81FF_FFFF) | np.uint32(0x3E00_0000)
+    x = (x & np.uint32(0xFFFF_0000 if bfloat16 else 0xFFFF_FFFF)).view(np.float32)
+    weight, bias = draw(2 * length).reshape(2, length).view(np.float32)
+    assert_same_bits(golden.softmax(x), plainly_rounded(plain_softmax(x)))
+    expected = plainly_rounded(plain_layer_norm(x, weight, bias, 0.0))
+    assert_same_bits(golden.layer_norm(x, weight, bias, 0.0), expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 30, 128, 1000, 32_768])
+@pytest.mark.parametrize("spread", [0.1, 3, 100, 350])
+def test_quotients_by_the_table_are_as_close_as_the_proof_says(length: int, spread: float) -> None:
+    """In another order, too; next to the numbers that are not in the table."""
+    x = np.random.default_rng(length).uniform(-spread, spread, (max(1, 2000 // length), length))
+    x = round_to_bfloat16(x.astype(np.float32))
+    table = golden._exponentials()[x.view(np.uint32) >> 16]
+    quotients = table / np.cumsum(table[:, ::-1], axis=1)[:, -1:]
+    plain = plain_softmax(x)
+    assert (np.abs(quotients - plain) <= golden._DOUBTFUL / 2 * plain).all()
+
+
+def test_the_table_of_exponentials() -> None:
+    table = golden._exponentials()
+    inside = np.abs(EVERY) <= 350
+    assert_same_bits(table[inside], elementary.exp(EVERY[inside].astype(np.float64)))
+    assert (table[EVERY < -350] == 0).all()
+    assert np.isnan(table[~(inside | (EVERY < -350))]).all()
+
+
+@pytest.mark.parametrize("length", [2, 27, 64, 384, 1000])
+def test_sums_in_another_order_differ_by_less_than_the_proof_says(length: int) -> None:
+    x = random_bfloat16((20_000 // length, length), length) * np.float32(1 / 3)
+    x = x + np.linspace(0, 3, len(x), dtype=np.float32)[:, None]
+    x[::2, 0] += 3 * length
+    x = x[np.abs(x.mean(axis=1)) < golden._LARGEST_MEAN * x.std(axis=1)]
+    assert len(x) > 10
+    weight, bias = random_bfloat16((2, length), 8)
+    weight = weight * np.float32([1000, 1, 1e-3, 0] * length)[:length]
+    tree = plain_layer_norm(x, weight, bias, 0.0)
+    running = plain_layer_norm(x, weight, bias, 0.0, lambda x: np.cumsum(x, axis=-1)[..., -1])
+    bound = golden._difference(weight.astype(np.float64)) + 2.0**-50 * np.abs(tree)
+    assert (np.abs(tree - running) <= bound).all()
+    assert (tree != running).any() or length == 2
+
+
+def test_variances_that_cancel_have_the_bits_of_the_rule() -> None:
+    """With a negative eps that is next to the variance, the last bits of sums decide."""
+    weight, bias = random_bfloat16((2, 384), 8)
+    for half in np.random.default_rng(9).normal(size=(30, 1, 192)).astype(np.float32):
+        x = np.concatenate([half, -half], axis=1)  # of mean 0
+        variance = x.astype(np.float64).var()
+        eps = -variance * (1 - 2.0**-46)
+        expected = plainly_rounded(plain_layer_norm(x, weight, bias, eps))
+        assert_same_bits(golden.layer_norm(x, weight, bias, eps), expected)
+
+
+def doubtful_layer_norms(weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -> list[int]:
+    wide = weight.astype(np.float64)
+    difference, out = golden._difference(wide), np.empty_like(x)
+    found = golden._quick_layer_norm(wide, bias.astype(np.float64), 0.0, difference, x, out)
+    return found.tolist()
+
+
+def test_which_layer_norms_are_in_doubt() -> None:
+    """Norms of 1 and -1 alone are exact, so the results are what the weight and bias say."""
+    x = np.float32([[1, -1], [-1, 1]])
+    one, step = np.float32([1, 0.5]), 2.0**-31
+    for bias, expected in (
+        ([2.0**-8, 0], [0]),  # 1 + 2^-8 is a midpoint, -1 + 2^-8 a number
+        ([2.0**-8 + step, 0], []),
+        ([-1, 0.0], [0]),  # results of 0, and of about 2^-24
+        ([1 - 2.0**-24, 0.0], [1]),
+        ([-0.5, 0.25], []),
+    ):
+        assert doubtful_layer_norms(one, np.float32(bias), x) == expected
+    assert doubtful_layer_norms(np.float32([0, 1]), np.float32([-0.0, 2]), x) == [0, 1]
+    assert doubtful_layer_norms(np.float32([0, 1]), np.float32([1, 2]), x) == []
+    assert doubtful_layer_norms(np.float32([0, 0]), np.float32([-0.0, 2]), x) == [0, 1]
+    bias = np.zeros(2, np.float32)
+    assert doubtful_layer_norms(one, bias, x + np.float32([[3], [5]])) == [1]
+    assert doubtful_layer_norms(one, bias, np.float32([[3, 3], [np.nan, 1], [1, 2]])) == [0, 1]
+
+
+@pytest.mark.parametrize("step", [0.0, 2.0**-30, -(2.0**-30), 2.0**-60, -(2.0**-60)])
+def test_layer_norms_at_every_midpoint(step: float) -> None:
+    """And next to it: norms of 1 and -1 are exact, so the results are the weights and biases."""
+    codes = np.arange(0x7F80, dtype=np.uint32)
+    weight = (codes << 16 | 0x8000).view(np.float32)
+    bias = (weight * np.float32(step)).astype(np.float32)
+    x = np.ones((2, len(weight)), np.float32)
+    x[0, ::2] = x[1, 1::2] = -1
+    expected = plainly_rounded(x * weight.astype(np.float64) + bias.astype(np.float64))
+    assert_same_bits(golden.layer_norm(x, weight, bias, 0.0), expected)
+
+
+def test_which_softmaxes_are_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a table in which the exponentials of 1 and of 2 make a midpoint of bfloat16."""
+    x = np.float32([[1, 2], [2, 2], [3, 2], [4, 2], [-300, -250], [400, 2]])
+    table = golden._exponentials().copy()
+    codes = np.float32([1, 2, 3, 4]).view(np.uint32) >> 16
+    table[codes] = 257, 255, 257 * (1 + 2.0**-34), 257 * (1 + 2.0**-40)
+    monkeypatch.setattr(golden, "_exponentials", lambda: table)
+    out = np.empty_like(x)
+    assert golden._softmax_by_table(x, out).tolist() == [0, 3, 4, 5]
+    assert_same_bits(out[2], np.float32([0.50390625, 0.498046875]))
+    assert golden._softmax_by_table(x + np.float32(2.0**-20), out).tolist() == list(range(6))
+
+
+def test_products_in_another_layout() -> None:
+    """Products that are midpoints of bfloat16, and next to some: they are settled one by one."""
+    x = np.resize(EVERY[0x3F80:0x4000], (4, 3, 1000))
+    for factor in (1 + 2.0**-7, 257 / 256, 1.5 + 2.0**-23):
+        expected = round_to_bfloat16(x.astype(np.float64) * factor)
+        for axes in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+            moved = x.transpose(axes)
+            assert_same_bits(golden.multiply(moved, factor), expected.transpose(axes))
+            found = golden.add(moved, moved * np.float32(factor - 1))
+            assert_same_bits(found, expected.transpose(axes))
 
 
 @pytest.mark.parametrize("off", [0.0, 2.0**-52, -(2.0**-52), 2.0**-26, -(2.0**-26), 2.0**-20])
