@@ -24,7 +24,7 @@ import numpy.typing as npt
 from bert_numpy.errors import BertNumpyError
 from npfp8 import Format, IntFormat, quantize
 from npfp8.arrays import CHUNK, Float32Array, Float64Array, IntArray, chunks, scratch
-from npfp8.bfloat16 import from_bits, round_to_bits
+from npfp8.bfloat16 import add_half, from_bits, round_to_bits
 from npfp8.elementary import log
 from npfp8.golden import tree_sum
 from npfp8.scaling import scale_of_range
@@ -59,9 +59,6 @@ _LARGEST = np.float32(2.0**128 - 2.0**120)
 #: Elements from which ``bincount``, with a pass over all counts, is as fast as ``add.at``. While
 #: it runs, other threads can; ``add.at`` holds the interpreter lock.
 _BINCOUNT_FROM = 1 << 16
-
-#: What rounding to bfloat16 adds: just under a half, made half-to-even by the kept bit.
-_HALF_MINUS = np.uint32(0x7FFF)
 
 #: The number of thresholds, absmax times i / 64, in the search for the least squared error.
 _CANDIDATES = 64
@@ -181,11 +178,8 @@ def _keys(x: Float32Array) -> IntArray:
 
     A NaN would need four more passes. The array lives until the next call in its thread.
     """
-    bits, work = x.view(np.uint32), scratch(x.size, np.uint32)
-    np.right_shift(bits, 16, out=work)
-    np.bitwise_and(work, 1, out=work)
-    np.add(work, _HALF_MINUS, out=work)
-    np.add(work, bits, out=work)
+    work = scratch(x.size, np.uint32)
+    add_half(x, work)
     np.right_shift(work, 16, out=work)
     keys: IntArray = scratch(x.size, np.intp)
     keys[...] = work
