@@ -37,7 +37,6 @@ from bert_numpy import calibrate, load
 from bert_numpy.model.config import BertConfig
 from bert_numpy.threads import one_blas_thread
 from npfp8.arrays import Float32Array, Float64Array
-from npfp8.bfloat16 import round_in_place
 from npfp8.files import replaced_file
 from npfp8.products.operands import _finished
 
@@ -198,10 +197,8 @@ def compare(runs: Mapping[str, Run], inputs: Batches, layers: int, rounds: int) 
     scale = 1e6 / (layers * sum(int(batch["attention_mask"].sum()) for batch in inputs))
     result = {}
     for name, measured in found.items():
-        by_time = sorted(
-            (account for account, _ in measured), key=lambda x: sum(x.seconds.values())
-        )
-        account = by_time[(rounds - 1) // 2]
+        accounts = sorted((one for one, _ in measured), key=lambda one: sum(one.seconds.values()))
+        account = accounts[(rounds - 1) // 2]
         parts = {
             part: {
                 "microseconds": account.seconds[part] * scale,
@@ -224,7 +221,10 @@ def end_by_passes(sums: Float64Array, scale: Float32Array, bias: Float32Array) -
     result += np.float32(0)
     result *= scale
     result += bias
-    return round_in_place(result)
+    bits = result.view(np.uint32)
+    bits += (bits >> np.uint32(16) & np.uint32(1)) + np.uint32(0x7FFF)
+    bits &= np.uint32(0xFFFF0000)
+    return result
 
 
 def compare_ends(rows: int, columns: int, rounds: int) -> dict[str, float]:
