@@ -118,7 +118,7 @@ class Statistics:
 
     def with_histogram(self, histogram: npt.NDArray[np.int64]) -> Statistics:
         """Return the same extrema with the counts of a histogram over all bfloat16 values."""
-        bits = np.flatnonzero(histogram)
+        bits = np.flatnonzero(histogram != 0)  # of booleans: a fifth of the time
         return replace(self, bits=bits.astype(np.uint16), counts=histogram[bits])
 
 
