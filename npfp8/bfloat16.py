@@ -27,6 +27,7 @@ from npfp8.arrays import (
 from npfp8.rounding import float64_to_float32
 
 __all__ = [
+    "add_half",
     "as_bfloat16",
     "from_bits",
     "round_finite",
@@ -252,6 +253,49 @@ def as_bfloat16(x: Float32Array) -> Float32Array:
     return round_to_bfloat16(x) if bits & 0xFFFF else x
 
 
+def add_half(x: Float32Array, out: npt.NDArray[np.uint32]) -> None:
+    """Add half of bfloat16's last place to the bits of float32: the upper 16 are then rounded.
+
+    Parameters
+    ----------
+    x : ndarray of float32
+        In native byte order. The bits of a NaN may become those of another number.
+    out : ndarray of uint32, of the same shape
+        The array for the result. Its upper 16 bits are those of ``round_to_bits(x)``, the
+        lower ones mean nothing.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array of the dtype stated.
+    ValueError
+        If ``out`` has another shape or is read-only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8.bfloat16 import add_half
+    >>> out = np.empty(2, np.uint32)
+    >>> add_half(np.float32([3.14159, -2.0]), out)
+    >>> [hex(bits) for bits in (out >> 16).tolist()]
+    ['0x4049', '0xc000']
+    """
+    require_array("x", x, np.float32)
+    require_array("out", out, np.uint32)
+    if out.shape != x.shape:
+        raise ValueError(f"out: expected shape {x.shape}, found {out.shape}")
+    require_writable("out", out)
+    _add_half(x, out)
+
+
+def _add_half(x: Float32Array, out: npt.NDArray[np.uint32]) -> None:
+    bits = x.view(np.uint32)
+    np.right_shift(bits, _WIDTH, out)
+    np.bitwise_and(out, _ONE, out)
+    np.add(out, _HALF_MINUS, out)
+    np.add(bits, out, out)
+
+
 def round_to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
     """Compute ``to_bits(round_to_bfloat16(x))`` of float32 in half as many passes.
 
@@ -284,15 +328,6 @@ def round_to_bits(x: npt.ArrayLike) -> npt.NDArray[np.uint16]:
     if nan.any():
         found[nan] = np.where(np.signbit(values[nan]), _NEGATIVE_NAN, _NAN) >> np.uint32(16)
     return found.reshape(np.shape(x))
-
-
-def _add_half(x: Float32Array, out: npt.NDArray[np.uint32]) -> None:
-    """Add half of the last place of bfloat16 to the bits of ``x``: the upper 16 are rounded."""
-    bits = x.view(np.uint32)
-    np.right_shift(bits, _WIDTH, out)
-    np.bitwise_and(out, _ONE, out)
-    np.add(out, _HALF_MINUS, out)
-    np.add(bits, out, out)
 
 
 def _round_float32(x: Float32Array, out: Float32Array, work: npt.NDArray[np.uint32]) -> None:

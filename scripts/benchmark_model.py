@@ -454,7 +454,7 @@ def summary(
 
 
 def startup_seconds(rounds: int) -> dict[str, dict[str, float]]:
-    """Measure the time of a whole process, and the time of an import in one."""
+    """Measure the time of a whole process, and the time of an import in one; and CPU time."""
     python = [sys.executable]
     clock = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
     commands = {
@@ -465,14 +465,21 @@ def startup_seconds(rounds: int) -> dict[str, dict[str, float]]:
         "import bert_numpy": [*python, "-c", clock.format("bert_numpy")],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
+    cpu: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
-            begin = time.perf_counter()
+            before, begin = os.times(), time.perf_counter()
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            whole = time.perf_counter() - begin
+            whole, after = time.perf_counter() - begin, os.times()
             seconds[name].append(float(done.stdout) if name.startswith("import") else whole)
+            user = after.children_user - before.children_user
+            cpu[name].append(user + after.children_system - before.children_system)
     return {
-        name: {"median_seconds": statistics.median(times), "least_seconds": min(times)}
+        name: {
+            "median_seconds": statistics.median(times),
+            "least_seconds": min(times),
+            "median_cpu_seconds": statistics.median(cpu[name]),  # of the whole process
+        }
         for name, times in seconds.items()
     }
 
@@ -619,7 +626,8 @@ def main() -> None:
             del runners
     startup = startup_seconds(arguments.rounds) if arguments.startup else {}
     for name, one in startup.items():
-        print(f"{name}: {one['median_seconds']:.3f} s (least {one['least_seconds']:.3f})")
+        times = f"{one['median_seconds']:.3f} s (least {one['least_seconds']:.3f})"
+        print(f"{name}: {times}; the process took {one['median_cpu_seconds']:.2f} s of CPU time")
     if arguments.json:
         report = {
             "numpy": np.__version__,

@@ -89,3 +89,14 @@ def test_runners_run_their_recipes(script) -> None:
     np.testing.assert_array_equal(right, script.load(folder)(**inputs[0]).last_hidden_state)
     assert 0.01 < np.linalg.norm(fast - right) / np.linalg.norm(right) < 0.2
     assert np.linalg.norm(fast - golden) < 0.5 * np.linalg.norm(fast - right)
+
+
+def test_startup_has_the_cpu_time_of_the_process(script) -> None:
+    found = script.startup_seconds(1)
+    assert set(found["bert-numpy predict"]) == {
+        "median_seconds",
+        "least_seconds",
+        "median_cpu_seconds",
+    }
+    whole = found["bert-numpy predict"]["median_cpu_seconds"]
+    assert found["python -c pass"]["median_cpu_seconds"] < whole

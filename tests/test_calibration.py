@@ -23,6 +23,7 @@ from watching import noted
 
 import bert_numpy
 from bert_numpy import PRESETS, BertNumpyError, Calibration, Model, Recipe, apply_recipe, calibrate
+from bert_numpy.engines.site import Site
 from bert_numpy.evaluation.outliers import with_outliers
 from bert_numpy.model.sites import encoder_sites
 from bert_numpy.quantization.calibration import (
@@ -31,6 +32,7 @@ from bert_numpy.quantization.calibration import (
     save_calibration,
 )
 from bert_numpy.quantization.observers import Statistics, observe
+from bert_numpy.quantization.observing import Sight
 from bert_numpy.quantization.origin import origin_of
 from bert_numpy.quantization.recipe import Operand, SiteRecipe
 from npfp8 import E4M3FN, E5M2, INT8, UINT8, Format
@@ -117,6 +119,28 @@ def test_weights_are_not_seen_but_columns_of_activations_are(model: Model) -> No
         columns = np.concatenate([a.reshape(-1, a.shape[-1]) for a, _ in operands[site]])
         assert_same_bits(found.channels[site], np.abs(columns).max(axis=0))
         assert found.channels[site].max() == found.operands[f"{site}:a"].absmax
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (5, 3), (31, 128), (33, 128), (100, 512), (2, 5000), (0, 7), (4, 9, 100)]
+)
+def test_extrema_of_columns(shape: tuple[int, ...]) -> None:
+    """Where several rows are taken as one, none is left out; the plain way is the oracle."""
+    for seed in range(5):
+        x = np.random.default_rng(seed).normal(seed - 2, 1, shape).astype(np.float32)
+        sight = Sight({})
+        sight.see_input([Site("one", "linear", 0, 1), Site("two", "linear", 0, 1)], x)
+        expected = np.abs(x.reshape(-1, shape[-1])).max(axis=0, initial=0)
+        extrema = (float(x.min(initial=0)), float(x.max(initial=0)))
+        for name in ("one", "two"):
+            assert_same_bits(sight.channels[name], expected)
+            assert sight.extrema[f"{name}:a"] == extrema
+    for place in range(len(x := np.zeros((67, 128), np.float32))):
+        x[place, place] = 3
+        sight = Sight({})
+        sight.see_input([Site("one", "linear", 0, 1)], -x)
+        assert np.flatnonzero(sight.channels["one"]).tolist() == [place]
+        x[place, place] = 0
 
 
 def test_histograms_are_of_every_element(model: Model) -> None:

@@ -45,6 +45,7 @@ from npfp8 import (
     quantize_bfloat16,
 )
 from npfp8.bfloat16 import (
+    add_half,
     as_bfloat16,
     from_bits,
     round_finite,
@@ -1113,6 +1114,21 @@ def test_rounding_of_what_operations_make() -> None:
         expected = round_to_bfloat16(given)
         round_finite(given)
         assert_same_bits(given, expected)
+
+
+def test_bits_with_half_of_the_last_place() -> None:
+    """Their upper half are those of the rounded number, in any layout."""
+    for x in hard_floats():
+        numbers = x[~np.isnan(x)]
+        given = numbers[: len(numbers) // 2 * 2].reshape(-1, 2).T
+        out = np.empty(given.shape, np.uint32)
+        add_half(given, out)
+        assert_same_bits((out >> 16 << 16).view(np.float32), round_to_bfloat16(given))
+    for shape, writable, expected in (((3,), True, "expected shape"), ((2,), False, "read-only")):
+        out = np.zeros(shape, np.uint32)
+        out.flags.writeable = writable
+        with pytest.raises(ValueError, match=expected):
+            add_half(np.zeros(2, np.float32), out)
 
 
 @pytest.mark.parametrize("place", [0, 131_071, 131_072, 262_144, 299_999])

@@ -59,18 +59,26 @@ def test_every_bfloat16_value_has_its_own_bin() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 5000, (1 << 16) - 1, 1 << 16, (1 << 17) + 70_000])
 def test_counts_are_those_of_the_rounded_bits(size: int) -> None:
-    """In chunks of both kinds; any finite float32, half of them ties or next to one."""
+    """In one or several chunks; any finite float32, half of them ties or next to one."""
     generator = np.random.default_rng(size)
     bits = generator.integers(0, 1 << 32, size, dtype=np.uint32)
     near = 0x8000 + generator.integers(-1, 2, (size + 1) // 2)
     bits[::2] = (bits[::2] & 0xFFFF0000) | near.astype(np.uint32)
     x = bits.view(np.float32)
     x = x[np.abs(x) <= np.float32(2.0**128 - 2.0**120)]  # the others are clipped
-    expected = np.zeros(1 << 16, np.int64)
-    np.add.at(expected, round_to_bits(x).astype(np.intp), 1)
+    expected = np.bincount(round_to_bits(x), minlength=1 << 16)
     np.testing.assert_array_equal(observe("site", None, x).histogram, expected, strict=True)
     strided = np.stack([x, x])[:, ::-1].T
     np.testing.assert_array_equal(observe("site", None, strided).histogram, 2 * expected)
+
+
+@pytest.mark.parametrize("tokens", [3, 2000])
+def test_layouts_do_not_matter(tokens: int) -> None:
+    """Those of split heads, of transposed keys, and of what is no permutation of an array."""
+    heads = normal(4 * tokens * 24).reshape(4, tokens, 3, 8).swapaxes(1, 2)
+    for x in (heads, heads.swapaxes(-1, -2), heads[:, ::-1, 1:], heads[..., :1]):
+        plain = observe("site", None, x.flatten())
+        assert_same_statistics(observe("site", None, x), plain)
 
 
 def test_elements_are_rounded_to_bfloat16() -> None:

@@ -297,6 +297,7 @@ def valid(
         "npfp8.bfloat16.from_bits": {"bits": np.uint16([1])},
         "npfp8.bfloat16.to_bits": {"x": x},
         "npfp8.bfloat16.round_to_bfloat16": {"x": x},
+        "npfp8.bfloat16.add_half": {"x": x, "out": np.empty(x.shape, np.uint32)},
         "npfp8.bfloat16.as_bfloat16": {"x": x},
         "npfp8.bfloat16.round_finite": {"x": x.copy()},
         "npfp8.bfloat16.round_in_place": {"x": x},

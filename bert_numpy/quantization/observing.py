@@ -16,6 +16,9 @@ from npfp8.arrays import Float32Array, Float64Array, IntArray, blas_product
 __all__ = ["Hessians", "Histograms", "ObservingEngine", "Sight"]
 
 
+#: Columns from which the rows of a matrix are wide enough to be taken one by one.
+_WIDE = 1 << 12
+
 #: By operand: the number of elements per bfloat16 value. Sums of integers do not depend on
 #: their order, so each thread has its own histograms for all of its batches.
 Histograms = dict[str, IntArray]
@@ -59,8 +62,8 @@ class Sight:
         """Count the input of several linear layers once for all of them."""
         first, *others = (site.name for site in sites)
         columns = x.reshape(-1, x.shape[-1])
-        lowest, highest = columns.min(axis=0, initial=0), columns.max(axis=0, initial=0)
-        extrema = float(lowest.min(initial=0)), float(highest.max(initial=0))
+        lowest, highest = (_of_columns(bound, columns) for bound in (np.minimum, np.maximum))
+        extrema = float(np.minimum.reduce(lowest)), float(np.maximum.reduce(highest))
         self.see(f"{first}:a", x, extrema)
         largest = np.maximum(highest, np.abs(lowest))
         if self.hessians is not None:
@@ -74,6 +77,19 @@ class Sight:
             self.same[f"{name}:a"] = f"{first}:a"
             self.extrema[f"{name}:a"] = self.extrema[f"{first}:a"]
             self.channels[name] = self.channels[first]
+
+
+def _of_columns(bound: np.ufunc, x: Float32Array) -> Float32Array:
+    """Compute the minimum or the maximum of each column and 0: (rows, K) -> (K,).
+
+    Several rows of few columns are taken as one: to begin a row takes NumPy as long as 100 columns.
+    """
+    rows, columns = x.shape
+    together = max(1, min(rows, _WIDE // columns))
+    whole = rows // together * together
+    wide = bound.reduce(x[:whole].reshape(-1, together * columns), axis=0, initial=0)
+    found: Float32Array = bound.reduce(wide.reshape(together, columns), axis=0)
+    return found if whole == rows else bound(found, bound.reduce(x[whole:], axis=0))
 
 
 @dataclass(frozen=True, eq=False)
