@@ -54,7 +54,8 @@ __all__ = [
 
 _Pooling = Callable[[Float64Array, Float64Array], Float64Array]
 
-#: Elements per chunk: its temporaries (256 kB each) stay in the cache of a core.
+#: Elements per chunk of two temporaries in float64 (256 kB each), which stay in the cache of a
+#: core; twice as many where there is one.
 _CHUNK = 1 << 15
 
 #: The functions of :func:`unary`, by name.
