@@ -3,7 +3,8 @@
 Sums have a fixed order (:func:`tree_sum`), functions are those of
 :mod:`npfp8.elementary`, and everything else is one elementwise IEEE 754 operation
 at a time. No BLAS, SIMD level, NumPy version or shape of the batch can change a
-bit; a result depends only on its own row.
+bit; a result depends only on its own row. In bfloat16, softmax and layer normalisation try
+a quicker way first, and keep the rows whose rounding no order of the sums could change.
 
 Inputs are float32 arrays, usually of bfloat16 values. The computation is in float64.
 The result is a float32 array, rounded once to the ``precision``, "bfloat16" or
@@ -53,7 +54,8 @@ __all__ = [
 
 _Pooling = Callable[[Float64Array, Float64Array], Float64Array]
 
-#: Elements per chunk: its temporaries (256 kB each) stay in the cache of a core.
+#: Elements per chunk of two temporaries in float64 (256 kB each), which stay in the cache of a
+#: core; twice as many where there is one.
 _CHUNK = 1 << 15
 
 #: The functions of :func:`unary`, by name.
