@@ -45,9 +45,10 @@ def test_counting_changes_no_bit(script, sample, recipe: str) -> None:
         found = run(inputs)
     for one, other in zip(found, expected, strict=True):
         assert_same_bits(one.last_hidden_state, other.last_hidden_state)
-    # Eight products a layer, pooler and classifier; NVFP4 multiplies some in parts.
+    # Eight products a layer, pooler and classifier. NVFP4 multiplies some in parts, and golden
+    # layer normalisation sums rows by products.
     products, least = account.calls["products of the BLAS"], len(inputs) * (2 * 8 + 2)
-    assert products > least if recipe == "nvfp4" else products == least
+    assert products > least if recipe in ("nvfp4", "e4m3-golden") else products == least
     assert not account.inside
 
 
