@@ -34,6 +34,7 @@ __all__ = [
     "emax_of",
     "mantissa_bits_of",
     "power_codes",
+    "power_scales",
     "reciprocals",
 ]
 
@@ -229,6 +230,27 @@ def power_codes(
     ValueError
         If the rule's party does not have the formats or does not take the numbers.
     """
+    _, blocks, finite = power_scales(x, rule, element, scale_format, block, axis, source)
+    with np.errstate(all="ignore"):
+        kernel = _kernel(rule, element, source, finite)
+        correct = _correction(rule, element, source, finite)
+        codes = encode_blocks(x, blocks.factors, axis, block, kernel, element.code_dtype, correct)
+    return codes, blocks.scale_codes
+
+
+def power_scales(
+    x: Float32Array,
+    rule: PowerRule,
+    element: Format,
+    scale_format: FloatFormat,
+    block: int,
+    axis: int,
+    source: str = "float32",
+) -> tuple[Float32Array, Blocks, bool]:
+    """Return the largest magnitudes of blocks, their scales, and whether all are finite.
+
+    The parameters and errors are those of :func:`power_codes`.
+    """
     check_party(rule, element, scale_format, source)
     amax = block_amax(x, axis, block)
     finite = bool(np.isfinite(amax).all())
@@ -242,11 +264,7 @@ def power_codes(
             some = block_amax((~nan).astype(np.float32), axis, block) > 0
             amax = np.where(some, numbers, np.float32(np.nan))
     with np.errstate(all="ignore"):
-        scale_codes, factors = rule.blocks(amax, element, scale_format, source)
-        kernel = _kernel(rule, element, source, finite)
-        correct = _correction(rule, element, source, finite)
-        codes = encode_blocks(x, factors, axis, block, kernel, element.code_dtype, correct)
-    return codes, scale_codes
+        return amax, rule.blocks(amax, element, scale_format, source), finite
 
 
 def check_party(

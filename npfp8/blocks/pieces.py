@@ -17,7 +17,7 @@ import numpy.typing as npt
 from npfp8.arrays import CHUNK, Array, Float32Array, Kernel, scratch
 from npfp8.scaling import scale_shape
 
-__all__ = ["block_amax", "encode_blocks", "grids"]
+__all__ = ["block_amax", "encode_blocks", "grids", "like"]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 
@@ -60,6 +60,13 @@ def _order(x: Array) -> tuple[int, ...]:
     return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
 
 
+def like(x: Array, dtype: npt.DTypeLike, shape: tuple[int, ...] | None = None) -> Array:
+    """Return a new array, of another shape if one is given, that lies in memory as ``x`` does."""
+    order = _order(x)
+    shape = x.shape if shape is None else shape
+    return np.empty([shape[i] for i in order], dtype).transpose(np.argsort(order))
+
+
 def _largest(magnitudes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Return the largest of each block of a contiguous piece (..., block, inner), which is lost.
 
@@ -83,9 +90,7 @@ def _largest(magnitudes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 
 def block_amax(x: Float32Array, axis: int, block: int) -> Float32Array:
     """Return the largest magnitude of each block: NaN if there is one in it."""
-    order = _order(x)
-    shape = scale_shape(x.shape, axis, block)
-    amax = np.empty([shape[i] for i in order], np.int32).transpose(np.argsort(order))
+    amax = like(x, np.int32, scale_shape(x.shape, axis, block))
     for part, largest in grids((x.view(np.int32),), (amax,), axis, block):
         magnitudes = scratch(part.size, np.int32).reshape(part.shape)
         np.bitwise_and(part, _MAGNITUDE, out=magnitudes)
@@ -153,8 +158,7 @@ def encode_blocks(
     operation : ufunc
         np.multiply or np.divide.
     """
-    order = _order(x)
-    codes = np.empty([x.shape[i] for i in order], dtype).transpose(np.argsort(order))
+    codes = like(x, dtype)
     wide = np.result_type(x, factors).type
     for grid, found, factor in grids((x, codes), (factors,), axis, block):
         scaled = scratch(grid.size, wide)
