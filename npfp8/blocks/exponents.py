@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array, Kernel
+from npfp8.arrays import Array, Float32Array, Kernel, lookup
 from npfp8.blocks.pieces import block_amax, encode_blocks
 from npfp8.codec.definition import integer_kernel
 from npfp8.codec.tables import table_encoder
@@ -179,15 +180,24 @@ def _plain(
     def blocks(
         amax: Float32Array, element: Format, scale_format: FloatFormat, source: str
     ) -> Blocks:
-        zero = amax == 0
-        found = exponent(np.where(zero, np.float32(1), amax), element)
         ends = scale_format.min_positive, scale_format.max
         smallest, largest = (int(np.frexp(end)[1]) - 1 for end in ends)
-        found = np.clip(np.where(zero, smallest, found), smallest, largest)
-        factors = reciprocals(found, _sees_underflow(element))
-        return Blocks((found - smallest).astype(np.uint8), factors)
+        if amax.all():
+            found = exponent(amax, element)
+        else:
+            zero = amax == 0
+            found = np.where(zero, smallest, exponent(np.where(zero, np.float32(1), amax), element))
+        found = np.minimum(np.maximum(found, smallest), largest) - smallest
+        codes = found.astype(np.uint8)
+        return Blocks(codes, lookup(_factors(smallest, largest, _sees_underflow(element)), codes))
 
     return PowerRule(name, blocks, description)
+
+
+@lru_cache(maxsize=64)
+def _factors(smallest: int, largest: int, wide: bool) -> Array:
+    """Return the reciprocals of all scales, as :func:`reciprocals` does, padded to 256."""
+    return np.resize(reciprocals(np.arange(smallest, largest + 1), wide), 256)
 
 
 #: The rules of real arithmetic.

@@ -18,10 +18,12 @@ from npfp8.blocks.formats import BlockFormat
 from npfp8.blocks.pieces import block_amax, grids, like
 from npfp8.blocks.quantize import block_scales, tensor_scale_of
 from npfp8.blocks.ratios import RatioRule, ratio_scales
-from npfp8.codec.tables import table_rounder, values_of
+from npfp8.codec.tables import table_rounder
 from npfp8.formats import FloatFormat, IntFormat
 
 __all__ = ["ScaledBlocks", "scaled_blocks"]
+
+_ZERO = np.float32(0)
 
 #: How far the product of a block's scale and its elements' factor may be from 1.
 _NEAR = 2.0**-19
@@ -42,6 +44,8 @@ class ScaledBlocks:
     scale_codes : ndarray of uint8
     tensor_scale : ndarray of float32, (), optional
         The number that is stored for the tensor.
+    scales : ndarray of float32
+        The values of these codes.
     scale : ndarray of float32
         The scale of each block, the tensor's included.
     factors : ndarray
@@ -54,6 +58,7 @@ class ScaledBlocks:
     amax: Float32Array
     scale_codes: Array
     tensor_scale: Float32Array | None
+    scales: Float32Array
     scale: Float32Array
     factors: Array
 
@@ -63,8 +68,8 @@ class ScaledBlocks:
         Parameters
         ----------
         dtype : type
-            float32 or float64; every product of a code's value and a block's scale must be a
-            number of it.
+            float32 or float64. In either case the product of an element's value and its block's
+            scale must be a number of float32.
 
         Returns
         -------
@@ -74,36 +79,37 @@ class ScaledBlocks:
         saturated, underflowed : int
             As :func:`npfp8.blocks.counts.lost_in_blocks` counts them.
         """
-        element, block = self.fmt.element, self.fmt.block
-        kernel, operation = _rounder(self.fmt, dtype), _operation(self.fmt)
+        element, kernel, operation = self.fmt.element, _rounder(self.fmt), _operation(self.fmt)
         # A number saturates if its quotient by the scale is beyond `reach`. What it is multiplied
         # by makes nearly that quotient, or the very same where scales are powers of two.
         reach = np.float32(element.reach * (1 + 2.0**-20))
         margin = 0.0 if self.fmt.powers_of_two else 2 * _NEAR
-        low, high = (np.array(reach * (1 + sign * margin), np.float32) for sign in (-1, 1))
-        codes = self.scale_codes
-        scales = values_of(codes, self.fmt.scale_format, np.dtype(dtype))
+        low, high = (np.float32(reach * (1 + sign * margin)) for sign in (-1, 1))
         values = like(self.x, dtype)
         saturated = underflowed = 0
-        arrays, per_block = (self.x, values), (self.factors, scales, self.scale)
-        for part, found, factor, scale, whole in grids(arrays, per_block, self.axis, block):
-            scaled = scratch(part.size, self.factors.dtype.type)
-            operation(part, factor, out=scaled.reshape(part.shape))
-            direct = found.flags.c_contiguous
-            target = found.reshape(-1) if direct else np.empty(part.size, dtype)
-            kernel(scaled, target)
-            flags = scratch(part.size, np.bool_)
-            if zeros := np.count_nonzero(np.equal(target, 0, out=flags)):
-                zeros -= np.count_nonzero(np.equal(part, 0, out=flags.reshape(part.shape)))
-                underflowed += int(zeros)
-            np.abs(scaled, out=scaled)
-            beyond = np.count_nonzero(np.greater(scaled, high, out=flags))
-            if margin and beyond != np.count_nonzero(np.greater(scaled, low, out=flags)):
-                with np.errstate(all="ignore"):  # a scale of zeros may be 0
-                    beyond = np.count_nonzero(np.abs(part) / whole > reach)
-            saturated += int(beyond)
-            np.multiply(target.reshape(part.shape), scale, out=found)
+        arrays, per_block = (self.x, values), (self.factors, self.scales, self.scale)
+        for x, found, factor, scale, whole in grids(arrays, per_block, self.axis, self.fmt.block):
+            scaled = scratch(x.size, self.factors.dtype.type)
+            operation(x, factor, out=scaled.reshape(x.shape))
+            beyond = _beyond(scaled, high)
+            if margin and beyond != _beyond(scaled, low):
+                with np.errstate(all="ignore"):  # the scale of a block of zeros may be 0
+                    beyond = int(np.count_nonzero(np.abs(x) / whole > reach))
+            saturated += beyond
+            kernel(scaled, scaled)
+            if zeros := _count(np.equal, scaled, _ZERO):
+                underflowed += zeros - _count(np.equal, x, _ZERO)
+            np.multiply(scaled.reshape(x.shape), scale, out=found)
         return values, saturated, underflowed
+
+
+def _beyond(x: Array, limit: np.float32) -> int:
+    """Count the numbers of a magnitude beyond a limit."""
+    return _count(np.greater, x, limit) + _count(np.less, x, -limit)
+
+
+def _count(compare: np.ufunc, x: Array, limit: np.float32) -> int:
+    return int(np.count_nonzero(compare(x, limit, out=scratch(x.size, np.bool_).reshape(x.shape))))
 
 
 def scaled_blocks(
@@ -140,6 +146,7 @@ def scaled_blocks(
         amax, (codes, factors), finite = power_scales(
             x, rule, element, fmt.scale_format, fmt.block, axis
         )
+        scale = scales = block_scales(codes, None, fmt)
     else:
         amax = block_amax(x, axis, fmt.block)
         if fmt.tensor_scale:
@@ -148,9 +155,9 @@ def scaled_blocks(
         codes, scales, factors, finite = ratio_scales(
             x, amax, number, rule, element, fmt.scale_format, fmt.block, axis
         )
-    if not finite or (isinstance(rule, RatioRule) and rule.one_type):
+        scale = scales if number is None else block_scales(codes, number, fmt)
+    if not finite or factors.dtype != np.float32 or (isinstance(rule, RatioRule) and rule.one_type):
         return None
-    scale = block_scales(codes, number, fmt)
     with np.errstate(all="ignore"):
         ones = _operation(fmt)(scale, factors)
         far = ~(np.abs(ones - 1) <= _NEAR)
@@ -158,7 +165,7 @@ def scaled_blocks(
         if not isinstance(rule, RatioRule) or scales[far].any() or scale[far].any():
             return None
         factors = np.where(far, np.float32(np.inf if rule.divide else 0), factors)
-    return ScaledBlocks(x, fmt, axis, amax, codes, number, scale, factors)
+    return ScaledBlocks(x, fmt, axis, amax, codes, number, scales, scale, factors)
 
 
 def _operation(fmt: BlockFormat) -> np.ufunc:
@@ -166,22 +173,22 @@ def _operation(fmt: BlockFormat) -> np.ufunc:
     return np.divide if isinstance(rule, RatioRule) and rule.divide else np.multiply
 
 
-def _rounder(fmt: BlockFormat, dtype: type[np.floating[Any]]) -> Kernel:
+def _rounder(fmt: BlockFormat) -> Kernel:
     """Return the kernel that rounds chunks of numbers to the values of elements."""
     element, rule = fmt.element, fmt.how
     if isinstance(element, FloatFormat):
         roundings = rule.roundings if isinstance(rule, PowerRule) else {}
-        return table_rounder(element, roundings.get(element, "nearest"), np.dtype(dtype))
-    return _integer_rounder(element, dtype)
+        return table_rounder(element, roundings.get(element, "nearest"))
+    return _integer_rounder(element)
 
 
-def _integer_rounder(element: IntFormat, dtype: type[np.floating[Any]]) -> Kernel:
-    step = element.min_subnormal
+def _integer_rounder(element: IntFormat) -> Kernel:
+    step = np.float32(element.min_subnormal)
 
     def kernel(x: Array, results: Array) -> None:
-        np.multiply(x, x.dtype.type(1 / step), out=results)
+        np.divide(x, step, out=results)
         np.rint(results, out=results)
         np.clip(results, element.min_code, element.max_code, out=results)
-        np.multiply(results, dtype(step), out=results)
+        np.multiply(results, step, out=results)
 
     return kernel

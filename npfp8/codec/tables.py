@@ -118,13 +118,14 @@ def table_encoder(
 
 
 @lru_cache(maxsize=64)
-def table_rounder(fmt: FloatFormat, rounding: str, dtype: np.dtype[Any]) -> Kernel:
-    """Return the kernel that rounds chunks of numbers to the values of a format, saturating.
+def table_rounder(fmt: FloatFormat, rounding: str) -> Kernel:
+    """Return the kernel that rounds chunks of float32 to the values of a format, saturating.
 
-    The values are those of the codes that :func:`table_encoder` finds, as a float dtype.
+    The values are those of the codes that :func:`table_encoder` finds. The results may be in the
+    place of the numbers.
     """
     codes = _code_table(fmt, True, rounding, "float32", "ieee")
-    return _float32_kernel(fmt, values_of(codes, fmt, dtype))
+    return _float32_kernel(fmt, values_of(codes, fmt, np.dtype(np.float32)))
 
 
 @lru_cache(maxsize=256)

@@ -413,10 +413,11 @@ def prepared_blocks(
             is_finite=True,
         )
         operand = Prepared(tensor, axis)
-        narrow = _span_of_codes(tensor) ** 2 <= _NARROW and operand.fits_float32
-        values, *lost = blocks.values(np.float32 if narrow else np.float64)
-        vars(operand)["values"] = values
-        return operand, Lost(*lost)
+        if operand.fits_float32:
+            narrow = _span_of_codes(tensor) ** 2 <= _NARROW
+            values, *lost = blocks.values(np.float32 if narrow else np.float64)
+            vars(operand)["values"] = values
+            return operand, Lost(*lost)
     q = quantize(x, fmt, axis=axis, tensor_scale=tensor_scale)
     return Prepared(q, axis), Lost(*q.lost(x))
 
@@ -495,9 +496,9 @@ def _lines_of(x: QuantizedTensor, axis: int) -> _Lines:
     most = math.sqrt(squares.max(initial=0.0)) * largest
     count = min(x.block, x.shape[x.axis]) if x.axis == k_axis else 1  # elements of a scale
     norms = np.sqrt(squares.sum(0) * count) * largest
-    if x.axis == k_axis and _PART % x.block == 0 and len(powers):
-        of_parts = np.minimum.reduceat(powers, range(0, len(powers), _PART // x.block))
-        parts = table[of_parts] * step
+    run = _PART // x.block
+    if x.axis == k_axis and _PART % x.block == 0 and len(powers) > run:
+        parts = table[np.minimum.reduceat(powers, range(0, len(powers), run))] * step
         return _Lines(norms, parts.min(0), parts, most)
     units = table[powers.min(0, initial=len(table) - 1)] * step
     if x.axis != k_axis:
