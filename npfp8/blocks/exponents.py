@@ -13,6 +13,7 @@ does it, and takes the formats and the types of numbers that the party takes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -101,6 +102,7 @@ def _parts(x: Float32Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32
     return (bits >> 23) - 127, bits & 0x7FFFFF
 
 
+@lru_cache(maxsize=64)
 def _largest(fmt: Format) -> tuple[int, int]:
     """Return the exponent and the 23 bits of the mantissa of the largest value of a format."""
     exponent, mantissa = _parts(np.array(fmt.max, np.float32))
@@ -180,8 +182,7 @@ def _plain(
     def blocks(
         amax: Float32Array, element: Format, scale_format: FloatFormat, source: str
     ) -> Blocks:
-        ends = scale_format.min_positive, scale_format.max
-        smallest, largest = (int(np.frexp(end)[1]) - 1 for end in ends)
+        smallest, largest = _ends(scale_format)
         if amax.all():
             found = exponent(amax, element)
         else:
@@ -192,6 +193,12 @@ def _plain(
         return Blocks(codes, lookup(_factors(smallest, largest, _sees_underflow(element)), codes))
 
     return PowerRule(name, blocks, description)
+
+
+@lru_cache(maxsize=64)
+def _ends(fmt: FloatFormat) -> tuple[int, int]:
+    """Return the exponents of the smallest and the largest scale."""
+    return math.frexp(fmt.min_positive)[1] - 1, math.frexp(fmt.max)[1] - 1
 
 
 @lru_cache(maxsize=64)

@@ -25,6 +25,9 @@ __all__ = ["ScaledBlocks", "scaled_blocks"]
 
 _ZERO = np.float32(0)
 
+#: The bits of a float32 without the sign.
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+
 #: How far the product of a block's scale and its elements' factor may be from 1.
 _NEAR = 2.0**-19
 
@@ -84,15 +87,17 @@ class ScaledBlocks:
         # by makes nearly that quotient, or the very same where scales are powers of two.
         reach = np.float32(element.reach * (1 + 2.0**-20))
         margin = 0.0 if self.fmt.powers_of_two else 2 * _NEAR
-        low, high = (np.float32(reach * (1 + sign * margin)) for sign in (-1, 1))
+        ends = np.array([reach * (1 + sign * margin) for sign in (-1, 1)], np.float32)
+        low, high = ends.view(np.int32)
         values = like(self.x, dtype)
         saturated = underflowed = 0
         arrays, per_block = (self.x, values), (self.factors, self.scales, self.scale)
         for x, found, factor, scale, whole in grids(arrays, per_block, self.axis, self.fmt.block):
             scaled = scratch(x.size, self.factors.dtype.type)
             operation(x, factor, out=scaled.reshape(x.shape))
-            beyond = _beyond(scaled, high)
-            if margin and beyond != _beyond(scaled, low):
+            magnitudes = np.bitwise_and(scaled.view(np.int32), _MAGNITUDE, scratch(x.size, np.int32))
+            beyond = _count(np.greater, magnitudes, high)
+            if margin and beyond != _count(np.greater, magnitudes, low):
                 with np.errstate(all="ignore"):  # the scale of a block of zeros may be 0
                     beyond = int(np.count_nonzero(np.abs(x) / whole > reach))
             saturated += beyond
@@ -103,12 +108,8 @@ class ScaledBlocks:
         return values, saturated, underflowed
 
 
-def _beyond(x: Array, limit: np.float32) -> int:
-    """Count the numbers of a magnitude beyond a limit."""
-    return _count(np.greater, x, limit) + _count(np.less, x, -limit)
-
-
-def _count(compare: np.ufunc, x: Array, limit: np.float32) -> int:
+def _count(compare: np.ufunc, x: Array, limit: np.number[Any]) -> int:
+    """Count the numbers that compare in one way with a limit."""
     return int(np.count_nonzero(compare(x, limit, out=scratch(x.size, np.bool_).reshape(x.shape))))
 
 

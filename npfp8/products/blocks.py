@@ -308,8 +308,11 @@ class Prepared:
     @cached_property
     def element_units(self) -> Float64Array:
         """What the elements of each row or column really are multiples of."""
-        units: Float64Array = lowest_bits(self.wide.values).min(self.axis, initial=np.inf)
-        return units
+        x, axis = self.wide.values, self.axis
+        if axis == -x.ndim or not x.size:
+            return _least_unit(x, axis)
+        parts = chunks(len(x), max(1, _CHUNK * len(x) // x.size))
+        return np.concatenate([_least_unit(x[part], axis) for part in parts])
 
     @cached_property
     def element_span(self) -> float:
@@ -326,6 +329,12 @@ def _squares(x: Array, axis: int) -> Array:
     """Return the sums of the squares over one of the last two axes."""
     squares: Array = np.einsum("...k,...k->..." if axis == -1 else "...kn,...kn->...n", x, x)
     return squares
+
+
+def _least_unit(x: Float64Array, axis: int) -> Float64Array:
+    """Return the largest power of two that all elements along an axis are multiples of."""
+    least: Float64Array = lowest_bits(x).min(axis, initial=np.inf)
+    return least
 
 
 def _slack(x: Array, axis: int) -> float:
