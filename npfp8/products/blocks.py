@@ -107,6 +107,10 @@ _NARROW = 2.0**16
 #: as many as make up for adding one more array.
 _PART = 128
 
+#: The share of the rows of a product in float32 that may be computed again in float64: it takes
+#: twice as long.
+_FEW = 0.25
+
 #: Elements of K whose norms are multiplied to bound an error: a block, for most formats.
 _RUN = 32
 
@@ -291,19 +295,21 @@ class Prepared:
         return self._span_of(self.wide, self.lines.units)
 
     @cached_property
-    def narrow_spans(self) -> tuple[float, Float64Array]:
-        """The same for the elements in float32, which there are: of all of K, and of its parts."""
+    def narrow_spans(self) -> tuple[Float64Array, Float64Array]:
+        """The norms of the elements in float32, which there are, over their units.
+
+        Of each row or column over all of K, and the largest of each part of K.
+        """
         assert self.narrow is not None
         x, units = self.narrow.values, self.lines.parts
         if not x.size:
-            return 0.0, np.zeros(0)
+            return np.zeros(0), np.zeros(0)
         first = np.moveaxis(x, self.axis, 0)
         parts = (np.moveaxis(first[ks], 0, self.axis) for ks in chunks(len(first), _PART))
         squares = np.array([_squares(part, self.axis) for part in parts], np.float64)
         squares *= _slack(x, self.axis) ** 2
         whole = np.sqrt(squares.sum(0)) / units.min(0)
-        of_parts = (np.sqrt(squares) / units).reshape(len(squares), -1).max(1)
-        return float(whole.max()), of_parts
+        return whole, (np.sqrt(squares) / units).reshape(len(squares), -1).max(1)
 
     @cached_property
     def element_units(self) -> Float64Array:
@@ -585,15 +591,23 @@ def _exact_sums(a: Prepared, b: Prepared) -> Array:
 
 
 def _narrow_sums(a: Prepared, b: Prepared) -> Array | None:
-    """Compute the exact sums, which float64 holds, by float32 products if most are exact."""
+    """Compute the exact sums, which float64 holds, by float32 products if most are exact.
+
+    Those of few rows that are not are computed again, and are rounded once.
+    """
     if _span_of_codes(a.tensor) * _span_of_codes(b.tensor) > _NARROW:
         return None
     if a.narrow is None or b.narrow is None:
         return None
     x, y = a.narrow.values, b.narrow.values
     (whole_a, parts_a), (whole_b, parts_b) = a.narrow_spans, b.narrow_spans
-    if whole_a * whole_b <= 2.0**24:
-        return blas_product(x, y)
+    most_b = whole_b.max(initial=0.0)
+    beyond = whole_a * most_b > 2.0**24
+    if x.ndim == y.ndim == 2 and np.count_nonzero(beyond) <= len(x) * _FEW or not beyond.any():
+        sums = blas_product(x, y)
+        if beyond.any():
+            sums[beyond] = _to_float32(blas_product(x[beyond].astype(np.float64), b.wide.values))
+        return sums
     exact = parts_a * parts_b <= 2.0**24
     return _sums_of_parts(x, y, exact) if np.count_nonzero(exact) > len(exact) / 2 else None
 
