@@ -28,8 +28,13 @@ _ZERO = np.float32(0)
 #: The bits of a float32 without the sign.
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 
-#: How far the product of a block's scale and its elements' factor may be from 1.
-_NEAR = 2.0**-19
+#: How far the product of a block's scale and its elements' factor, or the quotient, may be from
+#: 1: TransformerEngine's is by seven roundings at most.
+_NEAR = 2.0**-21
+
+#: How far a number times its factor may then be from its quotient by the scale, in relation: three
+#: more roundings, one of what both are compared with, and a reserve.
+_MARGIN = 1.6 * _NEAR
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +91,7 @@ class ScaledBlocks:
         # A number saturates if its quotient by the scale is beyond `reach`. What it is multiplied
         # by makes nearly that quotient, or the very same where scales are powers of two.
         reach = np.float32(element.reach * (1 + 2.0**-20))
-        margin = 0.0 if self.fmt.powers_of_two else 2 * _NEAR
+        margin = 0.0 if self.fmt.powers_of_two else _MARGIN
         ends = np.array([reach * (1 + sign * margin) for sign in (-1, 1)], np.float32)
         low, high = ends.view(np.int32)
         values = like(self.x, dtype)
@@ -98,8 +103,8 @@ class ScaledBlocks:
             magnitudes = np.bitwise_and(scaled.view(np.int32), _MAGNITUDE, scratch(x.size, np.int32))
             beyond = _count(np.greater, magnitudes, high)
             if margin and beyond != _count(np.greater, magnitudes, low):
-                with np.errstate(all="ignore"):  # the scale of a block of zeros may be 0
-                    beyond = int(np.count_nonzero(np.abs(x) / whole > reach))
+                with np.errstate(all="ignore"):  # a scale may be 0
+                    beyond = int(np.count_nonzero((np.abs(x) / whole > reach) & (whole != 0)))
             saturated += beyond
             kernel(scaled, scaled)
             if zeros := _count(np.equal, scaled, _ZERO):
@@ -157,7 +162,7 @@ def scaled_blocks(
             x, amax, number, rule, element, fmt.scale_format, fmt.block, axis
         )
         scale = scales if number is None else block_scales(codes, number, fmt)
-    if not finite or factors.dtype != np.float32 or (isinstance(rule, RatioRule) and rule.one_type):
+    if not finite or factors.dtype != np.float32:
         return None
     with np.errstate(all="ignore"):
         ones = _operation(fmt)(scale, factors)
