@@ -1,24 +1,24 @@
 """From numbers to the values of a block format, without codes on the way, for products.
 
 The scales of blocks are found as always; what an element's code would decode to is found at
-once. So an element is multiplied, rounded by a table of values, and multiplied by the scale of
-its block, in a piece that stays in the cache, and what is lost is counted there.
+once. So an element is multiplied, rounded, and multiplied by the scale of its block, in a piece
+that stays in the cache, and what is lost is counted there.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from npfp8.arrays import Array, Float32Array, Kernel, scratch
+from npfp8.arrays import Array, Float32Array, scratch
 from npfp8.blocks.exponents import PowerRule, power_scales
 from npfp8.blocks.formats import BlockFormat
 from npfp8.blocks.pieces import block_amax, grids, like
 from npfp8.blocks.quantize import block_scales, tensor_scale_of
 from npfp8.blocks.ratios import RatioRule, ratio_scales
-from npfp8.codec.tables import table_rounder
 from npfp8.formats import FloatFormat, IntFormat
 
 __all__ = ["ScaledBlocks", "scaled_blocks"]
@@ -27,6 +27,9 @@ _ZERO = np.float32(0)
 
 #: The bits of a float32 without the sign.
 _MAGNITUDE = np.int32(0x7FFFFFFF)
+
+#: The bits of its exponent.
+_EXPONENT = np.int32(0x7F800000)
 
 #: How far the product of a block's scale and its elements' factor, or the quotient, may be from
 #: 1: TransformerEngine's is by seven roundings at most.
@@ -82,12 +85,12 @@ class ScaledBlocks:
         Returns
         -------
         values : ndarray
-            The values of the codes times the scales of the blocks, without the tensor's. A zero
-            may have either sign.
+            The values of the codes times the scales of the blocks, without the tensor's. Every
+            zero is +0.
         saturated, underflowed : int
             As :func:`npfp8.blocks.counts.lost_in_blocks` counts them.
         """
-        element, kernel, operation = self.fmt.element, _rounder(self.fmt), _operation(self.fmt)
+        element, operation = self.fmt.element, _operation(self.fmt)
         # A number saturates if its quotient by the scale is beyond `reach`. What it is multiplied
         # by makes nearly that quotient, or the very same where scales are powers of two.
         reach = np.float32(element.reach * (1 + 2.0**-20))
@@ -98,7 +101,7 @@ class ScaledBlocks:
         saturated = underflowed = 0
         arrays, per_block = (self.x, values), (self.factors, self.scales, self.scale)
         for x, found, factor, scale, whole in grids(arrays, per_block, self.axis, self.fmt.block):
-            scaled = scratch(x.size, self.factors.dtype.type)
+            scaled = scratch(x.size, np.float32)
             operation(x, factor, out=scaled.reshape(x.shape))
             magnitudes = np.bitwise_and(scaled.view(np.int32), _MAGNITUDE, scratch(x.size, np.int32))
             beyond = _count(np.greater, magnitudes, high)
@@ -106,8 +109,8 @@ class ScaledBlocks:
                 with np.errstate(all="ignore"):  # a scale may be 0
                     beyond = int(np.count_nonzero((np.abs(x) / whole > reach) & (whole != 0)))
             saturated += beyond
-            kernel(scaled, scaled)
-            if zeros := _count(np.equal, scaled, _ZERO):
+            _round(scaled, element)
+            if zeros := x.size - int(np.count_nonzero(scaled.view(np.int32))):
                 underflowed += zeros - _count(np.equal, x, _ZERO)
             np.multiply(scaled.reshape(x.shape), scale, out=found)
         return values, saturated, underflowed
@@ -140,14 +143,15 @@ def scaled_blocks(
     """
     rule, element = fmt.how, fmt.element
     if isinstance(element, FloatFormat):
-        usual = element.signed and element.has_zero
+        usual = element.signed and element.has_zero and element.mantissa_bits > 0
     else:
         usual = -element.min_code == element.max_code
     if not usual:
         return None
     number = None
     if isinstance(rule, PowerRule):
-        if rule.quantize is not None or (rule.zero is not None and rule.zero(element) is not None):
+        special_zero = rule.zero is not None and rule.zero(element) is not None
+        if special_zero or rule.quantize is not None or element in rule.roundings:
             return None
         amax, (codes, factors), finite = power_scales(
             x, rule, element, fmt.scale_format, fmt.block, axis
@@ -179,22 +183,22 @@ def _operation(fmt: BlockFormat) -> np.ufunc:
     return np.divide if isinstance(rule, RatioRule) and rule.divide else np.multiply
 
 
-def _rounder(fmt: BlockFormat) -> Kernel:
-    """Return the kernel that rounds chunks of numbers to the values of elements."""
-    element, rule = fmt.element, fmt.how
-    if isinstance(element, FloatFormat):
-        roundings = rule.roundings if isinstance(rule, PowerRule) else {}
-        return table_rounder(element, roundings.get(element, "nearest"))
-    return _integer_rounder(element)
+def _round(x: Float32Array, element: FloatFormat | IntFormat) -> None:
+    """Round a chunk of finite numbers to the values of a format, in place; every zero is +0.
 
-
-def _integer_rounder(element: IntFormat) -> Kernel:
+    A number plus 1.5 * 2^23 steps is rounded to a whole number of steps, ties to even, and
+    taking these away is exact. A step is that of the number's binade, and at least the smallest
+    one: of an integer format it is the step of the binade of the largest value.
+    """
+    largest = np.float32(element.max)
+    np.clip(x, -largest, largest, out=x)  # three times as fast as a maximum with one number
     step = np.float32(element.min_subnormal)
-
-    def kernel(x: Array, results: Array) -> None:
-        np.divide(x, step, out=results)
-        np.rint(results, out=results)
-        np.clip(results, element.min_code, element.max_code, out=results)
-        np.multiply(results, step, out=results)
-
-    return kernel
+    if isinstance(element, FloatFormat):
+        lowest = np.float32(element.min_normal)
+    else:
+        lowest = np.float32(2.0 ** math.frexp(element.max)[1])
+    steps = np.bitwise_and(x.view(np.int32), _EXPONENT, scratch(x.size, np.int32)).view(np.float32)
+    np.clip(steps, lowest, np.maximum(lowest, largest), out=steps)
+    np.multiply(steps, np.float32(1.5 * 2**23) * (step / lowest), out=steps)
+    np.add(x, steps, out=x)
+    np.subtract(x, steps, out=x)

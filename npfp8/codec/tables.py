@@ -15,7 +15,7 @@ from npfp8.codec.definition import codes_of, depends_on_overflow, refuse_nan
 from npfp8.formats import FloatFormat, Format, IntFormat
 from npfp8.rounding import float64_to_float32, integer_to_float64
 
-__all__ = ["checked_codes", "table_encoder", "table_rounder", "values_of"]
+__all__ = ["checked_codes", "table_encoder", "values_of"]
 
 #: Numbers of a chunk that are looked at before all are.
 _FEW = 64
@@ -117,42 +117,25 @@ def table_encoder(
     return strict
 
 
-@lru_cache(maxsize=64)
-def table_rounder(fmt: FloatFormat, rounding: str) -> Kernel:
-    """Return the kernel that rounds chunks of float32 to the values of a format, saturating.
-
-    The values are those of the codes that :func:`table_encoder` finds. The results may be in the
-    place of the numbers.
-    """
-    codes = _code_table(fmt, True, rounding, "float32", "ieee")
-    return _float32_kernel(fmt, values_of(codes, fmt, np.dtype(np.float32)))
-
-
 @lru_cache(maxsize=256)
 def _table_kernel(
     fmt: FloatFormat, saturate: bool, rounding: str, source: str, overflow: str
 ) -> Kernel:
     """Return the kernel without the check for NaN; equal formats of different names share it."""
     if source == "float32":
-        codes = _code_table(fmt, saturate, rounding, "float32", overflow)
-        # Where the value that would follow the largest one is beyond float32 (E8M0FNU), rounding
-        # to odd leaves no float32 that stands for it. An infinity overflows to the same code.
-        return _float32_kernel(
-            fmt, codes, overflow == "special" and fmt.grid[-1] > np.finfo(np.float32).max
-        )
+        return _float32_kernel(fmt, saturate, rounding, overflow)
     find = table_kernel(_code_table(fmt, saturate, rounding, source, overflow))
     return lambda x, codes: find(x.view(np.uint16), codes)
 
 
-def _float32_kernel(fmt: FloatFormat, table: Array, out_of_reach: bool = False) -> Kernel:
-    """Return the kernel for float32, and for inputs that are first rounded to odd to float32.
-
-    If the value after the largest one is ``out_of_reach`` of float32, what is at least as large
-    counts as infinite.
-    """
-    find = table_kernel(table)
+def _float32_kernel(fmt: FloatFormat, saturate: bool, rounding: str, overflow: str) -> Kernel:
+    """Return the kernel for float32, and for inputs that are first rounded to odd to float32."""
+    find = table_kernel(_code_table(fmt, saturate, rounding, "float32", overflow))
     shift = np.array(fmt.key_shift, np.uint32)
     low = np.array((1 << fmt.key_shift) - 1, np.uint32)
+    # Where the value that would follow the largest one is beyond float32 (E8M0FNU), rounding
+    # to odd leaves no float32 that stands for it. An infinity overflows to the same code.
+    out_of_reach = overflow == "special" and fmt.grid[-1] > np.finfo(np.float32).max
 
     def kernel(x: Array, codes: Array) -> None:
         if x.dtype.kind != "f":
