@@ -360,7 +360,8 @@ class QuantizedEngine(Engine[Float32Array]):
         fmt = operand.fmt
         assert fmt is not None
         if isinstance(fmt, BlockFormat) and self.accumulator.kind == "exact":
-            return prepared_blocks(x, fmt, k_axis, static and static.scale)
+            number = None if static is None else static.scale
+            return prepared_blocks(x, fmt, k_axis, number)
         if static is None or isinstance(fmt, BlockFormat):
             q = quantize_operand(x, operand, k_axis, static)
         elif self.recipe.arithmetic != "bfloat16":

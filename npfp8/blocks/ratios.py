@@ -490,9 +490,7 @@ def ratio_codes(
         the tensor, or a block's scale with it, that is 0 or beyond float32; or the rule's party
         does not take the type.
     """
-    made = ratio_scales(
-        x, amax, tensor_scale, rule, element, scale_format, block, axis, source
-    )
+    made = ratio_scales(x, amax, tensor_scale, rule, element, scale_format, block, axis, source)
     scale_codes, s, factors, numbers = made
     operation = np.divide if rule.divide else np.multiply
     with np.errstate(all="ignore"):

@@ -103,7 +103,9 @@ class ScaledBlocks:
         for x, found, factor, scale, whole in grids(arrays, per_block, self.axis, self.fmt.block):
             scaled = scratch(x.size, np.float32)
             operation(x, factor, out=scaled.reshape(x.shape))
-            magnitudes = np.bitwise_and(scaled.view(np.int32), _MAGNITUDE, scratch(x.size, np.int32))
+            magnitudes = np.bitwise_and(
+                scaled.view(np.int32), _MAGNITUDE, scratch(x.size, np.int32)
+            )
             beyond = _count(np.greater, magnitudes, high)
             if margin and beyond != _count(np.greater, magnitudes, low):
                 with np.errstate(all="ignore"):  # a scale may be 0
@@ -112,7 +114,11 @@ class ScaledBlocks:
             _round(scaled, element)
             if zeros := x.size - int(np.count_nonzero(scaled.view(np.int32))):
                 underflowed += zeros - _count(np.equal, x, _ZERO)
-            np.multiply(scaled.reshape(x.shape), scale, out=found)
+            numbers = scaled.reshape(x.shape)
+            if dtype == np.float32:
+                np.multiply(numbers, scale, out=found)
+            else:  # NumPy would widen each product in a buffer
+                found[...] = np.multiply(numbers, scale, out=numbers)
         return values, saturated, underflowed
 
 

@@ -357,7 +357,7 @@ class _Codeless(QuantizedTensor):
     blocks: ScaledBlocks
 
     @cached_property
-    def codes(self) -> Array:  # type: ignore[override]
+    def codes(self) -> Array:
         blocks = self.blocks
         return quantize_blocks(
             blocks.x, blocks.fmt, blocks.axis, tensor_scale=blocks.tensor_scale
@@ -603,7 +603,8 @@ def _narrow_sums(a: Prepared, b: Prepared) -> Array | None:
     (whole_a, parts_a), (whole_b, parts_b) = a.narrow_spans, b.narrow_spans
     most_b = whole_b.max(initial=0.0)
     beyond = whole_a * most_b > 2.0**24
-    if x.ndim == y.ndim == 2 and np.count_nonzero(beyond) <= len(x) * _FEW or not beyond.any():
+    few = x.ndim == y.ndim == 2 and np.count_nonzero(beyond) <= len(x) * _FEW
+    if few or not beyond.any():
         sums = blas_product(x, y)
         if beyond.any():
             sums[beyond] = _to_float32(blas_product(x[beyond].astype(np.float64), b.wide.values))
