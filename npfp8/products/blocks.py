@@ -36,10 +36,10 @@ and a column together, MXFP8 E4M3 of 7. :func:`npfp8.exact_k_limit` states the K
 In float32
 ----------
 If (1) holds with 2^24, a float32 product is exact, and takes half of the time. It does for usual
-numbers in MXFP4. Outliers make the scales of some blocks larger than those of the others in a
-row, but these blocks are in few places of K: if (1) with 2^24 holds for most parts of K, the
-products of these are float32's, those of the others float64's, and all are added in float64,
-exactly.
+numbers in MXFP4. Where it fails for few rows, these are multiplied again in float64. Outliers
+make the scales of some blocks larger than those of the others in a row, but these blocks are in
+few places of K: if (1) with 2^24 holds for most parts of K, the products of these are float32's,
+those of the others float64's, and all are added in float64, exactly.
 
 Beyond (1)
 ----------
