@@ -43,7 +43,7 @@ from npfp8 import (
 from npfp8.arrays import Float32Array
 from npfp8.bfloat16 import round_to_bfloat16
 from npfp8.products import matmul_16bit, prepared_product
-from npfp8.products.blocks import Prepared
+from npfp8.products.blocks import Prepared, prepared_blocks
 from npfp8.products.operands import (
     Decoded,
     decoded,
@@ -294,6 +294,11 @@ class QuantizedEngine(Engine[Float32Array]):
             product = decoded_product(qa, qb, accumulator, bias, rounds and bfloat16)
             self.checked(site.name, product)
             return product
+        if isinstance(qa, Prepared) and isinstance(qb, Prepared) and outliers is None:
+            bfloat16 = self.recipe.arithmetic == "bfloat16"
+            product = prepared_product(qa, qb, bias, rounds and bfloat16)
+            self.checked(site.name, product)
+            return product
         product = self.codes_product(qa, qb)
         if outliers is not None:
             # Added even to rows without outliers, so that -0 + 0 is the same in every batch.
@@ -361,6 +366,9 @@ class QuantizedEngine(Engine[Float32Array]):
         """
         fmt = operand.fmt
         assert fmt is not None
+        if isinstance(fmt, BlockFormat) and self.accumulator.kind == "exact":
+            number = None if static is None else static.scale
+            return prepared_blocks(x, fmt, k_axis, number)
         if static is None or isinstance(fmt, BlockFormat):
             q = quantize_operand(x, operand, k_axis, static)
         elif self.recipe.arithmetic != "bfloat16":
@@ -373,9 +381,7 @@ class QuantizedEngine(Engine[Float32Array]):
         lost = q.lost(x)
         if dtype is not None:
             return decoded(q, k_axis, dtype), lost
-        # Several layers of one input then decode its blocks once.
-        prepares = isinstance(fmt, BlockFormat) and self.accumulator.kind == "exact"
-        return Prepared(q, k_axis) if prepares else q, lost
+        return q, lost
 
     def codes_product(self, a: Operandlike, b: Operandlike) -> Float32Array:
         """Multiply codes with the recipe's accumulator, and others as :meth:`rest_product`."""

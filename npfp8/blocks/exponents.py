@@ -13,14 +13,16 @@ does it, and takes the formats and the types of numbers that the party takes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from npfp8.arrays import Array, Float32Array, Kernel
+from npfp8.arrays import Array, Float32Array, Kernel, lookup
 from npfp8.blocks.pieces import block_amax, encode_blocks
 from npfp8.codec.definition import integer_kernel
 from npfp8.codec.tables import table_encoder
@@ -34,6 +36,7 @@ __all__ = [
     "emax_of",
     "mantissa_bits_of",
     "power_codes",
+    "power_scales",
     "reciprocals",
 ]
 
@@ -99,6 +102,7 @@ def _parts(x: Float32Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32
     return (bits >> 23) - 127, bits & 0x7FFFFF
 
 
+@lru_cache(maxsize=64)
 def _largest(fmt: Format) -> tuple[int, int]:
     """Return the exponent and the 23 bits of the mantissa of the largest value of a format."""
     exponent, mantissa = _parts(np.array(fmt.max, np.float32))
@@ -178,15 +182,29 @@ def _plain(
     def blocks(
         amax: Float32Array, element: Format, scale_format: FloatFormat, source: str
     ) -> Blocks:
-        zero = amax == 0
-        found = exponent(np.where(zero, np.float32(1), amax), element)
-        ends = scale_format.min_positive, scale_format.max
-        smallest, largest = (int(np.frexp(end)[1]) - 1 for end in ends)
-        found = np.clip(np.where(zero, smallest, found), smallest, largest)
-        factors = reciprocals(found, _sees_underflow(element))
-        return Blocks((found - smallest).astype(np.uint8), factors)
+        smallest, largest = _ends(scale_format)
+        if amax.all():
+            found = exponent(amax, element)
+        else:
+            zero = amax == 0
+            found = np.where(zero, smallest, exponent(np.where(zero, np.float32(1), amax), element))
+        found = np.minimum(np.maximum(found, smallest), largest) - smallest
+        codes = found.astype(np.uint8)
+        return Blocks(codes, lookup(_factors(smallest, largest, _sees_underflow(element)), codes))
 
     return PowerRule(name, blocks, description)
+
+
+@lru_cache(maxsize=64)
+def _ends(fmt: FloatFormat) -> tuple[int, int]:
+    """Return the exponents of the smallest and the largest scale."""
+    return math.frexp(fmt.min_positive)[1] - 1, math.frexp(fmt.max)[1] - 1
+
+
+@lru_cache(maxsize=64)
+def _factors(smallest: int, largest: int, wide: bool) -> Array:
+    """Return the reciprocals of all scales, as :func:`reciprocals` does, padded to 256."""
+    return np.resize(reciprocals(np.arange(smallest, largest + 1), wide), 256)
 
 
 #: The rules of real arithmetic.
@@ -229,6 +247,27 @@ def power_codes(
     ValueError
         If the rule's party does not have the formats or does not take the numbers.
     """
+    _, blocks, finite = power_scales(x, rule, element, scale_format, block, axis, source)
+    with np.errstate(all="ignore"):
+        kernel = _kernel(rule, element, source, finite)
+        correct = _correction(rule, element, source, finite)
+        codes = encode_blocks(x, blocks.factors, axis, block, kernel, element.code_dtype, correct)
+    return codes, blocks.scale_codes
+
+
+def power_scales(
+    x: Float32Array,
+    rule: PowerRule,
+    element: Format,
+    scale_format: FloatFormat,
+    block: int,
+    axis: int,
+    source: str = "float32",
+) -> tuple[Float32Array, Blocks, bool]:
+    """Return the largest magnitudes of blocks, their scales, and whether all are finite.
+
+    The parameters and errors are those of :func:`power_codes`.
+    """
     check_party(rule, element, scale_format, source)
     amax = block_amax(x, axis, block)
     finite = bool(np.isfinite(amax).all())
@@ -242,11 +281,7 @@ def power_codes(
             some = block_amax((~nan).astype(np.float32), axis, block) > 0
             amax = np.where(some, numbers, np.float32(np.nan))
     with np.errstate(all="ignore"):
-        scale_codes, factors = rule.blocks(amax, element, scale_format, source)
-        kernel = _kernel(rule, element, source, finite)
-        correct = _correction(rule, element, source, finite)
-        codes = encode_blocks(x, factors, axis, block, kernel, element.code_dtype, correct)
-    return codes, scale_codes
+        return amax, rule.blocks(amax, element, scale_format, source), finite
 
 
 def check_party(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from npfp8.arrays import CHUNK, Array, Float32Array, Kernel, scratch
 from npfp8.scaling import scale_shape
 
-__all__ = ["block_amax", "encode_blocks", "grids"]
+__all__ = ["block_amax", "encode_blocks", "grids", "like"]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 
@@ -60,20 +60,28 @@ def _order(x: Array) -> tuple[int, ...]:
     return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
 
 
+def like(x: Array, dtype: npt.DTypeLike, shape: tuple[int, ...] | None = None) -> Array:
+    """Return a new array, of another shape if one is given, that lies in memory as ``x`` does."""
+    order = _order(x)
+    shape = x.shape if shape is None else shape
+    return np.empty([shape[i] for i in order], dtype).transpose(np.argsort(order))
+
+
 def _largest(magnitudes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Return the largest of each block of a contiguous piece (..., block, inner), which is lost.
 
-    Halves are compared element by element: a reduction over few elements is slow.
+    Halves are compared element by element: a reduction over few elements is slow. With one inner
+    element, blocks have a power of two of elements.
     """
     *outer, block, inner = magnitudes.shape
     if inner == 1:
         rest = magnitudes.reshape(-1)
         # The thread's int32 memory holds the magnitudes: halves go to and fro between the two.
         other = scratch(rest.size // 2, np.uint32).view(np.int32)
-        while block % 2 == 0:
+        while block > 1:
             half = other[: rest.size // 2]
             rest, other, block = np.maximum(rest[0::2], rest[1::2], out=half), rest, block // 2
-        return (rest if block == 1 else rest.reshape(-1, block).max(1)).reshape(*outer, 1)
+        return rest.reshape(*outer, 1)
     while block % 2 == 0:
         block //= 2
         low, high = magnitudes[..., :block, :], magnitudes[..., block:, :]
@@ -83,12 +91,14 @@ def _largest(magnitudes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 
 def block_amax(x: Float32Array, axis: int, block: int) -> Float32Array:
     """Return the largest magnitude of each block: NaN if there is one in it."""
-    order = _order(x)
-    shape = scale_shape(x.shape, axis, block)
-    amax = np.empty([shape[i] for i in order], np.int32).transpose(np.argsort(order))
+    amax = like(x, np.int32, scale_shape(x.shape, axis, block))
     for part, largest in grids((x.view(np.int32),), (amax,), axis, block):
-        magnitudes = scratch(part.size, np.int32).reshape(part.shape)
-        np.bitwise_and(part, _MAGNITUDE, out=magnitudes)
+        outer, count, size, inner = part.shape
+        padded = 1 << (size - 1).bit_length() if inner == 1 else size
+        shape = outer, count, padded, inner
+        magnitudes = scratch(outer * count * padded * inner, np.int32).reshape(shape)
+        np.bitwise_and(part, _MAGNITUDE, out=magnitudes[:, :, :size])
+        magnitudes[:, :, size:] = 0
         largest[:, :, 0] = _largest(magnitudes)
     return amax.view(np.float32)
 
@@ -153,8 +163,7 @@ def encode_blocks(
     operation : ufunc
         np.multiply or np.divide.
     """
-    order = _order(x)
-    codes = np.empty([x.shape[i] for i in order], dtype).transpose(np.argsort(order))
+    codes = like(x, dtype)
     wide = np.result_type(x, factors).type
     for grid, found, factor in grids((x, codes), (factors,), axis, block):
         scaled = scratch(grid.size, wide)

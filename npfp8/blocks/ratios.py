@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from npfp8.codec.tables import table_encoder, values_of
 from npfp8.formats import E2M1, FloatFormat, Format, IntFormat
 from npfp8.scaling import spread
 
-__all__ = ["RATIO_RULES", "RatioRule", "ratio_codes"]
+__all__ = ["RATIO_RULES", "RatioRule", "RatioScales", "ratio_codes", "ratio_scales"]
 
 #: The number of a tensor; None in a format without.
 _Number = Float32Array | None
@@ -489,6 +490,47 @@ def ratio_codes(
         the tensor, or a block's scale with it, that is 0 or beyond float32; or the rule's party
         does not take the type.
     """
+    made = ratio_scales(x, amax, tensor_scale, rule, element, scale_format, block, axis, source)
+    scale_codes, s, factors, numbers = made
+    operation = np.divide if rule.divide else np.multiply
+    with np.errstate(all="ignore"):
+        kernel = _kernel(element, rule, source if tensor_scale is None else "float32", numbers)
+        codes = encode_blocks(
+            x, factors, axis, block, kernel, element.code_dtype, operation=operation
+        )
+    nan = np.isnan(s)
+    if rule.nan_codes is not None and element == E2M1 and nan.any():
+        np.copyto(codes, np.uint8(rule.nan_codes[0]), where=spread(nan, x.shape, axis, block))
+    return codes, scale_codes
+
+
+class RatioScales(NamedTuple):
+    """The codes of the scales of blocks, their values, and the factors of elements.
+
+    ``finite`` says whether all numbers are, and what the factors make of them.
+    """
+
+    scale_codes: Array
+    values: Float32Array
+    factors: Array
+    finite: bool
+
+
+def ratio_scales(
+    x: Float32Array,
+    amax: Float32Array,
+    tensor_scale: _Number,
+    rule: RatioRule,
+    element: Format,
+    scale_format: FloatFormat,
+    block: int,
+    axis: int,
+    source: str = "float32",
+) -> RatioScales:
+    """Return the scales of the blocks of numbers by a rule.
+
+    The parameters and errors are those of :func:`ratio_codes`.
+    """
     if source not in rule.sources:
         known = " or ".join(rule.sources)
         raise ValueError(f"x: expected {known} for the rule {rule.name}, found {source}")
@@ -522,14 +564,7 @@ def ratio_codes(
                     f"{rule.name}, found {found} with elements {element} up to {element.max:g}"
                 )
         numbers = numbers and bool(np.isfinite(operation(amax, factors)).all())  # multiples, too
-        kernel = _kernel(element, rule, source if tensor_scale is None else "float32", numbers)
-        codes = encode_blocks(
-            x, factors, axis, block, kernel, element.code_dtype, operation=operation
-        )
-    nan = np.isnan(s)
-    if rule.nan_codes is not None and element == E2M1 and nan.any():
-        np.copyto(codes, np.uint8(rule.nan_codes[0]), where=spread(nan, x.shape, axis, block))
-    return codes, scale_codes
+    return RatioScales(scale_codes, s, factors, numbers)
 
 
 def _with_nan_sign(codes: Array, where: Array, fmt: FloatFormat) -> Array:

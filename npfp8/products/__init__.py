@@ -164,10 +164,17 @@ def matmul(
     return scaled_in_blocks(a, b, sums, accumulator)
 
 
-def prepared_product(a: QuantizedTensor | Prepared, b: QuantizedTensor | Prepared) -> Float32Array:
+def prepared_product(
+    a: QuantizedTensor | Prepared,
+    b: QuantizedTensor | Prepared,
+    bias: Float32Array | None = None,
+    to_bfloat16: bool = False,
+) -> Float32Array:
     """Multiply operands of which one is block-scaled as :func:`matmul` does, with exact sums.
 
-    What has been :class:`npfp8.products.blocks.Prepared` for a product is not decoded again.
+    What has been :class:`npfp8.products.blocks.Prepared` for a product is not decoded again. A
+    bias is added and the results are rounded as :func:`npfp8.products.operands.decoded_product`
+    does it.
 
     Examples
     --------
@@ -181,7 +188,8 @@ def prepared_product(a: QuantizedTensor | Prepared, b: QuantizedTensor | Prepare
     x, y = (one.tensor if isinstance(one, Prepared) else one for one in (a, b))
     check_shapes(x, y)
     factors = factor_of(x, x.ndim - 1, True), factor_of(y, y.ndim - 2, True)
-    return block_scaled_product(a, b, ACCUMULATORS["exact"], factors, None, _sums)
+    how = ACCUMULATORS["exact"]
+    return block_scaled_product(a, b, how, factors, None, _sums, bias, to_bfloat16)
 
 
 def blocks_along_k(a: QuantizedTensor, b: QuantizedTensor) -> tuple[int | None, int | None]:

@@ -36,10 +36,10 @@ and a column together, MXFP8 E4M3 of 7. :func:`npfp8.exact_k_limit` states the K
 In float32
 ----------
 If (1) holds with 2^24, a float32 product is exact, and takes half of the time. It does for usual
-numbers in MXFP4. Outliers make the scales of some blocks larger than those of the others in a
-row, but these blocks are in few places of K: if (1) with 2^24 holds for most parts of K, the
-products of these are float32's, those of the others float64's, and all are added in float64,
-exactly.
+numbers in MXFP4. Where it fails for few rows, these are multiplied again in float64. Outliers
+make the scales of some blocks larger than those of the others in a row, but these blocks are in
+few places of K: if (1) with 2^24 holds for most parts of K, the products of these are float32's,
+those of the others float64's, and all are added in float64, exactly.
 
 Beyond (1)
 ----------
@@ -69,15 +69,19 @@ import numpy as np
 import numpy.typing as npt
 
 from npfp8.arrays import Array, Float32Array, Float64Array, blas_product, chunks, lookup
+from npfp8.blocks.formats import BlockFormat
+from npfp8.blocks.quantize import checked_tensor_scale, quantize_blocks
+from npfp8.blocks.values import ScaledBlocks, scaled_blocks
 from npfp8.codec.tables import values_of
 from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.exact import code_span
 from npfp8.products.float32 import K_LIMIT, lowest_bits, rounded_product
+from npfp8.products.operands import Lost, _finished
 from npfp8.products.specials import overlay_specials
 from npfp8.rounding import sum_to_odd
 from npfp8.scaling import spread
-from npfp8.tensor import QuantizedTensor
+from npfp8.tensor import QuantizedTensor, quantize
 
 __all__ = [
     "PREPARED_BYTES",
@@ -87,6 +91,7 @@ __all__ = [
     "operand_of",
     "overlay",
     "per_line",
+    "prepared_blocks",
     "scales_of",
     "times_factors",
 ]
@@ -102,6 +107,10 @@ _NARROW = 2.0**16
 #: as many as make up for adding one more array.
 _PART = 128
 
+#: The share of the rows of a product in float32 that may be computed again in float64: it takes
+#: twice as long.
+_FEW = 0.25
+
 #: Elements of K whose norms are multiplied to bound an error: a block, for most formats.
 _RUN = 32
 
@@ -116,6 +125,8 @@ def block_scaled_product(
     factors: tuple[Float32Array, Float32Array],
     block: int | None,
     sums: Sums,
+    bias: Float32Array | None = None,
+    to_bfloat16: bool = False,
 ) -> Float32Array:
     """Multiply operands of which at least one is block-scaled.
 
@@ -131,6 +142,10 @@ def block_scaled_product(
         The length of the blocks along K, for accumulators that work block by block.
     sums : callable
         The sums of the other kinds of accumulators.
+    bias : ndarray of float32, (N,), optional
+        Added to the scaled sums in float32.
+    to_bfloat16 : bool
+        Whether the results are rounded to bfloat16 at the end.
     """
     left, right = _prepared(a, -1), _prepared(b, -2)
     x, y = left.tensor, right.tensor
@@ -138,7 +153,7 @@ def block_scaled_product(
     if k > K_LIMIT:
         raise ValueError(f"expected K of at most {K_LIMIT}, found {k}")
 
-    def result() -> Float32Array:
+    def result() -> Array:
         if accumulator.kind == "exact":
             return _exact_sums(left, right)
         if accumulator.kind == "blas":
@@ -151,7 +166,7 @@ def block_scaled_product(
         return _added(parts, (*_lead(x, y), x.shape[-2], y.shape[-1]))
 
     finite = x.is_finite and y.is_finite and accumulator.kind == "exact"
-    return times_factors(result, factors, finite, accumulator)
+    return times_factors(result, factors, finite, accumulator, bias, to_bfloat16)
 
 
 def _prepared(x: QuantizedTensor | Prepared, axis: int) -> Prepared:
@@ -159,25 +174,26 @@ def _prepared(x: QuantizedTensor | Prepared, axis: int) -> Prepared:
 
 
 def times_factors(
-    result: Callable[[], Float32Array],
+    result: Callable[[], Array],
     factors: tuple[Float32Array, Float32Array],
     finite: bool,
     accumulator: Accumulator,
+    bias: Float32Array | None = None,
+    to_bfloat16: bool = False,
 ) -> Float32Array:
-    """Multiply sums, in place, by what factors out of them; ``finite`` if none certainly is NaN."""
+    """Multiply sums by what factors out of them; ``finite`` if none certainly is NaN.
+
+    The sums may be exact ones in float64, which are rounded first. Then a bias is added, and
+    the results are rounded to bfloat16, if asked for.
+    """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         factor = np.multiply(*factors)
     # The number of a tensor of zeros may be 0, and that of tiny ones an infinity.
     usual = all((np.isfinite(one) & (one > 0)).all() for one in factors)
     if usual and not (np.isfinite(factor) & (factor > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
-    sums = result()
-    if (factor != 1).any():  # MX has none
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            np.multiply(sums, factor, out=sums)
-    if not (usual and finite):
-        sums.view(np.uint32)[np.isnan(sums)] = accumulator.nan_bits
-    return sums
+    nan_bits = None if usual and finite else accumulator.nan_bits
+    return _finished(result(), np.asarray(factor), nan_bits, bias, to_bfloat16)
 
 
 def _lead(a: QuantizedTensor, b: QuantizedTensor) -> tuple[int, ...]:
@@ -226,26 +242,39 @@ class Prepared:
     tensor : QuantizedTensor
     axis : {-1, -2}
         The axis that products sum over: -1 of a left operand, -2 of a right one.
+    values : ndarray of float32 or float64, optional
+        The elements, if they are known and finite.
     """
 
     tensor: QuantizedTensor
     axis: int
+    values: Array | None = None
 
     @cached_property
     def wide(self) -> Elements:
         """The elements in float64."""
-        if not self._fits_float32:
+        if self.values is None and not self.fits_float32:
             return operand_of(self.tensor)
-        values, specials = operand_of(self.tensor, np.float32)  # faster: see npfp8.arrays.lookup
-        return Elements(values.astype(np.float64), specials)
+        values, specials = self._elements  # of float32: faster, see npfp8.arrays.lookup
+        return Elements(values.astype(np.float64, copy=False), specials)
 
     @cached_property
     def narrow(self) -> Elements | None:
-        """The elements in float32, None unless they and the products of two are normal ones."""
-        return operand_of(self.tensor, np.float32) if self._fits_float32 else None
+        """The elements in float32, if it holds them and the products of two."""
+        if not self.fits_float32:
+            return None
+        values, specials = self._elements
+        return Elements(values.astype(np.float32, copy=False), specials)
 
     @property
-    def _fits_float32(self) -> bool:
+    def _elements(self) -> Elements:
+        if self.values is None:
+            return operand_of(self.tensor, np.float32)
+        return Elements(self.values, None)
+
+    @property
+    def fits_float32(self) -> bool:
+        """Whether all elements, and the products of two of them, are normal float32 numbers."""
         lines, x = self.lines, self.tensor
         inside = lines.largest <= 2.0**60 and lines.units.min(initial=np.inf) >= 2.0**-60
         return inside and (x.block is None or x.scale_codes is not None)  # scales of few bits
@@ -266,23 +295,30 @@ class Prepared:
         return self._span_of(self.wide, self.lines.units)
 
     @cached_property
-    def narrow_spans(self) -> tuple[float, Float64Array]:
-        """The same for the elements in float32, which there are: of all of K, and of its parts."""
+    def narrow_spans(self) -> tuple[Float64Array, Float64Array]:
+        """The norms of the elements in float32, which there are, over their units.
+
+        Of each row or column over all of K, and the largest of each part of K.
+        """
         assert self.narrow is not None
         x, units = self.narrow.values, self.lines.parts
         if not x.size:
-            return 0.0, np.zeros(0)
-        squares = np.add.reduceat(x * x, range(0, x.shape[self.axis], _PART), self.axis)
-        squares = np.moveaxis(squares, self.axis, 0).astype(np.float64) * _slack(x, self.axis) ** 2
+            return np.zeros(0), np.zeros(0)
+        first = np.moveaxis(x, self.axis, 0)
+        parts = (np.moveaxis(first[ks], 0, self.axis) for ks in chunks(len(first), _PART))
+        squares = np.array([_squares(part, self.axis) for part in parts], np.float64)
+        squares *= _slack(x, self.axis) ** 2
         whole = np.sqrt(squares.sum(0)) / units.min(0)
-        parts = (np.sqrt(squares) / units).reshape(len(squares), -1).max(1)
-        return float(whole.max()), parts
+        return whole, (np.sqrt(squares) / units).reshape(len(squares), -1).max(1)
 
     @cached_property
     def element_units(self) -> Float64Array:
         """What the elements of each row or column really are multiples of."""
-        units: Float64Array = _element_units(self.tensor).min(self.axis, initial=np.inf)
-        return units
+        x, axis = self.wide.values, self.axis
+        if axis == -x.ndim or not x.size:
+            return _least_unit(x, axis)
+        parts = chunks(len(x), max(1, _CHUNK * len(x) // x.size))
+        return np.concatenate([_least_unit(x[part], axis) for part in parts])
 
     @cached_property
     def element_span(self) -> float:
@@ -291,14 +327,114 @@ class Prepared:
 
     def _span_of(self, elements: Elements, units: Float64Array) -> float:
         x = elements.values
-        squares = np.einsum("...k,...k->..." if self.axis == -1 else "...kn,...kn->...n", x, x)
-        norms = np.sqrt(squares.astype(np.float64)) * _slack(x, self.axis)
+        norms = np.sqrt(_squares(x, self.axis)) * _slack(x, self.axis)
         return float((norms / units).max(initial=0.0))
+
+
+def _squares(x: Array, axis: int) -> Array:
+    """Return the sums of the squares over one of the last two axes."""
+    squares: Array = np.einsum("...k,...k->..." if axis == -1 else "...kn,...kn->...n", x, x)
+    return squares
+
+
+def _least_unit(x: Float64Array, axis: int) -> Float64Array:
+    """Return the largest power of two that all elements along an axis are multiples of."""
+    least: Float64Array = lowest_bits(x).min(axis, initial=np.inf)
+    return least
 
 
 def _slack(x: Array, axis: int) -> float:
     """Return how many times less a computed norm may be, after 2 K - 1 roundings to nearest."""
     return 1 + x.shape[axis] * float(np.finfo(x.dtype).eps)
+
+
+class _Codeless(QuantizedTensor):
+    """A tensor in a block format whose codes are made when something asks for them.
+
+    Until then the numbers must not change.
+    """
+
+    blocks: ScaledBlocks
+
+    @cached_property
+    def codes(self) -> Array:
+        blocks = self.blocks
+        return quantize_blocks(
+            blocks.x, blocks.fmt, blocks.axis, tensor_scale=blocks.tensor_scale
+        ).codes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.blocks.x.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.blocks.x.ndim
+
+
+def prepared_blocks(
+    x: Float32Array, fmt: BlockFormat, axis: int, tensor_scale: Float32Array | None = None
+) -> tuple[Prepared, Lost]:
+    """Quantize numbers to blocks along K for an exact product, without codes on the way.
+
+    Parameters
+    ----------
+    x : ndarray of float32, (..., M, K) or (..., K, N)
+        It must not change while the operand is in use: its codes are made when they are needed.
+    fmt : BlockFormat
+    axis : {-1, -2}
+        The axis of K.
+    tensor_scale : ndarray of float32, (), optional
+        The number of the tensor, of a format that has one. Without it, it is computed.
+
+    Returns
+    -------
+    operand : Prepared
+        ``Prepared(quantize(x, fmt, axis=axis, tensor_scale=tensor_scale), axis)``
+    lost : Lost
+        The counts of that tensor's ``lost(x)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`npfp8.quantize`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npfp8 import MXFP4
+    >>> operand, lost = prepared_blocks(np.float32([[7.9, 1.0, 0.1]]), MXFP4, -1)
+    >>> operand.wide.values, lost
+    (array([[6., 1., 0.]]), Lost(saturated=1, underflowed=1))
+    >>> operand.tensor.codes
+    array([[7, 2, 0]], dtype=uint8)
+    """
+    blocks = None
+    if isinstance(x, np.ndarray) and x.dtype == np.float32 and x.size and x.ndim + axis >= 0:
+        number = None if tensor_scale is None else checked_tensor_scale(tensor_scale, fmt)
+        blocks = scaled_blocks(x, fmt, x.ndim + axis, number)
+    if blocks is not None:
+        tensor = object.__new__(_Codeless)
+        vars(tensor).update(
+            blocks=blocks,
+            scale=blocks.scale,
+            fmt=fmt.element,
+            axis=blocks.axis,
+            zero_point=None,
+            block=fmt.block,
+            scale_codes=blocks.scale_codes,
+            tensor_scale=blocks.tensor_scale,
+            block_format=fmt,
+            is_finite=True,
+        )
+        operand = Prepared(tensor, axis)
+        if operand.fits_float32:
+            narrow = _span_of_codes(tensor) ** 2 <= _NARROW
+            values, *lost = blocks.values(np.float32 if narrow else np.float64)
+            vars(operand)["values"] = values
+            return operand, Lost(*lost)
+    q = quantize(x, fmt, axis=axis, tensor_scale=tensor_scale)
+    return Prepared(q, axis), Lost(*q.lost(x))
 
 
 def operand_of(x: QuantizedTensor, dtype: type[np.floating[Any]] = np.float64) -> Elements:
@@ -371,64 +507,75 @@ def _lines_of(x: QuantizedTensor, axis: int) -> _Lines:
         norm = math.sqrt(x.shape[k_axis]) * largest
         return _Lines(np.full((), norm), np.full((), step), np.full(1, step), largest)
     assert x.axis is not None
-    magnitudes, units = _magnitudes_and_units(x, k_axis)
-    most = float(magnitudes.max(initial=0.0)) * largest
+    squares, powers, table = _squares_and_powers(x, k_axis)
+    most = math.sqrt(squares.max(initial=0.0)) * largest
     count = min(x.block, x.shape[x.axis]) if x.axis == k_axis else 1  # elements of a scale
-    norms = np.sqrt((magnitudes * magnitudes).sum(0) * count) * largest
-    run = _PART // x.block if x.axis == k_axis and _PART % x.block == 0 else 0
-    parts = np.minimum.reduceat(units, range(0, len(units), run)) if run and len(units) else None
-    units = units.min(0, initial=np.inf) * step
+    norms = np.sqrt(squares.sum(0) * count) * largest
+    run = _PART // x.block
+    if x.axis == k_axis and _PART % x.block == 0 and len(powers) > run:
+        parts = table[np.minimum.reduceat(powers, range(0, len(powers), run))] * step
+        return _Lines(norms, parts.min(0), parts, most)
+    units = table[powers.min(0, initial=len(table) - 1)] * step
     if x.axis != k_axis:
         axis, shape = x.axis - (x.axis > k_axis), x.shape[:k_axis] + x.shape[k_axis + 1 :]
         norms, units = (spread(one, shape, axis, x.block) for one in (norms, units))
-    return _Lines(norms, units, units[None] if parts is None else parts * step, most)
+    return _Lines(norms, units, units[None], most)
 
 
-def _magnitudes_and_units(x: QuantizedTensor, k_axis: int) -> tuple[Float64Array, Float64Array]:
-    """Return each scale's magnitude, and what it is a multiple of; 0 and infinity for a NaN.
+def _squares_and_powers(
+    x: QuantizedTensor, k_axis: int
+) -> tuple[Float64Array, Array, Float64Array]:
+    """Return each scale's square, and what it is a multiple of as an index of a table.
 
-    A block of zeros, which the rules of powers of two give the smallest scale, has 0 and
-    infinity, too: its elements are multiples of anything. The K axis is the first, as a
-    reduction over another one is slow where it is short.
+    The table has powers of two in ascending order, infinity is the last. A NaN has the square
+    0 and the power infinity, and so has a block of zeros, to which the rules of powers of two
+    give the smallest scale: its elements are multiples of anything. The K axis is the first, as
+    a reduction over another one is slow where it is short.
     """
     if x.scale_codes is None:
         scales = np.moveaxis(scales_of(x), k_axis, 0)
-        return np.where(np.isfinite(scales), np.abs(scales), 0.0), lowest_bits(scales)
+        table, powers = np.unique(np.append(lowest_bits(scales), np.inf), return_inverse=True)
+        magnitudes = np.where(np.isfinite(scales), np.abs(scales), 0.0)
+        return magnitudes * magnitudes, powers[:-1].reshape(scales.shape), table
     assert x.block_format is not None
-    fmt = x.block_format.scale_format
+    of_codes, indices, table = _scale_tables(x.block_format.scale_format)
     codes = np.ascontiguousarray(np.moveaxis(x.scale_codes, k_axis, 0))
-    magnitudes, units = (lookup(table, codes) for table in _scale_tables(fmt))
+    squares, powers = lookup(of_codes, codes), lookup(indices, codes)
     if x.block_format.powers_of_two and not codes.all():
         zeros = (codes == 0) & ~np.moveaxis(_blocks_with_numbers(x), k_axis, 0)
-        magnitudes[zeros], units[zeros] = 0.0, np.inf
-    return magnitudes, units
+        squares[zeros], powers[zeros] = 0.0, len(table) - 1
+    return squares, powers, table
 
 
 @lru_cache(maxsize=64)
-def _scale_tables(fmt: Format) -> tuple[Float64Array, Float64Array]:
-    """Return the magnitude of each code, 0 for one that is not finite, and its unit."""
+def _scale_tables(fmt: Format) -> tuple[Float64Array, npt.NDArray[np.uint8], Float64Array]:
+    """Return the square of each code's value, the index of its power of two, and the powers."""
     values = np.resize(fmt.values, 256)
-    return np.where(np.isfinite(values), np.abs(values), 0.0), _code_units(fmt)
+    table, powers = np.unique(np.append(lowest_bits(values), np.inf), return_inverse=True)
+    squares = np.where(np.isfinite(values), values, 0.0) ** 2
+    return squares, powers[:-1].astype(np.uint8), table
 
 
 def _blocks_with_numbers(x: QuantizedTensor) -> npt.NDArray[np.bool_]:
     """Return for each block whether it has an element that is not 0."""
+    if isinstance(x, _Codeless):
+        numbers: npt.NDArray[np.bool_] = x.blocks.amax > 0
+        return numbers
     assert x.axis is not None
     assert x.block is not None
     numbers = lookup(np.resize(x.fmt.values, 256) != 0, x.codes.view(np.uint8))
     starts = np.arange(0, x.shape[x.axis], x.block)
-    found: npt.NDArray[np.bool_] = np.logical_or.reduceat(numbers, starts, axis=x.axis)
-    return found
+    return np.logical_or.reduceat(numbers, starts, axis=x.axis)
 
 
-def _exact_sums(a: Prepared, b: Prepared) -> Float32Array:
-    """Compute the exact sums over K, rounded once to float32."""
+def _exact_sums(a: Prepared, b: Prepared) -> Array:
+    """Compute the exact sums over K, not yet rounded to float32 or rounded once."""
     span = a.span * b.span
     sums = _narrow_sums(a, b) if span <= 2.0**53 else None
     if sums is not None:
         assert a.narrow is not None
         assert b.narrow is not None
-        x, y, result = a.narrow, b.narrow, _to_float32(sums)
+        x, y = a.narrow, b.narrow
     else:
         if span > 2.0**53:
             span = a.wide_span * b.wide_span
@@ -436,21 +583,32 @@ def _exact_sums(a: Prepared, b: Prepared) -> Float32Array:
             span = a.element_span * b.element_span
         x, y = a.wide, b.wide
         units = (lambda: a.element_units), (lambda: b.element_units)
-        result = _once_rounded(x.values, y.values, span, *units)
-    overlay(result, *x, *y)
-    return result
+        sums = _once_rounded(x.values, y.values, span, *units)
+    if x.specials is not None or y.specials is not None:
+        sums = _to_float32(sums)
+        overlay(sums, *x, *y)
+    return sums
 
 
 def _narrow_sums(a: Prepared, b: Prepared) -> Array | None:
-    """Compute the exact sums, which float64 holds, by float32 products if most are exact."""
+    """Compute the exact sums, which float64 holds, by float32 products if most are exact.
+
+    Those of few rows that are not are computed again, and are rounded once.
+    """
     if _span_of_codes(a.tensor) * _span_of_codes(b.tensor) > _NARROW:
         return None
     if a.narrow is None or b.narrow is None:
         return None
     x, y = a.narrow.values, b.narrow.values
     (whole_a, parts_a), (whole_b, parts_b) = a.narrow_spans, b.narrow_spans
-    if whole_a * whole_b <= 2.0**24:
-        return blas_product(x, y)
+    most_b = whole_b.max(initial=0.0)
+    beyond = whole_a * most_b > 2.0**24
+    few = x.ndim == y.ndim == 2 and np.count_nonzero(beyond) <= len(x) * _FEW
+    if few or not beyond.any():
+        sums = blas_product(x, y)
+        if beyond.any():
+            sums[beyond] = _to_float32(blas_product(x[beyond].astype(np.float64), b.wide.values))
+        return sums
     exact = parts_a * parts_b <= 2.0**24
     return _sums_of_parts(x, y, exact) if np.count_nonzero(exact) > len(exact) / 2 else None
 
@@ -475,14 +633,14 @@ def _once_rounded(
     span: float,
     units_x: Callable[[], Float64Array],
     units_y: Callable[[], Float64Array],
-) -> Float32Array:
-    """Multiply finite matrices, rounded once to float32; ``span`` is the left side of (1).
+) -> Array:
+    """Multiply finite matrices, exactly or rounded once to float32; ``span``: left side of (1).
 
     The units are those of the rows of ``x`` and of the columns of ``y``, beyond (1).
     """
     if span > 2.0**53:
         return rounded_product(x, y, units_x(), units_y(), _RUN)
-    return _to_float32(blas_product(x, y))
+    return blas_product(x, y)
 
 
 def _to_float32(sums: Array) -> Float32Array:
@@ -509,23 +667,6 @@ def overlay(
 
 def _span_of_codes(x: QuantizedTensor) -> float:
     return code_span(x.fmt, x.zero_point is not None)
-
-
-def _element_units(x: QuantizedTensor) -> Float64Array:
-    """Return for each element a power of two that it is a multiple of; infinity for 0."""
-    if x.zero_point is not None:
-        units = np.full(x.shape, x.fmt.min_subnormal)
-    else:
-        units = lookup(_code_units(x.fmt), x.codes.view(np.uint8))
-    if x.block is not None:
-        _scale_blocks(units, lowest_bits(scales_of(x)), x)
-    return units
-
-
-@lru_cache(maxsize=64)
-def _code_units(fmt: Format) -> Float64Array:
-    """Return the largest power of two that the value of each code is a multiple of."""
-    return lowest_bits(np.resize(fmt.values, 256))
 
 
 def _blas_sums(a: Prepared, b: Prepared) -> Float32Array:
@@ -572,7 +713,7 @@ def _exact_block_sums(left: Prepared, right: Prepared, block: int) -> Iterator[F
         span *= _span_of_codes(operand) * float(odd.max(initial=1.0))
     units: tuple[Float64Array, ...] = (np.empty(0),) * 2  # not needed below (1)
     if span > 2.0**53:
-        units = _element_units(a), _element_units(b)
+        units = lowest_bits(left.wide.values), lowest_bits(right.wide.values)
         span = 1 + 2.0**-20
         for (values, _), unit, k_axis in zip(operands, units, (-1, -2), strict=True):
             span *= _largest_span(values, unit, k_axis, block)
@@ -586,7 +727,7 @@ def _exact_block_sums(left: Prepared, right: Prepared, block: int) -> Iterator[F
         x, special_x = rows(x), None if special_x is None else rows(special_x)
         y, special_y = columns(y), None if special_y is None else columns(special_y)
         unit_x, unit_y = partial(_least, rows, units[0], -1), partial(_least, columns, units[1], -2)
-        part = _once_rounded(x, y, span, unit_x, unit_y)
+        part = _to_float32(_once_rounded(x, y, span, unit_x, unit_y))
         overlay(part, x, special_x, y, special_y)
         yield from part
 

@@ -47,6 +47,9 @@ __all__ = ["K_LIMIT", "lowest_bits", "matmul_float32", "rounded_product"]
 #: Elements of the result that are checked, or products that are split, at a time.
 _CHUNK = 1 << 17
 
+#: The bits of a float64's mantissa.
+_MANTISSA = (1 << 52) - 1
+
 #: Largest K: the cut-off parts of so many products must add up exactly, see _exact_sums.
 K_LIMIT = 1 << 24
 
@@ -182,10 +185,15 @@ def lowest_bits(x: Float64Array) -> Float64Array:
 
     Zero, NaN and the infinities give infinity.
     """
-    number = np.isfinite(x) & (x != 0)
-    mantissa, exponent = np.frexp(np.where(number, x, 1.0))
-    bits = np.abs(mantissa * 2.0**53).astype(np.int64)
-    return np.where(number, np.ldexp((bits & -bits).astype(np.float64), exponent - 53), np.inf)
+    magnitude = np.abs(x)
+    bits = magnitude.view(np.int64)
+    # The bits minus one end where the lowest bit was, so what both share is the rest.
+    rest = (bits & (bits - 1)).view(np.float64)
+    power_of_two = (bits & _MANTISSA) == 0  # this bit is not among them
+    with np.errstate(invalid="ignore"):  # of NaN and infinity
+        lowest = np.where(power_of_two, magnitude, magnitude - rest)
+    lowest[~(np.isfinite(lowest) & (lowest > 0))] = np.inf
+    return lowest
 
 
 def _finite(x: Float32Array) -> Float64Array:
