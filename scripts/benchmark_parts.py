@@ -38,7 +38,7 @@ from bert_numpy.model.config import BertConfig
 from bert_numpy.threads import one_blas_thread
 from npfp8.arrays import Float32Array, Float64Array
 from npfp8.files import replaced_file
-from npfp8.products.operands import _finished
+from npfp8.products.operands import finished_sums
 
 #: The functions of each part of the pass. What belongs to none of them is :data:`REST`.
 PARTS: Mapping[str, Sequence[str]] = {
@@ -50,7 +50,7 @@ PARTS: Mapping[str, Sequence[str]] = {
         "bert_numpy.quantization.plan:quantize_operand",
     ],
     "ends of products: scale, bias": [
-        "npfp8.products.operands:_finished",
+        "npfp8.products.operands:finished_sums",
         "npfp8.products:prepared_product",
         "bert_numpy.engines.functions:linear",
         "bert_numpy.quantization.engine:QuantizedEngine.planned",
@@ -241,7 +241,7 @@ def compare_ends(rows: int, columns: int, rounds: int) -> dict[str, float]:
     scale = np.asarray(1e-3, np.float32)
     ways: dict[str, Callable[[], Float32Array]] = {
         "by_passes": lambda: end_by_passes(sums, scale, bias),
-        "in_cache": lambda: _finished(sums, scale, None, bias, True),
+        "in_cache": lambda: finished_sums(sums, scale, None, bias, True),
     }
     slow, fast = (way().view(np.uint32) for way in ways.values())
     if not np.array_equal(slow, fast):

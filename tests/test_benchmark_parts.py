@@ -134,7 +134,7 @@ def test_both_ends_of_a_product(script) -> None:
 
 
 def test_a_difference_between_the_ends_is_an_error(script, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "_finished", lambda sums, *_: np.ones(sums.shape, np.float32))
+    monkeypatch.setattr(script, "finished_sums", lambda sums, *_: np.ones(sums.shape, np.float32))
     with pytest.raises(SystemExit, match="the two ends of a product differ in 6"):
         script.compare_ends(2, 3, 1)
 

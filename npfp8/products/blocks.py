@@ -77,7 +77,7 @@ from npfp8.formats import Format
 from npfp8.products.accumulator import Accumulator
 from npfp8.products.exact import code_span
 from npfp8.products.float32 import K_LIMIT, lowest_bits, rounded_product
-from npfp8.products.operands import Lost, _finished
+from npfp8.products.operands import Lost, finished_sums
 from npfp8.products.specials import overlay_specials
 from npfp8.rounding import sum_to_odd
 from npfp8.scaling import spread
@@ -193,7 +193,7 @@ def times_factors(
     if usual and not (np.isfinite(factor) & (factor > 0)).all():
         raise ValueError("the product of the operands' scales overflows or underflows float32")
     nan_bits = None if usual and finite else accumulator.nan_bits
-    return _finished(result(), np.asarray(factor), nan_bits, bias, to_bfloat16)
+    return finished_sums(result(), np.asarray(factor), nan_bits, bias, to_bfloat16)
 
 
 def _lead(a: QuantizedTensor, b: QuantizedTensor) -> tuple[int, ...]:

@@ -45,6 +45,7 @@ __all__ = [
     "decoded",
     "decoded_bfloat16",
     "decoded_product",
+    "finished_sums",
     "product_dtype",
     "scale_of",
 ]
@@ -394,10 +395,10 @@ def decoded_product(
             sums, x if a.specials is None else a.specials, y if b.specials is None else b.specials
         )
     nan_bits = None if finite else accumulator.nan_bits
-    return _finished(sums, scale, nan_bits, bias, to_bfloat16)
+    return finished_sums(sums, scale, nan_bits, bias, to_bfloat16)
 
 
-def _finished(
+def finished_sums(
     sums: Array,
     scale: Float32Array,
     nan_bits: np.uint32 | int | None,
@@ -406,8 +407,28 @@ def _finished(
 ) -> Float32Array:
     """Round sums to float32, scale them, add a bias and round to bfloat16; rows at a time.
 
-    A NaN gets ``nan_bits``; None if there is none before the bias. Sums in float32 that are
-    contiguous are changed in place.
+    Parameters
+    ----------
+    sums : ndarray of float32 or float64, (..., M, N)
+        In float32 and contiguous ones are changed in place.
+    scale : ndarray of float32
+        Of a shape that broadcasts against the sums.
+    nan_bits : int, optional
+        The bits of each NaN before the bias; None if there is none.
+    bias : ndarray of float32, (N,), optional
+        Added to the scaled sums in float32.
+    to_bfloat16 : bool
+        Whether the results are rounded to bfloat16 at the end.
+
+    Returns
+    -------
+    ndarray of float32, (..., M, N)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> finished_sums(np.array([[-0.0, 3.0]]), np.float32(0.5), None, np.float32([-0.0, 1]), True)
+    array([[0. , 2.5]], dtype=float32)
     """
     # The product of permuted stacks lies in memory as they do, and its rows are copies then.
     in_place = sums.dtype == np.float32 and sums.flags.c_contiguous
