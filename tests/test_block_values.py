@@ -273,3 +273,5 @@ def test_lowest_bits() -> None:
             assert found == np.inf
         else:
             assert Fraction(number) / Fraction(found) % 2 == 1
+    small = np.float32([[0.75, -6, 0, 1e-45, np.nan]])
+    assert_same_bits(lowest_bits(small), lowest_bits(small.astype(np.float64)))

@@ -180,12 +180,12 @@ def _units(x: Float64Array, precision: int, axis: int) -> Float64Array:
     return np.where(smallest == np.inf, np.inf, np.ldexp(1.0, exponent - precision))
 
 
-def lowest_bits(x: Float64Array) -> Float64Array:
+def lowest_bits(x: Float32Array | Float64Array) -> Float64Array:
     """Return the largest power of two that each number is a multiple of.
 
     Zero, NaN and the infinities give infinity.
     """
-    magnitude = np.abs(x)
+    magnitude = np.abs(x, dtype=np.float64)
     bits = magnitude.view(np.int64)
     # The bits minus one end where the lowest bit was, so what both share is the rest.
     rest = (bits & (bits - 1)).view(np.float64)
