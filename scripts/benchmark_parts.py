@@ -45,6 +45,7 @@ PARTS: Mapping[str, Sequence[str]] = {
     "products of the BLAS": ["npfp8.arrays:blas_product"],
     "values and counts of operands": [
         "npfp8.products.operands:decoded_bfloat16",
+        "npfp8.products.blocks:prepared_blocks",
         "npfp8.products.blocks:operand_of",
         "npfp8.tensor:QuantizedTensor.lost",
         "bert_numpy.quantization.plan:quantize_operand",
